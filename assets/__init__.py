@@ -1,0 +1,1 @@
+"""Dagster assets and checks: thin steps over the rooms below."""

@@ -1,0 +1,143 @@
+"""Orders, their states, and the messages between an algorithm and a venue.
+
+Signs: ``side`` is +1 buy, -1 sell, and a formula has one path with the sign in it. Prices are ticks
+and quantities lots, integers both. Times are epoch ns.
+
+    PENDING_NEW ──► NEW ──► PARTIALLY_FILLED ──► FILLED
+         │           │            │
+         │           └──► PENDING_CANCEL ──► CANCELLED
+         ├──► REJECTED
+         └──► UNKNOWN (no evidence of its fate; only evidence leads out of it)
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class OrderState(StrEnum):
+    PENDING_NEW = "PENDING_NEW"
+    NEW = "NEW"
+    PARTIALLY_FILLED = "PARTIALLY_FILLED"
+    PENDING_CANCEL = "PENDING_CANCEL"
+    FILLED = "FILLED"
+    CANCELLED = "CANCELLED"
+    REJECTED = "REJECTED"
+    UNKNOWN = "UNKNOWN"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (OrderState.FILLED, OrderState.CANCELLED, OrderState.REJECTED)
+
+
+class OrderType(StrEnum):
+    LIMIT = "Limit"
+    MARKET = "Market"
+
+
+class TimeInForce(StrEnum):
+    GTC = "GTC"
+    IOC = "IOC"
+    FOK = "FOK"
+    POST_ONLY = "PostOnly"
+
+
+class Liquidity(StrEnum):
+    MAKER = "maker"
+    TAKER = "taker"
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base of actions and events; tagged, so a journal can read them back."""
+
+
+# -- actions: what an algorithm asks for -----------------------------------------------------------
+
+
+class Submit(Message):
+    """A new order. ``client_id`` is unique for ever and decides nothing but identity."""
+
+    client_id: str
+    symbol: str
+    side: int
+    qty_lots: int
+    price_ticks: int = 0  #: ignored for a market order
+    order_type: OrderType = OrderType.LIMIT
+    time_in_force: TimeInForce = TimeInForce.GTC
+    reduce_only: bool = False
+
+
+class Amend(Message):
+    """New price and/or new total quantity; None leaves it as it is."""
+
+    client_id: str
+    price_ticks: int | None = None
+    qty_lots: int | None = None
+
+
+class Cancel(Message):
+    client_id: str
+
+
+Action = Submit | Amend | Cancel
+
+
+# -- events: what became of it ---------------------------------------------------------------------
+
+
+class OrderEvent(Message):
+    """Base: ``time_ns`` is when we learn it, ``venue_ns`` when it happened at the venue."""
+
+    client_id: str
+    time_ns: int
+    venue_ns: int
+
+
+class Accepted(OrderEvent):
+    venue_order_id: str = ""
+
+
+class Rejected(OrderEvent):
+    reason: str
+
+
+class Filled(OrderEvent):
+    """One execution. ``fee_e8`` is in quote currency at 1e-8, positive when paid."""
+
+    exec_id: str
+    symbol: str
+    side: int
+    qty_lots: int
+    price_ticks: int
+    liquidity: Liquidity
+    fee_e8: int
+    leaves_lots: int
+    #: Quantity that stood in front when the order was placed, for the analysis of queues.
+    queue_ahead_lots: int = 0
+
+
+class Amended(OrderEvent):
+    price_ticks: int
+    qty_lots: int
+
+
+class Cancelled(OrderEvent):
+    reason: str
+    leaves_lots: int = 0
+
+
+class CancelRejected(OrderEvent):
+    """A cancel or amend that came too late or named no open order; the order's state stands."""
+
+    reason: str
+
+
+class Lost(OrderEvent):
+    """No answer came: the order is UNKNOWN until the venue gives evidence."""
+
+    reason: str
+
+
+Event = Accepted | Rejected | Filled | Amended | Cancelled | CancelRejected | Lost

@@ -1,0 +1,77 @@
+"""The seam between decisions and any market: one small protocol, many drivers.
+
+A call returns at once; every outcome arrives later as an event of `orders`. The replay simulator,
+the paper venue and (later) Bybit itself are drivers of this protocol, and one contract suite runs
+over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from execution.orders import Action, Event
+from market.instruments import Instrument
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """What an algorithm may see of one symbol at an instant: our local, delayed picture.
+
+    ``bids`` and ``asks`` are (price_ticks, qty_lots) from the touch outwards, at least one level
+    each unless ``stale``. ``signal_bps`` is the model's expected return over its horizon, signed,
+    None when there is none.
+    """
+
+    symbol: str
+    now_ns: int
+    bids: tuple[tuple[int, int], ...]
+    asks: tuple[tuple[int, int], ...]
+    stale: bool
+    instrument: Instrument
+    signal_bps: float | None = None
+
+    @property
+    def mid_ticks(self) -> float:
+        """Middle of the touch in ticks; ValueError when a side is empty."""
+        if not self.bids or not self.asks:
+            raise ValueError(f"{self.symbol}: one side of the book is empty")
+        return (self.bids[0][0] + self.asks[0][0]) / 2
+
+    def touch(self, side: int) -> int:
+        """Best price of our own side: the bid for a buyer (+1), the ask for a seller (-1)."""
+        return self.bids[0][0] if side > 0 else self.asks[0][0]
+
+
+class Algorithm(Protocol):
+    """A small state machine that works one parent order; synchronous, and without I/O."""
+
+    def step(self, now_ns: int, view: View, events: Sequence[Event]) -> Sequence[Action]:
+        """React to the time, the view and what became of our orders since the last step.
+
+        Called at timers, at order events and when the touch changes. Returns orders to place,
+        amend or cancel, in the order in which they are to be sent.
+        """
+        ...
+
+    @property
+    def done(self) -> bool:
+        """True when nothing is left to work and no order of ours is open."""
+        ...
+
+
+class Venue(Protocol):
+    """Where actions go. Outcomes come back through `poll`, in order."""
+
+    def send(self, actions: Sequence[Action]) -> None:
+        """Hand over actions; returns at once, and raises nothing for what the venue may refuse."""
+        ...
+
+    def poll(self) -> Sequence[Event]:
+        """Outcomes that have reached us since the last call."""
+        ...
+
+    def position_lots(self, symbol: str) -> int:
+        """Signed position as the venue knows it: the sum of executions."""
+        ...

@@ -1,0 +1,1 @@
+"""What touches the network or runs as a daemon: feed, journal, paper venue, worker."""

@@ -1,0 +1,1 @@
+"""What the venue says: settings, instruments, wire formats, captures, order book, bars, features."""

@@ -1,0 +1,102 @@
+"""The one event schema: everything that happens at the venue, one row each.
+
+An event is 64 bytes, one cache line. Prices are integers in ticks and quantities integers in lots;
+the instrument says how large those are. Floats begin at bars.
+
+Rows of one book frame stand together and in frame order; the first carries ``FIRST``, the last
+``LAST``. A book frame without levels is one row with ``side == 0``: it changes no level but keeps
+its times, its update id and its flags. Every trade, liquidation and ticker field is a row of its
+own, and the last row of its frame carries ``LAST``.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+
+class Kind(IntEnum):
+    """What a row says."""
+
+    SNAPSHOT = 1  #: a book level of a frame that replaces the book
+    DELTA = 2  #: a book level with its new absolute quantity; zero deletes it
+    TRADE = 3  #: a public trade; ``side`` is the taker's
+    LIQUIDATION = 4  #: a liquidation; ``side`` is that of the liquidated position
+    TICKER = 5  #: one field of the ticker; ``field`` names it, ``value_e8`` is its value
+
+
+class Flag(IntFlag):
+    """Bits of ``flags``."""
+
+    LAST = 1  #: last row of its frame
+    FIRST = 2  #: first row of its frame; on a SNAPSHOT row it empties the book
+    RPI = 4  #: the trade matched a retail-price-improvement order: not in the visible book
+    BLOCK = 8  #: block trade: not part of the order flow
+    GAP = 16  #: book frames are missing before this one: the book is invalid until a snapshot
+    CHECKPOINT = 32  #: not sent by the venue: book state restated so that a file reads alone
+
+
+class Field(IntEnum):
+    """Ticker fields that are kept; the value is an integer at 1e-8 of the venue's unit."""
+
+    MARK_PRICE = 1
+    INDEX_PRICE = 2
+    FUNDING_RATE = 3
+    NEXT_FUNDING_MS = 4  #: epoch milliseconds, at 1 (not 1e-8)
+    OPEN_INTEREST = 5
+    TURNOVER_24H = 6
+    VOLUME_24H = 7
+    LAST_PRICE = 8
+
+
+SCHEMA_VERSION: Final = 1
+
+#: Structured dtype of an event row. ``exchange_ns`` is the matching engine's time (``cts``, else
+#: ``ts``; ``T`` for trades), ``publish_ns`` the frame's ``ts``, ``update_id`` the book topic's ``u``
+#: or the trade's ``seq``. ``side``: +1 bid or buy, -1 ask or sell, 0 none.
+EVENT: Final = np.dtype(
+    [
+        ("receive_ns", "i8"),
+        ("exchange_ns", "i8"),
+        ("publish_ns", "i8"),
+        ("update_id", "i8"),
+        ("price_ticks", "i8"),
+        ("qty_lots", "i8"),
+        ("value_e8", "i8"),
+        ("kind", "u1"),
+        ("side", "i1"),
+        ("flags", "u1"),
+        ("field", "u1"),
+        ("pad", "u4"),
+    ]
+)
+assert EVENT.itemsize == 64
+
+Events = npt.NDArray[np.void]
+
+_COLUMNS: Final = tuple(name for name in EVENT.names or () if name != "pad")
+
+ARROW_SCHEMA: Final = pa.schema(
+    [pa.field(name, pa.from_numpy_dtype(EVENT[name]), nullable=False) for name in _COLUMNS]
+)
+
+
+def to_arrow(events: Events) -> pa.Table:
+    """Events (dtype ``EVENT``, shape (n,)) as an Arrow table of ``ARROW_SCHEMA``."""
+    return pa.table(
+        [pa.array(np.ascontiguousarray(events[name])) for name in _COLUMNS], schema=ARROW_SCHEMA
+    )
+
+
+def from_arrow(table: pa.Table | pa.RecordBatch) -> Events:
+    """The inverse of `to_arrow`: a contiguous array of dtype ``EVENT``."""
+    out = np.zeros(table.num_rows, EVENT)
+    for name in _COLUMNS:
+        out[name] = table.column(name).to_numpy(zero_copy_only=False) if isinstance(
+            table, pa.RecordBatch
+        ) else table.column(name).to_numpy()
+    return out

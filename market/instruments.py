@@ -1,0 +1,78 @@
+"""Instruments: the integers behind prices and quantities.
+
+A price in ticks times ``tick`` is the price in quote currency; a quantity in lots times ``lot`` is
+the quantity in base currency. Both scales are exact decimals, never floats.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import msgspec
+
+
+class Instrument(msgspec.Struct, frozen=True, kw_only=True):
+    """One linear perpetual as the venue lists it.
+
+    ``tick`` and ``lot`` are decimal strings so that they stay exact; fees are fractions of notional
+    (0.00055 = 5.5 bps); ``source`` says where the figures were read, ``valid_from`` (epoch ns) since
+    when they hold.
+    """
+
+    symbol: str
+    tick: str
+    lot: str
+    min_qty: str
+    min_notional: str
+    taker_fee: str = "0.00055"
+    maker_fee: str = "0.0002"
+    valid_from: int = 0
+    source: str = "built in"
+
+    @property
+    def tick_size(self) -> float:
+        return float(self.tick)
+
+    @property
+    def lot_size(self) -> float:
+        return float(self.lot)
+
+    def price_ticks(self, price: str | Decimal) -> int:
+        """Exact number of ticks; ValueError when the price is not on the grid."""
+        return _units(Decimal(price), Decimal(self.tick), f"price {price} of {self.symbol}", "tick")
+
+    def qty_lots(self, qty: str | Decimal) -> int:
+        """Exact number of lots; ValueError when the quantity is not on the grid."""
+        return _units(Decimal(qty), Decimal(self.lot), f"quantity {qty} of {self.symbol}", "lot")
+
+    def price(self, ticks: int) -> Decimal:
+        return Decimal(self.tick) * ticks
+
+    def qty(self, lots: int) -> Decimal:
+        return Decimal(self.lot) * lots
+
+
+def _units(value: Decimal, unit: Decimal, what: str, grid: str) -> int:
+    units, rest = divmod(value, unit)
+    if rest:
+        raise ValueError(f"{what} is not a multiple of the {grid} {unit}")
+    return int(units)
+
+
+#: Used where neither the capture nor the lake's table says otherwise.
+BUILT_IN: dict[str, Instrument] = {
+    "BTCUSDT": Instrument(
+        symbol="BTCUSDT", tick="0.1", lot="0.001", min_qty="0.001", min_notional="5"
+    ),
+    "ETHUSDT": Instrument(
+        symbol="ETHUSDT", tick="0.01", lot="0.01", min_qty="0.01", min_notional="5"
+    ),
+}
+
+#: Whose bars enter a symbol's cross-asset features.
+LEADER: dict[str, str] = {"BTCUSDT": "ETHUSDT", "ETHUSDT": "BTCUSDT"}
+
+
+def leader(symbol: str) -> str:
+    """The symbol whose bars lead this one's: ETH for BTC, BTC for everything else."""
+    return LEADER.get(symbol, "BTCUSDT")

@@ -1,0 +1,298 @@
+"""The lake: hive-partitioned Parquet under one root, a partition being one file, replaced whole.
+
+    ROOT/lake.json                                  source of everything below, schema version
+    ROOT/frames/date=YYYY-MM-DD/*.frames.zst        captures, the immutable truth
+    ROOT/TABLE/symbol=S/date=YYYY-MM-DD/part.parquet
+
+Every file carries its schema version, the hash of the code that made it, its source and a
+fingerprint of its inputs; `Lake.read` refuses a file whose code differs from what is running, so a
+read never mixes two meanings. A write goes to a temporary name in the same folder and is renamed:
+whoever looks sees the old partition or the new one.
+
+The module is the only one, besides the capture module, that touches market files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+DAY_NS: Final = 86_400_000_000_000
+
+#: Table -> (schema version, modules whose source decides its content, upstream tables).
+TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
+    "events": (1, ("market.events", "market.wire", "market.ingest"), ()),
+    "ingests": (1, ("market.ingest",), ("events",)),
+    "quarantine": (1, ("market.ingest",), ("events",)),
+    "bars": (1, ("market.book", "market.bars"), ("events",)),
+    "features": (1, ("market.features", "market.expression"), ("bars",)),
+    "labels": (1, (), ("bars",)),
+    "training_set": (1, (), ("features", "labels")),
+    "truth": (1, ("market.synthetic",), ()),
+    "decisions": (1, (), ()),
+    "orders": (1, (), ()),
+    "fills": (1, (), ()),
+    "parents": (1, (), ()),
+    "tca": (1, (), ()),
+    "performance": (1, (), ()),
+}
+
+
+class LakeError(RuntimeError):
+    """The lake cannot serve a request; the message names the file and what to do."""
+
+
+@cache
+def code_hash(table: str) -> str:
+    """Hash of the code that decides a table's content, upstream tables included (16 hex digits)."""
+    version, modules, upstream = TABLES[table]
+    digest = hashlib.sha256(f"{table} {version}".encode())
+    for module in modules:
+        spec = find_spec(module)
+        if spec is None or spec.origin is None:
+            raise LakeError(f"module {module}, which makes table {table}, is not installed")
+        digest.update(Path(spec.origin).read_bytes())
+    for name in upstream:
+        digest.update(code_hash(name).encode())
+    return digest.hexdigest()[:16]
+
+
+def utc_date(ns: int) -> str:
+    """The UTC date (YYYY-MM-DD) of an epoch time in ns."""
+    return datetime.fromtimestamp(ns // 1_000_000_000, UTC).strftime("%Y-%m-%d")
+
+
+def day_start_ns(day: str) -> int:
+    """Epoch ns of a UTC date's midnight."""
+    return int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()) * 1_000_000_000
+
+
+def previous_day(day: str) -> str:
+    return (date.fromisoformat(day) - timedelta(days=1)).isoformat()
+
+
+def days_between(first: str, last: str) -> list[str]:
+    """All dates from first to last, both included."""
+    start, stop = date.fromisoformat(first), date.fromisoformat(last)
+    return [(start + timedelta(days=n)).isoformat() for n in range((stop - start).days + 1)]
+
+
+class Lake:
+    """One root. ``source`` (recorded or synthetic) is fixed when the root is first used."""
+
+    def __init__(self, root: str | Path, source: str | None = None) -> None:
+        self.uri = str(root)
+        if "://" in self.uri:
+            self.fs, self.base = pafs.FileSystem.from_uri(self.uri)
+        else:
+            self.fs, self.base = pafs.LocalFileSystem(), str(Path(root).absolute())
+        self.base = self.base.rstrip("/")
+        self.source = self._claim(source)
+
+    def _claim(self, source: str | None) -> str:
+        path = f"{self.base}/lake.json"
+        if self.fs.get_file_info(path).type == pafs.FileType.File:
+            with self.fs.open_input_stream(path) as stream:
+                held = str(json.loads(stream.read())["source"])
+            if source not in (None, held):
+                raise LakeError(
+                    f"{self.uri}: holds {held} data, and {source} was asked for; use another root"
+                )
+            return held
+        source = source or "recorded"
+        self.put(path, json.dumps({"source": source, "layout": 1}).encode() + b"\n")
+        return source
+
+    # -- paths ---------------------------------------------------------------------------------
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, pafs.LocalFileSystem)
+
+    def path(self, table: str, symbol: str, day: str) -> str:
+        if table not in TABLES:
+            raise LakeError(f"{table}: no such table; known are {', '.join(TABLES)}")
+        return f"{self.base}/{table}/symbol={symbol}/date={day}/part.parquet"
+
+    def frames_dir(self, day: str) -> str:
+        return f"{self.base}/frames/date={day}"
+
+    def captures(self, day: str) -> list[str]:
+        """Capture files whose first frame was received on that UTC date, in name order."""
+        selector = pafs.FileSelector(self.frames_dir(day), allow_not_found=True)
+        names = [f.path for f in self.fs.get_file_info(selector) if f.path.endswith(".frames.zst")]
+        return sorted(names)
+
+    def partitions(self, table: str) -> list[tuple[str, str]]:
+        """(symbol, date) of every partition that stands, sorted."""
+        selector = pafs.FileSelector(f"{self.base}/{table}", recursive=True, allow_not_found=True)
+        found = []
+        for info in self.fs.get_file_info(selector):
+            if info.path.endswith("/part.parquet"):
+                *_, symbol, day, _ = info.path.split("/")
+                found.append((symbol.removeprefix("symbol="), day.removeprefix("date=")))
+        return sorted(found)
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def exists(self, table: str, symbol: str, day: str) -> bool:
+        info = self.fs.get_file_info(self.path(table, symbol, day))
+        return bool(info.type == pafs.FileType.File)
+
+    def metadata(self, table: str, symbol: str, day: str) -> dict[str, str]:
+        """What a partition says of itself: schema, code, source, inputs and what its maker added."""
+        with self.fs.open_input_file(self.path(table, symbol, day)) as file:
+            raw = pq.ParquetFile(file).schema_arrow.metadata or {}
+        return {k.decode()[3:]: v.decode() for k, v in raw.items() if k.startswith(b"l2.")}
+
+    def stands(self, table: str, symbol: str, day: str, inputs: str = "") -> bool:
+        """Whether the partition exists, was made by this code, and from these inputs."""
+        if not self.exists(table, symbol, day):
+            return False
+        found = self.metadata(table, symbol, day)
+        return found.get("code") == code_hash(table) and (
+            not inputs or found.get("inputs") == inputs
+        )
+
+    def fingerprint(self, table: str, symbol: str, day: str) -> str:
+        """A short name for a partition's content: what it was made from, and by what code."""
+        found = self.metadata(table, symbol, day)
+        text = f"{table} {symbol} {day} {found.get('code')} {found.get('inputs')}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def open(self, table: str, symbol: str, day: str) -> pq.ParquetFile:
+        """A partition for streaming; LakeError when it is absent or made by other code."""
+        path = self.path(table, symbol, day)
+        if not self.exists(table, symbol, day):
+            raise LakeError(f"{path}: no such partition; materialise {table} for {symbol} {day}")
+        found = self.metadata(table, symbol, day)
+        if found.get("code") != code_hash(table):
+            raise LakeError(
+                f"{path}: made by other code ({found.get('code')}, now {code_hash(table)}); "
+                f"materialise {table} for {symbol} {day} again"
+            )
+        return pq.ParquetFile(self.fs.open_input_file(path))
+
+    def read(
+        self, table: str, symbol: str, day: str, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        return self.open(table, symbol, day).read(columns=list(columns) if columns else None)
+
+    def load(
+        self,
+        table: str,
+        symbols: Iterable[str],
+        first: str,
+        last: str,
+        columns: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """Rows of several symbols and dates (both ends included) with a ``symbol`` column.
+
+        Partitions that do not exist are skipped; LakeError when none does.
+        """
+        parts = []
+        for symbol in symbols:
+            for day in days_between(first, last):
+                if self.exists(table, symbol, day):
+                    part = self.read(table, symbol, day, columns)
+                    if "symbol" not in part.column_names:
+                        name = pa.array([symbol]).dictionary_encode()
+                        part = part.append_column(
+                            "symbol", pa.DictionaryArray.from_arrays(
+                                pa.array([0] * part.num_rows, pa.int32()), name.dictionary
+                            )
+                        )
+                    parts.append(part)
+        if not parts:
+            raise LakeError(f"{self.uri}: {table} has nothing for {first} to {last}")
+        return pa.concat_tables(parts, promote_options="default").unify_dictionaries()
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a small file whole."""
+        with self._replacing(path) as temporary, self.fs.open_output_stream(temporary) as out:
+            out.write(data)
+
+    @contextmanager
+    def writer(
+        self,
+        table: str,
+        symbol: str,
+        day: str,
+        schema: pa.Schema,
+        inputs: str = "",
+        extra: Mapping[str, Any] | None = None,
+    ) -> Iterator[pq.ParquetWriter]:
+        """A Parquet writer for one partition, which replaces the old one when the block ends well.
+
+        ``inputs`` names what the content was made from (see `stands`); ``extra`` goes into the
+        file's metadata. Writing the same rows in the same chunks gives the same bytes.
+        """
+        notes = {
+            "schema": str(TABLES[table][0]),
+            "code": code_hash(table),
+            "source": self.source,
+            "inputs": inputs,
+            **{key: str(value) for key, value in (extra or {}).items()},
+        }
+        schema = schema.with_metadata({f"l2.{k}".encode(): v.encode() for k, v in notes.items()})
+        path = self.path(table, symbol, day)
+        with (
+            self._replacing(path) as temporary,
+            pq.ParquetWriter(temporary, schema, filesystem=self.fs, compression="zstd") as out,
+        ):
+            yield out
+
+    def write(
+        self,
+        table: str,
+        symbol: str,
+        day: str,
+        rows: pa.Table,
+        inputs: str = "",
+        extra: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Write one partition from a table; returns its path."""
+        schema = rows.schema.remove_metadata()
+        with self.writer(table, symbol, day, schema, inputs, extra) as out:
+            out.write_table(rows.replace_schema_metadata(out.schema.metadata), row_group_size=1 << 20)
+        return self.path(table, symbol, day)
+
+    def publish(self, staged: str, table: str, symbol: str, day: str) -> str:
+        """Move a finished local file into place as one partition (a rename, so atomic)."""
+        path = self.path(table, symbol, day)
+        self.fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        os.replace(staged, path)
+        return path
+
+    def remove(self, table: str, symbol: str, day: str) -> None:
+        """Take a partition away, if it stands."""
+        if self.exists(table, symbol, day):
+            self.fs.delete_file(self.path(table, symbol, day))
+
+    @contextmanager
+    def _replacing(self, path: str) -> Iterator[str]:
+        folder = path.rsplit("/", 1)[0]
+        self.fs.create_dir(folder, recursive=True)
+        temporary = f"{folder}/.{uuid.uuid4().hex}.tmp"
+        try:
+            yield temporary
+            self.fs.move(temporary, path)
+        except BaseException:
+            if self.fs.get_file_info(temporary).type == pafs.FileType.File:
+                self.fs.delete_file(temporary)
+            raise

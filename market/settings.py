@@ -1,0 +1,178 @@
+"""The one configuration: typed, validated, and layered file < environment < command line.
+
+The file is TOML (``l2.toml`` in the working directory, or the one named by ``L2_CONFIG``); an
+environment variable ``L2_MODEL__FEE_ROW`` or a command line ``--set model.fee_row=zero`` names one
+setting. Secrets come from the environment only (`Secrets`). A key or value that is not known is an
+error that names it, never ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or has a value that cannot be used; the message says which and where."""
+
+
+class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every section: immutable, keyword-only, no unknown keys."""
+
+
+class Market(Struct):
+    symbols: tuple[str, ...] = ("BTCUSDT", "ETHUSDT")
+    #: Depth of the one book topic that bars and features are made of.
+    book_depth: int = 200
+    #: A book that has been silent for longer is stale (seconds).
+    stale_after_s: float = 5.0
+    #: Added to an archive's publish time to get a receive time (milliseconds).
+    archive_latency_ms: float = 20.0
+
+
+class Model(Struct):
+    """Training and promotion. Horizons and times in seconds, rates in fractions."""
+
+    horizons_s: tuple[int, ...] = (10, 60, 300, 900)
+    #: The horizon whose expected return is traded and judged.
+    primary_s: int = 60
+    #: Which fee row the gate judges by: vip0, vip3 or zero.
+    fee_row: Literal["vip0", "vip3", "zero"] = "vip0"
+    #: Every n-th second is a training row; neighbours share nearly all of their label.
+    train_stride_s: int = 15
+    #: Days of training before the first test block; the window then expands.
+    min_train_days: int = 3
+    #: The share of the training span, at its end, that calibrates.
+    calibration_share: float = 0.2
+    min_test_blocks: int = 5
+    trials: int = 8
+    seed: int = 20260101
+    bootstrap_samples: int = 2000
+    #: Mean length of the stationary bootstrap's blocks; several times the longest horizon.
+    bootstrap_block_s: int = 3600
+
+
+class Execution(Struct):
+    capital_usdt: float = 200_000.0
+    #: Share of capital in one order, before risk limits.
+    size_share: float = 0.05
+    algorithm: Literal["market", "passive"] = "passive"
+    #: After this long an algorithm crosses what is left (seconds).
+    deadline_s: float = 30.0
+    #: Order entry and response latency of simulator and paper venue (milliseconds).
+    entry_latency_ms: float = 10.0
+    response_latency_ms: float = 10.0
+    queue: Literal["risk_averse", "power1", "power2", "power3", "log1", "log2"] = "risk_averse"
+
+
+class Live(Struct):
+    venue: Literal["paper"] = "paper"
+    #: How often the promoted alias is looked up by the resolver (seconds).
+    resolve_every_s: float = 5.0
+
+
+class Synthetic(Struct):
+    """Which synthetic market a synthetic lake holds."""
+
+    profile: str = "demo"
+    seed: int = 7
+
+
+class Settings(Struct):
+    #: The lake's root: a folder, or an object-store URI.
+    root: str = "lake"
+    source: Literal["recorded", "synthetic"] = "recorded"
+    market: Market = Market()
+    model: Model = Model()
+    execution: Execution = Execution()
+    live: Live = Live()
+    synthetic: Synthetic = Synthetic()
+
+    @property
+    def model_name(self) -> str:
+        """The registered model: synthetic and recorded models never share a name."""
+        return "synthetic-l2" if self.source == "synthetic" else "btc-l2"
+
+
+#: Taker and maker fee per side, bps of notional.
+FEE_ROWS_BPS: dict[str, tuple[float, float]] = {
+    "vip0": (5.5, 2.0),
+    "vip3": (3.5, 1.4),
+    "zero": (0.0, 0.0),
+}
+
+#: Environment variables that are secrets or not settings; never read as a setting.
+_RESERVED = frozenset({"L2_CONFIG", "L2_TEST_DATA", "L2_API_KEY", "L2_API_SECRET"})
+
+
+def load(
+    file: str | Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    overrides: Iterable[str] = (),
+) -> Settings:
+    """The effective settings.
+
+    ``overrides`` are ``section.key=value`` strings. Raises SettingsError with one clear line.
+    """
+    environ = os.environ if environ is None else environ
+    tree: dict[str, Any] = {}
+    path = Path(file or environ.get("L2_CONFIG", "l2.toml"))
+    if path.exists():
+        try:
+            tree = tomllib.loads(path.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise SettingsError(f"{path}: not valid TOML: {error}") from error
+    elif file or "L2_CONFIG" in environ:
+        raise SettingsError(f"{path}: no such settings file")
+    origin: dict[str, str] = {key: str(path) for key in _paths(tree)}
+    for name, value in sorted(environ.items()):
+        if name.startswith("L2_") and name not in _RESERVED:
+            _put(tree, origin, name[3:].lower().replace("__", "."), value, f"environment {name}")
+    for override in overrides:
+        key, eq, value = override.partition("=")
+        if not eq:
+            raise SettingsError(f"--set {override}: expected section.key=value")
+        _put(tree, origin, key.strip(), value, f"--set {override}")
+    try:
+        return msgspec.convert(tree, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(_explain(str(error), origin)) from error
+
+
+def _put(tree: dict[str, Any], origin: dict[str, str], key: str, value: str, where: str) -> None:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise SettingsError(f"{where}: {section} is a setting, not a section")
+    tree[leaf] = value.split(",") if leaf in {"symbols", "horizons_s"} else value
+    origin[key] = where
+
+
+def _paths(tree: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    for key, value in tree.items():
+        yield prefix + key
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{key}.")
+
+
+def _explain(message: str, origin: Mapping[str, str]) -> str:
+    """msgspec names the place as `$.section.key`; say where that value came from."""
+    text, _, place = message.partition(" - at `$.")
+    place = place.rstrip("`")
+    if "unknown field" in text:
+        field = text.split("`")[1]
+        place = f"{place}.{field}" if place else field
+        text = "unknown setting"
+    return f"{origin.get(place, 'settings')}: {place or '?'}: {text}"
+
+
+def effective(settings: Settings) -> dict[str, Any]:
+    """Plain data for printing; holds no secret because settings hold none."""
+    data: dict[str, Any] = msgspec.to_builtins(settings)
+    return data

@@ -1,0 +1,1 @@
+"""What we believe: validation, ensemble, decay, manifest and the MLflow registry."""

@@ -1,0 +1,1 @@
+"""The composition root: definitions, resources, automation and the `l2` command."""
