@@ -56,7 +56,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 # -- actions: what an algorithm asks for -----------------------------------------------------------
 
 
-class Submit(Message):
+class Submit(Message, frozen=True, kw_only=True):
     """A new order. ``client_id`` is unique for ever and decides nothing but identity."""
 
     client_id: str
@@ -69,7 +69,7 @@ class Submit(Message):
     reduce_only: bool = False
 
 
-class Amend(Message):
+class Amend(Message, frozen=True, kw_only=True):
     """New price and/or new total quantity; None leaves it as it is."""
 
     client_id: str
@@ -77,7 +77,7 @@ class Amend(Message):
     qty_lots: int | None = None
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True, kw_only=True):
     client_id: str
 
 
@@ -87,7 +87,7 @@ Action = Submit | Amend | Cancel
 # -- events: what became of it ---------------------------------------------------------------------
 
 
-class OrderEvent(Message):
+class OrderEvent(Message, frozen=True, kw_only=True):
     """Base: ``time_ns`` is when we learn it, ``venue_ns`` when it happened at the venue."""
 
     client_id: str
@@ -95,15 +95,15 @@ class OrderEvent(Message):
     venue_ns: int
 
 
-class Accepted(OrderEvent):
+class Accepted(OrderEvent, frozen=True, kw_only=True):
     venue_order_id: str = ""
 
 
-class Rejected(OrderEvent):
+class Rejected(OrderEvent, frozen=True, kw_only=True):
     reason: str
 
 
-class Filled(OrderEvent):
+class Filled(OrderEvent, frozen=True, kw_only=True):
     """One execution. ``fee_e8`` is in quote currency at 1e-8, positive when paid."""
 
     exec_id: str
@@ -118,23 +118,23 @@ class Filled(OrderEvent):
     queue_ahead_lots: int = 0
 
 
-class Amended(OrderEvent):
+class Amended(OrderEvent, frozen=True, kw_only=True):
     price_ticks: int
     qty_lots: int
 
 
-class Cancelled(OrderEvent):
+class Cancelled(OrderEvent, frozen=True, kw_only=True):
     reason: str
     leaves_lots: int = 0
 
 
-class CancelRejected(OrderEvent):
+class CancelRejected(OrderEvent, frozen=True, kw_only=True):
     """A cancel or amend that came too late or named no open order; the order's state stands."""
 
     reason: str
 
 
-class Lost(OrderEvent):
+class Lost(OrderEvent, frozen=True, kw_only=True):
     """No answer came: the order is UNKNOWN until the venue gives evidence."""
 
     reason: str

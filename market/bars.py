@@ -10,7 +10,10 @@ COLUMNS: Final[dict[str, tuple[str, str]]] = {
     # -- state of the record
     "frames": ("count", "book frames applied"),
     "updates": ("count", "book level rows applied"),
-    "gap": ("0/1", "book was invalid at some instant: no snapshot yet, frames missing, crossed, silent"),
+    "gap": (
+        "0/1",
+        "book was invalid at some instant: no snapshot yet, frames missing, crossed, silent",
+    ),
     "stale_s": ("s", "time from the last book frame to the close; NULL before the first"),
     "lag_ms": ("ms", "mean of receive minus exchange time over book frames"),
     "truncated": ("0/1", "a depth band or a sweep at the close passed the last level"),
@@ -47,10 +50,22 @@ COLUMNS: Final[dict[str, tuple[str, str]]] = {
     "ask_depth": ("quote", "ask notional on all levels"),
     "bid_reach": ("bps", "distance of the last bid level from mid"),
     "ask_reach": ("bps", "distance of the last ask level from mid"),
-    "bid_slope": ("quote/bps", "slope of cumulative bid notional on distance, with its square, no intercept"),
-    "ask_slope": ("quote/bps", "slope of cumulative ask notional on distance, with its square, no intercept"),
-    "bid_convexity": ("quote/bps2", "coefficient of the squared distance in the same regression, bids"),
-    "ask_convexity": ("quote/bps2", "coefficient of the squared distance in the same regression, asks"),
+    "bid_slope": (
+        "quote/bps",
+        "slope of cumulative bid notional on distance, with its square, no intercept",
+    ),
+    "ask_slope": (
+        "quote/bps",
+        "slope of cumulative ask notional on distance, with its square, no intercept",
+    ),
+    "bid_convexity": (
+        "quote/bps2",
+        "coefficient of the squared distance in the same regression, bids",
+    ),
+    "ask_convexity": (
+        "quote/bps2",
+        "coefficient of the squared distance in the same regression, asks",
+    ),
     "bid_gap": ("ticks", "distance between best and second bid"),
     "ask_gap": ("ticks", "distance between best and second ask"),
     "empty_share": ("share", "share of empty ticks among the 50 nearest on either side"),
@@ -66,7 +81,10 @@ COLUMNS: Final[dict[str, tuple[str, str]]] = {
         for level in range(1, 11)
     },
     "depth_norm": ("base", "mean over frames and ten levels of half the bid and ask quantities"),
-    "bid_add": ("base", "inferred additions to bids: max(0, dq + V) with V the visible trades there"),
+    "bid_add": (
+        "base",
+        "inferred additions to bids: max(0, dq + V) with V the visible trades there",
+    ),
     "bid_cancel": ("base", "inferred cancels of bids: max(0, -dq - V)"),
     "ask_add": ("base", "inferred additions to asks"),
     "ask_cancel": ("base", "inferred cancels of asks"),

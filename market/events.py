@@ -96,7 +96,9 @@ def from_arrow(table: pa.Table | pa.RecordBatch) -> Events:
     """The inverse of `to_arrow`: a contiguous array of dtype ``EVENT``."""
     out = np.zeros(table.num_rows, EVENT)
     for name in _COLUMNS:
-        out[name] = table.column(name).to_numpy(zero_copy_only=False) if isinstance(
-            table, pa.RecordBatch
-        ) else table.column(name).to_numpy()
+        out[name] = (
+            table.column(name).to_numpy(zero_copy_only=False)
+            if isinstance(table, pa.RecordBatch)
+            else table.column(name).to_numpy()
+        )
     return out

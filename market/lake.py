@@ -211,9 +211,10 @@ class Lake:
                     if "symbol" not in part.column_names:
                         name = pa.array([symbol]).dictionary_encode()
                         part = part.append_column(
-                            "symbol", pa.DictionaryArray.from_arrays(
+                            "symbol",
+                            pa.DictionaryArray.from_arrays(
                                 pa.array([0] * part.num_rows, pa.int32()), name.dictionary
-                            )
+                            ),
                         )
                     parts.append(part)
         if not parts:
@@ -269,7 +270,9 @@ class Lake:
         """Write one partition from a table; returns its path."""
         schema = rows.schema.remove_metadata()
         with self.writer(table, symbol, day, schema, inputs, extra) as out:
-            out.write_table(rows.replace_schema_metadata(out.schema.metadata), row_group_size=1 << 20)
+            out.write_table(
+                rows.replace_schema_metadata(out.schema.metadata), row_group_size=1 << 20
+            )
         return self.path(table, symbol, day)
 
     def publish(self, staged: str, table: str, symbol: str, day: str) -> str:

@@ -25,7 +25,7 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of every section: immutable, keyword-only, no unknown keys."""
 
 
-class Market(Struct):
+class Market(Struct, frozen=True, kw_only=True):
     symbols: tuple[str, ...] = ("BTCUSDT", "ETHUSDT")
     #: Depth of the one book topic that bars and features are made of.
     book_depth: int = 200
@@ -35,7 +35,7 @@ class Market(Struct):
     archive_latency_ms: float = 20.0
 
 
-class Model(Struct):
+class Model(Struct, frozen=True, kw_only=True):
     """Training and promotion. Horizons and times in seconds, rates in fractions."""
 
     horizons_s: tuple[int, ...] = (10, 60, 300, 900)
@@ -57,7 +57,7 @@ class Model(Struct):
     bootstrap_block_s: int = 3600
 
 
-class Execution(Struct):
+class Execution(Struct, frozen=True, kw_only=True):
     capital_usdt: float = 200_000.0
     #: Share of capital in one order, before risk limits.
     size_share: float = 0.05
@@ -70,20 +70,20 @@ class Execution(Struct):
     queue: Literal["risk_averse", "power1", "power2", "power3", "log1", "log2"] = "risk_averse"
 
 
-class Live(Struct):
+class Live(Struct, frozen=True, kw_only=True):
     venue: Literal["paper"] = "paper"
     #: How often the promoted alias is looked up by the resolver (seconds).
     resolve_every_s: float = 5.0
 
 
-class Synthetic(Struct):
+class Synthetic(Struct, frozen=True, kw_only=True):
     """Which synthetic market a synthetic lake holds."""
 
     profile: str = "demo"
     seed: int = 7
 
 
-class Settings(Struct):
+class Settings(Struct, frozen=True, kw_only=True):
     #: The lake's root: a folder, or an object-store URI.
     root: str = "lake"
     source: Literal["recorded", "synthetic"] = "recorded"
