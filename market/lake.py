@@ -26,6 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+import duckdb
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -34,7 +35,7 @@ DAY_NS: Final = 86_400_000_000_000
 
 #: Table -> (schema version, modules whose source decides its content, upstream tables).
 TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
-    "events": (1, ("market.events", "market.wire", "market.ingest"), ()),
+    "events": (1, ("market.events", "market.decode", "market.ingest"), ()),
     "ingests": (1, ("market.ingest",), ("events",)),
     "quarantine": (1, ("market.ingest",), ("events",)),
     "bars": (1, ("market.book", "market.bars"), ("events",)),
@@ -220,6 +221,22 @@ class Lake:
         if not parts:
             raise LakeError(f"{self.uri}: {table} has nothing for {first} to {last}")
         return pa.concat_tables(parts, promote_options="default").unify_dictionaries()
+
+    def connect(self, tables: Iterable[str] = TABLES) -> duckdb.DuckDBPyConnection:
+        """An in-memory DuckDB with one view per table that has a partition.
+
+        A view carries ``symbol`` and ``date`` from the path, both as text. Local roots only: an
+        object store needs its own DuckDB extension and credentials.
+        """
+        connection = duckdb.connect()
+        for table in tables:
+            if self.partitions(table):
+                files = f"{self.base}/{table}/symbol=*/date=*/part.parquet"
+                connection.execute(
+                    f"create view {table} as select * from read_parquet('{files}', "
+                    "hive_partitioning=true, hive_types={'symbol': varchar, 'date': varchar})"
+                )
+        return connection
 
     # -- writing -------------------------------------------------------------------------------
 
