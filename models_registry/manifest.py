@@ -1,0 +1,415 @@
+"""What a model version is: LightGBM text boosters and one JSON manifest; inference, nothing else.
+
+A bundle is a folder:
+
+    manifest.json        `Manifest`; names each booster with its SHA-256
+    booster_60s.txt ...  one LightGBM text model per horizon
+
+and a pointer file says which bundle is the champion (`read_pointer`); the resolver writes both, the
+trading process only reads. From a vector of features to an expected return:
+
+    scale  = max(v[scale.feature], scale.floor_bps) * sqrt(primary / scale.window_s)      bps
+    raw_h  = booster_h(v)                                      in units of scale at horizon h
+    raw    = scale * gain * sum_h weight_h * to_primary_h * raw_h                         bps
+    expected_bps = raw where |raw| reaches the regime's threshold, else 0
+
+The regime is the band of volatility that v[scale.feature] falls into. The module loads no MLflow,
+no pandas and no training code: the worker imports it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import lightgbm
+
+Float = npt.NDArray[np.float64]
+
+FORMAT: Final = 1
+MANIFEST_FILE: Final = "manifest.json"
+POINTER_FILE: Final = "champion.json"
+
+#: Regime of a row without a volatility: it has no expectation either.
+NO_REGIME: Final = "unknown"
+
+Verdict = Literal["promote", "abstain", "not_enough_data"]
+
+
+class BundleError(RuntimeError):
+    """A bundle or pointer cannot be used; the message names the file and what to do."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every part of the manifest: immutable, keyword-only, no unknown keys."""
+
+
+class CalibrationBin(Record, frozen=True, kw_only=True):
+    """One of equally filled bins of the calibrated prediction."""
+
+    rows: int
+    predicted_bps: float
+    realised_bps: float
+
+
+class Calibration(Record, frozen=True, kw_only=True):
+    """From a booster's output to an expectation at its own horizon: a line through zero.
+
+    ``fitted`` is the least-squares slope with standard error ``error`` over ``n_eff`` independent
+    labels, ``slope = max(0, fitted) * max(0, 1 - error²/fitted²)`` (positive-part James–Stein).
+    """
+
+    fitted: float
+    error: float
+    n_eff: float
+    slope: float
+    table: tuple[CalibrationBin, ...]
+
+
+class Member(Record, frozen=True, kw_only=True):
+    """One horizon's booster and its part in the combination."""
+
+    horizon_s: int
+    booster: str
+    sha256: str
+    calibration: Calibration
+    #: Slope of the primary label on this booster's output, shrunk like `Calibration.slope`.
+    to_primary: float
+    weight: float
+    #: Rank IC of this booster's output with the primary label where it was calibrated.
+    ic: float
+
+
+class Scale(Record, frozen=True, kw_only=True):
+    """Labels are divided by trailing volatility, expectations multiplied by it."""
+
+    feature: str
+    window_s: int
+    floor_bps: float
+
+
+class Regime(Record, frozen=True, kw_only=True):
+    """A band of trailing volatility, and from which expectation on it acts.
+
+    ``up_to_bps`` is the upper end of the band (None: open above); ``threshold_bps`` the smallest
+    absolute expectation that acts, None when the regime is closed: no positive slope was shown.
+    """
+
+    name: str
+    up_to_bps: float | None
+    threshold_bps: float | None
+
+
+class Fees(Record, frozen=True, kw_only=True):
+    """The fees the verdict assumes, bps per side."""
+
+    row: str
+    taker_bps: float
+    maker_bps: float
+
+
+class Window(Record, frozen=True, kw_only=True):
+    """What the final boosters were trained on; both ends included."""
+
+    first_date: str
+    last_date: str
+    first_ns: int
+    last_ns: int
+    rows: int
+    stride_s: int
+
+
+class Gate(Record, frozen=True, kw_only=True):
+    verdict: Verdict
+    reasons: tuple[str, ...]
+
+
+class DecayReference(Record, frozen=True, kw_only=True):
+    """What the live IC is held against; see `models_registry.decay`.
+
+    ``predicted`` and ``realised`` are quantiles (equally spaced levels, ends included) of the
+    prediction and the realised return at the primary horizon, both divided by the scale, over the
+    out-of-sample rows. ``mean`` is the mean of the monitored stream there, ``limit`` what the CUSUM
+    may reach, None when the mean is not positive and there is nothing that could decay.
+    """
+
+    spacing_s: int
+    mean: float
+    drift: float
+    limit: float | None
+    arl0_days: float
+    observations: int
+    predicted: tuple[float, ...]
+    realised: tuple[float, ...]
+
+
+class Manifest(Record, frozen=True, kw_only=True):
+    """Everything about a model version that is not a tree. Strict: unknown keys are refused."""
+
+    format: int
+    name: str
+    source: Literal["recorded", "synthetic"]
+    book_topic: str
+    symbols: tuple[str, ...]
+    features: tuple[str, ...]
+    #: `market.features.feature_hash()` of the definitions the training set was made by.
+    feature_hash: str
+    #: `list_hash` of ``features``.
+    feature_list_hash: str
+    horizons_s: tuple[int, ...]
+    primary_s: int
+    scale: Scale
+    members: tuple[Member, ...]
+    gain: float
+    regimes: tuple[Regime, ...]
+    fees: Fees
+    window: Window
+    data_fingerprint: str
+    git_sha: str
+    seed: int
+    parameters: dict[str, float | int | str | bool]
+    gate: Gate
+    decay: DecayReference
+    metrics: dict[str, float]
+
+
+class Prediction(Record, frozen=True, kw_only=True):
+    """An expectation for one row.
+
+    ``expected_bps`` is what the target rule takes: the expected return over the primary horizon in
+    bps, 0 where the regime's threshold is not reached, NaN when there is none. ``raw_bps`` is the
+    same before the threshold (what IC and decay are measured on), ``by_horizon`` the calibrated
+    expectation in bps at each of the manifest's ``horizons_s``.
+    """
+
+    expected_bps: float
+    raw_bps: float
+    by_horizon: tuple[float, ...]
+    regime: str
+
+
+class Predictions(msgspec.Struct, frozen=True, kw_only=True):
+    """Expectations for n rows: float64 of shape (n,), ``by_horizon`` (n, horizons).
+
+    ``regime`` is an index into the manifest's regimes, -1 for none; ``scale_bps`` is the scale at
+    the primary horizon.
+    """
+
+    expected_bps: Float
+    raw_bps: Float
+    by_horizon: Float
+    regime: npt.NDArray[np.int8]
+    scale_bps: Float
+
+
+class Pointer(Record, frozen=True, kw_only=True):
+    """Which bundle is the champion: a folder below ``<root>/bundles/<name>`` and its checksum."""
+
+    name: str
+    version: str
+    folder: str
+    manifest_sha256: str
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def list_hash(names: Sequence[str]) -> str:
+    """Hash of a feature list in its order (16 hex digits)."""
+    return sha256("\n".join(names).encode())[:16]
+
+
+def encode(record: Record) -> bytes:
+    """Canonical JSON: the same record is the same bytes."""
+    return msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=2) + b"\n"
+
+
+def bundles_folder(root: str | Path, name: str) -> Path:
+    if "://" in str(root):
+        raise BundleError(f"{root}: bundles are kept on a local disk; give a local root")
+    return Path(root) / "bundles" / name
+
+
+def read_pointer(root: str | Path, name: str) -> Pointer | None:
+    """The champion's pointer, None when nothing has been promoted; BundleError when unreadable."""
+    path = bundles_folder(root, name) / POINTER_FILE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return msgspec.json.decode(data, type=Pointer)
+    except msgspec.DecodeError as error:
+        raise BundleError(
+            f"{path}: not a champion pointer ({error}); run the resolver again"
+        ) from error
+
+
+def scale_bps(volatility: Float, scale: Scale, horizon_s: int) -> Float:
+    """Expected size of a move over the horizon: trailing volatility (bps), floored, by root time.
+
+    NaN where the volatility is missing; shape as given.
+    """
+    floored = np.where(np.isnan(volatility), np.nan, np.maximum(volatility, scale.floor_bps))
+    return np.asarray(floored * math.sqrt(horizon_s / scale.window_s), np.float64)
+
+
+def regime_index(volatility: Float, regimes: Sequence[Regime]) -> npt.NDArray[np.int8]:
+    """Index of each row's regime, -1 where the volatility is missing."""
+    edges = np.array([r.up_to_bps for r in regimes if r.up_to_bps is not None], np.float64)
+    index = np.searchsorted(edges, volatility, side="left")
+    return np.where(np.isnan(volatility), -1, index).astype(np.int8)
+
+
+class Bundle:
+    """A verified model version, ready to predict."""
+
+    def __init__(
+        self, manifest: Manifest, boosters: Sequence[lightgbm.Booster], manifest_sha256: str
+    ) -> None:
+        self.manifest = manifest
+        self.manifest_sha256 = manifest_sha256
+        self._boosters = tuple(boosters)
+        self._scale_column = manifest.features.index(manifest.scale.feature)
+        self._thresholds = np.array(
+            [np.inf if r.threshold_bps is None else r.threshold_bps for r in manifest.regimes]
+            + [np.nan]  # reached by index -1, where the expectation is NaN anyway
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path, manifest_sha256: str = "") -> Bundle:
+        """Read and verify a bundle.
+
+        Every file must have the SHA-256 it was registered with (the manifest's own is checked when
+        given), and the feature list its hash. BundleError, one line, otherwise.
+        """
+        import lightgbm
+
+        folder = Path(folder)
+        data = _read(folder / MANIFEST_FILE)
+        digest = sha256(data)
+        if manifest_sha256 and digest != manifest_sha256:
+            raise BundleError(
+                f"{folder / MANIFEST_FILE}: checksum {digest[:16]} is not the registered "
+                f"{manifest_sha256[:16]}; remove the folder and run the resolver again"
+            )
+        manifest = parse_manifest(data, str(folder / MANIFEST_FILE))
+        boosters = []
+        for member in manifest.members:
+            path = folder / member.booster
+            text = _read(path)
+            if sha256(text) != member.sha256:
+                raise BundleError(
+                    f"{path}: checksum {sha256(text)[:16]} is not the manifest's "
+                    f"{member.sha256[:16]}; remove the folder and run the resolver again"
+                )
+            boosters.append(lightgbm.Booster(model_str=text.decode()))
+            if boosters[-1].num_feature() != len(manifest.features):
+                raise BundleError(
+                    f"{path}: takes {boosters[-1].num_feature()} features, the manifest lists "
+                    f"{len(manifest.features)}; train again"
+                )
+        return cls(manifest, boosters, digest)
+
+    @property
+    def horizons_s(self) -> tuple[int, ...]:
+        return self.manifest.horizons_s
+
+    def require(self, feature_hash: str, book_topic: str) -> None:
+        """BundleError unless the model was trained on these feature definitions and this topic."""
+        found = self.manifest
+        if found.feature_hash != feature_hash:
+            raise BundleError(
+                f"model {found.name} was trained on feature definitions {found.feature_hash}, the "
+                f"running code has {feature_hash}; train again or run the code it was trained with"
+            )
+        if found.book_topic != book_topic:
+            raise BundleError(
+                f"model {found.name} was trained on {found.book_topic}, this run reads "
+                f"{book_topic}; set market.book_depth accordingly or train again"
+            )
+
+    def predict(self, vector: Float) -> Prediction:
+        """The expectation for one row: float64 of shape (features,), NaN for NULL."""
+        many = self.predict_many(np.ascontiguousarray(vector, np.float64)[np.newaxis, :])
+        index = int(many.regime[0])
+        return Prediction(
+            expected_bps=float(many.expected_bps[0]),
+            raw_bps=float(many.raw_bps[0]),
+            by_horizon=tuple(float(value) for value in many.by_horizon[0]),
+            regime=self.manifest.regimes[index].name if index >= 0 else NO_REGIME,
+        )
+
+    def predict_many(self, matrix: Float, threads: int = 1) -> Predictions:
+        """Expectations for float64 rows of shape (n, features); the same numbers as `predict`."""
+        found = self.manifest
+        if matrix.ndim != 2 or matrix.shape[1] != len(found.features):
+            raise ValueError(
+                f"model {found.name} takes {len(found.features)} features, got shape {matrix.shape}"
+            )
+        volatility = np.asarray(matrix[:, self._scale_column], np.float64)
+        by_horizon = np.empty((len(matrix), len(found.members)))
+        combined = np.zeros(len(matrix))
+        # Column by column, never a matrix product: its summation order depends on the row count,
+        # and one row live must give the bits that many rows gave in validation.
+        for column, (member, booster) in enumerate(zip(found.members, self._boosters, strict=True)):
+            raw = np.asarray(booster.predict(matrix, num_threads=threads), np.float64)
+            own_scale = scale_bps(volatility, found.scale, member.horizon_s)
+            by_horizon[:, column] = raw * member.calibration.slope * own_scale
+            combined += raw * (member.weight * member.to_primary)
+        scale = scale_bps(volatility, found.scale, found.primary_s)
+        raw_bps = combined * found.gain * scale
+        regime = regime_index(volatility, found.regimes)
+        reached = np.abs(raw_bps) >= self._thresholds[regime]
+        expected = np.where(reached | np.isnan(raw_bps), raw_bps, 0.0)
+        return Predictions(
+            expected_bps=expected,
+            raw_bps=raw_bps,
+            by_horizon=by_horizon,
+            regime=regime,
+            scale_bps=scale,
+        )
+
+
+def load_champion(root: str | Path, name: str) -> tuple[Pointer, Bundle] | None:
+    """The champion's pointer and verified bundle, None when nothing has been promoted."""
+    pointer = read_pointer(root, name)
+    if pointer is None:
+        return None
+    folder = bundles_folder(root, name) / pointer.folder
+    return pointer, Bundle.load(folder, pointer.manifest_sha256)
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest in ``data``; BundleError naming ``where`` when it is not a sound one."""
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{where}: not a model manifest ({error}); train again") from error
+    if manifest.format != FORMAT:
+        raise BundleError(f"{where}: format {manifest.format}, this code reads {FORMAT}")
+    if list_hash(manifest.features) != manifest.feature_list_hash:
+        raise BundleError(f"{where}: the feature list does not have its hash; train again")
+    if manifest.scale.feature not in manifest.features:
+        raise BundleError(f"{where}: scale feature {manifest.scale.feature} is not a feature")
+    if tuple(m.horizon_s for m in manifest.members) != manifest.horizons_s:
+        raise BundleError(f"{where}: boosters and horizons do not match; train again")
+    return manifest
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{path}: cannot be read ({error.strerror}); run the resolver again"
+        ) from error
