@@ -151,6 +151,22 @@ class DecayReference(Record, frozen=True, kw_only=True):
     realised: tuple[float, ...]
 
 
+class Recipe(Record, frozen=True, kw_only=True):
+    """How the boosters' outputs become an expectation; the arithmetic of this module's docstring."""
+
+    #: In the order of the vector.
+    features: tuple[str, ...]
+    primary_s: int
+    scale: Scale
+    members: tuple[Member, ...]
+    gain: float
+    regimes: tuple[Regime, ...]
+
+    @property
+    def horizons_s(self) -> tuple[int, ...]:
+        return tuple(member.horizon_s for member in self.members)
+
+
 class Manifest(Record, frozen=True, kw_only=True):
     """Everything about a model version that is not a tree. Strict: unknown keys are refused."""
 
@@ -159,17 +175,11 @@ class Manifest(Record, frozen=True, kw_only=True):
     source: Literal["recorded", "synthetic"]
     book_topic: str
     symbols: tuple[str, ...]
-    features: tuple[str, ...]
     #: `market.features.feature_hash()` of the definitions the training set was made by.
     feature_hash: str
-    #: `list_hash` of ``features``.
+    #: `list_hash` of the recipe's features.
     feature_list_hash: str
-    horizons_s: tuple[int, ...]
-    primary_s: int
-    scale: Scale
-    members: tuple[Member, ...]
-    gain: float
-    regimes: tuple[Regime, ...]
+    recipe: Recipe
     fees: Fees
     window: Window
     data_fingerprint: str
@@ -180,6 +190,18 @@ class Manifest(Record, frozen=True, kw_only=True):
     decay: DecayReference
     metrics: dict[str, float]
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        return self.recipe.features
+
+    @property
+    def horizons_s(self) -> tuple[int, ...]:
+        return self.recipe.horizons_s
+
+    @property
+    def primary_s(self) -> int:
+        return self.recipe.primary_s
+
 
 class Prediction(Record, frozen=True, kw_only=True):
     """An expectation for one row.
@@ -187,7 +209,7 @@ class Prediction(Record, frozen=True, kw_only=True):
     ``expected_bps`` is what the target rule takes: the expected return over the primary horizon in
     bps, 0 where the regime's threshold is not reached, NaN when there is none. ``raw_bps`` is the
     same before the threshold (what IC and decay are measured on), ``by_horizon`` the calibrated
-    expectation in bps at each of the manifest's ``horizons_s``.
+    expectation in bps at each of the recipe's ``horizons_s``.
     """
 
     expected_bps: float
@@ -199,13 +221,14 @@ class Prediction(Record, frozen=True, kw_only=True):
 class Predictions(msgspec.Struct, frozen=True, kw_only=True):
     """Expectations for n rows: float64 of shape (n,), ``by_horizon`` (n, horizons).
 
-    ``regime`` is an index into the manifest's regimes, -1 for none; ``scale_bps`` is the scale at
-    the primary horizon.
+    ``output`` are the boosters' own values (n, horizons); ``regime`` is an index into the recipe's
+    regimes, -1 for none; ``scale_bps`` is the scale at the primary horizon.
     """
 
     expected_bps: Float
     raw_bps: Float
     by_horizon: Float
+    output: Float
     regime: npt.NDArray[np.int8]
     scale_bps: Float
 
@@ -270,20 +293,71 @@ def regime_index(volatility: Float, regimes: Sequence[Regime]) -> npt.NDArray[np
     return np.where(np.isnan(volatility), -1, index).astype(np.int8)
 
 
-class Bundle:
+class Predictor:
+    """A recipe and its boosters: one arithmetic for validation, scoring and live."""
+
+    def __init__(self, recipe: Recipe, boosters: Sequence[lightgbm.Booster]) -> None:
+        self.recipe = recipe
+        self.boosters = tuple(boosters)
+        self._scale_column = recipe.features.index(recipe.scale.feature)
+        self._thresholds = np.array(
+            [np.inf if r.threshold_bps is None else r.threshold_bps for r in recipe.regimes]
+            + [np.nan]  # reached by index -1, where the expectation is NaN anyway
+        )
+
+    def predict(self, vector: Float) -> Prediction:
+        """The expectation for one row: float64 of shape (features,), NaN for NULL."""
+        many = self.predict_many(np.ascontiguousarray(vector, np.float64)[np.newaxis, :])
+        index = int(many.regime[0])
+        return Prediction(
+            expected_bps=float(many.expected_bps[0]),
+            raw_bps=float(many.raw_bps[0]),
+            by_horizon=tuple(float(value) for value in many.by_horizon[0]),
+            regime=self.recipe.regimes[index].name if index >= 0 else NO_REGIME,
+        )
+
+    def predict_many(self, matrix: Float, threads: int = 1) -> Predictions:
+        """Expectations for float64 rows of shape (n, features), n > 0; the numbers of `predict`."""
+        recipe = self.recipe
+        if matrix.ndim != 2 or matrix.shape[1] != len(recipe.features):
+            raise ValueError(
+                f"the model takes {len(recipe.features)} features, got shape {matrix.shape}"
+            )
+        volatility = np.asarray(matrix[:, self._scale_column], np.float64)
+        output = np.empty((len(matrix), len(recipe.members)))
+        by_horizon = np.empty_like(output)
+        combined = np.zeros(len(matrix))
+        # Column by column, never a matrix product: its summation order depends on the row count,
+        # and one row live must give the bits that many rows gave in validation.
+        for column, (member, booster) in enumerate(zip(recipe.members, self.boosters, strict=True)):
+            raw = np.asarray(booster.predict(matrix, num_threads=threads), np.float64)
+            own_scale = scale_bps(volatility, recipe.scale, member.horizon_s)
+            output[:, column] = raw
+            by_horizon[:, column] = raw * member.calibration.slope * own_scale
+            combined += raw * (member.weight * member.to_primary)
+        scale = scale_bps(volatility, recipe.scale, recipe.primary_s)
+        raw_bps = combined * recipe.gain * scale
+        regime = regime_index(volatility, recipe.regimes)
+        reached = np.abs(raw_bps) >= self._thresholds[regime]
+        return Predictions(
+            expected_bps=np.where(reached | np.isnan(raw_bps), raw_bps, 0.0),
+            raw_bps=raw_bps,
+            by_horizon=by_horizon,
+            output=output,
+            regime=regime,
+            scale_bps=scale,
+        )
+
+
+class Bundle(Predictor):
     """A verified model version, ready to predict."""
 
     def __init__(
         self, manifest: Manifest, boosters: Sequence[lightgbm.Booster], manifest_sha256: str
     ) -> None:
+        super().__init__(manifest.recipe, boosters)
         self.manifest = manifest
         self.manifest_sha256 = manifest_sha256
-        self._boosters = tuple(boosters)
-        self._scale_column = manifest.features.index(manifest.scale.feature)
-        self._thresholds = np.array(
-            [np.inf if r.threshold_bps is None else r.threshold_bps for r in manifest.regimes]
-            + [np.nan]  # reached by index -1, where the expectation is NaN anyway
-        )
 
     @classmethod
     def load(cls, folder: str | Path, manifest_sha256: str = "") -> Bundle:
@@ -304,7 +378,7 @@ class Bundle:
             )
         manifest = parse_manifest(data, str(folder / MANIFEST_FILE))
         boosters = []
-        for member in manifest.members:
+        for member in manifest.recipe.members:
             path = folder / member.booster
             text = _read(path)
             if sha256(text) != member.sha256:
@@ -320,10 +394,6 @@ class Bundle:
                 )
         return cls(manifest, boosters, digest)
 
-    @property
-    def horizons_s(self) -> tuple[int, ...]:
-        return self.manifest.horizons_s
-
     def require(self, feature_hash: str, book_topic: str) -> None:
         """BundleError unless the model was trained on these feature definitions and this topic."""
         found = self.manifest
@@ -337,47 +407,6 @@ class Bundle:
                 f"model {found.name} was trained on {found.book_topic}, this run reads "
                 f"{book_topic}; set market.book_depth accordingly or train again"
             )
-
-    def predict(self, vector: Float) -> Prediction:
-        """The expectation for one row: float64 of shape (features,), NaN for NULL."""
-        many = self.predict_many(np.ascontiguousarray(vector, np.float64)[np.newaxis, :])
-        index = int(many.regime[0])
-        return Prediction(
-            expected_bps=float(many.expected_bps[0]),
-            raw_bps=float(many.raw_bps[0]),
-            by_horizon=tuple(float(value) for value in many.by_horizon[0]),
-            regime=self.manifest.regimes[index].name if index >= 0 else NO_REGIME,
-        )
-
-    def predict_many(self, matrix: Float, threads: int = 1) -> Predictions:
-        """Expectations for float64 rows of shape (n, features); the same numbers as `predict`."""
-        found = self.manifest
-        if matrix.ndim != 2 or matrix.shape[1] != len(found.features):
-            raise ValueError(
-                f"model {found.name} takes {len(found.features)} features, got shape {matrix.shape}"
-            )
-        volatility = np.asarray(matrix[:, self._scale_column], np.float64)
-        by_horizon = np.empty((len(matrix), len(found.members)))
-        combined = np.zeros(len(matrix))
-        # Column by column, never a matrix product: its summation order depends on the row count,
-        # and one row live must give the bits that many rows gave in validation.
-        for column, (member, booster) in enumerate(zip(found.members, self._boosters, strict=True)):
-            raw = np.asarray(booster.predict(matrix, num_threads=threads), np.float64)
-            own_scale = scale_bps(volatility, found.scale, member.horizon_s)
-            by_horizon[:, column] = raw * member.calibration.slope * own_scale
-            combined += raw * (member.weight * member.to_primary)
-        scale = scale_bps(volatility, found.scale, found.primary_s)
-        raw_bps = combined * found.gain * scale
-        regime = regime_index(volatility, found.regimes)
-        reached = np.abs(raw_bps) >= self._thresholds[regime]
-        expected = np.where(reached | np.isnan(raw_bps), raw_bps, 0.0)
-        return Predictions(
-            expected_bps=expected,
-            raw_bps=raw_bps,
-            by_horizon=by_horizon,
-            regime=regime,
-            scale_bps=scale,
-        )
 
 
 def load_champion(root: str | Path, name: str) -> tuple[Pointer, Bundle] | None:
@@ -399,10 +428,11 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         raise BundleError(f"{where}: format {manifest.format}, this code reads {FORMAT}")
     if list_hash(manifest.features) != manifest.feature_list_hash:
         raise BundleError(f"{where}: the feature list does not have its hash; train again")
-    if manifest.scale.feature not in manifest.features:
-        raise BundleError(f"{where}: scale feature {manifest.scale.feature} is not a feature")
-    if tuple(m.horizon_s for m in manifest.members) != manifest.horizons_s:
-        raise BundleError(f"{where}: boosters and horizons do not match; train again")
+    recipe = manifest.recipe
+    if recipe.scale.feature not in recipe.features:
+        raise BundleError(f"{where}: scale feature {recipe.scale.feature} is not a feature")
+    if any(Path(member.booster).name != member.booster for member in recipe.members):
+        raise BundleError(f"{where}: a booster is not a plain file name; train again")
     return manifest
 
 
