@@ -137,6 +137,12 @@ class Lake:
         names = [f.path for f in self.fs.get_file_info(selector) if f.path.endswith(".frames.zst")]
         return sorted(names)
 
+    def capture_dates(self) -> list[str]:
+        """Dates that have a folder of captures, sorted."""
+        selector = pafs.FileSelector(f"{self.base}/frames", allow_not_found=True)
+        names = (info.base_name for info in self.fs.get_file_info(selector))
+        return sorted(n.removeprefix("date=") for n in names if n.startswith("date="))
+
     def partitions(self, table: str) -> list[tuple[str, str]]:
         """(symbol, date) of every partition that stands, sorted."""
         selector = pafs.FileSelector(f"{self.base}/{table}", recursive=True, allow_not_found=True)

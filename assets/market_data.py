@@ -1,0 +1,134 @@
+"""From captures to bars: the first two assets of the path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import Any
+
+import dagster as dg
+
+from assets.partitions import PARTITIONS, split_key
+from assets.platform import OWNERS, Platform
+from market.lake import Lake, previous_day
+from market.settings import Settings
+
+Key = tuple[str, str]
+
+
+def keys_of(partition_keys: Iterable[str]) -> list[Key]:
+    """(symbol, date) of each partition key, ordered by date, then symbol."""
+    return [split_key(key) for key in sorted(partition_keys)]
+
+
+def captures_for(lake: Lake, days: Iterable[str]) -> list[str]:
+    """Captures that may hold frames of these dates, in time order.
+
+    A capture lies under the date of its first frame and may run past midnight, so the last one of
+    the day before belongs to it too.
+    """
+    found: dict[str, None] = {}
+    for day in sorted(set(days)):
+        for path in [*lake.captures(previous_day(day))[-1:], *lake.captures(day)]:
+            found[path] = None
+    return list(found)
+
+
+def map_processes(
+    function: Callable[..., Any],
+    tasks: Sequence[tuple[Any, ...]],
+    workers: int,
+    done: Callable[[tuple[Any, ...], Any], None],
+) -> None:
+    """``function(*task)`` for each task in worker processes; ``done(task, result)`` as they end.
+
+    Functions are pure and importable, so a cluster's ``map`` can take this one's place.
+    """
+    if workers <= 1 or len(tasks) <= 1:
+        for task in tasks:
+            done(task, function(*task))
+        return
+    # spawn: a forked child would inherit the locks of dagster's threads
+    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(function, *task): task for task in tasks}
+        for future in as_completed(futures):
+            done(futures[future], future.result())
+
+
+def bars_of(root: str, settings: Settings, symbol: str, day: str) -> int:
+    """Make one bars partition from its events, or straight from the synthetic market."""
+    from market.bars import make_bars
+    from market.synthetic import profile, write_bars
+
+    lake = Lake(root, settings.source)
+    if lake.exists("events", symbol, day):
+        return make_bars(lake, symbol, day, settings)
+    synthetic = settings.synthetic
+    return write_bars(lake, profile(synthetic.profile), synthetic.seed, symbol, day, settings)
+
+
+@dg.asset(
+    partitions_def=PARTITIONS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    group_name="market",
+    owners=OWNERS,
+    kinds={"python", "parquet"},
+)
+def events(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
+    """Every book level, trade, ticker field and liquidation, one row each, in integers.
+
+    Read from the captures of the date. In a synthetic lake a date without a capture has no events:
+    its bars come straight from the generator.
+    """
+    from market.ingest import ingest, scan
+
+    settings, lake = platform.settings(), platform.lake()
+    wanted = keys_of(context.partition_keys)
+    captures = captures_for(lake, (day for _, day in wanted))
+    held = set(scan(captures)) if captures else set()
+    recorded = [key for key in wanted if key in held]
+    missing = [key for key in wanted if key not in held]
+    if missing and settings.source == "recorded":
+        names = ", ".join(f"{symbol} {day}" for symbol, day in missing)
+        raise dg.Failure(f"no capture holds {names}; record or ingest one, or choose other dates")
+    metadata: dict[str, Any] = {"source": settings.source, "straight as bars": len(missing)}
+    if recorded:
+        context.log.info(f"reading {len(captures)} capture(s) for {len(recorded)} partition(s)")
+        report = ingest(lake, captures, recorded, settings, progress=context.log.info)
+        metadata |= {
+            "rows": sum(report.events.values()),
+            "quarantined": report.quarantined,
+            "frames": dg.MetadataValue.json(report.frames),
+            "rejects by reason": dg.MetadataValue.json(report.reasons),
+        }
+        context.log.info(
+            f"{sum(report.frames.values()):,} frames, {sum(report.events.values()):,} events, "
+            f"{report.quarantined} quarantined"
+        )
+    return dg.MaterializeResult(metadata=metadata)
+
+
+@dg.asset(
+    deps=[events],
+    partitions_def=PARTITIONS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    group_name="market",
+    owners=OWNERS,
+    kinds={"numba", "parquet"},
+)
+def bars(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
+    """One row a second: book, order flow, trades and ticker as `market/bars.py` defines them."""
+    settings = platform.settings()
+    tasks = [(settings.root, settings, *key) for key in keys_of(context.partition_keys)]
+    rows: dict[str, int] = {}
+
+    def done(task: tuple[Any, ...], count: int) -> None:
+        symbol, day = task[2:]
+        rows[f"{day} {symbol}"] = count
+        context.log.info(f"{day} {symbol}: {count:,} bars ({len(rows)} of {len(tasks)})")
+
+    map_processes(bars_of, tasks, platform.workers, done)
+    return dg.MaterializeResult(
+        metadata={"rows": sum(rows.values()), "by partition": dg.MetadataValue.json(rows)}
+    )

@@ -1,0 +1,142 @@
+"""From the training set to a champion: performance and decay, training, promotion."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.market_data import keys_of
+from assets.partitions import PARTITIONS
+from assets.platform import OWNERS, Platform
+
+
+def git_sha() -> str:
+    """The commit that runs, with ``+`` when the work tree differs from it; "unknown" outside git."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    sha = git("rev-parse", "HEAD")
+    changed = bool(git("status", "--porcelain", "--untracked-files=no"))
+    return f"{sha[:12]}{'+' if changed else ''}" if sha else "unknown"
+
+
+@dg.asset(
+    deps=["training_set"],
+    partitions_def=PARTITIONS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    group_name="models",
+    owners=OWNERS,
+    kinds={"lightgbm", "parquet"},
+)
+def performance(
+    context: dg.AssetExecutionContext, platform: Platform
+) -> dg.MaterializeResult[None]:
+    """How the champion predicted each date it was not trained on: IC, hit rate, edge by horizon."""
+    from models_registry.decay import score_days
+
+    scored = score_days(platform.lake(), platform.settings(), keys_of(context.partition_keys))
+    context.log.info(scored.summary)
+    return dg.MaterializeResult(
+        metadata={"summary": scored.summary, "partitions scored": scored.partitions}
+    )
+
+
+@dg.asset_check(asset=performance)
+def decay(context: dg.AssetCheckExecutionContext, platform: Platform) -> dg.AssetCheckResult:
+    """CUSUM on the champion's standardised predictions: fails when its information is leaving.
+
+    A failure does not block: it asks for a retrain (see `orchestration.automation`).
+    """
+    from models_registry.decay import check
+
+    report = check(platform.lake(), platform.settings())
+    context.log.info(report.summary)
+    return dg.AssetCheckResult(
+        passed=not report.failed,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"summary": report.summary, **_plain(report.figures)},
+    )
+
+
+@dg.asset(
+    deps=["training_set", performance],
+    group_name="models",
+    owners=OWNERS,
+    kinds={"lightgbm", "optuna", "mlflow"},
+    automation_condition=(
+        dg.AutomationCondition.any_deps_match(
+            dg.AutomationCondition.any_checks_match(dg.AutomationCondition.check_failed())
+        ).newly_true()
+        & ~dg.AutomationCondition.in_progress()
+    ),
+)
+def model(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
+    """A training attempt on all of the training set: walk-forward, gate, MLflow run and version.
+
+    Ends well whatever the verdict; `not_enough_data` registers no version.
+    """
+    from models_registry.registry import train_and_register
+
+    outcome = train_and_register(
+        platform.lake(),
+        platform.settings(),
+        git_sha=git_sha(),
+        run_tags={"dagster.run_id": context.run_id},
+        progress=context.log.info,
+    )
+    context.log.info(f"verdict: {outcome.verdict} ({'; '.join(outcome.reasons)})")
+    return dg.MaterializeResult(
+        metadata={
+            "verdict": outcome.verdict,
+            "reasons": dg.MetadataValue.json(list(outcome.reasons)),
+            "registered model": platform.settings().model_name,
+            "version": outcome.version or "none registered",
+            "MLflow run": outcome.run_id,
+            "card": dg.MetadataValue.md(outcome.card),
+            **_plain(outcome.metrics),
+        }
+    )
+
+
+@dg.asset_check(asset=model)
+def gate(context: dg.AssetCheckExecutionContext, platform: Platform) -> dg.AssetCheckResult:
+    """Whether the latest attempt passed the promotion gate; a refusal warns and does not block."""
+    from models_registry.registry import latest_verdict
+
+    verdict, reasons = latest_verdict(platform.settings())
+    return dg.AssetCheckResult(
+        passed=verdict == "promote",
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"verdict": verdict, "reasons": dg.MetadataValue.json(list(reasons))},
+    )
+
+
+@dg.asset(deps=[model], group_name="models", owners=OWNERS, kinds={"mlflow"})
+def champion(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
+    """The version that the live worker trades: the newest one that passed the gate.
+
+    Moves the alias `champion` when the latest attempt says `promote`, and leaves it otherwise.
+    """
+    from models_registry.registry import promote_latest
+
+    moved, version = promote_latest(platform.settings())
+    text = f"version {version}" if version else "none yet"
+    context.log.info(f"champion: {text}{' (new)' if moved else ''}")
+    return dg.MaterializeResult(metadata={"champion": text, "moved": moved})
+
+
+def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures as metadata; a missing number is text, since dagster refuses NaN nowhere but shows it badly."""
+    return {
+        name: value if value == value and value is not None else "none"
+        for name, value in figures.items()
+    }

@@ -1,0 +1,26 @@
+"""What Dagster loads: assets, checks, jobs, schedules, sensors and the platform resource.
+
+Loading takes seconds because every heavy library is imported inside the asset that needs it.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from assets import execution, market_data, modelling, quality, warehouse
+from assets.platform import Platform
+from orchestration import automation
+from orchestration.console import people_logger
+
+MODULES = (market_data, quality, warehouse, modelling, execution)
+
+defs = dg.Definitions(
+    assets=dg.load_assets_from_modules(MODULES),
+    asset_checks=dg.load_asset_checks_from_modules(MODULES),
+    jobs=[automation.pipeline_job, automation.retrain_job],
+    schedules=[automation.daily],
+    sensors=[automation.new_captures, automation.automation_sensor],
+    resources={"platform": Platform()},
+    loggers={"console": people_logger},
+    executor=dg.in_process_executor,
+)

@@ -1,0 +1,74 @@
+"""The web pages of a lake: Dagster's and MLflow's own servers, on loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from market.settings import Settings
+from orchestration.console import say
+from orchestration.instance import dagster_home
+
+
+class PortError(RuntimeError):
+    """A port cannot be listened on."""
+
+
+def require_free(port: int, option: str) -> None:
+    """PortError when something listens on the port already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise PortError(f"port {port} is in use; choose another with {option}") from error
+
+
+def commands(settings: Settings, dagster_port: int, mlflow_port: int) -> dict[str, list[str]]:
+    """The two servers' command lines."""
+    root = Path(settings.root).absolute()
+    binaries = Path(sys.executable).parent
+    return {
+        "Dagster": [
+            str(binaries / "dagster"), "dev", "--port", str(dagster_port),
+            "--host", "127.0.0.1", "--module-name", "orchestration.definitions",
+        ],
+        "MLflow": [
+            str(binaries / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(mlflow_port),
+            "--backend-store-uri", f"sqlite:///{root}/mlflow/mlflow.db",
+            "--default-artifact-root", f"{root}/mlflow/artifacts",
+        ],
+    }  # fmt: skip
+
+
+def serve(settings: Settings, dagster_port: int, mlflow_port: int) -> None:
+    """Run both servers until interrupted, or until one of them ends."""
+    require_free(dagster_port, "--dagster-port")
+    require_free(mlflow_port, "--mlflow-port")
+    root = Path(settings.root).absolute()
+    (root / "mlflow").mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {
+        "DAGSTER_HOME": str(dagster_home(settings)),
+        "L2_ROOT": str(root),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }
+    running = []
+    try:
+        for name, command in commands(settings, dagster_port, mlflow_port).items():
+            port = dagster_port if name == "Dagster" else mlflow_port
+            say(f"{name}: http://127.0.0.1:{port}")
+            running.append(subprocess.Popen(command, env=environment))
+        os.wait()
+    except KeyboardInterrupt:
+        say("stopping")
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        for process in running:
+            process.wait(timeout=30)
