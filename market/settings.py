@@ -50,11 +50,19 @@ class Model(Struct, frozen=True, kw_only=True):
     #: The share of the training span, at its end, that calibrates.
     calibration_share: float = 0.2
     min_test_blocks: int = 5
+    #: A test block is one date, or as many as keep the number of blocks below this.
+    max_test_blocks: int = 20
+    #: Fewer trades than this support no statement about net expectancy.
+    min_trades: int = 30
     trials: int = 8
+    #: Threads of LightGBM; results do not depend on it.
+    threads: int = 2
     seed: int = 20260101
     bootstrap_samples: int = 2000
     #: Mean length of the stationary bootstrap's blocks; several times the longest horizon.
     bootstrap_block_s: int = 3600
+    #: Mean time between false alarms of the decay monitor.
+    decay_arl0_days: float = 30.0
 
 
 class Execution(Struct, frozen=True, kw_only=True):
