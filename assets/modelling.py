@@ -75,7 +75,9 @@ def decay(context: dg.AssetCheckExecutionContext, platform: Platform) -> dg.Asse
     automation_condition=(
         dg.AutomationCondition.any_deps_match(
             dg.AutomationCondition.any_checks_match(dg.AutomationCondition.check_failed())
-        ).newly_true()
+        )
+        .allow(dg.AssetSelection.assets(performance))
+        .newly_true()
         & ~dg.AutomationCondition.in_progress()
     ),
 )

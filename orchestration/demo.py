@@ -1,0 +1,194 @@
+"""The whole path on a synthetic market whose alpha is known, from nothing to live paper fills.
+
+    days 1 to n-1   straight as bars from the generator
+    day n           as a capture of frames, through ingest
+    day n+1         its first minutes, fresh: the live worker replays them
+
+All of it lies under one folder (default ``demo/``) with its own settings file, so that the pages
+and every verb can be pointed at it afterwards. What stands is used again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from market.lake import Lake, days_between, previous_day
+from market.settings import Settings, load
+from market.synthetic import closed_form_ic, filterable_ic, profile, write_frames, write_truth
+from orchestration.console import say, table
+
+FIRST_DAY: Final = "2026-03-02"
+#: Live: a minute of wall time at this speed.
+SPEED: Final = 20
+LIVE_S: Final = 60
+
+_SETTINGS: Final = """\
+# The demo's lake: a synthetic market with a strong planted signal, judged without fees.
+root = "{root}"
+source = "synthetic"
+
+[synthetic]
+profile = "demo"
+seed = 7
+
+[model]
+# No fee row of the venue pays for one-minute signals; the planted one is judged at zero.
+fee_row = "zero"
+
+[execution]
+algorithm = "passive"
+"""
+
+TABLES: Final = ("bars", "features", "labels", "training_set")
+
+
+def run(folder: str, days: int, quiet: bool = False) -> dict[str, Any]:
+    """Everything, in order; returns the summary and prints it unless ``quiet``."""
+    started = time.monotonic()
+    if days < 2:
+        raise ValueError(f"--days {days}: at least two, one straight as bars and one as frames")
+    settings = _prepare(folder)
+    lake = Lake(settings.root, settings.source)
+    first = FIRST_DAY
+    last = days_between(first, "2026-12-31")[days - 1]
+    fresh = days_between(first, "2026-12-31")[days]
+
+    say(f"synthetic market: {days} days of {' and '.join(settings.market.symbols)}")
+    capture = _frames(lake, settings, last, 0, 86_400)
+    _frames(lake, settings, fresh, 0, LIVE_S * SPEED + 60)
+    for symbol in settings.market.symbols:
+        if not lake.exists("truth", symbol, last):
+            _write_truth(lake, settings, symbol, last)
+
+    from orchestration import pipeline
+
+    stands = all(
+        lake.stands(name, symbol, day)
+        for name in TABLES
+        for symbol in settings.market.symbols
+        for day in days_between(first, last)
+    )
+    if stands:
+        say("tables stand as this code would make them: training and promotion only")
+    selection = ("model", "champion", "performance") if stands else None
+    report = pipeline.run(settings, (), first, last, selection)
+    if report["failed"]:
+        print(pipeline.report_text(report), file=sys.stderr)
+        raise RuntimeError(
+            f"the pipeline failed at {', '.join(report['failed_steps']) or 'a check'}"
+        )
+
+    live = _live(folder, lake, fresh)
+    summary = {
+        "source": settings.source,
+        "capture": str(capture),
+        "pipeline": report,
+        "live": live,
+        "planted": {
+            f"{h}s": {
+                "closed form IC": closed_form_ic(profile(settings.synthetic.profile), h),
+                "filterable IC": filterable_ic(profile(settings.synthetic.profile), h),
+            }
+            for h in settings.model.horizons_s
+        },
+        "seconds": round(time.monotonic() - started),
+    }
+    if not quiet:
+        print(_text(folder, summary, settings))
+    return summary
+
+
+def _prepare(folder: str) -> Settings:
+    root = Path(folder).absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    file = root / "l2.toml"
+    text = _SETTINGS.format(root=root)
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
+    os.environ["L2_CONFIG"] = str(file)
+    os.environ.pop("L2_ROOT", None)
+    return load(file)
+
+
+def _frames(lake: Lake, settings: Settings, day: str, start_s: int, stop_s: int) -> Path:
+    standing = [Path(path) for path in lake.captures(day)]
+    if standing:
+        say(f"{day}: capture stands")
+        return standing[0]
+    begun = time.monotonic()
+    path = Path(
+        write_frames(
+            lake,
+            profile(settings.synthetic.profile),
+            settings.synthetic.seed,
+            settings.market.symbols,
+            day,
+            start_s,
+            stop_s,
+        )
+    )
+    size = path.stat().st_size / 1e6
+    say(f"{day}: {size:.0f} MB of frames in {time.monotonic() - begun:.0f} s")
+    return path
+
+
+def _write_truth(lake: Lake, settings: Settings, symbol: str, day: str) -> None:
+    write_truth(lake, profile(settings.synthetic.profile), settings.synthetic.seed, symbol, day)
+
+
+def _live(folder: str, lake: Lake, fresh: str) -> dict[str, Any]:
+    """The worker as people run it, in its own process, on data that the model has not seen."""
+    command = [
+        sys.executable, "-m", "orchestration.cli", "live", "--venue", "paper", "--json",
+        "--frames", *lake.captures(fresh), "--speed", str(SPEED), "--for", str(LIVE_S),
+    ]  # fmt: skip
+    say(f"live worker: paper venue, {LIVE_S} s at {SPEED}x, warmed up from {previous_day(fresh)}")
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"the live worker ended with status {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _text(folder: str, summary: dict[str, Any], settings: Settings) -> str:
+    report, live = summary["pipeline"], summary["live"]
+    metrics = report["metrics"]
+    passed = sum(check["passed"] for check in report["checks"])
+    binaries = os.path.relpath(Path(sys.executable).parent)
+    primary = f"{settings.model.primary_s}s"
+    planted = summary["planted"][primary]
+
+    def figure(name: str, unit: str = "") -> str:
+        value = metrics.get(name)
+        return "none" if value is None else f"{value:.3f}{unit}"
+
+    rows = [
+        ("ingested", f"{sum(report['frames'].values()):,} frames, {report['events']:,} events, "
+                     f"{report['quarantined']} quarantined"),
+        ("bars", ", ".join(f"{n:,} {symbol}" for symbol, n in report["bars"].items())),
+        ("data checks", f"{passed} of {len(report['checks'])} passed"),
+        ("planted signal", f"IC {planted['closed form IC']:.3f}, filterable {planted['filterable IC']:.3f} "
+                           f"at {primary}"),
+        ("walk-forward IC", f"{figure('ic')} (95 % lower bound {figure('ic_lower')})"),
+        ("net per trade, zero fees", f"{figure('net_bps')} bps (lower bound {figure('net_bps_lower')})"),
+        ("verdict", f"{report['verdict']}; champion: {report['champion']}"),
+        ("live", f"{live['decisions']} decisions, {live['orders']} orders, {live['fills']} fills"),
+        ("all-in cost", f"{live['all_in_cost_bps']} bps of shortfall, fees included"),
+        ("took", f"{summary['seconds']} s"),
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            "",
+            table(rows),
+            "",
+            "look at it:",
+            f"  {binaries}/l2 ui --config {folder}/l2.toml",
+            f"  {binaries}/l2 sql --config {folder}/l2.toml 'select * from performance'",
+        ]
+    )

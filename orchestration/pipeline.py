@@ -1,0 +1,191 @@
+"""One run of the whole graph over a range of dates, and what it amounts to as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+
+from market.ingest import adopt, scan
+from market.lake import Lake, LakeError
+from market.settings import Settings
+from orchestration.automation import range_tags
+from orchestration.console import say, table
+from orchestration.instance import instance
+
+
+def run(
+    settings: Settings,
+    frames: Sequence[str] = (),
+    first: str | None = None,
+    last: str | None = None,
+    selection: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Take captures in, materialise the graph over their dates, and report.
+
+    ``frames`` are capture files to adopt; their dates are the range unless ``first`` and ``last``
+    say otherwise. ``selection`` names assets (default: all). The report has ``failed`` set when a
+    step failed or a blocking check stopped the run; LakeError when there is nothing to run on.
+    """
+    lake = Lake(settings.root, settings.source)
+    first, last, symbols = _range(lake, settings, frames, first, last)
+    say(f"{', '.join(symbols)} from {first} to {last} into {settings.root}")
+    from orchestration.definitions import defs  # after settings are exported: partitions need them
+
+    job = defs.resolve_job_def("pipeline")
+    result = job.execute_in_process(
+        instance=instance(settings),
+        tags=range_tags(first, last, symbols),
+        asset_selection=[dg.AssetKey(name) for name in selection] if selection else None,
+        raise_on_error=False,
+    )
+    return report(lake, symbols, first, last, result)
+
+
+def _range(
+    lake: Lake,
+    settings: Settings,
+    frames: Sequence[str],
+    first: str | None,
+    last: str | None,
+) -> tuple[str, str, tuple[str, ...]]:
+    """Dates and symbols of a run; the symbols keep the settings' order, as partitions do."""
+    if frames:
+        held = scan([adopt(lake, path) for path in frames])
+        dates = sorted({day for _, day in held})
+        first, last = first or dates[0], last or dates[-1]
+        named = {symbol for symbol, _ in held}
+        symbols = tuple(symbol for symbol in settings.market.symbols if symbol in named)
+        if not symbols:
+            raise LakeError(
+                f"{', '.join(frames)}: holds {', '.join(sorted(named))}, none of which is among "
+                f"the settings' symbols {', '.join(settings.market.symbols)}"
+            )
+        return first, last, symbols
+    dates = lake.capture_dates() or [day for _, day in lake.partitions("bars")]
+    if not (dates or (first and last)):
+        raise LakeError(
+            f"{settings.root}: no captures to run on; give --frames FILE or --from/--to"
+        )
+    return first or min(dates), last or max(dates), settings.market.symbols
+
+
+def report(
+    lake: Lake, symbols: Sequence[str], first: str, last: str, result: dg.ExecuteInProcessResult
+) -> dict[str, Any]:
+    """What a run left behind: counts from the lake, checks and verdict from the run's events."""
+    counts = _counts(lake, symbols, first, last)
+    metadata = _materialised(result)
+    model = metadata.get("model", {})
+    checks = _checks(result)
+    failed_steps = [event.step_key for event in result.all_events if event.is_step_failure]
+    return {
+        "source": lake.source,
+        "dates": [first, last],
+        "symbols": list(symbols),
+        **counts,
+        "checks": checks,
+        "verdict": model.get("verdict", "none"),
+        "reasons": model.get("reasons", []),
+        "model": {key: model[key] for key in ("registered model", "version") if key in model},
+        "metrics": {key: value for key, value in model.items() if isinstance(value, int | float)},
+        "champion": metadata.get("champion", {}).get("champion", "none"),
+        "execution": metadata.get("execution_study", {}).get("cost by algorithm", []),
+        "run_id": result.run_id,
+        "failed_steps": failed_steps,
+        "failed": not result.success,
+    }
+
+
+def _counts(lake: Lake, symbols: Sequence[str], first: str, last: str) -> dict[str, Any]:
+    connection = lake.connect(("ingests", "bars", "features", "quarantine"))
+    views = {row[0] for row in connection.execute("show tables").fetchall()}
+    where = f"date between '{first}' and '{last}'"
+
+    def query(view: str, sql: str) -> list[tuple[Any, ...]]:
+        return connection.execute(sql).fetchall() if view in views else []
+
+    def by_symbol(view: str) -> dict[str, int]:
+        rows = query(
+            view, f"select symbol, count(*) from {view} where {where} group by 1 order by 1"
+        )
+        return {symbol: rows_ for symbol, rows_ in rows if symbol in symbols}
+
+    totals = query(
+        "ingests",
+        f"select topic, sum(frames)::bigint from ingests where {where} group by 1 order by 1",
+    )
+    events = query("ingests", f"select sum(events)::bigint from ingests where {where}")
+    rejected = query("quarantine", f"select count(*) from quarantine where {where}")
+    return {
+        "frames": dict(totals),
+        "events": events[0][0] or 0 if events else 0,
+        "quarantined": rejected[0][0] if rejected else 0,
+        "bars": by_symbol("bars"),
+        "feature_rows": by_symbol("features"),
+    }
+
+
+def _materialised(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    """Asset name -> metadata as plain values, of everything that this run materialised."""
+    found: dict[str, dict[str, Any]] = {}
+    for event in result.get_asset_materialization_events():
+        materialization = event.materialization
+        name = materialization.asset_key.to_user_string()
+        found[name] = {key: item.value for key, item in materialization.metadata.items()}
+    return found
+
+
+def _checks(result: dg.ExecuteInProcessResult) -> list[dict[str, Any]]:
+    evaluations = result.get_asset_check_evaluations()
+    return [
+        {
+            "asset": evaluation.asset_key.to_user_string(),
+            "check": evaluation.check_name,
+            "passed": evaluation.passed,
+            "severity": evaluation.severity.value,
+            **_breaches(evaluation.metadata),
+        }
+        for evaluation in evaluations
+    ]
+
+
+def _breaches(metadata: Any) -> dict[str, Any]:
+    return {"breaches": metadata["breaches"].value} if "breaches" in metadata else {}
+
+
+def report_text(found: dict[str, Any]) -> str:
+    """The report for people."""
+    passed = [check for check in found["checks"] if check["passed"]]
+    lines = [
+        table(
+            [
+                ("dates", " to ".join(found["dates"])),
+                ("source", found["source"]),
+                *((f"frames {topic}", f"{count:,}") for topic, count in found["frames"].items()),
+                ("events", f"{found['events']:,}"),
+                ("quarantined", f"{found['quarantined']:,}"),
+                *((f"bars {symbol}", f"{rows:,}") for symbol, rows in found["bars"].items()),
+                *(
+                    (f"feature rows {symbol}", f"{n:,}")
+                    for symbol, n in found["feature_rows"].items()
+                ),
+                ("checks", f"{len(passed)} of {len(found['checks'])} passed"),
+                ("verdict", found["verdict"]),
+                ("champion", found["champion"]),
+            ]
+        )
+    ]
+    lines += [f"  {'; '.join(found['reasons'])}"] if found["reasons"] else []
+    for check in found["checks"]:
+        if not check["passed"]:
+            lines.append(f"  {check['severity']} {check['asset']}.{check['check']}")
+            lines += [f"    {breach}" for breach in check.get("breaches", [])]
+    if found["execution"]:
+        lines += ["", "What orders would have cost:", ""]
+        heads = list(found["execution"][0])
+        lines.append(table([[row[h] for h in heads] for row in found["execution"]], heads))
+    if found["failed"]:
+        lines.append(f"FAILED at {', '.join(found['failed_steps']) or 'a blocking check'}")
+    return "\n".join(lines)
