@@ -18,7 +18,7 @@ the next frame may heal. Between the first and the last row of a frame the book 
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ _WORDS: Final = WIDTH // 64
 NO_LEVEL: Final = -(1 << 62)
 _NO_KEY: Final = 1 << 62
 
-# Places in ``BookState.head``. BEST, WORST and COUNT take two each: bids, then asks. WORST bounds the
+# Places in a book's state. BEST, WORST and COUNT take two each: bids, then asks. WORST bounds the
 # keys of live levels from above; it may be loose, and is tightened when a search proves it.
 BEST: Final = 0
 WORST: Final = 2
@@ -54,7 +54,9 @@ GAPS: Final = 16  #: rows flagged GAP
 CROSSED_FRAMES: Final = 17
 ONE_SIDED_FRAMES: Final = 18
 REFUSED: Final = 19  #: rows with a negative quantity: not applied
-HEAD_SIZE: Final = 20
+_LIVE: Final = 32  #: 2 x _WORDS of bitmap: bids, then asks
+_SLOTS: Final = _LIVE + 2 * _WORDS  #: 2 x WIDTH pairs of key and lots; no lots, no level
+STATE_SIZE: Final = _SLOTS + 4 * WIDTH
 
 #: Bits of STATUS.
 SYNCHRONISED: Final = 1  #: a snapshot came and no frame is known to be missing since
@@ -71,25 +73,16 @@ _GAP: Final = int(Flag.GAP)
 _CHECKPOINT: Final = int(Flag.CHECKPOINT)
 
 
-class BookState(NamedTuple):
-    """The book's arrays: what the kernels pass around. ``lots`` is zero where no level lives."""
-
-    key: npt.NDArray[np.int64]  #: (2, WIDTH)
-    lots: npt.NDArray[np.int64]  #: (2, WIDTH)
-    live: npt.NDArray[np.int64]  #: (2, WIDTH / 64) bitmap of slots with a level
-    head: npt.NDArray[np.int64]  #: (HEAD_SIZE,)
+#: The whole book: int64, shape (STATE_SIZE,). A tuple of arrays would read better here, but numba
+#: counts references at every access to its members, which costs several times the work itself.
+BookState = npt.NDArray[np.int64]
 
 
 def new_state() -> BookState:
-    """An empty book that has seen no snapshot."""
-    state = BookState(
-        np.zeros((2, WIDTH), np.int64),
-        np.zeros((2, WIDTH), np.int64),
-        np.zeros((2, _WORDS), np.int64),
-        np.zeros(HEAD_SIZE, np.int64),
-    )
-    state.head[BEST : BEST + 2] = _NO_KEY
-    state.head[WORST : WORST + 2] = -_NO_KEY
+    """An empty book that has seen no snapshot (4 MB, of which only touched pages are real)."""
+    state = np.zeros(STATE_SIZE, np.int64)
+    state[BEST : BEST + 2] = _NO_KEY
+    state[WORST : WORST + 2] = -_NO_KEY
     return state
 
 
@@ -105,34 +98,45 @@ def _trailing_zeros(_: Any, word: Any) -> Any:
 
 @njit(cache=True)
 def _row_of(side: int) -> int:
-    """Where a side lives in the arrays: bids (+1) in row 0, asks (-1) in row 1."""
+    """Row of a side: bids (+1) are 0, asks (-1) are 1."""
     return (1 - side) >> 1
+
+
+@njit(cache=True)
+def _slot_of(row: int, key: int) -> int:
+    """Place of the pair (key, lots) where a key lives, if it does."""
+    return _SLOTS + 2 * (row * WIDTH + (key & _MASK))
+
+
+@njit(cache=True)
+def _word_of(row: int, key: int) -> int:
+    """Place of the bitmap word of a key."""
+    return _LIVE + row * _WORDS + ((key & _MASK) >> 6)
 
 
 @njit(cache=True)
 def _next_key(state: BookState, row: int, key: int) -> int:
     """The smallest live key above ``key``, ``_NO_KEY`` when there is none."""
-    worst = state.head[WORST + row]
+    worst = state[WORST + row]
     if key >= worst:
         return _NO_KEY
     first = (key + 1) & _MASK
     word = first >> 6
-    bits = state.live[row, word] & (-1 << (first & 63))
+    bits = state[_LIVE + row * _WORDS + word] & (-1 << (first & 63))
     nearest = _NO_KEY
     # A whole turn visits the first word twice, the second time for the slots before ``first``.
-    turn = min(_WORDS, ((worst - key) >> 6) + 1)
-    for _ in range(turn + 1):
+    for _ in range(min(_WORDS, ((worst - key) >> 6) + 1) + 1):
         while bits != 0:
-            found = state.key[row, (word << 6) + _trailing_zeros(bits)]
+            found = state[_slot_of(row, (word << 6) + _trailing_zeros(bits))]
             if found > key:
                 if found - key <= WIDTH:
                     return int(found)
                 nearest = min(nearest, found)
             bits &= bits - 1
         word = (word + 1) & (_WORDS - 1)
-        bits = state.live[row, word]
+        bits = state[_LIVE + row * _WORDS + word]
     if nearest == _NO_KEY:
-        state.head[WORST + row] = key
+        state[WORST + row] = key
     return nearest
 
 
@@ -145,48 +149,51 @@ def set_level(state: BookState, side: int, price_ticks: int, qty_lots: int) -> i
     """
     row = _row_of(side)
     key = -side * price_ticks
-    slot = key & _MASK
-    head = state.head
-    held = state.lots[row, slot]
-    if held != 0 and state.key[row, slot] != key:
+    slot = _slot_of(row, key)
+    held = state[slot + 1]
+    if held != 0 and state[slot] != key:
         if qty_lots == 0:
-            head[UNHELD] += 1
+            state[UNHELD] += 1
             return 0
-        head[EVICTED] += 1
-        if state.key[row, slot] < key:
+        state[EVICTED] += 1
+        if state[slot] < key:
             return 0
-        head[COUNT + row] -= 1
+        state[COUNT + row] -= 1
         held = 0
-    state.lots[row, slot] = qty_lots
+    state[slot + 1] = qty_lots
     if qty_lots == 0:
         if held == 0:
-            head[UNHELD] += 1
+            state[UNHELD] += 1
             return 0
-        state.live[row, slot >> 6] &= ~(1 << (slot & 63))
-        head[COUNT + row] -= 1
-        if key == head[BEST + row]:
-            head[BEST + row] = _next_key(state, row, key)
+        state[_word_of(row, key)] &= ~(1 << (key & 63))
+        state[COUNT + row] -= 1
+        if key == state[BEST + row]:
+            state[BEST + row] = _next_key(state, row, key)
     elif held == 0:
-        state.key[row, slot] = key
-        state.live[row, slot >> 6] |= 1 << (slot & 63)
-        head[COUNT + row] += 1
-        head[BEST + row] = min(head[BEST + row], key)
-        head[WORST + row] = max(head[WORST + row], key)
+        state[slot] = key
+        state[_word_of(row, key)] |= 1 << (key & 63)
+        state[COUNT + row] += 1
+        state[BEST + row] = min(state[BEST + row], key)
+        state[WORST + row] = max(state[WORST + row], key)
     return int(held)
+
+
+@njit(cache=True)
+def _lots_at(state: BookState, row: int, key: int) -> int:
+    slot = _slot_of(row, key)
+    return int(state[slot + 1]) if state[slot] == key else 0
 
 
 @njit(cache=True)
 def level(state: BookState, side: int, price_ticks: int) -> int:
     """Quantity in lots at a price; zero when no level is held there."""
-    row = _row_of(side)
-    key = -side * price_ticks
-    return state.lots[row, key & _MASK] if state.key[row, key & _MASK] == key else 0
+    return int(_lots_at(state, _row_of(side), -side * price_ticks))
 
 
 @njit(cache=True)
 def best(state: BookState, side: int) -> int:
     """Best price of a side in ticks, `NO_LEVEL` when the side is empty."""
-    key = state.head[BEST + _row_of(side)]
+    key = state[BEST + _row_of(side)]
     return NO_LEVEL if key == _NO_KEY else -side * key
 
 
@@ -200,7 +207,7 @@ def next_level(state: BookState, side: int, price_ticks: int) -> int:
 @njit(cache=True)
 def count(state: BookState, side: int) -> int:
     """Number of levels of a side."""
-    return int(state.head[COUNT + _row_of(side)])
+    return int(state[COUNT + _row_of(side)])
 
 
 @njit(cache=True)
@@ -209,11 +216,11 @@ def top(
 ) -> int:
     """Write the best ``len(ticks)`` levels of a side, best first; returns how many there were."""
     row = _row_of(side)
-    key = state.head[BEST + row]
-    wanted = min(len(ticks), state.head[COUNT + row])
+    key = state[BEST + row]
+    wanted = min(len(ticks), state[COUNT + row])
     for n in range(wanted):
         ticks[n] = -side * key
-        lots[n] = state.lots[row, key & _MASK]
+        lots[n] = _lots_at(state, row, key)
         if n + 1 < wanted:
             key = _next_key(state, row, key)
     return int(wanted)
@@ -222,7 +229,7 @@ def top(
 @njit(cache=True)
 def is_valid(state: BookState) -> bool:
     """Whether the book can be believed: synchronised, whole, two-sided and not crossed."""
-    status = state.head[STATUS] & (SYNCHRONISED | IN_FRAME | CROSSED | ONE_SIDED)
+    status = state[STATUS] & (SYNCHRONISED | IN_FRAME | CROSSED | ONE_SIDED)
     return bool(status == SYNCHRONISED)
 
 
@@ -230,30 +237,29 @@ def is_valid(state: BookState) -> bool:
 def clear(state: BookState) -> None:
     """Take all levels away; status and counters stay."""
     for row in range(2):
-        if state.head[COUNT + row] > 0:
+        if state[COUNT + row] > 0:
             for word in range(_WORDS):
-                bits = state.live[row, word]
+                bits = state[_LIVE + row * _WORDS + word]
                 while bits != 0:
-                    state.lots[row, (word << 6) + _trailing_zeros(bits)] = 0
+                    state[_slot_of(row, (word << 6) + _trailing_zeros(bits)) + 1] = 0
                     bits &= bits - 1
-                state.live[row, word] = 0
-        state.head[COUNT + row] = 0
-        state.head[BEST + row] = _NO_KEY
-        state.head[WORST + row] = -_NO_KEY
+                state[_LIVE + row * _WORDS + word] = 0
+        state[COUNT + row] = 0
+        state[BEST + row] = _NO_KEY
+        state[WORST + row] = -_NO_KEY
 
 
 @njit(cache=True)
 def begin_row(state: BookState, event: Any) -> None:
     """The part of a book row that comes before its level: gaps and snapshots."""
-    head = state.head
     if event.flags & _GAP:
-        head[GAPS] += 1
-        head[STATUS] &= ~SYNCHRONISED
+        state[GAPS] += 1
+        state[STATUS] &= ~SYNCHRONISED
     if event.kind == _SNAPSHOT and event.flags & _FIRST:
         restates = event.flags & _CHECKPOINT and is_valid(state)
         clear(state)
-        head[STATUS] = SYNCHRONISED | (_WAS_VALID if restates else 0)
-    head[STATUS] |= IN_FRAME
+        state[STATUS] = SYNCHRONISED | (_WAS_VALID if restates else 0)
+    state[STATUS] |= IN_FRAME
 
 
 @njit(cache=True)
@@ -262,9 +268,9 @@ def set_row(state: BookState, event: Any) -> int:
     if event.side == 0:
         return 0
     if event.qty_lots < 0:
-        state.head[REFUSED] += 1
+        state[REFUSED] += 1
         return int(level(state, event.side, event.price_ticks))
-    state.head[LEVELS] += 1
+    state[LEVELS] += 1
     return int(set_level(state, event.side, event.price_ticks, event.qty_lots))
 
 
@@ -273,25 +279,24 @@ def end_row(state: BookState, event: Any) -> bool:
     """The part of a book row that comes after its level; True when the row ends its frame."""
     if event.flags & _LAST == 0:
         return False
-    head = state.head
-    status = head[STATUS] & ~(IN_FRAME | CROSSED | ONE_SIDED | _WAS_VALID)
-    if head[COUNT] == 0 or head[COUNT + 1] == 0:
+    status = state[STATUS] & ~(IN_FRAME | CROSSED | ONE_SIDED | _WAS_VALID)
+    if state[COUNT] == 0 or state[COUNT + 1] == 0:
         status |= ONE_SIDED
-        head[ONE_SIDED_FRAMES] += 1
-    elif -head[BEST] >= head[BEST + 1]:
+        state[ONE_SIDED_FRAMES] += 1
+    elif -state[BEST] >= state[BEST + 1]:
         status |= CROSSED
-        head[CROSSED_FRAMES] += 1
+        state[CROSSED_FRAMES] += 1
     if event.flags & _CHECKPOINT:
-        head[CHECKPOINTS] += 1
+        state[CHECKPOINTS] += 1
     else:
-        head[FRAMES] += 1
+        state[FRAMES] += 1
     # A checkpoint over a valid book is not news: the book stays as old as its last frame.
-    if head[STATUS] & _WAS_VALID == 0:
-        head[RECEIVE_NS] = event.receive_ns
-        head[EXCHANGE_NS] = event.exchange_ns
-        head[PUBLISH_NS] = event.publish_ns
-    head[UPDATE_ID] = event.update_id
-    head[STATUS] = status
+    if state[STATUS] & _WAS_VALID == 0:
+        state[RECEIVE_NS] = event.receive_ns
+        state[EXCHANGE_NS] = event.exchange_ns
+        state[PUBLISH_NS] = event.publish_ns
+    state[UPDATE_ID] = event.update_id
+    state[STATUS] = status
     return True
 
 
@@ -305,7 +310,7 @@ def apply(state: BookState, event: Any) -> bool:
         return False
     begin_row(state, event)
     set_row(state, event)
-    return end_row(state, event)
+    return bool(end_row(state, event))
 
 
 @njit(cache=True)
@@ -337,7 +342,7 @@ class Book:
     @property
     def synchronised(self) -> bool:
         """A snapshot came and no frame is known to be missing since."""
-        return bool(self.state.head[STATUS] & SYNCHRONISED)
+        return bool(self.state[STATUS] & SYNCHRONISED)
 
     def stale(self, now_ns: int, limit_ns: int) -> bool:
         """Whether the book is invalid, or its last frame is older than the limit."""
@@ -379,12 +384,12 @@ class Book:
     @property
     def update_id(self) -> int:
         """Update id of the last whole frame, zero before the first."""
-        return int(self.state.head[UPDATE_ID])
+        return int(self.state[UPDATE_ID])
 
     @property
     def receive_ns(self) -> int:
         """Receive time of the last frame, zero before the first."""
-        return int(self.state.head[RECEIVE_NS])
+        return int(self.state[RECEIVE_NS])
 
     @property
     def counters(self) -> dict[str, int]:
@@ -400,7 +405,7 @@ class Book:
             "one_sided": ONE_SIDED_FRAMES,
             "refused": REFUSED,
         }
-        return {name: int(self.state.head[place]) for name, place in names.items()}
+        return {name: int(self.state[place]) for name, place in names.items()}
 
     def snapshot_rows(self, receive_ns: int) -> Events:
         """Event rows that restate the book at ``receive_ns`` (a SNAPSHOT frame, CHECKPOINT).
@@ -408,16 +413,16 @@ class Book:
         Applying them to any book gives this one. Empty while the book is not synchronised, because
         a restatement would make it look sound. Raises ValueError in the middle of a frame.
         """
-        head = self.state.head
-        if head[STATUS] & IN_FRAME:
+        state = self.state
+        if state[STATUS] & IN_FRAME:
             raise ValueError("the book stands in the middle of a frame: apply its last row first")
         if not self.synchronised:
             return np.zeros(0, EVENT)
         bids, asks = self.bids(), self.asks()
         rows = np.zeros(max(1, len(bids) + len(asks)), EVENT)
         rows["receive_ns"] = receive_ns
-        rows["exchange_ns"], rows["publish_ns"] = head[EXCHANGE_NS], head[PUBLISH_NS]
-        rows["update_id"] = head[UPDATE_ID]
+        rows["exchange_ns"], rows["publish_ns"] = state[EXCHANGE_NS], state[PUBLISH_NS]
+        rows["update_id"] = state[UPDATE_ID]
         rows["kind"], rows["flags"] = Kind.SNAPSHOT, Flag.CHECKPOINT
         if bids or asks:
             rows["side"] = [1] * len(bids) + [-1] * len(asks)
