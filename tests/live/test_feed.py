@@ -1,0 +1,333 @@
+"""Frames and bare time come in one order, at the asked pace; a lost connection is made again."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from websockets.asyncio.server import ServerConnection, serve
+
+from live.feed import (
+    SILENCE_NS,
+    TICK_NS,
+    Backoff,
+    FeedError,
+    Item,
+    ReplayFeed,
+    WireFeed,
+    topics,
+)
+from market.capture import CaptureWriter
+
+S = 1_000_000_000
+T = 1_700_000_000 * S
+
+
+class FakeClock:
+    """Monotonic time that passes only in sleeps, and a little in every reading."""
+
+    def __init__(self) -> None:
+        self.now_ns = 5 * S
+        self.slept: list[float] = []
+
+    def monotonic_ns(self) -> int:
+        return self.now_ns
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_ns += round(seconds * 1e9)
+
+
+def capture(path: Path, *offsets_ns: int) -> str:
+    with CaptureWriter(path) as writer:
+        for number, offset in enumerate(offsets_ns):
+            writer.append(T + offset, b'{"topic":"x","n":%d}' % number)
+    return str(path)
+
+
+def frames(items: list[Item]) -> list[Item]:
+    return [item for item in items if item.frame is not None]
+
+
+def test_frames_come_as_fast_as_consumed_during_warm_up_and_paced_afterwards(
+    tmp_path: Path,
+) -> None:
+    path = capture(tmp_path / "a.frames.zst", *(n * S // 2 for n in range(9)))
+    clock = FakeClock()
+    feed = ReplayFeed(
+        [path], speed=10, warm_up_s=2, monotonic_ns=clock.monotonic_ns, sleep=clock.sleep
+    )
+    seen = []
+    for item in feed:
+        if item.frame is not None:
+            seen.append((item.receive_ns - T, clock.now_ns - 5 * S, item.due_ns))
+    start = 5 * S
+    assert [(t, at) for t, at, _ in seen[:4]] == [(n * S // 2, 0) for n in range(4)]
+    assert [due for *_, due in seen[:4]] == [0, 0, 0, 0]
+    # From 2 s on a second of the capture takes a tenth of a second.
+    assert [(at, due) for _, at, due in seen[4:]] == [
+        (n * S // 20, start + n * S // 20) for n in range(5)
+    ]
+
+
+def test_a_slow_consumer_does_not_shift_when_later_frames_are_due(tmp_path: Path) -> None:
+    path = capture(tmp_path / "a.frames.zst", 0, S, 2 * S)
+    clock = FakeClock()
+    due = []
+    for item in ReplayFeed([path], monotonic_ns=clock.monotonic_ns, sleep=clock.sleep):
+        if item.frame is not None:
+            due.append(item.due_ns)
+            clock.now_ns += 1_500_000_000
+    assert due == [5 * S, 6 * S, 7 * S]
+
+
+@settings(derandomize=True, max_examples=25, deadline=None)
+@given(gaps=st.lists(st.integers(0, 3 * S), min_size=1, max_size=12))
+def test_bare_time_comes_on_the_grid_and_never_before_an_older_frame(
+    gaps: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Invariants: items never go back in time; between two frames every multiple of the grid comes
+    exactly once, and one that coincides with a frame comes before it; no frame is lost."""
+    offsets = [sum(gaps[: n + 1]) for n in range(len(gaps))]
+    path = capture(tmp_path_factory.mktemp("feed") / "a.frames.zst", *offsets)
+    items = list(ReplayFeed([path], speed=0))
+    times = [item.receive_ns for item in items]
+    assert times == sorted(times)
+    assert [item.receive_ns - T for item in frames(items)] == offsets
+    ticks = [item.receive_ns for item in items if item.frame is None]
+    first, last = T + offsets[0], T + offsets[-1]
+    assert ticks == list(range((first // TICK_NS + 1) * TICK_NS, last + 1, TICK_NS))
+    for before, after in zip(items, items[1:], strict=False):
+        assert not (after.frame is None and before.frame and before.receive_ns == after.receive_ns)
+
+
+def test_a_long_silence_is_told_for_a_while_and_then_jumped(tmp_path: Path) -> None:
+    path = capture(tmp_path / "a.frames.zst", 0, 10 * SILENCE_NS)
+    items = list(ReplayFeed([path], speed=0))
+    ticks = [item.receive_ns for item in items if item.frame is None]
+    assert len(ticks) == SILENCE_NS // TICK_NS
+    assert items[-1].receive_ns == T + 10 * SILENCE_NS
+
+
+def test_receive_times_that_step_back_are_handed_on_as_they_were_stamped(tmp_path: Path) -> None:
+    path = capture(tmp_path / "a.frames.zst", 0, S, S // 2, S + 1)
+    items = frames(list(ReplayFeed([path], speed=0)))
+    assert [item.receive_ns - T for item in items] == [0, S, S // 2, S + 1]
+
+
+def test_the_duration_is_real_time_after_the_warm_up(tmp_path: Path) -> None:
+    path = capture(tmp_path / "a.frames.zst", *(n * S for n in range(100)))
+    clock = FakeClock()
+    feed = ReplayFeed(
+        [path],
+        speed=10,
+        warm_up_s=20,
+        duration_s=3,
+        monotonic_ns=clock.monotonic_ns,
+        sleep=clock.sleep,
+    )
+    items = list(feed)
+    assert items[-1].receive_ns == T + 50 * S
+    assert clock.now_ns == 5 * S + 3 * S
+
+
+def test_captures_follow_one_another_and_a_stop_ends_the_iteration(tmp_path: Path) -> None:
+    paths = [
+        capture(tmp_path / "a.frames.zst", 0, 1),
+        capture(tmp_path / "b.frames.zst", 2, 3, 4),
+    ]
+    feed = ReplayFeed(paths, speed=0)
+    seen = []
+    for item in feed:
+        seen.append(item.receive_ns - T)
+        if len(seen) == 3:
+            feed.stop()
+    assert seen == [0, 1, 2]
+
+
+def test_a_line_without_a_time_is_handed_on_for_the_decoder_to_reject(tmp_path: Path) -> None:
+    with CaptureWriter(tmp_path / "a.frames.zst") as writer:
+        writer.append_block(b"%d {}\nnot a line of a capture\n" % T)
+    items = list(ReplayFeed([writer.path], speed=0))
+    assert [(item.receive_ns, item.frame) for item in items] == [
+        (T, b"{}"),
+        (T, b"not a line of a capture"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"captures": []}, "no capture"),
+        ({"captures": ["x"], "speed": -1.0}, "must not be negative"),
+    ],
+)
+def test_a_replay_that_makes_no_sense_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(FeedError, match=message):
+        ReplayFeed(**arguments)
+
+
+def test_waits_between_attempts_grow_to_a_limit_and_start_again_after_success() -> None:
+    backoff = Backoff(first_s=1, limit_s=8, seed=1)
+    waits = [backoff.next_s() for _ in range(6)]
+    for wait, ceiling in zip(waits, (1, 2, 4, 8, 8, 8), strict=True):
+        assert ceiling / 2 <= wait <= ceiling
+    backoff.reset()
+    assert backoff.next_s() <= 1
+
+
+# -- the wire ----------------------------------------------------------------------------------
+
+Handler = Callable[[ServerConnection], Awaitable[None]]
+
+
+@contextmanager
+def exchange(handler: Handler) -> Iterator[str]:
+    """A loopback WebSocket server in a thread; gives its address."""
+    ready, stop = threading.Event(), threading.Event()
+    address: list[str] = []
+
+    async def main() -> None:
+        async with serve(handler, "127.0.0.1", 0) as server:
+            address.append(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            ready.set()
+            while not stop.is_set():  # noqa: ASYNC110 - a thread sets it
+                await asyncio.sleep(0.01)
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield address[0]
+    finally:
+        stop.set()
+        thread.join(10)
+
+
+def wire(url: str, **options: Any) -> WireFeed:
+    settings: dict[str, Any] = {"backoff": Backoff(0.01, 0.02), "duration_s": 10}
+    return WireFeed(url, topics(["BTCUSDT"], 200), **(settings | options))
+
+
+def take(feed: WireFeed, until: Callable[[list[Item]], bool]) -> list[Item]:
+    items: list[Item] = []
+    for item in feed:
+        items.append(item)
+        if until(items):
+            feed.stop()
+            break
+    return items
+
+
+def kinds(items: list[Item]) -> list[str]:
+    found = []
+    for item in frames(items):
+        decoded = msgspec.json.decode(item.frame or b"")
+        found.append(decoded.get("l2") or decoded.get("topic"))
+    return found
+
+
+async def acknowledge(socket: ServerConnection) -> list[str]:
+    request = msgspec.json.decode(await socket.recv())
+    assert request["op"] == "subscribe"
+    await socket.send('{"success":true,"ret_msg":"","conn_id":"1","req_id":"","op":"subscribe"}')
+    return list(request["args"])
+
+
+def test_the_wire_feed_subscribes_stamps_in_order_and_keeps_replies_out_of_the_stream() -> None:
+    asked: list[list[str]] = []
+
+    async def handler(socket: ServerConnection) -> None:
+        asked.append(await acknowledge(socket))
+        for number in range(20):
+            await socket.send('{"topic":"publicTrade.BTCUSDT","n":%d}' % number)
+            await asyncio.sleep(0.01)
+        await socket.wait_closed()
+
+    with exchange(handler) as url:
+        items = take(wire(url), lambda items: len(frames(items)) == 22)
+    assert asked == [
+        ["orderbook.200.BTCUSDT", "publicTrade.BTCUSDT", "tickers.BTCUSDT", "allLiquidation.BTCUSDT"]
+    ]
+    assert kinds(items) == ["connect", "subscribe"] + ["publicTrade.BTCUSDT"] * 20
+    times = [item.receive_ns for item in items]
+    assert times == sorted(times)
+    ticks = [item for item in items if item.frame is None]
+    assert ticks
+    assert all(item.receive_ns % TICK_NS == 0 for item in ticks)
+
+
+def test_a_lost_connection_is_told_made_again_and_subscribed_again() -> None:
+    async def handler(socket: ServerConnection) -> None:
+        await acknowledge(socket)
+        await socket.send('{"topic":"publicTrade.BTCUSDT"}')
+        await socket.close()
+
+    with exchange(handler) as url:
+        feed = wire(url)
+        items = take(feed, lambda items: kinds(items).count("publicTrade.BTCUSDT") == 3)
+    once = ["connect", "subscribe", "publicTrade.BTCUSDT"]
+    assert kinds(items) == [*once, "disconnect", *once, "disconnect", *once]
+    assert feed.reconnects >= 2
+
+
+def test_the_feed_pings_and_replaces_a_connection_that_gives_no_sign_of_life() -> None:
+    pings = 0
+    connections = 0
+
+    async def handler(socket: ServerConnection) -> None:
+        nonlocal pings, connections
+        connections += 1
+        mute = connections == 1
+        await acknowledge(socket)
+        async for text in socket:
+            assert msgspec.json.decode(text) == {"op": "ping"}
+            pings += 1
+            if not mute:
+                await socket.send('{"success":true,"ret_msg":"pong","op":"ping","req_id":""}')
+                if pings > 4:
+                    await socket.send('{"topic":"publicTrade.BTCUSDT"}')
+
+    with exchange(handler) as url:
+        items = take(wire(url, ping_s=0.1), lambda items: "publicTrade.BTCUSDT" in kinds(items))
+    assert kinds(items) == [
+        *("connect", "subscribe", "disconnect"),
+        *("connect", "subscribe", "publicTrade.BTCUSDT"),
+    ]
+    assert pings > 4
+
+
+def test_an_address_nobody_listens_at_is_one_clear_line() -> None:
+    async def handler(socket: ServerConnection) -> None:
+        await socket.close()
+
+    with exchange(handler) as url:
+        pass  # the port was free a moment ago, and is closed again
+    with pytest.raises(FeedError, match=r"cannot connect .*check address and network"):
+        list(wire(url))
+
+
+def test_a_refused_subscription_is_one_clear_line() -> None:
+    async def handler(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.send(
+            '{"success":false,"ret_msg":"error:handler not found,topic:orderbook.200.BTCUSDT",'
+            '"conn_id":"1","req_id":"","op":"subscribe"}'
+        )
+        await socket.wait_closed()
+
+    with exchange(handler) as url, pytest.raises(FeedError, match="refused.*handler not found"):
+        list(wire(url))
+
+
+def test_an_address_of_another_kind_is_refused() -> None:
+    with pytest.raises(FeedError, match="expected a ws"):
+        WireFeed("https://example.org", [])
