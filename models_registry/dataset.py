@@ -1,0 +1,165 @@
+"""Rows of the lake's training_set as arrays, read partition by partition and only where needed.
+
+A whole day of two symbols is about 140 MB, so training reads every n-th second of all days and
+judging reads every second of one day at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from market.lake import Lake
+from models_registry.manifest import list_hash
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+
+SECOND_NS: Final = 1_000_000_000
+TABLE: Final = "training_set"
+
+
+class DatasetError(RuntimeError):
+    """The training set cannot serve what was asked; the message says what to materialise."""
+
+
+class Features(msgspec.Struct, frozen=True, kw_only=True):
+    """Which columns a model takes, in the order of the live vector, and their definitions' hash."""
+
+    names: tuple[str, ...]
+    hash: str
+
+    @classmethod
+    def defined(cls) -> Features:
+        """The features of `market.features`."""
+        from market import features
+
+        return cls(names=tuple(features.feature_names()), hash=features.feature_hash())
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Features:
+        """Columns that no definition stands behind; their hash is that of the list."""
+        return cls(names=tuple(names), hash=list_hash(names))
+
+
+class Rows(msgspec.Struct, frozen=True, kw_only=True):
+    """n rows in time order, both symbols of a second side by side.
+
+    ``t_ns`` (n,), ``symbol`` (n,) index into the symbols that were asked for, ``mid`` (n,) quote,
+    ``spread_bps`` (n,), ``features`` (n, f), ``labels_bps`` (n, horizons): log return in bps, NaN
+    for NULL.
+    """
+
+    t_ns: Int
+    symbol: npt.NDArray[np.int8]
+    mid: Float
+    spread_bps: Float
+    features: Float
+    labels_bps: Float
+
+    def __len__(self) -> int:
+        return len(self.t_ns)
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> Rows:
+        return Rows(**{name: getattr(self, name)[mask] for name in self.__struct_fields__})
+
+
+def dates(lake: Lake, symbols: Iterable[str]) -> list[str]:
+    """Dates on which the training set has a partition of any of the symbols, sorted."""
+    wanted = set(symbols)
+    return sorted({day for symbol, day in lake.partitions(TABLE) if symbol in wanted})
+
+
+def fingerprint(lake: Lake, symbols: Iterable[str], days: Iterable[str]) -> str:
+    """One name for the content of these partitions (16 hex digits)."""
+    wanted, within = set(symbols), set(days)
+    digest = hashlib.sha256()
+    for symbol, day in lake.partitions(TABLE):
+        if symbol in wanted and day in within:
+            digest.update(f"{symbol} {day} {lake.fingerprint(TABLE, symbol, day)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def load(
+    lake: Lake,
+    symbols: Sequence[str],
+    days: Iterable[str],
+    features: Sequence[str],
+    horizons_s: Sequence[int],
+    stride_s: int = 1,
+) -> Rows:
+    """Rows whose second is a multiple of ``stride_s``; no rows when there is no partition.
+
+    DatasetError when a partition lacks a column, LakeError when it was made by other code.
+    """
+    labels = [f"y_{horizon}" for horizon in horizons_s]
+    columns = ["t_ns", "mid_close", "spread_bps", *features, *labels]
+    parts: list[Rows] = []
+    for day in days:
+        for index, symbol in enumerate(symbols):
+            if not lake.exists(TABLE, symbol, day):
+                continue
+            file = lake.open(TABLE, symbol, day)
+            missing = sorted(set(columns) - set(file.schema_arrow.names))
+            if missing:
+                raise DatasetError(
+                    f"{lake.path(TABLE, symbol, day)}: no column {', '.join(missing[:3])}"
+                    f"{' …' if len(missing) > 3 else ''}; materialise training_set for {symbol} "
+                    f"{day} again"
+                )
+            parts.append(_rows(file.read(columns=columns), index, features, labels, stride_s))
+    if not parts:
+        return _empty(len(features), len(labels))
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in Rows.__struct_fields__
+    }
+    order = np.lexsort((joined["symbol"], joined["t_ns"]))
+    return Rows(**{name: values[order] for name, values in joined.items()})
+
+
+def _rows(
+    table: pa.Table, symbol: int, features: Sequence[str], labels: Sequence[str], stride_s: int
+) -> Rows:
+    t_ns = table.column("t_ns").to_numpy()
+    if stride_s > 1:
+        kept = np.flatnonzero((t_ns // SECOND_NS) % stride_s == 0)
+        table, t_ns = table.take(pa.array(kept)), t_ns[kept]
+    return Rows(
+        t_ns=np.ascontiguousarray(t_ns, np.int64),
+        symbol=np.full(table.num_rows, symbol, np.int8),
+        mid=_column(table, "mid_close"),
+        spread_bps=_column(table, "spread_bps"),
+        features=_matrix(table, features),
+        labels_bps=_matrix(table, labels) * 1e4,
+    )
+
+
+def _column(table: pa.Table, name: str) -> Float:
+    # A NULL becomes NaN only where the column is cast first: an all-NULL column has no float type.
+    values = table.column(name).cast(pa.float64()).to_numpy()
+    return np.ascontiguousarray(values, np.float64)
+
+
+def _matrix(table: pa.Table, names: Sequence[str]) -> Float:
+    out = np.empty((table.num_rows, len(names)))
+    for column, name in enumerate(names):
+        out[:, column] = _column(table, name)
+    return out
+
+
+def _empty(features: int, labels: int) -> Rows:
+    return Rows(
+        t_ns=np.empty(0, np.int64),
+        symbol=np.empty(0, np.int8),
+        mid=np.empty(0),
+        spread_bps=np.empty(0),
+        features=np.empty((0, features)),
+        labels_bps=np.empty((0, labels)),
+    )

@@ -1,0 +1,240 @@
+"""What the target rule would have earned over test blocks: trades, fee rows, break-even fee.
+
+The decision at t takes the expectation at t and is executed one second later, at the mid of t + 1 s
+plus or minus half the spread then; the taker fee is paid on both legs. The position is carried from
+second to second; a turn closes and opens at the same prices. The rule is
+`execution.target.next_target`, the one that runs live.
+
+A break in the rows (not warm, a gap, the end of the block) closes the position at the last row
+before it and is counted: what lies behind a break is no price one could have had.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from execution.target import next_target
+from market.settings import FEE_ROWS_BPS
+from models_registry.validation import SECOND_NS, lower_bound
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+
+#: Columns of the kernel's output.
+_ENTRY, _EXIT, _SIDE, _GROSS, _SPREAD, _TURNOVER, _CUT = range(7)
+_WIDTH: Final = 7
+
+
+class Trades(msgspec.Struct, frozen=True, kw_only=True):
+    """n round trips in order of entry; all float64 (n,) but the times and symbols.
+
+    ``gross_bps`` mid to mid, ``spread_bps`` what crossing cost (positive = bad), ``turnover`` the
+    notional of both legs over that of the entry, on which fees are paid; ``cut`` marks trades that
+    a break closed. ``signals`` of ``seconds`` exceeded the cost.
+    """
+
+    symbol: npt.NDArray[np.int8]
+    entry_ns: Int
+    exit_ns: Int
+    side: npt.NDArray[np.int8]
+    gross_bps: Float
+    spread_bps: Float
+    turnover: Float
+    cut: npt.NDArray[np.bool_]
+    seconds: int
+    signals: int
+
+    def __len__(self) -> int:
+        return len(self.entry_ns)
+
+    def net_bps(self, fee_bps: float) -> Float:
+        """Result of each trade at a fee per side."""
+        return np.asarray(self.gross_bps - self.spread_bps - fee_bps * self.turnover)
+
+
+class FeeResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The rule at one fee row, taker on both legs. Means are bps per trade.
+
+    ``net_lower_bps`` is the one-sided 95 % lower bound (stationary bootstrap over time),
+    ``break_even_bps`` the fee per side at which these same trades would have earned nothing.
+    ``false_net`` and ``false_gross`` are the shares of trades that earned nothing after and before
+    costs, ``false_net_upper`` the one-sided 95 % bound of the first (Clopper & Pearson 1934);
+    ``coverage`` is the share of seconds whose expectation exceeded the cost.
+    """
+
+    row: str
+    taker_bps: float
+    trades: int
+    cut: int
+    gross_bps: float
+    spread_bps: float
+    net_bps: float
+    net_lower_bps: float
+    net_total_bps: float
+    break_even_bps: float
+    hit_rate: float
+    false_net: float
+    false_net_upper: float
+    false_gross: float
+    payoff: float
+    coverage: float
+    holding_s: float
+
+
+@njit(cache=True)
+def _simulate(  # type: ignore[no-untyped-def]
+    t_ns, mid, spread_bps, expected_bps, fees_bps, horizon_s, out
+):
+    """One symbol's rows in time order -> (trades written to ``out``, seconds with a signal).
+
+    Entry and exit are row numbers: a time in ns does not fit a float.
+    """
+    count = 0
+    signals = 0
+    position = 0
+    age_s = 0.0
+    entry = 0
+    entry_mid = 0.0
+    entry_half = 0.0
+    for i in range(len(t_ns)):
+        cost_bps = fees_bps + spread_bps[i]
+        signal = abs(expected_bps[i]) > cost_bps
+        if signal:
+            signals += 1
+        joined = i + 1 < len(t_ns) and t_ns[i + 1] == t_ns[i] + SECOND_NS
+        target = 0
+        if joined:
+            target = next_target(position, age_s, expected_bps[i], cost_bps, horizon_s)
+        if signal and target == position:
+            age_s = 0.0
+        age_s += 1.0
+        if target == position:
+            continue
+        j = i + 1 if joined else i
+        half = 0.5e-4 * spread_bps[j] * mid[j]
+        if position != 0:
+            out[count, _ENTRY] = entry
+            out[count, _EXIT] = j
+            out[count, _SIDE] = position
+            out[count, _GROSS] = position * (mid[j] - entry_mid) / entry_mid * 1e4
+            out[count, _SPREAD] = (entry_half + half) / entry_mid * 1e4
+            # Fees are paid on what was traded: bought at the ask, sold at the bid.
+            entry_price = entry_mid + position * entry_half
+            out[count, _TURNOVER] = (entry_price + mid[j] - position * half) / entry_mid
+            out[count, _CUT] = 0.0 if joined else 1.0
+            count += 1
+        position = target
+        age_s = 1.0
+        entry = j
+        entry_mid = mid[j]
+        entry_half = half
+    return count, signals
+
+
+def simulate(
+    *,
+    t_ns: Int,
+    symbol: npt.NDArray[np.int8],
+    mid: Float,
+    spread_bps: Float,
+    expected_bps: Float,
+    fee_bps: float,
+    horizon_s: int,
+) -> Trades:
+    """Round trips of the target rule over rows (n,) of any symbols in time order.
+
+    ``expected_bps`` is NaN where there is no expectation; ``fee_bps`` is the taker fee per side
+    that the rule weighs its expectations against.
+    """
+    parts = [np.empty((0, _WIDTH))]
+    names = [np.empty(0, np.int8)]
+    times = [np.empty((0, 2), np.int64)]
+    signals = 0
+    for index in np.unique(symbol):
+        own = symbol == index
+        out = np.empty((int(own.sum()), _WIDTH))
+        count, fired = _simulate(
+            t_ns[own],
+            mid[own],
+            spread_bps[own],
+            expected_bps[own],
+            2.0 * fee_bps,
+            float(horizon_s),
+            out,
+        )
+        signals += fired
+        parts.append(out[:count].copy())
+        names.append(np.full(count, index, np.int8))
+        times.append(t_ns[own][out[:count, [_ENTRY, _EXIT]].astype(np.int64)])
+    legs, owner = np.concatenate(times), np.concatenate(names)
+    order = np.lexsort((owner, legs[:, 0]))
+    rows, legs = np.concatenate(parts)[order], legs[order]
+    return Trades(
+        symbol=owner[order],
+        entry_ns=legs[:, 0],
+        exit_ns=legs[:, 1],
+        side=rows[:, _SIDE].astype(np.int8),
+        gross_bps=rows[:, _GROSS],
+        spread_bps=rows[:, _SPREAD],
+        turnover=rows[:, _TURNOVER],
+        cut=rows[:, _CUT] > 0,
+        seconds=len(t_ns),
+        signals=signals,
+    )
+
+
+def judge(
+    trades: Trades, row: str, t_ns: Int, *, block_s: int, samples: int, seed: int
+) -> FeeResult:
+    """The fee row's figures; ``t_ns`` (n,) are all decision times the rule ran over."""
+    taker_bps = FEE_ROWS_BPS[row][0]
+    net = trades.net_bps(taker_bps)
+    count = len(trades)
+    before_fees = trades.gross_bps - trades.spread_bps
+    wins, losses = net[net > 0], net[net <= 0]
+    grid = np.unique(t_ns)
+    return FeeResult(
+        row=row,
+        taker_bps=taker_bps,
+        trades=count,
+        cut=int(trades.cut.sum()),
+        gross_bps=_mean(trades.gross_bps),
+        spread_bps=_mean(trades.spread_bps),
+        net_bps=_mean(net),
+        net_lower_bps=lower_bound(
+            np.concatenate((grid, trades.entry_ns)),
+            np.concatenate((np.zeros(len(grid)), net)),
+            np.concatenate((np.zeros(len(grid)), np.ones(count))),
+            block_s=block_s,
+            samples=samples,
+            seed=seed,
+        ),
+        net_total_bps=float(net.sum()),
+        break_even_bps=float(before_fees.sum() / trades.turnover.sum()) if count else math.nan,
+        hit_rate=len(wins) / count if count else math.nan,
+        false_net=len(losses) / count if count else math.nan,
+        false_net_upper=clopper_pearson_upper(len(losses), count),
+        false_gross=float(np.mean(trades.gross_bps <= 0)) if count else math.nan,
+        payoff=_mean(wins) / -_mean(losses) if len(wins) and losses.sum() < 0 else math.nan,
+        coverage=trades.signals / trades.seconds if trades.seconds else 0.0,
+        holding_s=_mean((trades.exit_ns - trades.entry_ns) / SECOND_NS),
+    )
+
+
+def clopper_pearson_upper(failures: int, trials: int, confidence: float = 0.95) -> float:
+    """One-sided upper bound of a proportion; 1 without trials."""
+    from scipy.special import betaincinv
+
+    if failures >= trials:
+        return 1.0
+    return float(betaincinv(failures + 1, trials - failures, confidence))
+
+
+def _mean(values: Float) -> float:
+    return float(values.mean()) if len(values) else math.nan

@@ -1,0 +1,246 @@
+"""Purged walk-forward, information coefficient, and the stationary bootstrap.
+
+Folds. The training span expands; its last part calibrates; the test block follows. `|` is a UTC
+midnight, `.` is dropped: a decision whose label would reach into what comes next.
+
+    day      0      1      2      3      4      5
+    fold 0   |TTTTTTTTTTTTT.CCCC.|######|
+    fold 1   |TTTTTTTTTTTTTTTTTT.CCCCC.|######|
+    fold 2   |TTTTTTTTTTTTTTTTTTTTTTT.CCCCCC.|######|
+
+The label of a decision at t is made from the mid at t + 1 s to t + 1 s + h, so a decision may train
+only if t + 1 s + h_max is not after the calibration's first instant, and calibrate only if it is
+not after the test block's (López de Prado 2018, ch. 7: purging). No embargo is needed because
+training data never come after test data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from market.lake import DAY_NS, utc_date
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+SECOND_NS: Final = 1_000_000_000
+
+#: From decision to the label's first price.
+DELAY_S: Final = 1
+
+#: Time bins that the bootstrap resamples; its blocks are many of them.
+BIN_S: Final = 300
+
+
+class Span(msgspec.Struct, frozen=True):
+    """Decision times t with ``after_ns < t <= until_ns``: the way partitions count their rows."""
+
+    after_ns: int
+    until_ns: int
+
+    def mask(self, t_ns: Int) -> Mask:
+        return np.asarray((t_ns > self.after_ns) & (t_ns <= self.until_ns))
+
+
+class Fold(msgspec.Struct, frozen=True, kw_only=True):
+    train: Span
+    calibration: Span
+    test: Span
+    #: UTC dates of the test block that have rows.
+    test_dates: tuple[str, ...]
+
+
+def label_reach_ns(horizon_s: int) -> int:
+    """From a decision to the end of its label."""
+    return (DELAY_S + horizon_s) * SECOND_NS
+
+
+def split_tail(t_ns: Int, span: Span, share: float, max_horizon_s: int) -> tuple[Span, Span]:
+    """A span's head and, purged from it, the tail that holds ``share`` of its decisions."""
+    inside = np.sort(t_ns[span.mask(t_ns)])
+    if not len(inside):
+        return Span(span.after_ns, span.after_ns), Span(span.after_ns, span.until_ns)
+    first = int(inside[min(len(inside) - 1, int(len(inside) * (1.0 - share)))])
+    head = Span(span.after_ns, first - label_reach_ns(max_horizon_s))
+    return head, Span(first - 1, span.until_ns)
+
+
+def walk_forward(
+    t_ns: Int,
+    *,
+    min_train_days: int,
+    max_test_blocks: int,
+    calibration_share: float,
+    max_horizon_s: int,
+) -> tuple[Fold, ...]:
+    """The folds over decision times ``t_ns`` (n,), any order, repeated times allowed.
+
+    Dates without decisions count neither as training nor as test days. A test block is one date,
+    or as many as keep the number of blocks within ``max_test_blocks``. No folds when there are not
+    more dates than ``min_train_days``.
+    """
+    days = np.unique((t_ns - 1) // DAY_NS)
+    testable = days[min_train_days:]
+    if not len(testable):
+        return ()
+    size = math.ceil(len(testable) / max_test_blocks)
+    folds = []
+    for block in (testable[i : i + size] for i in range(0, len(testable), size)):
+        test = Span(int(block[0]) * DAY_NS, (int(block[-1]) + 1) * DAY_NS)
+        past = Span(
+            int(days[0]) * DAY_NS,
+            test.after_ns - label_reach_ns(max_horizon_s),
+        )
+        train, calibration = split_tail(t_ns, past, calibration_share, max_horizon_s)
+        folds.append(
+            Fold(
+                train=train,
+                calibration=calibration,
+                test=test,
+                test_dates=tuple(utc_date(int(day) * DAY_NS) for day in block),
+            )
+        )
+    return tuple(folds)
+
+
+def normal_scores(values: Float) -> Float:
+    """Ranks as standard normal quantiles, mean 0 and variance 1 (van der Waerden); NaN stays NaN.
+
+    Ties share their mean rank; a constant gives zeros: it ranks nothing.
+    """
+    from scipy.special import ndtri
+    from scipy.stats import rankdata
+
+    out = np.full(len(values), np.nan)
+    known = ~np.isnan(values)
+    count = int(known.sum())
+    if count:
+        scores = ndtri((rankdata(values[known]) - 0.5) / count)
+        spread = float(scores.std())
+        out[known] = (scores - scores.mean()) / spread if spread > 0 else 0.0
+    return out
+
+
+class Coefficient(msgspec.Struct, frozen=True, kw_only=True):
+    """Correlation of prediction and realised return; ``rank`` is that of their normal scores."""
+
+    rank: float
+    pearson: float
+    rows: int
+    n_eff: float
+
+
+def information_coefficient(
+    predicted: Float, realised: Float, t_ns: Int, horizon_s: int
+) -> Coefficient:
+    """IC over rows (n,) where both are known; 0 where one side is constant.
+
+    ``n_eff`` is the time covered over the horizon: labels that overlap share their content, and so
+    do two symbols in the same second.
+    """
+    known = ~(np.isnan(predicted) | np.isnan(realised))
+    p, y = predicted[known], realised[known]
+    n_eff = effective_count(t_ns[known], horizon_s)
+    if len(p) < 2 or p.std() == 0 or y.std() == 0:
+        return Coefficient(rank=0.0, pearson=0.0, rows=len(p), n_eff=n_eff)
+    return Coefficient(
+        rank=float(np.mean(normal_scores(p) * normal_scores(y))),
+        pearson=float(np.corrcoef(p, y)[0, 1]),
+        rows=len(p),
+        n_eff=n_eff,
+    )
+
+
+def effective_count(t_ns: Int, horizon_s: int) -> float:
+    """Independent labels among decisions at these times: covered time over the horizon.
+
+    Every decision covers the time to the next distinct one, at most the horizon.
+    """
+    times = np.unique(t_ns)
+    if not len(times):
+        return 0.0
+    steps = np.minimum(np.diff(times) / SECOND_NS, horizon_s)
+    typical = float(np.median(steps)) if len(steps) else 1.0
+    return float((steps.sum() + typical) / horizon_s)
+
+
+def bin_sums(t_ns: Int, columns: Sequence[Float], bin_s: int = BIN_S) -> Float:
+    """Sums of columns (n,) over time bins that hold anything: float64 (bins, columns), in order.
+
+    Rows of several symbols at one time fall into one bin, so they are always resampled together.
+    """
+    bins, index = np.unique(t_ns // (bin_s * SECOND_NS), return_inverse=True)
+    out = np.empty((len(bins), len(columns)))
+    for column, values in enumerate(columns):
+        out[:, column] = np.bincount(index, values, len(bins))
+    return out
+
+
+def stationary_indices(
+    generator: np.random.Generator, count: int, mean_block: float
+) -> npt.NDArray[np.int64]:
+    """One resample of 0..count-1 in blocks of geometric length, circular (Politis & Romano 1994)."""
+    restart = generator.random(count) < 1.0 / max(mean_block, 1.0)
+    restart[0] = True
+    starts = generator.integers(0, count, count)
+    position = np.arange(count)
+    origin = np.maximum.accumulate(np.where(restart, position, 0))
+    return np.asarray((starts[origin] + position - origin) % count)
+
+
+def bootstrap(
+    sums: Float,
+    statistic: Callable[[Float], Float],
+    *,
+    mean_block: float,
+    samples: int,
+    seed: int,
+) -> Float:
+    """Bootstrap distribution (samples,) of a function of column totals.
+
+    ``sums`` is float64 (bins, columns) in time order, ``mean_block`` the mean block length in bins,
+    ``statistic`` maps totals (samples, columns) to (samples,). The same seed gives the same sample.
+    """
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    totals = np.empty((samples, sums.shape[1]))
+    for sample in range(samples):
+        totals[sample] = sums[stationary_indices(generator, len(sums), mean_block)].sum(axis=0)
+    return statistic(totals)
+
+
+def ratio(totals: Float) -> Float:
+    """First column over second; minus infinity where the second is empty: that proves nothing."""
+    out = np.full(len(totals), -np.inf)
+    np.divide(totals[:, 0], totals[:, 1], out=out, where=totals[:, 1] > 0)
+    return out
+
+
+def lower_bound(
+    t_ns: Int,
+    values: Float,
+    weights: Float,
+    *,
+    block_s: int,
+    samples: int,
+    seed: int,
+    confidence: float = 0.95,
+) -> float:
+    """One-sided lower bound of the weighted mean of ``values`` (n,) at times ``t_ns`` (n,).
+
+    Percentile of the stationary bootstrap over time blocks. Times that carry nothing are given with
+    weight 0, so that blocks are stretches of time and not of happenings; a resample without weight
+    counts as minus infinity.
+    """
+    if not (weights > 0).any():
+        return -math.inf
+    sums = bin_sums(t_ns, (np.where(weights > 0, values * weights, 0.0), weights))
+    drawn = bootstrap(sums, ratio, mean_block=block_s / BIN_S, samples=samples, seed=seed)
+    # "lower" never interpolates between a number and minus infinity.
+    return float(np.quantile(drawn, 1.0 - confidence, method="lower"))
