@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final
 
 import dagster as dg
 import msgspec
@@ -12,20 +12,8 @@ import msgspec
 from market.lake import days_between
 from market.settings import load
 
-if TYPE_CHECKING:
-    from market.lake import Lake
-    from market.settings import Settings
-
 #: First date of the partitions: no order-book archive of the venue is older.
 START: Final = "2023-01-01"
-
-
-class Platform(Protocol):
-    """What an asset asks of its ``platform`` resource."""
-
-    def settings(self) -> Settings: ...
-
-    def lake(self) -> Lake: ...
 
 
 def partitions(symbols: Iterable[str]) -> dg.MultiPartitionsDefinition:

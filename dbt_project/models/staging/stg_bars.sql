@@ -1,0 +1,39 @@
+-- One row per symbol, date and second. A date's rows are its own bars (`wanted`) and, before them,
+-- the tail of the day before, which only fills windows. A tail row carries the date it warms up,
+-- not the one it was received on: windows partitioned by symbol and date then see the same rows
+-- whatever range is built, and give the same bits.
+--
+-- DuckDB would materialise an expression that is used twice, every column and date of it.
+
+with bars as not materialized (
+
+    select * replace (cast(symbol as varchar) as symbol, cast(date as varchar) as date)
+    from {{ source('lake', 'bars') }}
+    where symbol in ({{ text_list(staged_symbols()) }})
+
+),
+
+own as (
+
+    select *, symbol in ({{ text_list(wanted_symbols()) }}) as wanted
+    from bars
+    where date between '{{ from_date() }}' and '{{ to_date() }}'
+
+),
+
+tail as (
+
+    select
+        * replace (cast(cast(date as date) + 1 as varchar) as date),
+        false as wanted
+    from bars
+    where
+        date between '{{ day_before(from_date()) }}' and '{{ day_before(to_date()) }}'
+        -- A date ends with the bar of the next midnight.
+        and t_ns > epoch_ns(cast(date as date) + 1) - {{ var('tail_s') * 1000000000 }}
+
+)
+
+select symbol, date, t_ns, wanted, columns(* exclude (symbol, date, t_ns, wanted)) from own
+union all by name
+select symbol, date, t_ns, wanted, columns(* exclude (symbol, date, t_ns, wanted)) from tail

@@ -1,0 +1,12 @@
+{#
+    Rows stand on whole seconds of their date, which begins one second after midnight and ends with
+    the next midnight; `tail_s` allows rows before it.
+#}
+{% test seconds_of_date(model, tail_s=0) %}
+select symbol, date, t_ns
+from {{ model }}
+where
+    t_ns % 1000000000 != 0
+    or t_ns <= epoch_ns(cast(date as date)) - {{ tail_s | int * 1000000000 }}
+    or t_ns > epoch_ns(cast(date as date) + 1)
+{% endtest %}
