@@ -1,0 +1,86 @@
+"""The paper venue: the simulator fed live, so that orders meet the market of this very moment.
+
+It is the simulator and nothing else: what the study measured and what paper trading does are one
+set of rules. What is added is what a process has and a replay has not: positions that outlive it,
+and orders that do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Protocol
+
+from execution.orders import Cancelled, Event
+from execution.simulator import Simulator
+from execution.venue import Venue, View
+from live.journal import Order
+from market.events import Events
+from market.instruments import Instrument
+from market.settings import FEE_ROWS_BPS, Settings
+
+
+class LiveVenue(Venue, Protocol):
+    """A venue and our local picture of its market, as the worker drives them."""
+
+    def on_events(self, symbol: str, events: Events) -> None:
+        """Rows of whole frames that were just received."""
+        ...
+
+    def advance(self, now_ns: int) -> int:
+        """The receive clock stands at ``now_ns``."""
+        ...
+
+    def view(self, symbol: str) -> View: ...
+
+    def touch(self, symbol: str) -> tuple[int | None, int | None]:
+        """Best bid and ask in ticks."""
+        ...
+
+    def settle(self, orders: Iterable[Order], now_ns: int) -> list[Event]:
+        """What this venue knows at once of orders that an earlier process left open."""
+        ...
+
+
+class PaperVenue(Simulator):
+    """A simulator with the settings' latencies, queue model and fee row.
+
+    ``positions`` are signed lots that earlier runs left.
+    """
+
+    def __init__(
+        self,
+        instruments: Mapping[str, Instrument],
+        settings: Settings,
+        positions: Mapping[str, int] | None = None,
+    ) -> None:
+        taker_bps, maker_bps = FEE_ROWS_BPS[settings.model.fee_row]
+        super().__init__(
+            instruments,
+            entry_latency_ns=round(settings.execution.entry_latency_ms * 1e6),
+            response_latency_ns=round(settings.execution.response_latency_ms * 1e6),
+            queue=settings.execution.queue,
+            taker_fee=_fraction(taker_bps),
+            maker_fee=_fraction(maker_bps),
+            stale_after_ns=round(settings.market.stale_after_s * 1e9),
+            window_levels=settings.market.book_depth,
+            positions={symbol: lots for symbol, lots in (positions or {}).items() if lots},
+        )
+
+    def settle(self, orders: Iterable[Order], now_ns: int) -> list[Event]:
+        """A paper order lives in its process, whose end is the evidence that it is gone."""
+        return [
+            Cancelled(
+                client_id=order.submit.client_id,
+                time_ns=now_ns,
+                venue_ns=now_ns,
+                reason="the paper venue ended with its process",
+                leaves_lots=order.qty_lots - order.filled_lots,
+            )
+            for order in orders
+        ]
+
+
+def _fraction(bps: float) -> str:
+    """Basis points as the exact decimal fraction that fees are computed by."""
+    return str(Decimal(str(bps)) / 10_000)
