@@ -1,0 +1,155 @@
+"""What fills and funding do to cash and position: exact integers, quote currency at 1e-8.
+
+For a linear perpetual only realised profit, fees and funding move the balance; the notional never
+does. With v the signed value of each fill (price × quantity, positive when bought), the books
+balance to the last unit at every instant:
+
+    equity - opening balance = value of the position at mark - Σ v - fees - funding
+
+Where a division leaves a rest, the rest is rounded against us (fees, funding) or stays in the cost
+of what is still held (closing part of a position), so that nothing appears or vanishes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from fractions import Fraction
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from execution.orders import Filled
+from market.instruments import Instrument
+
+E8: Final = 100_000_000
+
+
+@lru_cache(maxsize=256)
+def unit_e8(instrument: Instrument) -> int:
+    """Value of one lot at a price of one tick, at 1e-8; ValueError when it is not a whole number."""
+    unit = Decimal(instrument.tick) * Decimal(instrument.lot) * E8
+    if unit != int(unit) or unit <= 0:
+        raise ValueError(
+            f"{instrument.symbol}: tick {instrument.tick} × lot {instrument.lot} is not a positive "
+            "multiple of 1e-8; correct the instrument"
+        )
+    return int(unit)
+
+
+def value_e8(instrument: Instrument, price_ticks: int, qty_lots: int) -> int:
+    """Price × quantity in quote currency at 1e-8, exact."""
+    return unit_e8(instrument) * price_ticks * qty_lots
+
+
+def fee_e8(notional_e8: int, rate: str) -> int:
+    """Value × rate, rounded up to the next 1e-8: a fee is never too small, a rebate never too large.
+
+    ``rate`` is a decimal string, a fraction of notional; negative for a rebate.
+    """
+    numerator, denominator = Decimal(rate).as_integer_ratio()
+    return -(-notional_e8 * numerator // denominator)
+
+
+def funding_e8(instrument: Instrument, position_lots: int, mark_e8: int, rate_e8: int) -> int:
+    """Funding payment at 1e-8, positive when paid: position × mark price × rate, rounded up.
+
+    ``mark_e8`` is the mark price at settlement and ``rate_e8`` the funding rate, both at 1e-8
+    (the units of ticker rows). At a positive rate longs pay shorts.
+    """
+    exact = Decimal(instrument.lot).as_integer_ratio()
+    numerator = position_lots * exact[0] * mark_e8 * rate_e8
+    return -(-numerator // (exact[1] * E8))
+
+
+class Holding(msgspec.Struct, kw_only=True):
+    """One symbol's position and what it has brought so far; all money at 1e-8."""
+
+    instrument: Instrument
+    position_lots: int = 0
+    #: Signed cost of what is held: positive for a long, negative for a short.
+    cost_e8: int = 0
+    realised_e8: int = 0
+    fees_e8: int = 0
+    funding_e8: int = 0
+    bought_lots: int = 0
+    sold_lots: int = 0
+    turnover_e8: int = 0
+
+    @property
+    def entry_ticks(self) -> Fraction | None:
+        """Average entry price in ticks, exact; None when flat."""
+        if not self.position_lots:
+            return None
+        return Fraction(self.cost_e8, self.position_lots * unit_e8(self.instrument))
+
+    def unrealised_e8(self, mark_ticks: int) -> int:
+        """Profit of the position if it were closed at the mark without cost."""
+        return value_e8(self.instrument, mark_ticks, self.position_lots) - self.cost_e8
+
+    def trade(self, signed_lots: int, price_ticks: int, fee: int) -> None:
+        """Book one execution of ``signed_lots`` (positive bought) at a price."""
+        value = value_e8(self.instrument, price_ticks, signed_lots)
+        held = self.position_lots
+        if held * signed_lots < 0:
+            closed = -signed_lots if abs(signed_lots) <= abs(held) else held
+            cost = self.cost_e8 * closed // held
+            proceeds = value_e8(self.instrument, price_ticks, closed)
+            self.realised_e8 += proceeds - cost
+            self.cost_e8 += value + proceeds - cost
+        else:
+            self.cost_e8 += value
+        self.position_lots += signed_lots
+        self.fees_e8 += fee
+        self.turnover_e8 += abs(value)
+        self.bought_lots += max(0, signed_lots)
+        self.sold_lots += max(0, -signed_lots)
+
+
+class Account:
+    """Balance and positions over several symbols, fed by executions.
+
+    The position is the signed sum of the executions that move quantity; funding never moves it.
+    """
+
+    def __init__(self, instruments: Mapping[str, Instrument], opening_e8: int = 0) -> None:
+        self.opening_e8 = opening_e8
+        self.holdings = {
+            symbol: Holding(instrument=instrument) for symbol, instrument in instruments.items()
+        }
+        self._executions: set[str] = set()
+
+    def apply(self, fill: Filled) -> bool:
+        """Book a fill; False when this execution is booked already.
+
+        Raises KeyError for a symbol that the account does not know.
+        """
+        if fill.exec_id in self._executions:
+            return False
+        self.holdings[fill.symbol].trade(fill.side * fill.qty_lots, fill.price_ticks, fill.fee_e8)
+        self._executions.add(fill.exec_id)
+        return True
+
+    def settle(self, symbol: str, mark_e8: int, rate_e8: int) -> int:
+        """Funding at its instant for what is held now; returns the payment (positive = paid)."""
+        holding = self.holdings[symbol]
+        paid = funding_e8(holding.instrument, holding.position_lots, mark_e8, rate_e8)
+        holding.funding_e8 += paid
+        return paid
+
+    @property
+    def balance_e8(self) -> int:
+        """Opening balance plus realised profit, less fees and funding."""
+        return self.opening_e8 + sum(
+            h.realised_e8 - h.fees_e8 - h.funding_e8 for h in self.holdings.values()
+        )
+
+    def equity_e8(self, marks: Mapping[str, int]) -> int:
+        """Balance plus the unrealised profit at mark prices in ticks.
+
+        Raises KeyError when a symbol with a position has no mark.
+        """
+        return self.balance_e8 + sum(
+            h.unrealised_e8(marks[symbol]) for symbol, h in self.holdings.items() if h.position_lots
+        )

@@ -1,0 +1,355 @@
+"""Where our resting orders stand: compiled matching of recorded rows against our own orders.
+
+The recorded market does not know of us, so two quantities are kept beside the displayed book:
+
+- *front*: the quantity that stands before a resting order at its price. It starts as the displayed
+  quantity there. A trade at the price takes from it; when the displayed quantity shrinks by more
+  than the trades explain, somebody left the queue, and a queue model says how many of them stood
+  before us (Rigtorp 2013; the formulas are those of hftbacktest). ``risk_averse`` assumes that all
+  of them stood behind, the ``power`` and ``log`` models share them out by position.
+- *taken*: the part of a displayed level that we have consumed. It is not there a second time: it
+  becomes available again only as the feed shows new quantity at that price.
+
+Quantities are in lots, also inside the ``log`` and ``power`` formulas (``log1``, ``log2`` depend on
+the unit). A frame is one instant: depth changes are judged at its ``LAST`` row.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from market.book import (
+    CROSSED,
+    NO_LEVEL,
+    STATUS,
+    SYNCHRONISED,
+    BookState,
+    apply,
+    best,
+    count,
+    level,
+    next_level,
+)
+from market.events import Events, Flag, Kind
+
+#: Queue models by name, as in ``settings.execution.queue``.
+MODELS: Final = {
+    "risk_averse": 0,
+    "power1": 1,
+    "power2": 2,
+    "power3": 3,
+    "log1": 4,
+    "log2": 5,
+}
+_RISK_AVERSE: Final = 0
+
+#: One resting order. ``front`` may hold a fraction; ``shown`` is the displayed quantity that the
+#: queue model saw last, ``traded`` what traded at the price since then, ``filled`` what this run of
+#: the kernel filled, ``touched`` whether the current frame names the price (1) or all prices (2).
+RESTING: Final = np.dtype(
+    [
+        ("side", "i8"),
+        ("price_ticks", "i8"),
+        ("leaves", "i8"),
+        ("front", "f8"),
+        ("traded", "f8"),
+        ("shown", "i8"),
+        ("filled", "i8"),
+        ("touched", "i8"),
+    ]
+)
+TAKEN: Final = np.dtype([("side", "i8"), ("price_ticks", "i8"), ("lots", "i8")])
+
+_TRADE: Final = int(Kind.TRADE)
+_SNAPSHOT: Final = int(Kind.SNAPSHOT)
+_FIRST: Final = int(Flag.FIRST)
+_HIDDEN: Final = int(Flag.RPI | Flag.BLOCK)
+#: A limit price that every displayed price satisfies.
+ANY_PRICE: Final = 1 << 60
+
+
+class Queue(NamedTuple):
+    """Our side of one symbol's market. ``used`` counts the live rows of both tables.
+
+    ``resting`` is sorted by priority: better price first, then earlier arrival.
+    """
+
+    resting: npt.NDArray[np.void]  #: dtype RESTING
+    taken: npt.NDArray[np.void]  #: dtype TAKEN; an entry with zero lots is free
+    used: npt.NDArray[np.int64]  #: (2,)
+
+
+def new_queue(resting: int = 16, taken: int = 1024) -> Queue:
+    return Queue(np.zeros(resting, RESTING), np.zeros(taken, TAKEN), np.zeros(2, np.int64))
+
+
+@njit(cache=True)
+def share_behind(model: int, power: float, front: float, back: float) -> float:
+    """Probability that a quantity which left the queue stood behind us.
+
+    power1 bⁿ/(bⁿ+fⁿ), power2 bⁿ/(b+f)ⁿ, power3 1-(f/(f+b))ⁿ; log1 and log2 are power1 and power2
+    with n = 1 and ln(1+x) in place of x. NaN where the formula has no value.
+    """
+    if model == 4:
+        above, below = math.log(1 + back), math.log(1 + back) + math.log(1 + front)
+    elif model == 5:
+        above, below = math.log(1 + back), math.log(1 + back + front)
+    elif model == 1:
+        above, below = back**power, back**power + front**power
+    elif model == 2:
+        above, below = back**power, (back + front) ** power
+    elif front + back == 0:
+        return math.nan
+    else:
+        above, below = 1 - (front / (front + back)) ** power, 1.0
+    if below == 0:
+        return math.nan if above == 0 else 1.0
+    share = above / below
+    return 1.0 if math.isinf(share) else share
+
+
+@njit(cache=True)
+def _depth_changed(order: Any, shown: int, model: int, power: float) -> None:
+    """The displayed quantity at an order's price is now ``shown``."""
+    change = order.shown - shown - order.traded
+    back = order.shown - order.front
+    order.shown = shown
+    order.traded = 0
+    if model == _RISK_AVERSE or change < 0 or math.isinf(order.front):
+        order.front = min(order.front, float(shown))
+        return
+    share = share_behind(model, power, order.front, back)
+    # Rust's min, which the reference engine uses, prefers the number to NaN.
+    moved = back - share * change
+    estimate = order.front - (1 - share) * change + (min(moved, 0.0) if moved == moved else 0.0)
+    order.front = min(estimate, float(shown)) if estimate == estimate else float(shown)
+
+
+@njit(cache=True)
+def _whole(lots: float) -> int:
+    """Nearest whole number, halves away from zero."""
+    return int(math.copysign(math.floor(abs(lots) + 0.5), lots))
+
+
+@njit(cache=True)
+def _traded(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> int:
+    """A print of ``qty_lots`` that consumed orders of ``side``; returns what we got of it.
+
+    Its quantity is there once: it passes our orders in priority. An order priced better than the
+    print would have been met first, whatever stood before it.
+    """
+    pool = qty_lots
+    for n in range(queue.used[0]):
+        order = queue.resting[n]
+        better = side * (order.price_ticks - price_ticks)
+        if order.side != side or better < 0:
+            continue
+        if better > 0:
+            order.front = 0.0
+            fill = min(order.leaves, pool)
+        else:
+            order.front -= pool
+            order.traded += qty_lots
+            fill = 0
+            if order.front < 0:
+                fill = min(_whole(-order.front), min(order.leaves, pool))
+                order.front += fill
+        order.leaves -= fill
+        order.filled += fill
+        pool -= fill
+    return qty_lots - pool
+
+
+@njit(cache=True)
+def _taken_at(queue: Queue, side: int, price_ticks: int) -> int:
+    """Place of a level's entry in the table of what we took, -1 when there is none."""
+    for n in range(queue.used[1]):
+        entry = queue.taken[n]
+        if entry.lots > 0 and entry.price_ticks == price_ticks and entry.side == side:
+            return n
+    return -1
+
+
+@njit(cache=True)
+def _available(state: BookState, queue: Queue, side: int, price_ticks: int) -> int:
+    """Displayed lots at a level that we have not consumed."""
+    place = _taken_at(queue, side, price_ticks)
+    held = level(state, side, price_ticks)
+    return int(held if place < 0 else held - queue.taken[place].lots)
+
+
+@njit(cache=True)
+def _take(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> None:
+    """Note that we consumed a part of a level; `make_room` has made room for it."""
+    place = _taken_at(queue, side, price_ticks)
+    if place < 0:
+        place = 0
+        while place < queue.used[1] and queue.taken[place].lots > 0:
+            place += 1
+        queue.used[1] = max(queue.used[1], place + 1)
+        entry = queue.taken[place]
+        entry.side = side
+        entry.price_ticks = price_ticks
+        entry.lots = 0
+    queue.taken[place].lots += qty_lots
+
+
+def make_room(state: BookState, queue: Queue) -> Queue:
+    """A queue whose tables hold whatever the next kernel call may add to them."""
+    resting, taken, used = queue.resting, queue.taken, queue.used
+    if used[0] == len(resting):
+        resting = np.concatenate([resting, np.zeros(len(resting), RESTING)])
+    if used[1] + count(state, 1) + count(state, -1) > len(taken):
+        live = taken[: used[1]][taken["lots"][: used[1]] > 0]
+        room = 2 * (len(live) + int(count(state, 1)) + int(count(state, -1)))
+        taken = np.zeros(max(room, len(taken)), TAKEN)
+        taken[: len(live)] = live
+        used[1] = len(live)
+    return Queue(resting, taken, used)
+
+
+@njit(cache=True)
+def is_known(state: BookState) -> bool:
+    """Whether the displayed book may be matched against: synchronised and not crossed."""
+    return bool(state[STATUS] & (SYNCHRONISED | CROSSED) == SYNCHRONISED)
+
+
+@njit(cache=True)
+def reachable(state: BookState, queue: Queue, side: int, limit_ticks: int) -> int:
+    """Opposite lots that an order of ``side`` could take now at ``limit_ticks`` or better."""
+    total = 0
+    price = best(state, -side)
+    while price != NO_LEVEL and side * (limit_ticks - price) >= 0:
+        total += _available(state, queue, -side, price)
+        price = next_level(state, -side, price)
+    return total
+
+
+@njit(cache=True)
+def sweep(
+    state: BookState,
+    queue: Queue,
+    side: int,
+    limit_ticks: int,
+    qty_lots: int,
+    fills: npt.NDArray[np.int64],
+) -> int:
+    """Take up to ``qty_lots`` from the opposite side, best price first, and note it as taken.
+
+    Writes (price_ticks, qty_lots) into ``fills`` (shape (n, 2), a row per level); returns how many.
+    """
+    rows = 0
+    price = best(state, -side)
+    while qty_lots > 0 and price != NO_LEVEL and side * (limit_ticks - price) >= 0:
+        lots = min(qty_lots, _available(state, queue, -side, price))
+        if lots > 0:
+            _take(queue, -side, price, lots)
+            fills[rows, 0] = price
+            fills[rows, 1] = lots
+            rows += 1
+            qty_lots -= lots
+        price = next_level(state, -side, price)
+    return rows
+
+
+@njit(cache=True)
+def _reached(state: BookState, queue: Queue) -> int:
+    """Fill resting orders that the opposite side has reached, at their own price, as far as the
+    quantity displayed there goes; returns the lots."""
+    total = 0
+    for n in range(queue.used[0]):
+        order = queue.resting[n]
+        side = order.side
+        price = best(state, -side)
+        while order.leaves > 0 and price != NO_LEVEL and side * (order.price_ticks - price) >= 0:
+            lots = min(order.leaves, _available(state, queue, -side, price))
+            if lots > 0:
+                _take(queue, -side, price, lots)
+                order.leaves -= lots
+                order.filled += lots
+                total += lots
+            price = next_level(state, -side, price)
+    return total
+
+
+@njit(cache=True)
+def beyond_window(state: BookState, side: int, price_ticks: int, depth: int) -> bool:
+    """Whether a price lies past the last level of a book that shows ``depth`` levels and no more.
+
+    What stands there is not known: a level that leaves the window has not been cancelled.
+    """
+    if count(state, side) < depth:
+        return False
+    price = best(state, side)
+    while price != NO_LEVEL:
+        if side * (price_ticks - price) >= 0:
+            return False
+        price = next_level(state, side, price)
+    return True
+
+
+@njit(cache=True)
+def _frame_ended(state: BookState, queue: Queue, model: int, power: float, depth: int) -> int:
+    """Judge a whole frame: queues, what we took, and whom the opposite side reached."""
+    for n in range(queue.used[1]):
+        entry = queue.taken[n]
+        if entry.lots > 0:
+            entry.lots = min(entry.lots, level(state, entry.side, entry.price_ticks))
+    for n in range(queue.used[0]):
+        order = queue.resting[n]
+        if order.touched:
+            shown = level(state, order.side, order.price_ticks)
+            # A snapshot that repeats what was shown is no news of the queue.
+            repeated = order.touched == 2 and shown == order.shown
+            order.touched = 0
+            if repeated:
+                continue
+            if shown > 0 or not beyond_window(state, order.side, order.price_ticks, depth):
+                _depth_changed(order, shown, model, power)
+    return _reached(state, queue) if is_known(state) else 0
+
+
+@njit(cache=True)
+def replay(
+    state: BookState,
+    queue: Queue,
+    events: Events,
+    exchange_ns: npt.NDArray[np.int64],
+    start: int,
+    until_ns: int,
+    model: int,
+    power: float,
+    depth: int,
+) -> tuple[int, int]:
+    """Apply rows from ``start`` while their exchange time is not after ``until_ns``.
+
+    Returns (the next row, lots of ours that filled). It stops behind the row that filled something;
+    the fills stand in ``filled`` of the resting orders.
+    """
+    resting, used = queue.resting, queue.used
+    n = start
+    while n < len(events) and exchange_ns[n] <= until_ns:
+        event = events[n]
+        n += 1
+        filled = 0
+        if event.kind == _TRADE:
+            if event.flags & _HIDDEN == 0 and used[0] > 0:
+                filled = _traded(queue, -event.side, event.price_ticks, event.qty_lots)
+        else:
+            restated = event.kind == _SNAPSHOT and event.flags & _FIRST
+            for k in range(used[0]):
+                order = resting[k]
+                if restated:
+                    order.touched = 2
+                elif order.touched == 0 and order.price_ticks == event.price_ticks:
+                    order.touched = order.side == event.side
+            if apply(state, event) and used[0] + used[1] > 0:
+                filled = _frame_ended(state, queue, model, power, depth)
+        if filled > 0:
+            return n, filled
+    return n, 0
