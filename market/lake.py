@@ -33,15 +33,26 @@ import pyarrow.parquet as pq
 
 DAY_NS: Final = 86_400_000_000_000
 
-#: Table -> (schema version, modules whose source decides its content, upstream tables).
+_STAGING: Final = (
+    "dbt_project/dbt_project.yml",
+    "dbt_project/macros/vars.sql",
+    "dbt_project/models/staging/stg_bars.sql",
+)
+
+#: Table -> (schema version, what decides its content, upstream tables). What decides is the source
+#: of modules and, with a slash, of files of the project.
 TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
     "events": (1, ("market.events", "market.decode", "market.ingest"), ()),
     "ingests": (1, ("market.ingest",), ("events",)),
     "quarantine": (1, ("market.ingest",), ("events",)),
     "bars": (1, ("market.book", "market.bars"), ("events",)),
-    "features": (1, ("market.features", "market.expression"), ("bars",)),
-    "labels": (1, (), ("bars",)),
-    "training_set": (1, (), ("features", "labels")),
+    "features": (1, (*_STAGING, "market.features", "market.expression"), ("bars",)),
+    "labels": (1, (*_STAGING, "dbt_project/models/marts/labels.sql"), ("bars",)),
+    "training_set": (
+        1,
+        ("dbt_project/models/marts/training_set.sql",),
+        ("features", "labels"),
+    ),
     "truth": (1, ("market.synthetic",), ()),
     "decisions": (1, (), ()),
     "orders": (1, (), ()),
@@ -59,16 +70,25 @@ class LakeError(RuntimeError):
 @cache
 def code_hash(table: str) -> str:
     """Hash of the code that decides a table's content, upstream tables included (16 hex digits)."""
-    version, modules, upstream = TABLES[table]
+    version, sources, upstream = TABLES[table]
     digest = hashlib.sha256(f"{table} {version}".encode())
-    for module in modules:
-        spec = find_spec(module)
-        if spec is None or spec.origin is None:
-            raise LakeError(f"module {module}, which makes table {table}, is not installed")
-        digest.update(Path(spec.origin).read_bytes())
+    for source in sources:
+        digest.update(_source(source, table).read_bytes())
     for name in upstream:
         digest.update(code_hash(name).encode())
     return digest.hexdigest()[:16]
+
+
+def _source(name: str, table: str) -> Path:
+    if "/" in name:
+        path = Path(__file__).resolve().parent.parent / name
+        if path.is_file():
+            return path
+        raise LakeError(f"{path}, which makes table {table}, is missing; run from a checkout")
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise LakeError(f"module {name}, which makes table {table}, is not installed")
+    return Path(spec.origin)
 
 
 def utc_date(ns: int) -> str:
