@@ -1,0 +1,342 @@
+"""Captures: what the venue sent, exactly as received, in append-only zstd text.
+
+One line a frame, ``<receive time, epoch ns> <frame JSON>``. Between the frames stand control lines
+of our own, ``<ns> {"l2": "connect" | "disconnect" | "subscribe" | "checkpoint" | "instrument", …}``.
+A file is a sequence of zstd frames. The writer ends one often, so that a crash can tear only the
+tail: the reader drops a torn tail and says how much it was, and never skips anything else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Final, Self
+
+import msgspec
+import zstandard
+
+BLOCK_BYTES: Final = 4 << 20
+#: A longer line is no frame of any venue; only its head is kept, so that memory stays bounded.
+MAX_LINE_BYTES: Final = 16 << 20
+KEPT_HEAD_BYTES: Final = 4096
+
+_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+#: Compressed bytes per step. zstd expands at most some 32,768-fold, so a step stays under 64 MB.
+_STEP: Final = 2048
+
+
+class CaptureError(RuntimeError):
+    """A capture cannot be read or written; the message names the file and the reason."""
+
+
+class Block(msgspec.Struct, frozen=True):
+    """Consecutive whole lines of a capture.
+
+    ``data`` ends with a newline unless it is empty; ``first_line`` counts from 1; ``cut`` numbers
+    the lines of which only the head is held, because they were too long. ``compressed_bytes`` is
+    how much of the file was read so far. The last block of a file has ``last`` set and says what
+    was dropped at its torn tail: ``torn_bytes`` of an unfinished line, ``torn_frame`` when the
+    last zstd frame was unfinished.
+    """
+
+    path: str
+    first_line: int
+    data: bytes
+    cut: frozenset[int] = frozenset()
+    compressed_bytes: int = 0
+    last: bool = False
+    torn_bytes: int = 0
+    torn_frame: bool = False
+
+    @property
+    def torn(self) -> bool:
+        return self.torn_bytes > 0 or self.torn_frame
+
+
+def read_blocks(path: str | Path, size: int = BLOCK_BYTES) -> Iterator[Block]:
+    """The lines of a capture in blocks of about ``size`` bytes; the last one has ``last`` set.
+
+    Raises CaptureError when the file is missing, empty, not zstd, or damaged before its tail.
+    """
+    lines = _Lines()
+    with _opened(path) as file:
+        unpacking = _Unpacking(str(path), file)
+        for piece in unpacking:
+            lines.feed(piece)
+            while lines.whole_bytes >= size:
+                first, data, cut = lines.take()
+                yield Block(str(path), first, data, cut, unpacking.consumed)
+    torn_bytes = lines.held_bytes
+    first, data, cut = lines.take()
+    yield Block(
+        str(path),
+        first,
+        data,
+        cut,
+        unpacking.consumed,
+        last=True,
+        torn_bytes=torn_bytes,
+        torn_frame=unpacking.unfinished,
+    )
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """(receive_ns, frame) of every line with a time at its head, for tools that go line by line."""
+    for block in read_blocks(path):
+        for line in block.data.splitlines():
+            head, _, frame = line.partition(b" ")
+            if head.isdigit():
+                yield int(head), frame
+
+
+def content_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes (hex)."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CaptureError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _opened(path: str | Path) -> BinaryIO:
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - the caller's with statement closes it
+    except FileNotFoundError as error:
+        raise CaptureError(f"{path}: no such capture") from error
+    except OSError as error:
+        raise CaptureError(f"{path}: cannot be read: {error.strerror}") from error
+    head = file.read(4)
+    file.seek(0)
+    skippable = len(head) == 4 and head[1:] == b"\x2a\x4d\x18" and head[0] >> 4 == 5
+    if head == _MAGIC or skippable:
+        return file
+    file.close()
+    if not head:
+        raise CaptureError(f"{path}: the file is empty; a capture holds at least one zstd frame")
+    if _MAGIC.startswith(head):
+        raise CaptureError(f"{path}: only {len(head)} bytes; nothing of the capture was written")
+    raise CaptureError(f"{path}: not a zstd file; a capture is zstd-compressed text")
+
+
+class _Unpacking:
+    """Iterates the text of a file of zstd frames, in pieces of bounded size.
+
+    ``whole`` is where the last finished frame ended, ``unfinished`` whether one was torn at the
+    end. Zeros after the last frame count as torn: file systems leave them after a power cut.
+    """
+
+    def __init__(self, path: str, file: BinaryIO) -> None:
+        self.path, self.file = path, file
+        self.consumed = 0
+        self.whole = 0
+        self.unfinished = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        unpacker = zstandard.ZstdDecompressor()
+        frame: Any = None
+        while step := self.file.read(_STEP):
+            self.consumed += len(step)
+            while step:
+                if frame is None:
+                    if not step.strip(b"\0") and self._only_zeros_follow():
+                        self.unfinished = True
+                        return
+                    frame = unpacker.decompressobj()
+                try:
+                    yield frame.decompress(step)
+                except zstandard.ZstdError as error:
+                    raise CaptureError(
+                        f"{self.path}: damaged near byte {self.consumed - len(step)} ({error}); "
+                        "only the end of a capture may be torn"
+                    ) from error
+                step = b""
+                if frame.eof:
+                    step = frame.unused_data
+                    self.whole = self.consumed - len(step)
+                    frame = None
+        self.unfinished = frame is not None
+
+    def _only_zeros_follow(self) -> bool:
+        place = self.file.tell()
+        while rest := self.file.read(1 << 20):
+            if rest.strip(b"\0"):
+                self.file.seek(place)
+                return False
+        return True
+
+
+class _Lines:
+    """Gathers pieces of text and gives them back as whole lines."""
+
+    def __init__(self) -> None:
+        self._whole: list[bytes] = []
+        self._held: list[bytes] = []
+        self.whole_bytes = 0
+        self.held_bytes = 0
+        self._line = 1
+        self._cut: set[int] = set()
+
+    def feed(self, piece: bytes) -> None:
+        end = piece.rfind(b"\n") + 1
+        if end:
+            first = piece.find(b"\n") + 1
+            if self.held_bytes > MAX_LINE_BYTES:
+                self._cut.add(self._line + sum(whole.count(b"\n") for whole in self._whole))
+                self._held.append(b"\n")
+            else:
+                self._held.append(piece[:first])
+            self._whole += [*self._held, piece[first:end]]
+            self.whole_bytes += sum(map(len, self._held)) + end - first
+            self._held, self.held_bytes = [], 0
+        if end < len(piece):
+            self._held.append(piece[end:])
+            self.held_bytes += len(piece) - end
+            if self.held_bytes > MAX_LINE_BYTES:
+                self._held = [b"".join(self._held)[:KEPT_HEAD_BYTES]]
+
+    def take(self) -> tuple[int, bytes, frozenset[int]]:
+        """(number of the first line, the whole lines gathered, numbers of those cut)."""
+        first, data, cut = self._line, b"".join(self._whole), frozenset(self._cut)
+        self._line += data.count(b"\n")
+        self._whole, self._cut, self.whole_bytes = [], set(), 0
+        return first, data, cut
+
+
+class CaptureWriter:
+    """Appends to one capture, crash-safe: what was synced is read again, whatever happens next.
+
+    Live frames go through `append`, which ends and syncs a zstd frame every ``sync_ms`` of the
+    monotonic ``clock`` (ns). Bulk writers use `append_block`. Either ends a zstd frame every
+    ``frame_bytes`` of text. Reopening a file with a torn tail first cuts the tail off;
+    ``dropped_bytes`` says how many bytes of unfinished line were lost.
+
+    Raises CaptureError when the file cannot be opened, is no capture, or another process has it.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        sync_ms: int = 1000,
+        frame_bytes: int = 8 << 20,
+        level: int = 3,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.path = str(path)
+        self.dropped_bytes = 0
+        self._sync_ns = sync_ms * 1_000_000
+        self._frame_bytes = frame_bytes
+        self._clock = clock
+        # A checksum turns a flipped bit on disk into an error instead of a wrong price.
+        self._packer = zstandard.ZstdCompressor(level=level, write_checksum=True)
+        self._frame: Any = None
+        self._text_bytes = 0
+        self._last_sync = clock()
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - held until close
+        except OSError as error:
+            raise CaptureError(f"{path}: cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._mend()
+        except BlockingIOError as error:
+            self._file.close()
+            raise CaptureError(f"{path}: another process is writing this capture") from error
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, receive_ns: int, frame: bytes) -> None:
+        """Add one frame. A newline in it, which JSON allows only as white space, becomes a space."""
+        if b"\n" in frame:
+            frame = frame.replace(b"\n", b" ")
+        self.append_block(b"%d %b\n" % (receive_ns, frame))
+        if self._clock() - self._last_sync >= self._sync_ns:
+            self.sync()
+
+    def control(self, ns: int, fields: Mapping[str, Any]) -> None:
+        """Add one of our own lines; ``fields`` carries what it is under ``l2``."""
+        if "l2" not in fields:
+            raise CaptureError(f"{self.path}: a control line needs a field l2")
+        self.append_block(b"%d %b\n" % (ns, msgspec.json.encode(fields)))
+
+    def append_block(self, lines: bytes) -> None:
+        """Add ready-made whole lines."""
+        if not lines:
+            return
+        if not lines.endswith(b"\n"):
+            raise CaptureError(f"{self.path}: a block of lines must end with a newline")
+        if self._frame is None:
+            self._frame = self._packer.compressobj()
+        self._write(self._frame.compress(lines))
+        self._text_bytes += len(lines)
+        if self._text_bytes >= self._frame_bytes:
+            self._end_frame()
+
+    def sync(self) -> None:
+        """Put everything appended so far on disk."""
+        self._end_frame()
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise CaptureError(f"{self.path}: cannot be synced: {error.strerror}") from error
+        self._last_sync = self._clock()
+
+    def close(self) -> None:
+        if not self._file.closed:
+            try:
+                self.sync()
+            finally:
+                self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _end_frame(self) -> None:
+        if self._frame is not None:
+            self._write(self._frame.flush())
+            self._frame, self._text_bytes = None, 0
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            raise CaptureError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    def _mend(self) -> None:
+        """Cut off a torn tail, keeping the whole lines of an unfinished frame in a frame of their own."""
+        if os.fstat(self._file.fileno()).st_size < len(_MAGIC):
+            self._file.truncate(0)
+            return
+        with _opened(self.path) as file:
+            unpacking = _Unpacking(self.path, file)
+            end = b"\n"
+            for piece in unpacking:
+                end = piece[-1:] or end
+            if not unpacking.unfinished:
+                if end != b"\n":
+                    self.append_block(b"\n")
+                return
+            file.seek(unpacking.whole)
+            tail = b"".join(_Unpacking(self.path, file))
+        whole_lines = tail[: tail.rfind(b"\n") + 1]
+        self.dropped_bytes = len(tail) - len(whole_lines)
+        self._file.truncate(unpacking.whole)
+        self.append_block(whole_lines)
+        self.sync()
