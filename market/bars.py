@@ -1,134 +1,163 @@
-"""One-second bars: what the book and the tape did in [t - 1 s, t), labelled t."""
+"""One-second bars: what the book and the tape did in [t - 1 s, t), labelled t.
+
+Every event counts into the second in which it was received; a close shows the book as of the last
+frame before t. Seconds without data have bars too. The bars of a stream are the same, bit for bit,
+however it is cut into calls. The rules are those of `market.second`, the columns `market.columns`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
-#: Bar columns after ``t_ns`` (int64, epoch ns of the bar's end): name -> (unit, meaning). All are
-#: float64 and NULL (NaN in memory) where the quantity does not exist.
-COLUMNS: Final[dict[str, tuple[str, str]]] = {
-    # -- state of the record
-    "frames": ("count", "book frames applied"),
-    "updates": ("count", "book level rows applied"),
-    "gap": (
-        "0/1",
-        "book was invalid at some instant: no snapshot yet, frames missing, crossed, silent",
-    ),
-    "stale_s": ("s", "time from the last book frame to the close; NULL before the first"),
-    "lag_ms": ("ms", "mean of receive minus exchange time over book frames"),
-    "truncated": ("0/1", "a depth band or a sweep at the close passed the last level"),
-    # -- price
-    "mid_open": ("quote", "mid at the first valid instant"),
-    "mid_high": ("quote", "highest mid"),
-    "mid_low": ("quote", "lowest mid"),
-    "mid_close": ("quote", "mid at the close; NULL when the book is invalid then"),
-    "mid_twap": ("quote", "time-weighted mean mid"),
-    "micro_close": ("quote", "mid weighted by opposite best quantities at the close"),
-    "vamp_close": ("quote", "volume-adjusted mid over five levels at the close"),
-    # -- spread
-    "spread_ticks": ("ticks", "spread at the close"),
-    "spread_mean": ("ticks", "time-weighted mean spread"),
-    "spread_std": ("ticks", "time-weighted standard deviation of the spread"),
-    "spread_one": ("share", "share of time with a spread of one tick"),
-    "spread_bps": ("bps", "spread over mid at the close"),
-    # -- quantity and depth at the close, unless said otherwise
-    "bid_q1": ("base", "best bid quantity"),
-    "ask_q1": ("base", "best ask quantity"),
-    "bid_q1_mean": ("base", "time-weighted mean of the best bid quantity"),
-    "ask_q1_mean": ("base", "time-weighted mean of the best ask quantity"),
-    "bid_q5": ("base", "bid quantity on five levels"),
-    "ask_q5": ("base", "ask quantity on five levels"),
-    "bid_q10": ("base", "bid quantity on ten levels"),
-    "ask_q10": ("base", "ask quantity on ten levels"),
-    "bid_d1": ("quote", "bid notional within 1 bps of mid; NULL if the book ends before"),
-    "ask_d1": ("quote", "ask notional within 1 bps of mid; NULL if the book ends before"),
-    "bid_d2": ("quote", "bid notional within 2 bps of mid; NULL if the book ends before"),
-    "ask_d2": ("quote", "ask notional within 2 bps of mid; NULL if the book ends before"),
-    "bid_d3": ("quote", "bid notional within 3 bps of mid; NULL if the book ends before"),
-    "ask_d3": ("quote", "ask notional within 3 bps of mid; NULL if the book ends before"),
-    "bid_depth": ("quote", "bid notional on all levels"),
-    "ask_depth": ("quote", "ask notional on all levels"),
-    "bid_reach": ("bps", "distance of the last bid level from mid"),
-    "ask_reach": ("bps", "distance of the last ask level from mid"),
-    "bid_slope": (
-        "quote/bps",
-        "slope of cumulative bid notional on distance, with its square, no intercept",
-    ),
-    "ask_slope": (
-        "quote/bps",
-        "slope of cumulative ask notional on distance, with its square, no intercept",
-    ),
-    "bid_convexity": (
-        "quote/bps2",
-        "coefficient of the squared distance in the same regression, bids",
-    ),
-    "ask_convexity": (
-        "quote/bps2",
-        "coefficient of the squared distance in the same regression, asks",
-    ),
-    "bid_gap": ("ticks", "distance between best and second bid"),
-    "ask_gap": ("ticks", "distance between best and second ask"),
-    "empty_share": ("share", "share of empty ticks among the 50 nearest on either side"),
-    "sweep_buy_10k": ("bps", "cost over mid of buying 10,000 quote; NULL beyond the book"),
-    "sweep_sell_10k": ("bps", "cost under mid of selling 10,000 quote; NULL beyond the book"),
-    "sweep_buy_100k": ("bps", "the same for 100,000"),
-    "sweep_sell_100k": ("bps", "the same for 100,000"),
-    "sweep_buy_1m": ("bps", "the same for 1,000,000"),
-    "sweep_sell_1m": ("bps", "the same for 1,000,000"),
-    # -- order flow, summed over the second
-    **{
-        f"ofi_{level}": ("base", f"order-flow imbalance at level {level}, event by event")
-        for level in range(1, 11)
-    },
-    "depth_norm": ("base", "mean over frames and ten levels of half the bid and ask quantities"),
-    "bid_add": (
-        "base",
-        "inferred additions to bids: max(0, dq + V) with V the visible trades there",
-    ),
-    "bid_cancel": ("base", "inferred cancels of bids: max(0, -dq - V)"),
-    "ask_add": ("base", "inferred additions to asks"),
-    "ask_cancel": ("base", "inferred cancels of asks"),
-    "bid_add_1": ("base", "inferred additions at the best bid"),
-    "bid_cancel_1": ("base", "inferred cancels at the best bid"),
-    "ask_add_1": ("base", "inferred additions at the best ask"),
-    "ask_cancel_1": ("base", "inferred cancels at the best ask"),
-    "best_changes": ("count", "changes of the best bid or best ask price"),
-    "flicker": ("count", "best-price moves that are reversed within 100 ms"),
-    "quote_life": ("log s", "mean log lifetime of best prices, event-time EWMA over 100 s"),
-    # -- trades; block trades only in block_qty
-    "buy_qty": ("base", "taker buys"),
-    "sell_qty": ("base", "taker sells"),
-    "buy_n": ("count", "taker buys"),
-    "sell_n": ("count", "taker sells"),
-    "buy_notional": ("quote", "taker buys"),
-    "sell_notional": ("quote", "taker sells"),
-    "vwap": ("quote", "volume-weighted trade price; NULL without a trade"),
-    "last_price": ("quote", "last trade price so far; NULL before the first"),
-    "max_trade": ("base", "largest single trade"),
-    "rpi_buy_qty": ("base", "part of the taker buys that matched RPI orders"),
-    "rpi_sell_qty": ("base", "part of the taker sells that matched RPI orders"),
-    "block_qty": ("base", "block trades, both sides"),
-    "run_length": ("count", "signed length of the current run of same-side trades at the close"),
-    "trade_age_s": ("s", "time from the last trade to the close; NULL before the first"),
-    **{
-        f"hawkes_{side}_{tau}": ("count", f"sum of exp(-age/{tau} s) over all taker {side}s so far")
-        for tau in (1, 10, 100)
-        for side in ("buy", "sell")
-    },
-    # -- variation of the mid between book frames, in squared log returns
-    "rv": ("1", "realised variance"),
-    "bv": ("1", "bipower variation, pi/2 times the sum of products of neighbouring moves"),
-    "rv_up": ("1", "part of rv from upward moves"),
-    "rv_down": ("1", "part of rv from downward moves"),
-    # -- ticker, last known at the close
-    "mark": ("quote", "mark price"),
-    "index_price": ("quote", "index price"),
-    "funding_rate": ("1", "running estimate of the next funding rate"),
-    "funding_in_s": ("s", "time to the next funding"),
-    "open_interest": ("base", "open interest"),
-    "turnover_24h": ("quote", "turnover over 24 h"),
-    "ticker_age_s": ("s", "time from the last ticker frame to the close"),
-    # -- liquidations
-    "liq_long": ("quote", "notional of liquidated longs"),
-    "liq_short": ("quote", "notional of liquidated shorts"),
-}
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from market import second
+from market.book import Book
+from market.columns import COLUMNS as COLUMNS
+from market.columns import C
+from market.events import EVENT, Events, from_arrow
+from market.instruments import BUILT_IN, Instrument
+from market.lake import Lake, LakeError
+from market.second import SECOND_NS
+from market.settings import Settings
+
+#: A call that would close more bars than this is refused: a clock is wrong somewhere.
+MAX_BARS: Final = 2 * 86_400
+
+
+class Bars(msgspec.Struct, frozen=True, kw_only=True):
+    """Bars in time order: ``t_ns`` int64 (n,), ``values`` float64 (n, len(COLUMNS)), NaN for NULL."""
+
+    t_ns: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.t_ns)
+
+    def column(self, name: str) -> npt.NDArray[np.float64]:
+        """One column, shape (n,)."""
+        return self.values[:, getattr(C, name)]
+
+    def to_arrow(self) -> pa.Table:
+        """The bars as an Arrow table of `ARROW_SCHEMA`."""
+        columns = [pa.array(self.t_ns)]
+        columns += [pa.array(self.values[:, n], from_pandas=True) for n in range(len(COLUMNS))]
+        return pa.table(columns, schema=ARROW_SCHEMA)
+
+
+ARROW_SCHEMA: Final = pa.schema(
+    [pa.field("t_ns", pa.int64(), nullable=False)]
+    + [pa.field(name, pa.float64()) for name in COLUMNS]
+)
+
+
+class BarBuilder:
+    """Turns one symbol's event rows into bars as they come."""
+
+    def __init__(self, instrument: Instrument, stale_after_s: float) -> None:
+        tick, lot = instrument.tick_size, instrument.lot_size
+        self.book = Book()
+        self._tape = second.new_tape()
+        self._cells = second.new_cells(round(stale_after_s * SECOND_NS))
+        self._sums = second.new_sums(tick, lot)
+        self._row = np.zeros(len(COLUMNS))
+        self._scale = second.new_scale(tick, lot)
+
+    @property
+    def late(self) -> int:
+        """Events that came with a time before the clock; they counted as of the clock."""
+        return int(self._cells[second.LATE])
+
+    @property
+    def refused(self) -> int:
+        """Trades and liquidations left out for want of a side or of a sensible quantity."""
+        return int(self._cells[second.REFUSED])
+
+    def push(self, events: Events) -> Bars:
+        """Take event rows in (dtype ``EVENT``, receive order); returns the bars they closed.
+
+        A frame may be split between calls. ValueError for another dtype, or when time jumps ahead
+        by more than MAX_BARS seconds.
+        """
+        if events.dtype != EVENT:
+            raise ValueError(f"events of dtype {events.dtype}: expected market.events.EVENT")
+        if len(events) == 0:
+            return _room(0, 0)
+        first = int(self._cells[second.NEXT])
+        if first == 0:
+            first = int(events["receive_ns"][0]) // SECOND_NS * SECOND_NS + SECOND_NS
+        bars = _room(first, int(events["receive_ns"].max()))
+        second.advance(
+            self.book.state,
+            self._tape,
+            self._cells,
+            self._sums,
+            self._row,
+            self._scale,
+            events,
+            bars.values,
+        )
+        return bars
+
+    def close_until(self, now_ns: int) -> Bars:
+        """The clock shows ``now_ns`` and all events before it are in: close bars with t <= now.
+
+        Before the first event there is nothing to close. An event that comes with an earlier time
+        nevertheless counts into the second in progress, and into `late`.
+        """
+        first = int(self._cells[second.NEXT])
+        if first == 0:
+            return _room(0, 0)
+        bars = _room(first, now_ns)
+        second.pass_seconds(
+            self.book.state, self._cells, self._sums, self._row, self._scale, bars.values
+        )
+        return bars
+
+    def finish(self) -> Bars:
+        """The stream has ended: close the second in progress as well."""
+        return self.close_until(int(self._cells[second.NEXT]))
+
+
+def _room(first_ns: int, now_ns: int) -> Bars:
+    """Bars yet to be filled: those that end at ``first_ns``, a second later, … up to ``now_ns``."""
+    due = max(0, (now_ns - first_ns) // SECOND_NS + 1) if first_ns else 0
+    if due > MAX_BARS:
+        raise ValueError(
+            f"receive time jumps from {first_ns} to {now_ns} ns: {due} bars at once, at most "
+            f"{MAX_BARS}; look for a wrong clock in the events, or push them in smaller parts"
+        )
+    ends = first_ns + SECOND_NS * np.arange(due, dtype=np.int64)
+    return Bars(t_ns=ends, values=np.empty((due, len(COLUMNS))))
+
+
+def bars_from_chunks(chunks: Iterable[Events], instrument: Instrument, settings: Settings) -> Bars:
+    """All bars of a finite stream, from the second of its first event to that of its last."""
+    builder = BarBuilder(instrument, settings.market.stale_after_s)
+    parts = [builder.push(chunk) for chunk in chunks]
+    parts.append(builder.finish())
+    return Bars(
+        t_ns=np.concatenate([part.t_ns for part in parts]),
+        values=np.concatenate([part.values for part in parts]),
+    )
+
+
+def make_bars(lake: Lake, symbol: str, day: str, settings: Settings) -> int:
+    """Make one bars partition of one events partition; returns the number of bars.
+
+    The instrument is the one that the events were made with. LakeError when there are no events.
+    """
+    source = lake.open("events", symbol, day)
+    named = lake.metadata("events", symbol, day).get("instrument")
+    instrument = msgspec.json.decode(named, type=Instrument) if named else BUILT_IN.get(symbol)
+    if instrument is None:
+        raise LakeError(f"{lake.path('events', symbol, day)}: names no instrument for {symbol}")
+    chunks = (from_arrow(batch) for batch in source.iter_batches(batch_size=1 << 18))
+    bars = bars_from_chunks(chunks, instrument, settings)
+    inputs = lake.fingerprint("events", symbol, day)
+    lake.write("bars", symbol, day, bars.to_arrow(), inputs=inputs)
+    return len(bars)

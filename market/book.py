@@ -33,7 +33,7 @@ _WORDS: Final = WIDTH // 64
 
 #: What `best`, `next_level` and the like say when there is no level.
 NO_LEVEL: Final = -(1 << 62)
-_NO_KEY: Final = 1 << 62
+NO_KEY: Final = 1 << 62
 
 # Places in a book's state. BEST, WORST and COUNT take two each: bids, then asks. WORST bounds the
 # keys of live levels from above; it may be loose, and is tightened when a search proves it.
@@ -81,8 +81,8 @@ BookState = npt.NDArray[np.int64]
 def new_state() -> BookState:
     """An empty book that has seen no snapshot (4 MB, of which only touched pages are real)."""
     state = np.zeros(STATE_SIZE, np.int64)
-    state[BEST : BEST + 2] = _NO_KEY
-    state[WORST : WORST + 2] = -_NO_KEY
+    state[BEST : BEST + 2] = NO_KEY
+    state[WORST : WORST + 2] = -NO_KEY
     return state
 
 
@@ -97,7 +97,7 @@ def _trailing_zeros(_: Any, word: Any) -> Any:
 
 
 @njit(cache=True)
-def _row_of(side: int) -> int:
+def row_of(side: int) -> int:
     """Row of a side: bids (+1) are 0, asks (-1) are 1."""
     return (1 - side) >> 1
 
@@ -115,15 +115,15 @@ def _word_of(row: int, key: int) -> int:
 
 
 @njit(cache=True)
-def _next_key(state: BookState, row: int, key: int) -> int:
-    """The smallest live key above ``key``, ``_NO_KEY`` when there is none."""
+def next_key(state: BookState, row: int, key: int) -> int:
+    """The smallest live key above ``key``, ``NO_KEY`` when there is none."""
     worst = state[WORST + row]
     if key >= worst:
-        return _NO_KEY
+        return NO_KEY
     first = (key + 1) & _MASK
     word = first >> 6
     bits = state[_LIVE + row * _WORDS + word] & (-1 << (first & 63))
-    nearest = _NO_KEY
+    nearest = NO_KEY
     # A whole turn visits the first word twice, the second time for the slots before ``first``.
     for _ in range(min(_WORDS, ((worst - key) >> 6) + 1) + 1):
         while bits != 0:
@@ -135,7 +135,7 @@ def _next_key(state: BookState, row: int, key: int) -> int:
             bits &= bits - 1
         word = (word + 1) & (_WORDS - 1)
         bits = state[_LIVE + row * _WORDS + word]
-    if nearest == _NO_KEY:
+    if nearest == NO_KEY:
         state[WORST + row] = key
     return nearest
 
@@ -147,7 +147,7 @@ def set_level(state: BookState, side: int, price_ticks: int, qty_lots: int) -> i
     ``side`` is +1 for bids, -1 for asks. Deleting a level that is not held is counted and changes
     nothing.
     """
-    row = _row_of(side)
+    row = row_of(side)
     key = -side * price_ticks
     slot = _slot_of(row, key)
     held = state[slot + 1]
@@ -168,7 +168,7 @@ def set_level(state: BookState, side: int, price_ticks: int, qty_lots: int) -> i
         state[_word_of(row, key)] &= ~(1 << (key & 63))
         state[COUNT + row] -= 1
         if key == state[BEST + row]:
-            state[BEST + row] = _next_key(state, row, key)
+            state[BEST + row] = next_key(state, row, key)
     elif held == 0:
         state[slot] = key
         state[_word_of(row, key)] |= 1 << (key & 63)
@@ -179,7 +179,8 @@ def set_level(state: BookState, side: int, price_ticks: int, qty_lots: int) -> i
 
 
 @njit(cache=True)
-def _lots_at(state: BookState, row: int, key: int) -> int:
+def lots_at(state: BookState, row: int, key: int) -> int:
+    """Lots of a key, zero when it is not live; for walks with `next_key`."""
     slot = _slot_of(row, key)
     return int(state[slot + 1]) if state[slot] == key else 0
 
@@ -187,27 +188,27 @@ def _lots_at(state: BookState, row: int, key: int) -> int:
 @njit(cache=True)
 def level(state: BookState, side: int, price_ticks: int) -> int:
     """Quantity in lots at a price; zero when no level is held there."""
-    return int(_lots_at(state, _row_of(side), -side * price_ticks))
+    return int(lots_at(state, row_of(side), -side * price_ticks))
 
 
 @njit(cache=True)
 def best(state: BookState, side: int) -> int:
     """Best price of a side in ticks, `NO_LEVEL` when the side is empty."""
-    key = state[BEST + _row_of(side)]
-    return NO_LEVEL if key == _NO_KEY else -side * key
+    key = state[BEST + row_of(side)]
+    return NO_LEVEL if key == NO_KEY else -side * key
 
 
 @njit(cache=True)
 def next_level(state: BookState, side: int, price_ticks: int) -> int:
     """The next worse price that holds a level, in ticks; `NO_LEVEL` at the end of the side."""
-    key = _next_key(state, _row_of(side), -side * price_ticks)
-    return NO_LEVEL if key == _NO_KEY else -side * key
+    key = next_key(state, row_of(side), -side * price_ticks)
+    return NO_LEVEL if key == NO_KEY else -side * key
 
 
 @njit(cache=True)
 def count(state: BookState, side: int) -> int:
     """Number of levels of a side."""
-    return int(state[COUNT + _row_of(side)])
+    return int(state[COUNT + row_of(side)])
 
 
 @njit(cache=True)
@@ -215,14 +216,14 @@ def top(
     state: BookState, side: int, ticks: npt.NDArray[np.int64], lots: npt.NDArray[np.int64]
 ) -> int:
     """Write the best ``len(ticks)`` levels of a side, best first; returns how many there were."""
-    row = _row_of(side)
+    row = row_of(side)
     key = state[BEST + row]
     wanted = min(len(ticks), state[COUNT + row])
     for n in range(wanted):
         ticks[n] = -side * key
-        lots[n] = _lots_at(state, row, key)
+        lots[n] = lots_at(state, row, key)
         if n + 1 < wanted:
-            key = _next_key(state, row, key)
+            key = next_key(state, row, key)
     return int(wanted)
 
 
@@ -245,8 +246,8 @@ def clear(state: BookState) -> None:
                     bits &= bits - 1
                 state[_LIVE + row * _WORDS + word] = 0
         state[COUNT + row] = 0
-        state[BEST + row] = _NO_KEY
-        state[WORST + row] = -_NO_KEY
+        state[BEST + row] = NO_KEY
+        state[WORST + row] = -NO_KEY
 
 
 @njit(cache=True)
@@ -308,9 +309,10 @@ def apply(state: BookState, event: Any) -> bool:
     """
     if event.kind != _DELTA and event.kind != _SNAPSHOT:
         return False
-    begin_row(state, event)
+    if event.flags != 0:
+        begin_row(state, event)
     set_row(state, event)
-    return bool(end_row(state, event))
+    return bool(event.flags & _LAST != 0 and end_row(state, event))
 
 
 @njit(cache=True)

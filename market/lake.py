@@ -42,10 +42,26 @@ _STAGING: Final = (
 #: Table -> (schema version, what decides its content, upstream tables). What decides is the source
 #: of modules and, with a slash, of files of the project.
 TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
-    "events": (1, ("market.events", "market.decode", "market.ingest"), ()),
+    "events": (
+        1,
+        (
+            "market.instruments",
+            "market.events",
+            "market.capture",
+            "market.scanner",
+            "market.decode",
+            "market.book",
+            "market.ingest",
+        ),
+        (),
+    ),
     "ingests": (1, ("market.ingest",), ("events",)),
     "quarantine": (1, ("market.ingest",), ("events",)),
-    "bars": (1, ("market.book", "market.bars"), ("events",)),
+    "bars": (
+        1,
+        ("market.book", "market.columns", "market.depth", "market.second", "market.bars"),
+        ("events",),
+    ),
     "features": (1, (*_STAGING, "market.features", "market.expression"), ("bars",)),
     "labels": (1, (*_STAGING, "dbt_project/models/marts/labels.sql"), ("bars",)),
     "training_set": (
