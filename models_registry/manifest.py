@@ -64,11 +64,11 @@ class Calibration(Record, frozen=True, kw_only=True):
     """From a booster's output to an expectation at its own horizon: a line through zero.
 
     ``fitted`` is the least-squares slope with standard error ``error`` over ``n_eff`` independent
-    labels, ``slope = max(0, fitted) * max(0, 1 - error²/fitted²)`` (positive-part James–Stein).
+    labels (None: too few to tell), ``slope = max(0, fitted) * max(0, 1 - error²/fitted²)`` (positive-part James–Stein).
     """
 
     fitted: float
-    error: float
+    error: float | None
     n_eff: float
     slope: float
     table: tuple[CalibrationBin, ...]
@@ -304,6 +304,10 @@ class Predictor:
             [np.inf if r.threshold_bps is None else r.threshold_bps for r in recipe.regimes]
             + [np.nan]  # reached by index -1, where the expectation is NaN anyway
         )
+
+    @property
+    def horizons_s(self) -> tuple[int, ...]:
+        return self.recipe.horizons_s
 
     def predict(self, vector: Float) -> Prediction:
         """The expectation for one row: float64 of shape (features,), NaN for NULL."""

@@ -184,13 +184,17 @@ def bin_sums(t_ns: Int, columns: Sequence[Float], bin_s: int = BIN_S) -> Float:
 
 
 def stationary_indices(
-    generator: np.random.Generator, count: int, mean_block: float
+    generator: np.random.Generator, count: int, mean_block: float, length: int | None = None
 ) -> npt.NDArray[np.int64]:
-    """One resample of 0..count-1 in blocks of geometric length, circular (Politis & Romano 1994)."""
-    restart = generator.random(count) < 1.0 / max(mean_block, 1.0)
+    """A resample of 0..count-1 in blocks of geometric length, circular (Politis & Romano 1994).
+
+    As long as the original, or of the ``length`` given.
+    """
+    length = count if length is None else length
+    restart = generator.random(length) < 1.0 / max(mean_block, 1.0)
     restart[0] = True
-    starts = generator.integers(0, count, count)
-    position = np.arange(count)
+    starts = generator.integers(0, count, length)
+    position = np.arange(length)
     origin = np.maximum.accumulate(np.where(restart, position, 0))
     return np.asarray((starts[origin] + position - origin) % count)
 

@@ -1,0 +1,295 @@
+"""Decay of the live IC: a CUSUM on the product of prediction and realised return, both ranked.
+
+One observation per time bin is the mean over the bin's rows of
+
+    x = z(prediction / scale) * z(realised / scale)
+
+with z the normal score of a value among the out-of-sample reference (its quantile tables are in the
+manifest) and scale the trailing volatility: the mean of x is the rank IC, and a doubled volatility
+or another mix of predictions does not move it. Page's CUSUM (1954) for a fall of the mean from mu
+to 0,
+
+    S <- max(0, S + mu / 2 - x),        alarm when S > limit,
+
+with the limit simulated for a stated mean time between false alarms (ARL0) on the stationary
+bootstrap of the reference. Every prediction counts, not only those that traded: trades are too few
+to tell anything in a day.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numba import njit
+
+from market.lake import Lake
+from models_registry import dataset
+from models_registry.manifest import Bundle, DecayReference, Record
+from models_registry.validation import SECOND_NS, bin_sums, effective_count, stationary_indices
+from models_registry.validation import information_coefficient as coefficient
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+
+#: Quantile levels of a reference table: every half per cent.
+LEVELS: Final = 201
+
+#: Simulated monitors, each this many times the wanted ARL0 long.
+PATHS: Final = 100
+PATH_LENGTH: Final = 3
+
+#: Limits tried, in units of the observation's standard deviation.
+_GRID: Final = np.geomspace(0.5, 500.0, 400)
+
+
+class DecayReport(Record, frozen=True, kw_only=True):
+    """What the monitor says about a stretch of predictions.
+
+    ``statistic`` is the highest CUSUM reached, ``alarm_ns`` when it first passed ``limit``. ``note``
+    says why there is no statement when there is none.
+    """
+
+    failed: bool
+    statistic: float
+    limit: float | None
+    alarm_ns: int | None
+    ic_recent: float
+    ic_reference: float
+    n_eff: float
+    observations: int
+    note: str
+
+
+def quantile_table(values: Float) -> tuple[float, ...]:
+    """The reference distribution of a quantity as equally spaced quantiles; empty without values."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return ()
+    return tuple(float(v) for v in np.quantile(known, np.linspace(0.0, 1.0, LEVELS)))
+
+
+def reference_scores(values: Float, table: Sequence[float]) -> Float:
+    """Normal scores of values within a quantile table; beyond its ends the end's score.
+
+    The middle of equal quantiles is taken, so that a constant scores zero and not at an end.
+    """
+    from scipy.special import ndtri
+
+    if not table:
+        return np.zeros(len(values))
+    levels = np.linspace(0.0, 1.0, len(table))
+    quantiles = np.asarray(table)
+    # np.interp is not defined on repeated abscissae: collapse them to their mean level.
+    points, index = np.unique(quantiles, return_inverse=True)
+    at = np.bincount(index, levels) / np.bincount(index)
+    edge = 0.5 / (len(table) - 1)
+    scores = ndtri(np.clip(np.interp(values, points, at), edge, 1.0 - edge))
+    return np.where(np.isnan(values), np.nan, scores)
+
+
+def observations(
+    t_ns: Int, predicted: Float, realised: Float, reference: DecayReference
+) -> tuple[Int, Float]:
+    """The monitored stream: ends of the bins that hold anything (bins,), and x (bins,).
+
+    ``predicted`` and ``realised`` (n,) are divided by their scale; rows with NaN are left out.
+    """
+    product = reference_scores(predicted, reference.predicted) * reference_scores(
+        realised, reference.realised
+    )
+    known = ~np.isnan(product)
+    spacing_ns = reference.spacing_s * SECOND_NS
+    sums = bin_sums(t_ns[known], (product[known], np.ones(int(known.sum()))), reference.spacing_s)
+    ends = (np.unique(t_ns[known] // spacing_ns) + 1) * spacing_ns
+    return ends, sums[:, 0] / sums[:, 1]
+
+
+def make_reference(
+    t_ns: Int,
+    predicted: Float,
+    realised: Float,
+    *,
+    spacing_s: int,
+    arl0_days: float,
+    block_s: int,
+    seed: int,
+) -> DecayReference:
+    """The reference of out-of-sample rows (n,), any symbols: what decay is measured from."""
+    bare = DecayReference(
+        spacing_s=spacing_s,
+        mean=0.0,
+        drift=0.0,
+        limit=None,
+        arl0_days=arl0_days,
+        observations=0,
+        predicted=quantile_table(predicted),
+        realised=quantile_table(realised),
+    )
+    _, x = observations(t_ns, predicted, realised, bare)
+    mean = float(x.mean()) if len(x) else 0.0
+    limit = None
+    if mean > 0.0:
+        limit = simulate_limit(
+            x,
+            0.5 * mean,
+            arl0=arl0_days * 86_400.0 / spacing_s,
+            mean_block=block_s / spacing_s,
+            seed=seed,
+        )
+    return msgspec.structs.replace(
+        bare, mean=mean, drift=0.5 * mean, limit=limit, observations=len(x)
+    )
+
+
+def simulate_limit(x: Float, drift: float, *, arl0: float, mean_block: float, seed: int) -> float:
+    """The CUSUM limit whose mean time to a false alarm is ``arl0`` observations.
+
+    Monitors run over stationary resamples of ``x``; one that ends without an alarm is censored and
+    counts its time, so ARL = time watched / alarms.
+    """
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    length = math.ceil(PATH_LENGTH * arl0)
+    limits = _GRID * float(x.std())
+    watched = np.zeros(len(limits))
+    alarms = np.zeros(len(limits))
+    for _ in range(PATHS):
+        chosen = stationary_indices(generator, len(x), mean_block, length)
+        _first_passage(x, chosen, drift, limits, watched, alarms)
+    enough = np.flatnonzero(watched >= arl0 * alarms)
+    return float(limits[enough[0]] if len(enough) else limits[-1])
+
+
+@njit(cache=True)
+def _first_passage(x, chosen, drift, limits, watched, alarms):  # type: ignore[no-untyped-def]
+    """Add, for every limit, the time until one path first passes it, and whether it does."""
+    level = 0
+    cusum = 0.0
+    for step in range(len(chosen)):
+        cusum = max(0.0, cusum + drift - x[chosen[step]])
+        while level < len(limits) and cusum > limits[level]:
+            watched[level] += step + 1
+            alarms[level] += 1
+            level += 1
+        if level == len(limits):
+            return
+    for rest in range(level, len(limits)):
+        watched[rest] += len(chosen)
+
+
+@njit(cache=True)
+def _cusum(x, drift):  # type: ignore[no-untyped-def]
+    out = np.empty(len(x))
+    cusum = 0.0
+    for step in range(len(x)):
+        cusum = max(0.0, cusum + drift - x[step])
+        out[step] = cusum
+    return out
+
+
+def check(reference: DecayReference, t_ns: Int, predicted: Float, realised: Float) -> DecayReport:
+    """Run the monitor from zero over rows (n,) since promotion, scaled as in the reference."""
+    ends, x = observations(t_ns, predicted, realised, reference)
+    known = ~(np.isnan(predicted) | np.isnan(realised))
+    n_eff = effective_count(t_ns[known], reference.spacing_s)
+    report = DecayReport(
+        failed=False,
+        statistic=0.0,
+        limit=reference.limit,
+        alarm_ns=None,
+        ic_recent=float(x.mean()) if len(x) else 0.0,
+        ic_reference=reference.mean,
+        n_eff=n_eff,
+        observations=len(x),
+        note="",
+    )
+    if reference.limit is None:
+        return msgspec.structs.replace(
+            report, note="the reference shows no positive IC: nothing can decay"
+        )
+    if not len(x):
+        return msgspec.structs.replace(report, note="no prediction has a realised return yet")
+    path = _cusum(x, reference.drift)
+    passed = np.flatnonzero(path > reference.limit)
+    return msgspec.structs.replace(
+        report,
+        failed=bool(len(passed)),
+        statistic=float(path.max()),
+        alarm_ns=int(ends[passed[0]]) if len(passed) else None,
+    )
+
+
+def check_days(lake: Lake, bundle: Bundle, days: Iterable[str], threads: int = 1) -> DecayReport:
+    """The monitor over the training set's rows of these days: predictions made again, one day at a
+    time."""
+    manifest = bundle.manifest
+    primary = manifest.horizons_s.index(manifest.primary_s)
+    t_ns, predicted, realised = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0)]
+    for day in days:
+        rows = dataset.load(lake, manifest.symbols, [day], manifest.features, manifest.horizons_s)
+        if not len(rows):
+            continue
+        made = bundle.predict_many(rows.features, threads)
+        t_ns.append(rows.t_ns)
+        predicted.append(made.raw_bps / made.scale_bps)
+        realised.append(rows.labels_bps[:, primary] / made.scale_bps)
+    return check(
+        manifest.decay,
+        np.concatenate(t_ns),
+        np.concatenate(predicted),
+        np.concatenate(realised),
+    )
+
+
+PERFORMANCE: Final = pa.schema(
+    [
+        pa.field("horizon_s", pa.int32(), nullable=False),
+        pa.field("model_version", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("n_eff", pa.float64(), nullable=False),
+        pa.field("ic", pa.float64(), nullable=False),
+        pa.field("ic_pearson", pa.float64(), nullable=False),
+        pa.field("mean_edge_bps", pa.float64()),
+        pa.field("hit_rate", pa.float64()),
+    ]
+)
+
+
+def score(
+    lake: Lake, bundle: Bundle, version: str, symbol: str, day: str, threads: int = 1
+) -> pa.Table:
+    """One row per horizon of what a bundle's predictions were worth on one day of one symbol.
+
+    ``mean_edge_bps`` is the mean of sign(prediction) * realised return, ``hit_rate`` the share of
+    non-zero predictions whose sign came true; NULL when nothing was predicted. LakeError when the
+    day has no training set.
+    """
+    manifest = bundle.manifest
+    lake.open(dataset.TABLE, symbol, day).close()
+    rows = dataset.load(lake, [symbol], [day], manifest.features, manifest.horizons_s)
+    records = []
+    made = bundle.predict_many(rows.features, threads).by_horizon if len(rows) else None
+    for column, horizon in enumerate(manifest.horizons_s):
+        predicted = made[:, column] if made is not None else np.empty(0)
+        realised = rows.labels_bps[:, column]
+        found = coefficient(predicted, realised, rows.t_ns, horizon)
+        acted = ~np.isnan(realised) & (np.nan_to_num(predicted) != 0.0)
+        edge = np.sign(predicted[acted]) * realised[acted]
+        records.append(
+            {
+                "horizon_s": horizon,
+                "model_version": version,
+                "rows": found.rows,
+                "n_eff": found.n_eff,
+                "ic": found.rank,
+                "ic_pearson": found.pearson,
+                "mean_edge_bps": float(edge.mean()) if len(edge) else None,
+                "hit_rate": float(np.mean(edge > 0)) if len(edge) else None,
+            }
+        )
+    return pa.Table.from_pylist(records, schema=PERFORMANCE)
