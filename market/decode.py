@@ -98,7 +98,7 @@ class Decoded(msgspec.Struct, frozen=True):
 
     ``counts`` is by topic and holds every topic that was seen, also those not converted; answers to
     our own requests count as ``op.<name>``. ``rest`` holds the lines that `Decoder.decode_part` left
-    for the next call, None when it took all.
+    for the next call, None when it took all; ``reached`` says that its first was received too late.
     """
 
     events: dict[str, Events]
@@ -107,6 +107,7 @@ class Decoded(msgspec.Struct, frozen=True):
     controls: tuple[Control, ...] = ()
     lines: int = 0
     rest: Block | None = None
+    reached: bool = False
 
     @property
     def duplicates(self) -> int:
@@ -203,6 +204,7 @@ class Decoder:
         text = np.frombuffer(block.data, np.uint8)
         pieces: dict[str, list[Events]] = {}
         at = n = lines = 0
+        reached = False
         while at < len(text) and len(self._rejects) < _PART_REJECTS:
             status = scanner.UNUSUAL
             if self._compiled and not block.cut:
@@ -214,6 +216,7 @@ class Decoder:
                     n = self._hand_on(pieces, n)
                     continue
             if status in (scanner.DONE, scanner.REACHED):
+                reached = status == scanner.REACHED
                 break
             end = block.data.find(b"\n", at)
             end = len(block.data) if end < 0 else end
@@ -221,6 +224,7 @@ class Decoder:
                 number = block.first_line + lines
                 found = self._line(block.data[at:end], number, number in block.cut, until_ns)
             except _PastError:
+                reached = True
                 break
             if found is not None:
                 n = self._put(pieces, n, *found)
@@ -236,7 +240,7 @@ class Decoder:
             rest = msgspec.structs.replace(
                 block, first_line=block.first_line + lines, data=block.data[at:]
             )
-        return self._taken(events, lines, rest)
+        return self._taken(events, lines, rest, reached)
 
     def decode_frame(self, receive_ns: int, frame: bytes) -> Decoded:
         """One frame as it came from the wire, or one control line without its time."""
@@ -252,7 +256,7 @@ class Decoder:
                 return self._taken_one(topic, self._rows[:n].copy())
         found = self._received(receive_ns, frame, b"%d %b" % (receive_ns, frame), 0, scanner.NEVER)
         events = {} if found is None else {self._symbols[found[0]]: scanner.as_events(found[1])}
-        return self._taken(events, 1, None)
+        return self._taken(events, 1)
 
     # -- results -------------------------------------------------------------------------------
 
@@ -276,14 +280,27 @@ class Decoder:
         self._row_symbols[n : n + len(rows)] = symbol
         return n + len(rows)
 
-    def _taken(self, events: dict[str, Events], lines: int, rest: Block | None) -> Decoded:
+    def _taken(
+        self,
+        events: dict[str, Events],
+        lines: int,
+        rest: Block | None = None,
+        reached: bool = False,
+    ) -> Decoded:
         """The result of a call; what it counted is cleared."""
         counts = self._others
-        for topic in np.flatnonzero(
-            self._state[:, scanner.FRAMES] | self._state[:, scanner.REJECTED]
-        ):
+        counted = self._state[:, [scanner.FRAMES, scanner.EVENTS, scanner.REJECTED]]
+        for topic in np.flatnonzero(counted.any(axis=1)):
             counts[self._topics[topic]] = self._counted(int(topic))
-        decoded = Decoded(events, counts, tuple(self._rejects), tuple(self._controls), lines, rest)
+        decoded = Decoded(
+            events,
+            counts,
+            tuple(self._rejects),
+            tuple(self._controls),
+            lines,
+            rest,
+            reached,
+        )
         self._others, self._rejects, self._controls = {}, [], []
         return decoded
 
@@ -562,9 +579,13 @@ class Decoder:
     ) -> tuple[int, Words] | None:
         topic = _text(fields, "topic")
         index = self._index.get(topic)
-        if index is None or index % FAMILIES != BOOK:
+        if index is None or index % FAMILIES not in (BOOK, TICKER):
             return None
-        update_id, rows = self._book_rows(index // FAMILIES, _field(fields, "data", dict))
+        data = _field(fields, "data", dict)
+        if index % FAMILIES == BOOK:
+            update_id, rows = self._book_rows(index // FAMILIES, data)
+        else:
+            update_id, rows = 0, self._ticker_rows(index // FAMILIES, data)
         verdict = scanner.settle(
             self._tables,
             index,

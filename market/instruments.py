@@ -6,6 +6,7 @@ the quantity in base currency. Both scales are exact decimals, never floats.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 
 import msgspec
@@ -76,3 +77,14 @@ LEADER: dict[str, str] = {"BTCUSDT": "ETHUSDT", "ETHUSDT": "BTCUSDT"}
 def leader(symbol: str) -> str:
     """The symbol whose bars lead this one's: ETH for BTC, BTC for everything else."""
     return LEADER.get(symbol, "BTCUSDT")
+
+
+def behind(metadata: Mapping[str, str], symbol: str) -> Instrument:
+    """The instrument behind the integers of an events partition, as its metadata names it.
+
+    A partition says so itself, because a foreign recording can come on a finer lot than the built-in
+    one; KeyError when it does not and no instrument is built in.
+    """
+    if "instrument" in metadata:
+        return msgspec.json.decode(metadata["instrument"], type=Instrument)
+    return BUILT_IN[symbol]

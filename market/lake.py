@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -286,6 +287,15 @@ class Lake:
         """Write a small file whole."""
         with self._replacing(path) as temporary, self.fs.open_output_stream(temporary) as out:
             out.write(data)
+
+    def put_file(self, path: str, file: str | Path) -> None:
+        """Copy a local file in, whole or not at all."""
+        with (
+            self._replacing(path) as temporary,
+            open(file, "rb") as source,
+            self.fs.open_output_stream(temporary) as out,
+        ):
+            shutil.copyfileobj(source, out, 1 << 20)
 
     @contextmanager
     def writer(

@@ -195,7 +195,7 @@ def settle(
             row[_EXCHANGE] = exchange_ns
             row[_UPDATE] = update_id
         own = extra
-        if n == first:
+        if n == first and family == BOOK:
             own |= _FIRST | flags
         if n == stop - 1:
             own |= _LAST

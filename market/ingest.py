@@ -1,0 +1,622 @@
+"""Captures → the lake: events partitions, what was counted on the way, and what was refused.
+
+Each capture is read once, in the order of their first frames, as one stream. A partition is the UTC
+date of receive time; when the stream crosses midnight the new one opens with the book and the ticker
+restated, flagged CHECKPOINT, so that it reads alone. Partitions are written as they come, in row
+groups of a fixed size: memory does not grow with the day, and the same captures give the same bytes.
+
+    events       one row per book level, trade, liquidation and ticker field
+    ingests      one row per topic: frames, events, rejections, duplicates, gaps, lags
+    quarantine   every refused line as it stood, with file, line number and reason; those whose symbol
+                 cannot be told stand under the symbol ``unattributed``
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import date
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from market.book import Book
+from market.capture import Block, content_hash, read_blocks
+from market.decode import Decoded, Decoder, Reject, TopicCounts
+from market.events import ARROW_SCHEMA, EVENT, Events, Flag, Kind, to_arrow
+from market.instruments import BUILT_IN, Instrument
+from market.lake import DAY_NS, Lake, day_start_ns, utc_date
+from market.scanner import MAX_LAG_NS, symbol_topics
+from market.settings import Settings
+
+ROW_GROUP: Final = 1 << 18
+#: A book silent for longer across midnight is not restated: it says nothing about the new date.
+HELD_NS: Final = 600_000_000_000
+UNATTRIBUTED: Final = "unattributed"
+
+_PROGRESS_BYTES: Final = 256 << 20
+_LINE: Final = re.compile(
+    rb'^([0-9]{1,19}) \{[^\n]*?"topic"\s*:\s*"([A-Za-z0-9._-]+)"', re.MULTILINE
+)
+_CONTROL: Final = re.compile(rb'^([0-9]{1,19}) \{"l2"', re.MULTILINE)
+_FINEST: Final = "0.00000001"
+_NO_EVENTS: Final = np.zeros(0, EVENT)
+
+INGESTS_SCHEMA: Final = pa.schema(
+    [
+        pa.field("topic", pa.string(), nullable=False),
+        pa.field("converted", pa.bool_(), nullable=False),
+        pa.field("frames", pa.int64(), nullable=False),
+        pa.field("events", pa.int64(), nullable=False),
+        pa.field("rejected", pa.int64(), nullable=False),
+        pa.field("duplicates", pa.int64(), nullable=False),
+        pa.field("gaps", pa.int64(), nullable=False),
+        pa.field("steps_back", pa.int64(), nullable=False),
+        pa.field("torn", pa.int64(), nullable=False),
+        pa.field("min_lag_ns", pa.int64()),
+        pa.field("max_lag_ns", pa.int64()),
+    ]
+)
+
+QUARANTINE_SCHEMA: Final = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("line", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("topic", pa.string(), nullable=False),
+        pa.field("raw", pa.binary(), nullable=False),
+    ]
+)
+
+Key = tuple[str, str]
+
+
+class IngestError(RuntimeError):
+    """Captures cannot become the partitions asked for; the message names which and why."""
+
+
+class IngestReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What an ingest did, over the dates that were asked for.
+
+    ``frames`` counts by topic, ``events`` by ``"SYMBOL DATE"``, ``reasons`` quarantined lines by
+    reason. ``torn`` is the number of captures with a torn tail, ``torn_bytes`` what was dropped there.
+    """
+
+    captures: tuple[str, ...]
+    inputs: str
+    lines: int
+    frames: dict[str, int]
+    events: dict[str, int]
+    quarantined: int
+    reasons: dict[str, int]
+    duplicates: int
+    gaps: int
+    steps_back: int
+    torn: int
+    torn_bytes: int
+
+
+def ingest(
+    lake: Lake,
+    captures: Sequence[str],
+    keys: Collection[Key],
+    settings: Settings,
+    progress: Callable[[str], None] | None = None,
+) -> IngestReport:
+    """Write the partitions of the given (symbol, date) keys from these captures.
+
+    Raises IngestError when a key has no event in them or a file holds no frame, CaptureError when a
+    file cannot be read. Partitions stand or fall one date at a time: the old one stays until the new
+    one is whole.
+    """
+    if not keys:
+        raise IngestError("no (symbol, date) asked for; name at least one")
+    for symbol, day in keys:
+        _check_key(symbol, day)
+    if not captures:
+        raise IngestError("no capture to read; name at least one *.frames.zst file")
+    starts = _starts(captures)
+    ordered = list(starts)
+    run = _Run(lake, ordered, keys, settings, starts[ordered[0]])
+    try:
+        for path in ordered:
+            run.read(path, progress)
+            if run.done:
+                break
+        run.close_day()
+    except BaseException as error:
+        run.abandon(error)
+        raise
+    missing = [key for key in sorted(keys) if f"{key[0]} {key[1]}" not in run.events]
+    if missing:
+        names = ", ".join(f"{symbol} {day}" for symbol, day in missing)
+        refused = f" ({sum(run.reasons.values())} lines were quarantined)" if run.reasons else ""
+        raise IngestError(
+            f"no event of {names} in {', '.join(Path(path).name for path in ordered)}{refused}; "
+            "name the captures of that date, or leave the key out"
+        )
+    return run.report()
+
+
+def fingerprint(captures: Iterable[str], settings: Settings) -> str:
+    """What the events of these captures depend on besides code: content, names and book depth."""
+    files = sorted(
+        (Path(path).name, Path(path).stat().st_size, content_hash(path)) for path in captures
+    )
+    text = msgspec.json.encode([settings.market.book_depth, files])
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def scan(captures: Iterable[str], book_depth: int = 200) -> dict[Key, dict[str, int]]:
+    """The (symbol, date) keys that captures hold, each with its frames by topic.
+
+    A cheap pass that looks at topics only. A key has at least one topic that becomes events.
+    """
+    found: dict[Key, Counter[str]] = {}
+    clock = 0
+    day, turn = "", 0
+    for path in _starts(captures):
+        for block in read_blocks(path):
+            for line in _LINE.finditer(block.data):
+                stamp = int(line[1])
+                if stamp > clock:
+                    if stamp >= turn:
+                        whole = block.data[line.start() : block.data.find(b"\n", line.start())]
+                        if _received(whole) is None:
+                            continue
+                        day = utc_date(stamp)
+                        turn = day_start_ns(day) + DAY_NS
+                    clock = stamp
+                topic = line[2].decode()
+                key = topic.rpartition(".")[2], day
+                if key not in found:
+                    found[key] = Counter()
+                found[key][topic] += 1
+    return {
+        key: dict(sorted(topics.items()))
+        for key, topics in sorted(found.items())
+        if not topics.keys().isdisjoint(symbol_topics(key[0], book_depth))
+    }
+
+
+def adopt(lake: Lake, file: str | Path) -> str:
+    """Copy a capture into the lake's frames, under the date of its first frame; returns its path.
+
+    The name is made of first receive time and content, so the same capture is never held twice and
+    names sort by time. The copy appears whole or not at all.
+    """
+    first = first_frame_ns(file)
+    name = f"{first:019d}-{content_hash(file)[:16]}.frames.zst"
+    path = f"{lake.frames_dir(utc_date(first))}/{name}"
+    if lake.fs.get_file_info(path).type != pafs.FileType.File:
+        lake.put_file(path, file)
+    return path
+
+
+def first_frame_ns(path: str | Path) -> int:
+    """Receive time of a capture's first frame; of its first control line when it holds no frame.
+
+    IngestError when it holds neither.
+    """
+    frame, control = _first_stamps(path)
+    return frame or control
+
+
+def _starts(captures: Iterable[str]) -> dict[str, int]:
+    """Captures in the order of their first lines, with the receive times of those."""
+    starts = {str(path): min(filter(None, _first_stamps(path))) for path in captures}
+    return dict(sorted(starts.items(), key=lambda item: (item[1], item[0])))
+
+
+def _first_stamps(path: str | Path) -> tuple[int, int]:
+    """Receive times of a capture's first frame and of the first control line up to there, or 0."""
+    control = lines = 0
+    for block in read_blocks(path):
+        noted = _CONTROL.search(block.data)
+        if noted and not control:
+            control = int(noted[1])
+        for line in _LINE.finditer(block.data):
+            whole = block.data[line.start() : block.data.find(b"\n", line.start())]
+            received = _received(whole)
+            if received is not None:
+                return received, control
+        lines += block.data.count(b"\n")
+    if not control:
+        raise IngestError(
+            f"{path}: not one of its {lines} lines is a frame; a capture holds lines of "
+            "`<receive time, epoch ns> <frame JSON>`"
+        )
+    return 0, control
+
+
+def instruments_of(
+    captures: Iterable[str], symbols: Iterable[str], book_depth: int = 200
+) -> dict[str, Instrument]:
+    """The instruments to read captures with: what their control lines say, else the built-in ones.
+
+    Captures without instrument lines come from elsewhere and may quote on a finer lot than the
+    built-in instrument, or hold a symbol that has none. Then the grid is the largest power of ten
+    that all figures at the captures' openings are a multiple of. Several lines on one symbol give the
+    finest grid of all, on which every price and quantity stays exact.
+    """
+    openings = _Openings(set(symbols), book_depth)
+    for path in captures:
+        openings.read(path)
+    return openings.instruments()
+
+
+def _received(line: bytes) -> int | None:
+    """The receive time of a line that is a frame with a credible time, else None."""
+    head, _, frame = line.partition(b" ")
+    try:
+        content = msgspec.json.decode(frame)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    if not (isinstance(content, dict) and isinstance(content.get("topic"), str)):
+        return None
+    stamp, sent_ms = int(head), content.get("ts")
+    late = type(sent_ms) is int and stamp - sent_ms * 1_000_000 > MAX_LAG_NS
+    return stamp if 0 < stamp < 1 << 62 and not late else None
+
+
+def _check_key(symbol: str, day: str) -> None:
+    try:
+        whole = date.fromisoformat(day).isoformat() == day
+    except ValueError:
+        whole = False
+    if not whole or not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", symbol):
+        raise IngestError(f"{symbol} {day}: not a symbol and a date (YYYY-MM-DD)")
+
+
+class _Openings:
+    """The first block of each capture, read on the finest grid there is."""
+
+    def __init__(self, symbols: set[str], book_depth: int) -> None:
+        self.symbols, self.book_depth = symbols, book_depth
+        self.named: dict[str, list[Instrument]] = {}
+        self.quoted: dict[str, tuple[int, int]] = {}
+
+    def read(self, path: str) -> None:
+        fine = {
+            symbol: msgspec.structs.replace(_blank(symbol), tick=_FINEST, lot=_FINEST)
+            for symbol in self.symbols
+        }
+        decoder = Decoder(fine, self.book_depth, self.symbols, follow=False)
+        opening = decoder.decode_block(next(iter(read_blocks(path))))
+        for control in opening.controls:
+            if control.fields["l2"] == "instrument":
+                instrument = msgspec.convert(control.fields, Instrument)
+                self.named.setdefault(instrument.symbol, []).append(instrument)
+        for symbol, events in opening.events.items():
+            quotes = events[(events["kind"] != Kind.TICKER) & (events["side"] != 0)]
+            tick, lot = self.quoted.get(symbol, (0, 0))
+            self.quoted[symbol] = (
+                int(np.gcd.reduce(quotes["price_ticks"], initial=tick)),
+                int(np.gcd.reduce(quotes["qty_lots"], initial=lot)),
+            )
+
+    def instruments(self) -> dict[str, Instrument]:
+        return {
+            symbol: found
+            for symbol in sorted(self.symbols)
+            if (found := self._instrument(symbol)) is not None
+        }
+
+    def _instrument(self, symbol: str) -> Instrument | None:
+        if named := self.named.get(symbol):
+            return msgspec.structs.replace(
+                named[-1],
+                tick=min((each.tick for each in named), key=float),
+                lot=min((each.lot for each in named), key=float),
+            )
+        listed = BUILT_IN.get(symbol)
+        tick, lot = self.quoted.get(symbol, (0, 0))
+        if not tick:
+            return listed
+        if listed is None:
+            return msgspec.structs.replace(
+                _blank(symbol), tick=_power(tick), lot=_power(lot), min_qty=_power(lot)
+            )
+        if lot % round(float(listed.lot) * 1e8) == 0:
+            return listed
+        return msgspec.structs.replace(listed, lot=_power(lot), source="quantities of the capture")
+
+
+def _blank(symbol: str) -> Instrument:
+    return Instrument(
+        symbol=symbol,
+        tick=_FINEST,
+        lot=_FINEST,
+        min_qty=_FINEST,
+        min_notional="5",
+        source="prices and quantities of the capture",
+    )
+
+
+def _power(units: int) -> str:
+    """The largest power of ten, at most 1, that divides a number of 1e-8 units, as a decimal."""
+    zeros = next(n for n in range(8, -1, -1) if units % 10**n == 0)
+    return "1" if zeros == 8 else f"{10.0 ** (zeros - 8):.{8 - zeros}f}"
+
+
+class _Partition:
+    """One (symbol, date) being written."""
+
+    def __init__(self, lake: Lake, stack: ExitStack, key: Key, inputs: str) -> None:
+        self.lake, self.stack, self.key, self.inputs = lake, stack, key, inputs
+        self.rows = 0
+        self.restated = 0
+        self.counts: dict[str, TopicCounts] = {}
+        self.quarantined = 0
+        self.instrument: Instrument | None = None
+        self._held: list[Events] = []
+        self._held_rows = 0
+        self._events: pq.ParquetWriter | None = None
+        self._quarantine: pq.ParquetWriter | None = None
+
+    def add(self, events: Events) -> None:
+        self.rows += len(events)
+        self._held.append(events)
+        self._held_rows += len(events)
+        if self._held_rows >= ROW_GROUP:
+            self._flush(self._held_rows - self._held_rows % ROW_GROUP)
+
+    def refuse(self, file: str, rejects: Sequence[Reject]) -> None:
+        if self._quarantine is None:
+            self._quarantine = self._open("quarantine", QUARANTINE_SCHEMA)
+        columns = [
+            [file] * len(rejects),
+            [reject.line for reject in rejects],
+            [reject.reason for reject in rejects],
+            [reject.detail for reject in rejects],
+            [reject.topic for reject in rejects],
+            [reject.raw for reject in rejects],
+        ]
+        self._quarantine.write_table(pa.table(columns, schema=self._quarantine.schema))
+        self.quarantined += len(rejects)
+
+    def finish(self) -> None:
+        if self._held_rows:
+            self._flush(self._held_rows)
+        if not self.quarantined:
+            self.lake.remove("quarantine", *self.key)
+
+    def _flush(self, count: int) -> None:
+        if self._events is None:
+            self._events = self._open("events", ARROW_SCHEMA)
+        held = self._held[0] if len(self._held) == 1 else np.concatenate(self._held)
+        table = to_arrow(held[:count]).replace_schema_metadata(self._events.schema.metadata)
+        self._events.write_table(table, row_group_size=ROW_GROUP)
+        self._held = [held[count:].copy()] if count < len(held) else []
+        self._held_rows = len(held) - count
+
+    def _open(self, table: str, schema: pa.Schema) -> pq.ParquetWriter:
+        extra = {}
+        if self.instrument is not None:
+            extra["instrument"] = msgspec.json.encode(self.instrument).decode()
+        writer = self.lake.writer(table, *self.key, schema, self.inputs, extra)
+        return self.stack.enter_context(writer)
+
+
+class _Run:
+    """One ingest: the stream, and the partitions of the date it has reached."""
+
+    def __init__(
+        self,
+        lake: Lake,
+        captures: Sequence[str],
+        keys: Collection[Key],
+        settings: Settings,
+        first_ns: int,
+    ) -> None:
+        self.lake, self.captures, self.settings = lake, captures, settings
+        self.keys = frozenset(keys)
+        self.symbols = sorted({symbol for symbol, _ in keys})
+        self.last_day = max(day for _, day in keys)
+        self.inputs = fingerprint(captures, settings)
+        depth = settings.market.book_depth
+        self.instruments = instruments_of(captures, self.symbols, depth)
+        self.decoder = Decoder(self.instruments, depth, self.symbols, follow=False)
+        self.books = {symbol: Book() for symbol in self.symbols}
+        self.tickers: dict[str, dict[int, Events]] = {symbol: {} for symbol in self.symbols}
+        self.frames: Counter[str] = Counter()
+        self.events: dict[str, int] = {}
+        self.reasons: Counter[str] = Counter()
+        self.lines = self.torn = self.torn_bytes = 0
+        self.duplicates = self.gaps = self.steps_back = 0
+        self._torn_today = 0
+        self._seen_ns = 0
+        self.done = False
+        self._open_day(utc_date(first_ns))
+
+    # -- dates ---------------------------------------------------------------------------------
+
+    def _open_day(self, day: str) -> None:
+        self.day = day
+        self.until_ns = day_start_ns(day) + DAY_NS
+        self.stack = ExitStack()
+        self.open = {
+            symbol: self._partition(symbol) for symbol in self.symbols if (symbol, day) in self.keys
+        }
+        self._torn_today = 0
+        self.done = day > self.last_day
+
+    def _partition(self, symbol: str) -> _Partition:
+        partition = _Partition(self.lake, self.stack, (symbol, self.day), self.inputs)
+        partition.instrument = self.instruments.get(symbol)
+        return partition
+
+    def close_day(self) -> None:
+        """Put the date's partitions in place."""
+        if self.open:
+            self._unattributed().finish()
+        for partition in self.open.values():
+            partition.finish()
+        self.stack.close()
+        for symbol, partition in self.open.items():
+            if symbol == UNATTRIBUTED:
+                continue
+            if partition.rows:
+                self.events[f"{symbol} {self.day}"] = partition.rows
+            self._write_counts(partition)
+        self.open = {}
+
+    def abandon(self, error: BaseException) -> None:
+        """Drop what is being written; what stood before stays."""
+        try:
+            self.stack.__exit__(type(error), error, error.__traceback__)
+        except BaseException as again:
+            if again is not error:
+                raise
+
+    def _turn(self, stamp_ns: int) -> None:
+        """Go on to the date of a frame received at ``stamp_ns``, carrying the state over."""
+        self.close_day()
+        self._open_day(utc_date(stamp_ns))
+        if stamp_ns - self._seen_ns > HELD_NS:
+            return
+        midnight = self.until_ns - DAY_NS
+        for symbol, partition in self.open.items():
+            rows = self.books[symbol].snapshot_rows(midnight)
+            rows = np.concatenate([rows, self._ticker_rows(symbol, midnight)])
+            if len(rows):
+                partition.restated = len(rows)
+                partition.add(rows)
+
+    def _ticker_rows(self, symbol: str, midnight: int) -> Events:
+        held = self.tickers[symbol]
+        rows = np.concatenate([held[field] for field in sorted(held)] or [_NO_EVENTS])
+        rows["receive_ns"] = midnight
+        rows["flags"] = Flag.CHECKPOINT
+        rows["flags"][-1:] = Flag.CHECKPOINT | Flag.LAST
+        return rows
+
+    # -- the stream ----------------------------------------------------------------------------
+
+    def read(self, path: str, progress: Callable[[str], None] | None) -> None:
+        name = Path(path).name
+        lines = understood = shown = text = 0
+        size = Path(path).stat().st_size
+        for block in read_blocks(path):
+            rest: Block | None = block
+            while rest is not None and not self.done:
+                part = self.decoder.decode_part(rest, self.until_ns)
+                self._take(part, name)
+                lines += part.lines
+                understood += len(part.controls) + sum(n.frames for n in part.counts.values())
+                rest = part.rest
+                if part.reached and rest is not None:
+                    self._turn(int(rest.data.partition(b" ")[0]))
+            if self.done:
+                break
+            text += len(block.data)
+            if progress is not None and text - shown >= _PROGRESS_BYTES:
+                shown = text
+                progress(f"{name}: {block.compressed_bytes / size:.0%}, {lines:,} lines")
+            if block.torn:
+                self._torn_today += 1
+                if self.open:
+                    self.torn += 1
+                    self.torn_bytes += block.torn_bytes
+        if not understood and not self.done:
+            raise IngestError(
+                f"{path}: not one of its {lines} lines is a frame; a capture holds lines of "
+                "`<receive time, epoch ns> <frame JSON>`"
+            )
+        if progress is not None:
+            progress(f"{name}: read, {lines:,} lines")
+
+    def _take(self, part: Decoded, file: str) -> None:
+        if self.decoder.clock_ns:
+            self._seen_ns = self.decoder.clock_ns
+        if self.day < self.last_day:
+            self._carry(part.events)
+        if not self.open:
+            return
+        self.lines += part.lines
+        for symbol, events in part.events.items():
+            if symbol in self.open:
+                self.open[symbol].add(events)
+        for topic, counts in part.counts.items():
+            self.frames[topic] += counts.frames
+            self.duplicates += counts.duplicates
+            self.gaps += counts.gaps
+            self.steps_back += counts.steps_back
+            partition = self.open.get(topic.rpartition(".")[2])
+            if partition is not None:
+                held = partition.counts.get(topic, TopicCounts())
+                partition.counts[topic] = held + counts
+        if part.rejects:
+            self._quarantine(part.rejects, file)
+
+    def _carry(self, events: Mapping[str, Events]) -> None:
+        """Follow book and ticker for the restatement at the next midnight."""
+        for symbol, rows in events.items():
+            self.books[symbol].apply(rows)
+            fields = rows[rows["kind"] == Kind.TICKER]
+            for field in np.unique(fields["field"]):
+                self.tickers[symbol][int(field)] = fields[fields["field"] == field][-1:].copy()
+
+    def _quarantine(self, rejects: Sequence[Reject], file: str) -> None:
+        by_symbol: dict[str, list[Reject]] = {}
+        for reject in rejects:
+            if reject.symbol in self.open:
+                by_symbol.setdefault(reject.symbol, []).append(reject)
+            elif reject.symbol not in (*self.symbols, *self.settings.market.symbols):
+                by_symbol.setdefault(UNATTRIBUTED, []).append(reject)
+        for symbol, refused in by_symbol.items():
+            partition = self._unattributed() if symbol == UNATTRIBUTED else self.open[symbol]
+            partition.refuse(file, refused)
+            self.reasons.update(reject.reason for reject in refused)
+
+    def _unattributed(self) -> _Partition:
+        if UNATTRIBUTED not in self.open:
+            self.open[UNATTRIBUTED] = self._partition(UNATTRIBUTED)
+        return self.open[UNATTRIBUTED]
+
+    # -- results -------------------------------------------------------------------------------
+
+    def _write_counts(self, partition: _Partition) -> None:
+        symbol = partition.key[0]
+        converted = symbol_topics(symbol, self.settings.market.book_depth)
+        counts = dict(sorted(partition.counts.items()))
+        if partition.restated:
+            counts["restated"] = TopicCounts(events=partition.restated)
+        if unattributed := self.open[UNATTRIBUTED].quarantined:
+            counts[UNATTRIBUTED] = TopicCounts(rejected=unattributed)
+        rows: list[dict[str, Any]] = [
+            {
+                "topic": topic,
+                "converted": topic in converted,
+                "torn": self._torn_today,
+                **msgspec.structs.asdict(count),
+            }
+            for topic, count in counts.items()
+        ]
+        table = pa.Table.from_pylist(rows, schema=INGESTS_SCHEMA)
+        self.lake.write("ingests", *partition.key, table, self.inputs)
+
+    def report(self) -> IngestReport:
+        return IngestReport(
+            captures=tuple(self.captures),
+            inputs=self.inputs,
+            lines=self.lines,
+            frames=dict(sorted(self.frames.items())),
+            events=dict(sorted(self.events.items())),
+            quarantined=sum(self.reasons.values()),
+            reasons=dict(sorted(self.reasons.items())),
+            duplicates=self.duplicates,
+            gaps=self.gaps,
+            steps_back=self.steps_back,
+            torn=self.torn,
+            torn_bytes=self.torn_bytes,
+        )
