@@ -1,7 +1,5 @@
 """From the training set to a champion: performance and decay, training, promotion."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path

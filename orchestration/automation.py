@@ -1,7 +1,5 @@
 """Jobs, the daily schedule, and the sensors."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from datetime import timedelta
