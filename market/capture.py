@@ -28,6 +28,8 @@ KEPT_HEAD_BYTES: Final = 4096
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"
 #: Compressed bytes per step. zstd expands at most some 32,768-fold, so a step stays under 64 MB.
 _STEP: Final = 2048
+#: Text per step; a line is found too long in steps of this size.
+_FEED: Final = 1 << 20
 
 
 class CaptureError(RuntimeError):
@@ -67,10 +69,11 @@ def read_blocks(path: str | Path, size: int = BLOCK_BYTES) -> Iterator[Block]:
     with _opened(path) as file:
         unpacking = _Unpacking(str(path), file)
         for piece in unpacking:
-            lines.feed(piece)
-            while lines.whole_bytes >= size:
-                first, data, cut = lines.take()
-                yield Block(str(path), first, data, cut, unpacking.consumed)
+            for start in range(0, len(piece), _FEED):
+                lines.feed(piece[start : start + _FEED])
+                if lines.whole_bytes >= size:
+                    first, data, cut = lines.take()
+                    yield Block(str(path), first, data, cut, unpacking.consumed)
     torn_bytes = lines.held_bytes
     first, data, cut = lines.take()
     yield Block(
@@ -150,6 +153,9 @@ class _Unpacking:
                 try:
                     yield frame.decompress(step)
                 except zstandard.ZstdError as error:
+                    if step.endswith(b"\0") and self._only_zeros_follow():
+                        self.unfinished = True
+                        return
                     raise CaptureError(
                         f"{self.path}: damaged near byte {self.consumed - len(step)} ({error}); "
                         "only the end of a capture may be torn"
