@@ -7,7 +7,7 @@ replace the lake's. A failing model or test leaves the old partitions as they we
 dbt runs as a process of its own: importing it takes seconds, and its state is global.
 """
 
-from __future__ import annotations
+# No postponed annotations here: Dagster compares the type of `context` as it stands.
 
 import hashlib
 import json
@@ -40,14 +40,6 @@ TABLES: Final = ("features", "labels", "training_set")
 Key = tuple[str, str]
 
 
-class WarehouseError(RuntimeError):
-    """A range could not be built and nothing was published; ``tests`` are the results until then."""
-
-    def __init__(self, message: str, tests: Sequence[TableTest] = ()) -> None:
-        super().__init__(message)
-        self.tests = tuple(tests)
-
-
 class TableTest(msgspec.Struct, frozen=True, kw_only=True):
     """One dbt test: ``failures`` is the number of rows that break it."""
 
@@ -56,6 +48,14 @@ class TableTest(msgspec.Struct, frozen=True, kw_only=True):
     failures: int
     #: What dbt said of a test that could not run; empty otherwise.
     message: str = ""
+
+
+class WarehouseError(RuntimeError):
+    """A range could not be built and nothing was published; ``tests`` are the results until then."""
+
+    def __init__(self, message: str, tests: Sequence[TableTest] = ()) -> None:
+        super().__init__(message)
+        self.tests = tuple(tests)
 
 
 class WarehouseReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -281,7 +281,7 @@ def _publish(lake: Lake, out: Path, table: str, inputs: Mapping[Key, str]) -> di
         files = sorted((staged / f"symbol={symbol}" / f"date={day}").glob("*.parquet"))
         parts = [pq.read_table(file, partitioning=None) for file in files]
         content = pa.concat_tables(parts) if parts else schema.empty_table()
-        lake.write(table, symbol, day, content.sort_by("t_ns"), fingerprint)
+        lake.write(table, symbol, day, content.sort_by("t_ns"), fingerprint, dictionary=False)
         rows[symbol] = rows.get(symbol, 0) + content.num_rows
     return rows
 

@@ -70,7 +70,7 @@ TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
         ("dbt_project/models/marts/training_set.sql",),
         ("features", "labels"),
     ),
-    "truth": (1, ("market.synthetic",), ()),
+    "truth": (1, ("market.profiles", "market.latent", "market.synthetic"), ()),
     "decisions": (1, (), ()),
     "orders": (1, (), ()),
     "fills": (1, (), ()),
@@ -306,11 +306,13 @@ class Lake:
         schema: pa.Schema,
         inputs: str = "",
         extra: Mapping[str, Any] | None = None,
+        dictionary: bool = True,
     ) -> Iterator[pq.ParquetWriter]:
         """A Parquet writer for one partition, which replaces the old one when the block ends well.
 
         ``inputs`` names what the content was made from (see `stands`); ``extra`` goes into the
-        file's metadata. Writing the same rows in the same chunks gives the same bytes.
+        file's metadata. A ``dictionary`` costs time and space in columns that hardly repeat a value.
+        Writing the same rows in the same chunks gives the same bytes.
         """
         notes = {
             "schema": str(TABLES[table][0]),
@@ -323,7 +325,13 @@ class Lake:
         path = self.path(table, symbol, day)
         with (
             self._replacing(path) as temporary,
-            pq.ParquetWriter(temporary, schema, filesystem=self.fs, compression="zstd") as out,
+            pq.ParquetWriter(
+                temporary,
+                schema,
+                filesystem=self.fs,
+                compression="zstd",
+                use_dictionary=dictionary,
+            ) as out,
         ):
             yield out
 
@@ -335,10 +343,11 @@ class Lake:
         rows: pa.Table,
         inputs: str = "",
         extra: Mapping[str, Any] | None = None,
+        dictionary: bool = True,
     ) -> str:
         """Write one partition from a table; returns its path."""
         schema = rows.schema.remove_metadata()
-        with self.writer(table, symbol, day, schema, inputs, extra) as out:
+        with self.writer(table, symbol, day, schema, inputs, extra, dictionary) as out:
             out.write_table(
                 rows.replace_schema_metadata(out.schema.metadata), row_group_size=1 << 20
             )

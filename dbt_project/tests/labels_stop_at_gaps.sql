@@ -9,7 +9,7 @@ with counted as (
         symbol,
         date,
         t_ns,
-        count(*) filter (gap = 0) over (
+        sum(case when gap = 0 then 1 else 0 end) over (
             partition by symbol, date order by t_ns rows unbounded preceding
         ) as good
     from {{ ref('stg_bars') }}
