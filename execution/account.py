@@ -52,6 +52,11 @@ def fee_e8(notional_e8: int, rate: str) -> int:
     return -(-notional_e8 * numerator // denominator)
 
 
+def rate_of_bps(bps: float) -> str:
+    """Basis points as the exact decimal fraction that fees are computed by: 5.5 → "0.00055"."""
+    return f"{Decimal(str(bps)) / 10_000:f}"
+
+
 def funding_e8(instrument: Instrument, position_lots: int, mark_e8: int, rate_e8: int) -> int:
     """Funding payment at 1e-8, positive when paid: position × mark price × rate, rounded up.
 
