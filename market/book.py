@@ -53,7 +53,7 @@ EVICTED: Final = 15  #: levels lost because another lies WIDTH ticks away
 GAPS: Final = 16  #: rows flagged GAP
 CROSSED_FRAMES: Final = 17
 ONE_SIDED_FRAMES: Final = 18
-REFUSED: Final = 19  #: rows with a negative quantity: not applied
+REFUSED: Final = 19  #: rows of no known side or with a negative quantity: not applied
 _LIVE: Final = 32  #: 2 x _WORDS of bitmap: bids, then asks
 _SLOTS: Final = _LIVE + 2 * _WORDS  #: 2 x WIDTH pairs of key and lots; no lots, no level
 STATE_SIZE: Final = _SLOTS + 4 * WIDTH
@@ -268,9 +268,9 @@ def set_row(state: BookState, event: Any) -> int:
     """The level of a book row, if it has one; returns the quantity held there before."""
     if event.side == 0:
         return 0
-    if event.qty_lots < 0:
+    if event.qty_lots < 0 or (event.side != 1 and event.side != -1):
         state[REFUSED] += 1
-        return int(level(state, event.side, event.price_ticks))
+        return 0
     state[LEVELS] += 1
     return int(set_level(state, event.side, event.price_ticks, event.qty_lots))
 
