@@ -1,0 +1,289 @@
+"""A synthetic L2 market with planted, known alpha: events, bars, frames and the truth of a symbol-day.
+
+`market.profiles` says what is planted, `market.latent` makes the hidden day, and `market.tape` shows
+it as the venue would: an order book of 200 levels a side every 100 ms, trades at the touch, tickers
+and liquidations. Everything follows from (profile, seed, symbol, day), bit for bit and in any order.
+The truth is a table of its own and never enters the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numba import njit
+
+from market import latent, tape
+from market.capture import CaptureWriter
+from market.encode import Encoder, Lines, Text
+from market.events import Events
+from market.instruments import BUILT_IN, Instrument
+from market.lake import Lake, LakeError, day_start_ns
+from market.latent import SECONDS
+from market.profiles import (
+    PROFILES,
+    STEP_S,
+    Listing,
+    Profile,
+    ProfileError,
+    altered,
+    closed_form_ic,
+    filterable_ic,
+    profile,
+)
+
+if TYPE_CHECKING:
+    from market.settings import Settings
+
+__all__ = [
+    "PROFILES",
+    "Listing",
+    "Profile",
+    "ProfileError",
+    "altered",
+    "closed_form_ic",
+    "filterable_ic",
+    "fingerprint",
+    "generate",
+    "profile",
+    "truth",
+    "write_bars",
+    "write_frames",
+    "write_truth",
+]
+
+_PER_SECOND: Final = round(1 / STEP_S)
+_SECOND_NS: Final = 1_000_000_000
+
+TRUTH_SCHEMA: Final = pa.schema(
+    [
+        pa.field("t_ns", pa.int64(), nullable=False),
+        pa.field("alpha", pa.float64(), nullable=False),
+        pa.field("filtered_alpha", pa.float64(), nullable=False),
+        pa.field("efficient_price", pa.float64(), nullable=False),
+        pa.field("volatility", pa.float64(), nullable=False),
+    ]
+)
+
+
+def generate(
+    profile: Profile,
+    seed: int,
+    symbol: str,
+    day: str,
+    start_s: int = 0,
+    stop_s: int = SECONDS,
+    instrument: Instrument | None = None,
+) -> Iterator[Events]:
+    """One symbol-day of the synthetic market in receive order, in chunks of about 250,000 rows.
+
+    Only what is received in [start_s, stop_s) after midnight UTC, opening with a book snapshot and a
+    full ticker. A part is the same market as the whole day: ``generate(…, 0, 3600)`` is how
+    ``generate(…)`` begins, and a later start only adds its opening. Chunks hold whole frames.
+    Raises ProfileError for a symbol without a listing or instrument, ValueError for an impossible
+    span.
+    """
+    if not 0 <= start_s < stop_s <= SECONDS:
+        raise ValueError(f"span [{start_s}, {stop_s}) s: expected 0 <= start < stop <= {SECONDS}")
+    listing = profile.listing(symbol)
+    instrument = instrument or _built_in(symbol)
+    hidden = latent.hidden_day(profile, seed, symbol, day, instrument)
+    known = latent.reference(
+        listing, seed, day, day_start_ns(day), hidden.log_price, instrument.lot_size
+    )
+    return tape.shown(hidden, known, profile, seed, day, instrument, start_s, stop_s)
+
+
+def truth(
+    profile: Profile, seed: int, symbol: str, day: str, instrument: Instrument | None = None
+) -> pa.Table:
+    """What was planted, per second of the day, on the bars' time axis (`TRUTH_SCHEMA`).
+
+    ``alpha``: drift of the efficient price at t (bp/s). ``filtered_alpha``: the best that can be
+    known of it from the symbol's own touch, by the Kalman filter over the book frames that bar t
+    holds (bp/s). ``efficient_price`` at t (quote). ``volatility``: multiplier of the listing's sigma.
+    """
+    hidden = latent.hidden_day(profile, seed, symbol, day, instrument or _built_in(symbol))
+    at = slice(_PER_SECOND, None, _PER_SECOND)
+    seen = slice(_PER_SECOND - 1, -1, _PER_SECOND)
+    t_ns = day_start_ns(day) + np.arange(1, SECONDS + 1) * _SECOND_NS
+    columns = (
+        t_ns,
+        hidden.alpha[at],
+        hidden.filtered[seen],
+        np.exp(hidden.log_price[at]),
+        hidden.volatility[at],
+    )
+    return pa.table([pa.array(column) for column in columns], schema=TRUTH_SCHEMA)
+
+
+def fingerprint(
+    profile: Profile, seed: int, symbol: str, day: str, start_s: int = 0, stop_s: int = SECONDS
+) -> str:
+    """What a partition of synthetic data was made from: profile, seed, span and code."""
+    digest = hashlib.sha256(msgspec.json.encode((profile, seed, symbol, day, start_s, stop_s)))
+    for module in ("profiles", "latent", "tape", "synthetic"):
+        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+    return f"synthetic {profile.name} {seed} {digest.hexdigest()[:16]}"
+
+
+def write_truth(lake: Lake, profile: Profile, seed: int, symbol: str, day: str) -> str:
+    """Write the `truth` partition of a symbol-day; returns its path."""
+    _synthetic(lake)
+    rows = truth(profile, seed, symbol, day)
+    made_from = fingerprint(profile, seed, symbol, day)
+    return lake.write(
+        "truth", symbol, day, rows, made_from, {"profile": profile.name, "seed": seed}
+    )
+
+
+def write_bars(
+    lake: Lake,
+    profile: Profile,
+    seed: int,
+    symbol: str,
+    day: str,
+    settings: Settings,
+    start_s: int = 0,
+    stop_s: int = SECONDS,
+) -> int:
+    """Write the `bars` partition straight from generated events; returns the number of bars.
+
+    The same bars as by way of frames and ingest, without storing either.
+    """
+    from market.bars import bars_from_chunks
+
+    _synthetic(lake)
+    chunks = generate(profile, seed, symbol, day, start_s, stop_s)
+    rows = bars_from_chunks(chunks, _built_in(symbol), settings).to_arrow()
+    made_from = fingerprint(profile, seed, symbol, day, start_s, stop_s)
+    extra = {"made": "straight as bars", "profile": profile.name, "seed": seed}
+    lake.write("bars", symbol, day, rows, made_from, extra)
+    return int(rows.num_rows)
+
+
+def write_frames(
+    target: Lake | str | Path,
+    profile: Profile,
+    seed: int,
+    symbols: Sequence[str],
+    day: str,
+    start_s: int = 0,
+    stop_s: int = SECONDS,
+    instruments: Mapping[str, Instrument] = BUILT_IN,
+) -> str:
+    """Write a capture of several symbols, merged in receive order; returns its path.
+
+    ``target`` is a file, or a lake, where the capture goes under its date's frames. It opens with the
+    symbols' instrument lines. Written beside its place and renamed: it stands whole or not at all.
+    """
+    if isinstance(target, Lake):
+        _synthetic(target)
+        if not target.is_local:
+            raise LakeError(f"{target.uri}: captures are written to a local lake only")
+        span = "" if (start_s, stop_s) == (0, SECONDS) else f"-{start_s}-{stop_s}"
+        name = f"synthetic-{profile.name}-{seed}-{'-'.join(symbols)}{span}.frames.zst"
+        path = Path(target.frames_dir(day)) / name
+    else:
+        path = Path(target)
+    streams = []
+    for symbol in symbols:
+        instrument = instruments.get(symbol) or _built_in(symbol)
+        events = generate(profile, seed, symbol, day, start_s, stop_s, instrument)
+        streams.append((instrument, events))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with CaptureWriter(temporary) as writer:
+            opening_ns = day_start_ns(day) + start_s * _SECOND_NS
+            for instrument, _ in streams:
+                fields = {"l2": "instrument", **msgspec.to_builtins(instrument)}
+                writer.control(opening_ns, fields)
+            for block in _merged([_encoded(*stream) for stream in streams]):
+                writer.append_block(block)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return str(path)
+
+
+def _encoded(instrument: Instrument, events: Iterator[Events]) -> Iterator[Lines]:
+    encoder = Encoder(instrument)
+    for chunk in events:
+        yield encoder.encode(chunk)
+
+
+def _merged(streams: Sequence[Iterator[Lines]]) -> Iterator[bytes]:
+    """Lines of several streams in order of receive time; at ties the earlier stream comes first."""
+    held: dict[int, Lines] = {}
+    open_streams = set(range(len(streams)))
+    while True:
+        for place in sorted(open_streams):
+            while place not in held or len(held[place].ends) == 0:
+                lines = next(streams[place], None)
+                if lines is None:
+                    open_streams.discard(place)
+                    held.pop(place, None)
+                    break
+                held[place] = lines
+        if not held:
+            return
+        # Whoever's last line comes first may have more just after it, so the merge stops there.
+        horizon = min(int(lines.receive_ns[-1]) for lines in held.values())
+        taken, left = {}, {}
+        for place, lines in held.items():
+            n = int(np.searchsorted(lines.receive_ns, horizon, "right"))
+            taken[place], left[place] = _split(lines, n)
+        held = left
+        yield _woven([taken[place] for place in sorted(taken)])
+
+
+def _split(lines: Lines, n: int) -> tuple[Lines, Lines]:
+    cut = int(lines.ends[n - 1]) if n else 0
+    return (
+        Lines(lines.text[:cut], lines.ends[:n], lines.receive_ns[:n]),
+        Lines(lines.text[cut:], lines.ends[n:] - cut, lines.receive_ns[n:]),
+    )
+
+
+def _woven(parts: Sequence[Lines]) -> bytes:
+    text = np.concatenate([part.text for part in parts])
+    sizes = np.concatenate([np.diff(part.ends, prepend=0) for part in parts])
+    starts = np.cumsum(sizes) - sizes
+    order = np.argsort(np.concatenate([part.receive_ns for part in parts]), kind="stable")
+    woven: bytes = _gathered(text, starts, sizes, order).tobytes()
+    return woven
+
+
+@njit(cache=True)
+def _gathered(
+    text: Text,
+    starts: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    order: npt.NDArray[np.int64],
+) -> Text:
+    out = np.empty_like(text)
+    at = 0
+    for line in order:
+        out[at : at + sizes[line]] = text[starts[line] : starts[line] + sizes[line]]
+        at += sizes[line]
+    return out
+
+
+def _built_in(symbol: str) -> Instrument:
+    if symbol not in BUILT_IN:
+        raise ProfileError(f"{symbol}: no built-in instrument; known are {', '.join(BUILT_IN)}")
+    return BUILT_IN[symbol]
+
+
+def _synthetic(lake: Lake) -> None:
+    if lake.source != "synthetic":
+        raise LakeError(
+            f"{lake.uri}: holds {lake.source} data; synthetic data needs a root of its own"
+        )
