@@ -28,9 +28,11 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
-from market.lake import Lake
+from market.lake import Lake, utc_date
+from market.settings import Settings
 from models_registry import dataset
-from models_registry.manifest import Bundle, DecayReference, Record
+from models_registry.dataset import Features
+from models_registry.manifest import Bundle, DecayReference, Record, load_champion
 from models_registry.validation import SECOND_NS, bin_sums, effective_count, stationary_indices
 from models_registry.validation import information_coefficient as coefficient
 
@@ -64,6 +66,30 @@ class DecayReport(Record, frozen=True, kw_only=True):
     n_eff: float
     observations: int
     note: str
+
+    @property
+    def figures(self) -> dict[str, float | int | None]:
+        """The numbers by name, for people and metadata."""
+        return {
+            "statistic": self.statistic,
+            "limit": self.limit,
+            "IC recent": self.ic_recent,
+            "IC reference": self.ic_reference,
+            "independent observations": self.n_eff,
+        }
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        if self.note:
+            return self.note
+        said = (
+            f"IC {self.ic_recent:.4f} over {self.n_eff:.0f} independent observations, reference "
+            f"{self.ic_reference:.4f}; CUSUM {self.statistic:.1f} of {self.limit:.1f}"
+        )
+        if self.alarm_ns is None:
+            return f"no decay: {said}"
+        return f"decayed on {utc_date(self.alarm_ns)}: {said}"
 
 
 def quantile_table(values: Float) -> tuple[float, ...]:
@@ -183,7 +209,8 @@ def _first_passage(x, chosen, drift, limits, watched, alarms):  # type: ignore[n
 
 
 @njit(cache=True)
-def _cusum(x, drift):  # type: ignore[no-untyped-def]
+def cusum(x, drift):  # type: ignore[no-untyped-def]
+    """Page's CUSUM of a fall of x (n,), from zero: float64 (n,)."""
     out = np.empty(len(x))
     cusum = 0.0
     for step in range(len(x)):
@@ -192,41 +219,46 @@ def _cusum(x, drift):  # type: ignore[no-untyped-def]
     return out
 
 
-def check(reference: DecayReference, t_ns: Int, predicted: Float, realised: Float) -> DecayReport:
+def monitor(reference: DecayReference, t_ns: Int, predicted: Float, realised: Float) -> DecayReport:
     """Run the monitor from zero over rows (n,) since promotion, scaled as in the reference."""
     ends, x = observations(t_ns, predicted, realised, reference)
     known = ~(np.isnan(predicted) | np.isnan(realised))
     n_eff = effective_count(t_ns[known], reference.spacing_s)
-    report = DecayReport(
-        failed=False,
-        statistic=0.0,
+    if reference.limit is None:
+        return _nothing(reference, "the reference shows no positive IC: nothing can decay")
+    if not len(x):
+        return _nothing(reference, "no prediction has a realised return yet")
+    path = cusum(x, reference.drift)
+    passed = np.flatnonzero(path > reference.limit)
+    return DecayReport(
+        failed=bool(len(passed)),
+        statistic=float(path.max()),
         limit=reference.limit,
-        alarm_ns=None,
-        ic_recent=float(x.mean()) if len(x) else 0.0,
+        alarm_ns=int(ends[passed[0]]) if len(passed) else None,
+        ic_recent=float(x.mean()),
         ic_reference=reference.mean,
         n_eff=n_eff,
         observations=len(x),
         note="",
     )
-    if reference.limit is None:
-        return msgspec.structs.replace(
-            report, note="the reference shows no positive IC: nothing can decay"
-        )
-    if not len(x):
-        return msgspec.structs.replace(report, note="no prediction has a realised return yet")
-    path = _cusum(x, reference.drift)
-    passed = np.flatnonzero(path > reference.limit)
-    return msgspec.structs.replace(
-        report,
-        failed=bool(len(passed)),
-        statistic=float(path.max()),
-        alarm_ns=int(ends[passed[0]]) if len(passed) else None,
+
+
+def _nothing(reference: DecayReference | None, note: str) -> DecayReport:
+    return DecayReport(
+        failed=False,
+        statistic=0.0,
+        limit=reference.limit if reference else None,
+        alarm_ns=None,
+        ic_recent=0.0,
+        ic_reference=reference.mean if reference else 0.0,
+        n_eff=0.0,
+        observations=0,
+        note=note,
     )
 
 
-def check_days(lake: Lake, bundle: Bundle, days: Iterable[str], threads: int = 1) -> DecayReport:
-    """The monitor over the training set's rows of these days: predictions made again, one day at a
-    time."""
+def monitor_days(lake: Lake, bundle: Bundle, days: Iterable[str], threads: int = 1) -> DecayReport:
+    """The monitor over these days' training set; predictions are made again, a day at a time."""
     manifest = bundle.manifest
     primary = manifest.horizons_s.index(manifest.primary_s)
     t_ns, predicted, realised = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0)]
@@ -238,7 +270,7 @@ def check_days(lake: Lake, bundle: Bundle, days: Iterable[str], threads: int = 1
         t_ns.append(rows.t_ns)
         predicted.append(made.raw_bps / made.scale_bps)
         realised.append(rows.labels_bps[:, primary] / made.scale_bps)
-    return check(
+    return monitor(
         manifest.decay,
         np.concatenate(t_ns),
         np.concatenate(predicted),
@@ -293,3 +325,73 @@ def score(
             }
         )
     return pa.Table.from_pylist(records, schema=PERFORMANCE)
+
+
+class Scored(msgspec.Struct, frozen=True, kw_only=True):
+    """What `score_days` wrote."""
+
+    partitions: int
+    summary: str
+
+
+def score_days(
+    lake: Lake,
+    settings: Settings,
+    keys: Iterable[tuple[str, str]],
+    features: Features | None = None,
+) -> Scored:
+    """Write the champion's `performance` partition for each (symbol, date) after its training.
+
+    Dates it was trained on, and dates without a training set, are left out and counted.
+    """
+    found = _champion(settings, features)
+    if isinstance(found, str):
+        return Scored(partitions=0, summary=f"{found}: nothing scored")
+    version, bundle = found
+    written, trained, absent = 0, 0, 0
+    for symbol, day in keys:
+        if not lake.exists(dataset.TABLE, symbol, day):
+            absent += 1
+        elif day <= bundle.manifest.window.last_date:
+            trained += 1
+        else:
+            inputs = f"{lake.fingerprint(dataset.TABLE, symbol, day)} {bundle.manifest_sha256[:16]}"
+            made = score(lake, bundle, version, symbol, day, settings.model.threads)
+            lake.write("performance", symbol, day, made, inputs=inputs)
+            written += 1
+    return Scored(
+        partitions=written,
+        summary=(
+            f"champion {version}: {written} partitions scored, {trained} lie in its training "
+            f"window, {absent} have no training set"
+        ),
+    )
+
+
+def check(lake: Lake, settings: Settings, features: Features | None = None) -> DecayReport:
+    """The champion's monitor over every date after its training that the lake has."""
+    found = _champion(settings, features)
+    if isinstance(found, str):
+        return _nothing(None, found)
+    _, bundle = found
+    later = [
+        day
+        for day in dataset.dates(lake, bundle.manifest.symbols)
+        if day > bundle.manifest.window.last_date
+    ]
+    return monitor_days(lake, bundle, later, settings.model.threads)
+
+
+def _champion(settings: Settings, features: Features | None) -> tuple[str, Bundle] | str:
+    """The promoted version and its bundle, or why there is none to look at."""
+    champion = load_champion(settings.root, settings.model_name)
+    if champion is None:
+        return f"no champion of {settings.model_name} yet"
+    pointer, bundle = champion
+    defined = features or Features.defined()
+    if bundle.manifest.feature_hash != defined.hash:
+        return (
+            f"champion {pointer.version} takes feature definitions "
+            f"{bundle.manifest.feature_hash}, the lake is made with {defined.hash}"
+        )
+    return pointer.version, bundle

@@ -9,7 +9,7 @@ Calibration and combination are lines through zero fitted on rows no booster has
 
     slope_h       label_h   on booster_h's output       -> the expectation at horizon h
     to_primary_h  label_p   on booster_h's output       -> booster_h as a predictor at the primary
-    weight_h      max(0, rank IC of booster_h with label_p), normalised to one
+    weight_h      max(0, rank IC of booster_h with label_p)², normalised to one
     gain          label_p   on sum weight_h to_primary_h output_h
 
 each slope shrunk by its own uncertainty (`shrunk`). A horizon without positive evidence gets weight
@@ -221,7 +221,10 @@ def combine(
         for i in range(len(members))
     ]
     merits = np.array(
-        [max(0.0, ic) if line.shrunk > 0 else 0.0 for ic, line in zip(ics, across, strict=True)]
+        [
+            max(0.0, ic) ** 2 if line.shrunk > 0 else 0.0
+            for ic, line in zip(ics, across, strict=True)
+        ]
     )
     weights = merits / merits.sum() if merits.sum() > 0 else merits
     combined = np.zeros(len(rows))

@@ -19,8 +19,7 @@ import numpy.typing as npt
 
 from market.lake import DAY_NS, Lake, utc_date
 from market.settings import FEE_ROWS_BPS, Settings
-from models_registry import dataset, decay, ensemble, gate
-from models_registry import trades as trading
+from models_registry import dataset, decay, ensemble
 from models_registry.dataset import Features, Rows
 from models_registry.ensemble import Fitted, Parameters
 from models_registry.manifest import (
@@ -29,7 +28,6 @@ from models_registry.manifest import (
     Bundle,
     DecayReference,
     Fees,
-    Gate,
     Manifest,
     Predictor,
     Recipe,
@@ -38,100 +36,25 @@ from models_registry.manifest import (
     list_hash,
     parse_manifest,
 )
-from models_registry.trades import FeeResult, Trades
-from models_registry.validation import (
-    Coefficient,
-    Fold,
-    Mask,
-    information_coefficient,
-    label_reach_ns,
-    lower_bound,
-    normal_scores,
-    walk_forward,
+from models_registry.study import (
+    Block,
+    OutOfSample,
+    Study,
+    Versus,
+    join,
+    judge,
+    make_block,
+    metrics,
+    rank_product,
 )
+from models_registry.validation import Fold, label_reach_ns, walk_forward
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 Progress = Callable[[str], None]
 
-#: Streams of randomness, apart from each other.
-_IC_STREAM: Final = 1
-_NET_STREAM: Final = 2
+#: Stream of randomness, apart from those of the study.
 _DECAY_STREAM: Final = 3
-
-
-class Block(msgspec.Struct, frozen=True, kw_only=True):
-    """One test block: its rows, what was known at each horizon, and the trades' net by fee row."""
-
-    number: int
-    first_date: str
-    last_date: str
-    train_rows: int
-    calibration_rows: int
-    ic: Coefficient
-    ic_by_horizon: tuple[Coefficient, ...]
-    open_regimes: int
-    trades: Mapping[str, int]
-    net_total_bps: Mapping[str, float]
-
-
-class OutOfSample(msgspec.Struct, frozen=True, kw_only=True):
-    """Every second of every test block as its own fold saw it; n rows in time order.
-
-    ``rank_product`` (n,) is the product of the normal scores of prediction and realised return
-    within a block and symbol: its mean is the rank IC. ``champion_bps`` (n,) is what the champion
-    expected, NaN where it was trained. ``rows`` keep no features.
-    """
-
-    rows: Rows
-    volatility: Float
-    scale_bps: Float
-    output: Float
-    by_horizon: Float
-    raw_bps: Float
-    expected_bps: Float
-    champion_bps: Float
-    rank_product: Float
-
-    def where(self, mask: Mask) -> OutOfSample:
-        kept = {name: getattr(self, name) for name in self.__struct_fields__}
-        rows = kept.pop("rows").where(mask)
-        return OutOfSample(rows=rows, **{name: values[mask] for name, values in kept.items()})
-
-
-class Versus(msgspec.Struct, frozen=True, kw_only=True):
-    """Candidate and champion over the same test seconds, all after the champion's training.
-
-    Without such seconds the results are empty and ``note`` says why.
-    """
-
-    champion: str
-    note: str = ""
-    hours: float = 0.0
-    candidate: tuple[FeeResult, ...] = ()
-    incumbent: tuple[FeeResult, ...] = ()
-
-
-class Study(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of walk-forward; ``pooled`` is None when no block could be judged."""
-
-    symbols: tuple[str, ...]
-    horizons_s: tuple[int, ...]
-    primary_s: int
-    dates: tuple[str, ...]
-    train_rows: int
-    parameters: Parameters
-    tuned_ic: float
-    blocks: tuple[Block, ...]
-    skipped: tuple[str, ...]
-    pooled: OutOfSample | None
-    ic: Coefficient
-    ic_lower: float
-    ic_by_horizon: tuple[Coefficient, ...]
-    results: tuple[FeeResult, ...]
-    trades: Mapping[str, Trades]
-    versus: Versus | None
-    gate: Gate
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,7 +148,15 @@ def evaluate(
             skipped.append(f"block from {fold.test_dates[0]}: {fitted}")
             continue
         part = _face(lake, settings, features, fold, fitted, rival)
-        block = _block(number, fold, part, fitted, settings)
+        block = make_block(
+            number,
+            fold,
+            part,
+            fitted.recipe,
+            settings,
+            train_rows=fitted.train_rows,
+            calibration_rows=fitted.calibration_rows,
+        )
         if block.ic.n_eff < ensemble.MIN_EFFECTIVE:
             skipped.append(
                 f"block from {block.first_date}: {block.ic.n_eff:.0f} independent labels of at "
@@ -237,7 +168,7 @@ def evaluate(
         progress(
             f"block {number + 1} of {len(folds)} ({block.first_date}): rank IC {block.ic.rank:.4f}"
         )
-    return _judge(settings, len(rows), dates, parameters, tuned_ic, blocks, parts, skipped, note)
+    return judge(settings, len(rows), dates, parameters, tuned_ic, blocks, parts, skipped, note)
 
 
 def finish(
@@ -316,32 +247,6 @@ def finish(
         files=files,
         importance=_importance(members, features),
     )
-
-
-def metrics(study: Study) -> dict[str, float]:
-    """The figures a reviewer searches by; only those that exist."""
-    found: dict[str, float] = {
-        "blocks": float(len(study.blocks)),
-        "train_rows": float(study.train_rows),
-        "ic_tuned": study.tuned_ic,
-    }
-    if study.blocks:
-        ranks = [block.ic.rank for block in study.blocks]
-        found |= {
-            "ic_mean": study.ic.rank,
-            "ic_pearson": study.ic.pearson,
-            "ic_lower": study.ic_lower,
-            "ic_worst_fold": min(ranks),
-            "ic_best_fold": max(ranks),
-            "n_eff": study.ic.n_eff,
-        }
-        for horizon, ic in zip(study.horizons_s, study.ic_by_horizon, strict=True):
-            found[f"ic_{horizon}s"] = ic.rank
-    for result in study.results:
-        for field in ("net_bps", "net_lower_bps", "gross_bps", "trades", "false_net", "coverage"):
-            found[f"{result.row}.{field}"] = float(getattr(result, field))
-        found[f"{result.row}.break_even_bps"] = result.break_even_bps
-    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _volatility(rows: Rows, features: Features) -> Float:
@@ -435,185 +340,16 @@ def _face(
                 volatility=_volatility(rows, features),
                 scale_bps=made.scale_bps,
                 output=made.output,
-                by_horizon=made.by_horizon,
                 raw_bps=made.raw_bps,
                 expected_bps=made.expected_bps,
                 champion_bps=champion_bps,
                 rank_product=np.empty(len(rows)),
             )
         )
-    block = _join(parts)
+    block = join(parts)
     primary = block.rows.labels_bps[:, settings.model.horizons_s.index(settings.model.primary_s)]
-    product = _rank_product(block.rows.symbol, block.raw_bps, primary)
+    product = rank_product(block.rows.symbol, block.raw_bps, primary)
     return msgspec.structs.replace(block, rank_product=product)
-
-
-def _rank_product(symbol: npt.NDArray[np.int8], predicted: Float, realised: Float) -> Float:
-    """Product of the normal scores within each symbol, over rows where both are known."""
-    out = np.full(len(symbol), np.nan)
-    known = ~(np.isnan(predicted) | np.isnan(realised))
-    for index in np.unique(symbol):
-        own = np.flatnonzero(known & (symbol == index))
-        out[own] = normal_scores(predicted[own]) * normal_scores(realised[own])
-    return out
-
-
-def _join(parts: Sequence[OutOfSample]) -> OutOfSample:
-    if len(parts) == 1:
-        return parts[0]
-    values = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in OutOfSample.__struct_fields__
-        if name != "rows"
-    }
-    rows = {
-        name: np.concatenate([getattr(part.rows, name) for part in parts])
-        for name in Rows.__struct_fields__
-    }
-    return OutOfSample(rows=Rows(**rows), **values)
-
-
-def _coefficient(part: OutOfSample, primary: int, horizon_s: int) -> Coefficient:
-    """The pooled IC at the primary horizon: ranks within block and symbol, Pearson over all."""
-    label = part.rows.labels_bps[:, primary]
-    found = information_coefficient(part.raw_bps, label, part.rows.t_ns, horizon_s)
-    known = ~np.isnan(part.rank_product)
-    rank = float(part.rank_product[known].mean()) if known.any() else 0.0
-    return msgspec.structs.replace(found, rank=rank)
-
-
-def _by_horizon(part: OutOfSample, horizons_s: Sequence[int]) -> tuple[Coefficient, ...]:
-    return tuple(
-        information_coefficient(
-            part.by_horizon[:, column], part.rows.labels_bps[:, column], part.rows.t_ns, horizon
-        )
-        for column, horizon in enumerate(horizons_s)
-    )
-
-
-def _trade(part: OutOfSample, expected_bps: Float, row: str, horizon_s: int) -> Trades:
-    return trading.simulate(
-        t_ns=part.rows.t_ns,
-        symbol=part.rows.symbol,
-        mid=part.rows.mid,
-        spread_bps=part.rows.spread_bps,
-        expected_bps=expected_bps,
-        fee_bps=FEE_ROWS_BPS[row][0],
-        horizon_s=horizon_s,
-    )
-
-
-def _block(
-    number: int, fold: Fold, part: OutOfSample, fitted: _FoldModel, settings: Settings
-) -> Block:
-    model = settings.model
-    made = {row: _trade(part, part.expected_bps, row, model.primary_s) for row in FEE_ROWS_BPS}
-    return Block(
-        number=number,
-        first_date=fold.test_dates[0],
-        last_date=fold.test_dates[-1],
-        train_rows=fitted.train_rows,
-        calibration_rows=fitted.calibration_rows,
-        ic=_coefficient(part, model.horizons_s.index(model.primary_s), model.primary_s),
-        ic_by_horizon=_by_horizon(part, model.horizons_s),
-        open_regimes=sum(r.threshold_bps is not None for r in fitted.recipe.regimes),
-        trades={row: len(found) for row, found in made.items()},
-        net_total_bps={
-            row: float(found.net_bps(FEE_ROWS_BPS[row][0]).sum()) for row, found in made.items()
-        },
-    )
-
-
-def _results(
-    part: OutOfSample, expected_bps: Float, settings: Settings
-) -> tuple[tuple[FeeResult, ...], dict[str, Trades]]:
-    model = settings.model
-    made = {row: _trade(part, expected_bps, row, model.primary_s) for row in FEE_ROWS_BPS}
-    return tuple(
-        trading.judge(
-            found,
-            row,
-            part.rows.t_ns,
-            block_s=model.bootstrap_block_s,
-            samples=model.bootstrap_samples,
-            seed=model.seed + _NET_STREAM,
-        )
-        for row, found in made.items()
-    ), made
-
-
-def _judge(
-    settings: Settings,
-    train_rows: int,
-    dates: tuple[str, ...],
-    parameters: Parameters,
-    tuned_ic: float,
-    blocks: Sequence[Block],
-    parts: Sequence[OutOfSample],
-    skipped: Sequence[str],
-    versus: Versus | None,
-) -> Study:
-    model = settings.model
-    pooled = _join(parts) if parts else None
-    ic = Coefficient(rank=0.0, pearson=0.0, rows=0, n_eff=0.0)
-    ic_lower = -math.inf
-    by_horizon: tuple[Coefficient, ...] = ()
-    results: tuple[FeeResult, ...] = ()
-    made: dict[str, Trades] = {}
-    if pooled is not None:
-        ic = _coefficient(pooled, model.horizons_s.index(model.primary_s), model.primary_s)
-        ic_lower = lower_bound(
-            pooled.rows.t_ns,
-            pooled.rank_product,
-            (~np.isnan(pooled.rank_product)).astype(np.float64),
-            block_s=model.bootstrap_block_s,
-            samples=model.bootstrap_samples,
-            seed=model.seed + _IC_STREAM,
-        )
-        by_horizon = _by_horizon(pooled, model.horizons_s)
-        results, made = _results(pooled, pooled.expected_bps, settings)
-        if versus is not None and not versus.note:
-            versus = _compare(versus, pooled, settings)
-    stated = next((r for r in results if r.row == model.fee_row), None)
-    return Study(
-        symbols=settings.market.symbols,
-        horizons_s=model.horizons_s,
-        primary_s=model.primary_s,
-        dates=dates,
-        train_rows=train_rows,
-        parameters=parameters,
-        tuned_ic=tuned_ic,
-        blocks=tuple(blocks),
-        skipped=tuple(skipped),
-        pooled=pooled,
-        ic=ic,
-        ic_lower=ic_lower,
-        ic_by_horizon=by_horizon,
-        results=results,
-        trades=made,
-        versus=versus,
-        gate=gate.judge(
-            blocks=len(blocks),
-            min_blocks=model.min_test_blocks,
-            ic=ic.rank,
-            ic_lower=ic_lower,
-            result=stated,
-            min_trades=model.min_trades,
-            shortfall=tuple(skipped),
-        ),
-    )
-
-
-def _compare(versus: Versus, pooled: OutOfSample, settings: Settings) -> Versus:
-    both = pooled.where(~np.isnan(pooled.champion_bps))
-    if not len(both.rows):
-        return msgspec.structs.replace(versus, note="it was trained on all of these test blocks")
-    return msgspec.structs.replace(
-        versus,
-        hours=len(np.unique(both.rows.t_ns)) / 3600.0,
-        candidate=_results(both, both.expected_bps, settings)[0],
-        incumbent=_results(both, both.champion_bps, settings)[0],
-    )
 
 
 def _decay_reference(pooled: OutOfSample, settings: Settings) -> DecayReference:

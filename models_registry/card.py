@@ -1,0 +1,418 @@
+"""The model card: what a reviewer reads before promoting, and its pictures."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from models_registry import decay
+from models_registry.manifest import CalibrationBin, DecayReference
+from models_registry.study import Study
+from models_registry.trades import FeeResult
+from models_registry.training import Model
+
+#: What MLflow's database holds in a version's description.
+DESCRIPTION_LIMIT: Final = 5000
+
+_COLOURS: Final = {"vip0": "#c44e52", "vip3": "#dd8452", "zero": "#4c72b0"}
+_INK: Final = "#333333"
+_VERDICTS: Final = {
+    "promote": "promote",
+    "abstain": "abstain",
+    "not_enough_data": "not enough data",
+}
+
+
+class About:
+    """Where a card's study comes from: name, source, code, data, fee row, confidence settings."""
+
+    def __init__(
+        self, *, name: str, source: str, git_sha: str, fingerprint: str, fee_row: str, block_s: int
+    ) -> None:
+        self.name = name
+        self.source = source
+        self.git_sha = git_sha
+        self.fingerprint = fingerprint
+        self.fee_row = fee_row
+        self.block_s = block_s
+
+
+def description(study: Study, about: About) -> str:
+    """The card's first sections, within what a version's description holds."""
+    return "\n\n".join([_verdict(study, about), _costs(study), _blocks(study)])[:DESCRIPTION_LIMIT]
+
+
+def text(study: Study, model: Model | None, about: About) -> str:
+    """The whole card as Markdown."""
+    sections = [
+        f"# {about.name}",
+        _verdict(study, about),
+        _data(study, about),
+        _costs(study),
+        _versus(study),
+        _blocks(study),
+        _horizons(study),
+    ]
+    if model is not None:
+        sections += [_recipe(model), _importance(model)]
+    sections.append(_limits(study, about))
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _verdict(study: Study, about: About) -> str:
+    reasons = "\n".join(f"- {reason}" for reason in study.gate.reasons)
+    return f"## Verdict: {_VERDICTS[study.gate.verdict]} (fee row {about.fee_row})\n\n{reasons}"
+
+
+def _data(study: Study, about: About) -> str:
+    span = f"{study.dates[0]} to {study.dates[-1]}" if study.dates else "none"
+    return "\n".join(
+        [
+            "## Data",
+            "",
+            f"- source: **{about.source}**, fingerprint `{about.fingerprint}`, code "
+            f"`{about.git_sha}`",
+            f"- symbols: {', '.join(study.symbols)}; dates with warm rows: {len(study.dates)} "
+            f"({span})",
+            f"- training rows: {study.train_rows:,}; test blocks: {len(study.blocks)}; independent "
+            f"labels in them at {study.primary_s} s: {study.ic.n_eff:,.0f}",
+            *(f"- left out: {line}" for line in study.skipped),
+        ]
+    )
+
+
+def _costs(study: Study) -> str:
+    if not study.results:
+        return ""
+    return (
+        "## Net of costs\n\nTaker on both legs, one second after the decision; bps per round trip, "
+        "bounds one-sided 95 %.\n\n" + _fee_table(study.results)
+    )
+
+
+def _fee_table(results: tuple[FeeResult, ...]) -> str:
+    head = (
+        "| fee row | fee/side | trades | gross | spread | net | net ≥ | break-even fee/side "
+        "| false signals net (≤) | gross | coverage |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|"
+    )
+    lines = [
+        f"| {r.row} | {r.taker_bps:g} | {r.trades:,} | {_n(r.gross_bps)} | {_n(r.spread_bps)} "
+        f"| {_n(r.net_bps)} | {_n(r.net_lower_bps)} | {_n(r.break_even_bps)} "
+        f"| {_p(r.false_net)} ({_p(r.false_net_upper)}) | {_p(r.false_gross)} | {_p(r.coverage)} |"
+        for r in results
+    ]
+    return "\n".join([head, *lines])
+
+
+def _versus(study: Study) -> str:
+    if study.versus is None:
+        return "## Against the champion\n\nThere is no champion yet."
+    found = study.versus
+    title = f"## Against the champion (version {found.champion})"
+    if found.note:
+        return f"{title}\n\nNo comparison: {found.note}."
+    lines = [
+        f"| {mine.row} | {mine.trades:,} | {_n(mine.net_bps)} | {_n(mine.net_total_bps, 0)} "
+        f"| {theirs.trades:,} | {_n(theirs.net_bps)} | {_n(theirs.net_total_bps, 0)} |"
+        for mine, theirs in zip(found.candidate, found.incumbent, strict=True)
+    ]
+    return "\n".join(
+        [
+            f"{title}\n\nThe {found.hours:.1f} h of the test blocks after the champion's training; "
+            "net bps per trade and in total.\n",
+            "| fee row | trades | net | total | champion's trades | net | total |",
+            "|---|---|---|---|---|---|---|",
+            *lines,
+        ]
+    )
+
+
+def _blocks(study: Study) -> str:
+    if not study.blocks:
+        return ""
+    rows = list(study.blocks[0].trades)
+    head = ["block", "dates", "train rows", "rank IC", "Pearson", "n_eff", "open regimes"]
+    head += [f"net total, {row}" for row in rows]
+    lines = []
+    for block in study.blocks:
+        dates = block.first_date
+        if block.last_date != block.first_date:
+            dates += f" – {block.last_date}"
+        cells = [
+            str(block.number + 1),
+            dates,
+            f"{block.train_rows:,}",
+            f"{block.ic.rank:.4f}",
+            f"{block.ic.pearson:.4f}",
+            f"{block.ic.n_eff:,.0f}",
+            str(block.open_regimes),
+            *(f"{block.net_total_bps[row]:,.0f} ({block.trades[row]:,})" for row in rows),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    pooled = (
+        f"Pooled rank IC **{study.ic.rank:.4f}**, 95 % lower bound {study.ic_lower:.4f}. Net totals "
+        "in bps, trades in brackets."
+    )
+    return "\n".join(
+        [
+            f"## Test blocks\n\n{pooled}\n",
+            f"| {' | '.join(head)} |",
+            "|---" * len(head) + "|",
+            *lines,
+        ]
+    )
+
+
+def _horizons(study: Study) -> str:
+    if not study.ic_by_horizon:
+        return ""
+    lines = [
+        f"| {horizon} s | {ic.rank:.4f} | {ic.pearson:.4f} | {ic.n_eff:,.0f} |"
+        for horizon, ic in zip(study.horizons_s, study.ic_by_horizon, strict=True)
+    ]
+    return "\n".join(
+        [
+            "## By horizon\n\nEach booster against its own label, out of sample.\n",
+            "| horizon | rank IC | Pearson | n_eff |",
+            "|---|---|---|---|",
+            *lines,
+        ]
+    )
+
+
+def _recipe(model: Model) -> str:
+    recipe = model.manifest.recipe
+    lines = [
+        f"| {m.horizon_s} s | {m.calibration.fitted:.3f} ± {_n(m.calibration.error)} "
+        f"| {m.calibration.slope:.3f} | {m.to_primary:.3f} | {m.weight:.3f} |"
+        for m in recipe.members
+    ]
+    regimes = ", ".join(
+        f"{r.name} ({'open' if r.threshold_bps is not None else 'closed'}"
+        + (f", up to {r.up_to_bps:.1f} bps)" if r.up_to_bps is not None else ")")
+        for r in recipe.regimes
+    )
+    return "\n".join(
+        [
+            "## Calibration and combination of the final boosters\n",
+            "| horizon | slope | shrunk | to the primary | weight |",
+            "|---|---|---|---|---|",
+            *lines,
+            "",
+            f"Gain {recipe.gain:.3f}. Regimes by {recipe.scale.feature}: {regimes}.",
+        ]
+    )
+
+
+def _importance(model: Model) -> str:
+    lines = [f"| {name} | {_p(share)} |" for name, share in model.importance[:15] if share > 0]
+    if not lines:
+        return ""
+    return "\n".join(
+        ["## Where the boosters' gain comes from\n", "| feature | share |", "|---|---|", *lines]
+    )
+
+
+def _limits(study: Study, about: About) -> str:
+    source = (
+        "- The data are synthetic: the figures say that the pipeline finds what was planted, and "
+        "nothing about Bybit."
+        if about.source == "synthetic"
+        else "- The figures hold for the dates above; they are no forecast of other regimes."
+    )
+    return "\n".join(
+        [
+            "## Limits",
+            "",
+            source,
+            "- Trades take the touch at its displayed price; size, impact and funding are not in "
+            "the figures. Execution is measured separately, by parent order.",
+            f"- Bounds: stationary bootstrap over time, mean block {about.block_s} s, both symbols "
+            "in the same blocks. Days differ more than blocks of an hour can tell from few days.",
+            "- This attempt is one of several on these data; the MLflow experiment lists them all, "
+            "and the best of many looks better than it is.",
+        ]
+    )
+
+
+def _n(value: float | None, digits: int = 3) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:,.{digits}f}" if math.isfinite(value) else "none"
+
+
+def _p(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+# -- pictures ------------------------------------------------------------------------------------
+
+
+def pictures(study: Study, model: Model | None) -> dict[str, bytes]:
+    """PNG files by name; only those there is something to show for."""
+    if study.pooled is None:
+        return {}
+    found = {"ic_by_block.png": _ic_picture(study), "net.png": _net_picture(study)}
+    if model is not None:
+        found["calibration.png"] = _calibration_picture(model)
+        found["decay.png"] = _decay_picture(study, model.manifest.decay)
+    return found
+
+
+def _figure(title: str, columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * columns + 3.6 * (columns == 1), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, columns)
+    for axis in np.atleast_1d(axes):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#dddddd", linewidth=0.7)
+        axis.set_axisbelow(True)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=_INK)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    out = io.BytesIO()
+    # No software version in the file: the same figures are the same bytes.
+    figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
+    return out.getvalue()
+
+
+def _ic_picture(study: Study) -> bytes:
+    figure, axis = _figure(f"Rank IC at {study.primary_s} s by test block")
+    ranks = [block.ic.rank for block in study.blocks]
+    error = [1.96 / math.sqrt(block.ic.n_eff) for block in study.blocks]
+    position = np.arange(len(ranks))
+    axis.bar(position, ranks, color="#4c72b0", width=0.6, yerr=error, ecolor=_INK, capsize=3)
+    axis.axhline(0.0, color=_INK, linewidth=0.8)
+    if math.isfinite(study.ic_lower):
+        axis.axhline(study.ic.rank, color="#55a868", linewidth=1.2, label="pooled")
+        axis.axhline(
+            study.ic_lower, color="#55a868", linewidth=1.2, linestyle="--", label="95 % lower bound"
+        )
+        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axis.set_xticks(position, [block.first_date[5:] for block in study.blocks])
+    axis.set_ylabel("rank IC (± 1.96 / √n_eff)")
+    return _png(figure)
+
+
+def _net_picture(study: Study) -> bytes:
+    figure, axes = _figure("Cumulative net result of the target rule, bps", len(study.results))
+    axes = np.atleast_1d(axes)
+    for axis, result in zip(axes, study.results, strict=True):
+        found = study.round_trips[result.row]
+        axis.set_title(
+            f"{result.row}: {result.taker_bps:g} bps a side, {result.trades:,} trades", fontsize=9
+        )
+        axis.axhline(0.0, color=_INK, linewidth=0.8)
+        if not len(found):
+            axis.text(
+                0.5, 0.6, "no expectation\nexceeded the cost", transform=axis.transAxes, ha="center"
+            )
+            axis.set_xticks([])
+            continue
+        hours = found.exit_ns.astype("datetime64[ns]")
+        order = np.argsort(hours, kind="stable")
+        for label, values, style in (
+            ("before costs", found.gross_bps, ":"),
+            ("net", found.net_bps(result.taker_bps), "-"),
+        ):
+            path = np.cumsum(values[order])
+            keep = np.unique(np.linspace(0, len(path) - 1, min(len(path), 2000)).astype(int))
+            axis.plot(
+                hours[order][keep],
+                path[keep],
+                style,
+                color=_COLOURS[result.row],
+                linewidth=1.3,
+                label=label,
+            )
+        axis.legend(frameon=False, fontsize=8)
+        _dates(axis)
+    return _png(figure)
+
+
+def _calibration_picture(model: Model) -> bytes:
+    members = model.manifest.recipe.members
+    figure, axes = _figure("Predicted and realised return by decile, bps", len(members))
+    for axis, member in zip(np.atleast_1d(axes), members, strict=True):
+        table: tuple[CalibrationBin, ...] = member.calibration.table
+        axis.set_title(f"{member.horizon_s} s, weight {member.weight:.2f}", fontsize=9)
+        if not table:
+            axis.text(0.5, 0.5, "no positive slope", transform=axis.transAxes, ha="center")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            continue
+        predicted = [row.predicted_bps for row in table]
+        ends = [min(predicted), max(predicted)]
+        axis.plot(ends, ends, color="#999999", linewidth=1.0, label="as predicted")
+        axis.plot(predicted, [row.realised_bps for row in table], "o", color="#4c72b0", ms=4.5)
+        axis.set_xlabel("predicted")
+        axis.legend(frameon=False, fontsize=8)
+    np.atleast_1d(axes)[0].set_ylabel("realised")
+    return _png(figure)
+
+
+def _decay_picture(study: Study, reference: DecayReference) -> bytes:
+    figure, axis = _figure("Decay monitor over its own reference: CUSUM and its limit")
+    pooled = study.pooled
+    assert pooled is not None
+    label = pooled.rows.labels_bps[:, study.horizons_s.index(study.primary_s)]
+    ends, x = decay.observations(
+        pooled.rows.t_ns, pooled.raw_bps / pooled.scale_bps, label / pooled.scale_bps, reference
+    )
+    path = decay.cusum(x, reference.drift)
+    axis.plot(ends.astype("datetime64[ns]"), path, color="#4c72b0", linewidth=0.9)
+    if reference.limit is not None:
+        axis.axhline(
+            reference.limit,
+            color="#c44e52",
+            linestyle="--",
+            linewidth=1.2,
+            label=f"limit: one false alarm in {reference.arl0_days:g} days",
+        )
+        axis.legend(frameon=False, fontsize=8)
+    _dates(axis)
+    return _png(figure)
+
+
+def _dates(axis: Any) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(minticks=3, maxticks=6)
+    axis.xaxis.set_major_locator(locator)
+    axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def fold_csv(study: Study) -> str:
+    """One line per test block: dates, IC at every horizon, trades and net by fee row."""
+    head = ["block", "first_date", "last_date", "train_rows", "calibration_rows", "rows", "n_eff"]
+    head += ["rank_ic", "pearson_ic", *(f"rank_ic_{h}s" for h in study.horizons_s)]
+    rows: Mapping[str, int] = study.blocks[0].trades if study.blocks else {}
+    head += [f"{what}_{row}" for row in rows for what in ("trades", "net_total_bps")]
+    lines = [",".join(head)]
+    for block in study.blocks:
+        cells: list[object] = [
+            block.number + 1,
+            block.first_date,
+            block.last_date,
+            block.train_rows,
+            block.calibration_rows,
+            block.ic.rows,
+            round(block.ic.n_eff, 1),
+            block.ic.rank,
+            block.ic.pearson,
+            *(ic.rank for ic in block.ic_by_horizon),
+        ]
+        for row in rows:
+            cells += [block.trades[row], block.net_total_bps[row]]
+        lines.append(",".join(str(cell) for cell in cells))
+    return "\n".join(lines) + "\n"

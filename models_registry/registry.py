@@ -1,0 +1,466 @@
+"""The MLflow registry: every attempt a run, every judged model a version, promotion by alias.
+
+    challenger   the newest version that was registered
+    champion     what the live worker trades, through the resolver
+    previous     what was champion before, for `rollback`
+
+Tracking lives in ``<root>/mlflow/mlflow.db`` with artifacts beside it. The same data, code and
+settings give the version that is there already, never a twin. MLflow is imported inside functions
+only: it takes seconds and hundreds of megabytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from market.lake import Lake
+from market.settings import FEE_ROWS_BPS, Settings
+from models_registry import dataset
+from models_registry.dataset import Features
+from models_registry.manifest import (
+    MANIFEST_FILE,
+    Bundle,
+    Verdict,
+    bundles_folder,
+    load_champion,
+    read_pointer,
+    sha256,
+)
+
+CHAMPION: Final = "champion"
+CHALLENGER: Final = "challenger"
+PREVIOUS: Final = "previous"
+
+CARD_FILE: Final = "card.md"
+BUNDLE_ARTIFACT: Final = "bundle"
+
+Progress = Callable[[str], None]
+
+
+class RegistryError(RuntimeError):
+    """The registry cannot do what was asked; the message says what to do."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a training attempt came to; ``version`` is None when none was registered."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    version: str | None
+    run_id: str
+    card: str
+    metrics: Mapping[str, float]
+    reused: bool
+
+
+def tracking_uri(settings: Settings) -> str:
+    """MLflow's store for this lake. RegistryError when the root is not local."""
+    if "://" in settings.root:
+        raise RegistryError(f"{settings.root}: the model registry needs a local root")
+    return f"sqlite:///{Path(settings.root).absolute() / 'mlflow' / 'mlflow.db'}"
+
+
+def train_and_register(
+    lake: Lake,
+    settings: Settings,
+    git_sha: str,
+    run_tags: Mapping[str, str] | None = None,
+    progress: Progress = lambda line: None,
+    features: Features | None = None,
+) -> Outcome:
+    """One attempt on all of the lake's training set: walk-forward, verdict, run and version.
+
+    Always leaves an MLflow run; registers a version, as `challenger`, unless the verdict is
+    `not_enough_data`. An attempt with the data fingerprint, git sha and settings of a registered
+    version only notes that it is that version.
+    """
+    from models_registry import training
+
+    features = features or Features.defined()
+    symbols = settings.market.symbols
+    fingerprint = dataset.fingerprint(lake, symbols, dataset.dates(lake, symbols))
+    tags = {
+        "git_sha": git_sha,
+        "data_fingerprint": fingerprint,
+        "feature_hash": features.hash,
+        "horizons": ",".join(str(h) for h in settings.model.horizons_s),
+        "source": lake.source,
+        "identity": identity(settings, features, fingerprint, git_sha),
+        **(run_tags or {}),
+    }
+    with _client(settings) as client:
+        known = _version_with(client, settings.model_name, tags["identity"])
+        if known is not None:
+            progress(f"version {known.version} was made from the same data, code and settings")
+            return _note_reuse(client, settings, known, tags)
+        champion = load_champion(settings.root, settings.model_name)
+        rows = training.load_rows(lake, settings, features)
+        study = training.evaluate(
+            lake,
+            settings,
+            features,
+            rows,
+            champion=(champion[0].version, champion[1]) if champion else None,
+            progress=progress,
+        )
+        model = None
+        if study.gate.verdict != "not_enough_data":
+            model = training.finish(
+                study,
+                settings,
+                features,
+                rows,
+                source=lake.source,
+                data_fingerprint=fingerprint,
+                git_sha=git_sha,
+            )
+            progress("final boosters fitted")
+        return _log(client, settings, lake.source, study, model, tags)
+
+
+def identity(settings: Settings, features: Features, fingerprint: str, git_sha: str) -> str:
+    """A name for everything a version is a function of (16 hex digits)."""
+    import lightgbm
+
+    parts = (
+        settings.model_name,
+        msgspec.json.encode(settings.model, order="sorted").decode(),
+        repr(settings.market.symbols),
+        str(settings.market.book_depth),
+        repr(FEE_ROWS_BPS[settings.model.fee_row]),
+        features.hash,
+        repr(features.names),
+        fingerprint,
+        git_sha,
+        lightgbm.__version__,
+    )
+    return sha256("\n".join(parts).encode())[:16]
+
+
+def promote(settings: Settings, version: str, *, in_spite_of_gate: bool = False) -> None:
+    """Make a version the champion, the old one `previous`, and renew the local pointer.
+
+    RegistryError when there is no such version, or when its verdict is not `promote` and the gate
+    is not overruled.
+    """
+    name = settings.model_name
+    with _client(settings) as client:
+        found = _version(client, name, version)
+        verdict = found.tags.get("gate.verdict", "unknown")
+        if verdict != "promote" and not in_spite_of_gate:
+            raise RegistryError(
+                f"{name} version {version}: the gate says {verdict} "
+                f"({found.tags.get('gate.reasons', 'no reasons')}); promote another version or "
+                "overrule it with --in-spite-of-gate"
+            )
+        aliases = _aliases(client, name)
+        present = aliases.get(CHAMPION)
+        if present != version:
+            # In this order a crash in between leaves a champion standing.
+            if present is not None:
+                client.set_registered_model_alias(name, PREVIOUS, present)
+            client.set_registered_model_alias(name, CHAMPION, version)
+            if verdict != "promote":
+                client.set_model_version_tag(name, version, "promoted", "in spite of the gate")
+    _resolve(settings)
+
+
+def rollback(settings: Settings) -> str:
+    """Make `previous` the champion again (and the champion `previous`); its version."""
+    name = settings.model_name
+    with _client(settings) as client:
+        aliases = _aliases(client, name)
+        back, present = aliases.get(PREVIOUS), aliases.get(CHAMPION)
+        if back is None or back == present:
+            raise RegistryError(f"{name}: no earlier champion to go back to")
+        client.set_registered_model_alias(name, CHAMPION, back)
+        if present is not None:
+            client.set_registered_model_alias(name, PREVIOUS, present)
+    _resolve(settings)
+    return back
+
+
+def latest_verdict(settings: Settings) -> tuple[str, tuple[str, ...]]:
+    """Verdict and reasons of the newest attempt; ("none", ()) before the first."""
+    with _client(settings) as client:
+        run = _latest_run(client, settings.model_name)
+        if run is None:
+            return "none", ()
+        reasons = run.data.tags.get("gate.reasons", "")
+        return run.data.tags["gate.verdict"], tuple(filter(None, reasons.split("; ")))
+
+
+def promote_latest(settings: Settings) -> tuple[bool, str | None]:
+    """Promote the newest attempt's version if the gate says so.
+
+    Whether the champion moved, and which version it is now (None: there is none).
+    """
+    name = settings.model_name
+    with _client(settings) as client:
+        run = _latest_run(client, name)
+        before = _aliases(client, name).get(CHAMPION)
+        wanted = None
+        if run is not None and run.data.tags["gate.verdict"] == "promote":
+            wanted = run.data.tags.get("model_version")
+    if wanted is None or wanted == before:
+        if before is not None and read_pointer(settings.root, name) is None:
+            _resolve(settings)
+        return False, before
+    promote(settings, wanted)
+    return True, wanted
+
+
+def fetch_bundle(settings: Settings, version: str, folder: Path) -> str:
+    """Copy a version's bundle into ``folder`` (created), verified; its manifest's SHA-256."""
+    import mlflow
+
+    name = settings.model_name
+    with _client(settings) as client, tempfile.TemporaryDirectory() as scratch:
+        wanted = str(_version(client, name, version).tags["manifest_sha256"])
+        local = mlflow.artifacts.download_artifacts(
+            artifact_uri=f"models:/{name}/{version}/artifacts/{BUNDLE_ARTIFACT}",
+            dst_path=scratch,
+        )
+        Bundle.load(local, wanted)
+        folder.mkdir(parents=True)
+        for file in sorted(Path(local).iterdir()):
+            with (folder / file.name).open("wb") as out:
+                out.write(file.read_bytes())
+                out.flush()
+                os.fsync(out.fileno())
+    return wanted
+
+
+def champion_version(settings: Settings) -> str | None:
+    """The version under the alias `champion`; None when there is none."""
+    with _client(settings) as client:
+        return _aliases(client, settings.model_name).get(CHAMPION)
+
+
+def _log(
+    client: Any,
+    settings: Settings,
+    source: str,
+    study: Any,
+    model: Any,
+    tags: Mapping[str, str],
+) -> Outcome:
+    import mlflow
+
+    from models_registry import card
+    from models_registry.study import metrics
+
+    about = card.About(
+        name=settings.model_name,
+        source=source,
+        git_sha=tags["git_sha"],
+        fingerprint=tags["data_fingerprint"],
+        fee_row=settings.model.fee_row,
+        block_s=settings.model.bootstrap_block_s,
+    )
+    figures = metrics(study)
+    text = card.text(study, model, about)
+    verdict, reasons = study.gate.verdict, study.gate.reasons
+    tags = {**tags, "gate.verdict": verdict, "gate.reasons": "; ".join(reasons)}
+    for figure in ("ic_mean", "ic_worst_fold"):
+        tags[figure] = f"{figures[figure]:.4f}" if figure in figures else "none"
+    version = None
+    with mlflow.start_run(run_name=f"{verdict} {tags['data_fingerprint'][:8]}", tags=tags) as run:
+        mlflow.log_params(
+            {
+                **msgspec.to_builtins(settings.model),
+                **{f"lightgbm.{k}": v for k, v in msgspec.to_builtins(study.parameters).items()},
+            }
+        )
+        mlflow.log_metrics(figures)
+        for block in study.blocks:
+            mlflow.log_metric("ic_block", block.ic.rank, step=block.number)
+        mlflow.log_text(text, CARD_FILE)
+        mlflow.log_text(card.fold_csv(study), "blocks.csv")
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            for name, image in card.pictures(study, model).items():
+                (folder / name).write_bytes(image)
+                mlflow.log_artifact(str(folder / name), "pictures")
+            if model is not None:
+                uri = _log_model(model, folder / BUNDLE_ARTIFACT)
+                version = _register(
+                    client,
+                    settings.model_name,
+                    uri,
+                    run.info.run_id,
+                    {**tags, "manifest_sha256": sha256(model.files[MANIFEST_FILE])},
+                    card.description(study, about),
+                )
+                mlflow.set_tag("model_version", version)
+    return Outcome(
+        verdict=verdict,
+        reasons=reasons,
+        version=version,
+        run_id=run.info.run_id,
+        card=text,
+        metrics=figures,
+        reused=False,
+    )
+
+
+def _log_model(model: Any, folder: Path) -> str:
+    """Log the bundle with its serving code; the model's URI."""
+    import lightgbm
+    import mlflow
+    import numpy as np
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, DataType, Schema
+
+    folder.mkdir()
+    for name, data in model.files.items():
+        (folder / name).write_bytes(data)
+    features = model.manifest.features
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.double, name) for name in features]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.double, "expected_bps"),
+                ColSpec(DataType.double, "raw_bps"),
+                ColSpec(DataType.long, "regime"),
+            ]
+        ),
+    )
+    info = mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(Path(__file__).with_name("served.py")),
+        artifacts={BUNDLE_ARTIFACT: str(folder)},
+        signature=signature,
+        input_example=pd.DataFrame(np.ones((1, len(features))), columns=list(features)),
+        pip_requirements=[f"lightgbm=={lightgbm.__version__}", f"mlflow=={mlflow.__version__}"],
+    )
+    return str(info.model_uri)
+
+
+def _register(
+    client: Any, name: str, uri: str, run_id: str, tags: Mapping[str, str], description: str
+) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException:
+        client.create_registered_model(name)
+    made = client.create_model_version(
+        name, uri, run_id, tags=dict(tags), description=description, await_creation_for=0
+    )
+    version = str(made.version)
+    client.set_registered_model_alias(name, CHALLENGER, version)
+    return version
+
+
+def _note_reuse(client: Any, settings: Settings, known: Any, tags: Mapping[str, str]) -> Outcome:
+    import mlflow
+
+    version = str(known.version)
+    original = client.get_run(known.run_id)
+    inherited = {
+        key: original.data.tags[key]
+        for key in ("gate.verdict", "gate.reasons", "ic_mean", "ic_worst_fold")
+        if key in original.data.tags
+    }
+    text = mlflow.artifacts.load_text(f"runs:/{known.run_id}/{CARD_FILE}")
+    with mlflow.start_run(
+        run_name=f"same as version {version}",
+        tags={**tags, **inherited, "model_version": version, "reuses": str(known.run_id)},
+    ) as run:
+        mlflow.log_metrics(original.data.metrics)
+    return Outcome(
+        verdict=inherited["gate.verdict"],
+        reasons=tuple(filter(None, inherited["gate.reasons"].split("; "))),
+        version=version,
+        run_id=run.info.run_id,
+        card=text,
+        metrics=dict(original.data.metrics),
+        reused=True,
+    )
+
+
+@contextmanager
+def _client(settings: Settings) -> Iterator[Any]:
+    """MLflow pointed at this lake's store and experiment, and pointed back afterwards."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    import mlflow
+
+    # Neither the migrations of a new database nor a checked example are news to anyone.
+    for quiet in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
+        logging.getLogger(quiet).setLevel(logging.WARNING)
+    uri = tracking_uri(settings)
+    home = Path(settings.root).absolute() / "mlflow"
+    home.mkdir(parents=True, exist_ok=True)
+    before = (mlflow.get_tracking_uri(), mlflow.get_registry_uri())
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        client = mlflow.MlflowClient(uri, uri)
+        experiment = client.get_experiment_by_name(settings.model_name)
+        if experiment is None:
+            client.create_experiment(
+                settings.model_name, artifact_location=(home / "artifacts").as_uri()
+            )
+        mlflow.set_experiment(settings.model_name)
+        yield client
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+
+
+def _version(client: Any, name: str, version: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version(name, version)
+    except MlflowException as error:
+        raise RegistryError(
+            f"{name} has no version {version}; see the registry for those there are"
+        ) from error
+
+
+def _aliases(client: Any, name: str) -> dict[str, str]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        # Searching may return versions without their aliases; the model itself has them.
+        found = client.get_registered_model(name).aliases
+    except MlflowException:
+        return {}
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def _version_with(client: Any, name: str, wanted: str) -> Any:
+    found = client.search_model_versions(f"name = '{name}' and tag.identity = '{wanted}'")
+    return min(found, key=lambda v: int(v.version)) if found else None
+
+
+def _latest_run(client: Any, name: str) -> Any:
+    experiment = client.get_experiment_by_name(name)
+    runs = client.search_runs(
+        [experiment.experiment_id],
+        filter_string="attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return runs[0] if runs else None
+
+
+def _resolve(settings: Settings) -> None:
+    """Where the registry is local, so is the worker's pointer: renew it at once."""
+    from models_registry.resolver import resolve
+
+    bundles_folder(settings.root, settings.model_name).mkdir(parents=True, exist_ok=True)
+    resolve(settings)
