@@ -63,7 +63,7 @@ TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
         ("market.book", "market.columns", "market.depth", "market.second", "market.bars"),
         ("events",),
     ),
-    "features": (1, (*_STAGING, "market.features", "market.expression"), ("bars",)),
+    "features": (1, (*_STAGING, "dbt_project/models/features/features.sql"), ("bars",)),
     "labels": (1, (*_STAGING, "dbt_project/models/marts/labels.sql"), ("bars",)),
     "training_set": (
         1,

@@ -236,9 +236,7 @@ class Statement:
 {{%- set leader_columns = {_listed(lead)} -%}}
 {{%- set features = {_listed(list(self.named))} -%}}
 
-{{%- macro kept(value) -%}}
-    case when abs({{{{ value }}}}) <= {LIMIT:g} then {{{{ value }}}} end
-{{%- endmacro %}}
+{{%- set kept = "case when abs({{0}}) <= {LIMIT:g} then {{0}} end" %}}
 
 with dates as (
 
@@ -273,10 +271,10 @@ bars as (
         own.wanted,
         cast(own.t_ns // 1000000000 % 86400 as double) as {DAY_S}
         {{%- for column in own_columns %}},
-        {{{{ kept('own.' ~ column) }}}} as {{{{ column }}}}
+        {{{{ kept.format('own.' ~ column) }}}} as {{{{ column }}}}
         {{%- endfor %}}
         {{%- for column in leader_columns %}},
-        {{{{ kept('leader.' ~ column) }}}} as lead_{{{{ column }}}}
+        {{{{ kept.format('leader.' ~ column) }}}} as lead_{{{{ column }}}}
         {{%- endfor %}}
     from grid
     left join {source} as own
@@ -351,7 +349,7 @@ select
     t_ns,
     warm
     {{%- for feature in features %}},
-    cast({{{{ kept(feature) }}}} as double) as {{{{ feature }}}}
+    cast({{{{ kept.format(feature) }}}} as double) as {{{{ feature }}}}
     {{%- endfor %}}
 from finals
 where wanted

@@ -45,9 +45,7 @@
     'lead_vol_ratio_300', 'day_sin', 'day_cos', 'funding_sin', 'funding_cos'
 ] -%}
 
-{%- macro kept(value) -%}
-    case when abs({{ value }}) <= 1e+100 then {{ value }} end
-{%- endmacro %}
+{%- set kept = "case when abs({0}) <= 1e+100 then {0} end" %}
 
 with dates as (
 
@@ -82,10 +80,10 @@ bars as (
         own.wanted,
         cast(own.t_ns // 1000000000 % 86400 as double) as day_s
         {%- for column in own_columns %},
-        {{ kept('own.' ~ column) }} as {{ column }}
+        {{ kept.format('own.' ~ column) }} as {{ column }}
         {%- endfor %}
         {%- for column in leader_columns %},
-        {{ kept('leader.' ~ column) }} as lead_{{ column }}
+        {{ kept.format('leader.' ~ column) }} as lead_{{ column }}
         {%- endfor %}
     from grid
     left join {{ ref('stg_bars') }} as own
@@ -513,7 +511,7 @@ select
     t_ns,
     warm
     {%- for feature in features %},
-    cast({{ kept(feature) }} as double) as {{ feature }}
+    cast({{ kept.format(feature) }} as double) as {{ feature }}
     {%- endfor %}
 from finals
 where wanted
