@@ -176,7 +176,9 @@ def recover(folder: Path) -> list[Recovered]:
     for path in sorted(folder.glob("date=*/hour=*/*.arrows")):
         rows, torn = _read_stream(path)
         _write_parquet(rows, path)
-        found.append(Recovered(path.with_suffix(".parquet"), 0 if rows is None else len(rows), torn))
+        found.append(
+            Recovered(path.with_suffix(".parquet"), 0 if rows is None else len(rows), torn)
+        )
     return found
 
 

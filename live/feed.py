@@ -86,9 +86,7 @@ class ReplayFeed:
         self._captures = tuple(captures)
         self._speed = speed
         self._warm_up_ns = round(warm_up_s * 1e9)
-        self._duration_ns = (
-            None if duration_s is None else round(duration_s * (speed or 1.0) * 1e9)
-        )
+        self._duration_ns = None if duration_s is None else round(duration_s * (speed or 1.0) * 1e9)
         self._monotonic_ns = monotonic_ns
         self._sleep = sleep
         self._stopped = False
@@ -155,7 +153,9 @@ class Backoff:
     The jitter keeps workers that lost the same venue from coming back in one instant.
     """
 
-    def __init__(self, first_s: float = 0.5, limit_s: float = 30.0, seed: int | None = None) -> None:
+    def __init__(
+        self, first_s: float = 0.5, limit_s: float = 30.0, seed: int | None = None
+    ) -> None:
         self._first_s, self._limit_s = first_s, limit_s
         self._random = random.Random(seed)
         self._attempt = 0
@@ -255,9 +255,7 @@ class WireFeed:
         """Ticks until the stop, sessions beside them; the first of the two that ends, ends both."""
         sessions = asyncio.create_task(self._sessions())
         ticks = asyncio.create_task(self._ticks())
-        done, pending = await asyncio.wait(
-            (sessions, ticks), return_when=asyncio.FIRST_COMPLETED
-        )
+        done, pending = await asyncio.wait((sessions, ticks), return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
@@ -265,7 +263,11 @@ class WireFeed:
             task.result()
 
     async def _ticks(self) -> None:
-        end_ns = self._clock_ns() + round(self._duration_s * 1e9) if self._duration_s is not None else None
+        end_ns = (
+            self._clock_ns() + round(self._duration_s * 1e9)
+            if self._duration_s is not None
+            else None
+        )
         while not self._stopped.is_set():
             now = self._clock_ns()
             if end_ns is not None and now >= end_ns:

@@ -178,9 +178,7 @@ class Journal:
         """Add a ``run``, ``parent`` or ``end`` entry."""
         self._add([(time_ns, kind, symbol, parent_id, "", body)], durable=False)
 
-    def intend(
-        self, time_ns: int, symbol: str, parent_id: str, actions: Sequence[Action]
-    ) -> None:
+    def intend(self, time_ns: int, symbol: str, parent_id: str, actions: Sequence[Action]) -> None:
         """Make actions durable; only then may they be sent. JournalError on an id used before."""
         rows = []
         for action in actions:

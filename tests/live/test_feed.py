@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -65,10 +66,11 @@ def test_frames_come_as_fast_as_consumed_during_warm_up_and_paced_afterwards(
     feed = ReplayFeed(
         [path], speed=10, warm_up_s=2, monotonic_ns=clock.monotonic_ns, sleep=clock.sleep
     )
-    seen = []
-    for item in feed:
-        if item.frame is not None:
-            seen.append((item.receive_ns - T, clock.now_ns - 5 * S, item.due_ns))
+    seen = [
+        (item.receive_ns - T, clock.now_ns - 5 * S, item.due_ns)
+        for item in feed
+        if item.frame is not None
+    ]
     start = 5 * S
     assert [(t, at) for t, at, _ in seen[:4]] == [(n * S // 2, 0) for n in range(4)]
     assert [due for *_, due in seen[:4]] == [0, 0, 0, 0]
@@ -105,7 +107,7 @@ def test_bare_time_comes_on_the_grid_and_never_before_an_older_frame(
     ticks = [item.receive_ns for item in items if item.frame is None]
     first, last = T + offsets[0], T + offsets[-1]
     assert ticks == list(range((first // TICK_NS + 1) * TICK_NS, last + 1, TICK_NS))
-    for before, after in zip(items, items[1:], strict=False):
+    for before, after in itertools.pairwise(items):
         assert not (after.frame is None and before.frame and before.receive_ns == after.receive_ns)
 
 
@@ -199,7 +201,7 @@ def exchange(handler: Handler) -> Iterator[str]:
         async with serve(handler, "127.0.0.1", 0) as server:
             address.append(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
             ready.set()
-            while not stop.is_set():  # noqa: ASYNC110 - a thread sets it
+            while not stop.is_set():
                 await asyncio.sleep(0.01)
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))
@@ -248,14 +250,19 @@ def test_the_wire_feed_subscribes_stamps_in_order_and_keeps_replies_out_of_the_s
     async def handler(socket: ServerConnection) -> None:
         asked.append(await acknowledge(socket))
         for number in range(20):
-            await socket.send('{"topic":"publicTrade.BTCUSDT","n":%d}' % number)
+            await socket.send(f'{{"topic":"publicTrade.BTCUSDT","n":{number}}}')
             await asyncio.sleep(0.01)
         await socket.wait_closed()
 
     with exchange(handler) as url:
         items = take(wire(url), lambda items: len(frames(items)) == 22)
     assert asked == [
-        ["orderbook.200.BTCUSDT", "publicTrade.BTCUSDT", "tickers.BTCUSDT", "allLiquidation.BTCUSDT"]
+        [
+            "orderbook.200.BTCUSDT",
+            "publicTrade.BTCUSDT",
+            "tickers.BTCUSDT",
+            "allLiquidation.BTCUSDT",
+        ]
     ]
     assert kinds(items) == ["connect", "subscribe"] + ["publicTrade.BTCUSDT"] * 20
     times = [item.receive_ns for item in items]
@@ -324,7 +331,7 @@ def test_a_refused_subscription_is_one_clear_line() -> None:
         )
         await socket.wait_closed()
 
-    with exchange(handler) as url, pytest.raises(FeedError, match="refused.*handler not found"):
+    with exchange(handler) as url, pytest.raises(FeedError, match=r"refused.*handler not found"):
         list(wire(url))
 
 

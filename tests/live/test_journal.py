@@ -147,9 +147,7 @@ def test_whatever_happened_a_reopened_journal_says_the_same(
     executions: dict[tuple[str, str], int] = {}
     with Journal(path) as journal:
         for number, client_id in enumerate(IDS):
-            journal.intend(
-                T, "BTCUSDT", client_id[0], [submit(client_id, side=(1, -1, 1)[number])]
-            )
+            journal.intend(T, "BTCUSDT", client_id[0], [submit(client_id, side=(1, -1, 1)[number])])
         for step in steps:
             kind, client_id = str(step[0]), str(step[1])
             side = journal.orders[client_id].submit.side
@@ -227,9 +225,7 @@ def test_a_journal_of_the_first_schema_is_migrated_and_keeps_its_entries(tmp_pat
             "create table schema_version (version integer primary key);"
             f"{MIGRATIONS[0]} insert into schema_version values (1);"
         )
-        body = (
-            b'{"type":"Submit","client_id":"p-1","symbol":"BTCUSDT","side":1,"qty_lots":10}'
-        )
+        body = b'{"type":"Submit","client_id":"p-1","symbol":"BTCUSDT","side":1,"qty_lots":10}'
         old.execute(
             "insert into entries values (1, ?, 'intent', 'BTCUSDT', 'p', 'p-1', ?)", (T, body)
         )

@@ -1,0 +1,87 @@
+"""What the lake knows up to this second, so that a worker need not warm up from frames.
+
+History joins without a break when the lake's bars of every symbol end exactly at the second in which
+the feed begins, and the events behind them say which book stood then. Otherwise there is nothing to
+join: a minute missing is a break like any other, and 3,600 s of frames follow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from live.recorder import Held
+from market.bars import COLUMNS, Bars
+from market.book import Book
+from market.events import from_arrow
+from market.instruments import Instrument
+from market.lake import Lake, previous_day, utc_date
+
+SECOND_NS: Final = 1_000_000_000
+
+#: Features look back an hour; a little more costs nothing.
+HISTORY_S: Final = 3_700
+
+
+class History(NamedTuple):
+    bars: Bars
+    book: Book  #: as it stood when the last bar closed
+    held: Held
+
+
+def join(
+    lake: Lake, instruments: Mapping[str, Instrument], now_ns: int
+) -> dict[str, History] | None:
+    """The hour before ``now_ns`` (a whole second) of every symbol, None when one does not reach it.
+
+    LakeError when a partition that is needed was made by other code.
+    """
+    found = {}
+    for symbol in instruments:
+        bars = _bars(lake, symbol, now_ns)
+        if bars is None:
+            return None
+        book, held = Book(), Held()
+        _replay(lake, symbol, now_ns, book, held)
+        if not book.synchronised:
+            return None
+        found[symbol] = History(bars, book, held)
+    return found
+
+
+def _bars(lake: Lake, symbol: str, now_ns: int) -> Bars | None:
+    day = utc_date(now_ns - 1)
+    parts = []
+    for date in (previous_day(day), day):
+        if lake.exists("bars", symbol, date):
+            rows = lake.read("bars", symbol, date)
+            times = rows.column("t_ns")
+            inside = pc.and_(
+                pc.greater(times, now_ns - HISTORY_S * SECOND_NS), pc.less_equal(times, now_ns)
+            )
+            parts.append(rows.filter(inside))
+    rows = pa.concat_tables(parts) if parts else None
+    if rows is None or not len(rows) or rows.column("t_ns")[-1].as_py() != now_ns:
+        return None
+    values = np.empty((len(rows), len(COLUMNS)))
+    for n, name in enumerate(COLUMNS):
+        values[:, n] = rows.column(name).to_numpy()
+    return Bars(t_ns=rows.column("t_ns").to_numpy(), values=values)
+
+
+def _replay(lake: Lake, symbol: str, now_ns: int, book: Book, held: Held) -> None:
+    """Bring book and ticker to where they stood at ``now_ns`` by the events of that date."""
+    day = utc_date(now_ns - 1)
+    if not lake.exists("events", symbol, day):
+        return
+    for batch in lake.open("events", symbol, day).iter_batches(batch_size=1 << 18):
+        events = from_arrow(batch)
+        if events["receive_ns"][0] >= now_ns:
+            break
+        events = events[events["receive_ns"] < now_ns]
+        book.apply(events)
+        held.apply_many(events)
