@@ -77,6 +77,18 @@ TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
     "parents": (1, (), ()),
     "tca": (1, (), ()),
     "performance": (1, (), ()),
+    "study": (
+        1,
+        (
+            "execution.exchange",
+            "execution.queue",
+            "execution.simulator",
+            "execution.algorithms",
+            "execution.tca",
+            "execution.study",
+        ),
+        ("events",),
+    ),
 }
 
 
