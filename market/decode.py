@@ -208,8 +208,8 @@ class Decoder:
         while at < len(text) and len(self._rejects) < _PART_REJECTS:
             status = scanner.UNUSUAL
             if self._compiled and not block.cut:
-                status, at, n, read = scanner.scan(
-                    self._tables, text, at, until_ns, self._rows, self._row_symbols, n
+                status, at, n, read, _ = scanner.scan(
+                    self._tables, text, at, 0, until_ns, self._rows, self._row_symbols, n
                 )
                 lines += read
                 if status == scanner.FULL and n:
@@ -244,15 +244,12 @@ class Decoder:
 
     def decode_frame(self, receive_ns: int, frame: bytes) -> Decoded:
         """One frame as it came from the wire, or one control line without its time."""
-        if self._compiled and 0 < receive_ns < scanner.NEVER:
-            status, topic, n = scanner.scan_frame(
-                self._tables,
-                np.frombuffer(frame, np.uint8),
-                receive_ns,
-                self._rows,
-                scanner.NEVER,
+        if self._compiled and 0 < receive_ns < scanner.NEVER and b"\n" not in frame:
+            text = np.frombuffer(frame, np.uint8)
+            status, _, n, lines, topic = scanner.scan(
+                self._tables, text, 0, receive_ns, scanner.NEVER, self._rows, self._row_symbols, 0
             )
-            if status == scanner.DONE:
+            if status == scanner.DONE and lines:
                 return self._taken_one(topic, self._rows[:n].copy())
         found = self._received(receive_ns, frame, b"%d %b" % (receive_ns, frame), 0, scanner.NEVER)
         events = {} if found is None else {self._symbols[found[0]]: scanner.as_events(found[1])}

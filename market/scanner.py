@@ -698,40 +698,42 @@ def _frame(
 
 
 @njit(cache=True)
-def scan_frame(
-    tables: Tables, text: Text, receive_ns: int, rows: Words, until_ns: int
-) -> tuple[int, int, int]:
-    """One frame without a receive time before it; (status, topic, rows written)."""
-    status, topic, n, _ = _frame(tables, text, 0, len(text), receive_ns, until_ns, rows, 0)
-    return status, topic, n
-
-
-@njit(cache=True)
 def scan(
-    tables: Tables, text: Text, at: int, until_ns: int, rows: Words, symbols: Text, n: int
-) -> tuple[int, int, int, int]:
-    """Lines from ``at`` on, rows from ``n`` on; (status, position, rows written, lines read).
+    tables: Tables,
+    text: Text,
+    at: int,
+    received_ns: int,
+    until_ns: int,
+    rows: Words,
+    symbols: Text,
+    n: int,
+) -> tuple[int, int, int, int, int]:
+    """Lines from ``at`` on, rows from ``n`` on; (status, position, rows written, lines, last topic).
 
     Stops DONE at the end, or before the first line that is UNUSUAL, does not fit any more (FULL) or
-    was received at or after ``until_ns`` (REACHED). ``symbols[k]`` is the symbol of row k.
+    was received at or after ``until_ns`` (REACHED). ``symbols[k]`` is the symbol of row k. With
+    ``received_ns`` the text is one frame that was received then, without a time or a newline.
     """
     end = len(text)
     lines = 0
+    topic = 0
     while at < end:
-        receive_ns, body = _integer(text, at, end)
-        if body < 0 or body >= end or text[body] != 32 or receive_ns == 0:
-            return UNUSUAL, at, n, lines
-        status, topic, stop, after = _frame(
-            tables, text, body + 1, end, receive_ns, until_ns, rows, n
-        )
+        receive_ns = received_ns
+        body = at
+        if received_ns == 0:
+            receive_ns, body = _integer(text, at, end)
+            if body < 0 or body >= end or text[body] != 32 or receive_ns == 0:
+                return UNUSUAL, at, n, lines, topic
+            body += 1
+        status, topic, stop, after = _frame(tables, text, body, end, receive_ns, until_ns, rows, n)
         if status != DONE:
-            return status, at, n, lines
+            return status, at, n, lines, topic
         for k in range(n, stop):
             symbols[k] = topic // FAMILIES
         n = stop
         at = after + 1
         lines += 1
-    return DONE, at, n, lines
+    return DONE, at, n, lines, topic
 
 
 def symbol_topics(symbol: str, book_depth: int) -> tuple[str, str, str, str]:
