@@ -54,7 +54,7 @@ def fee_e8(notional_e8: int, rate: str) -> int:
 
 def rate_of_bps(bps: float) -> str:
     """Basis points as the exact decimal fraction that fees are computed by: 5.5 → "0.00055"."""
-    return f"{Decimal(str(bps)) / 10_000:f}"
+    return f"{(Decimal(str(bps)) / 10_000).normalize():f}"
 
 
 def funding_e8(instrument: Instrument, position_lots: int, mark_e8: int, rate_e8: int) -> int:

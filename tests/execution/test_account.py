@@ -1,0 +1,156 @@
+"""Account arithmetic, against rational numbers."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from execution.account import (
+    Account,
+    fee_e8,
+    funding_e8,
+    rate_of_bps,
+    unit_e8,
+    value_e8,
+)
+from execution.orders import Filled, Liquidity
+from market.instruments import BUILT_IN, Instrument
+
+BTC, ETH = BUILT_IN["BTCUSDT"], BUILT_IN["ETHUSDT"]
+
+
+def filled(n: int, symbol: str, side: int, lots: int, ticks: int, fee: int) -> Filled:
+    return Filled(
+        client_id="a",
+        time_ns=n,
+        venue_ns=n,
+        exec_id=str(n),
+        symbol=symbol,
+        side=side,
+        qty_lots=lots,
+        price_ticks=ticks,
+        liquidity=Liquidity.TAKER,
+        fee_e8=fee,
+        leaves_lots=0,
+    )
+
+
+def test_value_is_exact() -> None:
+    # 0.123 BTC at 65,432.1
+    assert value_e8(BTC, 654_321, 123) == 804_814_830_000
+
+
+def test_fees_are_rounded_up_and_rebates_down() -> None:
+    assert fee_e8(100_000_000, "0.00055") == 55_000
+    assert fee_e8(1, "0.00055") == 1
+    assert fee_e8(100_000_001, "-0.0001") == -10_000
+    assert fee_e8(0, "0.00055") == 0
+
+
+def test_rates_of_the_fee_rows_are_exact() -> None:
+    assert [rate_of_bps(x) for x in (5.5, 2.0, 1.4, 0.0)] == ["0.00055", "0.0002", "0.00014", "0"]
+
+
+def test_funding_follows_the_venues_example() -> None:
+    # Long 10 BTC at mark 8,000, rate 0.01 %: the long pays 8 USDT and the short receives it.
+    assert funding_e8(BTC, 10_000, 8_000 * 10**8, 10_000) == 8 * 10**8
+    assert funding_e8(BTC, -10_000, 8_000 * 10**8, 10_000) == -8 * 10**8
+
+
+def test_an_instrument_finer_than_the_unit_is_refused() -> None:
+    fine = Instrument(symbol="X", tick="0.00001", lot="0.0001", min_qty="1", min_notional="5")
+    with pytest.raises(ValueError, match=r"X: tick 0\.00001 × lot 0\.0001"):
+        unit_e8(fine)
+
+
+def test_round_trip_realises_the_difference_and_leaves_nothing() -> None:
+    account = Account(BUILT_IN, opening_e8=1_000 * 10**8)
+    account.apply(filled(1, "BTCUSDT", 1, 100, 600_000, 7))
+    holding = account.holdings["BTCUSDT"]
+    assert holding.entry_ticks == 600_000
+    account.apply(filled(2, "BTCUSDT", -1, 100, 600_500, 8))
+    assert (holding.position_lots, holding.cost_e8, holding.entry_ticks) == (0, 0, None)
+    assert holding.realised_e8 == 100 * 500 * unit_e8(BTC)
+    assert account.balance_e8 == 1_000 * 10**8 + holding.realised_e8 - 15
+
+
+def test_a_turn_through_zero_opens_at_the_new_price() -> None:
+    account = Account(BUILT_IN)
+    account.apply(filled(1, "BTCUSDT", 1, 10, 600_000, 0))
+    account.apply(filled(2, "BTCUSDT", -1, 25, 601_000, 0))
+    holding = account.holdings["BTCUSDT"]
+    assert (holding.position_lots, holding.entry_ticks) == (-15, 601_000)
+    assert holding.realised_e8 == 10 * 1_000 * unit_e8(BTC)
+
+
+def test_an_execution_told_twice_counts_once() -> None:
+    account = Account(BUILT_IN)
+    fill = filled(1, "BTCUSDT", 1, 10, 600_000, 5)
+    assert account.apply(fill)
+    assert not account.apply(fill)
+    assert account.holdings["BTCUSDT"].position_lots == 10
+
+
+def test_funding_pays_and_moves_no_position() -> None:
+    account = Account(BUILT_IN)
+    account.apply(filled(1, "BTCUSDT", -1, 1_000, 600_000, 0))
+    paid = account.settle("BTCUSDT", 60_000 * 10**8, 10_000)
+    assert paid == -6 * 10**8
+    assert account.balance_e8 == 6 * 10**8
+    assert account.holdings["BTCUSDT"].position_lots == -1_000
+
+
+TRADES = st.lists(
+    st.tuples(
+        st.sampled_from(["BTCUSDT", "ETHUSDT"]),
+        st.sampled_from([1, -1]),
+        st.integers(1, 997),
+        st.integers(1, 10**6),
+        st.integers(-50, 10**9),
+        st.sampled_from([None, -37_501, 0, 10_000]),
+    ),
+    max_size=40,
+)
+
+
+@settings(derandomize=True, max_examples=100)
+@given(trades=TRADES, marks=st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)))
+def test_nothing_appears_and_nothing_vanishes(
+    trades: list[tuple[str, int, int, int, int, int | None]], marks: tuple[int, int]
+) -> None:
+    """At every instant, to the last unit: equity is the opening balance, minus what was paid for the
+    fills, their fees and the funding, plus what the position is worth at the mark. The position is
+    the signed sum of the fills, and it costs something only while it exists."""
+    account = Account(BUILT_IN, opening_e8=12_345)
+    mark = dict(zip(("BTCUSDT", "ETHUSDT"), marks, strict=True))
+    cash = 12_345
+    held = {"BTCUSDT": 0, "ETHUSDT": 0}
+    for n, (symbol, side, lots, ticks, fee, rate) in enumerate(trades):
+        account.apply(filled(n, symbol, side, lots, ticks, fee))
+        held[symbol] += side * lots
+        cash -= value_e8(BUILT_IN[symbol], ticks, side * lots) + fee
+        if rate is not None:
+            cash -= account.settle(symbol, mark[symbol] * 10**6, rate)
+        worth = sum(value_e8(BUILT_IN[s], mark[s], lots) for s, lots in held.items())
+        assert account.equity_e8(mark) == cash + worth
+        for s, holding in account.holdings.items():
+            assert holding.position_lots == held[s]
+            assert holding.bought_lots - holding.sold_lots == held[s]
+            if not held[s]:
+                assert holding.cost_e8 == 0
+
+
+@settings(derandomize=True, max_examples=100)
+@given(
+    st.integers(-(10**15), 10**15),
+    st.fractions(min_value=-1, max_value=1, max_denominator=10**6),
+)
+def test_a_fee_is_the_smallest_whole_unit_not_below_the_exact_one(
+    value: int, rate: Fraction
+) -> None:
+    text = f"{rate.numerator / rate.denominator:.8f}"
+    exact = value * Fraction(text)
+    assert 0 <= fee_e8(value, text) - exact < 1

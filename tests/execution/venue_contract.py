@@ -1,0 +1,103 @@
+"""What every venue owes an algorithm, whatever drives it.
+
+Derive a test class from `VenueContract` and give it a fixture ``tape``: a harness with the methods
+of `tests.execution.tape.Tape` around the venue, its book open as `Tape.opens` shows it.
+"""
+
+from __future__ import annotations
+
+from execution.orders import (
+    Accepted,
+    Amend,
+    Cancel,
+    Cancelled,
+    CancelRejected,
+    Filled,
+    Liquidity,
+    Rejected,
+    TimeInForce,
+)
+from tests.execution.tape import SYMBOL, Tape, fills, kinds, limit, market
+
+
+class VenueContract:
+    def test_send_answers_nothing_by_itself(self, tape: Tape) -> None:
+        tape.simulator.send([limit("a", 1, 100, 1)])
+        assert tape.simulator.position_lots(SYMBOL) == 0
+        assert kinds(tape.wait()) == ["Accepted"]
+
+    def test_a_resting_order_is_accepted_once_and_then_silent(self, tape: Tape) -> None:
+        assert kinds(tape.send(limit("a", 1, 100, 1))) == ["Accepted"]
+        assert tape.wait() == []
+
+    def test_a_market_order_is_accepted_and_filled_as_taker(self, tape: Tape) -> None:
+        accepted, filled = tape.send(market("a", 1, 4))
+        assert isinstance(accepted, Accepted)
+        assert isinstance(filled, Filled)
+        assert (filled.qty_lots, filled.leaves_lots, filled.side) == (4, 0, 1)
+        assert filled.liquidity is Liquidity.TAKER
+        assert filled.symbol == SYMBOL
+
+    def test_position_is_the_signed_sum_of_executions(self, tape: Tape) -> None:
+        tape.send(market("a", 1, 4))
+        tape.send(market("b", -1, 6))
+        signed = sum(e.side * e.qty_lots for e in tape.heard if isinstance(e, Filled))
+        assert tape.position == signed == -2
+
+    def test_a_cancel_is_answered_with_what_was_given_up(self, tape: Tape) -> None:
+        tape.send(limit("a", 1, 99, 5))
+        (cancelled,) = tape.send(Cancel(client_id="a"))
+        assert isinstance(cancelled, Cancelled)
+        assert cancelled.leaves_lots == 5
+
+    def test_a_cancel_of_an_unknown_or_finished_order_leaves_its_state_alone(
+        self, tape: Tape
+    ) -> None:
+        (unknown,) = tape.send(Cancel(client_id="never sent"))
+        assert isinstance(unknown, CancelRejected)
+        tape.send(market("a", 1, 1))
+        (late,) = tape.send(Cancel(client_id="a"))
+        assert isinstance(late, CancelRejected)
+        assert late.client_id == "a"
+
+    def test_an_amend_of_an_unknown_order_is_refused(self, tape: Tape) -> None:
+        (refused,) = tape.send(Amend(client_id="never sent", price_ticks=99))
+        assert isinstance(refused, CancelRejected)
+
+    def test_an_amended_order_rests_at_its_new_price(self, tape: Tape) -> None:
+        tape.send(limit("a", 1, 99, 5))
+        assert kinds(tape.send(Amend(client_id="a", price_ticks=100))) == ["Amended"]
+        assert fills(tape.prints(-1, 99, 5), "a") == [(100, 5)]
+
+    def test_a_client_id_is_used_once(self, tape: Tape) -> None:
+        tape.send(limit("a", 1, 99, 1))
+        (refused,) = tape.send(limit("a", 1, 99, 1))
+        assert isinstance(refused, Rejected)
+        assert kinds(tape.send(Cancel(client_id="a"))) == ["Cancelled"]
+
+    def test_post_only_never_takes(self, tape: Tape) -> None:
+        events = tape.send(limit("a", 1, 101, 5, TimeInForce.POST_ONLY))
+        assert not fills(events)
+        assert isinstance(events[-1], Cancelled)
+        assert tape.position == 0
+
+    def test_what_cannot_be_an_order_is_rejected_with_a_reason(self, tape: Tape) -> None:
+        wrong = [
+            limit("zero quantity", 1, 100, 0),
+            limit("negative quantity", 1, 100, -3),
+            limit("zero price", 1, 0, 1),
+            limit("negative price", -1, -5, 1),
+        ]
+        events = tape.send(*wrong)
+        assert [e.client_id for e in events] == [w.client_id for w in wrong]
+        assert all(isinstance(e, Rejected) and e.reason for e in events)
+        assert tape.position == 0
+
+    def test_outcomes_come_in_order_of_time_and_each_once(self, tape: Tape) -> None:
+        tape.send(limit("a", 1, 101, 4), market("b", -1, 3))
+        tape.send(limit("c", -1, 102, 4), Cancel(client_id="c"))
+        times = [event.time_ns for event in tape.heard]
+        assert times == sorted(times)
+        executions = [e.exec_id for e in tape.heard if isinstance(e, Filled)]
+        assert len(executions) == len(set(executions))
+        assert all(event.venue_ns <= event.time_ns for event in tape.heard)
