@@ -164,11 +164,19 @@ def _arrival(shown: _Shown, law: _Law, rng: np.random.Generator, publish_ns: int
 def _row(
     out: Events, n: int, receive: int, exchange: int, publish: int, update: int, kind: int
 ) -> None:
+    """Begin a row: every field is set, because the memory may hold anything."""
     out[n].receive_ns = receive
     out[n].exchange_ns = exchange
     out[n].publish_ns = publish
     out[n].update_id = update
+    out[n].price_ticks = 0
+    out[n].qty_lots = 0
+    out[n].value_e8 = 0
     out[n].kind = kind
+    out[n].side = 0
+    out[n].flags = 0
+    out[n].field = 0
+    out[n].pad = 0
 
 
 @njit(cache=True)
@@ -233,7 +241,7 @@ def _orders(
             out[n].price_ticks = ticks
             out[n].qty_lots = part
             out[n].side = side
-            out[n].flags = (_RPI if hidden else 0) | (_FIRST if f == 0 else 0)
+            out[n].flags = _RPI if hidden else 0
             n += 1
         out[n - 1].flags |= _LAST
         head[_LAST_TICKS] = ticks
@@ -324,13 +332,11 @@ def _ticker(
     law: _Law,
     values: npt.NDArray[np.int64],
     second: int,
-    cts_ms: int,
-    rng: np.random.Generator,
+    publish: int,
+    receive: int,
 ) -> int:
     """A ticker frame: the fields whose value is not the one sent last."""
-    publish = law.midnight_ns + cts_ms * _MS
     first = n
-    receive = _arrival(shown, law, rng, publish)
     for field in range(1, len(shown.ticker)):
         if field == _LAST_PRICE:
             if shown.head[_LAST_TICKS] == 0:
@@ -346,8 +352,7 @@ def _ticker(
         out[n].field = field
         n += 1
     if n > first:
-        out[first].flags = _FIRST
-        out[n - 1].flags |= _LAST
+        out[n - 1].flags = _LAST
     return n
 
 
@@ -389,10 +394,17 @@ def _run(
             out[n].price_ticks = -side * shown.best[row]
             out[n].qty_lots = 1 + int(5 * law.order_lots * (1 - orders.random()) ** (-2 / 3))
             out[n].side = side
-            out[n].flags = _FIRST | _LAST
+            out[n].flags = _LAST
             n += 1
-        if j == first or j % 10 == 5:
-            n = _ticker(out, n, shown, law, values, j // 10, cts_ms + 8, transport)
+        publish = law.midnight_ns + (cts_ms + 8) * _MS
+        if j == first:
+            # Comes with the snapshot and draws nothing, so that what follows does not depend on it.
+            opening = out[n - 1].publish_ns
+            shown.head[_RECEIVE] += 1
+            n = _ticker(out, n, shown, law, values, j // 10, opening, shown.head[_RECEIVE])
+        elif j % 10 == 5:
+            receive = _arrival(shown, law, transport, publish)
+            n = _ticker(out, n, shown, law, values, j // 10, publish, receive)
         if j < first:
             n = 0
         j += 1
@@ -418,7 +430,7 @@ def shown(
     end_ns = law.midnight_ns + stop_s * _SECOND
     j = 0
     while j < stop:
-        out = np.zeros(CHUNK_ROWS + _ROOM, EVENT)
+        out = np.empty(CHUNK_ROWS + _ROOM, EVENT)
         n, j = _run(out, state, law, hidden, values, rngs, j, first, stop)
         rows = out[:n]
         if n and rows["receive_ns"][-1] >= end_ns:
