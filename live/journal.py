@@ -95,6 +95,18 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     filled_lots: int = 0
     reason: str = ""
 
+    @classmethod
+    def submitted(cls, submit: Submit, parent_id: str, time_ns: int) -> Order:
+        return cls(
+            submit=submit,
+            parent_id=parent_id,
+            state=OrderState.PENDING_NEW,
+            price_ticks=submit.price_ticks,
+            qty_lots=submit.qty_lots,
+            submitted_ns=time_ns,
+            changed_ns=time_ns,
+        )
+
 
 _ACTION = msgspec.json.Decoder(Action)
 _EVENT = msgspec.json.Decoder(Event)
@@ -242,15 +254,7 @@ class Journal:
 
     def _apply_intent(self, action: Action, entry: Entry) -> None:
         if isinstance(action, Submit):
-            self.orders[action.client_id] = Order(
-                submit=action,
-                parent_id=entry.parent_id,
-                state=OrderState.PENDING_NEW,
-                price_ticks=action.price_ticks,
-                qty_lots=action.qty_lots,
-                submitted_ns=entry.time_ns,
-                changed_ns=entry.time_ns,
-            )
+            self.orders[action.client_id] = Order.submitted(action, entry.parent_id, entry.time_ns)
         elif (order := self.orders.get(action.client_id)) is not None:
             self.orders[action.client_id] = after_action(order, action, entry.time_ns)
 

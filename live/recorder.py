@@ -19,10 +19,13 @@ from market.capture import CaptureWriter
 from market.events import Events, Kind
 from market.instruments import Instrument
 from market.lake import utc_date
-from market.scanner import TICKER_FIELDS
+from market.stream import TICKER_FIELDS
 
 #: Ticker field id -> (name in the venue's frames, decimal places of the integer kept).
 _NAMES = {int(field): (name, places) for name, (field, places) in TICKER_FIELDS.items()}
+
+
+_TICKER = int(Kind.TICKER)
 
 
 class Recorder:
@@ -64,14 +67,14 @@ class Held:
         self.ticker: dict[int, int] = {}
 
     def apply(self, events: Events) -> None:
-        if len(events) and events["kind"][0] == Kind.TICKER:
+        if len(events) and events["kind"][0] == _TICKER:
             self.ticker.update(
                 zip(events["field"].tolist(), events["value_e8"].tolist(), strict=True)
             )
 
     def apply_many(self, events: Events) -> None:
         """`apply` for rows of many frames, of all kinds."""
-        rows = events[events["kind"] == Kind.TICKER]
+        rows = events[events["kind"] == _TICKER]
         for field in np.unique(rows["field"]).tolist():
             self.ticker[field] = int(rows["value_e8"][rows["field"] == field][-1])
 

@@ -102,7 +102,12 @@ def promote(root: Path, version: str = "1", name: str = "synthetic-l2", **change
         recipe=recipe,
         fees=Fees(row="zero", taker_bps=0.0, maker_bps=0.0),
         window=Window(
-            first_date="2026-03-01", last_date="2026-03-01", first_ns=0, last_ns=1, rows=1, stride_s=1
+            first_date="2026-03-01",
+            last_date="2026-03-01",
+            first_ns=0,
+            last_ns=1,
+            rows=1,
+            stride_s=1,
         ),
         data_fingerprint="test",
         git_sha="test",
@@ -123,9 +128,7 @@ def promote(root: Path, version: str = "1", name: str = "synthetic-l2", **change
     )
     data = encode(msgspec.structs.replace(manifest, **changes))
     (folder / MANIFEST_FILE).write_bytes(data)
-    pointer = Pointer(
-        name=name, version=version, folder=folder.name, manifest_sha256=sha256(data)
-    )
+    pointer = Pointer(name=name, version=version, folder=folder.name, manifest_sha256=sha256(data))
     temporary = folder.parent / ".pointer.tmp"
     temporary.write_bytes(encode(pointer))
     temporary.replace(folder.parent / POINTER_FILE)

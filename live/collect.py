@@ -1,0 +1,116 @@
+"""From the worker's state folder to the lake: decisions, orders, fills, parents and their cost.
+
+The journal is read, never changed, and each row goes to the partition of its UTC date; hours of
+decisions are moved. Doing it again changes nothing, and it may be done beside a running worker.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from execution.orders import Action, Amend, Event, Filled, Submit
+from execution.tca import TABLES, FillRow, OrderRow, ParentRow, Row, Shortfall, fill_row, to_table
+from live.decisions import collect_decisions, write_merged
+from live.journal import Entry, Order, after_action, after_event, read_entries, read_only
+from market.lake import Lake, utc_date
+
+#: What names a row of each table; a venue numbers its own orders.
+KEYS: Final = {
+    "parents": ("venue", "parent_id"),
+    "orders": ("venue", "client_id"),
+    "fills": ("venue", "client_id", "exec_id"),
+    "tca": ("venue", "parent_id"),
+}
+
+_ACTION = msgspec.json.Decoder(Action)
+_EVENT = msgspec.json.Decoder(Event)
+_PARENT = msgspec.json.Decoder(ParentRow)
+_SHORTFALL = msgspec.json.Decoder(Shortfall)
+
+
+def collect(lake: Lake, state: str | Path, venue: str) -> dict[str, int]:
+    """Bring a worker's state folder into the lake; rows by table.
+
+    JournalError when the journal is of another schema.
+    """
+    state = Path(state)
+    done = {"decisions": sum(collect_decisions(lake, state / "decisions").values())}
+    database = read_only(state / "journal.sqlite3")
+    try:
+        rows = journal_rows(read_entries(database), venue)
+    finally:
+        database.close()
+    for table, found in rows.items():
+        parts: dict[tuple[str, str], list[Row]] = defaultdict(list)
+        for time_ns, row in found:
+            parts[getattr(row, "symbol"), utc_date(time_ns)].append(row)  # noqa: B009
+        for (symbol, day), part in sorted(parts.items()):
+            columns = to_table(part, TABLES[table]).drop(["symbol"])
+            write_merged(lake, table, symbol, day, columns, KEYS[table])
+        done[table] = len(found)
+    return done
+
+
+def journal_rows(entries: Iterable[Entry], venue: str) -> dict[str, list[tuple[int, Row]]]:
+    """Rows of the execution tables with the times that date them."""
+    parents: list[tuple[int, Row]] = []
+    fills: list[tuple[int, Row]] = []
+    costs: list[tuple[int, Row]] = []
+    orders: dict[str, Order] = {}
+    amends: dict[str, int] = defaultdict(int)
+    told: set[tuple[str, str]] = set()
+    for entry in entries:
+        if entry.kind == "parent":
+            parent = _PARENT.decode(entry.body)
+            parents.append((parent.decision_ns, parent))
+        elif entry.kind == "end":
+            cost = _SHORTFALL.decode(entry.body)
+            costs.append((cost.decision_ns, cost))
+        elif entry.kind == "intent":
+            action = _ACTION.decode(entry.body)
+            if isinstance(action, Submit):
+                orders[action.client_id] = Order.submitted(action, entry.parent_id, entry.time_ns)
+            elif (order := orders.get(action.client_id)) is not None:
+                amends[action.client_id] += isinstance(action, Amend)
+                orders[action.client_id] = after_action(order, action, entry.time_ns)
+        elif entry.kind == "event":
+            event = _EVENT.decode(entry.body)
+            if isinstance(event, Filled):
+                if (event.client_id, event.exec_id) in told:
+                    continue
+                told.add((event.client_id, event.exec_id))
+                row: FillRow = fill_row(event, entry.parent_id, venue)
+                fills.append((event.time_ns, row))
+            if (order := orders.get(event.client_id)) is not None:
+                orders[event.client_id] = after_event(order, event)
+    placed: list[tuple[int, Row]] = [
+        (order.submitted_ns, _order_row(order, venue, amends[order.submit.client_id]))
+        for order in orders.values()
+    ]
+    return {"parents": parents, "orders": placed, "fills": fills, "tca": costs}
+
+
+def _order_row(order: Order, venue: str, amends: int) -> OrderRow:
+    asked = order.submit
+    return OrderRow(
+        client_id=asked.client_id,
+        parent_id=order.parent_id,
+        symbol=asked.symbol,
+        side=asked.side,
+        venue=venue,
+        order_type=str(asked.order_type),
+        time_in_force=str(asked.time_in_force),
+        qty_lots=order.qty_lots,
+        price_ticks=order.price_ticks,
+        filled_lots=order.filled_lots,
+        state=str(order.state),
+        reason=order.reason,
+        sent_ns=order.submitted_ns,
+        changed_ns=order.changed_ns,
+        amends=amends,
+    )
