@@ -36,6 +36,7 @@ DAY_NS: Final = 86_400_000_000_000
 
 _STAGING: Final = (
     "dbt_project/dbt_project.yml",
+    "dbt_project/macros/bars.sql",
     "dbt_project/macros/vars.sql",
     "dbt_project/models/staging/stg_bars.sql",
 )
@@ -49,9 +50,13 @@ TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
             "market.instruments",
             "market.events",
             "market.capture",
+            "market.stream",
+            "market.jsontext",
             "market.scanner",
+            "market.reference",
             "market.decode",
             "market.book",
+            "market.survey",
             "market.ingest",
         ),
         (),

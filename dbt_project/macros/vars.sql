@@ -27,14 +27,6 @@
     {%- endif -%}
 {%- endmacro %}
 
-{% macro wanted_symbols() -%}
-    {{ return(var('symbols')) }}
-{%- endmacro %}
-
-{% macro staged_symbols() -%}
-    {{ return((var('symbols') + var('leaders')) | unique | sort) }}
-{%- endmacro %}
-
 {% macro text_list(values) -%}
     {%- for value in values -%}
         '{{ value }}'{{ ', ' if not loop.last }}

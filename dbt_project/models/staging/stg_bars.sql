@@ -7,15 +7,15 @@
 
 with bars as not materialized (
 
-    select * replace (cast(symbol as varchar) as symbol, cast(date as varchar) as date)
-    from {{ source('lake', 'bars') }}
-    where symbol in ({{ text_list(staged_symbols()) }})
+    -- depends_on: {{ source('lake', 'bars') }}
+    select *
+    from {{ bars() }}
 
 ),
 
 own as (
 
-    select *, symbol in ({{ text_list(wanted_symbols()) }}) as wanted
+    select *, symbol in ({{ text_list(var('symbols')) }}) as wanted
     from bars
     where date between '{{ from_date() }}' and '{{ to_date() }}'
 
