@@ -11,8 +11,8 @@ live frames go through the same rules:
     delta, ``u`` > last + 1, or before any snapshot, or first after a disconnect or a rejected frame
                                      DELTA rows, the first flagged GAP
 
-Well-formed frames are read by the compiled `market.scanner`; everything else by the reference here,
-which reads the same frames to the same rows and is the only place where something is rejected.
+Well-formed frames are read by the compiled `market.scanner`; everything else by `market.reference`,
+which reads the same frames to the same rows and is the only place where a frame is rejected.
 """
 
 from __future__ import annotations
@@ -24,21 +24,20 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from market import scanner
+from market import reference, scanner, stream
 from market.capture import Block
 from market.events import Events, Flag
 from market.instruments import BUILT_IN, Instrument
-from market.scanner import BOOK, FAMILIES, LIQUIDATION, TICKER, TRADE, Words
+from market.reference import Quote, RejectedError, field_in, quote_of, text_in, whole_in
+from market.stream import BOOK, FAMILIES, LIQUIDATION, TICKER, TRADE, Words
 
 #: Rows that the scanner fills before they are handed on: 16 MB.
 _BUFFER_ROWS: Final = 1 << 18
 #: Rejections of one part; a block of garbage comes in several parts, so that memory stays bounded.
 _PART_REJECTS: Final = 10_000
 
-_DECIMAL: Final = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?")
 _TOPIC_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:\.[A-Za-z0-9_-]+)+")
 _TOPIC_IN_TEXT: Final = re.compile(rb'"topic"\s*:\s*"([A-Za-z0-9._-]{1,64})"')
-_MAX_NUMBER: Final = 40
 
 
 class Reject(msgspec.Struct, frozen=True):
@@ -122,23 +121,8 @@ class Decoded(msgspec.Struct, frozen=True):
         return sum(counts.steps_back for counts in self.counts.values())
 
 
-class _RejectedError(Exception):
-    """Why the reference refuses a line."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
-
-
 class _PastError(Exception):
     """The line belongs after the time up to which the caller wants to read."""
-
-
-class _Grid(msgspec.Struct, frozen=True):
-    """A tick or lot as ``unit * 10^-places``."""
-
-    unit: int
-    places: int
 
 
 class Decoder:
@@ -166,13 +150,13 @@ class Decoder:
         self._symbols: list[str] = []
         self._topics: list[str] = []
         self._index: dict[str, int] = {}
-        self._grids: list[tuple[_Grid, _Grid]] = []
-        self._state = np.zeros((0, scanner.STATE_SIZE), np.int64)
+        self._quotes: list[Quote] = []
+        self._state = np.zeros((0, stream.STATE_SIZE), np.int64)
         self._clock = np.zeros(1, np.int64)
         self._others: dict[str, TopicCounts] = {}
         self._rejects: list[Reject] = []
         self._controls: list[Control] = []
-        self._rows = np.empty((_BUFFER_ROWS, scanner.WORDS), np.int64)
+        self._rows = np.empty((_BUFFER_ROWS, stream.WORDS), np.int64)
         self._row_symbols = np.empty(_BUFFER_ROWS, np.uint8)
         for instrument in instruments.values():
             if self._wanted is None or instrument.symbol in self._wanted:
@@ -195,7 +179,7 @@ class Decoder:
             parts.append(part)
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def decode_part(self, block: Block, until_ns: int = scanner.NEVER) -> Decoded:
+    def decode_part(self, block: Block, until_ns: int = stream.NEVER) -> Decoded:
         """The lines of a block up to the first received at or after ``until_ns``.
 
         What was not read, for this reason or because there were very many rejections, is in
@@ -244,15 +228,15 @@ class Decoder:
 
     def decode_frame(self, receive_ns: int, frame: bytes) -> Decoded:
         """One frame as it came from the wire, or one control line without its time."""
-        if self._compiled and 0 < receive_ns < scanner.NEVER and b"\n" not in frame:
+        if self._compiled and 0 < receive_ns < stream.NEVER and b"\n" not in frame:
             text = np.frombuffer(frame, np.uint8)
             status, _, n, lines, topic = scanner.scan(
-                self._tables, text, 0, receive_ns, scanner.NEVER, self._rows, self._row_symbols, 0
+                self._tables, text, 0, receive_ns, stream.NEVER, self._rows, self._row_symbols, 0
             )
             if status == scanner.DONE and lines:
                 return self._taken_one(topic, self._rows[:n].copy())
-        found = self._received(receive_ns, frame, b"%d %b" % (receive_ns, frame), 0, scanner.NEVER)
-        events = {} if found is None else {self._symbols[found[0]]: scanner.as_events(found[1])}
+        found = self._received(receive_ns, frame, b"%d %b" % (receive_ns, frame), 0, stream.NEVER)
+        events = {} if found is None else {self._symbols[found[0]]: stream.as_events(found[1])}
         return self._taken(events, 1)
 
     # -- results -------------------------------------------------------------------------------
@@ -263,7 +247,7 @@ class Decoder:
             symbols = self._row_symbols[:n]
             for index in np.flatnonzero(np.bincount(symbols)):
                 rows = self._rows[:n][symbols == index]
-                pieces.setdefault(self._symbols[index], []).append(scanner.as_events(rows))
+                pieces.setdefault(self._symbols[index], []).append(stream.as_events(rows))
         return 0
 
     def _put(self, pieces: dict[str, list[Events]], n: int, symbol: int, rows: Words) -> int:
@@ -271,7 +255,7 @@ class Decoder:
         if n + len(rows) > _BUFFER_ROWS:
             n = self._hand_on(pieces, n)
         if len(rows) > _BUFFER_ROWS:
-            pieces.setdefault(self._symbols[symbol], []).append(scanner.as_events(rows))
+            pieces.setdefault(self._symbols[symbol], []).append(stream.as_events(rows))
             return n
         self._rows[n : n + len(rows)] = rows
         self._row_symbols[n : n + len(rows)] = symbol
@@ -286,7 +270,7 @@ class Decoder:
     ) -> Decoded:
         """The result of a call; what it counted is cleared."""
         counts = self._others
-        counted = self._state[:, [scanner.FRAMES, scanner.EVENTS, scanner.REJECTED]]
+        counted = self._state[:, [stream.FRAMES, stream.EVENTS, stream.REJECTED]]
         for topic in np.flatnonzero(counted.any(axis=1)):
             counts[self._topics[topic]] = self._counted(int(topic))
         decoded = Decoded(
@@ -303,14 +287,14 @@ class Decoder:
 
     def _taken_one(self, topic: int, rows: Words) -> Decoded:
         """`_taken` for the one compiled frame of a live stream, where microseconds count."""
-        events = {self._symbols[topic // FAMILIES]: scanner.as_events(rows)} if len(rows) else {}
+        events = {self._symbols[topic // FAMILIES]: stream.as_events(rows)} if len(rows) else {}
         return Decoded(events, {self._topics[topic]: self._counted(topic)}, lines=1)
 
     def _counted(self, topic: int) -> TopicCounts:
         state = self._state[topic]
-        *counts, low, high = state[scanner.COUNTERS :].tolist()
-        state[scanner.COUNTERS : scanner.MIN_LAG] = 0
-        state[scanner.MIN_LAG], state[scanner.MAX_LAG] = scanner.NEVER, -scanner.NEVER
+        *counts, low, high = state[stream.COUNTERS :].tolist()
+        state[stream.COUNTERS : stream.MIN_LAG] = 0
+        state[stream.MIN_LAG], state[stream.MAX_LAG] = stream.NEVER, -stream.NEVER
         if low > high:
             return TopicCounts(*counts)
         frames, events, rejected, duplicates, gaps, steps_back = counts
@@ -321,31 +305,31 @@ class Decoder:
     def _list(self, instrument: Instrument) -> None:
         """Take an instrument into the tables, or its new grid when it is there already."""
         symbol = instrument.symbol
-        grids = _grid(instrument.tick), _grid(instrument.lot)
+        quote = quote_of(instrument)
         if symbol in self.instruments:
             place = self._symbols.index(symbol)
-            if self._grids[place] != grids:
+            if self._quotes[place] != quote:
                 # Rows of the old grid and of the new one must not meet in one book.
-                self._grids[place] = grids
-                self._state[FAMILIES * place + BOOK, scanner.PENDING_GAP] = 1
+                self._quotes[place] = quote
+                self._state[FAMILIES * place + BOOK, stream.PENDING_GAP] = 1
         else:
             self._symbols.append(symbol)
-            self._grids.append(grids)
-            for topic in scanner.symbol_topics(symbol, self.book_depth):
+            self._quotes.append(quote)
+            for topic in stream.symbol_topics(symbol, self.book_depth):
                 self._index[topic] = len(self._topics)
                 self._topics.append(topic)
-            state = np.zeros((len(self._topics), scanner.STATE_SIZE), np.int64)
-            state[:, scanner.MIN_LAG], state[:, scanner.MAX_LAG] = scanner.NEVER, -scanner.NEVER
+            state = np.zeros((len(self._topics), stream.STATE_SIZE), np.int64)
+            state[:, stream.MIN_LAG], state[:, stream.MAX_LAG] = stream.NEVER, -stream.NEVER
             state[: len(self._state)] = self._state
             self._state = state
         self.instruments[symbol] = instrument
 
-    def _build(self) -> scanner.Tables:
-        names = np.zeros((len(self._topics), scanner.MAX_TOPIC), np.uint8)
+    def _build(self) -> stream.Tables:
+        names = np.zeros((len(self._topics), stream.MAX_TOPIC), np.uint8)
         for n, topic in enumerate(self._topics):
             names[n, : len(topic)] = np.frombuffer(topic.encode(), np.uint8)
-        grid = [(t.unit, t.places, q.unit, q.places) for t, q in self._grids]
-        return scanner.Tables(
+        grid = [(q.tick.unit, q.tick.places, q.lot.unit, q.lot.places) for q in self._quotes]
+        return stream.Tables(
             names,
             np.array([len(topic) for topic in self._topics], np.int64),
             np.array([len(symbol) for symbol in self._symbols], np.int64),
@@ -371,20 +355,20 @@ class Decoder:
         self, receive_ns: int, frame: bytes, line: bytes, number: int, until_ns: int
     ) -> tuple[int, Words] | None:
         try:
-            if not 0 < receive_ns < scanner.NEVER:
-                raise _RejectedError("bad receive time", f"{receive_ns} is no epoch ns")
+            if not 0 < receive_ns < stream.NEVER:
+                raise RejectedError("bad receive time", f"{receive_ns} is no epoch ns")
             try:
                 content = msgspec.json.decode(frame)
             except (msgspec.DecodeError, ValueError, RecursionError) as error:
-                raise _RejectedError("not JSON", str(error)) from error
+                raise RejectedError("not JSON", str(error)) from error
             if not isinstance(content, dict):
-                raise _RejectedError("unknown shape", "a frame is a JSON object")
+                raise RejectedError("unknown shape", "a frame is a JSON object")
             if "l2" in content:
                 return self._controlled(receive_ns, content, number, until_ns)
             if "topic" in content:
                 return self._framed(receive_ns, content, until_ns)
             self._answered(content)
-        except _RejectedError as refusal:
+        except RejectedError as refusal:
             self._reject(number, refusal.reason, refusal.detail, line)
         return None
 
@@ -395,8 +379,8 @@ class Decoder:
         symbol = topic.rpartition(".")[2]
         index = self._index.get(topic)
         if index is not None:
-            self._state[index, scanner.REJECTED] += 1
-            self._state[index, scanner.PENDING_GAP] = 1
+            self._state[index, stream.REJECTED] += 1
+            self._state[index, stream.PENDING_GAP] = 1
         elif topic:
             self._others[topic] = self._others.get(topic, TopicCounts()) + TopicCounts(rejected=1)
         self._rejects.append(Reject(number, reason, detail, symbol, topic, bytes(line)))
@@ -405,7 +389,7 @@ class Decoder:
         """An answer to a request of ours (pong, subscription): counted, never converted."""
         name = content.get("op")
         if not isinstance(name, str) or not re.fullmatch(r"[a-z_.]{1,32}", name):
-            raise _RejectedError("unknown shape", "neither a topic, an op nor a control line")
+            raise RejectedError("unknown shape", "neither a topic, an op nor a control line")
         self._count_other(f"op.{name}", TopicCounts(frames=1))
 
     def _count_other(self, topic: str, counts: TopicCounts) -> None:
@@ -416,28 +400,29 @@ class Decoder:
     ) -> tuple[int, Words] | None:
         topic = frame["topic"]
         if type(topic) is not str:
-            raise _RejectedError("wrong type", "topic is not a string")
-        if len(topic) > scanner.MAX_TOPIC or not _TOPIC_NAME.fullmatch(topic):
-            raise _RejectedError("unknown topic", f"{topic[: scanner.MAX_TOPIC]!r}")
+            raise RejectedError("wrong type", "topic is not a string")
+        if len(topic) > stream.MAX_TOPIC or not _TOPIC_NAME.fullmatch(topic):
+            raise RejectedError("unknown topic", f"{topic[: stream.MAX_TOPIC]!r}")
         index = self._index.get(topic)
         if index is None:
             self._pass_by(receive_ns, topic, frame, until_ns)
             return None
         family = index % FAMILIES
-        kind = _text(frame, "type")
+        kind = text_in(frame, "type")
         if kind not in ("snapshot", "delta"):
-            raise _RejectedError("unknown shape", f"type {kind[:20]!r}")
-        publish_ms = _whole(frame, "ts", scanner.MAX_MS)
-        exchange_ms = _whole(frame, "cts", scanner.MAX_MS) if "cts" in frame else publish_ms
-        data = _field(frame, "data", list if family in (TRADE, LIQUIDATION) else dict)
+            raise RejectedError("unknown shape", f"type {kind[:20]!r}")
+        publish_ms = whole_in(frame, "ts", stream.MAX_MS)
+        exchange_ms = whole_in(frame, "cts", stream.MAX_MS) if "cts" in frame else publish_ms
+        quote = self._quotes[index // FAMILIES]
+        data = field_in(frame, "data", list if family in (TRADE, LIQUIDATION) else dict)
         update_id = 0
         if family == BOOK:
-            update_id, rows = self._book_rows(index // FAMILIES, data)
+            update_id, rows = reference.book_rows(quote, data)
         elif family == TICKER:
-            rows = self._ticker_rows(index // FAMILIES, data)
+            rows = reference.ticker_rows(quote, data)
         else:
-            rows = self._print_rows(index // FAMILIES, data)
-        verdict = scanner.settle(
+            rows = reference.print_rows(quote, data)
+        verdict = stream.settle(
             self._tables,
             index,
             rows,
@@ -451,90 +436,25 @@ class Decoder:
             0,
             until_ns,
         )
-        if verdict == scanner.BAD_TIME:
-            raise _RejectedError("bad receive time", "over a day later than the venue's own time")
-        if verdict == scanner.PAST:
+        if verdict == stream.BAD_TIME:
+            raise RejectedError("bad receive time", "over a day later than the venue's own time")
+        if verdict == stream.PAST:
             raise _PastError
-        return (index // FAMILIES, rows) if verdict == scanner.KEPT and len(rows) else None
+        return (index // FAMILIES, rows) if verdict == stream.KEPT and len(rows) else None
 
     def _pass_by(self, receive_ns: int, topic: str, frame: dict[str, Any], until_ns: int) -> None:
         """A topic that is not converted: counted, with its steps back."""
         symbol = topic.rpartition(".")[2]
-        ours = topic in scanner.symbol_topics(symbol, self.book_depth)
+        ours = topic in stream.symbol_topics(symbol, self.book_depth)
         if ours and (self._wanted is None or symbol in self._wanted):
-            raise _RejectedError("unknown instrument", f"no tick and lot known for {symbol}")
+            raise RejectedError("unknown instrument", f"no tick and lot known for {symbol}")
         sent_ms = frame.get("ts")
         steps_back = receive_ns < self.clock_ns
-        if type(sent_ms) is int and receive_ns - sent_ms * 1_000_000 <= scanner.MAX_LAG_NS:
+        if type(sent_ms) is int and receive_ns - sent_ms * 1_000_000 <= stream.MAX_LAG_NS:
             if max(self.clock_ns, receive_ns) >= until_ns:
                 raise _PastError
             self._clock[0] = max(self.clock_ns, receive_ns)
         self._count_other(topic, TopicCounts(frames=1, steps_back=int(steps_back)))
-
-    def _book_rows(self, symbol: int, data: dict[str, Any]) -> tuple[int, Words]:
-        """(update id, rows) of a book frame's data; bids first."""
-        self._same_symbol(symbol, data, "s")
-        update_id = _whole(data, "u", scanner.MAX_UNITS)
-        sides = []
-        for side, name in ((1, "b"), (-1, "a")):
-            levels = _field(data, name, list)
-            if len(levels) > scanner.MAX_LEVELS:
-                raise _RejectedError("level flood", f"{len(levels)} levels in {name}")
-            sides += [(side, level) for level in levels]
-        tick, lot = self._grids[symbol]
-        rows = np.zeros((max(1, len(sides)), scanner.WORDS), np.int64)
-        for row, (side, level) in zip(rows, sides, strict=False):
-            if type(level) is not list or len(level) != 2:
-                raise _RejectedError("unknown shape", "a level is [price, quantity]")
-            row[4] = _price(level[0], tick)
-            row[5] = _quantity(level[1], lot)
-            row[7] = scanner.bits(0, side, 0, 0)
-        return update_id, rows
-
-    def _print_rows(self, symbol: int, data: list[Any]) -> Words:
-        """Rows of a trade or liquidation frame's data."""
-        tick, lot = self._grids[symbol]
-        rows = np.zeros((len(data), scanner.WORDS), np.int64)
-        for row, entry in zip(rows, data, strict=True):
-            if type(entry) is not dict:
-                raise _RejectedError("wrong type", "data holds something that is no object")
-            self._same_symbol(symbol, entry, "s")
-            row[1] = _whole(entry, "T", scanner.MAX_MS) * 1_000_000
-            row[3] = _whole(entry, "seq", scanner.MAX_UNITS) if "seq" in entry else 0
-            row[4] = _price(_field(entry, "p", str), tick)
-            row[5] = _quantity(_field(entry, "v", str), lot)
-            if row[5] == 0:
-                raise _RejectedError("quantity not positive", "a trade of nothing")
-            side = {"Buy": 1, "Sell": -1}.get(_text(entry, "S"))
-            if side is None:
-                raise _RejectedError("unknown side", f"{entry['S'][:20]!r}")
-            flags = 0
-            for name, flag in (("BT", Flag.BLOCK), ("RPI", Flag.RPI)):
-                if name in entry and _field(entry, name, bool):
-                    flags |= flag
-            row[7] = scanner.bits(0, side, int(flags), 0)
-        return rows
-
-    def _ticker_rows(self, symbol: int, data: dict[str, Any]) -> Words:
-        """One row for each known field that the frame carries with a value."""
-        self._same_symbol(symbol, data, "symbol")
-        rows = []
-        for name, text in data.items():
-            known = scanner.TICKER_FIELDS.get(name)
-            if known is None or text == "":
-                continue
-            field, places = known
-            row = [0] * scanner.WORDS
-            row[6] = _units(text, _Grid(1, places), name, "finer than 1e-8", (1 << 63) - 1)
-            row[7] = scanner.bits(0, 0, 0, int(field))
-            rows.append(row)
-        return np.array(rows, np.int64).reshape(-1, scanner.WORDS)
-
-    def _same_symbol(self, symbol: int, data: dict[str, Any], name: str) -> None:
-        if _text(data, name) != self._symbols[symbol]:
-            raise _RejectedError(
-                "wrong symbol", f"{data[name][:32]!r} in a frame of {self._symbols[symbol]}"
-            )
 
     # -- control lines -------------------------------------------------------------------------
 
@@ -544,27 +464,27 @@ class Decoder:
         what = fields["l2"]
         found = None
         if what == "disconnect":
-            self._state[BOOK::FAMILIES, scanner.PENDING_GAP] = 1
+            self._state[BOOK::FAMILIES, stream.PENDING_GAP] = 1
         elif what == "instrument":
             self._instrument(fields)
         elif what == "checkpoint":
             found = self._checkpoint(receive_ns, fields, until_ns)
         elif type(what) is not str:
-            raise _RejectedError("bad control line", "l2 is not a string")
+            raise RejectedError("bad control line", "l2 is not a string")
         self._controls.append(Control(receive_ns, number, fields))
         return found
 
     def _instrument(self, fields: dict[str, Any]) -> None:
         try:
             instrument = msgspec.convert(fields, Instrument)
-            _grid(instrument.tick), _grid(instrument.lot)
+            quote_of(instrument)
         except (msgspec.ValidationError, ValueError) as error:
-            raise _RejectedError("bad control line", f"instrument: {error}") from error
+            raise RejectedError("bad control line", f"instrument: {error}") from error
         symbol = instrument.symbol
-        if len(scanner.symbol_topics(symbol, self.book_depth)[0]) > scanner.MAX_TOPIC:
-            raise _RejectedError("bad control line", "instrument: symbol too long")
+        if len(stream.symbol_topics(symbol, self.book_depth)[0]) > stream.MAX_TOPIC:
+            raise RejectedError("bad control line", "instrument: symbol too long")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", symbol) or len(self._symbols) >= 250:
-            raise _RejectedError("bad control line", "instrument: not a symbol, or too many")
+            raise RejectedError("bad control line", "instrument: not a symbol, or too many")
         if self._wanted is not None and symbol not in self._wanted:
             return
         if self._follow or symbol not in self.instruments:
@@ -574,16 +494,17 @@ class Decoder:
     def _checkpoint(
         self, receive_ns: int, fields: dict[str, Any], until_ns: int
     ) -> tuple[int, Words] | None:
-        topic = _text(fields, "topic")
+        topic = text_in(fields, "topic")
         index = self._index.get(topic)
         if index is None or index % FAMILIES not in (BOOK, TICKER):
             return None
-        data = _field(fields, "data", dict)
+        quote = self._quotes[index // FAMILIES]
+        data = field_in(fields, "data", dict)
         if index % FAMILIES == BOOK:
-            update_id, rows = self._book_rows(index // FAMILIES, data)
+            update_id, rows = reference.book_rows(quote, data)
         else:
-            update_id, rows = 0, self._ticker_rows(index // FAMILIES, data)
-        verdict = scanner.settle(
+            update_id, rows = 0, reference.ticker_rows(quote, data)
+        verdict = stream.settle(
             self._tables,
             index,
             rows,
@@ -597,75 +518,9 @@ class Decoder:
             int(Flag.CHECKPOINT),
             until_ns,
         )
-        if verdict == scanner.PAST:
+        if verdict == stream.PAST:
             raise _PastError
         return index // FAMILIES, rows
-
-
-# -- values ----------------------------------------------------------------------------------------
-
-
-def _field(data: Mapping[str, Any], name: str, kind: type) -> Any:
-    if name not in data:
-        raise _RejectedError("missing field", name)
-    value = data[name]
-    if type(value) is not kind:
-        raise _RejectedError("wrong type", f"{name} is not {kind.__name__}")
-    return value
-
-
-def _text(data: Mapping[str, Any], name: str) -> str:
-    value: str = _field(data, name, str)
-    return value
-
-
-def _whole(data: Mapping[str, Any], name: str, limit: int) -> int:
-    value: int = _field(data, name, int)
-    if not 0 <= value <= limit:
-        raise _RejectedError("absurd size", f"{name} = {str(value)[:_MAX_NUMBER]}")
-    return value
-
-
-def _units(text: Any, grid: _Grid, what: str, off: str, limit: int) -> int:
-    """A decimal string as an exact number of grid units; ``off`` is the reason when it is none."""
-    if type(text) is not str:
-        raise _RejectedError("wrong type", f"{what} is not a string")
-    parts = _DECIMAL.fullmatch(text) if len(text) <= _MAX_NUMBER else None
-    if parts is None:
-        reason = "absurd size" if len(text) > _MAX_NUMBER else "wrong type"
-        raise _RejectedError(reason, f"{what} {text[:_MAX_NUMBER]!r} is no decimal number")
-    sign, whole, fraction = parts[1], parts[2], parts[3] or ""
-    scaled = int(whole + fraction) * 10**grid.places
-    count: int
-    count, rest = divmod(scaled, grid.unit * 10 ** len(fraction))
-    if rest:
-        raise _RejectedError(off, f"{what} {text}")
-    if count > limit:
-        raise _RejectedError("absurd size", f"{what} {text}")
-    return -count if sign else count
-
-
-def _price(text: Any, tick: _Grid) -> int:
-    ticks = _units(text, tick, "price", "price off tick", scanner.MAX_UNITS)
-    if ticks <= 0:
-        raise _RejectedError("price not positive", f"price {text}")
-    return ticks
-
-
-def _quantity(text: Any, lot: _Grid) -> int:
-    lots = _units(text, lot, "quantity", "quantity off lot", scanner.MAX_UNITS)
-    if lots < 0:
-        raise _RejectedError("negative quantity", f"quantity {text}")
-    return lots
-
-
-def _grid(decimal: str) -> _Grid:
-    """A positive decimal string as ``unit * 10^-places``; ValueError when it is not one."""
-    parts = _DECIMAL.fullmatch(decimal) if len(decimal) <= 16 else None
-    if parts is None or parts[1] or not int(parts[2] + (parts[3] or "")):
-        raise ValueError(f"{decimal[:16]!r} is not a positive decimal number")
-    fraction = (parts[3] or "").rstrip("0")
-    return _Grid(int(parts[2] + fraction), len(fraction))
 
 
 def _joined(parts: list[Decoded]) -> Decoded:

@@ -3,106 +3,77 @@
 The scanner knows one thing well, the venue's own compact JSON for the four topics that become
 events, read by key and in any order that still allows one pass. Whatever differs (white space, an
 escape, an unknown key, a price off the grid, another topic) it hands over, unread, to
-`market.decode`, which is the reference and alone decides what is rejected and why.
-
-Both write rows as eight int64 words, the memory of dtype ``EVENT``, and both end a frame in
-`settle`: the rules of time, continuity and flags exist once.
+`market.decode`, whose reference alone decides what is rejected and why.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
-from market.events import EVENT, Field, Flag, Kind
+from market.events import Flag
+from market.jsontext import (
+    MAX_INT,
+    Text,
+    decimal,
+    integer,
+    key_at,
+    packed,
+    same,
+    scaled,
+    starts,
+    string_end,
+)
+from market.stream import (
+    BAD_TIME,
+    BITS_WORD,
+    BOOK,
+    EXCHANGE_WORD,
+    FAMILIES,
+    KEPT,
+    MAX_LEVELS,
+    MAX_MS,
+    MAX_UNITS,
+    PAST,
+    PRICE_WORD,
+    QTY_WORD,
+    TICKER,
+    TICKER_FIELDS,
+    UPDATE_WORD,
+    VALUE_WORD,
+    Tables,
+    Words,
+    settle,
+)
 
-Words = npt.NDArray[np.int64]
-Text = npt.NDArray[np.uint8]
-
-#: Families of topics; a topic's index is ``4 * symbol + family``.
-BOOK, TRADE, TICKER, LIQUIDATION = range(4)
-FAMILIES: Final = 4
-
-# Columns of ``Tables.state``, one row a topic.
-LAST_U, HELD, PENDING_GAP, FRAMES, EVENTS, REJECTED, DUPLICATES, GAPS, STEPS_BACK = range(9)
-MIN_LAG, MAX_LAG = 9, 10
-STATE_SIZE: Final = 11
-#: Where the counters begin, which are taken and cleared after each call.
-COUNTERS: Final = FRAMES
-
-NEVER: Final = (1 << 63) - 1
-#: A frame received later than this after the venue sent it has a wrong receive time.
-MAX_LAG_NS: Final = 86_400_000_000_000
-#: Quantities and prices stay exact when a float holds them.
-MAX_UNITS: Final = 1 << 53
-#: Milliseconds of epoch time that fit in int64 ns and are no typing error (the year 2100).
-MAX_MS: Final = 4_102_444_800_000
-MAX_LEVELS: Final = 5000
-MAX_TOPIC: Final = 64
-
-#: What `settle` says of a frame.
-KEPT, DUPLICATE, PAST, BAD_TIME = range(4)
 #: Why `scan` returned.
 DONE, UNUSUAL, FULL, REACHED = range(4)
 
-_RECEIVE, _EXCHANGE, _PUBLISH, _UPDATE, _PRICE, _QTY, _VALUE, _BITS = range(8)
-WORDS: Final = 8
-assert EVENT.itemsize == 8 * WORDS
-
-_FIRST: Final = int(Flag.FIRST)
-_LAST: Final = int(Flag.LAST)
 _RPI: Final = int(Flag.RPI)
 _BLOCK: Final = int(Flag.BLOCK)
-_GAP: Final = int(Flag.GAP)
-_CHECKPOINT: Final = int(Flag.CHECKPOINT)
-_SNAPSHOT: Final = int(Kind.SNAPSHOT)
-_DELTA: Final = int(Kind.DELTA)
-_KINDS: Final = (0, int(Kind.TRADE), int(Kind.TICKER), int(Kind.LIQUIDATION))
 
-_POW10: Final = np.array([10**n for n in range(19)], np.int64)
-_MAX_INT: Final = (1 << 63) - 1
-
-
-class Tables(NamedTuple):
-    """What is known per symbol and topic, as arrays that both halves read and write."""
-
-    topic: Text  #: (topics, MAX_TOPIC) the topic's name
-    topic_size: Words  #: (topics,)
-    symbol_size: Words  #: (symbols,) the symbol ends each of its topics' names
-    grid: Words  #: (symbols, 4) tick and lot as integer and number of decimals
-    state: Words  #: (topics, STATE_SIZE)
-    clock: Words  #: (1,) running maximum of receive time
-
-
-def _packed(name: str) -> tuple[int, int]:
-    """A key of up to 16 characters as two integers, as `_key` reads it."""
-    raw = name.encode().ljust(16, b"\0")
-    return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
-
-
-_TOPIC = _packed("topic")[0]
-_TYPE = _packed("type")[0]
-_TS = _packed("ts")[0]
-_CTS = _packed("cts")[0]
-_CS = _packed("cs")[0]
-_DATA = _packed("data")[0]
-_S_LOWER = _packed("s")[0]
-_S_UPPER = _packed("S")[0]
-_B = _packed("b")[0]
-_A = _packed("a")[0]
-_U = _packed("u")[0]
-_SEQ = _packed("seq")[0]
-_T_UPPER = _packed("T")[0]
-_V = _packed("v")[0]
-_P = _packed("p")[0]
-_L_UPPER = _packed("L")[0]
-_I = _packed("i")[0]
-_BT = _packed("BT")[0]
-_RPI_KEY = _packed("RPI")[0]
-_SYMBOL = _packed("symbol")[0]
+_TOPIC = packed("topic")[0]
+_TYPE = packed("type")[0]
+_TS = packed("ts")[0]
+_CTS = packed("cts")[0]
+_CS = packed("cs")[0]
+_DATA = packed("data")[0]
+_S_LOWER = packed("s")[0]
+_S_UPPER = packed("S")[0]
+_B = packed("b")[0]
+_A = packed("a")[0]
+_U = packed("u")[0]
+_SEQ = packed("seq")[0]
+_T_UPPER = packed("T")[0]
+_V = packed("v")[0]
+_P = packed("p")[0]
+_L_UPPER = packed("L")[0]
+_I = packed("i")[0]
+_BT = packed("BT")[0]
+_RPI_KEY = packed("RPI")[0]
+_SYMBOL = packed("symbol")[0]
 
 _SNAPSHOT_NAME: Final = np.frombuffer(b'"snapshot"', np.uint8)
 _DELTA_NAME: Final = np.frombuffer(b'"delta"', np.uint8)
@@ -111,228 +82,10 @@ _SELL: Final = np.frombuffer(b'"Sell"', np.uint8)
 _TRUE: Final = np.frombuffer(b"true", np.uint8)
 _FALSE: Final = np.frombuffer(b"false", np.uint8)
 
-#: Ticker fields by the venue's name: (field, decimals of the stored integer).
-TICKER_FIELDS: Final[dict[str, tuple[Field, int]]] = {
-    "markPrice": (Field.MARK_PRICE, 8),
-    "indexPrice": (Field.INDEX_PRICE, 8),
-    "fundingRate": (Field.FUNDING_RATE, 8),
-    "nextFundingTime": (Field.NEXT_FUNDING_MS, 0),
-    "openInterest": (Field.OPEN_INTEREST, 8),
-    "turnover24h": (Field.TURNOVER_24H, 8),
-    "volume24h": (Field.VOLUME_24H, 8),
-    "lastPrice": (Field.LAST_PRICE, 8),
-}
 _FIELD_KEYS: Final = np.array(
-    [[*_packed(name), int(field), places] for name, (field, places) in TICKER_FIELDS.items()],
+    [[*packed(name), int(field), places] for name, (field, places) in TICKER_FIELDS.items()],
     np.int64,
 )
-
-
-# -- the rules that end a frame --------------------------------------------------------------------
-
-
-@njit(cache=True)
-def bits(kind: int, side: int, flags: int, field: int) -> int:
-    """The last word of a row: kind, side, flags and field, one byte each."""
-    return kind | (side & 255) << 8 | flags << 16 | field << 24
-
-
-@njit(cache=True)
-def settle(
-    tables: Tables,
-    topic: int,
-    rows: Words,
-    first: int,
-    stop: int,
-    receive_ns: int,
-    publish_ns: int,
-    exchange_ns: int,
-    update_id: int,
-    snapshot: bool,
-    extra: int,
-    until_ns: int,
-) -> int:
-    """Apply the rules of time, continuity and flags to a frame's rows ``[first, stop)``.
-
-    Rows come with price, quantity, value, side and field set (trades and liquidations with
-    their own exchange time and sequence as well). Returns KEPT, DUPLICATE (drop the rows), PAST (the
-    frame belongs after ``until_ns``; nothing was changed) or BAD_TIME (nothing was changed).
-    """
-    state = tables.state[topic]
-    family = topic % FAMILIES
-    now = max(tables.clock[0], receive_ns)
-    restated = extra & _CHECKPOINT != 0
-    # A receive time that lies far after the venue's own would push the running maximum with it.
-    if receive_ns > tables.clock[0] and receive_ns - publish_ns > MAX_LAG_NS and not restated:
-        return BAD_TIME
-    if now >= until_ns:
-        return PAST
-    if not restated:
-        state[FRAMES] += 1
-        state[STEPS_BACK] += receive_ns < tables.clock[0]
-    tables.clock[0] = now
-    kind = _KINDS[family]
-    flags = extra
-    if family == BOOK:
-        kind = _SNAPSHOT if snapshot else _DELTA
-        if not snapshot:
-            known = state[HELD] != 0 and state[PENDING_GAP] == 0
-            if known and update_id <= state[LAST_U]:
-                state[DUPLICATES] += 1
-                return DUPLICATE
-            if not known or update_id != state[LAST_U] + 1:
-                state[GAPS] += 1
-                flags |= _GAP
-        state[LAST_U] = update_id
-        state[HELD] = 1
-        state[PENDING_GAP] = 0
-    state[EVENTS] += stop - first
-    for n in range(first, stop):
-        row = rows[n]
-        row[_RECEIVE] = now
-        row[_PUBLISH] = publish_ns
-        if family in (BOOK, TICKER):
-            row[_EXCHANGE] = exchange_ns
-            row[_UPDATE] = update_id
-        own = extra
-        if n == first and family == BOOK:
-            own |= _FIRST | flags
-        if n == stop - 1:
-            own |= _LAST
-        row[_BITS] |= kind | own << 16
-        if not restated:
-            lag = now - row[_EXCHANGE]
-            state[MIN_LAG] = min(state[MIN_LAG], lag)
-            state[MAX_LAG] = max(state[MAX_LAG], lag)
-    return KEPT
-
-
-# -- pieces of JSON; a position of -1 means "not what the scanner knows" -----------------------------
-
-
-@njit(cache=True)
-def _integer(text: Text, at: int, end: int) -> tuple[int, int]:
-    """A JSON integer of at most 19 digits that fits in int64; (value, position after it)."""
-    start = at
-    value = 0
-    while at < end and 48 <= text[at] <= 57:
-        value = value * 10 + (text[at] - 48)
-        at += 1
-        if at - start > 19:
-            return 0, -1
-    size = at - start
-    if size == 0 or (text[start] == 48 and size > 1) or (size == 19 and text[start] == 57):
-        return 0, -1
-    return value, at
-
-
-@njit(cache=True)
-def _key(text: Text, at: int, end: int) -> tuple[int, int, int]:
-    """A key and its colon; (first 8 characters, next 8, position after). Longer keys give zeros."""
-    if at >= end or text[at] != 34:
-        return 0, 0, -1
-    at += 1
-    low = 0
-    high = 0
-    size = 0
-    while at < end:
-        byte = int(text[at])
-        if byte == 34:
-            break
-        if not (97 <= byte <= 122 or 65 <= byte <= 90 or 48 <= byte <= 57):
-            return 0, 0, -1
-        if size < 8:
-            low |= byte << (8 * size)
-        elif size < 16:
-            high |= byte << (8 * (size - 8))
-        size += 1
-        at += 1
-    if at + 1 >= end or text[at + 1] != 58 or size == 0:
-        return 0, 0, -1
-    if size > 16:
-        low = 0
-        high = 0
-    return low, high, at + 2
-
-
-@njit(cache=True)
-def _string_end(text: Text, at: int, end: int) -> int:
-    """The position after a string of plain ASCII without escapes that starts at ``at``."""
-    if at >= end or text[at] != 34:
-        return -1
-    at += 1
-    while at < end:
-        byte = text[at]
-        if byte == 34:
-            return at + 1
-        if byte < 32 or byte > 126 or byte == 92:
-            return -1
-        at += 1
-    return -1
-
-
-@njit(cache=True)
-def _is(text: Text, at: int, stop: int, name: Text, start: int, size: int) -> bool:
-    """Whether ``text[at:stop]`` is ``name[start:start + size]``."""
-    if stop - at != size:
-        return False
-    for n in range(size):  # noqa: SIM110 - numba compiles no generator
-        if text[at + n] != name[start + n]:
-            return False
-    return True
-
-
-@njit(cache=True)
-def _starts(text: Text, at: int, end: int, name: Text) -> bool:
-    """Whether ``text`` goes on with ``name`` at ``at``."""
-    return at + len(name) <= end and _is(text, at, at + len(name), name, 0, len(name))
-
-
-@njit(cache=True)
-def _decimal(text: Text, at: int, end: int) -> tuple[int, int, int]:
-    """A quoted decimal of at most 18 digits; (its digits as an integer, decimals, position after)."""
-    if at >= end or text[at] != 34:
-        return 0, 0, -1
-    at += 1
-    start = at
-    value = 0
-    point = -1
-    while at < end:
-        byte = int(text[at])
-        if 48 <= byte <= 57:
-            value = value * 10 + (byte - 48)
-        elif byte == 46 and point < 0 and at > start:
-            point = at
-        elif byte == 34 and at > start and at - 1 != point:
-            if at - start > (18 if point < 0 else 19):
-                return 0, 0, -1
-            return value, 0 if point < 0 else at - 1 - point, at + 1
-        else:
-            return 0, 0, -1
-        at += 1
-        if at - start > 20:
-            return 0, 0, -1
-    return 0, 0, -1
-
-
-@njit(cache=True)
-def _scaled(value: int, decimals: int, places: int, unit: int, limit: int) -> int:
-    """``value * 10^-decimals`` in units of ``unit * 10^-places``; -1 when not whole or too large."""
-    if decimals <= places:
-        factor = _POW10[places - decimals]
-        if value > _MAX_INT // factor:
-            return -1
-        value *= factor
-    else:
-        factor = _POW10[decimals - places]
-        if value % factor != 0:
-            return -1
-        value //= factor
-    if unit != 1:
-        if value % unit != 0:
-            return -1
-        value //= unit
-    return value if value <= limit else -1
 
 
 # -- the data of each family -----------------------------------------------------------------------
@@ -351,23 +104,23 @@ def _levels(
     while True:
         if at + 1 >= end or text[at + 1] != 91:
             return n, -1
-        value, decimals, at = _decimal(text, at + 2, end)
+        value, decimals, at = decimal(text, at + 2, end)
         if at < 0 or at >= end or text[at] != 44:
             return n, -1
-        price = _scaled(value, decimals, grid[1], grid[0], MAX_UNITS)
-        value, decimals, at = _decimal(text, at + 1, end)
+        price = scaled(value, decimals, grid[1], grid[0], MAX_UNITS)
+        value, decimals, at = decimal(text, at + 1, end)
         if at < 0 or at + 1 >= end or text[at] != 93:
             return n, -1
-        qty = _scaled(value, decimals, grid[3], grid[2], MAX_UNITS)
+        qty = scaled(value, decimals, grid[3], grid[2], MAX_UNITS)
         if price <= 0 or qty < 0 or n - first >= MAX_LEVELS:
             return n, -1
         if n >= len(rows):
             return n, -2
         row = rows[n]
-        row[_PRICE] = price
-        row[_QTY] = qty
-        row[_VALUE] = 0
-        row[_BITS] = (side & 255) << 8
+        row[PRICE_WORD] = price
+        row[QTY_WORD] = qty
+        row[VALUE_WORD] = 0
+        row[BITS_WORD] = (side & 255) << 8
         n += 1
         at += 1
         if text[at] == 93:
@@ -388,15 +141,15 @@ def _book(
     seen = 0
     first = n
     while True:
-        low, high, at = _key(text, at + 1, end)
+        low, high, at = key_at(text, at + 1, end)
         if at < 0 or high != 0:
             return 0, n, -1
         if low == _S_LOWER:
             bit = 1
             start = at + 1
-            at = _string_end(text, at, end)
+            at = string_end(text, at, end)
             name = tables.topic_size[topic] - size
-            if at < 0 or not _is(text, start, at - 1, tables.topic[topic], name, size):
+            if at < 0 or not same(text, start, at - 1, tables.topic[topic], name, size):
                 return 0, n, -1
         elif low == _B:
             bit = 2
@@ -409,12 +162,12 @@ def _book(
             n, at = _levels(text, at, end, -1, grid, rows, n)
         elif low == _U:
             bit = 8
-            update_id, at = _integer(text, at, end)
+            update_id, at = integer(text, at, end)
             if update_id > MAX_UNITS:
                 return 0, n, -1
         elif low == _SEQ:
             bit = 16
-            _, at = _integer(text, at, end)
+            _, at = integer(text, at, end)
         else:
             return 0, n, -1
         if at < 0 or at >= end or seen & bit:
@@ -459,55 +212,55 @@ def _prints(
         flags = 0
         side = 0
         while True:
-            low, high, at = _key(text, at + 1, end)
+            low, high, at = key_at(text, at + 1, end)
             if at < 0 or high != 0:
                 return n, -1
             if low == _T_UPPER:
                 bit = 1
-                ms, at = _integer(text, at, end)
+                ms, at = integer(text, at, end)
                 if ms > MAX_MS:
                     return n, -1
-                row[_EXCHANGE] = ms * 1_000_000
+                row[EXCHANGE_WORD] = ms * 1_000_000
             elif low == _S_LOWER:
                 bit = 2
                 start = at + 1
-                at = _string_end(text, at, end)
-                if at < 0 or not _is(text, start, at - 1, tables.topic[topic], name, size):
+                at = string_end(text, at, end)
+                if at < 0 or not same(text, start, at - 1, tables.topic[topic], name, size):
                     return n, -1
             elif low == _S_UPPER:
                 bit = 4
-                side = _starts(text, at, end, _BUY) - _starts(text, at, end, _SELL)
+                side = starts(text, at, end, _BUY) - starts(text, at, end, _SELL)
                 if side == 0:
                     return n, -1
                 at += 5 if side > 0 else 6
             elif low == _V:
                 bit = 8
-                value, decimals, at = _decimal(text, at, end)
+                value, decimals, at = decimal(text, at, end)
                 if at < 0:
                     return n, -1
-                row[_QTY] = _scaled(value, decimals, grid[3], grid[2], MAX_UNITS)
+                row[QTY_WORD] = scaled(value, decimals, grid[3], grid[2], MAX_UNITS)
             elif low == _P:
                 bit = 16
-                value, decimals, at = _decimal(text, at, end)
+                value, decimals, at = decimal(text, at, end)
                 if at < 0:
                     return n, -1
-                row[_PRICE] = _scaled(value, decimals, grid[1], grid[0], MAX_UNITS)
+                row[PRICE_WORD] = scaled(value, decimals, grid[1], grid[0], MAX_UNITS)
             elif low in (_L_UPPER, _I):
                 bit = 32 if low == _I else 64
-                at = _string_end(text, at, end)
+                at = string_end(text, at, end)
             elif low in (_BT, _RPI_KEY):
                 bit = 128 if low == _BT else 256
-                if _starts(text, at, end, _TRUE):
+                if starts(text, at, end, _TRUE):
                     flags |= _BLOCK if low == _BT else _RPI
                     at += 4
-                elif _starts(text, at, end, _FALSE):
+                elif starts(text, at, end, _FALSE):
                     at += 5
                 else:
                     return n, -1
             elif low == _SEQ:
                 bit = 512
-                row[_UPDATE], at = _integer(text, at, end)
-                if row[_UPDATE] > MAX_UNITS:
+                row[UPDATE_WORD], at = integer(text, at, end)
+                if row[UPDATE_WORD] > MAX_UNITS:
                     return n, -1
             else:
                 return n, -1
@@ -518,9 +271,9 @@ def _prints(
                 break
             if text[at] != 44:
                 return n, -1
-        if seen & 31 != 31 or row[_PRICE] <= 0 or row[_QTY] <= 0:
+        if seen & 31 != 31 or row[PRICE_WORD] <= 0 or row[QTY_WORD] <= 0:
             return n, -1
-        row[_BITS] = (side & 255) << 8 | flags << 16
+        row[BITS_WORD] = (side & 255) << 8 | flags << 16
         n += 1
         at += 1
         if at >= end:
@@ -539,7 +292,7 @@ def _ticker(
     size = tables.symbol_size[topic // FAMILIES]
     seen = 0
     while True:
-        low, high, at = _key(text, at + 1, end)
+        low, high, at = key_at(text, at + 1, end)
         if at < 0 or at + 1 >= end:
             return n, -1
         field = -1
@@ -549,26 +302,26 @@ def _ticker(
                 break
         start = at + 1
         if field >= 0 and text[at] == 34 and text[at + 1] != 34:
-            value, decimals, at = _decimal(text, at, end)
+            value, decimals, at = decimal(text, at, end)
             if at < 0 or seen & 1 << field:
                 return n, -1
-            value = _scaled(value, decimals, _FIELD_KEYS[field, 3], 1, _MAX_INT)
+            value = scaled(value, decimals, _FIELD_KEYS[field, 3], 1, MAX_INT)
             if value < 0:
                 return n, -1
             if n >= len(rows):
                 return n, -2
             seen |= 1 << field
             rows[n, :] = 0
-            rows[n, _VALUE] = value
-            rows[n, _BITS] = _FIELD_KEYS[field, 2] << 24
+            rows[n, VALUE_WORD] = value
+            rows[n, BITS_WORD] = _FIELD_KEYS[field, 2] << 24
             n += 1
         else:
-            at = _string_end(text, at, end)
+            at = string_end(text, at, end)
             if at < 0:
                 return n, -1
             if low == _SYMBOL and high == 0:
                 name = tables.topic_size[topic] - size
-                if seen & 1 << 40 or not _is(text, start, at - 1, tables.topic[topic], name, size):
+                if seen & 1 << 40 or not same(text, start, at - 1, tables.topic[topic], name, size):
                     return n, -1
                 seen |= 1 << 40
             elif field >= 0:
@@ -591,7 +344,7 @@ def _ticker(
 def _topic(tables: Tables, text: Text, start: int, stop: int) -> int:
     """The index of the topic named by ``text[start:stop]``, -1 when it is none of ours."""
     for n in range(len(tables.topic_size)):
-        if _is(text, start, stop, tables.topic[n], 0, tables.topic_size[n]):
+        if same(text, start, stop, tables.topic[n], 0, tables.topic_size[n]):
             return n
     return -1
 
@@ -618,13 +371,13 @@ def _frame(
     snapshot = False
     seen = 0
     while True:
-        low, high, at = _key(text, at + 1, end)
+        low, high, at = key_at(text, at + 1, end)
         if at < 0 or at >= end or high != 0:
             return UNUSUAL, 0, first, at
         if low == _TOPIC:
             bit = 1
             start = at + 1
-            at = _string_end(text, at, end)
+            at = string_end(text, at, end)
             if at < 0:
                 return UNUSUAL, 0, first, at
             topic = _topic(tables, text, start, at - 1)
@@ -632,19 +385,19 @@ def _frame(
                 return UNUSUAL, 0, first, at
         elif low == _TYPE:
             bit = 2
-            snapshot = _starts(text, at, end, _SNAPSHOT_NAME)
-            if not snapshot and not _starts(text, at, end, _DELTA_NAME):
+            snapshot = starts(text, at, end, _SNAPSHOT_NAME)
+            if not snapshot and not starts(text, at, end, _DELTA_NAME):
                 return UNUSUAL, 0, first, at
             at += len(_SNAPSHOT_NAME) if snapshot else len(_DELTA_NAME)
         elif low == _TS:
             bit = 4
-            publish_ms, at = _integer(text, at, end)
+            publish_ms, at = integer(text, at, end)
         elif low == _CTS:
             bit = 8
-            exchange_ms, at = _integer(text, at, end)
+            exchange_ms, at = integer(text, at, end)
         elif low == _CS:
             bit = 16
-            _, at = _integer(text, at, end)
+            _, at = integer(text, at, end)
         elif low == _DATA and topic >= 0:
             bit = 32
             family = topic % FAMILIES
@@ -721,7 +474,7 @@ def scan(
         receive_ns = received_ns
         body = at
         if received_ns == 0:
-            receive_ns, body = _integer(text, at, end)
+            receive_ns, body = integer(text, at, end)
             if body < 0 or body >= end or text[body] != 32 or receive_ns == 0:
                 return UNUSUAL, at, n, lines, topic
             body += 1
@@ -734,18 +487,3 @@ def scan(
         at = after + 1
         lines += 1
     return DONE, at, n, lines, topic
-
-
-def symbol_topics(symbol: str, book_depth: int) -> tuple[str, str, str, str]:
-    """The names of a symbol's topics, in the order of the families."""
-    return (
-        f"orderbook.{book_depth}.{symbol}",
-        f"publicTrade.{symbol}",
-        f"tickers.{symbol}",
-        f"allLiquidation.{symbol}",
-    )
-
-
-def as_events(rows: Any) -> Any:
-    """Rows as words seen as dtype ``EVENT``, without a copy."""
-    return rows.reshape(-1).view(EVENT)

@@ -352,6 +352,14 @@ def test_a_checkpoint_restates_the_book_and_the_stream_goes_on(decoder: Decoder)
     assert [control.fields["l2"] for control in decoded.controls] == ["checkpoint"]
 
 
+def test_a_ticker_checkpoint_restates_its_fields(decoder: Decoder) -> None:
+    data = {"symbol": "BTCUSDT", "markPrice": "100.5"}
+    line = {"l2": "checkpoint", "topic": "tickers.BTCUSDT", "data": data}
+    (row,) = btc(decoder.decode_block(stamped(line)))
+    assert (row["field"], row["value_e8"]) == (Field.MARK_PRICE, 100_50000000)
+    assert row["flags"] == Flag.CHECKPOINT | Flag.LAST
+
+
 def test_the_captures_own_instrument_wins_over_the_table(decoder: Decoder) -> None:
     line = {"l2": "instrument", **msgspec.to_builtins(BUILT_IN["BTCUSDT"]), "tick": "0.05"}
     decoded = decoder.decode_block(stamped(line, book(1, [["1.05", "1"]], kind="snapshot")))

@@ -1,0 +1,149 @@
+"""Pieces of compact JSON read from bytes, compiled.
+
+Each function takes a text (uint8), a position and the text's end, and gives the position after what
+it read; -1 means "not in the plain form that is known here", never "wrong".
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Text = npt.NDArray[np.uint8]
+
+MAX_INT: Final = (1 << 63) - 1
+_POW10: Final = np.array([10**n for n in range(19)], np.int64)
+
+
+def packed(name: str) -> tuple[int, int]:
+    """A key of up to 16 characters as two integers, as `key_at` reads it."""
+    raw = name.encode().ljust(16, b"\0")
+    return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
+
+
+@njit(cache=True)
+def integer(text: Text, at: int, end: int) -> tuple[int, int]:
+    """A JSON integer of at most 19 digits that fits in int64; (value, position after it)."""
+    start = at
+    value = 0
+    while at < end and 48 <= text[at] <= 57:
+        value = value * 10 + (text[at] - 48)
+        at += 1
+        if at - start > 19:
+            return 0, -1
+    size = at - start
+    if size == 0 or (text[start] == 48 and size > 1) or (size == 19 and text[start] == 57):
+        return 0, -1
+    return value, at
+
+
+@njit(cache=True)
+def key_at(text: Text, at: int, end: int) -> tuple[int, int, int]:
+    """A key and its colon; (first 8 characters, next 8, position after). Longer keys give zeros."""
+    if at >= end or text[at] != 34:
+        return 0, 0, -1
+    at += 1
+    low = 0
+    high = 0
+    size = 0
+    while at < end:
+        byte = int(text[at])
+        if byte == 34:
+            break
+        if not (97 <= byte <= 122 or 65 <= byte <= 90 or 48 <= byte <= 57):
+            return 0, 0, -1
+        if size < 8:
+            low |= byte << (8 * size)
+        elif size < 16:
+            high |= byte << (8 * (size - 8))
+        size += 1
+        at += 1
+    if at + 1 >= end or text[at + 1] != 58 or size == 0:
+        return 0, 0, -1
+    if size > 16:
+        low = 0
+        high = 0
+    return low, high, at + 2
+
+
+@njit(cache=True)
+def string_end(text: Text, at: int, end: int) -> int:
+    """The position after a string of plain ASCII without escapes that starts at ``at``."""
+    if at >= end or text[at] != 34:
+        return -1
+    at += 1
+    while at < end:
+        byte = text[at]
+        if byte == 34:
+            return at + 1
+        if byte < 32 or byte > 126 or byte == 92:
+            return -1
+        at += 1
+    return -1
+
+
+@njit(cache=True)
+def same(text: Text, at: int, stop: int, name: Text, start: int, size: int) -> bool:
+    """Whether ``text[at:stop]`` is ``name[start:start + size]``."""
+    if stop - at != size:
+        return False
+    for n in range(size):  # noqa: SIM110 - numba compiles no generator
+        if text[at + n] != name[start + n]:
+            return False
+    return True
+
+
+@njit(cache=True)
+def starts(text: Text, at: int, end: int, name: Text) -> bool:
+    """Whether ``text`` goes on with ``name`` at ``at``."""
+    return at + len(name) <= end and same(text, at, at + len(name), name, 0, len(name))
+
+
+@njit(cache=True)
+def decimal(text: Text, at: int, end: int) -> tuple[int, int, int]:
+    """A quoted decimal of at most 18 digits; (its digits as an integer, decimals, position after)."""
+    if at >= end or text[at] != 34:
+        return 0, 0, -1
+    at += 1
+    start = at
+    value = 0
+    point = -1
+    while at < end:
+        byte = int(text[at])
+        if 48 <= byte <= 57:
+            value = value * 10 + (byte - 48)
+        elif byte == 46 and point < 0 and at > start:
+            point = at
+        elif byte == 34 and at > start and at - 1 != point:
+            if at - start > (18 if point < 0 else 19):
+                return 0, 0, -1
+            return value, 0 if point < 0 else at - 1 - point, at + 1
+        else:
+            return 0, 0, -1
+        at += 1
+        if at - start > 20:
+            return 0, 0, -1
+    return 0, 0, -1
+
+
+@njit(cache=True)
+def scaled(value: int, decimals: int, places: int, unit: int, limit: int) -> int:
+    """``value * 10^-decimals`` in units of ``unit * 10^-places``; -1 when not whole or too large."""
+    if decimals <= places:
+        factor = _POW10[places - decimals]
+        if value > MAX_INT // factor:
+            return -1
+        value *= factor
+    else:
+        factor = _POW10[decimals - places]
+        if value % factor != 0:
+            return -1
+        value //= factor
+    if unit != 1:
+        if value % unit != 0:
+            return -1
+        value //= unit
+    return value if value <= limit else -1
