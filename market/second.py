@@ -6,7 +6,8 @@ A frame that leaves the book valid sets prices, spreads and depths. It also spea
 flow imbalance, additions, cancels) when it is a delta and the frame before it left a valid book: a
 snapshot restates the book after an interval nobody saw, so its differences are not events. Price
 moves (returns, changes of the best prices) need a valid frame before and count across snapshots. A
-checkpoint over a valid book is no event at all: files may restate their book wherever they begin.
+checkpoint that agrees with a valid book is no event at all, for files may restate their book
+wherever they begin; one that does not agree begins anew.
 A book that has been silent for longer than the limit is invalid until its next frame.
 
 State lies in flat arrays (``cells`` int64, ``sums`` float64, ``row`` the flows of this second in
@@ -90,7 +91,8 @@ _TICKER_NS: Final = 30
 _FUNDING_MS: Final = 31
 _KEYS: Final = 32  #: 2 x _LADDER keys, as of the last frame
 _LOTS: Final = _KEYS + 2 * _LADDER
-_CELLS: Final = _LOTS + 2 * _LADDER
+_NEW: Final = _LOTS + 2 * _LADDER  #: keys and lots of the frame that ends
+_CELLS: Final = _NEW + 4 * _LADDER
 
 # Places in ``sums`` (float64).
 _TICK: Final = 0
@@ -103,7 +105,7 @@ _ONE_TIME: Final = 6
 _QTY_TIME: Final = 7  #: 2
 _DEPTH: Final = 9
 _DEPTH_FRAMES: Final = 10
-_RETURN: Final = 11  #: last absolute return; NaN when there is none to pair with
+_RETURN: Final = 11  #: last absolute return; zero when there is none to pair with
 _LIFE: Final = 12  #: decayed sum of log lifetimes, and of their weights
 _LIFE_WEIGHT: Final = 13
 _EXCITED: Final = 14  #: 3 x 2: decay outer, buy and sell inner
@@ -122,7 +124,7 @@ def new_cells(stale_ns: int) -> npt.NDArray[np.int64]:
 def new_sums(tick: float, lot: float) -> npt.NDArray[np.float64]:
     """Float state before the first event."""
     sums = np.zeros(_SUMS)
-    sums[[_TICK, _LOT, _RETURN]] = tick, lot, np.nan
+    sums[[_TICK, _LOT]] = tick, lot
     sums[_QUOTES:] = np.nan
     return sums
 
@@ -158,6 +160,23 @@ def _elapse(cells: Any, sums: Any, until: int) -> None:
 
 
 @njit(cache=True)
+def _look(book: BookState, cells: Any) -> bool:
+    """Write the book's ladder to `_NEW`; True when it is the ladder of the last frame."""
+    same = True
+    for side_row in range(2):
+        key = book[bk.BEST + side_row]
+        for n in range(_LADDER):
+            place = side_row * _LADDER + n
+            if n > 0 and key != bk.NO_KEY:
+                key = bk.next_key(book, side_row, key)
+            lots = bk.lots_at(book, side_row, key) if key != bk.NO_KEY else 0
+            cells[_NEW + place] = key
+            cells[_NEW + 2 * _LADDER + place] = lots
+            same = same and key == cells[_KEYS + place] and lots == cells[_LOTS + place]
+    return same
+
+
+@njit(cache=True, error_model="numpy")
 def _end_frame(book: BookState, cells: Any, sums: Any, row: Any, event: Any, now: int) -> None:
     """What a whole book frame says: prices, moves and order-flow imbalance.
 
@@ -165,60 +184,57 @@ def _end_frame(book: BookState, cells: Any, sums: Any, row: Any, event: Any, now
     Howison (2018). In keys (smaller is better) the event of either side is
     1{k' <= k} q' - 1{k' >= k} q, signed by the side.
     """
+    checkpoint = event.flags & _CHECKPOINT != 0
+    valid = bk.is_valid(book)
+    flow = cells[_FLOW]
+    cells[_FLOW] = valid
+    if checkpoint and cells[_VALID] and valid and _look(book, cells):
+        return
     _elapse(cells, sums, now)
-    restates = event.flags & _CHECKPOINT != 0
-    before = cells[_VALID] != 0
-    cells[_VALID] = bk.is_valid(book)
+    before = cells[_VALID] != 0 and not checkpoint
+    cells[_VALID] = valid
     cells[_VALID_UNTIL] = book[bk.RECEIVE_NS] + cells[_STALE]
-    if not restates:
+    if not checkpoint:
         row[C.frames] += 1.0
         sums[_LAG] += event.receive_ns - event.exchange_ns
         cells[_STAMP] += 1
         cells[_TAPED] = 0
-    flow = cells[_FLOW] != 0 and before
-    cells[_FLOW] = cells[_VALID]
-    if not cells[_VALID]:
+    if not valid:
         cells[_BROKEN] = 1
-        sums[_RETURN] = np.nan
         return
 
+    _look(book, cells)
     depth = 0.0
-    for side_row in range(2):
-        side = 1 - 2 * side_row
-        key = book[bk.BEST + side_row]
-        moved = key - cells[_KEYS + side_row * _LADDER]
-        if not before:
+    for place in range(2 * _LADDER):
+        key, lots = cells[_NEW + place], cells[_NEW + 2 * _LADDER + place]
+        old_key, old_lots = cells[_KEYS + place], cells[_LOTS + place]
+        side_row = place // _LADDER
+        best = place == side_row * _LADDER
+        if best and not before:
             cells[_BEST_SINCE + side_row] = now
             cells[_DIRECTION + side_row] = 0
-        elif moved != 0 and not restates:
-            _move_best(cells, sums, row, side_row, 1 if moved > 0 else -1, now)
-        for n in range(_LADDER):
-            if n > 0:
-                key = bk.next_key(book, side_row, key) if key != bk.NO_KEY else key
-            lots = bk.lots_at(book, side_row, key) if key != bk.NO_KEY else 0
-            place = side_row * _LADDER + n
-            if flow:
-                old = cells[_KEYS + place]
-                if key <= old:
-                    row[C.ofi_1 + n] += float(side * lots)
-                if key >= old:
-                    row[C.ofi_1 + n] -= float(side * cells[_LOTS + place])
-            cells[_KEYS + place] = key
-            cells[_LOTS + place] = lots
-            depth += lots
-    mid2 = cells[_KEYS + _LADDER] - cells[_KEYS]
-    if not restates:
+        elif best and key != old_key:
+            _move_best(cells, sums, row, side_row, 1 if key > old_key else -1, now)
+        if flow and before:
+            gained = lots if key <= old_key else 0
+            lost = old_lots if key >= old_key else 0
+            row[C.ofi_1 + place % _LADDER] += float((1 - 2 * side_row) * (gained - lost))
+        cells[_KEYS + place] = key
+        cells[_LOTS + place] = lots
+        depth += lots
+    if not checkpoint:
         sums[_DEPTH] += depth / (2 * _LADDER)
         sums[_DEPTH_FRAMES] += 1.0
-    if not before:
-        sums[_RETURN] = np.nan
-    elif not restates:
+
+    mid2 = cells[_KEYS + _LADDER] - cells[_KEYS]
+    if before:
         change = log1p((mid2 - cells[_MID2]) / cells[_MID2])
         row[C.rv] += change * change
         row[C.rv_up if change > 0.0 else C.rv_down] += change * change
-        if sums[_RETURN] == sums[_RETURN]:
-            row[C.bv] += pi / 2 * abs(change) * sums[_RETURN]
+        row[C.bv] += pi / 2 * abs(change) * sums[_RETURN]
         sums[_RETURN] = abs(change)
+    else:
+        sums[_RETURN] = 0.0
     cells[_MID2] = mid2
     cells[_SPREAD] = cells[_KEYS + _LADDER] + cells[_KEYS]
     if cells[_OPEN2] == 0:

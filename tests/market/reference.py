@@ -64,6 +64,7 @@ class Picture:
     until: int  #: valid until then, unless another frame comes
     bids: list[tuple[int, int]]
     asks: list[tuple[int, int]]
+    restated: bool = False  #: by a checkpoint, over a valid book
 
     @property
     def mid(self) -> float:
@@ -182,12 +183,11 @@ class ReferenceBars:
     def end_frame(self, event: Any, second: Second, now: int, restates: bool) -> None:
         before = self.last
         bids, asks = self.book.levels(1), self.book.levels(-1)
-        if restates and before.valid:
-            until = before.until
-        else:
-            until = now + self.stale
+        restated = restates and before.valid
+        until = before.until if restated else now + self.stale
+        if not restated:
             self.frame_ns.append(now)
-        after = Picture(now, self.book.valid, until, bids, asks)
+        after = Picture(now, self.book.valid, until, bids, asks, restated)
         self.last = after
         second.pictures.append(after)
         if not restates:
@@ -250,7 +250,7 @@ class ReferenceBars:
         frames = [ns for ns in self.frame_ns if ns < t]
         bar["stale_s"] = (t - frames[-1]) / 1e9 if frames else NAN
         bar["lag_ms"] = float(np.mean(second.lags)) / 1e6 if second.lags else NAN
-        seen = [p.mid for p in second.pictures if p.valid]
+        seen = [p.mid for p in second.pictures if p.valid and not p.restated]
         if carried.valid and start <= carried.until:
             seen.insert(0, carried.mid)
         bar["mid_open"] = seen[0] * self.tick if seen else NAN
