@@ -1,0 +1,376 @@
+"""What the algorithms do in plain cases, and what they keep whatever the venue answers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from execution.algorithms import ALGORITHMS, SECOND_NS, MarketOrder, Parent, PassivePeg, start
+from execution.orders import (
+    Accepted,
+    Action,
+    Amend,
+    Amended,
+    Cancel,
+    Cancelled,
+    CancelRejected,
+    Event,
+    Filled,
+    Liquidity,
+    Lost,
+    OrderType,
+    Rejected,
+    Submit,
+    TimeInForce,
+)
+from execution.venue import View
+from tests.execution.tape import INSTRUMENT, SYMBOL
+
+DEADLINE = 30 * SECOND_NS
+
+
+def parent(side: int = 1, lots: int = 10, **more: Any) -> Parent:
+    return Parent(
+        id="p",
+        symbol=SYMBOL,
+        side=side,
+        qty_lots=lots,
+        decision_ns=0,
+        deadline_ns=DEADLINE,
+        decision_mid_ticks=100.5,
+        **more,
+    )
+
+
+def view(now_ns: int = 0, bid: int = 100, ask: int = 101, stale: bool = False) -> View:
+    return View(
+        symbol=SYMBOL,
+        now_ns=now_ns,
+        bids=((bid, 10),),
+        asks=((ask, 10),),
+        stale=stale,
+        instrument=INSTRUMENT,
+    )
+
+
+def told(kind: Any, client_id: str = "p-1", **more: Any) -> Any:
+    return kind(client_id=client_id, time_ns=0, venue_ns=0, **more)
+
+
+def fill(lots: int, leaves: int, exec_id: str = "x1", client_id: str = "p-1") -> Filled:
+    return Filled(
+        client_id=client_id,
+        time_ns=0,
+        venue_ns=0,
+        exec_id=exec_id,
+        symbol=SYMBOL,
+        side=1,
+        qty_lots=lots,
+        price_ticks=100,
+        liquidity=Liquidity.MAKER,
+        fee_e8=0,
+        leaves_lots=leaves,
+    )
+
+
+# -- market ----------------------------------------------------------------------------------------
+
+
+def test_market_sends_everything_at_once_and_is_done_when_filled() -> None:
+    algorithm = MarketOrder(parent(side=-1))
+    (order,) = algorithm.step(0, view(), [])
+    assert isinstance(order, Submit)
+    assert (order.client_id, order.side, order.qty_lots) == ("p-1", -1, 10)
+    assert order.order_type is OrderType.MARKET
+    assert algorithm.step(1, view(1), [told(Accepted)]) == []
+    assert not algorithm.done
+    assert algorithm.step(2, view(2), [fill(10, 0)]) == []
+    assert algorithm.done
+
+
+def test_market_sends_again_what_a_thin_book_left() -> None:
+    algorithm = MarketOrder(parent())
+    algorithm.step(0, view(), [])
+    (again,) = algorithm.step(
+        1, view(1), [told(Accepted), fill(6, 4), told(Cancelled, reason="thin", leaves_lots=4)]
+    )
+    assert (again.client_id, again.qty_lots) == ("p-2", 4)
+
+
+def test_market_waits_for_a_market_and_gives_up_after_the_deadline() -> None:
+    algorithm = MarketOrder(parent())
+    assert algorithm.step(0, view(stale=True), []) == []
+    assert not algorithm.done
+    late = DEADLINE + algorithm.grace_ns
+    assert algorithm.step(late, view(late), []) == []
+    assert algorithm.done
+    assert algorithm.arrival_ns is None
+
+
+def test_refusals_are_retried_after_a_pause_and_not_for_ever() -> None:
+    algorithm = MarketOrder(parent())
+    sent = 0
+    for n in range(200):
+        now = n * SECOND_NS // 10
+        news = [told(Rejected, f"p-{sent}", reason="no")] if sent else []
+        sent += len(algorithm.step(now, view(now), news))
+    assert sent == algorithm.max_failures
+    assert algorithm.done
+
+
+# -- passive ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("side", "touch"), [(1, 100), (-1, 101)])
+def test_passive_joins_its_own_side_post_only(side: int, touch: int) -> None:
+    (order,) = PassivePeg(parent(side)).step(0, view(), [])
+    assert (order.price_ticks, order.qty_lots) == (touch, 10)
+    assert order.time_in_force is TimeInForce.POST_ONLY
+    assert order.order_type is OrderType.LIMIT
+
+
+@pytest.mark.parametrize(("side", "moved"), [(1, (102, 103)), (-1, (98, 99))])
+def test_passive_follows_a_touch_that_moves_away(side: int, moved: tuple[int, int]) -> None:
+    algorithm = PassivePeg(parent(side), chase_bps=500.0)
+    algorithm.step(0, view(), [])
+    algorithm.step(1, view(1), [told(Accepted)])
+    later = SECOND_NS
+    (amend,) = algorithm.step(later, view(later, *moved), [])
+    assert amend == Amend(client_id="p-1", price_ticks=moved[0] if side > 0 else moved[1])
+    # Nothing more while the answer is out.
+    assert algorithm.step(3 * later, view(3 * later, *moved), []) == []
+
+
+def test_passive_stays_when_the_touch_comes_nearer_or_the_pause_lasts() -> None:
+    algorithm = PassivePeg(parent())
+    algorithm.step(0, view(), [])
+    algorithm.step(1, view(1), [told(Accepted)])
+    assert algorithm.step(2, view(2, 102, 103), []) == []
+    assert algorithm.step(SECOND_NS, view(SECOND_NS, 99, 100), []) == []
+
+
+def test_passive_follows_only_so_often_and_so_far() -> None:
+    for limits, moves in (({"max_moves": 2, "chase_bps": 1e4}, 2), ({"chase_bps": 100.0}, 1)):
+        algorithm = PassivePeg(parent(), **limits)
+        algorithm.step(0, view(), [])
+        algorithm.step(1, view(1), [told(Accepted)])
+        count = 0
+        for n in range(1, 10):
+            now = n * SECOND_NS
+            actions = algorithm.step(now, view(now, 100 + n, 101 + n), [])
+            count += len(actions)
+            for action in actions:
+                algorithm.step(
+                    now + 1,
+                    view(now + 1, 100 + n, 101 + n),
+                    [told(Amended, price_ticks=action.price_ticks, qty_lots=10)],
+                )
+        assert count == moves
+
+
+def test_passive_posts_again_when_the_market_met_it_first() -> None:
+    algorithm = PassivePeg(parent())
+    algorithm.step(0, view(), [])
+    news = [told(Accepted), told(Cancelled, reason="would cross", leaves_lots=10)]
+    assert algorithm.step(1, view(1), news) == []
+    (again,) = algorithm.step(SECOND_NS, view(SECOND_NS, 101, 102), [])
+    assert (again.client_id, again.price_ticks) == ("p-2", 101)
+
+
+def test_passive_crosses_the_remainder_at_the_deadline() -> None:
+    algorithm = PassivePeg(parent())
+    algorithm.step(0, view(), [])
+    algorithm.step(1, view(1), [told(Accepted), fill(3, 7)])
+    assert algorithm.step(DEADLINE, view(DEADLINE), []) == [Cancel(client_id="p-1")]
+    (cross,) = algorithm.step(
+        DEADLINE + 1, view(DEADLINE + 1), [told(Cancelled, reason="asked", leaves_lots=7)]
+    )
+    assert (cross.order_type, cross.qty_lots) == (OrderType.MARKET, 7)
+    algorithm.step(DEADLINE + 2, view(DEADLINE + 2), [fill(7, 0, "x2", "p-2")])
+    assert algorithm.done
+
+
+def test_a_fill_that_was_on_its_way_when_we_cancelled_is_not_bought_twice() -> None:
+    """The cancel gave up 4 of 10 while we knew of no fill: 6 are coming and must not be sent again."""
+    algorithm = PassivePeg(parent())
+    algorithm.step(0, view(), [])
+    algorithm.step(1, view(1), [told(Accepted)])
+    algorithm.step(DEADLINE, view(DEADLINE), [])
+    now = DEADLINE + 1
+    (cross,) = algorithm.step(now, view(now), [told(Cancelled, reason="asked", leaves_lots=4)])
+    assert cross.qty_lots == 4
+    algorithm.step(now, view(now), [fill(4, 0, "x2", "p-2")])
+    assert not algorithm.done
+    algorithm.step(now, view(now), [fill(6, 4, "x1", "p-1")])
+    assert algorithm.done
+    assert algorithm.filled_lots == 10
+
+
+def test_an_unknown_order_counts_as_open_until_there_is_evidence() -> None:
+    algorithm = MarketOrder(parent())
+    algorithm.step(0, view(), [])
+    assert algorithm.step(1, view(1), [told(Lost, reason="no answer")]) == []
+    late = DEADLINE + 2 * algorithm.grace_ns
+    assert algorithm.step(late, view(late), []) == []
+    assert not algorithm.done
+    algorithm.step(late, view(late), [told(Rejected, reason="never seen")])
+    assert algorithm.done
+
+
+def test_abandoning_cancels_and_sends_nothing_new() -> None:
+    algorithm = PassivePeg(parent())
+    algorithm.step(0, view(), [])
+    algorithm.step(1, view(1), [told(Accepted)])
+    algorithm.abandon()
+    assert algorithm.step(2, view(2), []) == [Cancel(client_id="p-1")]
+    assert algorithm.step(3, view(3), [told(Cancelled, reason="asked", leaves_lots=10)]) == []
+    assert algorithm.done
+
+
+def test_a_duplicate_refusal_does_not_end_an_order_that_rests() -> None:
+    algorithm = PassivePeg(parent())
+    algorithm.step(0, view(), [])
+    algorithm.step(1, view(1), [told(Accepted), told(Rejected, reason="duplicate")])
+    assert algorithm.open_lots == 10
+
+
+@pytest.mark.parametrize("wrong", [{"side": 0}, {"lots": 0}, {"lots": -1}])
+def test_a_parent_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="parent p: "):
+        parent(**wrong)
+
+
+def test_unknown_algorithms_are_named() -> None:
+    with pytest.raises(ValueError, match="algorithm 'vwap': expected one of market, passive"):
+        start("vwap", parent())
+
+
+# -- whatever the venue answers --------------------------------------------------------------------
+
+
+class Chaos:
+    """A venue that keeps the books right and everything else wrong: answers are late, doubled, out
+    of order between orders, requests are refused, cancelled or lost at random."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.open: dict[str, Submit] = {}
+        self.leaves: dict[str, int] = {}
+        self.queue: list[Event] = []
+        self.filled = 0
+        self.executions = 0
+
+    def send(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            name = action.client_id
+            if isinstance(action, Submit):
+                assert action.qty_lots > 0
+                assert name not in self.leaves
+                self.leaves[name] = action.qty_lots
+                if self.random.random() < 0.2:
+                    self.leaves[name] = 0
+                    self.queue.append(told(Rejected, name, reason="chaos"))
+                    continue
+                self.open[name] = action
+                if self.random.random() < 0.1:
+                    self.queue.append(told(Lost, name, reason="chaos"))
+                self.queue.append(told(Accepted, name))
+            elif name not in self.open or self.random.random() < 0.3:
+                self.queue.append(told(CancelRejected, name, reason="chaos"))
+            elif isinstance(action, Cancel):
+                self._cancel(name)
+            else:
+                self.queue.append(
+                    told(
+                        Amended,
+                        name,
+                        price_ticks=action.price_ticks,
+                        qty_lots=self.open[name].qty_lots,
+                    )
+                )
+
+    def _cancel(self, name: str) -> None:
+        del self.open[name]
+        leaves, self.leaves[name] = self.leaves[name], 0
+        self.queue.append(told(Cancelled, name, reason="chaos", leaves_lots=leaves))
+
+    def live(self) -> None:
+        """Something happens to each open order, or nothing."""
+        for name in list(self.open):
+            dice = self.random.random()
+            crosses = self.open[name].order_type is OrderType.MARKET
+            if dice < (0.7 if crosses else 0.2):
+                lots = self.random.randint(1, self.leaves[name])
+                self.executions += 1
+                self.filled += lots
+                self.leaves[name] -= lots
+                self.queue.append(fill(lots, self.leaves[name], f"x{self.executions}", name))
+                if self.leaves[name] == 0:
+                    del self.open[name]
+            elif dice > (0.8 if crosses else 0.97):
+                self._cancel(name)
+
+    def news(self) -> list[Event]:
+        """Some of the answers, some twice; a fill may come after the end of its order."""
+        if self.random.random() < 0.3:
+            self.random.shuffle(self.queue)
+        cut = self.random.randint(0, len(self.queue))
+        events, self.queue = self.queue[:cut], self.queue[cut:]
+        return [e for event in events for e in [event] * self.random.choice([1, 1, 2])]
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(list(ALGORITHMS)),
+    seed=st.integers(0, 10**6),
+    side=st.sampled_from([1, -1]),
+    lots=st.integers(1, 50),
+    stop=st.one_of(st.none(), st.integers(0, 300)),
+)
+def test_promises_hold_whatever_the_venue_answers(
+    name: str, seed: int, side: int, lots: int, stop: int | None
+) -> None:
+    """Filled at the venue plus open at the venue never exceeds the parent's quantity. `done` means
+    that nothing is open and stays true. In the end it is done."""
+    venue, algorithm = Chaos(seed), start(name, parent(side, lots))
+    bid, now = 100, 0
+    for n in range(900):
+        now = n * SECOND_NS // 10
+        if n == stop:
+            algorithm.abandon()
+        bid += venue.random.choice([-1, 0, 0, 0, 1])
+        stale = venue.random.random() < 0.05
+        actions = algorithm.step(now, view(now, bid, bid + 1, stale), venue.news())
+        if stop is not None and n >= stop:
+            assert not any(isinstance(action, Submit) for action in actions)
+        assert all(action.client_id.startswith("p-") for action in actions)
+        venue.send(actions)
+        assert venue.filled + sum(venue.leaves[name] for name in venue.open) <= lots
+        if algorithm.done:
+            assert not venue.open
+            assert not actions
+        venue.live()
+    algorithm.step(now, view(now), venue.queue)
+    assert algorithm.done
+    assert algorithm.filled_lots == venue.filled
+
+
+def test_the_same_history_gives_the_same_actions() -> None:
+    def history() -> list[bytes]:
+        venue, algorithm = Chaos(7), start("passive", parent(lots=40))
+        sent = []
+        for n in range(500):
+            now = n * SECOND_NS // 10
+            actions = algorithm.step(now, view(now, 100 + n // 40, 101 + n // 40), venue.news())
+            sent += [msgspec.json.encode(action) for action in actions]
+            venue.send(actions)
+            venue.live()
+        return sent
+
+    assert history() == history()
