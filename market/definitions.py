@@ -174,7 +174,7 @@ quote_life_now  0  practice
     quote_life
     | Mean log lifetime of best prices: short lives mean an unsettled price.
 best_moves_rel_60  0  practice
-    log(div(mean(best_changes, 60), mean(best_changes, 900)))
+    log(div(sum(best_changes, 60) * 15, sum(best_changes, 900)))
     | Rate of best-price changes against that of 900 s.
 updates_per_trade_60  0  Hendershott, Jones & Menkveld 2011
     log(div(sum(updates, 60), sum(trades, 60)))
@@ -185,7 +185,7 @@ resilience_300  0  Obizhaeva & Wang 2013
 
 == cross-level
 
-level_corr_{2,5,10}_300  0  Cont, Cucuringu & Zhang 2023
+level_corr_{2,10}_300  0  Cont, Cucuringu & Zhang 2023
     corr(ofi_1, ofi_{}, 300)
     | Flow at the touch and at level {} move together: the ladder shifts as one.
 side_corr_300  0  practice
@@ -214,7 +214,7 @@ trade_age_now  0  Easley & O'Hara 1992
     log(trade_age_s + 0.01)
     | Log time since the last trade.
 volume_rel_60  0  practice
-    log(div(mean(volume, 60), mean(volume, 3600)))
+    log(div(sum(volume, 60) * 60, sum(volume, 3600)))
     | Traded quantity of the minute against that of the hour, log.
 activity_day_300  0  practice
     log(div(sum(turnover, 300) * 288, turnover_24h))
@@ -238,7 +238,7 @@ vpin_{300,900}  0  Easley, Lopez de Prado & O'Hara 2012
     div(sum(toxic, {}), sum(volume, {}))
     | One-sidedness of trading over {} s in buckets of one second, on true sides.
 kyle_900  0  Kyle 1985
-    slope(ret, flow, 900) * mean(volume, 900)
+    slope(ret, flow, 900) * sum(volume, 900) / 900
     | Impact of one average second's volume, bps.
 flow_fit_900  0  Kyle 1985
     corr(ret, flow, 900)
@@ -254,16 +254,16 @@ realised_vol_{60,300,900,3600}  0  Andersen et al. 2003
     sqrt(sum(variance, {}))
     | Realised volatility over {} s, bps.
 vol_ratio_60_900  0  Corsi 2009
-    log(div(mean(variance, 60), mean(variance, 900)))
+    log(div(sum(variance, 60) * 15, sum(variance, 900)))
     | Variance of the minute against that of 900 s, log.
 vol_ratio_300_3600  0  Corsi 2009
-    log(div(mean(variance, 300), mean(variance, 3600)))
+    log(div(sum(variance, 300) * 12, sum(variance, 3600)))
     | Variance of 300 s against that of the hour, log.
 jump_300  0  Barndorff-Nielsen & Shephard 2004
     div(greatest(sum(variance, 300) - sum(bipower, 300), 0), sum(variance, 300))
     | Share of variance from jumps.
 semivariance_300  ?  Barndorff-Nielsen, Kinnebrock & Shephard 2010
-    div(sum(rv_up, 300) - sum(rv_down, 300), sum(rv, 300))
+    div(sum(rv_up, 300) - sum(rv_down, 300), sum(rv_up, 300) + sum(rv_down, 300))
     | Upward less downward share of variance.
 range_300  0  Parkinson 1980
     log(div(log(div(max(mid_high, 300), min(mid_low, 300))) * 1e4, sqrt(sum(variance, 300))))
@@ -348,7 +348,7 @@ lead_lag_900  0  Hayashi & Yoshida 2005; Hoffmann, Rosenbaum & Yoshida 2013
     corr(ret, lag(lead(ret), 1), 900)
     | Correlation with the leader's previous second: it really leads.
 lead_vol_ratio_300  0  practice
-    log(div(mean(variance, 300), lead(mean(variance, 300))))
+    log(div(sum(variance, 300), lead(sum(variance, 300))))
     | Variance against the leader's over 300 s, log.
 
 == time

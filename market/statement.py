@@ -214,8 +214,8 @@ class Statement:
         sizes = sorted({node.seconds for node in self.windows} | {MEMORY_S})
         cases = " ".join(f"when '{a}' then '{b}'" for a, b in sorted(leaders.items()))
         lags = [
-            f"lag({self.name(Column(one.name, one.leader))}, {one.ago}) over by_second "
-            f"as {self.name(one)}"
+            f"case when t_ns is not null then lag({self.name(Column(one.name, one.leader))}, "
+            f"{one.ago}) over by_second end as {self.name(one)}"
             for one in sorted(self.lags, key=self.name)
         ]
         terms = [f"{self._written(node)} as {name}" for node, name in self._held.items()]
@@ -292,6 +292,7 @@ bars as (
 
 ago as (
 
+    -- A second without a bar has no values, not even past ones: windows must not see any.
     select
         *,
         {_joined(lags)}

@@ -101,30 +101,31 @@ bars as (
 
 ago as (
 
+    -- A second without a bar has no values, not even past ones: windows must not see any.
     select
         *,
-        lag(ask_q10, 1) over by_second as ask_q10_ago_1,
-        lag(ask_q10, 15) over by_second as ask_q10_ago_15,
-        lag(ask_q10, 60) over by_second as ask_q10_ago_60,
-        lag(bid_q10, 1) over by_second as bid_q10_ago_1,
-        lag(bid_q10, 15) over by_second as bid_q10_ago_15,
-        lag(bid_q10, 60) over by_second as bid_q10_ago_60,
-        lag(index_price, 60) over by_second as index_price_ago_60,
-        lag(lead_mid_close, 1) over by_second as lead_mid_close_ago_1,
-        lag(lead_mid_close, 15) over by_second as lead_mid_close_ago_15,
-        lag(lead_mid_close, 2) over by_second as lead_mid_close_ago_2,
-        lag(lead_mid_close, 5) over by_second as lead_mid_close_ago_5,
-        lag(lead_mid_close, 60) over by_second as lead_mid_close_ago_60,
-        lag(micro_close, 15) over by_second as micro_close_ago_15,
-        lag(mid_close, 1) over by_second as mid_close_ago_1,
-        lag(mid_close, 15) over by_second as mid_close_ago_15,
-        lag(mid_close, 2) over by_second as mid_close_ago_2,
-        lag(mid_close, 300) over by_second as mid_close_ago_300,
-        lag(mid_close, 5) over by_second as mid_close_ago_5,
-        lag(mid_close, 60) over by_second as mid_close_ago_60,
-        lag(mid_close, 900) over by_second as mid_close_ago_900,
-        lag(open_interest, 300) over by_second as open_interest_ago_300,
-        lag(open_interest, 60) over by_second as open_interest_ago_60
+        case when t_ns is not null then lag(ask_q10, 1) over by_second end as ask_q10_ago_1,
+        case when t_ns is not null then lag(ask_q10, 15) over by_second end as ask_q10_ago_15,
+        case when t_ns is not null then lag(ask_q10, 60) over by_second end as ask_q10_ago_60,
+        case when t_ns is not null then lag(bid_q10, 1) over by_second end as bid_q10_ago_1,
+        case when t_ns is not null then lag(bid_q10, 15) over by_second end as bid_q10_ago_15,
+        case when t_ns is not null then lag(bid_q10, 60) over by_second end as bid_q10_ago_60,
+        case when t_ns is not null then lag(index_price, 60) over by_second end as index_price_ago_60,
+        case when t_ns is not null then lag(lead_mid_close, 1) over by_second end as lead_mid_close_ago_1,
+        case when t_ns is not null then lag(lead_mid_close, 15) over by_second end as lead_mid_close_ago_15,
+        case when t_ns is not null then lag(lead_mid_close, 2) over by_second end as lead_mid_close_ago_2,
+        case when t_ns is not null then lag(lead_mid_close, 5) over by_second end as lead_mid_close_ago_5,
+        case when t_ns is not null then lag(lead_mid_close, 60) over by_second end as lead_mid_close_ago_60,
+        case when t_ns is not null then lag(micro_close, 15) over by_second end as micro_close_ago_15,
+        case when t_ns is not null then lag(mid_close, 1) over by_second end as mid_close_ago_1,
+        case when t_ns is not null then lag(mid_close, 15) over by_second end as mid_close_ago_15,
+        case when t_ns is not null then lag(mid_close, 2) over by_second end as mid_close_ago_2,
+        case when t_ns is not null then lag(mid_close, 300) over by_second end as mid_close_ago_300,
+        case when t_ns is not null then lag(mid_close, 5) over by_second end as mid_close_ago_5,
+        case when t_ns is not null then lag(mid_close, 60) over by_second end as mid_close_ago_60,
+        case when t_ns is not null then lag(mid_close, 900) over by_second end as mid_close_ago_900,
+        case when t_ns is not null then lag(open_interest, 300) over by_second end as open_interest_ago_300,
+        case when t_ns is not null then lag(open_interest, 60) over by_second end as open_interest_ago_60
     from bars
     window by_second as (partition by symbol, date order by t_s)
 
