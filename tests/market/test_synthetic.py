@@ -336,8 +336,27 @@ def test_on_null_no_flow_predicts_the_next_minute(hours: dict[tuple[str, str], B
         counts = found.column("buy_n") - found.column("sell_n")
         for values in (found.column("ofi_1"), counts):
             ic, error = ic_and_error(trailing(values, 60)[: len(label)], label, 600)
+            # Eighteen blocks may miss their own spread: not below Bartlett's for two 60 s windows.
+            error = max(error, math.sqrt(40 / len(label)))
             assert abs(ic) < 3.5 * error
-            assert error < 0.12
+
+
+@pytest.mark.parametrize("symbol", SYMBOLS)
+def test_on_null_nothing_hidden_predicts_the_next_minute(symbol: str) -> None:
+    signals: list[list[npt.NDArray[np.float64]]] = [[], [], []]
+    labels = []
+    for seed in range(4):
+        day = latent.hidden_day(profile("null"), seed, symbol, DAY, BUILT_IN[symbol])
+        mid = day.bid + 0.5 * day.spread
+        label = forward(mid[9:-1:10], 60)
+        labels.append(label)
+        moves = np.diff(np.log(mid), prepend=np.log(mid[0]))
+        for parts, values in zip(signals, (moves, day.flow, day.imbalance), strict=True):
+            parts.append(trailing(values, 600)[9:-1:10][: len(label)])
+    for parts in signals:
+        ic, error = ic_and_error(np.concatenate(parts), np.concatenate(labels), 1800)
+        assert abs(ic) < 3 * error
+        assert error < 0.02
 
 
 def test_on_null_the_truth_is_zero() -> None:
@@ -360,12 +379,11 @@ def test_realised_ics_agree_with_the_closed_forms(symbol: str) -> None:
     signals: dict[str, list[npt.NDArray[np.float64]]] = {"alpha": [], "filtered_alpha": []}
     labels = []
     for seed in range(3):
-        planted = truth(demo, seed, symbol, DAY)
         day = latent.hidden_day(demo, seed, symbol, DAY, BUILT_IN[symbol])
         label = forward((day.bid + 0.5 * day.spread)[9:-1:10], 60)
         labels.append(label)
-        for name, parts in signals.items():
-            parts.append(planted[name].to_numpy()[: len(label)])
+        signals["alpha"].append(day.alpha[10::10][: len(label)])
+        signals["filtered_alpha"].append(day.filtered[9:-1:10][: len(label)])
     label = np.concatenate(labels)
     expected = {"alpha": closed_form_ic(demo, 60, 1.0), "filtered_alpha": filterable_ic(demo, 60)}
     for name, parts in signals.items():
