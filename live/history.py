@@ -18,7 +18,7 @@ from live.recorder import Held
 from market.bars import COLUMNS, Bars
 from market.book import Book
 from market.events import from_arrow
-from market.instruments import Instrument
+from market.instruments import Instrument, behind
 from market.lake import Lake, previous_day, utc_date
 
 SECOND_NS: Final = 1_000_000_000
@@ -46,8 +46,7 @@ def join(
         if bars is None:
             return None
         book, held = Book(), Held()
-        _replay(lake, symbol, now_ns, book, held)
-        if not book.synchronised:
+        if not _replay(lake, instruments[symbol], now_ns, book, held):
             return None
         found[symbol] = History(bars, book, held)
     return found
@@ -73,15 +72,22 @@ def _bars(lake: Lake, symbol: str, now_ns: int) -> Bars | None:
     return Bars(t_ns=rows.column("t_ns").to_numpy(), values=values)
 
 
-def _replay(lake: Lake, symbol: str, now_ns: int, book: Book, held: Held) -> None:
-    """Bring book and ticker to where they stood at ``now_ns`` by the events of that date."""
-    day = utc_date(now_ns - 1)
-    if not lake.exists("events", symbol, day):
-        return
-    for batch in lake.open("events", symbol, day).iter_batches(batch_size=1 << 18):
+def _replay(lake: Lake, instrument: Instrument, now_ns: int, book: Book, held: Held) -> bool:
+    """Bring book and ticker to where they stood at ``now_ns`` by the events of that date.
+
+    False when the events do not say, or count in another tick or lot than the feed will.
+    """
+    key = "events", instrument.symbol, utc_date(now_ns - 1)
+    if not lake.exists(*key):
+        return False
+    source = behind(lake.metadata(*key), instrument.symbol)
+    if (source.tick, source.lot) != (instrument.tick, instrument.lot):
+        return False
+    for batch in lake.open(*key).iter_batches(batch_size=1 << 18):
         events = from_arrow(batch)
         if events["receive_ns"][0] >= now_ns:
             break
         events = events[events["receive_ns"] < now_ns]
         book.apply(events)
         held.apply_many(events)
+    return book.synchronised

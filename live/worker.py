@@ -42,13 +42,13 @@ from live.recorder import Held, Recorder, checkpoints
 from live.report import logger
 from live.report import summary_text as summary_text
 from market.bars import COLUMNS, BarBuilder, Bars
-from market.capture import read_blocks
-from market.decode import Decoder
+from market.decode import Decoder, Reject
 from market.features import FeatureEvaluator, feature_hash, feature_names
 from market.ingest import HELD_NS
 from market.instruments import BUILT_IN, Instrument, leader
 from market.lake import DAY_NS, Lake, utc_date
 from market.settings import FEE_ROWS_BPS, Settings
+from market.survey import instruments_of
 
 SECOND_NS: Final = 1_000_000_000
 _MID, _SPREAD = (list(COLUMNS).index(name) for name in ("mid_close", "spread_bps"))
@@ -117,7 +117,8 @@ class Worker:
         self._paced = False
         self._was_warm = False
         self._latencies_ns = array("q")
-        self.frames = self.events = self.decided = self.rejected = self.gaps = 0
+        self.frames = self.events = self.decided = self.gaps = 0
+        self.rejects: dict[tuple[str, str], int] = {}
         self.skipped_seconds = self.warm_decisions = 0
 
     # -- one item of the feed --------------------------------------------------------------------
@@ -157,9 +158,19 @@ class Worker:
             self._venue.on_events(symbol, events)
         self.gaps += decoded.gaps
         for reject in decoded.rejects:
-            self.rejected += 1
+            self._note_reject(reject)
+
+    def _note_reject(self, reject: Reject) -> None:
+        """Count a refused frame; the capture has it. Of the same kind the 1st, 10th, 100th … is told."""
+        kind = reject.topic, reject.reason
+        times = self.rejects[kind] = self.rejects.get(kind, 0) + 1
+        if str(times).strip("0") == "1":
             self._log.warning(
-                "frame rejected", reason=reject.reason, detail=reject.detail, topic=reject.topic
+                "frame rejected",
+                topic=reject.topic,
+                reason=reject.reason,
+                detail=reject.detail,
+                times=times,
             )
 
     def _begin(self, first_ns: int) -> None:
@@ -357,7 +368,7 @@ class Worker:
             "fee_row": self._settings.model.fee_row,
             "frames": self.frames,
             "events": self.events,
-            "rejected": self.rejected,
+            "rejected": sum(self.rejects.values()),
             "gaps": self.gaps,
             "decisions": self.decided,
             "warm_decisions": self.warm_decisions,
@@ -410,7 +421,7 @@ def run(
             feed = WireFeed(url, wanted, duration_s=duration_s)
         else:
             feed = ReplayFeed(frames, speed=speed, warm_up_s=warm_up_s, duration_s=duration_s)
-        instruments = known_instruments(symbols, frames[:1])
+        instruments = known_instruments(symbols, frames, settings.market.book_depth)
         lake = Lake(settings.root, settings.source)
         state = Path(settings.root) / "live" / settings.live.venue
         journal = stack.enter_context(Journal(state / "journal.sqlite3"))
@@ -433,20 +444,20 @@ def followed(symbols: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*symbols, *(leader(symbol) for symbol in symbols)]))
 
 
-def known_instruments(symbols: Sequence[str], captures: Sequence[str]) -> dict[str, Instrument]:
-    """The instruments behind the symbols; one that a capture opens with wins over the built-in.
+def known_instruments(
+    symbols: Sequence[str], captures: Sequence[str], book_depth: int
+) -> dict[str, Instrument]:
+    """The instruments behind the symbols: what the captures say of them, else the built-in ones.
 
     ValueError when neither knows a symbol.
     """
-    decoder = Decoder(BUILT_IN)
-    for path in captures:
-        decoder.decode_block(next(iter(read_blocks(path, 1 << 16))))
-    if missing := [symbol for symbol in symbols if symbol not in decoder.instruments]:
+    known = BUILT_IN | (instruments_of(captures, symbols, book_depth) if captures else {})
+    if missing := [symbol for symbol in symbols if symbol not in known]:
         raise ValueError(
             f"{', '.join(missing)}: tick and lot are not known; use a capture that opens with its "
             "instruments, or add the symbol to market/instruments.py"
         )
-    return {symbol: decoder.instruments[symbol] for symbol in symbols}
+    return {symbol: known[symbol] for symbol in symbols}
 
 
 @contextmanager

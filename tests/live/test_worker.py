@@ -1,0 +1,553 @@
+"""The worker over a synthetic market: what it saw, decided and did stands on record, and repeats."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from execution.orders import Action, Cancelled, Filled, OrderState, Submit
+from live.champion import Champion, NoChampionError
+from live.collect import collect
+from live.feed import Item, ReplayFeed
+from live.journal import Journal, read_entries, read_only
+from live.paper import PaperVenue
+from live.report import logger
+from live.worker import Worker, followed, known_instruments, run, summary_text
+from market.bars import Bars, bars_from_chunks, make_bars
+from market.capture import CaptureWriter, read_blocks, read_lines
+from market.decode import Decoder
+from market.events import Events
+from market.features import FeatureEvaluator, feature_hash, feature_names
+from market.ingest import ingest
+from market.lake import Lake, day_start_ns
+from market.rendering import render_model
+from market.settings import Settings
+from market.synthetic import profile, write_frames
+from models_registry.manifest import BundleError
+from tests.live.live_market import live_settings, promote
+from tests.market.feature_bars import run_model, staged
+
+S = 1_000_000_000
+DAY = "2026-03-03"
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+#: The lake holds this much of the date, the fresh capture goes on where it ends.
+HISTORY_S, FRESH_S = 3_660, 100
+START = day_start_ns(DAY) + HISTORY_S * S
+
+
+class Market(NamedTuple):
+    root: Path  #: a lake with bars and events of the first hour
+    fresh: str  #: a capture of the seconds behind it
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory) -> Market:
+    root = tmp_path_factory.mktemp("market")
+    lake = Lake(root, "synthetic")
+    known = write_frames(root / "known.frames.zst", profile("demo"), 7, SYMBOLS, DAY, 0, HISTORY_S)
+    settings = live_settings(root)
+    ingest(lake, [known], [(symbol, DAY) for symbol in SYMBOLS], settings)
+    for symbol in SYMBOLS:
+        make_bars(lake, symbol, DAY, settings)
+    fresh = write_frames(
+        root / "fresh.frames.zst",
+        profile("demo"),
+        7,
+        SYMBOLS,
+        DAY,
+        HISTORY_S,
+        HISTORY_S + FRESH_S,
+    )
+    return Market(root, fresh)
+
+
+def lake_over(market: Market, root: Path) -> Path:
+    """A lake of one's own over the shared partitions."""
+    root.mkdir()
+    for name in ("bars", "events", "lake.json"):
+        (root / name).symlink_to(market.root / name)
+    return root
+
+
+@pytest.fixture
+def root(market: Market, tmp_path: Path) -> Path:
+    return lake_over(market, tmp_path / "lake")
+
+
+def decisions(root: Path) -> list[dict[str, Any]]:
+    """Rows of the decision files, by time and symbol."""
+    files = sorted((root / "live" / "paper" / "decisions").rglob("*.parquet"))
+    rows = [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
+    return sorted(rows, key=lambda row: (row["run"], row["t_ns"], row["symbol"]))
+
+
+def entries(root: Path) -> list[tuple[Any, ...]]:
+    reader = read_only(root / "live" / "paper" / "journal.sqlite3")
+    try:
+        return [tuple(entry) for entry in read_entries(reader)]
+    finally:
+        reader.close()
+
+
+@pytest.fixture(scope="module")
+def worked(market: Market, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """One run to look at from many sides; nobody changes what it left."""
+    root = lake_over(market, tmp_path_factory.mktemp("worked") / "lake")
+    promote(root)
+    return root, run(live_settings(root), frames=[market.fresh], speed=0)
+
+
+def test_a_run_decides_every_second_trades_and_ends_flat(
+    worked: tuple[Path, dict[str, Any]], market: Market
+) -> None:
+    root, summary = worked
+    rows = decisions(root)
+    times = sorted({row["t_ns"] for row in rows})
+    assert times == list(range(START + S, START + FRESH_S * S, S))
+    assert len(rows) == summary["decisions"] == 2 * len(times)
+    assert all(row["warm"] for row in rows), "the lake's history joins without a break"
+    assert summary["parents"] > 0
+    assert summary["fills"] > 0
+    assert summary["positions"] == dict.fromkeys(SYMBOLS, 0)
+    assert summary["rejected"] == summary["gaps"] == summary["skipped_seconds"] == 0
+    assert "decisions" in summary_text(summary)
+
+
+def test_the_cost_of_a_run_is_the_sum_of_its_parts(
+    worked: tuple[Path, dict[str, Any]],
+) -> None:
+    _, summary = worked
+    parts = sum(summary["cost_parts_bps"].values())
+    assert parts == pytest.approx(summary["all_in_cost_bps"], abs=1e-9)
+    assert summary["net_pnl_usdt"] == summary["gross_pnl_usdt"] - summary["fees_usdt"]
+
+
+def test_the_own_capture_holds_every_frame_behind_what_the_worker_started_from(
+    worked: tuple[Path, dict[str, Any]], market: Market
+) -> None:
+    _, summary = worked
+    [path] = summary["captures"]
+    own, received = list(read_lines(path)), list(read_lines(market.fresh))
+    assert own[-len(received) :] == received
+    opening = [msgspec.json.decode(frame) for _, frame in own[: -len(received)]]
+    assert [line["l2"] for line in opening] == ["instrument"] * 2 + ["checkpoint"] * 4
+
+
+def test_every_action_was_intended_and_no_order_stayed_open(
+    worked: tuple[Path, dict[str, Any]],
+) -> None:
+    root, summary = worked
+    with Journal(root / "live" / "paper" / "journal.sqlite3") as journal:
+        assert journal.open_orders() == []
+        assert len(journal.orders) == summary["orders"]
+        assert {s: lots for s, lots in journal.positions.items() if lots} == {}
+        told: set[str] = set()
+        for entry in journal.entries():
+            if entry.kind == "intent":
+                action: Action = msgspec.json.decode(entry.body, type=Action)  # type: ignore[arg-type]
+                told |= {action.client_id} if isinstance(action, Submit) else set()
+            elif entry.kind == "event":
+                assert entry.client_id in told, "an outcome follows its intent"
+
+
+def test_the_same_frames_give_the_same_decisions_and_the_same_journal(
+    worked: tuple[Path, dict[str, Any]], market: Market, root: Path
+) -> None:
+    first, summary = worked
+    second = root
+    promote(second)
+    again = run(live_settings(second), frames=[market.fresh], speed=0)
+    assert entries(first) == entries(second)
+    files = [
+        sorted((root / "live" / "paper" / "decisions").rglob("*.parquet"))
+        for root in (first, second)
+    ]
+    assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
+    measured = {"latency_us": None, "captures": None}
+    assert summary | measured == again | measured
+
+
+# -- skew: live against batch -----------------------------------------------------------------
+
+
+def batch_bars(capture: str, settings: Settings) -> dict[str, Bars]:
+    """Bars of one date by symbol, made of its capture in one piece."""
+    instruments = known_instruments(SYMBOLS, [capture], settings.market.book_depth)
+    decoder = Decoder(instruments, settings.market.book_depth, SYMBOLS)
+    chunks: dict[str, list[Events]] = {symbol: [] for symbol in SYMBOLS}
+    for block in read_blocks(capture):
+        for symbol, events in decoder.decode_block(block).events.items():
+            chunks[symbol].append(events)
+    return {s: bars_from_chunks(chunks[s], instruments[s], settings) for s in SYMBOLS}
+
+
+def test_logged_vectors_are_recomputed_from_the_own_capture_by_the_batch_engines(
+    worked: tuple[Path, dict[str, Any]],
+) -> None:
+    """Parity: |live − batch| <= 1e-9 max(1, |live|), and the same NULLs, on every feature."""
+    root, summary = worked
+    [capture] = summary["captures"]
+    parts = []
+    for symbol, bars in batch_bars(capture, live_settings(root)).items():
+        history = Lake(root).read("bars", symbol, DAY)
+        known = np.column_stack([column.to_numpy() for column in history.columns[1:]])
+        t_ns = np.concatenate([history.column("t_ns").to_numpy(), bars.t_ns])
+        parts.append(staged(symbol, t_ns, np.concatenate([known, bars.values]), [DAY]))
+    table = run_model(render_model(), pa.concat_tables(parts))
+    batch = {(row["symbol"], row["t_ns"]): row for row in table.to_pylist()}
+    rows = decisions(root)
+    assert len(rows) > 150
+    for row in rows:
+        other = batch[row["symbol"], row["t_ns"]]
+        assert row["warm"] == other["warm"]
+        for name in feature_names():
+            a, b = row[name], other[name]
+            assert (a is None) == (b is None), name
+            assert a is None or abs(a - b) <= 1e-9 * max(1.0, abs(a)), name
+
+
+def test_midnight_changes_the_file_and_each_date_reads_alone(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """On a recording that crosses midnight UTC: bars made of each date's file in one piece give the
+    vectors that were logged, bit for bit."""
+    promote(tmp_path, name="btc-l2", source="recorded")
+    settings = msgspec.structs.replace(live_settings(tmp_path), source="recorded")
+    midnight = day_start_ns("2024-07-19")
+    window = tmp_path / "window.frames.zst"
+    with CaptureWriter(window) as writer:
+        for receive_ns, frame in read_lines(data_dir / "usdm-20240718.frames.zst"):
+            opening = b'"snapshot"' in frame and b"orderbook" in frame
+            if opening or abs(receive_ns - midnight) < 45 * S:
+                writer.append(max(receive_ns, midnight - 45 * S), frame)
+    summary = run(settings, frames=[str(window)], speed=0)
+    assert summary["gaps"] == 2, "the window leaves frames out behind the first snapshots"
+    assert summary["rejected"] == 0
+    assert summary["parents"] == 0, "not warm"
+    captures = summary["captures"]
+    assert [path.split("/")[-2] for path in captures] == ["date=2024-07-18", "date=2024-07-19"]
+    evaluator = FeatureEvaluator(SYMBOLS)
+    live = {(row["symbol"], row["t_ns"]): row for row in decisions(tmp_path)}
+    compared = 0
+    for capture in captures:
+        bars = batch_bars(capture, settings)
+        for t_ns in sorted({int(t) for symbol in SYMBOLS for t in bars[symbol].t_ns}):
+            now = [(s, np.flatnonzero(bars[s].t_ns == t_ns)) for s in SYMBOLS]
+            for symbol, [place] in now:
+                evaluator.push(symbol, t_ns, bars[symbol].values[place])
+            for symbol in SYMBOLS:
+                vector, _ = evaluator.evaluate(symbol)
+                if (row := live.get((symbol, t_ns))) is not None:
+                    logged = [math.nan if row[n] is None else row[n] for n in feature_names()]
+                    np.testing.assert_array_equal(vector, logged)
+                    compared += 1
+    assert compared == len(live)
+    assert {t // S - midnight // S for _, t in live} >= set(range(-40, 40))
+
+
+# -- the champion -----------------------------------------------------------------------------
+
+
+class Steps:
+    """A feed that does something between two items of another."""
+
+    def __init__(self, feed: ReplayFeed, at: dict[int, Callable[[], None]]) -> None:
+        self._feed, self._at = feed, at
+
+    def __iter__(self) -> Iterator[Item]:
+        due = dict(self._at)
+        for item in self._feed:
+            for t_ns in [t for t in due if t <= item.receive_ns]:
+                due.pop(t_ns)()
+            yield item
+
+    def stop(self) -> None:
+        self._feed.stop()
+
+
+class Setup(NamedTuple):
+    worker: Worker
+    journal: Journal
+    champion: Champion
+
+
+def build(root: Path, capture: str, at: dict[int, Callable[[], None]]) -> Setup:
+    settings = live_settings(root)
+    log = logger()
+    instruments = known_instruments(followed(SYMBOLS), [capture], 200)
+    champion = Champion(
+        str(root),
+        "synthetic-l2",
+        feature_hash=feature_hash(),
+        book_topic="orderbook.200",
+        source="synthetic",
+        symbols=SYMBOLS,
+        log=log,
+    )
+    journal = Journal(root / "live" / "paper" / "journal.sqlite3")
+    worker = Worker(
+        settings,
+        lake=Lake(root),
+        instruments=instruments,
+        feed=Steps(ReplayFeed([capture], speed=0), at),
+        venue=PaperVenue(instruments, settings, journal.positions),
+        champion=champion,
+        journal=journal,
+        log=log,
+    )
+    return Setup(worker, journal, champion)
+
+
+def wait_for(champion: Champion) -> Callable[[], None]:
+    """Let a load that was begun come to its end."""
+
+    def wait() -> None:
+        assert champion._loading is not None, "the pointer's change was noticed"
+        champion._loading.exception(timeout=30)
+
+    return wait
+
+
+def test_another_champion_comes_into_force_between_two_seconds(root: Path, market: Market) -> None:
+    promote(root, "1")
+    at: dict[int, Callable[[], None]] = {}
+    worker, journal, champion = build(root, market.fresh, at)
+    at[START + 20 * S] = lambda: promote(root, "2", sign=-1.0) and None
+    at[START + 22 * S + S // 2] = wait_for(champion)
+    with journal:
+        summary = worker.run()
+        champion.close()
+    assert summary["swaps"] == 1
+    rows = decisions(root)
+    versions = [row["model_version"] for row in rows]
+    assert versions == sorted(versions)
+    changed = min(row["t_ns"] for row in rows if row["model_version"] == "2")
+    assert changed == START + 23 * S
+    assert len({row["bundle_sha"] for row in rows}) == 2
+    # The new model says the opposite of the old one.
+    for row in rows:
+        flow = row["tfi_60"] * (1 if row["model_version"] == "1" else -1)
+        assert row["expected_bps"] * flow > 0
+
+
+def test_a_champion_for_other_features_is_refused_and_the_old_one_stays(
+    root: Path, market: Market, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promote(root, "1")
+    at: dict[int, Callable[[], None]] = {}
+    worker, journal, champion = build(root, market.fresh, at)
+    at[START + 20 * S] = lambda: promote(root, "2", feature_hash="0" * 16) and None
+    at[START + 22 * S + S // 2] = wait_for(champion)
+    with journal:
+        summary = worker.run()
+        champion.close()
+    assert (summary["swaps"], summary["bundles_refused"]) == (0, 1)
+    assert {row["model_version"] for row in decisions(root)} == {"1"}
+    assert "was trained on feature definitions 0000000000000000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"feature_hash": "0" * 16}, "feature definitions"),
+        ({"book_topic": "orderbook.50"}, "orderbook.50"),
+        ({"source": "recorded"}, "trained on recorded data"),
+        ({"symbols": ("BTCUSDT",)}, "not trained on ETHUSDT"),
+    ],
+)
+def test_a_champion_for_another_market_does_not_start(
+    changes: dict[str, object], message: str, tmp_path: Path, market: Market
+) -> None:
+    promote(tmp_path, **changes)  # type: ignore[arg-type]
+    with pytest.raises(BundleError, match=message) as caught:
+        run(live_settings(tmp_path), frames=[market.fresh], speed=0)
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["bundles"], "nothing was begun"
+
+
+def test_without_a_champion_nothing_is_written_and_the_way_there_is_named(
+    tmp_path: Path, market: Market
+) -> None:
+    root = tmp_path / "none"
+    with pytest.raises(NoChampionError, match=r"no champion.*l2 pipeline.*l2 promote"):
+        run(live_settings(root), frames=[market.fresh], speed=0)
+    assert not root.exists()
+
+
+# -- when things break --------------------------------------------------------------------------
+
+
+def test_a_book_that_lost_frames_ends_trading_until_the_features_are_warm_again(
+    root: Path, market: Market, tmp_path: Path
+) -> None:
+    promote(root)
+    broken = tmp_path / "broken.frames.zst"
+    cut = START + 50 * S
+    with CaptureWriter(broken) as writer:
+        for receive_ns, frame in read_lines(market.fresh):
+            lost = cut <= receive_ns < cut + S and b"orderbook.200.BTCUSDT" in frame
+            if not lost:
+                writer.append(receive_ns, frame)
+    summary = run(live_settings(root), frames=[str(broken)], speed=0)
+    assert summary["gaps"] == 1
+    after = [row for row in decisions(root) if row["t_ns"] > cut + S]
+    for row in after:
+        if row["symbol"] == "BTCUSDT":
+            assert (row["mid"], row["expected_bps"], row["target"]) == (None, None, 0)
+            assert not row["warm"]
+        else:
+            assert row["warm"]
+    kinds = [entry for entry in entries(root) if entry[2] == "parent" and entry[3] == "BTCUSDT"]
+    assert max(entry[1] for entry in kinds) <= cut + S
+
+
+def test_a_worker_that_died_is_settled_and_its_position_closed_by_the_next(
+    root: Path, market: Market
+) -> None:
+    promote(root)
+    worker, journal, champion = build(root, market.fresh, {})
+    with journal:
+        for item in ReplayFeed([market.fresh], speed=0):
+            worker.handle(item)
+            working = [o for o in journal.open_orders() if o.state is OrderState.NEW]
+            if working and journal.positions.get("BTCUSDT") and item.receive_ns > START + 20 * S:
+                break
+        else:
+            pytest.fail("the market gave no moment with a position and an open order")
+        left = dict(journal.positions)
+    champion.close()
+    worker._finish()
+
+    worker, journal, champion = build(root, market.fresh, {})
+    with journal:
+        summary = worker.run()
+        champion.close()
+        settled = [
+            event.client_id
+            for event in map(event_of, journal.entries("event"))
+            if isinstance(event, Cancelled) and "its process" in event.reason
+        ]
+        assert settled == [order.submit.client_id for order in working]
+        assert {s: n for s, n in journal.positions.items() if n} == {}
+        run_at = [entry.seq for entry in journal.entries("run")][1]
+        first = next(
+            event_of(entry)
+            for entry in journal.entries("event")
+            if entry.seq > run_at
+            and entry.symbol == "BTCUSDT"
+            and isinstance(event_of(entry), Filled)
+        )
+        assert isinstance(first, Filled)
+        assert first.side * left["BTCUSDT"] < 0, "what was left is closed first"
+    assert summary["positions"] == dict.fromkeys(SYMBOLS, 0)
+
+
+def event_of(entry: Any) -> Any:
+    from execution.orders import Event
+
+    return msgspec.json.decode(entry.body, type=Event)
+
+
+# -- the lake -----------------------------------------------------------------------------------
+
+
+def test_collecting_brings_a_run_into_the_lake_and_repeating_it_changes_nothing(
+    worked: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    root, summary = worked
+    lake = Lake(tmp_path / "lake", "synthetic")
+    state = tmp_path / "paper"
+    shutil.copytree(root / "live" / "paper", state)
+    done = collect(lake, state, "paper")
+    assert done["decisions"] == summary["decisions"]
+    assert (done["parents"], done["orders"], done["fills"], done["tca"]) == (
+        summary["parents"],
+        summary["orders"],
+        summary["fills"],
+        summary["parents"],
+    )
+    tables = ("decisions", "orders", "fills", "parents", "tca")
+
+    def content() -> dict[str, bytes]:
+        return {
+            lake.path(table, *key): Path(lake.path(table, *key)).read_bytes()
+            for table in tables
+            for key in lake.partitions(table)
+        }
+
+    before = content()
+    again = collect(lake, state, "paper")
+    assert again == done | {"decisions": 0}
+    assert content() == before
+    with lake.connect(tables) as connection:
+        [[filled]] = connection.sql("select sum(side * qty_lots) from fills").fetchall()
+        [[worst]] = connection.sql(
+            "select max(abs(delay_bps + spread_bps + timing_bps + opportunity_bps + fees_bps"
+            " - total_bps)) from tca"
+        ).fetchall()
+        [[stray]] = connection.sql(
+            "select count(*) from fills where (venue, parent_id) not in"
+            " (select (venue, parent_id) from parents)"
+        ).fetchall()
+    assert (filled, stray) == (0, 0)
+    assert worst <= 1e-9
+
+
+# -- the process --------------------------------------------------------------------------------
+
+PROCESS = """
+import json, sys
+from pathlib import Path
+from live.worker import run
+from tests.live.live_market import live_settings
+summary = run(live_settings(Path(sys.argv[1])), frames=[sys.argv[2]], speed=1.0)
+print(json.dumps({"summary": summary, "modules": sorted(sys.modules)}))
+"""
+
+
+def test_sigterm_ends_a_worker_in_order_and_it_never_loaded_what_trading_does_not_need(
+    root: Path, market: Market
+) -> None:
+    promote(root)
+    repository = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROCESS, str(root), market.fresh],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if msgspec.json.decode(line)["event"] == "warm":
+                break
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    result = msgspec.json.decode(out)
+    assert 0 < result["summary"]["decisions"] < 2 * FRESH_S
+    assert result["summary"]["positions"] == dict.fromkeys(SYMBOLS, 0)
+    loaded = {name.partition(".")[0] for name in result["modules"]}
+    heavy = {"dagster", "dbt", "mlflow", "great_expectations", "optuna", "matplotlib", "ccxt"}
+    assert loaded & heavy == set()
+    with Journal(root / "live" / "paper" / "journal.sqlite3") as journal:
+        assert journal.open_orders() == []
