@@ -90,6 +90,8 @@ def execution_study(
 
     Fees are those of the settings' fee row. Dates without events (straight as bars) have no study.
     """
+    from msgspec import convert
+
     from execution.tca import Shortfall
 
     settings, lake = platform.settings(), platform.lake()
@@ -108,7 +110,7 @@ def execution_study(
         note,
     )
     found = [
-        Shortfall(**{k: math.nan if v is None else v for k, v in row.items()})
+        convert({k: math.nan if v is None else v for k, v in row.items()}, Shortfall)
         for key in keys
         for row in lake.read("study", *key).to_pylist()
     ]

@@ -13,7 +13,7 @@ from market.settings import Settings, load
 OWNERS = ["team:platform"]
 
 
-class Platform(dg.ConfigurableResource):  # type: ignore[misc]  # pydantic generics of dagster
+class Platform(dg.ConfigurableResource["Platform"]):
     """Settings as the `l2` command reads them: file < environment < overrides.
 
     ``file`` is a TOML path ("" for the default search), ``overrides`` are ``section.key=value``.

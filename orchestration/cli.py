@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         changed = verb(name, _promote if name == "promote" else _rollback, text)
         if name == "promote":
-            changed.add_argument("version", type=int, help="version in the MLflow registry")
+            changed.add_argument("version", help="version in the MLflow registry")
             changed.add_argument(
                 "--in-spite-of-gate", action="store_true", help="promote what the gate did not pass"
             )
@@ -243,18 +245,37 @@ def _live(settings: Settings, options: argparse.Namespace) -> Result:
 
     if bool(options.frames) == bool(options.url):
         raise CommandError("say where the market comes from: --frames FILE… or --url WS")
-    result = run(
-        settings,
-        frames=options.frames,
-        url=options.url,
-        speed=options.speed,
-        warm_up_s=options.warm_up,
-        duration_s=options.duration,
-        flatten=not options.keep_position,
-    )
+    with _resolver(settings):
+        result = run(
+            settings,
+            frames=options.frames,
+            url=options.url,
+            speed=options.speed,
+            warm_up_s=options.warm_up,
+            duration_s=options.duration,
+            flatten=not options.keep_position,
+        )
     if not options.json:
         print(summary_text(result))
     return result
+
+
+@contextmanager
+def _resolver(settings: Settings) -> Iterator[None]:
+    """The process that turns the promoted alias into a local bundle while the worker trades.
+
+    It is another process so that the worker never loads MLflow; if it dies the worker goes on with
+    the champion that it has.
+    """
+    every = str(settings.live.resolve_every_s)
+    command = [sys.executable, "-m", "models_registry.resolver", "--every", every]
+    # a result on standard output must be the last line there, so the resolver speaks on the other
+    process = subprocess.Popen(command, stdout=sys.stderr.fileno())
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
 
 
 def _sql(settings: Settings, options: argparse.Namespace) -> Result:
@@ -263,7 +284,7 @@ def _sql(settings: Settings, options: argparse.Namespace) -> Result:
     from market.lake import Lake
 
     try:
-        answer = Lake(settings.root).connect().sql(options.query)
+        answer: duckdb.DuckDBPyRelation | None = Lake(settings.root).connect().sql(options.query)
     except duckdb.Error as error:
         raise CommandError(str(error).splitlines()[0]) from error
     if answer is None:
@@ -293,7 +314,7 @@ def _config(settings: Settings, options: argparse.Namespace) -> Result:
 
     tree = effective(settings)
     if not options.json:
-        rows = []
+        rows: list[tuple[str, object]] = []
         for key, value in tree.items():
             inner = value.items() if isinstance(value, dict) else [("", value)]
             rows += [(f"{key}.{name}".rstrip("."), item) for name, item in inner]

@@ -33,11 +33,15 @@ class _People(logging.Handler):
             say(f"{step}: FAILED")
 
 
-@dg.logger(description="Progress for people: what each step says, without the bookkeeping.")
-def people_logger(_: dg.InitLoggerContext) -> logging.Logger:
+def _people(_: dg.InitLoggerContext) -> logging.Logger:
     logger = logging.Logger("l2", level=logging.DEBUG)
     logger.addHandler(_People())
     return logger
+
+
+people_logger = dg.LoggerDefinition(
+    _people, description="Progress for people: what each step says, without the bookkeeping."
+)
 
 
 def table(rows: Sequence[Sequence[object]], head: Sequence[str] = ()) -> str:
