@@ -269,8 +269,8 @@ def _resolver(settings: Settings) -> Iterator[None]:
     """
     every = str(settings.live.resolve_every_s)
     command = [sys.executable, "-m", "models_registry.resolver", "--every", every]
-    # a result on standard output must be the last line there, so the resolver speaks on the other
-    process = subprocess.Popen(command, stdout=sys.stderr.fileno())
+    # a result must be the last line of standard output, so the resolver speaks on standard error
+    process = subprocess.Popen(command, stdout=2)
     try:
         yield
     finally:
