@@ -22,10 +22,11 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from market.events import EVENT, Events, Flag, Kind
+from market.kernel import kernel
 
 WIDTH: Final = 1 << 17  #: slots of a side
 _MASK: Final = WIDTH - 1
@@ -73,8 +74,7 @@ _GAP: Final = int(Flag.GAP)
 _CHECKPOINT: Final = int(Flag.CHECKPOINT)
 
 
-#: The whole book: int64, shape (STATE_SIZE,). A tuple of arrays would read better here, but numba
-#: counts references at every access to its members, which costs several times the work itself.
+#: The whole book: int64, shape (STATE_SIZE,).
 BookState = npt.NDArray[np.int64]
 
 
@@ -96,25 +96,25 @@ def _trailing_zeros(_: Any, word: Any) -> Any:
     return types.int64(types.int64), code
 
 
-@njit(cache=True)
+@kernel
 def row_of(side: int) -> int:
     """Row of a side: bids (+1) are 0, asks (-1) are 1."""
     return (1 - side) >> 1
 
 
-@njit(cache=True)
+@kernel
 def _slot_of(row: int, key: int) -> int:
     """Place of the pair (key, lots) where a key lives, if it does."""
     return _SLOTS + 2 * (row * WIDTH + (key & _MASK))
 
 
-@njit(cache=True)
+@kernel
 def _word_of(row: int, key: int) -> int:
     """Place of the bitmap word of a key."""
     return _LIVE + row * _WORDS + ((key & _MASK) >> 6)
 
 
-@njit(cache=True)
+@kernel
 def next_key(state: BookState, row: int, key: int) -> int:
     """The smallest live key above ``key``, ``NO_KEY`` when there is none."""
     worst = state[WORST + row]
@@ -140,7 +140,7 @@ def next_key(state: BookState, row: int, key: int) -> int:
     return nearest
 
 
-@njit(cache=True)
+@kernel
 def set_level(state: BookState, side: int, price_ticks: int, qty_lots: int) -> int:
     """Set a level's absolute quantity (zero deletes it); returns the quantity held before.
 
@@ -178,40 +178,40 @@ def set_level(state: BookState, side: int, price_ticks: int, qty_lots: int) -> i
     return int(held)
 
 
-@njit(cache=True)
+@kernel
 def lots_at(state: BookState, row: int, key: int) -> int:
     """Lots of a key, zero when it is not live; for walks with `next_key`."""
     slot = _slot_of(row, key)
     return int(state[slot + 1]) if state[slot] == key else 0
 
 
-@njit(cache=True)
+@kernel
 def level(state: BookState, side: int, price_ticks: int) -> int:
     """Quantity in lots at a price; zero when no level is held there."""
     return int(lots_at(state, row_of(side), -side * price_ticks))
 
 
-@njit(cache=True)
+@kernel
 def best(state: BookState, side: int) -> int:
     """Best price of a side in ticks, `NO_LEVEL` when the side is empty."""
     key = state[BEST + row_of(side)]
     return NO_LEVEL if key == NO_KEY else -side * key
 
 
-@njit(cache=True)
+@kernel
 def next_level(state: BookState, side: int, price_ticks: int) -> int:
     """The next worse price that holds a level, in ticks; `NO_LEVEL` at the end of the side."""
     key = next_key(state, row_of(side), -side * price_ticks)
     return NO_LEVEL if key == NO_KEY else -side * key
 
 
-@njit(cache=True)
+@kernel
 def count(state: BookState, side: int) -> int:
     """Number of levels of a side."""
     return int(state[COUNT + row_of(side)])
 
 
-@njit(cache=True)
+@kernel
 def top(
     state: BookState, side: int, ticks: npt.NDArray[np.int64], lots: npt.NDArray[np.int64]
 ) -> int:
@@ -227,14 +227,14 @@ def top(
     return int(wanted)
 
 
-@njit(cache=True)
+@kernel
 def is_valid(state: BookState) -> bool:
     """Whether the book can be believed: synchronised, whole, two-sided and not crossed."""
     status = state[STATUS] & (SYNCHRONISED | IN_FRAME | CROSSED | ONE_SIDED)
     return bool(status == SYNCHRONISED)
 
 
-@njit(cache=True)
+@kernel
 def clear(state: BookState) -> None:
     """Take all levels away; status and counters stay."""
     for row in range(2):
@@ -250,7 +250,7 @@ def clear(state: BookState) -> None:
         state[WORST + row] = -NO_KEY
 
 
-@njit(cache=True)
+@kernel
 def begin_row(state: BookState, event: Any) -> None:
     """The part of a book row that comes before its level: gaps and snapshots."""
     if event.flags & _GAP:
@@ -263,7 +263,7 @@ def begin_row(state: BookState, event: Any) -> None:
     state[STATUS] |= IN_FRAME
 
 
-@njit(cache=True)
+@kernel
 def set_row(state: BookState, event: Any) -> int:
     """The level of a book row, if it has one; returns the quantity held there before."""
     if event.side == 0:
@@ -275,7 +275,7 @@ def set_row(state: BookState, event: Any) -> int:
     return int(set_level(state, event.side, event.price_ticks, event.qty_lots))
 
 
-@njit(cache=True)
+@kernel
 def end_row(state: BookState, event: Any) -> bool:
     """The part of a book row that comes after its level; True when the row ends its frame."""
     if event.flags & _LAST == 0:
@@ -301,7 +301,7 @@ def end_row(state: BookState, event: Any) -> bool:
     return True
 
 
-@njit(cache=True)
+@kernel
 def apply(state: BookState, event: Any) -> bool:
     """Apply one event row; rows that are not about the book change nothing.
 
@@ -315,7 +315,7 @@ def apply(state: BookState, event: Any) -> bool:
     return bool(event.flags & _LAST != 0 and end_row(state, event))
 
 
-@njit(cache=True)
+@kernel
 def apply_rows(state: BookState, events: Events, start: int, stop: int) -> int:
     """Apply ``events[start:stop]``; returns the number of book frames that ended there."""
     frames = 0

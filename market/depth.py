@@ -10,9 +10,9 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from market.book import BEST, COUNT, BookState, lots_at, next_key, row_of
+from market.kernel import kernel
 
 #: Places in what `measure` writes.
 QTY_1: Final = 0  #: quantity on the best level, on five, on ten
@@ -26,14 +26,16 @@ CONVEXITY: Final = 9
 GAP: Final = 10  #: ticks between the best and the second level
 NEAR: Final = 11  #: levels among the NEAR_TICKS prices from the best outwards
 SWEEP: Final = 12  #: cost against the mid of taking each of SWEEPS
-MEASURES: Final = 15
+_LEFT: Final = 15  #: scratch: what of each sweep is left to take, and the quantity taken
+_TAKEN: Final = 18
+MEASURES: Final = 21
 
 BANDS_BPS: Final = (1, 2, 3)
 SWEEPS: Final = (10_000.0, 100_000.0, 1_000_000.0)
 NEAR_TICKS: Final = 50
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def measure(
     state: BookState,
     side: int,
@@ -54,10 +56,8 @@ def measure(
     levels = state[COUNT + row]
     out[:] = 0.0
     out[GAP] = np.nan
-    left = np.empty(len(SWEEPS))
-    taken = np.zeros(len(SWEEPS))
     for n in range(len(SWEEPS)):
-        left[n] = SWEEPS[n]
+        out[_LEFT + n] = SWEEPS[n]
     x2 = x3 = x4 = xy = x2y = 0.0
     notional = qty = 0.0
     distance2 = 0
@@ -86,10 +86,10 @@ def measure(
             if 1e4 * distance2 <= BANDS_BPS[band] * mid2_ticks:
                 out[BAND_1 + band] += here
         for n_sweep in range(len(SWEEPS)):
-            if left[n_sweep] > 0.0 and here > 0.0:
-                take = min(left[n_sweep], here)
-                left[n_sweep] -= take
-                taken[n_sweep] += take / price
+            if out[_LEFT + n_sweep] > 0.0 and here > 0.0:
+                take = min(out[_LEFT + n_sweep], here)
+                out[_LEFT + n_sweep] -= take
+                out[_TAKEN + n_sweep] += take / price
                 out[SWEEP + n_sweep] += take / price * bps
         square = bps * bps
         x2 += square
@@ -105,11 +105,11 @@ def measure(
             out[BAND_1 + band] = np.nan
             passed = True
     for n_sweep in range(len(SWEEPS)):
-        if left[n_sweep] > 0.0:
+        if out[_LEFT + n_sweep] > 0.0:
             out[SWEEP + n_sweep] = np.nan
             passed = True
         else:
-            out[SWEEP + n_sweep] /= taken[n_sweep]
+            out[SWEEP + n_sweep] /= out[_TAKEN + n_sweep]
     determinant = x2 * x4 - x3 * x3
     if determinant > 1e-12 * x2 * x4:
         out[SLOPE] = (xy * x4 - x2y * x3) / determinant

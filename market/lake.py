@@ -65,7 +65,14 @@ TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
     "quarantine": (1, ("market.ingest",), ("events",)),
     "bars": (
         1,
-        ("market.book", "market.columns", "market.depth", "market.second", "market.bars"),
+        (
+            "market.kernel",
+            "market.book",
+            "market.columns",
+            "market.depth",
+            "market.second",
+            "market.bars",
+        ),
         ("events",),
     ),
     "features": (1, (*_STAGING, "dbt_project/models/features/features.sql"), ("bars",)),

@@ -10,9 +10,9 @@ checkpoint that agrees with a valid book is no event at all, for files may resta
 wherever they begin; one that does not agree begins anew.
 A book that has been silent for longer than the limit is invalid until its next frame.
 
-State lies in flat arrays (``cells`` int64, ``sums`` float64, ``row`` the flows of this second in
-ticks and lots, ``tape`` the visible trades since the last book frame), because numba counts
-references at every access to an array inside a tuple. Nothing here depends on how a stream is cut:
+State lies in flat arrays: ``cells`` int64, ``sums`` float64, ``row`` the flows of this second in ticks
+and lots, ``tape`` the visible trades since the last book frame.
+Nothing here depends on how a stream is cut:
 time-weighted sums advance at book frames and at closes only, and a close changes no recursion.
 """
 
@@ -23,13 +23,13 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from market import book as bk
 from market import depth as dp
 from market.book import BookState
 from market.columns import COLUMNS, C
 from market.events import Events, Field, Flag, Kind
+from market.kernel import kernel
 
 SECOND_NS: Final = 1_000_000_000
 
@@ -110,7 +110,8 @@ _LIFE: Final = 12  #: decayed sum of log lifetimes, and of their weights
 _LIFE_WEIGHT: Final = 13
 _EXCITED: Final = 14  #: 3 x 2: decay outer, buy and sell inner
 _QUOTES: Final = 20  #: last ticker value by field
-_SUMS: Final = 32
+_SHAPE: Final = 32  #: room for `depth.measure`
+_SUMS: Final = _SHAPE + dp.MEASURES
 
 
 def new_cells(stale_ns: int) -> npt.NDArray[np.int64]:
@@ -140,7 +141,7 @@ def new_scale(tick: float, lot: float) -> npt.NDArray[np.float64]:
     return np.array([units.get(unit, 1.0) for unit, _ in COLUMNS.values()])
 
 
-@njit(cache=True)
+@kernel
 def _elapse(cells: Any, sums: Any, until: int) -> None:
     """Carry the time-weighted sums from `_SINCE` to an instant, over the valid part of it."""
     if cells[_VALID]:
@@ -159,7 +160,7 @@ def _elapse(cells: Any, sums: Any, until: int) -> None:
     cells[_SINCE] = until
 
 
-@njit(cache=True)
+@kernel
 def _look(book: BookState, cells: Any) -> bool:
     """Write the book's ladder to `_NEW`; True when it is the ladder of the last frame."""
     same = True
@@ -176,7 +177,7 @@ def _look(book: BookState, cells: Any) -> bool:
     return same
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def _end_frame(book: BookState, cells: Any, sums: Any, row: Any, event: Any, now: int) -> None:
     """What a whole book frame says: prices, moves and order-flow imbalance.
 
@@ -243,7 +244,7 @@ def _end_frame(book: BookState, cells: Any, sums: Any, row: Any, event: Any, now
     cells[_LOW2] = min(cells[_LOW2], mid2)
 
 
-@njit(cache=True)
+@kernel
 def _move_best(cells: Any, sums: Any, row: Any, side_row: int, direction: int, now: int) -> None:
     """A best price gave way to another: lifetimes, changes and flicker."""
     row[C.best_changes] += 1.0
@@ -259,7 +260,7 @@ def _move_best(cells: Any, sums: Any, row: Any, side_row: int, direction: int, n
     cells[_BEST_SINCE + side_row] = now
 
 
-@njit(cache=True)
+@kernel
 def _book_row(
     book: BookState, tape: Any, cells: Any, sums: Any, row: Any, event: Any, now: int
 ) -> None:
@@ -294,7 +295,7 @@ def _book_row(
         _end_frame(book, cells, sums, row, event, now)
 
 
-@njit(cache=True)
+@kernel
 def _trade(tape: Any, cells: Any, sums: Any, row: Any, event: Any, now: int) -> None:
     """A trade: volumes, excitation, and what it took from the displayed level."""
     lots = float(event.qty_lots)
@@ -329,17 +330,17 @@ def _trade(tape: Any, cells: Any, sums: Any, row: Any, event: Any, now: int) -> 
     cells[_RUN] = run + event.side if run * event.side > 0 else event.side
 
 
-@njit(cache=True)
+@kernel
 def _ticker(cells: Any, sums: Any, event: Any, now: int) -> None:
     if event.field == _NEXT_FUNDING:
         cells[_FUNDING_MS] = event.value_e8
-    elif event.field < _SUMS - _QUOTES:
+    elif event.field < _SHAPE - _QUOTES:
         sums[_QUOTES + event.field] = event.value_e8 / 1e8
     if event.flags & _CHECKPOINT == 0 or cells[_TICKER_NS] == 0:
         cells[_TICKER_NS] = now
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def _close(book: BookState, cells: Any, sums: Any, row: Any, scale: Any, out: Any) -> None:
     """Write the bar that ends at `NEXT` into ``out`` and begin the next second."""
     t = cells[NEXT]
@@ -396,7 +397,7 @@ def _close(book: BookState, cells: Any, sums: Any, row: Any, scale: Any, out: An
     cells[NEXT] = t + SECOND_NS
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def _close_book(book: BookState, cells: Any, sums: Any, valid: bool, out: Any) -> None:
     """The columns that show the book at the close; NaN when it is invalid then."""
     if not valid:
@@ -425,7 +426,7 @@ def _close_book(book: BookState, cells: Any, sums: Any, valid: bool, out: Any) -
     out[C.vamp_close] = (mid + weighted / weight) * tick
     out[C.spread_ticks] = ask - bid
     out[C.spread_bps] = spread / mid * 1e4
-    shape = np.empty(dp.MEASURES)
+    shape = sums[_SHAPE:_SUMS]
     truncated = False
     near = 0.0
     for side_row in range(2):
@@ -449,7 +450,7 @@ def _close_book(book: BookState, cells: Any, sums: Any, valid: bool, out: Any) -
     out[C.truncated] = 1.0 if truncated else 0.0
 
 
-@njit(cache=True)
+@kernel
 def advance(
     book: BookState,
     tape: Any,
@@ -491,7 +492,7 @@ def advance(
     return closed
 
 
-@njit(cache=True)
+@kernel
 def pass_seconds(book: BookState, cells: Any, sums: Any, row: Any, scale: Any, out: Any) -> None:
     """Close ``len(out)`` seconds in which nothing more will happen."""
     for n in range(len(out)):
