@@ -312,15 +312,15 @@ def _net_picture(study: Study) -> bytes:
         axis.set_title(
             f"{result.row}: {result.taker_bps:g} bps a side, {result.trades:,} trades", fontsize=9
         )
-        axis.axhline(0.0, color=_INK, linewidth=0.8)
         if not len(found):
             axis.text(
-                0.5, 0.6, "no expectation\nexceeded the cost", transform=axis.transAxes, ha="center"
+                0.5, 0.5, "no expectation\nexceeded the cost", transform=axis.transAxes, ha="center"
             )
-            axis.set_xticks([])
+            axis.set_axis_off()
             continue
-        hours = found.exit_ns.astype("datetime64[ns]")
-        order = np.argsort(hours, kind="stable")
+        axis.axhline(0.0, color=_INK, linewidth=0.8)
+        left = found.exit_ns.astype("datetime64[ns]")
+        order = np.argsort(left, kind="stable")
         for label, values, style in (
             ("before costs", found.gross_bps, ":"),
             ("net", found.net_bps(result.taker_bps), "-"),
@@ -328,7 +328,7 @@ def _net_picture(study: Study) -> bytes:
             path = np.cumsum(values[order])
             keep = np.unique(np.linspace(0, len(path) - 1, min(len(path), 2000)).astype(int))
             axis.plot(
-                hours[order][keep],
+                left[order][keep],
                 path[keep],
                 style,
                 color=_COLOURS[result.row],
@@ -379,7 +379,8 @@ def _decay_picture(study: Study, reference: DecayReference) -> bytes:
             linewidth=1.2,
             label=f"limit: one false alarm in {reference.arl0_days:g} days",
         )
-        axis.legend(frameon=False, fontsize=8)
+        axis.set_ylim(top=1.2 * max(reference.limit, float(path.max())))
+        axis.legend(frameon=False, fontsize=8, loc="upper left")
     _dates(axis)
     return _png(figure)
 

@@ -1,0 +1,179 @@
+"""The decay monitor: its false-alarm rate, what it finds, and what must not move it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import planted
+import pytest
+
+from market.lake import Lake
+from market.settings import Settings
+from models_registry import decay, registry
+from models_registry.decay import (
+    cusum,
+    make_reference,
+    monitor,
+    observations,
+    quantile_table,
+    reference_scores,
+    simulate_limit,
+)
+from models_registry.manifest import DecayReference
+
+SECOND = 1_000_000_000
+MINUTES = 1440
+
+
+def rows(days: int, ic: float, seed: int, *, volatility: float = 1.0):
+    """One prediction and realised return a minute; both divided by the scale they were made at."""
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    count = days * MINUTES
+    predicted = generator.normal(size=count)
+    realised = ic * predicted + np.sqrt(1 - ic**2) * generator.standard_t(5, count) / np.sqrt(5 / 3)
+    t_ns = np.arange(1, count + 1, dtype=np.int64) * 60 * SECOND
+    return t_ns, 0.1 * predicted, realised * volatility / volatility
+
+
+@pytest.fixture(scope="module")
+def reference() -> DecayReference:
+    return make_reference(*rows(10, 0.10, 1), spacing_s=60, arl0_days=30.0, block_s=3600, seed=5)
+
+
+def test_the_stream_s_mean_is_the_rank_ic(reference: DecayReference) -> None:
+    assert reference.mean == pytest.approx(0.10, abs=3 / np.sqrt(10 * MINUTES))
+    assert reference.drift == reference.mean / 2
+    assert reference.observations == 10 * MINUTES
+
+
+def test_false_alarms_come_about_as_rarely_as_stated(reference: DecayReference) -> None:
+    # 60 fresh histories of 10 days at the reference's IC: 20 alarms expected at one in 30 days,
+    # fewer because a monitor stops at its first.
+    alarms = sum(monitor(reference, *rows(10, 0.10, 100 + n)).failed for n in range(60))
+    assert 4 <= alarms <= 32
+
+
+def test_lost_information_is_found_within_days(reference: DecayReference) -> None:
+    delays = []
+    for n in range(20):
+        report = monitor(reference, *rows(6, 0.0, 200 + n))
+        assert report.failed
+        delays.append(report.alarm_ns / (86_400 * SECOND))
+    # The optimal detector takes 0.6 days on average at one false alarm in 30 days (Lorden's bound).
+    assert np.mean(delays) < 2.0
+
+
+def test_an_inverted_signal_is_found_sooner_than_a_lost_one(reference: DecayReference) -> None:
+    lost = monitor(reference, *rows(6, 0.0, 300))
+    inverted = monitor(reference, *rows(6, -0.10, 300))
+    assert inverted.alarm_ns < lost.alarm_ns
+    assert inverted.ic_recent < 0 < inverted.ic_reference
+
+
+def test_other_volatility_or_bolder_predictions_alone_alarm_no_one(
+    reference: DecayReference,
+) -> None:
+    t_ns, predicted, realised = rows(6, 0.10, 401)
+    assert not monitor(reference, t_ns, predicted, realised).failed
+    # The scale has taken a doubled volatility out of the realised returns before they come here;
+    # predictions three times as large keep their ranks' signs.
+    bolder = monitor(reference, t_ns, 3.0 * predicted, realised)
+    assert not bolder.failed
+    assert bolder.ic_recent == pytest.approx(reference.mean, abs=0.05)
+
+
+def test_two_symbols_in_a_minute_are_one_observation(reference: DecayReference) -> None:
+    t_ns, predicted, realised = rows(1, 0.1, 7)
+    once_at, once = observations(t_ns, predicted, realised, reference)
+    twice_at, twice = observations(
+        np.repeat(t_ns, 2), np.repeat(predicted, 2), np.repeat(realised, 2), reference
+    )
+    assert np.array_equal(once_at, twice_at)
+    assert twice == pytest.approx(once)
+
+
+def test_the_cusum_is_pages() -> None:
+    x = np.random.default_rng(3).normal(size=200)
+    level, path = 0.0, []
+    for value in x:
+        level = max(0.0, level + 0.1 - value)
+        path.append(level)
+    assert cusum(x, 0.1) == pytest.approx(path)
+
+
+def test_a_rarer_false_alarm_needs_a_higher_limit_and_the_seed_fixes_it() -> None:
+    x = 0.1 + np.random.default_rng(4).normal(size=2000)
+    limits = [
+        simulate_limit(x, 0.05, arl0=arl0, mean_block=20, seed=1) for arl0 in (200, 2000, 20_000)
+    ]
+    assert limits == sorted(set(limits))
+    assert limits[1] == simulate_limit(x, 0.05, arl0=2000, mean_block=20, seed=1)
+
+
+def test_scores_within_a_table_are_monotone_and_a_constant_scores_zero() -> None:
+    table = quantile_table(np.random.default_rng(5).normal(size=5000))
+    values = np.linspace(-9.0, 9.0, 101)
+    scores = reference_scores(values, table)
+    assert (np.diff(scores) >= 0).all()
+    assert scores[50] == pytest.approx(0.0, abs=0.05)
+    assert np.isfinite(scores).all()
+    assert not reference_scores(np.zeros(3), quantile_table(np.zeros(10))).any()
+    assert np.isnan(reference_scores(np.array([np.nan]), table)[0])
+
+
+def test_without_a_positive_ic_there_is_nothing_to_lose() -> None:
+    flat = make_reference(*rows(3, -0.1, 8), spacing_s=60, arl0_days=5, block_s=600, seed=1)
+    assert flat.limit is None
+    report = monitor(flat, *rows(1, -0.1, 9))
+    assert not report.failed
+    assert "nothing can decay" in report.summary
+
+
+def test_without_realised_returns_there_is_no_statement(reference: DecayReference) -> None:
+    t_ns, predicted, realised = rows(1, 0.1, 10)
+    report = monitor(reference, t_ns, predicted, np.full(len(realised), np.nan))
+    assert not report.failed
+    assert "no prediction has a realised return" in report.summary
+
+
+def test_the_champion_is_scored_and_checked_on_later_days_only(
+    registered: tuple[Lake, Settings], tmp_path: Path
+) -> None:
+    lake, settings = registered
+    keys = [(s, d) for d in ("2026-01-05", "2026-01-06") for s in planted.SYMBOLS]
+    before = decay.score_days(lake, settings, keys, planted.FEATURES)
+    assert before.partitions == 0
+    planted.extend(lake, "2026-01-06", 0.25)
+    try:
+        scored = decay.score_days(lake, settings, keys, planted.FEATURES)
+        assert scored.partitions == 2
+        found = lake.read("performance", "BTCUSDT", "2026-01-06").to_pylist()
+        assert [row["horizon_s"] for row in found] == list(planted.HORIZONS)
+        at_60 = found[1]
+        assert at_60["ic"] > 0.2
+        assert at_60["mean_edge_bps"] > 0
+        assert 0.5 < at_60["hit_rate"] < 1
+        assert at_60["n_eff"] == pytest.approx(120, abs=2)
+        good = decay.check(lake, settings, planted.FEATURES)
+        assert not good.failed
+        planted.extend(lake, "2026-01-06", 0.25, fading=True)
+        faded = decay.check(lake, settings, planted.FEATURES)
+        assert abs(faded.ic_recent) < 0.15
+        assert faded.statistic > good.statistic
+        assert faded.failed
+        other = msgspec.structs.replace(planted.FEATURES, hash="other")
+        assert "feature definitions" in decay.check(lake, settings, other).summary
+    finally:
+        for symbol in planted.SYMBOLS:
+            lake.remove("training_set", symbol, "2026-01-06")
+            lake.remove("performance", symbol, "2026-01-06")
+
+
+def test_without_a_champion_nothing_is_scored(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "lake", "synthetic")
+    settings = planted.settings(tmp_path / "lake")
+    assert "no champion" in decay.score_days(lake, settings, [], planted.FEATURES).summary
+    assert "no champion" in decay.check(lake, settings, planted.FEATURES).summary
+    assert registry.CHAMPION == "champion"

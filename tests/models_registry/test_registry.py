@@ -1,0 +1,212 @@
+"""Runs, versions, aliases and the resolver on a temporary SQLite registry."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import planted
+import pytest
+
+from market.lake import Lake
+from market.settings import Settings
+from models_registry import registry, resolver
+from models_registry.manifest import (
+    MANIFEST_FILE,
+    POINTER_FILE,
+    BundleError,
+    bundles_folder,
+    load_champion,
+    read_pointer,
+    sha256,
+)
+from models_registry.registry import Outcome, RegistryError
+
+
+def attempt(lake: Lake, settings: Settings, sha: str) -> Outcome:
+    return registry.train_and_register(
+        lake, settings, sha, {"dagster.run_id": "run"}, features=planted.FEATURES
+    )
+
+
+def client_of(settings: Settings):
+    import mlflow
+
+    uri = registry.tracking_uri(settings)
+    return mlflow.MlflowClient(uri, uri)
+
+
+def test_a_version_tells_a_reviewer_what_it_is(registered: tuple[Lake, Settings]) -> None:
+    lake, settings = registered
+    client = client_of(settings)
+    version = client.get_model_version(settings.model_name, "1")
+    assert version.tags["gate.verdict"] == "promote"
+    assert version.tags["git_sha"] == "code"
+    assert version.tags["feature_hash"] == planted.FEATURES.hash
+    assert version.tags["horizons"] == "10,60,300"
+    assert version.tags["dagster.run_id"] == "run"
+    assert float(version.tags["ic_worst_fold"]) <= float(version.tags["ic_mean"])
+    assert "Verdict: promote" in version.description
+    run = client.get_run(version.run_id)
+    assert run.data.params["fee_row"] == "zero"
+    assert run.data.metrics["ic_lower"] > 0
+    names = {file.path for file in client.list_artifacts(version.run_id)}
+    assert {"card.md", "blocks.csv", "pictures"} <= names
+    pictures = {file.path for file in client.list_artifacts(version.run_id, "pictures")}
+    assert "pictures/net.png" in pictures
+    assert lake.source == "synthetic"
+
+
+def test_no_pickle_is_stored(registered: tuple[Lake, Settings]) -> None:
+    _, settings = registered
+    files = [path.name for path in (Path(settings.root) / "mlflow").rglob("*") if path.is_file()]
+    assert {"manifest.json", "booster_60s.txt", "served.py"} <= set(files)
+    assert not [name for name in files if name.endswith((".pkl", ".pickle", ".joblib"))]
+
+
+def test_the_served_model_predicts_as_the_bundle(registered: tuple[Lake, Settings]) -> None:
+    import mlflow
+    import numpy as np
+    import pandas as pd
+
+    _, settings = registered
+    mlflow.set_tracking_uri(registry.tracking_uri(settings))
+    try:
+        served = mlflow.pyfunc.load_model(f"models:/{settings.model_name}@champion")
+    finally:
+        mlflow.set_tracking_uri(None)
+    champion = load_champion(settings.root, settings.model_name)
+    assert champion is not None
+    names = list(planted.FEATURES.names)
+    rows = np.random.default_rng(1).normal(size=(20, len(names))) + 15.0
+    made = served.predict(pd.DataFrame(rows, columns=names)[names[::-1]])
+    assert np.array_equal(made["raw_bps"], champion[1].predict_many(rows).raw_bps)
+
+
+def test_the_same_attempt_finds_its_version_again(registered: tuple[Lake, Settings]) -> None:
+    lake, settings = registered
+    again = attempt(lake, settings, "code")
+    assert again.reused
+    assert again.version == "1"
+    assert again.verdict == "promote"
+    assert "Verdict: promote" in again.card
+    assert len(client_of(settings).search_model_versions(f"name='{settings.model_name}'")) == 1
+    assert registry.latest_verdict(settings)[0] == "promote"
+
+
+def test_too_little_data_leaves_a_run_and_no_version(tmp_path: Path, template: Path) -> None:
+    root = tmp_path / "lake"
+    lake = Lake(root, "synthetic")
+    shutil.copytree(template, root / "mlflow")
+    settings = planted.settings(root)
+    outcome = attempt(lake, settings, "code")
+    assert outcome.verdict == "not_enough_data"
+    assert outcome.version is None
+    assert "not enough data" in outcome.card
+    verdict, reasons = registry.latest_verdict(settings)
+    assert verdict == "not_enough_data"
+    assert reasons == outcome.reasons
+    assert registry.promote_latest(settings) == (False, None)
+    assert resolver.resolve(settings) is None
+    run = client_of(settings).get_run(outcome.run_id)
+    assert run.data.tags["gate.verdict"] == "not_enough_data"
+    assert run.data.tags["dagster.run_id"] == "run"
+
+
+def test_promotion_and_rollback_move_aliases_and_pointer(
+    registered: tuple[Lake, Settings], tmp_path: Path
+) -> None:
+    lake, source = registered
+    settings = msgspec.structs.replace(source, root=str(tmp_path / "lake"))
+    Lake(settings.root, "synthetic")
+    # Another code makes a second version of the same data; the lake is copied so that other tests
+    # keep theirs.
+    shutil.copytree(Path(lake.uri) / "training_set", Path(settings.root) / "training_set")
+    here = Lake(settings.root)
+    first, second = attempt(here, settings, "one"), attempt(here, settings, "two")
+    assert (first.version, second.version) == ("1", "2")
+    name = settings.model_name
+    assert registry.champion_version(settings) is None
+    with pytest.raises(RegistryError, match="no earlier champion"):
+        registry.rollback(settings)
+
+    registry.promote(settings, "1")
+    pointer = read_pointer(settings.root, name)
+    assert pointer is not None
+    assert pointer.version == "1"
+    assert registry.promote_latest(settings) == (True, "2")
+    assert registry.promote_latest(settings) == (False, "2")
+    aliases = client_of(settings).get_registered_model(name).aliases
+    assert {k: str(v) for k, v in aliases.items()} == {
+        "champion": "2",
+        "previous": "1",
+        "challenger": "2",
+    }
+    assert registry.rollback(settings) == "1"
+    champion = load_champion(settings.root, name)
+    assert champion is not None
+    assert champion[0].version == "1"
+    assert champion[1].manifest.git_sha == "one"
+    assert registry.rollback(settings) == "2"
+
+    # Same boosters, other manifest: the second differs by its code and its look at no champion.
+    folders = sorted(p.name for p in bundles_folder(settings.root, name).iterdir() if p.is_dir())
+    assert [folder.split("-")[0] for folder in folders] == ["1", "2"]
+
+    with pytest.raises(RegistryError, match="has no version 9"):
+        registry.promote(settings, "9")
+    client_of(settings).set_model_version_tag(name, "1", "gate.verdict", "abstain")
+    with pytest.raises(RegistryError, match="the gate says abstain"):
+        registry.promote(settings, "1")
+    registry.promote(settings, "1", in_spite_of_gate=True)
+    assert registry.champion_version(settings) == "1"
+
+
+def test_a_damaged_bundle_is_fetched_again(registered: tuple[Lake, Settings]) -> None:
+    _, settings = registered
+    home = bundles_folder(settings.root, settings.model_name)
+    pointer = resolver.resolve(settings)
+    assert pointer is not None
+    booster = home / pointer.folder / "booster_60s.txt"
+    booster.write_bytes(b"damaged")
+    with pytest.raises(BundleError):
+        load_champion(settings.root, settings.model_name)
+    assert resolver.resolve(settings) == pointer
+    assert load_champion(settings.root, settings.model_name) is not None
+    (home / POINTER_FILE).write_text("{")
+    assert resolver.resolve(settings) == pointer
+    manifest = (home / pointer.folder / MANIFEST_FILE).read_bytes()
+    assert pointer.manifest_sha256 == sha256(manifest)
+    assert pointer.folder == f"1-{pointer.manifest_sha256[:8]}"
+    assert not list(home.glob(".*"))
+
+
+def test_the_resolver_is_a_command_with_one_line(
+    registered: tuple[Lake, Settings], tmp_path: Path
+) -> None:
+    _, settings = registered
+    command = [sys.executable, "-m", "models_registry.resolver", "--name", "synthetic-l2"]
+    done = subprocess.run(
+        [*command, "--root", settings.root], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "champion of synthetic-l2: version 1\n"
+
+
+def test_the_resolver_says_in_one_line_that_there_is_no_champion(
+    tmp_path: Path, template: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "lake"
+    shutil.copytree(template, root / "mlflow")
+    assert resolver.main(["--root", str(root), "--name", "synthetic-l2"]) == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "no champion of synthetic-l2" in said
+
+
+def test_an_object_store_is_no_place_for_the_registry() -> None:
+    with pytest.raises(RegistryError, match="needs a local root"):
+        registry.tracking_uri(planted.settings(Path("x")).__class__(root="s3://bucket/lake"))

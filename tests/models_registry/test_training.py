@@ -1,0 +1,184 @@
+"""The pipeline finds what was planted, abstains where there is nothing, and repeats itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import planted
+import pytest
+from conftest import train
+
+from market.lake import Lake
+from market.settings import Settings
+from models_registry import card, dataset, ensemble, training
+from models_registry.dataset import DatasetError, Features
+from models_registry.ensemble import fit_line
+from models_registry.study import Study
+from models_registry.training import Model
+
+
+def study_of(lake: Lake, settings: Settings) -> Study:
+    rows = training.load_rows(lake, settings, planted.FEATURES)
+    return training.evaluate(lake, settings, planted.FEATURES, rows)
+
+
+def test_a_planted_signal_is_found_and_promoted(trained: tuple[Study, Model]) -> None:
+    study, model = trained
+    assert study.gate.verdict == "promote"
+    assert len(study.blocks) == 3
+    assert study.ic.rank > study.ic_lower > 0.1
+    assert model.importance[0][0] in ("signal", "echo")
+    assert all(member.weight >= 0 for member in model.manifest.recipe.members)
+    assert sum(m.weight for m in model.manifest.recipe.members) == pytest.approx(1.0)
+    assert all(regime.threshold_bps == 0.0 for regime in model.manifest.recipe.regimes)
+    assert model.manifest.decay.limit is not None
+
+
+def test_expectations_are_returns_in_bps(trained: tuple[Study, Model]) -> None:
+    pooled = trained[0].pooled
+    assert pooled is not None
+    realised = pooled.rows.labels_bps[:, planted.HORIZONS.index(60)]
+    line = fit_line(pooled.raw_bps, realised, pooled.rows.t_ns, 60)
+    assert line.slope == pytest.approx(1.0, abs=3 * line.error)
+    assert line.error < 0.2
+
+
+def test_higher_fees_only_ever_cost(trained: tuple[Study, Model]) -> None:
+    by_row = {result.row: result for result in trained[0].results}
+    assert set(by_row) == {"vip0", "vip3", "zero"}
+    assert by_row["vip0"].trades <= by_row["vip3"].trades <= by_row["zero"].trades
+    assert by_row["zero"].break_even_bps > 0
+
+
+def test_noise_abstains_and_every_regime_without_evidence_stays_closed(tmp_path: Path) -> None:
+    lake = planted.lake(tmp_path / "lake", 5, 0.0)
+    study, model = train(lake, planted.settings(tmp_path / "lake"))
+    assert study.gate.verdict == "abstain"
+    assert abs(study.ic.rank) < 3.5 / np.sqrt(study.ic.n_eff)
+    recipe = model.manifest.recipe
+    if recipe.gain == 0.0:
+        assert all(regime.threshold_bps is None for regime in recipe.regimes)
+
+
+def test_too_few_days_are_not_enough_data_and_say_so(tmp_path: Path) -> None:
+    lake = planted.lake(tmp_path / "lake", 3, 0.25)
+    study = study_of(lake, planted.settings(tmp_path / "lake"))
+    assert study.gate.verdict == "not_enough_data"
+    assert study.gate.reasons[0] == "1 test blocks of at least 3"
+    assert len(study.blocks) == 1
+
+
+def test_nothing_at_all_is_not_enough_data(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "lake", "synthetic")
+    settings = planted.settings(tmp_path / "lake")
+    study = study_of(lake, settings)
+    assert study.gate.verdict == "not_enough_data"
+    assert "0 dates with warm rows" in study.gate.reasons[1]
+    about = card.About(
+        name="synthetic-l2", source="synthetic", git_sha="x", fingerprint="y", fee_row="zero",
+        block_s=600,
+    )  # fmt: skip
+    assert "not enough data" in card.text(study, None, about)
+    assert card.pictures(study, None) == {}
+    assert card.fold_csv(study).count("\n") == 1
+    with pytest.raises(ValueError, match="makes no model"):
+        training.finish(
+            study, settings, planted.FEATURES, training.load_rows(lake, settings, planted.FEATURES),
+            source="synthetic", data_fingerprint="y", git_sha="x",
+        )  # fmt: skip
+
+
+def test_a_few_minutes_a_day_are_too_few_to_train_or_judge(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "lake", "synthetic")
+    for date in range(1, 7):
+        name = f"2026-01-0{date}"
+        lake.write("training_set", "BTCUSDT", name, planted.day(name, 0, 0.25, 200), inputs="x")
+    study = study_of(lake, planted.settings(tmp_path / "lake"))
+    assert study.gate.verdict == "not_enough_data"
+    assert not study.blocks
+    assert any("of at least 500" in reason for reason in study.gate.reasons)
+
+
+def test_the_same_data_and_code_are_the_same_bytes(
+    planted_lake: Lake, planted_settings: Settings, trained: tuple[Study, Model]
+) -> None:
+    _, again = train(planted_lake, planted_settings)
+    assert dict(again.files) == dict(trained[1].files)
+
+
+def test_what_lies_after_a_fold_cannot_change_it(
+    planted_lake: Lake, planted_settings: Settings, trained: tuple[Study, Model], tmp_path: Path
+) -> None:
+    # The first block of a shorter lake is the first block of the longer one.
+    shorter = Lake(tmp_path / "lake", "synthetic")
+    for symbol, date in planted_lake.partitions("training_set"):
+        if date <= "2026-01-03":
+            table = planted_lake.read("training_set", symbol, date)
+            shorter.write("training_set", symbol, date, table, inputs="x")
+    study = study_of(shorter, msgspec.structs.replace(planted_settings, root=shorter.uri))
+    assert study.blocks[0].ic == trained[0].blocks[0].ic
+    assert study.blocks[0].net_total_bps == trained[0].blocks[0].net_total_bps
+
+
+def test_tuning_sees_the_first_training_span_only(
+    planted_lake: Lake, planted_settings: Settings
+) -> None:
+    rows = training.load_rows(planted_lake, planted_settings, planted.FEATURES)
+    volatility = np.ascontiguousarray(rows.features[:, -1])
+    span = training.walk_forward(
+        rows.t_ns, min_train_days=2, max_test_blocks=20, calibration_share=0.2, max_horizon_s=300
+    )[0].train
+
+    def tuned(given: dataset.Rows) -> tuple[ensemble.Parameters, float]:
+        return ensemble.tune(
+            given, volatility, span, planted.FEATURES.names, column=1, horizon_s=60, stride_s=5,
+            trials=2, seed=1, threads=1,
+        )  # fmt: skip
+
+    outside = ~span.mask(rows.t_ns)
+    broken = rows.labels_bps.copy()
+    broken[outside] = 1e6
+    assert tuned(rows) == tuned(msgspec.structs.replace(rows, labels_bps=broken))
+
+
+def test_a_line_s_error_grows_with_overlap_and_noise_shrinks_to_nothing() -> None:
+    generator = np.random.default_rng(1)
+    t_ns = np.arange(1, 6001, dtype=np.int64) * 1_000_000_000
+    x = generator.normal(size=6000)
+    strong = fit_line(x, 2.0 * x + generator.normal(size=6000), t_ns, 10)
+    assert strong.slope == pytest.approx(2.0, abs=0.1)
+    assert 0.95 * strong.slope < strong.shrunk < strong.slope
+    longer = fit_line(x, 2.0 * x + generator.normal(size=6000), t_ns, 1000)
+    assert longer.error == pytest.approx(10 * strong.error, rel=0.1)
+    assert fit_line(x, -x, t_ns, 10).shrunk == 0.0
+    assert fit_line(np.zeros(6000), x, t_ns, 10).shrunk == 0.0
+
+
+def test_a_missing_column_or_scale_is_named(planted_lake: Lake, planted_settings: Settings) -> None:
+    absent = Features.of((*planted.FEATURES.names, "absent"))
+    with pytest.raises(DatasetError, match=r"no column absent; materialise training_set"):
+        training.load_rows(planted_lake, planted_settings, absent)
+    with pytest.raises(DatasetError, match="realised_vol_300"):
+        training.load_rows(planted_lake, planted_settings, Features.of(("signal",)))
+
+
+def test_strided_rows_are_the_full_rows_at_those_seconds(planted_lake: Lake) -> None:
+    names = planted.FEATURES.names
+    every = dataset.load(planted_lake, planted.SYMBOLS, ["2026-01-02"], names, planted.HORIZONS)
+    some = dataset.load(
+        planted_lake, planted.SYMBOLS, ["2026-01-02"], names, planted.HORIZONS, stride_s=5
+    )
+    kept = every.where((every.t_ns // 1_000_000_000) % 5 == 0)
+    for field in dataset.Rows.__struct_fields__:
+        assert np.array_equal(getattr(some, field), getattr(kept, field), equal_nan=True)
+    assert (np.diff(every.t_ns) >= 0).all()
+
+
+def test_pictures_are_repeatable_png_files(trained: tuple[Study, Model]) -> None:
+    study, model = trained
+    first, second = card.pictures(study, model), card.pictures(study, model)
+    assert sorted(first) == ["calibration.png", "decay.png", "ic_by_block.png", "net.png"]
+    assert all(image.startswith(b"\x89PNG") for image in first.values())
+    assert first == second
