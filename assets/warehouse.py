@@ -257,7 +257,8 @@ def _complaint(result: Mapping[str, Any]) -> str:
     kind = result["unique_id"].split(".")[0]
     if result["status"] == "fail":
         return f"dbt {kind} {_name(result)} failed in {result['failures']} row(s)"
-    return f"dbt {kind} {_name(result)} failed: {' '.join(str(result['message']).split())}"
+    reason = " ".join(str(result["message"]).split(" > in macro")[0].split())
+    return f"dbt {kind} {_name(result)} failed: {reason}"
 
 
 def _name(result: Mapping[str, Any]) -> str:
