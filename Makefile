@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types lock clean
+.PHONY: demo test check lint types generate lock clean
 
 demo: $(READY)
 	@$(BIN)/l2 demo
@@ -32,6 +32,11 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps --editable .
 	@touch $@
+
+# After a change of a feature, of a bar column or of the horizons: SQL, contracts and their docs.
+generate: $(READY)
+	@$(BIN)/python -m market.features
+	@$(BIN)/python -m assets.contracts
 
 # Renews the lock file from pyproject.toml.
 lock: $(READY)
