@@ -6,10 +6,11 @@ decisions are moved. Doing it again changes nothing, and it may be done beside a
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -27,10 +28,16 @@ KEYS: Final = {
     "tca": ("venue", "parent_id"),
 }
 
+R = TypeVar("R", bound=Row)
+
 _ACTION = msgspec.json.Decoder(Action)
 _EVENT = msgspec.json.Decoder(Event)
-_PARENT = msgspec.json.Decoder(ParentRow)
-_SHORTFALL = msgspec.json.Decoder(Shortfall)
+
+
+def _read(kind: type[R], body: bytes) -> R:
+    """A row as the journal holds it; JSON has no NaN, so null stands for it."""
+    fields = msgspec.json.decode(body)
+    return msgspec.convert({k: math.nan if v is None else v for k, v in fields.items()}, kind)
 
 
 def collect(lake: Lake, state: str | Path, venue: str) -> dict[str, int]:
@@ -66,10 +73,10 @@ def journal_rows(entries: Iterable[Entry], venue: str) -> dict[str, list[tuple[i
     told: set[tuple[str, str]] = set()
     for entry in entries:
         if entry.kind == "parent":
-            parent = _PARENT.decode(entry.body)
+            parent = _read(ParentRow, entry.body)
             parents.append((parent.decision_ns, parent))
         elif entry.kind == "end":
-            cost = _SHORTFALL.decode(entry.body)
+            cost = _read(Shortfall, entry.body)
             costs.append((cost.decision_ns, cost))
         elif entry.kind == "intent":
             action = _ACTION.decode(entry.body)
