@@ -1,18 +1,19 @@
 """Expressions as one SQL statement for DuckDB.
 
 Stages, each a CTE: the seconds of a date, the bars on them, what was some seconds ago, row terms,
-window aggregates and what is made of
-several, features. Every second of a date's grid has a row, so a window of w seconds is
-one of w rows: DuckDB finds its frames by counting, several times faster than by comparing times.
+window aggregates and what is made of several, features. Every second of a date's grid has a row, so
+a window of w seconds is one of w rows: DuckDB finds its frames by counting, several times faster
+than by comparing times.
 
-DuckDB sums a frame through a tree whose nodes cover aligned runs of 16, 256 and 4,096 rows. The
-grid of every date has the same length, a multiple of 256, and no frame holds an aligned run of
-4,096. So the bits of a feature depend on the bars it sees and the second, and not on which dates
-and symbols are built in one run.
+DuckDB sums a frame through a tree whose nodes cover runs of 16 and 256 rows, aligned to the rows'
+places. A grid is therefore made of whole blocks of 256 s: a second has the same place in its block
+always, and the bits of a feature depend on the bars it sees, not on which dates and symbols are
+built in one run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -33,12 +34,10 @@ from market.expression import (
     walk,
 )
 
-#: Rows before midnight in a date's grid: at least the memory, and a multiple of 256 with the day.
-LEAD_IN_S: Final = 3712
-assert LEAD_IN_S >= MEMORY_S
-assert (LEAD_IN_S + 86_400) % 256 == 0
+#: Seconds in a block of the grid.
+BLOCK_S: Final = 256
 
-_NAME_LENGTH = 56
+_NAME_LENGTH: Final = 40
 _INFIX: Final = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2)}
 
 
@@ -63,7 +62,7 @@ class Statement:
         self.terms = sorted(
             (one for one in series if not isinstance(one, Column)), key=lambda one: len(walk(one))
         )
-        self._held = {one: self.name(one) for one in self.terms}
+        self._held: dict[Node, str] = {one: self.name(one) for one in self.terms}
         self._aggregates = self._plan()
         taken = [*self._held.values(), *self._aggregates, *map(self.name, [*now, *self.lags])]
         taken += [self.name(one) for one in self.windows if self._parts(one)]
@@ -80,10 +79,12 @@ class Statement:
                 return ("lead_" if leader else "") + name + (f"_ago_{ago}" if ago else "")
             case Window(op, args, seconds):
                 return "_".join([op, *map(self.name, args), str(seconds)])
-        label = self.labels.get(node) or re.sub(r"\W+", "_", text(node)).strip("_")
-        if len(label) > _NAME_LENGTH:
-            raise ExpressionError(f"{text(node)}: too long to name a column; make it a term")
-        return label
+        if node in self.labels:
+            return self.labels[node]
+        # Unlike texts can read alike as names; the digest keeps them apart.
+        digest = hashlib.sha256(text(node).encode()).hexdigest()[:6]
+        words = "_".join(re.findall(r"[a-z]\w*", text(node)))
+        return f"{words[:_NAME_LENGTH]}_{digest}"
 
     # -- expressions -----------------------------------------------------------------------------
 
@@ -240,24 +241,28 @@ class Statement:
 
 with dates as (
 
-    select distinct
+    select
         symbol,
         date,
-        case symbol {cases} else '{default_leader}' end as leader
+        case symbol {cases} else '{default_leader}' end as leader,
+        min(t_ns) // {BLOCK_S}000000000 as first_block,
+        max(t_ns) // {BLOCK_S}000000000 as last_block
     from {source}
-    where wanted
+    group by symbol, date
+    having bool_or(wanted)
 
 ),
 
 grid as (
 
-    -- Every second of a date and of the hour before has a row: a window of w rows is one of w s.
+    -- Every second has a row, so a window of w rows is one of w seconds; whole blocks of {BLOCK_S} s
+    -- keep the order of additions, and so the bits, apart from what else is built.
     select
         symbol,
         date,
         leader,
-        epoch_ns(cast(date as date)) // 1000000000 + second as t_s
-    from dates, range(-{LEAD_IN_S - 1}, 86401) as seconds (second)
+        unnest(range(first_block * {BLOCK_S}, (last_block + 1) * {BLOCK_S})) as t_s
+    from dates
 
 ),
 

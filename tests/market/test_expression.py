@@ -172,14 +172,16 @@ SERIES = ROW.map(lambda one: f"({one}) + 0 * bid_q1")
 EXPRESSION = st.one_of(
     SERIES,
     st.tuples(st.sampled_from(["min", "max"]), ROW).map(lambda p: f"{p[0]}({p[1]} + 0 * rv, 4)"),
-    st.sampled_from(
-        ["sum(sign(ofi_1), 5)", "std(clip(ofi_1, -9, 9), 6)", "corr(ofi_1, sign(bid_q1), 8)"]
-    ).flatmap(lambda w: SERIES.map(lambda one: f"div({one}, {w}) - {w}")),
+    # Divided by what is exact or far from zero: a quotient by a rounding error is nobody's value.
+    st.sampled_from(["sum(sign(ofi_1), 5)", "std(clip(ofi_1, -9, 9), 6)"]).flatmap(
+        lambda w: SERIES.map(lambda one: f"div({one}, {w}) - {w}")
+    ),
+    SERIES.map(lambda one: f"({one}) * corr(ofi_1, sign(bid_q1), 8)"),
 )
 AWKWARD = [0.0, 0.0, 1.0, -1.0, 1e-300, 1e300, -1e300, 1e99, 1e101, 7.5, np.inf, np.nan]
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.lists(EXPRESSION, min_size=24, max_size=24), st.integers(0, 2**31))
 def test_random_expressions_agree_on_awkward_values(expressions, seed):
     data = column_data(seed, n=30)

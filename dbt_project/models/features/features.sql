@@ -49,24 +49,28 @@
 
 with dates as (
 
-    select distinct
+    select
         symbol,
         date,
-        case symbol when 'BTCUSDT' then 'ETHUSDT' when 'ETHUSDT' then 'BTCUSDT' else 'BTCUSDT' end as leader
+        case symbol when 'BTCUSDT' then 'ETHUSDT' when 'ETHUSDT' then 'BTCUSDT' else 'BTCUSDT' end as leader,
+        min(t_ns) // 256000000000 as first_block,
+        max(t_ns) // 256000000000 as last_block
     from {{ ref('stg_bars') }}
-    where wanted
+    group by symbol, date
+    having bool_or(wanted)
 
 ),
 
 grid as (
 
-    -- Every second of a date and of the hour before has a row: a window of w rows is one of w s.
+    -- Every second has a row, so a window of w rows is one of w seconds; whole blocks of 256 s
+    -- keep the order of additions, and so the bits, apart from what else is built.
     select
         symbol,
         date,
         leader,
-        epoch_ns(cast(date as date)) // 1000000000 + second as t_s
-    from dates, range(-3711, 86401) as seconds (second)
+        unnest(range(first_block * 256, (last_block + 1) * 256)) as t_s
+    from dates
 
 ),
 

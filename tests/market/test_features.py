@@ -1,0 +1,337 @@
+"""The features: one definition, two engines, the same values row by row; nothing from the future."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from feature_bars import NAMES, SECOND, random_bars, run_model, staged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from market.bars import COLUMNS
+from market.definitions import TERMS
+from market.expression import ExpressionError
+from market.features import (
+    FEATURES,
+    FeatureEvaluator,
+    feature_hash,
+    feature_names,
+    nodes,
+    parse,
+    read_table,
+)
+from market.lake import day_start_ns
+from market.rendering import generated, render_model
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DAY, NEXT = "2026-01-02", "2026-01-03"
+MIDNIGHT = day_start_ns(NEXT) // SECOND
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+
+
+def model(data, dates):
+    """(symbols, t_s, features float64 (rows, features), warm) of the dbt model."""
+    tables = [staged(symbol, t * SECOND, bars, dates) for symbol, (t, bars) in data.items()]
+    rows = run_model(render_model(), pa.concat_tables(tables))
+    values = [rows[name].to_numpy(zero_copy_only=False) for name in feature_names()]
+    seconds = rows["t_ns"].to_numpy() // SECOND
+    return rows["symbol"].to_pylist(), seconds, np.column_stack(values), rows["warm"].to_pylist()
+
+
+def live(data, since=0):
+    """{(symbol, t_s): (features, warm)} of the evaluator, pushed second by second."""
+    evaluator = FeatureEvaluator(SYMBOLS)
+    rows = {symbol: dict(zip(t.tolist(), bars, strict=True)) for symbol, (t, bars) in data.items()}
+    found = {}
+    for second in sorted(set().union(*rows.values())):
+        present = [symbol for symbol in rows if second in rows[symbol]]
+        for symbol in present:
+            evaluator.push(symbol, second * SECOND, rows[symbol][second])
+        for symbol in present:
+            if second >= since:
+                found[symbol, second] = evaluator.evaluate(symbol)
+    return found
+
+
+def assert_parity(data, dates):
+    symbols, seconds, values, warm = model(data, dates)
+    found = live(data)
+    assert len(seconds)
+    for symbol, second, row, ready in zip(symbols, seconds.tolist(), values, warm, strict=True):
+        vector, live_warm = found[symbol, second]
+        assert live_warm == ready, (symbol, second)
+        off = np.isnan(row) != np.isnan(vector)
+        off |= np.abs(row - vector) > 1e-9 * np.maximum(1.0, np.abs(row))
+        assert not off.any(), [
+            (symbol, second, name, a, b)
+            for name, a, b, bad in zip(feature_names(), row, vector, off, strict=True)
+            if bad
+        ]
+    return values, warm
+
+
+def two_symbols(seed, start, n, missing=0.0, null=0.0):
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    data = {}
+    for symbol, price in zip(SYMBOLS, (60_000.0, 3_000.0), strict=True):
+        bars = random_bars(rng, n, price)
+        bars[rng.random(bars.shape) < null] = np.nan
+        keep = rng.random(n) >= missing
+        data[symbol] = ((start + np.arange(n))[keep], bars[keep])
+    return data
+
+
+# -- parity ------------------------------------------------------------------------------------
+
+
+def test_a_whole_record_is_equal_in_both_engines_warm_and_not_null():
+    values, warm = assert_parity(two_symbols(1, MIDNIGHT - 3650, 4000), [DAY, NEXT])
+    assert 600 < sum(warm) < len(warm)
+    assert not np.isnan(values[warm]).any()
+
+
+# Whatever is missing (seconds, values, a symbol for a while, everything for a while), constant, or
+# out of scale, both engines give the same rows, across midnight.
+
+DEFECTS = st.lists(
+    st.tuples(
+        st.sampled_from(["absent", "null", "constant", "zero", "huge", "tiny", "gap"]),
+        st.sampled_from(SYMBOLS),
+        st.integers(0, 500),
+        st.integers(1, 300),
+        st.lists(st.sampled_from(NAMES), min_size=1, max_size=30),
+    ),
+    min_size=2,
+    max_size=8,
+)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(DEFECTS, st.integers(0, 2**31), st.sampled_from([0.0, 0.1, 0.6]))
+def test_defective_bars_are_equal_in_both_engines(defects, seed, missing):
+    data = two_symbols(seed, MIDNIGHT - 300, 600, missing, null=missing / 10)
+    for kind, symbol, first, length, columns in defects:
+        t, bars = data[symbol]
+        hit = (t >= MIDNIGHT - 300 + first) & (t < MIDNIGHT - 300 + first + length)
+        places = np.ix_(hit, [NAMES.index(name) for name in columns])
+        if kind == "absent":
+            data[symbol] = (t[~hit], bars[~hit])
+        elif kind == "gap":
+            bars[hit, NAMES.index("gap")] = 1.0
+        elif kind == "constant":
+            bars[places] = bars[0, places[1]] if len(bars) else 1.0
+        elif kind in {"huge", "tiny"}:
+            bars[places] *= 1e150 if kind == "huge" else 1e-150
+        else:
+            bars[places] = np.nan if kind == "null" else 0.0
+    assert_parity(data, [DAY, NEXT])
+
+
+def test_bits_do_not_depend_on_the_dates_and_symbols_built_together():
+    data = two_symbols(5, MIDNIGHT - 5000, 9000, missing=0.01)
+    symbols, seconds, together, _ = model(data, [DAY, NEXT])
+    apart = {}
+    for date in (DAY, NEXT):
+        for symbol in SYMBOLS:
+            tables = [staged(one, t * SECOND, bars, [date]) for one, (t, bars) in data.items()]
+            stg_bars = pa.concat_tables(tables)
+            asked = pa.compute.equal(stg_bars["symbol"], symbol)
+            wanted = pa.compute.and_(stg_bars["wanted"], asked)
+            at = stg_bars.column_names.index("wanted")
+            rows = run_model(render_model(), stg_bars.set_column(at, "wanted", wanted), threads=1)
+            vectors = np.column_stack([rows[n].to_numpy(False) for n in feature_names()])
+            for t_ns, vector in zip(rows["t_ns"].to_pylist(), vectors, strict=True):
+                apart[symbol, t_ns // SECOND] = vector
+    assert len(apart) == len(seconds)
+    for symbol, second, row in zip(symbols, seconds.tolist(), together, strict=True):
+        assert row.tobytes() == apart[symbol, second].tobytes()
+
+
+# -- nothing from the future --------------------------------------------------------------------
+
+
+def test_what_happens_after_t_changes_nothing_at_t():
+    data = two_symbols(6, MIDNIGHT - 400, 800, missing=0.02)
+    cut = MIDNIGHT + 100
+    other = two_symbols(7, MIDNIGHT - 400, 800)
+    changed = {
+        symbol: (
+            np.concatenate([t[t <= cut], other[symbol][0][other[symbol][0] > cut]]),
+            np.concatenate([bars[t <= cut], other[symbol][1][other[symbol][0] > cut]]),
+        )
+        for symbol, (t, bars) in data.items()
+    }
+    _, seconds, values, _ = model(data, [DAY, NEXT])
+    _, later, others, _ = model(changed, [DAY, NEXT])
+    before, same = seconds <= cut, later <= cut
+    assert values[before].tobytes() == others[same].tobytes()
+    assert values[~before].tobytes() != others[~same].tobytes()
+
+
+def test_nothing_older_than_the_memory_changes_the_features():
+    old, new = two_symbols(8, MIDNIGHT, 4200), two_symbols(9, MIDNIGHT, 4200)
+    last = MIDNIGHT + 4199
+    mixed = {
+        symbol: (t, np.where((t > last - 3600)[:, None], bars, old[symbol][1]))
+        for symbol, (t, bars) in new.items()
+    }
+    for symbol in SYMBOLS:
+        long, _ = live(new, since=last)[symbol, last]
+        short, _ = live(mixed, since=last)[symbol, last]
+        assert long.tobytes() == short.tobytes()
+
+
+# -- the live evaluator -------------------------------------------------------------------------
+
+
+def test_an_evaluator_started_from_history_says_what_the_old_one_says():
+    data = two_symbols(10, MIDNIGHT, 8200, missing=0.001)
+    last = max(int(t[-1]) for t, _ in data.values()) - 3
+    data = {symbol: (t[t <= last], bars[t <= last]) for symbol, (t, bars) in data.items()}
+    old = live(data, since=last - 50)
+    fresh = FeatureEvaluator(SYMBOLS)
+    for symbol, (t, bars) in data.items():
+        recent = t > last - 3700
+        fresh.push_many(symbol, t[recent] * SECOND, bars[recent])
+    for symbol, (t, _) in data.items():
+        vector, warm = fresh.evaluate(symbol)
+        assert vector.tobytes() == old[symbol, int(t[-1])][0].tobytes()
+        assert warm == old[symbol, int(t[-1])][1]
+
+
+def test_a_leader_that_comes_late_counts_from_the_next_second():
+    data = two_symbols(11, MIDNIGHT, 100)
+    on_time, late = FeatureEvaluator(SYMBOLS[:1]), FeatureEvaluator(SYMBOLS[:1])
+    (t, btc), (_, eth) = data.values()
+    for n, second in enumerate(t.tolist()):
+        on_time.push("ETHUSDT", second * SECOND, eth[n])
+        for evaluator in (on_time, late):
+            evaluator.push("BTCUSDT", second * SECOND, btc[n])
+            vector, _ = evaluator.evaluate("BTCUSDT")
+        assert np.isnan(vector[feature_names().index("lead_queue_now")])
+        late.push("ETHUSDT", second * SECOND, eth[n])
+    assert on_time.evaluate("BTCUSDT")[0].tobytes() == late.evaluate("BTCUSDT")[0].tobytes()
+
+
+def test_warm_needs_an_hour_without_a_missing_second_or_a_gap():
+    bars = random_bars(np.random.default_rng(12), 1)[0]
+    evaluator = FeatureEvaluator(SYMBOLS[:1])
+
+    def push(seconds, gap=0.0):
+        bars[NAMES.index("gap")] = gap
+        for second in seconds:
+            evaluator.push("BTCUSDT", second * SECOND, bars)
+        return evaluator.evaluate("BTCUSDT")[1]
+
+    assert not push(range(1, 3600))
+    assert push([3600])
+    assert not push([3602]), "a second is missing"
+    assert not push(range(3603, 7201))
+    assert push([7201])
+    assert not push([7202], gap=1.0)
+    assert not push([7203], gap=np.nan)
+    assert not push([7204])
+
+
+def test_bars_that_cannot_be_placed_are_refused():
+    evaluator = FeatureEvaluator(SYMBOLS[:1])
+    bar = random_bars(np.random.default_rng(13), 1)[0]
+    with pytest.raises(ValueError, match="no bar has been pushed"):
+        evaluator.evaluate("BTCUSDT")
+    evaluator.push("BTCUSDT", 10 * SECOND, bar)
+    for symbol, t_ns, row, message in (
+        ("XRPUSDT", 11 * SECOND, bar, "not among the evaluator's symbols"),
+        ("BTCUSDT", 10 * SECOND, bar, "once and in order"),
+        ("BTCUSDT", 11 * SECOND + 1, bar, "whole second"),
+        ("BTCUSDT", 11 * SECOND, bar[:-1], "has shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluator.push(symbol, t_ns, row)
+
+
+# -- the definitions ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", generated())
+def test_committed_files_are_what_the_definitions_render(path):
+    stands = (REPOSITORY / path).read_text()
+    assert stands == generated()[path], f"{path} is stale: run python -m market.features"
+
+
+def test_the_set_is_broad_and_every_feature_is_documented():
+    formulas = {re.sub(r"\d+", "", feature.expression) for feature in FEATURES}
+    assert len(formulas) >= 40
+    assert len(set(feature_names())) == len(FEATURES)
+    assert {"realised_vol_300", "return_60", "tfi_60", "ofi_60", "spread_bps_now"} <= set(
+        feature_names()
+    )
+    for feature in FEATURES:
+        assert feature.rationale.endswith(".")
+        assert feature.source
+        assert feature.expected_sign in {-1, 0, 1, None}
+
+
+def test_every_term_is_used_by_a_feature():
+    used = " ".join([*TERMS.values(), *(feature.expression for feature in FEATURES)])
+    for term in TERMS:
+        assert re.search(rf"\b{term}\b", used), term
+
+
+# Multiplying every price by one factor changes no feature: nothing learns the price level. The
+# quote currency's worth changes with prices, so notionals move along.
+
+PRICES = {
+    name for name, (unit, _) in COLUMNS.items() if unit in {"quote", "quote/bps", "quote/bps2"}
+}
+
+
+def test_no_feature_depends_on_the_price_level():
+    data = two_symbols(14, MIDNIGHT, 1000)
+    scaled = {symbol: (t, bars.copy()) for symbol, (t, bars) in data.items()}
+    for _, bars in scaled.values():
+        bars[:, [NAMES.index(name) for name in PRICES]] *= 2.0
+    last = MIDNIGHT + 999
+    for symbol in SYMBOLS:
+        before, _ = live(data, since=last)[symbol, last]
+        after, _ = live(scaled, since=last)[symbol, last]
+        np.testing.assert_allclose(after, before, rtol=1e-6, atol=1e-9)
+
+
+def test_named_features_are_in_the_units_that_others_rely_on():
+    data = two_symbols(15, MIDNIGHT, 1000)
+    t, bars = data["BTCUSDT"]
+    column = {name: bars[:, k] for k, name in enumerate(NAMES)}
+    vector, _ = live(data, since=int(t[-1]))["BTCUSDT", int(t[-1])]
+    got = dict(zip(feature_names(), vector.tolist(), strict=True))
+    buys, sells = column["buy_qty"][-60:].sum(), column["sell_qty"][-60:].sum()
+    assert got["realised_vol_300"] == pytest.approx(np.sqrt(column["rv"][-300:].sum()) * 1e4)
+    assert got["return_60"] == pytest.approx(
+        np.log(column["mid_close"][-1] / column["mid_close"][-61]) * 1e4
+    )
+    assert got["tfi_60"] == pytest.approx((buys - sells) / (buys + sells))
+    assert got["ofi_60"] == pytest.approx(
+        column["ofi_1"][-60:].sum() / column["depth_norm"][-60:].mean()
+    )
+    assert got["spread_bps_now"] == column["spread_bps"][-1]
+
+
+def test_the_hash_follows_meaning_and_order():
+    assert re.fullmatch(r"[0-9a-f]{16}", feature_hash())
+    assert list(nodes()) == list(feature_names())
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("== x\nspread  +  me\n    spread_bps + nothing\n    | Why.", "named nothing"),
+        ("== x\nspread_bps  +  me\n    spread_bps\n    | Why.", "the name is taken"),
+        ("== x\nspread +  me", "line 2: cannot be read: spread"),
+    ],
+)
+def test_a_definition_that_cannot_be_used_is_named(table, message):
+    with pytest.raises(ExpressionError, match=message):
+        parse(read_table(table))
