@@ -284,7 +284,6 @@ class WireFeed:
 
         connected_before = False
         while True:
-            reason = "closed by the venue"
             try:
                 async with connect(
                     self._url,
@@ -298,12 +297,11 @@ class WireFeed:
                     connected_before = True
                     await self._session(socket)
             except (OSError, TimeoutError, WebSocketException) as error:
-                reason = f"{type(error).__name__}: {error}"
                 if not connected_before:
                     raise FeedError(
                         f"{self._url}: cannot connect ({error}); check address and network"
                     ) from error
-            self._control("disconnect", reason=reason)
+                self._control("disconnect", reason=f"{type(error).__name__}: {error}")
             await asyncio.sleep(self._backoff.next_s())
 
     async def _session(self, socket: Any) -> None:

@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from execution.target import next_target
 from live.champion import Champion
+from live.collect import collect
 from live.decisions import Decision, DecisionLog
 from live.desk import Desk
 from live.feed import Feed, Item, ReplayFeed, WireFeed, topics
@@ -436,7 +437,8 @@ def run(
             log=log,
         )
         stack.enter_context(stopping(feed, log))
-        return worker.run(flatten)
+        summary = worker.run(flatten)
+    return summary | {"collected": collect(lake, state, settings.live.venue)}
 
 
 def followed(symbols: Sequence[str]) -> list[str]:

@@ -121,8 +121,6 @@ def promote(root: Path, version: str = "1", name: str = "synthetic-l2", **change
             limit=None,
             arl0_days=30.0,
             observations=0,
-            predicted=(),
-            realised=(),
         ),
         metrics={},
     )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import ServerConnection
 
 from live.feed import (
     SILENCE_NS,
@@ -27,6 +25,7 @@ from live.feed import (
     topics,
 )
 from market.capture import CaptureWriter
+from tests.live.exchange import acknowledge, exchange
 
 S = 1_000_000_000
 T = 1_700_000_000 * S
@@ -188,31 +187,6 @@ def test_waits_between_attempts_grow_to_a_limit_and_start_again_after_success() 
 
 # -- the wire ----------------------------------------------------------------------------------
 
-Handler = Callable[[ServerConnection], Awaitable[None]]
-
-
-@contextmanager
-def exchange(handler: Handler) -> Iterator[str]:
-    """A loopback WebSocket server in a thread; gives its address."""
-    ready, stop = threading.Event(), threading.Event()
-    address: list[str] = []
-
-    async def main() -> None:
-        async with serve(handler, "127.0.0.1", 0) as server:
-            address.append(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-            ready.set()
-            while not stop.is_set():
-                await asyncio.sleep(0.01)
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()))
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield address[0]
-    finally:
-        stop.set()
-        thread.join(10)
-
 
 def wire(url: str, **options: Any) -> WireFeed:
     settings: dict[str, Any] = {"backoff": Backoff(0.01, 0.02), "duration_s": 10}
@@ -235,13 +209,6 @@ def kinds(items: list[Item]) -> list[str]:
         decoded = msgspec.json.decode(item.frame or b"")
         found.append(decoded.get("l2") or decoded.get("topic"))
     return found
-
-
-async def acknowledge(socket: ServerConnection) -> list[str]:
-    request = msgspec.json.decode(await socket.recv())
-    assert request["op"] == "subscribe"
-    await socket.send('{"success":true,"ret_msg":"","conn_id":"1","req_id":"","op":"subscribe"}')
-    return list(request["args"])
 
 
 def test_the_wire_feed_subscribes_stamps_in_order_and_keeps_replies_out_of_the_stream() -> None:

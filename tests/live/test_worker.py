@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -16,13 +17,13 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from websockets.asyncio.server import ServerConnection
 
 from execution.orders import Action, Cancelled, Filled, OrderState, Submit
 from live.champion import Champion, NoChampionError
 from live.collect import collect
-from live.feed import Item, ReplayFeed
+from live.feed import FeedError, Item, ReplayFeed
 from live.journal import Journal, read_entries, read_only
 from live.paper import PaperVenue
 from live.report import logger
@@ -37,6 +38,7 @@ from market.rendering import render_model
 from market.settings import Settings
 from market.synthetic import profile, write_frames
 from models_registry.manifest import BundleError
+from tests.live.exchange import acknowledge, exchange
 from tests.live.live_market import live_settings, promote
 from tests.market.feature_bars import run_model, staged
 
@@ -88,9 +90,14 @@ def root(market: Market, tmp_path: Path) -> Path:
 
 
 def decisions(root: Path) -> list[dict[str, Any]]:
-    """Rows of the decision files, by time and symbol."""
-    files = sorted((root / "live" / "paper" / "decisions").rglob("*.parquet"))
-    rows = [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
+    """Rows of the lake's decisions, what a worker left in its folder included, by run and time."""
+    lake = Lake(root)
+    collect(lake, root / "live" / "paper", "paper")
+    rows = [
+        row | {"symbol": symbol}
+        for symbol, day in lake.partitions("decisions")
+        for row in lake.read("decisions", symbol, day).to_pylist()
+    ]
     return sorted(rows, key=lambda row: (row["run"], row["t_ns"], row["symbol"]))
 
 
@@ -171,11 +178,9 @@ def test_the_same_frames_give_the_same_decisions_and_the_same_journal(
     promote(second)
     again = run(live_settings(second), frames=[market.fresh], speed=0)
     assert entries(first) == entries(second)
-    files = [
-        sorted((root / "live" / "paper" / "decisions").rglob("*.parquet"))
-        for root in (first, second)
-    ]
-    assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
+    for symbol, day in Lake(first).partitions("decisions"):
+        paths = [Path(Lake(root).path("decisions", symbol, day)) for root in (first, second)]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
     measured = {"latency_us": None, "captures": None}
     assert summary | measured == again | measured
 
@@ -477,12 +482,15 @@ def event_of(entry: Any) -> Any:
 
 
 def test_collecting_brings_a_run_into_the_lake_and_repeating_it_changes_nothing(
-    worked: tuple[Path, dict[str, Any]], tmp_path: Path
+    root: Path, market: Market
 ) -> None:
-    root, summary = worked
-    lake = Lake(tmp_path / "lake", "synthetic")
-    state = tmp_path / "paper"
-    shutil.copytree(root / "live" / "paper", state)
+    promote(root)
+    worker, journal, champion = build(root, market.fresh, {})
+    with journal:
+        summary = worker.run()
+        champion.close()
+    lake = Lake(root)
+    state = root / "live" / "paper"
     done = collect(lake, state, "paper")
     assert done["decisions"] == summary["decisions"]
     assert (done["parents"], done["orders"], done["fills"], done["tca"]) == (
@@ -518,12 +526,54 @@ def test_collecting_brings_a_run_into_the_lake_and_repeating_it_changes_nothing(
     assert worst <= 1e-9
 
 
+# -- the wire -----------------------------------------------------------------------------------
+
+
+def test_a_worker_on_the_wire_records_decodes_and_decides(data_dir: Path, tmp_path: Path) -> None:
+    """A loopback exchange sends a recording's frames with their times moved to the present."""
+    promote(tmp_path, name="btc-l2", source="recorded")
+    settings = msgspec.structs.replace(live_settings(tmp_path), source="recorded")
+    frames = [frame for _, frame in read_lines(data_dir / "bybit-linear-20260809.frames.zst")]
+
+    async def handler(socket: ServerConnection) -> None:
+        await acknowledge(socket)
+        for frame in frames:
+            now = str(time.time_ns() // 1_000_000)
+            await socket.send(re.sub(r'(?<="(?:ts|ct)":)\d+|(?<="T":)\d+', now, frame.decode()))
+            await asyncio.sleep(0.002)
+        await socket.wait_closed()
+
+    with exchange(handler) as url:
+        summary = run(settings, url=url, duration_s=4)
+    assert summary["frames"] > 500
+    assert summary["events"] > 0
+    assert (summary["rejected"], summary["gaps"]) == (0, 0)
+    assert summary["decisions"] >= 4
+    assert summary["parents"] == 0, "not warm"
+    received = [
+        msgspec.json.decode(frame) for path in summary["captures"] for _, frame in read_lines(path)
+    ]
+    assert [line["l2"] for line in received[:4] if "l2" in line][:4] == [
+        *("instrument", "instrument", "connect", "subscribe")
+    ]
+    assert len(received) == summary["frames"] + 2
+
+
+def test_a_worker_that_cannot_reach_the_venue_says_so_in_one_line(tmp_path: Path) -> None:
+    promote(tmp_path)
+    with pytest.raises(FeedError, match="cannot connect") as caught:
+        run(live_settings(tmp_path), url="ws://127.0.0.1:9", duration_s=2)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "live").rglob("*.frames.zst"))
+
+
 # -- the process --------------------------------------------------------------------------------
 
 PROCESS = """
 import json, sys
 from pathlib import Path
 from live.worker import run
+from tests.live.exchange import acknowledge, exchange
 from tests.live.live_market import live_settings
 summary = run(live_settings(Path(sys.argv[1])), frames=[sys.argv[2]], speed=1.0)
 print(json.dumps({"summary": summary, "modules": sorted(sys.modules)}))
