@@ -367,7 +367,11 @@ def _decay_picture(study: Study, reference: DecayReference) -> bytes:
     assert pooled is not None
     label = pooled.rows.labels_bps[:, study.horizons_s.index(study.primary_s)]
     ends, x = decay.observations(
-        pooled.rows.t_ns, pooled.raw_bps / pooled.scale_bps, label / pooled.scale_bps, reference
+        pooled.rows.t_ns,
+        pooled.rows.symbol,
+        pooled.raw_bps / pooled.scale_bps,
+        label / pooled.scale_bps,
+        reference.spacing_s,
     )
     path = decay.cusum(x, reference.drift)
     axis.plot(ends.astype("datetime64[ns]"), path, color="#4c72b0", linewidth=0.9)

@@ -38,9 +38,9 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def defined(cls) -> Features:
         """The features of `market.features`."""
-        from market import features
+        from market.features import feature_hash, feature_names
 
-        return cls(names=tuple(features.feature_names()), hash=features.feature_hash())
+        return cls(names=tuple(feature_names()), hash=feature_hash())
 
     @classmethod
     def of(cls, names: Sequence[str]) -> Features:

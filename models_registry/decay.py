@@ -4,22 +4,21 @@ One observation per time bin is the mean over the bin's rows of
 
     x = z(prediction / scale) * z(realised / scale)
 
-with z the normal score of a value among the out-of-sample reference (its quantile tables are in the
-manifest) and scale the trailing volatility: the mean of x is the rank IC, and a doubled volatility
-or another mix of predictions does not move it. Page's CUSUM (1954) for a fall of the mean from mu
-to 0,
+with z the normal score of a value among those of its UTC date and symbol, and scale the trailing
+volatility: a day's mean of x is its rank IC, and neither a doubled volatility nor bolder or shifted
+predictions move it. Page's CUSUM (1954) for a fall of the mean from mu to 0,
 
     S <- max(0, S + mu / 2 - x),        alarm when S > limit,
 
-with the limit simulated for a stated mean time between false alarms (ARL0) on the stationary
-bootstrap of the reference. Every prediction counts, not only those that traded: trades are too few
-to tell anything in a day.
+with mu and the limit from the out-of-sample rows of validation; the limit is simulated for a stated
+mean time between false alarms (ARL0) on their stationary bootstrap. Every prediction counts, not
+only those that traded: trades are too few to tell anything in a day.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -28,19 +27,22 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
-from market.lake import Lake, utc_date
+from market.lake import DAY_NS, Lake, utc_date
 from market.settings import Settings
 from models_registry import dataset
 from models_registry.dataset import Features
 from models_registry.manifest import Bundle, DecayReference, Record, load_champion
-from models_registry.validation import SECOND_NS, bin_sums, effective_count, stationary_indices
+from models_registry.validation import (
+    SECOND_NS,
+    bin_sums,
+    effective_count,
+    normal_scores,
+    stationary_indices,
+)
 from models_registry.validation import information_coefficient as coefficient
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
-
-#: Quantile levels of a reference table: every half per cent.
-LEVELS: Final = 201
 
 #: Simulated monitors, each this many times the wanted ARL0 long.
 PATHS: Final = 100
@@ -92,52 +94,32 @@ class DecayReport(Record, frozen=True, kw_only=True):
         return f"decayed on {utc_date(self.alarm_ns)}: {said}"
 
 
-def quantile_table(values: Float) -> tuple[float, ...]:
-    """The reference distribution of a quantity as equally spaced quantiles; empty without values."""
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return ()
-    return tuple(float(v) for v in np.quantile(known, np.linspace(0.0, 1.0, LEVELS)))
-
-
-def reference_scores(values: Float, table: Sequence[float]) -> Float:
-    """Normal scores of values within a quantile table; beyond its ends the end's score.
-
-    The middle of equal quantiles is taken, so that a constant scores zero and not at an end.
-    """
-    from scipy.special import ndtri
-
-    if not table:
-        return np.zeros(len(values))
-    levels = np.linspace(0.0, 1.0, len(table))
-    quantiles = np.asarray(table)
-    # np.interp is not defined on repeated abscissae: collapse them to their mean level.
-    points, index = np.unique(quantiles, return_inverse=True)
-    at = np.bincount(index, levels) / np.bincount(index)
-    edge = 0.5 / (len(table) - 1)
-    scores = ndtri(np.clip(np.interp(values, points, at), edge, 1.0 - edge))
-    return np.where(np.isnan(values), np.nan, scores)
-
-
 def observations(
-    t_ns: Int, predicted: Float, realised: Float, reference: DecayReference
+    t_ns: Int,
+    symbol: npt.NDArray[np.int8],
+    predicted: Float,
+    realised: Float,
+    spacing_s: int,
 ) -> tuple[Int, Float]:
     """The monitored stream: ends of the bins that hold anything (bins,), and x (bins,).
 
     ``predicted`` and ``realised`` (n,) are divided by their scale; rows with NaN are left out.
     """
-    product = reference_scores(predicted, reference.predicted) * reference_scores(
-        realised, reference.realised
-    )
-    known = ~np.isnan(product)
-    spacing_ns = reference.spacing_s * SECOND_NS
-    sums = bin_sums(t_ns[known], (product[known], np.ones(int(known.sum()))), reference.spacing_s)
-    ends = (np.unique(t_ns[known] // spacing_ns) + 1) * spacing_ns
+    known = ~(np.isnan(predicted) | np.isnan(realised))
+    t_ns, predicted, realised = t_ns[known], predicted[known], realised[known]
+    group = (t_ns - 1) // DAY_NS * 128 + symbol[known]
+    product = np.empty(len(t_ns))
+    for one in np.unique(group):
+        own = np.flatnonzero(group == one)
+        product[own] = normal_scores(predicted[own]) * normal_scores(realised[own])
+    sums = bin_sums(t_ns, (product, np.ones(len(t_ns))), spacing_s)
+    ends = (np.unique(t_ns // (spacing_s * SECOND_NS)) + 1) * spacing_s * SECOND_NS
     return ends, sums[:, 0] / sums[:, 1]
 
 
 def make_reference(
     t_ns: Int,
+    symbol: npt.NDArray[np.int8],
     predicted: Float,
     realised: Float,
     *,
@@ -146,18 +128,8 @@ def make_reference(
     block_s: int,
     seed: int,
 ) -> DecayReference:
-    """The reference of out-of-sample rows (n,), any symbols: what decay is measured from."""
-    bare = DecayReference(
-        spacing_s=spacing_s,
-        mean=0.0,
-        drift=0.0,
-        limit=None,
-        arl0_days=arl0_days,
-        observations=0,
-        predicted=quantile_table(predicted),
-        realised=quantile_table(realised),
-    )
-    _, x = observations(t_ns, predicted, realised, bare)
+    """The reference of out-of-sample rows (n,), scaled: what decay is measured from."""
+    _, x = observations(t_ns, symbol, predicted, realised, spacing_s)
     mean = float(x.mean()) if len(x) else 0.0
     limit = None
     if mean > 0.0:
@@ -168,8 +140,13 @@ def make_reference(
             mean_block=block_s / spacing_s,
             seed=seed,
         )
-    return msgspec.structs.replace(
-        bare, mean=mean, drift=0.5 * mean, limit=limit, observations=len(x)
+    return DecayReference(
+        spacing_s=spacing_s,
+        mean=mean,
+        drift=0.5 * mean,
+        limit=limit,
+        arl0_days=arl0_days,
+        observations=len(x),
     )
 
 
@@ -219,9 +196,15 @@ def cusum(x, drift):  # type: ignore[no-untyped-def]
     return out
 
 
-def monitor(reference: DecayReference, t_ns: Int, predicted: Float, realised: Float) -> DecayReport:
+def monitor(
+    reference: DecayReference,
+    t_ns: Int,
+    symbol: npt.NDArray[np.int8],
+    predicted: Float,
+    realised: Float,
+) -> DecayReport:
     """Run the monitor from zero over rows (n,) since promotion, scaled as in the reference."""
-    ends, x = observations(t_ns, predicted, realised, reference)
+    ends, x = observations(t_ns, symbol, predicted, realised, reference.spacing_s)
     known = ~(np.isnan(predicted) | np.isnan(realised))
     n_eff = effective_count(t_ns[known], reference.spacing_s)
     if reference.limit is None:
@@ -261,18 +244,21 @@ def monitor_days(lake: Lake, bundle: Bundle, days: Iterable[str], threads: int =
     """The monitor over these days' training set; predictions are made again, a day at a time."""
     manifest = bundle.manifest
     primary = manifest.horizons_s.index(manifest.primary_s)
-    t_ns, predicted, realised = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0)]
+    t_ns, symbol = [np.empty(0, np.int64)], [np.empty(0, np.int8)]
+    predicted, realised = [np.empty(0)], [np.empty(0)]
     for day in days:
         rows = dataset.load(lake, manifest.symbols, [day], manifest.features, manifest.horizons_s)
         if not len(rows):
             continue
         made = bundle.predict_many(rows.features, threads)
         t_ns.append(rows.t_ns)
+        symbol.append(rows.symbol)
         predicted.append(made.raw_bps / made.scale_bps)
         realised.append(rows.labels_bps[:, primary] / made.scale_bps)
     return monitor(
         manifest.decay,
         np.concatenate(t_ns),
+        np.concatenate(symbol),
         np.concatenate(predicted),
         np.concatenate(realised),
     )

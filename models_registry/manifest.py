@@ -135,10 +135,9 @@ class Gate(Record, frozen=True, kw_only=True):
 class DecayReference(Record, frozen=True, kw_only=True):
     """What the live IC is held against; see `models_registry.decay`.
 
-    ``predicted`` and ``realised`` are quantiles (equally spaced levels, ends included) of the
-    prediction and the realised return at the primary horizon, both divided by the scale, over the
-    out-of-sample rows. ``mean`` is the mean of the monitored stream there, ``limit`` what the CUSUM
-    may reach, None when the mean is not positive and there is nothing that could decay.
+    ``mean`` is the mean of the monitored stream, one observation every ``spacing_s``, over the
+    out-of-sample rows; ``limit`` is what the CUSUM with ``drift`` may reach, None when the mean is
+    not positive and there is nothing that could decay.
     """
 
     spacing_s: int
@@ -147,8 +146,6 @@ class DecayReference(Record, frozen=True, kw_only=True):
     limit: float | None
     arl0_days: float
     observations: int
-    predicted: tuple[float, ...]
-    realised: tuple[float, ...]
 
 
 class Recipe(Record, frozen=True, kw_only=True):

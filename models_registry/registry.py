@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,8 @@ from models_registry.manifest import (
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 PREVIOUS: Final = "previous"
+
+_FOREIGN: Final = r"(mlflow|sqlalchemy|alembic|pydantic)(\.|$)"
 
 CARD_FILE: Final = "card.md"
 BUNDLE_ARTIFACT: Final = "bundle"
@@ -395,6 +398,13 @@ def _client(settings: Settings) -> Iterator[Any]:
     """MLflow pointed at this lake's store and experiment, and pointed back afterwards."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    with warnings.catch_warnings():
+        # What MLflow's own code does with its dependencies is not ours to change.
+        warnings.filterwarnings("ignore", module=_FOREIGN)
+        yield from _pointed(settings)
+
+
+def _pointed(settings: Settings) -> Iterator[Any]:
     import mlflow
 
     # Neither the migrations of a new database nor a checked example are news to anyone.

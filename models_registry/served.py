@@ -10,6 +10,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 
 from models_registry.manifest import Bundle
 
@@ -20,11 +21,8 @@ class ExpectedReturn(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow
     def load_context(self, context: Any) -> None:
         self.bundle = Bundle.load(context.artifacts["bundle"])
 
-    # MLflow would read annotations here as the schema of the input; the signature is that.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """``model_input`` is a frame with the manifest's features as columns, in any order."""
-        import pandas as pd
-
         matrix = model_input[list(self.bundle.manifest.features)].to_numpy(np.float64)
         made = self.bundle.predict_many(matrix)
         return pd.DataFrame(

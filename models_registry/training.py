@@ -357,6 +357,7 @@ def _decay_reference(pooled: OutOfSample, settings: Settings) -> DecayReference:
     primary = model.horizons_s.index(model.primary_s)
     return decay.make_reference(
         pooled.rows.t_ns,
+        pooled.rows.symbol,
         pooled.raw_bps / pooled.scale_bps,
         pooled.rows.labels_bps[:, primary] / pooled.scale_bps,
         spacing_s=model.primary_s,

@@ -17,8 +17,6 @@ from models_registry.decay import (
     make_reference,
     monitor,
     observations,
-    quantile_table,
-    reference_scores,
     simulate_limit,
 )
 from models_registry.manifest import DecayReference
@@ -27,14 +25,14 @@ SECOND = 1_000_000_000
 MINUTES = 1440
 
 
-def rows(days: int, ic: float, seed: int, *, volatility: float = 1.0):
+def rows(days: int, ic: float, seed: int):
     """One prediction and realised return a minute; both divided by the scale they were made at."""
     generator = np.random.Generator(np.random.Philox(key=seed))
     count = days * MINUTES
     predicted = generator.normal(size=count)
     realised = ic * predicted + np.sqrt(1 - ic**2) * generator.standard_t(5, count) / np.sqrt(5 / 3)
     t_ns = np.arange(1, count + 1, dtype=np.int64) * 60 * SECOND
-    return t_ns, 0.1 * predicted, realised * volatility / volatility
+    return t_ns, np.zeros(count, np.int8), 0.1 * predicted, realised
 
 
 @pytest.fixture(scope="module")
@@ -72,23 +70,22 @@ def test_an_inverted_signal_is_found_sooner_than_a_lost_one(reference: DecayRefe
     assert inverted.ic_recent < 0 < inverted.ic_reference
 
 
-def test_other_volatility_or_bolder_predictions_alone_alarm_no_one(
+def test_predictions_of_another_size_or_mean_alone_change_nothing(
     reference: DecayReference,
 ) -> None:
-    t_ns, predicted, realised = rows(6, 0.10, 401)
-    assert not monitor(reference, t_ns, predicted, realised).failed
-    # The scale has taken a doubled volatility out of the realised returns before they come here;
-    # predictions three times as large keep their ranks' signs.
-    bolder = monitor(reference, t_ns, 3.0 * predicted, realised)
-    assert not bolder.failed
-    assert bolder.ic_recent == pytest.approx(reference.mean, abs=0.05)
+    t_ns, symbol, predicted, realised = rows(3, 0.10, 401)
+    plain = monitor(reference, t_ns, symbol, predicted, realised)
+    for moved in (3.0 * predicted, 0.2 * predicted, predicted + 0.5):
+        assert monitor(reference, t_ns, symbol, moved, realised) == plain
+    assert monitor(reference, t_ns, symbol, predicted, 2.0 * realised) == plain
 
 
-def test_two_symbols_in_a_minute_are_one_observation(reference: DecayReference) -> None:
-    t_ns, predicted, realised = rows(1, 0.1, 7)
-    once_at, once = observations(t_ns, predicted, realised, reference)
+def test_two_symbols_in_a_minute_are_one_observation() -> None:
+    t_ns, symbol, predicted, realised = rows(1, 0.1, 7)
+    once_at, once = observations(t_ns, symbol, predicted, realised, 60)
+    both = np.concatenate([symbol, symbol + 1]).astype(np.int8)
     twice_at, twice = observations(
-        np.repeat(t_ns, 2), np.repeat(predicted, 2), np.repeat(realised, 2), reference
+        np.tile(t_ns, 2), both, np.tile(predicted, 2), np.tile(realised, 2), 60
     )
     assert np.array_equal(once_at, twice_at)
     assert twice == pytest.approx(once)
@@ -112,17 +109,6 @@ def test_a_rarer_false_alarm_needs_a_higher_limit_and_the_seed_fixes_it() -> Non
     assert limits[1] == simulate_limit(x, 0.05, arl0=2000, mean_block=20, seed=1)
 
 
-def test_scores_within_a_table_are_monotone_and_a_constant_scores_zero() -> None:
-    table = quantile_table(np.random.default_rng(5).normal(size=5000))
-    values = np.linspace(-9.0, 9.0, 101)
-    scores = reference_scores(values, table)
-    assert (np.diff(scores) >= 0).all()
-    assert scores[50] == pytest.approx(0.0, abs=0.05)
-    assert np.isfinite(scores).all()
-    assert not reference_scores(np.zeros(3), quantile_table(np.zeros(10))).any()
-    assert np.isnan(reference_scores(np.array([np.nan]), table)[0])
-
-
 def test_without_a_positive_ic_there_is_nothing_to_lose() -> None:
     flat = make_reference(*rows(3, -0.1, 8), spacing_s=60, arl0_days=5, block_s=600, seed=1)
     assert flat.limit is None
@@ -132,8 +118,8 @@ def test_without_a_positive_ic_there_is_nothing_to_lose() -> None:
 
 
 def test_without_realised_returns_there_is_no_statement(reference: DecayReference) -> None:
-    t_ns, predicted, realised = rows(1, 0.1, 10)
-    report = monitor(reference, t_ns, predicted, np.full(len(realised), np.nan))
+    t_ns, symbol, predicted, realised = rows(1, 0.1, 10)
+    report = monitor(reference, t_ns, symbol, predicted, np.full(len(realised), np.nan))
     assert not report.failed
     assert "no prediction has a realised return" in report.summary
 

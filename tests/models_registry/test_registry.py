@@ -73,11 +73,14 @@ def test_the_served_model_predicts_as_the_bundle(registered: tuple[Lake, Setting
     import pandas as pd
 
     _, settings = registered
-    mlflow.set_tracking_uri(registry.tracking_uri(settings))
+    uri = registry.tracking_uri(settings)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
     try:
         served = mlflow.pyfunc.load_model(f"models:/{settings.model_name}@champion")
     finally:
         mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
     champion = load_champion(settings.root, settings.model_name)
     assert champion is not None
     names = list(planted.FEATURES.names)
@@ -152,7 +155,7 @@ def test_promotion_and_rollback_move_aliases_and_pointer(
     assert champion[1].manifest.git_sha == "one"
     assert registry.rollback(settings) == "2"
 
-    # Same boosters, other manifest: the second differs by its code and its look at no champion.
+    # Two versions of the same boosters: their manifests differ by the code.
     folders = sorted(p.name for p in bundles_folder(settings.root, name).iterdir() if p.is_dir())
     assert [folder.split("-")[0] for folder in folders] == ["1", "2"]
 
@@ -185,7 +188,7 @@ def test_a_damaged_bundle_is_fetched_again(registered: tuple[Lake, Settings]) ->
 
 
 def test_the_resolver_is_a_command_with_one_line(
-    registered: tuple[Lake, Settings], tmp_path: Path
+    registered: tuple[Lake, Settings],
 ) -> None:
     _, settings = registered
     command = [sys.executable, "-m", "models_registry.resolver", "--name", "synthetic-l2"]

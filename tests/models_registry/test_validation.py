@@ -170,7 +170,7 @@ def test_the_bound_covers_as_often_as_it_says_on_autocorrelated_data() -> None:
     # AR(1) with a mean of zero: the lower bound lies above zero in about 5 % of histories; an
     # independent bootstrap would do so in far more.
     above, naive = 0, 0
-    histories = 120
+    histories = 80
     t_ns = START + np.arange(400) * 300 * SECOND_NS
     for history in range(histories):
         generator = np.random.Generator(np.random.Philox(key=[7, history]))
@@ -179,8 +179,8 @@ def test_the_bound_covers_as_often_as_it_says_on_autocorrelated_data() -> None:
             x[i] = 0.7 * x[i - 1] + shock
         x = x[100:]
         ones = np.ones(len(x))
-        blocks = lower_bound(t_ns, x, ones, block_s=6000, samples=200, seed=history)
-        single = lower_bound(t_ns, x, ones, block_s=300, samples=200, seed=history)
+        blocks = lower_bound(t_ns, x, ones, block_s=6000, samples=120, seed=history)
+        single = lower_bound(t_ns, x, ones, block_s=300, samples=120, seed=history)
         above += blocks > 0
         naive += single > 0
     assert above / histories < 0.13
