@@ -268,9 +268,9 @@ semivariance_300  ?  Barndorff-Nielsen, Kinnebrock & Shephard 2010
 range_300  0  Parkinson 1980
     log(div(log(div(max(mid_high, 300), min(mid_low, 300))) * 1e4, sqrt(sum(variance, 300))))
     | Range over realised volatility, log: trending or bouncing.
-range_place_900  ?  practice
-    div(mid_close - min(mid_low, 900), max(mid_high, 900) - min(mid_low, 900))
-    | Place of mid in the range of 900 s, 0 to 1.
+range_place_300  ?  practice
+    div(mid_close - min(mid_low, 300), max(mid_high, 300) - min(mid_low, 300))
+    | Place of mid in the range of 300 s, 0 to 1.
 signature_300  0  Andersen et al. 2000
     log(div(sum(ret_square, 300), sum(variance, 300)))
     | Variance at one second over variance at every quote, log: noise and bounce.

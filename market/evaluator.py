@@ -357,45 +357,74 @@ def _evaluate(
     stop = last % RING_S + RING_S + 1
     for n in range(windows.shape[0]):
         op, target, w = windows[n, 0], windows[n, 1], windows[n, 4]
-        a, b = windows[n, 2], windows[n, 3]
+        x, y = ring[windows[n, 2], stop - w : stop], ring[windows[n, 3], stop - w : stop]
         if op in (_SUM, _MEAN):
-            count, total = _sum(ring[a], stop - w, stop)
+            count, total = _sum(x)
             registers[target] = (total if op == _SUM else total / count) if count else np.nan
         elif op in (_MIN, _MAX):
-            registers[target] = _extreme(ring[a], stop - w, stop, 1.0 if op == _MAX else -1.0)
+            registers[target] = _extreme(x, 1.0 if op == _MAX else -1.0)
         elif op == _STD:
-            registers[target] = _std(ring[a], stop - w, stop)
+            registers[target] = _std(x)
         else:
-            registers[target] = _pair(ring[a], ring[b], stop - w, stop, op == _CORR)
+            registers[target] = _pair(x, y, op == _CORR)
     _run(code, registers, ring, stop)
     for n in range(outputs.shape[0]):
         out[n] = _keep(registers[outputs[n]])
 
 
+# Most windows have no NaN, and what is kept is too small to overflow: a plain sum, four abreast so
+# that none waits for the last, is NaN only when something is missing. Then the careful loop runs.
+
+
 @njit(cache=True)
-def _sum(x: Floats, start: int, stop: int) -> tuple[int, float]:
-    """Count and sum of what is not NaN. Four sums side by side, as one waits for itself."""
-    count = 0
+def _sum(x: Floats) -> tuple[int, float]:
+    """Count and sum of what is not NaN."""
     s0 = s1 = s2 = s3 = 0.0
-    body = start + (stop - start) // 4 * 4
-    for i in range(start, body, 4):
-        a, b, c, d = x[i], x[i + 1], x[i + 2], x[i + 3]
-        s0 += a if a == a else 0.0
-        s1 += b if b == b else 0.0
-        s2 += c if c == c else 0.0
-        s3 += d if d == d else 0.0
-        count += (a == a) + (b == b) + (c == c) + (d == d)
-    for i in range(body, stop):
+    for k in range(x.size // 4):
+        i = 4 * k
+        s0 += x[i]
+        s1 += x[i + 1]
+        s2 += x[i + 2]
+        s3 += x[i + 3]
+    total = (s0 + s1) + (s2 + s3)
+    for i in range(x.size // 4 * 4, x.size):
+        total += x[i]
+    if total == total:
+        return x.size, total
+    count, total = 0, 0.0
+    for i in range(x.size):
         if x[i] == x[i]:
-            s0 += x[i]
+            total += x[i]
             count += 1
-    return count, (s0 + s1) + (s2 + s3)
+    return count, total
 
 
 @njit(cache=True)
-def _extreme(x: Floats, start: int, stop: int, sign: float) -> float:
+def _products(x: Floats, mean_x: float, y: Floats, mean_y: float) -> float:
+    """Sum of products of centred values, over the rows where both exist."""
+    s0 = s1 = s2 = s3 = 0.0
+    for k in range(x.size // 4):
+        i = 4 * k
+        s0 += (x[i] - mean_x) * (y[i] - mean_y)
+        s1 += (x[i + 1] - mean_x) * (y[i + 1] - mean_y)
+        s2 += (x[i + 2] - mean_x) * (y[i + 2] - mean_y)
+        s3 += (x[i + 3] - mean_x) * (y[i + 3] - mean_y)
+    total = (s0 + s1) + (s2 + s3)
+    for i in range(x.size // 4 * 4, x.size):
+        total += (x[i] - mean_x) * (y[i] - mean_y)
+    if total == total:
+        return total
+    total = 0.0
+    for i in range(x.size):
+        if x[i] == x[i] and y[i] == y[i]:
+            total += (x[i] - mean_x) * (y[i] - mean_y)
+    return total
+
+
+@njit(cache=True)
+def _extreme(x: Floats, sign: float) -> float:
     best = -np.inf
-    for i in range(start, stop):
+    for i in range(x.size):
         if sign * x[i] > best:
             best = sign * x[i]
     return sign * best if best > -np.inf else np.nan
@@ -407,40 +436,37 @@ def _negligible(variance: float, mean: float) -> bool:
 
 
 @njit(cache=True)
-def _std(x: Floats, start: int, stop: int) -> float:
-    count, total = _sum(x, start, stop)
+def _std(x: Floats) -> float:
+    count, total = _sum(x)
     if count == 0:
         return np.nan
     mean = total / count
-    squares = 0.0
-    for i in range(start, stop):
-        if x[i] == x[i]:
-            squares += (x[i] - mean) ** 2
-    variance = squares / count
+    variance = _products(x, mean, x, mean) / count
     return 0.0 if _negligible(variance, mean) else np.sqrt(variance)
 
 
 @njit(cache=True)
-def _pair(a: Floats, b: Floats, start: int, stop: int, correlation: bool) -> float:
-    """Correlation of a and b, or slope of a on b, where both exist."""
-    count = 0
-    total_a = total_b = 0.0
-    for i in range(start, stop):
-        if a[i] == a[i] and b[i] == b[i]:
-            total_a += a[i]
-            total_b += b[i]
-            count += 1
+def _pair(x: Floats, y: Floats, correlation: bool) -> float:
+    """Correlation of x and y, or slope of x on y, where both exist."""
+    count, total_x = _sum(x)
+    count_y, total_y = _sum(y)
+    if count < x.size or count_y < y.size:
+        x, y = x.copy(), y.copy()
+        for i in range(x.size):
+            if x[i] != x[i] or y[i] != y[i]:
+                x[i] = y[i] = np.nan
+        count, total_x = _sum(x)
+        count_y, total_y = _sum(y)
     if count == 0:
         return np.nan
-    mean_a, mean_b = total_a / count, total_b / count
-    aa = bb = ab = 0.0
-    for i in range(start, stop):
-        if a[i] == a[i] and b[i] == b[i]:
-            da, db = a[i] - mean_a, b[i] - mean_b
-            aa += da * da
-            bb += db * db
-            ab += da * db
-    var_a, var_b, cov = aa / count, bb / count, ab / count
-    if _negligible(var_b, mean_b) or (correlation and _negligible(var_a, mean_a)):
+    mean_x, mean_y = total_x / count, total_y / count
+    var_y = _products(y, mean_y, y, mean_y) / count
+    if _negligible(var_y, mean_y):
         return np.nan
-    return cov / (np.sqrt(var_a) * np.sqrt(var_b)) if correlation else cov / var_b
+    cov = _products(x, mean_x, y, mean_y) / count
+    if not correlation:
+        return cov / var_y
+    var_x = _products(x, mean_x, x, mean_x) / count
+    if _negligible(var_x, mean_x):
+        return np.nan
+    return cov / (np.sqrt(var_x) * np.sqrt(var_y))
