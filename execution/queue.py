@@ -21,7 +21,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from market.book import (
     CROSSED,
@@ -36,6 +35,7 @@ from market.book import (
     next_level,
 )
 from market.events import Events, Flag, Kind
+from market.kernel import compiled
 
 #: Queue models by name, as in ``settings.execution.queue``.
 MODELS: Final = {
@@ -88,7 +88,7 @@ def new_queue(resting: int = 16, taken: int = 1024) -> Queue:
     return Queue(np.zeros(resting, RESTING), np.zeros(taken, TAKEN), np.zeros(2, np.int64))
 
 
-@njit(cache=True)
+@compiled
 def share_behind(model: int, power: float, front: float, back: float) -> float:
     """Probability that a quantity which left the queue stood behind us.
 
@@ -113,7 +113,7 @@ def share_behind(model: int, power: float, front: float, back: float) -> float:
     return 1.0 if math.isinf(share) else share
 
 
-@njit(cache=True)
+@compiled
 def _depth_changed(order: Any, shown: int, model: int, power: float) -> None:
     """The displayed quantity at an order's price is now ``shown``."""
     change = order.shown - shown - order.traded
@@ -130,13 +130,13 @@ def _depth_changed(order: Any, shown: int, model: int, power: float) -> None:
     order.front = min(estimate, float(shown)) if estimate == estimate else float(shown)
 
 
-@njit(cache=True)
+@compiled
 def _whole(lots: float) -> int:
     """Nearest whole number, halves away from zero."""
     return int(math.copysign(math.floor(abs(lots) + 0.5), lots))
 
 
-@njit(cache=True)
+@compiled
 def _traded(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> int:
     """A print of ``qty_lots`` that consumed orders of ``side``; returns what we got of it.
 
@@ -165,7 +165,7 @@ def _traded(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> int:
     return qty_lots - pool
 
 
-@njit(cache=True)
+@compiled
 def _taken_at(queue: Queue, side: int, price_ticks: int) -> int:
     """Place of a level's entry in the table of what we took, -1 when there is none."""
     for n in range(queue.used[1]):
@@ -175,7 +175,7 @@ def _taken_at(queue: Queue, side: int, price_ticks: int) -> int:
     return -1
 
 
-@njit(cache=True)
+@compiled
 def _available(state: BookState, queue: Queue, side: int, price_ticks: int) -> int:
     """Displayed lots at a level that we have not consumed."""
     place = _taken_at(queue, side, price_ticks)
@@ -183,7 +183,7 @@ def _available(state: BookState, queue: Queue, side: int, price_ticks: int) -> i
     return int(held if place < 0 else held - queue.taken[place].lots)
 
 
-@njit(cache=True)
+@compiled
 def _take(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> None:
     """Note that we consumed a part of a level; `make_room` has made room for it."""
     place = _taken_at(queue, side, price_ticks)
@@ -213,13 +213,13 @@ def make_room(state: BookState, queue: Queue) -> Queue:
     return Queue(resting, taken, used)
 
 
-@njit(cache=True)
+@compiled
 def is_known(state: BookState) -> bool:
     """Whether the displayed book may be matched against: synchronised and not crossed."""
     return bool(state[STATUS] & (SYNCHRONISED | CROSSED) == SYNCHRONISED)
 
 
-@njit(cache=True)
+@compiled
 def reachable(state: BookState, queue: Queue, side: int, limit_ticks: int) -> int:
     """Opposite lots that an order of ``side`` could take now at ``limit_ticks`` or better."""
     total = 0
@@ -230,7 +230,7 @@ def reachable(state: BookState, queue: Queue, side: int, limit_ticks: int) -> in
     return total
 
 
-@njit(cache=True)
+@compiled
 def sweep(
     state: BookState,
     queue: Queue,
@@ -257,7 +257,7 @@ def sweep(
     return rows
 
 
-@njit(cache=True)
+@compiled
 def _reached(state: BookState, queue: Queue) -> int:
     """Fill resting orders that the opposite side has reached, at their own price, as far as the
     quantity displayed there goes; returns the lots."""
@@ -277,7 +277,7 @@ def _reached(state: BookState, queue: Queue) -> int:
     return total
 
 
-@njit(cache=True)
+@compiled
 def beyond_window(state: BookState, side: int, price_ticks: int, depth: int) -> bool:
     """Whether a price lies past the last level of a book that shows ``depth`` levels and no more.
 
@@ -293,7 +293,7 @@ def beyond_window(state: BookState, side: int, price_ticks: int, depth: int) -> 
     return True
 
 
-@njit(cache=True)
+@compiled
 def _frame_ended(state: BookState, queue: Queue, model: int, power: float, depth: int) -> int:
     """Judge a whole frame: queues, what we took, and whom the opposite side reached."""
     for n in range(queue.used[1]):
@@ -314,7 +314,7 @@ def _frame_ended(state: BookState, queue: Queue, model: int, power: float, depth
     return _reached(state, queue) if is_known(state) else 0
 
 
-@njit(cache=True)
+@compiled
 def replay(
     state: BookState,
     queue: Queue,

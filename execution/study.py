@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import njit
 
 from execution.account import E8, rate_of_bps, unit_e8
 from execution.algorithms import SECOND_NS, Parent, Working, start
@@ -52,13 +51,14 @@ from execution.venue import View
 from market.book import BookState, apply, best, is_valid, new_state
 from market.events import Events
 from market.instruments import Instrument
+from market.kernel import compiled
 from market.settings import FEE_ROWS_BPS, Settings
 
 #: How often an algorithm is stepped when nothing happens.
 TIMER_NS: Final = 100_000_000
 
 
-@njit(cache=True)
+@compiled
 def _mids(
     state: BookState,
     events: Events,

@@ -10,10 +10,10 @@ Being in the market costs a round trip, so the rule enters only for more than th
 
 from __future__ import annotations
 
-from numba import njit
+from market.kernel import compiled
 
 
-@njit(cache=True)
+@compiled
 def next_target(
     position: int, age_s: float, expected_bps: float, cost_bps: float, horizon_s: float
 ) -> int:

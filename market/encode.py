@@ -16,10 +16,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import Instrument
+from market.kernel import compiled
 
 Text = npt.NDArray[np.uint8]
 
@@ -198,14 +198,14 @@ def _places(step: str) -> int:
     return max(0, -int(exponent))
 
 
-@njit(cache=True)
+@compiled
 def _put(text: Text, at: int, piece: Text) -> int:
     for n in range(len(piece)):
         text[at + n] = piece[n]
     return at + len(piece)
 
 
-@njit(cache=True)
+@compiled
 def _number(text: Text, at: int, value: int, places: int) -> int:
     """A non-negative integer of units of 10^-places, all of its decimals written."""
     digits, rest = 1, value // 10
@@ -224,7 +224,7 @@ def _number(text: Text, at: int, value: int, places: int) -> int:
     return end
 
 
-@njit(cache=True)
+@compiled
 def _value(text: Text, at: int, value: int, places: int) -> int:
     """An integer at 1e-8 with as many decimals as it needs, and ``places`` at least."""
     if value < 0:
@@ -238,7 +238,7 @@ def _value(text: Text, at: int, value: int, places: int) -> int:
     return int(_number(text, at, value, decimals))
 
 
-@njit(cache=True)
+@compiled
 def _mixed(word: np.uint64) -> np.uint64:
     """The finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -246,7 +246,7 @@ def _mixed(word: np.uint64) -> np.uint64:
     return word ^ (word >> np.uint64(31))
 
 
-@njit(cache=True)
+@compiled
 def _uuid(text: Text, at: int, seq: int, place: int, salt: np.uint64) -> int:
     """A name-based UUID (version 5, variant 1) in text."""
     high = _mixed(np.uint64(seq) ^ salt)
@@ -266,7 +266,7 @@ def _uuid(text: Text, at: int, seq: int, place: int, salt: np.uint64) -> int:
     return at
 
 
-@njit(cache=True)
+@compiled
 def _levels(
     text: Text, at: int, events: Events, first: int, last: int, side: int, style: _Style
 ) -> int:
@@ -285,7 +285,7 @@ def _levels(
     return at - 1 if some else at
 
 
-@njit(cache=True)
+@compiled
 def _print(
     text: Text,
     at: int,
@@ -327,7 +327,7 @@ def _print(
     return at + 1
 
 
-@njit(cache=True)
+@compiled
 def _write(
     text: Text,
     ends: npt.NDArray[np.int64],

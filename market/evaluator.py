@@ -15,7 +15,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from market.expression import (
     AGGREGATES,
@@ -31,6 +30,7 @@ from market.expression import (
     Window,
     walk,
 )
+from market.kernel import compiled
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -247,7 +247,7 @@ class Evaluator:
         return out, self._unbroken[symbol] >= MEMORY_S
 
 
-@njit(cache=True)
+@compiled
 def _run(code: Ints, registers: Floats, ring: Floats, stop: int) -> None:
     """Execute instructions; ``stop - 1`` is this second's place in the upper half of the ring."""
     for n in range(code.shape[0]):
@@ -293,7 +293,7 @@ def _run(code: Ints, registers: Floats, ring: Floats, stop: int) -> None:
         registers[target] = value
 
 
-@njit(cache=True)
+@compiled
 def _lesser(a: float, b: float, sign: float) -> float:
     """The smaller of two, or with sign -1 the larger; NaN when either is."""
     if a != a or b != b:
@@ -301,12 +301,12 @@ def _lesser(a: float, b: float, sign: float) -> float:
     return a if sign * a <= sign * b else b
 
 
-@njit(cache=True)
+@compiled
 def _keep(value: float) -> float:
     return value if abs(value) <= LIMIT else np.nan
 
 
-@njit(cache=True)
+@compiled
 def _derive(
     first: int,
     last: int,
@@ -344,7 +344,7 @@ def _derive(
             ring[row, slot] = ring[row, slot + RING_S] = registers[terms[n]]
 
 
-@njit(cache=True)
+@compiled
 def _evaluate(
     last: int,
     ring: Floats,
@@ -376,7 +376,7 @@ def _evaluate(
 # that none waits for the last, is NaN only when something is missing. Then the careful loop runs.
 
 
-@njit(cache=True)
+@compiled
 def _sum(x: Floats) -> tuple[int, float]:
     """Count and sum of what is not NaN."""
     s0 = s1 = s2 = s3 = 0.0
@@ -399,7 +399,7 @@ def _sum(x: Floats) -> tuple[int, float]:
     return count, total
 
 
-@njit(cache=True)
+@compiled
 def _products(x: Floats, mean_x: float, y: Floats, mean_y: float) -> float:
     """Sum of products of centred values, over the rows where both exist."""
     s0 = s1 = s2 = s3 = 0.0
@@ -421,7 +421,7 @@ def _products(x: Floats, mean_x: float, y: Floats, mean_y: float) -> float:
     return total
 
 
-@njit(cache=True)
+@compiled
 def _extreme(x: Floats, sign: float) -> float:
     best = -np.inf
     for i in range(x.size):
@@ -430,12 +430,12 @@ def _extreme(x: Floats, sign: float) -> float:
     return sign * best if best > -np.inf else np.nan
 
 
-@njit(cache=True)
+@compiled
 def _negligible(variance: float, mean: float) -> bool:
     return variance < NEGLIGIBLE * (mean * mean + 1.0)
 
 
-@njit(cache=True)
+@compiled
 def _std(x: Floats) -> float:
     count, total = _sum(x)
     if count == 0:
@@ -445,7 +445,7 @@ def _std(x: Floats) -> float:
     return 0.0 if _negligible(variance, mean) else np.sqrt(variance)
 
 
-@njit(cache=True)
+@compiled
 def _pair(x: Floats, y: Floats, correlation: bool) -> float:
     """Correlation of x and y, or slope of x on y, where both exist."""
     count, total_x = _sum(x)
@@ -463,10 +463,10 @@ def _pair(x: Floats, y: Floats, correlation: bool) -> float:
     var_y = _products(y, mean_y, y, mean_y) / count
     if _negligible(var_y, mean_y):
         return np.nan
-    cov = _products(x, mean_x, y, mean_y) / count
+    cov: float = _products(x, mean_x, y, mean_y) / count
     if not correlation:
-        return cov / var_y
+        return float(cov / var_y)
     var_x = _products(x, mean_x, x, mean_x) / count
     if _negligible(var_x, mean_x):
         return np.nan
-    return cov / (np.sqrt(var_x) * np.sqrt(var_y))
+    return float(cov / (np.sqrt(var_x) * np.sqrt(var_y)))

@@ -10,7 +10,8 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from market.kernel import compiled
 
 Text = npt.NDArray[np.uint8]
 
@@ -24,7 +25,7 @@ def packed(name: str) -> tuple[int, int]:
     return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
 
 
-@njit(cache=True)
+@compiled
 def integer(text: Text, at: int, end: int) -> tuple[int, int]:
     """A JSON integer of at most 19 digits that fits in int64; (value, position after it)."""
     start = at
@@ -40,7 +41,7 @@ def integer(text: Text, at: int, end: int) -> tuple[int, int]:
     return value, at
 
 
-@njit(cache=True)
+@compiled
 def key_at(text: Text, at: int, end: int) -> tuple[int, int, int]:
     """A key and its colon; (first 8 characters, next 8, position after). Longer keys give zeros."""
     if at >= end or text[at] != 34:
@@ -69,7 +70,7 @@ def key_at(text: Text, at: int, end: int) -> tuple[int, int, int]:
     return low, high, at + 2
 
 
-@njit(cache=True)
+@compiled
 def string_end(text: Text, at: int, end: int) -> int:
     """The position after a string of plain ASCII without escapes that starts at ``at``."""
     if at >= end or text[at] != 34:
@@ -85,7 +86,7 @@ def string_end(text: Text, at: int, end: int) -> int:
     return -1
 
 
-@njit(cache=True)
+@compiled
 def same(text: Text, at: int, stop: int, name: Text, start: int, size: int) -> bool:
     """Whether ``text[at:stop]`` is ``name[start:start + size]``."""
     if stop - at != size:
@@ -96,13 +97,13 @@ def same(text: Text, at: int, stop: int, name: Text, start: int, size: int) -> b
     return True
 
 
-@njit(cache=True)
+@compiled
 def starts(text: Text, at: int, end: int, name: Text) -> bool:
     """Whether ``text`` goes on with ``name`` at ``at``."""
     return at + len(name) <= end and same(text, at, at + len(name), name, 0, len(name))
 
 
-@njit(cache=True)
+@compiled
 def decimal(text: Text, at: int, end: int) -> tuple[int, int, int]:
     """A quoted decimal of at most 18 digits; (its digits as an integer, decimals, position after)."""
     if at >= end or text[at] != 34:
@@ -129,7 +130,7 @@ def decimal(text: Text, at: int, end: int) -> tuple[int, int, int]:
     return 0, 0, -1
 
 
-@njit(cache=True)
+@compiled
 def scaled(value: int, decimals: int, places: int, unit: int, limit: int) -> int:
     """``value * 10^-decimals`` in units of ``unit * 10^-places``; -1 when not whole or too large."""
     if decimals <= places:

@@ -21,13 +21,22 @@ from typing import Any, Final
 
 from numba import njit
 
-_PROJECT: Final = ("market", "execution")
+_PROJECT: Final = ("market", "execution", "models_registry")
 
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile in numba's nopython mode, kept on disk; division by zero gives inf or NaN."""
+    return njit(cache=True, error_model="numpy", _nrt=False)(_named(function))
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """The same for functions that allocate or that Python calls by the row; Python's division."""
+    return njit(cache=True)(_named(function))
+
+
+def _named(function: Callable[..., Any]) -> Callable[..., Any]:
     function.__qualname__ += f"_{sources_hash(function.__module__)}"
-    return njit(cache=True, error_model="numpy", _nrt=False)(function)
+    return function
 
 
 @cache

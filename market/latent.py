@@ -18,9 +18,9 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from market.instruments import Instrument
+from market.kernel import compiled
 from market.profiles import STEP_S, Filter, Listing, Profile, score_filter
 
 FRAMES: Final = 864_000  #: book frames of a day
@@ -176,14 +176,14 @@ def _ou(rng: np.random.Generator, half_life_s: float, n: int) -> Floats:
     return path
 
 
-@njit(cache=True)
+@compiled
 def _smooth(path: Floats, decay: float) -> None:
     fresh = math.sqrt(1 - decay * decay)
     for j in range(1, len(path)):
         path[j] = decay * path[j - 1] + fresh * path[j]
 
 
-@njit(cache=True)
+@compiled
 def _regimes(uniform: Floats, states: int, hazard: float) -> npt.NDArray[np.int64]:
     """A Markov chain over equally likely states that leaves each with the same hazard per second."""
     chain = np.empty(len(uniform), np.int64)
@@ -195,7 +195,7 @@ def _regimes(uniform: Floats, states: int, hazard: float) -> npt.NDArray[np.int6
     return chain
 
 
-@njit(cache=True)
+@compiled
 def _quotes(
     prices: Floats, uniform: Floats, hold: float, restless: float, wide: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
@@ -226,7 +226,7 @@ def _quotes(
     return bid, spread, gap
 
 
-@njit(cache=True)
+@compiled
 def _kalman(seen: Floats, decay_x: float, decay_n: float, gain_x: float, gain_n: float) -> Floats:
     """The filtered x after each observation y = x + n + e, with steady-state gains."""
     found = np.empty(len(seen))

@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from market.events import EVENT, Field, Flag, Kind
+from market.kernel import compiled
 
 Text = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.int64]
@@ -89,13 +89,13 @@ TICKER_FIELDS: Final[dict[str, tuple[Field, int]]] = {
 }
 
 
-@njit(cache=True)
+@compiled
 def bits(kind: int, side: int, flags: int, field: int) -> int:
     """The last word of a row: kind, side, flags and field, one byte each."""
     return kind | (side & 255) << 8 | flags << 16 | field << 24
 
 
-@njit(cache=True)
+@compiled
 def settle(
     tables: Tables,
     topic: int,

@@ -18,13 +18,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import njit
 
 from market import latent, tape
 from market.capture import CaptureWriter
 from market.encode import Encoder, Lines, Text
 from market.events import Events
 from market.instruments import BUILT_IN, Instrument
+from market.kernel import compiled
 from market.lake import Lake, LakeError, day_start_ns
 from market.latent import SECONDS
 from market.profiles import (
@@ -261,7 +261,7 @@ def _woven(parts: Sequence[Lines]) -> bytes:
     return woven
 
 
-@njit(cache=True)
+@compiled
 def _gathered(
     text: Text,
     starts: npt.NDArray[np.int64],

@@ -16,10 +16,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import Instrument
+from market.kernel import compiled
 from market.lake import day_start_ns
 from market.latent import FRAMES, Day, Floats, Reference, generator
 from market.profiles import STEP_S, Profile
@@ -113,7 +113,7 @@ def _state() -> _Shown:
     )
 
 
-@njit(cache=True)
+@compiled
 def _level(law: _Law, rng: np.random.Generator, key: int) -> int:
     """Lots of a level behind the touch, zero for none; tens of ticks are fuller than the rest."""
     round_price = key % 10 == 0
@@ -123,7 +123,7 @@ def _level(law: _Law, rng: np.random.Generator, key: int) -> int:
     return max(1, int(size * (3.0 if round_price else 1.0)))
 
 
-@njit(cache=True)
+@compiled
 def _move_touch(shown: _Shown, law: _Law, rng: np.random.Generator, row: int, key: int) -> None:
     """Bring one side's touch to a key; what lies before it is gone, what lies behind is populated."""
     lots, best = shown.lots[row], shown.best[row]
@@ -142,7 +142,7 @@ def _move_touch(shown: _Shown, law: _Law, rng: np.random.Generator, row: int, ke
         lots[shown.far[row] & _RING_MASK] = _level(law, rng, shown.far[row])
 
 
-@njit(cache=True)
+@compiled
 def _churn(shown: _Shown, law: _Law, rng: np.random.Generator) -> None:
     for row in range(2):
         for _ in range(rng.poisson(0.5 * law.churn)):
@@ -151,7 +151,7 @@ def _churn(shown: _Shown, law: _Law, rng: np.random.Generator) -> None:
                 shown.lots[row, key & _RING_MASK] = _level(law, rng, key)
 
 
-@njit(cache=True)
+@compiled
 def _arrival(shown: _Shown, law: _Law, rng: np.random.Generator, publish_ns: int) -> int:
     """Receive time of a frame: latency drawn, and never before the frame received last."""
     latency = math.exp(law.latency_log + law.latency_log_sd * rng.standard_normal())
@@ -160,7 +160,7 @@ def _arrival(shown: _Shown, law: _Law, rng: np.random.Generator, publish_ns: int
     return int(receive)
 
 
-@njit(cache=True)
+@compiled
 def _row(
     out: Events, n: int, receive: int, exchange: int, publish: int, update: int, kind: int
 ) -> None:
@@ -179,7 +179,7 @@ def _row(
     out[n].pad = 0
 
 
-@njit(cache=True)
+@compiled
 def _orders(
     out: Events,
     n: int,
@@ -248,7 +248,7 @@ def _orders(
     return n
 
 
-@njit(cache=True)
+@compiled
 def _book(
     out: Events,
     n: int,
@@ -324,7 +324,7 @@ def _book(
     return n
 
 
-@njit(cache=True)
+@compiled
 def _ticker(
     out: Events,
     n: int,
@@ -356,7 +356,7 @@ def _ticker(
     return n
 
 
-@njit(cache=True)
+@compiled
 def _run(
     out: Events,
     shown: _Shown,

@@ -25,8 +25,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import njit
 
+from market.kernel import compiled
 from market.lake import DAY_NS, Lake, utc_date
 from market.settings import Settings
 from models_registry import dataset
@@ -168,7 +168,7 @@ def simulate_limit(x: Float, drift: float, *, arl0: float, mean_block: float, se
     return float(limits[enough[0]] if len(enough) else limits[-1])
 
 
-@njit(cache=True)
+@compiled
 def _first_passage(x, chosen, drift, limits, watched, alarms):  # type: ignore[no-untyped-def]
     """Add, for every limit, the time until one path first passes it, and whether it does."""
     level = 0
@@ -185,7 +185,7 @@ def _first_passage(x, chosen, drift, limits, watched, alarms):  # type: ignore[n
         watched[rest] += len(chosen)
 
 
-@njit(cache=True)
+@compiled
 def cusum(x, drift):  # type: ignore[no-untyped-def]
     """Page's CUSUM of a fall of x (n,), from zero: float64 (n,)."""
     out = np.empty(len(x))

@@ -17,9 +17,9 @@ from typing import Final
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from execution.target import next_target
+from market.kernel import compiled
 from market.settings import FEE_ROWS_BPS
 from models_registry.validation import SECOND_NS, lower_bound
 
@@ -87,7 +87,7 @@ class FeeResult(msgspec.Struct, frozen=True, kw_only=True):
     holding_s: float
 
 
-@njit(cache=True)
+@compiled
 def _simulate(  # type: ignore[no-untyped-def]
     t_ns, mid, spread_bps, expected_bps, fees_bps, horizon_s, out
 ):
