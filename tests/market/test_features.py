@@ -12,7 +12,7 @@ from feature_bars import NAMES, SECOND, random_bars, run_model, staged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market.bars import COLUMNS
+from market.bars import COLUMNS, Bars, make_bars
 from market.definitions import TERMS
 from market.expression import ExpressionError
 from market.features import (
@@ -24,8 +24,10 @@ from market.features import (
     parse,
     read_table,
 )
-from market.lake import day_start_ns
+from market.ingest import ingest
+from market.lake import Lake, day_start_ns
 from market.rendering import generated, render_model
+from market.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAY, NEXT = "2026-01-02", "2026-01-03"
@@ -129,6 +131,63 @@ def test_defective_bars_are_equal_in_both_engines(defects, seed, missing):
         else:
             bars[places] = np.nan if kind == "null" else 0.0
     assert_parity(data, [DAY, NEXT])
+
+
+TICKER = {
+    *(one.name for one in FEATURES if one.family == "perpetual" and not one.name.startswith("liq")),
+    "activity_day_300",
+    "funding_sin",
+    "funding_cos",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "dates", "rows", "present", "absent"),
+    [
+        # Eight minutes without tickers, across midnight: everything but what tickers say.
+        (
+            "usdm-20240718.frames.zst",
+            ["2024-07-18", "2024-07-19"],
+            900,
+            {name for name in feature_names() if name.endswith(("_now", "_15", "_60", "_300"))}
+            - {*TICKER, "liq_tilt_300"},
+            TICKER,
+        ),
+        # Forty quiet seconds with tickers.
+        (
+            "bybit-linear-20260809.frames.zst",
+            ["2026-08-09"],
+            80,
+            {"basis_now", "premium_now", "funding_now", "activity_day_300", "funding_sin"},
+            {"return_60", "oi_change_60", "lead_return_60"},
+        ),
+    ],
+)
+def test_recorded_bars_are_equal_in_both_engines(
+    file, dates, rows, present, absent, data_dir, tmp_path
+):
+    lake, config = Lake(tmp_path, "recorded"), Settings()
+    ingest(lake, [str(data_dir / file)], [(s, day) for s in SYMBOLS for day in dates], config)
+    parts: dict[str, list[Bars]] = {symbol: [] for symbol in SYMBOLS}
+    for symbol, day in lake.partitions("events"):
+        make_bars(lake, symbol, day, config)
+        table = lake.read("bars", symbol, day)
+        columns = [table[name].to_numpy() for name in NAMES]
+        parts[symbol].append(
+            Bars(t_ns=table["t_ns"].to_numpy(), values=np.column_stack(columns).astype(float))
+        )
+    data = {
+        symbol: (
+            np.concatenate([part.t_ns for part in found]) // SECOND,
+            np.concatenate([part.values for part in found]),
+        )
+        for symbol, found in parts.items()
+    }
+    values, _ = assert_parity(data, dates)
+    assert len(values) >= rows
+    exists = dict(zip(feature_names(), ~np.isnan(values).all(axis=0), strict=True))
+    assert all(exists[name] for name in present)
+    assert not any(exists[name] for name in absent)
 
 
 def test_bits_do_not_depend_on_the_dates_and_symbols_built_together():
