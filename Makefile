@@ -4,14 +4,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEER := peers/hftbacktest
 
-.PHONY: demo test check lint types generate lock clean
+.PHONY: demo test bench-peers check lint types generate lock clean
 
 demo: $(READY)
 	@$(BIN)/l2 demo
 
 test: $(READY)
 	@$(BIN)/python -m pytest
+
+# The independent engine, in an environment of its own; then what is marked for it: the simulator
+# must answer as it does, order for order.
+bench-peers: $(READY) $(PEER)/.ready
+	@$(BIN)/python -m pytest -m peers
 
 check: lint types test
 
@@ -33,16 +39,23 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps --editable .
 	@touch $@
 
+$(PEER)/.ready: tests/peers/hftbacktest.lock $(READY)
+	@echo "installing the peer into $(PEER) (some 45 packages, 1 GB)"
+	@$(BIN)/python -m venv --without-pip $(PEER)
+	@$(BIN)/uv pip sync --quiet --python $(PEER)/bin/python --require-hashes $<
+	@touch $@
+
 # After a change of a feature, of a bar column or of the horizons: SQL, contracts and their docs.
 generate: $(READY)
 	@$(BIN)/python -m market.features
 	@$(BIN)/python -m assets.contracts
 
-# Renews the lock file from pyproject.toml.
+# Renews the lock files: ours from pyproject.toml, the peer's from the one line that names it.
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-emit-find-links --no-header --no-annotate --quiet
 lock: $(READY)
-	@$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate \
-		--quiet --output-file requirements.lock
+	@$(BIN)/$(COMPILE) pyproject.toml --group dev --output-file requirements.lock
+	@$(BIN)/$(COMPILE) tests/peers/hftbacktest.in --output-file tests/peers/hftbacktest.lock
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dbt_project/target
+	rm -rf $(VENV) $(PEER) .pytest_cache .mypy_cache .ruff_cache dbt_project/target
