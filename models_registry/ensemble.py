@@ -406,7 +406,7 @@ def tune(
 
     def objective(trial: optuna.Trial) -> float:
         parameters = Parameters(
-            trees=trial.suggest_int("trees", 40, 200, step=20),
+            trees=trial.suggest_int("trees", 40, 160, step=20),
             learning_rate=trial.suggest_float("learning_rate", 0.02, 0.1, log=True),
             leaves=trial.suggest_int("leaves", 7, 31, step=4),
             leaf_labels=trial.suggest_int("leaf_labels", 20, 160, log=True),

@@ -143,9 +143,17 @@ def identity(settings: Settings, features: Features, fingerprint: str, git_sha: 
         repr(features.names),
         fingerprint,
         git_sha,
+        _code(),
         lightgbm.__version__,
     )
     return sha256("\n".join(parts).encode())[:16]
+
+
+def _code() -> str:
+    """Hash of the source that trains and judges: a git sha says nothing of uncommitted changes."""
+    home = Path(__file__).resolve().parent
+    sources = [*sorted(home.glob("*.py")), home.parent / "execution" / "target.py"]
+    return sha256(b"".join(source.read_bytes() for source in sources))
 
 
 def promote(settings: Settings, version: str, *, in_spite_of_gate: bool = False) -> None:
