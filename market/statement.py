@@ -319,7 +319,9 @@ aggregates as (
 
     select
         *,
-        count(*) filter (where gap = 0) over last_{MEMORY_S} = {MEMORY_S} as warm,
+        coalesce(
+            sum(case when gap = 0 then 1e0 end) over last_{MEMORY_S} = {MEMORY_S}, false
+        ) as warm,
         {_joined(aggregates)}
     from terms
     window

@@ -180,7 +180,9 @@ aggregates as (
 
     select
         *,
-        count(*) filter (where gap = 0) over last_3600 = 3600 as warm,
+        coalesce(
+            sum(case when gap = 0 then 1e0 end) over last_3600 = 3600, false
+        ) as warm,
         sum(ofi_1) over last_15 as sum_ofi_1_15,
         avg(depth_norm) over last_15 as mean_depth_norm_15,
         sum(ofi_1) over last_60 as sum_ofi_1_60,
