@@ -199,6 +199,7 @@ class WireFeed:
         connect_s: float = 10.0,
         backoff: Backoff | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
+        keep_replies: bool = False,
     ) -> None:
         if not url.startswith(("ws://", "wss://")):
             raise FeedError(f"{url}: expected a ws:// or wss:// address")
@@ -209,6 +210,10 @@ class WireFeed:
         self._connect_s = connect_s
         self._backoff = backoff or Backoff()
         self._clock_ns = clock_ns
+        self._keep_replies = keep_replies
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._renewals: asyncio.Queue[list[str]] = asyncio.Queue()
+        self._renewing = False
         self._queue: queue.SimpleQueue[Item | FeedError | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._last_ns = 0
@@ -218,6 +223,15 @@ class WireFeed:
 
     def stop(self) -> None:
         self._stopped.set()
+
+    def renew(self, topics: Sequence[str]) -> None:
+        """Unsubscribe and subscribe these topics, so that each begins anew with a snapshot.
+
+        Callable from the consumer's thread. No topics at all: close the connection, which is then
+        made again.
+        """
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._renewals.put_nowait, list(topics))
 
     def __iter__(self) -> Iterator[Item]:
         reader = threading.Thread(target=self._run, name="feed", daemon=True)
@@ -253,6 +267,7 @@ class WireFeed:
 
     async def _serve(self) -> None:
         """Ticks until the stop, sessions beside them; the first of the two that ends, ends both."""
+        self._loop = asyncio.get_running_loop()
         sessions = asyncio.create_task(self._sessions())
         ticks = asyncio.create_task(self._ticks())
         done, pending = await asyncio.wait((sessions, ticks), return_when=asyncio.FIRST_COMPLETED)
@@ -307,7 +322,11 @@ class WireFeed:
     async def _session(self, socket: Any) -> None:
         await socket.send(msgspec.json.encode({"op": "subscribe", "args": self._topics}).decode())
         self._control("subscribe", topics=self._topics)
-        pinger = asyncio.create_task(self._ping(socket))
+        self._renewing = False
+        helpers = [
+            asyncio.create_task(self._ping(socket)),
+            asyncio.create_task(self._renew(socket)),
+        ]
         try:
             while True:
                 message = await socket.recv(decode=False)
@@ -318,17 +337,37 @@ class WireFeed:
                 else:
                     self._reply(message)
         finally:
-            pinger.cancel()
-            await asyncio.gather(pinger, return_exceptions=True)
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+
+    async def _renew(self, socket: Any) -> None:
+        while not self._renewals.empty():
+            self._renewals.get_nowait()  # asked for on a connection that is gone
+        while topics := await self._renewals.get():
+            self._renewing = True
+            self._control("renew", topics=topics)
+            for op in ("unsubscribe", "subscribe"):
+                await socket.send(msgspec.json.encode({"op": op, "args": topics}).decode())
+        await socket.close(code=1001, reason="begin anew")
 
     def _reply(self, message: bytes) -> None:
-        """An answer to a request of ours: not market data, so it goes into no capture."""
+        """An answer to a request of ours: not market data, so the worker's capture has none.
+
+        With ``keep_replies`` it is handed on like any frame. A refusal of what was renewed is no
+        error, since the running subscription may have gone on.
+        """
+        if self._keep_replies:
+            self._put(message)
         try:
             reply = msgspec.json.decode(message)
         except msgspec.DecodeError:
             reply = None
         if not isinstance(reply, dict) or "op" not in reply:
-            self._put(message)  # unknown: the decoder rejects it where it is counted and kept
+            if not self._keep_replies:
+                self._put(message)  # unknown: the decoder rejects it where it is counted and kept
+        elif self._renewing:
+            return
         elif reply["op"] == "subscribe" and reply.get("success") is False:
             raise FeedError(
                 f"{self._url}: subscription refused ({reply.get('ret_msg')}); "

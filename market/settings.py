@@ -76,12 +76,41 @@ class Execution(Struct, frozen=True, kw_only=True):
     entry_latency_ms: float = 10.0
     response_latency_ms: float = 10.0
     queue: Literal["risk_averse", "power1", "power2", "power3", "log1", "log2"] = "risk_averse"
+    #: How much of a date's events the execution study replays, from its first one (seconds).
+    study_span_s: float = 86_400.0
 
 
 class Live(Struct, frozen=True, kw_only=True):
     venue: Literal["paper"] = "paper"
     #: How often the promoted alias is looked up by the resolver (seconds).
     resolve_every_s: float = 5.0
+
+
+class Record(Struct, frozen=True, kw_only=True):
+    """What the recorder takes from the venue, and where it finds it."""
+
+    url: str = "wss://stream.bybit.com/v5/public/linear"
+    #: Instruments are asked for here.
+    rest_url: str = "https://api.bybit.com"
+    #: Depths of the book topics; ``market.book_depth`` must be one of them.
+    depths: tuple[int, ...] = (1, 50, 200, 1000)
+    #: What is kept in memory while the disk refuses (megabytes of text); more is lost, and counted.
+    hold_mb: int = 512
+
+
+class History(Struct, frozen=True, kw_only=True):
+    """The venue's public archives, and how they are asked for."""
+
+    books_url: str = "https://quote-saver.bycsi.com/orderbook/linear"
+    trades_url: str = "https://public.bybit.com/trading"
+    rest_url: str = "https://api.bybit.com"
+    connections: int = 4
+    #: Requests that fail for a reason that may pass are made this often.
+    attempts: int = 6
+    #: The first wait between two of them; it doubles (seconds).
+    wait_s: float = 1.0
+    #: A server that says nothing for longer is asked again (seconds).
+    timeout_s: float = 30.0
 
 
 class Synthetic(Struct, frozen=True, kw_only=True):
@@ -99,6 +128,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     model: Model = Model()
     execution: Execution = Execution()
     live: Live = Live()
+    record: Record = Record()
+    history: History = History()
     synthetic: Synthetic = Synthetic()
 
     @property
@@ -158,7 +189,7 @@ def _put(tree: dict[str, Any], origin: dict[str, str], key: str, value: str, whe
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise SettingsError(f"{where}: {section} is a setting, not a section")
-    tree[leaf] = value.split(",") if leaf in {"symbols", "horizons_s"} else value
+    tree[leaf] = value.split(",") if leaf in {"symbols", "horizons_s", "depths"} else value
     origin[key] = where
 
 

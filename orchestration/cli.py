@@ -58,6 +58,16 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
+    record = verb("record", _record, "record the venue's public market data into the lake's frames")
+    record.add_argument("--symbols", metavar="A,B", help="default: market.symbols")
+    record.add_argument("--url", metavar="WS", help="public WebSocket (default: record.url)")
+    record.add_argument(
+        "--for", dest="duration", type=float, metavar="S", help="stop after this long"
+    )
+
+    coverage = verb("coverage", _coverage, "show which dates are held, from where, and their gaps")
+    coverage.add_argument("--symbols", metavar="A,B", help="default: every symbol held")
+
     ingest = verb("ingest", _ingest, "take captures into the lake: frames to events")
     ingest.add_argument("paths", nargs="+", metavar="PATH")
 
@@ -166,6 +176,59 @@ def _export(options: argparse.Namespace) -> None:
 
 
 # -- verbs -----------------------------------------------------------------------------------------
+
+
+def _symbols(settings: Settings, options: argparse.Namespace) -> Settings:
+    """The settings with ``--symbols`` in the place of market.symbols."""
+    if not options.symbols:
+        return settings
+    import msgspec
+
+    named = tuple(name.strip() for name in options.symbols.split(",") if name.strip())
+    if not named:
+        raise CommandError("--symbols names none; expected e.g. BTCUSDT,ETHUSDT")
+    replace = msgspec.structs.replace
+    return replace(settings, market=replace(settings.market, symbols=named))
+
+
+def _record(settings: Settings, options: argparse.Namespace) -> Result:
+    import signal
+
+    from live.feed import WireFeed
+    from live.recording import instruments_listed, record
+    from orchestration.console import say, table
+
+    settings = _symbols(settings, options)
+
+    def started(feed: WireFeed) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: feed.stop())
+
+    result = record(
+        settings,
+        url=options.url,
+        duration_s=options.duration,
+        listed=instruments_listed(settings, say),
+        say=say,
+        started=started,
+    )
+    if not options.json:
+        print(table([(name, value) for name, value in result.items() if name != "frames"]))
+        print(table(sorted(result["frames"].items())))
+    return result
+
+
+def _coverage(settings: Settings, options: argparse.Namespace) -> Result:
+    from live.coverage import HEAD, coverage
+    from market.lake import Lake
+    from orchestration.console import say, table
+
+    symbols = _symbols(settings, options).market.symbols if options.symbols else None
+    lake = Lake(settings.root)
+    days = coverage(lake, settings.market.book_depth, symbols, say)
+    if not options.json:
+        print(table([day.row() for day in days], HEAD) if days else f"{lake.uri}: holds no day")
+    return {"source": lake.source, "days": [day.data() for day in days]}
 
 
 def _ingest(settings: Settings, options: argparse.Namespace) -> Result:

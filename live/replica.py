@@ -1,0 +1,226 @@
+"""What each topic has said so far, kept in the venue's own words.
+
+A recorder needs it for two things: to notice at once that a topic can no longer be followed, so that
+it is asked for anew, and to open a file with the state the stream was in. Prices and quantities stay
+the text that came, so that no instrument's grid has a say in what can be recorded.
+
+    book frame                          becomes
+    snapshot                            the book; with the same ``u`` again it is a repeat
+    delta, ``u`` = last + 1             applied
+    delta, ``u`` <= last                a duplicate
+    delta, ``u`` > last + 1             a gap: stale until the next snapshot
+    crossed or overfull after a frame   broken: stale until the next snapshot
+    unreadable                          stale until the next snapshot
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Final
+
+import msgspec
+
+#: A book may hold so many more levels than its topic's depth before it counts as overfull.
+SLACK: Final = 20
+
+_TOPIC: Final = re.compile(rb'"topic"\s*:\s*"([^"\\]{1,64})"')
+
+
+class _BookData(msgspec.Struct):
+    u: int
+    b: list[tuple[str, str]] = []
+    a: list[tuple[str, str]] = []
+    s: str = ""
+
+
+class _BookFrame(msgspec.Struct):
+    type: str
+    data: _BookData
+
+
+class _TickerFrame(msgspec.Struct):
+    type: str
+    data: dict[str, Any]
+
+
+_book_frame = msgspec.json.Decoder(_BookFrame).decode
+_ticker_frame = msgspec.json.Decoder(_TickerFrame).decode
+
+
+class Topic:
+    """One topic's stream: what was counted, and whether it can be followed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.frames = 0
+        self.unreadable = 0
+        self.last_ns = 0  #: receive time of the last frame
+
+    @property
+    def stale(self) -> bool:
+        """Whether the state is not known, so that only a new snapshot helps."""
+        return False
+
+    def follow(self, frame: bytes) -> None:
+        """Take a frame of this topic."""
+
+    def forget(self) -> None:
+        """The connection is gone: what is held no longer holds."""
+
+    def state(self) -> object | None:
+        """The ``data`` of a checkpoint, None when nothing is held."""
+        return None
+
+
+class _Side:
+    """One side of a book: text by sign times price."""
+
+    def __init__(self, sign: int) -> None:
+        self.sign = sign
+        self.levels: dict[float, tuple[str, str]] = {}
+        self.best = math.inf
+
+    def apply(self, changes: list[tuple[float, float, tuple[str, str]]]) -> None:
+        """Set or delete levels by (sign times price, size, text)."""
+        for key, size, text in changes:
+            if size:
+                self.levels[key] = text
+                self.best = min(self.best, key)
+            else:
+                self.levels.pop(key, None)
+        if self.best not in self.levels:
+            self.best = min(self.levels, default=math.inf)
+
+
+class BookTopic(Topic):
+    """A book topic.
+
+    Either side holds its levels by sign times price, so that the best is the smallest on both, each
+    with the text that it came in.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        _, depth, self.symbol = name.split(".", 2)
+        self.limit = int(depth) + SLACK
+        self.sides: tuple[_Side, _Side] = (_Side(-1), _Side(+1))
+        self.update_id = 0
+        self.held = False
+        self.duplicates = self.repeats = self.gaps = self.broken = 0
+
+    @property
+    def stale(self) -> bool:
+        return not self.held
+
+    def follow(self, frame: bytes) -> None:
+        try:
+            content = _book_frame(frame)
+            changes = [
+                [(side.sign * float(price), float(size), (price, size)) for price, size in levels]
+                for side, levels in zip(self.sides, (content.data.b, content.data.a), strict=True)
+            ]
+        except (msgspec.MsgspecError, ValueError):
+            self.unreadable += 1
+            self.held = False
+            return
+        update_id = content.data.u
+        if content.type == "snapshot":
+            self.repeats += self.held and update_id == self.update_id
+            self.sides = (_Side(-1), _Side(+1))
+            self.held = True
+        elif not self.held:
+            return
+        elif update_id <= self.update_id:
+            self.duplicates += 1
+            return
+        elif update_id != self.update_id + 1:
+            self.gaps += 1
+            self.held = False
+            return
+        self.update_id = update_id
+        for side, changed in zip(self.sides, changes, strict=True):
+            side.apply(changed)
+        bids, asks = self.sides
+        crossed = bool(bids.levels and asks.levels) and -bids.best >= asks.best
+        if crossed or max(len(bids.levels), len(asks.levels)) > self.limit:
+            self.broken += 1
+            self.held = False
+
+    def forget(self) -> None:
+        self.held = False
+
+    def state(self) -> object | None:
+        if not self.held:
+            return None
+        bids, asks = self.sides
+        return {
+            "s": self.symbol,
+            "b": [bids.levels[key] for key in sorted(bids.levels)],
+            "a": [asks.levels[key] for key in sorted(asks.levels)],
+            "u": self.update_id,
+        }
+
+
+class TickerTopic(Topic):
+    """A ticker topic: fields as last sent."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.fields: dict[str, Any] = {}
+
+    def follow(self, frame: bytes) -> None:
+        try:
+            content = _ticker_frame(frame)
+        except (msgspec.MsgspecError, ValueError):
+            self.unreadable += 1
+            return
+        if content.type == "snapshot":
+            self.fields = {}
+        self.fields.update(content.data)
+
+    def forget(self) -> None:
+        self.fields = {}
+
+    def state(self) -> object | None:
+        return self.fields or None
+
+
+class Replica:
+    """The topics of one connection."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.topics: dict[str, Topic] = {name: _topic(name) for name in names}
+        self._by_text = {name.encode(): topic for name, topic in self.topics.items()}
+        #: Frames of no topic that was asked for: replies, strangers, garbage.
+        self.others = 0
+
+    def follow(self, receive_ns: int, frame: bytes) -> Topic | None:
+        """Take a frame; returns its topic, None when it is of none that was asked for."""
+        named = _TOPIC.search(frame, 0, 4096)
+        topic = self._by_text.get(named[1]) if named else None
+        if topic is None:
+            self.others += 1
+            return None
+        topic.frames += 1
+        topic.last_ns = receive_ns
+        topic.follow(frame)
+        return topic
+
+    def forget(self) -> None:
+        for topic in self.topics.values():
+            topic.forget()
+
+    def checkpoints(self) -> list[bytes]:
+        """Control lines that restate what is held."""
+        return [
+            msgspec.json.encode({"l2": "checkpoint", "topic": topic.name, "data": state})
+            for topic in self.topics.values()
+            if (state := topic.state()) is not None
+        ]
+
+
+def _topic(name: str) -> Topic:
+    if name.startswith("orderbook."):
+        return BookTopic(name)
+    return TickerTopic(name) if name.startswith("tickers.") else Topic(name)
