@@ -38,13 +38,19 @@ def study_partition(root: str, settings: Settings, symbol: str, day: str) -> int
     source = lake.open("events", symbol, day)
     instrument = behind(lake.metadata("events", symbol, day), symbol)
 
-    def chunks() -> Iterator[Events]:
-        yield from (from_arrow(batch) for batch in source.iter_batches(batch_size=1 << 18))
-
     # statistics of the file's footer: no row is read for them
     column = source.schema_arrow.get_field_index("receive_ns")
     groups = [source.metadata.row_group(n).column(column) for n in range(source.num_row_groups)]
-    span_s = (groups[-1].statistics.max - groups[0].statistics.min) / 1e9
+    first_ns = groups[0].statistics.min
+    span_s = min((groups[-1].statistics.max - first_ns) / 1e9, settings.execution.study_span_s)
+
+    def chunks() -> Iterator[Events]:
+        for batch in source.iter_batches(batch_size=1 << 18):
+            part = from_arrow(batch)
+            if part["receive_ns"][0] > first_ns + span_s * 1e9:
+                return
+            yield part
+
     found = study({symbol: chunks()}, {symbol: instrument}, settings, every_s=spacing_s(span_s))
     inputs = lake.fingerprint("events", symbol, day)
     lake.write("study", symbol, day, to_table(found.rows, Shortfall), inputs=inputs)

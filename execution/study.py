@@ -170,12 +170,15 @@ def drive(
 ) -> None:
     """Work tasks until ``until_ns`` or until all are done, which leaves the clock at the last end.
 
+    Tasks that have ended are worked no more, but news of their orders can still be on its way (the
+    refusal of an amendment that a fill overtook, for one) and is theirs.
+
     An algorithm is stepped when it is new, when an outcome of its orders reaches us, when the touch
     of its symbol changes, and at multiples of ``timer_ns``: the same instants however ``until_ns``
     cuts the time up.
     """
-    active = list(tasks)
-    owners = {client_id: task for task in active for client_id in task.working.children}
+    active = [task for task in tasks if task.end_ns is None]
+    owners = {client_id: task for task in tasks for client_id in task.working.children}
     touches = {task.parent.symbol: simulator.touch(task.parent.symbol) for task in active}
     while active:
         now = simulator.now_ns
@@ -290,7 +293,7 @@ class _Trial:
     def run(self, decisions_ns: Sequence[int], until_ns: int) -> None:
         """Work up to ``until_ns``, with parents decided at the given times up to there."""
         for instant in (*decisions_ns, until_ns):
-            drive(self.simulator, [task for task in self.tasks if task.end_ns is None], instant)
+            drive(self.simulator, self.tasks, instant)
             self.simulator.advance(instant)
             if instant < until_ns:
                 self._decide(instant)

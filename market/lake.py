@@ -226,6 +226,10 @@ class Lake:
             raw = pq.ParquetFile(file).schema_arrow.metadata or {}
         return {k.decode()[3:]: v.decode() for k, v in raw.items() if k.startswith(b"l2.")}
 
+    def rows(self, table: str, symbol: str, day: str) -> int:
+        """Rows of a partition, from its footer."""
+        return int(self.open(table, symbol, day).metadata.num_rows)
+
     def stands(self, table: str, symbol: str, day: str, inputs: str = "") -> bool:
         """Whether the partition exists, was made by this code, and from these inputs."""
         if not self.exists(table, symbol, day):

@@ -30,7 +30,18 @@ class _People(logging.Handler):
         elif getattr(event, "event_type_value", "") == "STEP_START":
             say(f"{step}: started")
         elif getattr(event, "event_type_value", "") == "STEP_FAILURE":
-            say(f"{step}: FAILED")
+            say(f"{step}: FAILED: {_reason(event)}")
+
+
+def _reason(event: dg.DagsterEvent) -> str:
+    """The first cause of a failed step in one line; the traceback is in dagster's log."""
+    error = event.step_failure_data.error
+    # a worker process hands its traceback over as the last cause: text, not a reason
+    while (
+        error is not None and error.cause is not None and error.cause.cls_name != "_RemoteTraceback"
+    ):
+        error = error.cause
+    return " ".join(error.message.split()) if error is not None else "no reason given"
 
 
 def _people(_: dg.InitLoggerContext) -> logging.Logger:

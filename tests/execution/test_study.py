@@ -19,6 +19,7 @@ from market.decode import Decoder
 from market.events import Events
 from market.instruments import BUILT_IN, Instrument
 from market.settings import Execution, Model, Settings
+from market.synthetic import generate, profile
 from tests.execution.tape import INSTRUMENT, SYMBOL, frame, snapshot, trade
 
 S = 1_000_000_000
@@ -217,3 +218,12 @@ def test_settings_reach_the_simulators() -> None:
     assert all(row.fees_bps == 0 for row in found.rows)
     assert all(row.time_to_fill_s == pytest.approx(2.0) for row in found.rows)
     assert all(row.end_ns - row.decision_ns == 3 * S for row in found.rows)
+
+
+def test_news_that_comes_after_a_parent_has_ended_is_still_its_own() -> None:
+    """In this stretch an amendment is refused after the fill that ended its parent."""
+    chunks = list(generate(profile("demo"), 7, "BTCUSDT", "2026-03-09", 0, 900))
+    settings = Settings()
+    report = study({"BTCUSDT": chunks}, BUILT_IN, settings, every_s=45, queues=("risk_averse",))
+    assert all(abs(row.residual_bps) < 1e-9 for row in report.rows)
+    assert {row.algorithm for row in report.rows} == {"market", "passive"}
