@@ -65,6 +65,11 @@ def parser() -> argparse.ArgumentParser:
         "--for", dest="duration", type=float, metavar="S", help="stop after this long"
     )
 
+    fetch = verb("fetch", _fetch, "bring the venue's public archives into the lake")
+    fetch.add_argument("--symbols", metavar="A,B", help="default: market.symbols")
+    fetch.add_argument("--from", dest="first", metavar="YYYY-MM-DD", required=True)
+    fetch.add_argument("--to", dest="last", metavar="YYYY-MM-DD", help="default: the first date")
+
     coverage = verb("coverage", _coverage, "show which dates are held, from where, and their gaps")
     coverage.add_argument("--symbols", metavar="A,B", help="default: every symbol held")
 
@@ -216,6 +221,25 @@ def _record(settings: Settings, options: argparse.Namespace) -> Result:
         print(table([(name, value) for name, value in result.items() if name != "frames"]))
         print(table(sorted(result["frames"].items())))
     return result
+
+
+def _fetch(settings: Settings, options: argparse.Namespace) -> Result:
+    import msgspec
+
+    from live.download import fetch
+    from orchestration.console import say, table
+
+    symbols = _symbols(settings, options).market.symbols
+    fetched = fetch(settings, symbols, options.first, options.last or options.first, say)
+    if not options.json:
+        rows: list[tuple[str, object]] = [
+            ("dates fetched", len(fetched.made)),
+            ("dates that stood already", fetched.standing),
+            *(("the venue lacks", text) for text in fetched.lacking),
+            *(("FAILED, ask again", text) for text in fetched.failures),
+        ]
+        print(table(rows))
+    return {"failed": bool(fetched.failures), **msgspec.to_builtins(fetched)}
 
 
 def _coverage(settings: Settings, options: argparse.Namespace) -> Result:

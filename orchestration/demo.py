@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from assets.market_data import bars_of, map_processes
 from market.lake import Lake, days_between, previous_day
-from market.settings import Settings, load
+from market.settings import FEE_ROWS_BPS, Settings, load
 from market.synthetic import (
     closed_form_ic,
     filterable_ic,
@@ -191,10 +191,22 @@ def _live(folder: str, lake: Lake, fresh: str) -> dict[str, Any]:
         "--frames", *lake.captures(fresh), "--speed", str(SPEED), "--for", str(LIVE_S),
     ]  # fmt: skip
     say(f"live worker: paper venue, {LIVE_S} s at {SPEED}x, warmed up from {previous_day(fresh)}")
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"the live worker ended with status {done.returncode}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    log = Path(folder) / "live.log"
+    begun = time.monotonic()
+    with (
+        log.open("wb") as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+    ):
+        while process.poll() is None:
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                say(f"live worker: trading for {time.monotonic() - begun:.0f} s")
+        printed = process.stdout.read() if process.stdout else ""
+    if process.returncode != 0:
+        last = log.read_text().splitlines()[-1:]
+        raise RuntimeError(f"the live worker failed: {' '.join(last)} (all it said: {log})")
+    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return result
 
 
@@ -202,35 +214,60 @@ def _text(folder: str, summary: dict[str, Any], settings: Settings) -> str:
     report, live = summary["pipeline"], summary["live"]
     metrics = report["metrics"]
     passed = sum(check["passed"] for check in report["checks"])
-    binaries = os.path.relpath(Path(sys.executable).parent)
     primary = f"{settings.model.primary_s}s"
     planted = summary["planted"][primary]
+    fee_row = settings.model.fee_row
 
-    def figure(name: str, unit: str = "") -> str:
+    def figure(name: str, digits: int = 3) -> str:
         value = metrics.get(name)
-        return "none" if value is None else f"{value:.3f}{unit}"
+        return "none" if value is None else f"{value:,.{digits}f}"
+
+    def bps(value: float | None) -> str:
+        return "none" if value is None else f"{value:.3f} bps"
 
     rows = [
+        ("market", f"{report['source']}, {report['dates'][0]} to {report['dates'][1]}, seed "
+                   f"{settings.synthetic.seed}"),
         ("ingested", f"{sum(report['frames'].values()):,} frames, {report['events']:,} events, "
                      f"{report['quarantined']} quarantined"),
         ("bars", ", ".join(f"{n:,} {symbol}" for symbol, n in report["bars"].items())),
         ("data checks", f"{passed} of {len(report['checks'])} passed"),
-        ("planted signal", f"IC {planted['closed form IC']:.3f}, filterable {planted['filterable IC']:.3f} "
-                           f"at {primary}"),
-        ("walk-forward IC", f"{figure('ic')} (95 % lower bound {figure('ic_lower')})"),
-        ("net per trade, zero fees", f"{figure('net_bps')} bps (lower bound {figure('net_bps_lower')})"),
-        ("verdict", f"{report['verdict']}; champion: {report['champion']}"),
-        ("live", f"{live['decisions']} decisions, {live['orders']} orders, {live['fills']} fills"),
-        ("all-in cost", f"{live['all_in_cost_bps']} bps of shortfall, fees included"),
+        ("planted signal", f"IC {planted['closed form IC']:.3f} at {primary}, of which "
+                           f"{planted['filterable IC']:.3f} by the best filter of its own touch"),
+        ("walk-forward", f"rank IC {figure('ic_mean')}, 95 % lower bound {figure('ic_lower')}, over "
+                         f"{figure('blocks', 0)} days (n_eff {figure('n_eff', 0)})"),
+        *(
+            (f"net, fees {row}", f"{figure(f'{row}.net_bps')} bps a trade, lower bound "
+                                 f"{figure(f'{row}.net_lower_bps')}, {figure(f'{row}.trades', 0)} trades")
+            for row in FEE_ROWS_BPS
+        ),
+        ("gate", f"{report['verdict']} at fees {fee_row}; champion: {report['champion']}"),
+        ("live, paper", f"{live['decisions']:,} decisions, {live['parents']} parents, "
+                        f"{live['orders']} orders, {live['fills']} fills"),
+        ("all-in cost", f"{bps(live['all_in_cost_bps'])} of shortfall a parent, fees {fee_row}"),
+        ("profit", f"{live['net_pnl_usdt']:,.2f} USDT net on {live['filled_usdt']:,.0f} traded"),
         ("took", f"{summary['seconds']} s"),
     ]  # fmt: skip
+    l2 = os.path.relpath(Path(sys.executable).parent / "l2")
+    config = f"--config {os.path.relpath(Path(folder) / 'l2.toml')}"
+    where = os.path.relpath(folder)
     return "\n".join(
         [
             "",
             table(rows),
             "",
-            "look at it:",
-            f"  {binaries}/l2 ui --config {folder}/l2.toml",
-            f"  {binaries}/l2 sql --config {folder}/l2.toml 'select * from performance'",
+            "Look at it:",
+            table(
+                [
+                    ("Dagster and MLflow", f"{l2} ui {config}"),
+                    ("tables", f'{l2} sql {config} "select * from features limit 5"'),
+                    (
+                        "data quality",
+                        f"{where}/quality/gx/uncommitted/data_docs/local_site/index.html",
+                    ),
+                    ("settings", f"{where}/l2.toml"),
+                    ("worker's log", f"{where}/live.log"),
+                ]
+            ),
         ]
     )

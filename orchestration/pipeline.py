@@ -65,7 +65,8 @@ def _range(
                 f"the settings' symbols {', '.join(settings.market.symbols)}"
             )
         return first, last, symbols
-    dates = lake.capture_dates() or [day for _, day in lake.partitions("bars")]
+    dates = [*lake.capture_dates(), *(day for _, day in lake.archives())]
+    dates = dates or [day for _, day in lake.partitions("bars")]
     if not (dates or (first and last)):
         raise LakeError(
             f"{settings.root}: no captures to run on; give --frames FILE or --from/--to"
