@@ -1,5 +1,6 @@
 """From captures to bars: the first two assets of the path."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -31,6 +32,16 @@ def captures_for(lake: Lake, days: Iterable[str]) -> list[str]:
         for path in [*lake.captures(previous_day(day))[-1:], *lake.captures(day)]:
             found[path] = None
     return list(found)
+
+
+def archived_keys(lake: Lake, wanted: Sequence[Key]) -> list[Key]:
+    """The keys to read from the venue's archives: those that no capture of the recorder holds."""
+    from market.ingest import scan
+
+    archived = sorted(set(lake.archives()) & set(wanted), key=wanted.index)
+    captures = captures_for(lake, (day for _, day in archived))
+    held = scan(captures) if captures else {}
+    return [key for key in archived if key not in held]
 
 
 def map_processes(
@@ -83,42 +94,54 @@ def bars_of(root: str, settings: Settings, symbol: str, day: str) -> int:
 def events(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
     """Every book level, trade, ticker field and liquidation, one row each, in integers.
 
-    Read from the captures of the date. In a synthetic lake a date without a capture has no events:
-    its bars come straight from the generator.
+    Read from the recorder's captures of the date where they hold it, else from the venue's archive.
+    In a synthetic lake a date without a capture has no events: its bars come straight from the
+    generator.
     """
     from market.ingest import ingest
 
     settings, lake = platform.settings(), platform.lake()
     wanted = keys_of(context.partition_keys)
     captures = captures_for(lake, (day for _, day in wanted))
+    archived = archived_keys(lake, wanted)
     # a recorded date without frames is an error, which ingest words; a synthetic one has bars only
-    recorded = (
-        wanted
-        if settings.source == "recorded"
-        else [key for key in wanted if lake.captures(key[1])]
-    )
+    recorded = [
+        key
+        for key in wanted
+        if key not in archived and (settings.source == "recorded" or lake.captures(key[1]))
+    ]
     if recorded and not captures:
         raise dg.Failure(
-            f"no capture under {lake.base}/frames for {wanted[0][1]} to {wanted[-1][1]}; record or "
-            "ingest one, or choose other dates"
+            f"no capture under {lake.base}/frames for {recorded[0][1]} to {recorded[-1][1]}, and no "
+            "archive; record, ingest or fetch one, or choose other dates"
         )
+    # An archive is one symbol's date and reads alone, so that a range gives what its dates give.
+    batches = [(captures, recorded)] if recorded else []
+    batches += [([lake.archive(*key)], [key]) for key in archived]
     metadata: dict[str, Any] = {
         "source": settings.source,
-        "straight as bars": len(wanted) - len(recorded),
+        "straight as bars": len(wanted) - len(recorded) - len(archived),
     }
-    if recorded:
-        context.log.info(f"reading {len(captures)} capture(s) for {len(recorded)} partition(s)")
-        report = ingest(lake, captures, recorded, settings, progress=context.log.info)
+    if archived:
+        metadata["from archives"] = dg.MetadataValue.json([" ".join(key) for key in archived])
+    rows = quarantined = 0
+    frames: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for paths, keys in batches:
+        context.log.info(f"reading {len(paths)} capture(s) for {len(keys)} partition(s)")
+        report = ingest(lake, paths, keys, settings, progress=context.log.info)
+        rows += sum(report.events.values())
+        quarantined += report.quarantined
+        frames.update(report.frames)
+        reasons.update(report.reasons)
+    if batches:
         metadata |= {
-            "rows": sum(report.events.values()),
-            "quarantined": report.quarantined,
-            "frames": dg.MetadataValue.json(report.frames),
-            "rejects by reason": dg.MetadataValue.json(report.reasons),
+            "rows": rows,
+            "quarantined": quarantined,
+            "frames": dg.MetadataValue.json(dict(frames)),
+            "rejects by reason": dg.MetadataValue.json(dict(reasons)),
         }
-        context.log.info(
-            f"{sum(report.frames.values()):,} frames, {sum(report.events.values()):,} events, "
-            f"{report.quarantined} quarantined"
-        )
+        context.log.info(f"{frames.total():,} frames, {rows:,} events, {quarantined} quarantined")
     return dg.MaterializeResult(metadata=metadata)
 
 

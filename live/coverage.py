@@ -162,6 +162,8 @@ def _captures(lake: Lake) -> Iterator[tuple[str, str]]:
     for day in lake.capture_dates():
         for path in lake.captures(day):
             yield source, path
+    for symbol, day in lake.archives():
+        yield "archive", lake.archive(symbol, day)
 
 
 def _contents(path: str, book_depth: int, say: Callable[[str], None]) -> Contents:

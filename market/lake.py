@@ -2,6 +2,7 @@
 
     ROOT/lake.json                                  source of everything below, schema version
     ROOT/frames/date=YYYY-MM-DD/*.frames.zst        captures, the immutable truth
+    ROOT/archive/date=YYYY-MM-DD/S.frames.zst       what the venue's archives of a date read as
     ROOT/TABLE/symbol=S/date=YYYY-MM-DD/part.parquet
 
 Every file carries its schema version, the hash of the code that made it, its source and a
@@ -203,6 +204,20 @@ class Lake:
         selector = pafs.FileSelector(f"{self.base}/frames", allow_not_found=True)
         names = (info.base_name for info in self.fs.get_file_info(selector))
         return sorted(n.removeprefix("date=") for n in names if n.startswith("date="))
+
+    def archive(self, symbol: str, day: str) -> str:
+        """Where the capture made of the venue's archives of a symbol's date lies, if there is one."""
+        return f"{self.base}/archive/date={day}/{symbol}.frames.zst"
+
+    def archives(self) -> list[tuple[str, str]]:
+        """(symbol, date) of every such capture, sorted."""
+        selector = pafs.FileSelector(f"{self.base}/archive", recursive=True, allow_not_found=True)
+        found = []
+        for info in self.fs.get_file_info(selector):
+            *_, folder, name = info.path.split("/")
+            if folder.startswith("date=") and name.endswith(".frames.zst"):
+                found.append((name.removesuffix(".frames.zst"), folder.removeprefix("date=")))
+        return sorted(found)
 
     def partitions(self, table: str) -> list[tuple[str, str]]:
         """(symbol, date) of every partition that stands, sorted."""

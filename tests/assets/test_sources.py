@@ -1,0 +1,62 @@
+"""A date's events come from the recorder's capture where it holds them, else from the archive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import msgspec
+
+from assets.market_data import events
+from assets.partitions import partition_key
+from assets.platform import Platform
+from market.capture import CaptureWriter
+from market.lake import Lake, day_start_ns
+
+DAY = "2026-03-01"
+T = day_start_ns(DAY) + 1_000_000_000
+
+
+def capture(path: str, symbol: str, price: str) -> None:
+    """A book of one level a side, which says where it came from by its price."""
+    data = {"s": symbol, "b": [[price, "1"]], "a": [["9000.0", "1"]], "u": 1, "seq": 1}
+    frame = {"topic": f"orderbook.200.{symbol}", "type": "snapshot", "ts": T // 10**6, "data": data}
+    with CaptureWriter(path) as writer:
+        writer.append(T, msgspec.json.encode(frame | {"cts": T // 10**6}))
+
+
+def materialised(root: Path, *symbols: str) -> dict[str, Any]:
+    """Metadata of the events asset over these symbols' date."""
+    first, last = (partition_key(symbol, DAY) for symbol in (symbols[0], symbols[-1]))
+    result = dg.materialize(
+        [events],
+        resources={"platform": Platform(overrides=[f"root={root}"])},
+        tags={
+            "dagster/asset_partition_range_start": first,
+            "dagster/asset_partition_range_end": last,
+        },
+    )
+    happened, *_ = result.asset_materializations_for_node("events")
+    return {name: value.value for name, value in happened.metadata.items()}
+
+
+def best_bid(lake: Lake, symbol: str) -> int:
+    price: int = lake.read("events", symbol, DAY).column("price_ticks")[0].as_py()
+    return price
+
+
+def test_the_archive_serves_what_was_not_recorded(tmp_path: Path) -> None:
+    lake = Lake(tmp_path, "recorded")
+    capture(lake.archive("BTCUSDT", DAY), "BTCUSDT", "100.0")
+    capture(lake.archive("ETHUSDT", DAY), "ETHUSDT", "10.00")
+
+    told = materialised(tmp_path, "BTCUSDT", "ETHUSDT")
+    assert told["from archives"] == [f"BTCUSDT {DAY}", f"ETHUSDT {DAY}"]
+    assert (best_bid(lake, "BTCUSDT"), best_bid(lake, "ETHUSDT")) == (1000, 1000)
+
+    capture(f"{lake.frames_dir(DAY)}/a.frames.zst", "BTCUSDT", "200.0")
+    told = materialised(tmp_path, "BTCUSDT", "ETHUSDT")
+    assert told["from archives"] == [f"ETHUSDT {DAY}"]
+    assert told["rows"] == 4
+    assert (best_bid(lake, "BTCUSDT"), best_bid(lake, "ETHUSDT")) == (2000, 1000)

@@ -1,0 +1,227 @@
+"""Archives read as the stream a recorder would have written; a deep book says what a shallow one would."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from live.archive import ArchiveDay, ArchiveError, Cut, convert
+from market.book import Book
+from market.capture import read_lines
+from market.decode import Decoder
+from market.ingest import ingest
+from market.lake import DAY_NS, Lake, day_start_ns
+from market.settings import Settings
+from tests.live.archives import HEADER, book_zip, trade_gz
+
+DAY = "2026-03-01"
+START_MS = day_start_ns(DAY) // 1_000_000
+SYMBOL = "BTCUSDT"
+LATENCY_NS = 20_000_000
+
+
+def frame(kind: str, ms: int, u: int, bids: object, asks: object, depth: int = 200) -> bytes:
+    data = {"s": SYMBOL, "b": bids, "a": asks, "u": u, "seq": u}
+    content = {
+        "topic": f"orderbook.{depth}.{SYMBOL}",
+        "type": kind,
+        "ts": START_MS + ms,
+        "data": data,
+        "cts": START_MS + ms - 3,
+    }
+    return msgspec.json.encode(content)
+
+
+def row(ms: float, name: str, side: str = "Buy", symbol: str = SYMBOL, rpi: int = 0) -> str:
+    seconds = f"{(START_MS + ms) / 1000:.4f}"
+    return f"{seconds},{symbol},{side},0.001,100.1,PlusTick,{name},1e7,0.001,0.1,{rpi}"
+
+
+BOOKS = [
+    frame("snapshot", 500, 1, [["100.0", "1"]], [["100.1", "1"]]),
+    frame("delta", 600, 2, [["100.0", "2"]], []),
+    frame("snapshot", 700, 1, [["99.9", "1"]], [["100.0", "1"]]),
+    frame("delta", 86_399_995, 2, [], [["100.0", "2"]]),
+]
+
+
+def converted(
+    folder: Path, books: list[bytes], trades: bytes, depth: int = 200
+) -> tuple[ArchiveDay, list[tuple[int, bytes]]]:
+    folder.mkdir(exist_ok=True)
+    (folder / "books.zip").write_bytes(book_zip("books.data", books))
+    (folder / "trades.csv.gz").write_bytes(trades)
+    out = folder / "out.frames.zst"
+    day = convert(
+        folder / "books.zip",
+        folder / "trades.csv.gz",
+        out,
+        symbol=SYMBOL,
+        day=DAY,
+        depth=depth,
+        latency_ns=LATENCY_NS,
+    )
+    return day, [line for line in read_lines(out) if not line[1].startswith(b'{"l2"')]
+
+
+def ids(lines: list[tuple[int, bytes]]) -> list[str]:
+    """Trade ids and update ids, in the order of the stream."""
+    found: list[str] = []
+    for _, text in lines:
+        data = msgspec.json.decode(text)["data"]
+        found += [f"u{data['u']}"] if isinstance(data, dict) else [trade["i"] for trade in data]
+    return found
+
+
+def test_trades_come_first_at_ties_and_receive_times_are_publish_times_plus_the_latency(
+    tmp_path: Path,
+) -> None:
+    rows = [row(100, "a"), row(600.0, "b"), row(600.7, "c", "Sell"), row(601, "d", rpi=1)]
+    day, lines = converted(tmp_path, BOOKS, trade_gz(rows))
+
+    assert ids(lines) == ["a", "u1", "b", "c", "u2", "d", "u1", "u2"]
+    start = day_start_ns(DAY)
+    expected = [100, 500, 600, 600, 601, 700]
+    assert [ns for ns, _ in lines[:-1]] == [start + ms * 10**6 + LATENCY_NS for ms in expected]
+    assert lines[-1][0] == start + DAY_NS - 1  # an archive is its date's, to the last frame
+    assert [text for _, text in lines if b"orderbook" in text] == BOOKS
+    assert (day.book_lines, day.snapshots, day.gaps, day.trades, day.strays) == (4, 2, 0, 4, 0)
+    assert day.starts_late_s == 0.5
+    trades = [
+        trade
+        for _, text in lines
+        if b"publicTrade" in text
+        for trade in msgspec.json.decode(text)["data"]
+    ]
+    assert [(trade["S"], trade["RPI"]) for trade in trades][1:] == [
+        ("Buy", False),
+        ("Sell", False),
+        ("Buy", True),
+    ]
+
+
+def test_the_order_of_a_trade_archive_does_not_matter(tmp_path: Path) -> None:
+    rows = [row(ms, f"{ms}-{n}") for ms in (5, 10, 2000) for n in range(3)]
+    old = [line.rpartition(",")[0] for line in rows]
+    oldest = converted(tmp_path / "a", BOOKS, trade_gz(old, HEADER.rpartition(",")[0]))
+    newest = converted(tmp_path / "b", BOOKS, trade_gz(rows[::-1]))
+    windows = converted(tmp_path / "c", BOOKS, trade_gz([f"{line}\r" for line in rows]))
+    assert oldest == newest == windows
+
+
+@pytest.mark.parametrize(
+    ("books", "rows", "said"),
+    [
+        (BOOKS[1:2], [row(1, "a")], "no snapshot"),
+        ([*BOOKS, b"<html>"], [row(1, "a")], "line 5: not a book frame"),
+        ([BOOKS[0].replace(b"BTC", b"ETH")], [row(1, "a")], "a frame of ETHUSDT"),
+        ([frame("snapshot", 1, 1, [], [], 50)], [row(1, "a")], "50 levels"),
+        (BOOKS, [row(1, "a", symbol="ETHUSDT")], "line 2: a trade of ETHUSDT"),
+        (BOOKS, [row(1, "a"), "1,2,3"], "line 3: not a trade"),
+        (BOOKS, [row(1, "a", side="Both")], "line 2: not a trade"),
+    ],
+)
+def test_what_is_no_archive_of_the_symbol_is_named(
+    tmp_path: Path, books: list[bytes], rows: list[str], said: str
+) -> None:
+    with pytest.raises(ArchiveError, match=said):
+        converted(tmp_path, books, trade_gz(rows))
+    assert not list(tmp_path.glob("*.frames.zst"))
+
+
+@pytest.mark.parametrize("name", ["books.zip", "trades.csv.gz"])
+def test_a_torn_archive_is_damaged_wherever_it_is_torn(tmp_path: Path, name: str) -> None:
+    noise = random.Random(1)
+    rows = [row(n, f"{noise.random()}") for n in range(500)]
+    converted(tmp_path, BOOKS, trade_gz(rows))
+    whole = (tmp_path / name).read_bytes()
+    for share in (0.1, 0.5, 0.9, 0.99):
+        (tmp_path / name).write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(ArchiveError, match="damaged"):
+            convert(
+                tmp_path / "books.zip",
+                tmp_path / "trades.csv.gz",
+                tmp_path / "again.frames.zst",
+                symbol=SYMBOL,
+                day=DAY,
+                depth=200,
+                latency_ns=0,
+            )
+
+
+CHANGES = st.lists(
+    st.lists(st.tuples(st.integers(1, 14), st.integers(0, 3)), max_size=6), min_size=1, max_size=25
+)
+
+
+@settings(derandomize=True, max_examples=150, deadline=None)
+@given(st.integers(1, 5), CHANGES, CHANGES)
+def test_a_cut_book_is_the_top_of_the_whole_book_after_every_frame(
+    depth: int, bids: list[list[tuple[int, int]]], asks: list[list[tuple[int, int]]]
+) -> None:
+    """Applying the cut frames to an empty book gives the best levels of the whole book, no more."""
+    cut = Cut(depth)
+    whole: dict[str, dict[int, int]] = {"b": {1: 1}, "a": {100: 1}}
+    shown: dict[str, dict[str, str]] = {"b": {}, "a": {}}
+    steps: list[tuple[str, dict[str, list[tuple[int, int]]]]]
+    steps = [("snapshot", {"b": [(1, 1)], "a": [(100, 1)]})]
+    steps += [
+        ("delta", {"b": below, "a": [(price + 50, size) for price, size in above]})
+        for below, above in zip(bids, asks, strict=False)
+    ]
+    for u, (kind, sides) in enumerate(steps):
+        texts = {side: [[str(p), str(q)] for p, q in levels] for side, levels in sides.items()}
+        said = msgspec.json.decode(cut.frame(frame(kind, u, u, texts["b"], texts["a"], 500)))
+        assert said["topic"] == f"orderbook.{depth}.{SYMBOL}"
+        for side, sign in (("b", -1), ("a", +1)):
+            for price, size in sides[side]:
+                whole[side][price] = size
+            for price, size in said["data"][side]:
+                assert size != "0" or price in shown[side]
+                shown[side][price] = size
+            shown[side] = {price: size for price, size in shown[side].items() if size != "0"}
+            held = {price: size for price, size in whole[side].items() if size}
+            best = sorted(held, key=lambda price: sign * price)[:depth]
+            assert shown[side] == {str(price): str(held[price]) for price in best}
+
+
+def test_an_archive_of_500_levels_gives_the_top_of_its_book_after_decoding(tmp_path: Path) -> None:
+    noise = random.Random(7)
+    size = lambda: f"{noise.randint(1, 900) / 1000:.3f}"  # noqa: E731
+    bids = {1000 - n: size() for n in range(500)}
+    asks = {1001 + n: size() for n in range(500)}
+    text = lambda levels: [[f"{price / 10:.1f}", qty] for price, qty in levels.items()]  # noqa: E731
+    frames = [frame("snapshot", 0, 1, text(bids), text(asks), 500)]
+    for n in range(300):
+        changes: tuple[dict[int, str], dict[int, str]] = ({}, {})
+        for side, held, base in ((changes[0], bids, 501), (changes[1], asks, 1001)):
+            for _ in range(8):
+                price = base + noise.randint(0, 499)
+                side[price] = held[price] = noise.choice(["0", size()])
+        frames.append(frame("delta", 100 * n, n + 2, text(changes[0]), text(changes[1]), 500))
+
+    day, lines = converted(tmp_path, frames, trade_gz([row(1, "a")]))
+
+    assert (day.depth, day.gaps) == (500, 0)
+    decoder, book = Decoder(symbols=[SYMBOL]), Book()
+    for receive_ns, line in lines:
+        for events in decoder.decode_frame(receive_ns, line).events.values():
+            book.apply(events)
+    for levels, held, sign in ((book.bids(), bids, -1), (book.asks(), asks, +1)):
+        best = sorted((p for p in held if held[p] != "0"), key=lambda price: sign * price)[:200]
+        expected = [(price, round(float(held[price]) * 1000)) for price in best]
+        assert [(int(price), int(qty)) for price, qty in levels] == expected
+
+
+def test_ingest_takes_an_archive_whole(tmp_path: Path) -> None:
+    rows = [row(n, str(n)) for n in range(0, 80_000, 100)]
+    converted(tmp_path, BOOKS, trade_gz(rows))
+    lake = Lake(tmp_path / "lake", "recorded")
+    report = ingest(lake, [str(tmp_path / "out.frames.zst")], [(SYMBOL, DAY)], Settings())
+    assert (report.quarantined, report.gaps, report.steps_back) == (0, 0, 0)
+    assert report.frames == {f"orderbook.200.{SYMBOL}": 4, f"publicTrade.{SYMBOL}": 800}

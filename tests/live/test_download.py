@@ -1,0 +1,185 @@
+"""A fetch brings what the venue has, whatever the way is like, says what it has not, and asks once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from live.coverage import coverage
+from live.download import Fetched, FetchError, fetch
+from live.rest import Patience, RequestError, instruments
+from market.capture import read_lines
+from market.lake import Lake, day_start_ns
+from market.settings import Settings, load
+from orchestration.cli import main
+from tests.live.archives import Archives, archives, book_zip, trade_gz
+
+SYMBOL = "BTCUSDT"
+DAYS = ("2025-08-20", "2025-08-21", "2025-08-22")
+HOUR_MS = 3_600_000
+
+
+def put(served: Archives, day: str, depth: int, trades: bool = True) -> None:
+    """The archives of a date: a book frame and a trade a minute."""
+    start = day_start_ns(day) // 1_000_000
+    frames = []
+    for n in range(300):
+        data = {"s": SYMBOL, "b": [["100.0", f"{n + 1}"]], "a": [["100.1", "1"]], "u": n + 1}
+        content = {
+            "topic": f"orderbook.{depth}.{SYMBOL}",
+            "type": "delta" if n else "snapshot",
+            "ts": start + n * 60_000,
+            "data": data | {"seq": n},
+            "cts": start + n * 60_000,
+        }
+        frames.append(msgspec.json.encode(content))
+    name = f"{day}_{SYMBOL}_ob{depth}.data"
+    served.files[f"/books/{SYMBOL}/{name}.zip"] = book_zip(name, frames)
+    if trades:
+        rows = [
+            f"{(start + n * 60_000) / 1000:.4f},{SYMBOL},Sell,0.001,100.0,PlusTick,{n},1,1,1,0"
+            for n in range(300)
+        ]
+        served.files[f"/trades/{SYMBOL}/{SYMBOL}{day}.csv.gz"] = trade_gz(rows)
+
+
+def settings_of(served: Archives, root: Path) -> Settings:
+    return load(environ={}, overrides=served.settings(root))
+
+
+def run(served: Archives, root: Path, days: tuple[str, ...] = DAYS) -> Fetched:
+    return fetch(settings_of(served, root), [SYMBOL], days[0], days[-1], lambda text: None)
+
+
+def test_a_range_is_brought_once_with_the_depth_of_its_dates(tmp_path: Path) -> None:
+    with archives() as served:
+        for day, depth in zip(DAYS, (500, 500, 200), strict=True):
+            put(served, day, depth)
+        served.funding = [
+            (day_start_ns(DAYS[0]) // 1_000_000 + n * 8 * HOUR_MS, f"0.000{n}") for n in range(9)
+        ]
+        first = run(served, tmp_path)
+        asked = served.asked.copy()
+        second = run(served, tmp_path)
+
+    assert [(day.day, day.depth, day.book_lines, day.trades) for day in first.made] == [
+        (DAYS[0], 500, 300, 300),
+        (DAYS[1], 500, 300, 300),
+        (DAYS[2], 200, 300, 300),
+    ]
+    assert (first.lacking, first.failures) == ((), ())
+    assert (second.made, second.standing) == ((), 3)
+    again = {path: n - asked[path] for path, n in served.asked.items() if n > asked[path]}
+    assert again == {"/rest/v5/market/funding/history": 1}
+    assert served.busiest <= Settings().history.connections
+    rates = (tmp_path / "archive" / "funding" / f"{SYMBOL}.csv").read_text().splitlines()
+    assert len(rates) == 10
+    assert rates[1].endswith("2025-08-20T00:00:00+00:00,0.0000")
+
+
+def test_bodies_cut_short_stalled_busy_and_damaged_are_overcome(tmp_path: Path) -> None:
+    day = DAYS[2]
+    books = f"/books/{SYMBOL}/{day}_{SYMBOL}_ob200.data.zip"
+    trades = f"/trades/{SYMBOL}/{SYMBOL}{day}.csv.gz"
+    with archives() as served:
+        put(served, day, 200)
+        expected = run(served, tmp_path / "calm", (day,)).made
+        served.faults[books] = ["503", "short", "stalls", "429"]
+        served.faults[trades] = ["damaged"]
+        found = run(served, tmp_path / "storm", (day,))
+        resumed = list(served.ranges)
+
+    assert found.made == expected
+    assert found.failures == ()
+    assert {line.split()[0] for line in resumed} == {books}
+    assert all(int(line.split()[1]) > 0 for line in resumed)
+    captures = [Lake(tmp_path / name).archive(SYMBOL, day) for name in ("calm", "storm")]
+    assert list(read_lines(captures[0])) == list(read_lines(captures[1]))
+
+
+def test_an_interrupted_download_goes_on_where_it_ended(tmp_path: Path) -> None:
+    day = DAYS[2]
+    path = f"/books/{SYMBOL}/{day}_{SYMBOL}_ob200.data.zip"
+    with archives() as served:
+        put(served, day, 200)
+        raw = tmp_path / "archive" / "raw" / SYMBOL
+        raw.mkdir(parents=True)
+        (raw / f"{Path(path).name}.part").write_bytes(served.files[path][:1000])
+        assert len(run(served, tmp_path, (day,)).made) == 1
+        assert served.ranges == [f"{path} 1000"]
+
+
+def test_days_that_the_venue_lacks_are_listed_and_do_not_stop_the_others(tmp_path: Path) -> None:
+    with archives() as served:
+        put(served, DAYS[0], 500)
+        put(served, DAYS[1], 200, trades=False)
+        found = run(served, tmp_path)
+
+    assert [day.day for day in found.made] == [DAYS[0]]
+    assert found.lacking == (
+        f"{SYMBOL} {DAYS[1]}: trades",
+        f"{SYMBOL} {DAYS[2]}: trades and books",
+    )
+    assert found.failures == ()
+
+
+def test_a_venue_that_stays_down_is_a_failure_that_names_the_date(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    day = DAYS[2]
+    with archives() as served:
+        put(served, day, 200)
+        served.faults[f"/trades/{SYMBOL}/{SYMBOL}{day}.csv.gz"] = ["503"] * 20
+        named = [item for pair in served.settings(tmp_path) for item in ("--set", pair)]
+        status = main(["fetch", *named, "--symbols", SYMBOL, "--from", day, "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert status == 1
+    assert [text[:18] for text in result["failures"]] == [f"{SYMBOL} {day}"]
+    assert "HTTP 503" in result["failures"][0]
+
+
+def test_another_latency_reads_the_files_that_are_there_anew(tmp_path: Path) -> None:
+    day = DAYS[2]
+    with archives() as served:
+        put(served, day, 200)
+        run(served, tmp_path, (day,))
+        before = [ns for ns, _ in read_lines(Lake(tmp_path).archive(SYMBOL, day))]
+        books = served.asked[f"/books/{SYMBOL}/{day}_{SYMBOL}_ob200.data.zip"]
+        slower = load(
+            environ={}, overrides=[*served.settings(tmp_path), "market.archive_latency_ms=50"]
+        )
+        assert len(fetch(slower, [SYMBOL], day, day, lambda text: None).made) == 1
+        assert served.asked[f"/books/{SYMBOL}/{day}_{SYMBOL}_ob200.data.zip"] == books
+    after = [ns for ns, _ in read_lines(Lake(tmp_path).archive(SYMBOL, day))]
+    assert [b - a for a, b in zip(before[1:], after[1:], strict=True)] == [30_000_000] * 600
+
+
+def test_funding_comes_in_pages_newest_first(tmp_path: Path) -> None:
+    day = DAYS[2]
+    start = day_start_ns(day) // 1_000_000
+    with archives() as served:
+        put(served, day, 200)
+        served.funding = [(start + n * 60_000, f"{n}e-6") for n in range(450)]
+        assert run(served, tmp_path, (day,)).funding_rates == {SYMBOL: 450}
+        assert served.asked["/rest/v5/market/funding/history"] == 3
+
+
+def test_coverage_names_the_archive_as_the_source(tmp_path: Path) -> None:
+    with archives() as served:
+        put(served, DAYS[2], 200)
+        run(served, tmp_path, DAYS[2:])
+    (day,) = coverage(Lake(tmp_path), 200)
+    assert (day.symbol, day.source, day.frames, day.gaps) == (SYMBOL, "archive", 600, 0)
+    assert len(day.holes) == 299  # a frame a minute
+
+
+def test_a_range_or_an_address_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    wrong = Settings(root=str(tmp_path))
+    for first, last in (("2026-03-02", "2026-03-01"), ("yesterday", "today")):
+        with pytest.raises(FetchError, match=first):
+            fetch(wrong, [SYMBOL], first, last, lambda text: None)
+    with pytest.raises(RequestError, match="expected an http"):
+        instruments("file:///etc", [SYMBOL], Patience(1, 0.0, 1.0))
