@@ -12,6 +12,9 @@ in time order and carries the answers back. What becomes of an order at its arri
 
 Resting orders fill as `execution.queue` says. Quantity is conserved: the position is the signed sum
 of executions, a displayed level is taken once, and a print passes our orders once.
+
+That is mode ``partial``. In mode ``whole`` nothing fills in part: resting orders fill as
+`execution.whole` says, and whatever crosses fills whole at the best opposite price.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from decimal import Decimal
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -52,9 +56,13 @@ from execution.queue import (
     replay,
     sweep,
 )
-from market.book import Book, count
+from execution.whole import new_touch, replay_whole
+from market.book import NO_LEVEL, STATUS, SYNCHRONISED, Book, count, row_of
 from market.events import Events
 from market.instruments import Instrument
+
+#: Exchange modes by name.
+MODES: Final = ("partial", "whole")
 
 
 class Reason(StrEnum):
@@ -99,7 +107,7 @@ class Exchange:
 
     ``queue`` names the queue model and ``queue_power`` is the exponent of the power models; fees are
     decimal strings, fractions of notional. Market orders are refused when the book has been silent
-    for ``stale_after_ns``; ``window_levels`` is the depth of the book topic.
+    for ``stale_after_ns``; ``window_levels`` is the depth of the book topic, ``mode`` one of `MODES`.
 
     Answers are events whose ``time_ns`` is still the venue's time.
     """
@@ -114,7 +122,10 @@ class Exchange:
         maker_fee: str,
         stale_after_ns: int,
         window_levels: int,
+        mode: str = "partial",
     ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"exchange mode {mode!r}: expected one of {', '.join(MODES)}")
         if queue not in MODELS:
             raise ValueError(f"queue {queue!r}: expected one of {', '.join(MODELS)}")
         self.instrument = instrument
@@ -125,6 +136,8 @@ class Exchange:
         self.window_levels = window_levels
         self.model, self.power = MODELS[queue], queue_power
         self.book = Book()
+        self.whole = mode == "whole"
+        self.touch = new_touch()  #: followed in mode ``whole`` only
         self.clock_ns = 0
         self.position_lots = 0
         self.orders: dict[str, Order] = {}  #: open orders
@@ -146,17 +159,14 @@ class Exchange:
         Returns the next row; it stops behind the first row that fills an order of ours.
         """
         self.queue = make_room(self.book.state, self.queue)
-        stop, filled = replay(
+        state, rows = (
             self.book.state,
-            self.queue,
-            events,
-            exchange_ns,
-            start,
-            until_ns,
-            self.model,
-            self.power,
-            self.window_levels,
+            (events, exchange_ns, start, until_ns, self.model, self.power),
         )
+        if self.whole:
+            stop, filled = replay_whole(state, self.queue, self.touch, *rows)
+        else:
+            stop, filled = replay(state, self.queue, *rows, self.window_levels)
         if filled:
             self.clock_ns = max(self.clock_ns, int(exchange_ns[stop - 1]))
             self._collect()
@@ -242,6 +252,12 @@ class Exchange:
         )
         self._place(order)
 
+    @property
+    def _matches(self) -> bool:
+        """Whether orders can be matched now; mode ``whole`` has a touch in a crossed book too."""
+        state = self.book.state
+        return bool(state[STATUS] & SYNCHRONISED) if self.whole else bool(is_known(state))
+
     def _refusal(self, asked: Submit) -> Reason | None:
         """Why an arriving order is refused; None when it is not."""
         market = asked.order_type is OrderType.MARKET
@@ -256,7 +272,7 @@ class Exchange:
             (asked.qty_lots <= 0, Reason.QUANTITY),
             (asked.qty_lots < self.min_lots, Reason.MIN_QUANTITY),
             (not market and asked.price_ticks <= 0, Reason.PRICE),
-            (not is_known(book.state), Reason.NO_BOOK),
+            (not self._matches, Reason.NO_BOOK),
             (market and book.stale(self.clock_ns, self.stale_after_ns), Reason.NO_MARKET),
             (asked.reduce_only and asked.side * self.position_lots >= 0, Reason.NOT_REDUCING),
             (not asked.reduce_only and value < self.min_notional_e8, Reason.MIN_NOTIONAL),
@@ -271,7 +287,7 @@ class Exchange:
             (price <= 0, Reason.PRICE),
             (qty <= order.filled_lots, Reason.BELOW_FILLED),
             (qty < self.min_lots, Reason.MIN_QUANTITY),
-            (moves and not is_known(self.book.state), Reason.NO_BOOK),
+            (moves and not self._matches, Reason.NO_BOOK),
         )
         for refused, reason in checks:
             if refused:
@@ -294,11 +310,31 @@ class Exchange:
         else:
             self.queue.resting["leaves"][self.resting.index(order)] = order.leaves_lots
 
+    def _place_whole(self, order: Order, policy: TimeInForce) -> None:
+        """`_place` in mode ``whole``."""
+        asked = order.asked
+        market = asked.order_type is OrderType.MARKET
+        opposite = int(self.touch[row_of(-asked.side)])
+        crosses = opposite != NO_LEVEL and (
+            market or asked.side * (order.price_ticks - opposite) >= 0
+        )
+        if crosses and policy is TimeInForce.POST_ONLY:
+            self._cancel(order, Reason.POST_ONLY)
+        elif crosses:
+            self._execute(order, opposite, order.leaves_lots, Liquidity.TAKER)
+        elif policy in (TimeInForce.IOC, TimeInForce.FOK):
+            self._cancel(order, Reason.NOT_FILLED)
+        else:
+            self._join_queue(order)
+
     def _place(self, order: Order) -> None:
         """Match an order that arrives or has moved; what may rest joins the queue."""
         asked, state = order.asked, self.book.state
         market = asked.order_type is OrderType.MARKET
         policy = TimeInForce.IOC if market else asked.time_in_force
+        if self.whole:
+            self._place_whole(order, policy)
+            return
         limit = asked.side * ANY_PRICE if market else order.price_ticks
         lots = order.leaves_lots
         if asked.reduce_only:
@@ -336,8 +372,10 @@ class Exchange:
         table[place + 1 : used + 1] = table[place:used].copy()
         order.queue_ahead_lots = self.book.qty_lots(side, price)
         # Past the displayed window the queue is not known; it is when the price comes into view.
-        unknown = order.queue_ahead_lots == 0 and beyond_window(
-            state, side, price, self.window_levels
+        unknown = (
+            not self.whole
+            and order.queue_ahead_lots == 0
+            and beyond_window(state, side, price, self.window_levels)
         )
         front = np.inf if unknown else order.queue_ahead_lots
         table[place] = (side, price, order.leaves_lots, front, 0.0, order.queue_ahead_lots, 0, 0)

@@ -114,7 +114,7 @@ def share_behind(model: int, power: float, front: float, back: float) -> float:
 
 
 @compiled
-def _depth_changed(order: Any, shown: int, model: int, power: float) -> None:
+def depth_changed(order: Any, shown: int, model: int, power: float) -> None:
     """The displayed quantity at an order's price is now ``shown``."""
     change = order.shown - shown - order.traded
     back = order.shown - order.front
@@ -131,7 +131,7 @@ def _depth_changed(order: Any, shown: int, model: int, power: float) -> None:
 
 
 @compiled
-def _whole(lots: float) -> int:
+def nearest(lots: float) -> int:
     """Nearest whole number, halves away from zero."""
     return int(math.copysign(math.floor(abs(lots) + 0.5), lots))
 
@@ -157,7 +157,7 @@ def _traded(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> int:
             order.traded += qty_lots
             fill = 0
             if order.front < 0:
-                fill = min(_whole(-order.front), min(order.leaves, pool))
+                fill = min(nearest(-order.front), min(order.leaves, pool))
                 order.front += fill
         order.leaves -= fill
         order.filled += fill
@@ -310,7 +310,7 @@ def _frame_ended(state: BookState, queue: Queue, model: int, power: float, depth
             if repeated:
                 continue
             if shown > 0 or not beyond_window(state, order.side, order.price_ticks, depth):
-                _depth_changed(order, shown, model, power)
+                depth_changed(order, shown, model, power)
     return _reached(state, queue) if is_known(state) else 0
 
 

@@ -76,7 +76,8 @@ class Simulator:
     those of each instrument unless ``taker_fee`` or ``maker_fee`` (decimal strings, fractions of
     notional) override them. ``clock_shift_ns`` is added to exchange times (see `clock_shift_ns`).
     A market order is refused when the venue's book has been silent for ``stale_after_ns``.
-    ``window_levels`` is the depth of the book topic. ``positions`` are signed lots held at the start.
+    ``window_levels`` is the depth of the book topic, ``mode`` the exchange's (``partial`` conserves
+    quantity, ``whole`` agrees with an independent engine). ``positions`` are signed lots held at the start.
 
     A sender that reacts to one symbol's outcome by an order in another may find that market up to
     one step of `advance` ahead of it; give such a pair latencies above the step, or one simulator
@@ -97,6 +98,7 @@ class Simulator:
         stale_after_ns: int = 5_000_000_000,
         patience_ns: int = 1_000_000_000,
         window_levels: int = 200,
+        mode: str = "partial",
         view_levels: int = 5,
         positions: Mapping[str, int] | None = None,
     ) -> None:
@@ -117,6 +119,7 @@ class Simulator:
                     maker_fee=maker_fee or instrument.maker_fee,
                     stale_after_ns=stale_after_ns,
                     window_levels=window_levels,
+                    mode=mode,
                 )
             )
             for symbol, instrument in instruments.items()

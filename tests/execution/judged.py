@@ -1,0 +1,239 @@
+"""Cases for two engines: random markets with random orders, and what our simulator makes of them.
+
+A case is one symbol's rows, the actions we send, and the setting of both engines. `pack` writes
+cases for the judge, whose answers `unpack` compares with: see tests/peers/hftbacktest_judge.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from execution.orders import (
+    Accepted,
+    Action,
+    Amend,
+    Amended,
+    Cancel,
+    Cancelled,
+    Event,
+    Filled,
+    OrderType,
+    Submit,
+    TimeInForce,
+)
+from execution.queue import MODELS
+from execution.simulator import Simulator
+from market.events import EVENT, Events, Flag, Kind
+from tests.execution.tape import INSTRUMENT, SYMBOL
+
+ROW = np.dtype(
+    [
+        ("time_ns", "i8"),
+        ("price_ticks", "i4"),
+        ("qty_lots", "i4"),
+        ("kind", "u1"),
+        ("side", "i1"),
+        ("flags", "u1"),
+    ]
+)
+SETTING = np.dtype(
+    [("model", "i8"), ("power", "f8"), ("entry_ns", "i8"), ("response_ns", "i8"), ("end_ns", "i8")]
+)
+#: Columns of an action: time_ns, kind (0 submit, 1 amend, 2 cancel), order, side, price_ticks,
+#: qty_lots, policy (index into POLICIES), whether it is a market order.
+POLICIES = (TimeInForce.GTC, TimeInForce.POST_ONLY, TimeInForce.FOK, TimeInForce.IOC)
+#: States of the peer: new, expired, filled, cancelled.
+NEW, EXPIRED, FILLED, CANCELLED = 1, 2, 3, 4
+
+#: (receive_ns, order, status, venue_ns, price_ticks, qty_lots); the last two of fills only.
+Said = tuple[int, ...]
+
+
+class Case(NamedTuple):
+    rows: npt.NDArray[np.void]  #: dtype ROW
+    actions: npt.NDArray[np.int64]  #: (n, 8)
+    setting: npt.NDArray[np.void]  #: one of dtype SETTING
+
+
+class Answer(NamedTuple):
+    sent: list[bool]  #: per action: whether it went out, with no other of its order under way
+    log: list[Said]
+    position: int
+
+
+def random_case(number: int, *, seed: int = 1) -> Case:
+    """A market of some 200 rows on a dozen ticks, and some 30 actions on both sides of it.
+
+    Every fifth market may be crossed or one-sided; the others stay sound.
+    """
+    rng = np.random.Generator(np.random.Philox(key=(seed << 32) + number))
+    wild = number % 5 == 4
+    books: dict[int, dict[int, int]] = {1: {}, -1: {}}
+    rows: list[tuple[int, ...]] = []
+    now = 1_000
+
+    def show(kind: Kind, levels: Sequence[tuple[int, int, int]]) -> None:
+        for n, (side, price, lots) in enumerate(levels):
+            flags = (Flag.FIRST if n == 0 else 0) | (Flag.LAST if n == len(levels) - 1 else 0)
+            rows.append((now, price, lots, int(kind), side, int(flags)))
+
+    def restate(middle: int) -> None:
+        for side in books:
+            prices = [middle - side * n for n in range(1, 6) if n == 1 or rng.random() < 0.7]
+            books[side] = {price: int(rng.integers(1, 20)) for price in prices}
+        show(Kind.SNAPSHOT, [(s, p, q) for s in books for p, q in books[s].items()])
+
+    def change() -> tuple[int, int, int] | None:
+        side = int(rng.choice((1, -1)))
+        best = max(books[side], key=lambda p: side * p, default=100)
+        price = best - side * int(rng.integers(-2, 5))
+        lots = 0 if rng.random() < 0.35 else int(rng.integers(1, 20))
+        if not wild:
+            crosses = any(side * (price - p) >= 0 for p in books[-side])
+            empties = lots == 0 and set(books[side]) <= {price}
+            if crosses or empties:
+                return None
+        books[side].pop(price, None)
+        if lots:
+            books[side][price] = lots
+        return side, price, lots
+
+    restate(100)
+    while len(rows) < 200:
+        now += int(rng.integers(0, 20))
+        draw = rng.random()
+        if draw < 0.45:
+            levels = [c for _ in range(int(rng.integers(1, 4))) if (c := change())]
+            if levels:
+                show(Kind.DELTA, levels)
+        elif draw < 0.98:
+            side = int(rng.choice((1, -1)))
+            best = max(books[-side], key=lambda p: -side * p, default=100)
+            price = best + side * int(rng.choice((-1, 0, 0, 0, 0, 1)))
+            lots = int(rng.integers(1, 12))
+            rows.append((now, price, lots, int(Kind.TRADE), side, int(Flag.LAST)))
+        else:
+            restate(100 + int(rng.integers(-2, 3)))
+
+    actions: list[tuple[int, ...]] = []
+    submitted = 0
+    times = np.sort(rng.integers(1_001, now + 50, int(rng.integers(20, 40))))
+    for time in times.tolist():
+        draw = rng.random()
+        side, price = int(rng.choice((1, -1))), 100 + int(rng.integers(-5, 6))
+        lots, policy = int(rng.integers(1, 15)), int(rng.choice(4, p=(0.6, 0.2, 0.1, 0.1)))
+        if submitted == 0 or draw < 0.6:
+            submitted += 1
+            market = 0 if wild else int(rng.random() < 0.05)
+            actions.append((time, 0, submitted, side, price, lots, policy, market))
+        else:
+            order = int(rng.integers(1, submitted + 1))
+            actions.append((time, 1 if draw < 0.8 else 2, order, 0, price, lots, 0, 0))
+    setting = np.zeros(1, SETTING)
+    setting["model"] = number % len(MODELS)
+    setting["power"] = float(rng.choice((1.0, 2.0, 3.0)))
+    setting["entry_ns"], setting["response_ns"] = rng.integers(0, 40, 2)
+    setting["end_ns"] = now + 10_000
+    return Case(np.array(rows, ROW), np.array(actions, np.int64), setting[0])
+
+
+def action_of(row: Sequence[int]) -> Action:
+    _, kind, order, side, price, lots, policy, market = row
+    if kind == 1:
+        return Amend(client_id=str(order), price_ticks=price, qty_lots=lots)
+    if kind == 2:
+        return Cancel(client_id=str(order))
+    return Submit(
+        client_id=str(order),
+        symbol=SYMBOL,
+        side=side,
+        qty_lots=lots,
+        price_ticks=price,
+        order_type=OrderType.MARKET if market else OrderType.LIMIT,
+        time_in_force=POLICIES[policy],
+    )
+
+
+def events_of(rows: npt.NDArray[np.void]) -> Events:
+    events = np.zeros(len(rows), EVENT)
+    events["receive_ns"] = events["exchange_ns"] = rows["time_ns"]
+    for name in ("price_ticks", "qty_lots", "kind", "side", "flags"):
+        events[name] = rows[name]
+    return events
+
+
+def said(events: Sequence[Event]) -> list[Said]:
+    """What outcomes say of orders' states: the last word of each instant on each order."""
+    last: dict[tuple[int, int], Said] = {}
+    for event in events:
+        order, price, lots = int(event.client_id), 0, 0
+        if isinstance(event, Accepted | Amended):
+            status = NEW
+        elif isinstance(event, Filled):
+            status, price, lots = FILLED, event.price_ticks, event.qty_lots
+        elif isinstance(event, Cancelled):
+            status = CANCELLED if event.reason == "cancelled on request" else EXPIRED
+        else:
+            continue
+        last[event.time_ns, order] = (event.time_ns, order, status, event.venue_ns, price, lots)
+    return sorted(last.values())
+
+
+def simulate(case: Case, sent: Sequence[bool]) -> Answer:
+    """What our simulator makes of a case when the actions marked in ``sent`` go out."""
+    names = {number: name for name, number in MODELS.items()}
+    setting = case.setting
+    simulator = Simulator(
+        {SYMBOL: INSTRUMENT},
+        entry_latency_ns=int(setting["entry_ns"]),
+        response_latency_ns=int(setting["response_ns"]),
+        queue=names[int(setting["model"])],
+        queue_power=float(setting["power"]),
+        mode="whole",
+    )
+    simulator.on_events(SYMBOL, events_of(case.rows))
+    simulator.advance(int(case.rows["time_ns"][0]))
+    heard: list[Event] = []
+    for row, goes in zip(case.actions.tolist(), sent, strict=True):
+        simulator.advance(row[0])
+        heard += simulator.poll()
+        if goes:
+            simulator.send([action_of(row)])
+    simulator.advance(int(setting["end_ns"]) - 1)
+    heard += simulator.poll()
+    return Answer(list(sent), said(heard), simulator.position_lots(SYMBOL))
+
+
+def pack(path: Path, cases: Sequence[Case]) -> None:
+    """Write cases where the judge reads them."""
+
+    def ends(of: Callable[[Case], Any]) -> npt.NDArray[np.int64]:
+        return np.cumsum([0] + [len(of(case)) for case in cases])
+
+    np.savez_compressed(
+        path,
+        rows=np.concatenate([case.rows for case in cases]),
+        row_ends=ends(lambda case: case.rows),
+        actions=np.concatenate([case.actions for case in cases]),
+        action_ends=ends(lambda case: case.actions),
+        settings=np.array([case.setting for case in cases], SETTING),
+    )
+
+
+def unpack(cases: Any, answers: Any) -> list[tuple[Case, Answer]]:
+    """Cases and the judge's answers, from the two archives."""
+    out = []
+    for n, setting in enumerate(cases["settings"]):
+        rows = slice(*cases["row_ends"][n : n + 2])
+        actions = slice(*cases["action_ends"][n : n + 2])
+        log = answers["log"][answers["log"][:, 0] == n][:, 1:]
+        last = {(time, order): row for row in map(tuple, log.tolist()) for time, order in [row[:2]]}
+        case = Case(cases["rows"][rows], cases["actions"][actions], setting)
+        sent = answers["sent"][actions].tolist()
+        out.append((case, Answer(sent, sorted(last.values()), int(answers["positions"][n]))))
+    return out
