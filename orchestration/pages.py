@@ -41,6 +41,8 @@ def commands(settings: Settings, dagster_port: int, mlflow_port: int) -> dict[st
             str(binaries / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(mlflow_port),
             "--backend-store-uri", f"sqlite:///{root}/mlflow/mlflow.db",
             "--default-artifact-root", f"{root}/mlflow/artifacts",
+            "--workers",
+            "1",
         ],
     }  # fmt: skip
 
@@ -55,6 +57,8 @@ def serve(settings: Settings, dagster_port: int, mlflow_port: int) -> None:
         "DAGSTER_HOME": str(dagster_home(settings)),
         "L2_ROOT": str(root),
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # seven idle processes of a job queue that nothing here uses
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "DO_NOT_TRACK": "true",
     }
     running = []
