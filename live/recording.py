@@ -317,6 +317,7 @@ class Recording:
             return
         wanted = []
         for book in self._books:
+            book.check()
             if not (book.stale or now_ns - book.last_ns > _SILENT_NS):
                 self._renewed.pop(book.name, None)
                 continue

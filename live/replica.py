@@ -9,7 +9,7 @@ the text that came, so that no instrument's grid has a say in what can be record
     delta, ``u`` = last + 1             applied
     delta, ``u`` <= last                a duplicate
     delta, ``u`` > last + 1             a gap: stale until the next snapshot
-    crossed or overfull after a frame   broken: stale until the next snapshot
+    crossed or overfull                 broken: stale until the next snapshot; looked for by `check`
     unreadable                          stale until the next snapshot
 """
 
@@ -73,38 +73,15 @@ class Topic:
         return None
 
 
-class _Side:
-    """One side of a book: text by sign times price."""
-
-    def __init__(self, sign: int) -> None:
-        self.sign = sign
-        self.levels: dict[float, tuple[str, str]] = {}
-        self.best = math.inf
-
-    def apply(self, changes: list[tuple[float, float, tuple[str, str]]]) -> None:
-        """Set or delete levels by (sign times price, size, text)."""
-        for key, size, text in changes:
-            if size:
-                self.levels[key] = text
-                self.best = min(self.best, key)
-            else:
-                self.levels.pop(key, None)
-        if self.best not in self.levels:
-            self.best = min(self.levels, default=math.inf)
-
-
 class BookTopic(Topic):
-    """A book topic.
-
-    Either side holds its levels by sign times price, so that the best is the smallest on both, each
-    with the text that it came in.
-    """
+    """A book topic: on either side the size by price, both in the venue's text."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         _, depth, self.symbol = name.split(".", 2)
         self.limit = int(depth) + SLACK
-        self.sides: tuple[_Side, _Side] = (_Side(-1), _Side(+1))
+        self.bids: dict[str, str] = {}
+        self.asks: dict[str, str] = {}
         self.update_id = 0
         self.held = False
         self.duplicates = self.repeats = self.gaps = self.broken = 0
@@ -116,34 +93,44 @@ class BookTopic(Topic):
     def follow(self, frame: bytes) -> None:
         try:
             content = _book_frame(frame)
-            changes = [
-                [(side.sign * float(price), float(size), (price, size)) for price, size in levels]
-                for side, levels in zip(self.sides, (content.data.b, content.data.a), strict=True)
-            ]
-        except (msgspec.MsgspecError, ValueError):
+        except msgspec.MsgspecError:
             self.unreadable += 1
             self.held = False
             return
-        update_id = content.data.u
+        data = content.data
         if content.type == "snapshot":
-            self.repeats += self.held and update_id == self.update_id
-            self.sides = (_Side(-1), _Side(+1))
+            self.repeats += self.held and data.u == self.update_id
+            self.bids, self.asks = dict(data.b), dict(data.a)
             self.held = True
         elif not self.held:
             return
-        elif update_id <= self.update_id:
+        elif data.u <= self.update_id:
             self.duplicates += 1
             return
-        elif update_id != self.update_id + 1:
+        elif data.u != self.update_id + 1:
             self.gaps += 1
             self.held = False
             return
-        self.update_id = update_id
-        for side, changed in zip(self.sides, changes, strict=True):
-            side.apply(changed)
-        bids, asks = self.sides
-        crossed = bool(bids.levels and asks.levels) and -bids.best >= asks.best
-        if crossed or max(len(bids.levels), len(asks.levels)) > self.limit:
+        else:
+            _apply(self.bids, data.b)
+            _apply(self.asks, data.a)
+        self.update_id = data.u
+
+    def check(self) -> None:
+        """Go stale when the book is crossed, overfull or no book at all.
+
+        Whoever follows calls it now and then: what breaks a book stays in it, and to look after
+        every frame would cost more than to follow it.
+        """
+        if not self.held:
+            return
+        try:
+            crossed = max(map(float, self.bids), default=-math.inf) >= min(
+                map(float, self.asks), default=math.inf
+            )
+        except ValueError:
+            crossed = True
+        if crossed or max(len(self.bids), len(self.asks)) > self.limit:
             self.broken += 1
             self.held = False
 
@@ -151,15 +138,28 @@ class BookTopic(Topic):
         self.held = False
 
     def state(self) -> object | None:
+        self.check()
         if not self.held:
             return None
-        bids, asks = self.sides
         return {
             "s": self.symbol,
-            "b": [bids.levels[key] for key in sorted(bids.levels)],
-            "a": [asks.levels[key] for key in sorted(asks.levels)],
+            "b": sorted(self.bids.items(), key=_price, reverse=True),
+            "a": sorted(self.asks.items(), key=_price),
             "u": self.update_id,
         }
+
+
+def _apply(levels: dict[str, str], changes: list[tuple[str, str]]) -> None:
+    for price, size in changes:
+        # A size that begins with another digit than 0 is not zero, which settles most of them.
+        if size[:1] != "0" or size.strip("0."):
+            levels[price] = size
+        else:
+            levels.pop(price, None)
+
+
+def _price(level: tuple[str, str]) -> float:
+    return float(level[0])
 
 
 class TickerTopic(Topic):
