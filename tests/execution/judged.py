@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from execution.exchange import Reason
 from execution.orders import (
     Accepted,
     Action,
@@ -29,7 +30,7 @@ from execution.orders import (
 from execution.queue import MODELS
 from execution.simulator import Simulator
 from market.events import EVENT, Events, Flag, Kind
-from tests.execution.tape import INSTRUMENT, SYMBOL
+from tests.execution.tape import INSTRUMENT, SYMBOL, frame
 
 ROW = np.dtype(
     [
@@ -63,7 +64,6 @@ class Case(NamedTuple):
 class Answer(NamedTuple):
     sent: list[bool]  #: per action: whether it went out, with no other of its order under way
     log: list[Said]
-    position: int
 
 
 def random_case(number: int, *, seed: int = 1) -> Case:
@@ -85,14 +85,15 @@ def random_case(number: int, *, seed: int = 1) -> Case:
     def restate(middle: int) -> None:
         for side in books:
             prices = [middle - side * n for n in range(1, 6) if n == 1 or rng.random() < 0.7]
-            books[side] = {price: int(rng.integers(1, 20)) for price in prices}
+            books[side] = {price: int(rng.integers(20, 60)) for price in prices}
         show(Kind.SNAPSHOT, [(s, p, q) for s in books for p, q in books[s].items()])
 
     def change() -> tuple[int, int, int] | None:
         side = int(rng.choice((1, -1)))
         best = max(books[side], key=lambda p: side * p, default=100)
-        price = best - side * int(rng.integers(-2, 5))
-        lots = 0 if rng.random() < 0.35 else int(rng.integers(1, 20))
+        price = best - side * int(rng.choice((-1, 0, 1, 2, 3), p=(0.04, 0.6, 0.2, 0.1, 0.06)))
+        held = books[side].get(price, 10)
+        lots = 0 if rng.random() < 0.03 else max(1, held + int(rng.integers(-9, 9)))
         if not wild:
             crosses = any(side * (price - p) >= 0 for p in books[-side])
             empties = lots == 0 and set(books[side]) <= {price}
@@ -107,33 +108,48 @@ def random_case(number: int, *, seed: int = 1) -> Case:
     while len(rows) < 200:
         now += int(rng.integers(0, 20))
         draw = rng.random()
-        if draw < 0.45:
+        if draw < 0.5:
             levels = [c for _ in range(int(rng.integers(1, 4))) if (c := change())]
             if levels:
                 show(Kind.DELTA, levels)
-        elif draw < 0.98:
+        elif draw < 0.99:
             side = int(rng.choice((1, -1)))
             best = max(books[-side], key=lambda p: -side * p, default=100)
-            price = best + side * int(rng.choice((-1, 0, 0, 0, 0, 1)))
-            lots = int(rng.integers(1, 12))
+            price = best + side * int(rng.choice((-1, 0, 1), p=(0.02, 0.97, 0.01)))
+            lots = int(rng.integers(1, 9))
             rows.append((now, price, lots, int(Kind.TRADE), side, int(Flag.LAST)))
         else:
-            restate(100 + int(rng.integers(-2, 3)))
+            restate(100 + int(rng.integers(-1, 2)))
 
     actions: list[tuple[int, ...]] = []
-    submitted = 0
+    lots_of: dict[int, int] = {}
+    prices: dict[int, int] = {}
+    resized: set[int] = set()
     times = np.sort(rng.integers(1_001, now + 50, int(rng.integers(20, 40))))
     for time in times.tolist():
         draw = rng.random()
-        side, price = int(rng.choice((1, -1))), 100 + int(rng.integers(-5, 6))
+        side = int(rng.choice((1, -1)))
+        price = 100 - side * int(rng.choice((-3, -1, 0, 1, 1, 1, 1, 2, 3)))
         lots, policy = int(rng.integers(1, 15)), int(rng.choice(4, p=(0.6, 0.2, 0.1, 0.1)))
-        if submitted == 0 or draw < 0.6:
-            submitted += 1
+        order = int(rng.integers(1, len(lots_of) + 1)) if lots_of else 0
+        if order == 0 or draw < 0.6:
+            order = len(lots_of) + 1
+            lots_of[order] = lots
+            prices[order] = price
             market = 0 if wild else int(rng.random() < 0.05)
-            actions.append((time, 0, submitted, side, price, lots, policy, market))
-        else:
-            order = int(rng.integers(1, submitted + 1))
-            actions.append((time, 1 if draw < 0.8 else 2, order, 0, price, lots, 0, 0))
+            actions.append((time, 0, order, side, price, lots, policy, market))
+        elif draw > 0.85:
+            actions.append((time, 2, order, 0, 0, 0, 0, 0))
+        elif order not in resized:
+            # See `said`: an order's size changes once, and last of all.
+            if rng.random() < 0.4:
+                resized.add(order)
+            else:
+                lots = lots_of[order]
+            if rng.random() < 0.4:
+                price = prices[order]
+            prices[order] = price
+            actions.append((time, 1, order, 0, price, lots, 0, 0))
     setting = np.zeros(1, SETTING)
     setting["model"] = number % len(MODELS)
     setting["power"] = float(rng.choice((1.0, 2.0, 3.0)))
@@ -167,25 +183,35 @@ def events_of(rows: npt.NDArray[np.void]) -> Events:
     return events
 
 
-def said(events: Sequence[Event]) -> list[Said]:
-    """What outcomes say of orders' states: the last word of each instant on each order."""
+def said(events: Sequence[Event], actions: Sequence[Sequence[int]], as_peer: bool) -> list[Said]:
+    """What outcomes say of orders' states: the last word of each instant on each order.
+
+    With ``as_peer`` it says one thing as the peer does and not as we do: when an amendment loses
+    the queue, the peer forgets the new quantity and later fills the old one.
+    """
     last: dict[tuple[int, int], Said] = {}
+    asked = {row[2]: (row[4], row[5]) for row in actions if row[1] == 0}
     for event in events:
         order, price, lots = int(event.client_id), 0, 0
         if isinstance(event, Accepted | Amended):
             status = NEW
+            if isinstance(event, Amended):
+                kept = event.price_ticks == asked[order][0] and event.qty_lots <= asked[order][1]
+                asked[order] = event.price_ticks, event.qty_lots if kept else asked[order][1]
         elif isinstance(event, Filled):
             status, price, lots = FILLED, event.price_ticks, event.qty_lots
+            if as_peer:
+                lots = asked[order][1]
         elif isinstance(event, Cancelled):
-            status = CANCELLED if event.reason == "cancelled on request" else EXPIRED
+            status = CANCELLED if event.reason == Reason.BY_USER else EXPIRED
         else:
             continue
         last[event.time_ns, order] = (event.time_ns, order, status, event.venue_ns, price, lots)
     return sorted(last.values())
 
 
-def simulate(case: Case, sent: Sequence[bool]) -> Answer:
-    """What our simulator makes of a case when the actions marked in ``sent`` go out."""
+def simulate(case: Case, sent: Sequence[bool], *, as_peer: bool = True) -> Answer:
+    """What our simulator makes of a case when the actions marked in ``sent`` go out; see `said`."""
     names = {number: name for name, number in MODELS.items()}
     setting = case.setting
     simulator = Simulator(
@@ -197,6 +223,8 @@ def simulate(case: Case, sent: Sequence[bool]) -> Answer:
         mode="whole",
     )
     simulator.on_events(SYMBOL, events_of(case.rows))
+    # An order meets the exchange when the rows up to its arrival are known.
+    simulator.on_events(SYMBOL, frame(int(setting["end_ns"])))
     simulator.advance(int(case.rows["time_ns"][0]))
     heard: list[Event] = []
     for row, goes in zip(case.actions.tolist(), sent, strict=True):
@@ -206,7 +234,9 @@ def simulate(case: Case, sent: Sequence[bool]) -> Answer:
             simulator.send([action_of(row)])
     simulator.advance(int(setting["end_ns"]) - 1)
     heard += simulator.poll()
-    return Answer(list(sent), said(heard), simulator.position_lots(SYMBOL))
+    moved = sum(event.side * event.qty_lots for event in heard if isinstance(event, Filled))
+    assert moved == simulator.position_lots(SYMBOL)
+    return Answer(list(sent), said(heard, case.actions.tolist(), as_peer))
 
 
 def pack(path: Path, cases: Sequence[Case]) -> None:
@@ -235,5 +265,5 @@ def unpack(cases: Any, answers: Any) -> list[tuple[Case, Answer]]:
         last = {(time, order): row for row in map(tuple, log.tolist()) for time, order in [row[:2]]}
         case = Case(cases["rows"][rows], cases["actions"][actions], setting)
         sent = answers["sent"][actions].tolist()
-        out.append((case, Answer(sent, sorted(last.values()), int(answers["positions"][n]))))
+        out.append((case, Answer(sent, sorted(last.values()))))
     return out

@@ -2,11 +2,11 @@
 
     peers/hftbacktest/bin/python tests/peers/hftbacktest_judge.py CASES.npz ANSWERS.npz
 
-``CASES.npz`` holds what `pack` of tests/execution/judged.py writes. One tick is 1.0 and one lot is 1.0.
+``CASES.npz`` holds what `pack` of tests/execution/judged.py writes. One tick is 1.0, one lot is 1.0.
 ``ANSWERS.npz`` holds, for all cases together, ``sent`` (per action: whether the peer took it; it
 refuses a second request while one is under way), ``log`` of columns case, receive_ns, order, status,
-venue_ns, price_ticks, qty_lots: a row whenever an order's visible state changed, the last word of
-each instant; and ``positions``.
+venue_ns, price_ticks, qty_lots: a row whenever an order's visible state changed. The peer's position
+is no evidence: it counts a fill again when a cancel of the filled order is answered.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def drive(hbt, actions, end_ns, sent, log):
 
 
 def judge(cases: Any) -> dict[str, Any]:
-    sent, logs, positions = [], [], []
+    sent, logs = [], []
     for n, setting in enumerate(cases["settings"]):
         rows = cases["rows"][cases["row_ends"][n] : cases["row_ends"][n + 1]]
         actions = cases["actions"][cases["action_ends"][n] : cases["action_ends"][n + 1]]
@@ -137,17 +137,15 @@ def judge(cases: Any) -> dict[str, Any]:
         taken = np.zeros(len(actions), np.bool_)
         log = np.zeros((8 * len(actions) + 8, 6), np.int64)
         used = drive(hbt, actions, end_ns, taken, log)
-        positions.append(round(hbt.position(0)))
         hbt.close()
         sent.append(taken)
         logs.append(np.column_stack([np.full(used, n), log[:used]]))
     return {
         "sent": np.concatenate(sent),
         "log": np.concatenate(logs),
-        "positions": np.array(positions),
     }
 
 
 if __name__ == "__main__":
     with np.load(sys.argv[1]) as cases:
-        np.savez(sys.argv[2], **judge(dict(cases)))
+        np.savez_compressed(sys.argv[2], **judge(dict(cases)))
