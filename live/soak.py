@@ -28,7 +28,7 @@ import msgspec
 from live.clock import SteadyClock
 from live.feed import Backoff, WireFeed
 from live.recording import Recording
-from market.capture import read_lines
+from market.capture import read_blocks
 from market.instruments import BUILT_IN
 from market.settings import Settings
 
@@ -243,7 +243,7 @@ def _connections(captures: Sequence[str]) -> Iterator[bytes]:
     """The digests of each connection's lines, one after the other."""
     held: bytearray | None = None
     for path in captures:
-        for _, frame in read_lines(path):
+        for frame in _frames(path):
             if not frame.startswith(b'{"l2":'):
                 if held is not None:
                     held += digest(frame)
@@ -253,6 +253,13 @@ def _connections(captures: Sequence[str]) -> Iterator[bytes]:
                 held = bytearray()
     if held is not None:
         yield bytes(held)
+
+
+def _frames(path: str) -> Iterator[bytes]:
+    """The lines of a capture without their times; garbage may hold any byte but a newline."""
+    for block in read_blocks(path):
+        for line in block.data.split(b"\n")[:-1]:
+            yield line.partition(b" ")[2]
 
 
 def _serve(folder: Path, rate: float, fault_s: float, address: Any) -> None:

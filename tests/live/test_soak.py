@@ -22,7 +22,7 @@ def test_every_line_received_under_load_and_faults_is_stored(tmp_path: Path) -> 
 
 
 def test_the_comparison_sees_a_line_that_is_missing_changed_or_moved(tmp_path: Path) -> None:
-    lines = [b'{"n":%d}' % n for n in range(5)]
+    lines = [*(b'{"n":%d}' % n for n in range(4)), b"garbage \r\x0b of any \xff byte"]
     sent = tmp_path / "sent"
     sent.mkdir()
     (sent / "000000.sent").write_bytes(b"".join(map(digest, lines)))
