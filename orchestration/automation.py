@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import dagster as dg
 
-from assets.partitions import PARTITIONS, partition_key
+from assets.partitions import partition_key
 from assets.platform import Platform
 from market.settings import load
 
@@ -19,7 +19,6 @@ pipeline_job = dg.define_asset_job(
     "pipeline",
     selection=dg.AssetSelection.all(),
     description="The whole path over a range of dates and all symbols.",
-    partitions_def=PARTITIONS,
 )
 
 #: Training alone, over whatever the training set holds.

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from market.settings import Settings
@@ -61,18 +62,27 @@ def serve(settings: Settings, dagster_port: int, mlflow_port: int) -> None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "DO_NOT_TRACK": "true",
     }
-    running = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    running: list[subprocess.Popen[bytes]] = []
     try:
         for name, command in commands(settings, dagster_port, mlflow_port).items():
             port = dagster_port if name == "Dagster" else mlflow_port
             say(f"{name}: http://127.0.0.1:{port}")
-            running.append(subprocess.Popen(command, env=environment))
+            running.append(subprocess.Popen(command, env=environment, start_new_session=True))
         os.wait()
     except KeyboardInterrupt:
         say("stopping")
     finally:
+        _stop(running)
+
+
+def _stop(running: list[subprocess.Popen[bytes]]) -> None:
+    """End servers with all that they started: each leads a process group of its own."""
+    for number, patience_s in ((signal.SIGINT, 20), (signal.SIGKILL, 5)):
         for process in running:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
         for process in running:
-            process.wait(timeout=30)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=patience_s)
