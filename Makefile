@@ -12,7 +12,7 @@ demo: $(READY)
 	@$(BIN)/l2 demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # The independent engine, in an environment of its own; then what is marked for it: the simulator
 # must answer as it does, order for order.
