@@ -29,6 +29,7 @@ from execution.orders import (
 )
 from execution.queue import MODELS
 from execution.simulator import Simulator
+from market.book import Book
 from market.events import EVENT, Events, Flag, Kind
 from tests.execution.tape import INSTRUMENT, SYMBOL, frame
 
@@ -267,3 +268,45 @@ def unpack(cases: Any, answers: Any) -> list[tuple[Case, Answer]]:
         sent = answers["sent"][actions].tolist()
         out.append((case, Answer(sent, sorted(last.values()))))
     return out
+
+
+def recorded_case(events: Events, model: int, *, count: int, seed: int = 1) -> Case:
+    """Recorded rows of one symbol, and ``count`` actions around the touch that they show."""
+    rng = np.random.Generator(np.random.Philox(key=(seed << 32) + model))
+    visible = (events["kind"] <= Kind.TRADE) & (events["side"] != 0)
+    events = events[visible & (events["flags"] & (Flag.RPI | Flag.BLOCK) == 0)]
+    rows = np.zeros(len(events), ROW)
+    for name in ("price_ticks", "qty_lots", "kind", "side", "flags"):
+        rows[name] = events[name]
+    happened = np.minimum(events["exchange_ns"], events["receive_ns"])
+    rows["time_ns"] = np.maximum.accumulate(happened)
+    shown = events_of(rows)
+    places = np.sort(rng.integers(len(rows) // 20, len(rows), count))
+    book, done, submitted = Book(), 0, 0
+    actions: list[tuple[int, ...]] = []
+    for place in places.tolist():
+        book.apply(shown[done:place])
+        done = place
+        side, draw = int(rng.choice((1, -1))), rng.random()
+        own = book.best_bid if side > 0 else book.best_ask
+        price = (own or 1) - side * int(rng.choice((-2, 0, 0, 0, 1, 2, 5)))
+        time = int(rows["time_ns"][place]) + int(rng.integers(0, 3)) * 1_000_000
+        time = max(time, actions[-1][0] if actions else 0)
+        if submitted == 0 or draw < 0.7:
+            submitted += 1
+            policy = int(rng.choice(4, p=(0.6, 0.2, 0.1, 0.1)))
+            lots = int(rng.integers(1, 500))
+            actions.append((time, 0, submitted, side, price, lots, policy, 0))
+            continue
+        order = int(rng.integers(max(1, submitted - 20), submitted + 1))
+        (asked,) = (row for row in actions if row[1] == 0 and row[2] == order)
+        if draw < 0.8:
+            own = book.best_bid if asked[3] > 0 else book.best_ask
+            actions.append((time, 1, order, 0, own or asked[4], asked[5], 0, 0))
+        else:
+            actions.append((time, 2, order, 0, 0, 0, 0, 0))
+    setting = np.zeros(1, SETTING)
+    setting["model"], setting["power"] = model, 3.0
+    setting["entry_ns"], setting["response_ns"] = 3_000_000, 2_000_000
+    setting["end_ns"] = int(rows["time_ns"][-1]) + 1_000_000_000
+    return Case(rows, np.array(actions, np.int64), setting[0])

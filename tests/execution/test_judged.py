@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from market.capture import read_blocks
+from market.decode import Decoder
+from market.instruments import BUILT_IN
 from tests.conftest import REPOSITORY
 from tests.execution.judged import (
     FILLED,
@@ -15,6 +18,7 @@ from tests.execution.judged import (
     Case,
     pack,
     random_case,
+    recorded_case,
     simulate,
     unpack,
 )
@@ -66,17 +70,36 @@ def test_a_wrong_quantity_in_front_is_noticed(judged: list[tuple[Case, Answer]])
     assert changed >= 2
 
 
-@pytest.mark.peers
-@pytest.mark.parametrize("batch", range(5))
-def test_ten_thousand_random_markets_have_the_same_answers(batch: int, tmp_path: Path) -> None:
+def answers_of_the_peer(cases: list[Case], folder: Path) -> list[tuple[Case, Answer]]:
     if not PEER.exists():
         pytest.skip("the peer is not installed: make bench-peers")
-    cases = [random_case(n, seed=10 + batch) for n in range(2_000)]
-    given, answered = tmp_path / "cases.npz", tmp_path / "answers.npz"
+    given, answered = folder / "cases.npz", folder / "answers.npz"
     pack(given, cases)
     subprocess.run([PEER, JUDGE, given, answered], check=True)
     with np.load(given) as stored, np.load(answered) as answers:
-        pairs = unpack(dict(stored), dict(answers))
+        return unpack(dict(stored), dict(answers))
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("batch", range(5))
+def test_ten_thousand_random_markets_have_the_same_answers(batch: int, tmp_path: Path) -> None:
+    cases = [random_case(n, seed=10 + batch) for n in range(2_000)]
+    pairs = answers_of_the_peer(cases, tmp_path)
     differ = [n for n, (case, theirs) in enumerate(pairs) if simulate(case, theirs.sent) != theirs]
     assert differ == []
     assert sum(row[2] == FILLED for _, theirs in pairs for row in theirs.log) > 10_000
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("symbol", ["BTCUSDT", "ETHUSDT"])
+def test_recorded_markets_have_the_same_answers_in_every_model(
+    symbol: str, data_dir: Path, tmp_path: Path
+) -> None:
+    decoder = Decoder(BUILT_IN)
+    blocks = read_blocks(data_dir / "usdm-20240808.frames.zst")
+    parts = [decoder.decode_block(block).events.get(symbol) for block in blocks]
+    events = np.concatenate([part for part in parts if part is not None])
+    cases = [recorded_case(events, model, count=1_000) for model in range(6)]
+    for case, theirs in answers_of_the_peer(cases, tmp_path):
+        assert simulate(case, theirs.sent) == theirs
+        assert sum(row[2] == FILLED for row in theirs.log) > 100
