@@ -268,12 +268,14 @@ def _ingest(settings: Settings, options: argparse.Namespace) -> Result:
         "events": sum(report.events.values()),
         "quarantined": report.quarantined,
         "reasons": report.reasons,
+        "torn": report.torn,
     }
     if not options.json:
         print(
             table(
                 [
                     *report.frames.items(),
+                    ("torn ends dropped", report.torn),
                     *(("rejected: " + k, v) for k, v in report.reasons.items()),
                 ]
             )
