@@ -1,0 +1,94 @@
+"""The lake: a partition is the old one or the new one, and never of two meanings."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from market import lake as lake_module
+from market.lake import Lake, LakeError
+
+KEY = ("BTCUSDT", "2026-03-02")
+OLD = pa.table({"t_ns": [1, 2], "mid_close": [10.0, 11.0]})
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    made = Lake(tmp_path / "lake", "synthetic")
+    made.write("bars", *KEY, OLD, inputs="first")
+    return made
+
+
+def test_a_writer_that_fails_leaves_the_old_partition_and_nothing_else(lake: Lake) -> None:
+    before = Path(lake.path("bars", *KEY)).read_bytes()
+
+    def fail_midway() -> None:
+        with lake.writer("bars", *KEY, OLD.schema) as out:
+            out.write_table(OLD)
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        fail_midway()
+    folder = Path(lake.path("bars", *KEY)).parent
+    assert [path.name for path in folder.iterdir()] == ["part.parquet"]
+    assert Path(lake.path("bars", *KEY)).read_bytes() == before
+
+
+def test_a_writer_that_is_killed_leaves_the_old_partition(lake: Lake) -> None:
+    code = f"""
+import os, signal, pyarrow as pa
+from market.lake import Lake
+table = pa.table({{"t_ns": list(range(100_000))}})
+with Lake({lake.uri!r}).writer("bars", *{KEY!r}, table.schema) as out:
+    out.write_table(table)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert lake.read("bars", *KEY).equals(OLD)
+    assert lake.partitions("bars") == [KEY]
+
+
+def test_the_same_rows_give_the_same_bytes(lake: Lake) -> None:
+    before = Path(lake.path("bars", *KEY)).read_bytes()
+    lake.write("bars", *KEY, OLD, inputs="first")
+    assert Path(lake.path("bars", *KEY)).read_bytes() == before
+
+
+def test_a_partition_made_by_other_code_is_refused_and_does_not_stand(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lake.stands("bars", *KEY, inputs="first")
+    assert not lake.stands("bars", *KEY, inputs="second")
+    monkeypatch.setattr(lake_module, "code_hash", lambda _: "another")
+    assert not lake.stands("bars", *KEY)
+    with pytest.raises(LakeError, match=r"made by other code.*materialise bars for BTCUSDT"):
+        lake.read("bars", *KEY)
+
+
+def test_a_root_holds_one_source(lake: Lake) -> None:
+    assert Lake(lake.uri).source == "synthetic"
+    with pytest.raises(LakeError, match="holds synthetic data, and recorded was asked for"):
+        Lake(lake.uri, "recorded")
+
+
+def test_load_gives_the_dates_that_stand_with_their_symbol(lake: Lake) -> None:
+    rows = lake.load("bars", ["BTCUSDT", "ETHUSDT"], "2026-03-01", "2026-03-03")
+    assert rows.column("symbol").to_pylist() == ["BTCUSDT", "BTCUSDT"]
+    with pytest.raises(LakeError, match="bars has nothing for 2026-04-01"):
+        lake.load("bars", ["BTCUSDT"], "2026-04-01", "2026-04-02")
+
+
+def test_an_absent_partition_says_how_to_make_it(lake: Lake) -> None:
+    with pytest.raises(LakeError, match="no such partition; materialise bars for ETHUSDT"):
+        lake.read("bars", "ETHUSDT", "2026-03-02")
+
+
+def test_views_carry_symbol_and_date_as_text(lake: Lake) -> None:
+    found = lake.connect().sql("select symbol, date, count(*) from bars group by all").fetchall()
+    assert found == [("BTCUSDT", "2026-03-02", 2)]
