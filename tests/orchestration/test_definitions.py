@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from subprocess import run
 
 import dagster as dg
 import pytest
 
+from assets.platform import Platform
+from market.lake import Lake
 from market.settings import load
-from orchestration.automation import RANGE_END, RANGE_START, daily, pipeline_job
+from orchestration.automation import RANGE_END, RANGE_START, daily, new_captures, pipeline_job
 from orchestration.definitions import defs
 
 ASSETS = {
@@ -115,3 +118,16 @@ def test_loading_the_definitions_imports_no_heavy_library() -> None:
     )
     done = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_closed_date_of_captures_without_events_asks_for_one_run(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    for day in ("2026-03-02", "2026-03-03"):
+        lake.put(f"{lake.frames_dir(day)}/a.frames.zst", b"frames")
+    platform = Platform(overrides=[f"root={tmp_path}"])
+    context = dg.build_sensor_context(resources={"platform": platform})
+    asked = [item for item in new_captures(context) if isinstance(item, dg.RunRequest)]
+    # the newest date may still be written
+    assert [item.tags[RANGE_START].split("|")[0] for item in asked] == ["2026-03-02"]
+    later = dg.build_sensor_context(resources={"platform": platform}, cursor=context.cursor)
+    assert not [item for item in new_captures(later) if isinstance(item, dg.RunRequest)]
