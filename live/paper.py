@@ -8,9 +8,9 @@ and orders that do not.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from decimal import Decimal
 from typing import Protocol
 
+from execution.account import rate_of_bps
 from execution.orders import Cancelled, Event
 from execution.simulator import Simulator
 from execution.venue import Venue, View
@@ -60,8 +60,8 @@ class PaperVenue(Simulator):
             entry_latency_ns=round(settings.execution.entry_latency_ms * 1e6),
             response_latency_ns=round(settings.execution.response_latency_ms * 1e6),
             queue=settings.execution.queue,
-            taker_fee=_fraction(taker_bps),
-            maker_fee=_fraction(maker_bps),
+            taker_fee=rate_of_bps(taker_bps),
+            maker_fee=rate_of_bps(maker_bps),
             stale_after_ns=round(settings.market.stale_after_s * 1e9),
             window_levels=settings.market.book_depth,
             positions={symbol: lots for symbol, lots in (positions or {}).items() if lots},
@@ -79,8 +79,3 @@ class PaperVenue(Simulator):
             )
             for order in orders
         ]
-
-
-def _fraction(bps: float) -> str:
-    """Basis points as the exact decimal fraction that fees are computed by."""
-    return str(Decimal(str(bps)) / 10_000)
