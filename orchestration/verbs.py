@@ -1,0 +1,267 @@
+"""What the verbs of `l2` do: each takes the settings and its options, and gives its result as plain data.
+
+A verb loads what it needs when it runs, so that `l2 config` never waits for Dagster and the trading
+process never loads it. People read what is printed; ``--json`` prints the returned object instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from market.settings import Settings, effective
+
+Result = dict[str, Any] | None
+
+
+class CommandError(RuntimeError):
+    """A verb cannot do what was asked; the message is for the person who asked."""
+
+
+def _symbols(settings: Settings, options: argparse.Namespace) -> Settings:
+    """The settings with ``--symbols`` in the place of market.symbols."""
+    if not options.symbols:
+        return settings
+    import msgspec
+
+    named = tuple(name.strip() for name in options.symbols.split(",") if name.strip())
+    if not named:
+        raise CommandError("--symbols names none; expected e.g. BTCUSDT,ETHUSDT")
+    replace = msgspec.structs.replace
+    return replace(settings, market=replace(settings.market, symbols=named))
+
+
+def record(settings: Settings, options: argparse.Namespace) -> Result:
+    import signal
+
+    from live import recording
+    from live.feed import WireFeed
+    from orchestration.console import say, table
+
+    settings = _symbols(settings, options)
+
+    def started(feed: WireFeed) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: feed.stop())
+
+    result = recording.record(
+        settings,
+        url=options.url,
+        duration_s=options.duration,
+        listed=recording.instruments_listed(settings, say),
+        say=say,
+        started=started,
+    )
+    if not options.json:
+        print(table([(name, value) for name, value in result.items() if name != "frames"]))
+        print(table(sorted(result["frames"].items())))
+    return result
+
+
+def fetch(settings: Settings, options: argparse.Namespace) -> Result:
+    import msgspec
+
+    from live import download
+    from orchestration.console import say, table
+
+    symbols = _symbols(settings, options).market.symbols
+    fetched = download.fetch(settings, symbols, options.first, options.last or options.first, say)
+    if not options.json:
+        rows: list[tuple[str, object]] = [
+            ("dates fetched", len(fetched.made)),
+            ("dates that stood already", fetched.standing),
+            *(("the venue lacks", text) for text in fetched.lacking),
+            *(("FAILED, ask again", text) for text in fetched.failures),
+        ]
+        print(table(rows))
+    return {"failed": bool(fetched.failures), **msgspec.to_builtins(fetched)}
+
+
+def coverage(settings: Settings, options: argparse.Namespace) -> Result:
+    from live.coverage import HEAD
+    from live.coverage import coverage as covered
+    from market.lake import Lake
+    from orchestration.console import say, table
+
+    symbols = _symbols(settings, options).market.symbols if options.symbols else None
+    lake = Lake(settings.root)
+    days = covered(lake, settings.market.book_depth, symbols, say)
+    if not options.json:
+        print(table([day.row() for day in days], HEAD) if days else f"{lake.uri}: holds no day")
+    return {"source": lake.source, "days": [day.data() for day in days]}
+
+
+def ingest(settings: Settings, options: argparse.Namespace) -> Result:
+    from market import ingest as taking
+    from market.lake import Lake
+    from orchestration.console import say, table
+
+    lake = Lake(settings.root, settings.source)
+    captures = [taking.adopt(lake, path) for path in options.paths]
+    report = taking.ingest(lake, captures, list(taking.scan(captures)), settings, progress=say)
+    result = {
+        "frames": report.frames,
+        "events": sum(report.events.values()),
+        "quarantined": report.quarantined,
+        "reasons": report.reasons,
+        "torn": report.torn,
+    }
+    if not options.json:
+        print(
+            table(
+                [
+                    *report.frames.items(),
+                    ("torn ends dropped", report.torn),
+                    *(("rejected: " + k, v) for k, v in report.reasons.items()),
+                ]
+            )
+        )
+    return result
+
+
+def synth(settings: Settings, options: argparse.Namespace) -> Result:
+    from market.lake import Lake
+    from market.synthetic import profile, write_frames
+    from orchestration.console import say
+
+    if settings.source != "synthetic":
+        raise CommandError("a recorded lake takes no synthetic data; use --set source=synthetic")
+    lake = Lake(settings.root, settings.source)
+    path = write_frames(
+        lake,
+        profile(settings.synthetic.profile),
+        settings.synthetic.seed,
+        settings.market.symbols,
+        options.day,
+        options.start,
+        options.stop,
+    )
+    say(f"wrote {path}")
+    return {"capture": str(path)}
+
+
+def pipeline(settings: Settings, options: argparse.Namespace) -> Result:
+    from orchestration.pipeline import report_text, run
+
+    report = run(settings, options.frames, options.first, options.last)
+    if not options.json:
+        print(report_text(report))
+    return report
+
+
+def promote(settings: Settings, options: argparse.Namespace) -> Result:
+    from models_registry import registry
+
+    registry.promote(settings, options.version, in_spite_of_gate=options.in_spite_of_gate)
+    print(f"{settings.model_name} version {options.version} is champion", file=sys.stderr)
+    return {"name": settings.model_name, "champion": options.version}
+
+
+def rollback(settings: Settings, options: argparse.Namespace) -> Result:
+    from models_registry import registry
+
+    version = registry.rollback(settings)
+    print(f"{settings.model_name} version {version} is champion again", file=sys.stderr)
+    return {"name": settings.model_name, "champion": version}
+
+
+def live(settings: Settings, options: argparse.Namespace) -> Result:
+    from live.worker import run, summary_text
+
+    if bool(options.frames) == bool(options.url):
+        raise CommandError("say where the market comes from: --frames FILE… or --url WS")
+    with _resolver(settings):
+        result = run(
+            settings,
+            frames=options.frames,
+            url=options.url,
+            speed=options.speed,
+            warm_up_s=options.warm_up,
+            duration_s=options.duration,
+            flatten=not options.keep_position,
+        )
+    if not options.json:
+        print(summary_text(result))
+    return result
+
+
+@contextmanager
+def _resolver(settings: Settings) -> Iterator[None]:
+    """The process that turns the promoted alias into a local bundle while the worker trades.
+
+    It is another process so that the worker never loads MLflow; if it dies the worker goes on with
+    the champion that it has.
+    """
+    every = str(settings.live.resolve_every_s)
+    command = [sys.executable, "-m", "models_registry.resolver", "--every", every]
+    # a result must be the last line of standard output, so the resolver speaks on standard error
+    process = subprocess.Popen(command, stdout=2)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def sql(settings: Settings, options: argparse.Namespace) -> Result:
+    import duckdb
+
+    from market.lake import Lake
+
+    try:
+        answer: duckdb.DuckDBPyRelation | None = Lake(settings.root).connect().sql(options.query)
+    except duckdb.Error as error:
+        raise CommandError(str(error).splitlines()[0]) from error
+    if answer is None:
+        return {"rows": []}
+    if options.json:
+        names = answer.columns
+        return {"rows": [dict(zip(names, row, strict=True)) for row in answer.fetchall()]}
+    answer.show(max_rows=100)
+    return None
+
+
+def ui(settings: Settings, options: argparse.Namespace) -> Result:
+    from orchestration.pages import serve
+
+    serve(settings, options.dagster_port, options.mlflow_port)
+    return None
+
+
+def demo(settings: Settings, options: argparse.Namespace) -> Result:
+    from orchestration.demo import run
+
+    return run(options.root or "demo", options.days, quiet=options.json)
+
+
+def config(settings: Settings, options: argparse.Namespace) -> Result:
+    from orchestration.console import table
+
+    tree = effective(settings)
+    if not options.json:
+        rows: list[tuple[str, object]] = []
+        for key, value in tree.items():
+            inner = value.items() if isinstance(value, dict) else [("", value)]
+            rows += [(f"{key}.{name}".rstrip("."), item) for name, item in inner]
+        print(table(rows))
+        for name in ("L2_API_KEY", "L2_API_SECRET"):
+            print(f"{name}  {'set (not shown)' if os.environ.get(name) else 'not set'}")
+    return tree
+
+
+def doctor(settings: Settings, options: argparse.Namespace) -> Result:
+    from orchestration.console import table
+    from orchestration.doctor import examine
+
+    findings = examine(settings)
+    if not options.json:
+        print(table([("ok" if f.ok else "FAIL", f.what, f.detail) for f in findings]))
+    return {
+        "failed": not all(f.ok for f in findings),
+        "findings": [{"ok": f.ok, "what": f.what, "detail": f.detail} for f in findings],
+    }
