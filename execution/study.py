@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from execution.account import E8, rate_of_bps, unit_e8
-from execution.algorithms import SECOND_NS, Parent, Working, start
+from execution.algorithms import start
 from execution.orders import (
     Action,
     Amend,
@@ -48,6 +48,7 @@ from execution.tca import (
     to_table,
 )
 from execution.venue import View
+from execution.working import SECOND_NS, Parent, Working
 from market.book import BookState, apply, best, is_valid, new_state
 from market.events import Events
 from market.instruments import Instrument

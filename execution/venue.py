@@ -21,7 +21,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     ``bids`` and ``asks`` are (price_ticks, qty_lots) from the touch outwards, at least one level
     each unless ``stale``. ``signal_bps`` is the model's expected return over its horizon, signed,
-    None when there is none.
+    None when there is none. ``bought_lots`` and ``sold_lots`` are what takers have bought and sold
+    since the venue began, as far as we have heard; only differences mean something.
     """
 
     symbol: str
@@ -31,6 +32,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     stale: bool
     instrument: Instrument
     signal_bps: float | None = None
+    bought_lots: int = 0
+    sold_lots: int = 0
 
     @property
     def mid_ticks(self) -> float:

@@ -18,9 +18,10 @@ from typing import Any, Final
 import msgspec
 
 from execution.account import E8, Account, unit_e8
-from execution.algorithms import Parent, Working, start
+from execution.algorithms import start
 from execution.orders import Event, Filled, Liquidity, Submit
 from execution.tca import PARTS, Mids, Shortfall, parent_row, shortfall
+from execution.working import Parent, Working
 from live.journal import Journal
 from live.paper import LiveVenue
 from market.instruments import Instrument

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from execution.algorithms import ALGORITHMS, SECOND_NS, MarketOrder, Parent, PassivePeg, start
+from execution.algorithms import ALGORITHMS, start
 from execution.orders import (
     Accepted,
     Action,
@@ -29,7 +29,9 @@ from execution.orders import (
     Submit,
     TimeInForce,
 )
+from execution.placement import MarketOrder, PassivePeg
 from execution.venue import View
+from execution.working import SECOND_NS, Parent
 from tests.execution.tape import INSTRUMENT, SYMBOL
 
 DEADLINE = 30 * SECOND_NS
@@ -247,8 +249,8 @@ def test_a_parent_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
 
 
 def test_unknown_algorithms_are_named() -> None:
-    with pytest.raises(ValueError, match="algorithm 'vwap': expected one of market, passive"):
-        start("vwap", parent())
+    with pytest.raises(ValueError, match="algorithm 'sniper': expected one of market, passive"):
+        start("sniper", parent())
 
 
 # -- whatever the venue answers --------------------------------------------------------------------
@@ -325,7 +327,7 @@ class Chaos:
         return [e for event in events for e in [event] * self.random.choice([1, 1, 2])]
 
 
-@settings(derandomize=True, max_examples=60, deadline=None)
+@settings(derandomize=True, max_examples=150, deadline=None)
 @given(
     name=st.sampled_from(list(ALGORITHMS)),
     seed=st.integers(0, 10**6),
@@ -346,7 +348,14 @@ def test_promises_hold_whatever_the_venue_answers(
             algorithm.abandon()
         bid += venue.random.choice([-1, 0, 0, 0, 1])
         stale = venue.random.random() < 0.05
-        actions = algorithm.step(now, view(now, bid, bid + 1, stale), venue.news())
+        picture = msgspec.structs.replace(
+            view(now, bid, bid + 1, stale),
+            signal_bps=venue.random.choice([None, -5.0, 0.0, 5.0]),
+            bought_lots=n,
+            sold_lots=2 * n,
+            bids=((bid, venue.random.randint(1, 20)),),
+        )
+        actions = algorithm.step(now, picture, venue.news())
         if stop is not None and n >= stop:
             assert not any(isinstance(action, Submit) for action in actions)
         assert all(action.client_id.startswith("p-") for action in actions)

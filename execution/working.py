@@ -1,0 +1,267 @@
+"""A parent order and the book-keeping of its child orders, which every algorithm shares.
+
+Whatever the venue answers, late, twice or not at all, an algorithm keeps two promises:
+
+- what is filled and what may still fill never exceed the parent's quantity: an order whose fate is
+  not known counts as open, and the part of a cancelled order that filled without our having heard
+  of it yet counts as filled;
+- when it is `done`, nothing of it is open.
+
+`execution.algorithms` names the algorithms that are built on this.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from execution.orders import (
+    Accepted,
+    Action,
+    Amended,
+    Cancel,
+    Cancelled,
+    CancelRejected,
+    Event,
+    Filled,
+    Lost,
+    OrderState,
+    OrderType,
+    Rejected,
+    Submit,
+    TimeInForce,
+)
+from execution.venue import View
+
+SECOND_NS: Final = 1_000_000_000
+
+
+class Parent(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be bought or sold, and by when.
+
+    ``decision_mid_ticks`` is the mid at the decision, the price that the cost is measured against.
+    ``deadline_ns`` is when patience ends. ``reduce_only`` marks a parent that closes a position.
+    """
+
+    id: str
+    symbol: str
+    side: int
+    qty_lots: int
+    decision_ns: int
+    deadline_ns: int
+    decision_mid_ticks: float
+    reduce_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.side not in (1, -1):
+            raise ValueError(f"parent {self.id}: side {self.side}; expected +1 or -1")
+        if self.qty_lots <= 0:
+            raise ValueError(
+                f"parent {self.id}: quantity {self.qty_lots} lots; expected at least 1"
+            )
+
+
+class Child(msgspec.Struct, kw_only=True):
+    """One order of a parent, as far as we have heard."""
+
+    client_id: str
+    price_ticks: int
+    qty_lots: int
+    state: OrderState = OrderState.PENDING_NEW
+    filled_lots: int = 0
+    #: Total that the venue says has filled, when it has said so at the end.
+    final_lots: int = 0
+    crosses: bool = False  #: it never rests, so there is nothing to cancel
+    amending: bool = False
+    cancel_sent: bool = False
+    refused_ns: int = -SECOND_NS  #: when a cancel or amend was last refused
+
+    @property
+    def open_lots(self) -> int:
+        """Quantity that may still fill, or has filled without our having heard of it."""
+        if self.state.is_final:
+            return max(0, self.final_lots - self.filled_lots)
+        return self.qty_lots - self.filled_lots
+
+
+class Working(ABC):
+    """Base: order book-keeping for one parent; what to do next is `_decide`'s."""
+
+    #: A refused action is not repeated sooner.
+    retry_ns: Final = SECOND_NS
+    #: Orders that come to nothing before the algorithm gives the rest up.
+    max_failures: Final = 5
+    #: How long after the deadline it waits for a market to trade in.
+    grace_ns: Final = 10 * SECOND_NS
+
+    def __init__(self, parent: Parent) -> None:
+        self.parent = parent
+        self.children: dict[str, Child] = {}
+        self.filled_lots = 0
+        #: When the first order was sent, None before.
+        self.arrival_ns: int | None = None
+        self._executions: set[str] = set()
+        self._failures = 0
+        self._failed_ns = -self.retry_ns
+        self._ended = False
+
+    @property
+    def open_lots(self) -> int:
+        return sum(child.open_lots for child in self.children.values())
+
+    @property
+    def remaining_lots(self) -> int:
+        """What is neither filled nor open."""
+        return max(0, self.parent.qty_lots - self.filled_lots - self.open_lots)
+
+    @property
+    def done(self) -> bool:
+        """True when nothing is left to work and no order of ours is open."""
+        return not self._live and self.open_lots == 0 and (self._ended or not self.remaining_lots)
+
+    def abandon(self) -> None:
+        """Give up what is not filled: the next step cancels what is open and sends nothing new."""
+        self._ended = True
+
+    def step(self, now_ns: int, view: View, events: Sequence[Event]) -> Sequence[Action]:
+        """React to the time, the view and what became of our orders since the last step."""
+        for event in events:
+            child = self.children.get(event.client_id)
+            if child is not None:
+                self._absorb(child, event, now_ns)
+        late = now_ns >= self.parent.deadline_ns + self.grace_ns
+        if self._failures >= self.max_failures or late:
+            self._ended = True
+        if self._ended:
+            return [a for child in self._live for a in self._cancel(child, now_ns)]
+        if self.filled_lots >= self.parent.qty_lots:
+            return []
+        return list(self._decide(now_ns, view))
+
+    @abstractmethod
+    def _decide(self, now_ns: int, view: View) -> Iterator[Action]:
+        """The next actions, given that something is left to do."""
+
+    # -- what became of our orders -------------------------------------------------------------
+
+    @property
+    def _live(self) -> list[Child]:
+        """Orders that are not known to be finished."""
+        return [child for child in self.children.values() if not child.state.is_final]
+
+    def _absorb(self, child: Child, event: Event, now_ns: int) -> None:
+        if isinstance(event, Filled):
+            if event.exec_id in self._executions:
+                return
+            self._executions.add(event.exec_id)
+            self._failures = 0
+            child.filled_lots += event.qty_lots
+            self.filled_lots += event.qty_lots
+            if child.state.is_final:
+                return
+            if child.filled_lots >= child.qty_lots:
+                child.state = OrderState.FILLED
+            elif child.state is not OrderState.PENDING_CANCEL:
+                child.state = OrderState.PARTIALLY_FILLED
+        elif child.state.is_final:
+            return
+        elif isinstance(event, Accepted):
+            if child.state in (OrderState.PENDING_NEW, OrderState.UNKNOWN):
+                child.state = OrderState.NEW
+        elif isinstance(event, Rejected):
+            # A refusal of an order that rests speaks of a second request under its name.
+            if child.state in (OrderState.PENDING_NEW, OrderState.UNKNOWN):
+                child.state = OrderState.REJECTED
+                self._failed(now_ns)
+        elif isinstance(event, Cancelled):
+            child.state = OrderState.CANCELLED
+            if event.leaves_lots:
+                child.final_lots = child.qty_lots - event.leaves_lots
+            if not child.cancel_sent and not child.open_lots and not child.filled_lots:
+                self._came_to_nothing(child, now_ns)
+        elif isinstance(event, Amended):
+            child.amending = False
+            child.price_ticks, child.qty_lots = event.price_ticks, event.qty_lots
+        elif isinstance(event, CancelRejected):
+            child.amending = False
+            child.refused_ns = now_ns
+            if child.state is OrderState.PENDING_CANCEL:
+                child.state = OrderState.PARTIALLY_FILLED if child.filled_lots else OrderState.NEW
+        elif isinstance(event, Lost):
+            child.state = OrderState.UNKNOWN
+
+    def _came_to_nothing(self, child: Child, now_ns: int) -> None:
+        """The venue ended an order that we did not cancel and that has filled nothing."""
+        self._failed(now_ns)
+
+    def _failed(self, now_ns: int) -> None:
+        self._failures += 1
+        self._failed_ns = now_ns
+
+    # -- actions -------------------------------------------------------------------------------
+
+    def _take(self, now_ns: int, lots: int) -> Iterator[Action]:
+        """A market order for up to ``lots``."""
+        yield from self._submit(now_ns, lots, 0, OrderType.MARKET, TimeInForce.IOC)
+
+    def _post(self, now_ns: int, lots: int, price_ticks: int) -> Iterator[Action]:
+        """A post-only order for up to ``lots``."""
+        yield from self._submit(now_ns, lots, price_ticks, OrderType.LIMIT, TimeInForce.POST_ONLY)
+
+    def _submit(
+        self,
+        now_ns: int,
+        lots: int,
+        price_ticks: int,
+        order_type: OrderType,
+        time_in_force: TimeInForce,
+    ) -> Iterator[Action]:
+        """An order for ``lots`` or what remains; nothing when nothing does or a refusal is fresh."""
+        lots = min(lots, self.remaining_lots)
+        if lots <= 0 or now_ns - self._failed_ns < self.retry_ns:
+            return
+        client_id = f"{self.parent.id}-{len(self.children) + 1}"
+        self.children[client_id] = Child(
+            client_id=client_id,
+            price_ticks=price_ticks,
+            qty_lots=lots,
+            crosses=order_type is OrderType.MARKET,
+        )
+        if self.arrival_ns is None:
+            self.arrival_ns = now_ns
+        yield Submit(
+            client_id=client_id,
+            symbol=self.parent.symbol,
+            side=self.parent.side,
+            qty_lots=lots,
+            price_ticks=price_ticks,
+            order_type=order_type,
+            time_in_force=time_in_force,
+            reduce_only=self.parent.reduce_only,
+        )
+
+    def _cross(self, now_ns: int, lots: int) -> Iterator[Action]:
+        """Take ``lots`` now: from what is not open, and cancel orders until that is enough."""
+        crossing = sum(child.open_lots for child in self._live if child.crosses)
+        missing = lots - crossing
+        free = self.remaining_lots
+        if not crossing:
+            yield from self._take(now_ns, min(missing, free))
+        # The youngest order is the furthest back in its queue.
+        for child in reversed(self._live):
+            if missing <= free:
+                return
+            if not child.crosses:
+                free += child.open_lots
+                yield from self._cancel(child, now_ns)
+
+    def _cancel(self, child: Child, now_ns: int) -> Iterator[Action]:
+        """A cancel of an order that rests, unless one is under way or was refused just now."""
+        rests = child.state in (OrderState.NEW, OrderState.PARTIALLY_FILLED) and not child.crosses
+        if rests and now_ns - child.refused_ns >= self.retry_ns:
+            child.state = OrderState.PENDING_CANCEL
+            child.cancel_sent = True
+            yield Cancel(client_id=child.client_id)
