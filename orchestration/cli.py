@@ -118,6 +118,12 @@ def parser() -> argparse.ArgumentParser:
     )
     live.add_argument("--keep-position", action="store_true", help="do not flatten at the end")
 
+    bench = verb("bench", verbs.bench, "measure speed and memory against goals and a peer")
+    bench.add_argument("area", help="what to measure, e.g. market")
+    bench.add_argument(
+        "--quick", action="store_true", help="so little of everything that the figures mean nothing"
+    )
+
     sql = verb("sql", verbs.sql, "query the lake's tables with SQL")
     sql.add_argument("query", help="e.g. 'select count(*) from bars'")
 

@@ -226,6 +226,16 @@ def sql(settings: Settings, options: argparse.Namespace) -> Result:
     return None
 
 
+def bench(settings: Settings, options: argparse.Namespace) -> Result:
+    from orchestration.bench import HEAD, lines, run
+    from orchestration.console import say, table
+
+    result = run(options.area, options.quick, say)
+    if not options.json:
+        print(table(lines(result), HEAD))
+    return result
+
+
 def ui(settings: Settings, options: argparse.Namespace) -> Result:
     from orchestration.pages import serve
 

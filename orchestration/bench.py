@@ -1,0 +1,184 @@
+"""`l2 bench AREA`: speed and memory, side by side with a peer where there is one, against our goals.
+
+To add an area: write ``ROOM/bench.py`` with a function
+
+    measure(quick: bool, say: Callable[[str], None]) -> Iterator[Measure]
+
+that yields its figures as they are found (`market.yardstick` has what it is made of), name it in
+`AREAS`, and put its goals into `GOALS`, the one table of them, under the names of its measures. With
+``quick`` it does the same work on so little that a test can run it; the figures then mean nothing,
+and no goal is judged.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from market.yardstick import Measure, peer_ready
+
+#: Area -> the module that measures it.
+AREAS: Final[dict[str, str]] = {
+    "market": "market.bench",
+}
+
+_OPERATORS: Final[dict[str, Callable[[float, float], bool]]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+}
+
+
+class Goal(msgspec.Struct, frozen=True):
+    """What a figure has to reach: of ``ours`` or of the ``ratio`` to the peer."""
+
+    of: str
+    relation: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.of} {self.relation} {self.value:g}"
+
+    def met(self, row: Measure) -> bool | None:
+        """None when there is nothing to judge by."""
+        found = row.ratio if self.of == "ratio" else row.ours
+        return None if found is None else _OPERATORS[self.relation](found, self.value)
+
+
+def _at_least(value: float, of: str = "ours") -> Goal:
+    return Goal(of, ">=", value)
+
+
+def _at_most(value: float) -> Goal:
+    return Goal("ours", "<=", value)
+
+
+#: Area -> name of a measure -> goal. Ratios count from 1: above it ours is better.
+GOALS: Final[dict[str, dict[str, Goal]]] = {
+    "market": {
+        "book, generated": _at_least(1.5, "ratio"),
+        "book, recorded": _at_least(1.5, "ratio"),
+        "book and bars, generated": _at_least(0.5, "ratio"),
+        "book and bars, recorded": _at_least(0.5, "ratio"),
+    },
+}
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of the result; ``goal`` is null where none is set, ``met`` where none was judged."""
+
+    name: str
+    ours: float
+    peer: float | None
+    ratio: float | None
+    unit: str
+    goal: str | None
+    met: bool | None
+    how: str
+
+
+class BenchError(RuntimeError):
+    """The benchmark cannot be run as asked."""
+
+
+def measures(area: str, quick: bool, say: Callable[[str], None]) -> Iterator[Measure]:
+    """The figures of an area as they are found; BenchError for an unknown one."""
+    if area not in AREAS:
+        raise BenchError(f"{area}: nothing is measured under this name; known: {', '.join(AREAS)}")
+    found: Iterator[Measure] = import_module(AREAS[area]).measure(quick, say)
+    return found
+
+
+def run(area: str, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure an area; plain data, with what it was measured on."""
+    if not peer_ready():
+        say("the peer is not installed, so its columns stay empty; make bench-peers installs it")
+    started = time.monotonic()
+    rows = []
+    for measure in measures(area, quick, say):
+        rows.append(_row(measure, None if quick else GOALS.get(area, {}).get(measure.name)))
+        say(f"{measure.name}: {_figure(measure.ours)} {measure.unit}")
+    return {
+        "area": area,
+        "quick": quick,
+        "peer": "hftbacktest 2.4.4" if peer_ready() else None,
+        **_circumstances(),
+        "seconds": round(time.monotonic() - started, 1),
+        "rows": [msgspec.structs.asdict(row) for row in rows],
+    }
+
+
+def _row(measure: Measure, goal: Goal | None) -> Row:
+    return Row(
+        name=measure.name,
+        ours=measure.ours,
+        peer=measure.peer,
+        ratio=measure.ratio,
+        unit=measure.unit,
+        goal=str(goal) if goal else None,
+        met=goal.met(measure) if goal else None,
+        how=measure.how,
+    )
+
+
+def _circumstances() -> dict[str, Any]:
+    """When, on what, and of which commit."""
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 2),
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Short name of the checkout's commit, with a plus when files differ; None outside of git."""
+    command = ["git", "describe", "--always", "--dirty=+"]
+    root = Path(__file__).resolve().parent.parent
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
+
+
+def lines(result: dict[str, Any]) -> list[tuple[object, ...]]:
+    """The rows as cells of a table for people: `HEAD` names the columns."""
+    return [
+        (
+            row["name"],
+            _figure(row["ours"]),
+            _figure(row["peer"]),
+            _figure(row["ratio"]),
+            row["unit"],
+            row["goal"] or "",
+            {True: "met", False: "MISSED", None: ""}[row["met"]],
+        )
+        for row in result["rows"]
+    ]
+
+
+HEAD: Final = ("what", "ours", "peer", "ratio", "unit", "goal", "")
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
