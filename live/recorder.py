@@ -39,7 +39,12 @@ class Recorder:
         self.paths: list[str] = []
 
     def open(self, now_ns: int, checkpoints: Iterable[bytes] = ()) -> None:
-        """Begin the file of the date of ``now_ns``, with these control lines at its head."""
+        """Begin the file of the date of ``now_ns``, with these control lines at its head.
+
+        The file before it ends with a ``turn`` line: read alone, it says that the stream went on.
+        """
+        if self._writer is not None:
+            self._writer.control(now_ns, {"l2": "turn"})
         self.close()
         path = self._folder / f"date={utc_date(now_ns)}" / f"{self._run}.frames.zst"
         self._writer = CaptureWriter(path)

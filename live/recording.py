@@ -160,9 +160,18 @@ class Spool:
         self._bytes += len(line)
 
     def _turn(self, now_ns: int, *first: bytes) -> bool:
-        """Begin the file of an hour; False when the old one's lines cannot be written yet."""
-        if self.paths and (self._refused or not self.flush()):
-            return False
+        """Begin the file of an hour; False when the old one's lines cannot be written yet.
+
+        The old file ends with a ``turn`` line of the new one's time, unless lines are missing
+        between the two: read alone, it says that the stream went on.
+        """
+        if self.paths:
+            if self._refused:
+                return False
+            if not first:
+                self._append(now_ns, _control("turn"))
+            if not self.flush():
+                return False
         if self._writer is not None:
             self._writer.close()
             self._writer = None

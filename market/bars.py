@@ -135,11 +135,14 @@ def _room(first_ns: int, now_ns: int) -> Bars:
     return Bars(t_ns=ends, values=np.empty((due, len(COLUMNS))))
 
 
-def bars_from_chunks(chunks: Iterable[Events], instrument: Instrument, settings: Settings) -> Bars:
-    """All bars of a finite stream, from the second of its first event to that of its last."""
+def bars_from_chunks(
+    chunks: Iterable[Events], instrument: Instrument, settings: Settings, until_ns: int = 0
+) -> Bars:
+    """All bars of a finite stream, from the second of its first event to that of its last, or to
+    ``until_ns`` when the stream went on in silence until then."""
     builder = BarBuilder(instrument, settings.market.stale_after_s)
     parts = [builder.push(chunk) for chunk in chunks]
-    parts.append(builder.finish())
+    parts += [builder.finish(), builder.close_until(until_ns)]
     return Bars(
         t_ns=np.concatenate([part.t_ns for part in parts]),
         values=np.concatenate([part.values for part in parts]),
@@ -149,15 +152,17 @@ def bars_from_chunks(chunks: Iterable[Events], instrument: Instrument, settings:
 def make_bars(lake: Lake, symbol: str, day: str, settings: Settings) -> int:
     """Make one bars partition of one events partition; returns the number of bars.
 
-    The instrument is the one that the events were made with. LakeError when there are no events.
+    The instrument is the one that the events were made with, and bars go up to the instant to which
+    their stream is known. LakeError when there are no events.
     """
     source = lake.open("events", symbol, day)
-    named = lake.metadata("events", symbol, day).get("instrument")
+    notes = lake.metadata("events", symbol, day)
+    named = notes.get("instrument")
     instrument = msgspec.json.decode(named, type=Instrument) if named else BUILT_IN.get(symbol)
     if instrument is None:
         raise LakeError(f"{lake.path('events', symbol, day)}: names no instrument for {symbol}")
     chunks = (from_arrow(batch) for batch in source.iter_batches(batch_size=1 << 18))
-    bars = bars_from_chunks(chunks, instrument, settings)
+    bars = bars_from_chunks(chunks, instrument, settings, int(notes.get("until_ns", 0)))
     inputs = lake.fingerprint("events", symbol, day)
     lake.write("bars", symbol, day, bars.to_arrow(), inputs=inputs)
     return len(bars)

@@ -469,6 +469,10 @@ class Decoder:
             self._instrument(fields)
         elif what == "checkpoint":
             found = self._checkpoint(receive_ns, fields, until_ns)
+        elif what == "turn" and receive_ns >= until_ns:
+            # The last line of a file that the recorder left for the next one: a date's file says
+            # itself that the stream went on past midnight.
+            raise _PastError
         elif type(what) is not str:
             raise RejectedError("bad control line", "l2 is not a string")
         self._controls.append(Control(receive_ns, number, fields))

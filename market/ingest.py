@@ -9,6 +9,10 @@ groups of a fixed size: memory does not grow with the day, and the same captures
     ingests      one row per topic: frames, events, rejections, duplicates, gaps, lags
     quarantine   every refused line as it stood, with file, line number and reason; those whose symbol
                  cannot be told stand under the symbol ``unattributed``
+
+An events partition names the instant up to which the stream is known (``until_ns``): midnight when
+one of the date's captures goes on past it, else the end of the second of the stream's last line, of
+whatever topic and symbol. Seconds up to there passed, also those in which one symbol was silent.
 """
 
 from __future__ import annotations
@@ -49,8 +53,10 @@ __all__ = [
 ]
 
 ROW_GROUP: Final = 1 << 18
-#: A book silent for longer across midnight is not restated: it says nothing about the new date.
+#: A stream silent for longer across midnight has ended with the old date, and its book is not
+#: restated: it says nothing about the new one.
 HELD_NS: Final = 600_000_000_000
+_SECOND_NS: Final = 1_000_000_000
 UNATTRIBUTED: Final = "unattributed"
 
 _PROGRESS_BYTES: Final = 256 << 20
@@ -129,10 +135,10 @@ def ingest(
     run = _Run(lake, ordered, keys, settings, starts[ordered[0]])
     try:
         for path in ordered:
-            run.read(path, progress)
+            run.read(path, starts[path], progress)
             if run.done:
                 break
-        run.close_day()
+        run.close_day(run.seen_until_ns)
     except BaseException as error:
         run.abandon(error)
         raise
@@ -215,9 +221,12 @@ class _Partition:
         self._quarantine.write_table(pa.table(columns, schema=self._quarantine.schema))
         self.quarantined += len(rejects)
 
-    def finish(self) -> None:
-        if self._held_rows:
+    def finish(self, until_ns: int) -> None:
+        """Write the rest; a date of which nothing but its opening is known has no events."""
+        if self._held_rows and self.rows > self.restated:
             self._flush(self._held_rows)
+        if self._events is not None:
+            self._events.add_key_value_metadata({"l2.until_ns": str(until_ns)})
         if not self.quarantined:
             self.lake.remove("quarantine", *self.key)
 
@@ -286,17 +295,22 @@ class _Run:
         partition.instrument = self.instruments.get(symbol)
         return partition
 
-    def close_day(self) -> None:
-        """Put the date's partitions in place."""
+    @property
+    def seen_until_ns(self) -> int:
+        """The end of the second of the stream's last line."""
+        return (self._seen_ns // _SECOND_NS + 1) * _SECOND_NS
+
+    def close_day(self, until_ns: int) -> None:
+        """Put the date's partitions in place, the stream being known up to ``until_ns``."""
         if self.open:
-            self._unattributed().finish()
+            self._unattributed().finish(until_ns)
         for partition in self.open.values():
-            partition.finish()
+            partition.finish(until_ns)
         self.stack.close()
         for symbol, partition in self.open.items():
             if symbol == UNATTRIBUTED:
                 continue
-            if partition.rows:
+            if partition.rows > partition.restated:
                 self.events[f"{symbol} {self.day}"] = partition.rows
             self._write_counts(partition)
         self.open = {}
@@ -309,11 +323,17 @@ class _Run:
             if again is not error:
                 raise
 
-    def _turn(self, stamp_ns: int) -> None:
-        """Go on to the date of a frame received at ``stamp_ns``, carrying the state over."""
-        self.close_day()
+    def _turn(self, stamp_ns: int, began_ns: int) -> None:
+        """Go on to the date of a line received at ``stamp_ns``, carrying the state over.
+
+        ``began_ns`` is when its file begins. Only a file of the old date tells that the date's
+        stream went on, so that a partition does not depend on what is read after it.
+        """
+        goes_on = stamp_ns - self._seen_ns <= HELD_NS
+        told = goes_on and began_ns < self.until_ns
+        self.close_day(self.until_ns if told else self.seen_until_ns)
         self._open_day(utc_date(stamp_ns))
-        if stamp_ns - self._seen_ns > HELD_NS:
+        if not goes_on:
             return
         midnight = self.until_ns - DAY_NS
         for symbol, partition in self.open.items():
@@ -333,7 +353,7 @@ class _Run:
 
     # -- the stream ----------------------------------------------------------------------------
 
-    def read(self, path: str, progress: Callable[[str], None] | None) -> None:
+    def read(self, path: str, began_ns: int, progress: Callable[[str], None] | None) -> None:
         name = Path(path).name
         lines = understood = shown = text = 0
         size = Path(path).stat().st_size
@@ -346,7 +366,7 @@ class _Run:
                 understood += len(part.controls) + sum(n.frames for n in part.counts.values())
                 rest = part.rest
                 if part.reached and rest is not None:
-                    self._turn(int(rest.data.partition(b" ")[0]))
+                    self._turn(int(rest.data.partition(b" ")[0]), began_ns)
             if self.done:
                 break
             text += len(block.data)

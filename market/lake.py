@@ -238,7 +238,8 @@ class Lake:
     def metadata(self, table: str, symbol: str, day: str) -> dict[str, str]:
         """What a partition says of itself: schema, code, source, inputs and what its maker added."""
         with self.fs.open_input_file(self.path(table, symbol, day)) as file:
-            raw = pq.ParquetFile(file).schema_arrow.metadata or {}
+            # The file's own: what became known while it was written is not in the schema's.
+            raw = pq.ParquetFile(file).metadata.metadata or {}
         return {k.decode()[3:]: v.decode() for k, v in raw.items() if k.startswith(b"l2.")}
 
     def rows(self, table: str, symbol: str, day: str) -> int:

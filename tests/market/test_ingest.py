@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from market import ingest as ingest_module
+from market.bars import make_bars
 from market.book import Book
 from market.capture import CaptureError, CaptureWriter, read_blocks
 from market.decode import Decoder
@@ -458,3 +459,79 @@ def test_events_survive_the_way_through_the_lake_unchanged(
         next(iter(read_blocks(capture(across_midnight(), "z")))), MIDNIGHT
     )
     assert np.array_equal(rows, straight.events["BTCUSDT"])
+
+
+# -- the end of a date --------------------------------------------------------------------------
+
+# Bars of a date go on to midnight when its stream does, whoever was silent last; what is known of
+# the stream's end stands in the date's own captures, so that a date does not depend on the next.
+
+
+def silent_at_midnight() -> list[tuple[int, bytes]]:
+    """Bitcoin says nothing from three seconds before midnight on; ether goes on."""
+    start = MIDNIGHT - 60 * SECOND
+    levels = [["99.9", "1"]], [["100.1", "3"]]
+    lines = [
+        book(start, 1, *levels, kind="snapshot", symbol=symbol) for symbol in ("BTCUSDT", "ETHUSDT")
+    ]
+    for n in range(1, 70):
+        if n < 58 or n > 64:
+            lines.append(book(start + n * SECOND + 5, n + 1, [["99.8", f"{n}"]]))
+        lines.append(
+            book(start + n * SECOND + 7, n + 1, [["99.8", f"{n}"]], symbol="ETHUSDT"),
+        )
+    return lines
+
+
+def until(lake: Lake, symbol: str, day: str) -> float:
+    """Seconds from midnight to the instant up to which the partition knows its stream."""
+    return (int(lake.metadata("events", symbol, day)["until_ns"]) - MIDNIGHT) / SECOND
+
+
+def test_the_date_of_a_silent_symbol_goes_on_with_the_stream(
+    lake: Lake, capture: Callable[..., str]
+) -> None:
+    ingest(lake, [capture(silent_at_midnight())], KEYS, Settings())
+    assert [until(lake, *key) for key in KEYS] == [0, 10]
+    for key in KEYS:
+        make_bars(lake, *key, Settings())
+    t_ns = np.concatenate([lake.read("bars", *key)["t_ns"].to_numpy() for key in KEYS])
+    assert np.array_equal(t_ns, MIDNIGHT + np.arange(-59, 11) * SECOND)
+
+
+def test_a_stream_that_ends_before_midnight_ends_with_its_last_line_of_any_topic(
+    lake: Lake, capture: Callable[..., str]
+) -> None:
+    lines = [line for line in silent_at_midnight() if line[0] < MIDNIGHT - SECOND]
+    ingest(lake, [capture(lines)], KEYS[:1], Settings())
+    assert until(lake, *KEYS[0]) == -1
+    assert make_bars(lake, *KEYS[0], Settings()) == 59
+
+
+def test_a_file_that_was_left_for_the_next_says_that_the_stream_went_on(
+    tmp_path: Path, capture: Callable[..., str]
+) -> None:
+    """Hourly files: the date alone, and together with the next date's, is the same."""
+    lines = silent_at_midnight()
+    turn = b'%d {"l2":"turn"}' % (MIDNIGHT + 8)
+    early = [line for line in lines if line[0] < MIDNIGHT - SECOND]
+    late = [line for line in lines if line[0] > MIDNIGHT + SECOND]
+    names = capture([*early, turn]), capture(late, "b.frames.zst")
+    alone, both = Lake(tmp_path / "alone"), Lake(tmp_path / "both")
+    ingest(alone, names[:1], KEYS[:1], Settings())
+    ingest(both, names, KEYS, Settings())
+    assert until(alone, *KEYS[0]) == until(both, *KEYS[0]) == 0
+    assert np.array_equal(events_of(alone, *KEYS[0]), events_of(both, *KEYS[0]))
+    # Without the line the next file is no evidence: the date alone could not know it.
+    ingest(both, [capture(early, "c.frames.zst"), names[1]], KEYS, Settings())
+    assert until(both, *KEYS[0]) == -1
+
+
+def test_a_date_of_which_only_the_opening_is_known_has_no_events(
+    lake: Lake, capture: Callable[..., str]
+) -> None:
+    lines = [line for line in silent_at_midnight() if line[0] < MIDNIGHT]
+    path = capture([*lines, b'%d {"l2":"turn"}' % MIDNIGHT])
+    with pytest.raises(IngestError, match=f"no event of BTCUSDT {NEXT}"):
+        ingest(lake, [path], KEYS, Settings())
+    assert lake.partitions("events") == KEYS[:1]
