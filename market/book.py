@@ -186,6 +186,13 @@ def lots_at(state: BookState, row: int, key: int) -> int:
 
 
 @kernel
+def is_occupied(state: BookState, row: int, key: int) -> bool:
+    """Whether another key lives in this key's slot: setting the key would evict one of the two."""
+    slot = _slot_of(row, key)
+    return bool(state[slot + 1] != 0 and state[slot] != key)
+
+
+@kernel
 def level(state: BookState, side: int, price_ticks: int) -> int:
     """Quantity in lots at a price; zero when no level is held there."""
     return int(lots_at(state, row_of(side), -side * price_ticks))
