@@ -243,11 +243,11 @@ class Decoder:
 
     def _hand_on(self, pieces: dict[str, list[Events]], n: int) -> int:
         """Copy the first n buffered rows to their symbols' pieces; returns 0, the rows left."""
-        if n:
-            symbols = self._row_symbols[:n]
-            for index in np.flatnonzero(np.bincount(symbols)):
-                rows = self._rows[:n][symbols == index]
-                pieces.setdefault(self._symbols[index], []).append(stream.as_events(rows))
+        counts = np.bincount(self._row_symbols[:n])
+        for index in np.flatnonzero(counts):
+            rows = np.empty((counts[index], stream.WORDS), np.int64)
+            stream.take_rows(self._rows, self._row_symbols, index, rows)
+            pieces.setdefault(self._symbols[index], []).append(stream.as_events(rows))
         return 0
 
     def _put(self, pieces: dict[str, list[Events]], n: int, symbol: int, rows: Words) -> int:

@@ -1,7 +1,8 @@
-"""Pieces of compact JSON read from bytes, compiled.
+"""Pieces of compact JSON read from bytes and written to them, compiled.
 
-Each function takes a text (uint8), a position and the text's end, and gives the position after what
-it read; -1 means "not in the plain form that is known here", never "wrong".
+What reads takes a text (uint8), a position and the text's end, and gives the position after what it
+read; -1 means "not in the plain form that is known here", never "wrong". What writes takes a text
+with room enough, and gives the position after what it wrote.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from market.kernel import compiled
+from market.kernel import kernel
 
 Text = npt.NDArray[np.uint8]
 
 MAX_INT: Final = (1 << 63) - 1
 _POW10: Final = np.array([10**n for n in range(19)], np.int64)
+#: The largest value that can be multiplied by the power.
+_ROOM10: Final = MAX_INT // _POW10
 
 
 def packed(name: str) -> tuple[int, int]:
@@ -25,7 +28,7 @@ def packed(name: str) -> tuple[int, int]:
     return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
 
 
-@compiled
+@kernel
 def integer(text: Text, at: int, end: int) -> tuple[int, int]:
     """A JSON integer of at most 19 digits that fits in int64; (value, position after it)."""
     start = at
@@ -41,7 +44,7 @@ def integer(text: Text, at: int, end: int) -> tuple[int, int]:
     return value, at
 
 
-@compiled
+@kernel
 def key_at(text: Text, at: int, end: int) -> tuple[int, int, int]:
     """A key and its colon; (first 8 characters, next 8, position after). Longer keys give zeros."""
     if at >= end or text[at] != 34:
@@ -70,7 +73,7 @@ def key_at(text: Text, at: int, end: int) -> tuple[int, int, int]:
     return low, high, at + 2
 
 
-@compiled
+@kernel
 def string_end(text: Text, at: int, end: int) -> int:
     """The position after a string of plain ASCII without escapes that starts at ``at``."""
     if at >= end or text[at] != 34:
@@ -86,7 +89,7 @@ def string_end(text: Text, at: int, end: int) -> int:
     return -1
 
 
-@compiled
+@kernel
 def same(text: Text, at: int, stop: int, name: Text, start: int, size: int) -> bool:
     """Whether ``text[at:stop]`` is ``name[start:start + size]``."""
     if stop - at != size:
@@ -97,13 +100,13 @@ def same(text: Text, at: int, stop: int, name: Text, start: int, size: int) -> b
     return True
 
 
-@compiled
+@kernel
 def starts(text: Text, at: int, end: int, name: Text) -> bool:
     """Whether ``text`` goes on with ``name`` at ``at``."""
     return at + len(name) <= end and same(text, at, at + len(name), name, 0, len(name))
 
 
-@compiled
+@kernel
 def decimal(text: Text, at: int, end: int) -> tuple[int, int, int]:
     """A quoted decimal of at most 18 digits; (its digits as an integer, decimals, position after)."""
     if at >= end or text[at] != 34:
@@ -130,14 +133,13 @@ def decimal(text: Text, at: int, end: int) -> tuple[int, int, int]:
     return 0, 0, -1
 
 
-@compiled
+@kernel
 def scaled(value: int, decimals: int, places: int, unit: int, limit: int) -> int:
     """``value * 10^-decimals`` in units of ``unit * 10^-places``; -1 when not whole or too large."""
     if decimals <= places:
-        factor = _POW10[places - decimals]
-        if value > MAX_INT // factor:
+        if value > _ROOM10[places - decimals]:
             return -1
-        value *= factor
+        value *= _POW10[places - decimals]
     else:
         factor = _POW10[decimals - places]
         if value % factor != 0:
@@ -148,3 +150,30 @@ def scaled(value: int, decimals: int, places: int, unit: int, limit: int) -> int
             return -1
         value //= unit
     return value if value <= limit else -1
+
+
+@kernel
+def put(text: Text, at: int, piece: Text) -> int:
+    """Write bytes as they are."""
+    for n in range(len(piece)):
+        text[at + n] = piece[n]
+    return at + len(piece)
+
+
+@kernel
+def put_number(text: Text, at: int, value: int, places: int) -> int:
+    """Write a non-negative integer of units of 10^-places, all of its decimals."""
+    digits, rest = 1, value // 10
+    while rest > 0 or digits <= places:
+        digits += 1
+        rest //= 10
+    end = at + digits + (places > 0)
+    here = end - 1
+    for n in range(digits):
+        if places > 0 and n == places:
+            text[here] = 46
+            here -= 1
+        text[here] = 48 + value % 10
+        value //= 10
+        here -= 1
+    return end

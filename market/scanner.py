@@ -25,7 +25,7 @@ from market.jsontext import (
     starts,
     string_end,
 )
-from market.kernel import compiled
+from market.kernel import kernel
 from market.stream import (
     BAD_TIME,
     BITS_WORD,
@@ -91,7 +91,7 @@ _FIELD_KEYS: Final = np.array(
 # -- the data of each family -----------------------------------------------------------------------
 
 
-@compiled
+@kernel
 def _levels(
     text: Text, at: int, end: int, side: int, grid: Words, rows: Words, n: int
 ) -> tuple[int, int]:
@@ -129,7 +129,7 @@ def _levels(
             return n, -1
 
 
-@compiled
+@kernel
 def _book(
     tables: Tables, topic: int, text: Text, at: int, end: int, rows: Words, n: int
 ) -> tuple[int, int, int]:
@@ -187,7 +187,7 @@ def _book(
     return update_id, n, at + 1
 
 
-@compiled
+@kernel
 def _prints(
     tables: Tables, topic: int, text: Text, at: int, end: int, rows: Words, n: int
 ) -> tuple[int, int]:
@@ -284,7 +284,7 @@ def _prints(
             return n, -1
 
 
-@compiled
+@kernel
 def _ticker(
     tables: Tables, topic: int, text: Text, at: int, end: int, rows: Words, n: int
 ) -> tuple[int, int]:
@@ -340,7 +340,7 @@ def _ticker(
 # -- lines -----------------------------------------------------------------------------------------
 
 
-@compiled
+@kernel
 def _topic(tables: Tables, text: Text, start: int, stop: int) -> int:
     """The index of the topic named by ``text[start:stop]``, -1 when it is none of ours."""
     for n in range(len(tables.topic_size)):
@@ -349,7 +349,7 @@ def _topic(tables: Tables, text: Text, start: int, stop: int) -> int:
     return -1
 
 
-@compiled
+@kernel
 def _frame(
     tables: Tables,
     text: Text,
@@ -450,7 +450,7 @@ def _frame(
     return DONE, topic, n if verdict == KEPT else first, at
 
 
-@compiled
+@kernel
 def scan(
     tables: Tables,
     text: Text,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from market.events import EVENT, Field, Flag, Kind
-from market.kernel import compiled
+from market.kernel import kernel
 
 Text = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.int64]
@@ -89,13 +89,13 @@ TICKER_FIELDS: Final[dict[str, tuple[Field, int]]] = {
 }
 
 
-@compiled
+@kernel
 def bits(kind: int, side: int, flags: int, field: int) -> int:
     """The last word of a row: kind, side, flags and field, one byte each."""
     return kind | (side & 255) << 8 | flags << 16 | field << 24
 
 
-@compiled
+@kernel
 def settle(
     tables: Tables,
     topic: int,
@@ -173,6 +173,18 @@ def symbol_topics(symbol: str, book_depth: int) -> tuple[str, str, str, str]:
         f"tickers.{symbol}",
         f"allLiquidation.{symbol}",
     )
+
+
+@kernel
+def take_rows(rows: Words, symbols: Text, symbol: int, out: Words) -> None:
+    """Copy the first ``len(out)`` rows of one symbol, in order."""
+    n = 0
+    for taken in range(len(out)):
+        while symbols[n] != symbol:
+            n += 1
+        for word in range(WORDS):
+            out[taken, word] = rows[n, word]
+        n += 1
 
 
 def as_events(rows: Any) -> Any:
