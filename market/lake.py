@@ -42,6 +42,8 @@ _STAGING: Final = (
     "dbt_project/models/staging/stg_bars.sql",
 )
 
+_PLANTED: Final = ("market.profiles", "market.planted", "market.latent", "market.truth")
+
 #: Table -> (schema version, what decides its content, upstream tables). What decides is the source
 #: of modules and, with a slash, of files of the project.
 TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
@@ -83,7 +85,9 @@ TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
         ("dbt_project/models/marts/training_set.sql",),
         ("features", "labels"),
     ),
-    "truth": (1, ("market.profiles", "market.latent", "market.synthetic"), ()),
+    "truth": (2, _PLANTED, ()),
+    "planted": (1, _PLANTED, ()),
+    "decoys": (1, _PLANTED, ()),
     "decisions": (1, (), ()),
     "orders": (1, (), ()),
     "fills": (1, (), ()),

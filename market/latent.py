@@ -1,12 +1,11 @@
-"""The hidden day of a synthetic symbol: alpha, efficient price, quotes, and what they let through.
+"""The hidden day of a synthetic symbol: alpha, score, efficient price, and the market's state.
 
 Everything here is a function of (profile, seed, symbol, day) alone, so days can be made in any order.
-They join at midnight because the efficient price at each midnight is a keyed draw of its own, and the
-day between two of them is a bridge: a free path plus the share of the missing rest that belongs to
-the variance gone by. Midnight prices are independent draws around the listing's price, with the
-standard deviation that gives their differences the variance of a free day; the bridge then has,
-within the day, the law of the free path. Alpha, volatility and noise flow start each day anew from
-their stationary law.
+They join at midnight because what each process is at midnight is a keyed draw of its own, and the day
+between two of them is a bridge. Midnight prices are independent draws around the listing's price, with
+the standard deviation that gives their differences the variance of a free day; the bridge then has,
+within the day, the law of the free path. Midnight states of the Ornstein-Uhlenbeck processes and of
+the regime are independent draws of their stationary laws: over a day they forget where they were.
 """
 
 from __future__ import annotations
@@ -21,10 +20,19 @@ import numpy.typing as npt
 
 from market.instruments import Instrument
 from market.kernel import compiled
-from market.profiles import STEP_S, Filter, Listing, Profile, score_filter
+from market.lake import day_start_ns
+from market.planted import alpha_sd, best_filter, follower_share, level
+from market.profiles import STEP_S, Listing, Profile
 
 FRAMES: Final = 864_000  #: book frames of a day
 SECONDS: Final = 86_400
+PER_SECOND: Final = round(1 / STEP_S)
+
+#: Multipliers of alpha are rounded to this before a filter is made for them.
+_STRENGTH_STEP: Final = 1 / 16
+#: Half-life of what makes displayed quantities vary (s), and its log standard deviation.
+_DEPTH_HALF_LIFE_S: Final = 60.0
+_DEPTH_LOG_SD: Final = 0.35
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,16 +46,24 @@ def generator(seed: int, symbol: str, day: str, stream: str) -> np.random.Genera
 class Drivers(NamedTuple):
     """What moves a symbol; arrays of shape (FRAMES + 1,), entry j at j · 0.1 s after midnight."""
 
-    x: Floats  #: the alpha in units of its standard deviation
+    x: Floats  #: the planted process, unit variance
+    strength: Floats  #: multiplier of alpha by regime and schedule
+    alpha: Floats  #: drift of the efficient price, bp/s: alpha_sd · strength · x
+    score: (
+        Floats  #: what flow and quotes follow: x and noise flow, unit variance, shifted by schedule
+    )
     log_price: Floats  #: log of the efficient price
-    volatility: Floats  #: multiplier of the listing's sigma, mean square one
+    move: Floats  #: its own moves over the frame before, without jumps, in units of their noise
+    volatility: Floats  #: multiplier of the listing's sigma, mean square one but for its schedule
+    depth: Floats  #: multiplier of displayed quantities, mean near one
+    intensity: Floats  #: multiplier of arrival rates by regime
+    regime: npt.NDArray[np.int64]  #: place in the profile's regimes
+    jumps: Floats  #: log move of the own jumps in the frame before; nearly always zero
 
 
 class Day(NamedTuple):
     """The hidden day; arrays as in `Drivers`."""
 
-    alpha: Floats  #: drift of the efficient price, bp/s
-    filtered: Floats  #: the Kalman filter's alpha from the touch up to and with frame j, bp/s
     log_price: Floats
     volatility: Floats
     bid: npt.NDArray[np.int64]  #: best bid, ticks
@@ -58,57 +74,100 @@ class Day(NamedTuple):
 
 
 def drivers(profile: Profile, seed: int, symbol: str, day: str) -> Drivers:
-    """Alpha, efficient price and volatility of a day, a follower's from its leader's."""
+    """Everything hidden of a symbol's day, a follower's from its leader's."""
     listing = profile.listing(symbol)
-    own_sigma, share = listing.sigma_bps, 0.0
-    if listing.follows:
-        leader = drivers(profile, seed, listing.follows, day)
-        leader_sigma = listing.beta * profile.listing(listing.follows).sigma_bps
-        own_sigma = math.sqrt(listing.sigma_bps**2 - leader_sigma**2)
-        share = leader_sigma / listing.sigma_bps
-    volatility = _volatility(profile, seed, symbol, day)
-    own_x = _ou(generator(seed, symbol, day, "alpha"), profile.half_life_s, FRAMES + 1)
-    drift = own_x[:-1] * (profile.alpha_sd(symbol) * math.sqrt(1 - share**2) * STEP_S * 1e-4)
-    shocks = generator(seed, symbol, day, "price").standard_normal(FRAMES)
-    variance = np.square(volatility[:-1])
+    share = follower_share(profile, symbol)
+    followed = drivers(profile, seed, listing.follows, day) if listing.follows else None
+    t_ns = day_start_ns(day) + np.arange(FRAMES + 1) * round(STEP_S * 1e9)
+    regime = followed.regime if followed else _market_regimes(profile, seed, symbol, day)
+    by_regime = np.array([[r.depth, r.intensity, r.alpha] for r in profile.regimes])[regime]
+    grown = level(profile.changes, "volatility", t_ns)
+    volatility = _volatility(profile, seed, symbol, day, regime) * grown
+    strength = by_regime[:, 2] * level(profile.changes, "alpha", t_ns)
+
+    own_x = _ou(seed, symbol, day, "alpha", profile.half_life_s)
+    own_sd = math.sqrt(1 - share**2)
+    own_sigma = listing.sigma_bps * own_sd
+    drift = alpha_sd(profile, symbol) * own_sd * (strength * grown * own_x)[:-1] * STEP_S * 1e-4
+    noise = own_sigma * math.sqrt((1 - profile.jump_share) * STEP_S) * 1e-4 * volatility[:-1]
+    step = drift + noise * generator(seed, symbol, day, "price").standard_normal(FRAMES)
+    move = np.zeros(FRAMES + 1)
+    np.divide(step, own_sigma * math.sqrt(STEP_S) * 1e-4 * grown[:-1], out=move[1:])
+    jumps = _jumps(profile, seed, symbol, day, own_sigma * grown)
     path = np.zeros(FRAMES + 1)
-    np.cumsum(
-        drift + shocks * volatility[:-1] * (own_sigma * math.sqrt(STEP_S) * 1e-4), out=path[1:]
-    )
+    np.cumsum(step + jumps[1:], out=path[1:])
     x = own_x
-    if listing.follows:
+    if followed:
         late = np.maximum(np.arange(FRAMES + 1) - round(listing.lag_s / STEP_S), 0)
-        path += listing.beta * (leader.log_price[late] - leader.log_price[0])
-        x = share * leader.x[late] + math.sqrt(1 - share**2) * own_x
+        path += listing.beta * (followed.log_price[late] - followed.log_price[0])
+        x = share * followed.x[late] + own_sd * own_x
     gone = np.zeros(FRAMES + 1)
-    np.cumsum(variance, out=gone[1:])
+    np.cumsum(np.square(volatility[:-1]), out=gone[1:])
     start = midnight_log_price(profile, seed, symbol, day)
     end = midnight_log_price(profile, seed, symbol, _next(day))
     path += start + (end - start - path[-1]) * (gone / gone[-1])
     path[-1] = end
-    return Drivers(x, path, volatility)
+
+    loudness = best_filter(profile).noise_sd
+    score = x + loudness * _ou(seed, symbol, day, "noise", profile.noise_half_life_s)
+    score /= math.hypot(1, loudness)
+    score += level(profile.changes, "features", t_ns)
+    alpha = alpha_sd(profile, symbol) * strength * grown * x
+    depth = _ou(seed, symbol, day, "depth", _DEPTH_HALF_LIFE_S)
+    depth = np.exp(_DEPTH_LOG_SD * depth - _DEPTH_LOG_SD**2 / 2)
+    depth *= by_regime[:, 0] * level(profile.changes, "depth", t_ns)
+    return Drivers(
+        x, strength, alpha, score, path, move, volatility, depth, by_regime[:, 1], regime, jumps
+    )
+
+
+def filtered_alphas(profile: Profile, seed: int, day: str) -> dict[str, Floats]:
+    """The best filter's alpha of each symbol at each frame, bp/s, from all scores and prices.
+
+    It knows the regime, the schedules and the jumps (`planted.Filter`).
+    """
+    symbols = [listing.symbol for listing in profile.listings]
+    hidden = [drivers(profile, seed, symbol, day) for symbol in symbols]
+    loudness = math.hypot(1, best_filter(profile).noise_sd)
+    t_ns = day_start_ns(day) + np.arange(FRAMES + 1) * round(STEP_S * 1e9)
+    shift = level(profile.changes, "features", t_ns)
+    seen = np.stack(
+        [*(loudness * (h.score - shift) for h in hidden), *(h.move for h in hidden)], axis=1
+    )
+    strengths = np.rint(hidden[0].strength / _STRENGTH_STEP)
+    distinct, which = np.unique(strengths, return_inverse=True)
+    filters = [best_filter(profile, float(s) * _STRENGTH_STEP) for s in distinct]
+    gains = np.stack([f.gain for f in filters])
+    observed = np.stack([f.seen for f in filters])
+    states = _kalman(seen, filters[0].decay, gains, observed, which.astype(np.int64))
+    found = states[:, : len(symbols)] @ filters[0].loading.T
+    grown = level(profile.changes, "volatility", t_ns)
+    return {
+        symbol: alpha_sd(profile, symbol) * hidden[place].strength * grown * found[:, place]
+        for place, symbol in enumerate(symbols)
+    }
 
 
 def midnight_log_price(profile: Profile, seed: int, symbol: str, day: str) -> float:
     """Log of the efficient price at the day's first instant."""
     listing = profile.listing(symbol)
-    variance, moved = listing.sigma_bps**2, 0.0
+    moved = 0.0
     if listing.follows:
         leader = profile.listing(listing.follows)
-        variance -= (listing.beta * leader.sigma_bps) ** 2
         moved = midnight_log_price(profile, seed, leader.symbol, day) - math.log(leader.price)
-    spread = math.sqrt(variance * SECONDS / 2) * 1e-4
+    own_sigma = listing.sigma_bps * math.sqrt(1 - follower_share(profile, symbol) ** 2)
+    # Half the variance of the days on either side, so that the difference of two has a day's.
+    noon_ns = day_start_ns(day) + np.array([-1, 1], np.int64) * (SECONDS // 2 * 1_000_000_000)
+    growth = math.sqrt(float(np.mean(level(profile.changes, "volatility", noon_ns) ** 2)))
+    spread = own_sigma * growth * math.sqrt(SECONDS / 2) * 1e-4
     own = spread * generator(seed, symbol, day, "midnight").standard_normal()
     return math.log(listing.price) + listing.beta * moved + own
 
 
 def hidden_day(profile: Profile, seed: int, symbol: str, day: str, instrument: Instrument) -> Day:
     """The whole hidden day of a symbol."""
-    listing = profile.listing(symbol)
-    filters = score_filter(profile)
     moved = drivers(profile, seed, symbol, day)
-    noise = _ou(generator(seed, symbol, day, "noise"), profile.noise_half_life_s, FRAMES + 1)
-    score = moved.x + filters.noise_sd * noise
+    listing = profile.listing(symbol)
     prices = np.exp(moved.log_price) / instrument.tick_size
     rng = generator(seed, symbol, day, "quotes")
     bid, spread, gap = _quotes(
@@ -119,79 +178,132 @@ def hidden_day(profile: Profile, seed: int, symbol: str, day: str, instrument: I
         profile.wide,
     )
     fresh = generator(seed, symbol, day, "touch").standard_normal(FRAMES + 1)
-    imbalance = filters.score_gain * score + profile.touch_noise * fresh
+    imbalance = profile.imbalance_sd * moved.score + profile.touch_noise * fresh
     imbalance += profile.touch_gap * np.clip(gap, -1, 1)
     np.clip(imbalance, -0.95, 0.95, out=imbalance)
-    a = profile.alpha_sd(symbol)
-    filtered = a * _kalman(imbalance / filters.score_gain, *_parts(filters))
     surprise = np.zeros(FRAMES + 1)
     surprise[1:] = np.diff(moved.log_price) / (
         moved.volatility[:-1] * (listing.sigma_bps * math.sqrt(STEP_S) * 1e-4)
     )
-    flow = profile.flow_sd / math.hypot(1, filters.noise_sd) * score
-    flow += profile.flow_impact * surprise
+    flow = profile.flow_sd * moved.score + profile.flow_impact * surprise
     np.clip(flow, -0.95, 0.95, out=flow)
-    thickness = _ou(generator(seed, symbol, day, "depth"), 60.0, FRAMES + 1)
-    depth = np.exp(0.35 * thickness - 0.35**2 / 2) / np.sqrt(np.maximum(moved.volatility, 0.05))
-    return Day(
-        a * moved.x,
-        filtered,
-        moved.log_price,
-        moved.volatility,
-        bid,
-        spread,
-        imbalance,
-        depth,
-        flow,
-    )
-
-
-def _parts(filters: Filter) -> tuple[float, float, float, float]:
-    return (*filters.decay, *filters.gain)
+    depth = moved.depth / np.sqrt(np.maximum(moved.volatility, 0.05))
+    return Day(moved.log_price, moved.volatility, bid, spread, imbalance, depth, flow)
 
 
 def _next(day: str) -> str:
     return (date.fromisoformat(day) + timedelta(days=1)).isoformat()
 
 
-def _volatility(profile: Profile, seed: int, symbol: str, day: str) -> Floats:
-    """Regime x fast log-normal x daily wave, each with mean square one."""
-    rng = generator(seed, symbol, day, "volatility")
-    regimes = np.array(profile.regimes)
+def _market_regimes(profile: Profile, seed: int, symbol: str, day: str) -> npt.NDArray[np.int64]:
+    """The regime at each frame: a Markov chain by the second between keyed midnight states."""
+    ends = [
+        int(generator(seed, symbol, d, "regime midnight").integers(len(profile.regimes)))
+        for d in (day, _next(day))
+    ]
+    uniform = generator(seed, symbol, day, "regime").random(SECONDS)
+    chain = _bridged_chain(
+        uniform, len(profile.regimes), 1 / profile.regime_stay_s, ends[0], ends[1]
+    )
+    return np.repeat(chain, PER_SECOND)[: FRAMES + 1]
+
+
+def _volatility(
+    profile: Profile, seed: int, symbol: str, day: str, regime: npt.NDArray[np.int64]
+) -> Floats:
+    """Regime x fast and slow log-normal x daily wave, each with mean square one."""
+    regimes = np.array([r.volatility for r in profile.regimes])
     regimes /= math.sqrt(float(np.mean(regimes**2)))
-    level = _regimes(rng.random((SECONDS + 1, 2)), len(regimes), 1 / profile.regime_stay_s)
-    sd = profile.vol_log_sd
-    fast = np.exp(sd * _ou(rng, profile.vol_half_life_s, FRAMES + 1) - sd**2)
+    fast, slow = profile.vol_log_sd, profile.slow_vol_log_sd
+    log = fast * _ou(seed, symbol, day, "volatility", profile.vol_half_life_s) - fast**2
+    log += slow * _ou(seed, symbol, day, "slow volatility", profile.slow_vol_half_life_s)
+    log -= slow**2
     hours = np.arange(FRAMES + 1) / (3600 / STEP_S)
     wave = 1 + profile.season * np.cos((hours - 14.5) * (2 * math.pi / 24))
     wave /= math.sqrt(1 + profile.season**2 / 2)
-    per_frame = np.repeat(regimes[level], round(1 / STEP_S))[: FRAMES + 1]
-    return np.asarray(per_frame * fast * wave)
+    return np.asarray(regimes[regime] * np.exp(log) * wave)
 
 
-def _ou(rng: np.random.Generator, half_life_s: float, n: int) -> Floats:
-    """A stationary Ornstein-Uhlenbeck path of unit variance, one entry per frame."""
-    path = rng.standard_normal(n)
-    _smooth(path, math.exp(-math.log(2) / half_life_s * STEP_S))
+def _jumps(profile: Profile, seed: int, symbol: str, day: str, sigma_bps: Floats) -> Floats:
+    """Log moves of the day's jumps, by frame; together they have their share of the variance."""
+    out = np.zeros(FRAMES + 1)
+    rng = generator(seed, symbol, day, "jumps")
+    count = rng.poisson(profile.jumps_per_day) if profile.jump_share else 0
+    places = rng.integers(1, FRAMES + 1, count)
+    spread = math.sqrt(profile.jump_share * SECONDS / profile.jumps_per_day) * 1e-4
+    np.add.at(out, places, spread * sigma_bps[places] * rng.standard_normal(count))
+    return out
+
+
+def _ou(seed: int, symbol: str, day: str, stream: str, half_life_s: float) -> Floats:
+    """An Ornstein-Uhlenbeck path of unit variance, a frame a step, between keyed midnight values."""
+    ends = [
+        float(generator(seed, symbol, d, f"{stream} midnight").standard_normal())
+        for d in (day, _next(day))
+    ]
+    path = generator(seed, symbol, day, stream).standard_normal(FRAMES + 1)
+    _bridge_ou(path, math.exp(-math.log(2) / half_life_s * STEP_S), ends[0], ends[1])
     return path
 
 
 @compiled
-def _smooth(path: Floats, decay: float) -> None:
+def _bridge_ou(path: Floats, decay: float, start: float, end: float) -> None:
+    """Turn normal draws into the path: free from ``start``, then led to ``end``.
+
+    What is missing at the end is added in proportion to the covariance with the end,
+    e^(-κ(T-t)) (1 - e^(-2κt)) / (1 - e^(-2κT)), which makes the exact law of the bridge.
+    """
+    last = len(path) - 1
+    fresh = math.sqrt(1 - decay * decay)
+    path[0] = start
+    for j in range(1, last + 1):
+        path[j] = decay * path[j - 1] + fresh * path[j]
+    missing = (end - path[last]) / (1 - decay ** (2.0 * last))
+    weight = 1.0
+    j = last
+    while j > 0 and weight > 1e-18:
+        path[j] += missing * weight * (1 - decay ** (2.0 * j))
+        weight *= decay
+        j -= 1
+    path[last] = end
+
+
+@compiled
+def smooth(path: Floats, decay: float) -> None:
+    """Turn normal draws into a stationary Ornstein-Uhlenbeck path of unit variance, in place."""
     fresh = math.sqrt(1 - decay * decay)
     for j in range(1, len(path)):
         path[j] = decay * path[j - 1] + fresh * path[j]
 
 
 @compiled
-def _regimes(uniform: Floats, states: int, hazard: float) -> npt.NDArray[np.int64]:
-    """A Markov chain over equally likely states that leaves each with the same hazard per second."""
-    chain = np.empty(len(uniform), np.int64)
-    state = min(int(uniform[0, 1] * states), states - 1)
-    for s in range(len(uniform)):
-        if s > 0 and states > 1 and uniform[s, 0] < hazard:
-            state = (state + 1 + min(int(uniform[s, 1] * (states - 1)), states - 2)) % states
-        chain[s] = state
+def _bridged_chain(
+    uniform: Floats, states: int, hazard: float, start: int, end: int
+) -> npt.NDArray[np.int64]:
+    """A Markov chain that leaves each state with the same hazard, given its first and last state.
+
+    A step to j has the chain's own probability times that of being in ``end`` from there, which for
+    equally likely ways out is 1/K + (1{j = end} - 1/K)·ρ^m with m steps left.
+    """
+    n = len(uniform)
+    chain = np.full(n + 1, start, np.int64)
+    if states == 1:
+        return chain
+    memory = 1 - hazard * states / (states - 1)
+    weights = np.empty(states)
+    for s in range(1, n + 1):
+        kept = memory ** float(n - s)
+        total = 0.0
+        for j in range(states):
+            step = 1 - hazard if j == chain[s - 1] else hazard / (states - 1)
+            weights[j] = step * ((1 - kept) / states + (kept if j == end else 0.0))
+            total += weights[j]
+        left = uniform[s - 1] * total
+        j = 0
+        while j < states - 1 and left >= weights[j]:
+            left -= weights[j]
+            j += 1
+        chain[s] = j
     return chain
 
 
@@ -227,17 +339,27 @@ def _quotes(
 
 
 @compiled
-def _kalman(seen: Floats, decay_x: float, decay_n: float, gain_x: float, gain_n: float) -> Floats:
-    """The filtered x after each observation y = x + n + e, with steady-state gains."""
-    found = np.empty(len(seen))
-    x = n = 0.0
-    for j in range(len(seen)):
-        x *= decay_x
-        n *= decay_n
-        surprise = seen[j] - x - n
-        x += gain_x * surprise
-        n += gain_n * surprise
-        found[j] = x
+def _kalman(
+    seen: Floats, decay: Floats, gains: Floats, observed: Floats, which: npt.NDArray[np.int64]
+) -> Floats:
+    """The filtered states after each frame; ``which`` names the frame's gains and observation."""
+    n, m = seen.shape
+    found = np.empty((n, m))
+    state = np.zeros(m)
+    surprise = np.empty(m)
+    for j in range(n):
+        gain, rows = gains[which[j]], observed[which[j]]
+        for i in range(m):
+            state[i] *= decay[i]
+        for i in range(m):
+            expected = 0.0
+            for k in range(m):
+                expected += rows[i, k] * state[k]
+            surprise[i] = seen[j, i] - expected
+        for i in range(m):
+            for k in range(m):
+                state[i] += gain[i, k] * surprise[k]
+            found[j, i] = state[i]
     return found
 
 

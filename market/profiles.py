@@ -1,26 +1,23 @@
-"""What a synthetic market is made of, and what is planted in it: parameters, named profiles, truths.
+"""What a synthetic market is made of, and what is planted in it: parameters and named profiles.
 
-One score drives everything that a trader could see of the alpha. Per symbol,
-
-    x_t   Ornstein-Uhlenbeck with unit variance and the profile's half-life
-    α_t = a·x_t                    drift of the efficient price, bp/s
-    u_t = x_t + n_t                the score; n_t is noise flow, a faster Ornstein-Uhlenbeck process
-
-and queue imbalance and trade signs follow u_t. On a null market a = 0: the book and the tape obey the
-same law, and mean nothing. Because everything is linear and Gaussian up to a clip, the best that any
-model can do from the symbol's own book is a Kalman filter of two states, and both the information
-coefficient of the alpha itself and that of the filter are known before a market is made.
+The named profiles are data (`profiles.toml`); this module says what a parameter means, in which unit,
+where its value comes from, and what is impossible. What follows from the parameters in closed form is
+in `market.planted`, the hidden day they make in `market.latent`.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from functools import lru_cache
-from typing import Annotated, Any, Final
+import re
+import tomllib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 from msgspec import Meta
 
 #: Seconds between book frames (`orderbook.200` is pushed every 100 ms) and steps of every process.
@@ -35,6 +32,43 @@ class ProfileError(ValueError):
     """A synthetic market with these parameters cannot exist; the message gives the range."""
 
 
+class Regime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A state of the whole market, which stays for hours; each is as likely as the others."""
+
+    #: What the regime is called in the log of what was planted.
+    name: str
+    #: Volatility relative to the other regimes (1). The mean square over regimes is made one.
+    volatility: Positive = 1.0
+    #: Multiplier of displayed quantities (1). Choice: thin when volatile.
+    depth: Positive = 1.0
+    #: Multiplier of order arrival rates (1). Choice: busy when volatile.
+    intensity: Positive = 1.0
+    #: Multiplier of the alpha (1): 1 as planted, 0 for none, -1 for the opposite of what flow says.
+    alpha: Annotated[float, Meta(ge=-2, le=2)] = 1.0
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Something that is different from an instant on; changes of the same thing multiply or add.
+
+    Only ``alpha`` is decay. The others are confounders: the alpha's relation to returns stays as it
+    is, so that an alarm of decay is a false one. In particular the alpha is planted by its information
+    coefficient, hence when volatility doubles the drift doubles with it.
+    """
+
+    #: What changes: a multiplier of alpha, volatility or depth; the taker fee in bps (public data do
+    #: not show it: it stands in the log alone); or features, a shift of the score in its standard
+    #: deviations, seen in flow and quotes and without any meaning.
+    what: Literal["alpha", "volatility", "depth", "fee", "features"]
+    #: step: at once; ramp: evenly over ``lasts_h``; exponential: with the half-life ``lasts_h``.
+    shape: Literal["step", "ramp", "exponential"] = "step"
+    #: When it begins (UTC, ISO).
+    starts: str
+    #: How long a ramp lasts, or the half-life of an exponential (h).
+    lasts_h: Count = 0.0
+    #: What it comes to (in the unit of what changes).
+    to: float
+
+
 class Listing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One symbol of a synthetic market. "Recorded" means busy and quiet days of mid-2024."""
 
@@ -43,16 +77,18 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     price: Positive
     #: Standard deviation of the efficient price's one-second noise (bps). Recorded 0.5 to 1.3.
     sigma_bps: Positive
-    #: Symbol whose efficient price this one follows, and how closely (elasticity); "" for none.
+    #: Symbol whose efficient price this one follows; "" for none.
     follows: str = ""
+    #: Elasticity to it (1). Choice near what ETH shows to BTC.
     beta: Count = 0.0
     #: Time by which it follows (s). Below the second of latency that labels allow for.
     lag_s: Annotated[float, Meta(ge=0, lt=1)] = 0.3
     #: Mean quantity at the touch (base currency). Recorded medians: BTC 3 to 13, ETH 16 to 74.
     touch_qty: Positive
-    #: Median and log standard deviation of the quantity of a level behind the touch (base currency).
-    #: Recorded: BTC 0.05 to 0.15, ETH 0.3 to 2; log standard deviation 2.0 to 2.3.
+    #: Median quantity of a level behind the touch (base currency). Recorded: BTC 0.05 to 0.15, ETH
+    #: 0.3 to 2.
     level_qty: Positive
+    #: Log standard deviation of that quantity (1). Recorded 2.0 to 2.3, far levels included.
     level_log_sd: Count = 1.8
     #: Share of ticks behind the touch that hold a level. With 200 levels a side it sets how far the
     #: book reaches: recorded 4 to 6 bps for BTC, 7 to 9 bps for ETH.
@@ -61,8 +97,9 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     orders_per_s: Count
     #: Mean quantity of a taker order (base currency).
     order_qty: Positive
-    #: Mean open interest (base currency) and mean turnover of 24 hours (quote currency).
+    #: Mean open interest (base currency). Mid-2024 levels.
     open_interest: Positive
+    #: Mean turnover of 24 hours (quote currency). Mid-2024 levels.
     turnover_24h: Positive
 
 
@@ -70,15 +107,21 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Parameters of a synthetic market; a parameter without a recorded value is a choice."""
 
     name: str
+    #: What the profile is for, in a sentence.
+    about: str = ""
+    #: The symbols (see `Listing`).
     listings: tuple[Listing, ...]
 
     # -- what is planted
-    #: Information coefficient of the alpha itself with the return over ``ic_horizon_s``; 0 is null.
+    #: Information coefficient of the alpha itself with the return over ``ic_horizon_s`` (1), where the
+    #: regime's multiplier is 1; 0 is null. Choice: real markets show 0.02 to 0.05 at a minute.
     ic: Share = 0.0
+    #: Horizon at which ``ic`` holds (s); the half-life then gives it at the others.
     ic_horizon_s: Positive = 60.0
-    #: Half-life of the alpha (s).
+    #: Half-life of the alpha (s). Choice.
     half_life_s: Positive = 60.0
-    #: Correlation of the best filter with the alpha: the share of ``ic`` that can be had.
+    #: Correlation of the best filter with the alpha (1): the share of ``ic`` that can be had from all
+    #: flow, quotes and prices. Choice within 0.5 to 0.8.
     filterable: Annotated[float, Meta(gt=0, lt=1)] = 0.65
     #: Half-life of the noise flow (s). Recorded queue imbalance loses half its memory in 0.5 to 2 s.
     noise_half_life_s: Positive = 2.0
@@ -94,33 +137,57 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     #: The same difference per standard deviation of the efficient price's move in that frame.
     flow_impact: Count = 0.6
 
+    #: How the alpha comes and goes with the state of the market (see `Regime`).
+    regimes: tuple[Regime, ...] = (
+        Regime(name="calm", volatility=0.7, depth=1.2, intensity=0.8),
+        Regime(name="usual", volatility=1.0),
+        Regime(name="busy", volatility=1.6, depth=0.8, intensity=1.3),
+    )
+    #: Mean stay in a regime (s). Choice within two to twelve hours; shorter stays serve tests.
+    regime_stay_s: Annotated[float, Meta(ge=60)] = 10_800.0
+    #: What changes on a date (see `Change`).
+    changes: tuple[Change, ...] = ()
+    #: Until when the two decoys of `market.decoys` that work in sample only do so (UTC).
+    in_sample_until: str = "2026-03-06T00:00:00"
+
     # -- volatility; multipliers of sigma_bps, scaled so that their mean square is one
-    #: Volatility of each regime relative to the others, and its mean stay (s).
-    regimes: tuple[Positive, ...] = (0.7, 1.0, 1.6)
-    regime_stay_s: Positive = 10_800.0
-    #: Log standard deviation and half-life (s) of fast volatility. With the regimes they give one
-    #: second returns a kurtosis of about 10; recorded 10 to 24.
+    #: Log standard deviation of fast volatility (1). With the slow one and the regimes it gives
+    #: one-second returns a kurtosis of about 10; recorded 10 to 24.
     vol_log_sd: Annotated[float, Meta(ge=0, le=1)] = 0.45
+    #: Half-life of fast volatility (s). Choice: bursts of a minute or so.
     vol_half_life_s: Positive = 30.0
+    #: Log standard deviation of slow volatility (1). Choice: clustering that outlasts the hour.
+    slow_vol_log_sd: Annotated[float, Meta(ge=0, le=1)] = 0.25
+    #: Half-life of slow volatility (s). Choice, as above.
+    slow_vol_half_life_s: Positive = 3_600.0
+    #: Share of the efficient price's variance that comes in jumps (1). Recorded shares of 0 to 0.25
+    #: are mostly quotes that move by several ticks at once; these are jumps of the value itself.
+    jump_share: Annotated[float, Meta(ge=0, le=0.5)] = 0.03
+    #: Mean number of those jumps in a day (1/day). Choice.
+    jumps_per_day: Positive = 24.0
     #: Amplitude of the daily wave of volatility, with its crest at 14:30 UTC.
     season: Annotated[float, Meta(ge=0, le=0.9)] = 0.25
 
     # -- quotes
-    #: Quotes follow the efficient price with hazard (gap / hold_bps)² + ``restless`` per frame.
+    #: Quotes follow the efficient price with hazard (gap / hold_bps)² + ``restless`` per frame (bps).
     #: Recorded mids stand still in 87 to 96 % of frames and then move by 0.4 bps (median).
     hold_bps: Positive = 1.0
+    #: Hazard per frame of a move without a gap (1). As above.
     restless: Share = 0.01
     #: Probability that a move leaves a spread of several ticks. Recorded: one tick 99.2 to 100 %.
     wide: Share = 0.03
     #: Share of a depleted touch that is refilled in a frame.
     refill: Share = 0.2
-    #: Mean number of levels behind the touch redrawn per frame, within about ``churn_bps``.
+    #: Mean number of levels behind the touch redrawn per frame (1). Recorded 20 to 40 changes.
     churn: Count = 16.0
+    #: Mean distance of those levels from the touch (bps). Choice.
     churn_bps: Positive = 1.0
 
     # -- trades
-    #: Mean number of orders that one order brings about, and after how long (s).
+    #: Mean number of orders that one order brings about (1): below one, or activity would explode.
+    #: Published estimates are 0.6 to nearly 1.
     branching: Annotated[float, Meta(ge=0, le=0.95)] = 0.6
+    #: Mean time after which it does (s). Choice.
     branching_s: Positive = 1.0
     #: Probability that a taker order hits the touch just before it retreats.
     sweep: Share = 0.15
@@ -130,16 +197,18 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     liquidations_per_h: Count = 6.0
 
     # -- transport
-    #: Median one-way latency (ms) and its log standard deviation.
+    #: Median one-way latency (ms). Choice for a machine near the venue.
     latency_ms: Positive = 8.0
+    #: Log standard deviation of latency (1). Choice.
     latency_log_sd: Count = 0.3
 
     def __post_init__(self) -> None:
-        limit = ic_limit(self)
+        limit = ic_limit(self.half_life_s, self.ic_horizon_s)
         if self.ic >= limit:
             raise ProfileError(
                 f"profile {self.name}: ic {self.ic:g} at {self.ic_horizon_s:g} s is impossible with "
-                f"a half-life of {self.half_life_s:g} s: admissible is 0 <= ic < {limit:.4f}"
+                f"a half-life of {self.half_life_s:g} s, whatever the volatility: admissible is "
+                f"0 <= ic < {limit:.4f}"
             )
         if self.noise_half_life_s >= self.half_life_s:
             raise ProfileError(
@@ -147,12 +216,27 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 f"half_life_s {self.half_life_s:g}, or no filter could tell noise from alpha"
             )
         if not self.regimes:
-            raise ProfileError(f"profile {self.name}: regimes needs one multiplier or more")
+            raise ProfileError(f"profile {self.name}: regimes is empty: one or more is needed")
+        for change in self.changes:
+            self._check_change(change)
+        _instant(self.in_sample_until, f"profile {self.name}: in_sample_until")
         names = [listing.symbol for listing in self.listings]
+        if not names:
+            raise ProfileError(f"profile {self.name}: no symbol is listed: one or more is needed")
         if len(set(names)) != len(names):
             raise ProfileError(f"profile {self.name}: a symbol is listed twice: {', '.join(names)}")
         for listing in self.listings:
             self._check(listing)
+
+    def _check_change(self, change: Change) -> None:
+        where = f"profile {self.name}: change of {change.what}"
+        _instant(change.starts, where)
+        if change.shape != "step" and change.lasts_h <= 0:
+            raise ProfileError(f"{where}: a {change.shape} needs lasts_h > 0")
+        if change.what in ("volatility", "depth") and not 0.05 <= change.to <= 20:
+            raise ProfileError(f"{where} to {change.to:g}: admissible is 0.05 <= to <= 20")
+        if change.what in ("alpha", "features") and abs(change.to) > 3:
+            raise ProfileError(f"{where} to {change.to:g}: admissible is -3 <= to <= 3")
 
     def _check(self, listing: Listing) -> None:
         if not listing.follows:
@@ -181,173 +265,99 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         known = ", ".join(listing.symbol for listing in self.listings)
         raise ProfileError(f"profile {self.name} has no {symbol}; it lists {known}")
 
-    def alpha_sd(self, symbol: str) -> float:
-        """Standard deviation a of the symbol's alpha in bp/s, solved from ``ic``.
+    @property
+    def leader(self) -> Listing:
+        """The first listing that follows none: its regimes are the market's."""
+        return next(listing for listing in self.listings if not listing.follows)
 
-        IC² = a²B²/(σ²h + a²V) with B and V of `_moments`, hence a² = IC²σ²h/(B² - IC²V).
-        """
-        gain, spread = _moments(self.half_life_s, self.ic_horizon_s)
-        variance = self.ic**2 * self.ic_horizon_s / (gain**2 - self.ic**2 * spread)
-        return math.sqrt(variance) * self.listing(symbol).sigma_bps
+
+def ic_limit(half_life_s: float, horizon_s: float) -> float:
+    """The information coefficient of an alpha without any noise beside it.
+
+    B/√V with B = (1 - e^(-κh))/κ the expected integral of an OU process of unit variance per unit of
+    its value now, and V = (2/κ²)(κh - 1 + e^(-κh)) the integral's variance; κ is its rate of return.
+    """
+    z = math.log(2) / half_life_s * horizon_s
+    return -math.expm1(-z) / math.sqrt(2 * (z + math.expm1(-z)))
 
 
 def altered(profile: Profile, **changes: Any) -> Profile:
     """The profile with other parameters, each checked against its range.
 
-    ProfileError names the parameter and the admissible range.
+    ProfileError names the parameter, the admissible range and what the parameter is.
     """
+    return _converted({**msgspec.to_builtins(profile), **changes})
+
+
+def _converted(tree: dict[str, Any]) -> Profile:
     try:
-        return msgspec.convert({**msgspec.to_builtins(profile), **changes}, Profile)
+        return msgspec.convert(tree, Profile)
     except msgspec.ValidationError as error:
-        raise ProfileError(f"profile {profile.name}: {error}") from error
+        if isinstance(error.__cause__, ProfileError):
+            raise error.__cause__ from None
+        raise ProfileError(f"profile {tree.get('name')}: {_explained(str(error))}") from error
 
 
-def _moments(half_life_s: float, horizon_s: float) -> tuple[float, float]:
-    """(B, V) of an OU process with unit variance over a horizon h, κ its rate of return.
-
-    B = (1 - e^(-κh))/κ is the expected integral per unit of its value now,
-    V = (2/κ²)(κh - 1 + e^(-κh)) the variance of the integral.
-    """
-    rate = math.log(2) / half_life_s
-    z = rate * horizon_s
-    return -math.expm1(-z) / rate, 2 * (z + math.expm1(-z)) / rate**2
-
-
-def ic_limit(profile: Profile) -> float:
-    """The information coefficient of an alpha without any noise beside it: B/√V."""
-    gain, spread = _moments(profile.half_life_s, profile.ic_horizon_s)
-    return gain / math.sqrt(spread)
+def _explained(message: str) -> str:
+    """A decoder's message with what the parameter means."""
+    place = re.search(r"`\$\.([^`]+)`", message)
+    if place is None:
+        return message
+    *holders, field = re.sub(r"\[[^]]*\]", "", place[1]).split(".")
+    meaning = dict(parameters(HOLDERS[holders[-1]] if holders else Profile)).get(field, "")
+    said = message.replace(f" - at `$.{place[1]}`", "").replace("`", "")
+    return f"{place[1]}: {said[0].lower()}{said[1:]}. {field}: {meaning}".strip()
 
 
-def closed_form_ic(profile: Profile, horizon_s: float, delay_s: float = 0.0) -> float:
-    """IC* = a·B(h)·e^(-κδ) / √(σ²h + a²V(h)): alpha now, return from δ to δ + h seconds ahead.
-
-    The same for every symbol of the profile, because alpha scales with volatility.
-    """
-    gain, spread = _moments(profile.half_life_s, horizon_s)
-    symbol = profile.listings[0]
-    a, sigma = profile.alpha_sd(symbol.symbol), symbol.sigma_bps
-    decay = math.exp(-math.log(2) / profile.half_life_s * delay_s)
-    return a * gain * decay / math.sqrt(sigma**2 * horizon_s + a**2 * spread)
+#: Parameter of a profile that holds structs -> their type.
+HOLDERS: Final[dict[str, Any]] = {"listings": Listing, "regimes": Regime, "changes": Change}
 
 
-def filterable_ic(profile: Profile, horizon_s: float, delay_s: float = 1.0) -> float:
-    """The IC of the Kalman filter on the symbol's own score, with the label's delay of a second.
-
-    E[R|filter] is proportional to the filtered alpha, so its IC is IC* times the correlation of
-    filter and alpha.
-    """
-    return closed_form_ic(profile, horizon_s, delay_s) * profile.filterable
-
-
-class Filter(msgspec.Struct, frozen=True):
-    """The steady-state Kalman filter of (x, n) from one observation per frame, y = x + n + e."""
-
-    decay: tuple[float, float]  #: of x and n over one frame
-    gain: tuple[float, float]  #: state correction per unit of surprise in y
-    noise_sd: float  #: standard deviation of n
-    error_sd: float  #: standard deviation of e: what is new in every frame, in units of the score
-    score_gain: float  #: touch imbalance per unit of the score
-    correlation: float  #: of the filtered x with x
-
-
-@lru_cache(maxsize=32)
-def score_filter(profile: Profile) -> Filter:
-    """The filter of a profile; n is as large as makes it find the ``filterable`` share of alpha.
-
-    ProfileError when the noise that is new in every frame alone hides more than that.
-    """
-    low, high = 1e-3, 1e3
-    if _solve(profile, low).correlation < profile.filterable:
-        raise ProfileError(
-            f"profile {profile.name}: filterable {profile.filterable:g} is impossible with "
-            f"touch_noise {profile.touch_noise:g} beside imbalance_sd {profile.imbalance_sd:g}: "
-            f"admissible is 0 < filterable <= {_solve(profile, low).correlation:.4f}"
-        )
-    while high / low > 1 + 1e-12:
-        middle = math.sqrt(low * high)
-        if _solve(profile, middle).correlation > profile.filterable:
-            low = middle
+def parameters(kind: Any) -> Iterator[tuple[str, str]]:
+    """(name, what it means) of each parameter that the source of a struct explains."""
+    said: list[str] = []
+    for line in inspect.getsource(kind).splitlines():
+        text = line.strip()
+        if text.startswith("#:"):
+            said.append(text[2:].strip())
+        elif field := re.match(r"(\w+): ", text):
+            if said:
+                yield field[1], " ".join(said)
+            said = []
         else:
-            high = middle
-    return _solve(profile, low)
+            said = []
 
 
-def _solve(profile: Profile, noise_sd: float) -> Filter:
-    rates = math.log(2) / np.array([profile.half_life_s, profile.noise_half_life_s])
-    decay = np.exp(-rates * STEP_S)
-    score_gain = profile.imbalance_sd / math.sqrt(1 + noise_sd**2)
-    error_sd = profile.touch_noise / score_gain
-    variance = np.diag([1.0, noise_sd**2])
-    shocks = variance * (1 - np.diag(decay**2))
-    seen = np.ones((1, 2))
-    predicted = _riccati(np.diag(decay), seen, shocks, error_sd**2)
-    gain = (predicted @ seen.T / (seen @ predicted @ seen.T + error_sd**2)).ravel()
-    left = predicted - np.outer(gain, seen @ predicted)
-    return Filter(
-        (float(decay[0]), float(decay[1])),
-        (float(gain[0]), float(gain[1])),
-        noise_sd,
-        error_sd,
-        score_gain,
-        math.sqrt(max(0.0, 1 - float(left[0, 0]))),
-    )
+def _instant(text: str, where: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    except ValueError:
+        raise ProfileError(f"{where}: {text} is no date and time, as 2026-03-08T00:00:00") from None
 
 
-def _riccati(
-    step: npt.NDArray[Any], seen: npt.NDArray[Any], shocks: npt.NDArray[Any], noise: float
-) -> npt.NDArray[Any]:
-    """Steady-state prediction covariance, by structure-preserving doubling (Chu, Fan, Lin 2005)."""
-    a, g, h = step.T.copy(), seen.T @ seen / noise, shocks.copy()
-    unit = np.eye(len(step))
-    for _ in range(60):
-        w = np.linalg.inv(unit + g @ h)
-        a, g, h_next = a @ w @ a, g + a @ w @ g @ a.T, h + a.T @ h @ w @ a
-        if np.allclose(h_next, h, rtol=1e-14, atol=0):
-            return np.asarray(h_next)
-        h = h_next
-    raise ProfileError("the filter's covariance does not converge")
+def instant_ns(text: str) -> int:
+    """ISO date and time of UTC as epoch ns."""
+    return int(_instant(text, "instant").timestamp()) * 1_000_000_000
 
 
-_BTC: Final = Listing(
-    symbol="BTCUSDT",
-    price=60_000.0,
-    sigma_bps=0.9,
-    touch_qty=6.0,
-    level_qty=0.08,
-    occupancy=0.55,
-    orders_per_s=15.0,
-    order_qty=0.12,
-    open_interest=55_000.0,
-    turnover_24h=9e9,
-)
-_ETH: Final = Listing(
-    symbol="ETHUSDT",
-    price=3_000.0,
-    sigma_bps=1.0,
-    follows="BTCUSDT",
-    beta=0.85,
-    touch_qty=35.0,
-    level_qty=0.8,
-    occupancy=0.75,
-    orders_per_s=12.0,
-    order_qty=1.2,
-    open_interest=600_000.0,
-    turnover_24h=5e9,
-)
+def read_profiles(path: Path) -> dict[str, Profile]:
+    """The profiles of a TOML file; each takes from its ``base`` what it does not say itself."""
+    trees: dict[str, dict[str, Any]] = tomllib.loads(path.read_text())
+    made: dict[str, dict[str, Any]] = {}
+    for name, own in trees.items():
+        base = own.pop("base", None)
+        if base is not None and base not in made:
+            raise ProfileError(f"{path.name}: profile {name}: its base {base} must stand before it")
+        made[name] = {**made.get(base, {}), **own, "name": name}
+    return {name: _converted(tree) for name, tree in made.items()}
 
-_DEFAULT: Final = Profile(name="default", listings=(_BTC, _ETH), ic=0.10, half_life_s=30.0)
 
-#: ``default``: a medium alpha in a busy book. ``null``: the same market without alpha. ``demo``: a
-#: strong alpha, of which a filter can have an IC of 0.26 at 60 s, in a lighter book: a smoke test of
-#: the whole path, never a claim about real markets.
-PROFILES: Final[dict[str, Profile]] = {
-    "default": _DEFAULT,
-    "null": msgspec.structs.replace(_DEFAULT, name="null", ic=0.0),
-    "demo": msgspec.structs.replace(
-        _DEFAULT, name="demo", ic=0.40, half_life_s=60.0, filterable=0.66, churn=5.0
-    ),
-}
+@cache
+def _named() -> dict[str, Profile]:
+    return read_profiles(Path(__file__).with_suffix(".toml"))
+
+
+PROFILES: Final = _named()
 
 
 def profile(name: str) -> Profile:

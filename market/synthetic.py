@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from market import latent, tape
 from market.capture import CaptureWriter
@@ -27,17 +26,9 @@ from market.instruments import BUILT_IN, Instrument
 from market.kernel import compiled
 from market.lake import Lake, LakeError, day_start_ns
 from market.latent import SECONDS
-from market.profiles import (
-    PROFILES,
-    STEP_S,
-    Listing,
-    Profile,
-    ProfileError,
-    altered,
-    closed_form_ic,
-    filterable_ic,
-    profile,
-)
+from market.planted import closed_form_ic, filterable_ic
+from market.profiles import PROFILES, STEP_S, Listing, Profile, ProfileError, altered, profile
+from market.truth import truth, write_truth
 
 if TYPE_CHECKING:
     from market.settings import Settings
@@ -61,16 +52,6 @@ __all__ = [
 
 _PER_SECOND: Final = round(1 / STEP_S)
 _SECOND_NS: Final = 1_000_000_000
-
-TRUTH_SCHEMA: Final = pa.schema(
-    [
-        pa.field("t_ns", pa.int64(), nullable=False),
-        pa.field("alpha", pa.float64(), nullable=False),
-        pa.field("filtered_alpha", pa.float64(), nullable=False),
-        pa.field("efficient_price", pa.float64(), nullable=False),
-        pa.field("volatility", pa.float64(), nullable=False),
-    ]
-)
 
 
 def generate(
@@ -101,47 +82,14 @@ def generate(
     return tape.shown(hidden, known, profile, seed, day, instrument, start_s, stop_s)
 
 
-def truth(
-    profile: Profile, seed: int, symbol: str, day: str, instrument: Instrument | None = None
-) -> pa.Table:
-    """What was planted, per second of the day, on the bars' time axis (`TRUTH_SCHEMA`).
-
-    ``alpha``: drift of the efficient price at t (bp/s). ``filtered_alpha``: the best that can be
-    known of it from the symbol's own touch, by the Kalman filter over the book frames that bar t
-    holds (bp/s). ``efficient_price`` at t (quote). ``volatility``: multiplier of the listing's sigma.
-    """
-    hidden = latent.hidden_day(profile, seed, symbol, day, instrument or _built_in(symbol))
-    at = slice(_PER_SECOND, None, _PER_SECOND)
-    seen = slice(_PER_SECOND - 1, -1, _PER_SECOND)
-    t_ns = day_start_ns(day) + np.arange(1, SECONDS + 1) * _SECOND_NS
-    columns = (
-        t_ns,
-        hidden.alpha[at],
-        hidden.filtered[seen],
-        np.exp(hidden.log_price[at]),
-        hidden.volatility[at],
-    )
-    return pa.table([pa.array(column) for column in columns], schema=TRUTH_SCHEMA)
-
-
 def fingerprint(
     profile: Profile, seed: int, symbol: str, day: str, start_s: int = 0, stop_s: int = SECONDS
 ) -> str:
     """What a partition of synthetic data was made from: profile, seed, span and code."""
     digest = hashlib.sha256(msgspec.json.encode((profile, seed, symbol, day, start_s, stop_s)))
-    for module in ("profiles", "latent", "tape", "synthetic"):
+    for module in ("profiles", "planted", "latent", "tape", "synthetic"):
         digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
     return f"synthetic {profile.name} {seed} {digest.hexdigest()[:16]}"
-
-
-def write_truth(lake: Lake, profile: Profile, seed: int, symbol: str, day: str) -> str:
-    """Write the `truth` partition of a symbol-day; returns its path."""
-    _synthetic(lake)
-    rows = truth(profile, seed, symbol, day)
-    made_from = fingerprint(profile, seed, symbol, day)
-    return lake.write(
-        "truth", symbol, day, rows, made_from, {"profile": profile.name, "seed": seed}
-    )
 
 
 def write_bars(
