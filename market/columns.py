@@ -96,7 +96,7 @@ COLUMNS: Final[dict[str, tuple[str, str]]] = {
     "best_changes": ("count", "changes of the best bid or best ask price"),
     "flicker": ("count", "best-price moves that reverse the one before within 100 ms"),
     "quote_life": ("log s", "mean log lifetime of best prices, event-time EWMA over 100 s"),
-    # -- trades; block trades only in block_qty
+    # -- trades; block trades only in block_buy_qty and block_sell_qty
     "buy_qty": ("base", "taker buys"),
     "sell_qty": ("base", "taker sells"),
     "buy_n": ("count", "taker buys"),
@@ -108,7 +108,8 @@ COLUMNS: Final[dict[str, tuple[str, str]]] = {
     "max_trade": ("base", "largest single trade"),
     "rpi_buy_qty": ("base", "part of the taker buys that matched RPI orders"),
     "rpi_sell_qty": ("base", "part of the taker sells that matched RPI orders"),
-    "block_qty": ("base", "block trades, both sides"),
+    "block_buy_qty": ("base", "block trades, taker buys"),
+    "block_sell_qty": ("base", "block trades, taker sells"),
     "run_length": ("count", "signed length of the current run of same-side trades at the close"),
     "trade_age_s": ("s", "time from the last trade to the close; NULL before the first"),
     **{
@@ -116,6 +117,10 @@ COLUMNS: Final[dict[str, tuple[str, str]]] = {
         for tau in (1, 10, 100)
         for side in ("buy", "sell")
     },
+    "vpin": (
+        "share",
+        "one-sidedness |buys - sells| / volume of buckets of 250,000 quote, event-time EWMA over 100 s",
+    ),
     # -- variation of the mid between book frames, in squared log returns
     "rv": ("1", "realised variance"),
     "bv": (
@@ -127,7 +132,12 @@ COLUMNS: Final[dict[str, tuple[str, str]]] = {
     # -- ticker, last known at the close
     "mark": ("quote", "mark price"),
     "index_price": ("quote", "index price"),
-    "funding_rate": ("1", "running estimate of the next funding rate"),
+    "basis_bps": ("bps", "log of mark price over index price"),
+    "funding_rate": (
+        "1",
+        "running estimate of the next funding rate; of archives the last settled rate",
+    ),
+    "funding_mean": ("1", "the same, time-weighted mean over the known part of the second"),
     "funding_in_s": ("s", "time to the next funding"),
     "open_interest": ("base", "open interest"),
     "turnover_24h": ("quote", "turnover over 24 h"),

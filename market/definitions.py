@@ -45,7 +45,6 @@ TERMS: Final[dict[str, str]] = {
     "ret_square": "ret * ret",
     "variance": "rv * 1e8",
     "bipower": "bv * 1e8",
-    "basis": "log(div(mark, index_price)) * 1e4",
     "premium": "log(div(mid_close, index_price)) * 1e4",
     "liquidated": "liq_long + liq_short",
 }
@@ -290,7 +289,7 @@ bounce_300  0  Roll 1984
 == perpetual
 
 basis_now  -  He, Manela, Ross & von Wachter 2022
-    basis
+    basis_bps
     | Mark over index, bps: longs pay up.
 premium_now  -  He, Manela, Ross & von Wachter 2022
     premium

@@ -13,7 +13,7 @@ A book that has been silent for longer than the limit is invalid until its next 
 State lies in flat arrays: ``cells`` int64, ``sums`` float64, ``row`` the flows of this second in ticks
 and lots, ``tape`` the visible trades since the last book frame.
 Nothing here depends on how a stream is cut:
-time-weighted sums advance at book frames and at closes only, and a close changes no recursion.
+time-weighted sums advance at frames and at closes only, and a close changes no recursion.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ _BLOCK: Final = int(Flag.BLOCK)
 _GAP: Final = int(Flag.GAP)
 _CHECKPOINT: Final = int(Flag.CHECKPOINT)
 _NEXT_FUNDING: Final = int(Field.NEXT_FUNDING_MS)
+_FUNDING: Final = int(Field.FUNDING_RATE)
 #: Columns that repeat the last value of a ticker field.
 _QUOTED: Final = (
     (C.mark, int(Field.MARK_PRICE)),
@@ -56,6 +57,8 @@ _QUOTED: Final = (
 _LADDER: Final = 10  #: levels with an order-flow imbalance of their own
 _HAWKES_NS: Final = (1e9, 10e9, 100e9)
 _LIFE_NS: Final = 100e9
+_BUCKET_QUOTE: Final = 250_000.0  #: traded notional that makes a volume bucket
+_TOXIC_NS: Final = 100e9
 _FLICKER_NS: Final = 100_000_000
 #: Nothing shorter than this can be told from the publishing period of the feed.
 _SHORTEST_LIFE_NS: Final = 1_000_000
@@ -89,7 +92,10 @@ _PRICE: Final = 28  #: last trade price in ticks
 _RUN: Final = 29
 _TICKER_NS: Final = 30
 _FUNDING_MS: Final = 31
-_KEYS: Final = 32  #: 2 x _LADDER keys, as of the last frame
+_FUNDING_SINCE: Final = 32  #: instant up to which the mean funding rate stands
+_FUNDING_NS: Final = 33  #: time of this second in which the rate was known
+_BUCKET_AT: Final = 34  #: when the last volume bucket was full
+_KEYS: Final = 35  #: 2 x _LADDER keys, as of the last frame
 _LOTS: Final = _KEYS + 2 * _LADDER
 _NEW: Final = _LOTS + 2 * _LADDER  #: keys and lots of the frame that ends
 _CELLS: Final = _NEW + 4 * _LADDER
@@ -109,8 +115,12 @@ _RETURN: Final = 11  #: last absolute return; zero when there is none to pair wi
 _LIFE: Final = 12  #: decayed sum of log lifetimes, and of their weights
 _LIFE_WEIGHT: Final = 13
 _EXCITED: Final = 14  #: 3 x 2: decay outer, buy and sell inner
-_QUOTES: Final = 20  #: last ticker value by field
-_SHAPE: Final = 32  #: room for `depth.measure`
+_BUCKET: Final = 20  #: 2: what taker buys and sells put into the volume bucket, quote
+_TOXIC: Final = 22  #: decayed sum of full buckets' imbalances, and of their volumes
+_TOXIC_VOLUME: Final = 23
+_FUNDING_MEAN: Final = 24  #: West's running mean, as for the spread
+_QUOTES: Final = 25  #: last ticker value by field
+_SHAPE: Final = 37  #: room for `depth.measure`
 _SUMS: Final = _SHAPE + dp.MEASURES
 
 
@@ -299,10 +309,10 @@ def _book_row(
 def _trade(tape: Any, cells: Any, sums: Any, row: Any, event: Any, now: int) -> None:
     """A trade: volumes, excitation, and what it took from the displayed level."""
     lots = float(event.qty_lots)
-    if event.flags & _BLOCK:
-        row[C.block_qty] += lots
-        return
     taker = bk.row_of(event.side)
+    if event.flags & _BLOCK:
+        row[C.block_buy_qty + taker] += lots
+        return
     row[C.buy_qty + taker] += lots
     row[C.buy_n + taker] += 1.0
     row[C.buy_notional + taker] += lots * event.price_ticks
@@ -324,6 +334,7 @@ def _trade(tape: Any, cells: Any, sums: Any, row: Any, event: Any, now: int) -> 
     for n in range(len(_HAWKES_NS)):
         place = _EXCITED + 2 * n + taker
         sums[place] = sums[place] * exp(-age / _HAWKES_NS[n]) + 1.0
+    _fill_bucket(cells, sums, taker, lots * event.price_ticks * sums[_TICK] * sums[_LOT], now)
     cells[_TRADE_NS] = now
     cells[_PRICE] = event.price_ticks
     run = cells[_RUN]
@@ -331,7 +342,43 @@ def _trade(tape: Any, cells: Any, sums: Any, row: Any, event: Any, now: int) -> 
 
 
 @kernel
+def _fill_bucket(cells: Any, sums: Any, taker: int, notional: float, now: int) -> None:
+    """Put a trade into the volume bucket; what it overflows goes into the next ones.
+
+    Buckets of equal volume after Easley, Lopez de Prado and O'Hara (2012), on true sides. A large
+    trade fills whole buckets alone, which are one-sided.
+    """
+    room = _BUCKET_QUOTE - sums[_BUCKET] - sums[_BUCKET + 1]
+    if notional < room:
+        sums[_BUCKET + taker] += notional
+        return
+    sums[_BUCKET + taker] += room
+    rest = (notional - room) % _BUCKET_QUOTE
+    whole = notional - room - rest
+    decay = exp((cells[_BUCKET_AT] - now) / _TOXIC_NS)
+    cells[_BUCKET_AT] = now
+    imbalance = abs(sums[_BUCKET] - sums[_BUCKET + 1])
+    sums[_TOXIC] = sums[_TOXIC] * decay + imbalance + whole
+    sums[_TOXIC_VOLUME] = sums[_TOXIC_VOLUME] * decay + _BUCKET_QUOTE + whole
+    sums[_BUCKET + taker] = rest
+    sums[_BUCKET + 1 - taker] = 0.0
+
+
+@kernel
+def _hold_funding(cells: Any, sums: Any, until: int) -> None:
+    """Carry the mean funding rate to an instant."""
+    rate = sums[_QUOTES + _FUNDING]
+    span = until - cells[_FUNDING_SINCE]
+    if span > 0 and rate == rate:
+        cells[_FUNDING_NS] += span
+        sums[_FUNDING_MEAN] += (rate - sums[_FUNDING_MEAN]) * (span / cells[_FUNDING_NS])
+    cells[_FUNDING_SINCE] = until
+
+
+@kernel
 def _ticker(cells: Any, sums: Any, event: Any, now: int) -> None:
+    if event.field == _FUNDING:
+        _hold_funding(cells, sums, now)
     if event.field == _NEXT_FUNDING:
         cells[_FUNDING_MS] = event.value_e8
     elif event.field < _SHAPE - _QUOTES:
@@ -381,9 +428,14 @@ def _close(book: BookState, cells: Any, sums: Any, row: Any, scale: Any, out: An
         for n in range(len(_HAWKES_NS)):
             place = 2 * n + taker
             out[C.hawkes_buy_1 + place] = sums[_EXCITED + place] * exp(-age / _HAWKES_NS[n])
+    out[C.vpin] = sums[_TOXIC] / sums[_TOXIC_VOLUME]
 
     for column, field in _QUOTED:
         out[column] = sums[_QUOTES + field]
+    over = out[C.mark] / out[C.index_price]
+    out[C.basis_bps] = log(over) * 1e4 if over > 0.0 else np.nan
+    _hold_funding(cells, sums, t)
+    out[C.funding_mean] = sums[_FUNDING_MEAN] if cells[_FUNDING_NS] > 0 else np.nan
     funding = cells[_FUNDING_MS]
     out[C.funding_in_s] = (funding * 1_000_000 - t) * 1e-9 if funding != 0 else np.nan
     quoted = cells[_TICKER_NS] != 0
@@ -391,6 +443,8 @@ def _close(book: BookState, cells: Any, sums: Any, row: Any, scale: Any, out: An
 
     row[:] = 0.0
     sums[_LAG:_RETURN] = 0.0
+    sums[_FUNDING_MEAN] = 0.0
+    cells[_FUNDING_NS] = 0
     cells[_VALID_NS] = 0
     cells[_BROKEN] = 0
     cells[_OPEN2] = cells[_HIGH2] = cells[_LOW2] = cells[_MID2] if valid else 0
@@ -472,7 +526,7 @@ def advance(
             clock = event.receive_ns
         if clock >= cells[NEXT]:
             if cells[NEXT] == 0:
-                cells[_SINCE] = clock // SECOND_NS * SECOND_NS
+                cells[_SINCE] = cells[_FUNDING_SINCE] = clock // SECOND_NS * SECOND_NS
                 cells[NEXT] = cells[_SINCE] + SECOND_NS
             while clock >= cells[NEXT]:
                 _close(book, cells, sums, row, scale, out[closed])

@@ -112,6 +112,7 @@ class ReferenceBars:
         self.best: dict[int, tuple[int, int, int]] = {}  # side -> (since, moved at, direction)
         self.lives: list[tuple[int, float]] = []
         self.prints: list[tuple[int, int, int]] = []  # (ns, side, price)
+        self.volume: list[tuple[int, int, float]] = []  # (ns, side, notional)
         self.quotes: list[tuple[int, int, int, bool]] = []  # (ns, field, value, checkpoint)
         self.frame_ns: list[int] = []
 
@@ -137,7 +138,7 @@ class ReferenceBars:
             case Kind.SNAPSHOT | Kind.DELTA:
                 self.book_row(event, second)
             case Kind.TRADE if flags & Flag.BLOCK:
-                sums["block_qty"] += lots * self.lot
+                sums[f"block_{'buy' if side > 0 else 'sell'}_qty"] += lots * self.lot
             case Kind.TRADE:
                 name = "buy" if side > 0 else "sell"
                 sums[f"{name}_qty"] += lots * self.lot
@@ -145,6 +146,7 @@ class ReferenceBars:
                 sums[f"{name}_notional"] += lots * self.lot * price * self.tick
                 sums["max_trade"] = max(sums["max_trade"], lots * self.lot)
                 self.prints.append((now, side, price))
+                self.volume.append((now, side, lots * self.lot * price * self.tick))
                 if flags & Flag.RPI:
                     sums[f"rpi_{name}_qty"] += lots * self.lot
                 else:
@@ -281,14 +283,43 @@ class ReferenceBars:
             for name, side in (("buy", 1), ("sell", -1)):
                 ages = [(t - ns) / 1e9 for ns, s, _ in prints if s == side]
                 bar[f"hawkes_{name}_{tau}"] = sum(math.exp(-age / tau) for age in ages)
+        bar["vpin"] = self.one_sidedness(t)
         known = {number: value for ns, number, value, _ in self.quotes if ns < t}
         for name, number in QUOTES.items():
             bar[name] = known[number] / 1e8 if number in known else NAN
+        both = known.get(Field.MARK_PRICE, 0), known.get(Field.INDEX_PRICE, 0)
+        bar["basis_bps"] = math.log(both[0] / both[1]) * 1e4 if min(both) > 0 else NAN
+        rates = [(ns, value / 1e8) for ns, n, value, _ in self.quotes if n == Field.FUNDING_RATE]
+        ends = [*(ns for ns, _ in rates), t][1:]
+        held = [
+            (min(end, t) - max(ns, start), rate)
+            for (ns, rate), end in zip(rates, ends, strict=True)
+            if min(end, t) > max(ns, start)
+        ]
+        known_ns = sum(span for span, _ in held)
+        bar["funding_mean"] = sum(s * r for s, r in held) / known_ns if held else NAN
         funding = known.get(Field.NEXT_FUNDING_MS)
         bar["funding_in_s"] = (funding * 1_000_000 - t) / 1e9 if funding else NAN
         heard = [q[0] for n, q in enumerate(self.quotes) if q[0] < t and (n == 0 or not q[3])]
         bar["ticker_age_s"] = (t - heard[-1]) / 1e9 if heard else NAN
         return [bar[name] for name in COLUMNS]
+
+    def one_sidedness(self, t: int) -> float:
+        """Mean imbalance of the buckets of 250,000 that were full before t, weights of 100 s."""
+        size, total, weights = 250_000.0, 0.0, 0.0
+        bucket = {1: 0.0, -1: 0.0}
+        for ns, side, notional in self.volume:
+            left = notional if ns < t else 0.0
+            while left >= size - sum(bucket.values()):
+                room = size - sum(bucket.values())
+                bucket[side] += room
+                left -= room
+                weight = math.exp((ns - t) / 100e9)
+                total += weight * abs(bucket[1] - bucket[-1])
+                weights += weight * size
+                bucket = {1: 0.0, -1: 0.0}
+            bucket[side] += left
+        return total / weights if weights else NAN
 
     def shape(self, book: Picture) -> dict[str, float]:
         """Everything that shows the book at the close."""

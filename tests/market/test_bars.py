@@ -236,7 +236,8 @@ def test_rpi_trades_are_flow_and_block_trades_are_not():
         2,
         0,
     )
-    assert (bar["buy_n"], bar["sell_n"], bar["block_qty"], bar["max_trade"]) == (1, 1, 250, 2)
+    assert (bar["block_buy_qty"], bar["block_sell_qty"]) == (0, 250)
+    assert (bar["buy_n"], bar["sell_n"], bar["max_trade"]) == (1, 1, 2)
     assert bar["vwap"] == pytest.approx((101 * 1 + 100 * 2) / 3 * 0.5)
 
 
@@ -249,12 +250,57 @@ def test_a_best_price_that_comes_back_within_100_ms_flickers():
 
 
 def test_ticker_values_hold_until_they_change():
-    row = np.zeros(1, EVENT)
-    row["kind"], row["field"], row["value_e8"] = Kind.TICKER, Field.MARK_PRICE, 50_25000000
-    bars = values(opening(), framed([row], START_NS + 250 * MS, 1), until_ms=3000)
+    bars = values(opening(), ticker(250, Field.MARK_PRICE, 50_25000000), until_ms=3000)
     assert [bar["mark"] for bar in bars] == [50.25] * 3
     assert [bar["ticker_age_s"] for bar in bars] == pytest.approx([0.75, 1.75, 2.75])
     assert np.isnan([bar["funding_in_s"] for bar in bars]).all()
+
+
+def ticker(ms: float, field: Field, value_e8: int) -> Events:
+    row = np.zeros(1, EVENT)
+    row["kind"], row["field"], row["value_e8"] = Kind.TICKER, field, value_e8
+    return framed([row], START_NS + round(ms * MS), 1)
+
+
+def test_predicted_funding_is_weighted_by_the_time_it_was_known():
+    rate = Field.FUNDING_RATE
+    bars = values(
+        opening(),
+        ticker(500, rate, 10_000),
+        ticker(1250, rate, 30_000),
+        ticker(3100, rate, 30_000),
+        until_ms=4000,
+    )
+    assert [bar["funding_rate"] for bar in bars] == [1e-4, 3e-4, 3e-4, 3e-4]
+    assert bars[0]["funding_mean"] == 1e-4
+    assert bars[1]["funding_mean"] == pytest.approx(0.25 * 1e-4 + 0.75 * 3e-4)
+    assert bars[2]["funding_mean"] == bars[3]["funding_mean"] == 3e-4
+
+
+def test_the_basis_is_mark_over_index():
+    quotes = ticker(1, Field.MARK_PRICE, 101 * 10**8), ticker(2, Field.INDEX_PRICE, 100 * 10**8)
+    (half,), (both,) = values(opening(), quotes[0]), values(opening(), *quotes)
+    assert np.isnan(half["basis_bps"])
+    assert both["basis_bps"] == pytest.approx(np.log(1.01) * 1e4)
+
+
+def test_one_sidedness_is_of_full_volume_buckets_however_large_a_trade():
+    """A price of 100 and a lot of 0.25 make 10,000 lots a bucket of 250,000."""
+    coarse = msgspec.structs.replace(COARSE, tick="1")
+
+    def vpin(*trades: tuple[int, int]) -> float:
+        builder = BarBuilder(coarse, STALE_S)
+        prints = [trade(n, side, 100, lots) for n, (side, lots) in enumerate(trades)]
+        builder.push(np.concatenate([opening(), *prints]))
+        return float(builder.finish().column("vpin")[0])
+
+    assert np.isnan(vpin((1, 9_999)))
+    assert vpin((1, 10_000)) == 1
+    assert vpin((1, 7_500), (-1, 2_500)) == 0.5
+    assert vpin((1, 5_000), (-1, 5_000), (1, 9_999)) == 0
+    # Half of the sale makes the first bucket balanced; the rest fills three and a half of its own.
+    assert vpin((1, 5_000), (-1, 40_000)) == pytest.approx(3 / 4)
+    assert vpin((-1, 10**15)) == 1
 
 
 def test_bands_and_sweeps_beyond_the_book_are_null_and_marked():

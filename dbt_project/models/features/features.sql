@@ -3,17 +3,17 @@
 
 {%- set own_columns = [
     'ask_add', 'ask_add_1', 'ask_cancel', 'ask_cancel_1', 'ask_convexity', 'ask_d1', 'ask_d3',
-    'ask_depth', 'ask_gap', 'ask_q1', 'ask_q10', 'ask_q1_mean', 'ask_q5', 'ask_slope',
+    'ask_depth', 'ask_gap', 'ask_q1', 'ask_q10', 'ask_q1_mean', 'ask_q5', 'ask_slope', 'basis_bps',
     'best_changes', 'bid_add', 'bid_add_1', 'bid_cancel', 'bid_cancel_1', 'bid_convexity', 'bid_d1',
     'bid_d3', 'bid_depth', 'bid_gap', 'bid_q1', 'bid_q10', 'bid_q1_mean', 'bid_q5', 'bid_slope',
     'buy_n', 'buy_notional', 'buy_qty', 'bv', 'depth_norm', 'empty_share', 'flicker',
     'funding_in_s', 'funding_rate', 'gap', 'hawkes_buy_1', 'hawkes_buy_10', 'hawkes_buy_100',
     'hawkes_sell_1', 'hawkes_sell_10', 'hawkes_sell_100', 'index_price', 'liq_long', 'liq_short',
-    'mark', 'max_trade', 'micro_close', 'mid_close', 'mid_high', 'mid_low', 'mid_twap', 'ofi_1',
-    'ofi_10', 'ofi_2', 'ofi_3', 'ofi_4', 'ofi_5', 'ofi_6', 'ofi_7', 'ofi_8', 'ofi_9',
-    'open_interest', 'quote_life', 'rpi_buy_qty', 'rpi_sell_qty', 'run_length', 'rv', 'rv_down',
-    'rv_up', 'sell_n', 'sell_notional', 'sell_qty', 'spread_bps', 'spread_mean', 'spread_one',
-    'sweep_buy_100k', 'sweep_sell_100k', 'trade_age_s', 'turnover_24h', 'updates'
+    'max_trade', 'micro_close', 'mid_close', 'mid_high', 'mid_low', 'mid_twap', 'ofi_1', 'ofi_10',
+    'ofi_2', 'ofi_3', 'ofi_4', 'ofi_5', 'ofi_6', 'ofi_7', 'ofi_8', 'ofi_9', 'open_interest',
+    'quote_life', 'rpi_buy_qty', 'rpi_sell_qty', 'run_length', 'rv', 'rv_down', 'rv_up', 'sell_n',
+    'sell_notional', 'sell_qty', 'spread_bps', 'spread_mean', 'spread_one', 'sweep_buy_100k',
+    'sweep_sell_100k', 'trade_age_s', 'turnover_24h', 'updates'
 ] -%}
 {%- set leader_columns = [
     'ask_q1', 'bid_q1', 'buy_qty', 'depth_norm', 'micro_close', 'mid_close', 'ofi_1', 'rv',
@@ -464,7 +464,7 @@ finals as (
         ln(nullif(greatest(mid_close / nullif(mid_close_ago_300, 0), 0), 0)) * 10000 as return_300,
         ln(nullif(greatest(mid_close / nullif(mid_close_ago_900, 0), 0), 0)) * 10000 as return_900,
         corr_ret_ret_ago_1_300 as bounce_300,
-        case when abs(ln(nullif(greatest(mark / nullif(index_price, 0), 0), 0)) * 10000) <= 1e+100 then ln(nullif(greatest(mark / nullif(index_price, 0), 0), 0)) * 10000 end as basis_now,
+        basis_bps as basis_now,
         premium as premium_now,
         premium - case when abs(ln(nullif(greatest(mid_close_ago_60 / nullif(index_price_ago_60, 0), 0), 0)) * 10000) <= 1e+100 then ln(nullif(greatest(mid_close_ago_60 / nullif(index_price_ago_60, 0), 0), 0)) * 10000 end as premium_turn_60,
         (premium - mean_premium_900) / nullif(std_premium_900, 0) as premium_z_900,
