@@ -5,6 +5,10 @@ is cancelled, what filled stays, and the next decision opens a parent for what i
 parent that ends short of its quantity is not followed by another for a deadline's length, so that a
 venue that refuses is not asked every second.
 
+The symbols do not wait for each other: what a desk does about one depends on that one's frames and
+on the clock, never on how the frames of several symbols were interleaved. Hence a replay of each
+symbol's events by itself repeats what a worker did on the stream of them all.
+
 Identities are deterministic and never come twice in a journal: ``SYMBOL-<decision s>-<number>``,
 the number counting the journal's parents, and an order of it ``<parent>-<n>``.
 """
@@ -20,10 +24,12 @@ import msgspec
 from execution.account import E8, Account, unit_e8
 from execution.algorithms import start
 from execution.orders import Event, Filled, Liquidity, Submit
-from execution.tca import PARTS, Mids, Shortfall, parent_row, shortfall
+from execution.study import MidRecorder
+from execution.tca import PARTS, parent_row, shortfall
 from execution.working import Parent, Working
-from live.journal import Journal
+from live.journal import Ledger
 from live.paper import LiveVenue
+from market.events import Events
 from market.instruments import Instrument
 from market.settings import Execution
 
@@ -34,10 +40,6 @@ TIMER_NS: Final = 100_000_000
 
 #: Markouts look this far behind a fill; a parent's cost is final only then.
 MARKOUT_NS: Final = 60 * SECOND_NS
-
-#: At the end orders get this much time to be answered.
-CLOSING_NS: Final = 5 * SECOND_NS
-_CLOSING_STEP_NS: Final = 10_000_000
 
 
 class Work(msgspec.Struct, kw_only=True):
@@ -63,26 +65,40 @@ class Ended(msgspec.Struct, kw_only=True):
     end_ns: int
 
 
+class Funding(msgspec.Struct, frozen=True, kw_only=True):
+    """One settlement: position, mark price and rate at 1e-8, and what was paid (positive) at 1e-8."""
+
+    symbol: str
+    time_ns: int
+    position_lots: int
+    mark_e8: int
+    rate_e8: int
+    paid_e8: int
+
+
 class Desk:
-    """Works targets into positions through a venue. All times are the receive clock's, ns."""
+    """Works targets into positions. All times are the receive clock's, ns.
+
+    ``venues`` gives each symbol the venue that it trades at.
+    """
 
     def __init__(
         self,
-        venue: LiveVenue,
-        journal: Journal,
+        venues: Mapping[str, LiveVenue],
+        journal: Ledger,
         instruments: Mapping[str, Instrument],
         settings: Execution,
         name: str,
         log: Any,
     ) -> None:
-        self._venue, self._journal, self._name, self._log = venue, journal, name, log
+        self._venues, self._journal, self._name, self._log = venues, journal, name, log
         self._instruments, self._settings = instruments, settings
         self.account = Account(instruments)
         self.orders = self.fills = self.parents = 0
         self._maker_value = self._filled_value = 0.0
-        self.costs: list[Shortfall] = []
-        self.mids = {symbol: Mids() for symbol in instruments}
-        self._opened: dict[str, float] = {}
+        self._costs: dict[str, list[float]] = {}  #: figure -> its sum and count over parents
+        self._recorders = {symbol: MidRecorder() for symbol in instruments}
+        self.mids = {symbol: recorder.mids for symbol, recorder in self._recorders.items()}
         self._work: dict[str, Work] = {}
         self._fills: dict[str, list[Filled]] = {}
         self._ended: list[Ended] = []
@@ -121,7 +137,7 @@ class Desk:
     def _open(
         self, symbol: str, lots: int, now_ns: int, algorithm: str, expected_bps: float | None
     ) -> None:
-        view = self._venue.view(symbol)
+        view = self._venues[symbol].view(symbol)
         if view.stale:
             return
         held = self.position_lots(symbol)
@@ -156,34 +172,35 @@ class Desk:
 
     # -- the market moves, the venue answers -----------------------------------------------------
 
-    def step(self, now_ns: int) -> None:
-        """Take the venue's answers, and let every algorithm react that has a reason to."""
-        for event in self._journal.record(self._venue.poll()):
+    def on_events(self, symbol: str, events: Events) -> None:
+        """Rows of the symbol that were just received: its mids are what costs are measured by."""
+        self._recorders[symbol].push(events)
+
+    def step(self, symbol: str, now_ns: int) -> None:
+        """Take the venue's answers, and let the symbol's algorithm react if it has a reason to."""
+        venue = self._venues[symbol]
+        for event in self._journal.record(venue.poll()):
             self._take(event)
-        for symbol, mids in self.mids.items():
-            bid, ask = touch = self._venue.touch(symbol)
-            if bid is not None and ask is not None and bid < ask:
-                mids.append(now_ns, (bid + ask) / 2)
-            mids.until_ns = now_ns  # without a sound book the last mid known stands
-            work = self._work.get(symbol)
-            if work is not None and (work.inbox or touch != work.touch or now_ns >= work.timer_ns):
+        work = self._work.get(symbol)
+        if work is not None:
+            touch = venue.touch(symbol)
+            if work.inbox or touch != work.touch or now_ns >= work.timer_ns:
                 work.touch = touch
                 self._let(work, now_ns)
-        while self._ended and now_ns > self._ended[0].end_ns + MARKOUT_NS:
-            self._measure(self._ended.pop(0))
 
     def _let(self, work: Work, now_ns: int) -> None:
         """One step of an algorithm: its intents on disk, then its actions on their way."""
         parent = work.parent
+        venue = self._venues[parent.symbol]
         work.timer_ns = now_ns + TIMER_NS
-        view = self._venue.view(parent.symbol)
+        view = venue.view(parent.symbol)
         if work.expected_bps is not None:
             view = msgspec.structs.replace(view, signal_bps=work.expected_bps)
         events, work.inbox = work.inbox, []
         actions = work.algorithm.step(now_ns, view, events)
         if actions:
             self._journal.intend(now_ns, parent.symbol, parent.id, actions)
-            self._venue.send(actions)
+            venue.send(actions)
             self.orders += sum(isinstance(action, Submit) for action in actions)
         if work.algorithm.done:
             self._end(work, now_ns)
@@ -223,6 +240,31 @@ class Desk:
             )
         )
 
+    def settle_funding(self, symbol: str, time_ns: int, mark_e8: int, rate_e8: int) -> None:
+        """Funding at its instant on what is held then, by the data's own mark and rate."""
+        held = self.account.holdings[symbol].position_lots
+        funding = Funding(
+            symbol=symbol,
+            time_ns=time_ns,
+            position_lots=held,
+            mark_e8=mark_e8,
+            rate_e8=rate_e8,
+            paid_e8=self.account.settle(symbol, mark_e8, rate_e8),
+        )
+        self._journal.note("funding", time_ns, msgspec.json.encode(funding), symbol)
+
+    def measure(self, now_ns: int) -> None:
+        """Measure the parents whose last markout is known, and forget the mids nobody asks for."""
+        for recorder in self._recorders.values():
+            recorder.mids.until_ns = now_ns  # without a sound book the last mid known stands
+        while self._ended and now_ns > self._ended[0].end_ns + MARKOUT_NS:
+            self._measure(self._ended.pop(0))
+        for symbol, mids in self.mids.items():
+            waiting = [e.parent.decision_ns for e in self._ended if e.parent.symbol == symbol]
+            if symbol in self._work:
+                waiting.append(self._work[symbol].parent.decision_ns)
+            mids.forget(min(waiting, default=now_ns))
+
     def _measure(self, ended: Ended) -> None:
         parent = ended.parent
         cost = shortfall(
@@ -235,61 +277,55 @@ class Desk:
             arrival_ns=ended.arrival_ns,
             end_ns=ended.end_ns,
         )
-        self.costs.append(cost)
-        body = msgspec.json.encode(cost)
-        self._journal.note("end", ended.end_ns, body, parent.symbol, parent.id)
+        for name in (*PARTS, "total_bps", "markout_60s_bps"):
+            if not math.isnan(value := getattr(cost, name)):
+                sums = self._costs.setdefault(name, [0.0, 0.0])
+                sums[0] += value
+                sums[1] += 1.0
+        self._journal.note("end", ended.end_ns, msgspec.json.encode(cost), parent.symbol, parent.id)
         self._fills.pop(parent.id, None)
-        self.mids[parent.symbol].forget(ended.end_ns)
 
     # -- the end -------------------------------------------------------------------------------
 
-    def close(self, now_ns: int, flatten: bool) -> int:
-        """Cancel what is open, flatten if asked, measure what ended; returns the time it is then.
-
-        Orders get `CLOSING_NS` of the venue's time each for cancelling and for flattening. What is
-        left after that is logged and stays in the journal.
-        """
+    def abandon(self, now_ns: int) -> None:
+        """Give up every parent under way: the next step cancels what is open."""
         for work in self._work.values():
             self._abandon(work, now_ns)
-        now_ns = self._wait(now_ns)
-        if flatten and not self._work:
-            for symbol in self._instruments:
-                if lots := self.position_lots(symbol):
-                    self._open(symbol, -lots, now_ns, "market", None)
-            now_ns = self._wait(now_ns)
+
+    def flatten(self, now_ns: int) -> None:
+        """Begin to close every position across the spread."""
+        for symbol in self._instruments:
+            if (lots := self.position_lots(symbol)) and symbol not in self._work:
+                self._open(symbol, -lots, now_ns, "market", None)
+
+    def finish(self, now_ns: int, flattened: bool) -> None:
+        """Measure what ended, with the markouts that are known; log what is left open."""
+        self.measure(now_ns)
         for ended in self._ended:
             self._measure(ended)
         self._ended.clear()
         for order in self._journal.open_orders():
             self._log.error("order still open", id=order.submit.client_id, state=order.state)
         for symbol in self._instruments:
-            if (lots := self.position_lots(symbol)) and flatten:
+            if (lots := self.position_lots(symbol)) and flattened:
                 self._log.error("position left", symbol=symbol, lots=lots)
-        return now_ns
-
-    def _wait(self, now_ns: int) -> int:
-        until = now_ns + CLOSING_NS
-        while self._work and now_ns < until:
-            self._venue.advance(now_ns)
-            self.step(now_ns)
-            now_ns += _CLOSING_STEP_NS
-        return now_ns
 
     def summary(self) -> dict[str, Any]:
         """Orders, fills, what they cost and brought; bps over parents, money in quote currency."""
 
         def mean(name: str) -> float | None:
-            found = [v for v in (getattr(c, name) for c in self.costs) if not math.isnan(v)]
-            return math.fsum(found) / len(found) if found else None
+            total, count = self._costs.get(name, (0.0, 0.0))
+            return total / count if count else None
 
         holdings = self.account.holdings
-        gross = fees = 0.0
+        gross = fees = funding = 0.0
         for symbol, holding in holdings.items():
             mid = self.mids[symbol].at(self.mids[symbol].until_ns)
             value = unit_e8(holding.instrument) * holding.position_lots * mid
             open_profit = value - holding.cost_e8 if holding.position_lots else 0.0
             gross += (holding.realised_e8 + open_profit) / E8
             fees += holding.fees_e8 / E8
+            funding += holding.funding_e8 / E8
         return {
             "parents": self.parents,
             "orders": self.orders,
@@ -300,7 +336,8 @@ class Desk:
             "cost_parts_bps": {part: mean(part) for part in PARTS},
             "markout_60s_bps": mean("markout_60s_bps"),
             "fees_usdt": fees,
+            "funding_usdt": funding,
             "gross_pnl_usdt": gross,
-            "net_pnl_usdt": gross - fees,
+            "net_pnl_usdt": gross - fees - funding,
             "positions": {s: self.position_lots(s) for s in self._instruments},
         }

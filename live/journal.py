@@ -7,6 +7,7 @@ One table of entries that can only grow. What an entry says is in its ``kind``:
     intent   an action is about to be sent      body: `execution.orders.Action`
     event    the venue told us an outcome       body: `execution.orders.Event`
     end      a parent order is finished         body: its shortfall and times
+    funding  funding was settled                body: `live.desk.Funding`
 
 An intent is on the disk (WAL, synchronous=FULL) before `Journal.intend` returns, and only then may
 its action leave: after a crash there is no order at the venue that the journal does not name.
@@ -82,6 +83,10 @@ class Entry(NamedTuple):
     body: bytes
 
 
+#: An entry without its number.
+Row = tuple[int, str, str, str, str, bytes]
+
+
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """An order as the journal knows it. Quantities in lots, prices in ticks, times in ns."""
 
@@ -152,42 +157,26 @@ def after_event(order: Order, event: Event) -> Order:
     return msgspec.structs.replace(order, **change)
 
 
-class Journal:
-    """An open journal; one process at a time writes it. Use as a context manager, or `close`."""
+class Ledger:
+    """What intents and outcomes add up to, in memory; `Journal` is the one that outlives a process."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.path)
-        try:
-            self._db = _connect(self.path)
-            _migrate(self._db, self.path)
-        except BaseException:
-            os.close(self._lock)
-            raise
+    #: How errors name it.
+    name: str = "ledger"
+
+    def __init__(self) -> None:
         self.orders: dict[str, Order] = {}
         self.positions: dict[str, int] = {}
         self.parents = 0  #: parent orders ever opened; the next one's number
-        self._executions: set[tuple[str, str]] = set()
-        for entry in self.entries():
-            self._apply(entry)
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._db.close()
-        os.close(self._lock)
+        self._executions: dict[str, set[str]] = {}
+        self._kept: list[Entry] = []
+        self._written = 0
 
     # -- writing -------------------------------------------------------------------------------
 
     def note(
         self, kind: str, time_ns: int, body: bytes, symbol: str = "", parent_id: str = ""
     ) -> None:
-        """Add a ``run``, ``parent`` or ``end`` entry."""
+        """Add a ``run``, ``parent``, ``end`` or ``funding`` entry."""
         self._add([(time_ns, kind, symbol, parent_id, "", body)], durable=False)
 
     def intend(self, time_ns: int, symbol: str, parent_id: str, actions: Sequence[Action]) -> None:
@@ -195,7 +184,7 @@ class Journal:
         rows = []
         for action in actions:
             if isinstance(action, Submit) and action.client_id in self.orders:
-                raise JournalError(f"{self.path}: client order id {action.client_id} was used")
+                raise JournalError(f"{self.name}: client order id {action.client_id} was used")
             body = msgspec.json.encode(action)
             rows.append((time_ns, "intent", symbol, parent_id, action.client_id, body))
         self._add(rows, durable=True)
@@ -207,7 +196,7 @@ class Journal:
         for event in events:
             if isinstance(event, Filled):
                 key = (event.client_id, event.exec_id)
-                if key in self._executions or key in told:
+                if event.exec_id in self._executions.get(event.client_id, ()) or key in told:
                     continue
                 told.add(key)
             order = self.orders.get(event.client_id)
@@ -218,31 +207,40 @@ class Journal:
         self._add(rows, durable=False)
         return fresh
 
-    def _add(self, rows: Sequence[tuple[int, str, str, str, str, bytes]], durable: bool) -> None:
-        if not rows:
-            return
-        self._db.execute(f"pragma synchronous = {'full' if durable else 'normal'}")
-        self._db.execute("begin immediate")
-        try:
-            first = self._db.execute("select coalesce(max(seq), 0) + 1 from entries").fetchone()[0]
-            entries = [Entry(first + n, *row) for n, row in enumerate(rows)]
-            self._db.executemany("insert into entries values (?, ?, ?, ?, ?, ?, ?)", entries)
-            self._db.execute("commit")
-        except BaseException:
-            self._db.execute("rollback")
-            raise
-        for entry in entries:
-            self._apply(entry)
+    def _add(self, rows: Sequence[Row], durable: bool) -> None:
+        if rows:
+            for entry in self._keep(rows, durable):
+                self._apply(entry)
+
+    def _keep(self, rows: Sequence[Row], durable: bool) -> list[Entry]:
+        """Number the rows and keep them, whole or not at all."""
+        entries = [Entry(self._written + n, *row) for n, row in enumerate(rows, 1)]
+        self._written += len(rows)
+        self._kept += entries
+        return entries
 
     # -- reading -------------------------------------------------------------------------------
 
     def entries(self, kind: str | None = None) -> Iterator[Entry]:
         """Entries in the order in which they were written, of one kind or all."""
-        return read_entries(self._db, kind)
+        return (entry for entry in self._kept if kind in (None, entry.kind))
 
     def open_orders(self) -> list[Order]:
         """Orders that are not final, oldest first; UNKNOWN ones are among them."""
         return [order for order in self.orders.values() if not order.state.is_final]
+
+    def drain(self) -> list[Entry]:
+        """Take out what is settled, so that memory does not grow with the days.
+
+        Settled are the entries of parents that have ended, with their orders, and those of no parent.
+        """
+        ended = {entry.parent_id for entry in self._kept if entry.kind == "end"} | {""}
+        settled = [entry for entry in self._kept if entry.parent_id in ended]
+        self._kept = [entry for entry in self._kept if entry.parent_id not in ended]
+        for client_id in {entry.client_id for entry in settled}:
+            self.orders.pop(client_id, None)
+            self._executions.pop(client_id, None)
+        return settled
 
     def _apply(self, entry: Entry) -> None:
         if entry.kind == "parent":
@@ -260,14 +258,63 @@ class Journal:
 
     def _apply_event(self, event: Event) -> None:
         if isinstance(event, Filled):
-            key = (event.client_id, event.exec_id)
-            if key in self._executions:
+            told = self._executions.setdefault(event.client_id, set())
+            if event.exec_id in told:
                 return
-            self._executions.add(key)
+            told.add(event.exec_id)
             held = self.positions.get(event.symbol, 0)
             self.positions[event.symbol] = held + event.side * event.qty_lots
         if (order := self.orders.get(event.client_id)) is not None:
             self.orders[event.client_id] = after_event(order, event)
+
+
+class Journal(Ledger):
+    """An open journal; one process at a time writes it. Use as a context manager, or `close`."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.name = str(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.path)
+        try:
+            self._db = _connect(self.path)
+            _migrate(self._db, self.path)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        for entry in self.entries():
+            self._apply(entry)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+        os.close(self._lock)
+
+    def entries(self, kind: str | None = None) -> Iterator[Entry]:
+        return read_entries(self._db, kind)
+
+    def drain(self) -> list[Entry]:
+        """Nothing: a journal keeps everything."""
+        return []
+
+    def _keep(self, rows: Sequence[Row], durable: bool) -> list[Entry]:
+        self._db.execute(f"pragma synchronous = {'full' if durable else 'normal'}")
+        self._db.execute("begin immediate")
+        try:
+            first = self._db.execute("select coalesce(max(seq), 0) + 1 from entries").fetchone()[0]
+            entries = [Entry(first + n, *row) for n, row in enumerate(rows)]
+            self._db.executemany("insert into entries values (?, ?, ?, ?, ?, ?, ?)", entries)
+            self._db.execute("commit")
+        except BaseException:
+            self._db.execute("rollback")
+            raise
+        return entries
 
 
 def read_entries(db: sqlite3.Connection, kind: str | None = None) -> Iterator[Entry]:

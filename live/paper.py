@@ -27,8 +27,14 @@ class LiveVenue(Venue, Protocol):
         """Rows of whole frames that were just received."""
         ...
 
-    def advance(self, now_ns: int) -> int:
-        """The receive clock stands at ``now_ns``."""
+    def advance(self, now_ns: int, *, stop_at_outcome: bool = False) -> int:
+        """The receive clock stands at ``now_ns``; returns that, or with ``stop_at_outcome`` the
+        earlier time at which an outcome that was under way reached us."""
+        ...
+
+    @property
+    def idle(self) -> bool:
+        """No order is open, under way or about to be answered."""
         ...
 
     def view(self, symbol: str) -> View: ...
@@ -79,3 +85,17 @@ class PaperVenue(Simulator):
             )
             for order in orders
         ]
+
+
+def paper_venues(
+    instruments: Mapping[str, Instrument],
+    settings: Settings,
+    positions: Mapping[str, int] | None = None,
+) -> dict[str, PaperVenue]:
+    """A venue a symbol, so that no symbol's clock depends on another's frames."""
+    return {
+        symbol: PaperVenue(
+            {symbol: instrument}, settings, {symbol: (positions or {}).get(symbol, 0)}
+        )
+        for symbol, instrument in instruments.items()
+    }

@@ -25,7 +25,7 @@ from live.champion import Champion, NoChampionError
 from live.collect import collect
 from live.feed import FeedError, Item, ReplayFeed
 from live.journal import Journal, read_entries, read_only
-from live.paper import PaperVenue
+from live.paper import paper_venues
 from live.report import logger
 from live.worker import Worker, followed, known_instruments, run, summary_text
 from market.bars import BarBuilder, Bars, make_bars
@@ -320,7 +320,7 @@ def build(root: Path, capture: str, at: dict[int, Callable[[], object]]) -> Setu
         lake=Lake(root),
         instruments=instruments,
         feed=Steps(ReplayFeed([capture], speed=0), at),
-        venue=PaperVenue(instruments, settings, journal.positions),
+        venues=paper_venues(instruments, settings, journal.positions),
         champion=champion,
         journal=journal,
         log=log,
