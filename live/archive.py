@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import gzip
 import io
-import math
 import os
 import re
 import zipfile
 import zlib
-from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
+from live.cut import Cut
+from live.trades import Trades
 from market.capture import CaptureWriter
 from market.lake import DAY_NS, day_start_ns
 
@@ -36,8 +34,6 @@ _BATCH: Final = 4096
 _TS: Final = re.compile(rb'"ts"\s*:\s*([0-9]{13})\b')
 _UPDATE: Final = re.compile(rb'"u"\s*:\s*([0-9]{1,18})\b')
 _TOPIC: Final = re.compile(rb'"topic"\s*:\s*"orderbook\.([0-9]{1,4})\.([A-Za-z0-9_-]+)"')
-_SIDES: Final = frozenset({b"Buy", b"Sell"})
-_COLUMNS: Final = (b"timestamp", b"symbol", b"side", b"size", b"price", b"tickDirection")
 
 Timed = tuple[int, bytes]
 
@@ -153,7 +149,8 @@ class BookReader:
                         f"{self.path}: {self.found_depth} levels, and market.book_depth is "
                         f"{self.depth}"
                     )
-                cut = Cut(self.depth) if self.found_depth > self.depth else None
+                deeper = self.found_depth > self.depth
+                cut = Cut(self.symbol, self.found_depth, self.depth) if deeper else None
             self.lines += 1
             snapshot = b'"snapshot"' in line
             sent_ms, u = int(sent[1]), int(said[1])
@@ -194,166 +191,16 @@ class TradeReader:
         self.trades = self.strays = 0
 
     def __iter__(self) -> Iterator[Timed]:
-        rows = self._rows()
-        # Newest first: turned around, so that trades of one time keep the order they happened in.
-        if len(rows) > 1 and rows[0][0] > rows[-1][0]:
-            rows.reverse()
-        rows.sort(key=itemgetter(0))
-        self.trades = len(rows)
-        topic = f"publicTrade.{self.symbol}"
-        for sent_ms, group in groupby(rows, key=lambda row: row[0] // 1_000_000):
-            trades = [self._trade(sent_ms, row[1]) for row in group]
-            if not 0 <= sent_ms - self.start_ms < DAY_NS // 1_000_000:
-                self.strays += len(trades)
-            frame = {"topic": topic, "type": "snapshot", "ts": sent_ms, "data": trades}
-            yield sent_ms, msgspec.json.encode(frame)
-
-    def _rows(self) -> list[tuple[int, list[bytes]]]:
-        """(time in ns, fields) of every row; checks each."""
-        rows: list[tuple[int, list[bytes]]] = []
-        symbol = self.symbol.encode()
         try:
             with gzip.open(self.path) as file:
-                head = file.readline().strip().split(b",")
-                if tuple(head[: len(_COLUMNS)]) != _COLUMNS or b"trdMatchID" not in head:
-                    raise ArchiveError(f"{self.path} line 1: not the header of a trade archive")
-                self._id = head.index(b"trdMatchID")
-                self._rpi = head.index(b"RPI") if b"RPI" in head else 0
-                for number, line in enumerate(file, 2):
-                    fields = line.strip().split(b",")
-                    if fields == [b""]:
-                        continue
-                    time_ns = _ns(fields[0])
-                    if len(fields) != len(head) or not time_ns or fields[2] not in _SIDES:
-                        raise ArchiveError(f"{self.path} line {number}: not a trade")
-                    if fields[1] != symbol:
-                        raise ArchiveError(
-                            f"{self.path} line {number}: a trade of {fields[1].decode()}, "
-                            f"not {self.symbol}"
-                        )
-                    rows.append((time_ns, fields))
+                text = file.read()
         except _DAMAGE as error:
             raise ArchiveError(f"{self.path}: damaged ({error})") from error
-        return rows
-
-    def _trade(self, sent_ms: int, fields: list[bytes]) -> dict[str, Any]:
-        return {
-            "T": sent_ms,
-            "s": self.symbol,
-            "S": fields[2].decode(),
-            "v": fields[3].decode(),
-            "p": fields[4].decode(),
-            "L": fields[5].decode(),
-            "i": fields[self._id].decode(),
-            "BT": False,
-            "RPI": bool(self._rpi) and fields[self._rpi] == b"1",
-        }
-
-
-def _ns(seconds: bytes) -> int:
-    """Epoch ns of decimal seconds, exactly; zero when the text is none."""
-    whole, _, fraction = seconds.partition(b".")
-    if not (whole.isdigit() and (not fraction or fraction.isdigit())):
-        return 0
-    return int(whole) * 1_000_000_000 + int(fraction[:9].ljust(9, b"0") or b"0")
-
-
-class _Data(msgspec.Struct, omit_defaults=True):
-    s: str
-    b: list[tuple[str, str]]
-    a: list[tuple[str, str]]
-    u: int
-    seq: int | msgspec.UnsetType = msgspec.UNSET
-
-
-class _Frame(msgspec.Struct, omit_defaults=True):
-    topic: str
-    type: str
-    ts: int
-    data: _Data
-    cts: int | msgspec.UnsetType = msgspec.UNSET
-
-
-_read_frame = msgspec.json.Decoder(_Frame).decode
-
-
-class Cut:
-    """Turns the frames of a deep book topic into those of one of ``depth`` levels a side.
-
-    As the venue does it: a level that leaves the window is deleted, and one that comes into it is
-    set, in the frame in which it happens.
-    """
-
-    def __init__(self, depth: int) -> None:
-        self.depth = depth
-        self._sides = (_Window(-1, depth), _Window(+1, depth))
-        self._held = False
-
-    def frame(self, text: bytes) -> bytes:
-        """The cut frame; before the first snapshot only its name is changed."""
-        frame = _read_frame(text)
-        frame.topic = f"orderbook.{self.depth}.{frame.topic.rpartition('.')[2]}"
-        bids, asks = self._sides
-        if frame.type == "snapshot":
-            self._held = True
-            frame.data.b = bids.replace(frame.data.b)
-            frame.data.a = asks.replace(frame.data.a)
-        elif self._held:
-            frame.data.b = bids.apply(frame.data.b)
-            frame.data.a = asks.apply(frame.data.a)
-        return msgspec.json.encode(frame)
-
-
-class _Window:
-    """One side of the whole book and what of it is visible: its ``depth`` best levels.
-
-    Levels are keyed by sign times price, so that the best has the smallest key on either side.
-    """
-
-    def __init__(self, sign: int, depth: int) -> None:
-        self._sign, self._depth = sign, depth
-        self._keys: list[float] = []
-        self._levels: dict[float, tuple[str, str]] = {}
-
-    def replace(self, levels: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        self._levels = {
-            self._sign * float(price): (price, size) for price, size in levels if float(size)
-        }
-        self._keys = sorted(self._levels)
-        return [self._levels[key] for key in self._keys[: self._depth]]
-
-    def apply(self, changes: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Take changes of the whole book; returns those of the window, the best level first."""
-        before = self._edge()
-        changed: dict[float, str] = {}
-        seen: set[float] = set()
-        for price, size in changes:
-            key = self._sign * float(price)
-            if key not in changed and key in self._levels and key <= before:
-                seen.add(key)
-            changed[key] = price
-            if float(size):
-                if key not in self._levels:
-                    insort(self._keys, key)
-                self._levels[key] = (price, size)
-            elif self._levels.pop(key, None) is not None:
-                del self._keys[bisect_left(self._keys, key)]
-        after = self._edge()
-        found: dict[float, tuple[str, str]] = {}
-        for key, price in changed.items():
-            if key <= after and key in self._levels:
-                found[key] = self._levels[key]
-            elif key in seen:
-                found[key] = (price, "0")
-        low, high = min(before, after), max(before, after)
-        moved = self._keys[bisect_right(self._keys, low) : bisect_right(self._keys, high)]
-        for key in moved:
-            if key not in changed:
-                price, size = self._levels[key]
-                found[key] = (price, size if after > before else "0")
-        return [found[key] for key in sorted(found)]
-
-    def _edge(self) -> float:
-        """The key of the last visible level; infinite while all are visible."""
-        keys = self._keys
-        return keys[self._depth - 1] if len(keys) >= self._depth else math.inf
+        try:
+            trades = Trades(text, self.symbol)
+        except ValueError as error:
+            raise ArchiveError(f"{self.path} {error}") from error
+        since = trades.times_ns // 1_000_000 - self.start_ms
+        self.trades = len(trades)
+        self.strays = int(((since < 0) | (since >= DAY_NS // 1_000_000)).sum())
+        yield from trades.frames()

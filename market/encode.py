@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import Instrument
+from market.jsontext import put, put_number
 from market.kernel import compiled
 
 Text = npt.NDArray[np.uint8]
@@ -199,32 +200,6 @@ def _places(step: str) -> int:
 
 
 @compiled
-def _put(text: Text, at: int, piece: Text) -> int:
-    for n in range(len(piece)):
-        text[at + n] = piece[n]
-    return at + len(piece)
-
-
-@compiled
-def _number(text: Text, at: int, value: int, places: int) -> int:
-    """A non-negative integer of units of 10^-places, all of its decimals written."""
-    digits, rest = 1, value // 10
-    while rest > 0 or digits <= places:
-        digits += 1
-        rest //= 10
-    end = at + digits + (places > 0)
-    here = end - 1
-    for n in range(digits):
-        if places > 0 and n == places:
-            text[here] = 46
-            here -= 1
-        text[here] = 48 + value % 10
-        value //= 10
-        here -= 1
-    return end
-
-
-@compiled
 def _value(text: Text, at: int, value: int, places: int) -> int:
     """An integer at 1e-8 with as many decimals as it needs, and ``places`` at least."""
     if value < 0:
@@ -235,7 +210,7 @@ def _value(text: Text, at: int, value: int, places: int) -> int:
     while decimals > places and value % 10 == 0:
         value //= 10
         decimals -= 1
-    return int(_number(text, at, value, decimals))
+    return int(put_number(text, at, value, decimals))
 
 
 @compiled
@@ -276,12 +251,12 @@ def _levels(
         if events[n].side != side:
             continue
         some = True
-        at = _put(text, at, _LEVEL)
-        at = _number(text, at, events[n].price_ticks * style.price_unit, style.price_places)
-        at = _put(text, at, _THEN)
+        at = put(text, at, _LEVEL)
+        at = put_number(text, at, events[n].price_ticks * style.price_unit, style.price_places)
+        at = put(text, at, _THEN)
         lots = events[n].qty_lots
-        at = _number(text, at, lots * style.qty_unit, style.qty_places if lots else 0)
-        at = _put(text, at, _LEVEL_END)
+        at = put_number(text, at, lots * style.qty_unit, style.qty_places if lots else 0)
+        at = put(text, at, _LEVEL_END)
     return at - 1 if some else at
 
 
@@ -297,32 +272,32 @@ def _print(
 ) -> int:
     """One trade or liquidation of a frame."""
     ticks = events[n].price_ticks
-    at = _put(text, at, _T)
-    at = _number(text, at, events[n].exchange_ns // _MS, 0)
-    at = _put(text, at, _S_LOWER)
-    at = _put(text, at, style.symbol)
-    at = _put(text, at, _BUY if events[n].side > 0 else _SELL)
-    at = _number(text, at, events[n].qty_lots * style.qty_unit, style.qty_places)
-    at = _put(text, at, _P)
-    at = _number(text, at, ticks * style.price_unit, style.price_places)
+    at = put(text, at, _T)
+    at = put_number(text, at, events[n].exchange_ns // _MS, 0)
+    at = put(text, at, _S_LOWER)
+    at = put(text, at, style.symbol)
+    at = put(text, at, _BUY if events[n].side > 0 else _SELL)
+    at = put_number(text, at, events[n].qty_lots * style.qty_unit, style.qty_places)
+    at = put(text, at, _P)
+    at = put_number(text, at, ticks * style.price_unit, style.price_places)
     if events[n].kind != _TRADE:
-        return int(_put(text, at, _QUOTED_END))
+        return int(put(text, at, _QUOTED_END))
     if state[0] != 0 and ticks != state[0]:
         state[1] = 1 if ticks > state[0] else -1
         direction = _PLUS if ticks > state[0] else _MINUS
     else:
         direction = _ZERO_MINUS if state[1] < 0 else _ZERO_PLUS
     state[0] = ticks
-    at = _put(text, at, _L)
-    at = _put(text, at, direction)
-    at = _put(text, at, _I)
+    at = put(text, at, _L)
+    at = put(text, at, direction)
+    at = put(text, at, _I)
     at = _uuid(text, at, events[n].update_id, place, style.salt)
-    at = _put(text, at, _BT)
-    at = _put(text, at, _TRUE if events[n].flags & _BLOCK else _FALSE)
-    at = _put(text, at, _RPI_KEY)
-    at = _put(text, at, _TRUE if events[n].flags & _RPI else _FALSE)
-    at = _put(text, at, _SEQ)
-    at = _number(text, at, events[n].update_id, 0)
+    at = put(text, at, _BT)
+    at = put(text, at, _TRUE if events[n].flags & _BLOCK else _FALSE)
+    at = put(text, at, _RPI_KEY)
+    at = put(text, at, _TRUE if events[n].flags & _RPI else _FALSE)
+    at = put(text, at, _SEQ)
+    at = put_number(text, at, events[n].update_id, 0)
     text[at] = 125
     return at + 1
 
@@ -341,53 +316,53 @@ def _write(
     for line in range(len(lasts)):
         last = lasts[line]
         head = events[first]
-        at = _number(text, at, head.receive_ns, 0)
+        at = put_number(text, at, head.receive_ns, 0)
         text[at] = 32
         at += 1
         publish_ms, exchange_ms = head.publish_ns // _MS, head.exchange_ns // _MS
         if head.kind == _SNAPSHOT or head.kind == _DELTA:
-            at = _put(text, at, style.snapshot if head.kind == _SNAPSHOT else style.delta)
-            at = _number(text, at, publish_ms, 0)
-            at = _put(text, at, _DATA_S)
-            at = _put(text, at, style.symbol)
-            at = _put(text, at, _BIDS)
+            at = put(text, at, style.snapshot if head.kind == _SNAPSHOT else style.delta)
+            at = put_number(text, at, publish_ms, 0)
+            at = put(text, at, _DATA_S)
+            at = put(text, at, style.symbol)
+            at = put(text, at, _BIDS)
             at = _levels(text, at, events, first, last, 1, style)
-            at = _put(text, at, _ASKS)
+            at = put(text, at, _ASKS)
             at = _levels(text, at, events, first, last, -1, style)
-            at = _put(text, at, _U)
-            at = _number(text, at, head.update_id, 0)
-            at = _put(text, at, _SEQ)
-            at = _number(text, at, exchange_ms * _SEQ_PER_MS + _SEQ_PER_MS - 1, 0)
-            at = _put(text, at, _CTS)
-            at = _number(text, at, exchange_ms, 0)
-            at = _put(text, at, _FRAME_END)
+            at = put(text, at, _U)
+            at = put_number(text, at, head.update_id, 0)
+            at = put(text, at, _SEQ)
+            at = put_number(text, at, exchange_ms * _SEQ_PER_MS + _SEQ_PER_MS - 1, 0)
+            at = put(text, at, _CTS)
+            at = put_number(text, at, exchange_ms, 0)
+            at = put(text, at, _FRAME_END)
         elif head.kind == _TICKER:
-            at = _put(text, at, style.ticker_delta if state[2] else style.ticker_snapshot)
+            at = put(text, at, style.ticker_delta if state[2] else style.ticker_snapshot)
             state[2] = 1
             for n in range(first, last + 1):
                 field = events[n].field
-                at = _put(text, at, _NAMES[field, : _NAME_SIZES[field]])
+                at = put(text, at, _NAMES[field, : _NAME_SIZES[field]])
                 value = events[n].value_e8
                 if field == _NEXT_FUNDING:
-                    at = _number(text, at, value, 0)
+                    at = put_number(text, at, value, 0)
                 else:
                     at = _value(text, at, value, style.places[field])
                 text[at] = 34
                 at += 1
-            at = _put(text, at, _CS)
-            at = _number(text, at, publish_ms * _SEQ_PER_MS, 0)
-            at = _put(text, at, _TS)
-            at = _number(text, at, publish_ms, 0)
-            at = _put(text, at, _FRAME_END)
+            at = put(text, at, _CS)
+            at = put_number(text, at, publish_ms * _SEQ_PER_MS, 0)
+            at = put(text, at, _TS)
+            at = put_number(text, at, publish_ms, 0)
+            at = put(text, at, _FRAME_END)
         else:
-            at = _put(text, at, style.trade if head.kind == _TRADE else style.liquidation)
-            at = _number(text, at, publish_ms, 0)
-            at = _put(text, at, _DATA_LIST)
+            at = put(text, at, style.trade if head.kind == _TRADE else style.liquidation)
+            at = put_number(text, at, publish_ms, 0)
+            at = put(text, at, _DATA_LIST)
             for n in range(first, last + 1):
                 at = _print(text, at, events, n, n - first, style, state)
                 text[at] = 44
                 at += 1
-            at = _put(text, at - 1, _LIST_END)
+            at = put(text, at - 1, _LIST_END)
         ends[line] = at
         first = last + 1
     return at

@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from live.archive import ArchiveDay, ArchiveError, Cut, convert
-from market.book import Book
+from live import archive_day
+from live.archive import ArchiveDay, ArchiveError, convert
+from live.cut import Cut
+from market.book import CROSSED_FRAMES, GAPS, UNHELD, Book
 from market.capture import read_lines
 from market.decode import Decoder
+from market.events import from_arrow
 from market.ingest import ingest
 from market.lake import DAY_NS, Lake, day_start_ns
 from market.settings import Settings
@@ -124,6 +127,9 @@ def test_the_order_of_a_trade_archive_does_not_matter(tmp_path: Path) -> None:
         (BOOKS, [row(1, "a", symbol="ETHUSDT")], "line 2: a trade of ETHUSDT"),
         (BOOKS, [row(1, "a"), "1,2,3"], "line 3: not a trade"),
         (BOOKS, [row(1, "a", side="Both")], "line 2: not a trade"),
+        (BOOKS, ["", row(1, "a"), row(1, 'b"')], "line 4: not a trade"),
+        (BOOKS, [row(1e15, "a")], "line 2: not a trade"),
+        (BOOKS, ["." + row(1, "a")], "line 2: not a trade"),
     ],
 )
 def test_what_is_no_archive_of_the_symbol_is_named(
@@ -165,7 +171,7 @@ def test_a_cut_book_is_the_top_of_the_whole_book_after_every_frame(
     depth: int, bids: list[list[tuple[int, int]]], asks: list[list[tuple[int, int]]]
 ) -> None:
     """Applying the cut frames to an empty book gives the best levels of the whole book, no more."""
-    cut = Cut(depth)
+    cut = Cut(SYMBOL, 500, depth)
     whole: dict[str, dict[int, int]] = {"b": {1: 1}, "a": {100: 1}}
     shown: dict[str, dict[str, str]] = {"b": {}, "a": {}}
     steps: list[tuple[str, dict[str, list[tuple[int, int]]]]]
@@ -188,6 +194,40 @@ def test_a_cut_book_is_the_top_of_the_whole_book_after_every_frame(
             held = {price: size for price, size in whole[side].items() if size}
             best = sorted(held, key=lambda price: sign * price)[:depth]
             assert shown[side] == {str(price): str(held[price]) for price in best}
+
+
+def test_a_cut_reads_any_json_and_keeps_the_digits_that_came() -> None:
+    plain, spaced = Cut(SYMBOL, 500, 1), Cut(SYMBOL, 500, 1)
+    opening = frame("snapshot", 0, 1, [["9.50", "1.0"], ["9.4", "2"]], [["10.00", "0.10"]], 500)
+    leaving = frame("delta", 1, 2, [["9.50", "0.000"]], [], 500)
+    said = [plain.frame(text) for text in (opening, leaving)]
+    for text, cut in zip((opening, leaving), said, strict=True):
+        content = msgspec.json.decode(text)
+        content["data"] = dict(reversed(content["data"].items()))
+        other = msgspec.json.format(msgspec.json.encode(content | {"more": [1]}))
+        assert spaced.frame(other) == cut
+    first, second = (msgspec.json.decode(cut)["data"] for cut in said)
+    assert (first["b"], first["a"]) == ([["9.50", "1.0"]], [["10.00", "0.10"]])
+    assert (second["b"], second["a"]) == ([["9.50", "0"], ["9.4", "2"]], [])
+
+
+@pytest.mark.parametrize(
+    ("bids", "said"),
+    [
+        ([["1e3", "1"]], "plain positive decimals"),
+        ([["-1.0", "1"]], "plain positive decimals"),
+        ([["1.0", "x"]], "plain positive decimals"),
+        ([["1.0"]], "length"),
+        ([[f"{n + 1}", "1"] for n in range(10_001)], "more than 10,000 levels"),
+    ],
+)
+def test_a_deep_frame_that_cannot_be_cut_names_its_line(
+    tmp_path: Path, bids: object, said: str
+) -> None:
+    deep = [frame("snapshot", n, n + 1, [["1.0", "1"]], [], 500) for n in range(3)]
+    deep.append(frame("delta", 4, 4, bids, [], 500))
+    with pytest.raises(ArchiveError, match=f"line 4: .*{said}"):
+        converted(tmp_path, deep, trade_gz([row(1, "a")]))
 
 
 def test_an_archive_of_500_levels_gives_the_top_of_its_book_after_decoding(tmp_path: Path) -> None:
@@ -218,6 +258,38 @@ def test_an_archive_of_500_levels_gives_the_top_of_its_book_after_decoding(tmp_p
         assert [(int(price), int(qty)) for price, qty in levels] == expected
 
 
+def test_trades_keep_their_text_and_their_milliseconds(tmp_path: Path) -> None:
+    """Seconds with any number of decimals; those of one millisecond are one frame."""
+    tail = f"{SYMBOL},Sell,1e-3,100.10,ZeroMinusTick,id-1,x,x,x,1"
+    seconds = START_MS // 1000
+    times = [
+        f"{seconds}",
+        f"{seconds}.",
+        f"{seconds}.0019999",
+        f"{seconds}.002",
+        f"{seconds}.00209",
+    ]
+    _, lines = converted(tmp_path, BOOKS, trade_gz([f"{time},{tail}" for time in times]))
+    frames = [msgspec.json.decode(text) for _, text in lines if b"publicTrade" in text]
+    assert [(each["ts"] - START_MS, len(each["data"])) for each in frames] == [
+        (0, 2),
+        (1, 1),
+        (2, 2),
+    ]
+    trade = {"T": START_MS, "s": SYMBOL, "S": "Sell", "v": "1e-3", "p": "100.10"}
+    assert frames[0]["data"][0] == trade | {
+        "L": "ZeroMinusTick",
+        "i": "id-1",
+        "BT": False,
+        "RPI": True,
+    }
+
+
+def test_a_day_without_a_trade_is_a_day(tmp_path: Path) -> None:
+    day, lines = converted(tmp_path, BOOKS, trade_gz([]))
+    assert (day.trades, len(lines)) == (0, len(BOOKS))
+
+
 def test_ingest_takes_an_archive_whole(tmp_path: Path) -> None:
     rows = [row(n, str(n)) for n in range(0, 80_000, 100)]
     converted(tmp_path, BOOKS, trade_gz(rows))
@@ -225,3 +297,21 @@ def test_ingest_takes_an_archive_whole(tmp_path: Path) -> None:
     report = ingest(lake, [str(tmp_path / "out.frames.zst")], [(SYMBOL, DAY)], Settings())
     assert (report.quarantined, report.gaps, report.steps_back) == (0, 0, 0)
     assert report.frames == {f"orderbook.200.{SYMBOL}": 4, f"publicTrade.{SYMBOL}": 800}
+
+
+def test_a_made_up_day_is_whole_and_follows_from_its_seed(tmp_path: Path) -> None:
+    one = archive_day.write_archives(tmp_path / "one", 2000, 3000)
+    two = archive_day.write_archives(tmp_path / "two", 2000, 3000)
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+
+    found = archive_day.read_day(tmp_path / "lake", *one)
+
+    day = found.archive
+    assert (day.depth, day.book_lines, day.gaps, day.trades, day.strays) == (500, 2000, 0, 3000, 0)
+    assert 86_000 < found.bars <= 86_400
+    lake = Lake(tmp_path / "lake")
+    events = from_arrow(lake.read("events", archive_day.SYMBOL, archive_day.DAY))
+    book = Book()
+    book.apply(events)
+    assert not book.state[CROSSED_FRAMES] + book.state[UNHELD] + book.state[GAPS]
+    assert len(book.bids()) == len(book.asks()) == 200
