@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
+from execution.liquidity import Monitor, filled_share
 from execution.orders import Action, Amend, OrderState
 from execution.venue import View
 from execution.working import SECOND_NS, Child, Parent, Working
@@ -76,7 +77,8 @@ class Resting(Working):
 
     def _rest(self, now_ns: int, lots: int, price_ticks: int) -> Iterator[Action]:
         """Have ``lots`` resting in all, at ``price_ticks`` unless they stand there or nearer."""
-        missing = min(lots - self.open_lots, self.remaining_lots)
+        resting = sum(c.open_lots for c in self.children.values() if not c.crosses)
+        missing = min(lots - resting, self.remaining_lots)
         if missing > 0 and now_ns - self._posted_ns >= self._pause_ns:
             self._posted_ns = now_ns
             yield from self._post(now_ns, missing, price_ticks)
@@ -134,15 +136,14 @@ class ContKukanov(Resting):
     """How much to rest and how much to take at once, for one venue (Cont and Kukanov 2017).
 
     With half-spread h, taker fee f, maker fee -r, the quantity in front Q, the outflow ξ of our queue
-    until the deadline and the penalty λ for what is left over (all in bps of price), the optimal
+    until the deadline and the penalty λ for what is left over (costs in bps of price), the optimal
     resting quantity is
 
         L = clip(F⁻¹((2h + f + r) / (λ + h + r)) - Q, 0, S)
 
     with F the distribution of ξ, and the rest is taken. The outflow is taken as exponential with the
-    mean that the tape has shown since the parent's start (``prior_lots_per_s`` for its first
-    second). The split is looked at again every ``review_ns``; what rests is pegged, and crosses at
-    the deadline.
+    mean that the tape has shown. The split is looked at again every ``review_ns``; what rests is
+    pegged, and crosses at the deadline.
     """
 
     def __init__(
@@ -152,7 +153,6 @@ class ContKukanov(Resting):
         taker_bps: float = 5.5,
         maker_bps: float = 2.0,
         penalty_bps: float = 9.0,
-        prior_lots_per_s: float = 1.0,
         review_ns: int = 5 * SECOND_NS,
     ) -> None:
         super().__init__(parent)
@@ -161,21 +161,16 @@ class ContKukanov(Resting):
                 f"penalty of {penalty_bps:g} bps: expected more than the maker fee, {maker_bps:g} bps"
             )
         self._taker_bps, self._rebate_bps, self._penalty_bps = taker_bps, -maker_bps, penalty_bps
-        self._prior, self._review_ns = prior_lots_per_s, review_ns
-        self._reviewed_ns = -review_ns
-        self._begin: tuple[int, int] | None = None
+        self._review_ns, self._reviewed_ns = review_ns, -review_ns
+        self._monitor = Monitor()
         self.take_lots = 0
 
     def resting_lots(self, now_ns: int, view: View) -> int:
         """L for what is not filled yet, from 0 to all of it."""
         side = self.parent.side
         left = self.parent.qty_lots - self.filled_lots
-        traded = view.sold_lots if side > 0 else view.bought_lots
-        if self._begin is None:
-            self._begin = (now_ns, traded)
-        seconds = (now_ns - self._begin[0]) / SECOND_NS
-        rate = (self._prior + traded - self._begin[1]) / (1 + seconds)
-        mean = rate * max(0.0, (self.parent.deadline_ns - now_ns) / SECOND_NS)
+        left_s = max(0.0, (self.parent.deadline_ns - now_ns) / SECOND_NS)
+        mean = self._monitor.outflow_lots_s(side, view) * left_s
         half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * _BPS
         level = (2 * half + self._taker_bps + self._rebate_bps) / (
             self._penalty_bps + half + self._rebate_bps
@@ -186,6 +181,7 @@ class ContKukanov(Resting):
         return round(min(max(-mean * math.log1p(-level) - queue, 0.0), left))
 
     def _work(self, now_ns: int, view: View) -> Iterator[Action]:
+        self._monitor.see(view)
         left = self.parent.qty_lots - self.filled_lots
         if now_ns - self._reviewed_ns >= self._review_ns:
             self._reviewed_ns = now_ns
@@ -216,8 +212,8 @@ class Adaptive(Resting):
         *,
         taker_bps: float = 5.5,
         maker_bps: float = 2.0,
-        aside_share: float = 0.15,
-        return_share: float = 0.35,
+        aside_share: float = 0.05,
+        return_share: float = 0.2,
         hold_back_bps: float = 0.5,
     ) -> None:
         super().__init__(parent, max_moves=200, pause_ns=200_000_000)
@@ -225,7 +221,7 @@ class Adaptive(Resting):
         self._aside_share, self._return_share = aside_share, return_share
         self._hold_back_bps = hold_back_bps
         self._aside_ticks: int | None = None
-        self._began: tuple[int, int] | None = None
+        self._monitor = Monitor()
         self._crosses = False
 
     def _work(self, now_ns: int, view: View) -> Iterator[Action]:
@@ -255,20 +251,16 @@ class Adaptive(Resting):
 
     def _dearer_to_wait(self, now_ns: int, view: View) -> bool:
         """Whether crossing now costs less than waiting; once it does, it stays so."""
-        side = self.parent.side
-        traded = view.sold_lots if side > 0 else view.bought_lots
-        if self._began is None:
-            self._began = (now_ns, traded)
+        self._monitor.see(view)
         if self._crosses or view.signal_bps is None:
             return self._crosses
-        seconds = (now_ns - self._began[0]) / SECOND_NS
+        side = self.parent.side
+        left = self.parent.qty_lots - self.filled_lots
         left_s = max(0.0, (self.parent.deadline_ns - now_ns) / SECOND_NS)
-        queue = (view.bids if side > 0 else view.asks)[0][1] + self.parent.qty_lots
-        outflow = (queue + traded - self._began[1]) / (1.0 + seconds) * left_s
-        fills = outflow / (outflow + queue)
+        filled = filled_share(self._monitor, view, side, left, left_s)
         half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * _BPS
         drift = max(0.0, side * view.signal_bps)
         # What fills has filled because the market came to us: only what is left bears the drift.
-        waits = fills * (self._maker_bps - half) + (1 - fills) * (self._taker_bps + half + drift)
+        waits = filled * (self._maker_bps - half) + (1 - filled) * (self._taker_bps + half + drift)
         self._crosses = self._taker_bps + half < waits
         return self._crosses

@@ -65,14 +65,16 @@ def told(kind: Any, client_id: str = "p-1", **more: Any) -> Any:
     return kind(client_id=client_id, time_ns=0, venue_ns=0, **more)
 
 
-def fill(lots: int, leaves: int, exec_id: str = "x1", client_id: str = "p-1") -> Filled:
+def fill(
+    lots: int, leaves: int, exec_id: str = "x1", client_id: str = "p-1", side: int = 1
+) -> Filled:
     return Filled(
         client_id=client_id,
         time_ns=0,
         venue_ns=0,
         exec_id=exec_id,
         symbol=SYMBOL,
-        side=1,
+        side=side,
         qty_lots=lots,
         price_ticks=100,
         liquidity=Liquidity.MAKER,
@@ -266,6 +268,7 @@ class Chaos:
         self.leaves: dict[str, int] = {}
         self.queue: list[Event] = []
         self.filled = 0
+        self.position = 0
         self.executions = 0
 
     def send(self, actions: Sequence[Action]) -> None:
@@ -312,7 +315,10 @@ class Chaos:
                 self.executions += 1
                 self.filled += lots
                 self.leaves[name] -= lots
-                self.queue.append(fill(lots, self.leaves[name], f"x{self.executions}", name))
+                side = self.open[name].side
+                news = fill(lots, self.leaves[name], f"x{self.executions}", name, side)
+                self.queue.append(news)
+                self.position += side * lots
                 if self.leaves[name] == 0:
                     del self.open[name]
             elif dice > (0.8 if crosses else 0.97):

@@ -1,0 +1,266 @@
+"""What the market can bear: depth, flow and volatility as seen, and what a parent should cost.
+
+A `Monitor` follows one symbol through its views and holds what no single view shows: how fast the
+touch is traded away, how the spread usually is, how volatile the mid is, how soon a depleted touch
+is full again. `estimate` turns that into the cost of a parent before it starts, and `Estimate.error`
+compares it with what it came to.
+
+Rates are exponential averages over ``memory_s`` seconds of the view's own time, started by priors
+that count as ``PRIOR_S`` seconds of observation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from execution.venue import View
+
+_BPS: Final = 1e4
+_SECOND_NS: Final = 1_000_000_000
+
+#: Priors weigh as much as this many seconds of observation.
+PRIOR_S: Final = 10.0
+#: Coefficient Y of the square-root law; between 0.5 and 1 for bitcoin (Donier and Bonart 2015).
+IMPACT: Final = 0.75
+#: A touch below this share of its usual quantity is depleted, and above half of it full again.
+_DEPLETED: Final = 0.2
+
+Levels = Sequence[tuple[int, int]]
+
+
+def depth_lots(levels: Levels, mid_ticks: float, within_bps: float) -> int:
+    """Quantity of the levels no further than ``within_bps`` from the mid."""
+    reach = mid_ticks * within_bps / _BPS
+    return sum(lots for ticks, lots in levels if abs(ticks - mid_ticks) <= reach)
+
+
+def sweep_bps(levels: Levels, mid_ticks: float, lots: int) -> float | None:
+    """Cost against the mid of taking ``lots`` at once, in bps; None beyond the last level.
+
+    ``levels`` are those of the side that is taken from, from the touch outwards.
+    """
+    left, paid = lots, 0.0
+    for ticks, there in levels:
+        taken = min(left, there)
+        paid += taken * abs(ticks - mid_ticks)
+        left -= taken
+        if left == 0:
+            return paid / lots / mid_ticks * _BPS
+    return None
+
+
+class SpreadRegime(StrEnum):
+    """The spread against one tick and against its own average."""
+
+    ONE_TICK = "one_tick"
+    USUAL = "usual"
+    WIDE = "wide"
+
+
+class Monitor:
+    """Follows one symbol's views; every figure is of the past only."""
+
+    def __init__(self, *, memory_s: float = 60.0, sigma_bps: float = 1.0) -> None:
+        self._memory_s = memory_s
+        self._now_ns: int | None = None
+        self._mid = math.nan
+        self._traded = (0, 0)
+        self._seconds = 0.0  #: discounted time observed
+        self._variance = sigma_bps**2 * PRIOR_S
+        self._spread = 0.0
+        self._outflow = [0.0, 0.0]  #: discounted lots taken from the bid, from the ask
+        self._touch = [0.0, 0.0]  #: discounted quantity × time at the bid, at the ask
+        self._depleted_ns: list[int | None] = [None, None]
+        self._recovery_s = 0.0
+        self._recoveries = 0.0
+
+    def see(self, view: View) -> None:
+        """Take in a view; views that are stale or not newer are passed over."""
+        if view.stale:
+            self._now_ns = None
+            return
+        mid, traded = view.mid_ticks, (view.sold_lots, view.bought_lots)
+        if self._now_ns is not None and view.now_ns > self._now_ns:
+            dt = (view.now_ns - self._now_ns) / _SECOND_NS
+            keep = math.exp(-dt / self._memory_s)
+            self._seconds = self._seconds * keep + dt
+            move = math.log(mid / self._mid) * _BPS
+            self._variance = self._variance * keep + move * move
+            spread = (view.asks[0][0] - view.bids[0][0]) / mid * _BPS
+            self._spread = self._spread * keep + spread * dt
+            self._recoveries *= keep
+            self._recovery_s *= keep
+            for k, levels in enumerate((view.bids, view.asks)):
+                self._outflow[k] = self._outflow[k] * keep + traded[k] - self._traded[k]
+                self._touch[k] = self._touch[k] * keep + levels[0][1] * dt
+                self._recover(k, levels[0][1], view.now_ns)
+        self._now_ns, self._mid, self._traded = view.now_ns, mid, traded
+
+    def _recover(self, k: int, lots: int, now_ns: int) -> None:
+        usual = self._touch[k] / self._seconds
+        since = self._depleted_ns[k]
+        if since is None and lots < _DEPLETED * usual:
+            self._depleted_ns[k] = now_ns
+        elif since is not None and lots >= usual / 2:
+            self._recovery_s += (now_ns - since) / _SECOND_NS
+            self._recoveries += 1
+            self._depleted_ns[k] = None
+
+    @property
+    def sigma_bps(self) -> float:
+        """Volatility of the mid, bps per square root of a second."""
+        return math.sqrt(self._variance / (self._seconds + PRIOR_S))
+
+    def outflow_lots_s(self, side: int, view: View) -> float:
+        """Lots a second that takers take from the own side's touch of a parent of ``side``.
+
+        The prior: what stands there now, in `PRIOR_S` seconds.
+        """
+        k = 0 if side > 0 else 1
+        standing = (view.bids, view.asks)[k][0][1] if not view.stale else 0
+        return (self._outflow[k] + standing) / (self._seconds + PRIOR_S)
+
+    def volume_lots_s(self, view: View) -> float:
+        """Lots a second that trade in all."""
+        return self.outflow_lots_s(1, view) + self.outflow_lots_s(-1, view)
+
+    def fill_time_s(self, side: int, view: View, lots: int) -> float:
+        """Expected time until an order that joins the own touch now has filled, by trades alone."""
+        ahead = (view.bids if side > 0 else view.asks)[0][1]
+        return (ahead + lots) / self.outflow_lots_s(side, view)
+
+    @property
+    def recovery_s(self) -> float | None:
+        """Mean time in which a depleted touch was half full again; None before the first."""
+        return self._recovery_s / self._recoveries if self._recoveries > 0 else None
+
+    def regime(self, view: View) -> SpreadRegime:
+        """The present spread against a tick and against 1.5 times its average."""
+        ticks = view.asks[0][0] - view.bids[0][0]
+        if ticks <= 1:
+            return SpreadRegime.ONE_TICK
+        usual = self._spread / self._seconds if self._seconds > 0 else math.inf
+        wide = ticks / view.mid_ticks * _BPS > 1.5 * usual
+        return SpreadRegime.WIDE if wide else SpreadRegime.USUAL
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What a parent is expected to cost (bps of the decision price, positive = paid).
+
+    ``timing_bps`` is the adverse drift that passive fills come with; ``risk_bps`` the standard
+    deviation of the total, and no part of it.
+    """
+
+    spread_bps: float
+    impact_bps: float
+    timing_bps: float
+    fees_bps: float
+    risk_bps: float
+
+    @property
+    def total_bps(self) -> float:
+        return self.spread_bps + self.impact_bps + self.timing_bps + self.fees_bps
+
+    def error(self, total_bps: float) -> float:
+        """What the parent cost beyond the estimate."""
+        return total_bps - self.total_bps
+
+
+class Costs(msgspec.Struct, frozen=True, kw_only=True):
+    """What costs depend on beyond the market: fees, and what was fitted on recorded parents."""
+
+    taker_bps: float = 5.5
+    maker_bps: float = 2.0
+    impact: float = IMPACT
+    #: Adverse drift of a passive fill in units of one second's volatility.
+    adverse: float = 1.0
+
+
+def impact_bps(monitor: Monitor, view: View, lots: int, coefficient: float = IMPACT) -> float:
+    """Mean cost of moving the price with ``lots``: the square-root law, Y σ √(Q / V) · 2/3.
+
+    σ and V are of the same time unit, which cancels. 2/3 because a fill pays the path's mean and
+    not its peak: the mean of √q over q up to Q is 2/3 of its end.
+    """
+    ratio = lots / monitor.volume_lots_s(view)
+    return coefficient * monitor.sigma_bps * math.sqrt(ratio) * 2 / 3
+
+
+def propagator_bps(
+    slices: Sequence[tuple[float, float]],
+    sigma_bps: float,
+    volume_s: float,
+    *,
+    coefficient: float = IMPACT,
+    decay: float = 0.25,
+    scale_s: float = 1.0,
+) -> float:
+    """Mean impact cost of a schedule under a transient propagator (Bouchaud et al. 2004).
+
+    ``slices`` are (time s, lots) in time order. A slice moves the mid by Y σ √(q / V), which then
+    decays as G(τ) = (1 + τ/``scale_s``)^-``decay``; each slice pays what earlier ones have left and
+    two thirds of its own. Bps, weighted by quantity.
+    """
+    total = math.fsum(lots for _, lots in slices)
+    paid = 0.0
+    for k, (at, lots) in enumerate(slices):
+        own = coefficient * sigma_bps * math.sqrt(lots / volume_s)
+        before = math.fsum(
+            coefficient
+            * sigma_bps
+            * math.sqrt(earlier / volume_s)
+            * (1 + (at - then) / scale_s) ** -decay
+            for then, earlier in slices[:k]
+        )
+        paid += lots * (before + own * 2 / 3)
+    return paid / total if total else 0.0
+
+
+def estimate_taker(monitor: Monitor, view: View, side: int, lots: int, costs: Costs) -> Estimate:
+    """Cost of taking everything now: the visible book, and the square-root law beyond it."""
+    levels = view.asks if side > 0 else view.bids
+    half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * _BPS
+    swept = sweep_bps(levels, view.mid_ticks, lots)
+    if swept is None:
+        reach = abs(levels[-1][0] - view.mid_ticks) / view.mid_ticks * _BPS
+        swept = max(reach, half + impact_bps(monitor, view, lots, costs.impact))
+    return Estimate(
+        spread_bps=half,
+        impact_bps=max(0.0, swept - half),
+        timing_bps=0.0,
+        fees_bps=costs.taker_bps,
+        risk_bps=0.0,
+    )
+
+
+def filled_share(monitor: Monitor, view: View, side: int, lots: int, span_s: float) -> float:
+    """Share of a passive parent that should have filled by its deadline.
+
+    A touch is traded through at least as soon as its queue at the usual outflow; with a time to fill
+    of mean T that is taken as exponential, the share is 1 - exp(-span / T).
+    """
+    return -math.expm1(-max(0.0, span_s) / monitor.fill_time_s(side, view, lots))
+
+
+def estimate_passive(
+    monitor: Monitor, view: View, side: int, lots: int, span_s: float, costs: Costs
+) -> Estimate:
+    """Cost of resting at the touch for ``span_s`` and taking what is left."""
+    half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * _BPS
+    filled = filled_share(monitor, view, side, lots, span_s)
+    expected = side * (view.signal_bps or 0.0)
+    sigma = monitor.sigma_bps
+    taken = lots * (1 - filled)
+    impact = impact_bps(monitor, view, max(1, round(taken)), costs.impact) * (1 - filled)
+    return Estimate(
+        spread_bps=half * (1 - 2 * filled),
+        impact_bps=impact,
+        timing_bps=costs.adverse * sigma * filled + expected * (1 - filled),
+        fees_bps=costs.maker_bps * filled + costs.taker_bps * (1 - filled),
+        risk_bps=sigma * math.sqrt(min(span_s, monitor.fill_time_s(side, view, lots))),
+    )

@@ -1,0 +1,314 @@
+"""Limits that every order passes before it leaves, and the closed list of reasons that stop one.
+
+The guard assumes the worst of what it does not know: every open order, and every order whose fate is
+unknown, may fill completely at once. An action is let through when all limits hold even then:
+
+    |position + open buys|, |position - open sells|   ≤ position limit, of each symbol, at the mid
+    Σ over symbols of the larger of the two            ≤ gross limit and leverage × equity
+
+So no order of arrival of fills, refusals or duplicates can carry a position past a limit: only the
+price can, and then what increases it is stopped. After a loss limit only what reduces goes through.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from execution.orders import (
+    Accepted,
+    Action,
+    Amend,
+    Amended,
+    Cancel,
+    Cancelled,
+    CancelRejected,
+    Event,
+    Filled,
+    Lost,
+    OrderType,
+    Rejected,
+    Submit,
+)
+from execution.venue import View
+from market.instruments import Instrument
+
+_BPS: Final = 1e4
+_SECOND_NS: Final = 1_000_000_000
+_DAY_NS: Final = 86_400 * _SECOND_NS
+
+
+class Denial(StrEnum):
+    """Why an action was not sent; the list is closed."""
+
+    UNKNOWN_SYMBOL = "unknown_symbol"
+    UNKNOWN_ORDER = "unknown_order"
+    DUPLICATE_ID = "duplicate_id"
+    BAD_QUANTITY = "bad_quantity"
+    BAD_PRICE = "bad_price"
+    STALE_MARKET = "stale_market"
+    PRICE_BAND = "price_band"
+    ORDER_LIMIT = "order_limit"
+    POSITION_LIMIT = "position_limit"
+    GROSS_LIMIT = "gross_limit"
+    LEVERAGE = "leverage"
+    LIQUIDATION = "liquidation"
+    DAILY_LOSS = "daily_loss"
+    DRAWDOWN = "drawdown"
+    RATE_LIMIT = "rate_limit"
+    REDUCE_ONLY = "reduce_only"
+    HALTED = "halted"
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The limits, in quote currency, bps and actions a second."""
+
+    order_usdt: float = 50_000.0
+    position_usdt: float = 200_000.0
+    gross_usdt: float = 300_000.0
+    leverage: float = 3.0
+    #: A limit price no further than this from the mid, on the dear side.
+    price_band_bps: float = 100.0
+    daily_loss_usdt: float = 5_000.0
+    drawdown_usdt: float = 15_000.0
+    #: Requests of any kind in a second; cancels are counted and never stopped.
+    actions_per_s: int = 10
+    #: The mid at least this far from the venue's liquidation price to increase a position.
+    liquidation_bps: float = 500.0
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"risk limit {name} = {getattr(self, name)}: expected more than 0")
+
+
+class _Open(msgspec.Struct, kw_only=True):
+    """An order that may still fill; what an amend under way asks for counts already."""
+
+    symbol: str
+    side: int
+    qty_lots: int
+    reduce_only: bool
+    asked_lots: list[int] = []
+    filled_lots: int = 0
+
+    @property
+    def leaves_lots(self) -> int:
+        return max(self.qty_lots, *self.asked_lots, 0) - self.filled_lots
+
+
+class Guard:
+    """Checks actions against limits, with a picture of its own of what may still happen."""
+
+    def __init__(
+        self,
+        instruments: Mapping[str, Instrument],
+        limits: Limits,
+        equity_usdt: float,
+        positions: Mapping[str, int] | None = None,
+    ) -> None:
+        self.limits = limits
+        self.halted = False
+        self.denials: dict[Denial, int] = {}
+        self._instruments = instruments
+        self._positions = dict.fromkeys(instruments, 0) | dict(positions or {})
+        self._mids: dict[str, float] = {}
+        self._liquidation: dict[str, float] = {}
+        self._orders: dict[str, _Open] = {}
+        self._seen: set[str] = set()
+        self._executions: set[str] = set()
+        self._sent: deque[int] = deque()
+        self._equity = self._peak = self._day_equity = equity_usdt
+        self._day: int | None = None
+
+    # -- what is known -------------------------------------------------------------------------
+
+    def position_lots(self, symbol: str) -> int:
+        """Signed position: the sum of executions heard of."""
+        return self._positions[symbol]
+
+    def mark(self, now_ns: int, equity_usdt: float) -> None:
+        """The account's equity now; the first mark of a UTC day opens the day."""
+        self._equity = equity_usdt
+        self._peak = max(self._peak, equity_usdt)
+        if self._day != now_ns // _DAY_NS:
+            self._day, self._day_equity = now_ns // _DAY_NS, equity_usdt
+
+    def liquidation(self, symbol: str, price_ticks: float | None) -> None:
+        """Liquidation price of the present position, None when there is none."""
+        if price_ticks is None:
+            self._liquidation.pop(symbol, None)
+        else:
+            self._liquidation[symbol] = price_ticks
+
+    def hear(self, events: Sequence[Event]) -> None:
+        """What became of orders; duplicates and orders that are not ours change nothing."""
+        for event in events:
+            order = self._orders.get(event.client_id)
+            if isinstance(event, Filled):
+                self._fill(event, order)
+            elif order is None or isinstance(event, Accepted | Lost | CancelRejected):
+                continue
+            elif isinstance(event, Rejected):
+                # A refusal of an order that has filled speaks of another request.
+                if not order.filled_lots:
+                    del self._orders[event.client_id]
+            elif isinstance(event, Cancelled):
+                self._cancelled(event, order)
+            elif isinstance(event, Amended):
+                order.qty_lots = event.qty_lots
+                if event.qty_lots in order.asked_lots:
+                    order.asked_lots.remove(event.qty_lots)
+                if order.leaves_lots <= 0:
+                    del self._orders[event.client_id]
+
+    def _fill(self, fill: Filled, order: _Open | None) -> None:
+        if fill.exec_id in self._executions or fill.symbol not in self._positions:
+            return
+        self._executions.add(fill.exec_id)
+        self._positions[fill.symbol] += fill.side * fill.qty_lots
+        if order is not None:
+            order.filled_lots += fill.qty_lots
+            if order.leaves_lots <= 0:
+                del self._orders[fill.client_id]
+
+    def _cancelled(self, event: Cancelled, order: _Open) -> None:
+        """An end may overtake fills: what the venue says has filled stays open until heard of."""
+        order.asked_lots.clear()
+        order.qty_lots -= event.leaves_lots
+        if not event.leaves_lots or order.leaves_lots <= 0:
+            del self._orders[event.client_id]
+
+    # -- what is asked -------------------------------------------------------------------------
+
+    def allow(self, now_ns: int, action: Action, view: View | None) -> Denial | None:
+        """None when the action may leave, and then it counts as sent; else why it may not."""
+        while self._sent and self._sent[0] <= now_ns - _SECOND_NS:
+            self._sent.popleft()
+        denial = self._judge(action, view)
+        if denial is None:
+            self._sent.append(now_ns)
+            self._commit(action)
+        else:
+            self.denials[denial] = self.denials.get(denial, 0) + 1
+        return denial
+
+    def _commit(self, action: Action) -> None:
+        if isinstance(action, Submit):
+            self._seen.add(action.client_id)
+            self._orders[action.client_id] = _Open(
+                symbol=action.symbol,
+                side=action.side,
+                qty_lots=action.qty_lots,
+                reduce_only=action.reduce_only,
+            )
+        elif isinstance(action, Amend) and action.qty_lots is not None:
+            self._orders[action.client_id].asked_lots.append(action.qty_lots)
+
+    def _judge(self, action: Action, view: View | None) -> Denial | None:
+        if isinstance(action, Cancel):
+            return None if action.client_id in self._seen else Denial.UNKNOWN_ORDER
+        if self.halted:
+            return Denial.HALTED
+        if len(self._sent) >= self.limits.actions_per_s:
+            return Denial.RATE_LIMIT
+        if isinstance(action, Submit):
+            if action.client_id in self._seen:
+                return Denial.DUPLICATE_ID
+            if action.symbol not in self._instruments:
+                return Denial.UNKNOWN_SYMBOL
+            limit = None if action.order_type is OrderType.MARKET else action.price_ticks
+            return self._judge_order(
+                action.symbol, action.side, action.qty_lots, limit, action.reduce_only, view
+            )
+        order = self._orders.get(action.client_id)
+        if order is None:
+            return Denial.UNKNOWN_ORDER
+        more = 0
+        if action.qty_lots is not None:
+            if action.qty_lots <= order.filled_lots:
+                return Denial.BAD_QUANTITY
+            more = max(0, action.qty_lots - order.filled_lots - order.leaves_lots)
+        return self._judge_order(
+            order.symbol, order.side, more, action.price_ticks, order.reduce_only, view, amends=True
+        )
+
+    def _judge_order(
+        self,
+        symbol: str,
+        side: int,
+        lots: int,
+        price_ticks: int | None,
+        reduce_only: bool,
+        view: View | None,
+        amends: bool = False,
+    ) -> Denial | None:
+        """``lots`` more of an order; an amend of the price alone adds none."""
+        if side not in (1, -1) or lots < (0 if amends else 1):
+            return Denial.BAD_QUANTITY
+        if price_ticks is not None and price_ticks <= 0:
+            return Denial.BAD_PRICE
+        if view is None or view.symbol != symbol or view.stale or not view.bids or not view.asks:
+            return Denial.STALE_MARKET
+        mid = self._mids[symbol] = view.mid_ticks
+        if price_ticks is not None:
+            dear = side * (price_ticks - mid) / mid * _BPS
+            if dear > self.limits.price_band_bps:
+                return Denial.PRICE_BAND
+        position = self._positions[symbol]
+        reducing = side * position < 0 and self._open(symbol, side) + lots <= abs(position)
+        if reduce_only and not reducing:
+            return Denial.REDUCE_ONLY
+        if reducing or lots == 0:
+            return None
+        return self._judge_increase(symbol, side, lots, mid)
+
+    def _judge_increase(self, symbol: str, side: int, lots: int, mid: float) -> Denial | None:
+        limits = self.limits
+        if self._equity <= self._day_equity - limits.daily_loss_usdt:
+            return Denial.DAILY_LOSS
+        if self._equity <= self._peak - limits.drawdown_usdt:
+            return Denial.DRAWDOWN
+        liquidated = self._liquidation.get(symbol)
+        if liquidated is not None and side * self._positions[symbol] > 0:
+            distance = side * (mid - liquidated) / mid * _BPS
+            if distance < limits.liquidation_bps:
+                return Denial.LIQUIDATION
+        value = self._lot_usdt(symbol)
+        if lots * value > limits.order_usdt:
+            return Denial.ORDER_LIMIT
+        if self._worst_lots(symbol, side, lots) * value > limits.position_usdt:
+            return Denial.POSITION_LIMIT
+        gross = sum(
+            max(
+                self._worst_lots(name, 1, lots if (name, side) == (symbol, 1) else 0),
+                self._worst_lots(name, -1, lots if (name, side) == (symbol, -1) else 0),
+            )
+            * self._lot_usdt(name)
+            for name in self._instruments
+        )
+        if gross > limits.gross_usdt:
+            return Denial.GROSS_LIMIT
+        if gross > limits.leverage * self._equity:
+            return Denial.LEVERAGE
+        return None
+
+    def _open(self, symbol: str, side: int) -> int:
+        return sum(
+            order.leaves_lots
+            for order in self._orders.values()
+            if order.symbol == symbol and order.side == side
+        )
+
+    def _worst_lots(self, symbol: str, side: int, more: int) -> int:
+        """The largest position on one side that open orders and ``more`` lots could lead to."""
+        return max(0, side * self._positions[symbol] + self._open(symbol, side) + more)
+
+    def _lot_usdt(self, symbol: str) -> float:
+        """Value of a lot at the last mid seen; zero before one is, when nothing is held either."""
+        instrument = self._instruments[symbol]
+        return self._mids.get(symbol, 0.0) * instrument.tick_size * instrument.lot_size

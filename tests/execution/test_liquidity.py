@@ -1,0 +1,160 @@
+"""What the monitor holds of a market, and what it lets us expect of a parent."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from execution.liquidity import (
+    PRIOR_S,
+    Costs,
+    Monitor,
+    SpreadRegime,
+    depth_lots,
+    estimate_passive,
+    estimate_taker,
+    filled_share,
+    propagator_bps,
+    sweep_bps,
+)
+from execution.venue import View
+from execution.working import SECOND_NS
+from tests.execution.tape import ASKS, BIDS, INSTRUMENT, SYMBOL
+
+
+def picture(now_ns: int = 0, shift: int = 0, **more: object) -> View:
+    view = View(
+        symbol=SYMBOL,
+        now_ns=now_ns,
+        bids=tuple((ticks + shift, lots) for ticks, lots in BIDS),
+        asks=tuple((ticks + shift, lots) for ticks, lots in ASKS),
+        stale=False,
+        instrument=INSTRUMENT,
+    )
+    return msgspec.structs.replace(view, **more)
+
+
+def test_depth_counts_the_levels_within_reach() -> None:
+    assert depth_lots(BIDS, 100.5, 60.0) == 10  # 60 bps of 100.5 are 0.6 ticks
+    assert depth_lots(BIDS, 100.5, 200.0) == 30
+    assert depth_lots((), 100.5, 200.0) == 0
+
+
+def test_a_sweep_costs_its_average_distance_and_nothing_is_said_beyond_the_book() -> None:
+    half = 0.5 / 100.5 * 1e4
+    assert sweep_bps(ASKS, 100.5, 10) == pytest.approx(half)
+    assert sweep_bps(ASKS, 100.5, 30) == pytest.approx((10 * 0.5 + 20 * 1.5) / 30 / 100.5 * 1e4)
+    assert sweep_bps(ASKS, 100.5, 61) is None
+
+
+@settings(derandomize=True, max_examples=100, deadline=None)
+@given(st.integers(1, 59))
+def test_a_larger_sweep_is_never_cheaper_a_lot(lots: int) -> None:
+    smaller, larger = sweep_bps(ASKS, 100.5, lots), sweep_bps(ASKS, 100.5, lots + 1)
+    assert smaller is not None
+    assert larger is not None
+    assert smaller <= larger + 1e-9
+
+
+def test_volatility_is_learnt_from_the_mid() -> None:
+    """A walk of ±1 tick a second around 10,000 has 1 bp per square root of a second."""
+    monitor = Monitor(memory_s=1e9, sigma_bps=5.0)
+    steps = np.random.Generator(np.random.Philox(key=1)).choice([-1, 1], 4_000).cumsum()
+    for k, step in enumerate(steps.tolist()):
+        monitor.see(picture(k * SECOND_NS, 9_900 + step))
+    assert monitor.sigma_bps == pytest.approx(1.0, abs=0.05)
+
+
+def test_outflow_is_what_takers_took_from_the_own_side() -> None:
+    """A buyer waits at the bid, which sellers empty."""
+    monitor = Monitor(memory_s=1e9)
+    for k in range(1_001):
+        monitor.see(picture(k * SECOND_NS, sold_lots=7 * k, bought_lots=2 * k))
+    view = picture(0)
+    assert monitor.outflow_lots_s(1, view) == pytest.approx(7, rel=0.02)
+    assert monitor.outflow_lots_s(-1, view) == pytest.approx(2, rel=0.02)
+    assert monitor.fill_time_s(1, view, 4) == pytest.approx(14 / 7, rel=0.02)
+
+
+def test_before_anything_trades_a_queue_is_taken_to_turn_over_in_the_prior_s_time() -> None:
+    assert Monitor().outflow_lots_s(1, picture()) == pytest.approx(10 / PRIOR_S)
+
+
+def test_the_time_a_depleted_touch_takes_to_come_back() -> None:
+    monitor = Monitor()
+    for k in range(100):
+        depleted = 50 <= k % 60 < 53
+        bids = ((100, 1 if depleted else 10), *BIDS[1:])
+        monitor.see(picture(k * SECOND_NS, bids=bids))
+    assert monitor.recovery_s == pytest.approx(3.0)
+    assert Monitor().recovery_s is None
+
+
+def test_spread_regimes() -> None:
+    monitor = Monitor()
+    for k in range(60):
+        monitor.see(picture(k * SECOND_NS, asks=((103, 10),)))
+    assert monitor.regime(picture()) is SpreadRegime.ONE_TICK
+    assert monitor.regime(picture(asks=((103, 10),))) is SpreadRegime.USUAL
+    assert monitor.regime(picture(asks=((110, 10),))) is SpreadRegime.WIDE
+
+
+def test_a_stale_picture_teaches_nothing() -> None:
+    monitor = Monitor()
+    monitor.see(picture(0))
+    monitor.see(picture(SECOND_NS, 50, stale=True))
+    before = monitor.sigma_bps
+    monitor.see(picture(2 * SECOND_NS, 50))
+    assert monitor.sigma_bps == before
+
+
+# -- estimates -------------------------------------------------------------------------------------
+
+
+def test_a_small_taker_pays_half_the_spread_and_the_fee() -> None:
+    estimate = estimate_taker(Monitor(), picture(), 1, 5, Costs())
+    half = 0.5 / 100.5 * 1e4
+    assert estimate.total_bps == pytest.approx(half + 5.5)
+    assert estimate.impact_bps == 0.0
+    assert estimate.error(estimate.total_bps + 1.0) == pytest.approx(1.0)
+
+
+def test_a_taker_beyond_the_visible_book_is_estimated_and_dearer() -> None:
+    inside = estimate_taker(Monitor(), picture(), -1, 60, Costs())
+    beyond = estimate_taker(Monitor(), picture(), -1, 10_000, Costs())
+    assert beyond.total_bps > inside.total_bps
+    assert math.isfinite(beyond.total_bps)
+
+
+def test_patience_makes_a_passive_parent_cheaper_in_fees_and_riskier() -> None:
+    monitor = Monitor()
+    short = estimate_passive(monitor, picture(), 1, 100, 1.0, Costs())
+    long = estimate_passive(monitor, picture(), 1, 100, 300.0, Costs())
+    assert long.fees_bps < short.fees_bps
+    assert long.risk_bps > short.risk_bps
+    assert filled_share(monitor, picture(), 1, 100, 0.0) == 0.0
+
+
+def test_a_signal_against_us_is_paid_on_what_does_not_fill() -> None:
+    """A buyer in a market expected to rise by 3 bps, with no time to wait, pays the 3 bps."""
+    rising = picture(signal_bps=3.0)
+    calm = estimate_passive(Monitor(), picture(), 1, 10, 0.0, Costs())
+    paid = estimate_passive(Monitor(), rising, 1, 10, 0.0, Costs())
+    assert paid.total_bps - calm.total_bps == pytest.approx(3.0)
+
+
+def test_spreading_a_schedule_over_time_costs_less_impact() -> None:
+    """A propagator forgets: the same quantity in ten slices is dearer at once than over a minute,
+    and one slice alone pays two thirds of the square-root law."""
+    at_once = [(0.0, 10.0)] * 10
+    spread = [(6.0 * k, 10.0) for k in range(10)]
+    dear, cheap = (propagator_bps(s, 1.0, 100.0) for s in (at_once, spread))
+    assert cheap < dear
+    single = propagator_bps([(0.0, 100.0)], 1.0, 100.0, coefficient=0.9)
+    assert single == pytest.approx(0.9 * 2 / 3)
+    assert propagator_bps([], 1.0, 100.0) == 0.0

@@ -1,0 +1,138 @@
+"""Where the placing algorithms put their orders; what they share is under `test_algorithms`."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+
+from execution.orders import Accepted, Cancel, Cancelled, OrderType, Submit, TimeInForce
+from execution.placement import Adaptive, ContKukanov, Iceberg
+from execution.venue import View
+from execution.working import SECOND_NS
+from tests.execution.test_algorithms import DEADLINE, fill, parent, told, view
+
+
+def book(now_ns: int = 0, bid_lots: int = 10, ask_lots: int = 10, **more: object) -> View:
+    picture = view(now_ns)
+    return msgspec.structs.replace(
+        picture, bids=((100, bid_lots),), asks=((101, ask_lots),), **more
+    )
+
+
+# -- iceberg ---------------------------------------------------------------------------------------
+
+
+def test_an_iceberg_shows_a_tip_at_a_time() -> None:
+    algorithm = Iceberg(parent(lots=100), tip_share=0.1)
+    (tip,) = algorithm.step(0, book(bid_lots=1_000), [])
+    assert isinstance(tip, Submit)
+    assert (tip.qty_lots, tip.price_ticks, tip.time_in_force) == (10, 100, TimeInForce.POST_ONLY)
+    now = SECOND_NS
+    assert algorithm.step(now, book(now, 1_000), [told(Accepted), fill(4, 6)]) == []
+    (following,) = algorithm.step(2 * now, book(2 * now, 1_000), [fill(6, 0, "x2")])
+    assert isinstance(following, Submit)
+    assert following.qty_lots == 10
+
+
+def test_a_tip_never_stands_out_of_a_thin_touch() -> None:
+    (tip,) = Iceberg(parent(lots=100), touch_share=0.2).step(0, book(bid_lots=15), [])
+    assert isinstance(tip, Submit)
+    assert tip.qty_lots == 3
+
+
+# -- Cont and Kukanov ------------------------------------------------------------------------------
+
+
+def test_the_split_is_the_formula_s() -> None:
+    """With an outflow of mean μ the resting quantity is -μ ln(1 - level) - Q, worked out by hand:
+    half-spread 49.75 bps, level (99.5 + 5.5 - 2) / (300 + 49.75 - 2), a queue of 10 that turns over
+    in ten seconds by the prior, 30 s to the deadline."""
+    algorithm = ContKukanov(parent(lots=1_000), penalty_bps=300.0)
+    picture = book()
+    half = 0.5 / 100.5 * 1e4
+    level = (2 * half + 5.5 - 2.0) / (300.0 + half - 2.0)
+    expected = -30.0 * math.log(1 - level) - 10
+    assert algorithm.resting_lots(0, picture) == max(0, round(expected))
+
+
+def test_what_should_not_rest_is_taken_at_once_and_the_rest_posted() -> None:
+    algorithm = ContKukanov(parent(lots=1_000), penalty_bps=150.0)
+    wanted = algorithm.resting_lots(0, book(bid_lots=10))
+    taken, posted = ContKukanov(parent(lots=1_000), penalty_bps=150.0).step(0, book(), [])
+    assert 0 < wanted < 1_000
+    assert isinstance(taken, Submit)
+    assert isinstance(posted, Submit)
+    assert (taken.order_type, taken.qty_lots) == (OrderType.MARKET, 1_000 - wanted)
+    assert (posted.order_type, posted.qty_lots) == (OrderType.LIMIT, wanted)
+
+
+def test_a_longer_queue_leaves_less_to_rest_and_a_busier_tape_more() -> None:
+    def resting(queue: int, sold: int) -> int:
+        algorithm = ContKukanov(parent(lots=10_000), penalty_bps=300.0)
+        algorithm.step(0, book(bid_lots=queue), [])
+        later = book(SECOND_NS, bid_lots=queue, sold_lots=sold)
+        algorithm.step(SECOND_NS, later, [])
+        return algorithm.resting_lots(SECOND_NS, later)
+
+    assert resting(10, 500) > resting(10, 50)
+    assert resting(10, 500) > resting(400, 500)
+
+
+def test_a_penalty_below_the_maker_fee_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"penalty of 1 bps: expected more than"):
+        ContKukanov(parent(), penalty_bps=1.0)
+
+
+# -- adaptive --------------------------------------------------------------------------------------
+
+
+def test_adaptive_steps_aside_when_its_queue_is_about_to_be_swept_and_comes_back() -> None:
+    algorithm = Adaptive(parent())
+    algorithm.step(0, book(), [])
+    algorithm.step(1, book(1), [told(Accepted)])
+    now = SECOND_NS
+    assert algorithm.step(now, book(now, bid_lots=1, ask_lots=99), []) == [Cancel(client_id="p-1")]
+    gone = told(Cancelled, reason="asked", leaves_lots=10)
+    assert algorithm.step(2 * now, book(2 * now, 1, 99), [gone]) == []
+    (again,) = algorithm.step(3 * now, book(3 * now), [])
+    assert isinstance(again, Submit)
+    assert again.qty_lots == 10
+
+
+def test_adaptive_does_not_run_after_a_market_that_is_expected_back() -> None:
+    for expected, moves in ((-3.0, 0), (0.0, 1)):
+        algorithm = Adaptive(parent())
+        algorithm.step(0, book(), [])
+        algorithm.step(1, book(1), [told(Accepted)])
+        away = msgspec.structs.replace(
+            book(SECOND_NS), bids=((100, 0), (99, 5)), asks=((102, 10),), signal_bps=expected
+        )
+        away = msgspec.structs.replace(away, bids=((101, 10),))
+        slack = algorithm.parent.decision_mid_ticks
+        algorithm._furthest_ticks = slack * 2
+        assert len(algorithm.step(SECOND_NS, away, [])) == moves
+
+
+def test_adaptive_crosses_when_the_signal_makes_waiting_dearer() -> None:
+    calm = Adaptive(parent(lots=50))
+    (posted,) = calm.step(0, book(signal_bps=1.0), [])
+    assert isinstance(posted, Submit)
+    assert posted.order_type is OrderType.LIMIT
+    urgent = Adaptive(parent(lots=50))
+    (taken,) = urgent.step(0, book(bid_lots=1_000, signal_bps=10_000.0), [])
+    assert isinstance(taken, Submit)
+    assert taken.order_type is OrderType.MARKET
+
+
+def test_every_resting_algorithm_cancels_in_a_stale_book_past_its_deadline() -> None:
+    for kind in (Adaptive, ContKukanov, Iceberg):
+        algorithm = kind(parent(lots=2_000))
+        sent = [a for a in algorithm.step(0, book(), []) if isinstance(a, Submit)]
+        rests = [s.client_id for s in sent if s.order_type is OrderType.LIMIT]
+        algorithm.step(1, book(1), [told(Accepted, name) for name in rests])
+        late = msgspec.structs.replace(book(DEADLINE), stale=True)
+        cancels = algorithm.step(DEADLINE, late, [])
+        assert [a.client_id for a in cancels] == rests
+        assert all(isinstance(a, Cancel) for a in cancels)

@@ -1,0 +1,254 @@
+"""Limits hold whatever happens, and each reason to stop an order is a case here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from execution.orders import (
+    Accepted,
+    Action,
+    Amend,
+    Amended,
+    Cancel,
+    Cancelled,
+    Lost,
+    OrderType,
+    Rejected,
+    Submit,
+)
+from execution.risk import Denial, Guard, Limits
+from execution.venue import View
+from execution.working import SECOND_NS
+from tests.execution.tape import INSTRUMENT, SYMBOL
+from tests.execution.test_algorithms import Chaos, fill, told, view
+
+OTHER = msgspec.structs.replace(INSTRUMENT, symbol="OTHER")
+#: A lot is worth 100.5 at the usual mid.
+LIMITS = Limits(
+    order_usdt=1_100,
+    position_usdt=2_100,
+    gross_usdt=3_100,
+    leverage=0.5,
+    price_band_bps=200,
+    daily_loss_usdt=50,
+    drawdown_usdt=80,
+    actions_per_s=5,
+    liquidation_bps=500,
+)
+
+
+def guard(positions: dict[str, int] | None = None, **limits: Any) -> Guard:
+    return Guard(
+        {SYMBOL: INSTRUMENT, "OTHER": OTHER},
+        msgspec.structs.replace(LIMITS, **limits),
+        10_000.0,
+        positions,
+    )
+
+
+def order(name: str = "p-1", side: int = 1, lots: int = 5, price: int = 100, **more: Any) -> Submit:
+    return Submit(
+        client_id=name, symbol=SYMBOL, side=side, qty_lots=lots, price_ticks=price, **more
+    )
+
+
+def asked(ours: Guard, action: Action, picture: View | None = None, now: int = 0) -> Denial | None:
+    return ours.allow(now, action, view(now) if picture is None else picture)
+
+
+@pytest.mark.parametrize(
+    ("action", "denial"),
+    [
+        (order(), None),
+        (order(lots=0), Denial.BAD_QUANTITY),
+        (order(lots=-1), Denial.BAD_QUANTITY),
+        (order(side=0), Denial.BAD_QUANTITY),
+        (order(price=0), Denial.BAD_PRICE),
+        (order(price=103), Denial.PRICE_BAND),
+        (order(side=-1, price=98), Denial.PRICE_BAND),
+        (order(side=-1, price=150), None),
+        (order(lots=11), Denial.ORDER_LIMIT),
+        (order(reduce_only=True), Denial.REDUCE_ONLY),
+        (msgspec.structs.replace(order(), symbol="NONE"), Denial.UNKNOWN_SYMBOL),
+        (Cancel(client_id="x"), Denial.UNKNOWN_ORDER),
+        (Amend(client_id="x", price_ticks=99), Denial.UNKNOWN_ORDER),
+    ],
+)
+def test_an_order_is_judged_on_its_own(action: Action, denial: Denial | None) -> None:
+    ours = guard()
+    assert asked(ours, action) is denial
+    assert ours.denials == ({denial: 1} if denial else {})
+
+
+def test_a_name_is_used_once() -> None:
+    ours = guard()
+    assert asked(ours, order()) is None
+    assert asked(ours, order()) is Denial.DUPLICATE_ID
+
+
+@pytest.mark.parametrize("picture", [view(stale=True), msgspec.structs.replace(view(), bids=())])
+def test_nothing_is_sent_into_a_market_that_is_not_seen(picture: View) -> None:
+    assert asked(guard(), order(), picture) is Denial.STALE_MARKET
+    assert guard().allow(0, order(), None) is Denial.STALE_MARKET
+
+
+def test_open_orders_count_as_if_they_had_filled() -> None:
+    ours = guard()
+    assert asked(ours, order("a", lots=10)) is None
+    assert asked(ours, order("b", lots=10)) is None
+    assert asked(ours, order("c", lots=1)) is Denial.POSITION_LIMIT
+    assert asked(ours, order("d", side=-1, lots=10, price=101)) is None
+    ours.hear([told(Cancelled, "a", reason="asked", leaves_lots=10)])
+    assert asked(ours, order("e", lots=5)) is None
+
+
+def test_an_order_whose_fate_is_unknown_counts_as_open() -> None:
+    ours = guard()
+    asked(ours, order("a", lots=10))
+    asked(ours, order("b", lots=10))
+    ours.hear([told(Lost, "a", reason="no answer"), told(Lost, "b", reason="no answer")])
+    assert asked(ours, order("c", lots=1)) is Denial.POSITION_LIMIT
+
+
+def test_a_fill_that_comes_after_the_end_of_its_order_is_still_to_come_until_heard() -> None:
+    ours = guard(position_usdt=1_100)
+    asked(ours, order("a", lots=10))
+    ours.hear([told(Cancelled, "a", reason="asked", leaves_lots=4)])
+    assert asked(ours, order("b", lots=5)) is Denial.POSITION_LIMIT
+    assert asked(ours, order("c", lots=4)) is None
+    ours.hear([fill(6, 4, "x1", "a")])
+    assert ours.position_lots(SYMBOL) == 6
+    assert asked(ours, order("d", lots=1)) is Denial.POSITION_LIMIT
+
+
+def test_an_amend_under_way_counts_at_its_larger_quantity() -> None:
+    ours = guard()
+    asked(ours, order("a", lots=10))
+    assert asked(ours, Amend(client_id="a", qty_lots=20)) is None
+    assert asked(ours, order("b", lots=1)) is Denial.POSITION_LIMIT
+    assert asked(ours, Amend(client_id="a", qty_lots=21)) is Denial.POSITION_LIMIT
+    ours.hear([told(Amended, "a", price_ticks=100, qty_lots=20)])
+    assert asked(ours, Amend(client_id="a", price_ticks=99)) is None
+    assert asked(ours, Amend(client_id="a", price_ticks=110)) is Denial.PRICE_BAND
+    ours.hear([fill(8, 12, "x1", "a")])
+    assert asked(ours, Amend(client_id="a", qty_lots=8), now=SECOND_NS) is Denial.BAD_QUANTITY
+
+
+def test_symbols_are_limited_together() -> None:
+    ours = guard({"OTHER": 20})
+    other = msgspec.structs.replace(order("o", lots=1), symbol="OTHER")
+    assert asked(ours, other, msgspec.structs.replace(view(), symbol="OTHER")) is (
+        Denial.POSITION_LIMIT
+    )
+    assert asked(ours, order("a", lots=10)) is None
+    assert asked(ours, order("b", lots=5)) is Denial.GROSS_LIMIT
+
+
+def test_leverage_follows_equity() -> None:
+    ours = guard()
+    ours.mark(0, 2_000.0 - 30.0)
+    assert asked(guard(), order(lots=10)) is None
+    poor = guard(daily_loss_usdt=1e9, drawdown_usdt=1e9)
+    poor.mark(0, 1_970.0)
+    assert asked(poor, order(lots=10)) is Denial.LEVERAGE
+
+
+def test_after_a_day_s_loss_only_what_reduces_goes_through_until_tomorrow() -> None:
+    ours = guard({SYMBOL: 10}, drawdown_usdt=1_000)
+    ours.mark(0, 10_000.0)
+    ours.mark(1, 9_950.0)
+    assert asked(ours, order("a", lots=1)) is Denial.DAILY_LOSS
+    assert asked(ours, order("b", side=-1, lots=10, price=101, reduce_only=True)) is None
+    tomorrow = 86_400 * SECOND_NS
+    ours.mark(tomorrow, 9_950.0)
+    assert asked(ours, order("c", lots=1), now=tomorrow) is None
+
+
+def test_a_drawdown_outlasts_the_day() -> None:
+    ours = guard()
+    ours.mark(0, 10_040.0)
+    ours.mark(86_400 * SECOND_NS, 9_960.0)
+    assert asked(ours, order("a", lots=1)) is Denial.DRAWDOWN
+
+
+def test_a_position_near_its_liquidation_is_not_increased() -> None:
+    ours = guard({SYMBOL: 5})
+    ours.liquidation(SYMBOL, 97.0)  # 348 bps below the mid
+    assert asked(ours, order("a")) is Denial.LIQUIDATION
+    assert asked(ours, order("b", side=-1, price=101)) is None
+    ours.liquidation(SYMBOL, None)
+    assert asked(ours, order("c")) is None
+
+
+def test_the_rate_is_limited_and_cancels_never_are() -> None:
+    ours = guard()
+    for k in range(5):
+        assert asked(ours, order(f"a{k}", lots=1)) is None
+    assert asked(ours, order("b", lots=1)) is Denial.RATE_LIMIT
+    assert asked(ours, Cancel(client_id="a0")) is None
+    assert asked(ours, order("c", lots=1), now=SECOND_NS) is None
+
+
+def test_halted_means_cancels_only() -> None:
+    ours = guard({SYMBOL: 5})
+    asked(ours, order("a"))
+    ours.halted = True
+    assert asked(ours, order("b", side=-1, price=101, reduce_only=True)) is Denial.HALTED
+    assert asked(ours, Cancel(client_id="a")) is None
+
+
+def test_two_reducing_orders_never_turn_a_position_over() -> None:
+    ours = guard({SYMBOL: 10})
+    assert asked(ours, order("a", -1, 8, 101, reduce_only=True)) is None
+    assert asked(ours, order("b", -1, 3, 101, reduce_only=True)) is Denial.REDUCE_ONLY
+    assert asked(ours, order("c", -1, 2, 101, reduce_only=True)) is None
+
+
+def test_duplicates_and_strangers_change_nothing() -> None:
+    ours = guard()
+    asked(ours, order("a"))
+    twice = fill(2, 3, "x1", "a")
+    ours.hear([twice, twice, told(Accepted, "b"), told(Rejected, "a", reason="second request")])
+    assert ours.position_lots(SYMBOL) == 2
+    assert asked(ours, Amend(client_id="a", qty_lots=2)) is Denial.BAD_QUANTITY
+
+
+def test_limits_have_to_be_positive() -> None:
+    with pytest.raises(ValueError, match="risk limit leverage = 0"):
+        Limits(leverage=0)
+
+
+@settings(derandomize=True, max_examples=150, deadline=None)
+@given(seed=st.integers(0, 10**6), steps=st.integers(50, 200))
+def test_no_sequence_of_signals_fills_and_faults_passes_a_limit(seed: int, steps: int) -> None:
+    """The venue's own position, plus all that may still fill there, stays within the position limit
+    whatever is asked for, refused, lost, doubled, late or out of order. The price stands still: it
+    alone may carry a position past a limit."""
+    venue, ours = Chaos(seed), guard(gross_usdt=1e9, leverage=1e3, actions_per_s=1_000)
+    dice = venue.random
+    limit = int(LIMITS.position_usdt / 100.5)
+    names: list[str] = []
+    for k in range(steps):
+        chance = dice.random()
+        if chance < 0.6 or not names:
+            names.append(f"p-{len(names)}")
+            side = dice.choice([1, -1])
+            action: Action = order(names[-1], side, dice.randint(1, 10), 100 + (side < 0))
+            if dice.random() < 0.3:
+                action = msgspec.structs.replace(action, order_type=OrderType.MARKET)
+        elif chance < 0.8:
+            action = Cancel(client_id=dice.choice(names))
+        else:
+            action = Amend(client_id=dice.choice(names), price_ticks=99)
+        if ours.allow(k * SECOND_NS, action, view(k * SECOND_NS)) is None:
+            venue.send([action])
+        venue.live()
+        for side in (1, -1):
+            still = sum(venue.leaves[n] for n, o in venue.open.items() if o.side == side)
+            assert side * venue.position + still <= limit
+        ours.hear(venue.news())
