@@ -59,6 +59,11 @@ HELD_NS: Final = 600_000_000_000
 _SECOND_NS: Final = 1_000_000_000
 UNATTRIBUTED: Final = "unattributed"
 
+#: How columns of events are stored: what repeats by its place in a dictionary, what lies near the
+#: row before by the difference. A quarter smaller than a dictionary of everything, and faster.
+_DICTIONARY: Final = ("kind", "side", "flags", "field", "value_e8")
+_ENCODINGS: Final = {"price_ticks": "DELTA_BINARY_PACKED", "qty_lots": "DELTA_BINARY_PACKED"}
+
 _PROGRESS_BYTES: Final = 256 << 20
 _NO_EVENTS: Final = np.zeros(0, EVENT)
 
@@ -209,7 +214,7 @@ class _Partition:
 
     def refuse(self, file: str, rejects: Sequence[Reject]) -> None:
         if self._quarantine is None:
-            self._quarantine = self._open("quarantine", QUARANTINE_SCHEMA)
+            self._quarantine = self._open("quarantine", QUARANTINE_SCHEMA, True, None)
         columns = [
             [file] * len(rejects),
             [reject.line for reject in rejects],
@@ -232,18 +237,26 @@ class _Partition:
 
     def _flush(self, count: int) -> None:
         if self._events is None:
-            self._events = self._open("events", ARROW_SCHEMA)
+            self._events = self._open("events", ARROW_SCHEMA, _DICTIONARY, _ENCODINGS)
         held = self._held[0] if len(self._held) == 1 else np.concatenate(self._held)
         table = to_arrow(held[:count]).replace_schema_metadata(self._events.schema.metadata)
         self._events.write_table(table, row_group_size=ROW_GROUP)
         self._held = [held[count:].copy()] if count < len(held) else []
         self._held_rows = len(held) - count
 
-    def _open(self, table: str, schema: pa.Schema) -> pq.ParquetWriter:
+    def _open(
+        self,
+        table: str,
+        schema: pa.Schema,
+        dictionary: bool | Sequence[str],
+        encodings: Mapping[str, str] | None,
+    ) -> pq.ParquetWriter:
         extra = {}
         if self.instrument is not None:
             extra["instrument"] = msgspec.json.encode(self.instrument).decode()
-        writer = self.lake.writer(table, *self.key, schema, self.inputs, extra)
+        writer = self.lake.writer(
+            table, *self.key, schema, self.inputs, extra, dictionary, encodings
+        )
         return self.stack.enter_context(writer)
 
 

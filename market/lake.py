@@ -354,12 +354,14 @@ class Lake:
         schema: pa.Schema,
         inputs: str = "",
         extra: Mapping[str, Any] | None = None,
-        dictionary: bool = True,
+        dictionary: bool | Sequence[str] = True,
+        encodings: Mapping[str, str] | None = None,
     ) -> Iterator[pq.ParquetWriter]:
         """A Parquet writer for one partition, which replaces the old one when the block ends well.
 
         ``inputs`` names what the content was made from (see `stands`); ``extra`` goes into the
-        file's metadata. A ``dictionary`` costs time and space in columns that hardly repeat a value.
+        file's metadata. A ``dictionary``, of all columns or of those named, costs time and space in
+        columns that hardly repeat a value; ``encodings`` are Parquet's names for columns without one.
         Writing the same rows in the same chunks gives the same bytes.
         """
         notes = {
@@ -378,7 +380,8 @@ class Lake:
                 schema,
                 filesystem=self.fs,
                 compression="zstd",
-                use_dictionary=dictionary,
+                use_dictionary=dictionary if isinstance(dictionary, bool) else list(dictionary),
+                column_encoding=None if encodings is None else dict(encodings),
             ) as out,
         ):
             yield out
