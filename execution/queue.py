@@ -34,8 +34,8 @@ from market.book import (
     level,
     next_level,
 )
-from market.events import Events, Flag, Kind
-from market.kernel import compiled
+from market.events import Flag, Kind
+from market.kernel import kernel
 
 #: Queue models by name, as in ``settings.execution.queue``.
 MODELS: Final = {
@@ -45,14 +45,24 @@ MODELS: Final = {
     "power3": 3,
     "log1": 4,
     "log2": 5,
+    "pessimistic": 6,
+    "optimistic": 7,
 }
+#: Models of the published formulas, on which an independent engine agrees in mode ``whole``.
+PUBLISHED: Final = ("risk_averse", "power1", "power2", "power3", "log1", "log2")
+#: Bounds of every other model's fills in mode ``partial``: nobody leaves from behind us, or everybody.
+BOUNDS: Final = ("pessimistic", "optimistic")
 _RISK_AVERSE: Final = 0
+_PESSIMISTIC: Final = 6
+_OPTIMISTIC: Final = 7
 
-#: One resting order. ``front`` may hold a fraction; ``shown`` is the displayed quantity that the
-#: queue model saw last, ``traded`` what traded at the price since then, ``filled`` what this run of
-#: the kernel filled, ``touched`` whether the current frame names the price (1) or all prices (2).
+#: One resting order. ``order`` is its number at the exchange. ``front`` may hold a fraction;
+#: ``shown`` is the displayed quantity that the queue model saw last, ``traded`` what traded at the
+#: price since then, ``filled`` what the present row filled, ``touched`` whether the current frame
+#: names the price (1) or all prices (2).
 RESTING: Final = np.dtype(
     [
+        ("order", "i8"),
         ("side", "i8"),
         ("price_ticks", "i8"),
         ("leaves", "i8"),
@@ -68,9 +78,7 @@ TAKEN: Final = np.dtype([("side", "i8"), ("price_ticks", "i8"), ("lots", "i8")])
 _TRADE: Final = int(Kind.TRADE)
 _SNAPSHOT: Final = int(Kind.SNAPSHOT)
 _FIRST: Final = int(Flag.FIRST)
-_HIDDEN: Final = int(Flag.RPI | Flag.BLOCK)
-#: A limit price that every displayed price satisfies.
-ANY_PRICE: Final = 1 << 60
+HIDDEN: Final = int(Flag.RPI | Flag.BLOCK)  #: prints that met no order of the visible book
 
 
 class Queue(NamedTuple):
@@ -88,55 +96,112 @@ def new_queue(resting: int = 16, taken: int = 1024) -> Queue:
     return Queue(np.zeros(resting, RESTING), np.zeros(taken, TAKEN), np.zeros(2, np.int64))
 
 
-@compiled
+def make_room(state: BookState, queue: Queue, orders: int = 1) -> Queue:
+    """A queue with room for ``orders`` more, and for all that is displayed to be taken."""
+    resting, taken, used = queue.resting, queue.taken, queue.used
+    if used[0] + orders > len(resting):
+        resting = np.concatenate([resting, np.zeros(len(resting) + orders, RESTING)])
+    displayed = int(count(state, 1)) + int(count(state, -1))
+    if used[1] + displayed > len(taken):
+        live = taken[: used[1]][taken["lots"][: used[1]] > 0]
+        room = 2 * (len(live) + displayed)
+        taken = np.zeros(max(room, len(taken)), TAKEN)
+        taken[: len(live)] = live
+        used[1] = len(live)
+    return Queue(resting, taken, used)
+
+
+@kernel
+def has_room(state: BookState, queue: Queue) -> bool:
+    """Whether one more order could rest, and all that is displayed be taken, level by level."""
+    displayed = count(state, 1) + count(state, -1)
+    taken_fits = queue.used[1] + displayed <= len(queue.taken)
+    return bool(taken_fits and queue.used[0] < len(queue.resting))
+
+
+@kernel
+def join(queue: Queue, order: int, side: int, price_ticks: int, leaves: int, front: float) -> None:
+    """Stand at the end of a price's queue, behind ``front`` lots that are not ours."""
+    resting, used = queue.resting, queue.used
+    place = used[0]
+    while place > 0 and -resting[place - 1].side * resting[place - 1].price_ticks > (
+        -side * price_ticks
+    ):
+        resting[place] = resting[place - 1]
+        place -= 1
+    entry = resting[place]
+    entry.order, entry.side, entry.price_ticks, entry.leaves = order, side, price_ticks, leaves
+    entry.front, entry.traded = front, 0.0
+    entry.shown = 0 if math.isinf(front) else int(front)
+    entry.filled = entry.touched = 0
+    used[0] += 1
+
+
+@kernel
+def place_of(queue: Queue, order: int) -> int:
+    """Row of an order among the resting ones, -1 when it does not rest."""
+    for n in range(queue.used[0]):
+        if queue.resting[n].order == order:
+            return n
+    return -1
+
+
+@kernel
+def leave(queue: Queue, order: int) -> None:
+    """Take an order out of its queue, if it stands in one."""
+    place = place_of(queue, order)
+    if place >= 0:
+        queue.used[0] -= 1
+        for n in range(place, queue.used[0]):
+            queue.resting[n] = queue.resting[n + 1]
+
+
+@kernel
 def share_behind(model: int, power: float, front: float, back: float) -> float:
     """Probability that a quantity which left the queue stood behind us.
 
     power1 bⁿ/(bⁿ+fⁿ), power2 bⁿ/(b+f)ⁿ, power3 1-(f/(f+b))ⁿ; log1 and log2 are power1 and power2
-    with n = 1 and ln(1+x) in place of x. NaN where the formula has no value.
+    with n = 1 and ln(1+x) in place of x. NaN where the formula has no value, which is for its caller
+    to resolve: an empty queue, or (in the published rules) quantities below zero.
     """
     if model == 4:
-        above, below = math.log(1 + back), math.log(1 + back) + math.log(1 + front)
+        share = math.log(1 + back) / (math.log(1 + back) + math.log(1 + front))
     elif model == 5:
-        above, below = math.log(1 + back), math.log(1 + back + front)
+        share = math.log(1 + back) / math.log(1 + back + front)
     elif model == 1:
-        above, below = back**power, back**power + front**power
+        share = back**power / (back**power + front**power)
     elif model == 2:
-        above, below = back**power, (back + front) ** power
-    elif front + back == 0:
-        return math.nan
+        share = back**power / (back + front) ** power
     else:
-        above, below = 1 - (front / (front + back)) ** power, 1.0
-    if below == 0:
-        return math.nan if above == 0 else 1.0
-    share = above / below
+        share = 1 - (front / (front + back)) ** power
     return 1.0 if math.isinf(share) else share
 
 
-@compiled
+@kernel
 def depth_changed(order: Any, shown: int, model: int, power: float) -> None:
-    """The displayed quantity at an order's price is now ``shown``."""
+    """The displayed quantity at an order's price is now ``shown``; the front is never NaN."""
     change = order.shown - shown - order.traded
     back = order.shown - order.front
     order.shown = shown
     order.traded = 0
-    if model == _RISK_AVERSE or change < 0 or math.isinf(order.front):
+    passive = model in (_RISK_AVERSE, _PESSIMISTIC)
+    if passive or change < 0 or math.isinf(order.front):
         order.front = min(order.front, float(shown))
         return
-    share = share_behind(model, power, order.front, back)
-    # Rust's min, which the reference engine uses, prefers the number to NaN.
+    share = 0.0 if model == _OPTIMISTIC else share_behind(model, power, order.front, back)
+    # Rust's min, which the independent engine uses, prefers the number to NaN.
     moved = back - share * change
     estimate = order.front - (1 - share) * change + (min(moved, 0.0) if moved == moved else 0.0)
     order.front = min(estimate, float(shown)) if estimate == estimate else float(shown)
 
 
-@compiled
+@kernel
 def nearest(lots: float) -> int:
     """Nearest whole number, halves away from zero."""
     return int(math.copysign(math.floor(abs(lots) + 0.5), lots))
 
 
-@compiled
+@kernel
 def _traded(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> int:
     """A print of ``qty_lots`` that consumed orders of ``side``; returns what we got of it.
 
@@ -165,7 +230,7 @@ def _traded(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> int:
     return qty_lots - pool
 
 
-@compiled
+@kernel
 def _taken_at(queue: Queue, side: int, price_ticks: int) -> int:
     """Place of a level's entry in the table of what we took, -1 when there is none."""
     for n in range(queue.used[1]):
@@ -175,16 +240,16 @@ def _taken_at(queue: Queue, side: int, price_ticks: int) -> int:
     return -1
 
 
-@compiled
-def _available(state: BookState, queue: Queue, side: int, price_ticks: int) -> int:
+@kernel
+def available(state: BookState, queue: Queue, side: int, price_ticks: int) -> int:
     """Displayed lots at a level that we have not consumed."""
     place = _taken_at(queue, side, price_ticks)
     held = level(state, side, price_ticks)
     return int(held if place < 0 else held - queue.taken[place].lots)
 
 
-@compiled
-def _take(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> None:
+@kernel
+def take(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> None:
     """Note that we consumed a part of a level; `make_room` has made room for it."""
     place = _taken_at(queue, side, price_ticks)
     if place < 0:
@@ -199,65 +264,24 @@ def _take(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> None:
     queue.taken[place].lots += qty_lots
 
 
-def make_room(state: BookState, queue: Queue) -> Queue:
-    """A queue whose tables hold whatever the next kernel call may add to them."""
-    resting, taken, used = queue.resting, queue.taken, queue.used
-    if used[0] == len(resting):
-        resting = np.concatenate([resting, np.zeros(len(resting), RESTING)])
-    if used[1] + count(state, 1) + count(state, -1) > len(taken):
-        live = taken[: used[1]][taken["lots"][: used[1]] > 0]
-        room = 2 * (len(live) + int(count(state, 1)) + int(count(state, -1)))
-        taken = np.zeros(max(room, len(taken)), TAKEN)
-        taken[: len(live)] = live
-        used[1] = len(live)
-    return Queue(resting, taken, used)
-
-
-@compiled
+@kernel
 def is_known(state: BookState) -> bool:
     """Whether the displayed book may be matched against: synchronised and not crossed."""
     return bool(state[STATUS] & (SYNCHRONISED | CROSSED) == SYNCHRONISED)
 
 
-@compiled
+@kernel
 def reachable(state: BookState, queue: Queue, side: int, limit_ticks: int) -> int:
     """Opposite lots that an order of ``side`` could take now at ``limit_ticks`` or better."""
     total = 0
     price = best(state, -side)
     while price != NO_LEVEL and side * (limit_ticks - price) >= 0:
-        total += _available(state, queue, -side, price)
+        total += available(state, queue, -side, price)
         price = next_level(state, -side, price)
     return total
 
 
-@compiled
-def sweep(
-    state: BookState,
-    queue: Queue,
-    side: int,
-    limit_ticks: int,
-    qty_lots: int,
-    fills: npt.NDArray[np.int64],
-) -> int:
-    """Take up to ``qty_lots`` from the opposite side, best price first, and note it as taken.
-
-    Writes (price_ticks, qty_lots) into ``fills`` (shape (n, 2), a row per level); returns how many.
-    """
-    rows = 0
-    price = best(state, -side)
-    while qty_lots > 0 and price != NO_LEVEL and side * (limit_ticks - price) >= 0:
-        lots = min(qty_lots, _available(state, queue, -side, price))
-        if lots > 0:
-            _take(queue, -side, price, lots)
-            fills[rows, 0] = price
-            fills[rows, 1] = lots
-            rows += 1
-            qty_lots -= lots
-        price = next_level(state, -side, price)
-    return rows
-
-
-@compiled
+@kernel
 def _reached(state: BookState, queue: Queue) -> int:
     """Fill resting orders that the opposite side has reached, at their own price, as far as the
     quantity displayed there goes; returns the lots."""
@@ -267,9 +291,9 @@ def _reached(state: BookState, queue: Queue) -> int:
         side = order.side
         price = best(state, -side)
         while order.leaves > 0 and price != NO_LEVEL and side * (order.price_ticks - price) >= 0:
-            lots = min(order.leaves, _available(state, queue, -side, price))
+            lots = min(order.leaves, available(state, queue, -side, price))
             if lots > 0:
-                _take(queue, -side, price, lots)
+                take(queue, -side, price, lots)
                 order.leaves -= lots
                 order.filled += lots
                 total += lots
@@ -277,7 +301,7 @@ def _reached(state: BookState, queue: Queue) -> int:
     return total
 
 
-@compiled
+@kernel
 def beyond_window(state: BookState, side: int, price_ticks: int, depth: int) -> bool:
     """Whether a price lies past the last level of a book that shows ``depth`` levels and no more.
 
@@ -293,13 +317,26 @@ def beyond_window(state: BookState, side: int, price_ticks: int, depth: int) -> 
     return True
 
 
-@compiled
-def _frame_ended(state: BookState, queue: Queue, model: int, power: float, depth: int) -> int:
-    """Judge a whole frame: queues, what we took, and whom the opposite side reached."""
-    for n in range(queue.used[1]):
-        entry = queue.taken[n]
+@kernel
+def _prune(state: BookState, queue: Queue) -> None:
+    """What we took of a level is no more than what is still shown there."""
+    taken, used = queue.taken, queue.used
+    for n in range(used[1]):
+        entry = taken[n]
         if entry.lots > 0:
             entry.lots = min(entry.lots, level(state, entry.side, entry.price_ticks))
+    while used[1] > 0 and taken[used[1] - 1].lots == 0:
+        used[1] -= 1
+
+
+@kernel
+def _frame_ended(state: BookState, queue: Queue, model: int, power: float, depth: int) -> int:
+    """Judge a whole frame: queues, what we took, and whom the opposite side reached.
+
+    The front is kept at zero or more, where shares are probabilities; the published formulas let it
+    fall below, which has no meaning.
+    """
+    _prune(state, queue)
     for n in range(queue.used[0]):
         order = queue.resting[n]
         if order.touched:
@@ -310,46 +347,32 @@ def _frame_ended(state: BookState, queue: Queue, model: int, power: float, depth
             if repeated:
                 continue
             if shown > 0 or not beyond_window(state, order.side, order.price_ticks, depth):
+                order.front = max(order.front, 0.0)
                 depth_changed(order, shown, model, power)
+                order.front = max(order.front, 0.0)
     return _reached(state, queue) if is_known(state) else 0
 
 
-@compiled
-def replay(
-    state: BookState,
-    queue: Queue,
-    events: Events,
-    exchange_ns: npt.NDArray[np.int64],
-    start: int,
-    until_ns: int,
-    model: int,
-    power: float,
-    depth: int,
-) -> tuple[int, int]:
-    """Apply rows from ``start`` while their exchange time is not after ``until_ns``.
+@kernel
+def row_matched(
+    state: BookState, queue: Queue, event: Any, model: int, power: float, depth: int
+) -> int:
+    """Apply a row to the book and to our resting orders; returns the lots of ours that filled.
 
-    Returns (the next row, lots of ours that filled). It stops behind the row that filled something;
-    the fills stand in ``filled`` of the resting orders.
+    The fills stand in ``filled`` of the resting orders.
     """
     resting, used = queue.resting, queue.used
-    n = start
-    while n < len(events) and exchange_ns[n] <= until_ns:
-        event = events[n]
-        n += 1
-        filled = 0
-        if event.kind == _TRADE:
-            if event.flags & _HIDDEN == 0 and used[0] > 0:
-                filled = _traded(queue, -event.side, event.price_ticks, event.qty_lots)
-        else:
-            restated = event.kind == _SNAPSHOT and event.flags & _FIRST
-            for k in range(used[0]):
-                order = resting[k]
-                if restated:
-                    order.touched = 2
-                elif order.touched == 0 and order.price_ticks == event.price_ticks:
-                    order.touched = order.side == event.side
-            if apply(state, event) and used[0] + used[1] > 0:
-                filled = _frame_ended(state, queue, model, power, depth)
-        if filled > 0:
-            return n, filled
-    return n, 0
+    if event.kind == _TRADE:
+        if event.flags & HIDDEN == 0 and used[0] > 0:
+            return int(_traded(queue, -event.side, event.price_ticks, event.qty_lots))
+        return 0
+    restated = event.kind == _SNAPSHOT and event.flags & _FIRST
+    for k in range(used[0]):
+        order = resting[k]
+        if restated:
+            order.touched = 2
+        elif order.touched == 0 and order.price_ticks == event.price_ticks:
+            order.touched = order.side == event.side
+    if apply(state, event) and used[0] + used[1] > 0:
+        return int(_frame_ended(state, queue, model, power, depth))
+    return 0

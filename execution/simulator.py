@@ -11,25 +11,64 @@ of the clock (a study) or as they arrive (paper trading): an order meets the exc
 up to its arrival are known, so live it waits for the feed, which a quiet feed may delay by
 ``patience_ns`` at most.
 
-What becomes of an order at the exchange is `execution.exchange`'s.
+What becomes of an order at the exchange is `execution.arrivals`'; `execution.replay` is the compiled
+loop. Here requests become rows of its tables, and rows of its tables events.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from operator import attrgetter, index
+from struct import Struct
+from typing import Final
 
-import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from execution.exchange import Exchange, Reason
-from execution.orders import Action, CancelRejected, Event, Rejected, Submit
+from execution import exchange as ex
+from execution import latency as travel
+from execution import replay
+from execution.exchange import CODE, POLICIES, REASONS, Reason, new_exchange, with_room
+from execution.latency import Latency
+from execution.orders import (
+    Accepted,
+    Action,
+    Amend,
+    Amended,
+    Cancelled,
+    CancelRejected,
+    Event,
+    Filled,
+    Liquidity,
+    OrderType,
+    Rejected,
+    Submit,
+)
 from execution.venue import View
-from market.book import Book
-from market.events import EVENT, Events, Flag, Kind
+from market.book import NO_LEVEL, Book
+from market.events import EVENT, Events
 from market.instruments import Instrument
+
+_ORDER: Final = Struct(f"{len(ex.ORDER.names or ())}q")
+_REQUEST: Final = Struct(f"{ex.INBOX_COLUMNS}q")
+_OUTCOME: Final = Struct(f"{ex.OUTBOX_COLUMNS}q")
+_POLICY: Final = {policy: n for n, policy in enumerate(POLICIES)}
+_OFF_TICK: Final = CODE[Reason.OFF_TICK]
+_OFF_LOT: Final = CODE[Reason.OFF_LOT]
+_NO_ROWS: Final = np.zeros(0, EVENT)
+
+
+def _whole(value: int | None) -> tuple[int, bool]:
+    """A price or quantity as the tables hold it, and whether it is off the grid."""
+    if type(value) is int and -ex.MOST <= value <= ex.MOST:
+        return value, False
+    if value is None:
+        return ex.KEEP, False
+    try:
+        return max(-ex.MOST, min(index(value), ex.MOST + 1)), False
+    except TypeError:
+        return 0, True
 
 
 def clock_shift_ns(events: Events) -> int:
@@ -42,42 +81,187 @@ def clock_shift_ns(events: Events) -> int:
     return min(0, int((events["receive_ns"] - events["exchange_ns"]).min()))
 
 
-class _Rows:
-    """A pushed array of rows and how far both clocks have read it."""
-
-    def __init__(self, events: Events, exchange_ns: npt.NDArray[np.int64]) -> None:
-        self.events = events
-        self.exchange_ns = exchange_ns
-        self.receive_ns = np.ascontiguousarray(events["receive_ns"])
-        ends = (events["kind"] != Kind.TRADE) & (events["flags"] & Flag.LAST != 0)
-        self.frame_ends = self.receive_ns[ends]
-        self.matched = 0
-        self.seen = 0
-
-
 class _Lane:
     """One symbol: its exchange, our delayed picture of it, and what is under way in between."""
 
-    def __init__(self, exchange: Exchange) -> None:
-        self.exchange = exchange
+    def __init__(self, instrument: Instrument, exchange: ex.Exchange) -> None:
+        self.instrument = instrument
         self.local = Book()
-        self.inbox: deque[tuple[int, Action]] = deque()
-        self.to_match: deque[_Rows] = deque()
-        self.to_see: deque[_Rows] = deque()
-        self.pushed_ns = 0  #: exchange time of the last row pushed
+        self.clock = np.zeros(replay.CLOCK_SIZE, np.int64)
+        self.clock[[replay.BID, replay.ASK, replay.TURN_BID, replay.TURN_ASK]] = NO_LEVEL
+        self.ahead = self.behind = _NO_ROWS
+        self.to_match: deque[Events] = deque()
+        self.to_see: deque[Events] = deque()
+        self.asked: list[Submit] = []  #: by number of the order
         self.last_arrival_ns = 0
-        self.last_response_ns = 0
+        self.times = self.clock.data
+        self.install(exchange)
+
+    def install(self, exchange: ex.Exchange) -> None:
+        """Take tables that may have moved."""
+        self.exchange = exchange
+        self.cells = exchange.cells.data
+        self._orders, self._inbox, self._outbox = (
+            table.reshape(-1).view(np.uint8).data
+            for table in (exchange.orders, exchange.inbox, exchange.outbox)
+        )
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def enter(self, arrives_ns: int, *request: int) -> None:
+        """Put a request (kind, order, price, quantity, refusal) under way."""
+        cells = self.cells
+        head, end = cells[ex.ARRIVED], cells[ex.INBOX_END]
+        if head == end:
+            head = end = cells[ex.ARRIVED] = 0
+        elif end == len(self.exchange.inbox):
+            inbox = np.zeros((2 * end, ex.INBOX_COLUMNS), np.int64)
+            inbox[: end - head] = self.exchange.inbox[head:end]
+            cells[ex.ARRIVED], end = 0, end - head
+            self.install(self.exchange._replace(inbox=inbox))
+        _REQUEST.pack_into(self._inbox, end * _REQUEST.size, arrives_ns, *request)
+        self.cells[ex.INBOX_END] = end + 1
+
+    def open(self, order: Submit, values: Sequence[int]) -> int:
+        """A row in the table of orders; returns the order's number."""
+        number = len(self.asked)
+        if number == len(self.exchange.orders):
+            orders = np.concatenate([self.exchange.orders, np.zeros_like(self.exchange.orders)])
+            self.install(self.exchange._replace(orders=orders))
+        _ORDER.pack_into(self._orders, number * _ORDER.size, *values)
+        self.asked.append(order)
+        return number
+
+    def say(self, due_ns: int, outcome: int, order: int, reason: int) -> None:
+        """An outcome that the exchange knows nothing of; it is first in, first out as all are."""
+        end = self.cells[ex.OUTBOX_END]
+        if end == len(self.exchange.outbox):
+            self.install(with_room(self.exchange))
+            end = self.cells[ex.OUTBOX_END]
+        due_ns = max(due_ns, self.cells[ex.LAST_DUE])
+        self.cells[ex.LAST_DUE] = due_ns
+        row = (due_ns, self.cells[ex.NOW], outcome, order, 0, 0, 0, reason, 0, 0)
+        _OUTCOME.pack_into(self._outbox, end * _OUTCOME.size, *row)
+        self.cells[ex.OUTBOX_END] = end + 1
+
+    def outcomes(self, now_ns: int) -> list[tuple[int, ...]]:
+        """Rows of the outbox that have reached us by now, each once."""
+        cells, size = self.cells, _OUTCOME.size
+        head, end = cells[ex.HEARD], cells[ex.OUTBOX_END]
+        if head == end:
+            return []
+        heard = []
+        for row in _OUTCOME.iter_unpack(self._outbox[head * size : end * size]):
+            if row[0] > now_ns:
+                break
+            heard.append(row)
+        head += len(heard)
+        if head == end:
+            head = cells[ex.OUTBOX_END] = 0
+        cells[ex.HEARD] = head
+        return heard
+
+    # -- rows ----------------------------------------------------------------------------------
+
+    def push(self, events: Events) -> None:
+        self.to_match.append(events)
+        self.to_see.append(events)
+
+    def _go_on(self, why: int) -> None:
+        """Give the kernels what they came back for."""
+        if why == replay.NO_ROOM:
+            self.install(with_room(self.exchange))
+        elif why == replay.MATCHED_ALL:
+            self.ahead = self.to_match.popleft()
+            self.clock[replay.MATCHED] = 0
+        else:
+            self.behind = self.to_see.popleft()
+            self.clock[replay.SEEN] = 0
+
+    def match(self, limit_ns: int, patience_ns: int, stop_at_outcome: bool) -> int:
+        """Run the exchange; returns how far it went."""
+        while why := replay.match(
+            self.exchange,
+            self.clock,
+            self.ahead,
+            bool(self.to_match),
+            limit_ns,
+            patience_ns,
+            stop_at_outcome,
+        ):
+            self._go_on(why)
+        return self.times[replay.REACHED_NS]
+
+    def see(self, until_ns: int) -> None:
+        """Bring the local book up to a time."""
+        while why := replay.see(
+            self.exchange,
+            self.clock,
+            self.local.state,
+            self.behind,
+            bool(self.to_see),
+            until_ns,
+        ):
+            self._go_on(why)
+        self.cells[ex.NOW] = until_ns
+
+    def run(
+        self,
+        until_ns: int,
+        patience_ns: int,
+        stop_at_outcome: bool,
+        stop_at_touch: bool,
+        every_ns: int,
+    ) -> int:
+        """Both, as `execution.replay.run` has it; returns the time."""
+        while why := replay.run(
+            self.exchange,
+            self.clock,
+            self.local.state,
+            self.ahead,
+            bool(self.to_match),
+            self.behind,
+            bool(self.to_see),
+            until_ns,
+            patience_ns,
+            stop_at_outcome,
+            stop_at_touch,
+            every_ns,
+        ):
+            self._go_on(why)
+        return self.cells[ex.NOW]
+
+    def next_frame_ns(self) -> int | None:
+        """Receive time of the next frame to be seen, None when none is pushed."""
+        start = self.times[replay.SEEN]
+        for rows in (self.behind, *self.to_see):
+            if start < len(rows):
+                return int(replay.next_frame_ns(rows, start))
+            start = 0
+        return None
+
+    def news(self, now_ns: int) -> bool:
+        """Whether an outcome has reached us or the touch has changed; the touch is then known."""
+        cells, times = self.cells, self.times
+        head = cells[ex.HEARD]
+        heard = head < cells[ex.OUTBOX_END] and self.exchange.outbox[head, ex.DUE] <= now_ns
+        touch = times[replay.BID], times[replay.ASK]
+        moved = touch != (times[replay.TURN_BID], times[replay.TURN_ASK])
+        times[replay.TURN_BID], times[replay.TURN_ASK] = touch
+        return bool(heard) or moved
 
 
 class Simulator:
     """A `Venue` over recorded or live event rows.
 
-    ``queue`` names the queue model, ``queue_power`` is the exponent of the power models. Fees are
-    those of each instrument unless ``taker_fee`` or ``maker_fee`` (decimal strings, fractions of
-    notional) override them. ``clock_shift_ns`` is added to exchange times (see `clock_shift_ns`).
-    A market order is refused when the venue's book has been silent for ``stale_after_ns``.
-    ``window_levels`` is the depth of the book topic, ``mode`` the exchange's (``partial`` conserves
-    quantity, ``whole`` agrees with an independent engine). ``positions`` are signed lots held at the start.
+    Latencies are constant (``entry_latency_ns``, ``response_latency_ns``) unless ``latency`` gives
+    another model. ``queue`` names the queue model, ``queue_power`` is the exponent of the power
+    models. Fees are those of each instrument unless ``taker_fee`` or ``maker_fee`` (decimal strings,
+    fractions of notional) override them. ``clock_shift_ns`` is added to exchange times (see
+    `clock_shift_ns`). A market order is refused when the venue's book has been silent for
+    ``stale_after_ns``. ``window_levels`` is the depth of the book topic, ``mode`` the exchange's
+    (``partial`` conserves quantity, ``whole`` agrees with an independent engine). ``positions`` are
+    signed lots held at the start.
 
     A sender that reacts to one symbol's outcome by an order in another may find that market up to
     one step of `advance` ahead of it; give such a pair latencies above the step, or one simulator
@@ -88,8 +272,9 @@ class Simulator:
         self,
         instruments: Mapping[str, Instrument],
         *,
-        entry_latency_ns: int,
-        response_latency_ns: int,
+        entry_latency_ns: int = 0,
+        response_latency_ns: int = 0,
+        latency: Latency | None = None,
         queue: str = "risk_averse",
         queue_power: float = 3.0,
         taker_fee: str | None = None,
@@ -102,74 +287,70 @@ class Simulator:
         view_levels: int = 5,
         positions: Mapping[str, int] | None = None,
     ) -> None:
-        if entry_latency_ns < 0 or response_latency_ns < 0:
-            raise ValueError("latencies of the simulator are negative: expected 0 or more ns")
         self.now_ns = 0
-        self._entry_ns, self._response_ns = entry_latency_ns, response_latency_ns
-        self._shift_ns = clock_shift_ns
+        self._latency = latency or travel.constant(entry_latency_ns, response_latency_ns)
+        self._constant = self._latency.kind == travel.CONSTANT
         self._stale_ns, self._patience_ns = stale_after_ns, patience_ns
         self._view_levels = view_levels
-        self._lanes = {
-            symbol: _Lane(
-                Exchange(
-                    instrument,
-                    queue=queue,
-                    queue_power=queue_power,
-                    taker_fee=taker_fee or instrument.taker_fee,
-                    maker_fee=maker_fee or instrument.maker_fee,
-                    stale_after_ns=stale_after_ns,
-                    window_levels=window_levels,
-                    mode=mode,
-                )
+        self._lanes: dict[str, _Lane] = {}
+        for symbol, instrument in instruments.items():
+            exchange = new_exchange(
+                instrument,
+                queue=queue,
+                queue_power=queue_power,
+                stale_after_ns=stale_after_ns,
+                window_levels=window_levels,
+                mode=mode,
+                clock_shift_ns=clock_shift_ns,
+                latency=self._latency,
             )
-            for symbol, instrument in instruments.items()
-        }
+            self._lanes[symbol] = _Lane(instrument, exchange)
+        self._only = next(iter(self._lanes.values())) if len(self._lanes) == 1 else None
         for symbol, lots in (positions or {}).items():
-            self._lane(symbol).exchange.position_lots = lots
-        self._symbol_of: dict[str, str] = {}
-        self._outbox: list[tuple[int, int, Event]] = []
-        self._posted = 0
+            self._lane(symbol).cells[ex.POSITION] = lots
+        #: Per symbol and liquidity (taker, maker), the fee's exact fraction.
+        self._fees = {
+            symbol: tuple(
+                Decimal(rate).as_integer_ratio()
+                for rate in (taker_fee or one.taker_fee, maker_fee or one.maker_fee)
+            )
+            for symbol, one in instruments.items()
+        }
+        self._numbers: dict[str, tuple[_Lane, int]] = {}  #: newest order of each client id
+        self._strays: list[Event] = []  #: outcomes that no symbol's exchange gives
 
     # -- the feed ------------------------------------------------------------------------------
 
     def on_events(self, symbol: str, events: Events) -> None:
         """Rows of whole frames in receive order; nothing happens before `advance`.
 
-        Raises ValueError for a symbol without an instrument, or rows of another dtype.
+        Raises ValueError for a symbol without an instrument, rows of another dtype, and rows that
+        were received before those that stand or came in front of them; none of them is taken.
         """
         lane = self._lane(symbol)
         if events.dtype != EVENT:
             raise ValueError(f"events of dtype {events.dtype}: expected market.events.EVENT")
-        relevant = events["kind"] <= Kind.TRADE
-        if not relevant.all():
-            events = events[relevant]
         if len(events) == 0:
             return
-        # Nothing is received before it happened, and the engine's time does not run backwards.
-        happened = np.minimum(events["exchange_ns"] + self._shift_ns, events["receive_ns"])
-        happened[0] = max(int(happened[0]), lane.pushed_ns)
-        rows = _Rows(events, np.maximum.accumulate(happened))
-        lane.pushed_ns = int(rows.exchange_ns[-1])
-        lane.to_match.append(rows)
-        lane.to_see.append(rows)
+        place = replay.survey(events, lane.cells[ex.SHIFT_NS], lane.clock)
+        if place >= 0:
+            raise ValueError(
+                f"{symbol}: row {place} was received at {int(events['receive_ns'][place])}, before "
+                "the row in front of it; sort the events by receive_ns, as ingest does"
+            )
+        lane.push(events)
 
     def horizon_ns(self, symbol: str) -> int:
         """Exchange time up to which every row is known, more rows of the last instant may come.
 
         A study that advances no further misses nothing.
         """
-        return self._lane(symbol).pushed_ns - 1
+        return self._lane(symbol).times[replay.PUSHED_NS] - 1
 
     def next_frame_ns(self) -> int | None:
         """Receive time of the next book frame that `view` has not seen, None when none is pushed."""
-        times = []
-        for lane in self._lanes.values():
-            for rows in lane.to_see:
-                place = int(np.searchsorted(rows.frame_ends, self.now_ns, "right"))
-                if place < len(rows.frame_ends):
-                    times.append(int(rows.frame_ends[place]))
-                    break
-        return min(times, default=None)
+        times = (lane.next_frame_ns() for lane in self._lanes.values())
+        return min((time for time in times if time is not None), default=None)
 
     def advance(self, now_ns: int, *, stop_at_outcome: bool = False) -> int:
         """Move the clock to ``now_ns``; returns where it stands.
@@ -178,20 +359,47 @@ class Simulator:
         us. A time before the present is the present.
         """
         limit = max(now_ns, self.now_ns)
-        for lane in self._lanes.values():
-            known = max(lane.pushed_ns - 1, limit - self._patience_ns)
-            self._match(lane, limit, known, stop_at_outcome)
-            if stop_at_outcome and self._outbox:
-                limit = max(self.now_ns, min(limit, self._outbox[0][0]))
-        for lane in self._lanes.values():
-            self._see(lane, limit)
+        if stop_at_outcome and self._strays:
+            limit = max(self.now_ns, min(limit, self._strays[0].time_ns))
+        if self._only:
+            limit = self._only.run(limit, self._patience_ns, stop_at_outcome, False, 0)
+        else:
+            for lane in self._lanes.values():
+                limit = lane.match(limit, self._patience_ns, stop_at_outcome)
+            for lane in self._lanes.values():
+                lane.see(limit)
         self.now_ns = limit
         return limit
 
+    def advance_to_news(self, until_ns: int, every_ns: int = 0) -> int:
+        """Move the clock to the next news, ``until_ns`` at the latest; returns where it stands.
+
+        News is an outcome that reaches us, or a touch that is not what it was when this method
+        returned last. With ``every_ns`` the clock stops at multiples of it only: at the first at
+        which there is news.
+        """
+        if self._only and not self._strays:
+            at_once = every_ns == 0
+            self.now_ns = self._only.run(until_ns, self._patience_ns, at_once, at_once, every_ns)
+            return self.now_ns
+        news = False
+        while not news and self.now_ns < until_ns:
+            if every_ns:
+                self.advance(min(until_ns, (self.now_ns // every_ns + 1) * every_ns))
+            else:
+                frame = self.next_frame_ns()
+                stop = until_ns if frame is None else max(frame, self.now_ns)
+                self.advance(min(until_ns, stop), stop_at_outcome=True)
+            news = bool(self._strays) and self._strays[0].time_ns <= self.now_ns
+            for lane in self._lanes.values():
+                news |= lane.news(self.now_ns)
+        return self.now_ns
+
     def touch(self, symbol: str) -> tuple[int | None, int | None]:
         """Best bid and ask in ticks of the local book."""
-        book = self._lane(symbol).local
-        return book.best_bid, book.best_ask
+        times = self._lane(symbol).times
+        bid, ask = times[replay.BID], times[replay.ASK]
+        return None if bid == NO_LEVEL else bid, None if ask == NO_LEVEL else ask
 
     def view(self, symbol: str) -> View:
         """The local picture at the present."""
@@ -202,7 +410,7 @@ class Simulator:
             bids=tuple(lane.local.bids(self._view_levels)),
             asks=tuple(lane.local.asks(self._view_levels)),
             stale=lane.local.stale(self.now_ns, self._stale_ns),
-            instrument=lane.exchange.instrument,
+            instrument=lane.instrument,
         )
 
     # -- the venue -----------------------------------------------------------------------------
@@ -211,101 +419,150 @@ class Simulator:
         """Put actions under way; each arrives after the entry latency, in the order sent."""
         for action in actions:
             if isinstance(action, Submit):
-                symbol = self._symbol_of.setdefault(action.client_id, action.symbol)
-            else:
-                symbol = self._symbol_of.get(action.client_id, "")
-            lane = self._lanes.get(symbol)
+                self._submit(action)
+                continue
+            lane, number = self._numbers.get(action.client_id, (None, 0))
             if lane is None:
                 self._refuse_stray(action)
-                continue
-            lane.last_arrival_ns = max(self.now_ns + self._entry_ns, lane.last_arrival_ns)
-            lane.inbox.append((lane.last_arrival_ns, action))
+            elif isinstance(action, Amend):
+                price, off_tick = _whole(action.price_ticks)
+                lots, off_lot = _whole(action.qty_lots)
+                refusal = (off_tick and _OFF_TICK) or (off_lot and _OFF_LOT)
+                self._dispatch(lane, ex.AMEND, number, price, lots, refusal)
+            else:
+                self._dispatch(lane, ex.CANCEL, number, 0, 0, 0)
+
+    def _submit(self, order: Submit) -> None:
+        lane = self._lanes.get(order.symbol)
+        if lane is None:
+            self._refuse_stray(order)
+            return
+        market = order.order_type is OrderType.MARKET
+        policy = ex.MARKET if market else _POLICY[order.time_in_force]
+        price, off_tick = (0, False) if market else _whole(order.price_ticks)
+        lots, off_lot = _whole(order.qty_lots)
+        side = int(order.side) if order.side in (1, -1) else 0
+        before, earlier = self._numbers.get(order.client_id, (lane, -1))
+        refusal = (off_lot and _OFF_LOT) or (off_tick and _OFF_TICK)
+        if before is not lane:
+            # The id was given to an order in another symbol, whose fate another exchange knows.
+            earlier, refusal = -1, CODE[Reason.DUPLICATE]
+        values = (side, price, lots, policy, order.reduce_only, earlier, 0, 0, 0, 0)
+        number = lane.open(order, values)
+        if before is lane:
+            self._numbers[order.client_id] = lane, number
+        self._dispatch(lane, ex.SUBMIT, number, 0, 0, refusal)
+
+    def _dispatch(
+        self, lane: _Lane, request: int, number: int, price: int, lots: int, refusal: int
+    ) -> None:
+        """Put a request on its way, unless it is lost on it."""
+        now = self.now_ns
+        if self._constant:
+            way = self._latency.entry_ns
+        else:
+            rate = travel.rate_at(lane.exchange.reals[ex.SEEN_ROWS], now - lane.cells[ex.LATELY_NS])
+            way = travel.entry_ns(self._latency, now, rate)
+        if way < 0:
+            submits = request == ex.SUBMIT
+            if submits:
+                lane.exchange.orders["state"][number] = ex.REFUSED
+            outcome = ex.REJECTED if submits else ex.CANCEL_REJECTED
+            lane.say(now - way, outcome, number, CODE[Reason.NOT_DELIVERED])
+            return
+        lane.last_arrival_ns = max(now + way, lane.last_arrival_ns)
+        lane.enter(lane.last_arrival_ns, request, number, price, lots, refusal)
 
     def poll(self) -> Sequence[Event]:
         """Outcomes that have reached us since the last call, by time."""
-        events = []
-        while self._outbox and self._outbox[0][0] <= self.now_ns:
-            events.append(heapq.heappop(self._outbox)[2])
+        now = self.now_ns
+        events: list[Event] = []
+        for symbol, lane in self._lanes.items():
+            events += [self._event(symbol, lane, row) for row in lane.outcomes(now)]
+        if self._strays:
+            events += [event for event in self._strays if event.time_ns <= now]
+            self._strays = [event for event in self._strays if event.time_ns > now]
+        events.sort(key=_time_of)
         return events
 
     def position_lots(self, symbol: str) -> int:
         """Signed position: what was held at the start and the sum of all executions."""
-        return self._lane(symbol).exchange.position_lots
+        return self._lane(symbol).cells[ex.POSITION]
 
     @property
     def idle(self) -> bool:
         """No order is open, under way or about to be answered."""
-        return not self._outbox and not any(
-            lane.exchange.orders or lane.inbox for lane in self._lanes.values()
+        return not self._strays and not any(
+            lane.cells[ex.OPEN_ORDERS]
+            or lane.cells[ex.ARRIVED] < lane.cells[ex.INBOX_END]
+            or lane.cells[ex.HEARD] < lane.cells[ex.OUTBOX_END]
+            for lane in self._lanes.values()
         )
-
-    # -- the clocks ----------------------------------------------------------------------------
-
-    def _match(self, lane: _Lane, limit_ns: int, known_ns: int, stop_at_outcome: bool) -> None:
-        """Run the exchange of one symbol up to ``limit_ns``, with actions up to ``known_ns``."""
-        exchange = lane.exchange
-        while True:
-            if stop_at_outcome and self._outbox:
-                limit_ns = min(limit_ns, max(self._outbox[0][0], self.now_ns))
-            due = bool(lane.inbox) and lane.inbox[0][0] <= min(limit_ns, known_ns)
-            until_ns = lane.inbox[0][0] if due else limit_ns
-            while lane.to_match and not exchange.answers:
-                rows = lane.to_match[0]
-                if rows.exchange_ns[rows.matched] > until_ns:
-                    break
-                rows.matched = exchange.replay(
-                    rows.events, rows.exchange_ns, rows.matched, until_ns
-                )
-                if rows.matched == len(rows.events):
-                    lane.to_match.popleft()
-            if not exchange.answers:
-                if not due:
-                    exchange.clock_ns = max(exchange.clock_ns, min(limit_ns, known_ns))
-                    return
-                exchange.clock_ns = max(exchange.clock_ns, until_ns)
-                exchange.arrive(lane.inbox.popleft()[1])
-            self._carry_back(lane)
-
-    def _carry_back(self, lane: _Lane) -> None:
-        """Put answers on their way: in order, and never into our past."""
-        for answer in lane.exchange.answers:
-            due = max(answer.venue_ns + self._response_ns, lane.last_response_ns, self.now_ns)
-            lane.last_response_ns = due
-            self._post(msgspec.structs.replace(answer, time_ns=due))
-        lane.exchange.answers.clear()
-
-    def _see(self, lane: _Lane, now_ns: int) -> None:
-        """Bring the local book up to ``now_ns``."""
-        while lane.to_see:
-            rows = lane.to_see[0]
-            stop = int(np.searchsorted(rows.receive_ns, now_ns, "right"))
-            if stop > rows.seen:
-                lane.local.apply(rows.events[rows.seen : stop])
-                rows.seen = stop
-            if stop < len(rows.receive_ns):
-                return
-            lane.to_see.popleft()
 
     def _refuse_stray(self, action: Action) -> None:
         """Answer an action that no symbol's exchange can answer."""
-        venue_ns = self.now_ns + self._entry_ns
-        known = Reason.UNKNOWN_SYMBOL if isinstance(action, Submit) else Reason.NO_ORDER
-        kind = Rejected if isinstance(action, Submit) else CancelRejected
-        self._post(
-            kind(
-                client_id=action.client_id,
-                time_ns=venue_ns + self._response_ns,
-                venue_ns=venue_ns,
-                reason=known,
-            )
+        there, back = self._ways()
+        venue_ns = self.now_ns + abs(there)
+        due_ns = venue_ns if there < 0 else venue_ns + back
+        kind, reason = (
+            (Rejected, Reason.UNKNOWN_SYMBOL)
+            if isinstance(action, Submit)
+            else (CancelRejected, Reason.NO_ORDER)
         )
+        self._strays.append(
+            kind(client_id=action.client_id, time_ns=due_ns, venue_ns=venue_ns, reason=reason)
+        )
+        self._strays.sort(key=_time_of)
 
-    def _post(self, event: Event) -> None:
-        self._posted += 1
-        heapq.heappush(self._outbox, (event.time_ns, self._posted, event))
+    def _ways(self) -> tuple[int, int]:
+        """Latencies of a request that meets no exchange: those of a quiet market."""
+        there = int(travel.entry_ns(self._latency, self.now_ns, 0.0))
+        return there, int(travel.response_ns(self._latency, self.now_ns + abs(there), 0.0))
 
     def _lane(self, symbol: str) -> _Lane:
         lane = self._lanes.get(symbol)
         if lane is None:
             raise ValueError(f"{symbol}: the simulator has no such instrument; add it to settings")
         return lane
+
+    def _event(self, symbol: str, lane: _Lane, row: tuple[int, ...]) -> Event:
+        """An outcome's row as an event."""
+        due, venue, outcome, number, price, lots, leaves, detail, ahead, execution = row
+        asked = lane.asked[number]
+        name = asked.client_id
+        if outcome == ex.ACCEPTED:
+            return Accepted(
+                client_id=name, time_ns=due, venue_ns=venue, venue_order_id=f"sim-{detail}"
+            )
+        if outcome == ex.FILLED:
+            numerator, denominator = self._fees[symbol][detail]
+            value = lane.cells[ex.UNIT_E8] * price * lots
+            return Filled(
+                client_id=name,
+                time_ns=due,
+                venue_ns=venue,
+                exec_id=f"{name}/{execution}",
+                symbol=symbol,
+                side=asked.side,
+                qty_lots=lots,
+                price_ticks=price,
+                liquidity=Liquidity.MAKER if detail else Liquidity.TAKER,
+                # As `execution.account.fee_e8` has it: rounded up.
+                fee_e8=-(-value * numerator // denominator),
+                leaves_lots=leaves,
+                queue_ahead_lots=ahead,
+            )
+        if outcome == ex.AMENDED:
+            return Amended(
+                client_id=name, time_ns=due, venue_ns=venue, price_ticks=price, qty_lots=lots
+            )
+        reason = REASONS[detail - 1]
+        if outcome == ex.CANCELLED:
+            return Cancelled(
+                client_id=name, time_ns=due, venue_ns=venue, reason=reason, leaves_lots=leaves
+            )
+        kind = Rejected if outcome == ex.REJECTED else CancelRejected
+        return kind(client_id=name, time_ns=due, venue_ns=venue, reason=reason)
+
+
+_time_of = attrgetter("time_ns")

@@ -13,21 +13,20 @@ bound; `execution.queue` is the realistic mode. What differs from there:
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from execution.queue import Queue, depth_changed, nearest
+from execution.queue import HIDDEN, Queue, depth_changed, nearest
 from market.book import NO_LEVEL, BookState, begin_row, end_row, next_level, row_of, set_row
-from market.events import Events, Flag, Kind
-from market.kernel import compiled
+from market.events import Flag, Kind
+from market.kernel import kernel
 
 _TRADE: Final = int(Kind.TRADE)
 _SNAPSHOT: Final = int(Kind.SNAPSHOT)
 _DELTA: Final = int(Kind.DELTA)
 _FIRST: Final = int(Flag.FIRST)
-_HIDDEN: Final = int(Flag.RPI | Flag.BLOCK)
 
 Touch = npt.NDArray[np.int64]
 
@@ -37,7 +36,7 @@ def new_touch() -> Touch:
     return np.full(2, NO_LEVEL, np.int64)
 
 
-@compiled
+@kernel
 def _improved(state: BookState, touch: Touch, side: int, price_ticks: int, qty_lots: int) -> bool:
     """Follow the touch through a level's change; whether the side's best improved."""
     own, other = row_of(side), row_of(-side)
@@ -53,7 +52,7 @@ def _improved(state: BookState, touch: Touch, side: int, price_ticks: int, qty_l
     return True
 
 
-@compiled
+@kernel
 def _fill(queue: Queue, place: int) -> int:
     order = queue.resting[place]
     lots = order.leaves
@@ -62,7 +61,7 @@ def _fill(queue: Queue, place: int) -> int:
     return int(lots)
 
 
-@compiled
+@kernel
 def _traded(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> int:
     """A print that consumed orders of ``side``; returns the lots of ours that it filled."""
     total = 0
@@ -79,7 +78,7 @@ def _traded(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> int:
     return total
 
 
-@compiled
+@kernel
 def _level_changed(
     state: BookState,
     queue: Queue,
@@ -106,49 +105,23 @@ def _level_changed(
     return total
 
 
-@compiled
-def replay_whole(
-    state: BookState,
-    queue: Queue,
-    touch: Touch,
-    events: Events,
-    exchange_ns: npt.NDArray[np.int64],
-    start: int,
-    until_ns: int,
-    model: int,
-    power: float,
-) -> tuple[int, int]:
-    """Apply rows from ``start`` while their exchange time is not after ``until_ns``.
-
-    Returns (the next row, lots of ours that filled). It stops behind the row that filled something;
-    the fills stand in ``filled`` of the resting orders.
-    """
-    n = start
-    while n < len(events) and exchange_ns[n] <= until_ns:
-        event = events[n]
-        n += 1
-        filled = 0
-        if event.kind == _TRADE:
-            if event.flags & _HIDDEN == 0:
-                filled = _traded(queue, -event.side, event.price_ticks, event.qty_lots)
-        elif event.kind == _SNAPSHOT or event.kind == _DELTA:
-            begin_row(state, event)
-            if event.kind == _SNAPSHOT and event.flags & _FIRST:
-                touch[:] = NO_LEVEL
-            held = set_row(state, event)
-            if abs(event.side) == 1 and event.qty_lots >= 0:
-                filled = _level_changed(
-                    state,
-                    queue,
-                    touch,
-                    event.side,
-                    event.price_ticks,
-                    held,
-                    event.qty_lots,
-                    model,
-                    power,
-                )
-            end_row(state, event)
-        if filled > 0:
-            return n, filled
-    return n, 0
+@kernel
+def row_matched_whole(
+    state: BookState, queue: Queue, touch: Touch, event: Any, model: int, power: float
+) -> int:
+    """Apply a row to the book, the touch and our resting orders; returns the lots of ours that
+    filled, which stand in ``filled`` of the resting orders."""
+    filled = 0
+    if event.kind == _TRADE:
+        if event.flags & HIDDEN == 0:
+            filled = _traded(queue, -event.side, event.price_ticks, event.qty_lots)
+    elif event.kind == _SNAPSHOT or event.kind == _DELTA:
+        begin_row(state, event)
+        if event.kind == _SNAPSHOT and event.flags & _FIRST:
+            touch[:] = NO_LEVEL
+        held = set_row(state, event)
+        if abs(event.side) == 1 and event.qty_lots >= 0:
+            side, price, shown = event.side, event.price_ticks, event.qty_lots
+            filled = _level_changed(state, queue, touch, side, price, held, shown, model, power)
+        end_row(state, event)
+    return int(filled)

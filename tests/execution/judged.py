@@ -27,7 +27,7 @@ from execution.orders import (
     Submit,
     TimeInForce,
 )
-from execution.queue import MODELS
+from execution.queue import MODELS, PUBLISHED
 from execution.simulator import Simulator
 from market.book import Book
 from market.events import EVENT, Events, Flag, Kind
@@ -152,7 +152,7 @@ def random_case(number: int, *, seed: int = 1) -> Case:
             prices[order] = price
             actions.append((time, 1, order, 0, price, lots, 0, 0))
     setting = np.zeros(1, SETTING)
-    setting["model"] = number % len(MODELS)
+    setting["model"] = number % len(PUBLISHED)
     setting["power"] = float(rng.choice((1.0, 2.0, 3.0)))
     setting["entry_ns"], setting["response_ns"] = rng.integers(0, 40, 2)
     setting["end_ns"] = now + 10_000

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from execution.queue import MODELS, beyond_window, share_behind
+from execution.queue import (
+    BOUNDS,
+    MODELS,
+    PUBLISHED,
+    RESTING,
+    beyond_window,
+    depth_changed,
+    share_behind,
+)
 from market.book import Book
 from market.events import Flag, Kind
 from tests.execution.tape import SYMBOL, Tape, fills, frame, limit, snapshot
@@ -45,17 +53,19 @@ class ReferenceQueue:
         return filled
 
     def depth(self, new: int) -> None:
-        change, back = self.shown - new - self.traded, self.shown - self.front
+        front = max(self.front, 0.0)
+        change, back = self.shown - new - self.traded, self.shown - front
         self.shown, self.traded = new, 0.0
-        if self.model == "risk_averse" or change < 0:
-            self.front = min(self.front, new)
+        if self.model in ("risk_averse", "pessimistic") or change < 0:
+            self.front = min(front, new)
             return
-        p = reference_share(self.model, self.n, self.front, back)
-        estimate = self.front - (1 - p) * change + float(np.fmin(back - p * change, 0.0))
-        self.front = float(np.fmin(estimate, new))
+        p = 0.0
+        if self.model != "optimistic" and front + back > 0:
+            p = reference_share(self.model, self.n, front, back)
+        self.front = max(0.0, min(front - (1 - p) * change + min(back - p * change, 0.0), new))
 
 
-@pytest.mark.parametrize("model", [m for m in MODELS if m != "risk_averse"])
+@pytest.mark.parametrize("model", [m for m in PUBLISHED if m != "risk_averse"])
 @pytest.mark.parametrize(("front", "back"), [(3, 5), (1, 0), (0, 4), (0, 0), (2.5, 7.25)])
 @pytest.mark.parametrize("n", [1.0, 2.0, 3.0])
 def test_shares_are_the_published_formulas(model: str, front: float, back: float, n: float) -> None:
@@ -119,31 +129,67 @@ def test_more_quantity_in_front_never_fills_earlier(
     assert all(near >= far for near, far in zip(*filled, strict=True))
 
 
-@settings(derandomize=True, max_examples=40, deadline=None)
-@given(steps=STEPS, model=st.sampled_from([m for m in MODELS if m != "risk_averse"]))
-def test_the_pessimistic_queue_never_fills_more(steps: list[tuple[str, int]], model: str) -> None:
-    """Until the published formulas take more from the front than stands there: a negative front has
-    no meaning, and what they make of it is theirs."""
-    queue = ReferenceQueue(model, 3.0, 20)
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(steps=STEPS, model=st.sampled_from(PUBLISHED), n=st.sampled_from([0.5, 1.0, 2.0, 3.0]))
+def test_every_model_fills_between_the_bounds(
+    steps: list[tuple[str, int]], model: str, n: float
+) -> None:
+    """After every print and every change of depth: pessimistic ≤ model ≤ optimistic."""
+    pessimistic, optimistic = BOUNDS
     tapes = [
-        Tape(queue=name).opens(bids=[(100, 20), (90, 1)], asks=[(110, 5)])
-        for name in ("risk_averse", model)
+        Tape(queue=name, queue_power=n).opens(bids=[(100, 20), (90, 1)], asks=[(110, 5)])
+        for name in (pessimistic, model, optimistic)
     ]
     for tape in tapes:
         tape.send(limit("a", 1, 100, 10_000))
     for what, lots in steps:
-        if what == "trade":
-            queue.trade(lots)
-        else:
-            queue.depth(lots)
-        if queue.front < 0:
-            break
         for tape in tapes:
             if what == "trade":
                 tape.prints(-1, 100, lots)
             else:
                 tape.shows(bids=[(100, lots)])
-        assert tapes[0].position <= tapes[1].position
+        low, between, high = (tape.position for tape in tapes)
+        assert low <= between <= high
+
+
+def test_the_bounds_differ_by_who_is_taken_to_have_left() -> None:
+    filled = []
+    for name in BOUNDS:
+        tape = Tape(queue=name).opens()
+        tape.send(limit("a", 1, 100, 5))
+        tape.shows(bids=[(100, 12)])
+        tape.shows(bids=[(100, 8)])
+        filled.append(fills(tape.prints(-1, 100, 7)))
+    # Ten stood in front, two came behind; four left: all from behind, or all from the front.
+    assert filled == [[], [(100, 1)]]
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(
+    model=st.sampled_from(list(MODELS)),
+    n=st.sampled_from([0.5, 1.0, 2.0, 3.0]),
+    shown=st.integers(0, 12),
+    new=st.integers(0, 12),
+    traded=st.integers(0, 12),
+    front=st.integers(-24, 24),
+)
+def test_a_queue_is_never_nan(
+    model: str, n: float, shown: int, new: int, traded: int, front: int
+) -> None:
+    """Also where a formula has no value: an empty queue, or fronts below zero as mode ``whole`` has
+    them. The quantity in front never exceeds what is displayed."""
+    orders = np.zeros(1, RESTING)
+    orders["shown"], orders["traded"], orders["front"] = shown, traded, front / 2
+    depth_changed(orders[0], new, MODELS[model], n)
+    assert orders["front"][0] <= new
+    assert (orders["shown"][0], orders["traded"][0]) == (new, 0)
+
+
+def test_an_empty_queue_has_no_share_and_stays_empty() -> None:
+    assert math.isnan(share_behind(MODELS["power3"], 3.0, 0.0, 0.0))
+    orders = np.zeros(1, RESTING)
+    depth_changed(orders[0], 0, MODELS["power3"], 3.0)
+    assert orders["front"][0] == 0
 
 
 def test_retail_price_improvement_and_block_prints_deplete_nothing() -> None:
