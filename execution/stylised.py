@@ -33,8 +33,9 @@ def pooled(pieces: Pieces) -> Floats:
     """All values that are there."""
     if not pieces:
         return np.empty(0)
-    values = np.concatenate([np.asarray(piece, np.float64) for piece in pieces])
-    return values[np.isfinite(values)]
+    values: Floats = np.concatenate([np.asarray(piece, np.float64) for piece in pieces])
+    there: Floats = values[np.isfinite(values)]
+    return there
 
 
 def _lagged(pieces: Pieces, lags: int) -> tuple[Floats, Floats]:

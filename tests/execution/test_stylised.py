@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from execution import stylised
@@ -54,6 +54,7 @@ def test_pieces_are_pooled_and_never_paired_across_their_ends() -> None:
     assert stylised.autocorrelation([np.concatenate([up, down])], 1)[0] == pytest.approx(1 / 3)
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     st.lists(st.floats(-5, 5), min_size=4, max_size=40),
     st.lists(st.booleans(), min_size=40, max_size=40),
