@@ -7,8 +7,10 @@ are none.
 
 from __future__ import annotations
 
+import gzip
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +19,12 @@ import numpy.typing as npt
 
 from market.bars import BarBuilder
 from market.book import Book
-from market.capture import read_blocks
+from market.capture import CaptureWriter, read_blocks
 from market.decode import Decoder
 from market.events import Events, Kind
 from market.instruments import BUILT_IN
-from market.synthetic import generate, profile
+from market.stream import symbol_topics
+from market.synthetic import generate, profile, write_frames
 from market.yardstick import Measure, Peer, PeerError, in_turn, peer_ready, recorded, seconds
 
 Say = Callable[[str], None]
@@ -29,17 +32,28 @@ Say = Callable[[str], None]
 _DAY: Final = "2026-01-05"
 _SEED: Final = 11
 _STALE_S: Final = 5.0
+_OURS_A_TURN: Final = 4
 
 
 def measure(quick: bool, say: Say) -> Iterator[Measure]:
     """Every figure of this area, as it is found."""
-    say("generating rows")
+    recordings = recorded()
+    if not recordings:
+        say("no recordings at hand, so what is measured on them is left out; set L2_TEST_DATA")
+    say("the book and the bars")
     rows = generated_rows(20_000 if quick else 2_000_000)
     yield from books("generated", [rows], 1 if quick else 5)
-    if recordings := recorded():
+    del rows
+    if recordings:
         yield from books("recorded", recorded_rows(recordings), 1 if quick else 20)
-    else:
-        say("no recordings at hand, so what is measured on them is left out; set L2_TEST_DATA")
+    say("frames to events")
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "made.frames.zst"
+        span_s = 20 if quick else 3600
+        write_frames(made, profile("default"), _SEED, ["BTCUSDT"], _DAY, 0, span_s)
+        yield from frames("generated", [made], 1 if quick else 5)
+    if recordings:
+        yield from frames("recorded", recordings[:1] if quick else recordings, 1 if quick else 7)
 
 
 def generated_rows(count: int) -> Events:
@@ -152,3 +166,83 @@ def check_equal(data: str, book: Book, theirs: list[list[int]]) -> None:
             f"after the {data} rows the books differ in {len(different)} levels of {len(ours)}, "
             f"the first {different[:1]}"
         )
+
+
+# -- frames to events --------------------------------------------------------------------------------
+
+
+def frames(data: str, captures: Sequence[Path], repetitions: int) -> Iterator[Measure]:
+    """The lines of BTCUSDT in captures, read to event rows, beside the peer's converter.
+
+    Each side reads the same lines from a file in its own format, unpacking included: ours a capture,
+    the peer gzipped text. PeerError when they do not find equally many levels and trades.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        json_bytes, found = 0, 0
+        own = [folder / f"{n}.frames.zst" for n in range(len(captures))]
+        for capture, path in zip(captures, own, strict=True):
+            lines = _lines_of("BTCUSDT", capture)
+            json_bytes += sum(len(line) - line.index(b" ") - 1 for line in lines)
+            with CaptureWriter(path) as writer:
+                writer.append_block(b"".join(lines))
+            path.with_suffix(".gz").write_bytes(gzip.compress(b"".join(lines), 6))
+            path.with_suffix(".few.gz").write_bytes(gzip.compress(b"".join(lines[:50])))
+
+        def read() -> None:
+            nonlocal found
+            found = sum(len(events) for events in _read(own))
+
+        def ours() -> float:
+            return min(seconds(read) for _ in range(_OURS_A_TURN))
+
+        ours()
+        peer_rate = None
+        with ExitStack() as stack:
+            works = [ours]
+            if peer_ready():
+                peers = [
+                    stack.enter_context(
+                        Peer(
+                            "hftbacktest_convert.py",
+                            path.with_suffix(".gz"),
+                            path.with_suffix(".few.gz"),
+                            str(2 * found + 1000),
+                        )
+                    )
+                    for path in own
+                ]
+                works.append(lambda: sum(float(peer.ask("seconds")) for peer in peers))
+            best = in_turn(works, repetitions)
+            if peer_ready():
+                peer_rate = json_bytes / best[1] / 1e6
+                theirs = sum(int(peer.ask("rows")) for peer in peers)
+                if theirs != found:
+                    raise PeerError(
+                        f"{data} frames hold {found} rows for us, {theirs} for the peer"
+                    )
+    yield Measure(
+        name=f"frames to events, {data}",
+        ours=json_bytes / best[0] / 1e6,
+        peer=peer_rate,
+        unit="MB/s of JSON",
+        how=f"best of {repetitions} turns, ours {_OURS_A_TURN} times a turn, which still takes the "
+        f"shorter time; {data} BTCUSDT, {json_bytes / 1e6:.1f} MB, "
+        f"{found:,} rows; unpacking included (ours zstd, the peer's converter gzip)",
+    )
+
+
+def _lines_of(symbol: str, capture: Path) -> list[bytes]:
+    """The book and trade lines of one symbol in a capture, newlines included."""
+    topics = tuple(f'"topic":"{name}"'.encode() for name in symbol_topics(symbol, 200)[:2])
+    lines = (
+        line for block in read_blocks(capture) for line in block.data.splitlines(keepends=True)
+    )
+    return [line for line in lines if any(topic in line[:80] for topic in topics)]
+
+
+def _read(captures: Sequence[Path]) -> Iterator[Events]:
+    for path in captures:
+        decoder = Decoder(symbols=["BTCUSDT"])
+        for block in read_blocks(path):
+            yield from decoder.decode_block(block).events.values()

@@ -20,7 +20,8 @@ from typing import Any, BinaryIO, Final, Self
 import msgspec
 import zstandard
 
-BLOCK_BYTES: Final = 4 << 20
+#: A block, its pieces and the rows made of it stay in a processor's cache together.
+BLOCK_BYTES: Final = 1 << 20
 #: A longer line is no frame of any venue; only its head is kept, so that memory stays bounded.
 MAX_LINE_BYTES: Final = 16 << 20
 KEPT_HEAD_BYTES: Final = 4096
@@ -180,24 +181,25 @@ class _Lines:
     """Gathers pieces of text and gives them back as whole lines."""
 
     def __init__(self) -> None:
-        self._whole: list[bytes] = []
+        self._whole: list[bytes | memoryview] = []
         self._held: list[bytes] = []
         self.whole_bytes = 0
         self.held_bytes = 0
         self._line = 1
+        self._whole_lines = 0
         self._cut: set[int] = set()
 
     def feed(self, piece: bytes) -> None:
         end = piece.rfind(b"\n") + 1
         if end:
-            first = piece.find(b"\n") + 1
+            start = 0
             if self.held_bytes > MAX_LINE_BYTES:
-                self._cut.add(self._line + sum(whole.count(b"\n") for whole in self._whole))
-                self._held.append(b"\n")
-            else:
-                self._held.append(piece[:first])
-            self._whole += [*self._held, piece[first:end]]
-            self.whole_bytes += sum(map(len, self._held)) + end - first
+                self._cut.add(self._line + self._whole_lines)
+                start = piece.find(b"\n")
+            whole: list[bytes | memoryview] = [*self._held, memoryview(piece)[start:end]]
+            self._whole += whole
+            self.whole_bytes += sum(map(len, whole))
+            self._whole_lines += piece.count(b"\n")
             self._held, self.held_bytes = [], 0
         if end < len(piece):
             self._held.append(piece[end:])
@@ -208,8 +210,8 @@ class _Lines:
     def take(self) -> tuple[int, bytes, frozenset[int]]:
         """(number of the first line, the whole lines gathered, numbers of those cut)."""
         first, data, cut = self._line, b"".join(self._whole), frozenset(self._cut)
-        self._line += data.count(b"\n")
-        self._whole, self._cut, self.whole_bytes = [], set(), 0
+        self._line += self._whole_lines
+        self._whole, self._cut, self.whole_bytes, self._whole_lines = [], set(), 0, 0
         return first, data, cut
 
 
