@@ -79,15 +79,17 @@ class Spool:
         hold_bytes: int,
         say: Callable[[str], None],
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
+        span_ns: int = HOUR_NS,
     ) -> None:
         self._lake, self._head, self._hold_bytes, self._say = lake, head, hold_bytes, say
         self._monotonic_ns = monotonic_ns
+        self._span_ns = span_ns  #: of receive time in a file
         self._writer: CaptureWriter | None = None
         self._synced = 0  #: bytes of the file that are whole and on disk
         self._lines: list[bytes] = []
         self._bytes = 0
         self._tried = monotonic_ns()
-        self._hour = -1
+        self._period = -1
         self._losing = 0
         self._refused = False
         self.paths: list[str] = []
@@ -95,10 +97,8 @@ class Spool:
 
     def add(self, receive_ns: int, frame: bytes) -> None:
         """Take a line; it is on disk within about a second."""
-        hour = receive_ns // HOUR_NS
-        if hour != self._hour and not self._turn(receive_ns):
-            # The old hour's file goes on until the disk takes its lines.
-            hour = self._hour
+        if receive_ns // self._span_ns != self._period:
+            self._turn(receive_ns)
         if self._losing or self._bytes > self._hold_bytes:
             self._losing += 1
             self.lost += 1
@@ -175,7 +175,7 @@ class Spool:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        self._hour = now_ns // HOUR_NS
+        self._period = now_ns // self._span_ns
         day = utc_date(now_ns)
         path = f"{self._lake.frames_dir(day)}/{now_ns:019d}{SUFFIX}"
         self.paths.append(path)
@@ -221,6 +221,8 @@ class Recording:
         listed: Mapping[str, Instrument],
         clock: SteadyClock,
         say: Callable[[str], None],
+        *,
+        span_ns: int = HOUR_NS,
     ) -> None:
         self._feed, self._clock, self._say = feed, clock, say
         self._listed = listed
@@ -230,6 +232,7 @@ class Recording:
             self._head,
             settings.record.hold_mb << 20,
             say,
+            span_ns=span_ns,
         )
         self._books = [
             topic for topic in self.replica.topics.values() if isinstance(topic, BookTopic)

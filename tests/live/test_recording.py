@@ -86,6 +86,7 @@ def recorded(
     feed: Script,
     names: list[str] | None = None,
     listed: Mapping[str, Instrument] = BUILT_IN,
+    span_ns: int = HOUR,
 ) -> Recording:
     return Recording(
         Settings(root=str(root)),
@@ -94,6 +95,7 @@ def recorded(
         listed,
         SteadyClock(),
         quiet,
+        span_ns=span_ns,
     )
 
 
@@ -124,13 +126,12 @@ def books_after(paths: Sequence[str]) -> dict[str, tuple[object, object, int]]:
 
 @pytest.mark.parametrize("name", ["bybit-linear-20260809", "usdm-20240808"])
 def test_a_recording_is_stored_line_by_line_and_each_file_of_it_reads_alone(
-    name: str, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, data_dir: Path, tmp_path: Path
 ) -> None:
     path = str(data_dir / f"{name}.frames.zst")
     lines = list(read_lines(path))[:12_000]
-    monkeypatch.setattr(recording, "HOUR_NS", 9 * S)
 
-    run = recorded(tmp_path, Script(lines), listed=instruments_of([path], BUILT_IN))
+    run = recorded(tmp_path, Script(lines), listed=instruments_of([path], BUILT_IN), span_ns=9 * S)
     result = run.run()
 
     files = result["files"]

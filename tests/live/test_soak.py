@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from live.soak import FAULTS, compare, digest, soak
+from live.soak import compare, markdown, soak
+from live.unruly import FAULTS, digest
 from market.capture import CaptureWriter
 
 
 def test_every_line_received_under_load_and_faults_is_stored(tmp_path: Path) -> None:
-    result = soak(tmp_path, seconds=8.0, rate=1500.0, fault_s=0.4)
+    result = soak(tmp_path, seconds=8.0, rate=1500.0, fault_s=0.4, file_s=2.0)
 
     assert result["wrong"] == []
     assert result["lost"] == 0
@@ -18,7 +19,25 @@ def test_every_line_received_under_load_and_faults_is_stored(tmp_path: Path) -> 
     assert result["gaps"] >= 1
     assert result["duplicates"] >= 1
     assert result["disconnects"] >= 1
-    assert len(FAULTS) == 9
+    assert result["files"] >= 3
+    assert sum(result["faults"].values()) >= len(FAULTS)
+    table = markdown(result).splitlines()
+    assert {line.count("|") for line in table} == {3}
+    assert f"| lines compared | {result['lines_compared']:,} |" in table
+
+
+def test_only_a_cut_connection_may_have_a_tail_that_never_arrived(tmp_path: Path) -> None:
+    sent = tmp_path / "sent"
+    sent.mkdir()
+    (sent / "000000.sent").write_bytes(digest(b"{}") + digest(b"[]"))
+    path = tmp_path / "x.frames.zst"
+    with CaptureWriter(path) as writer:
+        writer.append(1, b'{"l2":"connect"}')
+        writer.append(1, b"{}")
+    for ended, wrong in (("abort", 0), ("close", 1), ("by the other side", 0)):
+        (sent / "ends.txt").write_text(f"0 {ended}\n")
+        found = compare(sent, [str(path)])
+        assert (len(found["wrong"]), found["sent_but_never_received"]) == (wrong, 1)
 
 
 def test_the_comparison_sees_a_line_that_is_missing_changed_or_moved(tmp_path: Path) -> None:
