@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
-from execution.account import E8, Account, unit_e8
+from execution.account import E8, Account, unit_e8, value_e8
 from execution.algorithms import start
 from execution.orders import Event, Filled, Liquidity, Submit
 from execution.study import MidRecorder
@@ -95,7 +95,7 @@ class Desk:
         self._instruments, self._settings = instruments, settings
         self.account = Account(instruments)
         self.orders = self.fills = self.parents = 0
-        self._maker_value = self._filled_value = 0.0
+        self._maker_e8 = self._filled_e8 = 0
         self._costs: dict[str, list[float]] = {}  #: figure -> its sum and count over parents
         self._recorders = {symbol: MidRecorder() for symbol in instruments}
         self.mids = {symbol: recorder.mids for symbol, recorder in self._recorders.items()}
@@ -220,9 +220,9 @@ class Desk:
     def _book(self, fill: Filled) -> None:
         self.account.apply(fill)
         self.fills += 1
-        value = unit_e8(self._instruments[fill.symbol]) * fill.price_ticks * fill.qty_lots / E8
-        self._filled_value += value
-        self._maker_value += value * (fill.liquidity is Liquidity.MAKER)
+        value = value_e8(self._instruments[fill.symbol], fill.price_ticks, fill.qty_lots)
+        self._filled_e8 += value
+        self._maker_e8 += value * (fill.liquidity is Liquidity.MAKER)
 
     def _end(self, work: Work, now_ns: int) -> None:
         parent, filled = work.parent, work.algorithm.filled_lots
@@ -330,8 +330,8 @@ class Desk:
             "parents": self.parents,
             "orders": self.orders,
             "fills": self.fills,
-            "filled_usdt": self._filled_value,
-            "maker_share": self._maker_value / self._filled_value if self.fills else None,
+            "filled_usdt": self._filled_e8 / E8,
+            "maker_share": self._maker_e8 / self._filled_e8 if self.fills else None,
             "all_in_cost_bps": mean("total_bps"),
             "cost_parts_bps": {part: mean(part) for part in PARTS},
             "markout_60s_bps": mean("markout_60s_bps"),

@@ -161,7 +161,8 @@ class Trader:
             if history is not None:
                 bars, book, held = history[symbol]
                 self._evaluator.push_many(symbol, bars.t_ns, bars.values)
-                lane.builder.book, lane.held = book, held
+                lane.builder.book = book
+                lane.held.ticker = dict(held.ticker)
                 rows = lane.restate(second_ns)
                 lane.restart(rows)
                 self._venues[symbol].on_events(symbol, rows)

@@ -47,13 +47,15 @@ def live_settings(root: Path, **execution: object) -> Settings:
 def promote(root: Path, version: str = "1", name: str = "synthetic-l2", **changes: object) -> str:
     """Make a bundle whose expectation follows the trade flow of a minute, and point at it.
 
-    ``changes`` replace fields of the manifest; ``sign`` turns the expectation round.
+    ``changes`` replace fields of the manifest; ``sign`` turns the expectation round, ``follows``
+    names another feature.
     """
     names = feature_names()
     rng = np.random.Generator(np.random.Philox(key=5))
     rows = rng.normal(size=(2_000, len(names)))
     sign = float(changes.pop("sign", 1.0))  # type: ignore[arg-type]
-    label = sign * np.sign(rows[:, names.index("tfi_60")])
+    follows = str(changes.pop("follows", "tfi_60"))
+    label = sign * np.sign(rows[:, names.index(follows)])
     folder = bundles_folder(root, name) / f"{version}-test"
     folder.mkdir(parents=True)
     members = []

@@ -1,0 +1,500 @@
+"""The backtest: the live trader over recorded events, with the books of it kept at every fee row.
+
+    lake's events ─► seconds, symbol by symbol ─► live.trader ─► paper venue
+                                                      └─► ledger ─► blotter ─► figures, tear sheet
+
+Nothing here decides, orders or fills: `live.trader` and `live.paper` do, as they do live, fed with the
+same rows at the same times. So the same capture gives the same decisions, orders and fills here and
+under `l2 live --venue paper`. What this module adds is reading the lake, and book-keeping.
+
+Assumptions, which every report states: a decision at t uses what was received before t and its orders
+leave at t; computing takes no time of its own beyond the entry latency; our orders move nobody; the
+queue model is the settings'; what is in the market when a book is lost stays until it is back, and is
+then closed.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from execution.blotter import Blotter, Reason
+from execution.orders import Event, Filled
+from execution.tca import TABLES, Row
+from live.collect import journal_rows
+from live.decisions import Decision
+from live.desk import Funding
+from live.history import join
+from live.journal import Entry, Ledger
+from live.paper import paper_venues
+from live.trader import SECOND_NS, Model, Trader
+from live.worker import followed
+from market.columns import C
+from market.events import Events, from_arrow
+from market.features import feature_hash
+from market.instruments import Instrument, behind
+from market.lake import DAY_NS, Lake, day_start_ns, utc_date
+from market.settings import FEE_ROWS_BPS, Settings
+from models_registry.manifest import (
+    MANIFEST_FILE,
+    Bundle,
+    BundleError,
+    Pointer,
+    load_champion,
+)
+
+MINUTE_NS: Final = 60 * SECOND_NS
+
+#: Rows of a partition in memory at a time.
+BATCH_ROWS: Final = 1 << 16
+
+#: Progress is told this often (seconds of wall time).
+TELL_EVERY_S: Final = 10.0
+
+_EVENT = msgspec.json.Decoder(Event)
+_FUNDING = msgspec.json.Decoder(Funding)
+_SWEEPS: Final = {
+    side: tuple(getattr(C, f"sweep_{name}_{size}") for size in ("10k", "100k", "1m"))
+    for side, name in ((1, "buy"), (-1, "sell"))
+}
+
+
+class BacktestError(RuntimeError):
+    """A backtest cannot be run as asked; the message says why and what to do."""
+
+
+# -- what decides ----------------------------------------------------------------------------------
+
+
+class Fixed(msgspec.Struct, frozen=True):
+    """A model that stays the same for the whole run. ``foreign`` says why its source is not the lake's."""
+
+    pointer: Pointer
+    bundle: Bundle
+    foreign: str = ""
+
+    def refresh(self) -> bool:
+        return False
+
+    @property
+    def name(self) -> str:
+        return f"{self.pointer.name} {self.pointer.version}"
+
+
+def load_model(
+    settings: Settings, named: str, symbols: Sequence[str], *, in_spite_of_source: bool = False
+) -> Fixed:
+    """The model to run: ``champion``, a version of the registry, or a bundle's folder.
+
+    BundleError when it was made for other features, another book topic, other symbols or, unless
+    ``in_spite_of_source``, another source than the lake's; BacktestError when there is none.
+    """
+    pointer, bundle = _bundle(settings, named)
+    bundle.require(feature_hash(), f"orderbook.{settings.market.book_depth}")
+    manifest = bundle.manifest
+    if missing := set(symbols) - set(manifest.symbols):
+        raise BundleError(
+            f"model {pointer.name} {pointer.version} was not trained on "
+            f"{', '.join(sorted(missing))}; name its symbols with --symbols, or train again"
+        )
+    foreign = ""
+    if manifest.source != settings.source:
+        foreign = f"a model of {manifest.source} data on {settings.source} data"
+        if not in_spite_of_source:
+            raise BundleError(
+                f"{foreign} says nothing about either; --in-spite-of-source runs it, and its report "
+                "says so"
+            )
+    return Fixed(pointer, bundle, foreign)
+
+
+def _bundle(settings: Settings, named: str) -> tuple[Pointer, Bundle]:
+    if (Path(named) / MANIFEST_FILE).is_file():
+        bundle = Bundle.load(named)
+        return _pointer(bundle, Path(named).name), bundle
+    if named == "champion":
+        champion = load_champion(settings.root, settings.model_name)
+        if champion is None:
+            from models_registry.resolver import resolve
+
+            resolve(settings)
+            champion = load_champion(settings.root, settings.model_name)
+        if champion is None:
+            raise BacktestError(
+                f"no champion of {settings.model_name} in {settings.root}: train with `l2 pipeline` "
+                "and promote a version, or name a version or a bundle's folder with --model"
+            )
+        return champion
+    from models_registry.registry import fetch_bundle
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "bundle"
+        fetch_bundle(settings, named, folder)
+        bundle = Bundle.load(folder)
+    return _pointer(bundle, named), bundle
+
+
+def _pointer(bundle: Bundle, version: str) -> Pointer:
+    return Pointer(
+        name=bundle.manifest.name,
+        version=version,
+        folder="",
+        manifest_sha256=bundle.manifest_sha256,
+    )
+
+
+# -- the events ------------------------------------------------------------------------------------
+
+
+class Span(msgspec.Struct, frozen=True):
+    """Receive times t with ``first_ns <= t < until_ns``."""
+
+    first_ns: int
+    until_ns: int
+
+    @property
+    def dates(self) -> list[str]:
+        days = range(self.first_ns // DAY_NS, -(-self.until_ns // DAY_NS))
+        return [utc_date(day * DAY_NS) for day in days]
+
+
+def span_of(lake: Lake, symbols: Sequence[str], first: str | None, last: str | None) -> Span:
+    """The span that is meant: UTC dates, both included, or instants; by default all that is held.
+
+    BacktestError when it is empty or cannot be read.
+    """
+    held = sorted({day for symbol, day in lake.partitions("events") if symbol in symbols})
+    if not held:
+        raise BacktestError(
+            f"{lake.uri}: holds no events of {', '.join(symbols)}; ingest captures, or fetch archives"
+        )
+    span = Span(_instant(first or held[0])[0], _instant(last or held[-1])[1])
+    if span.first_ns >= span.until_ns:
+        raise BacktestError(f"--from {first} --to {last}: the end is not after the beginning")
+    return span
+
+
+def _instant(text: str) -> tuple[int, int]:
+    """A date's first and last instant, or twice an instant."""
+    try:
+        whole = datetime.fromisoformat(text)
+    except ValueError:
+        raise BacktestError(
+            f"{text}: expected a UTC date (2026-03-03) or instant (2026-03-03T10:30)"
+        ) from None
+    if len(text) == len("2026-03-03"):
+        start = day_start_ns(text)
+        return start, start + DAY_NS
+    at = whole.replace(tzinfo=UTC) if whole.tzinfo is None else whole.astimezone(UTC)
+    at_ns = int(at.timestamp()) * SECOND_NS + at.microsecond * 1_000
+    return at_ns, at_ns
+
+
+def instruments_held(
+    lake: Lake, symbols: Sequence[str], span: Span
+) -> tuple[dict[str, Instrument], dict[str, str]]:
+    """Each symbol's instrument and the fingerprints of its partitions in the span.
+
+    BacktestError when a symbol has no events, or its dates count in different ticks or lots.
+    """
+    instruments: dict[str, Instrument] = {}
+    inputs: dict[str, str] = {}
+    for symbol in symbols:
+        for day in span.dates:
+            if not lake.exists("events", symbol, day):
+                continue
+            found = behind(lake.metadata("events", symbol, day), symbol)
+            known = instruments.setdefault(symbol, found)
+            if (known.tick, known.lot) != (found.tick, found.lot):
+                raise BacktestError(
+                    f"{symbol}: {day} counts in tick {found.tick} and lot {found.lot}, earlier dates "
+                    f"in {known.tick} and {known.lot}; run them apart"
+                )
+            inputs[f"{symbol} {day}"] = lake.fingerprint("events", symbol, day)
+        if symbol not in instruments:
+            raise BacktestError(
+                f"{symbol}: no events from {span.dates[0]} to {span.dates[-1]}; ingest captures or "
+                "fetch archives of these dates, or leave the symbol out"
+            )
+    return instruments, inputs
+
+
+def seconds_of(lake: Lake, symbol: str, span: Span) -> Iterator[tuple[int, Events]]:
+    """A symbol's events second by second: (the second's beginning in ns, its rows)."""
+    held: Events | None = None
+    for day in span.dates:
+        if not lake.exists("events", symbol, day):
+            continue
+        with lake.open("events", symbol, day) as source:
+            for batch in source.iter_batches(batch_size=BATCH_ROWS):
+                rows = from_arrow(batch)
+                if rows["receive_ns"][0] >= span.until_ns:
+                    break
+                rows = rows if held is None else np.concatenate([held, rows])
+                times = rows["receive_ns"]
+                inside = slice(*np.searchsorted(times, [span.first_ns, span.until_ns]).tolist())
+                rows = rows[inside]
+                if not len(rows):
+                    held = None
+                    continue
+                seconds = rows["receive_ns"] // SECOND_NS
+                starts = np.flatnonzero(np.diff(seconds, prepend=-1)).tolist()
+                for start, stop in pairwise(starts):
+                    yield int(seconds[start]) * SECOND_NS, rows[start:stop]
+                held = rows[starts[-1] :].copy()  # its second may go on in the next batch
+    if held is not None:
+        yield int(held["receive_ns"][0]) // SECOND_NS * SECOND_NS, held
+
+
+def merged(
+    streams: Mapping[str, Iterator[tuple[int, Events]]],
+) -> Iterator[tuple[int, dict[str, Events]]]:
+    """Seconds of several symbols in order, each with the rows of the symbols that said something."""
+    heads = {symbol: next(stream, None) for symbol, stream in streams.items()}
+    while any(heads.values()):
+        second_ns = min(head[0] for head in heads.values() if head is not None)
+        rows = {}
+        for symbol, head in heads.items():
+            if head is not None and head[0] == second_ns:
+                rows[symbol] = head[1]
+                heads[symbol] = next(streams[symbol], None)
+        yield second_ns, rows
+
+
+# -- the books -------------------------------------------------------------------------------------
+
+
+class Curve:
+    """What a run was worth over time, every minute; and by every second how far it fell.
+
+    ``equity`` is profit by fee row, ``net_usdt`` the signed position and ``mids`` the price by symbol.
+    """
+
+    def __init__(self, symbols: Sequence[str]) -> None:
+        self.t_ns = array("q")
+        self.equity = {row: array("d") for row in FEE_ROWS_BPS}
+        self.position_usdt = {symbol: array("d") for symbol in symbols}
+        self.price = {symbol: array("d") for symbol in symbols}
+        self.drawdown = dict.fromkeys(FEE_ROWS_BPS, 0.0)
+        self._peak = dict.fromkeys(FEE_ROWS_BPS, 0.0)
+        self.seconds = self.invested_s = 0.0
+        self.exposure_usdt_s = self.net_usdt_s = self.largest_usdt = 0.0
+
+
+class _Ledger(Ledger):
+    """A ledger that tells a blotter what was opened, executed and paid."""
+
+    def __init__(self, blotter: Blotter, reason: Callable[[str, int], Reason]) -> None:
+        super().__init__()
+        self._blotter, self._reason = blotter, reason
+
+    def _apply(self, entry: Entry) -> None:
+        super()._apply(entry)
+        if entry.kind == "parent":
+            side = int(msgspec.json.decode(entry.body)["side"])
+            self._blotter.opened(entry.symbol, self._reason(entry.symbol, side))
+        elif entry.kind == "event":
+            event = _EVENT.decode(entry.body)
+            if isinstance(event, Filled):
+                self._blotter.filled(event)
+        elif entry.kind == "funding":
+            funding = _FUNDING.decode(entry.body)
+            self._blotter.funded(funding.symbol, funding.paid_e8)
+
+
+class Silent:
+    """A log for runs that are reported at their end; it keeps what is wrong."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def info(self, *_: object, **__: object) -> None:
+        """What a worker would say while it runs."""
+
+    def error(self, event: str, **about: object) -> None:
+        self.errors.append(f"{event}: {', '.join(f'{k} {v}' for k, v in about.items())}")
+
+
+class Run:
+    """One model's trader, venues and books. ``decided`` and ``rows`` see what the run leaves behind:
+    every decision, and at each date's end the rows of the execution tables that are settled."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        instruments: Mapping[str, Instrument],
+        model: Model,
+        *,
+        trader: type[Trader] = Trader,
+        decided: Callable[[Decision], None] | None = None,
+        rows: Callable[[str, Sequence[Row]], None] | None = None,
+    ) -> None:
+        self.settings, self.model = settings, model
+        self.symbols = tuple(instruments)
+        self.blotter = Blotter(instruments, FEE_ROWS_BPS)
+        self.ledger = _Ledger(self.blotter, self._reason)
+        self.log = Silent()
+        self.curve = Curve(self.symbols)
+        self.regimes: dict[str, int] = {}  #: regime -> decisions in it
+        self._decided, self._rows = decided, rows
+        self._latest: dict[str, tuple[str, float]] = {}
+        self._sampled_ns = self._sampled_changes = 0
+        self._equity = dict.fromkeys(FEE_ROWS_BPS, 0.0)
+        self.trader = trader(
+            settings,
+            instruments,
+            model=model,
+            venues=paper_venues(instruments, settings),
+            journal=self.ledger,
+            name="backtest",
+            log=self.log,
+            decided=self._note,
+        )
+
+    def _note(self, decision: Decision, _: tuple[int, ...]) -> None:
+        self._latest[decision.symbol] = decision.regime, decision.expected_bps
+        self.regimes[decision.regime] = self.regimes.get(decision.regime, 0) + 1
+        if self._decided is not None:
+            self._decided(decision)
+
+    def _reason(self, symbol: str, side: int) -> Reason:
+        regime, expected_bps = self._latest.get(symbol, ("unknown", math.nan))
+        row = self.trader.lanes[symbol].row
+        sweeps = (math.nan,) * 3 if row is None else tuple(float(row[c]) for c in _SWEEPS[side])
+        return Reason(regime=regime, expected_bps=expected_bps, sweeps_bps=sweeps)
+
+    def sample(self, now_ns: int) -> None:
+        """Value the books at a whole second, by the mids last known."""
+        curve, blotter = self.curve, self.blotter
+        mids = {symbol: recorded.at(recorded.until_ns) for symbol, recorded in self._mids().items()}
+        held = {
+            symbol: holding.lots * mids[symbol] * holding.instrument.tick_size
+            * holding.instrument.lot_size
+            for symbol, holding in blotter.holdings.items()
+            if holding.lots
+        }  # fmt: skip
+        if held or blotter.changes != self._sampled_changes:
+            self._sampled_changes = blotter.changes
+            self._equity = blotter.equity(mids)
+            for row, value in self._equity.items():
+                curve._peak[row] = max(curve._peak[row], value)
+                curve.drawdown[row] = max(curve.drawdown[row], curve._peak[row] - value)
+        passed_s = (now_ns - self._sampled_ns) / SECOND_NS if self._sampled_ns else 0.0
+        self._sampled_ns = now_ns
+        curve.seconds += passed_s
+        if held:
+            gross = math.fsum(map(abs, held.values()))
+            curve.invested_s += passed_s
+            curve.exposure_usdt_s += gross * passed_s
+            curve.net_usdt_s += math.fsum(held.values()) * passed_s
+            curve.largest_usdt = max(curve.largest_usdt, gross)
+        if now_ns % MINUTE_NS == 0 or not curve.t_ns:
+            self._append(now_ns, held, mids)
+
+    def _append(self, now_ns: int, held: Mapping[str, float], mids: Mapping[str, float]) -> None:
+        curve = self.curve
+        curve.t_ns.append(now_ns)
+        for row, value in self._equity.items():
+            curve.equity[row].append(value)
+        for symbol in self.symbols:
+            curve.position_usdt[symbol].append(held.get(symbol, 0.0))
+            tick = self.blotter.holdings[symbol].instrument.tick_size
+            curve.price[symbol].append(mids[symbol] * tick)
+
+    def _mids(self) -> dict[str, Any]:
+        return self.trader.desk.mids
+
+    def settle(self) -> None:
+        """Hand on what is settled, so that memory does not grow with the days."""
+        entries = self.ledger.drain()
+        if self._rows is not None:
+            for table, found in journal_rows(entries, "backtest").items():
+                self._rows(table, [row for _, row in found])
+
+    def close(self) -> None:
+        """The events have ended: close what is open, value the books a last time."""
+        self.trader.close(flatten=True)
+        now_ns = max(lane.now_ns for lane in self.trader.lanes.values())
+        self.sample(-(-now_ns // SECOND_NS) * SECOND_NS)
+        if self.curve.t_ns[-1] < self._sampled_ns:
+            mids = {s: recorded.at(recorded.until_ns) for s, recorded in self._mids().items()}
+            self._append(self._sampled_ns, {}, mids)
+        self.settle()
+
+
+def replay(
+    lake: Lake,
+    instruments: Mapping[str, Instrument],
+    span: Span,
+    runs: Sequence[Run],
+    say: Callable[[str], None] | None = None,
+) -> int:
+    """Drive runs over the lake's events of a span, all of them over the same rows; rows read.
+
+    History of the hour before is joined where the lake holds it. Runs are closed at the end.
+    """
+    told = time.monotonic()
+    events = 0
+    day = ""
+    for second_ns, rows in merged({s: seconds_of(lake, s, span) for s in instruments}):
+        if not day:
+            history = join(lake, instruments, second_ns)
+            for run in runs:
+                run.trader.begin(second_ns, history)
+        if (today := utc_date(second_ns)) != day:
+            if day:
+                for run in runs:
+                    run.settle()
+            day = today
+        for run in runs:
+            run.trader.advance(second_ns)
+            run.sample(second_ns)
+            for symbol, part in rows.items():
+                run.trader.on_events(symbol, part)
+        events += sum(map(len, rows.values()))
+        if say is not None and time.monotonic() - told >= TELL_EVERY_S:
+            told = time.monotonic()
+            share = (second_ns - span.first_ns) / (span.until_ns - span.first_ns)
+            at = datetime.fromtimestamp(second_ns // SECOND_NS, UTC)
+            trades = ", ".join(f"{len(run.blotter.trades):,}" for run in runs)
+            say(f"{at:%Y-%m-%d %H:%M:%S}: {share:.0%}, {events:,} events, {trades} round trips")
+    if not events:
+        raise BacktestError(f"{lake.uri}: no event from {span.dates[0]} to {span.dates[-1]}")
+    for run in runs:
+        run.close()
+    return events
+
+
+def chosen(
+    settings: Settings, fee_row: str | None = None, algorithm: str | None = None
+) -> Settings:
+    """The settings with another fee row or algorithm in force; ValueError when there is none such."""
+    data = msgspec.to_builtins(settings)
+    if fee_row is not None:
+        data["model"]["fee_row"] = fee_row
+    if algorithm is not None:
+        data["execution"]["algorithm"] = algorithm
+    try:
+        return msgspec.convert(data, Settings)
+    except msgspec.ValidationError as error:
+        raise BacktestError(f"--fees {fee_row} --algorithm {algorithm}: {error}") from error
+
+
+def tables() -> dict[str, type[Row]]:
+    """Row types of what a run leaves behind."""
+    return dict(TABLES)
+
+
+def symbols_of(settings: Settings) -> list[str]:
+    """The symbols that a backtest needs events of: those traded, and their leaders."""
+    return followed(settings.market.symbols)
