@@ -147,5 +147,12 @@ COLUMNS: Final[dict[str, tuple[str, str]]] = {
     "liq_short": ("quote", "notional of liquidated shorts"),
 }
 
+_NAMES: Final = tuple(COLUMNS)
+#: Columns that only the levels of a book can give, beyond what a price, trades or the ticker tell.
+BOOK: Final = frozenset(
+    {"frames", "updates", "micro_close", "vamp_close"}
+    | set(_NAMES[_NAMES.index("spread_ticks") : _NAMES.index("buy_qty")])
+)
+
 #: Column name -> its place in a row of values; a tuple, so that compiled code sees constants.
 C: Final[Any] = namedtuple("C", COLUMNS)(*range(len(COLUMNS)))

@@ -15,10 +15,10 @@ from typing import Final
 
 import msgspec
 
-from market.bars import COLUMNS
+from market.columns import BOOK, COLUMNS
 from market.definitions import TABLE, TERMS
 from market.evaluator import Evaluator, Program
-from market.expression import ExpressionError, Language, Node, text
+from market.expression import Column, ExpressionError, Language, Node, text, walk
 from market.instruments import leader
 
 
@@ -86,6 +86,17 @@ FEATURES: Final[tuple[Feature, ...]] = tuple(read_table(TABLE))
 def feature_names() -> tuple[str, ...]:
     """Names in the order of every vector and table."""
     return tuple(feature.name for feature in FEATURES)
+
+
+def formula(feature: Feature) -> str:
+    """The expression without its windows and levels: features of one formula share it."""
+    return re.sub(r"\d+(bps|k|m\b)?", "", feature.expression)
+
+
+def is_of_book(feature: Feature) -> bool:
+    """Whether the feature needs the levels of the book (`market.columns.BOOK`)."""
+    columns = (one for one in walk(nodes()[feature.name]) if isinstance(one, Column))
+    return any(column.name in BOOK for column in columns)
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Final
 
 from market.definitions import TERMS
 from market.expression import MEMORY_S
-from market.features import FEATURES, Feature, language, nodes
+from market.features import FEATURES, Feature, formula, is_of_book, language, nodes
 from market.instruments import LEADER, leader
 from market.statement import Statement
 
@@ -81,11 +81,14 @@ def _described(feature: Feature) -> str:
 
 def render_docs() -> str:
     """docs/features.md."""
-    formulas = {feature.expression for feature in FEATURES}
+    formulas = {formula(feature) for feature in FEATURES}
+    families = {feature.family for feature in FEATURES}
+    of_book = sum(map(is_of_book, FEATURES))
     parts = [
         "# Features\n",
         f"_{_NOTE}_\n",
-        f"{len(FEATURES)} features, {len(formulas)} expressions. A name ending in a number has that"
+        f"{len(FEATURES)} features of {len(formulas)} formulas (windows and levels of one count"
+        f" once) in {len(families)} families; {of_book} need the levels of the book. A name ending in a number has that"
         " window in seconds, `_now` is the last second. The language is described in"
         " `market/expression.py`. The sign is that of the expected correlation with the next"
         " return; a feature that *conditions* has none of its own, and *open* means that the"

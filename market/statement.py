@@ -164,12 +164,14 @@ class Statement:
         if not others:
             return {}
         second = others[0]
+        with_b = "" if _implies(*node.args) else f"_with_{second}"
+        with_a = "" if _implies(*reversed(node.args)) else f"_with_{first}"
         return {
             "cov": f"cov_{first}_{second}_{w}",
-            "var_a": f"var_{first}_with_{second}_{w}",
-            "mean_a": f"mean_{first}_with_{second}_{w}",
-            "var_b": f"var_{second}_with_{first}_{w}",
-            "mean_b": f"mean_{second}_with_{first}_{w}",
+            "var_a": f"var_{first}{with_b}_{w}",
+            "mean_a": f"mean_{first}{with_b}_{w}",
+            "var_b": f"var_{second}{with_a}_{w}",
+            "mean_b": f"mean_{second}{with_a}_{w}",
         }
 
     def _plan(self) -> dict[str, str]:
@@ -193,11 +195,13 @@ class Statement:
                 case "corr" | "slope":
                     b = others[0]
                     add(part["cov"], f"covar_pop({a}, {b}) {over}")
-                    add(part["var_b"], f"var_pop({b}) filter (where {a} is not null) {over}")
-                    add(part["mean_b"], f"avg({b}) filter (where {a} is not null) {over}")
+                    only = "" if _implies(*reversed(node.args)) else _where(a)
+                    add(part["var_b"], f"var_pop({b}) {only}{over}")
+                    add(part["mean_b"], f"avg({b}) {only}{over}")
                     if node.op == "corr":
-                        add(part["var_a"], f"var_pop({a}) filter (where {b} is not null) {over}")
-                        add(part["mean_a"], f"avg({a}) filter (where {b} is not null) {over}")
+                        only = "" if _implies(*node.args) else _where(b)
+                        add(part["var_a"], f"var_pop({a}) {only}{over}")
+                        add(part["mean_a"], f"avg({a}) {only}{over}")
                 case op:
                     add(self.name(node), f"{op}({a}) {over}")
         return found
@@ -362,6 +366,15 @@ select
 from finals
 where wanted
 """
+
+
+def _implies(a: Node, b: Node) -> bool:
+    """Whether b exists wherever a does: every operation is NULL when a part of it is."""
+    return b in walk(a)
+
+
+def _where(other: str) -> str:
+    return f"filter (where {other} is not null) "
 
 
 def _floor(mean: str) -> str:

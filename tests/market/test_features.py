@@ -20,6 +20,8 @@ from market.features import (
     FeatureEvaluator,
     feature_hash,
     feature_names,
+    formula,
+    is_of_book,
     nodes,
     parse,
     read_table,
@@ -322,8 +324,13 @@ def test_committed_files_are_what_the_definitions_render(path):
 
 
 def test_the_set_is_broad_and_every_feature_is_documented():
-    formulas = {re.sub(r"\d+", "", feature.expression) for feature in FEATURES}
-    assert len(formulas) >= 40
+    assert len(FEATURES) >= 120
+    assert len({formula(feature) for feature in FEATURES}) >= 60
+    assert sum(map(is_of_book, FEATURES)) >= 84
+    assert {feature.family for feature in FEATURES} == {
+        *("order flow", "imbalance", "micro-price", "shape", "stability", "cross-level"),
+        *("trade flow", "toxicity", "volatility", "return", "perpetual", "leader", "time"),
+    }
     assert len(set(feature_names())) == len(FEATURES)
     assert {"realised_vol_300", "return_60", "tfi_60", "ofi_60", "spread_bps_now"} <= set(
         feature_names()
@@ -332,6 +339,17 @@ def test_the_set_is_broad_and_every_feature_is_documented():
         assert feature.rationale.endswith(".")
         assert feature.source
         assert feature.expected_sign in {-1, 0, 1, None}
+
+
+def test_windows_and_levels_are_one_formula_and_prices_are_not_the_book():
+    named = {feature.name: feature for feature in FEATURES}
+    for one, other in (("ofi_15", "ofi_900"), ("sweep_tilt_10k_now", "sweep_tilt_1m_now")):
+        assert formula(named[one]) == formula(named[other])
+    assert formula(named["ofi_60"]) != formula(named["tfi_60"])
+    assert is_of_book(named["micro_now"])
+    assert is_of_book(named["lead_ofi_15"])
+    assert not is_of_book(named["return_60"])
+    assert not is_of_book(named["premium_now"])
 
 
 def test_every_term_is_used_by_a_feature():
