@@ -36,6 +36,8 @@ FAULTS: Final = {
 DIGEST_BYTES: Final = 8
 
 _LEVELS: Final = 30
+#: Ticks from the touch within which levels change, so that no book outgrows its topic.
+_DEPTH: Final = 50
 #: Level lists rendered once, of which a frame takes the next one: so many that a compressor, which
 #: looks back two megabytes, has forgotten one when it comes again.
 _VARIANTS: Final = 5003
@@ -201,7 +203,7 @@ def _rendered(dice: random.Random) -> bytes:
     bids, asks = (
         [
             [f"{50_000 + sign * away / 10:.1f}", f"{dice.expovariate(1.0):.3f}"]
-            for away in sorted(dice.sample(range(1, 200), _LEVELS // 2))
+            for away in sorted(dice.sample(range(1, _DEPTH), _LEVELS // 2))
         ]
         for sign in (-1, 1)
     )
