@@ -2,14 +2,16 @@
 
 dbt wants every column of a contract written out, and the lists already stand in `market.bars`, in
 `market.features` and in the settings. ``python -m assets.contracts`` writes them into the marked
-places of the YAML files; what stands outside the marks is written by hand.
+places of the YAML files; what stands outside the marks is written by hand. Whoever has set other
+horizons runs a copy of the project whose contracts name those (`project_for`).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +20,8 @@ from market.settings import Model
 
 PROJECT: Final = Path(__file__).resolve().parent.parent / "dbt_project"
 
+#: What the contracts name as they are written.
+HORIZONS_S: Final = Model().horizons_s
 #: Files with marked places.
 FILES: Final = ("models/staging/staging.yml", "models/marts/marts.yml")
 
@@ -28,7 +32,7 @@ _MARKED: Final = re.compile(
 )
 
 
-def columns(name: str) -> Iterator[tuple[str, str]]:
+def columns(name: str, horizons_s: Sequence[int]) -> Iterator[tuple[str, str]]:
     """(column, description) of one list, in table order; all are double."""
     if name == "bars":
         for column, (unit, meaning) in COLUMNS.items():
@@ -39,19 +43,19 @@ def columns(name: str) -> Iterator[tuple[str, str]]:
         for feature in FEATURES:
             yield feature.name, f"{feature.family}: {feature.rationale}"
     elif name == "labels":
-        for horizon in Model().horizons_s:
+        for horizon in horizons_s:
             yield f"y_{horizon}", f"Log return over {horizon} s from one second after the bar."
     else:
         raise ValueError(f"no list of columns is called {name}: use bars, features or labels")
 
 
-def fill(text: str) -> str:
+def fill(text: str, horizons_s: Sequence[int] = HORIZONS_S) -> str:
     """The YAML text with every marked place renewed."""
 
     def block(match: re.Match[str]) -> str:
         indent, name = match["indent"], match["name"]
         lines = [f"# -- columns: {name} (python -m assets.contracts)"]
-        for column, description in columns(name):
+        for column, description in columns(name, horizons_s):
             lines += [
                 f"- name: {column}",
                 "  data_type: double",
@@ -61,6 +65,18 @@ def fill(text: str) -> str:
         return "".join(f"{indent}{line}\n" for line in lines)
 
     return _MARKED.sub(block, text)
+
+
+def project_for(project: Path, horizons_s: Sequence[int], folder: Path) -> Path:
+    """The project, or where the horizons are not those it was written for, a copy in ``folder``."""
+    if tuple(horizons_s) == HORIZONS_S:
+        return project
+    copy = folder / "project"
+    shutil.copytree(project, copy, ignore=shutil.ignore_patterns("target", "logs"))
+    for name in FILES:
+        path = copy / name
+        path.write_text(fill(path.read_text(), horizons_s))
+    return copy
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from dagster_dbt import DagsterDbtTranslator, dbt_assets
 
-from assets.contracts import PROJECT
+from assets.contracts import PROJECT, project_for
 from assets.partitions import PARTITIONS, Span, context_spans
 from assets.platform import OWNERS, Platform
 from market.instruments import leader
@@ -113,6 +113,7 @@ def build_range(
     inputs = _inputs(lake, settings, standing)
     with _staging(lake) as out:
         variables = dbt_vars(lake, settings, symbols, from_date, to_date, str(out))
+        project = project_for(project, settings.model.horizons_s, out)
         tests = _run_dbt(project, out, variables, tables, progress or _silent)
         rows: dict[str, dict[str, int]] = {}
         for table in TABLES:

@@ -242,6 +242,18 @@ def test_dbt_build_by_hand_passes_the_unit_tests_and_leaves_the_lake_alone(
     assert content(lake) == before
 
 
+def test_other_horizons_are_a_contract_like_the_written_ones(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    write_bars(lake, "BTCUSDT", SUNDAY, 1, 3_700)
+    settings = load(environ={}, overrides=["model.horizons_s=7,60,120"])
+    report = build_range(lake, settings, ("BTCUSDT",), SUNDAY, SUNDAY)
+    assert all(test.passed for test in report.tests)
+    for table in ("labels", "training_set"):
+        names = lake.read(table, "BTCUSDT", SUNDAY).column_names
+        assert [name for name in names if name.startswith("y_")] == ["y_7", "y_60", "y_120"]
+    assert report.rows["training_set"]["BTCUSDT"] == 3_700 - 3_600 - 1 - 7 + 1
+
+
 def test_keys_become_the_fewest_ranges_that_hold_exactly_them() -> None:
     def keys(*pairs: tuple[str, str]) -> list[str]:
         return [partition_key(symbol, day) for symbol, day in pairs]
