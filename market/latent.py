@@ -18,7 +18,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from market.instruments import Instrument
 from market.kernel import compiled
 from market.lake import day_start_ns
 from market.planted import alpha_sd, best_filter, follower_share, level
@@ -59,18 +58,6 @@ class Drivers(NamedTuple):
     intensity: Floats  #: multiplier of arrival rates by regime
     regime: npt.NDArray[np.int64]  #: place in the profile's regimes
     jumps: Floats  #: log move of the own jumps in the frame before; nearly always zero
-
-
-class Day(NamedTuple):
-    """The hidden day; arrays as in `Drivers`."""
-
-    log_price: Floats
-    volatility: Floats
-    bid: npt.NDArray[np.int64]  #: best bid, ticks
-    spread: npt.NDArray[np.int64]  #: best ask minus best bid, ticks
-    imbalance: Floats  #: of the touch, (q_bid - q_ask) / (q_bid + q_ask)
-    depth: Floats  #: multiplier of the quantity at the touch
-    flow: Floats  #: P(taker buys) - P(taker sells) for orders that arrive before frame j
 
 
 def drivers(profile: Profile, seed: int, symbol: str, day: str) -> Drivers:
@@ -162,33 +149,6 @@ def midnight_log_price(profile: Profile, seed: int, symbol: str, day: str) -> fl
     spread = own_sigma * growth * math.sqrt(SECONDS / 2) * 1e-4
     own = spread * generator(seed, symbol, day, "midnight").standard_normal()
     return math.log(listing.price) + listing.beta * moved + own
-
-
-def hidden_day(profile: Profile, seed: int, symbol: str, day: str, instrument: Instrument) -> Day:
-    """The whole hidden day of a symbol."""
-    moved = drivers(profile, seed, symbol, day)
-    listing = profile.listing(symbol)
-    prices = np.exp(moved.log_price) / instrument.tick_size
-    rng = generator(seed, symbol, day, "quotes")
-    bid, spread, gap = _quotes(
-        prices,
-        rng.random((FRAMES + 1, 3)),
-        profile.hold_bps * 1e-4,
-        profile.restless,
-        profile.wide,
-    )
-    fresh = generator(seed, symbol, day, "touch").standard_normal(FRAMES + 1)
-    imbalance = profile.imbalance_sd * moved.score + profile.touch_noise * fresh
-    imbalance += profile.touch_gap * np.clip(gap, -1, 1)
-    np.clip(imbalance, -0.95, 0.95, out=imbalance)
-    surprise = np.zeros(FRAMES + 1)
-    surprise[1:] = np.diff(moved.log_price) / (
-        moved.volatility[:-1] * (listing.sigma_bps * math.sqrt(STEP_S) * 1e-4)
-    )
-    flow = profile.flow_sd * moved.score + profile.flow_impact * surprise
-    np.clip(flow, -0.95, 0.95, out=flow)
-    depth = moved.depth / np.sqrt(np.maximum(moved.volatility, 0.05))
-    return Day(moved.log_price, moved.volatility, bid, spread, imbalance, depth, flow)
 
 
 def _next(day: str) -> str:
@@ -305,37 +265,6 @@ def _bridged_chain(
             j += 1
         chain[s] = j
     return chain
-
-
-@compiled
-def _quotes(
-    prices: Floats, uniform: Floats, hold: float, restless: float, wide: float
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
-    """Best bid and spread in ticks, and the gap (price - mid) / hold after each frame.
-
-    The touch stands still while the efficient price wanders, and jumps to it with a hazard that
-    grows with the square of the gap: multi-tick moves with a spread of one tick.
-    """
-    n = len(prices)
-    bid = np.empty(n, np.int64)
-    spread = np.empty(n, np.int64)
-    gap = np.empty(n)
-    here, width = math.floor(prices[0]), 1
-    for j in range(n):
-        reach = hold * prices[j]
-        off = (prices[j] - here - 0.5 * width) / reach
-        if width > 1 and uniform[j, 2] < 0.8:
-            # The spread closes on the side of the efficient price.
-            here += (width - 1) if off > 0 else 0
-            width = 1
-        if uniform[j, 0] < off * off + restless:
-            here, width = math.floor(prices[j]), 1
-            if uniform[j, 1] < wide:
-                width = 2 + int(uniform[j, 1] / wide * 3)
-                here -= width // 2
-        bid[j], spread[j] = here, width
-        gap[j] = (prices[j] - here - 0.5 * width) / reach
-    return bid, spread, gap
 
 
 @compiled

@@ -234,7 +234,7 @@ def crosses(engine: EngineState, side: int, ticks: int) -> bool:
 
 
 @kernel
-def _available(engine: EngineState, side: int, ticks: int, wanted: int) -> int:
+def available(engine: EngineState, side: int, ticks: int, wanted: int) -> int:
     """Lots that an order at this price would meet; counting stops at ``wanted``."""
     other = row_of(-side)
     key, total = engine.book[bk.BEST + other], 0
@@ -311,7 +311,7 @@ def _refusal(engine: EngineState, side: int, ticks: int, lots: int, force: int) 
         return _BAD_PRICE
     if force == _POST_ONLY and crosses(engine, side, ticks):
         return _WOULD_TAKE
-    if force == _FOK and _available(engine, side, ticks, lots) < lots:
+    if force == _FOK and available(engine, side, ticks, lots) < lots:
         return _CANNOT_FILL
     if force in (_GTC, _POST_ONLY) and bk.is_occupied(engine.book, row_of(side), -side * ticks):
         return _OUT_OF_REACH

@@ -127,15 +127,14 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     noise_half_life_s: Positive = 2.0
     #: Standard deviation of the touch imbalance (q_bid - q_ask)/(q_bid + q_ask) due to the score.
     #: Recorded imbalances have 0.6 in all.
-    imbalance_sd: Positive = 0.45
-    #: Standard deviation of the touch imbalance that is new in every frame.
-    touch_noise: Positive = 0.1
+    imbalance_sd: Positive = 0.4
     #: Touch imbalance per unit of (efficient price - mid) / ``hold_bps``.
-    touch_gap: Count = 0.15
+    touch_gap: Count = 0.4
     #: Standard deviation, due to the score, of the difference of buy and sell probabilities.
     flow_sd: Count = 0.3
-    #: The same difference per standard deviation of the efficient price's move in that frame.
-    flow_impact: Count = 0.6
+    #: The same difference per (price that makers see - mid) / ``hold_bps``, up to one. Choice: trades
+    #: and returns of the same ten seconds then correlate as recorded (0.56 to 0.66).
+    flow_gap: Share = 0.8
 
     #: How the alpha comes and goes with the state of the market (see `Regime`).
     regimes: tuple[Regime, ...] = (
@@ -169,28 +168,51 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     season: Annotated[float, Meta(ge=0, le=0.9)] = 0.25
 
     # -- quotes
-    #: Quotes follow the efficient price with hazard (gap / hold_bps)² + ``restless`` per frame (bps).
-    #: Recorded mids stand still in 87 to 96 % of frames and then move by 0.4 bps (median).
+    #: Makers quote anew around the price they see with hazard (gap / hold_bps)² + ``restless`` per
+    #: 100 ms (bps). Recorded mids stand still in 89 to 96 % of frames, then move by 0.3 to 0.5 bps.
     hold_bps: Positive = 1.0
-    #: Hazard per frame of a move without a gap (1). As above.
+    #: Hazard per 100 ms of a new quote without a gap (1). As above.
     restless: Share = 0.01
-    #: Probability that a move leaves a spread of several ticks. Recorded: one tick 99.2 to 100 %.
-    wide: Share = 0.03
-    #: Share of a depleted touch that is refilled in a frame.
-    refill: Share = 0.2
-    #: Mean number of levels behind the touch redrawn per frame (1). Recorded 20 to 40 changes.
-    churn: Count = 16.0
-    #: Mean distance of those levels from the touch (bps). Choice.
-    churn_bps: Positive = 1.0
+    #: How late makers see the efficient price (ms). Choice.
+    delay_ms: Annotated[float, Meta(ge=0, le=2000)] = 100.0
+    #: Standard deviation of the error in what they see (bps). Choice, below the smallest moves.
+    maker_noise_bps: Count = 0.1
+    #: Half-life of that error (s). Choice.
+    maker_noise_half_life_s: Positive = 0.5
+    #: What makers see moves by this for a taker order of mean quantity that nothing foretold (bps),
+    #: and by its square root for others; it fades as time to the power -0.4. Choice.
+    impact_bps: Count = 0.05
+    #: Probability that a new quote leaves a spread of several ticks (1). Recorded: one tick 99.2 to
+    #: 100 % of the time.
+    wide: Share = 0.02
+    #: Probability per look of the makers, every 20 ms, that a spread of several ticks is closed (1).
+    close: Annotated[float, Meta(gt=0, le=1)] = 0.4
+    #: Share of the ticks passed over by an advancing touch that are filled at once (1).
+    refill: Share = 0.5
+    #: Mean number of orders at the touch (1). Choice; no public feed shows it.
+    touch_orders: Annotated[float, Meta(ge=1, le=200)] = 20.0
+    #: Log standard deviation of the quantity at a fresh touch (1). Recorded 1.3 in all.
+    touch_log_sd: Annotated[float, Meta(ge=0, le=2)] = 0.5
+    #: Limit orders at the touch (1/s). Choice: the touch changes in most frames, as recorded.
+    joins_per_s: Count = 30.0
+    #: Cancels at the touch (1/s). Choice, as above.
+    leaves_per_s: Count = 28.0
+    #: Limit orders into a spread of several ticks (1/s); nothing happens while it is one.
+    improves_per_s: Count = 5.0
+    #: Mean number of levels behind the touch that change per 100 ms (1). Recorded 24 to 34.
+    churn: Count = 20.0
 
     # -- trades
-    #: Mean number of orders that one order brings about (1): below one, or activity would explode.
-    #: Published estimates are 0.6 to nearly 1.
-    branching: Annotated[float, Meta(ge=0, le=0.95)] = 0.6
-    #: Mean time after which it does (s). Choice.
-    branching_s: Positive = 1.0
-    #: Probability that a taker order hits the touch just before it retreats.
-    sweep: Share = 0.15
+    #: Mean number of requests that one request brings about (1): below one, or activity would
+    #: explode. Published estimates are 0.6 to nearly 1.
+    branching: Annotated[float, Meta(ge=0, lt=1)] = 0.75
+    #: Share of taker orders that work off metaorders (1). Choice: with it order signs have the
+    #: recorded memory.
+    split: Share = 0.8
+    #: Probability that a taker meets the touch that is about to retreat (1). Choice.
+    sweep: Share = 0.5
+    #: How far beyond the touch a taker order goes (bps). Recorded: 11 % of orders meet several prices.
+    bound_bps: Count = 0.15
     #: Share of taker orders that match an RPI order, which the book does not show.
     rpi: Share = 0.02
     #: Liquidations per hour at mean volatility.

@@ -1,8 +1,8 @@
 """A synthetic L2 market with planted, known alpha: events, bars, frames and the truth of a symbol-day.
 
-`market.profiles` says what is planted, `market.latent` makes the hidden day, and `market.tape` shows
-it as the venue would: an order book of 200 levels a side every 100 ms, trades at the touch, tickers
-and liquidations. Everything follows from (profile, seed, symbol, day), bit for bit and in any order.
+`market.profiles` says what is planted, `market.latent` makes the hidden day, and in
+`market.marketplace` everybody else's orders meet in a matching engine, of which the venue publishes a
+book of 200 levels a side every 100 ms, trades, tickers and liquidations. Everything follows from (profile, seed, symbol, day), bit for bit and in any order.
 The truth is a table of its own and never enters the data.
 """
 
@@ -18,7 +18,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from market import latent, tape
 from market.capture import CaptureWriter
 from market.encode import Encoder, Lines, Text
 from market.events import Events
@@ -26,6 +25,7 @@ from market.instruments import BUILT_IN, Instrument
 from market.kernel import compiled
 from market.lake import Lake, LakeError, day_start_ns
 from market.latent import SECONDS
+from market.marketplace import Market, built_in
 from market.planted import closed_form_ic, filterable_ic
 from market.profiles import PROFILES, STEP_S, Listing, Profile, ProfileError, altered, profile
 from market.truth import truth, write_truth
@@ -52,6 +52,19 @@ __all__ = [
 
 _PER_SECOND: Final = round(1 / STEP_S)
 _SECOND_NS: Final = 1_000_000_000
+#: Modules that a synthetic day is made by.
+_SOURCES: Final = (
+    "profiles",
+    "planted",
+    "latent",
+    "arrivals",
+    "book",
+    "matching",
+    "flow",
+    "publication",
+    "marketplace",
+    "synthetic",
+)
 
 
 def generate(
@@ -73,13 +86,27 @@ def generate(
     """
     if not 0 <= start_s < stop_s <= SECONDS:
         raise ValueError(f"span [{start_s}, {stop_s}) s: expected 0 <= start < stop <= {SECONDS}")
-    listing = profile.listing(symbol)
-    instrument = instrument or _built_in(symbol)
-    hidden = latent.hidden_day(profile, seed, symbol, day, instrument)
-    known = latent.reference(
-        listing, seed, day, day_start_ns(day), hidden.log_price, instrument.lot_size
-    )
-    return tape.shown(hidden, known, profile, seed, day, instrument, start_s, stop_s)
+    profile.listing(symbol)
+    return _chunks(profile, seed, symbol, day, start_s, stop_s, instrument or built_in(symbol))
+
+
+def _chunks(
+    profile: Profile,
+    seed: int,
+    symbol: str,
+    day: str,
+    start_s: int,
+    stop_s: int,
+    instrument: Instrument,
+) -> Iterator[Events]:
+    market = Market(profile, seed, symbol, day, instrument, start_s=start_s)
+    end_ns = market.midnight_ns + stop_s * _SECOND_NS
+    while market.now_ns < end_ns:
+        rows = market.chunk(end_ns)
+        # Receive times rise, so what comes after the span is a tail of whole frames.
+        inside = int(np.searchsorted(rows["receive_ns"], end_ns))
+        if inside:
+            yield rows[:inside]
 
 
 def fingerprint(
@@ -87,7 +114,7 @@ def fingerprint(
 ) -> str:
     """What a partition of synthetic data was made from: profile, seed, span and code."""
     digest = hashlib.sha256(msgspec.json.encode((profile, seed, symbol, day, start_s, stop_s)))
-    for module in ("profiles", "planted", "latent", "tape", "synthetic"):
+    for module in _SOURCES:
         digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
     return f"synthetic {profile.name} {seed} {digest.hexdigest()[:16]}"
 
@@ -110,7 +137,7 @@ def write_bars(
 
     _synthetic(lake)
     chunks = generate(profile, seed, symbol, day, start_s, stop_s)
-    rows = bars_from_chunks(chunks, _built_in(symbol), settings).to_arrow()
+    rows = bars_from_chunks(chunks, built_in(symbol), settings).to_arrow()
     made_from = fingerprint(profile, seed, symbol, day, start_s, stop_s)
     extra = {"made": "straight as bars", "profile": profile.name, "seed": seed}
     lake.write("bars", symbol, day, rows, made_from, extra)
@@ -143,7 +170,7 @@ def write_frames(
         path = Path(target)
     streams = []
     for symbol in symbols:
-        instrument = instruments.get(symbol) or _built_in(symbol)
+        instrument = instruments.get(symbol) or built_in(symbol)
         events = generate(profile, seed, symbol, day, start_s, stop_s, instrument)
         streams.append((instrument, events))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -222,12 +249,6 @@ def _gathered(
         out[at : at + sizes[line]] = text[starts[line] : starts[line] + sizes[line]]
         at += sizes[line]
     return out
-
-
-def _built_in(symbol: str) -> Instrument:
-    if symbol not in BUILT_IN:
-        raise ProfileError(f"{symbol}: no built-in instrument; known are {', '.join(BUILT_IN)}")
-    return BUILT_IN[symbol]
 
 
 def _synthetic(lake: Lake) -> None:

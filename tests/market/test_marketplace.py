@@ -1,0 +1,226 @@
+"""The running market: nothing is lost, time is honest, and our orders meet the same market."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from market.book import Book
+from market.events import Events, Flag, Kind
+from market.marketplace import OURS, Market, Report
+from market.matching import Status, TimeInForce
+from market.profiles import altered, profile
+from market.publication import TOPICS
+
+DAY = "2026-03-01"
+POST = TimeInForce.POST_ONLY
+IOC = TimeInForce.IMMEDIATE_OR_CANCEL
+SECOND = 1_000_000_000
+
+
+def running(seed: int = 7, seconds: int = 60, **options: int) -> Market:
+    market = Market(profile("null"), seed, "BTCUSDT", DAY, **options)  # type: ignore[arg-type]
+    market.advance(market.midnight_ns + seconds * SECOND)
+    return market
+
+
+def after(market: Market, seconds: float) -> Events:
+    return market.advance(market.now_ns + round(seconds * SECOND))
+
+
+# Held at every stop, whatever we send:
+#   lots added = 2 x lots executed + lots cancelled + lots resting; the book is not crossed and two-sided;
+#   the published book is the venue's, 200 levels of it, once a frame has come after the last change.
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_nothing_is_lost_and_the_book_is_never_crossed(seed: int) -> None:
+    market, rng = running(seed, 10), np.random.default_rng(seed)
+    handles = [0]
+    for _ in range(400):
+        bid, ask = market.best(1), market.best(-1)
+        assert bid is not None
+        assert ask is not None
+        assert bid < ask
+        side = int(rng.choice([1, -1]))
+        ticks = (bid if side > 0 else ask) + int(rng.integers(-30, 30))
+        draw = rng.random()
+        if draw < 0.4:
+            handles.append(market.submit(side, ticks, int(rng.integers(1, 3000))))
+        elif draw < 0.6:
+            market.take(side, int(rng.integers(1, 20_000)))
+        elif draw < 0.8:
+            market.cancel(int(rng.choice(handles)))
+        else:
+            market.amend(int(rng.choice(handles)), ticks, int(rng.integers(1, 3000)))
+        after(market, 0.05)
+        counts = market.counts
+        resting = sum(lots for side in (1, -1) for _, lots in market.levels(side))
+        assert counts["added"] == 2 * counts["executed"] + counts["cancelled"] + resting
+    answered = {report.handle for report in market.reports() if report.status is not None}
+    assert set(handles) - {0} <= answered
+
+
+def test_the_published_book_is_the_venues() -> None:
+    market, book = Market(profile("null"), 3, "BTCUSDT", DAY), Book()
+    for _ in range(50):
+        rows = after(market, 1.0)
+        frames = np.flatnonzero((rows["flags"] & Flag.LAST != 0) & (rows["kind"] <= Kind.DELTA))
+        book.apply(rows)
+        # Up to 37 ms have passed since the last frame; the touch agrees when nothing happened then.
+        assert len(frames) == 10
+        assert len(book.bids()) == len(book.asks()) == 200
+    stop = market.midnight_ns + int(rows["exchange_ns"][frames[-1]]) - market.midnight_ns
+    again = Market(profile("null"), 3, "BTCUSDT", DAY)
+    again.advance(stop)
+    assert again.levels(1, 200) == book.bids()
+    assert again.levels(-1, 200) == book.asks()
+
+
+def test_where_a_caller_stops_changes_nothing() -> None:
+    whole, steps = (
+        Market(profile("null"), 5, "BTCUSDT", DAY),
+        Market(profile("null"), 5, "BTCUSDT", DAY),
+    )
+    expected = after(whole, 20)
+    rng = np.random.default_rng(0)
+    pieces = []
+    while steps.now_ns < whole.now_ns:
+        pieces.append(steps.advance(min(whole.now_ns, steps.now_ns + int(rng.integers(1, 10**9)))))
+    assert np.concatenate(pieces).tobytes() == expected.tobytes()
+
+
+def test_an_order_that_does_nothing_leaves_the_market_as_it_was() -> None:
+    plain, ours = running(), running()
+    bid = ours.best(1)
+    assert bid is not None
+    handle = ours.submit(1, bid - 20_000, 5, POST)
+    a, b = after(plain, 30), after(ours, 30)
+    assert a.tobytes() == b.tobytes()
+    ours.cancel(handle)
+    assert after(plain, 30).tobytes() == after(ours, 30).tobytes()
+    statuses = [report.status for report in ours.reports()]
+    assert statuses == [Status.RESTING, Status.CANCELLED]
+
+
+def test_an_order_that_takes_moves_the_market_and_it_comes_back() -> None:
+    """The same market with and without one large buy: up at once, and most of it gone in minutes."""
+    moved = []
+    for seed in range(8):
+        plain, ours = running(seed), running(seed)
+        ours.take(1, 60_000)
+        path = []
+        for seconds in (0.2, 60, 240):
+            after(plain, seconds)
+            after(ours, seconds)
+            mids = [sum(m.best(s) or 0 for s in (1, -1)) / 2 for m in (ours, plain)]
+            path.append((mids[0] / mids[1] - 1) * 1e4)
+        moved.append(path)
+    at_once, minute, later = np.mean(moved, axis=0)
+    assert at_once > 0.5
+    assert later < 0.6 * at_once
+    assert minute < at_once
+
+
+def test_latency_lies_between_a_request_its_arrival_and_its_answer() -> None:
+    market = Market(profile("null"), 7, "BTCUSDT", DAY, entry_ns=5_000_000, response_ns=3_000_000)
+    after(market, 10)
+    sent = market.now_ns
+    bid = market.best(1)
+    assert bid is not None
+    handle = market.submit(1, bid - 100, 5)
+    after(market, 0.004)
+    assert market.lots_ahead(handle) is None
+    after(market, 0.002)
+    assert market.lots_ahead(handle) is not None
+    assert market.reports(sent + 7_999_999) == []
+    (report,) = market.reports(sent + 8_000_000)
+    assert report == Report(sent + 8_000_000, sent + 5_000_000, handle, Status.RESTING, 5, ())
+
+
+def test_an_order_at_the_touch_waits_its_turn_and_is_filled_by_takers() -> None:
+    filled = 0
+    for seed in range(4):
+        market = running(seed)
+        for _ in range(60):
+            touch = market.best(1)
+            assert touch is not None
+            handle = market.submit(1, touch, 7, POST)
+            after(market, 0.001)
+            ahead = market.lots_ahead(handle)
+            after(market, 2)
+            market.cancel(handle)
+            after(market, 0.001)
+            reports = market.reports()
+            fills = [e for r in reports if r.status is None for e in r.executions]
+            assert all(e.maker_owner == OURS and e.side == -1 and e.ticks == touch for e in fills)
+            assert sum(e.lots for e in fills) <= 7
+            last = [r for r in reports if r.status is Status.CANCELLED]
+            if ahead is not None and sum(e.lots for e in fills) < 7:
+                assert last[0].left == 7 - sum(e.lots for e in fills)
+            filled += sum(e.lots for e in fills) == 7
+    assert filled > 20
+
+
+def test_the_background_owns_no_orders_of_ours() -> None:
+    with pytest.raises(ValueError, match="is the background's"):
+        running(seconds=1).submit(1, 100, 1, owner=0)
+
+
+def test_the_day_ends() -> None:
+    market = running(seconds=1)
+    with pytest.raises(ValueError, match="beyond the end"):
+        market.advance(market.midnight_ns + 86_401 * SECOND)
+
+
+def test_faster_topics_tell_the_same_book() -> None:
+    market = Market(profile("null"), 7, "BTCUSDT", DAY, topics=TOPICS)
+    plain = Market(profile("null"), 7, "BTCUSDT", DAY)
+    rows, alone = after(market, 20), after(plain, 20)
+    first = rows[rows["pad"] == 0]
+    assert first.tobytes() == alone.tobytes()
+    books = [Book() for _ in TOPICS]
+    for place, (depth, period) in enumerate(TOPICS):
+        mine = rows[rows["pad"] == place]
+        mine = mine[mine["kind"] <= Kind.DELTA]
+        updates = mine["update_id"][mine["flags"] & Flag.FIRST != 0]
+        assert (np.diff(updates) == 1).all()
+        assert len(updates) == pytest.approx(20 * SECOND / period, abs=5)
+        books[place].apply(mine)
+        assert len(books[place].bids()) == depth
+    with pytest.raises(ValueError, match="expected"):
+        Market(profile("null"), 7, "BTCUSDT", DAY, topics=TOPICS[1:])
+
+
+def test_takers_without_information_pay_and_random_makers_gain_nothing() -> None:
+    """Round trips at market lose what crossing and impact cost; quotes at random times do not gain."""
+    quiet = altered(profile("null"), jump_share=0.0)
+    taken, made = [], []
+    for seed in range(6):
+        market = Market(quiet, seed, "BTCUSDT", DAY)
+        after(market, 60)
+        rng = np.random.default_rng(seed)
+        for _ in range(100):
+            side = int(rng.choice([1, -1]))
+            before = sum(market.best(s) or 0 for s in (1, -1)) / 2
+            handle = market.take(side, 500)
+            after(market, 5)
+            fills = [e for r in market.reports() for e in r.executions]
+            paid = sum(e.lots * e.ticks for e in fills) / sum(e.lots for e in fills)
+            taken.append(side * (before - paid) / before * 1e4)
+            touch = market.best(side)
+            assert touch is not None
+            handle = market.submit(side, touch, 100, POST)
+            after(market, 10)
+            market.cancel(handle)
+            after(market, 10)
+            mid = sum(market.best(s) or 0 for s in (1, -1)) / 2
+            fills = [e for r in market.reports() for e in r.executions]
+            made += [side * (mid - e.ticks) / mid * 1e4 for e in fills]
+    cost = np.array(taken)
+    assert cost.mean() < 0
+    assert cost.max() <= 0
+    gains = np.array(made)
+    error = gains.std() / np.sqrt(len(gains))
+    assert len(gains) > 100
+    assert gains.mean() < 2 * error
