@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
-from zstandard import ZstdError
 
 from live.clock import SteadyClock
 from live.feed import Feed, WireFeed
@@ -194,7 +193,7 @@ class Spool:
     def _undo(self) -> None:
         """Close the writer and cut the file back to what was synced."""
         if self._writer is not None:
-            with suppress(CaptureError, ZstdError):  # the very failure that is being undone
+            with suppress(CaptureError):  # the very failure that is being undone
                 self._writer.close()
             self._writer = None
         if self.paths and os.path.exists(self.paths[-1]):

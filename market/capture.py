@@ -13,6 +13,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
@@ -92,7 +93,8 @@ def read_blocks(path: str | Path, size: int = BLOCK_BYTES) -> Iterator[Block]:
 def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """(receive_ns, frame) of every line with a time at its head, for tools that go line by line."""
     for block in read_blocks(path):
-        for line in block.data.splitlines():
+        # At newlines only: garbage may hold any other byte that ends a line of text.
+        for line in block.data.split(b"\n")[:-1]:
             head, _, frame = line.partition(b" ")
             if head.isdigit():
                 yield int(head), frame
@@ -223,6 +225,10 @@ class CaptureWriter:
     ``frame_bytes`` of text. Reopening a file with a torn tail first cuts the tail off;
     ``dropped_bytes`` says how many bytes of unfinished line were lost.
 
+    A write that fails is CaptureError, and the last one of this writer: the file is cut back to its
+    last whole zstd frame, which reads well and can be opened again, and ``lost_bytes`` says how much
+    text went with the unfinished one.
+
     Raises CaptureError when the file cannot be opened, is no capture, or another process has it.
     """
 
@@ -236,7 +242,7 @@ class CaptureWriter:
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.path = str(path)
-        self.dropped_bytes = 0
+        self.dropped_bytes = self.lost_bytes = 0
         self._sync_ns = sync_ms * 1_000_000
         self._frame_bytes = frame_bytes
         self._clock = clock
@@ -244,6 +250,8 @@ class CaptureWriter:
         self._packer = zstandard.ZstdCompressor(level=level, write_checksum=True)
         self._frame: Any = None
         self._text_bytes = 0
+        self._whole = 0  #: where the last finished zstd frame of the file ends
+        self._failed = False
         self._last_sync = clock()
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -280,10 +288,12 @@ class CaptureWriter:
             return
         if not lines.endswith(b"\n"):
             raise CaptureError(f"{self.path}: a block of lines must end with a newline")
+        if self._failed:
+            raise CaptureError(f"{self.path}: an earlier write failed; open the capture again")
         if self._frame is None:
             self._frame = self._packer.compressobj()
-        self._write(self._frame.compress(lines))
         self._text_bytes += len(lines)
+        self._write(self._frame.compress(lines))
         if self._text_bytes >= self._frame_bytes:
             self._end_frame()
 
@@ -293,13 +303,16 @@ class CaptureWriter:
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
+            self._failed = True
             raise CaptureError(f"{self.path}: cannot be synced: {error.strerror}") from error
         self._last_sync = self._clock()
 
     def close(self) -> None:
+        """Put what is held on disk and let go of the file; after a failed write only the latter."""
         if not self._file.closed:
             try:
-                self.sync()
+                if not self._failed:
+                    self.sync()
             finally:
                 self._file.close()
 
@@ -317,6 +330,7 @@ class CaptureWriter:
     def _end_frame(self) -> None:
         if self._frame is not None:
             self._write(self._frame.flush())
+            self._whole = os.fstat(self._file.fileno()).st_size
             self._frame, self._text_bytes = None, 0
 
     def _write(self, data: bytes) -> None:
@@ -325,12 +339,18 @@ class CaptureWriter:
             while view:
                 view = view[self._file.write(view) :]
         except OSError as error:
+            self._failed = True
+            self.lost_bytes, self._text_bytes = self._text_bytes, 0
+            self._frame = None
+            with suppress(OSError):  # what is left of the frame is then a torn tail
+                self._file.truncate(self._whole)
             raise CaptureError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def _mend(self) -> None:
         """Cut off a torn tail, keeping the whole lines of an unfinished frame in a frame of their own."""
-        if os.fstat(self._file.fileno()).st_size < len(_MAGIC):
-            self._file.truncate(0)
+        self._whole = os.fstat(self._file.fileno()).st_size
+        if self._whole < len(_MAGIC):
+            self._whole = self._file.truncate(0)
             return
         with _opened(self.path) as file:
             unpacking = _Unpacking(self.path, file)
@@ -345,6 +365,6 @@ class CaptureWriter:
             tail = b"".join(_Unpacking(self.path, file))
         whole_lines = tail[: tail.rfind(b"\n") + 1]
         self.dropped_bytes = len(tail) - len(whole_lines)
-        self._file.truncate(unpacking.whole)
+        self._whole = self._file.truncate(unpacking.whole)
         self.append_block(whole_lines)
         self.sync()

@@ -446,6 +446,23 @@ def test_receive_times_grow_whatever_the_system_clock_does(steps: list[tuple[int
     assert list(clock.steps) == [step for _, step in steps if abs(step) > 100_000_000]
 
 
+def test_a_step_of_the_system_clock_is_written_down(tmp_path: Path) -> None:
+    wall = iter([T, T + S, T - 3600 * S, T - 3599 * S])
+    monotonic = iter(range(T, T + 100 * S, S))
+    clock = SteadyClock(lambda: next(wall), lambda: next(monotonic))
+    stamps = [clock() for _ in range(3)]
+    said: list[str] = []
+    feed = Script([(stamp, snapshot(1)) for stamp in stamps])
+    run = Recording(Settings(root=str(tmp_path)), feed, [BOOK], BUILT_IN, clock, said.append)
+
+    result = run.run()
+
+    assert result["clock_steps"] == 1
+    assert [line["step_ns"] for line in controls(result["files"], "clock")] == [-3602 * S]
+    assert [stamp for stamp, _ in stored(result["files"])] == stamps == sorted(stamps)
+    assert "stepped by -3602.000 s" in said[0]
+
+
 @pytest.mark.parametrize("name", ["bybit-linear-20260809", "usdm-20240718"])
 def test_a_replica_holds_the_book_that_decoding_makes(name: str, data_dir: Path) -> None:
     names = [f"orderbook.200.{symbol}" for symbol in BUILT_IN]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -186,6 +189,74 @@ def test_the_same_lines_give_the_same_bytes(tmp_path: Path) -> None:
                 writer.append_block(b"%d {}\n" % n * 50)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b")
+
+
+def test_only_newlines_end_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.frames.zst"
+    garbage = b"\x00 a\rb\x0b c\x0c\x1c\x85\xe2\x80\xa8 \xff"
+    with CaptureWriter(path) as writer:
+        writer.append(1, garbage)
+        writer.append(2, b"{}\r")
+    assert list(read_lines(path)) == [(1, garbage), (2, b"{}\r")]
+
+
+@pytest.fixture
+def file_limit() -> Iterator[Callable[[int], None]]:
+    """Makes the disk refuse files beyond a size; the limit goes with the test."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# A disk that is full at any byte. Invariant: the failure is one CaptureError, what was synced and
+# every whole zstd frame reads, the rest is counted, nothing is torn, and the file can be gone on with.
+@pytest.mark.parametrize("full_at", [0, 1, 7, 400, 1000, 1999, 4096])
+def test_a_full_disk_is_one_clear_error_and_leaves_a_whole_file(
+    tmp_path: Path, file_limit: Callable[[int], None], full_at: int
+) -> None:
+    path = tmp_path / "a.frames.zst"
+    lines = [b"%d %b\n" % (n, os.urandom(150).hex().encode()) for n in range(1, 60)]
+    with CaptureWriter(path) as writer:
+        writer.append_block(lines[0])
+        writer.sync()
+    synced = path.stat().st_size
+    writer = CaptureWriter(path, frame_bytes=2000)
+    file_limit(synced + full_at)
+    taken: list[bytes] = []
+
+    def fill() -> None:
+        for line in lines[1:]:
+            taken.append(line)
+            writer.append_block(line)
+
+    with pytest.raises(CaptureError, match="cannot be written: File too large"):
+        fill()
+    with pytest.raises(CaptureError, match="an earlier write failed; open the capture again"):
+        writer.append_block(lines[0])
+    writer.close()
+    file_limit(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+
+    assert not last_of(path).torn
+    kept = text_of(path)
+    assert b"".join(lines).startswith(kept)
+    assert len(kept) == len(lines[0]) + sum(map(len, taken)) - writer.lost_bytes
+    with CaptureWriter(path) as again:
+        again.append_block(b"99 {}\n")
+    assert text_of(path) == kept + b"99 {}\n"
+
+
+def test_a_failure_that_comes_with_closing_is_named(
+    tmp_path: Path, file_limit: Callable[[int], None]
+) -> None:
+    path = tmp_path / "a.frames.zst"
+    file_limit(10)
+    with (
+        pytest.raises(CaptureError, match=r"a\.frames\.zst: cannot be written"),
+        CaptureWriter(path) as writer,
+    ):
+        writer.append_block(b"1 {}\n")
+    assert writer.lost_bytes == 5
+    assert path.stat().st_size == 0
 
 
 # A crash leaves any prefix of the file. Invariant: after reopening and appending, the file reads as
