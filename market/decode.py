@@ -35,6 +35,10 @@ from market.stream import BOOK, FAMILIES, LIQUIDATION, TICKER, TRADE, Words
 _BUFFER_ROWS: Final = 1 << 18
 #: Rejections of one part; a block of garbage comes in several parts, so that memory stays bounded.
 _PART_REJECTS: Final = 10_000
+#: Topics that are not converted, counted by name; all further ones of a stream count as one, so that
+#: a flood of names stays bounded. No topic's own name is without a dot.
+_MAX_OTHERS: Final = 1000
+OTHER: Final = "other"
 
 _TOPIC_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:\.[A-Za-z0-9_-]+)+")
 _TOPIC_IN_TEXT: Final = re.compile(rb'"topic"\s*:\s*"([A-Za-z0-9._-]{1,64})"')
@@ -96,7 +100,7 @@ class Decoded(msgspec.Struct, frozen=True):
     """What lines became: event rows (dtype ``EVENT``) by symbol, in stream order, and the counts.
 
     ``counts`` is by topic and holds every topic that was seen, also those not converted; answers to
-    our own requests count as ``op.<name>``. ``rest`` holds the lines that `Decoder.decode_part` left
+    our own requests count as ``op.<name>``, and what comes after a thousand names as ``other``. ``rest`` holds the lines that `Decoder.decode_part` left
     for the next call, None when it took all; ``reached`` says that its first was received too late.
     """
 
@@ -154,6 +158,7 @@ class Decoder:
         self._state = np.zeros((0, stream.STATE_SIZE), np.int64)
         self._clock = np.zeros(1, np.int64)
         self._others: dict[str, TopicCounts] = {}
+        self._other_names: set[str] = set()
         self._rejects: list[Reject] = []
         self._controls: list[Control] = []
         self._rows = np.empty((_BUFFER_ROWS, stream.WORDS), np.int64)
@@ -382,7 +387,7 @@ class Decoder:
             self._state[index, stream.REJECTED] += 1
             self._state[index, stream.PENDING_GAP] = 1
         elif topic:
-            self._others[topic] = self._others.get(topic, TopicCounts()) + TopicCounts(rejected=1)
+            self._count_other(topic, TopicCounts(rejected=1))
         self._rejects.append(Reject(number, reason, detail, symbol, topic, bytes(line)))
 
     def _answered(self, content: dict[str, Any]) -> None:
@@ -393,6 +398,10 @@ class Decoder:
         self._count_other(f"op.{name}", TopicCounts(frames=1))
 
     def _count_other(self, topic: str, counts: TopicCounts) -> None:
+        if len(self._other_names) < _MAX_OTHERS:
+            self._other_names.add(topic)
+        elif topic not in self._other_names:
+            topic = OTHER
         self._others[topic] = self._others.get(topic, TopicCounts()) + counts
 
     def _framed(
@@ -438,6 +447,10 @@ class Decoder:
         )
         if verdict == stream.BAD_TIME:
             raise RejectedError("bad receive time", "over a day later than the venue's own time")
+        if verdict == stream.BAD_VENUE_TIME:
+            raise RejectedError(
+                "bad venue time", "over a day ahead of its receipt, or two of a frame"
+            )
         if verdict == stream.PAST:
             raise _PastError
         return (index // FAMILIES, rows) if verdict == stream.KEPT and len(rows) else None

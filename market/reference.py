@@ -72,6 +72,8 @@ def book_rows(quote: Quote, data: dict[str, Any]) -> tuple[int, Words]:
 
 def print_rows(quote: Quote, data: list[Any]) -> Words:
     """Rows of a trade or liquidation frame's data."""
+    if len(data) > stream.MAX_PRINTS:
+        raise RejectedError("trade flood", f"{len(data)} trades or liquidations")
     rows = np.zeros((len(data), stream.WORDS), np.int64)
     for row, entry in zip(rows, data, strict=True):
         if type(entry) is not dict:

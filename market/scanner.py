@@ -28,6 +28,7 @@ from market.jsontext import (
 from market.kernel import kernel
 from market.stream import (
     BAD_TIME,
+    BAD_VENUE_TIME,
     BITS_WORD,
     BOOK,
     EXCHANGE_WORD,
@@ -35,6 +36,7 @@ from market.stream import (
     KEPT,
     MAX_LEVELS,
     MAX_MS,
+    MAX_PRINTS,
     MAX_UNITS,
     PAST,
     PRICE_WORD,
@@ -200,9 +202,10 @@ def _prints(
         return n, -1
     if text[at + 1] == 93:
         return n, at + 2
+    first = n
     while True:
         at += 1
-        if at >= end or text[at] != 123:
+        if at >= end or text[at] != 123 or n - first >= MAX_PRINTS:
             return n, -1
         if n >= len(rows):
             return n, -2
@@ -443,7 +446,7 @@ def _frame(
         0,
         until_ns,
     )
-    if verdict == BAD_TIME:
+    if verdict in (BAD_TIME, BAD_VENUE_TIME):
         return UNUSUAL, topic, first, at
     if verdict == PAST:
         return REACHED, topic, first, at

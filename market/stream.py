@@ -30,17 +30,20 @@ STATE_SIZE: Final = 11
 COUNTERS: Final = FRAMES
 
 NEVER: Final = (1 << 63) - 1
-#: A frame received later than this after the venue sent it has a wrong receive time.
+#: A frame received later than this after the venue sent it has a wrong receive time; one whose own
+#: times lie further apart, or ahead of its receipt, has a wrong one of the venue's.
 MAX_LAG_NS: Final = 86_400_000_000_000
 #: Quantities and prices stay exact when a float holds them.
 MAX_UNITS: Final = 1 << 53
 #: Milliseconds of epoch time that fit in int64 ns and are no typing error (the year 2100).
 MAX_MS: Final = 4_102_444_800_000
 MAX_LEVELS: Final = 5000
+#: Trades or liquidations in a frame; the venue sends at most 1,024.
+MAX_PRINTS: Final = 5000
 MAX_TOPIC: Final = 64
 
 #: What `settle` says of a frame.
-KEPT, DUPLICATE, PAST, BAD_TIME = range(4)
+KEPT, DUPLICATE, PAST, BAD_TIME, BAD_VENUE_TIME = range(5)
 
 #: Words of a row, in the order of dtype ``EVENT``.
 (
@@ -114,7 +117,8 @@ def settle(
 
     Rows come with price, quantity, value, side and field set (trades and liquidations with
     their own exchange time and sequence as well). Returns KEPT, DUPLICATE (drop the rows), PAST (the
-    frame belongs after ``until_ns``; nothing was changed) or BAD_TIME (nothing was changed).
+    frame belongs after ``until_ns``; nothing was changed), or BAD_TIME or BAD_VENUE_TIME (nothing was
+    changed): the receive time, or the frame's own times, cannot be.
     """
     state = tables.state[topic]
     family = topic % FAMILIES
@@ -123,6 +127,12 @@ def settle(
     # A receive time that lies far after the venue's own would push the running maximum with it.
     if receive_ns > tables.clock[0] and receive_ns - publish_ns > MAX_LAG_NS and not restated:
         return BAD_TIME
+    if publish_ns - now > MAX_LAG_NS or abs(exchange_ns - publish_ns) > MAX_LAG_NS:
+        return BAD_VENUE_TIME
+    if family in (TRADE, LIQUIDATION):
+        for n in range(first, stop):
+            if abs(rows[n, EXCHANGE_WORD] - publish_ns) > MAX_LAG_NS:
+                return BAD_VENUE_TIME
     if now >= until_ns:
         return PAST
     if not restated:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market.capture import Block, read_blocks
-from market.decode import Decoded, Decoder, TopicCounts
+from market.decode import OTHER, Decoded, Decoder, TopicCounts
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import BUILT_IN, Instrument
 
@@ -435,6 +435,11 @@ REJECTED: list[tuple[str, Any]] = [
     ("absurd size", book(1, LEVEL, ts=10**15)),
     ("unknown side", trade(S="buy")),
     ("level flood", book(1, LEVELS)),
+    ("trade flood", trade() | {"data": trade()["data"] * 5001}),
+    ("bad venue time", book(1, LEVEL, ts=4_102_444_800_000, cts=4_102_444_800_000)),
+    ("bad venue time", book(1, LEVEL, cts=MS - 86_400_001)),
+    ("bad venue time", book(1, LEVEL, cts=MS + 86_400_001)),
+    ("bad venue time", trade(T=5)),
     ("finer than 1e-8", ticker(fundingRate="0.000000001")),
     ("bad control line", {"l2": 5}),
     ("bad control line", {"l2": "instrument", "symbol": "BTCUSDT"}),
@@ -489,6 +494,18 @@ def test_a_block_of_garbage_comes_in_parts_of_bounded_size() -> None:
     assert len(part.rejects) < len(lines)
     whole = Decoder().decode_block(block_of(*lines))
     assert [reject.line for reject in whole.rejects] == list(range(1, len(lines) + 1))
+
+
+def test_a_flood_of_topics_is_counted_by_name_up_to_a_bound() -> None:
+    decoder = Decoder()
+    lines = [b'%d {"topic":"kline.%d.BTCUSDT"}' % (NS, n) for n in range(1500)]
+    refused = [b'%d {"topic":"a.b%d"' % (NS, n) for n in range(500)]
+    parts = [decoder.decode_block(block_of(*text)) for text in (lines, refused, lines)]
+    frames = [sum(count.frames for count in part.counts.values()) for part in parts]
+    assert frames == [1500, 0, 1500]
+    assert len(parts[1].rejects) == 500
+    assert len({topic for part in parts for topic in part.counts}) == 1001
+    assert parts[2].counts[OTHER].frames == 500
 
 
 def test_a_cut_line_is_refused_as_too_long() -> None:
