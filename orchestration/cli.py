@@ -75,9 +75,17 @@ def parser() -> argparse.ArgumentParser:
     ingest.add_argument("paths", nargs="+", metavar="PATH")
 
     synth = verb("synth", verbs.synth, "write a capture of a synthetic market")
-    synth.add_argument("--day", required=True, metavar="YYYY-MM-DD")
+    synth.add_argument("--day", metavar="YYYY-MM-DD", help="needed without --check")
     synth.add_argument("--start", type=int, default=0, metavar="S", help="seconds after midnight")
     synth.add_argument("--stop", type=int, default=86_400, metavar="S")
+    judged = synth.add_argument_group("--check: what it shows, beside recordings")
+    judged.add_argument("--check", action="store_true", help="judge the market; write nothing")
+    judged.add_argument("--profile", metavar="P", help="default: synthetic.profile")
+    judged.add_argument("--seeds", metavar="N,M", help="default: seeds no calibration has seen")
+    judged.add_argument("--hours", type=float, metavar="H", help="of each seed's day (default: 24)")
+    judged.add_argument("--symbols", metavar="A,B", help="default: market.symbols")
+    judged.add_argument("--recordings", metavar="DIR", help="captures to compare with")
+    judged.add_argument("--page", metavar="FILE", help="default: synthetic-check.html")
 
     pipeline = verb(
         "pipeline", verbs.pipeline, "run the whole graph: ingest to promotion and study"
@@ -98,6 +106,28 @@ def parser() -> argparse.ArgumentParser:
             changed.add_argument(
                 "--in-spite-of-gate", action="store_true", help="promote what the gate did not pass"
             )
+
+    backtest = verb(
+        "backtest", verbs.backtest, "run the live trader over recorded events, with books"
+    )
+    backtest.add_argument(
+        "--model",
+        default="champion",
+        metavar="MODEL",
+        help="champion, a version of the registry, or a bundle's folder",
+    )
+    backtest.add_argument("--against", metavar="MODEL", help="a second model on the same events")
+    backtest.add_argument("--from", dest="first", metavar="DATE", help="UTC date or instant")
+    backtest.add_argument("--to", dest="last", metavar="DATE", help="the last one, included")
+    backtest.add_argument("--symbols", metavar="A,B", help="default: market.symbols")
+    backtest.add_argument(
+        "--fees", choices=["vip0", "vip3", "zero"], help="row that decides (default: model.fee_row)"
+    )
+    backtest.add_argument("--algorithm", metavar="NAME", help="default: execution.algorithm")
+    backtest.add_argument("--html", metavar="FILE", help="write the page, and tables beside it")
+    backtest.add_argument(
+        "--in-spite-of-source", action="store_true", help="run a synthetic model on recorded data"
+    )
 
     live = verb("live", verbs.live, "run the worker: predict and trade with the champion")
     live.add_argument("--venue", choices=["paper"], default="paper")

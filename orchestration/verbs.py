@@ -129,6 +129,12 @@ def synth(settings: Settings, options: argparse.Namespace) -> Result:
     from market.synthetic import profile, write_frames
     from orchestration.console import say
 
+    if options.check:
+        return _checked(settings, options)
+    if not options.day:
+        raise CommandError(
+            "say which day to make: --day YYYY-MM-DD, or --check to judge the market"
+        )
     if settings.source != "synthetic":
         raise CommandError("a recorded lake takes no synthetic data; use --set source=synthetic")
     lake = Lake(settings.root, settings.source)
@@ -143,6 +149,34 @@ def synth(settings: Settings, options: argparse.Namespace) -> Result:
     )
     say(f"wrote {path}")
     return {"capture": str(path)}
+
+
+def _checked(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 synth --check`: the table on standard output, the pictures in a page."""
+    from pathlib import Path
+
+    from orchestration import acceptance, acceptance_page
+    from orchestration.console import say, table
+
+    settings = _symbols(settings, options)
+    checked = acceptance.check(
+        settings,
+        name=options.profile or settings.synthetic.profile,
+        seeds=acceptance.seeds_named(options.seeds),
+        hours=acceptance.HOURS if options.hours is None else options.hours,
+        day=options.day or acceptance.DAY,
+        folder=Path(options.recordings) if options.recordings else None,
+        say=say,
+    )
+    target = Path(options.page or "synthetic-check.html")
+    acceptance_page.write(checked, target)
+    if not options.json:
+        for symbol, rows in checked.rows.items():
+            print(f"\n{symbol}\n{table(acceptance.lines(rows), acceptance.HEAD)}\n")
+            print(table(acceptance.remarks(rows)))
+    say(", ".join(f"{count} rows {verdict}" for verdict, count in checked.counted().items()))
+    say(f"pictures in {target}")
+    return {"page": str(target), "failed": checked.counted().get("OUT", 0) > 0, **checked.data()}
 
 
 def pipeline(settings: Settings, options: argparse.Namespace) -> Result:
@@ -168,6 +202,28 @@ def rollback(settings: Settings, options: argparse.Namespace) -> Result:
     version = registry.rollback(settings)
     print(f"{settings.model_name} version {version} is champion again", file=sys.stderr)
     return {"name": settings.model_name, "champion": version}
+
+
+def backtest(settings: Settings, options: argparse.Namespace) -> Result:
+    from orchestration import figures
+    from orchestration.backtest import backtest
+    from orchestration.console import say
+
+    result = backtest(
+        _symbols(settings, options),
+        model=options.model,
+        against=options.against,
+        first=options.first,
+        last=options.last,
+        fee_row=options.fees,
+        algorithm=options.algorithm,
+        in_spite_of_source=options.in_spite_of_source,
+        page=options.html,
+        say=say,
+    )
+    if not options.json:
+        print(figures.text(result))
+    return result
 
 
 def live(settings: Settings, options: argparse.Namespace) -> Result:
