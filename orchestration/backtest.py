@@ -19,18 +19,15 @@ import math
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 
 from execution.blotter import Blotter, Reason
 from execution.orders import Event, Filled
-from execution.tca import TABLES, Row
+from execution.tca import Row
 from live.collect import journal_rows
 from live.decisions import Decision
 from live.desk import Funding
@@ -40,10 +37,9 @@ from live.paper import paper_venues
 from live.trader import SECOND_NS, Model, Trader
 from live.worker import followed
 from market.columns import C
-from market.events import Events, from_arrow
 from market.features import feature_hash
-from market.instruments import Instrument, behind
-from market.lake import DAY_NS, Lake, day_start_ns, utc_date
+from market.instruments import Instrument
+from market.lake import Lake, utc_date
 from market.settings import FEE_ROWS_BPS, Settings
 from models_registry.manifest import (
     MANIFEST_FILE,
@@ -52,11 +48,17 @@ from models_registry.manifest import (
     Pointer,
     load_champion,
 )
+from orchestration import figures, tear_sheet
+from orchestration.span import (
+    Span,
+    instant_text,
+    instruments_held,
+    merged,
+    seconds_of,
+    span_of,
+)
 
 MINUTE_NS: Final = 60 * SECOND_NS
-
-#: Rows of a partition in memory at a time.
-BATCH_ROWS: Final = 1 << 16
 
 #: Progress is told this often (seconds of wall time).
 TELL_EVERY_S: Final = 10.0
@@ -151,124 +153,6 @@ def _pointer(bundle: Bundle, version: str) -> Pointer:
         folder="",
         manifest_sha256=bundle.manifest_sha256,
     )
-
-
-# -- the events ------------------------------------------------------------------------------------
-
-
-class Span(msgspec.Struct, frozen=True):
-    """Receive times t with ``first_ns <= t < until_ns``."""
-
-    first_ns: int
-    until_ns: int
-
-    @property
-    def dates(self) -> list[str]:
-        days = range(self.first_ns // DAY_NS, -(-self.until_ns // DAY_NS))
-        return [utc_date(day * DAY_NS) for day in days]
-
-
-def span_of(lake: Lake, symbols: Sequence[str], first: str | None, last: str | None) -> Span:
-    """The span that is meant: UTC dates, both included, or instants; by default all that is held.
-
-    BacktestError when it is empty or cannot be read.
-    """
-    held = sorted({day for symbol, day in lake.partitions("events") if symbol in symbols})
-    if not held:
-        raise BacktestError(
-            f"{lake.uri}: holds no events of {', '.join(symbols)}; ingest captures, or fetch archives"
-        )
-    span = Span(_instant(first or held[0])[0], _instant(last or held[-1])[1])
-    if span.first_ns >= span.until_ns:
-        raise BacktestError(f"--from {first} --to {last}: the end is not after the beginning")
-    return span
-
-
-def _instant(text: str) -> tuple[int, int]:
-    """A date's first and last instant, or twice an instant."""
-    try:
-        whole = datetime.fromisoformat(text)
-    except ValueError:
-        raise BacktestError(
-            f"{text}: expected a UTC date (2026-03-03) or instant (2026-03-03T10:30)"
-        ) from None
-    if len(text) == len("2026-03-03"):
-        start = day_start_ns(text)
-        return start, start + DAY_NS
-    at = whole.replace(tzinfo=UTC) if whole.tzinfo is None else whole.astimezone(UTC)
-    at_ns = int(at.timestamp()) * SECOND_NS + at.microsecond * 1_000
-    return at_ns, at_ns
-
-
-def instruments_held(
-    lake: Lake, symbols: Sequence[str], span: Span
-) -> tuple[dict[str, Instrument], dict[str, str]]:
-    """Each symbol's instrument and the fingerprints of its partitions in the span.
-
-    BacktestError when a symbol has no events, or its dates count in different ticks or lots.
-    """
-    instruments: dict[str, Instrument] = {}
-    inputs: dict[str, str] = {}
-    for symbol in symbols:
-        for day in span.dates:
-            if not lake.exists("events", symbol, day):
-                continue
-            found = behind(lake.metadata("events", symbol, day), symbol)
-            known = instruments.setdefault(symbol, found)
-            if (known.tick, known.lot) != (found.tick, found.lot):
-                raise BacktestError(
-                    f"{symbol}: {day} counts in tick {found.tick} and lot {found.lot}, earlier dates "
-                    f"in {known.tick} and {known.lot}; run them apart"
-                )
-            inputs[f"{symbol} {day}"] = lake.fingerprint("events", symbol, day)
-        if symbol not in instruments:
-            raise BacktestError(
-                f"{symbol}: no events from {span.dates[0]} to {span.dates[-1]}; ingest captures or "
-                "fetch archives of these dates, or leave the symbol out"
-            )
-    return instruments, inputs
-
-
-def seconds_of(lake: Lake, symbol: str, span: Span) -> Iterator[tuple[int, Events]]:
-    """A symbol's events second by second: (the second's beginning in ns, its rows)."""
-    held: Events | None = None
-    for day in span.dates:
-        if not lake.exists("events", symbol, day):
-            continue
-        with lake.open("events", symbol, day) as source:
-            for batch in source.iter_batches(batch_size=BATCH_ROWS):
-                rows = from_arrow(batch)
-                if rows["receive_ns"][0] >= span.until_ns:
-                    break
-                rows = rows if held is None else np.concatenate([held, rows])
-                times = rows["receive_ns"]
-                inside = slice(*np.searchsorted(times, [span.first_ns, span.until_ns]).tolist())
-                rows = rows[inside]
-                if not len(rows):
-                    held = None
-                    continue
-                seconds = rows["receive_ns"] // SECOND_NS
-                starts = np.flatnonzero(np.diff(seconds, prepend=-1)).tolist()
-                for start, stop in pairwise(starts):
-                    yield int(seconds[start]) * SECOND_NS, rows[start:stop]
-                held = rows[starts[-1] :].copy()  # its second may go on in the next batch
-    if held is not None:
-        yield int(held["receive_ns"][0]) // SECOND_NS * SECOND_NS, held
-
-
-def merged(
-    streams: Mapping[str, Iterator[tuple[int, Events]]],
-) -> Iterator[tuple[int, dict[str, Events]]]:
-    """Seconds of several symbols in order, each with the rows of the symbols that said something."""
-    heads = {symbol: next(stream, None) for symbol, stream in streams.items()}
-    while any(heads.values()):
-        second_ns = min(head[0] for head in heads.values() if head is not None)
-        rows = {}
-        for symbol, head in heads.items():
-            if head is not None and head[0] == second_ns:
-                rows[symbol] = head[1]
-                heads[symbol] = next(streams[symbol], None)
-        yield second_ns, rows
 
 
 # -- the books -------------------------------------------------------------------------------------
@@ -465,9 +349,8 @@ def replay(
         if say is not None and time.monotonic() - told >= TELL_EVERY_S:
             told = time.monotonic()
             share = (second_ns - span.first_ns) / (span.until_ns - span.first_ns)
-            at = datetime.fromtimestamp(second_ns // SECOND_NS, UTC)
-            trades = ", ".join(f"{len(run.blotter.trades):,}" for run in runs)
-            say(f"{at:%Y-%m-%d %H:%M:%S}: {share:.0%}, {events:,} events, {trades} round trips")
+            trades = " and ".join(f"{len(run.blotter.trades):,}" for run in runs)
+            say(f"{instant_text(second_ns)}: {share:.0%}, {events:,} events, {trades} round trips")
     if not events:
         raise BacktestError(f"{lake.uri}: no event from {span.dates[0]} to {span.dates[-1]}")
     for run in runs:
@@ -490,11 +373,53 @@ def chosen(
         raise BacktestError(f"--fees {fee_row} --algorithm {algorithm}: {error}") from error
 
 
-def tables() -> dict[str, type[Row]]:
-    """Row types of what a run leaves behind."""
-    return dict(TABLES)
+def backtest(
+    settings: Settings,
+    *,
+    model: str = "champion",
+    against: str | None = None,
+    first: str | None = None,
+    last: str | None = None,
+    fee_row: str | None = None,
+    algorithm: str | None = None,
+    in_spite_of_source: bool = False,
+    page: str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Run a model over a span of the lake's events and report; plain data (`figures.figures`).
 
-
-def symbols_of(settings: Settings) -> list[str]:
-    """The symbols that a backtest needs events of: those traded, and their leaders."""
-    return followed(settings.market.symbols)
+    ``against`` names a second model, which trades the same events with books of its own. ``page`` is
+    the HTML file to write, with the tables beside it. Raises BacktestError, SpanError, BundleError,
+    LakeError, one line each.
+    """
+    settings = chosen(settings, fee_row, algorithm)
+    lake = Lake(settings.root, settings.source)
+    symbols = followed(settings.market.symbols)
+    span = span_of(lake, symbols, first, last)
+    instruments, inputs = instruments_held(lake, symbols, span)
+    named = [model] if against is None else [model, against]
+    models = [
+        load_model(settings, name, settings.market.symbols, in_spite_of_source=in_spite_of_source)
+        for name in named
+    ]
+    kept = tear_sheet.Tables(Path(page).with_suffix("")) if page else None
+    runs = [
+        Run(settings, instruments, found, rows=kept if n == 0 else None)
+        for n, found in enumerate(models)
+    ]
+    started = time.monotonic()
+    try:
+        events = replay(lake, instruments, span, runs, say)
+    finally:
+        if kept is not None:
+            kept.close()
+    found = [
+        figures.figures(run, model_, span, inputs, lake.source, events)
+        for run, model_ in zip(runs, models, strict=True)
+    ]
+    result = found[0] | {"seconds": time.monotonic() - started}
+    if against is not None:
+        result["against"] = found[1] | {"difference": figures.difference(*runs)}
+    if page:
+        result["files"] = tear_sheet.write(runs[0], found[0], Path(page))
+    return result

@@ -14,6 +14,7 @@ from execution.tca import Row
 from live.collect import collect
 from live.decisions import Decision
 from live.recorder import Held, checkpoints
+from live.worker import followed
 from live.worker import run as run_live
 from market.bars import BarBuilder, Bars
 from market.capture import CaptureWriter, read_lines
@@ -23,14 +24,8 @@ from market.ingest import ingest
 from market.lake import DAY_NS, Lake, day_start_ns, utc_date
 from market.settings import Settings
 from market.survey import instruments_of
-from orchestration.backtest import (
-    Run,
-    Span,
-    instruments_held,
-    load_model,
-    replay,
-    symbols_of,
-)
+from orchestration.backtest import Run, load_model, replay
+from orchestration.span import Span, instruments_held
 from tests.live.live_market import live_settings, promote
 
 S = 1_000_000_000
@@ -112,10 +107,9 @@ class Kept(NamedTuple):
     tables: dict[str, list[dict[str, Any]]]
 
 
-def backtest(settings: Settings, span: Span, symbols: Sequence[str] = SYMBOLS) -> Kept:
+def backtest(settings: Settings, span: Span) -> Kept:
     lake = Lake(settings.root)
-    held = symbols_of(settings)
-    instruments, _ = instruments_held(lake, held, span)
+    instruments, _ = instruments_held(lake, followed(settings.market.symbols), span)
     decisions: list[Decision] = []
     tables: dict[str, list[dict[str, Any]]] = {}
 

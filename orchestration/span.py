@@ -1,0 +1,144 @@
+"""A span of the lake's events, second by second: what a backtest is driven by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from market.events import Events, from_arrow
+from market.instruments import Instrument, behind
+from market.lake import DAY_NS, Lake, day_start_ns, utc_date
+
+SECOND_NS: Final = 1_000_000_000
+
+#: Rows of a partition in memory at a time.
+BATCH_ROWS: Final = 1 << 16
+
+
+class SpanError(RuntimeError):
+    """The lake has no such span of events; the message says what is missing and what to do."""
+
+
+class Span(msgspec.Struct, frozen=True):
+    """Receive times t with ``first_ns <= t < until_ns``."""
+
+    first_ns: int
+    until_ns: int
+
+    @property
+    def dates(self) -> list[str]:
+        days = range(self.first_ns // DAY_NS, -(-self.until_ns // DAY_NS))
+        return [utc_date(day * DAY_NS) for day in days]
+
+
+def span_of(lake: Lake, symbols: Sequence[str], first: str | None, last: str | None) -> Span:
+    """The span that is meant: UTC dates, both included, or instants; by default all that is held.
+
+    SpanError when it is empty or cannot be read.
+    """
+    held = sorted({day for symbol, day in lake.partitions("events") if symbol in symbols})
+    if not held:
+        raise SpanError(
+            f"{lake.uri}: holds no events of {', '.join(symbols)}; ingest captures, or fetch archives"
+        )
+    span = Span(_instant(first or held[0])[0], _instant(last or held[-1])[1])
+    if span.first_ns >= span.until_ns:
+        raise SpanError(f"--from {first} --to {last}: the end is not after the beginning")
+    return span
+
+
+def _instant(text: str) -> tuple[int, int]:
+    """A date's first and last instant, or twice an instant."""
+    try:
+        whole = datetime.fromisoformat(text)
+    except ValueError:
+        raise SpanError(
+            f"{text}: expected a UTC date (2026-03-03) or instant (2026-03-03T10:30)"
+        ) from None
+    if len(text) == len("2026-03-03"):
+        start = day_start_ns(text)
+        return start, start + DAY_NS
+    at = whole.replace(tzinfo=UTC) if whole.tzinfo is None else whole.astimezone(UTC)
+    at_ns = int(at.timestamp()) * SECOND_NS + at.microsecond * 1_000
+    return at_ns, at_ns
+
+
+def instruments_held(
+    lake: Lake, symbols: Sequence[str], span: Span
+) -> tuple[dict[str, Instrument], dict[str, str]]:
+    """Each symbol's instrument and the fingerprints of its partitions in the span.
+
+    SpanError when a symbol has no events, or its dates count in different ticks or lots.
+    """
+    instruments: dict[str, Instrument] = {}
+    inputs: dict[str, str] = {}
+    for symbol in symbols:
+        for day in span.dates:
+            if not lake.exists("events", symbol, day):
+                continue
+            found = behind(lake.metadata("events", symbol, day), symbol)
+            known = instruments.setdefault(symbol, found)
+            if (known.tick, known.lot) != (found.tick, found.lot):
+                raise SpanError(
+                    f"{symbol}: {day} counts in tick {found.tick} and lot {found.lot}, earlier dates "
+                    f"in {known.tick} and {known.lot}; run them apart"
+                )
+            inputs[f"{symbol} {day}"] = lake.fingerprint("events", symbol, day)
+        if symbol not in instruments:
+            raise SpanError(
+                f"{symbol}: no events from {span.dates[0]} to {span.dates[-1]}; ingest captures or "
+                "fetch archives of these dates, or leave the symbol out"
+            )
+    return instruments, inputs
+
+
+def seconds_of(lake: Lake, symbol: str, span: Span) -> Iterator[tuple[int, Events]]:
+    """A symbol's events second by second: (the second's beginning in ns, its rows)."""
+    held: Events | None = None
+    for day in span.dates:
+        if not lake.exists("events", symbol, day):
+            continue
+        with lake.open("events", symbol, day) as source:
+            for batch in source.iter_batches(batch_size=BATCH_ROWS):
+                rows = from_arrow(batch)
+                if rows["receive_ns"][0] >= span.until_ns:
+                    break
+                rows = rows if held is None else np.concatenate([held, rows])
+                times = rows["receive_ns"]
+                inside = slice(*np.searchsorted(times, [span.first_ns, span.until_ns]).tolist())
+                rows = rows[inside]
+                if not len(rows):
+                    held = None
+                    continue
+                seconds = rows["receive_ns"] // SECOND_NS
+                starts = np.flatnonzero(np.diff(seconds, prepend=-1)).tolist()
+                for start, stop in pairwise(starts):
+                    yield int(seconds[start]) * SECOND_NS, rows[start:stop]
+                held = rows[starts[-1] :].copy()  # its second may go on in the next batch
+    if held is not None:
+        yield int(held["receive_ns"][0]) // SECOND_NS * SECOND_NS, held
+
+
+def merged(
+    streams: Mapping[str, Iterator[tuple[int, Events]]],
+) -> Iterator[tuple[int, dict[str, Events]]]:
+    """Seconds of several symbols in order, each with the rows of the symbols that said something."""
+    heads = {symbol: next(stream, None) for symbol, stream in streams.items()}
+    while any(heads.values()):
+        second_ns = min(head[0] for head in heads.values() if head is not None)
+        rows = {}
+        for symbol, head in heads.items():
+            if head is not None and head[0] == second_ns:
+                rows[symbol] = head[1]
+                heads[symbol] = next(streams[symbol], None)
+        yield second_ns, rows
+
+
+def instant_text(ns: int) -> str:
+    """A time for people: UTC, to the second."""
+    return f"{datetime.fromtimestamp(ns // SECOND_NS, UTC):%Y-%m-%d %H:%M:%S}"
