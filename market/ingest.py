@@ -99,7 +99,8 @@ class IngestReport(msgspec.Struct, frozen=True, kw_only=True):
     """What an ingest did, over the dates that were asked for.
 
     ``frames`` counts by topic, ``events`` by ``"SYMBOL DATE"``, ``reasons`` quarantined lines by
-    reason. ``torn`` is the number of captures with a torn tail, ``torn_bytes`` what was dropped there.
+    reason. ``elsewhere`` are refused lines of configured symbols that were not asked for: the ingest
+    of their own partition keeps them. ``torn`` is the number of captures with a torn tail, ``torn_bytes`` what was dropped there.
     """
 
     captures: tuple[str, ...]
@@ -109,6 +110,7 @@ class IngestReport(msgspec.Struct, frozen=True, kw_only=True):
     events: dict[str, int]
     quarantined: int
     reasons: dict[str, int]
+    elsewhere: int
     duplicates: int
     gaps: int
     steps_back: int
@@ -284,7 +286,7 @@ class _Run:
         self.frames: Counter[str] = Counter()
         self.events: dict[str, int] = {}
         self.reasons: Counter[str] = Counter()
-        self.lines = self.torn = self.torn_bytes = 0
+        self.lines = self.torn = self.torn_bytes = self.elsewhere = 0
         self.duplicates = self.gaps = self.steps_back = 0
         self._torn_today = 0
         self._seen_ns = 0
@@ -437,6 +439,8 @@ class _Run:
                 by_symbol.setdefault(reject.symbol, []).append(reject)
             elif reject.symbol not in (*self.symbols, *self.settings.market.symbols):
                 by_symbol.setdefault(UNATTRIBUTED, []).append(reject)
+            else:
+                self.elsewhere += 1
         for symbol, refused in by_symbol.items():
             partition = self._unattributed() if symbol == UNATTRIBUTED else self.open[symbol]
             partition.refuse(file, refused)
@@ -478,6 +482,7 @@ class _Run:
             events=dict(sorted(self.events.items())),
             quarantined=sum(self.reasons.values()),
             reasons=dict(sorted(self.reasons.items())),
+            elsewhere=self.elsewhere,
             duplicates=self.duplicates,
             gaps=self.gaps,
             steps_back=self.steps_back,
