@@ -3,16 +3,22 @@
 History joins without a break when the lake's bars of every symbol end exactly at the second in which
 the feed begins, and the events behind them say which book stood then. Otherwise there is nothing to
 join: a minute missing is a break like any other, and 3,600 s of frames follow it.
+
+What a run began with is kept beside its capture (`keep`), because the lake's may be made anew: the
+two say all that the run's decisions were made of.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from live.recorder import Held
 from market.bars import COLUMNS, Bars
@@ -50,6 +56,22 @@ def join(
             return None
         found[symbol] = History(bars, book, held)
     return found
+
+
+def keep(root: str | Path, run: str, history: Mapping[str, History]) -> str:
+    """Write the bars that a run begins with, all symbols in one file; returns its path."""
+    path = Path(root) / "live" / "history" / f"{run}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = [
+        found.bars.to_arrow().add_column(0, "symbol", pa.array([symbol] * len(found.bars)))
+        for symbol, found in history.items()
+    ]
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(
+        pa.concat_tables(parts), temporary, compression="zstd", use_dictionary=["symbol"]
+    )
+    os.replace(temporary, path)
+    return str(path)
 
 
 def _bars(lake: Lake, symbol: str, now_ns: int) -> Bars | None:

@@ -31,7 +31,7 @@ from live.champion import Champion
 from live.collect import collect
 from live.decisions import Decision, DecisionLog
 from live.feed import Feed, Item, ReplayFeed, WireFeed, topics
-from live.history import join
+from live.history import join, keep
 from live.journal import Journal
 from live.paper import LiveVenue, paper_venues
 from live.recorder import Recorder, checkpoints
@@ -159,6 +159,7 @@ class Worker:
         self._log.info("start", run=self.run_id, orders_settled=len(left), **about)
         history = join(self._lake, self._instruments, second_ns)
         if history is not None:
+            keep(self._settings.root, self.run_id, history)
             self._log.info(
                 "history joined", seconds=min(len(bars) for bars, *_ in history.values())
             )

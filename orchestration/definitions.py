@@ -9,10 +9,10 @@ import dagster as dg
 
 from assets import execution, market_data, modelling, quality, warehouse
 from assets.platform import Platform
-from orchestration import automation
+from orchestration import automation, records
 from orchestration.console import people_logger
 
-MODULES = (market_data, quality, warehouse, modelling, execution)
+MODULES = (market_data, quality, warehouse, modelling, execution, records)
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(MODULES),

@@ -1,0 +1,71 @@
+"""What the live worker leaves, brought into the lake daily and judged.
+
+The room of assets may not know the worker, whose process loads no Dagster: this is where the two meet.
+"""
+
+# No postponed annotations here: Dagster compares the type of `context` as it stands.
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.market_data import keys_of
+from assets.partitions import PARTITIONS
+from assets.platform import OWNERS, Platform
+
+
+@dg.asset(
+    partitions_def=PARTITIONS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    group_name="live",
+    owners=OWNERS,
+    kinds={"python", "parquet"},
+)
+def decisions(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
+    """Every decision of the live worker with the vector it was made from; orders, fills and costs too.
+
+    Finished hours and the journal are taken over as they stand, beside a worker that runs. Doing it
+    again changes nothing.
+    """
+    from live.collect import collect
+
+    settings, lake = platform.settings(), platform.lake()
+    venue = settings.live.venue
+    state = Path(settings.root) / "live" / venue
+    collected: dict[str, int] = {}
+    if (state / "journal.sqlite3").exists():
+        collected = collect(lake, state, venue)
+    rows = {
+        f"{day} {symbol}": lake.rows("decisions", symbol, day)
+        for symbol, day in keys_of(context.partition_keys)
+        if lake.exists("decisions", symbol, day)
+    }
+    return dg.MaterializeResult(
+        metadata={
+            "rows": sum(rows.values()),
+            "by partition": dg.MetadataValue.json(rows),
+            "collected": dg.MetadataValue.json(collected),
+        }
+    )
+
+
+@dg.asset_check(asset=decisions, partitions_def=PARTITIONS)
+def live_batch_skew(
+    context: dg.AssetCheckExecutionContext, platform: Platform
+) -> dg.AssetCheckResult:
+    """Decisions made again from the worker's own capture by the batch's SQL: any difference fails."""
+    from assets.skew import judge, said
+
+    report = judge(platform.lake(), platform.settings(), keys_of(context.partition_keys))
+    context.log.info(said(report))
+    metadata: dict[str, Any] = {
+        "summary": said(report),
+        "decisions": report.decisions,
+        "values compared": report.values,
+        "differences": report.differences,
+        "by name": dg.MetadataValue.json(report.by_name),
+        "first differences": dg.MetadataValue.json([str(one) for one in report.told]),
+        "cannot be recomputed": dg.MetadataValue.json(list(report.unfounded)),
+    }
+    return dg.AssetCheckResult(passed=report.passed, metadata=metadata)

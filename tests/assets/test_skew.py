@@ -1,0 +1,172 @@
+"""The daily skew check: an honest worker passes; one altered value or frame is named with both values."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from assets.partitions import partition_key
+from assets.platform import Platform
+from assets.skew import judge, said
+from live.worker import run
+from market.bars import make_bars
+from market.capture import CaptureWriter, read_lines
+from market.ingest import ingest
+from market.lake import Lake, day_start_ns
+from market.settings import Settings
+from market.synthetic import profile, write_bars, write_frames
+from orchestration.records import decisions, live_batch_skew
+from tests.live.live_market import live_settings, promote
+
+S = 1_000_000_000
+EVE, DAY = "2026-03-03", "2026-03-04"
+MIDNIGHT = day_start_ns(DAY)
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+KEYS = [(symbol, day) for day in (EVE, DAY) for symbol in SYMBOLS]
+#: The lake knows the first of these seconds of the eve; the worker goes on, past midnight.
+FIRST_S, KNOWN_S, FRESH_S = 82_680, 86_300, 40
+
+
+def without_bitcoin_at_midnight(source: str, path: Path) -> str:
+    """The same capture, in which bitcoin says nothing for the last four seconds before midnight."""
+    with CaptureWriter(path) as writer:
+        for receive_ns, frame in read_lines(source):
+            silent = MIDNIGHT - 4 * S <= receive_ns < MIDNIGHT + S // 2
+            if not (silent and b"BTCUSDT" in frame):
+                writer.append(receive_ns, frame)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def worked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake in which a warm worker traded across midnight, and bitcoin was silent there."""
+    root = tmp_path_factory.mktemp("skew") / "lake"
+    lake, settings = Lake(root, "synthetic"), live_settings(root)
+    law = profile("demo")
+    # Of the events the worker needs the last book only.
+    known = write_frames(root / "known.frames.zst", law, 7, SYMBOLS, EVE, KNOWN_S - 10, KNOWN_S)
+    ingest(lake, [known], [(symbol, EVE) for symbol in SYMBOLS], settings)
+    for symbol in SYMBOLS:
+        write_bars(lake, law, 7, symbol, EVE, settings, FIRST_S, KNOWN_S)
+    end = write_frames(root / "end.frames.zst", law, 7, SYMBOLS, EVE, KNOWN_S, 86_400)
+    next_day = write_frames(root / "next.frames.zst", law, 7, SYMBOLS, DAY, 0, FRESH_S)
+    promote(root)
+    frames = [without_bitcoin_at_midnight(end, root / "quiet.frames.zst"), next_day]
+    summary = run(settings, frames=frames, speed=0)
+    assert summary["warm_decisions"] > 1.5 * (86_400 - KNOWN_S)
+    assert summary["collected"]["decisions"] == summary["decisions"]
+    return root
+
+
+@pytest.fixture
+def root(worked: Path, tmp_path: Path) -> Path:
+    shutil.copytree(worked, tmp_path / "lake")
+    return tmp_path / "lake"
+
+
+def test_an_honest_worker_passes_on_both_sides_of_midnight(worked: Path) -> None:
+    report = judge(Lake(worked), live_settings(worked), KEYS)
+    assert report.passed, said(report)
+    assert report.decisions == sum(Lake(worked).rows("decisions", *key) for key in KEYS)
+    assert report.values > 160 * report.decisions
+    assert said(report).endswith("0 differ")
+
+
+def test_the_batch_makes_the_bars_of_the_worker_up_to_midnight(worked: Path, root: Path) -> None:
+    """Ingest and bars of the worker's capture, one date alone: the seconds of a silent symbol stand."""
+    lake = Lake(root)
+    settings = live_settings(root)
+    (capture,) = (root / "live" / "frames" / f"date={EVE}").iterdir()
+    ingest(lake, [str(capture)], [(symbol, EVE) for symbol in SYMBOLS], settings)
+    for symbol in SYMBOLS:
+        make_bars(lake, symbol, EVE, settings)
+        times = lake.read("bars", symbol, EVE)["t_ns"].to_numpy()
+        assert np.array_equal(times, MIDNIGHT + np.arange(KNOWN_S + 1 - 86_400, 1) * S)
+        logged = Lake(worked).read("decisions", symbol, EVE)
+        mids = lake.read("bars", symbol, EVE)["mid_close"].to_pylist()
+        found = dict(zip(times.tolist(), mids, strict=True))
+        for row in logged.select(["t_ns", "mid"]).to_pylist():
+            assert found[row["t_ns"]] == row["mid"]
+
+
+def test_one_altered_value_fails_and_is_named(root: Path) -> None:
+    lake, key = Lake(root), ("ETHUSDT", DAY)
+    rows = lake.read("decisions", *key)
+    place = rows.column_names.index("tfi_60")
+    values = rows["tfi_60"].to_numpy().copy()
+    before, values[7] = values[7], values[7] + 1e-6
+    altered = rows.set_column(place, "tfi_60", pa.array(values))
+    lake.write("decisions", *key, altered.replace_schema_metadata())
+    report = judge(lake, live_settings(root), KEYS)
+    assert (report.differences, report.by_name) == (1, {"tfi_60": 1})
+    (told,) = report.told
+    assert (told.symbol, told.t_ns, told.name) == ("ETHUSDT", MIDNIGHT + 8 * S, "tfi_60")
+    assert told.live == values[7]
+    assert told.batch == pytest.approx(before, abs=1e-12)
+    assert "tfi_60: live" in said(report)
+
+
+def alter_one_quantity(root: Path, after_ns: int) -> int:
+    """Change one level's quantity in the own capture of ``DAY``; the time of its frame."""
+    (capture,) = (root / "live" / "frames" / f"date={DAY}").iterdir()
+    lines = list(read_lines(capture))
+    capture.unlink()
+    changed = 0
+    with CaptureWriter(capture) as writer:
+        for receive_ns, frame in lines:
+            if not changed and receive_ns > after_ns and b'"orderbook.200.BTCUSDT"' in frame:
+                content: dict[str, Any] = msgspec.json.decode(frame)
+                content["data"]["b"][0][1] = "77.777"
+                frame, changed = msgspec.json.encode(content), receive_ns
+            writer.append(receive_ns, frame)
+    return changed
+
+
+def test_one_altered_frame_fails_from_its_second_on(root: Path) -> None:
+    changed = alter_one_quantity(root, MIDNIGHT + 20 * S)
+    report = judge(Lake(root), live_settings(root), KEYS)
+    assert not report.passed
+    first = report.told[0]
+    assert first.symbol == "BTCUSDT"
+    assert first.t_ns == (changed // S + 1) * S
+    assert first.live != first.batch
+    assert {"ofi_now", "lead_ofi_15"} <= set(report.by_name)
+
+
+def test_a_capture_that_is_gone_is_no_proof(root: Path) -> None:
+    shutil.rmtree(root / "live" / "frames" / f"date={DAY}")
+    report = judge(Lake(root), live_settings(root), KEYS)
+    assert not report.passed
+    assert "has no capture of it" in said(report)
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_the_check_in_dagster_says_what_differs(root: Path, honest: bool) -> None:
+    if not honest:
+        alter_one_quantity(root, MIDNIGHT + 20 * S)
+    overrides = [f"root={root}", "source=synthetic"]
+    result = dg.materialize(
+        [decisions, live_batch_skew],
+        partition_key=partition_key("BTCUSDT", DAY),
+        resources={"platform": Platform(overrides=overrides)},
+    )
+    (check,) = result.get_asset_check_evaluations()
+    assert check.passed == honest
+    told = check.metadata["first differences"].value
+    assert (told == []) == honest
+    (made,) = result.get_asset_materialization_events()
+    rows = Lake(root).rows("decisions", "BTCUSDT", DAY)
+    assert made.materialization.metadata["rows"].value == rows
+
+
+def test_dates_without_a_worker_pass_and_say_so(tmp_path: Path) -> None:
+    report = judge(Lake(tmp_path), Settings(), KEYS)
+    assert report.passed
+    assert said(report) == "no decisions of the live worker on these dates"
