@@ -539,7 +539,9 @@ def test_a_worker_on_the_wire_records_decodes_and_decides(data_dir: Path, tmp_pa
         await acknowledge(socket)
         for frame in frames:
             now = str(time.time_ns() // 1_000_000)
-            await socket.send(re.sub(r'(?<="(?:ts|ct)":)\d+|(?<="T":)\d+', now, frame.decode()))
+            await socket.send(
+                re.sub(r'(?<="ts":)\d+|(?<="cts":)\d+|(?<="T":)\d+', now, frame.decode())
+            )
             await asyncio.sleep(0.002)
         await socket.wait_closed()
 
