@@ -21,7 +21,7 @@ from execution.queue import MODELS, Queue, has_room, make_room, new_queue
 from execution.whole import Touch, new_touch
 from market.book import BookState, count, new_state
 from market.instruments import Instrument
-from market.kernel import kernel
+from market.kernel import inlined
 
 #: Exchange modes by name.
 MODES: Final = ("partial", "whole")
@@ -220,14 +220,14 @@ def with_room(exchange: Exchange) -> Exchange:
     return exchange._replace(outbox=outbox, queue=queue)
 
 
-@kernel
+@inlined
 def most_outcomes(exchange: Exchange) -> int:
     """No row and no request says more than this."""
     book, resting = exchange.book, exchange.queue.used[0]
     return int(count(book, 1) + count(book, -1) + 2 * resting + 4)
 
 
-@kernel
+@inlined
 def finds_room(exchange: Exchange) -> bool:
     """Whether the tables hold what one row or request may add."""
     free = len(exchange.outbox) - exchange.cells[OUTBOX_END]

@@ -35,7 +35,7 @@ from market.book import (
     next_level,
 )
 from market.events import Flag, Kind
-from market.kernel import kernel
+from market.kernel import inlined, kernel
 
 #: Queue models by name, as in ``settings.execution.queue``.
 MODELS: Final = {
@@ -111,7 +111,7 @@ def make_room(state: BookState, queue: Queue, orders: int = 1) -> Queue:
     return Queue(resting, taken, used)
 
 
-@kernel
+@inlined
 def has_room(state: BookState, queue: Queue) -> bool:
     """Whether one more order could rest, and all that is displayed be taken, level by level."""
     displayed = count(state, 1) + count(state, -1)
@@ -177,7 +177,7 @@ def share_behind(model: int, power: float, front: float, back: float) -> float:
     return 1.0 if math.isinf(share) else share
 
 
-@kernel
+@inlined
 def depth_changed(order: Any, shown: int, model: int, power: float) -> None:
     """The displayed quantity at an order's price is now ``shown``; the front is never NaN."""
     change = order.shown - shown - order.traded
@@ -353,7 +353,7 @@ def _frame_ended(state: BookState, queue: Queue, model: int, power: float, depth
     return _reached(state, queue) if is_known(state) else 0
 
 
-@kernel
+@inlined
 def row_matched(
     state: BookState, queue: Queue, event: Any, model: int, power: float, depth: int
 ) -> int:

@@ -15,12 +15,12 @@ import numpy.typing as npt
 from execution import exchange as ex
 from execution.arrivals import arrive, book_fills
 from execution.exchange import Exchange, finds_room
-from execution.latency import ACTIVITY, faded
-from execution.queue import row_matched
-from execution.whole import row_matched_whole
+from execution.latency import ACTIVITY, Latency, Table, faded
+from execution.queue import Queue, row_matched
+from execution.whole import Touch, row_matched_whole
 from market.book import BookState, apply, best
 from market.events import Events, Flag, Kind
-from market.kernel import kernel
+from market.kernel import inlined, kernel
 
 #: Why a kernel came back.
 DONE: Final = 0
@@ -36,7 +36,7 @@ RECEIVED_NS: Final = 3  #: receive time of the last row pushed
 REACHED_NS: Final = 4  #: how far `match` went
 BID: Final = 5  #: touch of the local book in ticks, `NO_LEVEL` for none
 ASK: Final = 6
-TURN_BID: Final = 7  #: the touch when Python was asked last
+TURN_BID: Final = 7  #: the touch when news were told last
 TURN_ASK: Final = 8
 CLOCK_SIZE: Final = 9
 
@@ -69,7 +69,7 @@ def _count_row(reals: Any, row: int, cells: Any, last: int, time_ns: int) -> Non
     reals[row] += 1.0
 
 
-@kernel
+@inlined
 def _match_row(exchange: Exchange, event: Any) -> int:
     """Apply a row at the exchange; returns the lots of ours that it filled."""
     cells, power = exchange.cells, exchange.reals[ex.POWER]
@@ -77,6 +77,23 @@ def _match_row(exchange: Exchange, event: Any) -> int:
     if cells[ex.WHOLE]:
         return int(row_matched_whole(book, queue, exchange.touch, event, model, power))
     return int(row_matched(book, queue, event, model, power, cells[ex.WINDOW_LEVELS]))
+
+
+@inlined
+def _skim(
+    book: BookState, rows: Events, n: int, rows_ns: int, shift_ns: int, until_ns: int
+) -> tuple[int, int]:
+    """Rows that meet nothing of ours; returns the next row and the time of the last."""
+    while n < len(rows):
+        event = rows[n]
+        if event.kind <= _TRADE:
+            happened = max(rows_ns, min(event.exchange_ns + shift_ns, event.receive_ns))
+            if happened > until_ns:
+                break
+            rows_ns = happened
+            apply(book, event)
+        n += 1
+    return n, rows_ns
 
 
 @kernel
@@ -97,6 +114,7 @@ def match(
     """
     cells, inbox, outbox = exchange.cells, exchange.inbox, exchange.outbox
     active = exchange.latency.kind == ACTIVITY
+    plain = not active and not cells[ex.WHOLE]
     known = max(clock[PUSHED_NS] - 1, limit_ns - patience_ns)
     shift, rows_ns, n = cells[ex.SHIFT_NS], cells[ex.ROWS_NS], clock[MATCHED]
     first = cells[ex.HEARD]
@@ -109,6 +127,8 @@ def match(
         until = inbox[head, ex.ARRIVES] if due else limit_ns
         filled = 0
         full = False
+        if plain and exchange.queue.used[0] + exchange.queue.used[1] == 0:
+            n, rows_ns = _skim(exchange.book, rows, n, rows_ns, shift, until)
         while n < len(rows) and filled == 0:
             event = rows[n]
             if event.kind <= _TRADE:
@@ -223,5 +243,58 @@ def run(
             break
         if step >= until_ns or (stop_at_outcome and heard) or (stop_at_touch and moved):
             break
-    clock[TURN_BID], clock[TURN_ASK] = clock[BID], clock[ASK]
+    if every_ns > 0 or stop_at_touch:
+        clock[TURN_BID], clock[TURN_ASK] = clock[BID], clock[ASK]
     return DONE
+
+
+@kernel
+def run_parts(
+    book: BookState,
+    touch: Touch,
+    resting: npt.NDArray[np.void],
+    taken: npt.NDArray[np.void],
+    used: npt.NDArray[np.int64],
+    orders: npt.NDArray[np.void],
+    inbox: npt.NDArray[np.int64],
+    outbox: npt.NDArray[np.int64],
+    cells: npt.NDArray[np.int64],
+    reals: npt.NDArray[np.float64],
+    kind: int,
+    entry_ns: int,
+    response_ns: int,
+    busy_ns: int,
+    requests: Table,
+    answers: Table,
+    clock: Clock,
+    local: BookState,
+    ahead: Events,
+    more_ahead: bool,
+    behind: Events,
+    more_behind: bool,
+    until_ns: int,
+    patience_ns: int,
+    stop_at_outcome: bool,
+    stop_at_touch: bool,
+    every_ns: int,
+) -> int:
+    """`run` with the exchange in parts: a tuple from Python costs several times what its parts do."""
+    queue = Queue(resting, taken, used)
+    latency = Latency(kind, entry_ns, response_ns, busy_ns, requests, answers)
+    exchange = Exchange(book, touch, queue, orders, inbox, outbox, cells, reals, latency)
+    return int(
+        run(
+            exchange,
+            clock,
+            local,
+            ahead,
+            more_ahead,
+            behind,
+            more_behind,
+            until_ns,
+            patience_ns,
+            stop_at_outcome,
+            stop_at_touch,
+            every_ns,
+        )
+    )

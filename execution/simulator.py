@@ -17,19 +17,27 @@ loop. Here requests become rows of its tables, and rows of its tables events.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from operator import attrgetter, index
-from struct import Struct
 from typing import Final
-
-import numpy as np
 
 from execution import exchange as ex
 from execution import latency as travel
 from execution import replay
-from execution.exchange import CODE, POLICIES, REASONS, Reason, new_exchange, with_room
+from execution.exchange import (
+    ACCEPTED,
+    AMENDED,
+    CANCELLED,
+    CODE,
+    FILLED,
+    POLICIES,
+    REASONS,
+    REJECTED,
+    Reason,
+    new_exchange,
+)
+from execution.lane import Lane
 from execution.latency import Latency
 from execution.orders import (
     Accepted,
@@ -46,29 +54,29 @@ from execution.orders import (
     Submit,
 )
 from execution.venue import View
-from market.book import NO_LEVEL, Book
+from market.book import NO_LEVEL
 from market.events import EVENT, Events
 from market.instruments import Instrument
 
-_ORDER: Final = Struct(f"{len(ex.ORDER.names or ())}q")
-_REQUEST: Final = Struct(f"{ex.INBOX_COLUMNS}q")
-_OUTCOME: Final = Struct(f"{ex.OUTBOX_COLUMNS}q")
-_POLICY: Final = {policy: n for n, policy in enumerate(POLICIES)}
+# Members of an enumeration are slow to look up, and these are needed for every order.
+_AT_MARKET: Final = OrderType.MARKET
+_LIQUIDITIES: Final = (Liquidity.TAKER, Liquidity.MAKER)
 _OFF_TICK: Final = CODE[Reason.OFF_TICK]
 _OFF_LOT: Final = CODE[Reason.OFF_LOT]
-_NO_ROWS: Final = np.zeros(0, EVENT)
 
 
-def _whole(value: int | None) -> tuple[int, bool]:
-    """A price or quantity as the tables hold it, and whether it is off the grid."""
-    if type(value) is int and -ex.MOST <= value <= ex.MOST:
-        return value, False
-    if value is None:
-        return ex.KEEP, False
-    try:
-        return max(-ex.MOST, min(index(value), ex.MOST + 1)), False
-    except TypeError:
-        return 0, True
+def _in_tables(price_ticks: int, qty_lots: int, side: int) -> tuple[int, int, int, int]:
+    """Price, quantity and side as the tables hold them, and the code of a refusal; 0 for none."""
+    refusal = 0
+    held = []
+    for value, code in ((qty_lots, _OFF_LOT), (price_ticks, _OFF_TICK)):
+        try:
+            whole = index(value)
+        except TypeError:
+            whole, refusal = 0, refusal or code
+        held.append(whole if whole == ex.KEEP else max(-ex.MOST, min(whole, ex.MOST + 1)))
+    lots, price = held
+    return price, lots, side if side in (1, -1) and type(side) is int else 0, refusal
 
 
 def clock_shift_ns(events: Events) -> int:
@@ -79,176 +87,6 @@ def clock_shift_ns(events: Events) -> int:
     if len(events) == 0:
         return 0
     return min(0, int((events["receive_ns"] - events["exchange_ns"]).min()))
-
-
-class _Lane:
-    """One symbol: its exchange, our delayed picture of it, and what is under way in between."""
-
-    def __init__(self, instrument: Instrument, exchange: ex.Exchange) -> None:
-        self.instrument = instrument
-        self.local = Book()
-        self.clock = np.zeros(replay.CLOCK_SIZE, np.int64)
-        self.clock[[replay.BID, replay.ASK, replay.TURN_BID, replay.TURN_ASK]] = NO_LEVEL
-        self.ahead = self.behind = _NO_ROWS
-        self.to_match: deque[Events] = deque()
-        self.to_see: deque[Events] = deque()
-        self.asked: list[Submit] = []  #: by number of the order
-        self.last_arrival_ns = 0
-        self.times = self.clock.data
-        self.install(exchange)
-
-    def install(self, exchange: ex.Exchange) -> None:
-        """Take tables that may have moved."""
-        self.exchange = exchange
-        self.cells = exchange.cells.data
-        self._orders, self._inbox, self._outbox = (
-            table.reshape(-1).view(np.uint8).data
-            for table in (exchange.orders, exchange.inbox, exchange.outbox)
-        )
-
-    # -- requests ------------------------------------------------------------------------------
-
-    def enter(self, arrives_ns: int, *request: int) -> None:
-        """Put a request (kind, order, price, quantity, refusal) under way."""
-        cells = self.cells
-        head, end = cells[ex.ARRIVED], cells[ex.INBOX_END]
-        if head == end:
-            head = end = cells[ex.ARRIVED] = 0
-        elif end == len(self.exchange.inbox):
-            inbox = np.zeros((2 * end, ex.INBOX_COLUMNS), np.int64)
-            inbox[: end - head] = self.exchange.inbox[head:end]
-            cells[ex.ARRIVED], end = 0, end - head
-            self.install(self.exchange._replace(inbox=inbox))
-        _REQUEST.pack_into(self._inbox, end * _REQUEST.size, arrives_ns, *request)
-        self.cells[ex.INBOX_END] = end + 1
-
-    def open(self, order: Submit, values: Sequence[int]) -> int:
-        """A row in the table of orders; returns the order's number."""
-        number = len(self.asked)
-        if number == len(self.exchange.orders):
-            orders = np.concatenate([self.exchange.orders, np.zeros_like(self.exchange.orders)])
-            self.install(self.exchange._replace(orders=orders))
-        _ORDER.pack_into(self._orders, number * _ORDER.size, *values)
-        self.asked.append(order)
-        return number
-
-    def say(self, due_ns: int, outcome: int, order: int, reason: int) -> None:
-        """An outcome that the exchange knows nothing of; it is first in, first out as all are."""
-        end = self.cells[ex.OUTBOX_END]
-        if end == len(self.exchange.outbox):
-            self.install(with_room(self.exchange))
-            end = self.cells[ex.OUTBOX_END]
-        due_ns = max(due_ns, self.cells[ex.LAST_DUE])
-        self.cells[ex.LAST_DUE] = due_ns
-        row = (due_ns, self.cells[ex.NOW], outcome, order, 0, 0, 0, reason, 0, 0)
-        _OUTCOME.pack_into(self._outbox, end * _OUTCOME.size, *row)
-        self.cells[ex.OUTBOX_END] = end + 1
-
-    def outcomes(self, now_ns: int) -> list[tuple[int, ...]]:
-        """Rows of the outbox that have reached us by now, each once."""
-        cells, size = self.cells, _OUTCOME.size
-        head, end = cells[ex.HEARD], cells[ex.OUTBOX_END]
-        if head == end:
-            return []
-        heard = []
-        for row in _OUTCOME.iter_unpack(self._outbox[head * size : end * size]):
-            if row[0] > now_ns:
-                break
-            heard.append(row)
-        head += len(heard)
-        if head == end:
-            head = cells[ex.OUTBOX_END] = 0
-        cells[ex.HEARD] = head
-        return heard
-
-    # -- rows ----------------------------------------------------------------------------------
-
-    def push(self, events: Events) -> None:
-        self.to_match.append(events)
-        self.to_see.append(events)
-
-    def _go_on(self, why: int) -> None:
-        """Give the kernels what they came back for."""
-        if why == replay.NO_ROOM:
-            self.install(with_room(self.exchange))
-        elif why == replay.MATCHED_ALL:
-            self.ahead = self.to_match.popleft()
-            self.clock[replay.MATCHED] = 0
-        else:
-            self.behind = self.to_see.popleft()
-            self.clock[replay.SEEN] = 0
-
-    def match(self, limit_ns: int, patience_ns: int, stop_at_outcome: bool) -> int:
-        """Run the exchange; returns how far it went."""
-        while why := replay.match(
-            self.exchange,
-            self.clock,
-            self.ahead,
-            bool(self.to_match),
-            limit_ns,
-            patience_ns,
-            stop_at_outcome,
-        ):
-            self._go_on(why)
-        return self.times[replay.REACHED_NS]
-
-    def see(self, until_ns: int) -> None:
-        """Bring the local book up to a time."""
-        while why := replay.see(
-            self.exchange,
-            self.clock,
-            self.local.state,
-            self.behind,
-            bool(self.to_see),
-            until_ns,
-        ):
-            self._go_on(why)
-        self.cells[ex.NOW] = until_ns
-
-    def run(
-        self,
-        until_ns: int,
-        patience_ns: int,
-        stop_at_outcome: bool,
-        stop_at_touch: bool,
-        every_ns: int,
-    ) -> int:
-        """Both, as `execution.replay.run` has it; returns the time."""
-        while why := replay.run(
-            self.exchange,
-            self.clock,
-            self.local.state,
-            self.ahead,
-            bool(self.to_match),
-            self.behind,
-            bool(self.to_see),
-            until_ns,
-            patience_ns,
-            stop_at_outcome,
-            stop_at_touch,
-            every_ns,
-        ):
-            self._go_on(why)
-        return self.cells[ex.NOW]
-
-    def next_frame_ns(self) -> int | None:
-        """Receive time of the next frame to be seen, None when none is pushed."""
-        start = self.times[replay.SEEN]
-        for rows in (self.behind, *self.to_see):
-            if start < len(rows):
-                return int(replay.next_frame_ns(rows, start))
-            start = 0
-        return None
-
-    def news(self, now_ns: int) -> bool:
-        """Whether an outcome has reached us or the touch has changed; the touch is then known."""
-        cells, times = self.cells, self.times
-        head = cells[ex.HEARD]
-        heard = head < cells[ex.OUTBOX_END] and self.exchange.outbox[head, ex.DUE] <= now_ns
-        touch = times[replay.BID], times[replay.ASK]
-        moved = touch != (times[replay.TURN_BID], times[replay.TURN_ASK])
-        times[replay.TURN_BID], times[replay.TURN_ASK] = touch
-        return bool(heard) or moved
 
 
 class Simulator:
@@ -292,7 +130,7 @@ class Simulator:
         self._constant = self._latency.kind == travel.CONSTANT
         self._stale_ns, self._patience_ns = stale_after_ns, patience_ns
         self._view_levels = view_levels
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         for symbol, instrument in instruments.items():
             exchange = new_exchange(
                 instrument,
@@ -304,7 +142,7 @@ class Simulator:
                 clock_shift_ns=clock_shift_ns,
                 latency=self._latency,
             )
-            self._lanes[symbol] = _Lane(instrument, exchange)
+            self._lanes[symbol] = Lane(instrument, exchange)
         self._only = next(iter(self._lanes.values())) if len(self._lanes) == 1 else None
         for symbol, lots in (positions or {}).items():
             self._lane(symbol).cells[ex.POSITION] = lots
@@ -316,7 +154,7 @@ class Simulator:
             )
             for symbol, one in instruments.items()
         }
-        self._numbers: dict[str, tuple[_Lane, int]] = {}  #: newest order of each client id
+        self._numbers: dict[str, tuple[Lane, int]] = {}  #: newest order of each client id
         self._strays: list[Event] = []  #: outcomes that no symbol's exchange gives
 
     # -- the feed ------------------------------------------------------------------------------
@@ -425,9 +263,9 @@ class Simulator:
             if lane is None:
                 self._refuse_stray(action)
             elif isinstance(action, Amend):
-                price, off_tick = _whole(action.price_ticks)
-                lots, off_lot = _whole(action.qty_lots)
-                refusal = (off_tick and _OFF_TICK) or (off_lot and _OFF_LOT)
+                price = ex.KEEP if action.price_ticks is None else action.price_ticks
+                lots = ex.KEEP if action.qty_lots is None else action.qty_lots
+                price, lots, _, refusal = _in_tables(price, lots, 0)
                 self._dispatch(lane, ex.AMEND, number, price, lots, refusal)
             else:
                 self._dispatch(lane, ex.CANCEL, number, 0, 0, 0)
@@ -437,13 +275,15 @@ class Simulator:
         if lane is None:
             self._refuse_stray(order)
             return
-        market = order.order_type is OrderType.MARKET
-        policy = ex.MARKET if market else _POLICY[order.time_in_force]
-        price, off_tick = (0, False) if market else _whole(order.price_ticks)
-        lots, off_lot = _whole(order.qty_lots)
-        side = int(order.side) if order.side in (1, -1) else 0
+        refusal, side = 0, order.side if order.side in (1, -1) else 0
+        price, lots, policy = order.price_ticks, order.qty_lots, ex.MARKET
+        if order.order_type is not _AT_MARKET:
+            policy = POLICIES.index(order.time_in_force)
+        else:
+            price = 0
+        if not (type(price) is type(lots) is type(side) is int and abs(price) + lots < ex.MOST):
+            price, lots, side, refusal = _in_tables(price, lots, side)
         before, earlier = self._numbers.get(order.client_id, (lane, -1))
-        refusal = (off_lot and _OFF_LOT) or (off_tick and _OFF_TICK)
         if before is not lane:
             # The id was given to an order in another symbol, whose fate another exchange knows.
             earlier, refusal = -1, CODE[Reason.DUPLICATE]
@@ -454,7 +294,7 @@ class Simulator:
         self._dispatch(lane, ex.SUBMIT, number, 0, 0, refusal)
 
     def _dispatch(
-        self, lane: _Lane, request: int, number: int, price: int, lots: int, refusal: int
+        self, lane: Lane, request: int, number: int, price: int, lots: int, refusal: int
     ) -> None:
         """Put a request on its way, unless it is lost on it."""
         now = self.now_ns
@@ -467,7 +307,7 @@ class Simulator:
             submits = request == ex.SUBMIT
             if submits:
                 lane.exchange.orders["state"][number] = ex.REFUSED
-            outcome = ex.REJECTED if submits else ex.CANCEL_REJECTED
+            outcome = REJECTED if submits else ex.CANCEL_REJECTED
             lane.say(now - way, outcome, number, CODE[Reason.NOT_DELIVERED])
             return
         lane.last_arrival_ns = max(now + way, lane.last_arrival_ns)
@@ -479,10 +319,12 @@ class Simulator:
         events: list[Event] = []
         for symbol, lane in self._lanes.items():
             events += [self._event(symbol, lane, row) for row in lane.outcomes(now)]
-        if self._strays:
+        before = len(self._strays)
+        if before:
             events += [event for event in self._strays if event.time_ns <= now]
             self._strays = [event for event in self._strays if event.time_ns > now]
-        events.sort(key=_time_of)
+        if not self._only or len(self._strays) < before:
+            events.sort(key=_time_of)
         return events
 
     def position_lots(self, symbol: str) -> int:
@@ -519,22 +361,22 @@ class Simulator:
         there = int(travel.entry_ns(self._latency, self.now_ns, 0.0))
         return there, int(travel.response_ns(self._latency, self.now_ns + abs(there), 0.0))
 
-    def _lane(self, symbol: str) -> _Lane:
+    def _lane(self, symbol: str) -> Lane:
         lane = self._lanes.get(symbol)
         if lane is None:
             raise ValueError(f"{symbol}: the simulator has no such instrument; add it to settings")
         return lane
 
-    def _event(self, symbol: str, lane: _Lane, row: tuple[int, ...]) -> Event:
+    def _event(self, symbol: str, lane: Lane, row: tuple[int, ...]) -> Event:
         """An outcome's row as an event."""
         due, venue, outcome, number, price, lots, leaves, detail, ahead, execution = row
         asked = lane.asked[number]
         name = asked.client_id
-        if outcome == ex.ACCEPTED:
+        if outcome == ACCEPTED:
             return Accepted(
                 client_id=name, time_ns=due, venue_ns=venue, venue_order_id=f"sim-{detail}"
             )
-        if outcome == ex.FILLED:
+        if outcome == FILLED:
             numerator, denominator = self._fees[symbol][detail]
             value = lane.cells[ex.UNIT_E8] * price * lots
             return Filled(
@@ -546,22 +388,22 @@ class Simulator:
                 side=asked.side,
                 qty_lots=lots,
                 price_ticks=price,
-                liquidity=Liquidity.MAKER if detail else Liquidity.TAKER,
+                liquidity=_LIQUIDITIES[detail],
                 # As `execution.account.fee_e8` has it: rounded up.
                 fee_e8=-(-value * numerator // denominator),
                 leaves_lots=leaves,
                 queue_ahead_lots=ahead,
             )
-        if outcome == ex.AMENDED:
+        if outcome == AMENDED:
             return Amended(
                 client_id=name, time_ns=due, venue_ns=venue, price_ticks=price, qty_lots=lots
             )
         reason = REASONS[detail - 1]
-        if outcome == ex.CANCELLED:
+        if outcome == CANCELLED:
             return Cancelled(
                 client_id=name, time_ns=due, venue_ns=venue, reason=reason, leaves_lots=leaves
             )
-        kind = Rejected if outcome == ex.REJECTED else CancelRejected
+        kind = Rejected if outcome == REJECTED else CancelRejected
         return kind(client_id=name, time_ns=due, venue_ns=venue, reason=reason)
 
 

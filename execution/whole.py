@@ -21,7 +21,7 @@ import numpy.typing as npt
 from execution.queue import HIDDEN, Queue, depth_changed, nearest
 from market.book import NO_LEVEL, BookState, begin_row, end_row, next_level, row_of, set_row
 from market.events import Flag, Kind
-from market.kernel import kernel
+from market.kernel import inlined, kernel
 
 _TRADE: Final = int(Kind.TRADE)
 _SNAPSHOT: Final = int(Kind.SNAPSHOT)
@@ -36,7 +36,7 @@ def new_touch() -> Touch:
     return np.full(2, NO_LEVEL, np.int64)
 
 
-@kernel
+@inlined
 def _improved(state: BookState, touch: Touch, side: int, price_ticks: int, qty_lots: int) -> bool:
     """Follow the touch through a level's change; whether the side's best improved."""
     own, other = row_of(side), row_of(-side)
@@ -78,7 +78,7 @@ def _traded(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> int:
     return total
 
 
-@kernel
+@inlined
 def _level_changed(
     state: BookState,
     queue: Queue,
@@ -105,7 +105,7 @@ def _level_changed(
     return total
 
 
-@kernel
+@inlined
 def row_matched_whole(
     state: BookState, queue: Queue, touch: Touch, event: Any, model: int, power: float
 ) -> int:

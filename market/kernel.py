@@ -29,6 +29,11 @@ def kernel(function: Callable[..., Any]) -> Any:
     return njit(cache=True, error_model="numpy", _nrt=False)(_named(function))
 
 
+def inlined(function: Callable[..., Any]) -> Any:
+    """A kernel that becomes part of its callers: for small ones that run at every row."""
+    return njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)(_named(function))
+
+
 def compiled(function: Callable[..., Any]) -> Any:
     """The same for functions that allocate or that Python calls by the row; Python's division."""
     return njit(cache=True)(_named(function))

@@ -77,6 +77,12 @@ def peer_ready() -> bool:
     return _PEER.exists() and _PEER.parent.parent.joinpath(".ready").exists()
 
 
+def run_peer(program: str, *arguments: str | Path) -> None:
+    """Run a program of tests/peers to its end; CalledProcessError when it fails."""
+    command = [str(_PEER), str(_PEER_PROGRAMS / program), *map(str, arguments)]
+    subprocess.run(command, check=True)
+
+
 class Peer:
     """A program of tests/peers under the peer's own interpreter, which answers a line with a line.
 

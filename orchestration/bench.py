@@ -31,6 +31,7 @@ from market.yardstick import Measure, peer_ready
 AREAS: Final[dict[str, str]] = {
     "market": "market.bench",
     "capture": "live.bench",
+    "execution": "execution.bench",
 }
 
 _OPERATORS: Final[dict[str, Callable[[float, float], bool]]] = {
@@ -76,9 +77,23 @@ GOALS: Final[dict[str, dict[str, tuple[Goal, ...]]]] = {
         "book and bars, recorded": (_ratio(0.5),),
         "frames to events, generated": (_ratio(10), _at_least(60)),
         "frames to events, recorded": (_ratio(10), _at_least(60)),
+        "live, recorded pace: p99": (_at_most(1),),
+        "live, recorded pace: p99.9": (_at_most(10),),
+        "live, 10x burst: p99": (_at_most(1),),
+        "live, 10x burst: p99.9": (_at_most(10),),
+        "evaluator alone: p99": (_at_most(100),),
     },
     "capture": {
         "archive day to events and bars": (_at_most(30),),
+    },
+    "execution": {
+        "replay without a strategy, generated": (_ratio(1),),
+        "replay without a strategy, recorded": (_ratio(1),),
+        "quotes in plain Python, generated": (_ratio(2),),
+        "quotes in plain Python, recorded": (_ratio(2),),
+        "quotes, peak memory, generated": (_ratio(1),),
+        "quotes, peak memory, recorded": (_ratio(1),),
+        "quotes, cost per row of 4 spans over one": (_at_most(1.1),),
     },
 }
 
