@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from assets.partitions import PARTITIONS, split_key
+from assets.partitions import PARTITIONS, partition_key, split_key
 from assets.platform import OWNERS, Platform
 from market.lake import Lake, previous_day
 from market.settings import Settings
@@ -34,13 +35,13 @@ def captures_for(lake: Lake, days: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def archived_keys(lake: Lake, wanted: Sequence[Key]) -> list[Key]:
+def archived_keys(lake: Lake, wanted: Sequence[Key], book_depth: int) -> list[Key]:
     """The keys to read from the venue's archives: those that no capture of the recorder holds."""
     from market.ingest import scan
 
     archived = sorted(set(lake.archives()) & set(wanted), key=wanted.index)
     captures = captures_for(lake, (day for _, day in archived))
-    held = scan(captures) if captures else {}
+    held = scan(captures, book_depth) if captures else {}
     return [key for key in archived if key not in held]
 
 
@@ -103,7 +104,7 @@ def events(context: dg.AssetExecutionContext, platform: Platform) -> dg.Material
     settings, lake = platform.settings(), platform.lake()
     wanted = keys_of(context.partition_keys)
     captures = captures_for(lake, (day for _, day in wanted))
-    archived = archived_keys(lake, wanted)
+    archived = archived_keys(lake, wanted, settings.market.book_depth)
     # a recorded date without frames is an error, which ingest words; a synthetic one has bars only
     recorded = [
         key
@@ -130,6 +131,16 @@ def events(context: dg.AssetExecutionContext, platform: Platform) -> dg.Material
     for paths, keys in batches:
         context.log.info(f"reading {len(paths)} capture(s) for {len(keys)} partition(s)")
         report = ingest(lake, paths, keys, settings, progress=context.log.info)
+        for symbol, day in keys:
+            context.add_asset_metadata(
+                {
+                    "read from": (
+                        "the venue's archive" if (symbol, day) in archived else "captures"
+                    ),
+                    "files": dg.MetadataValue.json([Path(path).name for path in paths]),
+                },
+                partition_key=partition_key(symbol, day),
+            )
         rows += sum(report.events.values())
         quarantined += report.quarantined
         frames.update(report.frames)

@@ -26,8 +26,8 @@ def capture(path: str, symbol: str, price: str) -> None:
         writer.append(T, msgspec.json.encode(frame | {"cts": T // 10**6}))
 
 
-def materialised(root: Path, *symbols: str) -> dict[str, Any]:
-    """Metadata of the events asset over these symbols' date."""
+def materialised(root: Path, *symbols: str) -> dict[str, dict[str, Any]]:
+    """Metadata of the events asset over these symbols' date, by symbol."""
     first, last = (partition_key(symbol, DAY) for symbol in (symbols[0], symbols[-1]))
     result = dg.materialize(
         [events],
@@ -37,8 +37,12 @@ def materialised(root: Path, *symbols: str) -> dict[str, Any]:
             "dagster/asset_partition_range_end": last,
         },
     )
-    happened, *_ = result.asset_materializations_for_node("events")
-    return {name: value.value for name, value in happened.metadata.items()}
+    return {
+        str(happened.partition).rpartition("|")[2]: {
+            name: value.value for name, value in happened.metadata.items()
+        }
+        for happened in result.asset_materializations_for_node("events")
+    }
 
 
 def best_bid(lake: Lake, symbol: str) -> int:
@@ -52,11 +56,21 @@ def test_the_archive_serves_what_was_not_recorded(tmp_path: Path) -> None:
     capture(lake.archive("ETHUSDT", DAY), "ETHUSDT", "10.00")
 
     told = materialised(tmp_path, "BTCUSDT", "ETHUSDT")
-    assert told["from archives"] == [f"BTCUSDT {DAY}", f"ETHUSDT {DAY}"]
+    assert told["BTCUSDT"]["from archives"] == [f"BTCUSDT {DAY}", f"ETHUSDT {DAY}"]
+    assert {symbol: found["read from"] for symbol, found in told.items()} == {
+        "BTCUSDT": "the venue's archive",
+        "ETHUSDT": "the venue's archive",
+    }
+    assert told["ETHUSDT"]["files"] == ["ETHUSDT.frames.zst"]
     assert (best_bid(lake, "BTCUSDT"), best_bid(lake, "ETHUSDT")) == (1000, 1000)
 
     capture(f"{lake.frames_dir(DAY)}/a.frames.zst", "BTCUSDT", "200.0")
     told = materialised(tmp_path, "BTCUSDT", "ETHUSDT")
-    assert told["from archives"] == [f"ETHUSDT {DAY}"]
-    assert told["rows"] == 4
+    assert told["BTCUSDT"]["from archives"] == [f"ETHUSDT {DAY}"]
+    assert told["BTCUSDT"]["rows"] == 4
+    assert (told["BTCUSDT"]["read from"], told["BTCUSDT"]["files"]) == (
+        "captures",
+        ["a.frames.zst"],
+    )
+    assert told["ETHUSDT"]["read from"] == "the venue's archive"
     assert (best_bid(lake, "BTCUSDT"), best_bid(lake, "ETHUSDT")) == (2000, 1000)
