@@ -85,12 +85,13 @@ class BarBuilder:
         """
         if events.dtype != EVENT:
             raise ValueError(f"events of dtype {events.dtype}: expected market.events.EVENT")
-        if len(events) == 0:
-            return _room(0, 0)
-        first = int(self._cells[second.NEXT])
-        if first == 0:
-            first = int(events["receive_ns"][0]) // SECOND_NS * SECOND_NS + SECOND_NS
-        bars = _room(first, int(events["receive_ns"].max()))
+        bars = _NO_BARS
+        # Most calls of a live stream close nothing, and microseconds count there.
+        if not second.within(self._cells, events):
+            first = int(self._cells[second.NEXT])
+            if first == 0:
+                first = int(events["receive_ns"][0]) // SECOND_NS * SECOND_NS + SECOND_NS
+            bars = _room(first, int(events["receive_ns"].max()))
         second.advance(
             self.book.state,
             self._tape,
@@ -111,7 +112,7 @@ class BarBuilder:
         """
         first = int(self._cells[second.NEXT])
         if first == 0:
-            return _room(0, 0)
+            return _NO_BARS
         bars = _room(first, now_ns)
         second.pass_seconds(
             self.book.state, self._cells, self._sums, self._row, self._scale, bars.values
@@ -133,6 +134,9 @@ def _room(first_ns: int, now_ns: int) -> Bars:
         )
     ends = first_ns + SECOND_NS * np.arange(due, dtype=np.int64)
     return Bars(t_ns=ends, values=np.empty((due, len(COLUMNS))))
+
+
+_NO_BARS: Final = _room(0, 0)
 
 
 def bars_from_chunks(

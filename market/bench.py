@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from market.bars import BarBuilder
+from market.bench_live import live
 from market.book import Book
 from market.capture import CaptureWriter, read_blocks
 from market.decode import Decoder
@@ -29,6 +30,7 @@ from market.yardstick import Measure, Peer, PeerError, in_turn, peer_ready, reco
 
 Say = Callable[[str], None]
 
+SYMBOLS: Final = ("BTCUSDT", "ETHUSDT")
 _DAY: Final = "2026-01-05"
 _SEED: Final = 11
 _STALE_S: Final = 5.0
@@ -54,6 +56,14 @@ def measure(quick: bool, say: Say) -> Iterator[Measure]:
         yield from frames("generated", [made], 1 if quick else 5)
     if recordings:
         yield from frames("recorded", recordings[:1] if quick else recordings, 1 if quick else 7)
+    say("the live path")
+    with tempfile.TemporaryDirectory() as folder:
+        data, capture = "recorded", str(recordings[-1]) if recordings else ""
+        if not recordings:
+            data, capture = "generated", str(Path(folder) / "made.frames.zst")
+            write_frames(capture, profile("default"), _SEED, SYMBOLS, _DAY, 0, 400)
+        spans = (1.0, 0.5, 5.0) if quick else (60.0, 60.0, 30.0)
+        yield from live(data, capture, SYMBOLS, *spans)
 
 
 def generated_rows(count: int) -> Events:
@@ -191,7 +201,8 @@ def frames(data: str, captures: Sequence[Path], repetitions: int) -> Iterator[Me
 
         def read() -> None:
             nonlocal found
-            found = sum(len(events) for events in _read(own))
+            # the row of a frame without levels is no level
+            found = sum(np.count_nonzero(events["side"]) for events in _read(own))
 
         def ours() -> float:
             return min(seconds(read) for _ in range(_OURS_A_TURN))

@@ -505,6 +505,15 @@ def _close_book(book: BookState, cells: Any, sums: Any, valid: bool, out: Any) -
 
 
 @kernel
+def within(cells: Any, events: Events) -> bool:
+    """Whether all events belong to the second in progress, so that they will close no bar."""
+    for n in range(len(events)):  # noqa: SIM110 - numba compiles no generator
+        if events[n].receive_ns >= cells[NEXT]:
+            return False
+    return True
+
+
+@kernel
 def advance(
     book: BookState,
     tape: Any,
