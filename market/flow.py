@@ -12,7 +12,7 @@ cancel what stands on the wrong side of it, quote a new touch and fill up what l
 thus stands still and then moves by many ticks at once, with a spread of one tick.
 
 Impact is transient: an execution moves what makers see by c·√(q/q̄)·(s - E[s]), with s the taker's
-side and E[s] what the gap let expect, and that fades as a sum of exponentials that follows a power of
+side and E[s] what score and gap let expect, and that fades as a sum of exponentials that follows a power of
 time. It does not ask who traded.
 
 Behind the touch, every tick is a queue of its own: orders are placed at one rate and withdrawn, the
@@ -55,17 +55,21 @@ POOL_ROOM: Final = 1 << 14
 
 #: Times over which impact fades (s), and the power of time that their sum follows.
 IMPACT_FADE_S: Final = 0.5 * 4.0 ** np.arange(8)
-IMPACT_POWER: Final = 0.4
+IMPACT_POWER: Final = 0.3
 #: Metaorders that are worked off side by side; each is chosen as often as the others.
 METAORDERS: Final = 3
 #: Tail index of metaorder lengths: signs then have the autocorrelation exponent 1.5 - 1 = 0.5.
 METAORDER_TAIL: Final = 1.5
 #: Log standard deviation of a taker order's quantity.
 TAKER_LOG_SD: Final = 2.0
+#: Log standard deviation of the quantity of dust.
+DUST_LOG_SD: Final = 0.5
 #: Round prices hold levels more often, and larger ones.
 ROUND: Final = 10
 ROUND_OCCUPANCY: Final = 1.6
-ROUND_SIZE: Final = 3.0
+ROUND_SIZE: Final = 1.5
+#: No tick holds a level more often than this, or queues would have no bound.
+MOST_OCCUPIED: Final = 0.85
 
 # Streams of counted randomness.
 _CANDIDATES: Final = 0
@@ -73,6 +77,7 @@ _MARKS: Final = 1
 _MORE_MARKS: Final = 2
 _LOOKS: Final = 3
 _QUOTES: Final = 4
+_LANDINGS: Final = 5
 
 # Places in `Crowd.counts`.
 CANDIDATES: Final = 0  #: drawn so far
@@ -91,8 +96,9 @@ SEEN: Final = 0  #: the price they see, ticks
 GAP: Final = 1  #: (seen - mid) / hold, within one
 TARGET: Final = 2  #: lots wanted at the touch: bids, then asks
 NOISE: Final = 4
-LEAN: Final = 5  #: expected sign of a taker
-_SIGHT: Final = 6
+LEAN: Final = 5  #: expected sign of a taker that works off no metaorder
+FRESH: Final = 6  #: how fresh the last quote is: one at first, then fading
+_SIGHT: Final = 7
 
 _TAKE: Final = int(Request.TAKE)
 _JOIN: Final = int(Request.JOIN)
@@ -113,7 +119,10 @@ class Law(NamedTuple):
 
     tick: float  #: quote currency
     hold: float  #: gap at which a move in 100 ms is certain (log price)
-    restless: float  #: hazard of a move without a gap, per 100 ms
+    restless: float  #: hazard of a new quote without a gap, per 100 ms
+    unsettled: float  #: the same just after a new quote
+    settle: float  #: how much of that is left at the next look
+    landing: float  #: error of a new quote (log price)
     wide: float  #: probability that a new quote leaves a spread of several ticks
     close: float  #: probability per look that an open spread is closed
     sweep: float  #: probability that a taker meets the touch that is about to retreat
@@ -124,6 +133,8 @@ class Law(NamedTuple):
     touch_log_sd: float  #: of a fresh touch
     level_log: float  #: median and log standard deviation of an order behind the touch, log lots
     level_log_sd: float
+    dust: float  #: share of orders behind the touch that are dust, and their median, log lots
+    dust_log: float
     occupancy: float  #: share of ticks behind the touch that hold a level
     reach: int  #: ticks behind the touch that are populated
     churn_reach: float  #: ticks behind the touch within which orders are placed and withdrawn
@@ -190,7 +201,10 @@ def _normal(uniform: float) -> float:
 @kernel
 def _size(law: Law, uniform: float, ticks: int) -> int:
     """Lots of an order behind the touch."""
-    lots = math.exp(law.level_log + law.level_log_sd * _normal(uniform))
+    if uniform < law.dust:
+        return max(1, round(math.exp(law.dust_log + DUST_LOG_SD * _normal(uniform / law.dust))))
+    rest = (uniform - law.dust) / (1 - law.dust)
+    lots = math.exp(law.level_log + law.level_log_sd * _normal(rest))
     return max(1, int(lots * (ROUND_SIZE if ticks % ROUND == 0 else 1.0)))
 
 
@@ -198,7 +212,7 @@ def _size(law: Law, uniform: float, ticks: int) -> int:
 def _occupancy(law: Law, ticks: int) -> float:
     """Probability that a tick behind the touch holds a level."""
     round_price = ticks % ROUND == 0
-    return min(0.95, law.occupancy * (ROUND_OCCUPANCY if round_price else 1.0))
+    return min(MOST_OCCUPIED, law.occupancy * (ROUND_OCCUPANCY if round_price else 1.0))
 
 
 @kernel
@@ -346,10 +360,13 @@ def look(engine: EngineState, law: Law, path: Path, crowd: Crowd) -> None:
     sight[TARGET] = law.touch_lots * depth * (1 + tilt)
     sight[TARGET + 1] = law.touch_lots * depth * (1 - tilt)
     sight[LEAN] = min(0.95, max(-0.95, law.flow_sd * score + law.flow_gap * near))
-    hazard = (gap * gap + law.restless) * (LOOK_NS / STEP_NS)
-    if not two_sided or draws[0] < hazard:
+    hazard = gap * gap + law.restless + law.unsettled * sight[FRESH]
+    sight[FRESH] *= law.settle
+    if not two_sided or draws[0] < hazard * (LOOK_NS / STEP_NS):
         width = 1
-        new = math.floor(seen)
+        philox(crowd.key, _LANDINGS, counts[LOOKS], crowd.draws[1])
+        error = law.landing * _normal(crowd.draws[1, 0]) if two_sided else 0.0
+        new = math.floor(seen * (1 + error))
         if draws[1] < law.wide:
             width = 2 + int(3 * draws[1] / law.wide)
             new -= width // 2
@@ -357,8 +374,9 @@ def look(engine: EngineState, law: Law, path: Path, crowd: Crowd) -> None:
             # What is about to retreat is taken in part, or all of it.
             share = 0.0
             if two_sided and draws[2] < law.sweep:
-                share = min(1.0, draws[2] / (0.6 * law.sweep))
+                share = (draws[2] / law.sweep) ** 2
             quote(engine, law, crowd, max(1, new), max(1, new) + width, share)
+            sight[FRESH] = 1.0
     elif ask - bid > 1 and draws[1] < law.close:
         # An open spread closes around what the makers see.
         new = min(ask - 1, max(bid, math.floor(seen)))
@@ -376,7 +394,11 @@ def felt(engine: EngineState, law: Law, crowd: Crowd) -> None:
         while n < fills and engine.fills[n, me.F_TAKER] == taker:
             lots += engine.fills[n, me.F_LOTS]
             n += 1
-        push = law.impact * math.sqrt(lots / law.order_lots) * (side - crowd.sight[LEAN])
+        push = (
+            law.impact
+            * math.sqrt(lots / law.order_lots)
+            * (side - (1 - law.split) * crowd.sight[LEAN])
+        )
         for k in range(len(_WEIGHT)):
             crowd.impact[k] += push * _WEIGHT[k]
 
@@ -444,7 +466,7 @@ def request(engine: EngineState, law: Law, crowd: Crowd, kind: int) -> None:
     elif kind == _JOIN:
         side, full = _touch_side(engine, crowd, draws[0], False)
         if draws[1] * full * full < 1:
-            lots = law.touch_lots / law.touch_orders * math.exp(_normal(draws[2]) - 0.5)
+            lots = law.touch_lots / law.touch_orders * math.exp(0.7 * _normal(draws[2]) - 0.245)
             ticks = -side * book[bk.BEST + bk.row_of(side)]
             me.enter(engine, side, ticks, max(1, int(lots)), BACKGROUND, 0, _GTC)
     elif kind == _LEAVE:
@@ -456,7 +478,7 @@ def request(engine: EngineState, law: Law, crowd: Crowd, kind: int) -> None:
         bid, ask = -book[bk.BEST], book[bk.BEST + 1]
         if ask - bid > 1:
             side = 1 if crowd.sight[SEEN] > 0.5 * (bid + ask) else -1
-            lots = law.touch_lots / law.touch_orders * math.exp(_normal(draws[2]) - 0.5)
+            lots = law.touch_lots / law.touch_orders * math.exp(0.7 * _normal(draws[2]) - 0.245)
             ticks = bid + 1 if side > 0 else ask - 1
             me.enter(engine, side, ticks, max(1, int(lots)), BACKGROUND, 0, _GTC)
     else:
@@ -540,7 +562,8 @@ def advance(
         request(engine, law, crowd, counts[NEXT_KIND])
         counts[NEXT_KIND] = -1
         counts[REQUESTS] += 1
+        felt(engine, law, crowd)
     else:
+        # What is taken from a touch that retreats follows from what makers see already.
         look(engine, law, path, crowd)
-    felt(engine, law, crowd)
     return int(next_ns)

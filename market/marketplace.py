@@ -34,8 +34,6 @@ from market.profiles import STEP_S, Listing, Profile, ProfileError
 CHUNK_ROWS: Final = 250_000
 _SECOND_NS: Final = 1_000_000_000
 _POOL: Final = 1 << 16
-#: Median quantity of an order over that of the level it stands in, which may hold several.
-ORDERS_OF_LEVEL: Final = 0.35
 #: Arrivals follow the efficient price's moves of the last moments: their share, and half-life (s).
 AGITATION: Final = 0.6
 AGITATION_HALF_LIFE_S: Final = 0.5
@@ -105,11 +103,10 @@ class Market:
         self._engine = MatchingEngine(_POOL)
         self._law = law(profile, listing, self.instrument)
         self._arriving = arriving(profile, listing)
-        calm = np.sqrt(np.maximum(self.hidden.volatility, 0.05))
         self._path = flow.Path(
             self.hidden.log_price,
             self.hidden.score,
-            self.hidden.depth / calm,
+            self.hidden.depth,
             self.hidden.intensity
             * self.hidden.volatility
             * agitation(self.hidden, listing.sigma_bps),
@@ -380,6 +377,9 @@ def law(profile: Profile, listing: Listing, instrument: Instrument) -> flow.Law:
         tick=tick,
         hold=profile.hold_bps * 1e-4,
         restless=profile.restless,
+        unsettled=profile.unsettled,
+        settle=0.5 ** (look_s / profile.settle_s),
+        landing=profile.maker_noise_bps * 1e-4,
         wide=profile.wide,
         close=profile.close,
         sweep=profile.sweep,
@@ -388,9 +388,11 @@ def law(profile: Profile, listing: Listing, instrument: Instrument) -> flow.Law:
         touch_lots=listing.touch_qty / lot,
         touch_orders=profile.touch_orders,
         touch_log_sd=profile.touch_log_sd,
-        level_log=math.log(ORDERS_OF_LEVEL * listing.level_qty / lot),
+        level_log=math.log(listing.level_qty / lot),
         level_log_sd=listing.level_log_sd,
-        occupancy=min(listing.occupancy, 0.95),
+        dust=profile.dust,
+        dust_log=math.log(profile.dust_lots),
+        occupancy=min(listing.occupancy, flow.MOST_OCCUPIED),
         reach=200 + round(1.5 * shown),
         churn_reach=1.1 * shown,
         order_lots=listing.order_qty / lot,
@@ -417,6 +419,6 @@ def arriving(profile: Profile, listing: Listing) -> Arrivals:
     rates[Request.JOIN] = profile.joins_per_s
     rates[Request.LEAVE] = profile.leaves_per_s
     rates[Request.PLACE] = placed
-    rates[Request.WITHDRAW] = placed / min(listing.occupancy, 0.95)
+    rates[Request.WITHDRAW] = placed / min(listing.occupancy, flow.MOST_OCCUPIED)
     rates[Request.IMPROVE] = profile.improves_per_s
     return arrivals(rates, profile.branching)

@@ -85,11 +85,11 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     lag_s: Annotated[float, Meta(ge=0, lt=1)] = 0.3
     #: Mean quantity at the touch (base currency). Recorded medians: BTC 3 to 13, ETH 16 to 74.
     touch_qty: Positive
-    #: Median quantity of a level behind the touch (base currency). Recorded: BTC 0.05 to 0.15, ETH
-    #: 0.3 to 2.
+    #: Median quantity of an order behind the touch that is no dust (base currency). Recorded levels:
+    #: BTC 0.14, ETH 2.5.
     level_qty: Positive
-    #: Log standard deviation of that quantity (1). Recorded 2.0 to 2.3, far levels included.
-    level_log_sd: Count = 1.8
+    #: Log standard deviation of that quantity (1). Recorded levels that are no dust: about 1.2.
+    level_log_sd: Count = 1.3
     #: Share of ticks behind the touch that hold a level. With 200 levels a side it sets how far the
     #: book reaches: recorded 4 to 6 bps for BTC, 7 to 9 bps for ETH.
     occupancy: Annotated[float, Meta(ge=0.1, le=1)] = 0.4
@@ -170,37 +170,47 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     # -- quotes
     #: Makers quote anew around the price they see with hazard (gap / hold_bps)² + ``restless`` per
     #: 100 ms (bps). Recorded mids stand still in 89 to 96 % of frames, then move by 0.3 to 0.5 bps.
-    hold_bps: Positive = 1.0
+    hold_bps: Positive = 1.5
     #: Hazard per 100 ms of a new quote without a gap (1). As above.
-    restless: Share = 0.01
+    restless: Share = 0.004
+    #: More hazard just after a new quote, which is often corrected at once (1). Recorded: a quarter
+    #: of best prices live for one frame of 100 ms.
+    unsettled: Count = 0.35
+    #: Half-life of that (s). As above.
+    settle_s: Positive = 0.1
     #: How late makers see the efficient price (ms). Choice.
     delay_ms: Annotated[float, Meta(ge=0, le=2000)] = 100.0
-    #: Standard deviation of the error in what they see (bps). Choice, below the smallest moves.
+    #: Standard deviation of the error in what they see, and of where a new quote lands (bps). Choice:
+    #: corrections of it are the smallest moves, recorded at 0.03 to 0.13 bps.
     maker_noise_bps: Count = 0.1
     #: Half-life of that error (s). Choice.
     maker_noise_half_life_s: Positive = 0.5
     #: What makers see moves by this for a taker order of mean quantity that nothing foretold (bps),
-    #: and by its square root for others; it fades as time to the power -0.4. Choice.
-    impact_bps: Count = 0.05
+    #: and by its square root for others; it fades as time to the power -0.3. Choice.
+    impact_bps: Count = 0.04
     #: Probability that a new quote leaves a spread of several ticks (1). Recorded: one tick 99.2 to
     #: 100 % of the time.
     wide: Share = 0.02
     #: Probability per look of the makers, every 20 ms, that a spread of several ticks is closed (1).
     close: Annotated[float, Meta(gt=0, le=1)] = 0.4
     #: Share of the ticks passed over by an advancing touch that are filled at once (1).
-    refill: Share = 0.5
+    refill: Share = 0.8
     #: Mean number of orders at the touch (1). Choice; no public feed shows it.
     touch_orders: Annotated[float, Meta(ge=1, le=200)] = 20.0
     #: Log standard deviation of the quantity at a fresh touch (1). Recorded 1.3 in all.
-    touch_log_sd: Annotated[float, Meta(ge=0, le=2)] = 0.5
+    touch_log_sd: Annotated[float, Meta(ge=0, le=2)] = 0.4
     #: Limit orders at the touch (1/s). Choice: the touch changes in most frames, as recorded.
-    joins_per_s: Count = 30.0
+    joins_per_s: Count = 40.0
     #: Cancels at the touch (1/s). Choice, as above.
-    leaves_per_s: Count = 28.0
+    leaves_per_s: Count = 36.0
     #: Limit orders into a spread of several ticks (1/s); nothing happens while it is one.
     improves_per_s: Count = 5.0
+    #: Share of orders behind the touch that are dust (1). Recorded: a third of levels and more.
+    dust: Annotated[float, Meta(ge=0, lt=1)] = 0.62
+    #: Median quantity of dust (lots). Recorded 2 to 5 for BTC, 1 to 3 for ETH.
+    dust_lots: Positive = 2.5
     #: Mean number of levels behind the touch that change per 100 ms (1). Recorded 24 to 34.
-    churn: Count = 20.0
+    churn: Count = 32.0
 
     # -- trades
     #: Mean number of requests that one request brings about (1): below one, or activity would
@@ -208,7 +218,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     branching: Annotated[float, Meta(ge=0, lt=1)] = 0.75
     #: Share of taker orders that work off metaorders (1). Choice: with it order signs have the
     #: recorded memory.
-    split: Share = 0.8
+    split: Share = 0.78
     #: Probability that a taker meets the touch that is about to retreat (1). Choice.
     sweep: Share = 0.5
     #: How far beyond the touch a taker order goes (bps). Recorded: 11 % of orders meet several prices.
@@ -219,6 +229,14 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     liquidations_per_h: Count = 6.0
 
     # -- transport
+    #: Gaps in the book's frames (1/h): up to 20 frames lost, and a snapshot two seconds later.
+    gaps_per_h: Count = 0.0
+    #: Restarts of the venue's book (1/h): a snapshot with update id 1.
+    resets_per_h: Count = 0.0
+    #: Book frames that come twice (1/h).
+    duplicates_per_h: Count = 0.0
+    #: How far the local clock is ahead of the venue's (ms). Recorded: -1,500 to 0.
+    skew_ms: Annotated[float, Meta(ge=-60_000, le=60_000)] = 0.0
     #: Median one-way latency (ms). Choice for a machine near the venue.
     latency_ms: Positive = 8.0
     #: Log standard deviation of latency (1). Choice.
