@@ -1,11 +1,15 @@
 """Cases for two engines: random markets with random orders, and what our simulator makes of them.
 
-A case is one symbol's rows, the actions we send, and the setting of both engines. `pack` writes
-cases for the judge, whose answers `unpack` compares with: see tests/peers/hftbacktest_judge.py.
+A case is one symbol's rows, the actions we send, and the setting of both engines. `ask` puts cases to
+the judge, see tests/peers/hftbacktest_judge.py. Some of its answers are kept; to renew them:
+
+    .venv/bin/python -m tests.execution.judged
 """
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from execution.exchange import Reason
+from execution.latency import Latency, constant, recorded
 from execution.orders import (
     Accepted,
     Action,
@@ -21,9 +26,11 @@ from execution.orders import (
     Amended,
     Cancel,
     Cancelled,
+    CancelRejected,
     Event,
     Filled,
     OrderType,
+    Rejected,
     Submit,
     TimeInForce,
 )
@@ -31,7 +38,12 @@ from execution.queue import MODELS, PUBLISHED
 from execution.simulator import Simulator
 from market.book import Book
 from market.events import EVENT, Events, Flag, Kind
+from tests.conftest import REPOSITORY
 from tests.execution.tape import INSTRUMENT, SYMBOL, frame
+
+KEPT = Path(__file__).parent / "fixtures" / "judged.npz"
+PEER = REPOSITORY / "peers" / "hftbacktest" / "bin" / "python"
+JUDGE = REPOSITORY / "tests" / "peers" / "hftbacktest_judge.py"
 
 ROW = np.dtype(
     [
@@ -48,6 +60,7 @@ SETTING = np.dtype(
 )
 #: Columns of an action: time_ns, kind (0 submit, 1 amend, 2 cancel), order, side, price_ticks,
 #: qty_lots, policy (index into POLICIES), whether it is a market order.
+NO_RECORDS = np.zeros((0, 3), np.int64)
 POLICIES = (TimeInForce.GTC, TimeInForce.POST_ONLY, TimeInForce.FOK, TimeInForce.IOC)
 #: States of the peer: new, expired, filled, cancelled.
 NEW, EXPIRED, FILLED, CANCELLED = 1, 2, 3, 4
@@ -56,10 +69,25 @@ NEW, EXPIRED, FILLED, CANCELLED = 1, 2, 3, 4
 Said = tuple[int, ...]
 
 
+#: What the readable engine calls outcomes.
+WORDS: dict[type, str] = {
+    Accepted: "accepted",
+    Rejected: "rejected",
+    Filled: "filled",
+    Amended: "amended",
+    Cancelled: "cancelled",
+    CancelRejected: "too late",
+}
+#: All of an outcome: (receive_ns, order, what, venue_ns, price_ticks, qty_lots, leaves_lots), with -1
+#: for the venue's time of what never reached it.
+Told = tuple[int, int, str, int, int, int, int]
+
+
 class Case(NamedTuple):
     rows: npt.NDArray[np.void]  #: dtype ROW
     actions: npt.NDArray[np.int64]  #: (n, 8)
     setting: npt.NDArray[np.void]  #: one of dtype SETTING
+    records: npt.NDArray[np.int64]  #: (n, 3), recorded latencies: sent, at the exchange, answered
 
 
 class Answer(NamedTuple):
@@ -156,7 +184,25 @@ def random_case(number: int, *, seed: int = 1) -> Case:
     setting["power"] = float(rng.choice((1.0, 2.0, 3.0)))
     setting["entry_ns"], setting["response_ns"] = rng.integers(0, 40, 2)
     setting["end_ns"] = now + 10_000
-    return Case(np.array(rows, ROW), np.array(actions, np.int64), setting[0])
+    records = recorded_latencies(rng, 1_000, now) if number % 4 >= 2 else NO_RECORDS
+    return Case(np.array(rows, ROW), np.array(actions, np.int64), setting[0], records)
+
+
+def recorded_latencies(
+    rng: np.random.Generator, first_ns: int, last_ns: int, unit_ns: int = 1, step_ns: int = 60
+) -> npt.NDArray[np.int64]:
+    """Latencies of requests about every ``step_ns``, some of which were refused on their way: their
+    exchange time then lies before their sending, which the peer reads as a refusal."""
+    records: list[tuple[int, int, int]] = []
+    sent = first_ns + int(rng.integers(0, 50)) * unit_ns
+    at_exchange = 0
+    while sent < last_ns:
+        way = int(rng.integers(-10, 0)) if rng.random() < 0.15 else int(rng.integers(0, 40))
+        at_exchange = max(at_exchange + 1, sent + way * unit_ns)
+        answered = max(sent, at_exchange) + int(rng.integers(0, 40)) * unit_ns
+        records.append((sent, at_exchange, answered))
+        sent += int(rng.integers(1, 2 * step_ns))
+    return np.array(records, np.int64)
 
 
 def action_of(row: Sequence[int]) -> Action:
@@ -203,6 +249,9 @@ def said(events: Sequence[Event], actions: Sequence[Sequence[int]], as_peer: boo
             status, price, lots = FILLED, event.price_ticks, event.qty_lots
             if as_peer:
                 lots = asked[order][1]
+        elif isinstance(event, Rejected) and event.reason == Reason.NOT_DELIVERED:
+            last[event.time_ns, order] = (event.time_ns, order, EXPIRED, 0, 0, 0)
+            continue
         elif isinstance(event, Cancelled):
             status = CANCELLED if event.reason == Reason.BY_USER else EXPIRED
         else:
@@ -211,17 +260,29 @@ def said(events: Sequence[Event], actions: Sequence[Sequence[int]], as_peer: boo
     return sorted(last.values())
 
 
+def latency_of(case: Case) -> Latency:
+    if len(case.records):
+        return recorded(case.records)
+    return constant(int(case.setting["entry_ns"]), int(case.setting["response_ns"]))
+
+
 def simulate(case: Case, sent: Sequence[bool], *, as_peer: bool = True) -> Answer:
-    """What our simulator makes of a case when the actions marked in ``sent`` go out; see `said`."""
+    """What mode ``whole`` makes of a case when the actions marked in ``sent`` go out; see `said`."""
+    return Answer(
+        list(sent), said(outcomes(case, sent, mode="whole"), case.actions.tolist(), as_peer)
+    )
+
+
+def outcomes(case: Case, sent: Sequence[bool], *, mode: str) -> list[Event]:
+    """All that our simulator says of a case when the actions marked in ``sent`` go out."""
     names = {number: name for name, number in MODELS.items()}
     setting = case.setting
     simulator = Simulator(
         {SYMBOL: INSTRUMENT},
-        entry_latency_ns=int(setting["entry_ns"]),
-        response_latency_ns=int(setting["response_ns"]),
+        latency=latency_of(case),
         queue=names[int(setting["model"])],
         queue_power=float(setting["power"]),
-        mode="whole",
+        mode=mode,
     )
     simulator.on_events(SYMBOL, events_of(case.rows))
     # An order meets the exchange when the rows up to its arrival are known.
@@ -237,7 +298,23 @@ def simulate(case: Case, sent: Sequence[bool], *, as_peer: bool = True) -> Answe
     heard += simulator.poll()
     moved = sum(event.side * event.qty_lots for event in heard if isinstance(event, Filled))
     assert moved == simulator.position_lots(SYMBOL)
-    return Answer(list(sent), said(heard, case.actions.tolist(), as_peer))
+    return heard
+
+
+def told(events: Sequence[Event]) -> list[Told]:
+    """Outcomes as the readable engine says them."""
+    lines: list[Told] = []
+    for event in events:
+        what, price, lots, leaves = WORDS[type(event)], 0, 0, 0
+        venue = event.venue_ns
+        if isinstance(event, Filled | Amended):
+            price, lots = event.price_ticks, event.qty_lots
+        if isinstance(event, Filled | Cancelled):
+            leaves = event.leaves_lots
+        if isinstance(event, Rejected | CancelRejected) and event.reason == Reason.NOT_DELIVERED:
+            venue = -1
+        lines.append((event.time_ns, int(event.client_id), what, venue, price, lots, leaves))
+    return lines
 
 
 def pack(path: Path, cases: Sequence[Case]) -> None:
@@ -252,6 +329,8 @@ def pack(path: Path, cases: Sequence[Case]) -> None:
         row_ends=ends(lambda case: case.rows),
         actions=np.concatenate([case.actions for case in cases]),
         action_ends=ends(lambda case: case.actions),
+        records=np.concatenate([case.records for case in cases]),
+        record_ends=ends(lambda case: case.records),
         settings=np.array([case.setting for case in cases], SETTING),
     )
 
@@ -264,13 +343,18 @@ def unpack(cases: Any, answers: Any) -> list[tuple[Case, Answer]]:
         actions = slice(*cases["action_ends"][n : n + 2])
         log = answers["log"][answers["log"][:, 0] == n][:, 1:]
         last = {(time, order): row for row in map(tuple, log.tolist()) for time, order in [row[:2]]}
-        case = Case(cases["rows"][rows], cases["actions"][actions], setting)
+        records = slice(*cases["record_ends"][n : n + 2])
+        case = Case(
+            cases["rows"][rows], cases["actions"][actions], setting, cases["records"][records]
+        )
         sent = answers["sent"][actions].tolist()
         out.append((case, Answer(sent, sorted(last.values()))))
     return out
 
 
-def recorded_case(events: Events, model: int, *, count: int, seed: int = 1) -> Case:
+def recorded_case(
+    events: Events, model: int, *, count: int, seed: int = 1, interpolated: bool = False
+) -> Case:
     """Recorded rows of one symbol, and ``count`` actions around the touch that they show."""
     rng = np.random.Generator(np.random.Philox(key=(seed << 32) + model))
     visible = (events["kind"] <= Kind.TRADE) & (events["side"] != 0)
@@ -309,4 +393,29 @@ def recorded_case(events: Events, model: int, *, count: int, seed: int = 1) -> C
     setting["model"], setting["power"] = model, 3.0
     setting["entry_ns"], setting["response_ns"] = 3_000_000, 2_000_000
     setting["end_ns"] = int(rows["time_ns"][-1]) + 1_000_000_000
-    return Case(rows, np.array(actions, np.int64), setting[0])
+    records = NO_RECORDS
+    if interpolated:
+        first, last = int(rows["time_ns"][0]), int(rows["time_ns"][-1])
+        records = recorded_latencies(rng, first, last, 100_000, 500_000_000)
+    return Case(rows, np.array(actions, np.int64), setting[0], records)
+
+
+def kept_cases() -> list[Case]:
+    """The cases whose answers are kept."""
+    return [random_case(n, seed=1) for n in range(200)]
+
+
+def ask(cases: Sequence[Case], folder: Path) -> list[tuple[Case, Answer]]:
+    """The judge's answers to cases; the two archives stay in the folder."""
+    given, answered = folder / "cases.npz", folder / "answers.npz"
+    pack(given, cases)
+    subprocess.run([PEER, JUDGE, given, answered], check=True)
+    with np.load(given) as stored, np.load(answered) as answers:
+        return unpack(dict(stored), dict(answers))
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        ask(kept_cases(), Path(name))
+        archives = [np.load(Path(name) / f"{part}.npz") for part in ("cases", "answers")]
+        np.savez_compressed(KEPT, **dict(archives[0]), **dict(archives[1]))

@@ -1,17 +1,23 @@
-"""The fill rules of exchange mode ``whole``, for reading: plain Python, one row and one order at a
-time, sharing nothing with the compiled engine but the names of orders' states."""
+"""The fill rules of both exchange modes, for reading: plain Python, one row and one order at a time.
+
+It shares nothing with the compiled engine but the numbers of kinds and queue models. `replay` says
+everything that becomes of a case's orders, in the order in which we hear of it.
+"""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from market.events import Flag, Kind
-from tests.execution.judged import CANCELLED, EXPIRED, FILLED, NEW, Case, Said
+from tests.execution.judged import Case, Told
 
 GTC, POST_ONLY, FOK, IOC = range(4)
+RISK_AVERSE, PESSIMISTIC, OPTIMISTIC = 0, 6, 7
+WINDOW = 200  #: levels that the book topic shows
 NAN = math.nan
 
 
@@ -26,6 +32,10 @@ def power(x: float, n: float) -> float:
     return NAN if x < 0 and n != int(n) else x**n
 
 
+def log(x: float) -> float:
+    return math.log(x) if x > 0 else -math.inf if x == 0 else NAN
+
+
 def smaller(a: float, b: float) -> float:
     """Minimum; a number wins against NaN."""
     return b if math.isnan(a) else a if math.isnan(b) else min(a, b)
@@ -38,8 +48,9 @@ def share_behind(model: int, n: float, front: float, back: float) -> float:
         1: lambda: ratio(power(b, n), power(b, n) + power(f, n)),
         2: lambda: ratio(power(b, n), power(b + f, n)),
         3: lambda: 1 - power(ratio(f, f + b), n),
-        4: lambda: ratio(math.log(1 + b), math.log(1 + b) + math.log(1 + f)),
-        5: lambda: ratio(math.log(1 + b), math.log(1 + b + f)),
+        4: lambda: ratio(log(1 + b), log(1 + b) + log(1 + f)),
+        5: lambda: ratio(log(1 + b), log(1 + b + f)),
+        OPTIMISTIC: lambda: 0.0,
     }[model]()
     return 1.0 if math.isinf(share) else share
 
@@ -52,151 +63,287 @@ class Order:
     lots: int
     policy: int
     market: bool
-    front: float = 0.0
-    traded: float = 0.0
+    filled: int = 0
+    front: float = 0.0  #: in our queue, what stands before us
+    shown: int = 0  #: what the level showed when its queue was judged last
+    traded: float = 0.0  #: what has traded there since
+    news: int = 0  #: of the frame under way: 1 names our level, 2 restates the book
+
+    @property
+    def leaves(self) -> int:
+        return self.lots - self.filled
 
 
 class Exchange:
-    """What displayed levels, prints and actions make of our orders, each whole or not at all."""
+    """What displayed levels, prints and requests make of our orders.
 
-    def __init__(self, model: int, exponent: float) -> None:
-        self.model, self.exponent = model, exponent
+    ``whole``: each order fills whole or not at all, alone in the market. Otherwise quantity is
+    conserved: what we took of a level is not there again, and a print passes our orders once.
+    """
+
+    def __init__(self, whole: bool, model: int, exponent: float) -> None:
+        self.whole, self.model, self.exponent = whole, model, exponent
         self.levels: dict[int, dict[int, int]] = {1: {}, -1: {}}
-        self.best: dict[int, int | None] = {1: None, -1: None}
-        self.resting: dict[int, Order] = {}
-        self.news: list[tuple[int, int, int, int]] = []  #: order, status, price, lots
+        self.best: dict[int, int | None] = {1: None, -1: None}  #: as mode whole follows it
+        self.taken: dict[tuple[int, int], int] = {}
+        self.resting: list[Order] = []  #: by price, then by arrival
+        self.accepted: set[int] = set()
+        self.told: list[tuple[str, int, int, int, int]] = []
 
     # -- the market ----------------------------------------------------------------------------
 
-    def clear(self) -> None:
-        self.levels = {1: {}, -1: {}}
-        self.best = {1: None, -1: None}
-
-    def next_worse(self, side: int, price: int) -> int | None:
-        worse = [p for p in self.levels[side] if side * (p - price) < 0]
-        return max(worse, key=lambda p: side * p, default=None)
-
-    def show(self, side: int, price: int, lots: int) -> None:
-        """A level has a new quantity: queues at its price first, then the touch."""
+    def row(self, price: int, lots: int, kind: int, side: int, flags: int) -> None:
+        if kind == Kind.TRADE:
+            if not flags & (Flag.RPI | Flag.BLOCK):
+                self.print_whole(side, price, lots) if self.whole else self.print(side, price, lots)
+            return
+        if kind == Kind.SNAPSHOT and flags & Flag.FIRST:
+            self.levels, self.best = {1: {}, -1: {}}, {1: None, -1: None}
+            for order in self.resting:
+                order.news = 2
         held = self.levels[side].pop(price, 0)
         if lots:
             self.levels[side][price] = lots
-        for order in self.resting.values():
-            if (order.side, order.price) == (side, price):
-                self.shrink(order, held, lots)
-        best, opposite = self.best[side], self.best[-side]
-        if lots == 0:
-            if price == best:
-                self.best[side] = self.next_worse(side, price)
-        elif best is None or side * (price - best) > 0:
-            self.best[side] = price
-            if opposite is not None and side * (price - opposite) >= 0:
-                self.best[-side] = self.next_worse(-side, price)
-            for order in list(self.resting.values()):
-                if order.side == -side and side * (price - order.price) >= 0:
-                    self.fill(order, order.price)
+        at_level = [o for o in self.resting if (o.side, o.price) == (side, price)]
+        if self.whole:
+            for order in at_level:
+                order.shown = held
+                self.judge(order, lots)
+            self.follow_touch(side, price, lots)
+            return
+        for order in at_level:
+            order.news = order.news or 1
+        if flags & Flag.LAST:
+            self.frame_ended()
 
-    def shrink(self, order: Order, held: int, shown: int) -> None:
+    def outwards(self, side: int) -> list[int]:
+        return sorted(self.levels[side], key=lambda price: -side * price)
+
+    @property
+    def crossed(self) -> bool:
+        bids, asks = self.levels[1], self.levels[-1]
+        return bool(bids and asks and max(bids) >= min(asks))
+
+    def judge(self, order: Order, shown: int) -> None:
         """Who left the queue when the displayed quantity changed."""
-        left = held - shown - order.traded
-        order.traded = 0
-        if self.model == 0 or left < 0:
+        left = order.shown - shown - order.traded
+        behind = order.shown - order.front
+        order.shown, order.traded = shown, 0.0
+        if self.model in (RISK_AVERSE, PESSIMISTIC) or left < 0 or math.isinf(order.front):
             order.front = smaller(order.front, shown)
             return
-        behind = held - order.front
         share = share_behind(self.model, self.exponent, order.front, behind)
         estimate = order.front - (1 - share) * left + smaller(behind - share * left, 0)
         order.front = smaller(estimate, shown)
 
-    def trade(self, taker: int, price: int, lots: int) -> None:
-        """A print: it reaches better-priced orders, and at its price those with no queue left."""
-        for order in list(self.resting.values()):
-            if order.side == taker:
+    def frame_ended(self) -> None:
+        """Conserved: queues, what we took, and whom the other side has reached."""
+        for (side, price), lots in self.taken.items():
+            self.taken[side, price] = min(lots, self.levels[side].get(price, 0))
+        for order in self.resting:
+            shown = self.levels[order.side].get(order.price, 0)
+            news, order.news = order.news, 0
+            restated = news == 2 and shown == order.shown
+            if news and not restated and (shown or not self.out_of_view(order)):
+                order.front = max(order.front, 0.0)
+                self.judge(order, shown)
+                order.front = max(order.front, 0.0)
+        if not self.crossed:
+            for order in list(self.resting):
+                lots = sum(lots for _, lots in self.take(order, order.price))
+                self.fill(order, order.price, lots)
+
+    def out_of_view(self, order: Order) -> bool:
+        """Past the last level of a full window, where what stands is not known."""
+        prices = self.outwards(order.side)
+        return len(prices) >= WINDOW and order.side * (order.price - prices[-1]) < 0
+
+    def take(self, order: Order, limit: int) -> list[tuple[int, int]]:
+        """Conserved: what an order takes of the other side, (price, lots), each lot once."""
+        side, wanted, taken = -order.side, order.leaves, []
+        for price in self.outwards(side):
+            if order.side * (limit - price) < 0:
+                break
+            there = self.levels[side][price] - self.taken.get((side, price), 0)
+            lots = min(wanted, there)
+            if lots > 0:
+                self.taken[side, price] = self.taken.get((side, price), 0) + lots
+                taken.append((price, lots))
+                wanted -= lots
+        return taken
+
+    def print(self, taker: int, price: int, lots: int) -> None:
+        """Conserved: a print passes our orders in priority, and its quantity is there once."""
+        pool = lots
+        for order in list(self.resting):
+            better = order.side * (order.price - price)
+            if order.side == taker or better < 0:
                 continue
-            if order.price == price:
+            ours = min(order.leaves, pool)
+            if better > 0:
+                order.front = 0.0
+            else:
+                order.front -= pool
+                order.traded += lots
+                ours = min(ours, math.floor(-order.front + 0.5)) if order.front < 0 else 0
+                order.front += ours
+            pool -= ours
+            self.fill(order, order.price, ours)
+
+    def print_whole(self, taker: int, price: int, lots: int) -> None:
+        """Whole: a print fills better-priced orders, and at its price those with no queue left."""
+        for order in list(self.resting):
+            better = order.side * (order.price - price)
+            if order.side == taker or better < 0:
+                continue
+            if better == 0:
                 order.front -= lots
                 order.traded += lots
-            if order.side * (order.price - price) > 0 or (
-                order.price == price and order.front <= -0.5
-            ):
-                self.fill(order, order.price)
+            if better > 0 or order.front <= -0.5:
+                self.fill(order, order.price, order.leaves)
+
+    def follow_touch(self, side: int, price: int, lots: int) -> None:
+        """Whole: a level that improves the touch moves a crossed one, and fills whom it reaches."""
+        best, opposite = self.best[side], self.best[-side]
+        if lots == 0 and price == best:
+            self.best[side] = self.next_worse(side, price)
+        if lots == 0 or (best is not None and side * (price - best) <= 0):
+            return
+        self.best[side] = price
+        if opposite is not None and side * (price - opposite) >= 0:
+            self.best[-side] = self.next_worse(-side, price)
+        for order in list(self.resting):
+            if order.side == -side and side * (price - order.price) >= 0:
+                self.fill(order, order.price, order.leaves)
+
+    def next_worse(self, side: int, price: int) -> int | None:
+        return next((p for p in self.outwards(side) if side * (p - price) < 0), None)
 
     # -- our orders ----------------------------------------------------------------------------
 
-    def say(self, order: Order, status: int, price: int = 0, lots: int = 0) -> None:
-        self.news.append((order.number, status, price, lots))
+    def tell(self, what: str, order: int, price: int = 0, lots: int = 0, leaves: int = 0) -> None:
+        self.told.append((what, order, price, lots, leaves))
 
-    def fill(self, order: Order, price: int) -> None:
-        self.resting.pop(order.number, None)
-        self.say(order, FILLED, price, order.lots)
+    def fill(self, order: Order, price: int, lots: int) -> None:
+        if lots:
+            order.filled += lots
+            self.tell("filled", order.number, price, lots, order.leaves)
+        if order.leaves == 0 and order in self.resting:
+            self.resting.remove(order)
+
+    def cancel(self, order: Order) -> None:
+        if order in self.resting:
+            self.resting.remove(order)
+        self.tell("cancelled", order.number, leaves=order.leaves)
 
     def place(self, order: Order) -> None:
-        opposite = self.best[-order.side]
-        crosses = opposite is not None and (
-            order.market or order.side * (order.price - opposite) >= 0
-        )
-        if opposite is not None and crosses and order.policy != POST_ONLY:
-            self.fill(order, opposite)
-        elif crosses or order.policy in (FOK, IOC):
-            self.say(order, EXPIRED)
+        """Match an order that arrives or has moved; what may rest goes to the end of its queue."""
+        limit = order.side * 10**9 if order.market else order.price
+        if self.whole:
+            opposite = self.best[-order.side]
+            reached = opposite is not None and order.side * (limit - opposite) >= 0
+            fills = [(opposite or 0, order.leaves)] if reached else []
         else:
-            order.front = self.levels[order.side].get(order.price, 0)
-            order.traded = 0
-            self.resting[order.number] = order
-            self.say(order, NEW)
+            before = dict(self.taken)
+            fills = self.take(order, limit)
+        total = sum(lots for _, lots in fills)
+        if (order.policy == POST_ONLY and fills) or (order.policy == FOK and total < order.leaves):
+            if not self.whole:
+                self.taken = before
+            self.cancel(order)
+            return
+        for price, lots in fills:
+            self.fill(order, price, lots)
+        if order.leaves and order.policy in (IOC, FOK):
+            self.cancel(order)
+        elif order.leaves:
+            shown = self.levels[order.side].get(order.price, 0)
+            order.front, order.shown, order.traded, order.news = float(shown), shown, 0.0, 0
+            if not self.whole and shown == 0 and self.out_of_view(order):
+                order.front = math.inf
+            self.resting.append(order)
+            self.resting.sort(key=lambda o: -o.side * o.price)
 
-    def arrive(self, action: Sequence[int]) -> None:
-        _, kind, number, side, price, lots, policy, market = action
+    def arrive(self, request: Sequence[int]) -> None:
+        _, kind, number, side, price, lots, policy, market = request
         if kind == 0:
+            if self.crossed and not self.whole:
+                self.tell("rejected", number)
+                return
+            self.accepted.add(number)
+            self.tell("accepted", number)
             self.place(Order(number, side, price, lots, IOC if market else policy, bool(market)))
             return
-        order = self.resting.get(number)
-        if order is None:
+        order = next((o for o in self.resting if o.number == number), None)
+        if order is not None and kind == 2:
+            self.cancel(order)
             return
-        if kind == 2:
-            del self.resting[number]
-            self.say(order, CANCELLED)
+        moves = order is not None and (price != order.price or lots > order.lots)
+        blind = moves and self.crossed and not self.whole
+        if order is None or lots <= order.filled or blind:
+            self.tell("too late", number)
             return
-        loses_queue = price != order.price or lots > order.lots
-        order.price, order.lots = price, lots
-        if loses_queue:
-            del self.resting[number]
+        order.lots = lots
+        self.tell("amended", number, price, lots)
+        if moves:
+            order.price = price
+            self.resting.remove(order)
             self.place(order)
-        else:
-            self.say(order, NEW)
 
 
-def replay(case: Case, sent: Sequence[bool]) -> list[Said]:
-    """What becomes of the orders of a case: data before orders at equal times, both ways FIFO.
+# -- the way there and back --------------------------------------------------------------------------
 
-    The latencies are constant, so that arrivals are in the order of sending.
-    """
-    setting = case.setting
-    entry, response = int(setting["entry_ns"]), int(setting["response_ns"])
-    exchange = Exchange(int(setting["model"]), float(setting["power"]))
-    inbox = deque(row for row, goes in zip(case.actions.tolist(), sent, strict=True) if goes)
-    last: dict[tuple[int, int], Said] = {}
 
-    def tell(now: int) -> None:
-        for number, status, price, lots in exchange.news:
-            heard = now + response
-            last[heard, number] = (heard, number, status, now, price, lots)
-        exchange.news.clear()
+def interpolated(table: Sequence[tuple[int, int]], time: int) -> int:
+    """Between neighbouring (time, latency), cut to whole ns; the first and the last beyond them."""
+    n = bisect_right([row[0] for row in table], time) - 1
+    if n < 0 or n == len(table) - 1:
+        return table[max(n, 0)][1]
+    (x0, y0), (x1, y1) = table[n], table[n + 1]
+    return int((y1 - y0) / (x1 - x0) * (time - x0)) + y0
 
-    def receive(until: int) -> None:
-        while inbox and inbox[0][0] + entry < until:
-            action = inbox.popleft()
-            exchange.arrive(action)
-            tell(action[0] + entry)
 
-    for time, price, lots, kind, side, flags in case.rows.tolist():
-        receive(time)
-        if kind == Kind.TRADE:
-            exchange.trade(side, price, lots)
-        else:
-            if kind == Kind.SNAPSHOT and flags & Flag.FIRST:
-                exchange.clear()
-            exchange.show(side, price, lots)
-        tell(time)
-    receive(int(setting["end_ns"]))
-    return sorted(last.values())
+def replay(case: Case, sent: Sequence[bool], *, whole: bool) -> list[Told]:
+    """All that becomes of the orders of a case: rows before requests at equal times, both ways FIFO."""
+    setting, records = case.setting, case.records.tolist()
+    there = [(s, x - s) for s, x, _ in records] or [(0, int(setting["entry_ns"]))]
+    back = [(x, a - x) for _, x, a in records] or [(0, int(setting["response_ns"]))]
+    exchange = Exchange(whole, int(setting["model"]), float(setting["power"]))
+    rows, inbox = deque(case.rows.tolist()), deque[tuple[int, Sequence[int]]]()
+    last_arrival = last_heard = 0
+    heard: list[Told] = []
+
+    def hear(now: int) -> None:
+        nonlocal last_heard
+        for what, number, price, lots, leaves in exchange.told:
+            last_heard = max(last_heard, now + interpolated(back, now))
+            heard.append((last_heard, number, what, now, price, lots, leaves))
+        exchange.told.clear()
+
+    def pass_until(end: int) -> None:
+        while True:
+            row = rows[0][0] if rows else math.inf
+            request = inbox[0][0] if inbox else math.inf
+            if min(row, request) > end:
+                return
+            if row <= request:
+                exchange.row(*rows.popleft()[1:])
+            else:
+                exchange.arrive(inbox.popleft()[1])
+            hear(int(min(row, request)))
+
+    for action, goes in zip(case.actions.tolist(), sent, strict=True):
+        if goes:
+            now = action[0]
+            pass_until(now)
+            way = interpolated(there, now)
+            if way < 0:
+                last_heard = max(last_heard, now - way)
+                what = "rejected" if action[1] == 0 else "too late"
+                heard.append((last_heard, action[2], what, -1, 0, 0, 0))
+            else:
+                last_arrival = max(last_arrival, now + way)
+                inbox.append((last_arrival, action))
+    end = int(setting["end_ns"]) - 1
+    pass_until(end)
+    return [told for told in heard if told[0] <= end]

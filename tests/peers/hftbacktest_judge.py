@@ -31,6 +31,8 @@ from hftbacktest.types import event_dtype
 from numba import njit
 
 SNAPSHOT, DELTA, TRADE = 1, 2, 3  #: kinds of rows
+#: The peer's layout of recorded latencies.
+LATENCY = np.dtype([("req_ts", "i8"), ("exch_ts", "i8"), ("resp_ts", "i8"), ("_padding", "i8")])
 FIRST = 2  #: flag of rows
 SUBMIT, AMEND, CANCEL = 0, 1, 2  #: kinds of actions
 MODELS = (
@@ -129,7 +131,14 @@ def judge(cases: Any) -> dict[str, Any]:
         end_ns = int(setting["end_ns"])
         events = feed(rows, end_ns)
         asset = BacktestAsset().data(events).linear_asset(1.0)
-        asset.constant_order_latency(int(setting["entry_ns"]), int(setting["response_ns"]))
+        records = cases["records"][cases["record_ends"][n] : cases["record_ends"][n + 1]]
+        # the peer holds a raw pointer to the latencies, too
+        latencies = np.zeros(len(records), LATENCY)
+        if len(records):
+            latencies["req_ts"], latencies["exch_ts"], latencies["resp_ts"] = records.T
+            asset.intp_order_latency(latencies)
+        else:
+            asset.constant_order_latency(int(setting["entry_ns"]), int(setting["response_ns"]))
         MODELS[setting["model"]](asset, float(setting["power"]))
         asset.no_partial_fill_exchange().trading_value_fee_model(0.0, 0.0)
         asset.tick_size(1.0).lot_size(1.0)
