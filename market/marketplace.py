@@ -48,6 +48,11 @@ def built_in(symbol: str) -> Instrument:
     return BUILT_IN[symbol]
 
 
+def first_update(day: str) -> int:
+    """Update id of the first book frame of a day: days join without a gap."""
+    return date.fromisoformat(day).toordinal() * FRAMES + 1
+
+
 class Report(NamedTuple):
     """What the venue says of one of our orders."""
 
@@ -128,8 +133,7 @@ class Market:
             latency_log_sd=profile.latency_log_sd,
             tick_e8=round(self.instrument.tick_size * 1e8),
         )
-        first_update = date.fromisoformat(day).toordinal() * FRAMES + 1
-        self._sheet = publication.new_sheet(topics, first_update)
+        self._sheet = publication.new_sheet(topics, first_update(day))
         publication.open_sheet(self._sheet, self._wire, self._crowd)
         self._clock = np.zeros(1, np.int64)
         self._rows = np.empty(CHUNK_ROWS + publication.ROW_ROOM, EVENT)

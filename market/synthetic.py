@@ -25,9 +25,11 @@ from market.instruments import BUILT_IN, Instrument
 from market.kernel import compiled
 from market.lake import Lake, LakeError, day_start_ns
 from market.latent import SECONDS
-from market.marketplace import Market, built_in
+from market.marketplace import Market, built_in, first_update
 from market.planted import closed_form_ic, filterable_ic
 from market.profiles import PROFILES, STEP_S, Listing, Profile, ProfileError, altered, profile
+from market.publication import TOPICS
+from market.transport import Transport, has_faults
 from market.truth import truth, write_truth
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ _SOURCES: Final = (
     "flow",
     "publication",
     "marketplace",
+    "transport",
     "synthetic",
 )
 
@@ -87,26 +90,51 @@ def generate(
     if not 0 <= start_s < stop_s <= SECONDS:
         raise ValueError(f"span [{start_s}, {stop_s}) s: expected 0 <= start < stop <= {SECONDS}")
     profile.listing(symbol)
-    return _chunks(profile, seed, symbol, day, start_s, stop_s, instrument or built_in(symbol))
+    instrument = instrument or built_in(symbol)
+    span = (start_s, stop_s)
+    return (rows for rows, _ in _arriving(profile, seed, symbol, day, span, instrument))
 
 
-def _chunks(
+def _published(
     profile: Profile,
     seed: int,
     symbol: str,
     day: str,
-    start_s: int,
-    stop_s: int,
+    span: tuple[int, int],
     instrument: Instrument,
+    topic: tuple[int, int] = TOPICS[0],
 ) -> Iterator[Events]:
-    market = Market(profile, seed, symbol, day, instrument, start_s=start_s)
+    """What the venue publishes within a span: of the first topic with all that comes beside it, or the
+    book of another."""
+    start_s, stop_s = span
+    topics = TOPICS[:1] if topic == TOPICS[0] else (TOPICS[0], topic)
+    market = Market(profile, seed, symbol, day, instrument, start_s=start_s, topics=topics)
     end_ns = market.midnight_ns + stop_s * _SECOND_NS
     while market.now_ns < end_ns:
         rows = market.chunk(end_ns)
+        if len(topics) > 1:
+            rows = rows[rows["pad"] == 1]
+            rows["pad"] = 0
         # Receive times rise, so what comes after the span is a tail of whole frames.
         inside = int(np.searchsorted(rows["receive_ns"], end_ns))
         if inside:
             yield rows[:inside]
+
+
+def _arriving(
+    profile: Profile,
+    seed: int,
+    symbol: str,
+    day: str,
+    span: tuple[int, int],
+    instrument: Instrument,
+) -> Iterator[tuple[Events, npt.NDArray[np.int64]]]:
+    """What arrives of it, and which frames of a chunk come twice."""
+    transport = None
+    if has_faults(profile):
+        transport = Transport(profile, seed, symbol, day, first_update(day), TOPICS[0][0])
+    for rows in _published(profile, seed, symbol, day, span, instrument):
+        yield transport.carried(rows) if transport else (rows, np.zeros(0, np.int64))
 
 
 def fingerprint(
@@ -153,34 +181,46 @@ def write_frames(
     start_s: int = 0,
     stop_s: int = SECONDS,
     instruments: Mapping[str, Instrument] = BUILT_IN,
+    depths: Sequence[int] = (),
 ) -> str:
     """Write a capture of several symbols, merged in receive order; returns its path.
 
-    ``target`` is a file, or a lake, where the capture goes under its date's frames. It opens with the
+    ``depths``: levels of further topics of the book, 50 or 1, each at the venue's own pace; such a
+    topic runs the market once more. ValueError for others. ``target`` is a file, or a lake, where the capture goes under its date's frames. It opens with the
     symbols' instrument lines. Written beside its place and renamed: it stands whole or not at all.
     """
     if isinstance(target, Lake):
         _synthetic(target)
         if not target.is_local:
             raise LakeError(f"{target.uri}: captures are written to a local lake only")
-        span = "" if (start_s, stop_s) == (0, SECONDS) else f"-{start_s}-{stop_s}"
-        name = f"synthetic-{profile.name}-{seed}-{'-'.join(symbols)}{span}.frames.zst"
+        part = "" if (start_s, stop_s) == (0, SECONDS) else f"-{start_s}-{stop_s}"
+        name = f"synthetic-{profile.name}-{seed}-{'-'.join(symbols)}{part}.frames.zst"
         path = Path(target.frames_dir(day)) / name
     else:
         path = Path(target)
+    further = {depth: (depth, period) for depth, period in TOPICS[1:]}
+    if not set(depths) <= set(further):
+        raise ValueError(
+            f"depths {tuple(depths)}: the market has topics of {tuple(further)} levels"
+        )
+    span = (start_s, stop_s)
+    used = {symbol: instruments.get(symbol) or built_in(symbol) for symbol in symbols}
     streams = []
-    for symbol in symbols:
-        instrument = instruments.get(symbol) or built_in(symbol)
-        events = generate(profile, seed, symbol, day, start_s, stop_s, instrument)
-        streams.append((instrument, events))
+    for symbol, instrument in used.items():
+        arriving = _arriving(profile, seed, symbol, day, span, instrument)
+        streams.append(_encoded(Encoder(instrument), arriving))
+        for depth in depths:
+            book = _published(profile, seed, symbol, day, span, instrument, further[depth])
+            skewed = _skewed(profile, book)
+            streams.append(_encoded(Encoder(instrument, depth), skewed))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with CaptureWriter(temporary) as writer:
             opening_ns = day_start_ns(day) + start_s * _SECOND_NS
-            for instrument, _ in streams:
+            for instrument in used.values():
                 fields = {"l2": "instrument", **msgspec.to_builtins(instrument)}
                 writer.control(opening_ns, fields)
-            for block in _merged([_encoded(*stream) for stream in streams]):
+            for block in _merged(streams):
                 writer.append_block(block)
         os.replace(temporary, path)
     finally:
@@ -188,10 +228,30 @@ def write_frames(
     return str(path)
 
 
-def _encoded(instrument: Instrument, events: Iterator[Events]) -> Iterator[Lines]:
-    encoder = Encoder(instrument)
-    for chunk in events:
-        yield encoder.encode(chunk)
+def _skewed(
+    profile: Profile, chunks: Iterator[Events]
+) -> Iterator[tuple[Events, npt.NDArray[np.int64]]]:
+    """A further topic is late or early as the rest is; frames are neither lost nor doubled."""
+    for rows in chunks:
+        rows["receive_ns"] += round(profile.skew_ms * 1e6)
+        yield rows, np.zeros(0, np.int64)
+
+
+def _encoded(
+    encoder: Encoder, chunks: Iterator[tuple[Events, npt.NDArray[np.int64]]]
+) -> Iterator[Lines]:
+    for rows, twice in chunks:
+        lines = encoder.encode(rows)
+        yield _repeated(lines, twice) if len(twice) else lines
+
+
+def _repeated(lines: Lines, twice: npt.NDArray[np.int64]) -> Lines:
+    """The same with some lines a second time, just after the first."""
+    order = np.sort(np.concatenate([np.arange(len(lines.ends)), twice]))
+    sizes = np.diff(lines.ends, prepend=0)
+    starts = lines.ends - sizes
+    text = _gathered(lines.text, starts, sizes, order)
+    return Lines(text, np.cumsum(sizes[order]), lines.receive_ns[order])
 
 
 def _merged(streams: Sequence[Iterator[Lines]]) -> Iterator[bytes]:
@@ -243,7 +303,7 @@ def _gathered(
     sizes: npt.NDArray[np.int64],
     order: npt.NDArray[np.int64],
 ) -> Text:
-    out = np.empty_like(text)
+    out = np.empty(sizes[order].sum(), np.uint8)
     at = 0
     for line in order:
         out[at : at + sizes[line]] = text[starts[line] : starts[line] + sizes[line]]
