@@ -15,6 +15,7 @@ from execution.orders import (
     Filled,
     Liquidity,
     Rejected,
+    Submit,
     TimeInForce,
 )
 from tests.execution.tape import SYMBOL, Tape, fills, kinds, limit, market
@@ -91,6 +92,71 @@ class VenueContract:
         events = tape.send(*wrong)
         assert [e.client_id for e in events] == [w.client_id for w in wrong]
         assert all(isinstance(e, Rejected) and e.reason for e in events)
+        assert tape.position == 0
+
+    def test_an_id_is_never_used_again_after_its_order_has_ended(self, tape: Tape) -> None:
+        tape.send(market("filled", 1, 1), limit("cancelled", 1, 99, 1))
+        tape.send(Cancel(client_id="cancelled"))
+        events = tape.send(limit("filled", 1, 99, 1), limit("cancelled", 1, 99, 1))
+        assert kinds(events) == ["Rejected", "Rejected"]
+        assert tape.position == 1
+
+    def test_an_amend_of_a_finished_order_is_refused(self, tape: Tape) -> None:
+        tape.send(market("a", 1, 2), limit("b", 1, 99, 1))
+        tape.send(Cancel(client_id="b"))
+        events = tape.send(Amend(client_id="a", qty_lots=9), Amend(client_id="b", price_ticks=100))
+        assert kinds(events) == ["CancelRejected", "CancelRejected"]
+        assert tape.position == 2
+        assert fills(tape.prints(-1, 99, 50)) == []
+
+    def test_an_amend_to_less_than_what_filled_leaves_the_order_as_it_is(self, tape: Tape) -> None:
+        tape.send(limit("a", 1, 101, 15))
+        (refused,) = tape.send(Amend(client_id="a", qty_lots=10))
+        assert isinstance(refused, CancelRejected)
+        (cancelled,) = tape.send(Cancel(client_id="a"))
+        assert isinstance(cancelled, Cancelled)
+        assert cancelled.leaves_lots == 5
+
+    def test_off_the_grid_and_beyond_all_numbers_is_rejected_too(self, tape: Tape) -> None:
+        wrong = [
+            limit("half a tick", 1, 100.5, 1),  # type: ignore[arg-type]
+            limit("half a lot", 1, 100, 0.5),  # type: ignore[arg-type]
+            limit("beyond all prices", 1, 10**30, 1),
+            limit("beyond all quantities", 1, 100, 10**30),
+            limit("no side", 0, 100, 1),
+        ]
+        events = tape.send(*wrong)
+        assert [e.client_id for e in events] == [w.client_id for w in wrong]
+        assert all(isinstance(e, Rejected) and e.reason for e in events)
+
+    def test_a_symbol_that_is_not_traded_is_rejected(self, tape: Tape) -> None:
+        stray = Submit(client_id="a", symbol="NONE", side=1, qty_lots=1, price_ticks=100)
+        (refused,) = tape.send(stray)
+        assert isinstance(refused, Rejected)
+        (unknown,) = tape.send(Cancel(client_id="a"))
+        assert isinstance(unknown, CancelRejected)
+
+    def test_fill_or_kill_fills_whole_or_leaves_nothing(self, tape: Tape) -> None:
+        events = tape.send(limit("a", 1, 102, 31, TimeInForce.FOK))
+        assert kinds(events) == ["Accepted", "Cancelled"]
+        whole = tape.send(limit("b", 1, 102, 30, TimeInForce.FOK))
+        assert sum(lots for _, lots in fills(whole)) == 30
+        assert tape.position == 30
+
+    def test_immediate_or_cancel_takes_what_is_there_and_says_what_it_gave_up(
+        self, tape: Tape
+    ) -> None:
+        events = tape.send(limit("a", -1, 99, 50, TimeInForce.IOC))
+        assert fills(events) == [(100, 10), (99, 20)]
+        assert isinstance(events[-1], Cancelled)
+        assert events[-1].leaves_lots == 20
+        assert tape.position == -30
+
+    def test_reduce_only_never_turns_the_position(self, tape: Tape) -> None:
+        (refused,) = tape.send(market("none", -1, 5, reduce_only=True))
+        assert isinstance(refused, Rejected)
+        tape.send(market("open", 1, 4))
+        tape.send(market("close", -1, 9, reduce_only=True))
         assert tape.position == 0
 
     def test_outcomes_come_in_order_of_time_and_each_once(self, tape: Tape) -> None:
