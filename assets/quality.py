@@ -1,28 +1,49 @@
-"""Great Expectations on events and bars, as blocking checks with Data Docs.
+"""Great Expectations on events, bars and features, as blocking checks with Data Docs.
 
-Each partition is first reduced to one row of figures in DuckDB; the suites then state what those
-figures may be. An expectation says what a dbt test does not: the dbt tests hold the shape of
-tables (keys, uniqueness, one row per bar), the suites hold the quality of what the venue sent.
+Each partition is first reduced to one row of figures (`assets.figures`); the suites here state what
+those figures may be. An expectation says what a dbt test does not: the dbt tests hold the shape of
+tables (keys, uniqueness, one row per bar), the suites hold the quality of what the venue sent and of
+what was made of it.
 
-A breach of a ``critical`` expectation blocks what comes after; a ``warning`` is shown and does not.
+A breach of a ``critical`` expectation blocks what comes after and withholds the date from training: its
+training_set partition is taken away until the date passes. A ``warning`` is shown and does neither.
+Every verdict stands in the lake's table ``quality``, one row an expectation.
 """
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
 import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from assets.figures import summarise
 from assets.market_data import Key, bars, events, keys_of
 from assets.partitions import PARTITIONS
 from assets.platform import Platform
-from market.events import Flag, Kind
 from market.lake import Lake
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+#: Columns of the table ``quality``; ``judged`` is the table that the figure is of.
+VERDICTS: Final = pa.schema(
+    [
+        pa.field("judged", pa.string(), nullable=False),
+        pa.field("figure", pa.string(), nullable=False),
+        pa.field("value", pa.float64()),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
+        pa.field("severity", pa.string(), nullable=False),
+        pa.field("passed", pa.bool_(), nullable=False),
+        pa.field("why", pa.string(), nullable=False),
+    ]
+)
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,27 +66,7 @@ class Breach(msgspec.Struct, frozen=True):
         return f"{self.severity}: {self.figure} in {', '.join(self.partitions)} ({self.why})"
 
 
-_BOOK: Final = f"kind in ({Kind.SNAPSHOT}, {Kind.DELTA})"
-_FRAME: Final = f"{_BOOK} and flags & {Flag.LAST} > 0 and flags & {Flag.CHECKPOINT} = 0"
-
-#: Figures of one events partition.
-EVENT_FIGURES: Final = {
-    "completeness": f"""count(distinct receive_ns // 1000000000) filter ({_FRAME})
-        / (max(receive_ns) // 1000000000 - min(receive_ns) // 1000000000 + 1)""",
-    "gap_share": f"""count(*) filter ({_BOOK} and flags & {Flag.GAP} > 0)
-        / greatest(1, count(*) filter ({_FRAME}))""",
-    "steps_back": "count(*) filter (receive_ns < previous_ns)",
-    "nonpositive_price": f"count(*) filter (kind != {Kind.TICKER} and side != 0 and price_ticks <= 0)",
-    "nonpositive_trade": f"count(*) filter (kind = {Kind.TRADE} and qty_lots <= 0)",
-    "trades_off_market": f"""count(*) filter (kind = {Kind.TRADE}
-        and abs(price_ticks / nullif(trade_median, 0) - 1) > 0.2)
-        / greatest(1, count(*) filter (kind = {Kind.TRADE}))""",
-    "lag_min_s": f"min((receive_ns - exchange_ns) / 1e9) filter ({_FRAME})",
-    "lag_spread_s": f"""quantile_cont((receive_ns - exchange_ns) / 1e9, 0.999) filter ({_FRAME})
-        - min((receive_ns - exchange_ns) / 1e9) filter ({_FRAME})""",
-}
-
-EVENT_BOUNDS: Final = (
+EVENTS: Final = (
     Bound(
         figure="completeness",
         low=0.5,
@@ -100,22 +101,46 @@ EVENT_BOUNDS: Final = (
         severity="warning",
         why="the slowest frames came seconds after the fastest: the network or the reader stalled",
     ),
+    Bound(
+        figure="clock_step_s",
+        high=0.2,
+        severity="warning",
+        why="the least lag of a minute moved: one of the two clocks was set",
+    ),
+    Bound(
+        figure="crossed_share",
+        high=0.01,
+        why="a book that is crossed after more than 1 % of its frames was put together wrongly",
+    ),
+    Bound(
+        figure="crossed_share",
+        high=0,
+        severity="warning",
+        why="the venue's book is never crossed after a whole frame",
+    ),
+    Bound(
+        figure="one_sided_share",
+        high=0.01,
+        why="a book without one side after more than 1 % of its frames is none",
+    ),
+    Bound(
+        figure="steps_back_share",
+        high=0.001,
+        severity="warning",
+        why="frames received before their predecessors: the clock went back, or files are mixed",
+    ),
+    Bound(
+        figure="rejected_share", high=0.01, why="more than 1 % of the lines could not be understood"
+    ),
+    Bound(
+        figure="rejected_share",
+        high=0,
+        severity="warning",
+        why="a line was refused; table quarantine has it with file, line and reason",
+    ),
 )
 
-#: Figures of one bars partition.
-BAR_FIGURES: Final = {
-    "gap_share": "avg(gap)",
-    "mid_null_share": "count(*) filter (mid_close is null) / count(*)",
-    "largest_jump_pct": "100 * max(abs(ln(mid_close / nullif(previous_mid, 0))))",
-    "spread_median_bps": "median(spread_bps)",
-    "one_sided_share": """count(*) filter (frames > 0 and gap = 0 and (bid_q1 is null or ask_q1 is null))
-        / count(*)""",
-    "volume_without_trades": "count(*) filter ((buy_n = 0) != (buy_qty = 0) or (sell_n = 0) != (sell_qty = 0))",
-    "truncated_share": "avg(truncated)",
-    "silent_share": "count(*) filter (frames = 0) / count(*)",
-}
-
-BAR_BOUNDS: Final = (
+BARS: Final = (
     Bound(
         figure="gap_share",
         high=0.2,
@@ -151,33 +176,71 @@ BAR_BOUNDS: Final = (
         severity="warning",
         why="seconds without a single book frame",
     ),
+    Bound(
+        figure="ticker_silent_share",
+        high=0.05,
+        severity="warning",
+        why="mark, index, funding and open interest were older than a minute",
+    ),
+    Bound(
+        figure="volume_to_turnover",
+        low=0.5,
+        high=2,
+        why="trades add up to another market than the ticker's turnover of 24 h",
+    ),
+    Bound(
+        figure="volume_to_turnover",
+        low=0.95,
+        high=1.05,
+        severity="warning",
+        why="trades and the ticker's turnover of 24 h are apart: some are missing or counted twice",
+    ),
 )
 
-#: A window without an order follows the file and streams: a day of events is never held at once.
-_SOURCES: Final = {
-    "events": """select *, lag(receive_ns) over () as previous_ns from read_parquet('{path}'),
-        (select median(price_ticks) as trade_median from read_parquet('{path}') where kind = {trade})""",
-    "bars": """select *, lag(mid_close) over (order by t_ns) as previous_mid
-        from read_parquet('{path}')""",
-}
-
-
-def summarise(
-    lake: Lake, table: str, keys: Sequence[Key], figures: dict[str, str]
-) -> "pd.DataFrame":
-    """One row of figures per partition that stands, with a ``partition`` column."""
-    import duckdb
-    import pandas as pd
-
-    select = ", ".join(f"({sql})::double as {name}" for name, sql in figures.items())
-    rows = []
-    for symbol, day in keys:
-        if lake.exists(table, symbol, day):
-            path = lake.path(table, symbol, day)
-            source = _SOURCES[table].format(path=path, trade=int(Kind.TRADE))
-            row = duckdb.sql(f"select {select} from ({source})").fetchone()
-            rows.append([f"{day} {symbol}", *(row or ())])
-    return pd.DataFrame(rows, columns=["partition", *figures])
+FEATURES: Final = (
+    Bound(
+        figure="null_share",
+        high=0.5,
+        why="half of the features do not exist in warm rows: an input is missing",
+    ),
+    Bound(
+        figure="null_share",
+        high=0.25,
+        severity="warning",
+        why="the ticker's features are some 15 %; more is missing",
+    ),
+    Bound(
+        figure="absent",
+        high=40,
+        severity="warning",
+        why="features without a single value: a whole input is missing",
+    ),
+    Bound(
+        figure="constant",
+        high=20,
+        severity="warning",
+        why="features that never change tell nothing; an input stands still",
+    ),
+    Bound(
+        figure="warm_share",
+        low=0.9,
+        severity="warning",
+        why="rows after a gap do not train; a date in order is warm but for its first hour",
+    ),
+    Bound(
+        figure="drift",
+        high=20,
+        why="twenty quartile ranges from the week before is another unit, not another market",
+    ),
+    Bound(
+        figure="drift",
+        high=1,
+        severity="warning",
+        why="a steady feature left the range it kept over the week before",
+    ),
+)
+#: Table -> what its figures may be.
+SUITES: Final = {"events": EVENTS, "bars": BARS, "features": FEATURES}
 
 
 def validate(
@@ -235,31 +298,95 @@ def validate(
     return breaches, str(context.get_docs_sites_urls()[0]["site_url"])
 
 
+def record(lake: Lake, table: str, frame: "pd.DataFrame", breaches: Sequence[Breach]) -> list[Key]:
+    """Write the verdicts into the lake's ``quality``, and withhold from training what failed.
+
+    Returns the (symbol, date) keys with a critical breach, whose training_set partitions are gone.
+    """
+    broken = {
+        (breach.severity, breach.figure, place)
+        for breach in breaches
+        for place in breach.partitions
+    }
+    failed = []
+    for figures in frame.to_dict("records"):
+        place = str(figures["partition"])
+        day, symbol = place.split(" ")
+        rows = pa.Table.from_pylist(
+            [
+                {
+                    "judged": table,
+                    "figure": bound.figure,
+                    "value": None if math.isnan(figures[bound.figure]) else figures[bound.figure],
+                    "low": bound.low,
+                    "high": bound.high,
+                    "severity": bound.severity,
+                    "passed": (bound.severity, bound.figure, place) not in broken,
+                    "why": bound.why,
+                }
+                for bound in SUITES[table]
+            ],
+            schema=VERDICTS,
+        )
+        if lake.exists("quality", symbol, day):
+            others = lake.read("quality", symbol, day).replace_schema_metadata()
+            rows = pa.concat_tables([others.filter(pc.not_equal(others["judged"], table)), rows])
+        lake.write(
+            "quality",
+            symbol,
+            day,
+            rows.sort_by([(name, "ascending") for name in ("judged", "figure", "severity")]),
+        )
+        if any(severity == "critical" and at == place for severity, _, at in broken):
+            failed.append((symbol, day))
+            lake.remove("training_set", symbol, day)
+    return failed
+
+
+def withheld(lake: Lake, keys: Sequence[Key]) -> list[str]:
+    """The partitions with a critical breach on record, each with what broke; they do not train."""
+    found = []
+    for symbol, day in keys:
+        if lake.exists("quality", symbol, day):
+            rows = lake.read("quality", symbol, day).to_pylist()
+            broken = [
+                f"{row['judged']}.{row['figure']}"
+                for row in rows
+                if row["severity"] == "critical" and not row["passed"]
+            ]
+            if broken:
+                lake.remove("training_set", symbol, day)
+                found.append(f"{day} {symbol}: {', '.join(broken)}")
+    return found
+
+
 def _check(
-    context: dg.AssetCheckExecutionContext,
-    platform: Platform,
-    table: str,
-    figures: dict[str, str],
-    bounds: Sequence[Bound],
+    context: dg.AssetCheckExecutionContext, platform: Platform, table: str
 ) -> dg.AssetCheckResult:
-    frame = summarise(platform.lake(), table, keys_of(context.partition_keys), figures)
+    lake, bounds = platform.lake(), SUITES[table]
+    frame = summarise(lake, table, keys_of(context.partition_keys))
     if frame.empty:
         note = f"no {table} partition to judge: these dates are straight as bars"
-        return dg.AssetCheckResult(passed=True, metadata={"note": note})
+        return dg.AssetCheckResult(
+            asset_key=table, check_name=f"{table}_quality", passed=True, metadata={"note": note}
+        )
     breaches, docs = validate(frame, table, bounds, platform.folder("quality"))
+    withheld = record(lake, table, frame, breaches)
     for breach in breaches:
         context.log.warning(str(breach))
     metadata: dict[str, Any] = {
         "partitions": len(frame),
         "expectations": len(bounds),
         "breaches": dg.MetadataValue.json([str(breach) for breach in breaches]),
+        "withheld from training": dg.MetadataValue.json([" ".join(key) for key in withheld]),
         "figures": dg.MetadataValue.md(frame.round(4).to_markdown(index=False)),
         "Data Docs": dg.MetadataValue.url(docs),
     }
-    blocking = any(breach.severity == "critical" for breach in breaches)
     return dg.AssetCheckResult(
+        asset_key=table,
+        check_name=f"{table}_quality",
         passed=not breaches,
-        severity=dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN,
+        severity=dg.AssetCheckSeverity.ERROR if withheld else dg.AssetCheckSeverity.WARN,
         metadata=metadata,
     )
 
@@ -268,11 +395,43 @@ def _check(
 def events_quality(
     context: dg.AssetCheckExecutionContext, platform: Platform
 ) -> dg.AssetCheckResult:
-    """Completeness per second, gaps, order in time, prices, lags."""
-    return _check(context, platform, "events", EVENT_FIGURES, EVENT_BOUNDS)
+    """Completeness per second, gaps, order in time, clocks, crossed books, prices, refused lines."""
+    return _check(context, platform, "events")
 
 
 @dg.asset_check(asset=bars, blocking=True, partitions_def=PARTITIONS)
 def bars_quality(context: dg.AssetCheckExecutionContext, platform: Platform) -> dg.AssetCheckResult:
-    """Gaps, missing mids, jumps, spreads, sides, volumes."""
-    return _check(context, platform, "bars", BAR_FIGURES, BAR_BOUNDS)
+    """Gaps, missing mids, jumps, spreads, sides, volumes and turnover, the ticker's age."""
+    return _check(context, platform, "bars")
+
+
+@dg.multi_asset_check(
+    specs=[
+        dg.AssetCheckSpec(
+            "features_quality",
+            asset="features",
+            blocking=True,
+            partitions_def=PARTITIONS,
+            description="NULLs, features that stand still, warm rows, drift against the last week.",
+        ),
+        dg.AssetCheckSpec(
+            "sound_dates",
+            asset="training_set",
+            blocking=True,
+            partitions_def=PARTITIONS,
+            description="No date that failed a critical expectation is in the training set.",
+        ),
+    ],
+)
+def features_quality(
+    context: dg.AssetCheckExecutionContext, platform: Platform
+) -> Iterator[dg.AssetCheckResult]:
+    """The suite over features. Both tables come from one dbt run, so training waits for this."""
+    yield _check(context, platform, "features")
+    found = withheld(platform.lake(), keys_of(context.partition_keys))
+    yield dg.AssetCheckResult(
+        check_name="sound_dates",
+        asset_key="training_set",
+        passed=not found,
+        metadata={"withheld from training": dg.MetadataValue.json(found)},
+    )

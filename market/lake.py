@@ -94,6 +94,7 @@ TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
     "parents": (1, (), ()),
     "tca": (1, (), ()),
     "performance": (1, (), ()),
+    "quality": (1, (), ()),
     "study": (
         1,
         (

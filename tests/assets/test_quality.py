@@ -1,21 +1,30 @@
 """Data quality: figures of a partition, the suites over them, and what blocks."""
 
-from __future__ import annotations
+# No postponed annotations here: Dagster compares the type of `context` as it stands.
 
+import math
 from pathlib import Path
 
+import dagster as dg
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
+from assets.figures import STEADY, summarise
+from assets.partitions import PARTITIONS, partition_key
+from assets.platform import Platform
 from assets.quality import (
-    BAR_BOUNDS,
-    BAR_FIGURES,
-    EVENT_BOUNDS,
-    EVENT_FIGURES,
+    BARS,
+    EVENTS,
+    FEATURES,
+    SUITES,
+    Bound,
     Breach,
-    summarise,
+    features_quality,
+    record,
     validate,
+    withheld,
 )
 from market.bars import bars_from_chunks
 from market.events import Events, Flag, Kind, to_arrow
@@ -47,13 +56,14 @@ def store(lake: Lake, events: Events) -> None:
 
 def judged(lake: Lake, folder: Path) -> dict[str, list[Breach]]:
     found = {}
-    for table, figures, bounds in (
-        ("events", EVENT_FIGURES, EVENT_BOUNDS),
-        ("bars", BAR_FIGURES, BAR_BOUNDS),
-    ):
-        frame = summarise(lake, table, [KEY], figures)
-        found[table] = validate(frame, table, bounds, folder)[0]
+    for table in ("events", "bars"):
+        frame = summarise(lake, table, [KEY])
+        found[table] = validate(frame, table, SUITES[table], folder)[0]
     return found
+
+
+def warned(breaches: list[Breach]) -> set[str]:
+    return {breach.figure for breach in breaches if breach.severity == "warning"}
 
 
 def critical(breaches: list[Breach]) -> set[str]:
@@ -81,8 +91,8 @@ def test_each_defect_is_named_with_its_partition(minute: Events, tmp_path: Path)
     broken["price_ticks"][trades[1:9]] *= 2
     lake = Lake(tmp_path / "lake", "synthetic")
     lake.write("events", *KEY, to_arrow(broken))
-    frame = summarise(lake, "events", [KEY], EVENT_FIGURES)
-    breaches, docs = validate(frame, "events", EVENT_BOUNDS, tmp_path / "quality")
+    frame = summarise(lake, "events", [KEY])
+    breaches, docs = validate(frame, "events", EVENTS, tmp_path / "quality")
     assert critical(breaches) >= {
         "completeness",
         "gap_share",
@@ -98,37 +108,211 @@ def test_a_clock_behind_the_exchange_warns_and_does_not_block(
 ) -> None:
     late = minute.copy()
     late["exchange_ns"] += 2_000_000_000
-    lake = Lake(tmp_path / "lake", "synthetic")
-    lake.write("events", *KEY, to_arrow(late))
-    frame = summarise(lake, "events", [KEY], EVENT_FIGURES)
-    breaches, _ = validate(frame, "events", EVENT_BOUNDS, tmp_path / "quality")
-    assert "lag_min_s" in {breach.figure for breach in breaches}
-    assert not critical(breaches)
+    found = judged(lake_of(late, tmp_path), tmp_path / "quality")["events"]
+    assert warned(found) == {"lag_min_s"}
+    assert not critical(found)
 
 
-@pytest.mark.parametrize(
-    ("figure", "value"),
-    [
-        ("gap_share", 0.5),
-        ("mid_null_share", 0.5),
-        ("largest_jump_pct", 9.0),
-        ("spread_median_bps", 12.0),
-        ("one_sided_share", 0.1),
-        ("volume_without_trades", 1.0),
-    ],
-)
-def test_each_figure_of_bars_can_block(figure: str, value: float, tmp_path: Path) -> None:
-    good = {
-        "gap_share": 0.0,
-        "mid_null_share": 0.0,
-        "largest_jump_pct": 0.1,
-        "spread_median_bps": 0.01,
-        "one_sided_share": 0.0,
-        "volume_without_trades": 0.0,
-        "truncated_share": 0.0,
-        "silent_share": 0.0,
+def lake_of(events: Events, folder: Path) -> Lake:
+    lake = Lake(folder / "lake", "synthetic")
+    store(lake, events)
+    return lake
+
+
+def test_a_clock_that_was_set_is_told_from_one_that_is_behind(
+    minute: Events, tmp_path: Path
+) -> None:
+    stepped = minute.copy()
+    later = stepped["receive_ns"] >= stepped["receive_ns"][0] + 60 * 10**9
+    stepped["exchange_ns"][later] -= 400_000_000
+    assert warned(judged(lake_of(stepped, tmp_path), tmp_path / "quality")["events"]) == {
+        "clock_step_s"
     }
-    rows = [{"partition": "good", **good}, {"partition": "bad", **good, figure: value}]
-    breaches, _ = validate(pd.DataFrame(rows), "bars", BAR_BOUNDS, tmp_path)
-    assert critical(breaches) == {figure}
-    assert {place for breach in breaches for place in breach.partitions} == {"bad"}
+
+
+def test_a_crossed_book_blocks(minute: Events, tmp_path: Path) -> None:
+    """Every bid level is moved above the asks."""
+    crossed = minute.copy()
+    bids = ((crossed["kind"] == Kind.DELTA) | (crossed["kind"] == Kind.SNAPSHOT)) & (
+        crossed["side"] == 1
+    )
+    crossed["price_ticks"][bids] += 10_000
+    assert "crossed_share" in critical(
+        judged(lake_of(crossed, tmp_path), tmp_path / "quality")["events"]
+    )
+
+
+def test_refused_lines_and_steps_back_are_read_from_what_ingest_counted(
+    minute: Events, tmp_path: Path
+) -> None:
+    lake = lake_of(minute, tmp_path)
+    row = {"topic": "t", "converted": True, "frames": 90, "events": 1, "rejected": 10}
+    row |= {"duplicates": 0, "gaps": 0, "steps_back": 9, "torn": 0}
+    lake.write("ingests", *KEY, pa.Table.from_pylist([row]))
+    figures = summarise(lake, "events", [KEY]).iloc[0]
+    assert (figures["rejected_share"], figures["steps_back_share"]) == (0.1, 0.1)
+    found = judged(lake, tmp_path / "quality")["events"]
+    assert critical(found) == {"rejected_share"}
+    assert warned(found) == {"rejected_share", "steps_back_share"}
+
+
+def good(bounds: tuple[Bound, ...]) -> dict[str, float]:
+    """A figure within all its bounds, for every figure of a suite."""
+    figures: dict[str, float] = {}
+    for figure in dict.fromkeys(bound.figure for bound in bounds):
+        mine = [bound for bound in bounds if bound.figure == figure]
+        low = max([bound.low for bound in mine if bound.low is not None], default=None)
+        high = min([bound.high for bound in mine if bound.high is not None], default=None)
+        figures[figure] = float(low if high is None else high if low is None else (low + high) / 2)
+    return figures
+
+
+@pytest.mark.parametrize("table", SUITES)
+def test_every_expectation_of_a_suite_names_the_partition_that_breaks_it(
+    table: str, tmp_path: Path
+) -> None:
+    """One partition breaks each bound alone, as far beyond it as it takes; the good one never."""
+    bounds = SUITES[table]
+    cases = [
+        (bound, side, {"partition": f"bad{n}{side}", **good(bounds), bound.figure: value})
+        for n, bound in enumerate(bounds)
+        for side, value in (
+            ("low", None if bound.low is None else bound.low - 1e-6),
+            ("high", None if bound.high is None else bound.high + 1e-6),
+        )
+        if value is not None
+    ]
+    absent = dict.fromkeys(good(bounds), math.nan)
+    rows = [{"partition": "good", **good(bounds)}, {"partition": "absent", **absent}]
+    frame = pd.DataFrame([*rows, *(row for _, _, row in cases)])
+    breaches, _ = validate(frame, table, bounds, tmp_path)
+    found = {(b.severity, b.figure, place) for b in breaches for place in b.partitions}
+    assert {(bound.severity, bound.figure, row["partition"]) for bound, _, row in cases} <= found
+    assert not {"good", "absent"} & {place for _, _, place in found}
+
+
+def test_no_suite_says_what_a_dbt_test_says() -> None:
+    """dbt tests keys, rows per bar, whole seconds, finite values and the sign of a price."""
+    said = {bound.figure for suite in SUITES.values() for bound in suite}
+    assert len(EVENTS) >= 12
+    assert len(BARS) >= 8
+    assert len(FEATURES) >= 6
+    assert not said & {"duplicates", "not_null", "finite", "mid_close", "t_ns"}
+
+
+# -- features ----------------------------------------------------------------------------------
+
+
+def feature_day(lake: Lake, day: str, shift: float = 0.0, warm: bool = True) -> None:
+    """A date of random features; one of them has no value, one never changes."""
+    rng = np.random.default_rng(int(day[-2:]))
+    n = 500
+    columns = {name: rng.normal(shift, 1, n) for name in STEADY}
+    rows = pa.table({"t_ns": np.arange(n), "warm": np.full(n, warm), **columns})
+    rows = rows.append_column("still", pa.array(np.ones(n)))
+    lake.write("features", "BTCUSDT", day, rows.append_column("gone", pa.nulls(n, pa.float64())))
+
+
+def figures_of_features(lake: Lake, day: str) -> dict[str, float]:
+    return dict(summarise(lake, "features", [("BTCUSDT", day)]).iloc[0])
+
+
+def test_features_are_counted_in_warm_rows(tmp_path: Path) -> None:
+    lake = Lake(tmp_path, "synthetic")
+    feature_day(lake, DAY)
+    figures = figures_of_features(lake, DAY)
+    assert (figures["absent"], figures["constant"], figures["warm_share"]) == (1, 1, 1)
+    assert figures["null_share"] == pytest.approx(1 / (len(STEADY) + 2))
+    feature_day(lake, DAY, warm=False)
+    figures = figures_of_features(lake, DAY)
+    assert figures["warm_share"] == 0
+    assert np.isnan(figures["null_share"])
+
+
+def test_drift_is_told_against_the_week_before_once_it_has_three_dates(tmp_path: Path) -> None:
+    lake = Lake(tmp_path, "synthetic")
+    week = [f"2026-03-{n:02d}" for n in (2, 3, 4, 5)]
+    for day in week[:3]:
+        feature_day(lake, day)
+    assert np.isnan(figures_of_features(lake, week[2])["drift"])
+    feature_day(lake, week[3])
+    assert figures_of_features(lake, week[3])["drift"] < 0.3
+    feature_day(lake, week[3], shift=3.0)
+    # A standard normal's quartiles are 1.349 apart.
+    assert figures_of_features(lake, week[3])["drift"] == pytest.approx(3 / 1.349, rel=0.15)
+
+
+# -- what fails does not train -----------------------------------------------------------------
+
+
+def test_a_date_that_fails_is_on_record_and_withheld_until_it_passes(
+    minute: Events, tmp_path: Path
+) -> None:
+    lake, other = lake_of(minute, tmp_path), ("ETHUSDT", DAY)
+    for key in (KEY, other):
+        lake.write("training_set", *key, pa.table({"t_ns": [1]}))
+    frame = summarise(lake, "bars", [KEY])
+
+    def verdict(figure: str, value: float) -> list[str]:
+        altered = frame.assign(**{figure: value})
+        breaches, _ = validate(altered, "bars", BARS, tmp_path / "quality")
+        failed = record(lake, "bars", altered, breaches)
+        assert failed == ([KEY] if critical(breaches) else [])
+        return withheld(lake, [KEY, other])
+
+    assert verdict("silent_share", 0.5) == []
+    assert lake.exists("training_set", *KEY)
+    assert verdict("largest_jump_pct", 9.0) == [f"{NAME}: bars.largest_jump_pct"]
+    assert not lake.exists("training_set", *KEY)
+    assert lake.exists("training_set", *other)
+    told = lake.connect(["quality"]).sql(
+        "select symbol, date, judged, figure, value, high from quality"
+        " where not passed and severity = 'critical'"
+    )
+    assert told.fetchall() == [(*KEY, "bars", "largest_jump_pct", 9.0, 5.0)]
+    # Built again while the verdict stands, it is taken away again; once it passes it stays.
+    lake.write("training_set", *KEY, pa.table({"t_ns": [1]}))
+    assert withheld(lake, [KEY]) == [f"{NAME}: bars.largest_jump_pct"]
+    assert not lake.exists("training_set", *KEY)
+    lake.write("training_set", *KEY, pa.table({"t_ns": [1]}))
+    assert verdict("largest_jump_pct", 0.1) == []
+    assert lake.exists("training_set", *KEY)
+
+
+def test_training_waits_for_the_features_suite_and_does_not_get_a_failed_date(
+    tmp_path: Path,
+) -> None:
+    """In Dagster: features far from their week fail, and what trains downstream does not run."""
+    lake = Lake(tmp_path, "synthetic")
+    for n in range(2, 6):
+        feature_day(lake, f"2026-03-{n:02d}", shift=100.0 if n == 5 else 0.0)
+        lake.write("training_set", "BTCUSDT", f"2026-03-{n:02d}", pa.table({"t_ns": [1]}))
+
+    names = ("features", "training_set")
+
+    @dg.multi_asset(specs=[dg.AssetSpec(name, partitions_def=PARTITIONS) for name in names])
+    def warehouse():  # Dagster would read a return type
+        for name in names:
+            yield dg.MaterializeResult(asset_key=name)
+
+    trained: list[str] = []
+
+    @dg.asset(deps=["training_set"], partitions_def=PARTITIONS)
+    def trains(context: dg.AssetExecutionContext) -> None:
+        trained.append(context.partition_key)
+
+    def ran(day: str) -> dict[str, bool]:
+        result = dg.materialize(
+            [warehouse, features_quality, trains],
+            partition_key=partition_key("BTCUSDT", day),
+            resources={"platform": Platform(overrides=[f"root={tmp_path}", "source=synthetic"])},
+            raise_on_error=False,
+        )
+        return {c.check_name: c.passed for c in result.get_asset_check_evaluations()}
+
+    assert ran("2026-03-04")["sound_dates"]
+    assert len(trained) == 1
+    assert ran("2026-03-05") == {"features_quality": False, "sound_dates": False}
+    assert len(trained) == 1
+    assert not lake.exists("training_set", "BTCUSDT", "2026-03-05")
+    assert lake.exists("training_set", "BTCUSDT", "2026-03-04")

@@ -67,6 +67,9 @@ def test_quality_checks_block_and_the_gate_does_not() -> None:
     blocking = {key.name: graph.get(key).blocking for key in graph.asset_check_keys}
     assert blocking["events_quality"]
     assert blocking["bars_quality"]
+    assert blocking["features_quality"]
+    assert blocking["sound_dates"], "training waits for it"
+    assert not blocking["live_batch_skew"], "nothing is made of the decisions"
     assert not blocking["gate"]
     assert not blocking["decay"]
 

@@ -1,0 +1,190 @@
+"""Figures of quality: what a partition of events, bars or features amounts to, one row each.
+
+They say what no dbt test says: the tests hold the shape of tables (keys, one row a bar, finite values),
+these how good the record is. `assets.quality` states what they may be. A figure that does not exist is
+NaN: no ticker, no trade, too few dates before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow.parquet as pq
+
+from market.book import Book
+from market.events import Flag, Kind, from_arrow
+from market.lake import Lake
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Key = tuple[str, str]
+Figures = dict[str, float]
+
+_BOOK: Final = f"kind in ({Kind.SNAPSHOT}, {Kind.DELTA})"
+_FRAME: Final = f"{_BOOK} and flags & {Flag.LAST} > 0 and flags & {Flag.CHECKPOINT} = 0"
+_TRADE: Final = f"kind = {Kind.TRADE}"
+
+_EVENTS: Final = {
+    "completeness": f"""count(distinct receive_ns // 1000000000) filter ({_FRAME})
+        / (max(receive_ns) // 1000000000 - min(receive_ns) // 1000000000 + 1)""",
+    "gap_share": f"""count(*) filter ({_BOOK} and flags & {Flag.GAP} > 0)
+        / greatest(1, count(*) filter ({_FRAME}))""",
+    "steps_back": "count(*) filter (receive_ns < previous_ns)",
+    "nonpositive_price": f"count(*) filter (kind != {Kind.TICKER} and side != 0 and price_ticks <= 0)",
+    "nonpositive_trade": f"count(*) filter ({_TRADE} and qty_lots <= 0)",
+    "trades_off_market": f"""count(*) filter ({_TRADE}
+        and abs(price_ticks / nullif(trade_median, 0) - 1) > 0.2)
+        / greatest(1, count(*) filter ({_TRADE}))""",
+    "lag_min_s": f"min((receive_ns - exchange_ns) / 1e9) filter ({_FRAME})",
+    "lag_spread_s": f"""quantile_cont((receive_ns - exchange_ns) / 1e9, 0.999) filter ({_FRAME})
+        - min((receive_ns - exchange_ns) / 1e9) filter ({_FRAME})""",
+}
+#: A window without an order follows the file and streams: a day of events is never held at once.
+_EVENTS_SOURCE: Final = f"""select *, lag(receive_ns) over () as previous_ns from read_parquet($path),
+    (select median(price_ticks) as trade_median from read_parquet($path) where {_TRADE})"""
+
+#: A step of either clock moves the smallest lag of a minute, and leaves it there.
+_CLOCK_STEP: Final = f"""select max(abs(least_s - before_s)) from (
+    select least_s, lag(least_s) over (order by minute) as before_s from (
+        select receive_ns // 60000000000 as minute, min((receive_ns - exchange_ns) / 1e9) as least_s
+        from read_parquet($path) where {_FRAME} group by minute))"""
+
+_BARS: Final = {
+    "gap_share": "avg(gap)",
+    "mid_null_share": "count(*) filter (mid_close is null) / count(*)",
+    "largest_jump_pct": "100 * max(abs(ln(mid_close / nullif(previous_mid, 0))))",
+    "spread_median_bps": "median(spread_bps)",
+    "one_sided_share": """count(*) filter (frames > 0 and gap = 0 and (bid_q1 is null or ask_q1 is null))
+        / count(*)""",
+    "volume_without_trades": "count(*) filter ((buy_n = 0) != (buy_qty = 0) or (sell_n = 0) != (sell_qty = 0))",
+    "truncated_share": "avg(truncated)",
+    "silent_share": "count(*) filter (frames = 0) / count(*)",
+    "ticker_silent_share": "avg(case when ticker_age_s > 60 then 1 else 0 end) filter (ticker_age_s is not null)",
+    # What the venue says it turned over in 24 h, once the partition holds as much.
+    "volume_to_turnover": """case when count(*) > 84600 then
+        sum(buy_notional + sell_notional) / nullif(last(turnover_24h order by t_ns), 0) end""",
+}
+_BARS_SOURCE: Final = (
+    "select *, lag(mid_close) over (order by t_ns) as previous_mid from read_parquet($path)"
+)
+
+#: One feature of each family that should look about the same from day to day.
+STEADY: Final = (
+    *("ofi_60", "imbalance_10_now", "micro_now", "slope_tilt_now", "cancel_ratio_60"),
+    *("level_share_300", "tfi_60", "vpin_volume_now", "realised_vol_300", "return_60"),
+    *("premium_now", "lead_return_15"),
+)
+#: Fewer dates of the week before say nothing about drift.
+WEEK_AT_LEAST: Final = 3
+
+
+def summarise(lake: Lake, table: str, keys: Sequence[Key]) -> pd.DataFrame:
+    """One row of figures per partition that stands, with a ``partition`` column ("DATE SYMBOL")."""
+    import pandas as pd
+
+    found = [
+        {"partition": f"{day} {symbol}", **FIGURES[table](lake, symbol, day)}
+        for symbol, day in keys
+        if lake.exists(table, symbol, day)
+    ]
+    return pd.DataFrame(found)
+
+
+def of_events(lake: Lake, symbol: str, day: str) -> Figures:
+    """Completeness a second, gaps, order in time, clocks, prices, and the book that follows."""
+    path = lake.path("events", symbol, day)
+    found = _selected(_EVENTS, _EVENTS_SOURCE, path)
+    found["clock_step_s"] = _number(_query(_CLOCK_STEP, path)[0])
+    book = Book()
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1 << 18):
+            book.apply(from_arrow(batch))
+    counters = book.counters
+    frames = max(1, counters["frames"])
+    found["crossed_share"] = counters["crossed"] / frames
+    found["one_sided_share"] = counters["one_sided"] / frames
+    found["steps_back_share"] = found["rejected_share"] = float("nan")
+    if lake.exists("ingests", symbol, day):
+        told = """select sum(steps_back) / nullif(sum(frames), 0),
+            sum(rejected) / nullif(sum(frames) + sum(rejected), 0) from read_parquet($path)"""
+        shares = _query(told, lake.path("ingests", symbol, day))
+        found["steps_back_share"], found["rejected_share"] = map(_number, shares)
+    return found
+
+
+def of_bars(lake: Lake, symbol: str, day: str) -> Figures:
+    """Gaps, prices, spreads, volumes, and the ticker beside them."""
+    found = _selected(_BARS, _BARS_SOURCE, lake.path("bars", symbol, day))
+    if lake.source == "synthetic":
+        found["volume_to_turnover"] = float("nan")  # drawn there, not added up
+    return found
+
+
+def of_features(lake: Lake, symbol: str, day: str) -> Figures:
+    """What of the features exists and moves, in warm rows, and how far they are from the last week."""
+    path = lake.path("features", symbol, day)
+    names = [name for name in _columns(path) if name not in ("t_ns", "warm")]
+    counts = ", ".join(f"count({name}), min({name}) = max({name})" for name in names)
+    rows, *by_name = _query(f"select count(*), {counts} from read_parquet($path) where warm", path)
+    exists, still = by_name[::2], by_name[1::2]
+    found = {"warm_share": rows / max(1, lake.rows("features", symbol, day))}
+    if rows:
+        found["null_share"] = 1 - sum(exists) / (rows * len(names))
+        found["absent"] = float(sum(count == 0 for count in exists))
+        found["constant"] = float(sum(bool(one) for one in still))
+    return (
+        dict.fromkeys(("null_share", "absent", "constant"), float("nan"))
+        | found
+        | {"drift": _drift(lake, symbol, day)}
+    )
+
+
+def _drift(lake: Lake, symbol: str, day: str) -> float:
+    """The largest distance of a steady feature's median from the week's, in its quartile ranges."""
+    week = [(date.fromisoformat(day) - timedelta(days=n)).isoformat() for n in range(1, 8)]
+    paths = [
+        lake.path("features", symbol, one) for one in week if lake.exists("features", symbol, one)
+    ]
+    paths = [path for path in paths if set(STEADY) <= set(_columns(path))]
+    here = lake.path("features", symbol, day)
+    if len(paths) < WEEK_AT_LEAST or not set(STEADY) <= set(_columns(here)):
+        return float("nan")
+    quartiles = ", ".join(f"quantile_cont({name}, [0.25, 0.5, 0.75])" for name in STEADY)
+    sql = f"select {quartiles} from read_parquet($path) where warm"
+    shifts = [
+        abs(now[1] - before[1]) / (before[2] - before[0])
+        for now, before in zip(_query(sql, here), _query(sql, paths), strict=True)
+        if now is not None and before is not None and before[2] > before[0]
+    ]
+    return max(shifts, default=float("nan"))
+
+
+FIGURES: Final[dict[str, Callable[[Lake, str, str], Figures]]] = {
+    "events": of_events,
+    "bars": of_bars,
+    "features": of_features,
+}
+
+
+def _selected(figures: dict[str, str], source: str, path: str) -> Figures:
+    select = ", ".join(f"({sql})::double" for sql in figures.values())
+    row = _query(f"select {select} from ({source})", path)
+    return dict(zip(figures, map(_number, row), strict=True))
+
+
+def _query(sql: str, path: str | list[str]) -> tuple[Any, ...]:
+    import duckdb
+
+    with duckdb.connect() as connection:
+        return connection.execute(sql, {"path": path}).fetchone() or ()
+
+
+def _columns(path: str) -> list[str]:
+    return list(pq.read_schema(path).names)
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
