@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import time
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -120,13 +121,12 @@ def read_day(root: Path, books: Path, trades: Path) -> Reading:
 def archive_day(folder: Path, frames: int = BOOK_FRAMES, trades: int = TRADES) -> Reading:
     """Make a day under ``folder`` and read it on one core, with every kernel compiled before."""
     spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(1) as pool:
-        small = pool.apply(write_archives, (folder / "small", 500, 500))
-        paths = pool.apply(write_archives, (folder / "day", frames, trades))
-    with spawn.Pool(1, _keep_to_one_core) as pool:
-        pool.apply(read_day, (folder / "warm", *small))
-        reading: Reading = pool.apply(read_day, (folder / "lake", *paths))
-    return reading
+    with ProcessPoolExecutor(1, spawn) as pool:
+        small = pool.submit(write_archives, folder / "small", 500, 500).result()
+        paths = pool.submit(write_archives, folder / "day", frames, trades).result()
+    with ProcessPoolExecutor(1, spawn, _keep_to_one_core) as pool:
+        pool.submit(read_day, folder / "warm", *small).result()
+        return pool.submit(read_day, folder / "lake", *paths).result()
 
 
 def _keep_to_one_core() -> None:
