@@ -206,6 +206,15 @@ class Trader:
         for lane in self.lanes.values():
             self._pass(lane, now_ns // GRID_NS * GRID_NS)
 
+    def reach(self, now_ns: int) -> None:
+        """Bring every symbol's market to ``now_ns``, also between two instants of the grid.
+
+        For where a stream ends: in the midst of one, bare time is `advance`'s.
+        """
+        self.advance(now_ns)
+        for lane in self.lanes.values():
+            self._pass(lane, now_ns)
+
     def close(self, flatten: bool) -> None:
         """The stream has ended: cancel what is open, flatten if asked, measure what ended.
 
@@ -213,8 +222,7 @@ class Trader:
         stays in the journal.
         """
         now_ns = max(self.heard_ns, *(lane.now_ns for lane in self.lanes.values()))
-        for lane in self.lanes.values():
-            self._pass(lane, now_ns)
+        self.reach(now_ns)
         self.desk.abandon(now_ns)
         now_ns = self._wait(now_ns)
         if flatten:

@@ -178,12 +178,19 @@ class Curve:
 class _Ledger(Ledger):
     """A ledger that tells a blotter what was opened, executed and paid."""
 
-    def __init__(self, blotter: Blotter, reason: Callable[[str, int], Reason]) -> None:
+    def __init__(
+        self,
+        blotter: Blotter,
+        reason: Callable[[str, int], Reason],
+        written: Callable[[Entry], None] | None,
+    ) -> None:
         super().__init__()
-        self._blotter, self._reason = blotter, reason
+        self._blotter, self._reason, self._seen = blotter, reason, written
 
     def _apply(self, entry: Entry) -> None:
         super()._apply(entry)
+        if self._seen is not None:
+            self._seen(entry)
         if entry.kind == "parent":
             side = int(msgspec.json.decode(entry.body)["side"])
             self._blotter.opened(entry.symbol, self._reason(entry.symbol, side))
@@ -210,8 +217,12 @@ class Silent:
 
 
 class Run:
-    """One model's trader, venues and books. ``decided`` and ``rows`` see what the run leaves behind:
-    every decision, and at each date's end the rows of the execution tables that are settled."""
+    """One model's trader, venues and books.
+
+    What the run leaves behind is seen by ``decided`` (every decision), ``written`` (every entry of the
+    ledger) and ``rows`` (at each date's end the settled rows of the execution tables). ``trader`` makes
+    the trader, from the arguments of `Trader`.
+    """
 
     def __init__(
         self,
@@ -219,14 +230,15 @@ class Run:
         instruments: Mapping[str, Instrument],
         model: Model,
         *,
-        trader: type[Trader] = Trader,
+        trader: Callable[..., Trader] = Trader,
         decided: Callable[[Decision], None] | None = None,
+        written: Callable[[Entry], None] | None = None,
         rows: Callable[[str, Sequence[Row]], None] | None = None,
     ) -> None:
         self.settings, self.model = settings, model
         self.symbols = tuple(instruments)
         self.blotter = Blotter(instruments, FEE_ROWS_BPS)
-        self.ledger = _Ledger(self.blotter, self._reason)
+        self.ledger = _Ledger(self.blotter, self._reason, written)
         self.log = Silent()
         self.curve = Curve(self.symbols)
         self.regimes: dict[str, int] = {}  #: regime -> decisions in it
@@ -322,10 +334,13 @@ def replay(
     span: Span,
     runs: Sequence[Run],
     say: Callable[[str], None] | None = None,
+    *,
+    close: bool = True,
 ) -> int:
     """Drive runs over the lake's events of a span, all of them over the same rows; rows read.
 
-    History of the hour before is joined where the lake holds it. Runs are closed at the end.
+    History of the hour before is joined where the lake holds it. At the end the runs are closed, or
+    without ``close`` left as they stand at the span's end.
     """
     told = time.monotonic()
     events = 0
@@ -354,7 +369,10 @@ def replay(
     if not events:
         raise BacktestError(f"{lake.uri}: no event from {span.dates[0]} to {span.dates[-1]}")
     for run in runs:
-        run.close()
+        if close:
+            run.close()
+        else:
+            run.trader.reach(span.until_ns)
     return events
 
 
