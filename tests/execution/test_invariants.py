@@ -135,9 +135,9 @@ def tape() -> Tape:
 
 
 WRONG: dict[str, tuple[Any, Reason]] = {
-    "half a tick": (limit("a", 1, 100.5, 1), Reason.OFF_TICK),  # type: ignore[arg-type]
-    "half a lot": (limit("a", 1, 100, 1.5), Reason.OFF_LOT),  # type: ignore[arg-type]
-    "a price in words": (limit("a", 1, "100", 1), Reason.OFF_TICK),  # type: ignore[arg-type]
+    "half a tick": (limit("a", 1, 100.5, 1), Reason.OFF_TICK),
+    "half a lot": (limit("a", 1, 100, 1.5), Reason.OFF_LOT),
+    "a price in words": (limit("a", 1, "100", 1), Reason.OFF_TICK),
     "price zero": (limit("a", 1, 0, 1), Reason.PRICE),
     "a negative price": (limit("a", -1, -100, 1), Reason.PRICE),
     "a price beyond all prices": (limit("a", 1, 10**30, 1), Reason.PRICE),
@@ -158,7 +158,7 @@ WRONG: dict[str, tuple[Any, Reason]] = {
     "an amend of no order": (Amend(client_id="a", price_ticks=99), Reason.NO_ORDER),
     "a cancel of no order": (Cancel(client_id="a"), Reason.NO_ORDER),
     "an amend to half a tick": (
-        Amend(client_id="rests", price_ticks=99.5),  # type: ignore[arg-type]
+        Amend(client_id="rests", price_ticks=99.5),
         Reason.OFF_TICK,
     ),
     "an amend to price zero": (Amend(client_id="rests", price_ticks=0), Reason.PRICE),
@@ -185,7 +185,7 @@ def test_what_cannot_be_done_is_refused_by_name_and_changes_nothing(tape: Tape, 
 
 
 def test_whole_numbers_of_any_kind_are_whole_numbers(tape: Tape) -> None:
-    order = limit("a", 1, np.int32(99), np.int64(2))  # type: ignore[arg-type]
+    order = limit("a", 1, np.int32(99), np.int64(2))
     assert kinds(tape.send(order)) == ["Accepted"]
     exact(tape)
 

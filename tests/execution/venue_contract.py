@@ -119,8 +119,8 @@ class VenueContract:
 
     def test_off_the_grid_and_beyond_all_numbers_is_rejected_too(self, tape: Tape) -> None:
         wrong = [
-            limit("half a tick", 1, 100.5, 1),  # type: ignore[arg-type]
-            limit("half a lot", 1, 100, 0.5),  # type: ignore[arg-type]
+            limit("half a tick", 1, 100.5, 1),
+            limit("half a lot", 1, 100, 0.5),
             limit("beyond all prices", 1, 10**30, 1),
             limit("beyond all quantities", 1, 100, 10**30),
             limit("no side", 0, 100, 1),

@@ -1,0 +1,334 @@
+"""What the venue asks as security for positions and orders, and when it takes a position away.
+
+For a linear perpetual, with value V = price × quantity, leverage L, taker rate t, and the maintenance
+rate and deduction of the risk tier (∓ is - for a long, + for a short):
+
+| quantity              | formula                                          |
+|-----------------------|--------------------------------------------------|
+| closing fee, held     | V · (1 ∓ 1/L) · t                                |
+| initial, position     | V/L + closing fee                                |
+| initial, order        | V/L + V·t + closing fee                          |
+| maintenance, position | V · rate - deduction + closing fee               |
+| bankruptcy price      | E · (1 ∓ 1/L)                                    |
+| liquidation, long     | (S·E·(1 - 1/L) - extra/(1-t) - deduction) / (S·(1-rate)) |
+| liquidation, short    | (S·E·(1 + 1/L) + extra/(1+t) + deduction) / (S·(1+rate)) |
+
+An *isolated* position is secured by its own margin, V taken at entry; its liquidation price moves
+only when the position does. *Cross* positions are secured by the whole balance, V taken at mark, and
+the account is liquidated when its balance at mark no longer exceeds the maintenance margins.
+
+Money is exact and comes out in units of 1e-8, rounded up (towards +∞), as the venue's figures are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from enum import StrEnum
+from fractions import Fraction
+from math import ceil
+from typing import Final
+
+import msgspec
+
+from execution.account import E8, Account, Holding, unit_e8, value_e8
+from market.instruments import Instrument
+
+
+class MarginError(ValueError):
+    """What was asked for is beyond the margin rules; the message says which and where."""
+
+
+class MarginMode(StrEnum):
+    ISOLATED = "isolated"
+    CROSS = "cross"
+
+
+class Tier(msgspec.Struct, frozen=True):
+    """A risk tier: positions worth up to ``limit`` (quote currency), and what is asked for them."""
+
+    limit: int
+    initial: str
+    maintenance: str
+    max_leverage: str
+    #: Makes the maintenance margin continuous from tier to tier (quote currency).
+    deduction: Fraction = Fraction(0)
+
+
+def tiers(rows: Iterable[tuple[int, str, str, str]]) -> tuple[Tier, ...]:
+    """Tiers of (limit, initial rate, maintenance rate, largest leverage), in order of their limits.
+
+    A deduction follows from the tier below: that deduction, plus that limit times the step of the
+    maintenance rate. MarginError when limits or rates do not grow.
+    """
+    made: list[Tier] = []
+    for limit, initial, maintenance, leverage in rows:
+        deduction = Fraction(0)
+        if made:
+            below = made[-1]
+            step = Fraction(maintenance) - Fraction(below.maintenance)
+            if limit <= below.limit or step < 0:
+                raise MarginError(f"risk tier up to {limit}: limits and rates have to grow")
+            deduction = below.deduction + below.limit * step
+        made.append(Tier(limit, initial, maintenance, leverage, deduction))
+    if not made:
+        raise MarginError("no risk tier is given")
+    return tuple(made)
+
+
+#: BTCUSDT as of 2026; the venue's list is to be asked where it can be.
+BTC_TIERS: Final = tiers(
+    [
+        (300_000, "0.0066", "0.0033", "150"),
+        (2_000_000, "0.01", "0.005", "100"),
+        (2_600_000, "0.0111", "0.0056", "90"),
+        (3_200_000, "0.0125", "0.0063", "80"),
+        (3_800_000, "0.0133", "0.0067", "75"),
+        (4_400_000, "0.0143", "0.0071", "70"),
+        (5_000_000, "0.0154", "0.0077", "65"),
+        (5_600_000, "0.0182", "0.0091", "55"),
+        (8_500_000, "0.02", "0.01", "50"),
+        (10_000_000, "0.0222", "0.013", "45"),
+        (14_000_000, "0.025", "0.015", "40"),
+        (20_000_000, "0.0286", "0.016", "35"),
+        (28_000_000, "0.0333", "0.02", "30"),
+        (38_000_000, "0.04", "0.025", "25"),
+        (50_000_000, "0.05", "0.029", "20"),
+        (55_000_000, "0.0526", "0.03", "19"),
+        (60_000_000, "0.0556", "0.035", "18"),
+        (65_000_000, "0.0588", "0.036", "17"),
+        (70_000_000, "0.0625", "0.038", "16"),
+        (75_000_000, "0.0667", "0.04", "15"),
+        (80_000_000, "0.0714", "0.045", "14"),
+        (85_000_000, "0.0769", "0.05", "13"),
+        (90_000_000, "0.0833", "0.055", "12"),
+        (95_000_000, "0.0909", "0.06", "11"),
+        (100_000_000, "0.1", "0.065", "10"),
+        (105_000_000, "0.1111", "0.07", "9"),
+        (110_000_000, "0.125", "0.085", "8"),
+        (115_000_000, "0.1429", "0.095", "7"),
+        (120_000_000, "0.1667", "0.1", "6"),
+        (150_000_000, "0.2", "0.12", "5"),
+        (200_000_000, "0.25", "0.14", "4"),
+        (250_000_000, "0.3333", "0.18", "3"),
+        (400_000_000, "0.5", "0.3", "2"),
+        (800_000_000, "0.6993", "0.42", "1.43"),
+        (1_200_000_000, "1", "0.6", "1"),
+    ]
+)
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """The margin terms of one symbol: decimal strings, so that they stay exact."""
+
+    tiers: tuple[Tier, ...]
+    leverage: str = "10"
+    mode: MarginMode = MarginMode.ISOLATED
+    taker_fee: str = "0.00055"
+
+    def tier(self, value_e8: int) -> Tier:
+        """The tier of a position of this value; MarginError when it or the leverage is too much."""
+        for tier in self.tiers:
+            if value_e8 <= tier.limit * E8:
+                if Fraction(self.leverage) > Fraction(tier.max_leverage):
+                    raise MarginError(
+                        f"leverage {self.leverage} is above {tier.max_leverage}, the most for "
+                        f"positions up to {tier.limit}"
+                    )
+                return tier
+        raise MarginError(f"a position of {value_e8 / E8:,.2f} is beyond the last risk tier")
+
+    def _closing_fee(self, side: int, value: Fraction) -> Fraction:
+        return value * (1 - side / Fraction(self.leverage)) * Fraction(self.taker_fee)
+
+    def order_margin_e8(self, side: int, value_e8: int) -> int:
+        """Initial margin of an order of this value, with the fees of opening and of closing."""
+        value = Fraction(value_e8)
+        fees = value * Fraction(self.taker_fee) + self._closing_fee(side, value)
+        return ceil(value / Fraction(self.leverage) + fees)
+
+    def position_margin_e8(self, side: int, value_e8: int) -> int:
+        """Initial margin of a position of this value."""
+        value = Fraction(value_e8)
+        return ceil(value / Fraction(self.leverage) + self._closing_fee(side, value))
+
+    def maintenance_e8(self, side: int, value_e8: int) -> int:
+        """Maintenance margin of a position of this value."""
+        value, tier = Fraction(value_e8), self.tier(value_e8)
+        held = value * Fraction(tier.maintenance) - tier.deduction * E8
+        return ceil(held + self._closing_fee(side, value))
+
+
+class Security(msgspec.Struct, frozen=True, kw_only=True):
+    """What secures one position. Prices are exact ticks; ``liquidation`` is None in cross mode, and
+    where no price above zero would take the position away."""
+
+    initial_e8: int
+    maintenance_e8: int
+    bankruptcy_ticks: Fraction
+    liquidation_ticks: Fraction | None
+
+
+class OpenOrder(msgspec.Struct, frozen=True):
+    """An order as far as it needs margin."""
+
+    symbol: str
+    side: int
+    price_ticks: int
+    leaves_lots: int
+
+
+class Margin:
+    """The margin side of an account: what is reserved, what is free, what is to be liquidated.
+
+    ``terms`` are those of each symbol; marks are mark prices at 1e-8 by symbol, needed wherever there
+    is a position (KeyError). Isolated positions may be given extra margin with `add`.
+    """
+
+    def __init__(self, account: Account, terms: Mapping[str, Terms]) -> None:
+        self.account = account
+        self.terms = dict(terms)
+        self.extra_e8: dict[str, int] = {}
+
+    def set_leverage(self, symbol: str, leverage: str) -> None:
+        """Another leverage for what is held and what follows; MarginError when the tier forbids it."""
+        if Fraction(leverage) < 1:
+            raise MarginError(f"{symbol}: leverage {leverage} is below 1")
+        changed = msgspec.structs.replace(self.terms[symbol], leverage=leverage)
+        changed.tier(abs(self.account.holdings[symbol].cost_e8))
+        self.terms[symbol] = changed
+
+    def add(self, symbol: str, amount_e8: int) -> None:
+        """Move money between the balance and an isolated position (negative takes it back)."""
+        held = self.extra_e8.get(symbol, 0) + amount_e8
+        if held < 0:
+            raise MarginError(f"{symbol}: {held / E8:.8f} of extra margin would be left")
+        if self.terms[symbol].mode is not MarginMode.ISOLATED:
+            raise MarginError(f"{symbol}: extra margin is for isolated positions")
+        if not self.account.holdings[symbol].position_lots:
+            raise MarginError(f"{symbol}: there is no position to secure")
+        self.extra_e8[symbol] = held
+
+    def security(self, symbol: str, mark_e8: int) -> Security | None:
+        """What secures the position of a symbol; None when there is none."""
+        holding, terms = self.account.holdings[symbol], self.terms[symbol]
+        lots = holding.position_lots
+        if not lots:
+            return None
+        side = 1 if lots > 0 else -1
+        isolated = terms.mode is MarginMode.ISOLATED
+        value = abs(holding.cost_e8) if isolated else at_mark_e8(holding.instrument, lots, mark_e8)
+        entry = holding.entry_ticks
+        assert entry is not None
+        return Security(
+            initial_e8=terms.position_margin_e8(side, value),
+            maintenance_e8=terms.maintenance_e8(side, value),
+            bankruptcy_ticks=entry * (1 - side / Fraction(terms.leverage)),
+            liquidation_ticks=self._liquidation(holding, terms, side) if isolated else None,
+        )
+
+    def _liquidation(self, holding: Holding, terms: Terms, side: int) -> Fraction | None:
+        value = abs(holding.cost_e8)
+        tier = terms.tier(value)
+        extra = Fraction(self.extra_e8.get(holding.instrument.symbol, 0))
+        rest = value * (1 - side / Fraction(terms.leverage))
+        rest -= side * (extra / (1 - side * Fraction(terms.taker_fee)) + tier.deduction * E8)
+        lots = abs(holding.position_lots) * unit_e8(holding.instrument)
+        price = rest / (lots * (1 - side * Fraction(tier.maintenance)))
+        return price if price > 0 else None
+
+    # -- the account -----------------------------------------------------------------------------
+
+    def orders_e8(self, orders: Sequence[OpenOrder]) -> int:
+        """Reserved for orders. What only reduces a position needs no margin: on the other side of a
+        position its size is free, the dearest orders last."""
+        total = 0
+        for symbol, terms in self.terms.items():
+            holding = self.account.holdings[symbol]
+            for side in (1, -1):
+                free = max(0, -side * holding.position_lots)
+                mine = [o for o in orders if o.symbol == symbol and o.side == side]
+                for order in sorted(mine, key=lambda o: o.price_ticks):
+                    reduces = min(free, order.leaves_lots)
+                    free -= reduces
+                    lots = order.leaves_lots - reduces
+                    value = value_e8(holding.instrument, order.price_ticks, lots)
+                    total += terms.order_margin_e8(side, value)
+        return total
+
+    def available_e8(self, marks: Mapping[str, int], orders: Sequence[OpenOrder] = ()) -> int:
+        """What is free for new orders; negative when positions have eaten into their margins.
+
+        A profit that is not realised secures nothing of its own in isolated mode, and everything in
+        cross mode; an isolated loss is its own position's.
+        """
+        free = self.account.balance_e8 - self.orders_e8(orders) - sum(self.extra_e8.values())
+        for symbol, security in self._securities(marks):
+            free -= security.initial_e8
+            if self.terms[symbol].mode is MarginMode.CROSS:
+                free += self.unrealised_e8(symbol, marks[symbol])
+        return free
+
+    def accepts(
+        self, order: OpenOrder, marks: Mapping[str, int], orders: Sequence[OpenOrder]
+    ) -> bool:
+        """Whether there is margin for one order more, and a risk tier for what it may lead to."""
+        holding, terms = self.account.holdings[order.symbol], self.terms[order.symbol]
+        reached = abs(holding.position_lots + order.side * order.leaves_lots)
+        try:
+            terms.tier(value_e8(holding.instrument, order.price_ticks, reached))
+        except MarginError:
+            return False
+        more = self.orders_e8([*orders, order]) - self.orders_e8(orders)
+        return more <= max(0, self.available_e8(marks, orders))
+
+    def unrealised_e8(self, symbol: str, mark_e8: int) -> int:
+        """Profit at the mark, rounded down; the mark may be finer than a tick."""
+        holding = self.account.holdings[symbol]
+        lots = holding.position_lots
+        side = 1 if lots > 0 else -1
+        exact = side * _at_mark(holding.instrument, lots, mark_e8) - holding.cost_e8
+        return exact.numerator // exact.denominator
+
+    def liquidated(self, marks: Mapping[str, int]) -> list[str]:
+        """Symbols whose positions the venue takes over at these marks.
+
+        Isolated ones whose mark has reached their liquidation price, and all cross ones when the
+        balance at mark is no more than their maintenance margins.
+        """
+        gone: list[str] = []
+        cross: list[str] = []
+        balance = self.account.balance_e8 - sum(self.extra_e8.values())
+        maintained = 0
+        for symbol, security in self._securities(marks):
+            holding = self.account.holdings[symbol]
+            side = 1 if holding.position_lots > 0 else -1
+            if self.terms[symbol].mode is MarginMode.CROSS:
+                cross.append(symbol)
+                balance += self.unrealised_e8(symbol, marks[symbol])
+                maintained += security.maintenance_e8
+                continue
+            balance -= security.initial_e8
+            price = security.liquidation_ticks
+            mark = Fraction(marks[symbol], E8) / Fraction(holding.instrument.tick)
+            if price is not None and side * (mark - price) <= 0:
+                gone.append(symbol)
+        return gone + cross if cross and balance <= maintained else gone
+
+    def _securities(self, marks: Mapping[str, int]) -> list[tuple[str, Security]]:
+        found = []
+        for symbol in self.terms:
+            if self.account.holdings[symbol].position_lots:
+                security = self.security(symbol, marks[symbol])
+                assert security is not None
+                found.append((symbol, security))
+        return found
+
+
+def _at_mark(instrument: Instrument, lots: int, mark_e8: int) -> Fraction:
+    return abs(lots) * Fraction(Decimal(instrument.lot)) * mark_e8
+
+
+def at_mark_e8(instrument: Instrument, lots: int, mark_e8: int) -> int:
+    """Value of a position at a mark price of 1e-8 units, rounded up."""
+    return ceil(_at_mark(instrument, lots, mark_e8))
