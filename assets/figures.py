@@ -62,7 +62,8 @@ _BARS: Final = {
     "volume_without_trades": "count(*) filter ((buy_n = 0) != (buy_qty = 0) or (sell_n = 0) != (sell_qty = 0))",
     "truncated_share": "avg(truncated)",
     "silent_share": "count(*) filter (frames = 0) / count(*)",
-    "ticker_silent_share": "avg(case when ticker_age_s > 60 then 1 else 0 end) filter (ticker_age_s is not null)",
+    # Archives have no ticker, but for the funding rate.
+    "ticker_silent_share": "avg(case when ticker_age_s > 60 then 1 else 0 end) filter (mark is not null)",
     # What the venue says it turned over in 24 h, once the partition holds as much.
     "volume_to_turnover": """case when count(*) > 84600 then
         sum(buy_notional + sell_notional) / nullif(last(turnover_24h order by t_ns), 0) end""",

@@ -7,6 +7,8 @@ so that it says what the topic of that depth would have said.
 
     books    one member of a zip: WebSocket frames, one a line, CRLF or LF; later snapshots replace
     trades   gzip csv, seconds with four decimals, oldest or newest first
+    funding  settled rates, asked of the venue beside the archives: what was settled last stands for
+             the running estimate, which no archive holds, from its settlement to the next
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +38,11 @@ _UPDATE: Final = re.compile(rb'"u"\s*:\s*([0-9]{1,18})\b')
 _TOPIC: Final = re.compile(rb'"topic"\s*:\s*"orderbook\.([0-9]{1,4})\.([A-Za-z0-9_-]+)"')
 
 Timed = tuple[int, bytes]
+#: (settlement in epoch ms, rate as the venue writes it)
+Settled = tuple[int, str]
+
+#: Between two settlements, until two of them say otherwise.
+_FUNDING_MS: Final = 8 * 3_600_000
 
 
 class ArchiveError(RuntimeError):
@@ -62,11 +69,19 @@ class ArchiveDay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def convert(
-    books: Path, trades: Path, out: Path, *, symbol: str, day: str, depth: int, latency_ns: int
+    books: Path,
+    trades: Path,
+    out: Path,
+    *,
+    symbol: str,
+    day: str,
+    depth: int,
+    latency_ns: int,
+    funding: Sequence[Settled] = (),
 ) -> ArchiveDay:
     """Write the capture of one symbol's date from its two archives; it appears whole or not at all.
 
-    Reading is the check that the archives are whole: ArchiveError when one is damaged or is not what
+    ``funding`` are the settled rates of the date and of the one before, oldest first. Reading is the check that the archives are whole: ArchiveError when one is damaged or is not what
     its name says.
     """
     start = day_start_ns(day)
@@ -81,7 +96,8 @@ def convert(
         )
         lines: list[bytes] = []
         now = start
-        for sent_ms, frame in merged(iter(trade_reader), iter(book_reader)):
+        settled = funding_frames(funding, symbol, start // 1_000_000)
+        for sent_ms, frame in merged(merged(settled, iter(trade_reader)), iter(book_reader)):
             now = min(max(now, sent_ms * 1_000_000 + latency_ns), last)
             lines.append(b"%d %b\n" % (now, frame))
             if len(lines) == _BATCH:
@@ -118,6 +134,24 @@ def merged(first: Iterator[Timed], second: Iterator[Timed]) -> Iterator[Timed]:
     if other is not None:
         yield other
         yield from second
+
+
+def funding_frames(funding: Sequence[Settled], symbol: str, start_ms: int) -> Iterator[Timed]:
+    """(time in ms, tickers frame) of the rate that stands at ``start_ms``, and of each of its date.
+
+    A frame tells nothing that was not known then: the next settlement is as far away as the last one
+    was from its predecessor.
+    """
+    stop_ms = start_ms + DAY_NS // 1_000_000
+    for n, (at, rate) in enumerate(funding):
+        until = funding[n + 1][0] if n + 1 < len(funding) else stop_ms
+        if until <= start_ms or at >= stop_ms:
+            continue
+        apart = at - funding[n - 1][0] if n else _FUNDING_MS
+        data = {"symbol": symbol, "fundingRate": rate, "nextFundingTime": str(at + apart)}
+        sent_ms = max(at, start_ms)
+        frame = {"topic": f"tickers.{symbol}", "type": "delta", "ts": sent_ms, "data": data}
+        yield sent_ms, msgspec.json.encode(frame)
 
 
 class BookReader:

@@ -23,16 +23,16 @@ from typing import Final
 
 import msgspec
 
-from live.archive import ArchiveDay, ArchiveError, convert
+from live.archive import ArchiveDay, ArchiveError, Settled, convert
 from live.rest import Patience, RequestError, funding, request
-from market.lake import DAY_NS, Lake, day_start_ns, days_between
+from market.lake import DAY_NS, Lake, day_start_ns, days_between, previous_day
 from market.settings import Settings
 
 #: The first date whose book archive has 200 levels instead of 500.
 SWITCH_DAY: Final = "2025-08-21"
 _CHUNK: Final = 1 << 18
 #: Changes when archives are read in another way: what stands is then made anew.
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 class FetchError(RuntimeError):
@@ -45,6 +45,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     latency_ms: float
     depth: int
+    funding: tuple[Settled, ...]
     day: ArchiveDay
 
 
@@ -77,13 +78,20 @@ def fetch(
             "archives are recorded data and need a local root whose source is recorded"
         )
     fetcher = _Fetcher(settings, lake)
+    made: list[ArchiveDay] = []
+    lacking: list[str] = []
+    failures: list[str] = []
+    rates = {}
+    for symbol in symbols:
+        try:
+            rates[symbol] = fetcher.funding(symbol, previous_day(days[0]), days[-1])
+        except RequestError as error:
+            failures.append(f"{symbol} funding: {error}")
+            say(failures[-1])
     keys = [(symbol, day) for day in days for symbol in symbols]
     wanted = [key for key in keys if not fetcher.stands(*key)]
     if len(wanted) < len(keys):
         say(f"{len(keys) - len(wanted)} of {len(keys)} dates stand already")
-    made: list[ArchiveDay] = []
-    lacking: list[str] = []
-    failures: list[str] = []
     with ThreadPoolExecutor(max(1, settings.history.connections)) as pool:
         waiting = {pool.submit(fetcher.download, *key): key for key in wanted}
         for number, future in enumerate(as_completed(waiting), 1):
@@ -100,13 +108,6 @@ def fetch(
                 failures.append(f"{symbol} {day}: {error}")
                 text = f"failed: {error}"
             say(f"{number} of {len(wanted)}: {symbol} {day}: {text}")
-    rates = {}
-    for symbol in symbols:
-        try:
-            rates[symbol] = fetcher.funding(symbol, days[0], days[-1])
-        except RequestError as error:
-            failures.append(f"{symbol} funding: {error}")
-            say(failures[-1])
     return Fetched(
         made=tuple(sorted(made, key=lambda found: (found.day, found.symbol))),
         standing=len(keys) - len(wanted),
@@ -171,6 +172,7 @@ class _Fetcher:
             day=day,
             depth=self.market.book_depth,
             latency_ns=round(self.market.archive_latency_ms * 1e6),
+            funding=self._rates(symbol, day),
         )
         note.write_bytes(msgspec.json.encode(self._standing(found)))
         return found
@@ -185,13 +187,9 @@ class _Fetcher:
             stop // 1_000_000 - 1,
             self.patience,
         )
-        path = self.root / "funding" / f"{symbol}.csv"
+        path = self._funding_path(symbol)
         path.parent.mkdir(parents=True, exist_ok=True)
-        held: dict[int, str] = {}
-        if path.exists():
-            with path.open(newline="") as file:
-                held = {int(row["settled_ms"]): row["rate"] for row in csv.DictReader(file)}
-        held |= dict(rates)
+        held = self._held_rates(symbol) | dict(rates)
         part = path.with_suffix(".part")
         with part.open("w", newline="") as file:
             writer = csv.writer(file)
@@ -202,11 +200,31 @@ class _Fetcher:
         os.replace(part, path)
         return len(held)
 
+    def _held_rates(self, symbol: str) -> dict[int, str]:
+        path = self._funding_path(symbol)
+        if not path.exists():
+            return {}
+        with path.open(newline="") as file:
+            return {int(row["settled_ms"]): row["rate"] for row in csv.DictReader(file)}
+
+    def _rates(self, symbol: str, day: str) -> tuple[Settled, ...]:
+        """What the symbol's table holds of a date and the one before, oldest first."""
+        start, stop = day_start_ns(previous_day(day)), day_start_ns(day) + DAY_NS
+        return tuple(
+            (at, rate)
+            for at, rate in sorted(self._held_rates(symbol).items())
+            if start <= at * 1_000_000 < stop
+        )
+
+    def _funding_path(self, symbol: str) -> Path:
+        return self.root / "funding" / f"{symbol}.csv"
+
     def _standing(self, day: ArchiveDay) -> Standing:
         return Standing(
             version=_VERSION,
             latency_ms=self.market.archive_latency_ms,
             depth=self.market.book_depth,
+            funding=self._rates(day.symbol, day.day),
             day=day,
         )
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from live import archive_day
-from live.archive import ArchiveDay, ArchiveError, convert
+from live.archive import ArchiveDay, ArchiveError, convert, funding_frames
 from live.cut import Cut
 from market.book import CROSSED_FRAMES, GAPS, UNHELD, Book
 from market.capture import read_lines
@@ -315,3 +315,35 @@ def test_a_made_up_day_is_whole_and_follows_from_its_seed(tmp_path: Path) -> Non
     book.apply(events)
     assert not book.state[CROSSED_FRAMES] + book.state[UNHELD] + book.state[GAPS]
     assert len(book.bids()) == len(book.asks()) == 200
+
+
+# -- funding -------------------------------------------------------------------------------------
+
+HOUR_MS = 3_600_000
+
+
+def told(funding: list[tuple[int, str]]) -> list[tuple[int, str, int]]:
+    """(hour of the date, rate, hours to the next settlement) of each frame."""
+    found = []
+    for sent_ms, text in funding_frames(funding, SYMBOL, START_MS):
+        data = msgspec.json.decode(text)["data"]
+        away = int(data["nextFundingTime"]) - sent_ms
+        found.append(((sent_ms - START_MS) // HOUR_MS, data["fundingRate"], away // HOUR_MS))
+    return found
+
+
+def test_the_rate_settled_last_stands_until_the_next_settlement() -> None:
+    def rates(*hours: int) -> list[tuple[int, str]]:
+        return [(START_MS + hour * HOUR_MS, f"{hour}e-5") for hour in hours]
+
+    assert told(rates(0, 8, 16)) == [(0, "0e-5", 8), (8, "8e-5", 8), (16, "16e-5", 8)]
+    # What was settled before midnight is known at midnight; the next date is not.
+    assert told(rates(-12, -4, 4, 12, 20, 28)) == [
+        (0, "-4e-5", 4),
+        (4, "4e-5", 8),
+        (12, "12e-5", 8),
+        (20, "20e-5", 8),
+    ]
+    # The interval is that of the settlements that were, even where it is about to change.
+    assert told(rates(-4, 0, 4, 12)) == [(0, "0e-5", 4), (4, "4e-5", 4), (12, "12e-5", 8)]
+    assert told([]) == []

@@ -11,7 +11,9 @@ import pytest
 from live.coverage import coverage
 from live.download import Fetched, FetchError, fetch
 from live.rest import Patience, RequestError, instruments
+from market.bars import make_bars
 from market.capture import read_lines
+from market.ingest import ingest
 from market.lake import Lake, day_start_ns
 from market.settings import Settings, load
 from orchestration.cli import main
@@ -183,3 +185,33 @@ def test_a_range_or_an_address_that_cannot_be_is_refused(tmp_path: Path) -> None
             fetch(wrong, [SYMBOL], first, last, lambda text: None)
     with pytest.raises(RequestError, match="expected an http"):
         instruments("file:///etc", [SYMBOL], Patience(1, 0.0, 1.0))
+
+
+def test_settled_funding_enters_the_stream_and_the_bars_once_it_is_known(tmp_path: Path) -> None:
+    """A date fetched while the rates could not be had is made anew, from its files, when they can."""
+    day, path = DAYS[2], "/rest/v5/market/funding/history"
+    start = day_start_ns(day)
+    with archives() as served:
+        put(served, day, 200)
+        served.funding = [(start // 1_000_000 - 4 * HOUR_MS, "0.0003")]
+        served.funding += [(start // 1_000_000 + 4 * HOUR_MS, "-0.0001")]
+        served.faults[path] = ["503"] * 20
+        without = run(served, tmp_path, (day,))
+        served.faults[path].clear()
+        asked = served.asked[f"/trades/{SYMBOL}/{SYMBOL}{day}.csv.gz"]
+        found = run(served, tmp_path, (day,))
+        again = run(served, tmp_path, (day,))
+        assert served.asked[f"/trades/{SYMBOL}/{SYMBOL}{day}.csv.gz"] == asked
+    assert [text.split(":")[0] for text in without.failures] == [f"{SYMBOL} funding"]
+    assert (len(without.made), len(found.made), again.standing) == (1, 1, 1)
+
+    lake, settings = Lake(tmp_path), Settings()
+    ingest(lake, [lake.archive(SYMBOL, day)], [(SYMBOL, day)], settings)
+    make_bars(lake, SYMBOL, day, settings)
+    bars = lake.read("bars", SYMBOL, day)
+    second = (bars["t_ns"].to_numpy() - start) // 1_000_000_000
+    rate = bars["funding_rate"].to_numpy(zero_copy_only=False)
+    assert set(rate[second < 4 * 3600]) == {0.0003}
+    assert set(rate[second > 4 * 3600 + 1]) == {-0.0001}
+    assert bars["funding_in_s"][0].as_py() == 4 * 3600 - second[0]
+    assert bars["mark"].null_count == len(bars)
