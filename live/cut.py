@@ -27,7 +27,7 @@ from market.jsontext import (
     starts,
     string_end,
 )
-from market.kernel import compiled
+from market.kernel import kernel
 
 Integers = npt.NDArray[np.int64]
 
@@ -143,7 +143,7 @@ class Cut:
         return self._tables.out[:size].tobytes()
 
 
-@compiled
+@kernel
 def _list(text: Text, at: int, end: int, sign: int, frame: int, named: Integers) -> tuple[int, int]:
     """A list of ``["price","quantity"]`` into ``named``; (how many, position after).
 
@@ -166,12 +166,11 @@ def _list(text: Text, at: int, end: int, sign: int, frame: int, named: Integers)
         size, size_places, at = decimal(text, at + 1, end)
         if at < 0 or at + 1 >= end or text[at] != 93:
             return 0, _UNUSUAL
-        level = named[count]
-        level[_KEY] = sign * price
-        level[_PLACES] = places
-        level[_SIZE] = size
-        level[_SIZE_PLACES] = size_places
-        level[_FRAME] = frame
+        named[count, _KEY] = sign * price
+        named[count, _PLACES] = places
+        named[count, _SIZE] = size
+        named[count, _SIZE_PLACES] = size_places
+        named[count, _FRAME] = frame
         count += 1
         at += 1
         if text[at] == 93:
@@ -180,7 +179,7 @@ def _list(text: Text, at: int, end: int, sign: int, frame: int, named: Integers)
             return 0, _UNUSUAL
 
 
-@compiled
+@kernel
 def _place(levels: Integers, count: int, key: int) -> int:
     """Where a key stands among the first ``count`` levels, or would stand."""
     low, high = 0, count
@@ -193,13 +192,13 @@ def _place(levels: Integers, count: int, key: int) -> int:
     return low
 
 
-@compiled
+@kernel
 def _copy(target: Integers, to: int, source: Integers, at: int) -> None:
     for column in range(5):
         target[to, column] = source[at, column]
 
 
-@compiled
+@kernel
 def _apply(levels: Integers, count: int, named: Integers, many: int) -> int:
     """Set and delete levels of one side; how many it then has, `_FLOOD` when there is no room."""
     for n in range(many):
@@ -222,21 +221,21 @@ def _apply(levels: Integers, count: int, named: Integers, many: int) -> int:
     return count
 
 
-@compiled
-def _put_level(out: Text, at: int, level: Integers, deleted: bool) -> int:
+@kernel
+def _put_level(out: Text, at: int, levels: Integers, n: int, deleted: bool) -> int:
     at = put(out, at, _OPEN)
-    units = abs(level[_KEY])
-    for _ in range(_FINEST - level[_PLACES]):
+    units = abs(levels[n, _KEY])
+    for _ in range(_FINEST - levels[n, _PLACES]):
         units //= 10
-    at = put_number(out, at, units, level[_PLACES])
+    at = put_number(out, at, units, levels[n, _PLACES])
     at = put(out, at, _BETWEEN)
     if deleted:
         return int(put(out, at, _ZERO))
-    at = put_number(out, at, level[_SIZE], level[_SIZE_PLACES])
+    at = put_number(out, at, levels[n, _SIZE], levels[n, _SIZE_PLACES])
     return int(put(out, at, _CLOSE))
 
 
-@compiled
+@kernel
 def _put_side(
     out: Text,
     at: int,
@@ -253,20 +252,20 @@ def _put_side(
     last = max(0, count - depth)
     while i >= 0 or j >= last:
         if j < last or (i >= 0 and before[i, _KEY] > levels[j, _KEY]):
-            at = _put_level(out, at, before[i], True)
+            at = _put_level(out, at, before, i, True)
             i -= 1
         elif i < 0 or levels[j, _KEY] > before[i, _KEY]:
-            at = _put_level(out, at, levels[j], False)
+            at = _put_level(out, at, levels, j, False)
             j -= 1
         else:
             if levels[j, _FRAME] == frame:
-                at = _put_level(out, at, levels[j], False)
+                at = _put_level(out, at, levels, j, False)
             i -= 1
             j -= 1
     return at - 1 if at > start else at
 
 
-@compiled
+@kernel
 def _cut(tables: _Tables, text: Text, depth: int) -> int:
     """One frame into ``tables.out``; its size, or why there is none."""
     end = len(text)
@@ -364,7 +363,7 @@ def _cut(tables: _Tables, text: Text, depth: int) -> int:
         if not snapshot and state[_HELD] == 0:
             start = at
             for n in range(many):
-                at = _put_level(out, at, named[n], named[n, _SIZE] == 0)
+                at = _put_level(out, at, named, n, named[n, _SIZE] == 0)
             at -= at > start
             continue
         count = 0 if snapshot else state[_COUNT + side]
