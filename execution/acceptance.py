@@ -214,12 +214,13 @@ IMPACT: Final[tuple[tuple[str, Callable[[list[Impact]], float], Range, str], ...
 def impact_rows(impacts: list[Impact]) -> list[Row]:
     """The rows of injected metaorders; a jackknife over the metaorders gives their intervals."""
     numbers = min((len(each.path) for each in impacts), default=0)
+    counted = range(numbers) if numbers > 3 else range(0)
     left = [
         [
             msgspec.structs.replace(each, path=np.delete(each.path, number, axis=0))
             for each in impacts
         ]
-        for number in range(numbers)
+        for number in counted
     ]
     rows = []
     for name, estimate, accepted, note in IMPACT:

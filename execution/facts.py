@@ -91,30 +91,30 @@ def mids(stretch: Stretch) -> Floats:
 
 
 def spread_one(market: Stretches) -> float:
-    return _mean(bars(market, "spread_one"))
+    return mean(bars(market, "spread_one"))
 
 
 def spread_mean(market: Stretches) -> float:
-    return _mean(bars(market, "spread_mean"))
+    return mean(bars(market, "spread_mean"))
 
 
 def touch(market: Stretches) -> float:
     """Median quantity of either best price, base currency."""
     both = [stretch.frames[side] * stretch.lot for stretch in market for side in _LOTS]
-    return _median(both)
+    return median(both)
 
 
 def near(market: Stretches) -> float:
     """Median notional of a side within `observation.NEAR_BPS` of the mid."""
-    return _median([stretch.frames[side] for stretch in market for side in _NEAR])
+    return median([stretch.frames[side] for stretch in market for side in _NEAR])
 
 
 def depth(market: Stretches) -> float:
-    return _median([*bars(market, "bid_depth"), *bars(market, "ask_depth")])
+    return median([*bars(market, "bid_depth"), *bars(market, "ask_depth")])
 
 
 def reach(market: Stretches) -> float:
-    return _median([*bars(market, "bid_reach"), *bars(market, "ask_reach")])
+    return median([*bars(market, "bid_reach"), *bars(market, "ask_reach")])
 
 
 def mean_profile(market: Stretches) -> Floats:
@@ -129,8 +129,8 @@ def mean_profile(market: Stretches) -> Floats:
     every = np.concatenate(profiles)
     there = np.isfinite(every)
     with np.errstate(invalid="ignore"):
-        mean = np.where(there, every, 0.0).sum(axis=0) / there.sum(axis=0)
-    known: Floats = np.where(there.mean(axis=0) >= 0.5, mean, np.nan)
+        average = np.where(there, every, 0.0).sum(axis=0) / there.sum(axis=0)
+    known: Floats = np.where(there.mean(axis=0) >= 0.5, average, np.nan)
     return known
 
 
@@ -171,7 +171,7 @@ def moving(market: Stretches) -> float:
 
 def move(market: Stretches) -> float:
     moves = _moves(market)
-    return _median([moves[moves > 0]])
+    return median([moves[moves > 0]])
 
 
 def cancelled(market: Stretches) -> float:
@@ -351,11 +351,11 @@ def ofi_by_minute(market: Stretches) -> tuple[Floats, Floats]:
     """Mean best quantity and slope of 1 s returns (bps) on imbalance, of each whole minute."""
     depths, slopes = [], []
     for stretch in market:
-        mean = 0.5 * (stretch.bars["bid_q1_mean"] + stretch.bars["ask_q1_mean"])
+        best = 0.5 * (stretch.bars["bid_q1_mean"] + stretch.bars["ask_q1_mean"])
         moves = np.diff(np.log(stretch.bars["mid_close"]), prepend=np.nan) * _BPS
         for first in range(0, stretch.seconds - 59, 60):
             at = slice(first, first + 60)
-            depths.append(float(np.nanmean(mean[at])) if np.isfinite(mean[at]).any() else math.nan)
+            depths.append(mean([best[at]]))
             slopes.append(stylised.slope(stretch.bars["ofi_1"][at], moves[at]))
     return np.array(depths), np.array(slopes)
 
@@ -425,7 +425,7 @@ def recovery(market: Stretches) -> Floats:
     if not windows:
         return np.full(_RECOVERY, np.nan)
     after = np.nanmean(np.stack(windows), axis=0)[1:]
-    missing = _mean([stretch.frames[side] for stretch in market for side in _NEAR]) - after[0]
+    missing = mean([stretch.frames[side] for stretch in market for side in _NEAR]) - after[0]
     if missing <= 0:
         return np.full(_RECOVERY, np.nan)
     curve: Floats = (after[1:] - after[0]) / missing
@@ -496,11 +496,11 @@ def fills_back(market: Stretches) -> int:
 
 
 def markout_front(market: Stretches) -> float:
-    return _mean([markouts(market, 0)])
+    return mean([markouts(market, 0)])
 
 
 def markout_back(market: Stretches) -> float:
-    return _mean([markouts(market, 1)])
+    return mean([markouts(market, 1)])
 
 
 def markout_gap(market: Stretches) -> float:
@@ -548,11 +548,13 @@ def time_to_fill_back(market: Stretches) -> Floats:
     return time_to_fill(market, 1)
 
 
-def _mean(pieces: Sequence[Floats]) -> float:
+def mean(pieces: Sequence[Floats]) -> float:
+    """Mean of all values that are there, NaN without any."""
     values = stylised.pooled(pieces)
     return float(values.mean()) if len(values) else math.nan
 
 
-def _median(pieces: Sequence[Floats]) -> float:
+def median(pieces: Sequence[Floats]) -> float:
+    """Median of all values that are there, NaN without any."""
     values = stylised.pooled(pieces)
     return float(np.median(values)) if len(values) else math.nan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,6 @@ from execution import metaorders
 from execution.acceptance import Found, Row, as_data, impact_rows, table
 from execution.metaorders import Impact
 from execution.observation import Stretch, observe
-from execution.stylised import Floats
 from market.capture import read_blocks
 from market.decode import Decoder
 from market.events import Events
@@ -96,10 +95,22 @@ def recordings(
 def _observed(
     market: Profile, seed: int, symbol: str, day: str, hours: float, settings: Settings
 ) -> Stretch:
-    """One symbol-day of the synthetic market; runs in a process of its own."""
+    """One symbol-day of the synthetic market, kept small."""
     instrument: Instrument = BUILT_IN[symbol]
     events = generate(market, seed, symbol, day, 0, round(hours * 3600))
     return observe(f"seed {seed}", events, instrument, settings)
+
+
+def _made(
+    tasks: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], workers: int, say: Say
+) -> list[Any]:
+    """What each task returns, in order; each is done in a process of its own."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        asked = [pool.submit(function, *arguments) for function, arguments in tasks]
+        for done, future in enumerate(as_completed(asked), 1):
+            future.result()
+            say(f"{done} of {len(asked)} markets made")
+        return [future.result() for future in asked]
 
 
 def check(
@@ -131,36 +142,23 @@ def check(
     else:
         recorded = recordings(folder, symbols, settings)
         say(f"read {sum(map(len, recorded.values()))} recorded stretches in {folder}")
+    days = [(market, seed, symbol, day, hours, settings) for symbol in symbols for seed in seeds]
     held = min(hours, metaorder_hours)
-    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        made: dict[Future[Stretch], tuple[str, int]] = {
-            pool.submit(_observed, market, seed, symbol, day, hours, settings): (symbol, seed)
-            for symbol in symbols
-            for seed in seeds
-        }
-        moved: dict[Future[Floats], tuple[str, float]] = {}
-        if held > 0:
-            moved = {
-                pool.submit(metaorders.mids, market, seeds[0], symbol, day, held, share): (
-                    symbol,
-                    share,
-                )
-                for symbol in symbols
-                for share in (0.0, *metaorders.SHARES)
-            }
-        asked: list[Future[Any]] = [*made, *moved]
-        for done, future in enumerate(as_completed(asked), 1):
-            future.result()
-            say(f"{done} of {len(asked)} markets made")
-        markets: dict[str, list[Stretch]] = {symbol: [] for symbol in symbols}
-        for stretch_of, (symbol, _) in made.items():
-            markets[symbol].append(stretch_of.result())
-        paths = {key: path.result() for path, key in moved.items()}
+    shares = (0.0, *metaorders.SHARES) if held > 0 else ()
+    runs = [(market, seeds[0], symbol, day, held, share) for symbol in symbols for share in shares]
+    tasks = [(_observed, each) for each in days] + [(metaorders.mids, each) for each in runs]
+    results = _made(tasks, workers or os.cpu_count() or 1, say)
+    markets: dict[str, list[Stretch]] = {symbol: [] for symbol in symbols}
+    for (_, _, symbol, *_), stretch in zip(days, results, strict=False):
+        markets[symbol].append(stretch)
+    paths = {
+        (symbol, share): path
+        for (_, _, symbol, _, _, share), path in zip(runs, results[len(days) :], strict=True)
+    }
     impacts = {
         symbol: [
             metaorders.impact(share, paths[symbol, share], paths[symbol, 0.0])
-            for share in metaorders.SHARES
-            if (symbol, share) in paths
+            for share in shares[1:]
         ]
         for symbol in symbols
     }

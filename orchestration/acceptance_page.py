@@ -229,11 +229,11 @@ def _flow(axes: Any, drawn: Drawn) -> None:
         edges = np.quantile(flow, np.linspace(0, 1, 13 if len(flow) > 500 else 6))
         place = np.clip(np.searchsorted(edges, flow, "right") - 1, 0, len(edges) - 2)
         scale = flow.std()
-        at = [float(flow[place == n].mean() / scale) for n in range(len(edges) - 1)]
-        axes.plot(at, [float(np.nanmean(same[place == n])) for n in range(len(at))], **style)
+        at = [facts.mean([flow[place == n] / scale]) for n in range(len(edges) - 1)]
+        axes.plot(at, [facts.mean([same[place == n]]) for n in range(len(at))], **style)
         axes.plot(
             at,
-            [float(np.nanmean(after[place == n])) for n in range(len(at))],
+            [facts.mean([after[place == n]]) for n in range(len(at))],
             **{**style, "lw": 0.7},
         )
     axes.axhline(0, color="k", lw=0.5)
@@ -277,7 +277,7 @@ def _markouts(axes: Any, drawn: Drawn) -> None:
         if facts.probes(market) < 200:
             continue
         for back, width in ((0, 1.8), (1, 0.8)):
-            means = [float(facts.markouts(market, back, after).mean()) for after in _MARKOUT_S]
+            means = [facts.mean([facts.markouts(market, back, after)]) for after in _MARKOUT_S]
             axes.plot(_MARKOUT_S, means, **{**style, "lw": width})
     axes.axhline(0, color="k", lw=0.5)
     axes.set(
@@ -287,7 +287,7 @@ def _markouts(axes: Any, drawn: Drawn) -> None:
 
 def _impact(axes: Any, impacts: Sequence[Impact]) -> None:
     """Impact of injected metaorders over time, by size."""
-    if not impacts:
+    if not any(len(each.path) for each in impacts):
         axes.text(0.5, 0.5, "no metaorders were injected", ha="center", transform=axes.transAxes)
         return
     for place, each in enumerate(impacts):

@@ -1,0 +1,110 @@
+"""`l2 synth --check` from end to end, on a few minutes of market."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from execution.criteria import STATISTICS
+from market.settings import Market, Settings
+from orchestration import acceptance, acceptance_page
+from orchestration.acceptance import AcceptanceError, Checked
+from orchestration.cli import main
+from orchestration.console import table
+
+SETTINGS = Settings(source="synthetic", market=Market(symbols=("BTCUSDT",)))
+
+
+@pytest.fixture(scope="module")
+def checked(data_dir: Path) -> Checked:
+    return acceptance.check(
+        SETTINGS,
+        name="default",
+        seeds=[201],
+        hours=0.25,
+        folder=data_dir,
+        metaorder_hours=0,
+        workers=1,
+        say=print,
+    )
+
+
+def test_every_statistic_stands_beside_every_recording(checked: Checked) -> None:
+    rows = checked.rows["BTCUSDT"]
+    assert [row.name for row in rows[: len(STATISTICS)]] == [each.name for each in STATISTICS]
+    assert [each.label for each in rows[0].recorded] == [
+        "bybit-linear-20260809",
+        "usdm-20240718",
+        "usdm-20240808",
+    ]
+
+
+def test_recordings_show_what_is_known_of_them(checked: Checked) -> None:
+    """One-tick spreads, the volatilities of a quiet and of a fast day, and no crossed book."""
+    rows = {row.name: row for row in checked.rows["BTCUSDT"]}
+    spread = [each.value for each in rows["spread of one tick"].recorded]
+    assert all(0.99 < value <= 1 for value in spread)
+    _, quiet, fast = (each.value for each in rows["volatility of 1 s"].recorded)
+    assert (quiet, fast) == (pytest.approx(0.48, abs=0.03), pytest.approx(1.21, abs=0.03))
+    assert {each.value for each in rows["crossed frames"].recorded} == {0.0}
+    # The order that waits at the back is filled when it is wrong to be.
+    for front, back in zip(
+        rows["markout after 5 s, front of queue"].recorded[1:],
+        rows["markout after 5 s, back of queue"].recorded[1:],
+        strict=True,
+    ):
+        assert back.value < front.value < 0
+
+
+def test_even_minutes_of_the_default_market_look_like_one(checked: Checked) -> None:
+    """What a few minutes can tell: the shape of the book, and that it is sound."""
+    verdicts = {row.name: row.verdict for row in checked.rows["BTCUSDT"]}
+    for name in ("spread of one tick", "crossed frames", "depth within 1 bps, median"):
+        assert verdicts[name] == "in", name
+
+
+def test_the_page_holds_pictures_and_table_and_needs_nothing_else(
+    checked: Checked, tmp_path: Path
+) -> None:
+    acceptance_page.write(checked, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "data:image/png;base64,iVBOR" in text
+    assert "http" not in text
+    for row in checked.rows["BTCUSDT"]:
+        assert html.escape(row.name) in text
+
+
+def test_the_table_is_text_and_data(checked: Checked) -> None:
+    rows = checked.rows["BTCUSDT"]
+    text = table(acceptance.lines(rows), acceptance.HEAD)
+    assert len(text.splitlines()) == len(rows) + 2
+    data: dict[str, Any] = json.loads(json.dumps(checked.data(), allow_nan=False))
+    assert sum(data["verdicts"].values()) == len(rows)
+    first = data["rows"]["BTCUSDT"][0]
+    assert first["name"] == "spread of one tick"
+    assert first["found"]["n"] >= 720
+
+
+@pytest.mark.parametrize("hours", [0.0, 25.0])
+def test_impossible_spans_are_refused(hours: float) -> None:
+    with pytest.raises(AcceptanceError, match="0 < hours <= 24"):
+        acceptance.check(SETTINGS, name="default", hours=hours, say=print)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--recordings", "nowhere"], "nowhere: holds no *.frames.zst"),
+        (["--seeds", "1,two"], "--seeds 1,two: expected whole numbers"),
+        (["--profile", "nobody"], "nobody"),
+    ],
+)
+def test_bad_requests_are_one_clear_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["synth", "--check", *arguments]) == 1
+    assert said in capsys.readouterr().err.splitlines()[-1]
