@@ -57,6 +57,7 @@ from execution.venue import View
 from market.book import NO_LEVEL
 from market.events import EVENT, Events
 from market.instruments import Instrument
+from market.settings import Execution
 
 # Members of an enumeration are slow to look up, and these are needed for every order.
 _AT_MARKET: Final = OrderType.MARKET
@@ -87,6 +88,19 @@ def clock_shift_ns(events: Events) -> int:
     if len(events) == 0:
         return 0
     return min(0, int((events["receive_ns"] - events["exchange_ns"]).min()))
+
+
+def latency_of(settings: Execution) -> Latency:
+    """The latencies that the settings name: constant, unless a busy market is slower."""
+    entry, response, busy = (
+        round(ms * 1e6)
+        for ms in (
+            settings.entry_latency_ms,
+            settings.response_latency_ms,
+            settings.busy_latency_ms,
+        )
+    )
+    return travel.activity(entry, response, busy) if busy else travel.constant(entry, response)
 
 
 class Simulator:

@@ -29,7 +29,7 @@ from execution.orders import (
     Rejected,
     Submit,
 )
-from execution.simulator import Simulator, clock_shift_ns
+from execution.simulator import Simulator, clock_shift_ns, latency_of
 from execution.tca import (
     TABLES,
     FillRow,
@@ -281,8 +281,7 @@ class _Trial:
         self._deadline_ns = deadline_ns
         self.simulator = Simulator(
             {self.symbol: instrument},
-            entry_latency_ns=round(settings.execution.entry_latency_ms * 1e6),
-            response_latency_ns=round(settings.execution.response_latency_ms * 1e6),
+            latency=latency_of(settings.execution),
             queue=queue,
             taker_fee=rate_of_bps(taker_bps),
             maker_fee=rate_of_bps(maker_bps),

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from execution.account import rate_of_bps
 from execution.orders import Cancelled, Event
-from execution.simulator import Simulator
+from execution.simulator import Simulator, latency_of
 from execution.venue import Venue, View
 from live.journal import Order
 from market.events import Events
@@ -63,8 +63,7 @@ class PaperVenue(Simulator):
         taker_bps, maker_bps = FEE_ROWS_BPS[settings.model.fee_row]
         super().__init__(
             instruments,
-            entry_latency_ns=round(settings.execution.entry_latency_ms * 1e6),
-            response_latency_ns=round(settings.execution.response_latency_ms * 1e6),
+            latency=latency_of(settings.execution),
             queue=settings.execution.queue,
             taker_fee=rate_of_bps(taker_bps),
             maker_fee=rate_of_bps(maker_bps),

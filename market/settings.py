@@ -75,7 +75,19 @@ class Execution(Struct, frozen=True, kw_only=True):
     #: Order entry and response latency of simulator and paper venue (milliseconds).
     entry_latency_ms: float = 10.0
     response_latency_ms: float = 10.0
-    queue: Literal["risk_averse", "power1", "power2", "power3", "log1", "log2"] = "risk_averse"
+    #: Added to both per thousand rows of book and trades in the last second (milliseconds).
+    busy_latency_ms: float = 0.0
+    #: How queues move: a published model, or one of the two bounds of them all.
+    queue: Literal[
+        "risk_averse",
+        "power1",
+        "power2",
+        "power3",
+        "log1",
+        "log2",
+        "pessimistic",
+        "optimistic",
+    ] = "risk_averse"
     #: How much of a date's events the execution study replays, from its first one (seconds).
     study_span_s: float = 86_400.0
 
