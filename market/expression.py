@@ -23,8 +23,9 @@ over ring buffers; `market.statement` writes them as SQL. What an expression mea
 ``slope(y, x, w)``        least-squares slope of y on x; NULL when the variance of x is negligible
 ========================= =========================================================================
 
-NULL in, NULL out. A variance is negligible below 1e-12 (mean^2 + 1); corr and slope use the rows
-where both values exist. Windows do not nest, and no expression looks back beyond 3,600 s.
+NULL in, NULL out. A variance is negligible below 1e-8 (mean^2 + 1): the engines add in different
+orders, and nearer to a constant than that the rounding of a mean decides the ninth digit of a slope.
+corr and slope use the rows where both values exist. Windows do not nest, and no expression looks back beyond 3,600 s.
 
 Doubles may overflow. A value beyond 1e100 (`LIMIT`), infinity and NaN are NULL in a column, in a
 feature, and inside an expression wherever they could hide: ``keep`` nodes, put in by the parser,
@@ -43,7 +44,7 @@ import msgspec
 #: The longest look-back of an expression, seconds; equal to the history that makes a row warm.
 MEMORY_S: Final = 3600
 LIMIT: Final = 1e100
-NEGLIGIBLE: Final = 1e-12
+NEGLIGIBLE: Final = 1e-8
 DAY_S: Final = "day_s"
 
 
