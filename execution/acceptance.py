@@ -175,6 +175,8 @@ def table(
             accepted = statistic.accepted
             if statistic.like is not None:
                 accepted, bounds = span(beside, statistic.like), beside
+                if accepted is not None and statistic.unit == "share":
+                    accepted = accepted[0], min(1.0, accepted[1])
             if statistic.null_only and not null:
                 accepted, note = None, "alpha is planted: judged on the null profile only"
         rows.append(
