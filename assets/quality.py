@@ -246,7 +246,7 @@ SUITES: Final = {"events": EVENTS, "bars": BARS, "features": FEATURES}
 def validate(
     frame: "pd.DataFrame", name: str, bounds: Sequence[Bound], folder: Path
 ) -> tuple[list[Breach], str]:
-    """Run one suite over a frame of figures; the breaches and the URL of its Data Docs."""
+    """Run one suite over a frame of figures; the breaches and the URL of the result's Data Docs."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
     import great_expectations.expectations as gxe
@@ -295,7 +295,9 @@ def validate(
                 bound = bounds[result.expectation_config.meta["order"]]
                 where = (row["partition"] for row in result.result["unexpected_index_list"])
                 breaches.append(Breach(bound.severity, bound.figure, tuple(where), bound.why))
-    return breaches, str(context.get_docs_sites_urls()[0]["site_url"])
+    # The result's own page: the site's index needs scripts from elsewhere to list anything.
+    (page,) = outcome.run_results
+    return breaches, str(context.get_docs_sites_urls(resource_identifier=page)[0]["site_url"])
 
 
 def record(lake: Lake, table: str, frame: "pd.DataFrame", breaches: Sequence[Breach]) -> list[Key]:

@@ -26,7 +26,7 @@ from assets.quality import (
     validate,
     withheld,
 )
-from market.bars import bars_from_chunks
+from market.bars import COLUMNS, bars_from_chunks
 from market.events import Events, Flag, Kind, to_arrow
 from market.instruments import BUILT_IN
 from market.lake import Lake
@@ -100,7 +100,9 @@ def test_each_defect_is_named_with_its_partition(minute: Events, tmp_path: Path)
         "trades_off_market",
     }
     assert all(breach.partitions == (NAME,) for breach in breaches)
-    assert Path(docs.removeprefix("file://")).exists()
+    page = Path(docs.removeprefix("file://"))
+    assert page.parent.parent.parent.name == "events", "the result's own page"
+    assert "completeness" in page.read_text()
 
 
 def test_a_clock_behind_the_exchange_warns_and_does_not_block(
@@ -198,6 +200,26 @@ def test_no_suite_says_what_a_dbt_test_says() -> None:
     assert len(BARS) >= 8
     assert len(FEATURES) >= 6
     assert not said & {"duplicates", "not_null", "finite", "mid_close", "t_ns"}
+
+
+@pytest.mark.parametrize(
+    ("source", "rows", "share"),
+    [
+        ("recorded", 86_400, 1.0),
+        ("recorded", 80_000, None),
+        ("synthetic", 86_400, None),
+    ],
+)
+def test_trades_are_compared_with_the_tickers_turnover_over_a_whole_date(
+    source: str, rows: int, share: float | None, tmp_path: Path
+) -> None:
+    columns = dict.fromkeys(COLUMNS, np.zeros(rows))
+    columns |= {"buy_notional": np.full(rows, 3.0), "sell_notional": np.full(rows, 1.0)}
+    columns |= {"turnover_24h": np.linspace(1, 4.0 * rows, rows), "mid_close": np.ones(rows)}
+    lake = Lake(tmp_path, source)
+    lake.write("bars", *KEY, pa.table({"t_ns": np.arange(rows), **columns}))
+    found = summarise(lake, "bars", [KEY]).iloc[0]["volume_to_turnover"]
+    assert np.isnan(found) if share is None else found == share
 
 
 # -- features ----------------------------------------------------------------------------------
