@@ -48,8 +48,13 @@ def fee_e8(notional_e8: int, rate: str) -> int:
 
     ``rate`` is a decimal string, a fraction of notional; negative for a rebate.
     """
-    numerator, denominator = Decimal(rate).as_integer_ratio()
+    numerator, denominator = _fraction(rate)
     return -(-notional_e8 * numerator // denominator)
+
+
+@lru_cache(maxsize=256)
+def _fraction(rate: str) -> tuple[int, int]:
+    return Decimal(rate).as_integer_ratio()
 
 
 def rate_of_bps(bps: float) -> str:

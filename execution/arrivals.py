@@ -13,6 +13,8 @@ of executions, a displayed level is taken once, and a print passes our orders on
 That is mode ``partial``. In mode ``whole`` nothing fills in part: resting orders fill as
 `execution.whole` says, and whatever crosses fills whole at the best opposite price.
 
+Our own orders never meet each other: each meets the recorded market only.
+
 An amendment that moves the price or asks for more goes to the end of the queue; less keeps the place.
 """
 

@@ -30,8 +30,11 @@ _NO_ROWS: Final = np.zeros(0, EVENT)
 class Lane:
     """One symbol: its exchange, our delayed picture of it, and what is under way in between."""
 
-    def __init__(self, instrument: Instrument, exchange: ex.Exchange) -> None:
+    def __init__(
+        self, instrument: Instrument, fees: tuple[str, str], exchange: ex.Exchange
+    ) -> None:
         self.instrument = instrument
+        self.fees = fees  #: of takers and of makers, decimal strings
         self.local = Book()
         self.clock = np.zeros(replay.CLOCK_SIZE, np.int64)
         self.clock[[replay.BID, replay.ASK, replay.TURN_BID, replay.TURN_ASK]] = NO_LEVEL

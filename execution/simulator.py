@@ -18,13 +18,13 @@ loop. Here requests become rows of its tables, and rows of its tables events.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from operator import attrgetter, index
 from typing import Final
 
 from execution import exchange as ex
 from execution import latency as travel
 from execution import replay
+from execution.account import fee_e8
 from execution.exchange import (
     ACCEPTED,
     AMENDED,
@@ -156,18 +156,11 @@ class Simulator:
                 clock_shift_ns=clock_shift_ns,
                 latency=self._latency,
             )
-            self._lanes[symbol] = Lane(instrument, exchange)
+            fees = (taker_fee or instrument.taker_fee, maker_fee or instrument.maker_fee)
+            self._lanes[symbol] = Lane(instrument, fees, exchange)
         self._only = next(iter(self._lanes.values())) if len(self._lanes) == 1 else None
         for symbol, lots in (positions or {}).items():
             self._lane(symbol).cells[ex.POSITION] = lots
-        #: Per symbol and liquidity (taker, maker), the fee's exact fraction.
-        self._fees = {
-            symbol: tuple(
-                Decimal(rate).as_integer_ratio()
-                for rate in (taker_fee or one.taker_fee, maker_fee or one.maker_fee)
-            )
-            for symbol, one in instruments.items()
-        }
         self._numbers: dict[str, tuple[Lane, int]] = {}  #: newest order of each client id
         self._strays: list[Event] = []  #: outcomes that no symbol's exchange gives
 
@@ -330,15 +323,12 @@ class Simulator:
     def poll(self) -> Sequence[Event]:
         """Outcomes that have reached us since the last call, by time."""
         now = self.now_ns
-        events: list[Event] = []
-        for symbol, lane in self._lanes.items():
-            events += [self._event(symbol, lane, row) for row in lane.outcomes(now)]
-        before = len(self._strays)
-        if before:
-            events += [event for event in self._strays if event.time_ns <= now]
-            self._strays = [event for event in self._strays if event.time_ns > now]
-        if not self._only or len(self._strays) < before:
-            events.sort(key=_time_of)
+        if self._only and not self._strays:
+            return [_event(self._only, row) for row in self._only.outcomes(now)]
+        events = [_event(lane, row) for lane in self._lanes.values() for row in lane.outcomes(now)]
+        events += [event for event in self._strays if event.time_ns <= now]
+        self._strays = [event for event in self._strays if event.time_ns > now]
+        events.sort(key=_time_of)
         return events
 
     def position_lots(self, symbol: str) -> int:
@@ -381,44 +371,41 @@ class Simulator:
             raise ValueError(f"{symbol}: the simulator has no such instrument; add it to settings")
         return lane
 
-    def _event(self, symbol: str, lane: Lane, row: tuple[int, ...]) -> Event:
-        """An outcome's row as an event."""
-        due, venue, outcome, number, price, lots, leaves, detail, ahead, execution = row
-        asked = lane.asked[number]
-        name = asked.client_id
-        if outcome == ACCEPTED:
-            return Accepted(
-                client_id=name, time_ns=due, venue_ns=venue, venue_order_id=f"sim-{detail}"
-            )
-        if outcome == FILLED:
-            numerator, denominator = self._fees[symbol][detail]
-            value = lane.cells[ex.UNIT_E8] * price * lots
-            return Filled(
-                client_id=name,
-                time_ns=due,
-                venue_ns=venue,
-                exec_id=f"{name}/{execution}",
-                symbol=symbol,
-                side=asked.side,
-                qty_lots=lots,
-                price_ticks=price,
-                liquidity=_LIQUIDITIES[detail],
-                # As `execution.account.fee_e8` has it: rounded up.
-                fee_e8=-(-value * numerator // denominator),
-                leaves_lots=leaves,
-                queue_ahead_lots=ahead,
-            )
-        if outcome == AMENDED:
-            return Amended(
-                client_id=name, time_ns=due, venue_ns=venue, price_ticks=price, qty_lots=lots
-            )
-        reason = REASONS[detail - 1]
-        if outcome == CANCELLED:
-            return Cancelled(
-                client_id=name, time_ns=due, venue_ns=venue, reason=reason, leaves_lots=leaves
-            )
-        kind = Rejected if outcome == REJECTED else CancelRejected
-        return kind(client_id=name, time_ns=due, venue_ns=venue, reason=reason)
-
 
 _time_of = attrgetter("time_ns")
+
+
+def _event(lane: Lane, row: tuple[int, ...]) -> Event:
+    """An outcome's row as an event."""
+    due, venue, outcome, number, price, lots, leaves, detail, ahead, execution = row
+    asked = lane.asked[number]
+    name = asked.client_id
+    if outcome == ACCEPTED:
+        return Accepted(client_id=name, time_ns=due, venue_ns=venue, venue_order_id=f"sim-{detail}")
+    if outcome == FILLED:
+        value = lane.cells[ex.UNIT_E8] * price * lots
+        return Filled(
+            client_id=name,
+            time_ns=due,
+            venue_ns=venue,
+            exec_id=f"{name}/{execution}",
+            symbol=asked.symbol,
+            side=asked.side,
+            qty_lots=lots,
+            price_ticks=price,
+            liquidity=_LIQUIDITIES[detail],
+            fee_e8=fee_e8(value, lane.fees[detail]),
+            leaves_lots=leaves,
+            queue_ahead_lots=ahead,
+        )
+    if outcome == AMENDED:
+        return Amended(
+            client_id=name, time_ns=due, venue_ns=venue, price_ticks=price, qty_lots=lots
+        )
+    reason = REASONS[detail - 1]
+    if outcome == CANCELLED:
+        return Cancelled(
+            client_id=name, time_ns=due, venue_ns=venue, reason=reason, leaves_lots=leaves
+        )
+    kind = Rejected if outcome == REJECTED else CancelRejected
+    return kind(client_id=name, time_ns=due, venue_ns=venue, reason=reason)
