@@ -171,7 +171,7 @@ class Market:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Lots added, executed and cancelled by everybody, and orders that rest."""
+        """Lots added, executed and cancelled and events by everybody, and orders that rest."""
         return self._engine.counts
 
     def submit(

@@ -98,7 +98,8 @@ LEFT: Final = 5  #: lots it has left in the book
 ADDED: Final = 6
 EXECUTED: Final = 7
 CANCELLED: Final = 8
-HEAD_SIZE: Final = 9
+EVENTS: Final = 9  #: orders entered, amended and cancelled, and executions, since the beginning
+HEAD_SIZE: Final = 10
 
 _IOC: Final = int(TimeInForce.IMMEDIATE_OR_CANCEL)
 _FOK: Final = int(TimeInForce.FILL_OR_KILL)
@@ -263,6 +264,7 @@ def _match(engine: EngineState, row: int) -> None:
             total -= size
             resting[LOTS] -= size
             head[EXECUTED] += size
+            head[EVENTS] += 1
             fill = engine.fills[head[FILLS]]
             head[FILLS] += 1
             fill[F_MAKER] = resting[GENERATION] << 32 | maker
@@ -338,6 +340,7 @@ def enter(
     head[FREE] = order[NEXT]
     head[ROOM] -= 1
     head[ADDED] += lots
+    head[EVENTS] += 1
     order[SIDE] = side
     order[TICKS] = ticks
     order[LOTS] = lots
@@ -359,6 +362,7 @@ def cancel_row(engine: EngineState, row: int) -> int:
     lots = engine.orders[row, LOTS]
     _unlink(engine, row)
     engine.head[CANCELLED] += lots
+    engine.head[EVENTS] += 1
     _release(engine, row)
     return int(lots)
 
@@ -388,6 +392,7 @@ def amend(engine: EngineState, reference: int, ticks: int, lots: int, force: int
     reason = _refusal(engine, side, ticks, lots, force)
     if reason < 0:
         return int(reason)
+    head[EVENTS] += 1
     if ticks == order[TICKS] and lots <= held:
         order[LOTS] = lots
         bk.set_level(engine.book, side, ticks, bk.level(engine.book, side, ticks) + lots - held)
@@ -573,11 +578,15 @@ class MatchingEngine:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Lots added, executed and cancelled since the beginning, and orders that rest."""
+        """Lots added, executed and cancelled and events since the beginning, and orders that rest.
+
+        An event is an order entered, amended or cancelled, or an execution.
+        """
         head = self.state.head
         return {
             "added": int(head[ADDED]),
             "executed": int(head[EXECUTED]),
             "cancelled": int(head[CANCELLED]),
+            "events": int(head[EVENTS]),
             "orders": len(self.state.orders) - int(head[ROOM]),
         }

@@ -32,6 +32,7 @@ AREAS: Final[dict[str, str]] = {
     "market": "market.bench",
     "capture": "live.bench",
     "execution": "execution.bench",
+    "synth": "market.bench_synth",
 }
 
 _OPERATORS: Final[dict[str, Callable[[float, float], bool]]] = {
@@ -82,6 +83,11 @@ GOALS: Final[dict[str, dict[str, tuple[Goal, ...]]]] = {
         "live, 10x burst: p99": (_at_most(1),),
         "live, 10x burst: p99.9": (_at_most(10),),
         "evaluator alone: p99": (_at_most(100),),
+        "a day taken in: peak memory": (_at_most(1000),),
+        "a day taken in: time over four times its first quarter": (_at_most(1.2),),
+        "query: last hour, 20 features of one symbol": (_at_most(10),),
+        "query: last hour, all features of both symbols": (_at_most(60),),
+        "query: aggregate of one feature over all days": (_at_most(100),),
     },
     "capture": {
         "archive day to events and bars": (_at_most(30),),
@@ -94,6 +100,13 @@ GOALS: Final[dict[str, dict[str, tuple[Goal, ...]]]] = {
         "quotes, peak memory, generated": (_ratio(1),),
         "quotes, peak memory, recorded": (_ratio(1),),
         "quotes, cost per row of 4 spans over one": (_at_most(1.1),),
+    },
+    "synth": {
+        "a day to events, BTCUSDT": (_at_most(30),),
+        "a day to events, ETHUSDT": (_at_most(30),),
+        "cost per L3 event, a day over its first hour, BTCUSDT": (_at_most(1.1),),
+        "cost per L3 event, a day over its first hour, ETHUSDT": (_at_most(1.1),),
+        "peak memory, two days over one": (_at_most(1.1),),
     },
 }
 
