@@ -121,11 +121,10 @@ def read_day(root: Path, books: Path, trades: Path) -> Reading:
 def archive_day(folder: Path, frames: int = BOOK_FRAMES, trades: int = TRADES) -> Reading:
     """Make a day under ``folder`` and read it on one core, with every kernel compiled before."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn) as pool:
-        small = pool.submit(write_archives, folder / "small", 500, 500).result()
-        paths = pool.submit(write_archives, folder / "day", frames, trades).result()
     with ProcessPoolExecutor(1, spawn, _keep_to_one_core) as pool:
+        small = pool.submit(write_archives, folder / "small", 500, 500).result()
         pool.submit(read_day, folder / "warm", *small).result()
+        paths = pool.submit(write_archives, folder / "day", frames, trades).result()
         return pool.submit(read_day, folder / "lake", *paths).result()
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from market.capture import Block, read_blocks
-from market.lake import DAY_NS, Lake, day_start_ns, utc_date
+from market.lake import DAY_NS, Lake, day_start_ns, days_between, utc_date
 
 HEAD: Final = (
     "date",
@@ -99,7 +100,7 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
             _clock(self.first_ns, self.day),
             _clock(self.last_ns, self.day),
             f"{self.covered_s / 3600:.2f}",
-            self.frames,
+            f"{self.frames:,}",
             self.gaps,
             len(self.holes),
             f"{longest:.0f}",
@@ -154,6 +155,21 @@ def coverage(
     ]
     wanted = [day for day in days if symbols is None or day.symbol in symbols]
     return sorted(wanted, key=lambda day: (day.day, day.symbol, day.source))
+
+
+def missing(days: Collection[Day]) -> list[tuple[str, str, str, int]]:
+    """(symbol, first date, last date, how many) of dates in between of which nothing is held."""
+    held: dict[str, set[str]] = {}
+    for day in days:
+        held.setdefault(day.symbol, set()).add(day.day)
+    found = []
+    for symbol, dates in sorted(held.items()):
+        ordered = sorted(dates)
+        for before, after in pairwise(ordered):
+            between = days_between(before, after)[1:-1]
+            if between:
+                found.append((symbol, between[0], between[-1], len(between)))
+    return found
 
 
 def _captures(lake: Lake) -> Iterator[tuple[str, str]]:

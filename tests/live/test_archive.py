@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from live import archive_day
+from live import archive_day, bench
 from live.archive import ArchiveDay, ArchiveError, convert, funding_frames
 from live.cut import Cut
 from market.book import CROSSED_FRAMES, GAPS, UNHELD, Book
@@ -347,3 +347,12 @@ def test_the_rate_settled_last_stands_until_the_next_settlement() -> None:
     # The interval is that of the settlements that were, even where it is about to change.
     assert told(rates(-4, 0, 4, 12)) == [(0, "0e-5", 4), (4, "4e-5", 4), (12, "12e-5", 8)]
     assert told([]) == []
+
+
+def test_the_benchmark_reads_a_day_and_tells_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "BOOK_FRAMES", 30_000)
+    monkeypatch.setattr(bench, "TRADES", 30_000)
+    whole, *steps = bench.measure(quick=True, say=lambda text: None)
+    assert whole.ours == pytest.approx(sum(step.ours for step in steps))
+    assert {each.unit for each in (whole, *steps)} == {"s"}
+    assert "300 frames of 500 levels" in whole.how

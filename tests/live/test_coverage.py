@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from live.coverage import coverage
+from live.coverage import coverage, missing
 from market.capture import CaptureWriter
 from market.ingest import adopt
 from market.lake import DAY_NS, Lake, day_start_ns
@@ -60,6 +60,17 @@ def test_holes_gaps_and_the_turn_of_the_date_are_told(tmp_path: Path) -> None:
     assert days[0].holes == ((T + 29 * S, T + 50 * S), (start, stop))
     assert days[0].covered_s == pytest.approx(86_399 - 21 - (stop - start) / 1e9)
     assert days[1].first_ns == T + DAY_NS
+
+
+def test_dates_in_between_that_nothing_holds_are_named(tmp_path: Path) -> None:
+    lake = Lake(tmp_path, "recorded")
+    write(lake, "a", book_lines(0, 5, 1))
+    for symbol, day in (("BTCUSDT", "2026-03-05"), ("ETHUSDT", "2026-02-27")):
+        path = Path(lake.archive(symbol, day))
+        at = day_start_ns(day)
+        with CaptureWriter(path) as writer:
+            writer.append(at, frame(f"orderbook.200.{symbol}", "snapshot", 1))
+    assert missing(coverage(lake, 200)) == [("BTCUSDT", "2026-03-02", "2026-03-04", 3)]
 
 
 def test_a_capture_is_read_again_only_when_it_has_grown(tmp_path: Path) -> None:
