@@ -308,7 +308,8 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         count=facts.minutes,
         least=5,
         accepted=(0.8, 1.2),
-        note="slope per minute against that minute's best quantities",
+        note="by minute, 1 s returns. Above one where depth falls as volatility rises: makers then "
+        "quote anew around a value that moves without flow, so slope falls faster than depth grows",
     ),
     Statistic(
         name="OFI of 10 s and the next 10 s",

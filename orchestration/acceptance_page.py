@@ -11,7 +11,7 @@ import html
 import io
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,20 @@ _GREYS: Final = ("#8c8c8c", "#c9803a", "#5b9a68", "#8a63a8")
 _MARKOUT_S: Final = (0.1, 0.5, 1, 2, 5, 10, 20, 30)
 _SIGNATURE_S: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
 
+_READING: Final = """\
+Values stand with their 95 % interval (jackknife over blocks of two hours; of recordings, of some forty
+seconds) and the number of observations. Accepted ranges come from what is known of markets in general,
+or span the recordings and a tenth more (depth half-lives and tail indices: three tenths), because one
+recorded day differs from the next by more than any such share. Distributions are compared by their
+Kolmogorov–Smirnov distance to the nearest recording; 0.1 is accepted, or the distance between the
+recordings. *In*: inside the range. *open*: outside, but the interval of the market or of a recording
+reaches over. *OUT*: outside for certain. *reported*: no range applies. *too short*: needs more time.
+
+Fills and markouts are those of hypothetical orders of one lot placed at the touch every second, which
+wait 30 s at the front or at the back of the queue; the back moves forward by prints only. Impact is the
+difference between two markets of one seed, with and without injected metaorders.
+"""
+
 _STYLE: Final = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; margin: 2rem auto; max-width: 78rem;
        padding: 0 1rem; }
@@ -44,19 +58,54 @@ img { width: 100%; } small { color: #666; } h1, h2 { font-weight: 600; }
 
 
 def write(checked: Checked, path: Path) -> None:
-    """Write the page."""
-    path.write_text(page(checked), encoding="utf-8")
+    """Write the page: HTML that holds its pictures, or, where the name ends in ``.md``, Markdown with
+    the pictures in files beside it."""
+    if path.suffix != ".md":
+        path.write_text(page(checked), encoding="utf-8")
+        return
+    images = {}
+    for symbol in checked.rows:
+        image = path.with_name(f"{path.stem}-{symbol.lower()}.png")
+        image.write_bytes(pictures(checked, symbol))
+        images[symbol] = image.name
+    path.write_text(markdown(checked, images), encoding="utf-8")
+
+
+def _summary(checked: Checked) -> str:
+    verdicts = ", ".join(f"{count} {name}" for name, count in sorted(checked.counted().items()))
+    seeds = ", ".join(map(str, checked.seeds))
+    return (
+        f"Profile {checked.profile}, seeds {seeds}, {checked.hours:g} h of each; synthetic and "
+        f"recorded books alike conflated to 100 ms. {verdicts}."
+    )
+
+
+def markdown(checked: Checked, images: Mapping[str, str]) -> str:
+    """The page as Markdown; ``images`` names the picture of each symbol."""
+    parts = ["# The synthetic market beside recordings", _summary(checked), _READING]
+    for symbol, rows in checked.rows.items():
+        names = ", ".join(each.label for each in checked.recorded[symbol]) or "none"
+        table = [HEAD, ("---",) * len(HEAD), *lines(rows)]
+        parts += [
+            f"## {symbol}",
+            f"![pictures of {symbol}]({images[symbol]})",
+            f"Recordings, in this order: {names}.",
+            "\n".join(
+                "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table
+            ),
+        ]
+    notes = {row.name: row.note for rows in checked.rows.values() for row in rows if row.note}
+    parts += ["## Notes", "\n".join(f"- *{name}*: {note}." for name, note in notes.items())]
+    return "\n\n".join(parts) + "\n"
 
 
 def page(checked: Checked) -> str:
     """The page as text."""
-    verdicts = ", ".join(f"{count} {name}" for name, count in sorted(checked.counted().items()))
-    seeds = ", ".join(map(str, checked.seeds))
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'>",
         f"<title>Synthetic market: {html.escape(checked.profile)}</title><style>{_STYLE}</style>",
         f"<h1>Synthetic market <q>{html.escape(checked.profile)}</q> beside recordings</h1>",
-        f"<p>Seeds {seeds}, {checked.hours:g} h of each; both conflated to 100 ms. {verdicts}.</p>",
+        f"<p>{html.escape(_summary(checked))}</p>",
     ]
     for symbol, rows in checked.rows.items():
         image = base64.b64encode(pictures(checked, symbol)).decode()

@@ -78,6 +78,17 @@ def test_the_page_holds_pictures_and_table_and_needs_nothing_else(
         assert html.escape(row.name) in text
 
 
+def test_the_page_in_markdown_names_its_pictures(checked: Checked, tmp_path: Path) -> None:
+    acceptance_page.write(checked, tmp_path / "check.md")
+    text = (tmp_path / "check.md").read_text(encoding="utf-8")
+    assert "(check-btcusdt.png)" in text
+    assert (tmp_path / "check-btcusdt.png").read_bytes().startswith(b"\x89PNG")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == len(checked.rows["BTCUSDT"]) + 2
+    columns = {line.replace("\\|", "").count("|") for line in rows}
+    assert columns == {len(acceptance.HEAD) + 1}
+
+
 def test_the_table_is_text_and_data(checked: Checked) -> None:
     rows = checked.rows["BTCUSDT"]
     text = table(acceptance.lines(rows), acceptance.HEAD)
