@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from market.bars import BarBuilder
+from market.bench_lake import day_taken_in, queries
 from market.bench_live import live
 from market.book import Book
 from market.capture import CaptureWriter, read_blocks
@@ -64,6 +65,11 @@ def measure(quick: bool, say: Say) -> Iterator[Measure]:
             write_frames(capture, profile("default"), _SEED, SYMBOLS, _DAY, 0, 400)
         spans = (1.0, 0.5, 5.0) if quick else (60.0, 60.0, 30.0)
         yield from live(data, capture, SYMBOLS, *spans)
+    with tempfile.TemporaryDirectory() as folder:
+        yield from day_taken_in(SYMBOLS, 60 if quick else 86_400, Path(folder), say)
+    with tempfile.TemporaryDirectory() as folder:
+        month = (2, 4000, 1) if quick else (30, 86_400, 21)
+        yield from queries(SYMBOLS, *month, Path(folder), say)
 
 
 def generated_rows(count: int) -> Events:
@@ -202,7 +208,7 @@ def frames(data: str, captures: Sequence[Path], repetitions: int) -> Iterator[Me
         def read() -> None:
             nonlocal found
             # the row of a frame without levels is no level
-            found = sum(np.count_nonzero(events["side"]) for events in _read(own))
+            found = sum(int(np.count_nonzero(events["side"])) for events in _read(own))
 
         def ours() -> float:
             return min(seconds(read) for _ in range(_OURS_A_TURN))

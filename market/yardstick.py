@@ -9,6 +9,7 @@ happened in one run.
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -70,6 +71,19 @@ def recorded() -> list[Path]:
     named = os.environ.get("L2_TEST_DATA")
     folder = Path(named) if named else _REPOSITORY.parent / "shared" / "data"
     return sorted(folder.glob("usdm-*.frames.zst"))
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held so far, in MB (1e6 bytes).
+
+    Linux counts in ``ru_maxrss`` what the parent held when it started this process; ``VmHWM`` begins
+    with the program.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts in bytes
 
 
 def peer_ready() -> bool:

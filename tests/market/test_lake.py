@@ -92,3 +92,20 @@ def test_an_absent_partition_says_how_to_make_it(lake: Lake) -> None:
 def test_views_carry_symbol_and_date_as_text(lake: Lake) -> None:
     found = lake.connect().sql("select symbol, date, count(*) from bars group by all").fetchall()
     assert found == [("BTCUSDT", "2026-03-02", 2)]
+
+
+def test_an_open_connection_sees_a_partition_that_was_replaced(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    for value in (1.0, 2.0):
+        rows = pa.table({"t_ns": pa.array([1, 2, 3]), "value": pa.array([value] * 3)})
+        lake.write("features", "BTCUSDT", "2026-01-05", rows)
+        if value == 1.0:
+            connection = lake.connect(["features"])
+        assert connection.sql("select sum(value) from features").fetchall() == [(3 * value,)]
+
+
+def test_a_day_of_seconds_is_stored_in_groups_of_two_hours(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    rows = pa.table({"t_ns": pa.array(range(86_400))})
+    lake.write("features", "BTCUSDT", "2026-01-05", rows)
+    assert lake.open("features", "BTCUSDT", "2026-01-05").num_row_groups == 12

@@ -4,6 +4,7 @@ benchmark itself judges, on a machine that has nothing else to do; tests never d
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from market.yardstick import Measure, Peer, PeerError, in_turn, peer_ready
 from orchestration.bench import AREAS, GOALS, BenchError, Goal, Row, _row, lines, run
 from orchestration.cli import main
 
-UNITS = {"M rows/s", "MB/s of JSON", "ms", "µs"}
+UNITS = {"M rows/s", "MB/s of JSON", "ms", "µs", "s", "MB", "times"}
 
 
 @pytest.fixture(scope="module")
-def market() -> dict[str, Any]:
-    return run("market", quick=True, say=lambda _: None)
+def market() -> Iterator[dict[str, Any]]:
+    """A quick run without the peer, which takes longer to compile than all else together."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("market.yardstick._PEER", Path("nowhere"))
+        yield run("market", quick=True, say=lambda _: None)
 
 
 def test_every_row_of_a_quick_run_is_whole(market: dict[str, Any]) -> None:
@@ -64,7 +68,16 @@ def few() -> Any:
     return bench.generated_rows(5_000)
 
 
-@pytest.mark.skipif(not peer_ready(), reason="the peer is not installed (make bench-peers)")
+@pytest.mark.peers
+def test_with_the_peer_its_figures_stand_beside_ours() -> None:
+    assert peer_ready(), "make bench-peers installs the peer"
+    rows = {row["name"]: row for row in run("market", quick=True, say=lambda _: None)["rows"]}
+    for name in ("book", "book and bars", "frames to events"):
+        found = rows[f"{name}, generated"]
+        assert found["ratio"] == pytest.approx(found["ours"] / found["peer"])
+
+
+@pytest.mark.peers
 def test_the_peers_book_is_ours_level_by_level(tmp_path: Path) -> None:
     rows = bench.book_rows(few())
     book = Book()
@@ -74,19 +87,25 @@ def test_the_peers_book_is_ours_level_by_level(tmp_path: Path) -> None:
         assert peer.ask("seconds") > 0
         (theirs,) = peer.ask("levels")
     bench.check_equal("few", book, theirs)
+
+
+@pytest.mark.peers
+def test_a_peer_that_dies_is_an_error_with_its_name(tmp_path: Path) -> None:
+    with (
+        Peer("hftbacktest_book.py", tmp_path / "missing.npz") as peer,
+        pytest.raises(PeerError, match=r"hftbacktest_book\.py ended with status 1"),
+    ):
+        peer.ask("seconds")
+
+
+def test_books_that_differ_are_an_error_that_counts_the_levels() -> None:
+    book = Book()
+    book.apply(bench.book_rows(few()))
+    theirs = [[1, *level] for level in book.bids()] + [[-1, *level] for level in book.asks()]
+    bench.check_equal("few", book, theirs)
     theirs[0][2] += 1
     with pytest.raises(PeerError, match="differ in 2 levels"):
         bench.check_equal("few", book, theirs)
-
-
-def test_a_peer_that_dies_is_an_error_with_its_name(tmp_path: Path) -> None:
-    if not peer_ready():
-        with pytest.raises(PeerError, match="make bench-peers"):
-            Peer("hftbacktest_book.py")
-        return
-    with Peer("hftbacktest_book.py", tmp_path / "missing.npz") as peer:  # noqa: SIM117
-        with pytest.raises(PeerError, match=r"hftbacktest_book\.py ended with status 1"):
-            peer.ask("seconds")
 
 
 def test_a_ratio_counts_above_one_where_ours_is_better() -> None:
