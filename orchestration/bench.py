@@ -216,6 +216,25 @@ def lines(result: dict[str, Any]) -> list[tuple[object, ...]]:
     ]
 
 
+def markdown(result: dict[str, Any]) -> str:
+    """The result as a section of docs/benchmarks.md: the table, and what each row is."""
+    peer = f", beside {result['peer']}" if result["peer"] else ", without the peer"
+    table = [HEAD, ("---",) * len(HEAD), *lines(result)]
+    return "\n".join(
+        [
+            f"## {result['area']}",
+            "",
+            f"{result['date']}, commit {result['commit']}, {result['cores']} cores of "
+            f"{result['processor']}, Python {result['python']}, load {result['load']:g} at the end"
+            f"{peer}; the run took {result['seconds']:.0f} s.",
+            "",
+            *("| " + " | ".join(str(cell) or " " for cell in row) + " |" for row in table),
+            "",
+            *(f"- **{row['name']}**: {row['how']}" for row in result["rows"]),
+        ]
+    )
+
+
 HEAD: Final = ("what", "ours", "peer", "ratio", "unit", "goal", "")
 
 

@@ -14,7 +14,18 @@ import pytest
 from market import bench
 from market.book import Book
 from market.yardstick import Measure, Peer, PeerError, in_turn, peer_ready
-from orchestration.bench import AREAS, GOALS, BenchError, Goal, Row, _row, lines, run
+from orchestration.bench import (
+    AREAS,
+    GOALS,
+    HEAD,
+    BenchError,
+    Goal,
+    Row,
+    _row,
+    lines,
+    markdown,
+    run,
+)
 from orchestration.cli import main
 
 UNITS = {"M rows/s", "MB/s of JSON", "ms", "µs", "s", "MB", "times"}
@@ -130,6 +141,16 @@ def test_the_table_for_people_names_what_was_missed() -> None:
     row = _row(measure, (Goal("ours", ">=", 31.0),))
     cells = lines({"rows": [{name: getattr(row, name) for name in Row.__struct_fields__}]})
     assert cells == [("a", "30", "–", "–", "M rows/s", "ours >= 31", "MISSED")]
+
+
+def test_the_page_has_a_line_of_the_table_and_one_of_meaning_per_row(
+    market: dict[str, Any],
+) -> None:
+    page = markdown(market).splitlines()
+    for row in market["rows"]:
+        (cells,) = (line for line in page if line.startswith(f"| {row['name']} |"))
+        assert cells.count("|") == len(HEAD) + 1
+        assert f"- **{row['name']}**: {row['how']}" in page
 
 
 def test_works_are_measured_in_turn_and_the_best_of_each_is_kept() -> None:
