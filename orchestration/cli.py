@@ -74,8 +74,25 @@ def parser() -> argparse.ArgumentParser:
     ingest = verb("ingest", verbs.ingest, "take captures into the lake: frames to events")
     ingest.add_argument("paths", nargs="+", metavar="PATH")
 
-    synth = verb("synth", verbs.synth, "write a capture of a synthetic market")
-    synth.add_argument("--day", metavar="YYYY-MM-DD", help="needed without --check")
+    synth = verb(
+        "synth", verbs.synth, "make days of a synthetic market, and what is planted in them"
+    )
+    synth.add_argument("--day", metavar="YYYY-MM-DD", help="needed without --check or --ic")
+    synth.add_argument("--to", dest="last", metavar="YYYY-MM-DD", help="last date (default: --day)")
+    synth.add_argument(
+        "--as",
+        dest="kind",
+        choices=["frames", "events", "bars"],
+        default="frames",
+        help="bars: in the reduced form, hundreds of days an hour",
+    )
+    synth.add_argument("--depths", metavar="N,M", help="further book topics of frames: 50, 1")
+    synth.add_argument(
+        "--ic",
+        type=int,
+        metavar="SEEDS",
+        help="measure the planted alpha's IC with the mid over seeds; write nothing",
+    )
     synth.add_argument("--start", type=int, default=0, metavar="S", help="seconds after midnight")
     synth.add_argument("--stop", type=int, default=86_400, metavar="S")
     judged = synth.add_argument_group("--check: what it shows, beside recordings")

@@ -125,30 +125,36 @@ def ingest(settings: Settings, options: argparse.Namespace) -> Result:
 
 
 def synth(settings: Settings, options: argparse.Namespace) -> Result:
-    from market.lake import Lake
-    from market.synthetic import profile, write_frames
-    from orchestration.console import say
+    import msgspec
+
+    from market.lake import days_between
+    from orchestration import synth as made
+    from orchestration.console import say, table
 
     if options.check:
         return _checked(settings, options)
+    if options.profile:
+        changed = msgspec.structs.replace(settings.synthetic, profile=options.profile)
+        settings = msgspec.structs.replace(settings, synthetic=changed)
+    if options.ic:
+        rows = made.recovered(settings, options.kind, options.ic, say)
+        if not options.json:
+            print(table(made.lines(rows), made.HEAD))
+        return {
+            "rows": [
+                {**msgspec.structs.asdict(row), "z": row.z, "agrees": row.agrees} for row in rows
+            ],
+            "failed": not all(row.agrees for row in rows),
+        }
     if not options.day:
         raise CommandError(
-            "say which day to make: --day YYYY-MM-DD, or --check to judge the market"
+            "say which day to make: --day YYYY-MM-DD; or --check or --ic to judge the market"
         )
     if settings.source != "synthetic":
         raise CommandError("a recorded lake takes no synthetic data; use --set source=synthetic")
-    lake = Lake(settings.root, settings.source)
-    path = write_frames(
-        lake,
-        profile(settings.synthetic.profile),
-        settings.synthetic.seed,
-        settings.market.symbols,
-        options.day,
-        options.start,
-        options.stop,
-    )
-    say(f"wrote {path}")
-    return {"capture": str(path)}
+    days = days_between(options.day, options.last or options.day)
+    depths = [int(depth) for depth in options.depths.split(",")] if options.depths else []
+    return made.write(settings, options.kind, days, (options.start, options.stop), depths, say)
 
 
 def _checked(settings: Settings, options: argparse.Namespace) -> Result:
