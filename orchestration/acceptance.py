@@ -32,8 +32,8 @@ Say = Callable[[str], None]
 SEEDS: Final = (101, 102)
 HOURS: Final = 24.0
 DAY: Final = "2026-03-01"
-#: Metaorders trade in the first hours of one seed's day: enough for some thirty of each size.
-METAORDER_HOURS: Final = 8.0
+#: Metaorders trade in the first hours of one seed's day: enough for two dozen of each size.
+METAORDER_HOURS: Final = 6.0
 
 
 class AcceptanceError(RuntimeError):
