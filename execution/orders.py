@@ -49,7 +49,7 @@ class Liquidity(StrEnum):
     TAKER = "taker"
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, gc=False):
     """Base of actions and events; tagged, so a journal can read them back."""
 
 

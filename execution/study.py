@@ -196,8 +196,7 @@ def drive(
         active = [task for task in active if task.end_ns is None]
         if not active or now >= until_ns:
             return
-        stops = (until_ns, (now // timer_ns + 1) * timer_ns, simulator.next_frame_ns())
-        simulator.advance(min(t for t in stops if t is not None), stop_at_outcome=True)
+        simulator.advance_to_news(min(until_ns, (now // timer_ns + 1) * timer_ns))
 
 
 class StudyReport(msgspec.Struct, kw_only=True):
