@@ -162,6 +162,16 @@ def test_a_file_reads_from_the_state_that_stood_before_its_first_frame(tmp_path:
     assert ticker["data"] == {"markPrice": "6", "x": "1"}
 
 
+def test_a_file_that_was_left_ends_with_the_time_of_the_one_after_it(tmp_path: Path) -> None:
+    """So a date's last file says itself whether the stream went on past midnight."""
+    lines = [(T, snapshot(7)), (T + HOUR + 5, delta(8)), (T + 2 * HOUR + 7, delta(9))]
+    files = recorded(tmp_path, Script(lines)).run()["files"]
+
+    last = [list(read_lines(path))[-1] for path in files]
+    assert last[:2] == [(T + HOUR + 5, b'{"l2":"turn"}'), (T + 2 * HOUR + 7, b'{"l2":"turn"}')]
+    assert last[2][1].startswith(b'{"l2":"disconnect"')
+
+
 def test_a_gap_or_a_crossed_book_is_asked_for_anew_once_and_again_after_a_while(
     tmp_path: Path,
 ) -> None:
