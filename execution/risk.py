@@ -8,10 +8,15 @@ unknown, may fill completely at once. An action is let through when all limits h
 
 So no order of arrival of fills, refusals or duplicates can carry a position past a limit: only the
 price can, and then what increases it is stopped. After a loss limit only what reduces goes through.
+
+What symbols share (the gross limit, leverage, requests a second) is dealt out to them in equal parts
+at every `mark`, so that what one may do never depends on what another did a moment ago: the same
+decisions come out whatever the order in which symbols are heard.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -36,6 +41,7 @@ from execution.orders import (
 )
 from execution.venue import View
 from market.instruments import Instrument
+from market.settings import Risk
 
 _BPS: Final = 1e4
 _SECOND_NS: Final = 1_000_000_000
@@ -64,28 +70,6 @@ class Denial(StrEnum):
     HALTED = "halted"
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The limits, in quote currency, bps and actions a second."""
-
-    order_usdt: float = 50_000.0
-    position_usdt: float = 200_000.0
-    gross_usdt: float = 300_000.0
-    leverage: float = 3.0
-    #: A limit price no further than this from the mid, on the dear side.
-    price_band_bps: float = 100.0
-    daily_loss_usdt: float = 5_000.0
-    drawdown_usdt: float = 15_000.0
-    #: Requests of any kind in a second; cancels are counted and never stopped.
-    actions_per_s: int = 10
-    #: The mid at least this far from the venue's liquidation price to increase a position.
-    liquidation_bps: float = 500.0
-
-    def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"risk limit {name} = {getattr(self, name)}: expected more than 0")
-
-
 class _Open(msgspec.Struct, kw_only=True):
     """An order that may still fill; what an amend under way asks for counts already."""
 
@@ -107,7 +91,7 @@ class Guard:
     def __init__(
         self,
         instruments: Mapping[str, Instrument],
-        limits: Limits,
+        limits: Risk,
         equity_usdt: float,
         positions: Mapping[str, int] | None = None,
     ) -> None:
@@ -121,9 +105,12 @@ class Guard:
         self._orders: dict[str, _Open] = {}
         self._seen: set[str] = set()
         self._executions: set[str] = set()
-        self._sent: deque[int] = deque()
+        self._sent: dict[str, deque[int]] = {symbol: deque() for symbol in instruments}
+        self._rate = max(1, limits.actions_per_s // max(1, len(instruments)))
+        self._room: dict[str, tuple[float, float]] = {}
         self._equity = self._peak = self._day_equity = equity_usdt
         self._day: int | None = None
+        self._deal()
 
     # -- what is known -------------------------------------------------------------------------
 
@@ -131,12 +118,36 @@ class Guard:
         """Signed position: the sum of executions heard of."""
         return self._positions[symbol]
 
-    def mark(self, now_ns: int, equity_usdt: float) -> None:
-        """The account's equity now; the first mark of a UTC day opens the day."""
+    def mark(self, now_ns: int, equity_usdt: float, mids_ticks: Mapping[str, float]) -> None:
+        """The account's equity and the mids now; the first mark of a UTC day opens the day.
+
+        What is not known is NaN: then the last that was stands.
+        """
+        self._mids |= {s: mid for s, mid in mids_ticks.items() if not math.isnan(mid)}
+        if math.isnan(equity_usdt):
+            equity_usdt = self._equity
         self._equity = equity_usdt
         self._peak = max(self._peak, equity_usdt)
         if self._day != now_ns // _DAY_NS:
             self._day, self._day_equity = now_ns // _DAY_NS, equity_usdt
+        self._deal()
+
+    def adopt(self, order: Submit, filled_lots: int) -> None:
+        """An order that an earlier process left open, or of unknown fate."""
+        self._commit(order)
+        self._orders[order.client_id].filled_lots = filled_lots
+        self._deal()
+
+    def _deal(self) -> None:
+        """To each symbol: what it may come to now, and an equal part of what is left."""
+        worst = {symbol: self._worst_usdt(symbol) for symbol in self._instruments}
+        total = sum(worst.values())
+        for symbol, value in worst.items():
+            gross, geared = (
+                value + max(0.0, limit - total) / len(worst)
+                for limit in (self.limits.gross_usdt, self.limits.leverage * self._equity)
+            )
+            self._room[symbol] = (gross, geared)
 
     def liquidation(self, symbol: str, price_ticks: float | None) -> None:
         """Liquidation price of the present position, None when there is none."""
@@ -187,11 +198,13 @@ class Guard:
 
     def allow(self, now_ns: int, action: Action, view: View | None) -> Denial | None:
         """None when the action may leave, and then it counts as sent; else why it may not."""
-        while self._sent and self._sent[0] <= now_ns - _SECOND_NS:
-            self._sent.popleft()
-        denial = self._judge(action, view)
+        symbol = self._symbol_of(action)
+        sent = self._sent.get(symbol, deque())
+        while sent and sent[0] <= now_ns - _SECOND_NS:
+            sent.popleft()
+        denial = self._judge(action, view, len(sent))
         if denial is None:
-            self._sent.append(now_ns)
+            sent.append(now_ns)
             self._commit(action)
         else:
             self.denials[denial] = self.denials.get(denial, 0) + 1
@@ -209,12 +222,12 @@ class Guard:
         elif isinstance(action, Amend) and action.qty_lots is not None:
             self._orders[action.client_id].asked_lots.append(action.qty_lots)
 
-    def _judge(self, action: Action, view: View | None) -> Denial | None:
+    def _judge(self, action: Action, view: View | None, sent: int) -> Denial | None:
         if isinstance(action, Cancel):
             return None if action.client_id in self._seen else Denial.UNKNOWN_ORDER
         if self.halted:
             return Denial.HALTED
-        if len(self._sent) >= self.limits.actions_per_s:
+        if sent >= self._rate:
             return Denial.RATE_LIMIT
         if isinstance(action, Submit):
             if action.client_id in self._seen:
@@ -283,19 +296,18 @@ class Guard:
             return Denial.ORDER_LIMIT
         if self._worst_lots(symbol, side, lots) * value > limits.position_usdt:
             return Denial.POSITION_LIMIT
-        gross = sum(
-            max(
-                self._worst_lots(name, 1, lots if (name, side) == (symbol, 1) else 0),
-                self._worst_lots(name, -1, lots if (name, side) == (symbol, -1) else 0),
-            )
-            * self._lot_usdt(name)
-            for name in self._instruments
-        )
-        if gross > limits.gross_usdt:
+        gross, geared = self._room[symbol]
+        if self._worst_usdt(symbol, side, lots) > gross:
             return Denial.GROSS_LIMIT
-        if gross > limits.leverage * self._equity:
+        if self._worst_usdt(symbol, side, lots) > geared:
             return Denial.LEVERAGE
         return None
+
+    def _symbol_of(self, action: Action) -> str:
+        if isinstance(action, Submit):
+            return action.symbol
+        order = self._orders.get(action.client_id)
+        return order.symbol if order is not None else ""
 
     def _open(self, symbol: str, side: int) -> int:
         return sum(
@@ -307,6 +319,11 @@ class Guard:
     def _worst_lots(self, symbol: str, side: int, more: int) -> int:
         """The largest position on one side that open orders and ``more`` lots could lead to."""
         return max(0, side * self._positions[symbol] + self._open(symbol, side) + more)
+
+    def _worst_usdt(self, symbol: str, side: int = 0, more: int = 0) -> float:
+        """Value of the larger of both sides' worst, with ``more`` lots on ``side``."""
+        worst = max(self._worst_lots(symbol, s, more if s == side else 0) for s in (1, -1))
+        return worst * self._lot_usdt(symbol)
 
     def _lot_usdt(self, symbol: str) -> float:
         """Value of a lot at the last mid seen; zero before one is, when nothing is held either."""

@@ -16,22 +16,32 @@ the number counting the journal's parents, and an order of it ``<parent>-<n>``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from execution.account import E8, Account, unit_e8, value_e8
 from execution.algorithms import start
-from execution.orders import Event, Filled, Liquidity, Submit
+from execution.orders import (
+    Action,
+    CancelRejected,
+    Event,
+    Filled,
+    Liquidity,
+    Rejected,
+    Submit,
+)
+from execution.risk import Guard
 from execution.study import MidRecorder
 from execution.tca import PARTS, parent_row, shortfall
+from execution.venue import View
 from execution.working import Parent, Working
 from live.journal import Ledger
 from live.paper import LiveVenue
 from market.events import Events
 from market.instruments import Instrument
-from market.settings import Execution
+from market.settings import Execution, Risk
 
 SECOND_NS: Final = 1_000_000_000
 
@@ -88,11 +98,15 @@ class Desk:
         journal: Ledger,
         instruments: Mapping[str, Instrument],
         settings: Execution,
+        risk: Risk,
         name: str,
         log: Any,
     ) -> None:
         self._venues, self._journal, self._name, self._log = venues, journal, name, log
         self._instruments, self._settings = instruments, settings
+        self.guard = Guard(instruments, risk, settings.capital_usdt, journal.positions)
+        for order in journal.open_orders():
+            self.guard.adopt(order.submit, order.filled_lots)
         self.account = Account(instruments)
         self.orders = self.fills = self.parents = 0
         self._maker_e8 = self._filled_e8 = 0
@@ -172,6 +186,10 @@ class Desk:
 
     # -- the market moves, the venue answers -----------------------------------------------------
 
+    def settled(self, events: Sequence[Event]) -> None:
+        """What a venue knows at once of orders that an earlier process left."""
+        self.guard.hear(self._journal.record(events))
+
     def on_events(self, symbol: str, events: Events) -> None:
         """Rows of the symbol that were just received: its mids are what costs are measured by."""
         self._recorders[symbol].push(events)
@@ -197,7 +215,7 @@ class Desk:
         if work.expected_bps is not None:
             view = msgspec.structs.replace(view, signal_bps=work.expected_bps)
         events, work.inbox = work.inbox, []
-        actions = work.algorithm.step(now_ns, view, events)
+        actions = self._allowed(work, now_ns, view, work.algorithm.step(now_ns, view, events))
         if actions:
             self._journal.intend(now_ns, parent.symbol, parent.id, actions)
             venue.send(actions)
@@ -205,7 +223,31 @@ class Desk:
         if work.algorithm.done:
             self._end(work, now_ns)
 
+    def _allowed(
+        self, work: Work, now_ns: int, view: View, actions: Sequence[Action]
+    ) -> list[Action]:
+        """The actions that pass every limit; the algorithm hears of the others as refused."""
+        passed = []
+        for action in actions:
+            denial = self.guard.allow(now_ns, action, view)
+            if denial is None:
+                passed.append(action)
+                continue
+            refusal = Rejected if isinstance(action, Submit) else CancelRejected
+            event = refusal(
+                client_id=action.client_id,
+                time_ns=now_ns,
+                venue_ns=now_ns,
+                reason=f"risk: {denial}",
+            )
+            work.inbox.append(event)
+            body, symbol = msgspec.json.encode(event), work.parent.symbol
+            self._journal.note("denied", now_ns, body, symbol, work.parent.id)
+            self._log.warning("denied", id=action.client_id, reason=str(denial))
+        return passed
+
     def _take(self, event: Event) -> None:
+        self.guard.hear([event])
         order = self._journal.orders.get(event.client_id)
         if order is None:
             self._log.error("answer to an order that the journal does not name", event=repr(event))
@@ -257,6 +299,10 @@ class Desk:
         """Measure the parents whose last markout is known, and forget the mids nobody asks for."""
         for recorder in self._recorders.values():
             recorder.mids.until_ns = now_ns  # without a sound book the last mid known stands
+        gross, fees, funding = self._money()
+        equity = self._settings.capital_usdt + gross - fees - funding
+        known = {symbol: mids.at(mids.until_ns) for symbol, mids in self.mids.items()}
+        self.guard.mark(now_ns, equity, known)
         while self._ended and now_ns > self._ended[0].end_ns + MARKOUT_NS:
             self._measure(self._ended.pop(0))
         for symbol, mids in self.mids.items():
@@ -317,15 +363,7 @@ class Desk:
             total, count = self._costs.get(name, (0.0, 0.0))
             return total / count if count else None
 
-        holdings = self.account.holdings
-        gross = fees = funding = 0.0
-        for symbol, holding in holdings.items():
-            mid = self.mids[symbol].at(self.mids[symbol].until_ns)
-            value = unit_e8(holding.instrument) * holding.position_lots * mid
-            open_profit = value - holding.cost_e8 if holding.position_lots else 0.0
-            gross += (holding.realised_e8 + open_profit) / E8
-            fees += holding.fees_e8 / E8
-            funding += holding.funding_e8 / E8
+        gross, fees, funding = self._money()
         return {
             "parents": self.parents,
             "orders": self.orders,
@@ -340,4 +378,19 @@ class Desk:
             "gross_pnl_usdt": gross,
             "net_pnl_usdt": gross - fees - funding,
             "positions": {s: self.position_lots(s) for s in self._instruments},
+            "denied": {str(denial): count for denial, count in self.guard.denials.items()},
         }
+
+    def _money(self) -> tuple[float, float, float]:
+        """Gross profit at the last mids, fees and funding paid so far (quote currency)."""
+        gross = fees = funding = 0.0
+        for symbol, holding in self.account.holdings.items():
+            open_profit = 0.0
+            if holding.position_lots:
+                mid = self.mids[symbol].at(self.mids[symbol].until_ns)
+                value = unit_e8(holding.instrument) * holding.position_lots * mid
+                open_profit = value - holding.cost_e8
+            gross += (holding.realised_e8 + open_profit) / E8
+            fees += holding.fees_e8 / E8
+            funding += holding.funding_e8 / E8
+        return gross, fees, funding

@@ -140,7 +140,7 @@ class Trader:
         self._venues, self._decided, self._turned = venues, decided, turned
         stale_after_s = settings.market.stale_after_s
         self.lanes = {symbol: Lane(found, stale_after_s) for symbol, found in instruments.items()}
-        self.desk = Desk(venues, journal, instruments, settings.execution, name, log)
+        self.desk = Desk(venues, journal, instruments, settings.execution, settings.risk, name, log)
         self._evaluator = FeatureEvaluator(settings.market.symbols)
         self._names = feature_names()
         self._columns = self._of_model()

@@ -155,7 +155,7 @@ class Worker:
         left = self._journal.open_orders()
         for symbol, venue in self._venues.items():
             mine = [order for order in left if order.submit.symbol == symbol]
-            self._journal.record(venue.settle(mine, first_ns))
+            self.trader.desk.settled(venue.settle(mine, first_ns))
         self._log.info("start", run=self.run_id, orders_settled=len(left), **about)
         history = join(self._lake, self._instruments, second_ns)
         if history is not None:

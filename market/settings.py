@@ -12,9 +12,10 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 
 class SettingsError(ValueError):
@@ -92,6 +93,29 @@ class Execution(Struct, frozen=True, kw_only=True):
     study_span_s: float = 86_400.0
 
 
+Positive = Annotated[float, Meta(gt=0)]
+
+
+class Risk(Struct, frozen=True, kw_only=True):
+    """Limits that no order passes, in quote currency unless they say otherwise."""
+
+    order_usdt: Positive = 50_000.0
+    #: Value of a symbol's position with all open orders of one side filled.
+    position_usdt: Positive = 200_000.0
+    #: The same over all symbols, and as a multiple of equity.
+    gross_usdt: Positive = 400_000.0
+    leverage: Positive = 3.0
+    #: A limit price is no further than this from the mid, on the dear side (bps).
+    price_band_bps: Positive = 100.0
+    #: Loss since midnight UTC, and since the highest equity, after which positions only shrink.
+    daily_loss_usdt: Positive = 5_000.0
+    drawdown_usdt: Positive = 15_000.0
+    #: Requests a second, shared equally by the symbols; cancels are never stopped.
+    actions_per_s: Annotated[int, Meta(gt=0)] = 20
+    #: A position nearer to its liquidation price than this is not increased (bps).
+    liquidation_bps: Positive = 500.0
+
+
 class Live(Struct, frozen=True, kw_only=True):
     venue: Literal["paper"] = "paper"
     #: How often the promoted alias is looked up by the resolver (seconds).
@@ -139,6 +163,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     market: Market = Market()
     model: Model = Model()
     execution: Execution = Execution()
+    risk: Risk = Risk()
     live: Live = Live()
     record: Record = Record()
     history: History = History()

@@ -21,23 +21,25 @@ from execution.orders import (
     Rejected,
     Submit,
 )
-from execution.risk import Denial, Guard, Limits
+from execution.risk import Denial, Guard
 from execution.venue import View
 from execution.working import SECOND_NS
+from market.settings import Risk, SettingsError, load
 from tests.execution.tape import INSTRUMENT, SYMBOL
 from tests.execution.test_algorithms import Chaos, fill, told, view
 
 OTHER = msgspec.structs.replace(INSTRUMENT, symbol="OTHER")
 #: A lot is worth 100.5 at the usual mid.
-LIMITS = Limits(
+MIDS = {SYMBOL: 100.5, "OTHER": 100.5}
+LIMITS = Risk(
     order_usdt=1_100,
     position_usdt=2_100,
-    gross_usdt=3_100,
+    gross_usdt=5_000,
     leverage=0.5,
     price_band_bps=200,
     daily_loss_usdt=50,
     drawdown_usdt=80,
-    actions_per_s=5,
+    actions_per_s=10,
     liquidation_bps=500,
 )
 
@@ -139,40 +141,51 @@ def test_an_amend_under_way_counts_at_its_larger_quantity() -> None:
     assert asked(ours, Amend(client_id="a", qty_lots=8), now=SECOND_NS) is Denial.BAD_QUANTITY
 
 
-def test_symbols_are_limited_together() -> None:
-    ours = guard({"OTHER": 20})
-    other = msgspec.structs.replace(order("o", lots=1), symbol="OTHER")
+def test_what_symbols_share_is_dealt_out_in_equal_parts() -> None:
+    """2,010 of 3,100 are held in another symbol: half of what is left is ours, five lots, and we
+    keep it whatever the other does before the next mark."""
+    ours = guard({"OTHER": 20}, position_usdt=1e9, gross_usdt=3_100)
+    ours.mark(0, 1e9, MIDS)
+    other = msgspec.structs.replace(order("o", lots=6), symbol="OTHER")
     assert asked(ours, other, msgspec.structs.replace(view(), symbol="OTHER")) is (
-        Denial.POSITION_LIMIT
+        Denial.GROSS_LIMIT
     )
-    assert asked(ours, order("a", lots=10)) is None
-    assert asked(ours, order("b", lots=5)) is Denial.GROSS_LIMIT
+    assert asked(ours, order("a", lots=6)) is Denial.GROSS_LIMIT
+    assert asked(ours, order("b", lots=5)) is None
+    five = msgspec.structs.replace(order("p", lots=5), symbol="OTHER")
+    assert asked(ours, five, msgspec.structs.replace(view(), symbol="OTHER")) is None
+
+
+def test_orders_that_an_earlier_process_left_open_count() -> None:
+    ours = guard()
+    ours.adopt(order("a", lots=20), filled_lots=5)
+    assert asked(ours, order("b", lots=6)) is Denial.POSITION_LIMIT
+    assert asked(ours, order("a", lots=1)) is Denial.DUPLICATE_ID
+    assert asked(ours, Cancel(client_id="a")) is None
 
 
 def test_leverage_follows_equity() -> None:
-    ours = guard()
-    ours.mark(0, 2_000.0 - 30.0)
     assert asked(guard(), order(lots=10)) is None
     poor = guard(daily_loss_usdt=1e9, drawdown_usdt=1e9)
-    poor.mark(0, 1_970.0)
+    poor.mark(0, 1_970.0, MIDS)
     assert asked(poor, order(lots=10)) is Denial.LEVERAGE
 
 
 def test_after_a_day_s_loss_only_what_reduces_goes_through_until_tomorrow() -> None:
     ours = guard({SYMBOL: 10}, drawdown_usdt=1_000)
-    ours.mark(0, 10_000.0)
-    ours.mark(1, 9_950.0)
+    ours.mark(0, 10_000.0, MIDS)
+    ours.mark(1, 9_950.0, MIDS)
     assert asked(ours, order("a", lots=1)) is Denial.DAILY_LOSS
     assert asked(ours, order("b", side=-1, lots=10, price=101, reduce_only=True)) is None
     tomorrow = 86_400 * SECOND_NS
-    ours.mark(tomorrow, 9_950.0)
+    ours.mark(tomorrow, 9_950.0, MIDS)
     assert asked(ours, order("c", lots=1), now=tomorrow) is None
 
 
 def test_a_drawdown_outlasts_the_day() -> None:
     ours = guard()
-    ours.mark(0, 10_040.0)
-    ours.mark(86_400 * SECOND_NS, 9_960.0)
+    ours.mark(0, 10_040.0, MIDS)
+    ours.mark(86_400 * SECOND_NS, 9_960.0, MIDS)
     assert asked(ours, order("a", lots=1)) is Denial.DRAWDOWN
 
 
@@ -219,8 +232,8 @@ def test_duplicates_and_strangers_change_nothing() -> None:
 
 
 def test_limits_have_to_be_positive() -> None:
-    with pytest.raises(ValueError, match="risk limit leverage = 0"):
-        Limits(leverage=0)
+    with pytest.raises(SettingsError, match=r"risk\.leverage"):
+        load(environ={}, overrides=["risk.leverage=0"])
 
 
 @settings(derandomize=True, max_examples=150, deadline=None)
