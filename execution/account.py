@@ -83,6 +83,10 @@ class Holding(msgspec.Struct, kw_only=True):
     realised_e8: int = 0
     fees_e8: int = 0
     funding_e8: int = 0
+    #: Fees of opening what is still held; part of ``fees_e8``.
+    open_fees_e8: int = 0
+    #: What closed positions brought after their fees, as the venue reports it when one is closed.
+    closed_e8: int = 0
     bought_lots: int = 0
     sold_lots: int = 0
     turnover_e8: int = 0
@@ -98,23 +102,34 @@ class Holding(msgspec.Struct, kw_only=True):
         """Profit of the position if it were closed at the mark without cost."""
         return value_e8(self.instrument, mark_ticks, self.position_lots) - self.cost_e8
 
-    def trade(self, signed_lots: int, price_ticks: int, fee: int) -> None:
-        """Book one execution of ``signed_lots`` (positive bought) at a price."""
+    def trade(self, signed_lots: int, price_ticks: int, fee: int) -> int:
+        """Book one execution of ``signed_lots`` (positive bought) at a price.
+
+        Returns what the part of a position that it closed has brought: its profit, less its share of
+        the fees of opening and the fee of closing. Fees that do not divide stay with what is held.
+        """
         value = value_e8(self.instrument, price_ticks, signed_lots)
-        held = self.position_lots
+        held, brought = self.position_lots, 0
         if held * signed_lots < 0:
             closed = -signed_lots if abs(signed_lots) <= abs(held) else held
             cost = self.cost_e8 * closed // held
             proceeds = value_e8(self.instrument, price_ticks, closed)
+            opening = self.open_fees_e8 * closed // held
+            closing = fee * abs(closed) // abs(signed_lots)
+            brought = proceeds - cost - opening - closing
             self.realised_e8 += proceeds - cost
             self.cost_e8 += value + proceeds - cost
+            self.open_fees_e8 += fee - opening - closing
+            self.closed_e8 += brought
         else:
             self.cost_e8 += value
+            self.open_fees_e8 += fee
         self.position_lots += signed_lots
         self.fees_e8 += fee
         self.turnover_e8 += abs(value)
         self.bought_lots += max(0, signed_lots)
         self.sold_lots += max(0, -signed_lots)
+        return brought
 
 
 class Account:

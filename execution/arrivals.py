@@ -90,7 +90,7 @@ def _say(
     clock = cells[ex.CLOCK]
     rate = 0.0
     if exchange.latency.kind == ACTIVITY:
-        rate = rate_at(exchange.reals[ex.MATCHED_ROWS], clock - cells[ex.ACTIVE_NS])
+        rate = rate_at(exchange.reals[ex.MATCHED_ROWS], clock - cells[ex.MATCHED_NS])
     due = clock + response_ns(exchange.latency, clock, rate)
     cells[ex.LAST_DUE] = max(due, cells[ex.LAST_DUE], cells[ex.NOW])
     row = exchange.outbox[cells[ex.OUTBOX_END]]

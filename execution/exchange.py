@@ -113,9 +113,8 @@ ORDER_NUMBER: Final = 3
 PRICE: Final = 4
 QTY: Final = 5
 LEAVES: Final = 6
-DETAIL: Final = (
-    7  #: code of a reason; of fills 1 for makers, 0 for takers; number of the acceptance
-)
+#: Code of a reason; 1 for fills as maker, 0 as taker; the number of an acceptance.
+DETAIL: Final = 7
 AHEAD: Final = 8
 EXECUTION: Final = 9
 OUTBOX_COLUMNS: Final = 10
@@ -132,17 +131,17 @@ LAST_DUE: Final = 7
 ACCEPTANCES: Final = 8
 OPEN_ORDERS: Final = 9
 NOW: Final = 10  #: our own clock: nothing is heard in its past
-ACTIVE_NS: Final = 11  #: when the count of matched rows stood as in ``reals``
+MATCHED_NS: Final = 11  #: when the count of matched rows stood as in ``reals``
+SEEN_NS: Final = 12  #: when the count of seen rows did
 # … and its rules.
-MODEL: Final = 12
-WHOLE: Final = 13
-WINDOW_LEVELS: Final = 14
-MIN_LOTS: Final = 15
-MIN_VALUE_E8: Final = 16
-UNIT_E8: Final = 17
-STALE_NS: Final = 18
-SHIFT_NS: Final = 19
-LATELY_NS: Final = 20  #: when the count of seen rows stood as in ``reals``
+MODEL: Final = 13
+WHOLE: Final = 14
+WINDOW_LEVELS: Final = 15
+MIN_LOTS: Final = 16
+MIN_VALUE_E8: Final = 17
+UNIT_E8: Final = 18
+STALE_NS: Final = 19
+SHIFT_NS: Final = 20
 CELLS_SIZE: Final = 21
 #: Places in ``reals``.
 POWER: Final = 0

@@ -141,7 +141,7 @@ def match(
                     break
                 rows_ns = happened
                 if active:
-                    _count_row(exchange.reals, ex.MATCHED_ROWS, cells, ex.ACTIVE_NS, happened)
+                    _count_row(exchange.reals, ex.MATCHED_ROWS, cells, ex.MATCHED_NS, happened)
                 filled = _match_row(exchange, event)
             n += 1
         if filled > 0:
@@ -174,7 +174,7 @@ def see(
     while n < len(rows) and rows[n].receive_ns <= until_ns:
         apply(local, rows[n])
         if active and rows[n].kind <= _TRADE:
-            _count_row(exchange.reals, ex.SEEN_ROWS, cells, ex.LATELY_NS, rows[n].receive_ns)
+            _count_row(exchange.reals, ex.SEEN_ROWS, cells, ex.SEEN_NS, rows[n].receive_ns)
         n += 1
     clock[SEEN] = n
     if n == len(rows) and more:

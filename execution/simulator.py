@@ -308,7 +308,7 @@ class Simulator:
         if self._constant:
             way = self._latency.entry_ns
         else:
-            rate = travel.rate_at(lane.exchange.reals[ex.SEEN_ROWS], now - lane.cells[ex.LATELY_NS])
+            rate = travel.rate_at(lane.exchange.reals[ex.SEEN_ROWS], now - lane.cells[ex.SEEN_NS])
             way = travel.entry_ns(self._latency, now, rate)
         if way < 0:
             submits = request == ex.SUBMIT

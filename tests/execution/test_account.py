@@ -86,6 +86,23 @@ def test_a_turn_through_zero_opens_at_the_new_price() -> None:
     assert holding.realised_e8 == 10 * 1_000 * unit_e8(BTC)
 
 
+def test_a_closed_position_brings_what_the_venue_reported() -> None:
+    account = Account(BUILT_IN)
+    opening, closing = 16_886_820, 16_889_940
+    account.apply(filled(1, "BTCUSDT", 1, 10, 281_447, opening))
+    account.apply(filled(2, "BTCUSDT", -1, 10, 281_499, closing))
+    assert account.holdings["BTCUSDT"].closed_e8 == -28_576_760
+
+
+def test_fees_of_opening_are_shared_by_what_is_closed() -> None:
+    holding = Account(BUILT_IN).holdings["BTCUSDT"]
+    holding.trade(10, 600_000, 100)
+    assert holding.trade(-4, 600_000, 7) == -(40 + 7)
+    # Through zero: six close with six ninths of the fee, three open with the rest.
+    assert holding.trade(-9, 600_000, 18) == -(60 + 12)
+    assert holding.open_fees_e8 == 6
+
+
 def test_an_execution_told_twice_counts_once() -> None:
     account = Account(BUILT_IN)
     fill = filled(1, "BTCUSDT", 1, 10, 600_000, 5)
@@ -123,7 +140,8 @@ def test_nothing_appears_and_nothing_vanishes(
 ) -> None:
     """At every instant, to the last unit: equity is the opening balance, minus what was paid for the
     fills, their fees and the funding, plus what the position is worth at the mark. The position is
-    the signed sum of the fills, and it costs something only while it exists."""
+    the signed sum of the fills, and it costs something only while it exists. What was closed has
+    brought the profit that was realised less all fees but those of opening what is held."""
     account = Account(BUILT_IN, opening_e8=12_345)
     mark = dict(zip(("BTCUSDT", "ETHUSDT"), marks, strict=True))
     cash = 12_345
@@ -139,8 +157,9 @@ def test_nothing_appears_and_nothing_vanishes(
         for s, holding in account.holdings.items():
             assert holding.position_lots == held[s]
             assert holding.bought_lots - holding.sold_lots == held[s]
+            assert holding.closed_e8 == holding.realised_e8 - holding.fees_e8 + holding.open_fees_e8
             if not held[s]:
-                assert holding.cost_e8 == 0
+                assert holding.cost_e8 == holding.open_fees_e8 == 0
 
 
 @settings(derandomize=True, max_examples=100)
