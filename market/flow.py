@@ -88,8 +88,7 @@ NEXT_KIND: Final = 4
 DRAWN_NS: Final = 5  #: up to when arrivals are drawn
 RPI_LOTS: Final = 6  #: a print against hidden retail liquidity that is due, with its side
 RPI_SIDE: Final = 7
-QUOTES: Final = 8  #: times the makers quoted anew
-_COUNTS: Final = 9
+_COUNTS: Final = 8
 
 # Places in `Crowd.sight`: what the makers made of their last look.
 SEEN: Final = 0  #: the price they see, ticks
@@ -280,7 +279,6 @@ def _post(
 def quote(engine: EngineState, law: Law, crowd: Crowd, bid: int, ask: int, sweep: float) -> None:
     """The makers quote a new touch. ``sweep`` > 0: takers first take that share of what stands there."""
     number = crowd.counts[LOOKS] << 20
-    crowd.counts[QUOTES] += 1
     for side in (1, -1):
         new = bid if side > 0 else ask
         row = bk.row_of(side)

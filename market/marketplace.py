@@ -17,6 +17,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from datetime import date
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -46,6 +47,12 @@ def built_in(symbol: str) -> Instrument:
     if symbol not in BUILT_IN:
         raise ProfileError(f"{symbol}: no built-in instrument; known are {', '.join(BUILT_IN)}")
     return BUILT_IN[symbol]
+
+
+@lru_cache(maxsize=2)
+def _hidden(profile: Profile, seed: int, symbol: str, day: str) -> latent.Drivers:
+    """The hidden day, kept: markets that are compared share it."""
+    return latent.drivers(profile, seed, symbol, day)
 
 
 def first_update(day: str) -> int:
@@ -104,7 +111,7 @@ class Market:
         self.instrument = instrument or built_in(symbol)
         self.midnight_ns = day_start_ns(day)
         self.entry_ns, self.response_ns = entry_ns, response_ns
-        self.hidden = latent.drivers(profile, seed, symbol, day)
+        self.hidden = _hidden(profile, seed, symbol, day)
         self._engine = MatchingEngine(_POOL)
         self._law = law(profile, listing, self.instrument)
         self._arriving = arriving(profile, listing)

@@ -33,11 +33,11 @@ def after(market: Market, seconds: float) -> Events:
 #   the published book is the venue's, 200 levels of it, once a frame has come after the last change.
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_nothing_is_lost_and_the_book_is_never_crossed(seed: int) -> None:
     market, rng = running(seed, 10), np.random.default_rng(seed)
     handles = [0]
-    for _ in range(400):
+    for _ in range(300):
         bid, ask = market.best(1), market.best(-1)
         assert bid is not None
         assert ask is not None
@@ -106,7 +106,7 @@ def test_an_order_that_does_nothing_leaves_the_market_as_it_was() -> None:
 def test_an_order_that_takes_moves_the_market_and_it_comes_back() -> None:
     """The same market with and without one large buy: up at once, and most of it gone in minutes."""
     moved = []
-    for seed in range(8):
+    for seed in range(5):
         plain, ours = running(seed), running(seed)
         ours.take(1, 60_000)
         path = []
@@ -140,7 +140,7 @@ def test_latency_lies_between_a_request_its_arrival_and_its_answer() -> None:
 
 def test_an_order_at_the_touch_waits_its_turn_and_is_filled_by_takers() -> None:
     filled = 0
-    for seed in range(4):
+    for seed in range(2):
         market = running(seed)
         for _ in range(60):
             touch = market.best(1)
@@ -159,7 +159,7 @@ def test_an_order_at_the_touch_waits_its_turn_and_is_filled_by_takers() -> None:
             if ahead is not None and sum(e.lots for e in fills) < 7:
                 assert last[0].left == 7 - sum(e.lots for e in fills)
             filled += sum(e.lots for e in fills) == 7
-    assert filled > 20
+    assert filled > 10
 
 
 def test_the_background_owns_no_orders_of_ours() -> None:
@@ -196,11 +196,11 @@ def test_takers_without_information_pay_and_random_makers_gain_nothing() -> None
     """Round trips at market lose what crossing and impact cost; quotes at random times do not gain."""
     quiet = altered(profile("null"), jump_share=0.0)
     taken, made = [], []
-    for seed in range(6):
+    for seed in range(3):
         market = Market(quiet, seed, "BTCUSDT", DAY)
         after(market, 60)
         rng = np.random.default_rng(seed)
-        for _ in range(100):
+        for _ in range(120):
             side = int(rng.choice([1, -1]))
             before = sum(market.best(s) or 0 for s in (1, -1)) / 2
             handle = market.take(side, 500)
