@@ -212,6 +212,9 @@ class Silent:
     def info(self, *_: object, **__: object) -> None:
         """What a worker would say while it runs."""
 
+    def warning(self, *_: object, **__: object) -> None:
+        """What is counted in the figures: orders that a limit denied."""
+
     def error(self, event: str, **about: object) -> None:
         self.errors.append(f"{event}: {', '.join(f'{k} {v}' for k, v in about.items())}")
 
