@@ -147,17 +147,19 @@ def _drift(lake: Lake, symbol: str, day: str) -> float:
     """The largest distance of a steady feature's median from the week's, in its quartile ranges."""
     week = [(date.fromisoformat(day) - timedelta(days=n)).isoformat() for n in range(1, 8)]
     paths = [
-        lake.path("features", symbol, one) for one in week if lake.exists("features", symbol, one)
+        lake.path("features", symbol, one) for one in week if lake.stands("features", symbol, one)
     ]
-    paths = [path for path in paths if set(STEADY) <= set(_columns(path))]
-    here = lake.path("features", symbol, day)
-    if len(paths) < WEEK_AT_LEAST or not set(STEADY) <= set(_columns(here)):
+    if len(paths) < WEEK_AT_LEAST:
         return float("nan")
     quartiles = ", ".join(f"quantile_cont({name}, [0.25, 0.5, 0.75])" for name in STEADY)
-    sql = f"select {quartiles} from read_parquet($path) where warm"
+    # A row of every quarter of a minute says as much about quartiles.
+    rows = "from read_parquet($path) where warm and t_ns // 1000000000 % 15 = 0"
+    sql = f"select {quartiles} {rows}"
     shifts = [
         abs(now[1] - before[1]) / (before[2] - before[0])
-        for now, before in zip(_query(sql, here), _query(sql, paths), strict=True)
+        for now, before in zip(
+            _query(sql, lake.path("features", symbol, day)), _query(sql, paths), strict=True
+        )
         if now is not None and before is not None and before[2] > before[0]
     ]
     return max(shifts, default=float("nan"))
