@@ -224,3 +224,26 @@ def test_takers_without_information_pay_and_random_makers_gain_nothing() -> None
     error = gains.std() / np.sqrt(len(gains))
     assert len(gains) > 100
     assert gains.mean() < 2 * error
+
+
+def test_the_mid_tells_of_the_alpha_what_the_efficient_price_does() -> None:
+    """Quoting, impact and takers add noise to the mid, and neither hide the alpha nor tell it early.
+
+    Both information coefficients are of one path, so their difference is far more certain than they
+    are; what the planted alpha's own is, closed forms say (`market.planted`).
+    """
+    market = Market(profile("demo"), 11, "BTCUSDT", DAY)
+    seconds = 2 * 3600
+    mids = np.empty(seconds + 1)
+    for second in range(seconds + 1):
+        market.advance(market.midnight_ns + max(1, second * SECOND))
+        mids[second] = sum(market.best(side) or 0 for side in (1, -1)) / 2
+    mid = np.log(mids * market.instrument.tick_size)
+    efficient = market.hidden.log_price[::10][: seconds + 1]
+    alpha = market.hidden.alpha[::10][: seconds + 1]
+    for horizon in (10, 60, 300):
+        moves = [path[horizon:] - path[:-horizon] for path in (mid, efficient)]
+        of_mid, of_price = (np.corrcoef(alpha[:-horizon], move)[0, 1] for move in moves)
+        assert abs(of_mid - of_price) < 0.04
+        assert of_mid > 0.1
+        assert moves[0].var() / moves[1].var() == pytest.approx(1, abs=0.2)
