@@ -67,22 +67,27 @@ def map_processes(
 
 
 def bars_of(root: str, settings: Settings, symbol: str, day: str) -> int:
-    """Make one bars partition from its events, or straight from the synthetic market.
+    """Make one bars partition from its events, or straight from the synthetic market: in the reduced
+    form where one is fitted to its book and flow, else by way of the engine's events.
 
     One that stands, made by this code from these inputs, is left as it is: it would be the same.
     """
+    from market import reduced, synthetic
     from market.bars import make_bars
-    from market.synthetic import fingerprint, profile, write_bars
 
     lake = Lake(root, settings.source)
     if lake.exists("events", symbol, day):
         if lake.stands("bars", symbol, day, lake.fingerprint("events", symbol, day)):
             return lake.rows("bars", symbol, day)
         return make_bars(lake, symbol, day, settings)
-    law, seed = profile(settings.synthetic.profile), settings.synthetic.seed
-    if lake.stands("bars", symbol, day, fingerprint(law, seed, symbol, day)):
+    market, seed = synthetic.profile(settings.synthetic.profile), settings.synthetic.seed
+    if reduced.fitted(market, symbol):
+        if lake.stands("bars", symbol, day, reduced.fingerprint(market, seed, symbol, day)):
+            return lake.rows("bars", symbol, day)
+        return reduced.write_bars(lake, market, seed, symbol, day)
+    if lake.stands("bars", symbol, day, synthetic.fingerprint(market, seed, symbol, day)):
         return lake.rows("bars", symbol, day)
-    return write_bars(lake, law, seed, symbol, day, settings)
+    return synthetic.write_bars(lake, market, seed, symbol, day, settings)
 
 
 @dg.asset(

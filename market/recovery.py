@@ -115,5 +115,5 @@ def pooled(
         influence = influence - 0.5 * found * (own[:, 0] / alpha + own[:, 1] / move)
         error = math.sqrt(len(own) / (len(own) - 1) * float(influence @ influence))
         planted = closed_form_ic(profile, horizon_s, DELAY_S)
-        rows.append(Recovered(horizon_s, planted, found, error, len(own)))
+        rows.append(Recovered(horizon_s, planted, float(found), error, len(own)))
     return rows

@@ -226,7 +226,8 @@ def draw(law: Law, given: Floats, rng: np.random.Generator) -> Floats:
     shocks = rng.standard_normal((_LEAD_IN + len(given), len(NAMES)))
     scaled = (given - law.inputs[0]) / law.inputs[1]
     scaled = np.concatenate([np.repeat(scaled[:1], _LEAD_IN, axis=0), scaled])
-    scores = _scores(scaled, shocks, law.weights, law.errors, np.array(_KEEP))[_LEAD_IN:]
+    errors = np.ascontiguousarray(law.errors.T)
+    scores = _scores(scaled, shocks, law.weights, errors, np.array(_KEEP))[_LEAD_IN:]
     parts: Floats = _mapped(scores, law.scores, law.values)
     return parts
 
@@ -239,18 +240,20 @@ def _scores(given: Floats, shocks: Floats, weights: Floats, errors: Floats, keep
     before = np.zeros(k)
     means = np.zeros((len(keep), k))
     e = given.shape[1]
+    state = np.zeros(e + (1 + len(keep)) * k)
     for t in range(n):
         row = out[t]
         row[:] = 0.0
-        for i in range(e):
-            row += given[t, i] * weights[i]
-        for i in range(k):
-            row += before[i] * weights[e + i]
+        state[:e] = given[t]
+        state[e : e + k] = before
         for m in range(len(keep)):
-            for i in range(k):
-                row += means[m, i] * weights[e + (m + 1) * k + i]
+            state[e + (m + 1) * k : e + (m + 2) * k] = means[m]
+        for i in range(len(state)):
+            for j in range(k):
+                row[j] += state[i] * weights[i, j]
         for i in range(k):
-            row[i:] += shocks[t, i] * errors[i:, i]
+            for j in range(i, k):
+                row[j] += shocks[t, i] * errors[i, j]
         for i in range(k):
             row[i] = min(max(row[i], -_LARGEST_SCORE), _LARGEST_SCORE)
             before[i] = row[i]
