@@ -3,7 +3,8 @@
 A run of the worker leaves its capture (`ROOT/live/frames/date=DATE/RUN.frames.zst`), the bars that it
 began with (`ROOT/live/history/RUN.parquet`, where it joined the lake's history) and its decisions, each
 with the vector it was made from. From the first two, and nothing else, this makes the bars of a date
-in one piece and the features by the batch's SQL, and compares every value:
+in one piece and the features by the batch's SQL, and compares every value; and from the logged vector
+and the bundle that it names, the expectation:
 
     |live − batch| <= 1e-9 max(1, |live|), NULL where the other is NULL, the same bars, as warm
 
@@ -33,6 +34,7 @@ from market.instruments import Instrument, leader
 from market.lake import DAY_NS, Lake, day_start_ns, previous_day
 from market.settings import Settings
 from market.survey import instruments_of
+from models_registry.manifest import MANIFEST_FILE, Bundle, BundleError, sha256
 
 TOLERANCE: Final = 1e-9
 #: Differences that are told in full; all are counted.
@@ -44,6 +46,8 @@ _OF_BAR: Final = {"mid": "mid_close", "spread_bps": "spread_bps"}
 
 Key = tuple[str, str]
 Floats = npt.NDArray[np.float64]
+#: Times, live values, batch values.
+Apart = tuple[npt.NDArray[np.int64], Floats, Floats]
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +112,11 @@ def judge(lake: Lake, settings: Settings, keys: Iterable[Key]) -> SkewReport:
         for symbol, rows in mine.items():
             decisions += len(rows)
             off = _compared(rows, batch[symbol])
-            values += len(rows) * (len(off) + 1)
+            try:
+                off |= _expected(lake.base, rows)
+            except BundleError as error:
+                unfounded.append(f"{run} {day}: {error}")
+            values += len(rows) * len(off)
             for name, (times, live, other) in off.items():
                 if len(times):
                     by_name[name] = by_name.get(name, 0) + len(times)
@@ -223,9 +231,7 @@ def _bars(
 # -- the comparison ------------------------------------------------------------------------------
 
 
-def _compared(
-    rows: pa.Table, batch: pa.Table
-) -> dict[str, tuple[npt.NDArray[np.int64], Floats, Floats]]:
+def _compared(rows: pa.Table, batch: pa.Table) -> dict[str, Apart]:
     """Name -> (times, live values, batch values) where the two differ, over all that is compared."""
     t_ns, other_ns = rows["t_ns"].to_numpy(), batch["t_ns"].to_numpy()
     place = np.searchsorted(other_ns, t_ns)
@@ -239,10 +245,45 @@ def _compared(
         other = np.full(len(t_ns), np.nan)
         if len(other_ns):
             other = np.where(there, _floats(batch, theirs)[place], np.nan)
-        off = np.isnan(live) != np.isnan(other)
-        off |= np.abs(live - other) > TOLERANCE * np.maximum(1.0, np.abs(live))
-        found[name] = (t_ns[off], live[off], other[off])
+        found[name] = _apart(t_ns, live, other)
     return found
+
+
+def _expected(root: str, rows: pa.Table) -> dict[str, Apart]:
+    """The same for the expectations, by the bundles that the decisions name.
+
+    BundleError when one is not kept any more.
+    """
+    shas = np.array(rows["bundle_sha"].to_pylist())
+    sound = (_floats(rows, "warm") == 1) & ~np.isnan(_floats(rows, "mid"))
+    made = {name: np.full(len(rows), np.nan) for name in ("expected_bps", "raw_bps")}
+    for sha in sorted(set(shas.tolist())):
+        bundle = _bundle(root, sha)
+        mine = np.flatnonzero(sound & (shas == sha))
+        names = bundle.manifest.features
+        vectors = np.column_stack([_floats(rows, name)[mine] for name in names])
+        if len(mine):
+            found = bundle.predict_many(vectors)
+            made["expected_bps"][mine] = found.expected_bps
+            made["raw_bps"][mine] = found.raw_bps
+    t_ns = rows["t_ns"].to_numpy()
+    return {name: _apart(t_ns, _floats(rows, name), other) for name, other in made.items()}
+
+
+def _bundle(root: str, sha: str) -> Bundle:
+    for path in sorted(Path(root).glob(f"bundles/*/*/{MANIFEST_FILE}")):
+        if sha256(path.read_bytes()) == sha:
+            return Bundle.load(path.parent, sha)
+    raise BundleError(
+        f"{root}/bundles: the bundle {sha[:12]} that decided is gone; keep bundles until their dates "
+        "were checked"
+    )
+
+
+def _apart(t_ns: npt.NDArray[np.int64], live: Floats, other: Floats) -> Apart:
+    off = np.isnan(live) != np.isnan(other)
+    off |= np.abs(live - other) > TOLERANCE * np.maximum(1.0, np.abs(live))
+    return t_ns[off], live[off], other[off]
 
 
 def _floats(rows: pa.Table, name: str) -> Floats:

@@ -113,6 +113,22 @@ def test_one_altered_value_fails_and_is_named(root: Path) -> None:
     assert "tfi_60: live" in said(report)
 
 
+def test_an_expectation_that_does_not_follow_from_its_vector_fails(root: Path) -> None:
+    lake, key = Lake(root), ("BTCUSDT", DAY)
+    rows = lake.read("decisions", *key)
+    values = rows["expected_bps"].to_numpy().copy()
+    values[3] += 1e-3
+    altered = rows.set_column(
+        rows.column_names.index("expected_bps"), "expected_bps", pa.array(values, from_pandas=True)
+    )
+    lake.write("decisions", *key, altered.replace_schema_metadata())
+    report = judge(lake, live_settings(root), [key])
+    assert report.by_name == {"expected_bps": 1}
+    assert report.told[0].batch == pytest.approx(values[3] - 1e-3)
+    shutil.rmtree(root / "bundles")
+    assert "the bundle" in said(judge(lake, live_settings(root), [key]))
+
+
 def alter_one_quantity(root: Path, after_ns: int) -> int:
     """Change one level's quantity in the own capture of ``DAY``; the time of its frame."""
     (capture,) = (root / "live" / "frames" / f"date={DAY}").iterdir()
