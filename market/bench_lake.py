@@ -143,8 +143,7 @@ def queries(
             f"select symbol, t_ns, {', '.join(names)} from features where {hour}"
         ),
         "aggregate of one feature over all days": (
-            f"select symbol, count({names[0]}), avg({names[0]}), stddev_pop({names[0]}), "
-            f"min({names[0]}), max({names[0]}) from features group by symbol"
+            f"select symbol, avg({names[0]}), stddev_pop({names[0]}) from features group by symbol"
         ),
     }
     connection = lake.connect(["features"])

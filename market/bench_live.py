@@ -25,12 +25,10 @@ from market.instruments import Instrument
 from market.second import SECOND_NS
 from market.settings import Settings
 from market.survey import instruments_of
-from market.yardstick import Measure
+from market.yardstick import Measure, real_time
 
 Frame = tuple[int, bytes]
 
-#: The path sleeps until this long before a frame is due, and looks at the clock from there on.
-_WATCH_NS: Final = 1_000_000
 _MOST_AT_ONCE: Final = 4096
 _GAP: Final = list(COLUMNS).index("gap")
 
@@ -133,9 +131,13 @@ def live(
         while stop < len(lines) and lines[stop][0] < start + until_s * SECOND_NS:
             stop += 1
         if stop > at:
-            yield from _percentiles(data, pace, *_replayed(path.take, lines[at:stop], speed))
+            with real_time() as priority:
+                found = _replayed(path.take, lines[at:stop], speed)
+            yield from _percentiles(f"{data}, {priority}", pace, *found)
         at = stop
-    yield _evaluator_alone(data, history, start)
+    with real_time() as priority:
+        alone = _evaluator_alone(f"{data}, {priority}", history, start)
+    yield alone
     yield _stalls(min(5.0, paced_s))
 
 
@@ -153,7 +155,7 @@ def _stalls(span_s: float) -> Measure:
         ours=longest / 1e6,
         unit="ms",
         better="less",
-        how=f"an empty loop that looks at the clock for {span_s:g} s; not ours to improve",
+        how=f"an empty loop at normal priority looks at the clock for {span_s:g} s; not ours to improve",
     )
 
 
@@ -177,14 +179,13 @@ def _replayed(
     closing = np.zeros(len(lines), np.bool_)
     received = np.maximum.accumulate(np.array([receive_ns for receive_ns, _ in lines]))
     clock = time.perf_counter_ns
-    anchor = clock() + _WATCH_NS
+    anchor = clock() + SECOND_NS // 1000
     due_ns = anchor + ((received - received[0]) / speed).astype(np.int64)
     due: list[int] = due_ns.tolist()
     at = 0
     while at < len(lines):
         while (ahead := due[at] - clock()) > 0:
-            if ahead > _WATCH_NS:
-                time.sleep((ahead - _WATCH_NS) / 1e9)
+            time.sleep(ahead / 1e9)  # as a worker sleeps until its socket has something
         stop = bisect_right(due, clock(), at + 1, min(len(lines), at + _MOST_AT_ONCE))
         closing[at:stop] = take(lines[at:stop]) > 0
         latencies[at:stop] = clock() - due_ns[at:stop]

@@ -12,7 +12,8 @@ import os
 import resource
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -71,6 +72,24 @@ def recorded() -> list[Path]:
     named = os.environ.get("L2_TEST_DATA")
     folder = Path(named) if named else _REPOSITORY.parent / "shared" / "data"
     return sorted(folder.glob("usdm-*.frames.zst"))
+
+
+@contextmanager
+def real_time() -> Iterator[str]:
+    """Real-time priority for a latency that must not count what other programs take; says which.
+
+    Normal priority where the system does not grant it. Not for work that keeps a core busy for as
+    long as a second: the kernel would take the core away for a while.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except (AttributeError, OSError):
+        yield "normal priority"
+        return
+    try:
+        yield "real-time priority"
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def peak_mb() -> float:

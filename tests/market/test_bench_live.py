@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from market.capture import read_lines
 from market.instruments import BUILT_IN
 from market.settings import Settings
 from market.synthetic import profile, write_frames
-from market.yardstick import peak_mb
+from market.yardstick import peak_mb, real_time
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
@@ -79,8 +80,16 @@ def test_peak_memory_is_this_programs_own_and_not_its_parents() -> None:
     held = np.ones(60_000_000)
     ours = peak_mb()
     assert ours > held.nbytes / 1e6
-    command = "from market.yardstick import peak_mb; print(peak_mb())"
+    command = "from market.yardstick import peak_mb, real_time; print(peak_mb())"
     child = subprocess.run(
         [sys.executable, "-c", command], stdout=subprocess.PIPE, text=True, check=True
     )
     assert 1 < float(child.stdout) < held.nbytes / 1e6
+
+
+def test_real_time_priority_ends_with_its_block() -> None:
+    before = os.sched_getscheduler(0)
+    with real_time() as priority:
+        inside = os.sched_getscheduler(0)
+    assert (inside == os.SCHED_FIFO) == (priority == "real-time priority")
+    assert os.sched_getscheduler(0) == before
