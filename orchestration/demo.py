@@ -1,6 +1,6 @@
 """The whole path on a synthetic market whose alpha is known, from nothing to live paper fills.
 
-    days 1 to n-1   straight as bars from the generator
+    days 1 to n-1   as bars, in the reduced form of the market
     day n           as a capture of frames, through ingest
     day n+1         its first minutes, fresh: the live worker replays them
 
@@ -138,7 +138,11 @@ def _market(lake: Lake, settings: Settings, first: str, last: str, fresh: str) -
             for day in days_between(first, previous_day(last))
             for symbol in settings.market.symbols
         ),
-        *((add_truth, (settings, symbol, last)) for symbol in settings.market.symbols),
+        *(
+            (add_truth, (settings, symbol, day))
+            for day in days_between(first, last)
+            for symbol in settings.market.symbols
+        ),
     ]
     say(f"{len(tasks)} pieces of market to make, {len(os.sched_getaffinity(0))} at a time")
     map_processes(
