@@ -179,6 +179,9 @@ def table(
                     accepted = accepted[0], min(1.0, accepted[1])
             if statistic.null_only and not null:
                 accepted, note = None, "alpha is planted: judged on the null profile only"
+        verdict = judge(found, accepted, bounds)
+        if verdict == "OUT" and statistic.exception:
+            note = "; ".join(filter(None, (note, f"out of range: {statistic.exception}")))
         rows.append(
             Row(
                 name=statistic.name,
@@ -187,7 +190,7 @@ def table(
                 found=found,
                 recorded=beside,
                 accepted=accepted,
-                verdict=judge(found, accepted, bounds),
+                verdict=verdict,
                 note=note,
             )
         )

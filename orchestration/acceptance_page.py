@@ -82,9 +82,14 @@ def _summary(checked: Checked) -> str:
 
 def markdown(checked: Checked, images: Mapping[str, str]) -> str:
     """The page as Markdown; ``images`` names the picture of each symbol."""
-    parts = ["# The synthetic market beside recordings", _summary(checked), _READING]
+    command = (
+        f"    l2 synth --check --profile {checked.profile} --seeds {','.join(map(str, checked.seeds))} "
+        f"--hours {checked.hours:g} --recordings DIR --page FILE.md"
+    )
+    title = "# The synthetic market beside recordings"
+    parts = [title, _summary(checked), command, _READING.strip()]
     for symbol, rows in checked.rows.items():
-        names = ", ".join(each.label for each in checked.recorded[symbol]) or "none"
+        names = ", ".join(each.label for each in rows[0].recorded) or "none"
         table = [HEAD, ("---",) * len(HEAD), *lines(rows)]
         parts += [
             f"## {symbol}",
@@ -94,7 +99,9 @@ def markdown(checked: Checked, images: Mapping[str, str]) -> str:
                 "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table
             ),
         ]
-    notes = {row.name: row.note for rows in checked.rows.values() for row in rows if row.note}
+    notes: dict[str, str] = {}
+    for row in (row for rows in checked.rows.values() for row in rows if row.note):
+        notes[row.name] = max(row.note, notes.get(row.name, ""), key=len)
     parts += ["## Notes", "\n".join(f"- *{name}*: {note}." for name, note in notes.items())]
     return "\n\n".join(parts) + "\n"
 
@@ -119,7 +126,7 @@ def page(checked: Checked) -> str:
         notes = "".join(
             f"<li>{html.escape(row.name)}: {html.escape(row.note)}</li>" for row in rows if row.note
         )
-        names = ", ".join(each.label for each in checked.recorded[symbol]) or "none"
+        names = ", ".join(each.label for each in rows[0].recorded) or "none"
         parts += [
             f"<h2>{html.escape(symbol)}</h2>",
             f"<img alt='pictures of {html.escape(symbol)}' src='data:image/png;base64,{image}'>",
