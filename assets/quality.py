@@ -345,8 +345,8 @@ def record(lake: Lake, table: str, frame: "pd.DataFrame", breaches: Sequence[Bre
     return failed
 
 
-def withheld(lake: Lake, keys: Sequence[Key]) -> list[str]:
-    """The partitions with a critical breach on record, each with what broke; they do not train."""
+def withhold(lake: Lake, keys: Sequence[Key]) -> list[str]:
+    """Take from training what has a critical breach on record; each key with what broke."""
     found = []
     for symbol, day in keys:
         if lake.exists("quality", symbol, day):
@@ -430,7 +430,7 @@ def features_quality(
 ) -> Iterator[dg.AssetCheckResult]:
     """The suite over features. Both tables come from one dbt run, so training waits for this."""
     yield _check(context, platform, "features")
-    found = withheld(platform.lake(), keys_of(context.partition_keys))
+    found = withhold(platform.lake(), keys_of(context.partition_keys))
     yield dg.AssetCheckResult(
         check_name="sound_dates",
         asset_key="training_set",

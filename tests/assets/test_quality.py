@@ -24,7 +24,7 @@ from assets.quality import (
     features_quality,
     record,
     validate,
-    withheld,
+    withhold,
 )
 from market.bars import COLUMNS, bars_from_chunks
 from market.events import Events, Flag, Kind, to_arrow
@@ -280,7 +280,7 @@ def test_a_date_that_fails_is_on_record_and_withheld_until_it_passes(
         breaches, _ = validate(altered, "bars", BARS, tmp_path / "quality")
         failed = record(lake, "bars", altered, breaches)
         assert failed == ([KEY] if critical(breaches) else [])
-        return withheld(lake, [KEY, other])
+        return withhold(lake, [KEY, other])
 
     assert verdict("silent_share", 0.5) == []
     assert lake.exists("training_set", *KEY)
@@ -294,7 +294,7 @@ def test_a_date_that_fails_is_on_record_and_withheld_until_it_passes(
     assert told.fetchall() == [(*KEY, "bars", "largest_jump_pct", 9.0, 5.0)]
     # Built again while the verdict stands, it is taken away again; once it passes it stays.
     lake.write("training_set", *KEY, pa.table({"t_ns": [1]}))
-    assert withheld(lake, [KEY]) == [f"{NAME}: bars.largest_jump_pct"]
+    assert withhold(lake, [KEY]) == [f"{NAME}: bars.largest_jump_pct"]
     assert not lake.exists("training_set", *KEY)
     lake.write("training_set", *KEY, pa.table({"t_ns": [1]}))
     assert verdict("largest_jump_pct", 0.1) == []
