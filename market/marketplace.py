@@ -143,7 +143,7 @@ class Market:
         self._sheet = publication.new_sheet(topics, first_update(day))
         publication.open_sheet(self._sheet, self._wire, self._crowd)
         self._clock = np.zeros(1, np.int64)
-        self._rows = np.empty(CHUNK_ROWS + publication.ROW_ROOM, EVENT)
+        self._rows = np.empty(0, EVENT)
         self._used = 0
         self._pending: list[_Pending] = []
         self._reports: list[Report] = []
@@ -278,7 +278,7 @@ class Market:
     def _run(self, until_ns: int) -> None:
         """To a time after midnight, or until the rows are full."""
         while self._clock[0] < until_ns and self._used <= CHUNK_ROWS:
-            self._engine.reserve(flow.POOL_ROOM)
+            self._make_room()
             self._used = publication.run(
                 self._rows,
                 self._used,
@@ -296,6 +296,20 @@ class Market:
             )
             self._collect()
 
+    def _make_room(self) -> None:
+        """Room in the pool, the rows and the outbox for any one step, before it is taken."""
+        self._engine.reserve(flow.POOL_ROOM)
+        needed = publication.rows_needed(self._engine.state)
+        if len(self._rows) < CHUNK_ROWS + 2 * needed:
+            rows = np.empty(CHUNK_ROWS + 4 * needed, EVENT)
+            rows[: self._used] = self._rows[: self._used]
+            self._rows = rows
+        outbox = self._sheet.outbox
+        if len(outbox) < 2 * needed:
+            larger = np.zeros((4 * needed, outbox.shape[1]), np.int64)
+            larger[: len(outbox)] = outbox
+            self._sheet = self._sheet._replace(outbox=larger)
+
     def _collect(self) -> None:
         """Executions of our resting orders become reports."""
         head, outbox = self._sheet.head, self._sheet.outbox
@@ -311,8 +325,7 @@ class Market:
         engine = self._engine
         reference = self._references.get(request.handle, -1)
         _, _, verb, handle, side, ticks, lots, force, owner = request
-        # Execution needs the room that a step of the background needs, and no more.
-        engine.reserve(flow.POOL_ROOM)
+        self._make_room()
         if verb == "submit":
             outcome = engine.limit(side, ticks, lots, owner, force)
         elif verb == "take":
@@ -334,9 +347,6 @@ class Market:
         if not outcome.executions:
             return
         flow.felt(self._engine.state, self._law, self._crowd)
-        room = self._used + len(outcome.executions) + publication.ROW_ROOM
-        if room > len(self._rows):
-            self._rows = np.concatenate([self._rows, np.empty(room, EVENT)])
         self._used = publication.publish_trades(
             self._rows,
             self._used,

@@ -28,10 +28,11 @@ from market.matching import EngineState
 #: Levels and period (ns) of the book's topics; the first is the one that events and bars are made of.
 TOPICS: Final = ((200, 100_000_000), (50, 20_000_000), (1, 10_000_000))
 MAX_DEPTH: Final = 200
-#: Rows that one step of the loop may need at most.
-ROW_ROOM: Final = 1 << 14
-#: Executions of orders that are not the background's, kept until they are fetched.
-OUTBOX: Final = 4096
+#: Rows that one step of the loop may need beside those of its executions, of which an order that
+#: rests has one at most.
+ROW_ROOM: Final = 1 << 12
+#: Room at first for executions of resting orders that are not the background's.
+OUTBOX: Final = 1 << 14
 
 _MS: Final = 1_000_000
 _SECOND: Final = 1_000_000_000
@@ -57,8 +58,7 @@ SEQ: Final = 0  #: last trade sequence
 LAST_TICKS: Final = 1  #: last trade price
 TRADE_FRAMES: Final = 2
 OUT_FILLS: Final = 3  #: rows in the outbox
-RECEIVE: Final = 4  #: last receive time of the first topic's stream
-_HEAD: Final = 5
+_HEAD: Final = 4
 
 # Columns of `Sheet.topics`.
 DEPTH: Final = 0
@@ -96,7 +96,7 @@ class Sheet(NamedTuple):
     levels: Integers  #: (topics, 2, 2)
     ticker: Integers  #: (9,) values last sent, by field
     head: Integers  #: (_HEAD,)
-    outbox: Integers  #: (OUTBOX, FILL_FIELDS + 1)
+    outbox: Integers  #: (room, FILL_FIELDS + 1)
     draws: Floats  #: (4,)
 
 
@@ -279,7 +279,7 @@ def publish_trades(
             head[LAST_TICKS] = fill[me.F_TICKS]
             n += 1
             at += 1
-            if fill[me.F_MAKER_OWNER] != fl.BACKGROUND and head[OUT_FILLS] < OUTBOX:
+            if fill[me.F_MAKER_OWNER] != fl.BACKGROUND:
                 kept = sheet.outbox[head[OUT_FILLS]]
                 for k in range(me.FILL_FIELDS):
                     kept[k] = fill[k]
@@ -380,6 +380,12 @@ def _beside(
 
 
 @kernel
+def rows_needed(engine: EngineState) -> int:
+    """Rows that one step may need."""
+    return ROW_ROOM + len(engine.orders) - int(engine.head[me.ROOM])
+
+
+@kernel
 def run(
     out: Events,
     n: int,
@@ -403,9 +409,9 @@ def run(
     topics = sheet.topics
     while clock[0] < until_ns:
         if (
-            n + ROW_ROOM > len(out)
+            n + rows_needed(engine) > len(out)
             or engine.head[me.ROOM] < fl.POOL_ROOM
-            or 2 * sheet.head[OUT_FILLS] > OUTBOX
+            or sheet.head[OUT_FILLS] + rows_needed(engine) > len(sheet.outbox)
         ):
             return n
         topic, due = 0, topics[0, DUE]

@@ -247,3 +247,20 @@ def test_the_mid_tells_of_the_alpha_what_the_efficient_price_does() -> None:
         assert abs(of_mid - of_price) < 0.04
         assert of_mid > 0.1
         assert moves[0].var() / moves[1].var() == pytest.approx(1, abs=0.2)
+
+
+def test_thousands_of_our_orders_met_at_once_are_all_reported() -> None:
+    """More than the outbox and the rows have room for at first; nothing is lost."""
+    market = running(seconds=5)
+    bid, ask = market.best(1), market.best(-1)
+    assert bid is not None
+    assert ask is not None
+    count = 20_000
+    handles = {market.submit(-1, ask + 3 + n % 40, 1) for n in range(count)}
+    after(market, 0.001)
+    assert all(report.status is Status.RESTING for report in market.reports())
+    market.take(1, 10_000_000, ask + 60)
+    rows = after(market, 0.001)
+    filled = [report for report in market.reports() if report.status is None]
+    assert {report.handle for report in filled} == handles
+    assert np.count_nonzero(rows["kind"] == Kind.TRADE) >= count
