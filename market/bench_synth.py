@@ -10,10 +10,13 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from market import reduced
+from market.lake import Lake
 from market.marketplace import Market
 from market.profiles import profile
 from market.yardstick import Measure
@@ -54,6 +57,15 @@ def measure(quick: bool, say: Say) -> Iterator[Measure]:
             better="less",
             how=f"{day_s:,} s and the first {hour_s:,} s of the same run",
         )
+    say("a day of bars in the reduced form")
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        yield Measure(
+            name=f"a day to bars in the reduced form, {symbol}",
+            ours=reduced_day(symbol),
+            unit="s",
+            better="less",
+            how="default profile, one core, written to Parquet; the hidden day included, JIT excluded",
+        )
     say("memory of one day and of two")
     one, two = (peak_mb(count, day_s) for count in (1, 2))
     yield Measure(
@@ -91,6 +103,17 @@ def run(symbol: str, day: str, stops_s: Sequence[int]) -> tuple[list[float], lis
         took.append(time.perf_counter() - started)
         events.append(market.counts["events"] - before)
     return took, events
+
+
+def reduced_day(symbol: str) -> float:
+    """Seconds to make and write a day's bars without events."""
+    market = profile("default")
+    with tempfile.TemporaryDirectory() as folder:
+        lake = Lake(folder, "synthetic")
+        reduced.write_bars(lake, market, _SEED, symbol, _DAYS[0])
+        started = time.perf_counter()
+        reduced.write_bars(lake, market, _SEED, symbol, _DAYS[1])
+        return time.perf_counter() - started
 
 
 def peak_mb(days: int, stop_s: int) -> float:

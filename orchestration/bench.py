@@ -106,6 +106,9 @@ GOALS: Final[dict[str, dict[str, tuple[Goal, ...]]]] = {
         "a day to events, ETHUSDT": (_at_most(30),),
         "cost per L3 event, a day over its first hour, BTCUSDT": (_at_most(1.1),),
         "cost per L3 event, a day over its first hour, ETHUSDT": (_at_most(1.1),),
+        # A thousand symbol-days an hour.
+        "a day to bars in the reduced form, BTCUSDT": (_at_most(3.6),),
+        "a day to bars in the reduced form, ETHUSDT": (_at_most(3.6),),
         "peak memory, two days over one": (_at_most(1.1),),
     },
 }

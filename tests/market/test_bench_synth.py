@@ -12,7 +12,7 @@ def test_every_goal_has_its_figure_and_figures_agree_with_each_other() -> None:
     assert set(GOALS["synth"]) <= set(rows)
     assert all(row.ours > 0 for row in rows.values())
     assert rows["peak memory of a day"].unit == "MB"
-    assert len(said) == 3
+    assert len(said) == 4
 
 
 def test_events_are_counted_from_stop_to_stop() -> None:
