@@ -38,7 +38,8 @@ BID: Final = 5  #: touch of the local book in ticks, `NO_LEVEL` for none
 ASK: Final = 6
 TURN_BID: Final = 7  #: the touch when news were told last
 TURN_ASK: Final = 8
-CLOCK_SIZE: Final = 9
+FRAME_NS: Final = 9  #: the end of the next frame to be seen, zero until it is looked up
+CLOCK_SIZE: Final = 10
 
 Clock = npt.NDArray[np.int64]
 
@@ -225,9 +226,12 @@ def run(
             turn = min(turn, (now // every_ns + 1) * every_ns)
         step = turn
         if stop_at_touch:
-            if clock[SEEN] == len(behind) and more_behind:
-                return SEEN_ALL
-            step = min(step, max(next_frame_ns(behind, clock[SEEN]), now))
+            # Looked up once: rows that are still to be fetched may belong to the same instant.
+            if clock[FRAME_NS] == 0:
+                if clock[SEEN] == len(behind) and more_behind:
+                    return SEEN_ALL
+                clock[FRAME_NS] = max(next_frame_ns(behind, clock[SEEN]), now)
+            step = min(step, clock[FRAME_NS])
         why = match(exchange, clock, ahead, more_ahead, step, patience_ns, stop_at_outcome)
         if why != DONE:
             return int(why)
@@ -235,7 +239,7 @@ def run(
         why = see(exchange, clock, local, behind, more_behind, step)
         if why != DONE:
             return int(why)
-        cells[ex.NOW] = step
+        cells[ex.NOW], clock[FRAME_NS] = step, 0
         head = cells[ex.HEARD]
         heard = cells[ex.OUTBOX_END] > head and outbox[head, ex.DUE] <= step
         moved = clock[BID] != clock[TURN_BID] or clock[ASK] != clock[TURN_ASK]

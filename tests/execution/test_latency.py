@@ -20,7 +20,7 @@ from execution.latency import (
 )
 from execution.orders import Amend, Cancel, CancelRejected, Rejected
 from execution.simulator import Simulator
-from market.events import Events
+from market.events import Events, Flag
 from tests.execution.judged import events_of, random_case
 from tests.execution.tape import INSTRUMENT, SYMBOL, Tape, frame, kinds, limit, snapshot
 
@@ -222,16 +222,23 @@ def two_symbols() -> dict[str, object]:
 
 @pytest.mark.parametrize("every_ns", [0, 50])
 @pytest.mark.parametrize("symbols", [1, 2])
-def test_news_are_outcomes_and_touches_and_nothing_else(every_ns: int, symbols: int) -> None:
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("number", [3, 7])
+def test_news_are_outcomes_and_touches_and_nothing_else(
+    every_ns: int, symbols: int, cut: bool, number: int
+) -> None:
     """Stopped at each instant (or each multiple of 50), the simulator says the same news at the same
-    times as when it is asked for news only; with one symbol and with two."""
-    rows = events_of(random_case(3).rows)
+    times as when it is asked for news only; with one symbol and with two, and wherever the rows that
+    were pushed are cut."""
+    rows = events_of(random_case(number).rows)
+    ends = np.flatnonzero(rows["flags"] & Flag.LAST) + 1
     end = int(rows["receive_ns"][-1])
 
     def market() -> Simulator:
         instruments = dict(list(two_symbols().items())[:symbols])
         simulator = Simulator(instruments, entry_latency_ns=30, response_latency_ns=20)
-        simulator.on_events(SYMBOL, rows)
+        for part in np.split(rows, ends[:-1]) if cut else [rows]:
+            simulator.on_events(SYMBOL, part)
         simulator.on_events(SYMBOL, frame(end + 1_000))
         return simulator
 
