@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import optimize, stats
 
 Floats = npt.NDArray[np.float64]
-Pieces = Sequence[Floats]
+Pieces = Sequence[npt.NDArray[Any]]
 T = TypeVar("T")
 
 #: A fit or correlation over fewer points says nothing.
