@@ -127,10 +127,15 @@ def filtered_alphas(profile: Profile, seed: int, day: str) -> dict[str, Floats]:
     gains = np.stack([f.gain for f in filters])
     observed = np.stack([f.seen for f in filters])
     states = _kalman(seen, filters[0].decay, gains, observed, which.astype(np.int64))
-    found = states[:, : len(symbols)] @ filters[0].loading.T
+    # Written out: a library's matrix product may round otherwise on another machine.
+    own = [states[:, place] for place in range(len(symbols))]
+    found = [
+        sum((share * path for share, path in zip(row, own, strict=True)), np.zeros(FRAMES + 1))
+        for row in filters[0].loading
+    ]
     grown = level(profile.changes, "volatility", t_ns)
     return {
-        symbol: alpha_sd(profile, symbol) * hidden[place].strength * grown * found[:, place]
+        symbol: alpha_sd(profile, symbol) * hidden[place].strength * grown * found[place]
         for place, symbol in enumerate(symbols)
     }
 

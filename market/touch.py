@@ -310,7 +310,11 @@ def follow(
             path = rng.standard_normal(n)
             smooth(path, _keep(half_life_s))
             goal += spread * path
-    pace = np.exp(law.mood[:, :1] + law.mood[:, 1:] @ moods(hidden).T)
+    # Written out: a library's matrix product may round otherwise on another machine.
+    volatile, deep, intense = moods(hidden).T
+    pace = np.exp(
+        np.stack([m[0] + m[1] * volatile + m[2] * deep + m[3] * intense for m in law.mood])
+    )
     bid, width = _follow(rng.random((n, 3)), goal, pace, law)
     return bid, width, goal
 
