@@ -145,6 +145,14 @@ def parser() -> argparse.ArgumentParser:
     backtest.add_argument(
         "--in-spite-of-source", action="store_true", help="run a synthetic model on recorded data"
     )
+    backtest.add_argument(
+        "--probe",
+        type=int,
+        nargs="?",
+        const=2,
+        metavar="N",
+        help="look for look-ahead instead: N random truncations, features a bar late and early",
+    )
 
     live = verb("live", verbs.live, "run the worker: predict and trade with the champion")
     live.add_argument("--venue", choices=["paper"], default="paper")

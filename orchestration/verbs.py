@@ -211,12 +211,26 @@ def rollback(settings: Settings, options: argparse.Namespace) -> Result:
 
 
 def backtest(settings: Settings, options: argparse.Namespace) -> Result:
-    from orchestration import figures
-    from orchestration.backtest import backtest
+    from orchestration import figures, lookahead
+    from orchestration.backtest import backtest, chosen
     from orchestration.console import say
 
+    settings = _symbols(settings, options)
+    if options.probe is not None:
+        probed = lookahead.probe(
+            chosen(settings, options.fees, options.algorithm),
+            model=options.model,
+            first=options.first,
+            last=options.last,
+            truncations=options.probe,
+            in_spite_of_source=options.in_spite_of_source,
+            say=say,
+        )
+        if not options.json:
+            print(lookahead.text(probed))
+        return probed
     result = backtest(
-        _symbols(settings, options),
+        settings,
         model=options.model,
         against=options.against,
         first=options.first,
