@@ -64,11 +64,11 @@ def day_taken_in(
         name="a day taken in: time", ours=day["seconds"], unit="s", better="less", how=how
     )
     yield Measure(
-        name="a day taken in: time over four times its first quarter",
+        name="a day taken in: time per event over its first quarter",
         ours=day["seconds"] / part["seconds"] * part["rows"] / day["rows"],
         unit="times",
         better="less",
-        how=f"{how}; time per event of the day over that of its first quarter",
+        how=how,
     )
     yield Measure(
         name="a day taken in: memory over its first quarter",
