@@ -178,6 +178,9 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--quick", action="store_true", help="so little of everything that the figures mean nothing"
     )
+    bench.add_argument(
+        "--markdown", action="store_true", help="print a section of docs/benchmarks.md"
+    )
 
     sql = verb("sql", verbs.sql, "query the lake's tables with SQL")
     sql.add_argument("query", help="e.g. 'select count(*) from bars'")

@@ -83,7 +83,7 @@ def fetch(settings: Settings, options: argparse.Namespace) -> Result:
 
 
 def coverage(settings: Settings, options: argparse.Namespace) -> Result:
-    from live.coverage import HEAD
+    from live.coverage import HEAD, missing
     from live.coverage import coverage as covered
     from market.lake import Lake
     from orchestration.console import say, table
@@ -91,9 +91,16 @@ def coverage(settings: Settings, options: argparse.Namespace) -> Result:
     symbols = _symbols(settings, options).market.symbols if options.symbols else None
     lake = Lake(settings.root)
     days = covered(lake, settings.market.book_depth, symbols, say)
+    lacking = missing(days)
     if not options.json:
         print(table([day.row() for day in days], HEAD) if days else f"{lake.uri}: holds no day")
-    return {"source": lake.source, "days": [day.data() for day in days]}
+        for symbol, first, last, count in lacking:
+            print(f"{symbol}: nothing of {count} dates, {first} to {last}")
+    return {
+        "source": lake.source,
+        "days": [day.data() for day in days],
+        "missing": [list(span) for span in lacking],
+    }
 
 
 def ingest(settings: Settings, options: argparse.Namespace) -> Result:
@@ -109,6 +116,7 @@ def ingest(settings: Settings, options: argparse.Namespace) -> Result:
         "events": sum(report.events.values()),
         "quarantined": report.quarantined,
         "reasons": report.reasons,
+        "refused_elsewhere": report.elsewhere,
         "torn": report.torn,
     }
     if not options.json:
@@ -118,6 +126,7 @@ def ingest(settings: Settings, options: argparse.Namespace) -> Result:
                     *report.frames.items(),
                     ("torn ends dropped", report.torn),
                     *(("rejected: " + k, v) for k, v in report.reasons.items()),
+                    ("rejected, of symbols without a usable frame", report.elsewhere),
                 ]
             )
         )
@@ -303,11 +312,13 @@ def sql(settings: Settings, options: argparse.Namespace) -> Result:
 
 
 def bench(settings: Settings, options: argparse.Namespace) -> Result:
-    from orchestration.bench import HEAD, lines, run
+    from orchestration.bench import HEAD, lines, markdown, run
     from orchestration.console import say, table
 
     result = run(options.area, options.quick, say)
-    if not options.json:
+    if options.markdown:
+        print(markdown(result))
+    elif not options.json:
         print(table(lines(result), HEAD))
     return result
 
