@@ -95,7 +95,9 @@ def test_the_recordings_are_whole(
 
     assert main(["coverage", "--root", str(tmp_path), "--json"]) == 0
 
-    days = json.loads(capsys.readouterr().out)["days"]
+    result = json.loads(capsys.readouterr().out)
+    days = result["days"]
+    assert result["missing"] == []
     assert [day["symbol"] for day in days] == ["BTCUSDT", "ETHUSDT"]
     assert all((day["gaps"], day["holes"], day["torn"]) == (0, [], 0) for day in days)
     assert all(day["source"] == "capture" and 40 < day["covered_s"] < 43 for day in days)
