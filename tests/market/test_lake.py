@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -96,12 +98,15 @@ def test_views_carry_symbol_and_date_as_text(lake: Lake) -> None:
 
 def test_an_open_connection_sees_a_partition_that_was_replaced(tmp_path: Path) -> None:
     lake = Lake(tmp_path)
-    for value in (1.0, 2.0):
-        rows = pa.table({"t_ns": pa.array([1, 2, 3]), "value": pa.array([value] * 3)})
-        lake.write("features", "BTCUSDT", "2026-01-05", rows)
-        if value == 1.0:
+    for age_s, rows in ((7200, 100), (3600, 50)):
+        table = pa.table({"t_ns": pa.array(range(rows)), "value": pa.array([1.0] * rows)})
+        path = lake.write("features", "BTCUSDT", "2026-01-05", table)
+        # files of the last seconds are never kept in mind, older ones are
+        os.utime(path, (time.time() - age_s,) * 2)
+        if rows == 100:
             connection = lake.connect(["features"])
-        assert connection.sql("select sum(value) from features").fetchall() == [(3 * value,)]
+        for _ in range(2):
+            assert connection.sql("select sum(value) from features").fetchall() == [(rows,)]
 
 
 def test_a_day_of_seconds_is_stored_in_groups_of_two_hours(tmp_path: Path) -> None:
