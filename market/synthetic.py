@@ -2,8 +2,9 @@
 
 `market.profiles` says what is planted, `market.latent` makes the hidden day, and in
 `market.marketplace` everybody else's orders meet in a matching engine, of which the venue publishes a
-book of 200 levels a side every 100 ms, trades, tickers and liquidations. Everything follows from (profile, seed, symbol, day), bit for bit and in any order.
-The truth is a table of its own and never enters the data.
+book of 200 levels a side every 100 ms, trades, tickers and liquidations. `market.transport` brings it
+to us, with faults where the profile has some. Everything follows from (profile, seed, symbol, day),
+bit for bit and in any order. The truth is a table of its own and never enters the data.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from market.lake import Lake, LakeError, day_start_ns
 from market.latent import SECONDS
 from market.marketplace import Market, built_in, first_update
 from market.planted import closed_form_ic, filterable_ic
-from market.profiles import PROFILES, STEP_S, Listing, Profile, ProfileError, altered, profile
+from market.profiles import PROFILES, Listing, Profile, ProfileError, altered, profile
 from market.publication import TOPICS
 from market.transport import Transport, has_faults
 from market.truth import truth, write_truth
@@ -52,7 +53,6 @@ __all__ = [
     "write_truth",
 ]
 
-_PER_SECOND: Final = round(1 / STEP_S)
 _SECOND_NS: Final = 1_000_000_000
 #: Modules that a synthetic day is made by.
 _SOURCES: Final = (

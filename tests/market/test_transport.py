@@ -35,7 +35,8 @@ def events(market: Profile) -> Events:
 
 def books(rows: Events) -> Events:
     """First rows of book frames."""
-    return rows[(rows["kind"] <= Kind.DELTA) & (rows["flags"] & Flag.FIRST != 0)]
+    firsts: Events = rows[(rows["kind"] <= Kind.DELTA) & (rows["flags"] & Flag.FIRST != 0)]
+    return firsts
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +88,13 @@ def test_a_wrong_clock_moves_receive_times_and_nothing_else(sound: Events) -> No
 def test_frames_with_every_fault_decode_to_the_same_events(tmp_path: Path) -> None:
     market = faulty(gaps_per_h=40.0, resets_per_h=40.0, duplicates_per_h=90.0, skew_ms=700.0)
     path = write_frames(tmp_path / "x.frames.zst", market, 7, [BTC], DAY, 0, STOP_S)
-    decoder, pieces, repeats = Decoder(), [], 0
+    decoder, repeats = Decoder(), 0
+    pieces: list[Events] = []
     for block in read_blocks(path):
         decoded = decoder.decode_block(block)
         assert not decoded.rejects
         repeats += decoded.duplicates
-        pieces.append(decoded.events[BTC])
+        pieces += decoded.events.values()
     rows, expected = np.concatenate(pieces), events(market)
     assert repeats >= 2
     assert rows.tobytes() == expected.astype(EVENT).tobytes()
