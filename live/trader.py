@@ -178,7 +178,8 @@ class Trader:
         if not len(events):
             return
         first, last = int(events["receive_ns"][0]), int(events["receive_ns"][-1])
-        self.advance(first)
+        # Seconds only: events of other symbols before this one may still be to come.
+        self._close_until(first)
         if last >= self.second_ns + SECOND_NS or first < self.second_ns:
             raise ValueError(
                 f"{symbol}: events from {first} to {last} are not of the second that began at "
@@ -200,11 +201,14 @@ class Trader:
 
     def advance(self, now_ns: int) -> None:
         """Time has come to ``now_ns``, and every event before it is in."""
+        self._close_until(now_ns)
+        for lane in self.lanes.values():
+            self._pass(lane, now_ns // GRID_NS * GRID_NS)
+
+    def _close_until(self, now_ns: int) -> None:
         target_ns = now_ns // SECOND_NS * SECOND_NS
         while self.second_ns < target_ns:
             self._close_second(target_ns)
-        for lane in self.lanes.values():
-            self._pass(lane, now_ns // GRID_NS * GRID_NS)
 
     def reach(self, now_ns: int) -> None:
         """Bring every symbol's market to ``now_ns``, also between two instants of the grid.

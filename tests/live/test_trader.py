@@ -1,0 +1,234 @@
+"""The trader is a function of the events: how they are cut and interleaved changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from live.decisions import Decision
+from live.journal import Ledger
+from live.paper import paper_venues
+from live.trader import Trader
+from market.events import EVENT, Events, Field, Flag, Kind
+from market.settings import Settings
+from orchestration.backtest import Fixed, Silent, load_model
+from tests.live.live_market import live_settings, promote
+from tests.live.warm import SYMBOLS, Minutes, S, fresh, minutes, snapshot
+
+SECONDS = 24
+
+
+@pytest.fixture(scope="module")
+def market(data_dir: Path) -> Minutes:
+    return minutes(data_dir / "usdm-20240808.frames.zst", SECONDS)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Fixed:
+    root = tmp_path_factory.mktemp("model")
+    promote(root, follows="ofi_now")
+    return load_model(live_settings(root), "champion", SYMBOLS)
+
+
+@pytest.fixture(scope="module")
+def whole(market: Minutes, model: Fixed) -> dict[str, list[Any]]:
+    """What comes of the minutes, fed by whole seconds."""
+    settings = live_settings(Path("unused"), algorithm="passive")
+    return by_seconds(Traded(model, settings, market), market).record()
+
+
+class Traded:
+    """A trader under test, and all that it did."""
+
+    def __init__(self, model: Fixed, settings: Settings, market: Minutes) -> None:
+        self.ledger = Ledger()
+        self.log = Silent()
+        self.decisions: list[Decision] = []
+        self.trader = Trader(
+            settings,
+            market.instruments,
+            model=model,
+            venues=paper_venues(market.instruments, settings),
+            journal=self.ledger,
+            name="test",
+            log=self.log,
+            decided=lambda decision, _: self.decisions.append(decision),
+        )
+        self.trader.begin(market.start_ns, fresh(market.history))
+
+    def record(self) -> dict[str, list[Any]]:
+        """By symbol: decisions with their vectors, and the ledger's entries without their numbers."""
+        done: dict[str, list[Any]] = {symbol: [] for symbol in SYMBOLS}
+        for decision in self.decisions:
+            told = [repr(getattr(decision, n)) for n in decision.__struct_fields__[:-1]]
+            digest = hashlib.sha256(decision.vector.tobytes()).hexdigest()
+            done[decision.symbol].append((*told, digest))
+        for entry in self.ledger.entries():
+            done[entry.symbol].append(entry[1:])
+        return done
+
+    def fills(self) -> int:
+        return sum(entry.body.startswith(b'{"type":"Filled"') for entry in self.ledger.entries())
+
+
+def seconds_of(events: Events) -> Iterator[tuple[int, Events]]:
+    seconds = events["receive_ns"] // S
+    for second in np.unique(seconds):
+        yield int(second) * S, events[seconds == second]
+
+
+def by_seconds(traded: Traded, market: Minutes, cut: Any = None) -> Traded:
+    """Feed whole seconds, symbol after symbol; ``cut`` divides a second's rows further."""
+    parts = {symbol: dict(seconds_of(rows)) for symbol, rows in market.events.items()}
+    for second in sorted(set().union(*parts.values())):
+        for symbol in SYMBOLS:
+            rows = parts[symbol].get(second)
+            if rows is not None:
+                for piece in [rows] if cut is None else cut(rows):
+                    traded.trader.on_events(symbol, piece)
+    traded.trader.close(flatten=True)
+    return traded
+
+
+def frames_of(rows: Events) -> list[Events]:
+    ends = np.flatnonzero(rows["flags"] & int(Flag.LAST)) + 1
+    return [part for part in np.split(rows, ends) if len(part)]
+
+
+@pytest.mark.parametrize("algorithm", ["passive", "market"])
+def test_frames_as_they_come_and_whole_seconds_by_symbol_give_the_same(
+    algorithm: str, market: Minutes, model: Fixed, tmp_path: Path
+) -> None:
+    """Live hands over each frame with ticks between them, a backtest seconds of one symbol."""
+    settings = live_settings(tmp_path, algorithm=algorithm)
+    batch = by_seconds(Traded(model, settings, market), market)
+    live = Traded(model, settings, market)
+    frames = sorted(
+        (
+            (int(frame["receive_ns"][0]), symbol, frame)
+            for symbol, rows in market.events.items()
+            for frame in frames_of(rows)
+        ),
+        key=lambda item: item[:2],
+    )
+    tick = market.start_ns
+    for time_ns, symbol, frame in frames:
+        while tick + 37_000_000 < time_ns:
+            tick += 37_000_000  # bare time at odd instants
+            live.trader.advance(tick)
+        live.trader.on_events(symbol, frame)
+    live.trader.close(flatten=True)
+    assert batch.fills() > 10, "there is something to compare"
+    assert live.record() == batch.record()
+    assert not live.log.errors
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_how_seconds_are_cut_into_calls_changes_nothing(
+    seed: int, market: Minutes, model: Fixed, whole: dict[str, list[Any]]
+) -> None:
+    """Invariant: for every division of a second's rows at ends of frames, the record is the same."""
+    generator = np.random.Generator(np.random.Philox(key=seed))
+
+    def cut(rows: Events) -> list[Events]:
+        frames = frames_of(rows)
+        places = np.unique(generator.integers(1, max(2, len(frames)), 4)).tolist()
+        return [np.concatenate(frames[a:b]) for a, b in pairwise([0, *places, None]) if frames[a:b]]
+
+    settings = live_settings(Path("unused"), algorithm="passive")
+    assert by_seconds(Traded(model, settings, market), market, cut).record() == whole
+
+
+def test_events_of_another_second_are_refused(market: Minutes, model: Fixed) -> None:
+    traded = Traded(model, live_settings(Path("unused")), market)
+    rows = market.events["BTCUSDT"]
+    with pytest.raises(ValueError, match="push one second at a time"):
+        traded.trader.on_events("BTCUSDT", rows[rows["receive_ns"] < market.start_ns + 3 * S])
+
+
+def test_a_gap_means_out_and_no_trading_until_warm_again(market: Minutes, model: Fixed) -> None:
+    settings = live_settings(Path("unused"), algorithm="market")
+    events = market.events["BTCUSDT"].copy()
+    broken_ns = market.start_ns + 10 * S
+    later = np.flatnonzero(
+        (events["receive_ns"] >= broken_ns)
+        & (events["kind"] == int(Kind.DELTA))
+        & (events["flags"] & int(Flag.FIRST) != 0)
+    )
+    events["flags"][later[0]] |= int(Flag.GAP)
+    # The venue answers a gap with a snapshot: the book is sound again, the features are not.
+    healed_ns = broken_ns + S // 2
+    frames = frames_of(events)
+    before = [frame for frame in frames if frame["receive_ns"][0] < healed_ns]
+    after = [frame for frame in frames if frame["receive_ns"][0] >= healed_ns]
+    whole = np.concatenate([*before, snapshot(market, "BTCUSDT", healed_ns), *after])
+    gapped = market._replace(events=market.events | {"BTCUSDT": whole})
+    traded = by_seconds(Traded(model, settings, market), gapped)
+    btc = [d for d in traded.decisions if d.symbol == "BTCUSDT"]
+    assert any(d.target for d in btc if d.t_ns <= broken_ns), "it had a position to leave"
+    assert all(
+        (d.target, d.warm) == (0, False) and math.isnan(d.expected_bps)
+        for d in btc
+        if d.t_ns > broken_ns + S
+    )
+    # The book is back within the second, so the position goes at the next whole one.
+    assert all(d.position_lots == 0 for d in btc if d.t_ns > broken_ns + 2 * S)
+    assert any(d.target for d in traded.decisions if d.symbol == "ETHUSDT" and d.t_ns > healed_ns)
+
+
+def ticker(time_ns: int, values: dict[Field, int]) -> Events:
+    rows = np.zeros(len(values), EVENT)
+    rows["receive_ns"] = rows["exchange_ns"] = rows["publish_ns"] = time_ns
+    rows["kind"] = int(Kind.TICKER)
+    rows["field"], rows["value_e8"] = list(values), list(values.values())
+    rows["flags"][-1:] = int(Flag.LAST)
+    return rows
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_funding_is_settled_on_the_position_at_its_instant_by_what_was_known_before(
+    told: bool, market: Minutes, model: Fixed
+) -> None:
+    """A rate that is told at the settlement belongs to the next one."""
+    settings = live_settings(Path("unused"), algorithm="market")
+    due_ns = market.start_ns + 12 * S
+    rate, mark = 10_000, 58_000 * 100_000_000
+    known = {
+        Field.MARK_PRICE: mark,
+        Field.FUNDING_RATE: rate,
+        Field.NEXT_FUNDING_MS: due_ns // 1_000_000,
+    }
+    traded = Traded(model, settings, market)
+    for lane in traded.trader.lanes.values():
+        lane.held.ticker = {}
+    frames = [f for f in frames_of(market.events["BTCUSDT"]) if f["kind"][0] != int(Kind.TICKER)]
+    if told:
+        frames.append(ticker(due_ns - 3 * S // 2, known))
+        frames.append(ticker(due_ns, {Field.FUNDING_RATE: 99 * rate}))
+    else:
+        frames.append(ticker(due_ns - 3 * S // 2, {Field.NEXT_FUNDING_MS: due_ns // 1_000_000}))
+    frames.sort(key=lambda frame: int(frame["receive_ns"][0]))
+    events = {"BTCUSDT": np.concatenate(frames), "ETHUSDT": market.events["ETHUSDT"][:0]}
+    by_seconds(traded, market._replace(events=events))
+    held = next(d.position_lots for d in traded.decisions if d.t_ns == due_ns)
+    assert held != 0
+    settled = list(traded.ledger.entries("funding"))
+    assert traded.trader.unpriced_funding == (not told)
+    if told:
+        [entry] = settled
+        paid = msgspec.json.decode(entry.body)
+        assert (paid["time_ns"], paid["rate_e8"], paid["mark_e8"]) == (due_ns, rate, mark)
+        assert paid["position_lots"] == held
+        # lots of 0.001 at 58,000 and 1 bp: 0.0058 each, rounded against us at 1e-8
+        assert paid["paid_e8"] == math.ceil(held * 0.001 * 58_000 * 1e-4 * 1e8 - 1e-6)
+        assert traded.trader.summary()["funding_usdt"] == paid["paid_e8"] / 1e8
+    else:
+        assert settled == []
