@@ -237,7 +237,7 @@ def _text(folder: str, summary: dict[str, Any], settings: Settings) -> str:
         ("bars", ", ".join(f"{n:,} {symbol}" for symbol, n in report["bars"].items())),
         ("data checks", f"{passed} of {len(report['checks'])} passed"),
         ("planted signal", f"IC {planted['closed form IC']:.3f} at {primary}, of which "
-                           f"{planted['filterable IC']:.3f} by the best filter of its own touch"),
+                           f"{planted['filterable IC']:.3f} by the best filter of flow and prices"),
         ("walk-forward", f"rank IC {figure('ic_mean')}, 95 % lower bound {figure('ic_lower')}, over "
                          f"{figure('blocks', 0)} days (n_eff {figure('n_eff', 0)})"),
         *(
