@@ -25,15 +25,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from market.bars import ARROW_SCHEMA, BarBuilder, Bars
-from market.capture import read_blocks
 from market.columns import COLUMNS
-from market.decode import Decoder
-from market.expression import MEMORY_S
 from market.features import feature_names
+from market.features.expression import MEMORY_S
 from market.instruments import Instrument, leader
 from market.lake import DAY_NS, Lake, day_start_ns, previous_day
 from market.settings import Settings
-from market.survey import instruments_of
+from market.wire.capture import read_blocks
+from market.wire.decode import Decoder
+from market.wire.survey import instruments_of
 from models_registry.manifest import MANIFEST_FILE, Bundle, BundleError, sha256
 
 TOLERANCE: Final = 1e-9
@@ -150,7 +150,7 @@ def _recomputed(
     import duckdb
     import jinja2
 
-    from market.rendering import render_model
+    from market.features.rendering import render_model
 
     wanted = list(dict.fromkeys([*symbols, *map(leader, symbols)]))
     before = _capture(live, run, previous_day(day))

@@ -34,8 +34,7 @@ from execution.bench_quotes import (
     replay,
 )
 from market.bench import generated_rows, recorded_rows
-from market.events import EVENT, Events, Flag, Kind
-from market.yardstick import (
+from market.bench.yardstick import (
     Measure,
     Peer,
     PeerError,
@@ -45,6 +44,7 @@ from market.yardstick import (
     run_peer,
     seconds,
 )
+from market.events import EVENT, Events, Flag, Kind
 
 Say = Callable[[str], None]
 

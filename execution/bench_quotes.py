@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from execution.orders import Action, Cancel, Cancelled, Filled, Rejected, Submit, TimeInForce
-from execution.simulator import Simulator
+from execution.simulation.simulator import Simulator
 from market.events import Events
 from market.instruments import BUILT_IN
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from execution.account import E8, rate_of_bps, unit_e8
 from execution.algorithms import start
+from execution.algorithms.working import SECOND_NS, Parent, Working
 from execution.orders import (
     Action,
     Amend,
@@ -29,7 +30,7 @@ from execution.orders import (
     Rejected,
     Submit,
 )
-from execution.simulator import Simulator, clock_shift_ns, latency_of
+from execution.simulation.simulator import Simulator, clock_shift_ns, latency_of
 from execution.tca import (
     TABLES,
     FillRow,
@@ -48,7 +49,6 @@ from execution.tca import (
     to_table,
 )
 from execution.venue import View
-from execution.working import SECOND_NS, Parent, Working
 from market.book import BookState, apply, best, is_valid, new_state
 from market.events import Events
 from market.instruments import Instrument

@@ -28,8 +28,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from execution.account import E8, unit_e8
+from execution.algorithms.working import Parent
 from execution.orders import Filled, Liquidity
-from execution.working import Parent
 from market.instruments import Instrument
 
 #: Horizons of markouts in seconds.

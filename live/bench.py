@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from live.archive_day import BOOK_FRAMES, TRADES, archive_day
-from market.yardstick import Measure
+from live.archives.archive_day import BOOK_FRAMES, TRADES, archive_day
+from market.bench.yardstick import Measure
 
 
 def measure(quick: bool, say: Callable[[str], None]) -> Iterator[Measure]:

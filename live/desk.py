@@ -23,6 +23,7 @@ import msgspec
 
 from execution.account import E8, Account, unit_e8, value_e8
 from execution.algorithms import start
+from execution.algorithms.working import Parent, Working
 from execution.orders import (
     Action,
     CancelRejected,
@@ -36,7 +37,6 @@ from execution.risk import Guard
 from execution.study import MidRecorder
 from execution.tca import PARTS, parent_row, shortfall
 from execution.venue import View
-from execution.working import Parent, Working
 from live.journal import Ledger
 from live.paper import LiveVenue
 from market.events import Events

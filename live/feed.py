@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
-from market.capture import read_blocks
+from market.wire.capture import read_blocks
 
 #: Spacing of bare time, on multiples of the receive clock.
 TICK_NS: Final = 100_000_000

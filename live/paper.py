@@ -12,7 +12,7 @@ from typing import Protocol
 
 from execution.account import rate_of_bps
 from execution.orders import Cancelled, Event
-from execution.simulator import Simulator, latency_of
+from execution.simulation.simulator import Simulator, latency_of
 from execution.venue import Venue, View
 from live.journal import Order
 from market.events import Events

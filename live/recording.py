@@ -28,14 +28,14 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from live.archives.rest import Patience, RequestError, instruments
 from live.clock import SteadyClock
 from live.feed import Feed, WireFeed
 from live.replica import BookTopic, Replica
-from live.rest import Patience, RequestError, instruments
-from market.capture import CaptureError, CaptureWriter
 from market.instruments import BUILT_IN, Instrument
 from market.lake import Lake, utc_date
 from market.settings import Settings
+from market.wire.capture import CaptureError, CaptureWriter
 
 HOUR_NS: Final = 3_600_000_000_000
 SECOND_NS: Final = 1_000_000_000

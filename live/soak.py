@@ -29,9 +29,9 @@ from live.clock import SteadyClock
 from live.feed import Backoff, WireFeed
 from live.recording import SECOND_NS, Recording
 from live.unruly import DIGEST_BYTES, FAULTS, TOPICS, Venue, digest
-from market.capture import read_blocks
 from market.instruments import BUILT_IN
 from market.settings import Settings
+from market.wire.capture import read_blocks
 
 SEED: Final = 1
 _BACKOFF_SEED: Final = 2

@@ -38,13 +38,13 @@ from live.recorder import Recorder, checkpoints
 from live.report import logger
 from live.report import summary_text as summary_text
 from live.trader import SECOND_NS, Trader
-from market.decode import Decoder, Reject
 from market.features import feature_hash, feature_names
 from market.ingest import HELD_NS
 from market.instruments import BUILT_IN, Instrument, leader
 from market.lake import Lake, utc_date
 from market.settings import Settings
-from market.survey import instruments_of
+from market.wire.decode import Decoder, Reject
+from market.wire.survey import instruments_of
 
 
 class Worker:

@@ -33,14 +33,14 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from market.book import Book
-from market.capture import Block, content_hash, read_blocks
-from market.decode import Decoded, Decoder, Reject, TopicCounts
 from market.events import ARROW_SCHEMA, EVENT, Events, Flag, Kind, to_arrow
 from market.instruments import Instrument
 from market.lake import DAY_NS, Lake, day_start_ns, utc_date
 from market.settings import Settings
-from market.stream import symbol_topics
-from market.survey import IngestError, Key, first_frame_ns, instruments_of, scan, starts_of
+from market.wire.capture import Block, content_hash, read_blocks
+from market.wire.decode import Decoded, Decoder, Reject, TopicCounts
+from market.wire.stream import symbol_topics
+from market.wire.survey import IngestError, Key, first_frame_ns, instruments_of, scan, starts_of
 
 __all__ = [
     "IngestError",

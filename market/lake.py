@@ -45,7 +45,12 @@ _STAGING: Final = (
     "dbt_project/models/staging/stg_bars.sql",
 )
 
-_PLANTED: Final = ("market.profiles", "market.planted", "market.latent", "market.truth")
+_PLANTED: Final = (
+    "market.synthetic.profiles",
+    "market.synthetic.planted",
+    "market.synthetic.latent",
+    "market.synthetic.truth",
+)
 
 #: Table -> (schema version, what decides its content, upstream tables). What decides is the source
 #: of modules and, with a slash, of files of the project.
@@ -55,14 +60,14 @@ TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
         (
             "market.instruments",
             "market.events",
-            "market.capture",
-            "market.stream",
-            "market.jsontext",
-            "market.scanner",
-            "market.reference",
-            "market.decode",
+            "market.wire.capture",
+            "market.wire.stream",
+            "market.wire.jsontext",
+            "market.wire.scanner",
+            "market.wire.reference",
+            "market.wire.decode",
             "market.book",
-            "market.survey",
+            "market.wire.survey",
             "market.ingest",
         ),
         (),
@@ -101,9 +106,9 @@ TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
     "study": (
         1,
         (
-            "execution.exchange",
-            "execution.queue",
-            "execution.simulator",
+            "execution.simulation.exchange",
+            "execution.simulation.queue",
+            "execution.simulation.simulator",
             "execution.algorithms",
             "execution.tca",
             "execution.study",

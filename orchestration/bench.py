@@ -4,7 +4,7 @@ To add an area: write ``ROOM/bench.py`` with a function
 
     measure(quick: bool, say: Callable[[str], None]) -> Iterator[Measure]
 
-that yields its figures as they are found (`market.yardstick` has what it is made of), name it in
+that yields its figures as they are found (`market.bench.yardstick` has what it is made of), name it in
 `AREAS`, and put its goals into `GOALS`, the one table of them, under the names of its measures. With
 ``quick`` it does the same work on so little that a test can run it; the figures then mean nothing,
 and no goal is judged.
@@ -25,14 +25,14 @@ from typing import Any, Final
 
 import msgspec
 
-from market.yardstick import Measure, peer_ready
+from market.bench.yardstick import Measure, peer_ready
 
 #: Area -> the module that measures it.
 AREAS: Final[dict[str, str]] = {
     "market": "market.bench",
     "capture": "live.bench",
     "execution": "execution.bench",
-    "synth": "market.bench_synth",
+    "synth": "market.bench.synthetic",
 }
 
 _OPERATORS: Final[dict[str, Callable[[float, float], bool]]] = {

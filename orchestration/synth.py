@@ -13,13 +13,14 @@ from typing import Any, Literal
 import msgspec
 
 from assets.market_data import map_processes
-from market import recovery, reduced, synthetic
+from market import synthetic
 from market.events import ARROW_SCHEMA, to_arrow
 from market.instruments import BUILT_IN
 from market.lake import Lake, LakeError, day_start_ns
-from market.latent import SECONDS
-from market.profiles import Profile
 from market.settings import Settings
+from market.synthetic import recovery, reduced
+from market.synthetic.latent import SECONDS
+from market.synthetic.profiles import Profile
 
 Kind = Literal["frames", "events", "bars"]
 Say = Callable[[str], None]

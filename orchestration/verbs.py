@@ -66,7 +66,7 @@ def record(settings: Settings, options: argparse.Namespace) -> Result:
 def fetch(settings: Settings, options: argparse.Namespace) -> Result:
     import msgspec
 
-    from live import download
+    from live.archives import download
     from orchestration.console import say, table
 
     symbols = _symbols(settings, options).market.symbols
@@ -170,7 +170,8 @@ def _checked(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 synth --check`: the table on standard output, the pictures in a page."""
     from pathlib import Path
 
-    from orchestration import acceptance, acceptance_page
+    from orchestration import acceptance
+    from orchestration.acceptance import page as acceptance_page
     from orchestration.console import say, table
 
     settings = _symbols(settings, options)
@@ -220,8 +221,7 @@ def rollback(settings: Settings, options: argparse.Namespace) -> Result:
 
 
 def backtest(settings: Settings, options: argparse.Namespace) -> Result:
-    from orchestration import figures, lookahead
-    from orchestration.backtest import backtest, chosen
+    from orchestration.backtest import backtest, chosen, figures, lookahead
     from orchestration.console import say
 
     settings = _symbols(settings, options)

@@ -17,11 +17,11 @@ from assets.platform import Platform
 from assets.skew import judge, said
 from live.worker import run
 from market.bars import make_bars
-from market.capture import CaptureWriter, read_lines
 from market.ingest import ingest
 from market.lake import Lake, day_start_ns
 from market.settings import Settings
 from market.synthetic import profile, write_bars, write_frames
+from market.wire.capture import CaptureWriter, read_lines
 from orchestration.records import decisions, live_batch_skew
 from tests.live.live_market import live_settings, promote
 

@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from execution.exchange import Reason
-from execution.latency import Latency, constant, recorded
 from execution.orders import (
     Accepted,
     Action,
@@ -34,8 +32,10 @@ from execution.orders import (
     Submit,
     TimeInForce,
 )
-from execution.queue import MODELS, PUBLISHED
-from execution.simulator import Simulator
+from execution.simulation.exchange import Reason
+from execution.simulation.latency import Latency, constant, recorded
+from execution.simulation.queue import MODELS, PUBLISHED
+from execution.simulation.simulator import Simulator
 from market.book import Book
 from market.events import EVENT, Events, Flag, Kind
 from tests.conftest import REPOSITORY

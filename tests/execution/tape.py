@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from execution.orders import Event, Filled, OrderType, Submit, TimeInForce
-from execution.simulator import Simulator
+from execution.simulation.simulator import Simulator
 from market.events import EVENT, Events, Flag, Kind
 from market.instruments import Instrument
 

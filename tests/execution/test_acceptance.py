@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from execution import acceptance, metaorders
-from execution.acceptance import Found, judge, span, without_blocks
-from execution.criteria import STATISTICS
-from execution.metaorders import READ_S, Impact
-from execution.observation import Stretch
+from execution.realism import acceptance, metaorders
+from execution.realism.acceptance import Found, judge, span, without_blocks
+from execution.realism.criteria import STATISTICS
+from execution.realism.metaorders import READ_S, Impact
+from execution.realism.observation import Stretch
 from market.synthetic import profile
 from tests.execution.test_facts import START, stretch, taker_orders, walk
 

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from execution.algorithms import ALGORITHMS, start
+from execution.algorithms.placement import MarketOrder, PassivePeg
+from execution.algorithms.working import SECOND_NS, Parent
 from execution.orders import (
     Accepted,
     Action,
@@ -29,9 +31,7 @@ from execution.orders import (
     Submit,
     TimeInForce,
 )
-from execution.placement import MarketOrder, PassivePeg
 from execution.venue import View
-from execution.working import SECOND_NS, Parent
 from tests.execution.tape import INSTRUMENT, SYMBOL
 
 DEADLINE = 30 * SECOND_NS

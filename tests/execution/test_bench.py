@@ -10,8 +10,8 @@ import pytest
 from execution.bench import measure, visible
 from execution.bench_quotes import FEED_NS, STEP_NS, quotes
 from market.bench import generated_rows
+from market.bench.yardstick import peer_ready
 from market.events import Events
-from market.yardstick import peer_ready
 from orchestration.bench import GOALS
 
 

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pytest
 from scipy import special
 
-from execution import facts, stylised
-from execution.observation import FRAME, KEPT, ORDER, PROFILE_BPS, Stretch
-from execution.probes import PROBE
+from execution.realism import facts, stylised
+from execution.realism.observation import FRAME, KEPT, ORDER, PROFILE_BPS, Stretch
+from execution.realism.probes import PROBE
 
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND

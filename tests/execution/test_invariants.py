@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from execution.account import Account, fee_e8, value_e8
-from execution.exchange import Reason
 from execution.orders import (
     Amend,
     Cancel,
@@ -23,8 +22,9 @@ from execution.orders import (
     Rejected,
     Submit,
 )
-from execution.queue import MODELS, PUBLISHED
-from execution.simulator import Simulator
+from execution.simulation.exchange import Reason
+from execution.simulation.queue import MODELS, PUBLISHED
+from execution.simulation.simulator import Simulator
 from market.events import Flag, Kind
 from tests.execution.judged import events_of, outcomes, random_case
 from tests.execution.tape import (

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from execution.exchange import MODES
-from execution.queue import MODELS, PUBLISHED
-from market.capture import read_blocks
-from market.decode import Decoder
+from execution.simulation.exchange import MODES
+from execution.simulation.queue import MODELS, PUBLISHED
 from market.events import Flag, Kind
 from market.instruments import BUILT_IN
+from market.wire.capture import read_blocks
+from market.wire.decode import Decoder
 from tests.execution.judged import (
     FILLED,
     KEPT,

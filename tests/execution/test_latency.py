@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from execution.exchange import Reason
-from execution.latency import (
+from execution.orders import Amend, Cancel, CancelRejected, Rejected
+from execution.simulation.exchange import Reason
+from execution.simulation.latency import (
     WINDOW_NS,
     activity,
     constant,
@@ -18,8 +19,7 @@ from execution.latency import (
     recorded,
     response_ns,
 )
-from execution.orders import Amend, Cancel, CancelRejected, Rejected
-from execution.simulator import Simulator
+from execution.simulation.simulator import Simulator
 from market.events import Events, Flag
 from tests.execution.judged import events_of, random_case
 from tests.execution.tape import INSTRUMENT, SYMBOL, Tape, frame, kinds, limit, snapshot

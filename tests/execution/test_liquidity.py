@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from execution.algorithms.working import SECOND_NS
 from execution.liquidity import (
     PRIOR_S,
     Costs,
@@ -23,7 +24,6 @@ from execution.liquidity import (
     sweep_bps,
 )
 from execution.venue import View
-from execution.working import SECOND_NS
 from tests.execution.tape import ASKS, BIDS, INSTRUMENT, SYMBOL
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from execution.observation import FRAMES_A_SECOND, PROFILE_BPS, Observer, Stretch, observe
-from execution.probes import Prober
+from execution.realism.observation import FRAMES_A_SECOND, PROFILE_BPS, Observer, Stretch, observe
+from execution.realism.probes import Prober
 from market.bars import bars_from_chunks
 from market.conflation import conflated
 from market.events import Events, Flag

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from execution.queue import (
+from execution.simulation.queue import (
     BOUNDS,
     MODELS,
     PUBLISHED,

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from execution.algorithms.working import SECOND_NS
 from execution.orders import (
     Accepted,
     Action,
@@ -23,7 +24,6 @@ from execution.orders import (
 )
 from execution.risk import Denial, Guard
 from execution.venue import View
-from execution.working import SECOND_NS
 from market.settings import Risk, SettingsError, load
 from tests.execution.tape import INSTRUMENT, SYMBOL
 from tests.execution.test_algorithms import Chaos, fill, told, view

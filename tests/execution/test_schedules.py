@@ -13,9 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from execution.algorithms.schedules import (
+    AlmgrenChriss,
+    Pov,
+    Scheduled,
+    Twap,
+    Vwap,
+    trajectory,
+    urgency,
+)
+from execution.algorithms.working import SECOND_NS
 from execution.orders import OrderType, Submit
-from execution.schedules import AlmgrenChriss, Pov, Scheduled, Twap, Vwap, trajectory, urgency
-from execution.working import SECOND_NS
 from tests.execution.test_algorithms import DEADLINE, fill, parent, view
 
 

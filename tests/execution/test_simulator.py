@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from execution.exchange import Reason
 from execution.orders import (
     Action,
     Amend,
@@ -26,8 +25,9 @@ from execution.orders import (
     Rejected,
     TimeInForce,
 )
-from execution.queue import MODELS
-from execution.simulator import Simulator, clock_shift_ns
+from execution.simulation.exchange import Reason
+from execution.simulation.queue import MODELS
+from execution.simulation.simulator import Simulator, clock_shift_ns
 from market.events import Events, Flag, Kind
 from market.instruments import BUILT_IN
 from tests.execution.tape import (

@@ -14,12 +14,12 @@ from execution.account import Account
 from execution.orders import Filled, Liquidity
 from execution.study import MidRecorder, StudyReport, study
 from execution.tca import TABLES
-from market.capture import read_blocks
-from market.decode import Decoder
 from market.events import Events
 from market.instruments import BUILT_IN, Instrument
 from market.settings import Execution, Model, Settings
 from market.synthetic import generate, profile
+from market.wire.capture import read_blocks
+from market.wire.decode import Decoder
 from tests.execution.tape import INSTRUMENT, SYMBOL, frame, snapshot, trade
 
 S = 1_000_000_000

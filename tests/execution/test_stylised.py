@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from execution import stylised
+from execution.realism import stylised
 
 Floats = npt.NDArray[np.float64]
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from execution.algorithms.working import Parent
 from execution.orders import Filled, Liquidity
 from execution.tca import (
     TABLES,
@@ -22,7 +23,6 @@ from execution.tca import (
     summarise,
     to_table,
 )
-from execution.working import Parent
 from tests.execution.tape import INSTRUMENT, SYMBOL
 
 S = 1_000_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from execution.queue import MODELS
+from execution.simulation.queue import MODELS
 from tests.execution.tape import Tape
 from tests.execution.venue_contract import VenueContract
 

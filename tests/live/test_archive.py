@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from live import archive_day, bench
-from live.archive import ArchiveDay, ArchiveError, convert, funding_frames
-from live.cut import Cut
+from live import bench
+from live.archives import archive_day
+from live.archives.archive import ArchiveDay, ArchiveError, convert, funding_frames
+from live.archives.cut import Cut
 from market.book import CROSSED_FRAMES, GAPS, UNHELD, Book
-from market.capture import read_lines
-from market.decode import Decoder
 from market.events import from_arrow
 from market.ingest import ingest
 from market.lake import DAY_NS, Lake, day_start_ns
 from market.settings import Settings
+from market.wire.capture import read_lines
+from market.wire.decode import Decoder
 from tests.live.archives import HEADER, book_zip, trade_gz
 
 DAY = "2026-03-01"

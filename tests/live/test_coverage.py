@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from live.coverage import coverage, missing
-from market.capture import CaptureWriter
 from market.ingest import adopt
 from market.lake import DAY_NS, Lake, day_start_ns
+from market.wire.capture import CaptureWriter
 from orchestration.cli import main
 
 S = 1_000_000_000

@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from live.archives.download import Fetched, FetchError, fetch
+from live.archives.rest import Patience, RequestError, instruments
 from live.coverage import coverage
-from live.download import Fetched, FetchError, fetch
-from live.rest import Patience, RequestError, instruments
 from market.bars import make_bars
-from market.capture import read_lines
 from market.ingest import ingest
 from market.lake import Lake, day_start_ns
 from market.settings import Settings, load
+from market.wire.capture import read_lines
 from orchestration.cli import main
 from tests.live.archives import Archives, archives, book_zip, trade_gz
 

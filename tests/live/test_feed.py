@@ -24,7 +24,7 @@ from live.feed import (
     WireFeed,
     topics,
 )
-from market.capture import CaptureWriter
+from market.wire.capture import CaptureWriter
 from tests.live.exchange import acknowledge, exchange
 
 S = 1_000_000_000

@@ -25,12 +25,12 @@ from live.feed import Backoff, Item, WireFeed
 from live.recording import Recording, RecordingError, Spool, mend, record, topics
 from live.replica import BookTopic, Replica
 from market.book import Book
-from market.capture import CaptureWriter, read_blocks, read_lines
-from market.decode import Decoder
 from market.instruments import BUILT_IN, Instrument
 from market.lake import Lake, utc_date
 from market.settings import Market, Record, Settings
-from market.survey import instruments_of
+from market.wire.capture import CaptureWriter, read_blocks, read_lines
+from market.wire.decode import Decoder
+from market.wire.survey import instruments_of
 from tests.conftest import REPOSITORY
 from tests.live.exchange import Handler, acknowledge, exchange
 

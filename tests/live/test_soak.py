@@ -6,7 +6,7 @@ from pathlib import Path
 
 from live.soak import compare, markdown, soak
 from live.unruly import FAULTS, digest
-from market.capture import CaptureWriter
+from market.wire.capture import CaptureWriter
 
 
 def test_every_line_received_under_load_and_faults_is_stored(tmp_path: Path) -> None:

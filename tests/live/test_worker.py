@@ -29,14 +29,14 @@ from live.paper import paper_venues
 from live.report import logger
 from live.worker import Worker, followed, known_instruments, run, summary_text
 from market.bars import BarBuilder, Bars, make_bars
-from market.capture import CaptureWriter, read_blocks, read_lines
-from market.decode import Decoder
 from market.features import FeatureEvaluator, feature_hash, feature_names
+from market.features.rendering import render_model
 from market.ingest import ingest
 from market.lake import Lake, day_start_ns
-from market.rendering import render_model
 from market.settings import Settings
 from market.synthetic import profile, write_frames
+from market.wire.capture import CaptureWriter, read_blocks, read_lines
+from market.wire.decode import Decoder
 from models_registry.manifest import BundleError
 from tests.live.exchange import acknowledge, exchange
 from tests.live.live_market import live_settings, promote

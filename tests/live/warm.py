@@ -16,12 +16,12 @@ from live.history import History
 from live.recorder import Held
 from market.bars import BarBuilder, Bars
 from market.book import Book
-from market.capture import read_blocks
-from market.decode import Decoder
 from market.events import ARROW_SCHEMA, Events, Flag, to_arrow
 from market.instruments import Instrument
 from market.lake import DAY_NS, Lake, utc_date
-from market.survey import instruments_of
+from market.wire.capture import read_blocks
+from market.wire.decode import Decoder
+from market.wire.survey import instruments_of
 
 S = 1_000_000_000
 SYMBOLS = ("BTCUSDT", "ETHUSDT")

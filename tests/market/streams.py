@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from market.capture import read_blocks
-from market.decode import Decoder
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import BUILT_IN
+from market.wire.capture import read_blocks
+from market.wire.decode import Decoder
 
 START_NS = 1_700_000_000_000_000_000
 MS = 1_000_000

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market.arrivals import (
+from market.kernel import kernel
+from market.synthetic.arrivals import (
     KINDS,
     SCALES,
     Arrivals,
@@ -21,7 +22,6 @@ from market.arrivals import (
     next_request,
     philox,
 )
-from market.kernel import kernel
 
 RATES = np.array([12.0, 30.0, 28.0, 80.0, 150.0, 5.0])
 

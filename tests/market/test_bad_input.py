@@ -21,14 +21,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market.capture import Block, CaptureError, CaptureWriter, read_blocks, read_lines
-from market.decode import Decoded, Decoder
 from market.events import Events, Kind
 from market.ingest import IngestError, ingest
 from market.instruments import BUILT_IN
 from market.lake import Lake, utc_date
 from market.settings import Settings
-from market.survey import scan
+from market.wire.capture import Block, CaptureError, CaptureWriter, read_blocks, read_lines
+from market.wire.decode import Decoded, Decoder
+from market.wire.survey import scan
 from tests.conftest import recordings
 
 #: When the frames of the recording were sent.

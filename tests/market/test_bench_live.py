@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market.bars import COLUMNS
-from market.bench_live import Frame, LivePath, _replayed
-from market.capture import read_lines
+from market.bench.live import Frame, LivePath, _replayed
+from market.bench.yardstick import peak_mb, real_time
 from market.instruments import BUILT_IN
 from market.settings import Settings
 from market.synthetic import profile, write_frames
-from market.yardstick import peak_mb, real_time
+from market.wire.capture import read_lines
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
@@ -80,7 +80,7 @@ def test_peak_memory_is_this_programs_own_and_not_its_parents() -> None:
     held = np.ones(60_000_000)
     ours = peak_mb()
     assert ours > held.nbytes / 1e6
-    command = "from market.yardstick import peak_mb, real_time; print(peak_mb())"
+    command = "from market.bench.yardstick import peak_mb, real_time; print(peak_mb())"
     child = subprocess.run(
         [sys.executable, "-c", command], stdout=subprocess.PIPE, text=True, check=True
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from market.bench_synth import measure, run
+from market.bench.synthetic import measure, run
 from orchestration.bench import GOALS
 
 

@@ -16,8 +16,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market import capture
-from market.capture import CaptureError, CaptureWriter, content_hash, read_blocks, read_lines
+from market.wire import capture
+from market.wire.capture import CaptureError, CaptureWriter, content_hash, read_blocks, read_lines
 
 
 def pack(*texts: bytes) -> bytes:
@@ -301,7 +301,7 @@ def test_a_killed_writer_loses_nothing_that_was_synced(tmp_path: Path) -> None:
     path = tmp_path / "a.frames.zst"
     code = (
         "import os, signal, sys\n"
-        "from market.capture import CaptureWriter\n"
+        "from market.wire.capture import CaptureWriter\n"
         "writer = CaptureWriter(sys.argv[1], sync_ms=10**6)\n"
         "for n in range(1, 1001): writer.append(n, b'{}')\n"
         "writer.sync()\n"

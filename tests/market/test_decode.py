@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market.capture import Block, read_blocks
-from market.decode import OTHER, Decoded, Decoder, TopicCounts
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import BUILT_IN, Instrument
+from market.wire.capture import Block, read_blocks
+from market.wire.decode import OTHER, Decoded, Decoder, TopicCounts
 
 NS = 1_790_134_716_200_000_000
 MS = 1_790_134_716_101

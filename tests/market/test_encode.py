@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market.capture import Block, read_blocks
-from market.decode import Decoder
-from market.encode import Encoder
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import BUILT_IN, Instrument
 from market.synthetic import generate, profile
+from market.wire.capture import Block, read_blocks
+from market.wire.decode import Decoder
+from market.wire.encode import Encoder
 
 BTC = BUILT_IN["BTCUSDT"]
 T0 = 1_767_225_600_000  #: epoch ms

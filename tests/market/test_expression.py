@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market.bars import COLUMNS
-from market.evaluator import Evaluator, Program
-from market.expression import ExpressionError, Language, memory, text
+from market.features.evaluator import Evaluator, Program
+from market.features.expression import ExpressionError, Language, memory, text
+from market.features.statement import Statement
 from market.lake import day_start_ns
-from market.statement import Statement
 
 DAY = "2026-01-02"
 START = day_start_ns(DAY) // SECOND

@@ -13,8 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market.bars import COLUMNS, Bars, make_bars
-from market.definitions import TERMS
-from market.expression import ExpressionError
 from market.features import (
     FEATURES,
     FeatureEvaluator,
@@ -26,9 +24,11 @@ from market.features import (
     parse,
     read_table,
 )
+from market.features.definitions import TERMS
+from market.features.expression import ExpressionError
+from market.features.rendering import generated, render_model
 from market.ingest import ingest
 from market.lake import Lake, day_start_ns
-from market.rendering import generated, render_model
 from market.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,13 +15,13 @@ import pytest
 from market import ingest as ingest_module
 from market.bars import make_bars
 from market.book import Book
-from market.capture import CaptureError, CaptureWriter, read_blocks
-from market.decode import Decoder
 from market.events import EVENT, Events, Flag, Kind, from_arrow
 from market.ingest import IngestError, adopt, fingerprint, ingest, instruments_of, scan
 from market.instruments import BUILT_IN, Instrument
 from market.lake import DAY_NS, Lake, day_start_ns
 from market.settings import Settings
+from market.wire.capture import CaptureError, CaptureWriter, read_blocks
+from market.wire.decode import Decoder
 
 DAY, NEXT = "2026-11-20", "2026-11-21"
 MIDNIGHT = day_start_ns(NEXT)

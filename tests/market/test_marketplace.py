@@ -7,10 +7,10 @@ import pytest
 
 from market.book import Book
 from market.events import Events, Flag, Kind
-from market.marketplace import OURS, Market, Report
 from market.matching import Status, TimeInForce
-from market.profiles import altered, profile
-from market.publication import TOPICS
+from market.synthetic.marketplace import OURS, Market, Report
+from market.synthetic.profiles import altered, profile
+from market.synthetic.publication import TOPICS
 
 DAY = "2026-03-01"
 POST = TimeInForce.POST_ONLY
@@ -230,7 +230,7 @@ def test_the_mid_tells_of_the_alpha_what_the_efficient_price_does() -> None:
     """Quoting, impact and takers add noise to the mid, and neither hide the alpha nor tell it early.
 
     Both information coefficients are of one path, so their difference is far more certain than they
-    are; what the planted alpha's own is, closed forms say (`market.planted`).
+    are; what the planted alpha's own is, closed forms say (`market.synthetic.planted`).
     """
     market = Market(profile("demo"), 11, "BTCUSDT", DAY)
     seconds = 2 * 3600

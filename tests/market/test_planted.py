@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market import latent
-from market.planted import (
+from market.synthetic import latent
+from market.synthetic.planted import (
     alpha_sd,
     best_filter,
     closed_form_ic,
@@ -22,7 +22,7 @@ from market.planted import (
     moments,
     solve,
 )
-from market.profiles import (
+from market.synthetic.profiles import (
     HOLDERS,
     PROFILES,
     Change,

@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market import touch
 from market.bars import Bars, bars_from_chunks
 from market.columns import COLUMNS, C
 from market.instruments import BUILT_IN
-from market.primitives import NAMES, P, compose, decompose, trades
 from market.settings import Settings
-from market.synthetic import generate, profile
+from market.synthetic import generate, profile, touch
+from market.synthetic.primitives import NAMES, P, compose, decompose, trades
 
 LOT = BUILT_IN["BTCUSDT"].lot_size
 #: Columns that compose does not write: the touch's, what trades derive, tickers, and the record's.

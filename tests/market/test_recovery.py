@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from market import latent, recovery
-from market.planted import closed_form_ic
-from market.profiles import Profile, altered, profile
+from market.synthetic import latent, recovery
+from market.synthetic.planted import closed_form_ic
+from market.synthetic.profiles import Profile, altered, profile
 
 
 def efficient_mids(market: Profile, seed: int, symbol: str, day: str) -> npt.NDArray[np.float64]:

@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from market import latent, reduced
 from market.bars import Bars, bars_from_chunks
 from market.columns import COLUMNS
 from market.instruments import BUILT_IN
 from market.lake import Lake, LakeError, day_start_ns
-from market.likeness import Likeness, compared
-from market.profiles import ProfileError, altered, profile
 from market.settings import Settings
-from market.synthetic import generate
+from market.synthetic import generate, latent, reduced
+from market.synthetic.likeness import Likeness, compared
+from market.synthetic.profiles import ProfileError, altered, profile
 
 DAY = "2026-02-07"
 SEED = 31

@@ -10,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from market import publication, synthetic
+from market import synthetic
 from market.bars import Bars, bars_from_chunks
 from market.book import Book
-from market.capture import read_blocks
-from market.decode import Decoder
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import BUILT_IN
 from market.lake import Lake, LakeError, day_start_ns
@@ -25,11 +23,14 @@ from market.synthetic import (
     altered,
     generate,
     profile,
+    publication,
     truth,
     write_bars,
     write_frames,
     write_truth,
 )
+from market.wire.capture import read_blocks
+from market.wire.decode import Decoder
 
 DAY = "2026-03-01"
 SETTINGS = Settings(source="synthetic")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from market import latent, touch
 from market.bars import Bars, bars_from_chunks
 from market.instruments import BUILT_IN
 from market.lake import day_start_ns
 from market.settings import Settings
-from market.synthetic import generate, profile
+from market.synthetic import generate, latent, profile, touch
 
 DAY = "2026-03-01"
 TICK = BUILT_IN["BTCUSDT"].tick_size
@@ -82,7 +81,7 @@ def test_a_law_is_found_again_in_what_it_draws() -> None:
 
 
 def test_the_touch_is_never_crossed_and_stays_near_the_value() -> None:
-    from market import reduced
+    from market.synthetic import reduced
 
     market = profile("default")
     for symbol in ("BTCUSDT", "ETHUSDT"):

@@ -9,15 +9,15 @@ import pytest
 
 from market.bars import bars_from_chunks
 from market.book import Book
-from market.capture import read_blocks
-from market.decode import Decoder
 from market.events import EVENT, Events, Flag, Kind
 from market.ingest import ingest
 from market.instruments import BUILT_IN
 from market.lake import Lake
-from market.profiles import Profile, altered, profile
 from market.settings import Settings
 from market.synthetic import generate, write_frames
+from market.synthetic.profiles import Profile, altered, profile
+from market.wire.capture import read_blocks
+from market.wire.decode import Decoder
 
 DAY = "2026-03-01"
 BTC = "BTCUSDT"

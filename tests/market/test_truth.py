@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from market import latent, truth
 from market.lake import Lake, LakeError, day_start_ns
-from market.planted import alpha_sd
-from market.profiles import instant_ns, profile
-from market.profiles_page import PAGE, page
-from market.synthetic import write_truth
+from market.synthetic import latent, truth, write_truth
+from market.synthetic.page import PAGE, page
+from market.synthetic.planted import alpha_sd
+from market.synthetic.profiles import instant_ns, profile
 
 DAY = "2026-03-08"
 

@@ -17,15 +17,15 @@ from live.recorder import Held, checkpoints
 from live.worker import followed
 from live.worker import run as run_live
 from market.bars import BarBuilder, Bars
-from market.capture import CaptureWriter, read_lines
-from market.decode import Decoder
 from market.features import feature_names
 from market.ingest import ingest
 from market.lake import DAY_NS, Lake, day_start_ns, utc_date
 from market.settings import Settings
-from market.survey import instruments_of
+from market.wire.capture import CaptureWriter, read_lines
+from market.wire.decode import Decoder
+from market.wire.survey import instruments_of
 from orchestration.backtest import Run, load_model, replay
-from orchestration.span import Span, instruments_held
+from orchestration.backtest.span import Span, instruments_held
 from tests.live.live_market import live_settings, promote
 
 S = 1_000_000_000

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from market import bench
+from market.bench.yardstick import Measure, Peer, PeerError, in_turn, peer_ready
 from market.book import Book
-from market.yardstick import Measure, Peer, PeerError, in_turn, peer_ready
 from orchestration.bench import (
     AREAS,
     GOALS,
@@ -35,7 +35,7 @@ UNITS = {"M rows/s", "MB/s of JSON", "ms", "µs", "s", "MB", "times"}
 def market() -> Iterator[dict[str, Any]]:
     """A quick run without the peer, which takes longer to compile than all else together."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("market.yardstick._PEER", Path("nowhere"))
+        patch.setattr("market.bench.yardstick._PEER", Path("nowhere"))
         yield run("market", quick=True, say=lambda _: None)
 
 
@@ -66,7 +66,7 @@ def test_a_run_says_what_it_was_measured_on(market: dict[str, Any]) -> None:
 def test_without_the_peer_its_columns_are_null_and_one_line_says_how_to_make_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("market.yardstick._PEER", tmp_path / "none")
+    monkeypatch.setattr("market.bench.yardstick._PEER", tmp_path / "none")
     said: list[str] = []
     monkeypatch.setattr(bench, "measure", lambda quick, say: bench.books("few", [few()], 1))
     rows = run("market", quick=True, say=said.append)["rows"]

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from orchestration.figures import MIN_BLOCKS, interval, plain
-from orchestration.span import Span, SpanError, _instant
+from orchestration.backtest.figures import MIN_BLOCKS, interval, plain
+from orchestration.backtest.span import Span, SpanError, _instant
 
 S = 1_000_000_000
 

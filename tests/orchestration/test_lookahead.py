@@ -10,9 +10,9 @@ import pytest
 
 from live.decisions import Decision
 from market.lake import Lake
-from orchestration import lookahead
-from orchestration.lookahead import News, Trail, probe, verdict
-from orchestration.span import instant_text
+from orchestration.backtest import lookahead
+from orchestration.backtest.lookahead import News, Trail, probe, verdict
+from orchestration.backtest.span import instant_text
 from tests.live.live_market import live_settings, promote
 from tests.live.warm import S, minutes, write
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from execution.criteria import STATISTICS
+from execution.realism.criteria import STATISTICS
 from market.settings import Market, Settings
-from orchestration import acceptance, acceptance_page
+from orchestration import acceptance
 from orchestration.acceptance import AcceptanceError, Checked
+from orchestration.acceptance import page as acceptance_page
 from orchestration.cli import main
 from orchestration.console import table
 

@@ -1,0 +1,266 @@
+"""Algorithms that decide where an order stands: across the spread, or in which queue and how much.
+
+    market         everything at once, across the spread: the baseline
+    passive        join the own side, follow it when it moves away, cross what is left at the end
+    iceberg        the same, showing a tip at a time
+    cont_kukanov   split at once between a queue and the market by the cost of coming up short
+    adaptive       passive, out of the way of sweeps, and crossing when waiting costs more
+
+All of them rest post-only and never follow the market further than they may pay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+from execution.algorithms.working import SECOND_NS, Child, Parent, Working
+from execution.liquidity import Monitor, filled_share
+from execution.orders import Action, Amend, OrderState
+from execution.venue import View
+
+_BPS: Final = 1e4
+
+
+class MarketOrder(Working):
+    """Everything at once across the spread; what a thin book left over is sent again."""
+
+    def _decide(self, now_ns: int, view: View) -> Iterator[Action]:
+        if not view.stale and not self._live:
+            yield from self._take(now_ns, self.parent.qty_lots)
+
+
+class Resting(Working):
+    """Base of what waits in a queue: keeps a quantity resting and moves it with the market.
+
+    Orders rest post-only. When the wanted price moves away from one it follows, after ``pause_ns``
+    since its last move and at most ``max_moves`` times in all: every move gives the place in the
+    queue away. None follows past ``chase_bps`` of the decision price (cost so far); from there only
+    the deadline decides, when what is left crosses.
+    """
+
+    def __init__(
+        self,
+        parent: Parent,
+        *,
+        max_moves: int = 20,
+        pause_ns: int = 500_000_000,
+        chase_bps: float = 20.0,
+    ) -> None:
+        super().__init__(parent)
+        self.moves = 0
+        self._max_moves, self._pause_ns = max_moves, pause_ns
+        slack = parent.decision_mid_ticks * chase_bps / _BPS
+        self._furthest_ticks = parent.decision_mid_ticks + parent.side * slack
+        self._posted_ns = -pause_ns
+        self._moved_ns: dict[str, int] = {}
+
+    def _came_to_nothing(self, child: Child, now_ns: int) -> None:
+        # A post-only order that met a moved market is part of the business before the deadline.
+        if child.crosses:
+            self._failed(now_ns)
+
+    def _decide(self, now_ns: int, view: View) -> Iterator[Action]:
+        if view.stale:
+            if now_ns >= self.parent.deadline_ns:
+                for child in self._live:
+                    yield from self._cancel(child, now_ns)
+        elif now_ns >= self.parent.deadline_ns:
+            yield from self._cross(now_ns, self.parent.qty_lots - self.filled_lots)
+        else:
+            yield from self._work(now_ns, view)
+
+    def _work(self, now_ns: int, view: View) -> Iterator[Action]:
+        """What to do before the deadline, with a sound book."""
+        yield from self._rest(now_ns, self.parent.qty_lots, view.touch(self.parent.side))
+
+    def _rest(self, now_ns: int, lots: int, price_ticks: int) -> Iterator[Action]:
+        """Have ``lots`` resting in all, at ``price_ticks`` unless they stand there or nearer."""
+        resting = sum(c.open_lots for c in self.children.values() if not c.crosses)
+        missing = min(lots - resting, self.remaining_lots)
+        if missing > 0 and now_ns - self._posted_ns >= self._pause_ns:
+            self._posted_ns = now_ns
+            yield from self._post(now_ns, missing, price_ticks)
+        for child in self._live:
+            yield from self._follow(child, now_ns, price_ticks)
+
+    def _follow(self, child: Child, now_ns: int, price_ticks: int) -> Iterator[Action]:
+        side = self.parent.side
+        away = side * (price_ticks - child.price_ticks) > 0
+        affordable = side * (self._furthest_ticks - price_ticks) >= 0
+        last_ns = max(self._moved_ns.get(child.client_id, self._posted_ns), child.refused_ns)
+        ready = self._rests(child) and now_ns - last_ns >= self._pause_ns
+        if away and affordable and ready and self.moves < self._max_moves:
+            self.moves += 1
+            self._moved_ns[child.client_id] = now_ns
+            child.amending = True
+            yield Amend(client_id=child.client_id, price_ticks=price_ticks)
+
+    @staticmethod
+    def _rests(child: Child) -> bool:
+        """Whether an order stands in the book with nothing under way that concerns it."""
+        return (
+            child.state in (OrderState.NEW, OrderState.PARTIALLY_FILLED)
+            and not child.crosses
+            and not child.amending
+        )
+
+
+class PassivePeg(Resting):
+    """Join the own side and follow it; cross what is left when the deadline comes."""
+
+
+class Iceberg(Resting):
+    """The passive peg, showing no more than a tip; each new tip joins the queue at its end.
+
+    The tip is ``tip_share`` of the parent, and never more than ``touch_share`` of what stands at the
+    own touch when it is shown, so that it does not stand out; one lot at least.
+    """
+
+    def __init__(self, parent: Parent, *, tip_share: float = 0.1, touch_share: float = 0.2) -> None:
+        super().__init__(parent, pause_ns=100_000_000, max_moves=200)
+        self._tip_share, self._touch_share = tip_share, touch_share
+
+    def _work(self, now_ns: int, view: View) -> Iterator[Action]:
+        side = self.parent.side
+        price, displayed = (view.bids if side > 0 else view.asks)[0]
+        tip = min(self._tip_share * self.parent.qty_lots, self._touch_share * displayed)
+        if not self._live:
+            yield from self._rest(now_ns, max(1, math.ceil(tip)), price)
+        for child in self._live:
+            yield from self._follow(child, now_ns, price)
+
+
+class ContKukanov(Resting):
+    """How much to rest and how much to take at once, for one venue (Cont and Kukanov 2017).
+
+    With half-spread h, taker fee f, maker fee -r, the quantity in front Q, the outflow ξ of our queue
+    until the deadline and the penalty λ for what is left over (costs in bps of price), the optimal
+    resting quantity is
+
+        L = clip(F⁻¹((2h + f + r) / (λ + h + r)) - Q, 0, S)
+
+    with F the distribution of ξ, and the rest is taken. The outflow is taken as exponential with the
+    mean that the tape has shown. The split is looked at again every ``review_ns``; what rests is
+    pegged, and crosses at the deadline.
+    """
+
+    def __init__(
+        self,
+        parent: Parent,
+        *,
+        taker_bps: float = 5.5,
+        maker_bps: float = 2.0,
+        penalty_bps: float = 9.0,
+        review_ns: int = 5 * SECOND_NS,
+    ) -> None:
+        super().__init__(parent)
+        if penalty_bps <= maker_bps:
+            raise ValueError(
+                f"penalty of {penalty_bps:g} bps: expected more than the maker fee, {maker_bps:g} bps"
+            )
+        self._taker_bps, self._rebate_bps, self._penalty_bps = taker_bps, -maker_bps, penalty_bps
+        self._review_ns, self._reviewed_ns = review_ns, -review_ns
+        self._monitor = Monitor()
+        self.take_lots = 0
+
+    def resting_lots(self, now_ns: int, view: View) -> int:
+        """L for what is not filled yet, from 0 to all of it."""
+        side = self.parent.side
+        left = self.parent.qty_lots - self.filled_lots
+        left_s = max(0.0, (self.parent.deadline_ns - now_ns) / SECOND_NS)
+        mean = self._monitor.outflow_lots_s(side, view) * left_s
+        half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * _BPS
+        level = (2 * half + self._taker_bps + self._rebate_bps) / (
+            self._penalty_bps + half + self._rebate_bps
+        )
+        if level >= 1:
+            return left
+        queue = (view.bids if side > 0 else view.asks)[0][1]
+        return round(min(max(-mean * math.log1p(-level) - queue, 0.0), left))
+
+    def _work(self, now_ns: int, view: View) -> Iterator[Action]:
+        self._monitor.see(view)
+        left = self.parent.qty_lots - self.filled_lots
+        if now_ns - self._reviewed_ns >= self._review_ns:
+            self._reviewed_ns = now_ns
+            self.take_lots = self.filled_lots + left - self.resting_lots(now_ns, view)
+        if (take := self.take_lots - self.filled_lots) > 0:
+            yield from self._cross(now_ns, take)
+        yield from self._rest(now_ns, left - max(take, 0), view.touch(self.parent.side))
+
+
+class Adaptive(Resting):
+    """Passive with judgement: out of the way of sweeps, and across when waiting costs more.
+
+    Three rules, each in bps of price and signed against the parent:
+
+    - *Step aside.* With a share of the touch on our side below ``aside_share`` the price is about to
+      trade through us: orders are cancelled, and posted again when the share is above
+      ``return_share`` or the touch has moved. A fill just before a sweep is the dear kind.
+    - *Hold back.* When the signal expects the market to come to us it is not followed.
+    - *Cross.* Waiting costs the maker fee and the drift that the signal expects when it fills, and
+      the taker fee, half the spread and the drift when it does not; it fills by the deadline with
+      the probability that the queue in front and the outflow seen so far give. What is left crosses
+      when that is dearer than crossing now.
+    """
+
+    def __init__(
+        self,
+        parent: Parent,
+        *,
+        taker_bps: float = 5.5,
+        maker_bps: float = 2.0,
+        aside_share: float = 0.05,
+        return_share: float = 0.2,
+        hold_back_bps: float = 0.5,
+    ) -> None:
+        super().__init__(parent, max_moves=200, pause_ns=200_000_000)
+        self._taker_bps, self._maker_bps = taker_bps, maker_bps
+        self._aside_share, self._return_share = aside_share, return_share
+        self._hold_back_bps = hold_back_bps
+        self._aside_ticks: int | None = None
+        self._monitor = Monitor()
+        self._crosses = False
+
+    def _work(self, now_ns: int, view: View) -> Iterator[Action]:
+        side, left = self.parent.side, self.parent.qty_lots - self.filled_lots
+        price = view.touch(side)
+        if self._dearer_to_wait(now_ns, view):
+            yield from self._cross(now_ns, left)
+            return
+        if self._steps_aside(view):
+            for child in self._live:
+                if child.price_ticks == price:
+                    yield from self._cancel(child, now_ns)
+            return
+        if side * (view.signal_bps or 0.0) < -self._hold_back_bps and self._live:
+            return
+        yield from self._rest(now_ns, left, price)
+
+    def _steps_aside(self, view: View) -> bool:
+        own, other = (view.bids, view.asks)[:: self.parent.side]
+        share = own[0][1] / (own[0][1] + other[0][1])
+        if self._aside_ticks == own[0][0]:
+            if share > self._return_share:
+                self._aside_ticks = None
+        else:
+            self._aside_ticks = own[0][0] if share < self._aside_share else None
+        return self._aside_ticks is not None
+
+    def _dearer_to_wait(self, now_ns: int, view: View) -> bool:
+        """Whether crossing now costs less than waiting; once it does, it stays so."""
+        self._monitor.see(view)
+        if self._crosses or view.signal_bps is None:
+            return self._crosses
+        side = self.parent.side
+        left = self.parent.qty_lots - self.filled_lots
+        left_s = max(0.0, (self.parent.deadline_ns - now_ns) / SECOND_NS)
+        filled = filled_share(self._monitor, view, side, left, left_s)
+        half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * _BPS
+        drift = max(0.0, side * view.signal_bps)
+        # What fills has filled because the market came to us: only what is left bears the drift.
+        waits = filled * (self._maker_bps - half) + (1 - filled) * (self._taker_bps + half + drift)
+        self._crosses = self._taker_bps + half < waits
+        return self._crosses

@@ -1,0 +1,172 @@
+"""Algorithms that spread a parent over time: each is a curve of how much should be done by now.
+
+    twap             evenly, by a randomised clock
+    vwap             as the day's volume usually runs
+    pov              a share of what the market trades
+    almgren_chriss   faster first, as fast as aversion to risk asks
+
+What is due rests at the own touch; what has been due for longer than `patience_ns` is taken, and so
+is everything at the deadline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from execution.algorithms.placement import Resting
+from execution.algorithms.working import SECOND_NS, Parent
+from execution.orders import Action
+from execution.venue import View
+
+_DAY_NS: Final = 86_400 * SECOND_NS
+
+
+class Scheduled(Resting):
+    """Base: rests what is due by `_share`, and takes what has been due for too long."""
+
+    def __init__(self, parent: Parent, *, patience_ns: int = 10 * SECOND_NS) -> None:
+        super().__init__(parent, max_moves=500)
+        self._patience_ns = patience_ns
+        self._due: list[tuple[int, int]] = []  #: (time, lots due from then on), both rising
+
+    @abstractmethod
+    def _share(self, now_ns: int, view: View) -> float:
+        """Share of the parent that should be done by now, 0 to 1; it never falls."""
+
+    def _elapsed(self, now_ns: int) -> float:
+        """Share of the parent's time that has passed."""
+        span = self.parent.deadline_ns - self.parent.decision_ns
+        return min(1.0, (now_ns - self.parent.decision_ns) / span) if span > 0 else 1.0
+
+    def _work(self, now_ns: int, view: View) -> Iterator[Action]:
+        due = min(math.ceil(self._share(now_ns, view) * self.parent.qty_lots), self.parent.qty_lots)
+        if not self._due or due > self._due[-1][1]:
+            self._due.append((now_ns, due))
+        while len(self._due) > 1 and self._due[1][0] <= now_ns - self._patience_ns:
+            self._due.pop(0)
+        since, overdue = self._due[0]
+        late = overdue - self.filled_lots if since <= now_ns - self._patience_ns else 0
+        if late > 0:
+            yield from self._cross(now_ns, late)
+        waiting = self._due[-1][1] - self.filled_lots - max(late, 0)
+        yield from self._rest(now_ns, waiting, view.touch(self.parent.side))
+
+
+class Twap(Scheduled):
+    """Equal slices at about equal times: time and size vary by a fifth, so that no clock shows.
+
+    The variation is a function of the parent's id: the same parent is worked the same way again.
+    """
+
+    def __init__(self, parent: Parent, *, slices: int = 10, vary: float = 0.2) -> None:
+        span_ns = max(parent.deadline_ns - parent.decision_ns, slices)
+        super().__init__(parent, patience_ns=span_ns // slices)
+        draws = _uniform(parent.id, 2 * slices)
+        sizes = [1 + vary * (2 * u - 1) for u in draws[:slices]]
+        shifts = [vary * (u - 0.5) for u in draws[slices:]]
+        total, done = math.fsum(sizes), 0.0
+        self._steps: list[tuple[float, float]] = []  #: (share of time, share of quantity)
+        for k, (size, shift) in enumerate(zip(sizes, shifts, strict=True)):
+            done += size / total
+            self._steps.append((max(0.0, k + shift) / slices if k else 0.0, done))
+
+    def _share(self, now_ns: int, view: View) -> float:
+        elapsed = self._elapsed(now_ns)
+        return max((done for at, done in self._steps if at <= elapsed), default=0.0)
+
+
+class Vwap(Scheduled):
+    """In step with a forecast of the day's volume.
+
+    ``profile`` gives the relative volume of equal parts of a UTC day, from midnight; one part (the
+    default) is a flat day, and the algorithm a TWAP without slices. ValueError for one that is empty
+    or not positive.
+    """
+
+    def __init__(self, parent: Parent, *, profile: Sequence[float] = (1.0,)) -> None:
+        super().__init__(parent)
+        if not profile or min(profile) <= 0:
+            raise ValueError(f"volume profile {list(profile)}: expected positive numbers")
+        self._profile = tuple(profile)
+        self._start = self._volume(parent.decision_ns)
+        self._total = self._volume(parent.deadline_ns) - self._start
+
+    def _volume(self, time_ns: int) -> float:
+        """Forecast volume from the epoch to ``time_ns``, in days of the profile's sum."""
+        day, rest = divmod(time_ns, _DAY_NS)
+        parts = rest / _DAY_NS * len(self._profile)
+        whole = min(int(parts), len(self._profile) - 1)
+        done = math.fsum(self._profile[:whole]) + (parts - whole) * self._profile[whole]
+        return day * math.fsum(self._profile) + done
+
+    def _share(self, now_ns: int, view: View) -> float:
+        if self._total <= 0:
+            return 1.0
+        return min(1.0, (self._volume(now_ns) - self._start) / self._total)
+
+
+class Pov(Scheduled):
+    """A share ρ of all that trades, ourselves included: ρ/(1-ρ) of what others trade.
+
+    It follows the tape, so it may be far from done at the deadline, when the rest crosses.
+    """
+
+    def __init__(self, parent: Parent, *, participation: float = 0.1) -> None:
+        super().__init__(parent)
+        if not 0 < participation < 1:
+            raise ValueError(f"participation {participation:g}: expected a share between 0 and 1")
+        self._ratio = participation / (1 - participation)
+        self._begin: int | None = None
+
+    def _share(self, now_ns: int, view: View) -> float:
+        traded = view.bought_lots + view.sold_lots
+        if self._begin is None:
+            self._begin = traded
+        return min(1.0, self._ratio * (traded - self._begin) / self.parent.qty_lots)
+
+
+def trajectory(urgency: float, elapsed: float) -> float:
+    """Share done of an optimal liquidation (Almgren and Chriss 2000, in continuous time).
+
+    1 - sinh(κ(T - t)) / sinh(κT) with ``urgency`` = κT and ``elapsed`` = t/T; 0 is even (TWAP).
+    """
+    if urgency < 1e-6:
+        return elapsed
+    # sinh(a)/sinh(b) by exponentials of negative numbers only: it cannot overflow.
+    left = urgency * (1 - elapsed)
+    remaining = math.exp(left - urgency) * -math.expm1(-2 * left) / -math.expm1(-2 * urgency)
+    return 1 - remaining
+
+
+class AlmgrenChriss(Scheduled):
+    """Front-loaded by aversion to risk against impact: the Almgren-Chriss curve.
+
+    ``urgency`` is κT, with κ² = λσ²/η in continuous time: risk aversion, variance of the price a
+    second, and temporary impact of trading one lot a second.
+    """
+
+    def __init__(self, parent: Parent, *, urgency: float = 2.0) -> None:
+        super().__init__(parent)
+        if urgency < 0:
+            raise ValueError(f"urgency {urgency:g}: expected κT of at least 0")
+        self._urgency = urgency
+
+    def _share(self, now_ns: int, view: View) -> float:
+        return trajectory(self._urgency, self._elapsed(now_ns))
+
+
+def urgency(risk_aversion: float, sigma: float, temporary: float, span_s: float) -> float:
+    """κT of Almgren and Chriss: √(λσ²/η)·T. Units: λ 1/money, σ money/lot/√s, η money·s/lot²."""
+    return math.sqrt(risk_aversion * sigma**2 / temporary) * span_s
+
+
+def _uniform(key: str, count: int) -> list[float]:
+    """Uniform numbers that are a function of a text."""
+    return [
+        int.from_bytes(hashlib.sha256(f"{key}/{k}".encode()).digest()[:7]) / 2**56
+        for k in range(count)
+    ]

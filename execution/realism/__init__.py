@@ -1,0 +1,1 @@
+"""Whether a synthetic market is like a recorded one: statistics, ranges, verdicts."""

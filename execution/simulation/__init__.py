@@ -1,0 +1,1 @@
+"""The simulated venue: recorded events, our orders in the queue, clocks and latencies."""

@@ -1,0 +1,1 @@
+"""The venue's public archives: downloaded, cut, and read as captures."""

@@ -1,0 +1,200 @@
+"""What captures hold, told before they are ingested: their dates, topics and instruments."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from market.events import Kind
+from market.instruments import BUILT_IN, Instrument
+from market.lake import DAY_NS, day_start_ns, utc_date
+from market.wire.capture import read_blocks
+from market.wire.decode import Decoder
+from market.wire.stream import MAX_LAG_NS, symbol_topics
+
+Key = tuple[str, str]
+
+_LINE: Final = re.compile(
+    rb'^([0-9]{1,19}) \{[^\n]*?"topic"\s*:\s*"([A-Za-z0-9._-]+)"', re.MULTILINE
+)
+_CONTROL: Final = re.compile(rb'^([0-9]{1,19}) \{"l2"', re.MULTILINE)
+_FINEST: Final = "0.00000001"
+
+
+class IngestError(RuntimeError):
+    """Captures cannot become the partitions asked for; the message names which and why."""
+
+
+def scan(captures: Iterable[str], book_depth: int = 200) -> dict[Key, dict[str, int]]:
+    """The (symbol, date) keys that captures hold, each with its frames by topic.
+
+    A cheap pass that looks at topics only. A key has at least one topic that becomes events.
+    """
+    found: dict[Key, Counter[str]] = {}
+    clock = 0
+    day, turn = "", 0
+    for path in starts_of(captures):
+        for block in read_blocks(path):
+            for line in _LINE.finditer(block.data):
+                stamp = int(line[1])
+                if stamp > clock:
+                    if stamp >= turn:
+                        whole = block.data[line.start() : block.data.find(b"\n", line.start())]
+                        if _received(whole) is None:
+                            continue
+                        day = utc_date(stamp)
+                        turn = day_start_ns(day) + DAY_NS
+                    clock = stamp
+                topic = line[2].decode()
+                key = topic.rpartition(".")[2], day
+                if key not in found:
+                    found[key] = Counter()
+                found[key][topic] += 1
+    return {
+        key: dict(sorted(topics.items()))
+        for key, topics in sorted(found.items())
+        if not topics.keys().isdisjoint(symbol_topics(key[0], book_depth))
+    }
+
+
+def first_frame_ns(path: str | Path) -> int:
+    """Receive time of a capture's first frame; of its first control line when it holds no frame.
+
+    IngestError when it holds neither.
+    """
+    frame, control = _first_stamps(path)
+    return frame or control
+
+
+def starts_of(captures: Iterable[str]) -> dict[str, int]:
+    """Captures in the order of their first lines, with the receive times of those."""
+    starts = {str(path): min(filter(None, _first_stamps(path))) for path in captures}
+    return dict(sorted(starts.items(), key=lambda item: (item[1], item[0])))
+
+
+def _first_stamps(path: str | Path) -> tuple[int, int]:
+    """Receive times of a capture's first frame and of the first control line up to there, or 0."""
+    control = lines = 0
+    for block in read_blocks(path):
+        noted = _CONTROL.search(block.data)
+        if noted and not control:
+            control = int(noted[1])
+        for line in _LINE.finditer(block.data):
+            whole = block.data[line.start() : block.data.find(b"\n", line.start())]
+            received = _received(whole)
+            if received is not None:
+                return received, control
+        lines += block.data.count(b"\n")
+    if not control:
+        raise IngestError(
+            f"{path}: not one of its {lines} lines is a frame; a capture holds lines of "
+            "`<receive time, epoch ns> <frame JSON>`"
+        )
+    return 0, control
+
+
+def instruments_of(
+    captures: Iterable[str], symbols: Iterable[str], book_depth: int = 200
+) -> dict[str, Instrument]:
+    """The instruments to read captures with: what their control lines say, else the built-in ones.
+
+    Captures without instrument lines come from elsewhere and may quote on a finer lot than the
+    built-in instrument, or hold a symbol that has none. Then the grid is the largest power of ten
+    that all figures at the captures' openings are a multiple of. Several lines on one symbol give the
+    finest grid of all, on which every price and quantity stays exact.
+    """
+    openings = _Openings(set(symbols), book_depth)
+    for path in captures:
+        openings.read(path)
+    return openings.instruments()
+
+
+def _received(line: bytes) -> int | None:
+    """The receive time of a line that is a frame with a credible time, else None."""
+    head, _, frame = line.partition(b" ")
+    try:
+        content = msgspec.json.decode(frame)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    if not (isinstance(content, dict) and isinstance(content.get("topic"), str)):
+        return None
+    stamp, sent_ms = int(head), content.get("ts")
+    late = type(sent_ms) is int and stamp - sent_ms * 1_000_000 > MAX_LAG_NS
+    return stamp if 0 < stamp < 1 << 62 and not late else None
+
+
+class _Openings:
+    """The first block of each capture, read on the finest grid there is."""
+
+    def __init__(self, symbols: set[str], book_depth: int) -> None:
+        self.symbols, self.book_depth = symbols, book_depth
+        self.named: dict[str, list[Instrument]] = {}
+        self.quoted: dict[str, tuple[int, int]] = {}
+
+    def read(self, path: str) -> None:
+        fine = {
+            symbol: msgspec.structs.replace(_blank(symbol), tick=_FINEST, lot=_FINEST)
+            for symbol in self.symbols
+        }
+        decoder = Decoder(fine, self.book_depth, self.symbols, follow=False)
+        opening = decoder.decode_block(next(iter(read_blocks(path))))
+        for control in opening.controls:
+            if control.fields["l2"] == "instrument":
+                instrument = msgspec.convert(control.fields, Instrument)
+                self.named.setdefault(instrument.symbol, []).append(instrument)
+        for symbol, events in opening.events.items():
+            quotes = events[(events["kind"] != Kind.TICKER) & (events["side"] != 0)]
+            tick, lot = self.quoted.get(symbol, (0, 0))
+            self.quoted[symbol] = (
+                int(np.gcd.reduce(quotes["price_ticks"], initial=tick)),
+                int(np.gcd.reduce(quotes["qty_lots"], initial=lot)),
+            )
+
+    def instruments(self) -> dict[str, Instrument]:
+        return {
+            symbol: found
+            for symbol in sorted(self.symbols)
+            if (found := self._instrument(symbol)) is not None
+        }
+
+    def _instrument(self, symbol: str) -> Instrument | None:
+        if named := self.named.get(symbol):
+            return msgspec.structs.replace(
+                named[-1],
+                tick=min((each.tick for each in named), key=float),
+                lot=min((each.lot for each in named), key=float),
+            )
+        listed = BUILT_IN.get(symbol)
+        tick, lot = self.quoted.get(symbol, (0, 0))
+        if not tick:
+            return listed
+        if listed is None:
+            return msgspec.structs.replace(
+                _blank(symbol), tick=_power(tick), lot=_power(lot), min_qty=_power(lot)
+            )
+        if lot % round(float(listed.lot) * 1e8) == 0:
+            return listed
+        return msgspec.structs.replace(listed, lot=_power(lot), source="quantities of the capture")
+
+
+def _blank(symbol: str) -> Instrument:
+    return Instrument(
+        symbol=symbol,
+        tick=_FINEST,
+        lot=_FINEST,
+        min_qty=_FINEST,
+        min_notional="5",
+        source="prices and quantities of the capture",
+    )
+
+
+def _power(units: int) -> str:
+    """The largest power of ten, at most 1, that divides a number of 1e-8 units, as a decimal."""
+    zeros = next(n for n in range(8, -1, -1) if units % 10**n == 0)
+    return "1" if zeros == 8 else f"{10.0 ** (zeros - 8):.{8 - zeros}f}"
