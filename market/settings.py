@@ -70,7 +70,17 @@ class Execution(Struct, frozen=True, kw_only=True):
     capital_usdt: float = 200_000.0
     #: Share of capital in one order, before risk limits.
     size_share: float = 0.05
-    algorithm: Literal["market", "passive"] = "passive"
+    algorithm: Literal[
+        "market",
+        "passive",
+        "iceberg",
+        "cont_kukanov",
+        "adaptive",
+        "twap",
+        "vwap",
+        "pov",
+        "almgren_chriss",
+    ] = "passive"
     #: After this long an algorithm crosses what is left (seconds).
     deadline_s: float = 30.0
     #: Order entry and response latency of simulator and paper venue (milliseconds).

@@ -16,7 +16,7 @@ from execution.simulation import exchange as ex
 from execution.simulation.arrivals import arrive, book_fills
 from execution.simulation.exchange import Exchange, finds_room
 from execution.simulation.latency import ACTIVITY, Latency, Table, faded
-from execution.simulation.queue import Queue, row_matched
+from execution.simulation.queue import HIDDEN, Queue, row_matched
 from execution.simulation.whole import Touch, row_matched_whole
 from market.book import BookState, apply, best
 from market.events import Events, Flag, Kind
@@ -39,7 +39,9 @@ ASK: Final = 6
 TURN_BID: Final = 7  #: the touch when news were told last
 TURN_ASK: Final = 8
 FRAME_NS: Final = 9  #: the end of the next frame to be seen, zero until it is looked up
-CLOCK_SIZE: Final = 10
+BOUGHT: Final = 10  #: lots that takers have bought in the visible book, as far as seen
+SOLD: Final = 11
+CLOCK_SIZE: Final = 12
 
 Clock = npt.NDArray[np.int64]
 
@@ -174,6 +176,8 @@ def see(
     active = exchange.latency.kind == ACTIVITY
     while n < len(rows) and rows[n].receive_ns <= until_ns:
         apply(local, rows[n])
+        if rows[n].kind == _TRADE and not rows[n].flags & HIDDEN:
+            clock[BOUGHT if rows[n].side > 0 else SOLD] += rows[n].qty_lots
         if active and rows[n].kind <= _TRADE:
             _count_row(exchange.reals, ex.SEEN_ROWS, cells, ex.SEEN_NS, rows[n].receive_ns)
         n += 1

@@ -256,6 +256,8 @@ class Simulator:
             asks=tuple(lane.local.asks(self._view_levels)),
             stale=lane.local.stale(self.now_ns, self._stale_ns),
             instrument=lane.instrument,
+            bought_lots=lane.times[replay.BOUGHT],
+            sold_lots=lane.times[replay.SOLD],
         )
 
     # -- the venue -----------------------------------------------------------------------------

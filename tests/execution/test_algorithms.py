@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import pytest
@@ -32,6 +32,7 @@ from execution.orders import (
     TimeInForce,
 )
 from execution.venue import View
+from market.settings import Execution
 from tests.execution.tape import INSTRUMENT, SYMBOL
 
 DEADLINE = 30 * SECOND_NS
@@ -253,6 +254,10 @@ def test_a_parent_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
 def test_unknown_algorithms_are_named() -> None:
     with pytest.raises(ValueError, match="algorithm 'sniper': expected one of market, passive"):
         start("sniper", parent())
+
+
+def test_settings_may_name_every_algorithm() -> None:
+    assert get_args(get_type_hints(Execution)["algorithm"]) == tuple(ALGORITHMS)
 
 
 # -- whatever the venue answers --------------------------------------------------------------------

@@ -53,6 +53,15 @@ def reasons(events: list[Event]) -> list[str]:
     return [e.reason for e in events if isinstance(e, Rejected | Cancelled | CancelRejected)]
 
 
+def test_a_view_counts_what_takers_took_from_the_visible_book_once_it_is_seen(tape: Tape) -> None:
+    tape.prints(1, 101, 3)
+    tape.prints(-1, 100, 5)
+    tape.prints(-1, 100, 7, flags=int(Flag.RPI))
+    tape.prints(1, 101, 9, flags=int(Flag.BLOCK))
+    view = tape.simulator.view(SYMBOL)
+    assert (view.bought_lots, view.sold_lots) == (3, 5)
+
+
 # -- takers ----------------------------------------------------------------------------------------
 
 
