@@ -100,7 +100,8 @@ class IngestReport(msgspec.Struct, frozen=True, kw_only=True):
 
     ``frames`` counts by topic, ``events`` by ``"SYMBOL DATE"``, ``reasons`` quarantined lines by
     reason. ``elsewhere`` are refused lines of configured symbols that were not asked for: the ingest
-    of their own partition keeps them. ``torn`` is the number of captures with a torn tail, ``torn_bytes`` what was dropped there.
+    of their own partition keeps them. ``torn`` is the number of captures with a torn tail,
+    ``torn_bytes`` what was dropped there.
     """
 
     captures: tuple[str, ...]

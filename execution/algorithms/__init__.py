@@ -1,7 +1,7 @@
 """The algorithms by the names that settings, studies and the router use.
 
-To add one: derive from `execution.algorithms.placement.Resting` or `execution.algorithms.schedules.Scheduled` (or, for
-something new, from `execution.algorithms.working.Working`), and name it here.
+To add one: derive from `placement.Resting` or `schedules.Scheduled` (or, for something new, from
+`working.Working`), and name it here.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 An order is a number, its row in ``orders``. Requests stand in ``inbox`` and outcomes in ``outbox``,
 both first in, first out; the rows of both are int64, in the columns named here. What becomes of an
-order is `execution.simulation.arrivals`', the order of rows and requests in time `execution.simulation.replay`'s.
+order is said in `arrivals`, the order of rows and requests in time in `replay`.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ of the clock (a study) or as they arrive (paper trading): an order meets the exc
 up to its arrival are known, so live it waits for the feed, which a quiet feed may delay by
 ``patience_ns`` at most.
 
-What becomes of an order at the exchange is `execution.simulation.arrivals`'; `execution.simulation.replay` is the compiled
-loop. Here requests become rows of its tables, and rows of its tables events.
+What becomes of an order at the exchange is said in `arrivals`; `replay` is the compiled loop. Here
+requests become rows of its tables, and rows of its tables events.
 """
 
 from __future__ import annotations

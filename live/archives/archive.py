@@ -81,8 +81,8 @@ def convert(
 ) -> ArchiveDay:
     """Write the capture of one symbol's date from its two archives; it appears whole or not at all.
 
-    ``funding`` are the settled rates of the date and of the one before, oldest first. Reading is the check that the archives are whole: ArchiveError when one is damaged or is not what
-    its name says.
+    ``funding`` are the settled rates of the date and of the one before, oldest first. Reading is the
+    check that the archives are whole: ArchiveError when one is damaged or is not what its name says.
     """
     start = day_start_ns(day)
     book_reader = BookReader(books, symbol, depth, start // 1_000_000)

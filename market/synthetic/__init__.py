@@ -186,8 +186,8 @@ def write_frames(
     """Write a capture of several symbols, merged in receive order; returns its path.
 
     ``depths``: levels of further topics of the book, 50 or 1, each at the venue's own pace; such a
-    topic runs the market once more. ValueError for others. ``target`` is a file, or a lake, where the capture goes under its date's frames. It opens with the
-    symbols' instrument lines. Written beside its place and renamed: it stands whole or not at all.
+    topic runs the market once more. ValueError for others. ``target`` is a file, or a lake, where the
+    capture goes under its date's frames. It opens with the symbols' instrument lines. Written beside its place and renamed: it stands whole or not at all.
     """
     if isinstance(target, Lake):
         _synthetic(target)
