@@ -49,7 +49,7 @@ _PLANTED: Final = (
     "market.synthetic.profiles",
     "market.synthetic.planted",
     "market.synthetic.latent",
-    "market.synthetic.truth",
+    "market.synthetic.tables",
 )
 
 #: Table -> (schema version, what decides its content, upstream tables). What decides is the source
@@ -63,6 +63,7 @@ TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
             "market.wire.capture",
             "market.wire.stream",
             "market.wire.jsontext",
+            "market.wire.passing",
             "market.wire.scanner",
             "market.wire.reference",
             "market.wire.decode",

@@ -159,6 +159,12 @@ class Decoder:
         self._clock = np.zeros(1, np.int64)
         self._others: dict[str, TopicCounts] = {}
         self._other_names: set[str] = set()
+        self._passing: list[str] = []
+        self._passed = stream.Passed(
+            np.zeros((stream.MAX_PASSED, stream.MAX_TOPIC), np.uint8),
+            np.zeros(stream.MAX_PASSED, np.int64),
+            np.zeros((stream.MAX_PASSED, 2), np.int64),
+        )
         self._rejects: list[Reject] = []
         self._controls: list[Control] = []
         self._rows = np.empty((_BUFFER_ROWS, stream.WORDS), np.int64)
@@ -195,17 +201,25 @@ class Decoder:
         at = n = lines = 0
         reached = False
         while at < len(text) and len(self._rejects) < _PART_REJECTS:
-            status = scanner.UNUSUAL
+            status = stream.UNUSUAL
             if self._compiled and not block.cut:
                 status, at, n, read, _ = scanner.scan(
-                    self._tables, text, at, 0, until_ns, self._rows, self._row_symbols, n
+                    self._tables,
+                    self._passed,
+                    text,
+                    at,
+                    0,
+                    until_ns,
+                    self._rows,
+                    self._row_symbols,
+                    n,
                 )
                 lines += read
-                if status == scanner.FULL and n:
+                if status == stream.FULL and n:
                     n = self._hand_on(pieces, n)
                     continue
-            if status in (scanner.DONE, scanner.REACHED):
-                reached = status == scanner.REACHED
+            if status in (stream.DONE, stream.REACHED):
+                reached = status == stream.REACHED
                 break
             end = block.data.find(b"\n", at)
             end = len(block.data) if end < 0 else end
@@ -236,9 +250,17 @@ class Decoder:
         if self._compiled and 0 < receive_ns < stream.NEVER and b"\n" not in frame:
             text = np.frombuffer(frame, np.uint8)
             status, _, n, lines, topic = scanner.scan(
-                self._tables, text, 0, receive_ns, stream.NEVER, self._rows, self._row_symbols, 0
+                self._tables,
+                self._passed,
+                text,
+                0,
+                receive_ns,
+                stream.NEVER,
+                self._rows,
+                self._row_symbols,
+                0,
             )
-            if status == scanner.DONE and lines:
+            if status == stream.DONE and lines:
                 return self._taken_one(topic, self._rows[:n].copy())
         found = self._received(receive_ns, frame, b"%d %b" % (receive_ns, frame), 0, stream.NEVER)
         events = {} if found is None else {self._symbols[found[0]]: stream.as_events(found[1])}
@@ -274,6 +296,8 @@ class Decoder:
         reached: bool = False,
     ) -> Decoded:
         """The result of a call; what it counted is cleared."""
+        for place in np.flatnonzero(self._passed.counts[:, 0]):
+            self._count_other(self._passing[place], self._passed_by(int(place)))
         counts = self._others
         counted = self._state[:, [stream.FRAMES, stream.EVENTS, stream.REJECTED]]
         for topic in np.flatnonzero(counted.any(axis=1)):
@@ -292,6 +316,9 @@ class Decoder:
 
     def _taken_one(self, topic: int, rows: Words) -> Decoded:
         """`_taken` for the one compiled frame of a live stream, where microseconds count."""
+        if topic >= len(self._topics):
+            place = topic - len(self._topics)
+            return Decoded({}, {self._passing[place]: self._passed_by(place)}, lines=1)
         events = {self._symbols[topic // FAMILIES]: stream.as_events(rows)} if len(rows) else {}
         return Decoded(events, {self._topics[topic]: self._counted(topic)}, lines=1)
 
@@ -304,6 +331,11 @@ class Decoder:
             return TopicCounts(*counts)
         frames, events, rejected, duplicates, gaps, steps_back = counts
         return TopicCounts(frames, events, rejected, duplicates, gaps, steps_back, low, high)
+
+    def _passed_by(self, place: int) -> TopicCounts:
+        frames, steps_back = self._passed.counts[place].tolist()
+        self._passed.counts[place] = 0
+        return TopicCounts(frames=frames, steps_back=steps_back)
 
     # -- symbols -------------------------------------------------------------------------------
 
@@ -468,6 +500,12 @@ class Decoder:
                 raise _PastError
             self._clock[0] = max(self.clock_ns, receive_ns)
         self._count_other(topic, TopicCounts(frames=1, steps_back=int(steps_back)))
+        place = len(self._passing)
+        if topic in self._other_names and topic not in self._passing and place < stream.MAX_PASSED:
+            # From the next frame on, the compiled reader passes the topic by.
+            self._passing.append(topic)
+            self._passed.topic[place, : len(topic)] = np.frombuffer(topic.encode(), np.uint8)
+            self._passed.topic_size[place] = len(topic)
 
     # -- control lines -------------------------------------------------------------------------
 

@@ -89,6 +89,62 @@ def string_end(text: Text, at: int, end: int) -> int:
     return -1
 
 
+#: How deep values may lie in one another: the bits of an integer.
+_MAX_DEPTH: Final = 60
+_NAMES: Final = tuple(np.frombuffer(name, np.uint8) for name in (b"true", b"false", b"null"))
+
+
+@kernel
+def value_end(text: Text, at: int, end: int) -> int:
+    """The position after a value of plain strings, integers, names, and lists and objects of them."""
+    objects = 0  # one bit for each value that is open: 1 for an object, the innermost lowest
+    depth = 0
+    while True:
+        if at >= end:
+            return -1
+        byte = int(text[at])
+        opened = byte in (91, 123)
+        if opened:
+            if depth == _MAX_DEPTH:
+                return -1
+            depth += 1
+            objects = objects << 1 | int(byte == 123)
+            at += 1
+        elif byte == 34:
+            at = string_end(text, at, end)
+        elif 48 <= byte <= 57:
+            _, at = integer(text, at, end)
+        else:
+            at = _name_end(text, at, end)
+        if at < 0:
+            return -1
+        # What is open closes here, or goes on with a comma; what was just opened needs none.
+        while depth > 0 and at < end and text[at] == (125 if objects & 1 else 93):
+            at += 1
+            depth -= 1
+            objects >>= 1
+            opened = False
+        if depth == 0:
+            return at
+        if not opened:
+            if at >= end or text[at] != 44:
+                return -1
+            at += 1
+        if objects & 1:
+            at = string_end(text, at, end)
+            if at < 0 or at >= end or text[at] != 58:
+                return -1
+            at += 1
+
+
+@kernel
+def _name_end(text: Text, at: int, end: int) -> int:
+    for name in _NAMES:
+        if starts(text, at, end, name):
+            return at + len(name)
+    return -1
+
+
 @kernel
 def same(text: Text, at: int, stop: int, name: Text, start: int, size: int) -> bool:
     """Whether ``text[at:stop]`` is ``name[start:start + size]``."""

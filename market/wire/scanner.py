@@ -2,7 +2,7 @@
 
 The scanner knows one thing well, the venue's own compact JSON for the four topics that become
 events, read by key and in any order that still allows one pass. Whatever differs (white space, an
-escape, an unknown key, a price off the grid, another topic) it hands over, unread, to
+escape, an unknown key, a price off the grid, a topic never heard of) it hands over, unread, to
 `market.wire.decode`, whose reference alone decides what is rejected and why.
 """
 
@@ -26,13 +26,16 @@ from market.wire.jsontext import (
     starts,
     string_end,
 )
+from market.wire.passing import pass_by, passed_topic
 from market.wire.stream import (
     BAD_TIME,
     BAD_VENUE_TIME,
     BITS_WORD,
     BOOK,
+    DONE,
     EXCHANGE_WORD,
     FAMILIES,
+    FULL,
     KEPT,
     MAX_LEVELS,
     MAX_MS,
@@ -41,17 +44,17 @@ from market.wire.stream import (
     PAST,
     PRICE_WORD,
     QTY_WORD,
+    REACHED,
     TICKER,
     TICKER_FIELDS,
+    UNUSUAL,
     UPDATE_WORD,
     VALUE_WORD,
+    Passed,
     Tables,
     Words,
     settle,
 )
-
-#: Why `scan` returned.
-DONE, UNUSUAL, FULL, REACHED = range(4)
 
 _RPI: Final = int(Flag.RPI)
 _BLOCK: Final = int(Flag.BLOCK)
@@ -355,6 +358,7 @@ def _topic(tables: Tables, text: Text, start: int, stop: int) -> int:
 @kernel
 def _frame(
     tables: Tables,
+    passed: Passed,
     text: Text,
     at: int,
     end: int,
@@ -363,9 +367,13 @@ def _frame(
     rows: Words,
     first: int,
 ) -> tuple[int, int, int, int]:
-    """One frame; (status, topic, rows written so far, position after the frame)."""
+    """One frame; (status, topic, rows written so far, position after the frame).
+
+    The topics that pass are numbered after those that are converted.
+    """
     if at >= end or text[at] != 123:
         return UNUSUAL, 0, first, at
+    begin = at
     n = first
     topic = -1
     publish_ms = 0
@@ -385,7 +393,13 @@ def _frame(
                 return UNUSUAL, 0, first, at
             topic = _topic(tables, text, start, at - 1)
             if topic < 0:
-                return UNUSUAL, 0, first, at
+                place = passed_topic(passed, text, start, at - 1)
+                if place < 0:
+                    return UNUSUAL, 0, first, at
+                status, at = pass_by(
+                    passed, place, tables.clock, text, begin, end, receive_ns, until_ns
+                )
+                return status, len(tables.topic_size) + place, first, at
         elif low == _TYPE:
             bit = 2
             snapshot = starts(text, at, end, _SNAPSHOT_NAME)
@@ -456,6 +470,7 @@ def _frame(
 @kernel
 def scan(
     tables: Tables,
+    passed: Passed,
     text: Text,
     at: int,
     received_ns: int,
@@ -481,7 +496,9 @@ def scan(
             if body < 0 or body >= end or text[body] != 32 or receive_ns == 0:
                 return UNUSUAL, at, n, lines, topic
             body += 1
-        status, topic, stop, after = _frame(tables, text, body, end, receive_ns, until_ns, rows, n)
+        status, topic, stop, after = _frame(
+            tables, passed, text, body, end, receive_ns, until_ns, rows, n
+        )
         if status != DONE:
             return status, at, n, lines, topic
         for k in range(n, stop):

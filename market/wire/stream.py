@@ -41,6 +41,11 @@ MAX_LEVELS: Final = 5000
 #: Trades or liquidations in a frame; the venue sends at most 1,024.
 MAX_PRINTS: Final = 5000
 MAX_TOPIC: Final = 64
+#: Topics that are not converted and that the compiled reader knows by name.
+MAX_PASSED: Final = 64
+
+#: Why the compiled reader returned.
+DONE, UNUSUAL, FULL, REACHED = range(4)
 
 #: What `settle` says of a frame.
 KEPT, DUPLICATE, PAST, BAD_TIME, BAD_VENUE_TIME = range(5)
@@ -77,6 +82,14 @@ class Tables(NamedTuple):
     grid: Words  #: (symbols, 4) tick and lot as integer and number of decimals
     state: Words  #: (topics, STATE_SIZE)
     clock: Words  #: (1,) running maximum of receive time
+
+
+class Passed(NamedTuple):
+    """Topics that are not converted, and that the compiled reader knows by name."""
+
+    topic: Text  #: (MAX_PASSED, MAX_TOPIC) the topic's name
+    topic_size: Words  #: (MAX_PASSED,) zero where there is none yet
+    counts: Words  #: (MAX_PASSED, 2) frames and steps back since they were last taken
 
 
 #: Ticker fields by the venue's name: (field, decimals of the stored integer).

@@ -19,6 +19,7 @@ from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import BUILT_IN, Instrument
 from market.wire.capture import Block, read_blocks
 from market.wire.decode import OTHER, Decoded, Decoder, TopicCounts
+from market.wire.jsontext import value_end
 
 NS = 1_790_134_716_200_000_000
 MS = 1_790_134_716_101
@@ -584,24 +585,77 @@ REAL = [
 @settings(max_examples=250, derandomize=True, deadline=None)
 @given(data=st.data())
 def test_both_halves_agree_on_mutated_frames(data: st.DataObject) -> None:
-    lines = []
-    for n in range(data.draw(st.integers(1, 6))):
-        text = bytearray(data.draw(st.sampled_from(REAL)))
-        for _ in range(data.draw(st.integers(0, 2))):
-            at = data.draw(st.integers(0, max(0, len(text) - 1)))
-            size = data.draw(st.integers(0, 6))
-            piece = data.draw(
-                st.one_of(
-                    st.sampled_from(
-                        [b'"', b",", b"0", b"-", b".", b"]", b"}", b"[", b"{", b":", b"\\", b" "]
-                    ),
-                    st.just(bytes(text[at : at + size]) * 2),
-                    st.binary(max_size=3),
-                )
-            )
-            text[at : at + size] = piece
-        lines.append(b"%d %b" % (NS + n, bytes(text)))
+    lines = [
+        b"%d %b" % (NS + n, mutated(data, data.draw(st.sampled_from(REAL))))
+        for n in range(data.draw(st.integers(1, 6)))
+    ]
     agreed(block_of(*lines))
+
+
+def mutated(data: st.DataObject, frame: bytes) -> bytes:
+    """The frame with up to two pieces of it replaced."""
+    text = bytearray(frame)
+    for _ in range(data.draw(st.integers(0, 2))):
+        at = data.draw(st.integers(0, max(0, len(text) - 1)))
+        size = data.draw(st.integers(0, 6))
+        piece = data.draw(
+            st.one_of(
+                st.sampled_from(
+                    [b'"', b",", b"0", b"-", b".", b"]", b"}", b"[", b"{", b":", b"\\", b" "]
+                ),
+                st.just(bytes(text[at : at + size]) * 2),
+                st.binary(max_size=3),
+            )
+        )
+        text[at : at + size] = piece
+    return bytes(text)
+
+
+# Frames of topics that are not converted, the first of each whole: the compiled reader, which knows
+# the topic from then on, gives the counts, the clock, the refusals and the end that the reference
+# gives, whatever is bent, whatever the receive time, and as live frames too.
+
+PASSED = [
+    pack(frame)
+    for frame in (
+        book(5, [["86723.40", "0.194"]], [["86723.5", "0"]], topic="orderbook.50.BTCUSDT"),
+        book(1, topic="orderbook.1.ETHUSDT", extra={"a": [[], {}, [{"b": None}]], "b": [True]}),
+        {"ts": MS, "topic": "kline.1.BTCUSDT", "data": [{"confirm": False, "close": "1.5"}]},
+        {"topic": "priceLimit.BTCUSDT", "ts": MS - 90_000_000, "data": {"buyLmt": "5"}},
+        {"topic": "tickers.SOLUSDT", "data": {"x": 1.5}},
+    )
+]
+LATER = ["l2", "ts", "topic", "type"]
+
+
+@settings(max_examples=250, derandomize=True, deadline=None)
+@given(data=st.data())
+def test_both_halves_pass_the_same_frames_by(data: st.DataObject) -> None:
+    lines = [b"%d %b" % (NS, frame) for frame in PASSED]
+    now = NS
+    for _ in range(data.draw(st.integers(1, 6))):
+        now += data.draw(st.sampled_from([0, 1_000_000, -1_000_000, 90_000_000_000_000]))
+        frame = data.draw(st.sampled_from(PASSED + REAL[:1]))
+        if data.draw(st.booleans()):
+            key = data.draw(st.sampled_from(LATER))
+            value = data.draw(st.sampled_from([b"1", b'"x"', b'"tickers.SOLUSDT"', b"9" * 19]))
+            frame = frame[:-1] + b',"%b":%b}' % (key.encode(), value)
+        lines.append(b"%d %b" % (now, mutated(data, frame).replace(b"\n", b" ")))
+    decoded = agreed(block_of(*lines))
+    until_ns = NS + data.draw(st.sampled_from([1, 1_000_000, 90_000_000_000_000]))
+    parts = [
+        Decoder(compiled=compiled).decode_part(block_of(*lines), until_ns)
+        for compiled in (True, False)
+    ]
+    assert same(*parts)
+    assert (parts[0].rest, parts[0].reached) == (parts[1].rest, parts[1].reached)
+    live = Decoder()
+    counts: dict[str, TopicCounts] = {}
+    for line in lines:
+        stamp, _, frame = line.partition(b" ")
+        for topic, count in live.decode_frame(int(stamp), frame).counts.items():
+            counts[topic] = counts.get(topic, TopicCounts()) + count
+    assert counts == decoded.counts
 
 
 # Random well-formed books: prices and quantities on the grid come back exactly, off it are refused.
@@ -740,3 +794,72 @@ def test_the_rows_rebuild_the_book_that_plain_json_gives(data_dir: Path, name: s
                 } == theirs[symbol][side]
             checked += 1
     assert checked > 10
+
+
+# A recorder keeps several depths of a book. The depth that is converted is told from the others, which
+# are counted: with every frame once more as another depth's, the events are those of the frames alone.
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_other_depths_are_counted_and_change_no_event(data_dir: Path, name: str) -> None:
+    alone: list[bytes] = []
+    mixed: list[bytes] = []
+    for (stamp, frame), _ in zip(
+        frames_in(data_dir / f"{name}.frames.zst"), range(3000), strict=False
+    ):
+        line = b"%d %b" % (stamp, frame)
+        alone.append(line)
+        mixed += [line.replace(b"book.200.", b"book.1000."), line] if b"book" in line else [line]
+    plain = Decoder(FINE).decode_block(block_of(*alone))
+    results = [
+        Decoder(FINE, compiled=compiled).decode_block(block_of(*mixed))
+        for compiled in (True, False)
+    ]
+    assert same(*results)
+    assert all(
+        results[0].events[symbol].tobytes() == plain.events[symbol].tobytes()
+        for symbol in plain.events
+    )
+    for topic in ("orderbook.200.BTCUSDT", "orderbook.200.ETHUSDT"):
+        other = results[0].counts[topic.replace("200", "1000")]
+        assert other.frames == plain.counts[topic].frames > 100
+    assert not results[0].rejects
+
+
+# -- plain JSON ------------------------------------------------------------------------------------
+
+PLAIN = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(0, 9 * 10**18 - 1),
+        st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"\\')),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.text("abz_0 ", max_size=3), inner, max_size=4),
+    ),
+    max_leaves=12,
+)
+
+
+# A value in the plain form is read to its end, whatever follows it, and cut short it has no end; of
+# anything else that is said to end, what stands before the end is JSON.
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(PLAIN, st.sampled_from([b"", b",", b"}", b'"', b"]x"]), st.data())
+def test_a_plain_value_ends_where_its_json_ends(
+    value: Any, after: bytes, data: st.DataObject
+) -> None:
+    text = pack(value)
+    whole = np.frombuffer(text + after, np.uint8)
+    assert value_end(whole, 0, len(whole)) == len(text)
+    if isinstance(value, str | list | dict):
+        assert value_end(whole, 0, data.draw(st.integers(0, len(text) - 1))) == -1
+    bent = np.frombuffer(mutated(data, text), np.uint8)
+    end = value_end(bent, 0, len(bent))
+    if end >= 0:
+        json.loads(bent[:end].tobytes())
+
+
+@pytest.mark.parametrize("depth", [1, 60, 61, 10_000])
+def test_a_value_nested_too_deep_is_handed_over(depth: int) -> None:
+    text = np.frombuffer(b"[" * depth + b"]" * depth, np.uint8)
+    assert value_end(text, 0, len(text)) == (2 * depth if depth <= 60 else -1)
