@@ -290,7 +290,12 @@ def _resolver(settings: Settings) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            # A library that loads may keep the signal to itself; nothing is half-written by a kill.
+            process.kill()
+            process.wait()
 
 
 def sql(settings: Settings, options: argparse.Namespace) -> Result:

@@ -28,8 +28,8 @@ from market.synthetic.marketplace import Market, built_in, first_update
 from market.synthetic.planted import closed_form_ic, filterable_ic
 from market.synthetic.profiles import PROFILES, Listing, Profile, ProfileError, altered, profile
 from market.synthetic.publication import TOPICS
+from market.synthetic.tables import truth, write_truth
 from market.synthetic.transport import Transport, has_faults
-from market.synthetic.truth import truth, write_truth
 from market.wire.capture import CaptureWriter
 from market.wire.encode import Encoder, Lines, Text
 
@@ -56,17 +56,17 @@ __all__ = [
 _SECOND_NS: Final = 1_000_000_000
 #: Modules that a synthetic day is made by.
 _SOURCES: Final = (
+    "../book",
+    "../matching",
+    "__init__",
     "profiles",
     "planted",
     "latent",
     "arrivals",
-    "book",
-    "matching",
     "flow",
     "publication",
     "marketplace",
     "transport",
-    "synthetic",
 )
 
 
@@ -143,7 +143,7 @@ def fingerprint(
     """What a partition of synthetic data was made from: profile, seed, span and code."""
     digest = hashlib.sha256(msgspec.json.encode((profile, seed, symbol, day, start_s, stop_s)))
     for module in _SOURCES:
-        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+        digest.update(Path(__file__).parent.joinpath(f"{module}.py").read_bytes())
     return f"synthetic {profile.name} {seed} {digest.hexdigest()[:16]}"
 
 

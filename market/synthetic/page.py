@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from market.synthetic.profiles import HOLDERS, PROFILES, Listing, Profile, parameters
-from market.synthetic.truth import FORETELLING, NOISE_HALF_LIVES_S, TRUTH_COLUMNS
+from market.synthetic.tables import FORETELLING, NOISE_HALF_LIVES_S, TRUTH_COLUMNS
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "profiles.md"
 _HEAD: Final = """\

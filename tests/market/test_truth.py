@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from market.lake import Lake, LakeError, day_start_ns
-from market.synthetic import latent, truth, write_truth
+from market.synthetic import latent, tables, write_truth
 from market.synthetic.page import PAGE, page
 from market.synthetic.planted import alpha_sd
 from market.synthetic.profiles import instant_ns, profile
@@ -22,7 +22,7 @@ def test_the_page_of_parameters_is_the_written_one() -> None:
 
 def test_the_truth_is_the_hidden_day_at_the_ends_of_seconds() -> None:
     market = profile("regimes")
-    found = truth.truth(market, 3, "BTCUSDT", DAY)
+    found = tables.truth(market, 3, "BTCUSDT", DAY)
     hidden = latent.drivers(market, 3, "BTCUSDT", DAY)
     assert found["t_ns"][0].as_py() == day_start_ns(DAY) + 10**9
     assert found["alpha"].to_numpy()[59] == hidden.alpha[600]
@@ -33,13 +33,13 @@ def test_the_truth_is_the_hidden_day_at_the_ends_of_seconds() -> None:
 
 
 def test_on_null_the_truth_is_zero() -> None:
-    found = truth.truth(profile("null"), 7, "BTCUSDT", DAY)
+    found = tables.truth(profile("null"), 7, "BTCUSDT", DAY)
     assert not found["alpha"].to_numpy().any()
     assert not found["filtered_alpha"].to_numpy().any()
 
 
 def test_the_log_says_what_changed_and_when() -> None:
-    log = truth.planted_log(profile("decay"), 3, "BTCUSDT", DAY).to_pylist()
+    log = tables.planted_log(profile("decay"), 3, "BTCUSDT", DAY).to_pylist()
     assert [row["t_ns"] for row in log] == sorted(row["t_ns"] for row in log)
     changes = [row for row in log if row["what"] == "change"]
     assert [(row["t_ns"], row["value"], row["note"]) for row in changes] == [
@@ -55,12 +55,12 @@ def test_the_log_says_what_changed_and_when() -> None:
 
 
 def test_fees_stand_in_the_log_alone() -> None:
-    log = truth.planted_log(profile("confounded"), 3, "BTCUSDT", "2026-03-09").to_pylist()
+    log = tables.planted_log(profile("confounded"), 3, "BTCUSDT", "2026-03-09").to_pylist()
     assert [r["value"] for r in log if r["note"].startswith("fee")] == [7.5]
 
 
 def correlations(seed: int, day: str) -> dict[str, float]:
-    table = truth.decoys(profile("default"), seed, "BTCUSDT", day)
+    table = tables.decoys(profile("default"), seed, "BTCUSDT", day)
     log = latent.drivers(profile("default"), seed, "BTCUSDT", day).log_price[10::10]
     move = log[61:] - log[1:-60]
     columns = table.column_names[1:]

@@ -27,6 +27,7 @@ from orchestration.bench import (
     run,
 )
 from orchestration.cli import main
+from tests.conftest import recordings
 
 UNITS = {"M rows/s", "MB/s of JSON", "ms", "µs", "s", "MB", "times"}
 
@@ -36,6 +37,7 @@ def market() -> Iterator[dict[str, Any]]:
     """A quick run without the peer, which takes longer to compile than all else together."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("market.bench.yardstick._PEER", Path("nowhere"))
+        patch.setenv("L2_TEST_DATA", str(recordings()))
         yield run("market", quick=True, say=lambda _: None)
 
 

@@ -190,7 +190,7 @@ def _to_come(hidden: Drivers, horizon_s: int) -> npt.NDArray[np.float64]:
 def fingerprint(profile: Profile, seed: int, symbol: str, day: str) -> str:
     """What the tables of a symbol-day were made from: profile, seed and code."""
     digest = hashlib.sha256(msgspec.json.encode((profile, seed, symbol, day)))
-    for module in ("profiles", "planted", "latent", "truth"):
+    for module in ("profiles", "planted", "latent", "tables"):
         digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
     return f"planted {profile.name} {seed} {digest.hexdigest()[:16]}"
 
