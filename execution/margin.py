@@ -128,13 +128,18 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     def tier(self, value_e8: int) -> Tier:
         """The tier of a position of this value; MarginError when it or the leverage is too much."""
+        tier = self.reached(value_e8)
+        if Fraction(self.leverage) > Fraction(tier.max_leverage):
+            raise MarginError(
+                f"leverage {self.leverage} is above {tier.max_leverage}, the most for "
+                f"positions up to {tier.limit}"
+            )
+        return tier
+
+    def reached(self, value_e8: int) -> Tier:
+        """The tier that a position has come to, whatever its leverage: a mark may take it there."""
         for tier in self.tiers:
             if value_e8 <= tier.limit * E8:
-                if Fraction(self.leverage) > Fraction(tier.max_leverage):
-                    raise MarginError(
-                        f"leverage {self.leverage} is above {tier.max_leverage}, the most for "
-                        f"positions up to {tier.limit}"
-                    )
                 return tier
         raise MarginError(f"a position of {value_e8 / E8:,.2f} is beyond the last risk tier")
 
@@ -154,7 +159,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     def maintenance_e8(self, side: int, value_e8: int) -> int:
         """Maintenance margin of a position of this value."""
-        value, tier = Fraction(value_e8), self.tier(value_e8)
+        value, tier = Fraction(value_e8), self.reached(value_e8)
         held = value * Fraction(tier.maintenance) - tier.deduction * E8
         return ceil(held + self._closing_fee(side, value))
 
@@ -229,7 +234,7 @@ class Margin:
 
     def _liquidation(self, holding: Holding, terms: Terms, side: int) -> Fraction | None:
         value = abs(holding.cost_e8)
-        tier = terms.tier(value)
+        tier = terms.reached(value)
         extra = Fraction(self.extra_e8.get(holding.instrument.symbol, 0))
         rest = value * (1 - side / Fraction(terms.leverage))
         rest -= side * (extra / (1 - side * Fraction(terms.taker_fee)) + tier.deduction * E8)
