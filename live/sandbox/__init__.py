@@ -1,0 +1,29 @@
+"""A venue on loopback that speaks the Bybit V5 protocol, on the synthetic market's matching engine.
+
+Real clients, pointed here by their documented attributes, trade linear perpetuals against a market
+that is a function of its seed: `l2 sandbox` serves it.
+
+Here are REST (market data, order entry, positions, balances, histories and settings, with signatures,
+receive windows, rate limits and the venue's codes) and the public stream (books of 1, 50, 200 and 1000
+levels, trades, tickers, candles, liquidations). Not here yet: the private stream, order entry over
+WebSocket, disconnect-cancel-all, conditional orders, take-profit and stop-loss, hedge mode, self-match
+prevention, and faults on command; a request for one of them is refused.
+
+| module    | what it holds                                                    |
+|-----------|------------------------------------------------------------------|
+| exchange  | running markets, clients, fills, funding, liquidation            |
+| trading   | clients and orders, as the venue writes them                     |
+| entry     | orders created, amended, cancelled, with the venue's checks      |
+| tape      | what the public knows of a symbol                                |
+| candles   | candles by the minute and longer                                 |
+| quotes    | market data over REST                                            |
+| desk      | a client's own affairs over REST                                 |
+| paging    | lists over REST                                                  |
+| rest      | routes, limits, envelopes                                        |
+| signing   | keys, signatures, receive windows                                |
+| stream    | the public WebSocket                                             |
+| server    | the endpoints, and the clock of the world                        |
+| listing   | limits of symbols                                                |
+| figures   | decimal strings                                                  |
+| refusal   | how the venue says no                                            |
+"""

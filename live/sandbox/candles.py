@@ -1,0 +1,113 @@
+"""Candles of one price path, by the minute, joined to longer ones when they are asked for."""
+
+from __future__ import annotations
+
+from collections import deque
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+
+MINUTE_MS: Final = 60_000
+DAY_MS: Final = 86_400_000
+#: Minutes kept: a week.
+KEPT: Final = 10_080
+INTERVALS: Final = ("1", "3", "5", "15", "30", "60", "120", "240", "360", "720", "D", "W", "M")
+
+
+class Candle(msgspec.Struct):
+    """Prices in the units they were added in, quantity in lots, turnover at 1e-8."""
+
+    start_ms: int
+    opening: int
+    high: int
+    low: int
+    close: int
+    lots: int = 0
+    turnover_e8: int = 0
+
+
+def start_of(at_ms: int, interval: str) -> int:
+    """When the candle that holds a time begins; ValueError for an interval that does not exist."""
+    if interval not in INTERVALS:
+        raise ValueError(f"{interval}: intervals are {', '.join(INTERVALS)}")
+    if interval == "M":
+        month = datetime.fromtimestamp(at_ms / 1000, UTC)
+        return int(datetime(month.year, month.month, 1, tzinfo=UTC).timestamp()) * 1000
+    if interval == "W":  # weeks begin on Monday; the epoch was a Thursday
+        return at_ms - (at_ms + 3 * DAY_MS) % (7 * DAY_MS)
+    length = DAY_MS if interval == "D" else int(interval) * MINUTE_MS
+    return at_ms - at_ms % length
+
+
+def end_of(start_ms: int, interval: str) -> int:
+    """The first millisecond after a candle."""
+    if interval == "M":
+        return start_of(start_ms + 32 * DAY_MS, "M")
+    lengths = {"W": 7 * DAY_MS, "D": DAY_MS}
+    return start_ms + (lengths.get(interval) or int(interval) * MINUTE_MS)
+
+
+class Candles:
+    """``unit_e8`` is the value of one lot at a price of one; zero where nothing is traded."""
+
+    def __init__(self, unit_e8: int) -> None:
+        self._unit_e8 = unit_e8
+        self._minutes: deque[Candle] = deque(maxlen=KEPT)
+        #: By length: the minute that is running, and all before it as one candle.
+        self._before: dict[int, tuple[int, Candle | None]] = {}
+
+    def add(self, at_ms: int, price: int, lots: int) -> None:
+        """A trade or a value at a time; minutes without one repeat the last close."""
+        minute = at_ms - at_ms % MINUTE_MS
+        while self._minutes and self._minutes[-1].start_ms < minute:
+            last = self._minutes[-1]
+            opening = last.close
+            self._minutes.append(
+                Candle(last.start_ms + MINUTE_MS, opening, opening, opening, opening)
+            )
+        if not self._minutes:
+            self._minutes.append(Candle(minute, price, price, price, price))
+        candle = self._minutes[-1]
+        candle.high, candle.low = max(candle.high, price), min(candle.low, price)
+        candle.close = price
+        candle.lots += lots
+        candle.turnover_e8 += price * lots * self._unit_e8
+
+    def over(self, minutes: int) -> Candle | None:
+        """The last so many minutes as one candle; None when there is nothing."""
+        if not self._minutes:
+            return None
+        running = self._minutes[-1]
+        known = self._before.get(minutes)
+        if known is None or known[0] != running.start_ms:
+            known = running.start_ms, _joined(list(self._minutes)[-minutes:-1])
+            self._before[minutes] = known
+        return _joined([candle for candle in (known[1], running) if candle is not None])
+
+    def latest(self, interval: str, limit: int, start_ms: int, end_ms: int) -> list[Candle]:
+        """The last ``limit`` candles of an interval that begin within two times, oldest first."""
+        groups: dict[int, list[Candle]] = {}
+        for minute in self._minutes:
+            groups.setdefault(start_of(minute.start_ms, interval), []).append(minute)
+        chosen = [group for start, group in groups.items() if start_ms <= start <= end_ms]
+        found = [_joined(group) for group in chosen[-limit:]]
+        return [
+            msgspec.structs.replace(candle, start_ms=start_of(candle.start_ms, interval))
+            for candle in found
+            if candle is not None
+        ]
+
+
+def _joined(minutes: list[Candle]) -> Candle | None:
+    if not minutes:
+        return None
+    return Candle(
+        minutes[0].start_ms,
+        minutes[0].opening,
+        max(minute.high for minute in minutes),
+        min(minute.low for minute in minutes),
+        minutes[-1].close,
+        sum(minute.lots for minute in minutes),
+        sum(minute.turnover_e8 for minute in minutes),
+    )

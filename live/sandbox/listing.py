@@ -1,0 +1,100 @@
+"""What the venue lists of a symbol beside its instrument: limits and filters.
+
+Figures of BTCUSDT are the venue's of September 2026; those of other symbols stand in for figures
+that have not been seen, as do its risk tiers for theirs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from live.sandbox.tape import FUNDING_CAP
+from market.instruments import Instrument
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """Limits of a symbol; quantities and prices are decimal strings."""
+
+    base: str
+    name: str
+    number: int
+    launch_ms: int
+    min_price: str
+    max_price: str
+    tick: str  #: as the venue writes it
+    max_qty: str
+    max_market_qty: str
+
+
+LISTINGS: Final = {
+    "BTCUSDT": Listing(
+        "BTC",
+        "Bitcoin",
+        5,
+        1_584_230_400_000,
+        "0.10",
+        "1999999.80",
+        "0.10",
+        "1500.000",
+        "150.000",
+    ),
+    "ETHUSDT": Listing(
+        "ETH",
+        "Ethereum",
+        6,
+        1_603_238_400_000,
+        "0.01",
+        "199999.98",
+        "0.01",
+        "15000.00",
+        "1500.00",
+    ),
+}
+
+
+def info(instrument: Instrument) -> dict[str, Any]:
+    """A row of instruments-info."""
+    listing = LISTINGS[instrument.symbol]
+    return {
+        "symbol": instrument.symbol,
+        "contractType": "LinearPerpetual",
+        "status": "Trading",
+        "baseCoin": listing.base,
+        "quoteCoin": "USDT",
+        "settleCoin": "USDT",
+        "launchTime": str(listing.launch_ms),
+        "deliveryTime": "0",
+        "deliveryFeeRate": "",
+        "priceScale": str(max(2, len(instrument.tick.partition(".")[2]))),
+        "leverageFilter": {"minLeverage": "1", "maxLeverage": "150.00", "leverageStep": "0.01"},
+        "priceFilter": {
+            "minPrice": listing.min_price,
+            "maxPrice": listing.max_price,
+            "tickSize": listing.tick,
+        },
+        "lotSizeFilter": {
+            "maxOrderQty": listing.max_qty,
+            "minOrderQty": instrument.min_qty,
+            "qtyStep": instrument.lot,
+            "postOnlyMaxOrderQty": listing.max_qty,
+            "maxMktOrderQty": listing.max_market_qty,
+            "minNotionalValue": instrument.min_notional,
+        },
+        "riskParameters": {"priceLimitRatioX": "0.01", "priceLimitRatioY": "0.02"},
+        "unifiedMarginTrade": True,
+        "fundingInterval": 480,
+        "copyTrading": "both",
+        "upperFundingRate": FUNDING_CAP,
+        "lowerFundingRate": f"-{FUNDING_CAP}",
+        "isPreListing": False,
+        "preListingInfo": None,
+        "displayName": instrument.symbol,
+        "fullName": listing.name,
+        "forbidUplWithdrawal": False,
+        "marketRegion": "",
+        "symbolId": listing.number,
+        "symbolType": "",
+        "underlyingTicker": "",
+    }

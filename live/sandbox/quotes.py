@@ -1,0 +1,180 @@
+"""Market data over REST: what anybody may ask. Each function takes the exchange and the query."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from execution.account import E8
+from execution.margin import BTC_TIERS
+from live.sandbox.candles import INTERVALS
+from live.sandbox.exchange import Exchange
+from live.sandbox.figures import money, rounded
+from live.sandbox.listing import info
+from live.sandbox.paging import Query, limit_of, whole
+from live.sandbox.refusal import RefusedError
+from live.sandbox.tape import DEEP, Tape
+from market.events import Field
+
+Result = dict[str, Any]
+
+CATEGORIES: Final = ("linear", "inverse", "spot", "option")
+
+
+def category(query: Query) -> str:
+    """The category asked for; only linear has symbols here."""
+    name = query.get("category", "")
+    if name not in CATEGORIES:
+        raise RefusedError(10001, "Illegal category")
+    return name
+
+
+def tape_of(exchange: Exchange, query: Query) -> Tape:
+    """The symbol asked for."""
+    tape = exchange.tapes.get(query.get("symbol", ""))
+    if category(query) != "linear" or tape is None:
+        raise RefusedError(10001, "params error: symbol invalid")
+    return tape
+
+
+def tapes_of(exchange: Exchange, query: Query) -> list[Tape]:
+    """The symbol asked for, or all of the category."""
+    if "symbol" in query and category(query) == "linear":
+        return [tape_of(exchange, query)]
+    return list(exchange.tapes.values()) if category(query) == "linear" else []
+
+
+def instruments(exchange: Exchange, query: Query) -> Result:
+    trading = query.get("status", "Trading") == "Trading"
+    base = query.get("baseCoin", "")
+    rows = [info(tape.instrument) for tape in tapes_of(exchange, query)] if trading else []
+    chosen = [row for row in rows if not base or row["baseCoin"] == base]
+    return {"category": category(query), "list": chosen, "nextPageCursor": ""}
+
+
+def orderbook(exchange: Exchange, query: Query) -> Result:
+    """The deep topic's book as last published, so that ``u`` is that topic's."""
+    tape, limit = tape_of(exchange, query), limit_of(query, 25, DEEP)
+    book, figures = tape.books[DEEP], tape.figures
+
+    def side(sign: int) -> list[list[str]]:
+        levels = book.levels(sign, limit)
+        return [[figures.price(ticks), figures.qty(lots)] for ticks, lots in levels]
+
+    return {
+        "s": tape.symbol,
+        "b": side(1),
+        "a": side(-1),
+        "ts": book.publish_ns // 1_000_000,
+        "u": book.update_id,
+        "seq": tape.sequence(book.exchange_ns),
+        "cts": book.exchange_ns // 1_000_000,
+    }
+
+
+def tickers(exchange: Exchange, query: Query) -> Result:
+    rows = []
+    for tape in tapes_of(exchange, query):
+        fields = tape.ticker()
+        del fields["tickDirection"]
+        unused = dict.fromkeys(("predictedDeliveryPrice", "basisRate", "deliveryFeeRate"), "")
+        more = {"deliveryTime": "0", "basis": "", "basisRateYear": ""}
+        rows.append({"symbol": tape.symbol, **fields, **unused, **more})
+    return {"category": category(query), "list": rows}
+
+
+def recent_trades(exchange: Exchange, query: Query) -> Result:
+    tape, limit = tape_of(exchange, query), limit_of(query, 500, 1000)
+    rows = [
+        {
+            "execId": trade["i"],
+            "symbol": trade["s"],
+            "price": trade["p"],
+            "size": trade["v"],
+            "side": trade["S"],
+            "time": str(trade["T"]),
+            "isBlockTrade": trade["BT"],
+            "isRPITrade": trade["RPI"],
+            "seq": str(trade["seq"]),
+        }
+        for trade in reversed(list(tape.trades)[-limit:])
+    ]
+    return {"category": "linear", "list": rows}
+
+
+def candles(exchange: Exchange, query: Query, kind: str = "kline") -> Result:
+    """Candles of trades, or of the mark or index price, newest first."""
+    tape, limit = tape_of(exchange, query), limit_of(query, 200, 1000)
+    interval = query.get("interval", "")
+    if interval not in INTERVALS:
+        raise RefusedError(10001, "Invalid period!")
+    start, end = whole(query, "start", 0), whole(query, "end", 1 << 62)
+    rows = []
+    for candle in reversed(tape.candles[kind].latest(interval, limit, start, end)):
+        values = candle.opening, candle.high, candle.low, candle.close
+        if kind == "kline":
+            prices = [tape.figures.price(value) for value in values]
+            traded = [tape.figures.qty(candle.lots), money(candle.turnover_e8)]
+        else:
+            prices, traded = [rounded(value, 2) for value in values], []
+        rows.append([str(candle.start_ms), *prices, *traded])
+    return {"category": "linear", "symbol": tape.symbol, "list": rows}
+
+
+def funding_history(exchange: Exchange, query: Query) -> Result:
+    """Settlements since the world began, newest first."""
+    tape, limit = tape_of(exchange, query), limit_of(query, 200, 200)
+    if "startTime" in query and "endTime" not in query:
+        raise RefusedError(10001, "params error: endTime is required with startTime")
+    start, end = whole(query, "startTime", 0), whole(query, "endTime", 1 << 62)
+    rows = [
+        {
+            "symbol": tape.symbol,
+            "fundingRate": money(rate),
+            "fundingRateTimestamp": str(at_ms),
+        }
+        for at_ms, rate in reversed(tape.funding)
+        if start <= at_ms <= end
+    ]
+    return {"category": "linear", "list": rows[:limit]}
+
+
+def open_interest(exchange: Exchange, query: Query) -> Result:
+    """The open interest now, as the one row."""
+    tape = tape_of(exchange, query)
+    interest = tape.values[Field.OPEN_INTEREST]
+    row = {"openInterest": rounded(interest, 8), "timestamp": str(exchange.now_ms)}
+    return {"category": "linear", "symbol": tape.symbol, "list": [row], "nextPageCursor": ""}
+
+
+def risk_limits(exchange: Exchange, query: Query) -> Result:
+    rows = [
+        {
+            "id": number,
+            "symbol": tape.symbol,
+            "riskLimitValue": str(tier.limit),
+            "maintenanceMargin": tier.maintenance,
+            "initialMargin": tier.initial,
+            "isLowestRisk": int(number == 1),
+            "maxLeverage": f"{float(tier.max_leverage):.2f}",
+            "mmDeduction": money(int(tier.deduction * E8)) if tier.deduction else "",
+        }
+        for tape in tapes_of(exchange, query)
+        for number, tier in enumerate(BTC_TIERS, 1)
+    ]
+    return {"category": category(query), "list": rows, "nextPageCursor": ""}
+
+
+def price_limit(exchange: Exchange, query: Query) -> Result:
+    tape = tape_of(exchange, query)
+    lowest, highest = tape.band()
+    return {
+        "symbol": tape.symbol,
+        "buyLmt": tape.figures.price(highest),
+        "sellLmt": tape.figures.price(lowest),
+        "ts": str(exchange.now_ms),
+    }
+
+
+def status(exchange: Exchange, query: Query) -> Result:
+    """No maintenance is announced."""
+    return {"list": []}

@@ -1,0 +1,208 @@
+"""REST: routes, signatures, rate limits and the envelope around every answer.
+
+Each answer is `{"retCode", "retMsg", "result", "retExtInfo", "time"}` with HTTP status 200, refusals
+of business included; ``time`` and receive windows follow the wall clock. A batch counts as many
+requests as it has; one that does not fit into the limit as a whole is refused as a whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl
+
+import msgspec
+from aiohttp import web
+
+from live.sandbox import desk, entry, quotes
+from live.sandbox.exchange import Exchange
+from live.sandbox.refusal import RefusedError
+from live.sandbox.signing import client_of
+from live.sandbox.trading import Client
+
+Result = dict[str, Any]
+
+LIMIT_WINDOW_MS: Final = 1000
+#: Requests a second of a client and route when limits are off.
+UNLIMITED: Final = 1_000_000
+
+
+class Route(NamedTuple):
+    """``run`` takes the exchange, the client (private routes) and the query or body."""
+
+    method: str
+    run: Callable[..., Any]
+    private: bool
+    limit: int = 0  #: requests a second and client
+    batch: bool = False
+
+
+def _market(run: Callable[..., Any]) -> Route:
+    return Route("GET", run, False)
+
+
+def _single(run: Callable[..., Any], limit: int = 10) -> Route:
+    return Route("POST", run, True, limit)
+
+
+def _batch(run: Callable[..., Any]) -> Route:
+    return Route("POST", partial(entry.batch, run), True, 10, True)
+
+
+def _own(run: Callable[..., Any], limit: int = 50) -> Route:
+    return Route("GET", run, True, limit)
+
+
+ROUTES: Final[dict[str, Route]] = {
+    "market/instruments-info": _market(quotes.instruments),
+    "market/orderbook": _market(quotes.orderbook),
+    "market/tickers": _market(quotes.tickers),
+    "market/recent-trade": _market(quotes.recent_trades),
+    "market/kline": _market(quotes.candles),
+    "market/mark-price-kline": _market(partial(quotes.candles, kind="mark-price-kline")),
+    "market/index-price-kline": _market(partial(quotes.candles, kind="index-price-kline")),
+    "market/funding/history": _market(quotes.funding_history),
+    "market/open-interest": _market(quotes.open_interest),
+    "market/risk-limit": _market(quotes.risk_limits),
+    "market/price-limit": _market(quotes.price_limit),
+    "system/status": _market(quotes.status),
+    "order/create": _single(entry.create),
+    "order/amend": _single(entry.amend),
+    "order/cancel": _single(entry.cancel),
+    "order/cancel-all": _single(entry.cancel_all),
+    "order/create-batch": _batch(entry.create),
+    "order/amend-batch": _batch(entry.amend),
+    "order/cancel-batch": _batch(entry.cancel),
+    "order/realtime": _own(desk.open_orders),
+    "order/history": _own(desk.order_history),
+    "execution/list": _own(desk.executions),
+    "position/list": _own(desk.positions),
+    "position/closed-pnl": _own(desk.closed_pnl),
+    "position/set-leverage": _single(desk.set_leverage),
+    "position/switch-mode": _single(desk.switch_mode),
+    "account/wallet-balance": _own(desk.wallet),
+    "account/fee-rate": _own(desk.fee_rate, 5),
+    "account/info": _own(desk.account_info),
+    "account/transaction-log": _own(desk.transaction_log, 25),
+    "account/set-margin-mode": _single(desk.set_margin_mode, 5),
+    "account/set-limit-px-action": _single(desk.set_price_action),
+    "user/query-api": _own(desk.query_api, 10),
+    "asset/coin/query-info": _own(desk.coins, 5),
+}
+
+
+class Limits:
+    """Requests of each client and route within the last second."""
+
+    def __init__(self) -> None:
+        self._times: dict[tuple[str, str], deque[int]] = {}
+
+    def take(self, client: Client, path: str, limit: int, cost: int, now_ms: int) -> dict[str, str]:
+        """Headers after the requests; refused without counting when they do not fit."""
+        times = self._times.setdefault((client.key, path), deque())
+        while times and times[0] <= now_ms - LIMIT_WINDOW_MS:
+            times.popleft()
+        fits = len(times) + cost <= limit
+        if fits:
+            times.extend([now_ms] * cost)
+        reset = now_ms if fits or not times else times[0] + LIMIT_WINDOW_MS
+        headers = {
+            "X-Bapi-Limit": str(limit),
+            "X-Bapi-Limit-Status": str(limit - len(times)),
+            "X-Bapi-Limit-Reset-Timestamp": str(reset),
+        }
+        if not fits:
+            raise LimitedError(headers)
+        return headers
+
+
+class LimitedError(RefusedError):
+    """Too many requests; the headers say when there is room again."""
+
+    def __init__(self, headers: dict[str, str]) -> None:
+        super().__init__(10006, "Too many visits. Exceeded the API Rate Limit.")
+        self.headers = headers
+
+
+class Rest:
+    """``current`` brings the exchange to the present before a request is carried out."""
+
+    def __init__(self, exchange: Exchange, current: Callable[[], None], limited: bool) -> None:
+        self.exchange, self._current = exchange, current
+        self._clients = {client.key: client for client in exchange.clients}
+        self._limits, self._limited = Limits(), limited
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """One request, whatever it is."""
+        now_ns = time.time_ns()
+        now_ms = now_ns // 1_000_000
+        headers: dict[str, str] = {}
+        result: Result = {}
+        beside: Result = {}
+        code, message, status = 0, "OK", 200
+        try:
+            body = await request.read()
+            raw = request.raw_path.partition("?")[2]
+            path = request.path.removeprefix("/v5/")
+            if path == "market/time":
+                result = {"timeSecond": str(now_ns // 10**9), "timeNano": str(now_ns)}
+            else:
+                result, beside, headers = self._run(request, path, raw, body, now_ms)
+        except RefusedError as refused:
+            code, message, status = refused.code, refused.message, refused.status
+            if isinstance(refused, LimitedError):
+                headers = refused.headers
+        envelope = {
+            "retCode": code,
+            "retMsg": message,
+            "result": result,
+            "retExtInfo": beside,
+            "time": now_ms,
+        }
+        return web.Response(
+            body=msgspec.json.encode(envelope),
+            status=status,
+            headers=headers,
+            content_type="application/json",
+        )
+
+    def _run(
+        self, request: web.Request, path: str, raw: str, body: bytes, now_ms: int
+    ) -> tuple[Result, Result, dict[str, str]]:
+        route = ROUTES.get(path)
+        if route is None or not request.path.startswith("/v5/"):
+            raise RefusedError(10017, "Route not found.", 404)
+        if request.method != route.method:
+            raise RefusedError(10017, "Request method is not supported.", 400)
+        asked: Any = dict(parse_qsl(raw, keep_blank_values=True))
+        client = None
+        if route.private:
+            payload = raw.encode() if route.method == "GET" else body
+            client = client_of(request.headers, payload, now_ms, self._clients)
+        if route.method == "POST":
+            asked = _decoded(body)
+        headers: dict[str, str] = {}
+        if client is not None:
+            legs = asked.get("request") if route.batch else None
+            cost = len(legs) if isinstance(legs, list) and legs else 1
+            limit = route.limit if self._limited else UNLIMITED
+            headers = self._limits.take(client, path, limit, cost, now_ms)
+        self._current()
+        if client is None:
+            return route.run(self.exchange, asked), {}, headers
+        done = route.run(self.exchange, client, asked)
+        result, beside = done if route.batch else (done, {})
+        return result, beside, headers
+
+
+def _decoded(body: bytes) -> Result:
+    try:
+        decoded = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        decoded = None
+    if not isinstance(decoded, dict):
+        raise RefusedError(10001, "Request parameter error.")
+    return decoded

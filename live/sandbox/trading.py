@@ -1,0 +1,364 @@
+"""Clients of the exchange and their orders: state, and how the venue writes it."""
+
+from __future__ import annotations
+
+from collections import deque
+from decimal import Decimal
+from fractions import Fraction
+from math import floor
+from typing import Any, Final
+
+import msgspec
+
+from execution.account import E8, Account, unit_e8, value_e8
+from execution.margin import Margin, MarginMode, OpenOrder, Security, Terms, at_mark_e8
+from live.sandbox.figures import Figures, money, rounded
+from market.instruments import Instrument
+
+OPEN: Final = ("New", "PartiallyFilled")
+#: Closed orders, executions and log rows kept a client.
+KEPT: Final = 10_000
+
+Row = dict[str, Any]
+
+
+class Order(msgspec.Struct, kw_only=True, eq=False):
+    """One order of a client; money at 1e-8, times in simulated ms."""
+
+    client: Client
+    figures: Figures
+    number: int
+    order_id: str
+    link_id: str
+    side: int
+    market: bool
+    ticks: int  #: of a market order, the worst price it may get
+    lots: int
+    force: str
+    reduce_only: bool
+    close_on_trigger: bool
+    created_ms: int
+    updated_ms: int
+    last_ticks: int  #: last trade when it was placed
+    handle: int = 0
+    status: str = "New"
+    cancel_type: str = "UNKNOWN"
+    reject_reason: str = "EC_NoError"
+    executed_lots: int = 0
+    value_e8: int = 0
+    fee_e8: int = 0
+    closed_pnl_e8: int = 0
+    create_type: str = "CreateByUser"
+
+    @property
+    def symbol(self) -> str:
+        return self.figures.instrument.symbol
+
+    @property
+    def is_open(self) -> bool:
+        return self.status in OPEN
+
+    @property
+    def leaves_lots(self) -> int:
+        return self.lots - self.executed_lots if self.is_open else 0
+
+    def for_margin(self) -> OpenOrder:
+        return OpenOrder(self.symbol, self.side, self.ticks, self.leaves_lots)
+
+    def row(self) -> Row:
+        """The order as the venue lists it."""
+        figures, leaves = self.figures, self.leaves_lots
+        leaves_e8 = value_e8(figures.instrument, self.ticks, leaves)
+        return {
+            "symbol": self.symbol,
+            "orderId": self.order_id,
+            "orderLinkId": self.link_id,
+            "blockTradeId": "",
+            "side": side_name(self.side),
+            "positionIdx": 0,
+            "orderStatus": self.status,
+            "cancelType": self.cancel_type,
+            "rejectReason": self.reject_reason,
+            "timeInForce": self.force,
+            "isLeverage": "",
+            "price": figures.price(self.ticks),
+            "qty": figures.qty(self.lots),
+            "avgPrice": average(self.value_e8, self.executed_lots, figures) or "",
+            "leavesQty": figures.qty(leaves),
+            "leavesValue": money(leaves_e8),
+            "cumExecQty": figures.qty(self.executed_lots),
+            "cumExecValue": money(self.value_e8),
+            "cumExecFee": money(self.fee_e8),
+            "cumFeeDetail": {"USDT": money(self.fee_e8)} if self.executed_lots else {},
+            "orderType": "Market" if self.market else "Limit",
+            "stopOrderType": "",
+            "orderIv": "",
+            "triggerPrice": "",
+            "takeProfit": "",
+            "stopLoss": "",
+            "triggerBy": "",
+            "tpTriggerBy": "",
+            "slTriggerBy": "",
+            "triggerDirection": 0,
+            "placeType": "",
+            "lastPriceOnCreated": figures.price(self.last_ticks),
+            "closeOnTrigger": self.close_on_trigger,
+            "reduceOnly": self.reduce_only,
+            "smpGroup": 0,
+            "smpType": "None",
+            "smpOrderId": "",
+            "slLimitPrice": "0",
+            "tpLimitPrice": "0",
+            "tpslMode": "UNKNOWN",
+            "slippageToleranceType": "UNKNOWN",
+            "slippageTolerance": "0",
+            "createType": self.create_type,
+            "marketUnit": "",
+            "extraFees": "",
+            "rpiTakerAccess": False,
+            "rpiMatchedQty": "0",
+            "createdTime": str(self.created_ms),
+            "updatedTime": str(self.updated_ms),
+            "closedPnl": money(self.closed_pnl_e8),
+        }
+
+
+class Position(msgspec.Struct):
+    """What the account's arithmetic does not keep of a position."""
+
+    created_ms: int = 0
+    updated_ms: int = 0
+    sequence: int = -1
+
+
+class Client:
+    """One account with its key, orders and records. ``owner`` marks its orders in the market."""
+
+    def __init__(
+        self,
+        owner: int,
+        key: str,
+        secret: str,
+        instruments: dict[str, Instrument],
+        terms: dict[str, Terms],
+        deposit_e8: int,
+    ) -> None:
+        self.owner, self.key, self.secret = owner, key, secret
+        self.account = Account(instruments, deposit_e8)
+        self.margin = Margin(self.account, terms)
+        self.mode = MarginMode.CROSS
+        self.moves_price = True  #: a price out of the band goes to its edge
+        self.open: dict[str, Order] = {}  #: by order id, oldest first
+        self.closed: deque[Order] = deque(maxlen=KEPT)
+        self.links: dict[str, Order] = {}
+        self.executions: deque[Row] = deque(maxlen=KEPT)
+        self.closings: deque[Closing] = deque(maxlen=KEPT)
+        self.log: deque[Row] = deque(maxlen=KEPT)
+        self.positions = {symbol: Position() for symbol in instruments}
+
+    def close(self, order: Order) -> None:
+        """An order is no longer open; the oldest closed one may be forgotten for it."""
+        del self.open[order.order_id]
+        if len(self.closed) == KEPT:
+            forgotten = self.closed[0]
+            if self.links.get(forgotten.link_id) is forgotten:
+                del self.links[forgotten.link_id]
+        self.closed.append(order)
+
+    def open_orders(self) -> list[OpenOrder]:
+        return [order.for_margin() for order in self.open.values()]
+
+    def set_mode(self, mode: MarginMode) -> None:
+        """Isolated or cross, for every symbol of the account."""
+        terms = self.margin.terms
+        for symbol, term in terms.items():
+            terms[symbol] = msgspec.structs.replace(term, mode=mode)
+        self.mode = mode
+
+    # -- as the venue writes it ----------------------------------------------------------------------
+
+    def position_row(self, figures: Figures, mark_e8: int) -> Row:
+        """The position of a symbol, flat or not."""
+        instrument = figures.instrument
+        symbol = instrument.symbol
+        holding, terms = self.account.holdings[symbol], self.margin.terms[symbol]
+        security = self.margin.security(symbol, mark_e8)
+        lots, about = holding.position_lots, self.positions[symbol]
+        cost_e8 = abs(holding.cost_e8)
+        value = at_mark_e8(instrument, lots, mark_e8) if self.mode is MarginMode.CROSS else cost_e8
+        tier = terms.tiers.index(terms.reached(value)) + 1
+        profit_e8 = self.margin.unrealised_e8(symbol, mark_e8) if lots else 0
+        initial = money(security.initial_e8) if security else "0"
+        maintenance = money(security.maintenance_e8) if security else "0"
+        realised_e8 = holding.realised_e8 - holding.fees_e8 - holding.funding_e8
+        return {
+            "positionIdx": 0,
+            "tradeMode": 0,
+            "riskId": tier,
+            "riskLimitValue": str(terms.tiers[tier - 1].limit),
+            "symbol": symbol,
+            "side": side_name(lots) if lots else "",
+            "size": figures.qty(abs(lots)),
+            "avgPrice": average(cost_e8, abs(lots), figures) or "0",
+            "positionValue": money(cost_e8) if lots else "",
+            "autoAddMargin": 0,
+            "positionStatus": "Normal",
+            "leverage": terms.leverage,
+            "markPrice": rounded(mark_e8, 2),
+            "liqPrice": liquidation_price(security, figures),
+            "bustPrice": "",
+            "breakEvenPrice": break_even(lots, holding.cost_e8, realised_e8, figures),
+            "positionIM": initial,
+            "positionMM": maintenance,
+            "positionIMByMp": initial,
+            "positionMMByMp": maintenance,
+            "positionBalance": initial if self.mode is MarginMode.ISOLATED else "0",
+            "tpslMode": "Full",
+            "takeProfit": "",
+            "stopLoss": "",
+            "trailingStop": "0",
+            "sessionAvgPrice": "",
+            "unrealisedPnl": money(profit_e8) if lots else "",
+            "curRealisedPnl": money(realised_e8),
+            "cumRealisedPnl": money(realised_e8),
+            "adlRankIndicator": 2 if lots else 0,
+            "isReduceOnly": False,
+            "mmrSysUpdatedTime": "",
+            "leverageSysUpdatedTime": "",
+            "createdTime": str(about.created_ms),
+            "updatedTime": str(about.updated_ms),
+            "seq": about.sequence,
+        }
+
+    def wallet_row(self, marks: dict[str, int]) -> Row:
+        """The account; its sums are empty where the venue gives them no meaning (isolated margin)."""
+        margin = self.margin
+        held = [s for s, h in self.account.holdings.items() if h.position_lots]
+        securities = [margin.security(symbol, marks[symbol]) for symbol in held]
+        profit = sum(margin.unrealised_e8(symbol, marks[symbol]) for symbol in held)
+        position_im = sum(security.initial_e8 for security in securities if security)
+        position_mm = sum(security.maintenance_e8 for security in securities if security)
+        order_im = margin.orders_e8(self.open_orders())
+        balance = self.account.balance_e8
+        equity = balance + profit
+        initial = order_im + position_im
+        cross = self.mode is MarginMode.CROSS
+        sums = {
+            "totalMarginBalance": money(equity),
+            "totalAvailableBalance": money(equity - initial),
+            "totalPerpUPL": money(profit),
+            "totalInitialMargin": money(initial),
+            "totalInitialMarginByMp": money(initial),
+            "totalMaintenanceMargin": money(position_mm),
+            "totalMaintenanceMarginByMp": money(position_mm),
+            "accountIMRate": rate(initial, equity),
+            "accountIMRateByMp": rate(initial, equity),
+            "accountMMRate": rate(position_mm, equity),
+            "accountMMRateByMp": rate(position_mm, equity),
+            "accountLTV": "0",
+        }
+        realised = sum(
+            h.realised_e8 - h.fees_e8 - h.funding_e8 for h in self.account.holdings.values()
+        )
+        return {
+            "accountType": "UNIFIED",
+            "totalEquity": money(equity),
+            "totalWalletBalance": money(balance),
+            **{name: text if cross else "" for name, text in sums.items()},
+            "coin": [
+                {
+                    "coin": "USDT",
+                    "equity": money(equity),
+                    "usdValue": money(equity),
+                    "walletBalance": money(balance),
+                    "locked": "0",
+                    "borrowAmount": "0",
+                    "accruedInterest": "0",
+                    "totalOrderIM": money(order_im),
+                    "totalPositionIM": money(position_im),
+                    "totalPositionMM": money(position_mm),
+                    "unrealisedPnl": money(profit),
+                    "cumRealisedPnl": money(realised),
+                    "bonus": "0",
+                    "collateralSwitch": True,
+                    "marginCollateral": True,
+                    "colRes": "",
+                    "spotHedgingQty": "0",
+                    "spotBorrow": "0",
+                    "availableToWithdraw": "",
+                    "availableToBorrow": "",
+                }
+            ],
+        }
+
+
+def side_name(side: int) -> str:
+    return "Buy" if side > 0 else "Sell"
+
+
+def average(total_e8: int, lots: int, figures: Figures) -> str:
+    """Average price of a value, 8 decimals at most; empty for nothing."""
+    if not lots:
+        return ""
+    price = Fraction(total_e8, lots * unit_e8(figures.instrument))
+    return money(round(price * Fraction(figures.instrument.tick) * E8))
+
+
+def rate(part_e8: int, whole_e8: int) -> str:
+    """A share, cut to four decimals."""
+    if whole_e8 <= 0:
+        return "0"
+    return money(part_e8 * 10_000 // whole_e8 * 10_000)
+
+
+def liquidation_price(security: Security | None, figures: Figures) -> str:
+    """Liquidation price of an isolated position; empty in cross mode and where there is none."""
+    if security is None or security.liquidation_ticks is None:
+        return ""
+    return figures.price(floor(security.liquidation_ticks))
+
+
+def break_even(lots: int, cost_e8: int, realised_e8: int, figures: Figures) -> str:
+    """Where closing would leave nothing gained or lost: (value - realised) / (size ∓ size · taker)."""
+    if not lots:
+        return ""
+    taker = Fraction(figures.instrument.taker_fee)
+    size = lots - abs(lots) * taker
+    price = Fraction(cost_e8 - realised_e8) / (size * unit_e8(figures.instrument))
+    ticks_e8 = price * Fraction(Decimal(figures.instrument.tick)) * E8
+    return money(round(ticks_e8))
+
+
+class Closing(msgspec.Struct, kw_only=True):
+    """What one order has closed of a position."""
+
+    order: Order
+    lots: int = 0
+    entry_e8: int = 0
+    exit_e8: int = 0
+    pnl_e8: int = 0
+    fills: int = 0
+    exec_type: str = "Trade"
+    leverage: str = "1"
+
+    def row(self) -> Row:
+        order, figures = self.order, self.order.figures
+        return {
+            "symbol": order.symbol,
+            "orderId": order.order_id,
+            "side": side_name(order.side),
+            "qty": figures.qty(order.lots),
+            "orderPrice": figures.price(order.ticks),
+            "orderType": "Market" if order.market else "Limit",
+            "execType": self.exec_type,
+            "closedSize": figures.qty(self.lots),
+            "cumEntryValue": money(self.entry_e8),
+            "avgEntryPrice": average(self.entry_e8, self.lots, figures),
+            "cumExitValue": money(self.exit_e8),
+            "avgExitPrice": average(self.exit_e8, self.lots, figures),
+            "closedPnl": money(self.pnl_e8),
+            "fillCount": str(self.fills),
+            "leverage": self.leverage,
+            "createdTime": str(order.created_ms),
+            "updatedTime": str(order.updated_ms),
+        }
