@@ -23,6 +23,7 @@ TERMS: Final[dict[str, str]] = {
     "abs_ret": "abs(ret)",
     "ofi_all": "(ofi_1 + ofi_2 + ofi_3 + ofi_4 + ofi_5"
     " + ofi_6 + ofi_7 + ofi_8 + ofi_9 + ofi_10) / 10",
+    "ofi_gross": "abs(ofi_1)",
     "queue": "div(bid_q1_mean - ask_q1_mean, bid_q1_mean + ask_q1_mean)",
     "ladder": "div(bid_q10 - ask_q10, bid_q10 + ask_q10)",
     "depth": "bid_depth + ask_depth",
@@ -85,8 +86,9 @@ ofi_component_60  +  Cont, Cucuringu & Zhang 2023
     | Ten levels' imbalance, weighted by their covariances with the mean level: one step of the
     | power method towards the first principal component, whose weights sum to ten here.
 ofi_turn_60  +  practice
-    div(sum(ofi_1, 15) - sum(ofi_1, 60) / 4, mean(depth_norm, 60))
-    | Flow of the last 15 s against the pace of the minute: the flow accelerates or turns.
+    div(4 * sum(ofi_1, 15) - sum(ofi_1, 60), sum(ofi_gross, 60))
+    | Flow of the last 15 s against the pace of the minute, over the minute's gross flow: the flow
+    | accelerates or turns.
 ofi_impact_900  0  Cont, Kukanov & Stoikov 2014
     slope(ret, ofi_1, 900) * mean(depth_norm, 900)
     | Price impact of one average depth of flow, bps: how thin the book really is.

@@ -154,6 +154,28 @@ def test_near_constant_bars_are_equal_in_both_engines(seed):
     assert_parity(data, [DAY, NEXT])
 
 
+# Far from zero: from some second on, most columns that have no bounds stand by an offset of their own,
+# up to 1e8, in base units more than there are coins; the ten levels' flow by the same one. No
+# difference of large sums is left to their rounding.
+
+BOUNDED = {"share", "log s", "0/1"}
+LEVELS = [NAMES.index(f"ofi_{level}") for level in range(1, 11)]
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(st.integers(0, 2**31))
+def test_offset_bars_are_equal_in_both_engines(seed):
+    rng = np.random.Generator(np.random.Philox(seed))
+    free = np.array([unit not in BOUNDED for unit, _ in COLUMNS.values()])
+    data = two_symbols(seed, MIDNIGHT - 300, 600)
+    for _, bars in data.values():
+        offset = 10.0 ** rng.uniform(0, 8, len(NAMES)) * (free & (rng.random(len(NAMES)) < 0.6))
+        begin = rng.integers(0, 500, len(NAMES))
+        offset[LEVELS], begin[LEVELS] = offset[LEVELS[0]], begin[LEVELS[0]]
+        bars += np.where(np.arange(len(bars))[:, None] < begin, 0, offset)
+    assert_parity(data, [DAY, NEXT])
+
+
 WITHOUT_TICKER = {
     name for name in feature_names() if name.endswith(("_now", "_15", "_60", "_300"))
 } - {"liq_tilt_300"}

@@ -152,6 +152,7 @@ terms as (
 
     select
         *,
+        abs(ofi_1) as ofi_gross,
         ln(nullif(greatest(ask_q10_ago_1, 0), 0)) as log_asks_ago_1,
         ln(nullif(greatest(bid_q10_ago_1, 0), 0)) as log_bids_ago_1,
         bid_depth + ask_depth as depth,
@@ -237,6 +238,7 @@ aggregates as (
         covar_pop(ofi_9, ofi_all) over last_300 as cov_ofi_9_ofi_all_300,
         sum(ofi_9) over last_60 as sum_ofi_9_60,
         covar_pop(ofi_10, ofi_all) over last_300 as cov_ofi_10_ofi_all_300,
+        sum(ofi_gross) over last_60 as sum_ofi_gross_60,
         covar_pop(ret, ofi_1) over last_900 as cov_ret_ofi_1_900,
         var_pop(ofi_1) filter (where ret is not null) over last_900 as var_ofi_1_with_ret_900,
         avg(ofi_1) filter (where ret is not null) over last_900 as mean_ofi_1_with_ret_900,
@@ -480,7 +482,7 @@ finals as (
         sum_ofi_all_60 / nullif(mean_depth_norm_60, 0) as ofi_integrated_60,
         sum_ofi_all_300 / nullif(mean_depth_norm_300, 0) as ofi_integrated_300,
         (slope_ofi_1_ofi_all_300 * sum_ofi_1_60 + slope_ofi_2_ofi_all_300 * sum_ofi_2_60 + slope_ofi_3_ofi_all_300 * sum_ofi_3_60 + slope_ofi_4_ofi_all_300 * sum_ofi_4_60 + slope_ofi_5_ofi_all_300 * sum_ofi_5_60 + slope_ofi_6_ofi_all_300 * sum_ofi_6_60 + slope_ofi_7_ofi_all_300 * sum_ofi_7_60 + slope_ofi_8_ofi_all_300 * sum_ofi_8_60 + slope_ofi_9_ofi_all_300 * sum_ofi_9_60 + slope_ofi_10_ofi_all_300 * sum_ofi_10_60) / nullif(10 * mean_depth_norm_60, 0) as ofi_component_60,
-        (sum_ofi_1_15 - sum_ofi_1_60 / 4) / nullif(mean_depth_norm_60, 0) as ofi_turn_60,
+        (4 * sum_ofi_1_15 - sum_ofi_1_60) / nullif(sum_ofi_gross_60, 0) as ofi_turn_60,
         slope_ret_ofi_1_900 * mean_depth_norm_900 as ofi_impact_900,
         sum_ret_60 - slope_ret_ofi_1_900 * sum_ofi_1_60 as ofi_unexplained_60,
         (bid_q1 - ask_q1) / nullif(bid_q1 + ask_q1, 0) as queue_now,
