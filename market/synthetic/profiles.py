@@ -146,7 +146,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     regime_stay_s: Annotated[float, Meta(ge=60)] = 10_800.0
     #: What changes on a date (see `Change`).
     changes: tuple[Change, ...] = ()
-    #: Until when the two decoys of `market.synthetic.truth` that work in sample only do so (UTC).
+    #: Until when the two decoys of `market.synthetic.tables` that work in sample only do so (UTC).
     in_sample_until: str = "2026-03-06T00:00:00"
 
     # -- volatility; multipliers of sigma_bps, scaled so that their mean square is one
