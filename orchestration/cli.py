@@ -191,6 +191,17 @@ def parser() -> argparse.ArgumentParser:
 
     demo = verb("demo", verbs.demo, "the whole path on a synthetic market, in minutes")
     demo.add_argument("--days", type=int, default=8, help="days of market (8 give 5 test blocks)")
+
+    sandbox = verb(
+        "sandbox", verbs.sandbox, "serve a venue on loopback for real clients to trade on"
+    )
+    sandbox.add_argument("--port", type=int, default=0, help="default: any that is free")
+    sandbox.add_argument("--seed", type=int, default=1, help="of the market, keys and ids")
+    sandbox.add_argument("--speed", type=float, default=1.0, help="simulated time to the clock's")
+    sandbox.add_argument("--profile", metavar="NAME", default="default", help="of the market")
+    sandbox.add_argument("--accounts", type=int, default=2, metavar="N", help="funded clients")
+    sandbox.add_argument("--no-rate-limit", action="store_true", help="answer every request")
+
     verb("config", verbs.config, "print the effective settings")
     verb("doctor", verbs.doctor, "check what the platform needs of this machine")
     return top

@@ -356,6 +356,22 @@ def config(settings: Settings, options: argparse.Namespace) -> Result:
     return tree
 
 
+def sandbox(settings: Settings, options: argparse.Namespace) -> Result:
+    import json
+
+    from live.sandbox.server import Sandbox, run
+
+    world = Sandbox(
+        options.seed,
+        speed=options.speed,
+        profile_name=options.profile,
+        clients=options.accounts,
+        limited=not options.no_rate_limit,
+    )
+    run(world, options.port, lambda told: print(json.dumps(told), flush=True))
+    return None
+
+
 def doctor(settings: Settings, options: argparse.Namespace) -> Result:
     from orchestration.console import table
     from orchestration.doctor import examine

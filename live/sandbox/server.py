@@ -39,6 +39,8 @@ class Sandbox:
     ) -> None:
         if not 0 < speed <= 1000:
             raise ValueError(f"speed {speed}: expected more than 0 and at most 1000")
+        if not 1 <= clients <= 1000:
+            raise ValueError(f"{clients} accounts: expected 1 to 1000")
         self.speed = speed
         self.stream = PublicStream()
         self.exchange = Exchange(
