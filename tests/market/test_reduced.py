@@ -138,7 +138,9 @@ def test_another_signal_needs_no_other_law_and_another_book_does() -> None:
     other = altered(market, hold_bps=2.0)
     assert reduced.book_key(other, "BTCUSDT") != key
     assert not reduced.fitted(other, "BTCUSDT")
-    with pytest.raises(ProfileError, match=r"fit one with `python -m market\.synthetic\.calibration default`"):
+    with pytest.raises(
+        ProfileError, match=r"fit one with `python -m market\.synthetic\.calibration default`"
+    ):
         reduced.bars(other, 1, "BTCUSDT", DAY)
 
 
