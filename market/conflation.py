@@ -32,7 +32,7 @@ from market.book import (
     next_key,
     set_level,
 )
-from market.events import EVENT, Events, Flag, Kind
+from market.events import EVENT, Events, Flag, Kind, begin_row
 from market.kernel import kernel
 
 PERIOD_NS: Final = 100_000_000
@@ -57,19 +57,8 @@ _HEAD: Final = 7
 
 @kernel
 def _row(out: Events, n: int, source: BookState, head: Any, kind: int) -> None:
-    """Begin a row of the frame that is being shown; every field is set."""
-    out[n].receive_ns = head[_DUE]
-    out[n].exchange_ns = source[EXCHANGE_NS]
-    out[n].publish_ns = source[PUBLISH_NS]
-    out[n].update_id = head[_UPDATE]
-    out[n].price_ticks = 0
-    out[n].qty_lots = 0
-    out[n].value_e8 = 0
-    out[n].kind = kind
-    out[n].side = 0
-    out[n].flags = 0
-    out[n].field = 0
-    out[n].pad = 0
+    """Begin a row of the frame that is being shown."""
+    begin_row(out, n, head[_DUE], source[EXCHANGE_NS], source[PUBLISH_NS], head[_UPDATE], kind)
 
 
 @kernel

@@ -12,11 +12,13 @@ own, and the last row of its frame carries ``LAST``.
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from market.kernel import kernel
 
 
 class Kind(IntEnum):
@@ -102,3 +104,22 @@ def from_arrow(table: pa.Table | pa.RecordBatch) -> Events:
             else table.column(name).to_numpy()
         )
     return out
+
+
+@kernel
+def begin_row(
+    out: Any, n: int, receive: int, exchange: int, publish: int, update: int, kind: int
+) -> None:
+    """Begin row ``n`` of an array of events: every field is set, for the memory may hold anything."""
+    out[n].receive_ns = receive
+    out[n].exchange_ns = exchange
+    out[n].publish_ns = publish
+    out[n].update_id = update
+    out[n].price_ticks = 0
+    out[n].qty_lots = 0
+    out[n].value_e8 = 0
+    out[n].kind = kind
+    out[n].side = 0
+    out[n].flags = 0
+    out[n].field = 0
+    out[n].pad = 0

@@ -18,7 +18,7 @@ import numpy as np
 
 from market import book as bk
 from market import matching as me
-from market.events import Events, Field, Flag, Kind
+from market.events import Events, Field, Flag, Kind, begin_row
 from market.kernel import kernel
 from market.matching import EngineState
 from market.synthetic import flow as fl
@@ -124,25 +124,6 @@ def new_sheet(topics: Sequence[tuple[int, int]], first_update: int) -> Sheet:
 
 
 @kernel
-def _row(
-    out: Events, n: int, receive: int, exchange: int, publish: int, update: int, kind: int
-) -> None:
-    """Begin a row: every field is set, because the memory may hold anything."""
-    out[n].receive_ns = receive
-    out[n].exchange_ns = exchange
-    out[n].publish_ns = publish
-    out[n].update_id = update
-    out[n].price_ticks = 0
-    out[n].qty_lots = 0
-    out[n].value_e8 = 0
-    out[n].kind = kind
-    out[n].side = 0
-    out[n].flags = 0
-    out[n].field = 0
-    out[n].pad = 0
-
-
-@kernel
 def _arrival(sheet: Sheet, wire: Wire, topic: int, publish_ns: int) -> int:
     """Receive time of a frame by the uniform in ``draws[3]``; never before the frame before it."""
     z = NORMAL[int(sheet.draws[3] * len(NORMAL))]
@@ -222,7 +203,7 @@ def _frame(
                 i += 1
             else:
                 k += 1
-            _row(out, n, receive, exchange, publish, update, kind)
+            begin_row(out, n, receive, exchange, publish, update, kind)
             out[n].price_ticks = -side * (keys_now[i - 1] if gone else keys_next[k - 1])
             out[n].qty_lots = 0 if gone else lots_next[k - 1]
             out[n].side = side
@@ -230,7 +211,7 @@ def _frame(
             n += 1
         sheet.levels[topic, after, row] = count
     if n == first:
-        _row(out, n, receive, exchange, publish, update, kind)
+        begin_row(out, n, receive, exchange, publish, update, kind)
         out[n].pad = topic
         n += 1
     out[first].flags |= _FIRST
@@ -272,7 +253,7 @@ def publish_trades(
         exchange, publish, receive = _trade_times(sheet, wire, crowd, t_ns)
         while at < fills and engine.fills[at, me.F_TAKER] == taker:
             fill = engine.fills[at]
-            _row(out, n, receive, exchange, publish, head[SEQ], _TRADE)
+            begin_row(out, n, receive, exchange, publish, head[SEQ], _TRADE)
             out[n].price_ticks = fill[me.F_TICKS]
             out[n].qty_lots = fill[me.F_LOTS]
             out[n].side = fill[me.F_SIDE]
@@ -291,7 +272,7 @@ def publish_trades(
         key = engine.book[bk.BEST + bk.row_of(-side)]
         if key != bk.NO_KEY:
             exchange, publish, receive = _trade_times(sheet, wire, crowd, t_ns)
-            _row(out, n, receive, exchange, publish, head[SEQ], _TRADE)
+            begin_row(out, n, receive, exchange, publish, head[SEQ], _TRADE)
             out[n].price_ticks = side * key
             out[n].qty_lots = crowd.counts[fl.RPI_LOTS]
             out[n].side = side
@@ -325,7 +306,7 @@ def _ticker(
         if value == sheet.ticker[field]:
             continue
         sheet.ticker[field] = value
-        _row(out, n, receive, publish, publish, 0, _TICKER)
+        begin_row(out, n, receive, publish, publish, 0, _TICKER)
         out[n].value_e8 = value
         out[n].field = field
         n += 1
@@ -358,7 +339,7 @@ def _beside(
         publish = wire.midnight_ns + cts_ns + 5 * _MS
         receive = _arrival(sheet, wire, 0, publish)
         if number >= wire.first_frame and key != bk.NO_KEY:
-            _row(out, n, receive, wire.midnight_ns + cts_ns, publish, 0, _LIQUIDATION)
+            begin_row(out, n, receive, wire.midnight_ns + cts_ns, publish, 0, _LIQUIDATION)
             out[n].price_ticks = -side * key
             out[n].qty_lots = 1 + int(2 * wire.order_lots * sheet.draws[1] ** (-2 / 3))
             out[n].side = side
