@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,13 @@ def quick_rows() -> list[Any]:
 
 
 @pytest.mark.peers
-def test_both_engines_are_sent_the_same_and_every_goal_has_a_figure() -> None:
+def test_both_engines_are_sent_the_same_and_every_goal_has_a_figure(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where requests differ, `measure` raises."""
     if not peer_ready():
         pytest.skip("the peer is not installed: make bench-peers")
+    monkeypatch.setenv("L2_TEST_DATA", str(data_dir))
     found = quick_rows()
     assert set(GOALS["execution"]) <= {row.name for row in found}
     for row in found:
