@@ -9,21 +9,22 @@ levels, trades, tickers, candles, liquidations). Not here yet: the private strea
 WebSocket, disconnect-cancel-all, conditional orders, take-profit and stop-loss, hedge mode, self-match
 prevention, and faults on command; a request for one of them is refused.
 
-| module    | what it holds                                                    |
-|-----------|------------------------------------------------------------------|
-| exchange  | running markets, clients, fills, funding, liquidation            |
-| trading   | clients and orders, as the venue writes them                     |
-| entry     | orders created, amended, cancelled, with the venue's checks      |
-| tape      | what the public knows of a symbol                                |
-| candles   | candles by the minute and longer                                 |
-| quotes    | market data over REST                                            |
-| desk      | a client's own affairs over REST                                 |
-| paging    | lists over REST                                                  |
-| rest      | routes, limits, envelopes                                        |
-| signing   | keys, signatures, receive windows                                |
-| stream    | the public WebSocket                                             |
-| server    | the endpoints, and the clock of the world                        |
-| listing   | limits of symbols                                                |
-| figures   | decimal strings                                                  |
-| refusal   | how the venue says no                                            |
+| module     | what it holds                                                    |
+|------------|------------------------------------------------------------------|
+| exchange   | running markets, clients, fills, funding, liquidation            |
+| trading    | clients and orders, as the venue writes them                     |
+| entry      | orders created, amended, cancelled, with the venue's checks      |
+| tape       | what the public knows of a symbol                                |
+| candles    | candles by the minute and longer                                 |
+| quotes     | market data over REST                                            |
+| desk       | a client's own affairs over REST                                 |
+| paging     | lists over REST                                                  |
+| rest       | routes, limits, envelopes                                        |
+| signing    | keys, signatures, receive windows                                |
+| connection | connections, and requests that all streams answer                |
+| stream     | the public WebSocket                                             |
+| server     | the endpoints, and the clock of the world                        |
+| listing    | limits of symbols                                                |
+| figures    | decimal strings                                                  |
+| refusal    | how the venue says no                                            |
 """

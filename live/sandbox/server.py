@@ -46,6 +46,7 @@ class Sandbox:
         self.exchange = Exchange(
             profile(profile_name), seed, symbols, clients=clients, listen=self.stream.publish
         )
+        self.stream.follow(self.exchange)
         self._rest = Rest(self.exchange, self.catch_up, limited)
         self._wall_ns = self._begun_ns = 0
         self._runner: web.AppRunner | None = None
@@ -55,7 +56,7 @@ class Sandbox:
     async def start(self, port: int = 0) -> dict[str, Any]:
         """Serve on loopback; what a client has to know, once it can connect."""
         app = web.Application(client_max_size=1 << 20)
-        app.router.add_get("/v5/public/linear", self._public)
+        app.router.add_get("/v5/public/linear", self.stream.serve)
         app.router.add_route("*", "/{path:.*}", self._rest.answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
@@ -95,15 +96,12 @@ class Sandbox:
         exchange = self.exchange
         due_ns = exchange.start_ns + passed
         exchange.advance(min(due_ns, exchange.now_ns + STRIDE_NS))
-        self.stream.candles(exchange)
+        self.stream.candles()
 
     async def _move(self) -> None:
         while True:
             self.catch_up()
             await asyncio.sleep(STEP_S)
-
-    async def _public(self, request: web.Request) -> web.WebSocketResponse:
-        return await self.stream.connect(request, self.exchange)
 
 
 def run(sandbox: Sandbox, port: int, ready: Callable[[dict[str, Any]], None]) -> None:

@@ -1,0 +1,170 @@
+"""WebSocket connections: what waits for each, whose it is, and the requests that all streams answer.
+
+An endpoint serves the connections of one address. A `Stream` is one with topics: a request that names
+one bad topic is refused as a whole and the socket stays open. A connection that falls too far behind
+is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any, Final
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from live.sandbox.trading import Client
+
+#: Frames that may wait for a reader.
+MOST_WAITING: Final = 20_000
+
+
+class Connection:
+    """One connection: its topics, and the frames that wait for it."""
+
+    def __init__(self, socket: web.WebSocketResponse) -> None:
+        self.socket = socket
+        self.identity = str(uuid.uuid4())
+        self.client: Client | None = None  #: whose it is, once it has said so
+        self.topics: set[str] = set()
+        self.lost = False  #: too far behind
+        self._waiting: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def put(self, frame: bytes) -> None:
+        """Send a frame after those that wait."""
+        if self._waiting.qsize() >= MOST_WAITING:
+            self.lost = True
+        else:
+            self._waiting.put_nowait(frame)
+
+    def say(self, fields: dict[str, Any]) -> None:
+        """Send a control frame."""
+        self.put(msgspec.json.encode(fields))
+
+    async def write(self) -> None:
+        """Send what waits, until the connection ends."""
+        while not self.lost and not self.socket.closed:
+            frame = await self._waiting.get()
+            await self.socket.send_str(frame.decode())
+        await self.socket.close()
+
+
+class Endpoint:
+    """The connections of one address, each served to its end."""
+
+    def __init__(self) -> None:
+        self.connections: set[Connection] = set()
+
+    async def serve(self, request: web.Request) -> web.WebSocketResponse:
+        """One connection, from its handshake to its end."""
+        socket = web.WebSocketResponse(compress=True)
+        await socket.prepare(request)
+        connection = Connection(socket)
+        self.connections.add(connection)
+        writing = asyncio.create_task(connection.write())
+        try:
+            async for message in socket:
+                if message.type == WSMsgType.TEXT:
+                    self.answer(connection, message.data)
+        finally:
+            self.connections.discard(connection)
+            self.leave(connection)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+        return socket
+
+    async def close(self) -> None:
+        """End all connections."""
+        for connection in list(self.connections):
+            await connection.socket.close()
+
+    def answer(self, connection: Connection, text: str) -> None:
+        """A frame from a client."""
+        raise NotImplementedError
+
+    def leave(self, connection: Connection) -> None:
+        """A connection has ended."""
+
+
+class Stream(Endpoint):
+    """An endpoint of topics; a kind of stream says which there are, and who may read them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers: dict[str, set[Connection]] = {}  #: by topic
+
+    def answer(self, connection: Connection, text: str) -> None:
+        request, refusal = decoded(text)
+        op, args = request.get("op", ""), request.get("args", [])
+        echo: dict[str, Any] = {
+            "conn_id": connection.identity,
+            "req_id": str(request.get("req_id", "")),
+            "op": op if isinstance(op, str) else "",
+        }
+        if refusal:
+            connection.say({"success": False, "ret_msg": refusal, **echo})
+        elif op == "ping":
+            connection.say(self.pong(echo))
+        elif op in ("subscribe", "unsubscribe"):
+            topics = args if isinstance(args, list) else [args]
+            joining = op == "subscribe"
+            refusal = self._refusal(connection, topics, joining)
+            connection.say({"success": not refusal, "ret_msg": refusal, **echo})
+            if not refusal:
+                for topic in topics:
+                    (self.join if joining else self.part)(connection, topic)
+        else:
+            self.answer_other(connection, request, echo)
+
+    def answer_other(
+        self, connection: Connection, request: dict[str, Any], echo: dict[str, Any]
+    ) -> None:
+        """A request of another kind than those of all streams; ``echo`` goes into its answer."""
+        connection.say({"success": False, "ret_msg": "error:invalid op", **echo})
+
+    def pong(self, echo: dict[str, Any]) -> dict[str, Any]:
+        return {"success": True, "ret_msg": "pong", **echo}
+
+    def knows(self, connection: Connection, topic: str) -> bool:
+        """Whether there is such a topic for this connection."""
+        raise NotImplementedError
+
+    def join(self, connection: Connection, topic: str) -> None:
+        """Let a connection read a topic from now on."""
+        connection.topics.add(topic)
+        self.readers.setdefault(topic, set()).add(connection)
+
+    def part(self, connection: Connection, topic: str) -> None:
+        """Let a connection read a topic no longer."""
+        connection.topics.discard(topic)
+        readers = self.readers.get(topic, set())
+        readers.discard(connection)
+        if not readers:
+            self.readers.pop(topic, None)
+
+    def leave(self, connection: Connection) -> None:
+        for topic in list(connection.topics):
+            self.part(connection, topic)
+
+    def _refusal(self, connection: Connection, topics: list[Any], joining: bool) -> str:
+        """Why not all of the topics can be had; empty when they can."""
+        named: set[str] = set()
+        for topic in topics:
+            if not isinstance(topic, str) or not self.knows(connection, topic):
+                return f"error:handler not found,topic:{topic}"
+            if joining and (topic in connection.topics or topic in named):
+                return f"error:already subscribed,topic:{topic}"
+            named.add(topic)
+        return "" if topics else "error:handler not found,topic:"
+
+
+def decoded(text: str) -> tuple[dict[str, Any], str]:
+    """A request, or nothing and why it cannot be read."""
+    try:
+        request = msgspec.json.decode(text)
+        if not isinstance(request, dict):
+            raise msgspec.DecodeError("expected an object")
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+        return {}, f"Failed to decode incoming data: {error}"
+    return request, ""
