@@ -33,6 +33,7 @@ AREAS: Final[dict[str, str]] = {
     "capture": "live.bench",
     "execution": "execution.bench",
     "synth": "market.bench.synthetic",
+    "sandbox": "live.sandbox.bench",
 }
 
 _OPERATORS: Final[dict[str, Callable[[float, float], bool]]] = {
@@ -100,6 +101,12 @@ GOALS: Final[dict[str, dict[str, tuple[Goal, ...]]]] = {
         "quotes, peak memory, generated": (_ratio(1),),
         "quotes, peak memory, recorded": (_ratio(1),),
         "quotes, cost per row of 4 spans over one": (_at_most(1.1),),
+    },
+    "sandbox": {
+        "order to answer: p99": (_at_most(20),),
+        # A push interval of the topic.
+        "frames late: most": (_at_most(100),),
+        "memory after the last hour over the second": (_at_most(1.05),),
     },
     "synth": {
         "a day to events, BTCUSDT": (_at_most(30),),
