@@ -69,6 +69,8 @@ class Report(NamedTuple):
     status: Status | None  #: of the request; None for executions of an order that was resting
     left: int  #: lots that rest; of a cancel, the lots cancelled
     executions: tuple[Execution, ...]
+    sequence: int = 0  #: of the public trades that these executions are
+    place: int = 0  #: of the first among the trades of that sequence
 
 
 class _Pending(NamedTuple):
@@ -313,11 +315,12 @@ class Market:
     def _collect(self) -> None:
         """Executions of our resting orders become reports."""
         head, outbox = self._sheet.head, self._sheet.outbox
-        for *fill, t_ns in outbox[: head[publication.OUT_FILLS]].tolist():
+        for *fill, t_ns, sequence, place in outbox[: head[publication.OUT_FILLS]].tolist():
             execution = Execution(*fill)
             exchange_ns = self.midnight_ns + t_ns
             handle = self._handles[execution.maker]
-            self._report(exchange_ns, handle, None, execution.maker_left, (execution,))
+            left = execution.maker_left
+            self._report(exchange_ns, handle, None, left, (execution,), sequence, place)
         head[publication.OUT_FILLS] = 0
 
     def _apply(self, request: _Pending) -> None:
@@ -339,7 +342,10 @@ class Market:
             self._handles[outcome.reference] = handle
         self._publish(outcome)
         exchange_ns = self.now_ns
-        self._report(exchange_ns, handle, outcome.status, outcome.left, outcome.executions)
+        sequence = int(self._sheet.head[publication.SEQ]) if outcome.executions else 0
+        self._report(
+            exchange_ns, handle, outcome.status, outcome.left, outcome.executions, sequence
+        )
         self._collect()
 
     def _publish(self, outcome: Outcome) -> None:
@@ -364,9 +370,13 @@ class Market:
         status: Status | None,
         left: int,
         executions: tuple[Execution, ...],
+        sequence: int = 0,
+        place: int = 0,
     ) -> None:
         receive_ns = exchange_ns + self.response_ns
-        self._reports.append(Report(receive_ns, exchange_ns, handle, status, left, executions))
+        self._reports.append(
+            Report(receive_ns, exchange_ns, handle, status, left, executions, sequence, place)
+        )
 
 
 def agitation(hidden: latent.Drivers, sigma_bps: float) -> Floats:

@@ -70,8 +70,12 @@ TOPIC_RECEIVE: Final = 5  #: last receive time
 UPDATE: Final = 6  #: update id of the first frame of the day
 _TOPIC_FIELDS: Final = 7
 
-#: Columns of the outbox: those of a fill, then the time in ns after midnight.
+#: Columns of the outbox: those of a fill, then the time in ns after midnight, and the sequence and
+#: place in its frame of the trade that the public is told of.
 OUT_NS: Final = me.FILL_FIELDS
+OUT_SEQ: Final = me.FILL_FIELDS + 1
+OUT_PLACE: Final = me.FILL_FIELDS + 2
+OUT_FIELDS: Final = me.FILL_FIELDS + 3
 
 
 class Wire(NamedTuple):
@@ -96,7 +100,7 @@ class Sheet(NamedTuple):
     levels: Integers  #: (topics, 2, 2)
     ticker: Integers  #: (9,) values last sent, by field
     head: Integers  #: (_HEAD,)
-    outbox: Integers  #: (room, FILL_FIELDS + 1)
+    outbox: Integers  #: (room, OUT_FIELDS)
     draws: Floats  #: (4,)
 
 
@@ -118,7 +122,7 @@ def new_sheet(topics: Sequence[tuple[int, int]], first_update: int) -> Sheet:
         np.zeros((len(topics), 2, 2), np.int64),
         np.full(len(Field) + 1, _NEVER, np.int64),
         np.zeros(_HEAD, np.int64),
-        np.zeros((OUTBOX, me.FILL_FIELDS + 1), np.int64),
+        np.zeros((OUTBOX, OUT_FIELDS), np.int64),
         np.zeros(4),
     )
 
@@ -251,6 +255,7 @@ def publish_trades(
     while at < fills:
         taker = engine.fills[at, me.F_TAKER]
         exchange, publish, receive = _trade_times(sheet, wire, crowd, t_ns)
+        first = at
         while at < fills and engine.fills[at, me.F_TAKER] == taker:
             fill = engine.fills[at]
             begin_row(out, n, receive, exchange, publish, head[SEQ], _TRADE)
@@ -259,13 +264,15 @@ def publish_trades(
             out[n].side = fill[me.F_SIDE]
             head[LAST_TICKS] = fill[me.F_TICKS]
             n += 1
-            at += 1
             if fill[me.F_MAKER_OWNER] != fl.BACKGROUND:
                 kept = sheet.outbox[head[OUT_FILLS]]
                 for k in range(me.FILL_FIELDS):
                     kept[k] = fill[k]
                 kept[OUT_NS] = t_ns
+                kept[OUT_SEQ] = head[SEQ]
+                kept[OUT_PLACE] = at - first
                 head[OUT_FILLS] += 1
+            at += 1
         out[n - 1].flags |= _LAST
     if crowd.counts[fl.RPI_LOTS] > 0:
         side = crowd.counts[fl.RPI_SIDE]

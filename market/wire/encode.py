@@ -132,6 +132,12 @@ class Encoder:
         #: last trade price (0 before the first), its direction, whether a ticker was written
         self._state = np.zeros(3, np.int64)
 
+    def trade_id(self, sequence: int, place: int) -> str:
+        """The id of the trade with a sequence at a place in its frame, as `encode` writes it."""
+        text = np.empty(36, np.uint8)
+        _uuid(text, 0, sequence, place, self._style.salt)
+        return text.tobytes().decode()
+
     def encode(self, events: Events) -> Lines:
         """Whole frames (dtype ``EVENT``, shape (n,)) of the symbol as lines of a capture.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from market.matching import Status, TimeInForce
 from market.synthetic.marketplace import OURS, Market, Report
 from market.synthetic.profiles import altered, profile
 from market.synthetic.publication import TOPICS
+from market.wire.encode import Encoder
 
 DAY = "2026-03-01"
 POST = TimeInForce.POST_ONLY
@@ -264,3 +267,31 @@ def test_thousands_of_our_orders_met_at_once_are_all_reported() -> None:
     filled = [report for report in market.reports() if report.status is None]
     assert {report.handle for report in filled} == handles
     assert np.count_nonzero(rows["kind"] == Kind.TRADE) >= count
+
+
+def test_an_execution_says_which_public_trade_it_is() -> None:
+    """What maker and taker are told of has the price, quantity and id of one trade that all see."""
+    market = running(seconds=5)
+    ((ask, shown),) = market.levels(-1, 1)
+    resting = [market.submit(-1, ask, 40, POST) for _ in range(2)]
+    market.take(1, shown + 60)
+    market.submit(1, ask - 3, 7)
+    rows = after(market, 20)
+    encoder = Encoder(market.instrument)
+    trades = {
+        trade["i"]: (trade["T"], trade["v"], trade["p"])
+        for _, frame in encoder.frames(rows[rows["kind"] == Kind.TRADE])
+        for trade in json.loads(frame)["data"]
+    }
+    told: dict[str, set[int]] = {}
+    for report in market.reports():
+        for n, execution in enumerate(report.executions):
+            name = encoder.trade_id(report.sequence, report.place + n)
+            price = f"{execution.ticks * market.instrument.tick_size:.2f}"
+            quantity = f"{execution.lots * market.instrument.lot_size:.3f}"
+            assert trades[name] == (report.exchange_ns // 1_000_000, quantity, price)
+            told.setdefault(name, set()).add(report.handle)
+    assert len(told) >= 3
+    both = [handles for handles in told.values() if len(handles) == 2]
+    assert both
+    assert all(handles & set(resting) for handles in both)
