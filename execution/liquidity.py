@@ -191,33 +191,41 @@ def impact_bps(monitor: Monitor, view: View, lots: int, coefficient: float = IMP
     return coefficient * monitor.sigma_bps * math.sqrt(ratio) * 2 / 3
 
 
-def propagator_bps(
-    slices: Sequence[tuple[float, float]],
-    sigma_bps: float,
-    volume_s: float,
-    *,
-    coefficient: float = IMPACT,
-    decay: float = 0.25,
-    scale_s: float = 1.0,
-) -> float:
-    """Mean impact cost of a schedule under a transient propagator (Bouchaud et al. 2004).
+class Propagator(msgspec.Struct, frozen=True, kw_only=True):
+    """A transient propagator (Bouchaud et al. 2004) of a market of this volatility and volume.
 
-    ``slices`` are (time s, lots) in time order. A slice moves the mid by Y σ √(q / V), which then
-    decays as G(τ) = (1 + τ/``scale_s``)^-``decay``; each slice pays what earlier ones have left and
-    two thirds of its own. Bps, weighted by quantity.
+    Taking q lots moves the mid by Y σ √(q / V), which then decays as G(τ) = (1 + τ/``scale_s``)^-``decay``.
+    """
+
+    sigma_bps: float
+    volume_s: float
+    coefficient: float = IMPACT
+    decay: float = 0.25
+    scale_s: float = 1.0
+
+    def own_bps(self, lots: float) -> float:
+        """How far taking ``lots`` moves the mid at once."""
+        return self.coefficient * self.sigma_bps * math.sqrt(lots / self.volume_s)
+
+    def left_bps(self, slices: Sequence[tuple[float, float]], at: float) -> float:
+        """What earlier ``slices``, (time s, lots), have left of their moves at a time."""
+        return math.fsum(
+            self.own_bps(lots) * (1 + (at - then) / self.scale_s) ** -self.decay
+            for then, lots in slices
+        )
+
+
+def propagator_bps(slices: Sequence[tuple[float, float]], propagator: Propagator) -> float:
+    """Mean impact cost of a schedule in bps, weighted by quantity.
+
+    ``slices`` are (time s, lots) in time order. Each pays what those before it have left and two
+    thirds of its own.
     """
     total = math.fsum(lots for _, lots in slices)
-    paid = 0.0
-    for k, (at, lots) in enumerate(slices):
-        own = coefficient * sigma_bps * math.sqrt(lots / volume_s)
-        before = math.fsum(
-            coefficient
-            * sigma_bps
-            * math.sqrt(earlier / volume_s)
-            * (1 + (at - then) / scale_s) ** -decay
-            for then, earlier in slices[:k]
-        )
-        paid += lots * (before + own * 2 / 3)
+    paid = math.fsum(
+        lots * (propagator.left_bps(slices[:k], at) + propagator.own_bps(lots) * 2 / 3)
+        for k, (at, lots) in enumerate(slices)
+    )
     return paid / total if total else 0.0
 
 

@@ -34,8 +34,7 @@ from execution.orders import (
     Submit,
 )
 from execution.risk import Guard
-from execution.study import MidRecorder
-from execution.tca import PARTS, parent_row, shortfall
+from execution.tca import PARTS, MidRecorder, parent_row, shortfall
 from execution.venue import View
 from live.journal import Ledger
 from live.paper import LiveVenue

@@ -8,13 +8,11 @@ of one side never overlap, so none competes with another for the recorded quanti
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from execution.account import E8, rate_of_bps, unit_e8
@@ -35,65 +33,29 @@ from execution.tca import (
     TABLES,
     FillRow,
     Interval,
-    Mids,
+    MarkoutRow,
+    MidRecorder,
     OrderRow,
     ParentRow,
     Row,
     Shortfall,
     Summary,
     difference,
+    displayed_ahead,
     fill_row,
+    markout_rows,
     parent_row,
     shortfall,
     summarise,
     to_table,
 )
 from execution.venue import View
-from market.book import BookState, apply, best, is_valid, new_state
 from market.events import Events
 from market.instruments import Instrument
-from market.kernel import compiled
 from market.settings import FEE_ROWS_BPS, Settings
 
 #: How often an algorithm is stepped when nothing happens.
 TIMER_NS: Final = 100_000_000
-
-
-@compiled
-def _mids(
-    state: BookState,
-    events: Events,
-    time_ns: npt.NDArray[np.int64],
-    mid_ticks: npt.NDArray[np.float64],
-) -> int:
-    """Write each new mid of a valid book and its receive time; returns how many there were."""
-    n = 0
-    last = math.nan
-    for k in range(len(events)):
-        if apply(state, events[k]) and is_valid(state):
-            mid = (best(state, 1) + best(state, -1)) / 2
-            if mid != last:
-                last = mid
-                time_ns[n] = events[k].receive_ns
-                mid_ticks[n] = mid
-                n += 1
-    return n
-
-
-class MidRecorder:
-    """Collects a symbol's local mids from event rows, in receive order."""
-
-    def __init__(self) -> None:
-        self.mids = Mids()
-        self._state = new_state()
-
-    def push(self, events: Events) -> None:
-        time_ns, mid_ticks = np.empty(len(events), np.int64), np.empty(len(events), np.float64)
-        n = _mids(self._state, events, time_ns, mid_ticks)
-        for time, mid in zip(time_ns[:n].tolist(), mid_ticks[:n].tolist(), strict=True):
-            self.mids.append(time, mid)
-        if len(events):
-            self.mids.until_ns = max(self.mids.until_ns, int(events["receive_ns"][-1]))
 
 
 class Task:
@@ -104,6 +66,8 @@ class Task:
         self.working = working
         self.fills: list[Filled] = []
         self.end_ns: int | None = None
+        #: What stood in front of each limit order when it was sent, as displayed.
+        self.ahead: dict[str, float] = {}
         self._orders: dict[str, dict[str, Any]] = {}
         self._news: list[Event] = []
         self._stepped_ns = -1
@@ -133,6 +97,7 @@ class Task:
         self._news = []
         for action in actions:
             if isinstance(action, Submit):
+                self.ahead[action.client_id] = displayed_ahead(view, action)
                 self._orders[action.client_id] = {
                     "asked": action,
                     "price_ticks": action.price_ticks,
@@ -208,6 +173,7 @@ class StudyReport(msgspec.Struct, kw_only=True):
     parents: list[ParentRow] = msgspec.field(default_factory=list)
     orders: list[OrderRow] = msgspec.field(default_factory=list)
     fills: list[FillRow] = msgspec.field(default_factory=list)
+    markouts: list[MarkoutRow] = msgspec.field(default_factory=list)
     summaries: list[Summary] = msgspec.field(default_factory=list)
     differences: dict[tuple[str, float, str, str], Interval] = msgspec.field(default_factory=dict)
     clock_shift_ns: dict[str, int] = msgspec.field(default_factory=dict)
@@ -227,12 +193,13 @@ class StudyReport(msgspec.Struct, kw_only=True):
                 )
 
     def tables(self) -> dict[str, pa.Table]:
-        """The lake's execution tables: parents, orders, fills, tca."""
+        """The lake's execution tables: parents, orders, fills, tca, markouts."""
         rows: dict[str, Sequence[Row]] = {
             "parents": self.parents,
             "orders": self.orders,
             "fills": self.fills,
             "tca": self.rows,
+            "markouts": self.markouts,
         }
         return {name: to_table(rows[name], kind) for name, kind in TABLES.items()}
 
@@ -297,7 +264,7 @@ class _Trial:
             if instant < until_ns:
                 self._decide(instant)
 
-    def add(self, report: StudyReport, task: Task, mids: Mids) -> None:
+    def add(self, report: StudyReport, task: Task, market: MidRecorder) -> None:
         """Put a finished parent into the report."""
         parent, end_ns = task.parent, task.end_ns
         if end_ns is None:
@@ -305,19 +272,26 @@ class _Trial:
         report.parents.append(
             parent_row(parent, self.algorithm, self.queue, self.instrument, self.size_usdt)
         )
-        report.orders.extend(task.order_rows(self.queue))
+        orders = list(task.order_rows(self.queue))
+        report.orders.extend(orders)
+        report.markouts.extend(
+            markout_rows(parent.id, self.queue, orders, task.fills, market.mids, task.ahead)
+        )
         report.fills.extend(fill_row(fill, parent.id, self.queue) for fill in task.fills)
         report.rows.append(
             shortfall(
                 parent,
                 task.fills,
-                mids,
+                market.mids,
                 self.instrument,
                 algorithm=self.algorithm,
                 venue=self.queue,
                 arrival_ns=task.working.arrival_ns,
                 end_ns=end_ns,
                 size_usdt=self.size_usdt,
+                # Recorded markets are the same without us.
+                control=market.mids,
+                tape=market.tape,
             )
         )
 
@@ -403,6 +377,6 @@ def study(
                 if task.parent.decision_ns > last_ns:
                     report.cut += 1
                 else:
-                    trial.add(report, task, recorder.mids)
+                    trial.add(report, task, recorder)
     report.close(algorithms[0])
     return report

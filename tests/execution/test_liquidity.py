@@ -15,6 +15,7 @@ from execution.liquidity import (
     PRIOR_S,
     Costs,
     Monitor,
+    Propagator,
     SpreadRegime,
     depth_lots,
     estimate_passive,
@@ -153,8 +154,10 @@ def test_spreading_a_schedule_over_time_costs_less_impact() -> None:
     and one slice alone pays two thirds of the square-root law."""
     at_once = [(0.0, 10.0)] * 10
     spread = [(6.0 * k, 10.0) for k in range(10)]
-    dear, cheap = (propagator_bps(s, 1.0, 100.0) for s in (at_once, spread))
+    market = Propagator(sigma_bps=1.0, volume_s=100.0)
+    dear, cheap = (propagator_bps(s, market) for s in (at_once, spread))
     assert cheap < dear
-    single = propagator_bps([(0.0, 100.0)], 1.0, 100.0, coefficient=0.9)
+    stronger = Propagator(sigma_bps=1.0, volume_s=100.0, coefficient=0.9)
+    single = propagator_bps([(0.0, 100.0)], stronger)
     assert single == pytest.approx(0.9 * 2 / 3)
-    assert propagator_bps([], 1.0, 100.0) == 0.0
+    assert propagator_bps([], market) == 0.0

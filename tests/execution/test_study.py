@@ -12,8 +12,8 @@ import pytest
 
 from execution.account import Account
 from execution.orders import Filled, Liquidity
-from execution.study import MidRecorder, StudyReport, study
-from execution.tca import TABLES
+from execution.study import StudyReport, study
+from execution.tca import TABLES, MidRecorder
 from market.events import Events
 from market.instruments import BUILT_IN, Instrument
 from market.settings import Execution, Model, Settings

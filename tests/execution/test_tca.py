@@ -41,13 +41,19 @@ def parent(side: int = 1, lots: int = 10, decision_ns: int = 0, mid: float = 1_0
 
 
 def fill(
-    time_ns: int, side: int, lots: int, ticks: int, maker: bool = False, fee: int = 0
+    time_ns: int,
+    side: int,
+    lots: int,
+    ticks: int,
+    maker: bool = False,
+    fee: int = 0,
+    number: int = 0,
 ) -> Filled:
     return Filled(
         client_id="c",
         time_ns=time_ns,
         venue_ns=time_ns,
-        exec_id=f"{time_ns}-{ticks}-{lots}",
+        exec_id=f"{time_ns}-{ticks}-{lots}-{number}",
         symbol=SYMBOL,
         side=side,
         qty_lots=lots,
@@ -147,7 +153,7 @@ def test_parts_sum_to_the_total(
     mid: int,
 ) -> None:
     mids = Mids([n * S // 8 for n in range(len(path))], [m / 2 for m in path], until_ns=S)
-    made = [fill(t, side, q, p, maker, fee) for t, q, p, maker, fee in fills]
+    made = [fill(t, side, *rest, number=n) for n, (t, *rest) in enumerate(fills)]
     row = cost(parent(side, lots, mid=mid / 2), made, mids, arrival_ns=arrival)
     assert abs(row.residual_bps) <= 1e-9
     cash = sum(side * f.qty_lots * f.price_ticks for f in made) + sum(f.fee_e8 for f in made) / 1e8

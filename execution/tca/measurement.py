@@ -1,0 +1,313 @@
+"""One parent's cost against the price it was decided at, and where the market went afterwards.
+
+Perold's implementation shortfall (1988) in Kissell's expanded form, in bps of the decision value
+S·p_d, positive = cost. With s the side, S the parent's quantity, q_i at p_i its fills, m_i the mid
+when fill i happened, p_d, p_0, p_T the mids at decision, first order and end, and w_i how far our
+own orders had moved m_i by then:
+
+    delay        s (p_0 - p_d)
+    spread       Σ q_i s (p_i - m_i) / S          paid by a taker, earned (negative) by a maker
+    impact       Σ q_i s w_i / S                  what we did to the price ourselves
+    timing       Σ q_i s (m_i - p_0 - w_i) / S    what the market would have done anyway
+    opportunity  s (p_T - p_0) (1 - Σ q_i / S)    what is left, valued at the end
+    fees         Σ fee_i
+    total        the six together, and computed apart from them: `Shortfall.residual_bps` is zero
+
+w_i is measured where a market without us is at hand (``control``: c_i the mid there, w_i = (m_i -
+p_0) - (c_i - c_0)), and otherwise modelled (``propagator``: what earlier fills that took have left by
+then). Without either, it stays in timing.
+
+Markouts are the other way round: s (m_{t+τ} - p_i) / p_i, positive = the market went our way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from execution.account import unit_e8
+from execution.algorithms.working import Parent
+from execution.liquidity import Propagator
+from execution.orders import Filled, Liquidity, OrderType, Submit
+from execution.tca.record import Mids, Tape
+from execution.tca.rows import MARKOUTS_S, MarkoutRow, OrderRow, Shortfall, worth_usdt
+from execution.venue import View
+from market.instruments import Instrument
+
+_BPS: Final = 1e4
+_SECOND_NS: Final = 1_000_000_000
+
+
+def shortfall(
+    parent: Parent,
+    fills: Sequence[Filled],
+    mids: Mids,
+    instrument: Instrument,
+    *,
+    algorithm: str,
+    venue: str,
+    arrival_ns: int | None,
+    end_ns: int,
+    size_usdt: float = math.nan,
+    control: Mids | None = None,
+    propagator: Propagator | None = None,
+    tape: Tape | None = None,
+    own_in_tape: bool = False,
+    signal_bps: float = math.nan,
+    signal_s: float = math.nan,
+) -> Shortfall:
+    """One parent's cost, in parts that sum to the total to 1e-9 bps.
+
+    ``fills`` are the parent's executions; one that is told twice counts once. ``mids`` must reach
+    from the decision to ``end_ns``, and a minute further for all markouts. ``arrival_ns`` is when the
+    first order was sent, None when none was. ``size_usdt`` is what the parent was to be worth
+    (default: what it was worth at the decision).
+
+    ``control`` are the mids of the same market without us (of a replay, whose market our orders do
+    not move: ``mids`` themselves); without one, ``propagator`` models our impact. ``tape`` is what
+    traded, our own trades among it where ``own_in_tape``. ``signal_bps`` is the return that was
+    expected over ``signal_s`` seconds. Raises ValueError when the mids end before ``end_ns``.
+    """
+    fills = once(fills)
+    side, decided = parent.side, parent.decision_mid_ticks
+    start = mids.at(arrival_ns) if arrival_ns is not None else decided
+    end = mids.at(end_ns)
+    if math.isnan(end) or math.isnan(start):
+        raise ValueError(f"parent {parent.id}: the mids end before the parent does")
+    begun_ns = parent.decision_ns if arrival_ns is None else arrival_ns
+    filled = sum(fill.qty_lots for fill in fills)
+    scale = _BPS / (parent.qty_lots * decided)
+    before = [mids.at(fill.venue_ns) for fill in fills]
+    spread = math.fsum(
+        f.qty_lots * side * (f.price_ticks - m) for f, m in zip(fills, before, strict=True)
+    )
+    moved = math.fsum(f.qty_lots * side * (m - start) for f, m in zip(fills, before, strict=True))
+    impact_by = "control" if control is not None else "propagator" if propagator else "none"
+    own = 0.0
+    if control is not None and control is not mids:
+        # Where the control is the market itself the difference is zero, and need not be computed.
+        rests = control.at(begun_ns) if arrival_ns is not None else decided
+        own = math.fsum(
+            f.qty_lots * side * ((m - start) - (control.at(f.venue_ns) - rests))
+            for f, m in zip(fills, before, strict=True)
+        )
+    elif control is None and propagator is not None:
+        own = _modelled(fills, propagator) * decided / _BPS
+    if math.isnan(own):
+        raise ValueError(f"parent {parent.id}: the control ends before the parent does")
+    paid = sum(fill.qty_lots * fill.price_ticks for fill in fills)
+    left = parent.qty_lots - filled
+    fees = sum(fill.fee_e8 for fill in fills) / unit_e8(instrument) * scale
+    made = sum(f.qty_lots for f in fills if f.liquidity is Liquidity.MAKER)
+    last_ns = max((fill.venue_ns for fill in fills), default=parent.decision_ns)
+    if math.isnan(size_usdt):
+        size_usdt = worth_usdt(instrument, parent.qty_lots, decided)
+    return Shortfall(
+        parent_id=parent.id,
+        symbol=parent.symbol,
+        side=side,
+        algorithm=algorithm,
+        venue=venue,
+        size_usdt=size_usdt,
+        decision_ns=parent.decision_ns,
+        arrival_ns=begun_ns,
+        end_ns=end_ns,
+        qty_lots=parent.qty_lots,
+        filled_lots=filled,
+        decision_mid_ticks=decided,
+        fill_ticks=paid / filled if filled else math.nan,
+        delay_bps=side * (start - decided) / decided * _BPS,
+        spread_bps=spread * scale,
+        impact_bps=own * scale,
+        timing_bps=(moved - own) * scale,
+        opportunity_bps=side * (end - start) * left * scale,
+        fees_bps=fees,
+        total_bps=side * ((paid + left * end) - parent.qty_lots * decided) * scale + fees,
+        impact_by=impact_by,
+        foretold_bps=_foretold(parent, fills, begun_ns, signal_bps, signal_s),
+        arrival_mid_ticks=start,
+        arrival_sound=mids.sound(begun_ns),
+        **_benchmarks(parent, fills, mids, tape, begun_ns, end_ns, start, own_in_tape),
+        maker_share=made / filled if filled else math.nan,
+        time_to_fill_s=(last_ns - parent.decision_ns) / _SECOND_NS if filled else math.nan,
+        **{f"markout_{h}s_bps": _markout(fills, mids, h) for h in MARKOUTS_S},
+    )
+
+
+def _modelled(fills: Sequence[Filled], propagator: Propagator) -> float:
+    """Σ q_i w_i / p_d in bps: what the fills that took before each fill had left of their impact.
+
+    A fill that made is another's doing; fills of one instant do not move each other's mid.
+    """
+    took = sorted(
+        (fill.venue_ns / _SECOND_NS, float(fill.qty_lots))
+        for fill in fills
+        if fill.liquidity is Liquidity.TAKER
+    )
+    left = 0.0
+    for fill in fills:
+        at = fill.venue_ns / _SECOND_NS
+        left += fill.qty_lots * propagator.left_bps([s for s in took if s[0] < at], at)
+    return left
+
+
+def _foretold(
+    parent: Parent, fills: Sequence[Filled], begun_ns: int, signal_bps: float, signal_s: float
+) -> float:
+    """The drift that the signal had announced, over the fills: linear over the signal's horizon."""
+    if math.isnan(signal_bps) or not signal_s > 0:
+        return math.nan
+    shares = (
+        fill.qty_lots * min(1.0, (fill.venue_ns - begun_ns) / _SECOND_NS / signal_s)
+        for fill in fills
+    )
+    return parent.side * signal_bps * math.fsum(shares) / parent.qty_lots
+
+
+def _benchmarks(
+    parent: Parent,
+    fills: Sequence[Filled],
+    mids: Mids,
+    tape: Tape | None,
+    begun_ns: int,
+    end_ns: int,
+    start: float,
+    own_in_tape: bool,
+) -> dict[str, float]:
+    """The fills' mean price against the mid at arrival, the interval's TWAP and VWAP, and the close.
+
+    The interval runs from the first order to the end. Its VWAP is of what others traded; NaN where
+    nobody did. The close is the mid at the deadline, NaN while that is not on record.
+    """
+    filled = sum(fill.qty_lots for fill in fills)
+    paid = sum(fill.qty_lots * fill.price_ticks for fill in fills)
+    marks = {
+        "arrival": start,
+        "twap": mids.mean(begun_ns, end_ns),
+        "vwap": math.nan,
+        "close": mids.at(max(parent.deadline_ns, end_ns)),
+    }
+    if tape is not None:
+        lots, value = tape.between(begun_ns, end_ns)
+        if own_in_tape:
+            lots, value = lots - filled, value - paid
+        marks["vwap"] = value / lots if lots > 0 else math.nan
+    against = parent.side * _BPS / parent.decision_mid_ticks
+    return {
+        f"vs_{name}_bps": against * (paid / filled - mark) if filled else math.nan
+        for name, mark in marks.items()
+    }
+
+
+def _markout(fills: Sequence[Filled], mids: Mids, horizon_s: int) -> float:
+    """Mean over the filled quantity of the markout, in bps of the fill price."""
+    if not fills:
+        return math.nan
+    total = math.fsum(
+        f.qty_lots
+        * markout_bps(f.side, f.price_ticks, mids.at(f.venue_ns + horizon_s * _SECOND_NS))
+        for f in fills
+    )
+    return total / sum(f.qty_lots for f in fills)
+
+
+def markout_bps(side: int, price_ticks: float, later_ticks: float) -> float:
+    """How far the mid went our way after a price, in bps of it; NaN where it is not known."""
+    return side * (later_ticks - price_ticks) / price_ticks * _BPS
+
+
+def displayed_ahead(view: View, order: Submit) -> float:
+    """Lots displayed at an order's price or better on its own side when it is sent; NaN if none.
+
+    Nothing is known of it for a market order, beyond the last level of the picture, or of a book
+    that cannot be believed.
+    """
+    levels = view.bids if order.side > 0 else view.asks
+    if order.order_type is OrderType.MARKET or view.stale or not levels:
+        return math.nan
+    if order.side * (order.price_ticks - levels[-1][0]) < 0:
+        return math.nan
+    return float(
+        sum(lots for ticks, lots in levels if order.side * (ticks - order.price_ticks) >= 0)
+    )
+
+
+def markout_rows(
+    parent_id: str,
+    venue: str,
+    orders: Sequence[OrderRow],
+    fills: Sequence[Filled],
+    mids: Mids,
+    ahead: Mapping[str, float],
+) -> list[MarkoutRow]:
+    """Where the mid went after each fill of a parent and after the end of what did not fill.
+
+    ``orders`` are the parent's, ``ahead`` what `displayed_ahead` said of each. A rest has a row where
+    the order had a price of its own: of a market order nobody can say what it would have paid.
+    """
+    sent = {order.client_id: order.sent_ns for order in orders}
+    rows = [
+        MarkoutRow(
+            client_id=fill.client_id,
+            parent_id=parent_id,
+            exec_id=fill.exec_id,
+            symbol=fill.symbol,
+            side=fill.side,
+            venue=venue,
+            outcome="filled",
+            liquidity=str(fill.liquidity),
+            qty_lots=fill.qty_lots,
+            price_ticks=fill.price_ticks,
+            queue_ahead_lots=_in_front(fill),
+            **_after(
+                fill.side,
+                fill.price_ticks,
+                fill.venue_ns,
+                sent.get(fill.client_id, fill.venue_ns),
+                mids,
+            ),
+        )
+        for fill in once(fills)
+    ]
+    for order in orders:
+        left = order.qty_lots - order.filled_lots
+        if left > 0 and order.order_type == OrderType.LIMIT:
+            rows.append(
+                MarkoutRow(
+                    client_id=order.client_id,
+                    parent_id=parent_id,
+                    exec_id="",
+                    symbol=order.symbol,
+                    side=order.side,
+                    venue=venue,
+                    outcome=order.state.lower(),
+                    liquidity="none",
+                    qty_lots=left,
+                    price_ticks=order.price_ticks,
+                    queue_ahead_lots=ahead.get(order.client_id, math.nan),
+                    **_after(order.side, order.price_ticks, order.changed_ns, order.sent_ns, mids),
+                )
+            )
+    return rows
+
+
+def once(fills: Sequence[Filled]) -> list[Filled]:
+    """Executions, each once, however often it was told."""
+    return list({(fill.client_id, fill.exec_id): fill for fill in fills}.values())
+
+
+def _in_front(fill: Filled) -> float:
+    return float(fill.queue_ahead_lots) if fill.liquidity is Liquidity.MAKER else math.nan
+
+
+def _after(side: int, price_ticks: int, time_ns: int, sent_ns: int, mids: Mids) -> dict[str, Any]:
+    return {
+        "time_ns": time_ns,
+        "rested_s": (time_ns - sent_ns) / _SECOND_NS,
+        "mid_ticks": mids.at(time_ns),
+        **{
+            f"markout_{h}s_bps": markout_bps(side, price_ticks, mids.at(time_ns + h * _SECOND_NS))
+            for h in MARKOUTS_S
+        },
+    }
