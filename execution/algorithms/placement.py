@@ -77,7 +77,7 @@ class Resting(Working):
 
     def _rest(self, now_ns: int, lots: int, price_ticks: int) -> Iterator[Action]:
         """Have ``lots`` resting in all, at ``price_ticks`` unless they stand there or nearer."""
-        resting = sum(c.open_lots for c in self.children.values() if not c.crosses)
+        resting = sum(c.open_lots for c in self._unsettled.values() if not c.crosses)
         missing = min(lots - resting, self.remaining_lots)
         if missing > 0 and now_ns - self._posted_ns >= self._pause_ns:
             self._posted_ns = now_ns

@@ -100,6 +100,8 @@ class Working(ABC):
     def __init__(self, parent: Parent) -> None:
         self.parent = parent
         self.children: dict[str, Child] = {}
+        #: Those of them that may still fill, or have filled without our having heard of all of it.
+        self._unsettled: dict[str, Child] = {}
         self.filled_lots = 0
         #: When the first order was sent, None before.
         self.arrival_ns: int | None = None
@@ -110,7 +112,7 @@ class Working(ABC):
 
     @property
     def open_lots(self) -> int:
-        return sum(child.open_lots for child in self.children.values())
+        return sum(child.open_lots for child in self._unsettled.values())
 
     @property
     def remaining_lots(self) -> int:
@@ -132,6 +134,8 @@ class Working(ABC):
             child = self.children.get(event.client_id)
             if child is not None:
                 self._absorb(child, event, now_ns)
+                if child.state.is_final and not child.open_lots:
+                    self._unsettled.pop(child.client_id, None)
         late = now_ns >= self.parent.deadline_ns + self.grace_ns
         if self._failures >= self.max_failures or late:
             self._ended = True
@@ -150,7 +154,7 @@ class Working(ABC):
     @property
     def _live(self) -> list[Child]:
         """Orders that are not known to be finished."""
-        return [child for child in self.children.values() if not child.state.is_final]
+        return [child for child in self._unsettled.values() if not child.state.is_final]
 
     def _absorb(self, child: Child, event: Event, now_ns: int) -> None:
         if isinstance(event, Filled):
@@ -224,7 +228,7 @@ class Working(ABC):
         if lots <= 0 or now_ns - self._failed_ns < self.retry_ns:
             return
         client_id = f"{self.parent.id}-{len(self.children) + 1}"
-        self.children[client_id] = Child(
+        self.children[client_id] = self._unsettled[client_id] = Child(
             client_id=client_id,
             price_ticks=price_ticks,
             qty_lots=lots,
