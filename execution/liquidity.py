@@ -272,3 +272,21 @@ def estimate_passive(
         fees_bps=costs.maker_bps * filled + costs.taker_bps * (1 - filled),
         risk_bps=sigma * math.sqrt(min(span_s, monitor.fill_time_s(side, view, lots))),
     )
+
+
+def estimate(
+    algorithm: str,
+    monitor: Monitor,
+    view: View,
+    side: int,
+    lots: int,
+    span_s: float,
+    costs: Costs,
+) -> Estimate:
+    """What a parent should cost under an algorithm of that name, ``span_s`` before its deadline.
+
+    A market order takes; every other algorithm rests at the touch and takes what is left.
+    """
+    if algorithm == "market":
+        return estimate_taker(monitor, view, side, lots, costs)
+    return estimate_passive(monitor, view, side, lots, span_s, costs)

@@ -13,11 +13,30 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
+import pyarrow as pa
 
 from execution.orders import Action, Amend, Event, Filled, Submit
-from execution.tca import TABLES, FillRow, OrderRow, ParentRow, Row, Shortfall, fill_row, to_table
+from execution.tca import (
+    TABLES,
+    FillRow,
+    MarkoutRow,
+    ParentRow,
+    Row,
+    Shortfall,
+    fill_row,
+    fitted,
+    to_table,
+)
 from live.decisions import collect_decisions, write_merged
-from live.journal import Entry, Order, after_action, after_event, read_entries, read_only
+from live.journal import (
+    Entry,
+    Order,
+    after_action,
+    after_event,
+    order_row,
+    read_entries,
+    read_only,
+)
 from market.lake import Lake, utc_date
 
 #: What names a row of each table; a venue numbers its own orders.
@@ -26,6 +45,7 @@ KEYS: Final = {
     "orders": ("venue", "client_id"),
     "fills": ("venue", "client_id", "exec_id"),
     "tca": ("venue", "parent_id"),
+    "markouts": ("venue", "client_id", "exec_id"),
 }
 
 R = TypeVar("R", bound=Row)
@@ -34,9 +54,8 @@ _ACTION = msgspec.json.Decoder(Action)
 _EVENT = msgspec.json.Decoder(Event)
 
 
-def _read(kind: type[R], body: bytes) -> R:
+def _read(kind: type[R], fields: dict[str, object]) -> R:
     """A row as the journal holds it; JSON has no NaN, so null stands for it."""
-    fields = msgspec.json.decode(body)
     return msgspec.convert({k: math.nan if v is None else v for k, v in fields.items()}, kind)
 
 
@@ -58,9 +77,19 @@ def collect(lake: Lake, state: str | Path, venue: str) -> dict[str, int]:
             parts[getattr(row, "symbol"), utc_date(time_ns)].append(row)  # noqa: B009
         for (symbol, day), part in sorted(parts.items()):
             columns = to_table(part, TABLES[table]).drop(["symbol"])
-            write_merged(lake, table, symbol, day, columns, KEYS[table])
+            held = _held(lake, table, symbol, day)
+            write_merged(lake, table, symbol, day, columns, KEYS[table], held)
         done[table] = len(found)
     return done
+
+
+def _held(lake: Lake, table: str, symbol: str, day: str) -> pa.Table | None:
+    """A partition's rows, those of an older version of this code in the present columns."""
+    if not lake.exists(table, symbol, day):
+        return None
+    rows = lake.as_written(table, symbol, day)
+    named = rows.append_column("symbol", pa.array([symbol] * rows.num_rows, pa.string()))
+    return fitted(named, TABLES[table]).drop(["symbol"])
 
 
 def journal_rows(entries: Iterable[Entry], venue: str) -> dict[str, list[tuple[int, Row]]]:
@@ -68,16 +97,20 @@ def journal_rows(entries: Iterable[Entry], venue: str) -> dict[str, list[tuple[i
     parents: list[tuple[int, Row]] = []
     fills: list[tuple[int, Row]] = []
     costs: list[tuple[int, Row]] = []
+    after: list[tuple[int, Row]] = []
     orders: dict[str, Order] = {}
     amends: dict[str, int] = defaultdict(int)
     told: set[tuple[str, str]] = set()
     for entry in entries:
         if entry.kind == "parent":
-            parent = _read(ParentRow, entry.body)
+            parent = _read(ParentRow, msgspec.json.decode(entry.body))
             parents.append((parent.decision_ns, parent))
         elif entry.kind == "end":
-            cost = _read(Shortfall, entry.body)
+            cost = _read(Shortfall, msgspec.json.decode(entry.body))
             costs.append((cost.decision_ns, cost))
+        elif entry.kind == "markouts":
+            told_of = [_read(MarkoutRow, fields) for fields in msgspec.json.decode(entry.body)]
+            after += [(row.time_ns, row) for row in told_of]
         elif entry.kind == "intent":
             action = _ACTION.decode(entry.body)
             if isinstance(action, Submit):
@@ -91,33 +124,18 @@ def journal_rows(entries: Iterable[Entry], venue: str) -> dict[str, list[tuple[i
                 if (event.client_id, event.exec_id) in told:
                     continue
                 told.add((event.client_id, event.exec_id))
-                row: FillRow = fill_row(event, entry.parent_id, venue)
-                fills.append((event.time_ns, row))
+                fill: FillRow = fill_row(event, entry.parent_id, venue)
+                fills.append((event.time_ns, fill))
             if (order := orders.get(event.client_id)) is not None:
                 orders[event.client_id] = after_event(order, event)
     placed: list[tuple[int, Row]] = [
-        (order.submitted_ns, _order_row(order, venue, amends[order.submit.client_id]))
+        (order.submitted_ns, order_row(order, venue, amends[order.submit.client_id]))
         for order in orders.values()
     ]
-    return {"parents": parents, "orders": placed, "fills": fills, "tca": costs}
-
-
-def _order_row(order: Order, venue: str, amends: int) -> OrderRow:
-    asked = order.submit
-    return OrderRow(
-        client_id=asked.client_id,
-        parent_id=order.parent_id,
-        symbol=asked.symbol,
-        side=asked.side,
-        venue=venue,
-        order_type=str(asked.order_type),
-        time_in_force=str(asked.time_in_force),
-        qty_lots=order.qty_lots,
-        price_ticks=order.price_ticks,
-        filled_lots=order.filled_lots,
-        state=str(order.state),
-        reason=order.reason,
-        sent_ns=order.submitted_ns,
-        changed_ns=order.changed_ns,
-        amends=amends,
-    )
+    return {
+        "parents": parents,
+        "orders": placed,
+        "fills": fills,
+        "tca": costs,
+        "markouts": after,
+    }

@@ -224,7 +224,9 @@ def collect_decisions(lake: Lake, folder: str | Path) -> dict[tuple[str, str], i
         rows = pa.concat_tables(tables, promote_options="default")
         for symbol in sorted(set(rows.column("symbol").to_pylist())):
             mine = rows.filter(pc.equal(rows.column("symbol"), symbol)).drop(["symbol"])
-            write_merged(lake, "decisions", symbol, day, mine, ("run", "t_ns"))
+            stands = lake.exists("decisions", symbol, day)
+            held = lake.read("decisions", symbol, day) if stands else None
+            write_merged(lake, "decisions", symbol, day, mine, ("run", "t_ns"), held)
             moved[symbol, day] = len(mine)
         for path in paths:
             path.unlink()
@@ -232,11 +234,17 @@ def collect_decisions(lake: Lake, folder: str | Path) -> dict[tuple[str, str], i
 
 
 def write_merged(
-    lake: Lake, table: str, symbol: str, day: str, rows: pa.Table, key: tuple[str, ...]
+    lake: Lake,
+    table: str,
+    symbol: str,
+    day: str,
+    rows: pa.Table,
+    key: tuple[str, ...],
+    held: pa.Table | None,
 ) -> None:
-    """Put rows into a partition beside those it holds; of the same key, the new row stays."""
-    if lake.exists(table, symbol, day):
-        rows = pa.concat_tables([rows, lake.read(table, symbol, day)], promote_options="default")
+    """Put rows into a partition beside those it held; of the same key, the new row stays."""
+    if held is not None:
+        rows = pa.concat_tables([rows, held], promote_options="default")
     keys = list(zip(*(rows.column(name).to_pylist() for name in key), strict=True))
     first: dict[tuple[object, ...], int] = {}
     for index, found in enumerate(keys):

@@ -24,6 +24,7 @@ import msgspec
 from execution.account import E8, Account, unit_e8, value_e8
 from execution.algorithms import start
 from execution.algorithms.working import Parent, Working
+from execution.liquidity import Costs, Monitor, Propagator, depth_lots, estimate
 from execution.orders import (
     Action,
     CancelRejected,
@@ -34,9 +35,18 @@ from execution.orders import (
     Submit,
 )
 from execution.risk import Guard
-from execution.tca import PARTS, MidRecorder, parent_row, shortfall
+from execution.tca import (
+    PARTS,
+    Circumstances,
+    MidRecorder,
+    ParentRow,
+    displayed_ahead,
+    markout_rows,
+    parent_row,
+    shortfall,
+)
 from execution.venue import View
-from live.journal import Ledger
+from live.journal import Ledger, order_row
 from live.paper import LiveVenue
 from market.events import Events
 from market.instruments import Instrument
@@ -50,6 +60,9 @@ TIMER_NS: Final = 100_000_000
 #: Markouts look this far behind a fill; a parent's cost is final only then.
 MARKOUT_NS: Final = 60 * SECOND_NS
 
+#: Depth on record is what stands within this many bps of the mid.
+DEPTH_BPS: Final = 3.0
+
 
 class Work(msgspec.Struct, kw_only=True):
     """A parent order under way."""
@@ -58,6 +71,9 @@ class Work(msgspec.Struct, kw_only=True):
     algorithm: Working
     name: str
     inbox: list[Event]
+    row: ParentRow
+    #: What was displayed in front of each limit order when it was sent.
+    ahead: dict[str, float] = {}
     abandoned: bool = False
     touch: tuple[int | None, int | None] = (None, None)
     timer_ns: int = 0
@@ -67,11 +83,18 @@ class Work(msgspec.Struct, kw_only=True):
 class Ended(msgspec.Struct, kw_only=True):
     """A finished parent order whose markouts are still to come."""
 
+    row: ParentRow
     parent: Parent
     fills: list[Filled]
-    algorithm: str
+    orders: tuple[str, ...]
+    ahead: dict[str, float]
     arrival_ns: int | None
     end_ns: int
+
+    @property
+    def due_ns(self) -> int:
+        """When the last markout, and the close at the deadline, are known."""
+        return max(self.end_ns + MARKOUT_NS, self.parent.deadline_ns)
 
 
 class Funding(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +111,8 @@ class Funding(msgspec.Struct, frozen=True, kw_only=True):
 class Desk:
     """Works targets into positions. All times are the receive clock's, ns.
 
-    ``venues`` gives each symbol the venue that it trades at.
+    ``venues`` gives each symbol the venue that it trades at. ``costs`` are the fees and parameters
+    that estimates are made with, ``signal_s`` is the horizon of what is expected.
     """
 
     def __init__(
@@ -100,8 +124,11 @@ class Desk:
         risk: Risk,
         name: str,
         log: Any,
+        costs: Costs,
+        signal_s: float,
     ) -> None:
         self._venues, self._journal, self._name, self._log = venues, journal, name, log
+        self._estimates, self._signal_s = costs, signal_s
         self._instruments, self._settings = instruments, settings
         self.guard = Guard(instruments, risk, settings.capital_usdt, journal.positions)
         for order in journal.open_orders():
@@ -110,6 +137,7 @@ class Desk:
         self.orders = self.fills = self.parents = 0
         self._maker_e8 = self._filled_e8 = 0
         self._costs: dict[str, list[float]] = {}  #: figure -> its sum and count over parents
+        self._monitors = {symbol: Monitor() for symbol in instruments}
         self._recorders = {symbol: MidRecorder() for symbol in instruments}
         self.mids = {symbol: recorder.mids for symbol, recorder in self._recorders.items()}
         self._work: dict[str, Work] = {}
@@ -135,7 +163,8 @@ class Desk:
     # -- targets -------------------------------------------------------------------------------
 
     def aim(self, symbol: str, target_lots: int, now_ns: int, expected_bps: float | None) -> None:
-        """Work towards a position of ``target_lots`` (signed)."""
+        """Work towards a position of ``target_lots`` (signed); asked once a second."""
+        self._monitors[symbol].see(self._venues[symbol].view(symbol))
         missing = target_lots - self.position_lots(symbol)
         work = self._work.get(symbol)
         if work is not None:
@@ -164,7 +193,13 @@ class Desk:
             decision_mid_ticks=view.mid_ticks,
             reduce_only=held * lots < 0 and abs(lots) <= abs(held),
         )
-        row = parent_row(parent, algorithm, self._name, self._instruments[symbol])
+        row = parent_row(
+            parent,
+            algorithm,
+            self._name,
+            self._instruments[symbol],
+            circumstances=self._circumstances(parent, algorithm, view, expected_bps),
+        )
         self._journal.note("parent", now_ns, msgspec.json.encode(row), symbol, parent.id)
         self.parents += 1
         self._log.info("parent", id=parent.id, side=parent.side, lots=parent.qty_lots)
@@ -174,8 +209,30 @@ class Desk:
             algorithm=start(algorithm, parent),
             inbox=[],
             name=algorithm,
+            row=row,
+            ahead={},
             timer_ns=now_ns,
             expected_bps=expected_bps,
+        )
+
+    def _circumstances(
+        self, parent: Parent, algorithm: str, view: View, expected_bps: float | None
+    ) -> Circumstances:
+        """What is known of the market when a parent starts, and what it should cost."""
+        monitor = self._monitors[parent.symbol]
+        view = msgspec.structs.replace(view, signal_bps=expected_bps)
+        taken = view.asks if parent.side > 0 else view.bids
+        span_s = (parent.deadline_ns - parent.decision_ns) / SECOND_NS
+        return Circumstances(
+            spread_regime=str(monitor.regime(view)),
+            sigma_bps=monitor.sigma_bps,
+            volume_lots_s=monitor.volume_lots_s(view),
+            depth_lots=float(depth_lots(taken, view.mid_ticks, DEPTH_BPS)),
+            signal_bps=math.nan if expected_bps is None else expected_bps,
+            signal_s=math.nan if expected_bps is None else self._signal_s,
+            estimate=estimate(
+                algorithm, monitor, view, parent.side, parent.qty_lots, span_s, self._estimates
+            ),
         )
 
     def _abandon(self, work: Work, now_ns: int) -> None:
@@ -218,6 +275,9 @@ class Desk:
         if actions:
             self._journal.intend(now_ns, parent.symbol, parent.id, actions)
             venue.send(actions)
+            for action in actions:
+                if isinstance(action, Submit):
+                    work.ahead[action.client_id] = displayed_ahead(view, action)
             self.orders += sum(isinstance(action, Submit) for action in actions)
         if work.algorithm.done:
             self._end(work, now_ns)
@@ -273,9 +333,11 @@ class Desk:
         self._log.info("parent ended", id=parent.id, filled=filled, lots=parent.qty_lots)
         self._ended.append(
             Ended(
+                row=work.row,
                 parent=parent,
                 fills=self._fills[parent.id],
-                algorithm=work.name,
+                orders=tuple(work.ahead),
+                ahead=work.ahead,
                 arrival_ns=work.algorithm.arrival_ns,
                 end_ns=now_ns,
             )
@@ -302,32 +364,47 @@ class Desk:
         equity = self._settings.capital_usdt + gross - fees - funding
         known = {symbol: mids.at(mids.until_ns) for symbol, mids in self.mids.items()}
         self.guard.mark(now_ns, equity, known)
-        while self._ended and now_ns > self._ended[0].end_ns + MARKOUT_NS:
-            self._measure(self._ended.pop(0))
-        for symbol, mids in self.mids.items():
+        due = [ended for ended in self._ended if now_ns > ended.due_ns]
+        self._ended = [ended for ended in self._ended if now_ns <= ended.due_ns]
+        for ended in due:
+            self._measure(ended)
+        for symbol, recorder in self._recorders.items():
             waiting = [e.parent.decision_ns for e in self._ended if e.parent.symbol == symbol]
             if symbol in self._work:
                 waiting.append(self._work[symbol].parent.decision_ns)
-            mids.forget(min(waiting, default=now_ns))
+            recorder.forget(min(waiting, default=now_ns))
 
     def _measure(self, ended: Ended) -> None:
-        parent = ended.parent
+        parent, row = ended.parent, ended.row
+        record, venue = self._recorders[parent.symbol], self._venues[parent.symbol]
         cost = shortfall(
             parent,
             ended.fills,
-            self.mids[parent.symbol],
+            record.mids,
             self._instruments[parent.symbol],
-            algorithm=ended.algorithm,
+            algorithm=row.algorithm,
             venue=self._name,
             arrival_ns=ended.arrival_ns,
             end_ns=ended.end_ns,
+            control=None if venue.moves_market else record.mids,
+            propagator=Propagator(sigma_bps=row.sigma_bps, volume_s=row.volume_lots_s),
+            tape=record.tape,
+            own_in_tape=venue.moves_market,
+            signal_bps=row.signal_bps,
+            signal_s=row.signal_s,
         )
+        orders = [
+            order_row(self._journal.orders[client_id], self._name) for client_id in ended.orders
+        ]
+        after = markout_rows(parent.id, self._name, orders, ended.fills, record.mids, ended.ahead)
         for name in (*PARTS, "total_bps", "markout_60s_bps"):
             if not math.isnan(value := getattr(cost, name)):
                 sums = self._costs.setdefault(name, [0.0, 0.0])
                 sums[0] += value
                 sums[1] += 1.0
-        self._journal.note("end", ended.end_ns, msgspec.json.encode(cost), parent.symbol, parent.id)
+        for kind, body in (("markouts", after), ("end", cost)):
+            encoded = msgspec.json.encode(body)
+            self._journal.note(kind, ended.end_ns, encoded, parent.symbol, parent.id)
         self._fills.pop(parent.id, None)
 
     # -- the end -------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ One table of entries that can only grow. What an entry says is in its ``kind``:
     parent   a parent order was opened          body: whatever the desk says of it
     intent   an action is about to be sent      body: `execution.orders.Action`
     event    the venue told us an outcome       body: `execution.orders.Event`
+    markouts where the mid went after it        body: list of `execution.tca.MarkoutRow`
     end      a parent order is finished         body: its shortfall and times
     funding  funding was settled                body: `live.desk.Funding`
 
@@ -44,6 +45,7 @@ from execution.orders import (
     Rejected,
     Submit,
 )
+from execution.tca import OrderRow
 
 #: What each schema version adds; version n is the first n scripts applied in order. Scripts that
 #: have been released never change.
@@ -113,6 +115,28 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+def order_row(order: Order, venue: str, amends: int = 0) -> OrderRow:
+    """The order as a row of the lake's table."""
+    asked = order.submit
+    return OrderRow(
+        client_id=asked.client_id,
+        parent_id=order.parent_id,
+        symbol=asked.symbol,
+        side=asked.side,
+        venue=venue,
+        order_type=str(asked.order_type),
+        time_in_force=str(asked.time_in_force),
+        qty_lots=order.qty_lots,
+        price_ticks=order.price_ticks,
+        filled_lots=order.filled_lots,
+        state=str(order.state),
+        reason=order.reason,
+        sent_ns=order.submitted_ns,
+        changed_ns=order.changed_ns,
+        amends=amends,
+    )
+
+
 _ACTION = msgspec.json.Decoder(Action)
 _EVENT = msgspec.json.Decoder(Event)
 
@@ -176,7 +200,7 @@ class Ledger:
     def note(
         self, kind: str, time_ns: int, body: bytes, symbol: str = "", parent_id: str = ""
     ) -> None:
-        """Add a ``run``, ``parent``, ``end`` or ``funding`` entry."""
+        """Add an entry that is neither an intent nor an event."""
         self._add([(time_ns, kind, symbol, parent_id, "", body)], durable=False)
 
     def intend(self, time_ns: int, symbol: str, parent_id: str, actions: Sequence[Action]) -> None:

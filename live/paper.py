@@ -33,6 +33,11 @@ class LiveVenue(Venue, Protocol):
         ...
 
     @property
+    def moves_market(self) -> bool:
+        """Whether our orders are in the market that we see, and our trades on its tape."""
+        ...
+
+    @property
     def idle(self) -> bool:
         """No order is open, under way or about to be answered."""
         ...
@@ -53,6 +58,8 @@ class PaperVenue(Simulator):
 
     ``positions`` are signed lots that earlier runs left.
     """
+
+    moves_market = False
 
     def __init__(
         self,

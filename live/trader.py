@@ -29,6 +29,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from execution.liquidity import Costs
 from execution.target import next_target
 from live.decisions import Decision
 from live.desk import TIMER_NS, Desk
@@ -140,7 +141,18 @@ class Trader:
         self._venues, self._decided, self._turned = venues, decided, turned
         stale_after_s = settings.market.stale_after_s
         self.lanes = {symbol: Lane(found, stale_after_s) for symbol, found in instruments.items()}
-        self.desk = Desk(venues, journal, instruments, settings.execution, settings.risk, name, log)
+        taker_bps, maker_bps = FEE_ROWS_BPS[settings.model.fee_row]
+        self.desk = Desk(
+            venues,
+            journal,
+            instruments,
+            settings.execution,
+            settings.risk,
+            name,
+            log,
+            costs=Costs(taker_bps=taker_bps, maker_bps=maker_bps),
+            signal_s=float(settings.model.primary_s),
+        )
         self._evaluator = FeatureEvaluator(settings.market.symbols)
         self._names = feature_names()
         self._columns = self._of_model()

@@ -100,8 +100,9 @@ TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
     "decisions": (1, (), ()),
     "orders": (1, (), ()),
     "fills": (1, (), ()),
-    "parents": (1, (), ()),
-    "tca": (1, (), ()),
+    "parents": (2, (), ()),
+    "tca": (2, (), ()),
+    "markouts": (1, (), ()),
     "performance": (1, (), ()),
     "quality": (1, (), ()),
     "study": (
@@ -294,6 +295,10 @@ class Lake:
         self, table: str, symbol: str, day: str, columns: Sequence[str] | None = None
     ) -> pa.Table:
         return self.open(table, symbol, day).read(columns=list(columns) if columns else None)
+
+    def as_written(self, table: str, symbol: str, day: str) -> pa.Table:
+        """A partition whatever code made it: for who keeps records, which cannot be made again."""
+        return pq.ParquetFile(self.fs.open_input_file(self.path(table, symbol, day))).read()
 
     def load(
         self,
