@@ -31,9 +31,10 @@ class Lane:
     """One symbol: its exchange, our delayed picture of it, and what is under way in between."""
 
     def __init__(
-        self, instrument: Instrument, fees: tuple[str, str], exchange: ex.Exchange
+        self, instrument: Instrument, fees: tuple[str, str], exchange: ex.Exchange, remembers: int
     ) -> None:
         self.instrument = instrument
+        self._remembers = remembers
         self.fees = fees  #: of takers and of makers, decimal strings
         self.local = Book()
         self.clock = np.zeros(replay.CLOCK_SIZE, np.int64)
@@ -80,12 +81,40 @@ class Lane:
         _REQUEST.pack_into(self._inbox, end * _REQUEST.size, *row)
         self.cells[ex.INBOX_END] = end + 1
 
+    @property
+    def full(self) -> bool:
+        """Whether the next order needs `make_room` first."""
+        return len(self.asked) == len(self.exchange.orders)
+
+    def make_room(self) -> None:
+        """Room in the table of orders: what finished long ago leaves it, and the others move up.
+
+        An order stays while it is open, under way, or named by a request or an outcome under way,
+        and until so many have been asked for after it as are remembered. All numbers change.
+        """
+        exchange, cells = self.exchange, self.cells
+        inbox = exchange.inbox[cells[ex.ARRIVED] : cells[ex.INBOX_END]]
+        outbox = exchange.outbox[cells[ex.HEARD] : cells[ex.OUTBOX_END]]
+        old, count = exchange.orders, len(exchange.orders)
+        stays = (old["state"] == ex.SENT) | (old["state"] == ex.OPEN)
+        stays[max(0, count - self._remembers) :] = True
+        stays[inbox[:, ex.TARGET]] = stays[outbox[:, ex.ORDER_NUMBER]] = True
+        kept = np.flatnonzero(stays)
+        numbers = np.full(count + 1, -1)  # the last place is for the number -1 of no order
+        numbers[kept] = np.arange(len(kept))
+        orders = np.zeros(count if len(kept) <= count * 3 // 4 else 2 * count, ex.ORDER)
+        orders[: len(kept)] = old[kept]
+        orders["earlier"][: len(kept)] = numbers[old["earlier"][kept]]
+        inbox[:, ex.TARGET] = numbers[inbox[:, ex.TARGET]]
+        outbox[:, ex.ORDER_NUMBER] = numbers[outbox[:, ex.ORDER_NUMBER]]
+        resting = exchange.queue.resting[: exchange.queue.used[0]]
+        resting["order"] = numbers[resting["order"]]
+        self.asked = [self.asked[n] for n in kept.tolist()]
+        self.install(exchange._replace(orders=orders))
+
     def open(self, order: Submit, values: Sequence[int]) -> int:
-        """A row in the table of orders; returns the order's number."""
+        """A row in the table of orders, which is not full; returns the order's number."""
         number = len(self.asked)
-        if number == len(self.exchange.orders):
-            orders = np.concatenate([self.exchange.orders, np.zeros_like(self.exchange.orders)])
-            self.install(self.exchange._replace(orders=orders))
         _ORDER.pack_into(self._orders, number * _ORDER.size, *values)
         self.asked.append(order)
         return number

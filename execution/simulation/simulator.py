@@ -113,7 +113,9 @@ class Simulator:
     `clock_shift_ns`). A market order is refused when the venue's book has been silent for
     ``stale_after_ns``. ``window_levels`` is the depth of the book topic, ``mode`` the exchange's
     (``partial`` conserves quantity, ``whole`` agrees with an independent engine). ``positions`` are
-    signed lots held at the start.
+    signed lots held at the start. A finished order is known until ``remembers`` more of its symbol
+    have been asked for; later its id is free and a request for it finds no order, so that memory
+    does not grow with the orders.
 
     A sender that reacts to one symbol's outcome by an order in another may find that market up to
     one step of `advance` ahead of it; give such a pair latencies above the step, or one simulator
@@ -138,6 +140,7 @@ class Simulator:
         mode: str = "partial",
         view_levels: int = 5,
         positions: Mapping[str, int] | None = None,
+        remembers: int = 16_384,
     ) -> None:
         self.now_ns = 0
         self._latency = latency or travel.constant(entry_latency_ns, response_latency_ns)
@@ -157,7 +160,7 @@ class Simulator:
                 latency=self._latency,
             )
             fees = (taker_fee or instrument.taker_fee, maker_fee or instrument.maker_fee)
-            self._lanes[symbol] = Lane(instrument, fees, exchange)
+            self._lanes[symbol] = Lane(instrument, fees, exchange, remembers)
         self._only = next(iter(self._lanes.values())) if len(self._lanes) == 1 else None
         for symbol, lots in (positions or {}).items():
             self._lane(symbol).cells[ex.POSITION] = lots
@@ -284,6 +287,8 @@ class Simulator:
         if lane is None:
             self._refuse_stray(order)
             return
+        if lane.full:
+            self._make_room(lane)
         refusal, side = 0, order.side if order.side in (1, -1) else 0
         price, lots, policy = order.price_ticks, order.qty_lots, ex.MARKET
         if order.order_type is not _AT_MARKET:
@@ -301,6 +306,17 @@ class Simulator:
         if before is lane:
             self._numbers[order.client_id] = lane, number
         self._dispatch(lane, ex.SUBMIT, number, 0, 0, refusal)
+
+    def _make_room(self, lane: Lane) -> None:
+        """Room for an order in a lane whose table is full; its orders get new numbers."""
+        lane.make_room()
+        others = {name: place for name, place in self._numbers.items() if place[0] is not lane}
+        own = {
+            order.client_id: (lane, number)
+            for number, order in enumerate(lane.asked)
+            if order.client_id not in others
+        }
+        self._numbers = others | own
 
     def _dispatch(
         self, lane: Lane, request: int, number: int, price: int, lots: int, refusal: int

@@ -188,6 +188,23 @@ def random_case(number: int, *, seed: int = 1) -> Case:
     return Case(np.array(rows, ROW), np.array(actions, np.int64), setting[0], records)
 
 
+def joined(cases: Sequence[Case]) -> Case:
+    """Cases one after the other as one, in the setting of the first and with constant latencies."""
+    rows, actions = [], []
+    later = orders = 0
+    for case in cases:
+        rows.append(case.rows.copy())
+        rows[-1]["time_ns"] += later
+        actions.append(case.actions.copy())
+        actions[-1][:, 0] += later
+        actions[-1][:, 2] += orders
+        later += int(case.setting["end_ns"])
+        orders = int(actions[-1][:, 2].max())
+    setting = cases[0].setting.copy()
+    setting["end_ns"] = later
+    return Case(np.concatenate(rows), np.concatenate(actions), setting, NO_RECORDS)
+
+
 def recorded_latencies(
     rng: np.random.Generator, first_ns: int, last_ns: int, unit_ns: int = 1, step_ns: int = 60
 ) -> npt.NDArray[np.int64]:
@@ -273,8 +290,9 @@ def simulate(case: Case, sent: Sequence[bool], *, as_peer: bool = True) -> Answe
     )
 
 
-def outcomes(case: Case, sent: Sequence[bool], *, mode: str) -> list[Event]:
-    """All that our simulator says of a case when the actions marked in ``sent`` go out."""
+def outcomes(case: Case, sent: Sequence[bool], *, mode: str, **more: Any) -> list[Event]:
+    """All that our simulator says of a case when the actions marked in ``sent`` go out; ``more`` are
+    further arguments of `Simulator`."""
     names = {number: name for name, number in MODELS.items()}
     setting = case.setting
     simulator = Simulator(
@@ -283,6 +301,7 @@ def outcomes(case: Case, sent: Sequence[bool], *, mode: str) -> list[Event]:
         queue=names[int(setting["model"])],
         queue_power=float(setting["power"]),
         mode=mode,
+        **more,
     )
     simulator.on_events(SYMBOL, events_of(case.rows))
     # An order meets the exchange when the rows up to its arrival are known.
