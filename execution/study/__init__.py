@@ -9,7 +9,7 @@ of one side never overlap, so none competes with another for the recorded quanti
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
@@ -49,7 +49,7 @@ from execution.tca import (
     summarise,
     to_table,
 )
-from execution.venue import View
+from execution.venue import Venue, View
 from market.events import Events
 from market.instruments import Instrument
 from market.settings import FEE_ROWS_BPS, Settings
@@ -131,9 +131,20 @@ class Task:
             )
 
 
-def drive(
-    simulator: Simulator, tasks: Sequence[Task], until_ns: int, timer_ns: int = TIMER_NS
-) -> None:
+class Running(Venue, Protocol):
+    """A venue whose time is ours to move, with a picture of its markets."""
+
+    @property
+    def now_ns(self) -> int: ...
+
+    def touch(self, symbol: str) -> tuple[int | None, int | None]: ...
+
+    def view(self, symbol: str) -> View: ...
+
+    def advance_to_news(self, until_ns: int) -> int: ...
+
+
+def drive(venue: Running, tasks: Sequence[Task], until_ns: int, timer_ns: int = TIMER_NS) -> None:
     """Work tasks until ``until_ns`` or until all are done, which leaves the clock at the last end.
 
     Tasks that have ended are worked no more, but news of their orders can still be on its way (the
@@ -145,23 +156,23 @@ def drive(
     """
     active = [task for task in tasks if task.end_ns is None]
     owners = {client_id: task for task in tasks for client_id in task.working.children}
-    touches = {task.parent.symbol: simulator.touch(task.parent.symbol) for task in active}
+    touches = {task.parent.symbol: venue.touch(task.parent.symbol) for task in active}
     while active:
-        now = simulator.now_ns
-        for event in simulator.poll():
+        now = venue.now_ns
+        for event in venue.poll():
             owners[event.client_id].heard(event)
         for symbol in touches:
-            touch = simulator.touch(symbol)
+            touch = venue.touch(symbol)
             moved, touches[symbol] = touch != touches[symbol], touch
             for task in active:
                 if task.parent.symbol == symbol and (moved or task.due(now, timer_ns)):
-                    actions = task.step(simulator.view(symbol))
+                    actions = task.step(venue.view(symbol))
                     owners.update((action.client_id, task) for action in actions)
-                    simulator.send(actions)
+                    venue.send(actions)
         active = [task for task in active if task.end_ns is None]
         if not active or now >= until_ns:
             return
-        simulator.advance_to_news(min(until_ns, (now // timer_ns + 1) * timer_ns))
+        venue.advance_to_news(min(until_ns, (now // timer_ns + 1) * timer_ns))
 
 
 class StudyReport(msgspec.Struct, kw_only=True):
