@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -23,13 +24,23 @@ MOST_WAITING: Final = 20_000
 class Connection:
     """One connection: its topics, and the frames that wait for it."""
 
-    def __init__(self, socket: web.WebSocketResponse) -> None:
-        self.socket = socket
+    def __init__(
+        self, socket: web.WebSocketResponse, name: str, transport: asyncio.Transport | None = None
+    ) -> None:
+        self.socket, self.name, self._transport = socket, name, transport
         self.identity = str(uuid.uuid4())
         self.client: Client | None = None  #: whose it is, once it has said so
         self.topics: set[str] = set()
         self.lost = False  #: too far behind
+        self.speaking = asyncio.Event()  #: while it is not set nothing is sent
+        self.speaking.set()
         self._waiting: asyncio.Queue[bytes] = asyncio.Queue()
+        self._closing: asyncio.Task[Any] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is known by: its client's key, and its own name."""
+        return (self.client.key, self.name) if self.client else (self.name,)
 
     def put(self, frame: bytes) -> None:
         """Send a frame after those that wait."""
@@ -46,29 +57,41 @@ class Connection:
         """Send what waits, until the connection ends."""
         while not self.lost and not self.socket.closed:
             frame = await self._waiting.get()
+            await self.speaking.wait()
             await self.socket.send_str(frame.decode())
         await self.socket.close()
 
+    def end(self, orderly: bool) -> None:
+        """Close the connection, or cut it without a word."""
+        if orderly:
+            self._closing = asyncio.create_task(self.socket.close(code=1001))
+        elif self._transport is not None:
+            self._transport.abort()
+
 
 class Endpoint:
-    """The connections of one address, each served to its end."""
+    """The connections of one address, each served to its end and called by its number there."""
+
+    name = ""
 
     def __init__(self) -> None:
-        self.connections: set[Connection] = set()
+        self.connections: dict[Connection, None] = {}  #: oldest first
+        self._opened = 0
 
     async def serve(self, request: web.Request) -> web.WebSocketResponse:
         """One connection, from its handshake to its end."""
         socket = web.WebSocketResponse(compress=True)
         await socket.prepare(request)
-        connection = Connection(socket)
-        self.connections.add(connection)
+        self._opened += 1
+        connection = Connection(socket, f"{self.name}/{self._opened}", request.transport)
+        self.connections[connection] = None
         writing = asyncio.create_task(connection.write())
         try:
             async for message in socket:
                 if message.type == WSMsgType.TEXT:
                     self.answer(connection, message.data)
         finally:
-            self.connections.discard(connection)
+            self.connections.pop(connection, None)
             self.leave(connection)
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
@@ -88,10 +111,14 @@ class Endpoint:
 
 
 class Stream(Endpoint):
-    """An endpoint of topics; a kind of stream says which there are, and who may read them."""
+    """An endpoint of topics; a kind of stream says which there are, and who may read them.
+
+    ``deliver`` is how a topic's frame comes to a reader.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.deliver: Callable[[Connection, str, bytes], None] = _put
         self.readers: dict[str, set[Connection]] = {}  #: by topic
 
     def answer(self, connection: Connection, text: str) -> None:
@@ -157,6 +184,10 @@ class Stream(Endpoint):
                 return f"error:already subscribed,topic:{topic}"
             named.add(topic)
         return "" if topics else "error:handler not found,topic:"
+
+
+def _put(connection: Connection, topic: str, frame: bytes) -> None:
+    connection.put(frame)
 
 
 def decoded(text: str) -> tuple[dict[str, Any], str]:

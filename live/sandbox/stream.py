@@ -17,13 +17,14 @@ from live.sandbox.tape import DEPTHS
 _SECOND: Final = 1_000_000_000
 _TOPIC: Final = re.compile(
     rf"(orderbook\.(?:{'|'.join(map(str, DEPTHS))})|kline\.(?:{'|'.join(INTERVALS)})"
-    r"|publicTrade|tickers|allLiquidation)\.([A-Z0-9]+)"
+    r"|publicTrade|tickers|allLiquidation|priceLimit)\.([A-Z0-9]+)"
 )
 
 
 class PublicStream(Stream):
     """`publish` is what the exchange calls for every frame; `follow` the exchange before serving."""
 
+    name = "public"
     exchange: Exchange
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class PublicStream(Stream):
     def publish(self, topic: str, frame: bytes) -> None:
         """A frame to all readers of its topic."""
         for reader in self.readers.get(topic, ()):
-            reader.put(frame)
+            self.deliver(reader, topic, frame)
 
     def candles(self) -> None:
         """The candles that somebody reads, once a simulated second."""
