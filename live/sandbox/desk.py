@@ -41,14 +41,14 @@ def open_orders(exchange: Exchange, client: Client, query: Query) -> Result:
         orders = recent + orders
     elif query.get("openOnly") == "1":
         orders = recent
-    rows = [order.row() for order in orders]
+    rows = [order.listed() for order in orders]
     return page(rows, {**query, "startTime": ""}, "createdTime", 20, 50, **_filters(query))
 
 
 def order_history(exchange: Exchange, client: Client, query: Query) -> Result:
     _linear(query)
     equal = {**_filters(query), "orderStatus": query.get("orderStatus", "")}
-    rows = [order.row() for order in client.closed]
+    rows = [order.listed() for order in client.closed]
     return page(rows, query, "createdTime", 20, 50, **equal)
 
 
@@ -188,7 +188,8 @@ def set_margin_mode(exchange: Exchange, client: Client, body: Body) -> Result:
     if mode is client.mode:
         raise RefusedError(110026, "Cross/isolated margin mode is not modified")
     if client.open or any(h.position_lots for h in client.account.holdings.values()):
-        raise RefusedError(3400045, "Set margin mode failed: close positions and orders first")
+        reason = {"reasonCode": "3400045", "reasonMsg": "Close positions and cancel orders first"}
+        raise RefusedError(3400045, "Set margin mode failed", result={"reasons": [reason]})
     client.set_mode(mode)
     return {"reasons": []}
 

@@ -36,7 +36,11 @@ def number(text: Any, what: str) -> Decimal:
 
 
 class Figures:
-    """How one instrument's prices and quantities are written."""
+    """How one instrument's prices and quantities are written.
+
+    Market data are padded to the instrument's scale; a client's own affairs, and candles, have no
+    trailing zeros.
+    """
 
     def __init__(self, instrument: Instrument) -> None:
         self.instrument = instrument
@@ -46,9 +50,15 @@ class Figures:
         self.qty_places = _places(self._lot)
 
     def price(self, ticks: int) -> str:
-        return f"{self._tick * ticks:.{self.price_places}f}"
+        return _plain(self._tick * ticks)
 
     def qty(self, lots: int) -> str:
+        return _plain(self._lot * lots)
+
+    def padded_price(self, ticks: int) -> str:
+        return f"{self._tick * ticks:.{self.price_places}f}"
+
+    def padded_qty(self, lots: int) -> str:
         return f"{self._lot * lots:.{self.qty_places}f}"
 
     def ticks(self, text: Any) -> int:
@@ -61,6 +71,11 @@ class Figures:
     def lots(self, text: Any) -> int:
         """Lots of a quantity in a request; what is finer than a lot is cut off, as the venue does."""
         return int(number(text, "qty") // self._lot)
+
+
+def _plain(value: Decimal) -> str:
+    text = f"{value:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _places(step: Decimal) -> int:

@@ -58,7 +58,7 @@ def orderbook(exchange: Exchange, query: Query) -> Result:
 
     def side(sign: int) -> list[list[str]]:
         levels = book.levels(sign, limit)
-        return [[figures.price(ticks), figures.qty(lots)] for ticks, lots in levels]
+        return [[figures.padded_price(ticks), figures.padded_qty(lots)] for ticks, lots in levels]
 
     return {
         "s": tape.symbol,
@@ -166,13 +166,7 @@ def risk_limits(exchange: Exchange, query: Query) -> Result:
 
 def price_limit(exchange: Exchange, query: Query) -> Result:
     tape = tape_of(exchange, query)
-    lowest, highest = tape.band()
-    return {
-        "symbol": tape.symbol,
-        "buyLmt": tape.figures.price(highest),
-        "sellLmt": tape.figures.price(lowest),
-        "ts": str(exchange.now_ms),
-    }
+    return {**tape.price_limit(), "ts": str(exchange.now_ms)}
 
 
 def status(exchange: Exchange, query: Query) -> Result:

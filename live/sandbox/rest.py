@@ -153,6 +153,7 @@ class Rest:
                 result, beside, headers = self._run(request, path, raw, body, now_ms)
         except RefusedError as refused:
             code, message, status = refused.code, refused.message, refused.status
+            result = refused.result
             if isinstance(refused, LimitedError):
                 headers = refused.headers
         envelope = {

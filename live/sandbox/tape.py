@@ -26,6 +26,8 @@ DEPTHS: Final = (1, 50, 200, 1000)
 DEEP: Final = 1000
 DEEP_NS: Final = 200_000_000
 TICKER_NS: Final = 100_000_000
+#: Published every third time that the ticker is.
+PRICE_LIMIT_NS: Final = 300_000_000
 #: The best prices are said again after so long without a change.
 REPEAT_NS: Final = 3_000_000_000
 RECENT_TRADES: Final = 1000
@@ -200,6 +202,10 @@ class Tape:
         self._ticker = fields
         if news:
             self._listen(f"tickers.{self.symbol}", self._ticker_frame(kind, news, now_ns))
+        if now_ns % PRICE_LIMIT_NS == 0:
+            topic = f"priceLimit.{self.symbol}"
+            limits = {"topic": topic, "data": self.price_limit(), "ts": now_ns // _MS}
+            self._listen(topic, msgspec.json.encode(limits))
 
     def _ticker_frame(self, kind: str, fields: dict[str, str], now_ns: int) -> bytes:
         frame = {
@@ -292,9 +298,15 @@ class Tape:
         tick_e8 = round(self.instrument.tick_size * E8)
         return -(-lowest // tick_e8), highest // tick_e8
 
+    def price_limit(self) -> dict[str, str]:
+        """The price band as the venue tells of it."""
+        lowest, highest = self.band()
+        price = self.figures.padded_price
+        return {"symbol": self.symbol, "buyLmt": price(highest), "sellLmt": price(lowest)}
+
     def ticker(self) -> dict[str, str]:
         """The ticker's fields as the venue writes them."""
-        price, value = self.figures.price, self.values
+        price, value = self.figures.padded_price, self.values
         bids, asks = (self.books[1].levels(side, 1) or [(0, 0)] for side in (1, -1))
         day, hour = self.candles["kline"].over(1440), self.candles["kline"].over(60)
         opening = self._opening_ticks or self.last_ticks
@@ -323,9 +335,9 @@ class Tape:
             "nextFundingTime": str(value.get(Field.NEXT_FUNDING_MS, 0)),
             "fundingRate": money(value.get(Field.FUNDING_RATE, 0)),
             "bid1Price": price(bids[0][0]),
-            "bid1Size": self.figures.qty(bids[0][1]),
+            "bid1Size": self.figures.padded_qty(bids[0][1]),
             "ask1Price": price(asks[0][0]),
-            "ask1Size": self.figures.qty(asks[0][1]),
+            "ask1Size": self.figures.padded_qty(asks[0][1]),
             "preOpenPrice": "",
             "preQty": "",
             "curPreListingPhase": "",

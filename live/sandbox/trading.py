@@ -65,8 +65,29 @@ class Order(msgspec.Struct, kw_only=True, eq=False):
     def for_margin(self) -> OpenOrder:
         return OpenOrder(self.symbol, self.side, self.ticks, self.leaves_lots)
 
+    def listed(self) -> Row:
+        """The order as the venue lists it over REST: numbers padded, and zeros where the stream has
+        nothing."""
+        figures, row = self.figures, self.row()
+        no_price = figures.padded_price(0)
+        prices = ("triggerPrice", "takeProfit", "stopLoss")
+        triggers = ("stopOrderType", "triggerBy", "tpTriggerBy", "slTriggerBy")
+        plain = {"tpslMode": "", "tpLimitPrice": "", "slLimitPrice": "", "slippageTolerance": ""}
+        return {
+            **row,
+            **{name: row[name] or no_price for name in prices},
+            **{name: row[name] or "UNKNOWN" for name in triggers},
+            **plain,
+            "price": figures.padded_price(self.ticks),
+            "qty": figures.padded_qty(self.lots),
+            "leavesQty": figures.padded_qty(self.leaves_lots),
+            "cumExecQty": figures.padded_qty(self.executed_lots),
+            "lastPriceOnCreated": figures.padded_price(self.last_ticks),
+            "avgPrice": row["avgPrice"] or "0",
+        }
+
     def row(self) -> Row:
-        """The order as the venue lists it."""
+        """The order as the venue's stream tells of it."""
         figures, leaves = self.figures, self.leaves_lots
         leaves_e8 = value_e8(figures.instrument, self.ticks, leaves)
         return {
@@ -142,6 +163,7 @@ class Client:
         instruments: dict[str, Instrument],
         terms: dict[str, Terms],
         deposit_e8: int,
+        opened_ms: int = 0,
     ) -> None:
         self.owner, self.key, self.secret = owner, key, secret
         self.account = Account(instruments, deposit_e8)
@@ -154,7 +176,7 @@ class Client:
         self.executions: deque[Row] = deque(maxlen=KEPT)
         self.closings: deque[Closing] = deque(maxlen=KEPT)
         self.log: deque[Row] = deque(maxlen=KEPT)
-        self.positions = {symbol: Position() for symbol in instruments}
+        self.positions = {symbol: Position(opened_ms, opened_ms) for symbol in instruments}
 
     def close(self, order: Order) -> None:
         """An order is no longer open; the oldest closed one may be forgotten for it."""

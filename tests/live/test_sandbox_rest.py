@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -18,7 +14,7 @@ from pybit.unified_trading import HTTP
 
 from live.sandbox.server import Sandbox
 from live.sandbox.signing import signature
-from tests.live.sandbox_server import Served, served
+from tests.live.sandbox_server import Served, ask, served
 
 SYMBOL = "BTC/USDT:USDT"
 
@@ -64,7 +60,7 @@ def touch(trader: Any) -> tuple[float, float]:
     return book["bids"][0][0], book["asks"][0][0]
 
 
-def settled(trader: Any, order: dict[str, Any]) -> dict[str, Any]:
+def settled(trader: Any, order: dict[str, Any]) -> Any:
     return trader.fetch_order(order["id"], SYMBOL, {"acknowledged": True})
 
 
@@ -299,39 +295,6 @@ def test_pybit_trades_as_well(venue: Served) -> None:
 
 
 # -- by hand ---------------------------------------------------------------------------------------
-
-
-def ask(
-    venue: Served,
-    path: str,
-    body: bytes | None = None,
-    *,
-    key: str = "",
-    secret: str = "",
-    stamp: int = 0,
-    payload: bytes | None = None,
-) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """HTTP status, answer and headers of a signed request; a part may be given to be wrong."""
-    keys = venue.told["keys"][0]
-    key, secret = key or keys["key"], secret or keys["secret"]
-    at = str(stamp or time.time_ns() // 1_000_000)
-    query = path.partition("?")[2].encode()
-    signed = payload if payload is not None else (query if body is None else body)
-    sign = hmac.new(secret.encode(), f"{at}{key}5000".encode() + signed, hashlib.sha256).hexdigest()
-    headers = {
-        "X-BAPI-API-KEY": key,
-        "X-BAPI-TIMESTAMP": at,
-        "X-BAPI-SIGN": sign,
-        "X-BAPI-RECV-WINDOW": "5000",
-        "Content-Type": "application/json",
-    }
-    request = urllib.request.Request(venue.told["rest"] + path, body, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status, json.load(answer), dict(answer.headers)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error), dict(error.headers)
 
 
 def test_the_protocol_s_vectors_of_signing_hold() -> None:
