@@ -11,7 +11,9 @@ prevention, and faults on command; a request for one of them is refused.
 
 | module     | what it holds                                                    |
 |------------|------------------------------------------------------------------|
-| exchange   | running markets, clients, fills, funding, liquidation            |
+| exchange   | running markets, clients and their orders, in time               |
+| ledger     | what executions, funding and liquidation do to money             |
+| notices    | what clients are told of their own affairs                       |
 | trading    | clients and orders, as the venue writes them                     |
 | entry      | orders created, amended, cancelled, with the venue's checks      |
 | tape       | what the public knows of a symbol                                |

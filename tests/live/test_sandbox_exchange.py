@@ -71,8 +71,8 @@ def best(exchange: Exchange, side: int) -> int:
 def check_books(exchange: Exchange) -> None:
     """Positions of all add up to nothing, and every client's money is accounted for to the last unit."""
     positions = [c.account.holdings[SYMBOL].position_lots for c in exchange.clients]
-    fund = exchange.fund.holdings[SYMBOL].position_lots
-    assert sum(positions) + fund + exchange.crowd_lots[SYMBOL] == 0
+    fund = exchange.ledger.fund.holdings[SYMBOL].position_lots
+    assert sum(positions) + fund + exchange.ledger.crowd_lots[SYMBOL] == 0
     instrument = exchange.instruments[SYMBOL]
     resting: dict[int, int] = {}
     for client in exchange.clients:
@@ -121,12 +121,12 @@ def test_two_clients_meet_and_the_first_is_filled_in_part(exchange: Exchange) ->
     assert (order.status, order.executed_lots) == ("PartiallyFilled", 400)
     row = maker.executions[-1]
     assert row["isMaker"]
-    assert row["leavesQty"] == "0.600"
+    assert row["leavesQty"] == "0.6"
     value = value_e8(exchange.instruments[SYMBOL], order.ticks, 400)
     assert order.fee_e8 == fee_e8(value, "0.0002")
     exchange.cancel(order)
     assert order.row()["orderStatus"] == "Cancelled"
-    assert order.row()["cumExecQty"] == "0.400"
+    assert order.row()["cumExecQty"] == "0.4"
     assert order.row()["rejectReason"] == "EC_PerCancelRequest"
     check_books(exchange)
 
@@ -205,7 +205,7 @@ def test_a_position_that_its_margin_no_longer_holds_goes_to_the_fund(
         client.account.opening_e8 -= client.account.balance_e8 - 1500 * E8
     send(exchange, client, "Buy", 200)
     resting = send(exchange, client, "Buy", 1, best(exchange, 1) - 500)
-    fund = exchange.fund.holdings[SYMBOL].position_lots
+    fund = exchange.ledger.fund.holdings[SYMBOL].position_lots
     fallen: list[bytes] = []
     monkeypatch.setattr(tape, "_listen", lambda topic, frame: fallen.append(frame))
     mark = tape.mark_e8
@@ -213,7 +213,7 @@ def test_a_position_that_its_margin_no_longer_holds_goes_to_the_fund(
     exchange._liquidate()
     tape.values[1] = mark
     assert client.account.holdings[SYMBOL].position_lots == 0
-    assert exchange.fund.holdings[SYMBOL].position_lots == fund + 200
+    assert exchange.ledger.fund.holdings[SYMBOL].position_lots == fund + 200
     assert (resting.status, resting.cancel_type) == ("Cancelled", "CancelAllBeforeLiq")
     row = client.executions[-1]
     assert row["execType"] == "BustTrade"
