@@ -80,7 +80,8 @@ class Endpoint:
 
     async def serve(self, request: web.Request) -> web.WebSocketResponse:
         """One connection, from its handshake to its end."""
-        socket = web.WebSocketResponse(compress=True)
+        patience_s = self.patience_s(request)
+        socket = web.WebSocketResponse(compress=True, receive_timeout=patience_s)
         await socket.prepare(request)
         self._opened += 1
         connection = Connection(socket, f"{self.name}/{self._opened}", request.transport)
@@ -90,12 +91,18 @@ class Endpoint:
             async for message in socket:
                 if message.type == WSMsgType.TEXT:
                     self.answer(connection, message.data)
+        except TimeoutError:
+            connection.end(orderly=False)
         finally:
             self.connections.pop(connection, None)
             self.leave(connection)
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
         return socket
+
+    def patience_s(self, request: web.Request) -> float | None:
+        """Seconds without a word from a client after which its connection is cut; None for ever."""
+        return None
 
     async def close(self) -> None:
         """End all connections."""
@@ -136,7 +143,7 @@ class Stream(Endpoint):
         elif op in ("subscribe", "unsubscribe"):
             topics = args if isinstance(args, list) else [args]
             joining = op == "subscribe"
-            refusal = self._refusal(connection, topics, joining)
+            refusal = self.refusal(connection, topics, joining)
             connection.say({"success": not refusal, "ret_msg": refusal, **echo})
             if not refusal:
                 for topic in topics:
@@ -174,7 +181,7 @@ class Stream(Endpoint):
         for topic in list(connection.topics):
             self.part(connection, topic)
 
-    def _refusal(self, connection: Connection, topics: list[Any], joining: bool) -> str:
+    def refusal(self, connection: Connection, topics: list[Any], joining: bool) -> str:
         """Why not all of the topics can be had; empty when they can."""
         named: set[str] = set()
         for topic in topics:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from live.sandbox.refusal import RefusedError
 from live.sandbox.trading import Client
@@ -41,6 +41,24 @@ def client_of(
     if not hmac.compare_digest(signature(client.secret, origin), sign.lower()):
         text = origin.decode("utf-8", "replace")
         raise RefusedError(10004, f"error sign! origin_string[{text}]")
+    return client
+
+
+def client_of_socket(args: Any, now_ms: int, clients: Mapping[str, Client]) -> Client:
+    """The client that a WebSocket authenticates: key, expiry in ms (a string or a number) and signature
+    of `GET/realtime` with the expiry."""
+    if not isinstance(args, list) or len(args) != 3:
+        raise RefusedError(10001, "Params Error")
+    key, expires, sign = (str(part) if isinstance(part, str | int) else "" for part in args)
+    if not _whole(expires):
+        raise RefusedError(10001, "Params Error")
+    client = clients.get(key)
+    if client is None:
+        raise RefusedError(10003, "API key is invalid.")
+    if int(expires) <= now_ms:
+        raise RefusedError(10004, "The signature has expired.")
+    if not hmac.compare_digest(signature(client.secret, f"GET/realtime{expires}".encode()), sign):
+        raise RefusedError(10004, "error sign!")
     return client
 
 

@@ -170,6 +170,7 @@ class Client:
         self.margin = Margin(self.account, terms)
         self.mode = MarginMode.CROSS
         self.moves_price = True  #: a price out of the band goes to its edge
+        self.windows: dict[str, int] = {}  #: seconds until a disconnect cancels, by product
         self.open: dict[str, Order] = {}  #: by order id, oldest first
         self.closed: deque[Order] = deque(maxlen=KEPT)
         self.links: dict[str, Order] = {}
