@@ -128,16 +128,23 @@ class LimitedError(RefusedError):
 
 
 class Rest:
-    """``current`` brings the exchange to the present before a request is carried out."""
+    """``current`` brings the exchange to the present before a request is carried out; ``wall_ns`` is
+    the venue's wall clock."""
 
-    def __init__(self, exchange: Exchange, current: Callable[[], None], limited: bool) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        current: Callable[[], None],
+        limited: bool,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
         self.exchange, self._current = exchange, current
         self._clients = {client.key: client for client in exchange.clients}
-        self._limits, self._limited = Limits(), limited
+        self._limits, self._limited, self._wall_ns = Limits(), limited, wall_ns
 
     async def answer(self, request: web.Request) -> web.Response:
         """One request, whatever it is."""
-        now_ns = time.time_ns()
+        now_ns = self._wall_ns()
         now_ms = now_ns // 1_000_000
         headers: dict[str, str] = {}
         result: Result = {}

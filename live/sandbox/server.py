@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
 
+from live.sandbox.connection import Connection
+from live.sandbox.control import Control
 from live.sandbox.exchange import Exchange
+from live.sandbox.faults import Faults, schedule
 from live.sandbox.rest import Rest
 from live.sandbox.stream import PublicStream
 from market.synthetic.profiles import profile
@@ -25,7 +29,11 @@ STRIDE_NS: Final = 200_000_000
 
 
 class Sandbox:
-    """A world and its endpoints; `start` and `stop` in one event loop."""
+    """A world and its endpoints; `start` and `stop` in one event loop.
+
+    ``fault_rates`` are of faults at random (`live.sandbox.faults.schedule`), all of which a file
+    ``fault_log`` is written of, as JSON lines that `live.sandbox.faults.read_log` reads.
+    """
 
     def __init__(
         self,
@@ -36,6 +44,8 @@ class Sandbox:
         symbols: Sequence[str] = ("BTCUSDT",),
         clients: int = 2,
         limited: bool = True,
+        fault_rates: Mapping[str, float] | None = None,
+        fault_log: Path | None = None,
     ) -> None:
         if not 0 < speed <= 1000:
             raise ValueError(f"speed {speed}: expected more than 0 and at most 1000")
@@ -47,7 +57,13 @@ class Sandbox:
             profile(profile_name), seed, symbols, clients=clients, listen=self.stream.publish
         )
         self.stream.follow(self.exchange)
-        self._rest = Rest(self.exchange, self.catch_up, limited)
+        keys = [client.key for client in self.exchange.clients]
+        self.faults = Faults(keys, self._connections, self._restart, fault_log)
+        self.faults.advance(self.exchange.now_ns)
+        self.faults.follow(schedule(seed, fault_rates or {}, self.exchange.now_ns))
+        self.stream.deliver = self.faults.frame
+        rest = Rest(self.exchange, self.catch_up, limited, self.faults.wall_ns)
+        self._control = Control(self.faults, rest.answer)
         self._wall_ns = self._begun_ns = 0
         self._runner: web.AppRunner | None = None
         self._moving: asyncio.Task[None] | None = None
@@ -57,7 +73,8 @@ class Sandbox:
         """Serve on loopback; what a client has to know, once it can connect."""
         app = web.Application(client_max_size=1 << 20)
         app.router.add_get("/v5/public/linear", self.stream.serve)
-        app.router.add_route("*", "/{path:.*}", self._rest.answer)
+        app.router.add_route("*", "/control/faults", self._control.command)
+        app.router.add_route("*", "/{path:.*}", self._control.answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", port)
@@ -94,9 +111,19 @@ class Sandbox:
         """Let simulated time go on to the present, or a stride towards it."""
         passed = int((time.monotonic_ns() - self._begun_ns) * self.speed)
         exchange = self.exchange
-        due_ns = exchange.start_ns + passed
-        exchange.advance(min(due_ns, exchange.now_ns + STRIDE_NS))
+        due_ns = min(exchange.start_ns + passed, exchange.now_ns + STRIDE_NS)
+        while exchange.now_ns < due_ns:
+            stop_ns = self.faults.next_ns
+            exchange.advance(due_ns if stop_ns is None else min(due_ns, stop_ns))
+            self.faults.advance(exchange.now_ns)
         self.stream.candles()
+
+    def _connections(self) -> list[Connection]:
+        return list(self.stream.connections)
+
+    def _restart(self) -> None:
+        for tape in self.exchange.tapes.values():
+            tape.restart()
 
     async def _move(self) -> None:
         while True:

@@ -49,6 +49,7 @@ class _Book:
         self.encoder = Encoder(instrument, depth)
         self.sides: dict[int, dict[int, int]] = {1: {}, -1: {}}
         self.update_id = self.exchange_ns = self.publish_ns = 0
+        self.origin = 0  #: how much more the market's update ids are
 
     def take(self, rows: Events) -> None:
         """Apply whole frames."""
@@ -135,6 +136,7 @@ class Tape:
 
     def _take_book(self, depth: int, rows: Events) -> None:
         book = self.books[depth]
+        rows["update_id"] -= book.origin
         book.take(rows)
         if depth > 1:
             for _, frame in book.encoder.frames(rows):
@@ -192,6 +194,18 @@ class Tape:
         rows = book.rows(Kind.SNAPSHOT if first else Kind.DELTA, changes)
         book.take(rows)
         for _, frame in book.encoder.frames(rows):
+            self._listen(book.topic, frame)
+
+    def restart(self) -> None:
+        """Every book begins anew with a snapshot of update id 1, as after a restart of the service."""
+        for depth, book in self.books.items():
+            if not book.update_id:
+                continue
+            book.origin += book.update_id - 1
+            book.update_id = 1
+            frame = book.snapshot()
+            if depth == 1:
+                self._best_frame = frame
             self._listen(book.topic, frame)
 
     def tick(self, now_ns: int) -> None:
