@@ -25,7 +25,7 @@ import dagster as dg
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from dagster_dbt import DagsterDbtTranslator, dbt_assets
+from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_assets
 
 from assets.contracts import PROJECT, project_for
 from assets.partitions import PARTITIONS, Span, context_spans
@@ -111,16 +111,17 @@ def build_range(
             "materialise bars first"
         )
     inputs = _inputs(lake, settings, standing)
-    with _staging(lake) as out:
+    with staging(lake) as out:
         variables = dbt_vars(lake, settings, symbols, from_date, to_date, str(out))
         project = project_for(project, settings.model.horizons_s, out)
-        tests = _run_dbt(project, out, variables, tables, progress or _silent)
-        rows: dict[str, dict[str, int]] = {}
-        for table in TABLES:
-            if table in tables:
-                rows[table] = _publish(
-                    lake, out, table, {key: inputs[table][key] for key in standing}
-                )
+        made = [table for table in TABLES if table in tables]
+        tests = run_dbt(project, out, variables, made, progress or silent)
+        rows = {
+            table: publish(
+                lake, out, table, {key: inputs[table][key] for key in standing}, ("t_ns",)
+            )
+            for table in made
+        }
     return WarehouseReport(
         rows=rows,
         tests=tests,
@@ -129,7 +130,7 @@ def build_range(
     )
 
 
-def _silent(_: str) -> None:
+def silent(_: str) -> None:
     """Progress that nobody asked for."""
 
 
@@ -165,7 +166,7 @@ def _digest(parts: Sequence[str]) -> str:
 
 
 @contextmanager
-def _staging(lake: Lake) -> Iterator[Path]:
+def staging(lake: Lake) -> Iterator[Path]:
     """A folder of this run alone beside the tables, on the same disk."""
     parent = Path(lake.base) / "staging"
     parent.mkdir(parents=True, exist_ok=True)
@@ -190,11 +191,11 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "DO_NOT_TRACK": "1", "PYTHONWARNINGS": "ignore"}
 
 
-def _run_dbt(
+def run_dbt(
     project: Path,
     out: Path,
     variables: Mapping[str, Any],
-    tables: Collection[str],
+    tables: Sequence[str],
     progress: Callable[[str], None],
 ) -> tuple[TableTest, ...]:
     """One `dbt build` of the tables and what they are made from; the results of its tests."""
@@ -203,7 +204,7 @@ def _run_dbt(
         project,
         target,
         "build",
-        *("--select", *(f"+{table}" for table in TABLES if table in tables)),
+        *("--select", *(f"+{table}" for table in tables)),
         # A test of two tables runs when both are built; unit tests belong to the test suite.
         *("--indirect-selection", "cautious", "--exclude-resource-type", "unit_test"),
         *("--vars", json.dumps(variables)),
@@ -270,11 +271,13 @@ def _name(result: Mapping[str, Any]) -> str:
 # -- publishing ------------------------------------------------------------------------------------
 
 
-def _publish(lake: Lake, out: Path, table: str, inputs: Mapping[Key, str]) -> dict[str, int]:
+def publish(
+    lake: Lake, out: Path, table: str, inputs: Mapping[Key, str], order: Sequence[str]
+) -> dict[str, int]:
     """Replace one partition per key by what dbt staged; rows per symbol.
 
-    DuckDB's partitioned write keeps no order, so rows are sorted by time: same rows, same bytes. A
-    key for which nothing was staged becomes an empty partition, which says that it was built.
+    DuckDB's partitioned write keeps no order, so rows are sorted by ``order``: same rows, same
+    bytes. A key for which nothing was staged becomes an empty partition, which says that it was built.
     """
     staged = out / table
     schema = pq.read_schema(next(staged.rglob("*.parquet"))).remove_metadata()
@@ -283,7 +286,14 @@ def _publish(lake: Lake, out: Path, table: str, inputs: Mapping[Key, str]) -> di
         files = sorted((staged / f"symbol={symbol}" / f"date={day}").glob("*.parquet"))
         parts = [pq.read_table(file, partitioning=None) for file in files]
         content = pa.concat_tables(parts) if parts else schema.empty_table()
-        lake.write(table, symbol, day, content.sort_by("t_ns"), fingerprint, dictionary=False)
+        lake.write(
+            table,
+            symbol,
+            day,
+            content.sort_by([(name, "ascending") for name in order]),
+            fingerprint,
+            dictionary=False,
+        )
         rows[symbol] = rows.get(symbol, 0) + content.num_rows
     return rows
 
@@ -323,15 +333,22 @@ def manifest(project: Path = PROJECT) -> Path:
     return wanted
 
 
+#: What dbt calls otherwise than the assets that make it; the worker's records come with its decisions.
+ASSETS: Final = {
+    "stg_bars": "bars",
+    **dict.fromkeys(("parents", "orders", "fills", "tca", "markouts"), "decisions"),
+}
+
+
 class Translator(DagsterDbtTranslator):  # type: ignore[misc]  # dagster_dbt is not typed here
-    """dbt models as assets; `stg_bars` is dbt's name for the asset bars."""
+    """dbt models as assets."""
 
     def get_asset_key(self, dbt_resource_props: Mapping[str, Any]) -> dg.AssetKey:
         name = str(dbt_resource_props["name"])
-        return dg.AssetKey("bars" if name == "stg_bars" else name)
+        return dg.AssetKey(ASSETS.get(name, name))
 
     def get_group_name(self, dbt_resource_props: Mapping[str, Any]) -> str:
-        return "warehouse"
+        return "execution" if "costs" in dbt_resource_props["fqn"] else "warehouse"
 
     def get_owners(self, dbt_resource_props: Mapping[str, Any]) -> Sequence[str]:
         return OWNERS
@@ -340,13 +357,19 @@ class Translator(DagsterDbtTranslator):  # type: ignore[misc]  # dagster_dbt is 
         return " ".join(str(dbt_resource_props["description"]).split())
 
 
+#: Several sources of dbt are one asset here: the worker's records.
+TRANSLATOR: Final = Translator(
+    settings=DagsterDbtTranslatorSettings(enable_duplicate_source_asset_keys=True)
+)
+
+
 @dbt_assets(  # type: ignore[untyped-decorator]
     manifest=manifest(),
     select=" ".join(TABLES),
     name="warehouse",
     partitions_def=PARTITIONS,
     backfill_policy=dg.BackfillPolicy.single_run(),
-    dagster_dbt_translator=Translator(),
+    dagster_dbt_translator=TRANSLATOR,
 )
 def warehouse(context: dg.AssetExecutionContext, platform: Platform) -> Iterator[Any]:
     """Features, labels and training set of the asked partitions: one dbt run for a range."""

@@ -45,6 +45,12 @@ _STAGING: Final = (
     "dbt_project/models/staging/stg_bars.sql",
 )
 
+_RECORDS: Final = (
+    "dbt_project/dbt_project.yml",
+    "dbt_project/macros/records.sql",
+    "dbt_project/macros/vars.sql",
+)
+
 _PLANTED: Final = (
     "market.synthetic.profiles",
     "market.synthetic.planted",
@@ -103,6 +109,14 @@ TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
     "parents": (2, (), ()),
     "tca": (2, (), ()),
     "markouts": (1, (), ()),
+    **{
+        table: (
+            1,
+            (*_RECORDS, f"dbt_project/models/costs/{table}.sql"),
+            ("parents", "orders", "fills", "tca", "markouts"),
+        )
+        for table in ("parent_costs", "order_outcomes", "fill_markouts", "cost_findings")
+    },
     "performance": (1, (), ()),
     "quality": (1, (), ()),
     "study": (
@@ -162,6 +176,10 @@ def day_start_ns(day: str) -> int:
 
 def previous_day(day: str) -> str:
     return (date.fromisoformat(day) - timedelta(days=1)).isoformat()
+
+
+def next_day(day: str) -> str:
+    return (date.fromisoformat(day) + timedelta(days=1)).isoformat()
 
 
 def days_between(first: str, last: str) -> list[str]:

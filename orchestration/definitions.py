@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets import execution, market_data, modelling, quality, warehouse
+from assets import costs, execution, market_data, modelling, quality, warehouse
 from assets.platform import Platform
 from orchestration import automation, records
 from orchestration.console import people_logger
 
-MODULES = (market_data, quality, warehouse, modelling, execution, records)
+MODULES = (market_data, quality, warehouse, modelling, execution, records, costs)
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(MODULES),

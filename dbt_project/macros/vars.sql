@@ -32,3 +32,9 @@
         '{{ value }}'{{ ', ' if not loop.last }}
     {%- endfor -%}
 {%- endmacro %}
+
+{% macro day_after(day) -%}
+    {%- if day -%}
+        {{ (modules.datetime.date.fromisoformat(day) + modules.datetime.timedelta(days=1)).isoformat() }}
+    {%- endif -%}
+{%- endmacro %}

@@ -189,7 +189,7 @@ def thirds(values: Iterable[float]) -> tuple[float, float] | None:
 def grouped(
     members: Iterable[T],
     key: Callable[[T], Hashable],
-    instant: Callable[[T], int],
+    instant: Callable[[T], Any],
     value: Callable[[T], float],
     weight: Callable[[T], float] = lambda _: 1.0,
 ) -> dict[Any, Interval]:
@@ -198,7 +198,7 @@ def grouped(
     Members of one instant are one observation, their weighted mean: what happens to all of them at
     once says no more than what happens to one. ``n`` counts instants.
     """
-    series: dict[Hashable, dict[int, tuple[float, float]]] = {}
+    series: dict[Hashable, dict[Any, tuple[float, float]]] = {}
     for member in members:
         number = value(member)
         if not math.isnan(number):
