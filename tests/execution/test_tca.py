@@ -5,25 +5,39 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from execution.algorithms.working import Parent
-from execution.orders import Filled, Liquidity
+from execution.liquidity import Propagator
+from execution.orders import Filled, Liquidity, OrderType, Submit
 from execution.tca import (
     TABLES,
+    MidRecorder,
     Mids,
+    OrderRow,
     Shortfall,
+    Tape,
     difference,
+    displayed_ahead,
+    error,
+    fitted,
+    grouped,
     interval,
+    markout_rows,
     parent_row,
     shortfall,
     summarise,
+    third,
+    thirds,
     to_table,
 )
-from tests.execution.tape import INSTRUMENT, SYMBOL
+from execution.venue import View
+from market.events import Flag
+from tests.execution.tape import ASKS, BIDS, INSTRUMENT, SYMBOL, frame, snapshot, trade
 
 S = 1_000_000_000
 
@@ -240,3 +254,282 @@ def test_tables_have_one_schema_and_hold_null_for_nothing() -> None:
         [parent_row(parent(), "market", "paper", INSTRUMENT)], TABLES["parents"]
     ).to_pylist()
     assert made["size_usdt"] == 10_000.0
+
+
+# -- own impact, benchmarks, markouts --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_impact_is_what_the_market_without_us_did_not_do(side: int) -> None:
+    """With us the mid went 4 our way's dear side, without us 1: 3 are impact, 1 is drift."""
+    mids = Mids([0, 10], [1_000.0, 1_000 + side * 4], until_ns=200 * S)
+    control = Mids([0, 10], [1_000.0, 1_000 + side], until_ns=200 * S)
+    row = cost(parent(side), [fill(20, side, 10, 1_000 + side * 5)], mids, control=control)
+    assert row.impact_by == "control"
+    assert row.impact_bps == pytest.approx(30)
+    assert row.timing_bps == pytest.approx(10)
+    assert row.total_bps == pytest.approx(50)
+
+
+def test_a_market_that_is_its_own_control_was_moved_by_nobody() -> None:
+    mids = Mids([0, 10], [1_000.0, 1_004.0], until_ns=200 * S)
+    row = cost(parent(), [fill(20, 1, 10, 1_005)], mids, control=mids)
+    assert (row.impact_by, row.impact_bps) == ("control", 0.0)
+    assert row.timing_bps == pytest.approx(40)
+
+
+def test_a_model_of_impact_charges_a_fill_with_what_those_before_it_took() -> None:
+    """Y σ √(q/V) = 0.75·2·√(5/20) = 0.75 bps, decayed over a second by 2^-0.25; maker fills and the
+    first fill find nothing of ours in the mid."""
+    model = Propagator(sigma_bps=2.0, volume_s=20.0)
+    mids = Mids([0], [1_000.0], until_ns=200 * S)
+    both = [fill(0, 1, 5, 1_001), fill(S, 1, 5, 1_001)]
+    row = cost(parent(), both, mids, end_ns=2 * S, propagator=model)
+    assert row.impact_by == "propagator"
+    assert row.impact_bps == pytest.approx(0.75 * 2**-0.25 / 2)
+    assert row.impact_bps + row.timing_bps == pytest.approx(0)
+    made = [fill(0, 1, 5, 1_001, maker=True), fill(S, 1, 5, 1_001)]
+    assert cost(parent(), made, mids, end_ns=2 * S, propagator=model).impact_bps == 0.0
+
+
+def test_without_a_control_or_a_model_impact_stays_in_timing() -> None:
+    row = cost(parent(), [fill(20, 1, 10, 1_005)], Mids([0, 10], [1_000.0, 1_004.0], 200 * S))
+    assert (row.impact_by, row.impact_bps, row.timing_bps) == ("none", 0.0, pytest.approx(40))
+
+
+PATH = st.lists(st.integers(1_800, 2_200), min_size=1, max_size=8)
+
+
+@settings(derandomize=True, max_examples=200)
+@given(
+    side=st.sampled_from([1, -1]),
+    lots=st.integers(1, 40),
+    fills=FILLS,
+    told_again=st.integers(0, 6),
+    path=PATH,
+    other=PATH,
+    arrival=st.one_of(st.none(), st.integers(0, S)),
+    mid=st.integers(1_900, 2_100),
+    sigma=st.floats(0.0, 50.0),
+    how=st.sampled_from(["control", "propagator", "none"]),
+)
+def test_however_impact_is_told_the_parts_sum_to_the_total(
+    side: int,
+    lots: int,
+    fills: list[tuple[int, int, int, bool, int]],
+    told_again: int,
+    path: list[int],
+    other: list[int],
+    arrival: int | None,
+    mid: int,
+    sigma: float,
+    how: str,
+) -> None:
+    """Whatever fills come (too many, in any order, some told twice) and however our impact is told
+    from drift: six parts make the total, and the total and the sum of impact and timing do not
+    depend on how it was told. An execution told twice changes nothing."""
+    made = [fill(t, side, *rest, number=n) for n, (t, *rest) in enumerate(fills)]
+    mids, control = (
+        Mids([n * S // 8 for n in range(len(p))], [m / 2 for m in p], until_ns=S)
+        for p in (path, other)
+    )
+    ways: dict[str, dict[str, Any]] = {
+        "control": {"control": control},
+        "propagator": {"propagator": Propagator(sigma_bps=sigma, volume_s=7.0)},
+        "none": {},
+    }
+    order = parent(side, lots, mid=mid / 2)
+    row = cost(order, [*made, *made[:told_again]], mids, arrival_ns=arrival, **ways[how])
+    plain = cost(order, made, mids, arrival_ns=arrival)
+    assert row.impact_by == how
+    assert abs(row.residual_bps) <= 1e-9
+    assert abs(plain.residual_bps) <= 1e-9
+    assert row.total_bps == plain.total_bps
+    assert row.filled_lots == sum(f.qty_lots for f in made)
+    assert row.impact_bps + row.timing_bps == pytest.approx(plain.timing_bps, abs=1e-9)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_benchmarks_by_hand(side: int) -> None:
+    """First order at 1,001; the mid is there for a quarter of the interval and at 1,005 for the rest,
+    and at 1,009 at the deadline. Others traded 10 at 1,002; we 10 at 1,006, heard on the same tape."""
+
+    def at(distance: float) -> float:
+        return 1_000 + side * distance
+
+    mids = Mids([0, 10, 20, S], [at(d) for d in (0, 1, 5, 9)], until_ns=200 * S)
+    tape = Tape()
+    tape.append(np.concatenate([trade(5, side, int(at(90)), 3), trade(15, side, int(at(2)), 10)]))
+    tape.append(np.concatenate([trade(22, side, int(at(6)), 10), trade(30, -side, int(at(2)), 1)]))
+    tape.append(trade(60, side, int(at(90)), 3))
+    made = [fill(21, side, 10, int(at(6)))]
+    known: dict[str, Any] = {"arrival_ns": 10, "end_ns": 50, "tape": tape}
+    row = cost(parent(side), made, mids, own_in_tape=True, **known)
+    assert row.vs_arrival_bps == pytest.approx(50)
+    assert row.vs_twap_bps == pytest.approx(20)
+    assert row.vs_vwap_bps == pytest.approx(40)
+    assert row.vs_close_bps == pytest.approx(-30)
+    apart = cost(parent(side), made, mids, **known)
+    assert apart.vs_vwap_bps == pytest.approx(60 - (10 * 20 + 10 * 60 + 20) / 21)
+    nobody = cost(parent(side), made, mids, **(known | {"tape": Tape()}))
+    assert math.isnan(nobody.vs_vwap_bps)
+    assert math.isnan(cost(parent(side), [], mids, **known).vs_arrival_bps)
+
+
+def test_the_drift_that_was_foretold_grows_with_the_wait_up_to_the_horizon() -> None:
+    mids = Mids([0], [1_000.0], until_ns=200 * S)
+    soon, late = fill(15 * S, -1, 5, 1_000), fill(120 * S, -1, 5, 1_000)
+    said: dict[str, Any] = {"signal_bps": -8.0, "signal_s": 60.0, "end_ns": 130 * S}
+    assert cost(parent(-1), [soon], mids, **said).foretold_bps == pytest.approx(8 / 4 / 2)
+    assert cost(parent(-1), [soon, late], mids, **said).foretold_bps == pytest.approx(1 + 4)
+    assert math.isnan(cost(parent(-1), [soon], mids).foretold_bps)
+
+
+def order(client_id: str = "c", **more: Any) -> OrderRow:
+    given_ = {
+        "client_id": client_id, "parent_id": "p", "symbol": SYMBOL, "side": 1, "venue": "test",
+        "order_type": "Limit", "time_in_force": "PostOnly", "qty_lots": 10, "price_ticks": 1_000,
+        "filled_lots": 0, "state": "CANCELLED", "reason": "", "sent_ns": 0, "changed_ns": 2 * S,
+        "amends": 0,
+    }  # fmt: skip
+    return OrderRow(**(given_ | more))
+
+
+def test_what_did_not_fill_is_marked_from_its_end_at_its_price() -> None:
+    mids = Mids([0, 3 * S, 40 * S], [1_001.0, 1_003.0, 999.0], until_ns=50 * S)
+    made = fill(S, 1, 4, 1_000, maker=True)
+    found = markout_rows(
+        "p",
+        "test",
+        [order(filled_lots=4), order("m", order_type="Market", price_ticks=0)],
+        [made, made],
+        mids,
+        {"c": 7.0},
+    )
+    filled, rest = found
+    assert (filled.outcome, filled.liquidity, filled.qty_lots, filled.rested_s) == (
+        "filled", "maker", 4, 1.0,
+    )  # fmt: skip
+    assert (filled.markout_1s_bps, filled.markout_5s_bps) == pytest.approx((10, 30))
+    assert (rest.outcome, rest.liquidity, rest.exec_id, rest.qty_lots) == (
+        "cancelled", "none", "", 6,
+    )  # fmt: skip
+    assert (rest.queue_ahead_lots, rest.rested_s, rest.mid_ticks) == (7.0, 2.0, 1_001.0)
+    assert rest.markout_1s_bps == pytest.approx(30)
+    assert math.isnan(rest.markout_60s_bps)
+
+
+def test_what_is_displayed_in_front_is_the_own_side_up_to_the_price() -> None:
+    view = View(symbol=SYMBOL, now_ns=0, bids=BIDS, asks=ASKS, stale=False, instrument=INSTRUMENT)
+
+    def ahead(side: int, ticks: int, seen: View = view, **more: Any) -> float:
+        sent = Submit(
+            client_id="c", symbol=SYMBOL, side=side, qty_lots=1, price_ticks=ticks, **more
+        )
+        return displayed_ahead(seen, sent)
+
+    assert [ahead(1, ticks) for ticks in (101, 100, 99, 98)] == [0, 10, 30, 60]
+    assert [ahead(-1, ticks) for ticks in (100, 101, 103)] == [0, 10, 60]
+    assert math.isnan(ahead(1, 97)), "beyond the last level nothing is known"
+    assert math.isnan(ahead(1, 0, order_type=OrderType.MARKET))
+    assert math.isnan(ahead(1, 100, msgspec.structs.replace(view, stale=True)))
+
+
+# -- the record ------------------------------------------------------------------------------------
+
+
+@settings(derandomize=True, max_examples=150)
+@given(
+    steps=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=8),
+    span=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+)
+def test_the_mean_mid_is_the_mean_over_its_instants(
+    steps: list[tuple[int, int]], span: tuple[int, int]
+) -> None:
+    mids, now = Mids(), 0
+    for wait, mid in steps:
+        now += wait
+        mids.append(now, float(mid))
+    first, last = sorted(span)
+    found = mids.mean(first, last)
+    if last > now:
+        assert math.isnan(found)
+    else:
+        instants = [mids.at(t) for t in range(first, last)] or [mids.at(last)]
+        assert found == pytest.approx(sum(instants) / len(instants))
+
+
+def test_a_book_that_breaks_keeps_its_last_mid_and_says_so() -> None:
+    """One-sided from 10 to 20: the mid stands, and an arrival in between is marked."""
+    recorder = MidRecorder()
+    recorder.push(snapshot(S, [(100, 5)], [(102, 5)]))
+    recorder.push(frame(S + 10, [], [(102, 0)]))
+    recorder.push(frame(S + 20, [], [(104, 5)]))
+    mids = recorder.mids
+    assert [mids.at(S + t) for t in (0, 10, 19, 20)] == [101.0, 101.0, 101.0, 102.0]
+    assert [mids.sound(S + t) for t in (-1, 0, 10, 19, 20)] == [False, True, False, False, True]
+    mids.until_ns = 9 * S
+    row = cost(parent(decision_ns=S, mid=101.0), [], mids, arrival_ns=S + 15, end_ns=S + 30)
+    assert not row.arrival_sound
+    assert row.total_bps == pytest.approx(1 / 101 * 1e4)
+
+
+@settings(derandomize=True, max_examples=100)
+@given(
+    trades=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9), st.booleans()), max_size=12),
+    cut=st.integers(0, 12),
+    forgotten=st.integers(0, 10),
+    span=st.tuples(st.integers(10, 32), st.integers(10, 32)),
+)
+def test_the_tape_adds_up_what_was_heard_between_two_instants(
+    trades: list[tuple[int, int, bool]], cut: int, forgotten: int, span: tuple[int, int]
+) -> None:
+    """Block trades aside, and however much of an earlier time was forgotten."""
+    trades = sorted(trades)
+    rows = [trade(t, 1, 100 + q, q, flags=Flag.BLOCK if block else 0) for t, q, block in trades]
+    tape = Tape()
+    for part in (rows[:cut], rows[cut:]):
+        if part:
+            tape.append(np.concatenate(part))
+    tape.forget(forgotten)
+    first, last = sorted(span)
+    inside = [(q, q * (100 + q)) for t, q, block in trades if first < t <= last and not block]
+    assert tape.between(first, last) == (sum(q for q, _ in inside), sum(v for _, v in inside))
+
+
+def test_rows_of_an_older_version_take_the_defaults_of_what_they_lack() -> None:
+    now = to_table([cost(parent(), [], Mids([0], [1_000.0], until_ns=2 * S))], Shortfall)
+    older = now.drop(["impact_bps", "impact_by", "arrival_sound", "vs_twap_bps"])
+    older = older.append_column("forgotten", [[1]])
+    found = fitted(older, Shortfall)
+    assert found.schema == Shortfall.schema()
+    (row,) = found.to_pylist()
+    assert (row["impact_bps"], row["impact_by"], row["vs_twap_bps"]) == (0.0, "none", None)
+    with pytest.raises(ValueError, match="rows without total_bps"):
+        fitted(now.drop(["total_bps"]), Shortfall)
+
+
+# -- groups ----------------------------------------------------------------------------------------
+
+
+def test_errors_of_estimates_are_outcome_minus_estimate() -> None:
+    found = error([1.0, 2.0, math.nan, 4.0], [2.0, 1.0, 7.0, 7.0])
+    assert found.bias.mean == pytest.approx(1.0)
+    assert found.bias.n == 3
+    assert found.rmse == pytest.approx(math.sqrt((1 + 1 + 9) / 3))
+
+
+def test_members_of_one_instant_are_one_observation() -> None:
+    rows = [(1, "a", 1.0, 3.0), (1, "a", 5.0, 1.0), (2, "a", 4.0, 1.0), (3, "b", math.nan, 1.0)]
+    found = grouped(rows, lambda r: r[1], lambda r: r[0], lambda r: r[2], lambda r: r[3])
+    assert set(found) == {"a"}
+    assert (found["a"].mean, found["a"].n) == (3.0, 2)
+
+
+def test_thirds_hold_as_many_each() -> None:
+    values = [float(v) for v in range(9)] + [math.nan]
+    bounds = thirds(values)
+    counted = [third(value, bounds) for value in values]
+    assert [counted.count(name) for name in ("lower third", "middle", "upper third")] == [3, 3, 3]
+    assert third(math.nan, bounds) == "unknown"
+    assert third(1.0, thirds([1.0, 1.0, 2.0])) == "unknown"
