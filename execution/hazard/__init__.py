@@ -1,0 +1,329 @@
+"""When a resting order fills: competing risks in discrete time, from what a view and a tape show.
+
+An order that rests ends in one of two ways that are not ours to choose: it is *filled*, or the price
+*runs away* from it (the own touch stands `Parameters.away_bps` nearer to the other side than the
+order does, where an algorithm would follow). What we cancel is neither: it is censored, and says
+only that nothing had happened until then.
+
+Time since the look is cut into intervals with growing lengths. With x the covariates of the order as
+it was looked at (`Queued.covariates`), interval k of mid-time t_k ends in cause c, given that
+neither had come before, with probability
+
+    h_c(k) = exp(η_c) / (1 + Σ_c' exp(η_c')),   η_c = base_c(k) + x · (level_c + slope_c · ln(1 + t_k))
+
+so that what is seen now tells more of the next second than of the next minute. Within an interval
+both rates are constant; past the last one they stay as they were in it. Fitted in `survival` on the
+orders of `placements`; the parameters stand in ``parameters.json``, once for each bound of the queue.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from execution.account import E8, unit_e8
+from execution.liquidity import Monitor
+from execution.venue import View
+
+#: The unit in which values of queues enter a logarithm, USDT.
+_SCALE_USDT: Final = 1_000.0
+_BPS: Final = 1e4
+_PARAMETERS: Final = Path(__file__).with_name("parameters.json")
+
+#: Covariates in their order; `Queued.covariates` gives them.
+COVARIATES: Final = (
+    "ahead",
+    "opposite",
+    "imbalance",
+    "spread",
+    "intensity",
+    "volatility",
+    "signal",
+    "distance",
+)
+
+
+class Queued(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A resting order, or one that might be placed, and the market it stands in.
+
+    Values are in USDT at the order's price. ``ahead_usdt`` is what has to trade before the order is
+    filled to its last lot: the queue in front of it and the order itself but for one lot. ``signal_bps``
+    is signed for the order's side: positive is a price that is expected to run away.
+    """
+
+    ahead_usdt: float
+    own_usdt: float  #: displayed at the own touch
+    opposite_usdt: float  #: displayed at the opposite touch
+    spread_ticks: float
+    outflow_usdt_s: float  #: traded away from the own touch
+    sigma_bps: float  #: of the mid, per square root of a second
+    signal_bps: float = 0.0
+    distance_bps: float = 0.0  #: of the order behind the own touch
+
+    @classmethod
+    def of(
+        cls,
+        monitor: Monitor,
+        view: View,
+        side: int,
+        lots: int = 1,
+        *,
+        ahead_lots: float | None = None,
+        price_ticks: int | None = None,
+    ) -> Queued:
+        """An order of ``lots`` that joins the own touch now, unless it says where it stands.
+
+        ``ahead_lots`` is the queue in front of it (see `Place`), ``price_ticks`` its price. The view
+        must be sound (not stale); an order nearer than the touch is taken as at the touch.
+        """
+        own, other = (view.bids, view.asks)[::side]
+        touch, there = own[0]
+        mid = view.mid_ticks
+        price = touch if price_ticks is None else price_ticks
+        worth = unit_e8(view.instrument) * price / E8
+        ahead = there if ahead_lots is None else ahead_lots
+        return cls(
+            ahead_usdt=(ahead + lots - 1) * worth,
+            own_usdt=there * worth,
+            opposite_usdt=other[0][1] * worth,
+            spread_ticks=view.asks[0][0] - view.bids[0][0],
+            outflow_usdt_s=monitor.outflow_lots_s(side, view) * worth,
+            sigma_bps=monitor.sigma_bps,
+            signal_bps=side * (view.signal_bps or 0.0),
+            distance_bps=max(0.0, side * (touch - price) / mid * _BPS),
+        )
+
+    def covariates(self) -> tuple[float, ...]:
+        """The covariates as the model takes them, in the order of `COVARIATES`."""
+        both = self.own_usdt + self.opposite_usdt
+        return (
+            math.log1p(self.ahead_usdt / _SCALE_USDT),
+            math.log1p(self.opposite_usdt / _SCALE_USDT),
+            (self.own_usdt - self.opposite_usdt) / both if both else 0.0,
+            math.log(max(1.0, self.spread_ticks)),
+            math.log1p(self.outflow_usdt_s / _SCALE_USDT),
+            math.log(max(1e-3, self.sigma_bps)),
+            self.signal_bps,
+            self.distance_bps,
+        )
+
+    def at_the_touch(self) -> Queued:
+        """The same market, with a lot put at the end of the own touch's queue."""
+        return msgspec.structs.replace(self, ahead_usdt=self.own_usdt, distance_bps=0.0)
+
+
+class Place:
+    """Where a resting order of ours stands, from views alone: an upper bound of the queue in front.
+
+    Whoever leaves the queue is assumed to have stood behind us: only what takers take at our price
+    moves us forward, and what is displayed there bounds what can stand in front.
+    """
+
+    def __init__(self, side: int, price_ticks: int, view: View) -> None:
+        self.side, self.price_ticks = side, price_ticks
+        self._touched = view.touch(side) == price_ticks
+        self._taken = view.sold_lots if side > 0 else view.bought_lots
+        self.ahead_lots: float = self._displayed(view) or 0
+
+    def see(self, view: View) -> None:
+        """Take in a view; stale ones are passed over."""
+        if view.stale:
+            return
+        taken = view.sold_lots if self.side > 0 else view.bought_lots
+        touched = view.touch(self.side) == self.price_ticks
+        if touched or self._touched:
+            self.ahead_lots = max(0, self.ahead_lots - (taken - self._taken))
+        displayed = self._displayed(view)
+        if displayed is not None:
+            self.ahead_lots = min(self.ahead_lots, displayed)
+        self._taken, self._touched = taken, touched
+
+    def _displayed(self, view: View) -> int | None:
+        """Lots displayed at our price; None beyond the levels that the view holds."""
+        levels = view.bids if self.side > 0 else view.asks
+        for ticks, lots in levels:
+            if ticks == self.price_ticks:
+                return lots
+            if self.side * (ticks - self.price_ticks) < 0:
+                return 0
+        return None
+
+
+class Hazard(msgspec.Struct, frozen=True, gc=False):
+    """Probabilities of an interval that ends at ``until_s``, given that nothing came before it."""
+
+    until_s: float
+    filled: float
+    ran_away: float
+
+
+class Cause(msgspec.Struct, frozen=True, kw_only=True):
+    """Coefficients of one cause: ``base`` by interval, ``level`` and ``slope`` by covariate."""
+
+    base: tuple[float, ...]
+    level: tuple[float, ...]
+    slope: tuple[float, ...]
+
+
+class Causes(msgspec.Struct, frozen=True, kw_only=True):
+    filled: Cause
+    ran_away: Cause
+
+
+class Parameters(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``parameters.json`` holds: the fits, and what they were made from."""
+
+    #: The price ran away from an order that stands this far behind the own touch.
+    away_bps: float
+    #: Ends of the intervals, seconds since the look.
+    edges_s: tuple[float, ...]
+    covariates: tuple[str, ...]
+    #: By queue model: the pessimistic bound and the optimistic one.
+    queues: dict[str, Causes]
+    #: What it was fitted on, and how it is fitted again.
+    made: dict[str, str | float]
+
+    def __post_init__(self) -> None:
+        if self.covariates != COVARIATES:
+            raise ValueError(f"covariates {self.covariates}: this code has {COVARIATES}; fit again")
+
+
+def midtimes_s(edges_s: tuple[float, ...]) -> tuple[float, ...]:
+    """Middles of the intervals that end at ``edges_s``, the first of which begins at zero."""
+    return tuple((a + b) / 2 for a, b in zip((0.0, *edges_s), edges_s, strict=False))
+
+
+@cache
+def committed() -> Parameters:
+    """The parameters that come with the code."""
+    return msgspec.json.decode(_PARAMETERS.read_bytes(), type=Parameters)
+
+
+class FillModel:
+    """The fitted model of one queue bound; plain floats, microseconds a call, and no state."""
+
+    def __init__(self, parameters: Parameters, queue: str = "risk_averse") -> None:
+        """Raises ValueError for a queue that was not fitted."""
+        if queue not in parameters.queues:
+            known = ", ".join(parameters.queues)
+            raise ValueError(f"queue {queue!r}: no fill model is fitted; fitted are {known}")
+        causes = parameters.queues[queue]
+        self.queue = queue
+        self.edges_s = parameters.edges_s
+        self.away_bps = parameters.away_bps
+        # Per interval: its end, its length, ln(1 + mid-time), both bases.
+        self._intervals = tuple(
+            (end, end - begin, math.log1p(mid), filled, away)
+            for begin, end, mid, filled, away in zip(
+                (0.0, *self.edges_s[:-1]),
+                self.edges_s,
+                midtimes_s(self.edges_s),
+                causes.filled.base,
+                causes.ran_away.base,
+                strict=True,
+            )
+        )
+        # Per covariate: level and slope of both causes.
+        self._coefficients = tuple(
+            zip(
+                causes.filled.level,
+                causes.filled.slope,
+                causes.ran_away.level,
+                causes.ran_away.slope,
+                strict=True,
+            )
+        )
+
+    @classmethod
+    def load(cls, queue: str = "risk_averse") -> FillModel:
+        """The model that comes with the code: ``risk_averse``, the pessimistic bound, or ``power3``."""
+        return cls(committed(), queue)
+
+    def hazards(self, state: Queued) -> list[Hazard]:
+        """Both hazards of every interval."""
+        return [Hazard(end, filled, away) for end, _, filled, away in self._hazards(state)]
+
+    def fill_probability(self, state: Queued, horizon_s: float) -> float:
+        """Probability that the order has filled within ``horizon_s``, before the price ran away."""
+        return self._course(state, horizon_s)[0]
+
+    def away_probability(self, state: Queued, horizon_s: float) -> float:
+        """Probability that the price has run away within ``horizon_s``, before the order filled."""
+        return self._course(state, horizon_s)[1]
+
+    def pegged_fill_probability(self, state: Queued, horizon_s: float) -> float:
+        """Probability of a fill within ``horizon_s`` by an order that follows the touch.
+
+        Whenever the price has run away the order is put at the end of the touch's queue, in a market
+        that is otherwise the same; from then on fills come at one rate, that of `expected_fill_s`.
+        """
+        rate = 1 / self.expected_fill_s(state.at_the_touch())
+        filled, _, _, steps = self._course(state, horizon_s)
+        again = math.fsum(away * -math.expm1(-rate * (horizon_s - at)) for at, away in steps)
+        return min(1.0, filled + again)
+
+    def expected_fill_s(self, state: Queued) -> float:
+        """Expected seconds until a fill, the order being put back where it is whenever the price has
+        run away: the mean length of an attempt over its chance. Infinite when nothing ever fills."""
+        filled, away, spent, steps = self._course(state, self.edges_s[-1])
+        left = 1 - filled - away
+        # Who is left stays at the last interval's rates.
+        end, length, fill, gone = self._hazards(state)[-1]
+        del end, steps
+        total = fill + gone
+        if left > 0 and total > 0:
+            rate = -math.log1p(-min(total, 1 - 1e-12)) / length
+            filled += left * fill / total
+            spent += left / rate
+        return spent / filled if filled > 0 else math.inf
+
+    def _hazards(self, state: Queued) -> list[tuple[float, float, float, float]]:
+        """Per interval: end, length, and the probabilities of both causes."""
+        level_f = slope_f = level_a = slope_a = 0.0
+        for x, (a, b, c, d) in zip(state.covariates(), self._coefficients, strict=True):
+            level_f += a * x
+            slope_f += b * x
+            level_a += c * x
+            slope_a += d * x
+        found = []
+        for end, length, z, base_f, base_a in self._intervals:
+            filled = math.exp(min(50.0, base_f + level_f + slope_f * z))
+            away = math.exp(min(50.0, base_a + level_a + slope_a * z))
+            total = 1.0 + filled + away
+            found.append((end, length, filled / total, away / total))
+        return found
+
+    def _course(
+        self, state: Queued, horizon_s: float
+    ) -> tuple[float, float, float, list[tuple[float, float]]]:
+        """Until ``horizon_s``: probability of either cause, expected time spent waiting, and the
+        (middle, probability) of running away of every interval."""
+        alive, filled, away, spent, now = 1.0, 0.0, 0.0, 0.0, 0.0
+        steps: list[tuple[float, float]] = []
+        hazards = self._hazards(state)
+        place = 0
+        while now < horizon_s:
+            _, length, fill, gone = hazards[place]
+            total = fill + gone
+            taken = min(length, horizon_s - now)
+            if taken < length:
+                # Constant rates within an interval: its survival to the power of the part taken.
+                ended = -math.expm1(taken / length * math.log1p(-min(total, 1 - 1e-12)))
+            else:
+                ended = total
+            if total > 0:
+                filled += alive * ended * fill / total
+                away += alive * ended * gone / total
+                steps.append((now + taken / 2, alive * ended * gone / total))
+            spent += taken * alive * (1 - ended / 2)
+            alive *= 1 - ended
+            now += taken
+            if place < len(hazards) - 1:
+                place += 1
+            elif taken == length and alive < 1e-9:
+                break
+        return filled, away, spent, steps

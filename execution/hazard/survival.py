@@ -1,0 +1,345 @@
+"""Fitting and judging of the hazards: person-periods, Newton, censored likelihood, reliability.
+
+Everything is arrays in, arrays out. The person-periods of a life are the intervals that it was
+watched through; an interval that its watch would not have covered whole is left out, whatever
+happened in it, so that censoring does not choose what is seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from execution.hazard import Cause, Causes, midtimes_s
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+#: Outcomes of a life, and of a person-period.
+CENSORED: Final = 0
+FILLED: Final = 1
+RAN_AWAY: Final = 2
+
+
+class Lives(NamedTuple):
+    """Orders that were looked at once and then watched; all arrays have a row per life."""
+
+    covariates: Floats  #: (n, covariates)
+    lasted_s: Floats  #: until its outcome, or until the watch ended
+    watched_s: Floats  #: how long it would have been watched at most
+    outcome: Integers  #: one of CENSORED, FILLED, RAN_AWAY
+    looked_s: Floats  #: when it was looked at; lives of one moment are alike
+
+
+def joined(parts: Sequence[Lives]) -> Lives:
+    """Lives of several streams; moments of different streams are kept apart."""
+    begins = np.cumsum([0.0, *(float(part.looked_s.max(initial=0.0)) + 1e6 for part in parts)])
+    return Lives(
+        covariates=np.concatenate([part.covariates for part in parts]),
+        lasted_s=np.concatenate([part.lasted_s for part in parts]),
+        watched_s=np.concatenate([part.watched_s for part in parts]),
+        outcome=np.concatenate([part.outcome for part in parts]),
+        looked_s=np.concatenate(
+            [part.looked_s + begin for part, begin in zip(parts, begins, strict=False)]
+        ),
+    )
+
+
+class Periods(NamedTuple):
+    """Person-periods: intervals of lives that were watched through."""
+
+    life: Integers
+    interval: Integers
+    outcome: Integers
+
+
+def periods(lives: Lives, edges_s: Sequence[float]) -> Periods:
+    """The person-periods of lives over intervals that end at ``edges_s``."""
+    edges = np.asarray(edges_s, np.float64)
+    whole = np.searchsorted(edges, lives.watched_s, "right")  #: intervals watched whole
+    ended = np.searchsorted(edges, lives.lasted_s, "left")  #: interval in which it ended
+    ends = (lives.outcome != CENSORED) & (ended < whole)
+    count = np.where(ends, ended + 1, np.minimum(whole, len(edges)))
+    # A watch that we cut short of what was planned saw the intervals before only.
+    count = np.where(
+        lives.outcome == CENSORED,
+        np.minimum(count, np.searchsorted(edges, lives.lasted_s, "right")),
+        count,
+    )
+    life = np.repeat(np.arange(len(count)), count)
+    first = np.cumsum(count) - count
+    interval = np.arange(len(life)) - np.repeat(first, count)
+    outcome = np.zeros(len(life), np.int64)
+    last = (first + count - 1)[ends]
+    outcome[last] = lives.outcome[ends]
+    return Periods(life, interval, outcome)
+
+
+def design(x: Floats, interval: Integers, edges_s: Sequence[float]) -> Floats:
+    """Regressors of person-periods: an indicator per interval, x, and x · ln(1 + mid-time)."""
+    edges = tuple(edges_s)
+    z = np.log1p(np.asarray(midtimes_s(edges)))[interval]
+    base = (interval[:, None] == np.arange(len(edges))).astype(np.float64)
+    return np.concatenate([base, x, x * z[:, None]], axis=1)
+
+
+class Fit(NamedTuple):
+    """Coefficients of both causes on `design`'s columns, and their covariance."""
+
+    coefficients: Floats  #: (2, columns): filled, ran away
+    covariance: Floats  #: (2 · columns, 2 · columns), from the information at the optimum
+    log_likelihood: float
+    steps: int
+
+
+def fit_multinomial(
+    x: Floats,
+    outcome: Integers,
+    *,
+    weight: Floats | None = None,
+    ridge: float = 1.0,
+    ridged: npt.NDArray[np.bool_] | None = None,
+    steps: int = 50,
+) -> Fit:
+    """Multinomial logit of outcomes 1 and 2 against 0, by Newton's method with a ridge.
+
+    Maximises Σ w log p - ridge/2 · Σ b² over the columns that ``ridged`` names (default: all). The
+    penalised likelihood is strictly concave, so a step that does not raise it is halved. Raises
+    ValueError when it does not settle.
+    """
+    n, columns = x.shape
+    w = np.ones(n) if weight is None else weight
+    penalty = ridge * (np.ones(columns) if ridged is None else ridged.astype(np.float64))
+    penalty = np.tile(np.maximum(penalty, 1e-6), 2)
+    b = np.zeros((2, columns))
+    reached = _penalised(x, outcome, w, b, penalty)
+    for step in range(1, steps + 1):
+        p = _probabilities(x, b)
+        gradient = (
+            np.concatenate([x.T @ (w * ((outcome == c + 1) - p[:, c])) for c in range(2)])
+            - penalty * b.ravel()
+        )
+        curvature = np.diag(penalty)
+        for c in range(2):
+            for d in range(c, 2):
+                product = w * p[:, c] * ((c == d) - p[:, d])
+                block = x.T @ (x * product[:, None])
+                rows, others = (
+                    slice(c * columns, (c + 1) * columns),
+                    slice(d * columns, (d + 1) * columns),
+                )
+                curvature[rows, others] += block
+                if c != d:
+                    curvature[others, rows] += block.T
+        move = np.linalg.solve(curvature, gradient)
+        length = 1.0
+        while length > 1e-6:
+            tried = b + length * move.reshape(2, columns)
+            value = _penalised(x, outcome, w, tried, penalty)
+            if value >= reached:
+                break
+            length /= 2
+        gained, b, reached = value - reached, tried, max(value, reached)
+        if abs(gained) < 1e-9 * (1 + abs(reached)):
+            plain = reached + 0.5 * float(penalty @ b.ravel() ** 2)
+            return Fit(b, np.asarray(np.linalg.inv(curvature), np.float64), plain, step)
+    raise ValueError(f"the fit of {n} person-periods did not settle in {steps} steps")
+
+
+def _probabilities(x: Floats, b: Floats) -> Floats:
+    """(n, 2) probabilities of both causes."""
+    eta = np.minimum(x @ b.T, 50.0)
+    odds: Floats = np.exp(eta)
+    return np.asarray(odds / (1 + odds.sum(axis=1, keepdims=True)))
+
+
+def _penalised(x: Floats, outcome: Integers, w: Floats, b: Floats, penalty: Floats) -> float:
+    return float(w @ _log_chances(_probabilities(x, b), outcome)) - 0.5 * float(
+        penalty @ b.ravel() ** 2
+    )
+
+
+def _log_chances(p: Floats, outcome: Integers) -> Floats:
+    """Log probability of what happened, given (n, 2) probabilities of both causes."""
+    chance = np.where(outcome == 0, 1 - p.sum(axis=1), 0.0)
+    for c in range(2):
+        chance = np.where(outcome == c + 1, p[:, c], chance)
+    return np.asarray(np.log(np.maximum(chance, 1e-300)))
+
+
+def fit(
+    lives: Lives,
+    edges_s: Sequence[float],
+    *,
+    weight: Floats | None = None,
+    ridge: float = 1.0,
+) -> tuple[Causes, Fit]:
+    """The hazards of lives: `FillModel`'s coefficients, and the fit on standardised covariates.
+
+    ``weight`` is of lives. Only covariates are shrunk, in units of their standard deviations, so
+    that a covariate that never varied is told to mean nothing.
+    """
+    mean, sd = lives.covariates.mean(axis=0), lives.covariates.std(axis=0)
+    sd = np.where(sd > 0, sd, 1.0)
+    seen = periods(lives, edges_s)
+    x = design(((lives.covariates - mean) / sd)[seen.life], seen.interval, edges_s)
+    ridged = np.arange(x.shape[1]) >= len(edges_s)
+    w = None if weight is None else weight[seen.life]
+    found = fit_multinomial(x, seen.outcome, weight=w, ridge=ridge, ridged=ridged)
+    z = np.log1p(np.asarray(midtimes_s(tuple(edges_s))))
+    causes = []
+    for b in found.coefficients:
+        base, level, slope = np.split(b, [len(edges_s), len(edges_s) + len(mean)])
+        level, slope = level / sd, slope / sd
+        shifted = base - level @ mean - (slope @ mean) * z
+        causes.append(
+            Cause(
+                base=tuple(shifted.tolist()),
+                level=tuple(level.tolist()),
+                slope=tuple(slope.tolist()),
+            )
+        )
+    return Causes(filled=causes[0], ran_away=causes[1]), found
+
+
+# -- predictions of many lives -----------------------------------------------------------------------
+
+
+def hazards(causes: Causes, covariates: Floats, edges_s: Sequence[float]) -> Floats:
+    """(n, intervals, 2) hazards, as `FillModel.hazards` gives them one by one."""
+    z = np.log1p(np.asarray(midtimes_s(tuple(edges_s))))
+    odds = [
+        np.exp(
+            np.minimum(
+                np.asarray(c.base)
+                + (covariates @ np.asarray(c.level))[:, None]
+                + (covariates @ np.asarray(c.slope))[:, None] * z,
+                50.0,
+            )
+        )
+        for c in (causes.filled, causes.ran_away)
+    ]
+    both = np.stack(odds, axis=2)
+    return np.asarray(both / (1 + both.sum(axis=2, keepdims=True)))
+
+
+def incidence(hazard: Floats, edges_s: Sequence[float], horizon_s: float) -> Floats:
+    """(n, 2) probabilities that either cause came within an horizon that is one of the edges."""
+    k = list(edges_s).index(horizon_s) + 1
+    alive = np.cumprod(1 - hazard[:, :k].sum(axis=2), axis=1)
+    before = np.concatenate([np.ones((len(alive), 1)), alive[:, :-1]], axis=1)
+    return np.asarray((before[:, :, None] * hazard[:, :k]).sum(axis=1))
+
+
+def constant(lives: Lives, edges_s: Sequence[float], weight: Floats | None = None) -> Floats:
+    """(1, intervals, 2) hazards of two constant rates, the most likely ones of lives: the baseline."""
+    w = np.ones(len(lives.outcome)) if weight is None else weight
+    exposed = float(w @ lives.lasted_s)
+    rates = [float(w @ (lives.outcome == c)) / exposed for c in (FILLED, RAN_AWAY)]
+    lengths = np.diff(np.asarray(edges_s, np.float64), prepend=0.0)
+    # Nothing has ended in lives that have all been censored; their hazards are zero.
+    total = max(sum(rates), 1e-300)
+    ended = -np.expm1(-total * lengths)
+    return np.stack([ended * rate / total for rate in rates], axis=1)[None]
+
+
+def log_likelihoods(lives: Lives, hazard: Floats, edges_s: Sequence[float]) -> Floats:
+    """Right-censored log-likelihood of every life, (n,), under hazards (n or 1, intervals, 2)."""
+    seen = periods(lives, edges_s)
+    rows = seen.life if len(hazard) > 1 else np.zeros(len(seen.life), np.int64)
+    log = _log_chances(hazard[rows, seen.interval], seen.outcome)
+    return np.asarray(np.bincount(seen.life, log, len(lives.outcome)), np.float64)
+
+
+class Bin(NamedTuple):
+    """Orders with like predictions: mean prediction, share that filled and its 95 % interval.
+
+    ``blocks`` is how many stretches of time they come from; orders of one stretch count as one
+    observation, because what the market does then fills them together.
+    """
+
+    predicted: float
+    observed: float
+    low: float
+    high: float
+    n: int
+    blocks: int
+
+
+#: Orders of one stretch of this length count as one observation of the market.
+BLOCK_S: Final = 30.0
+
+
+def reliability(
+    lives: Lives, hazard: Floats, edges_s: Sequence[float], horizon_s: float, bins: int = 10
+) -> list[Bin]:
+    """Predicted against observed fills within an horizon, in bins of equally many predictions.
+
+    Only lives that were to be watched for the whole horizon enter, so that nothing is censored.
+    """
+    kept = lives.watched_s >= horizon_s
+    p = incidence(hazard[kept], edges_s, horizon_s)[:, 0]
+    filled = (lives.outcome == FILLED) & (lives.lasted_s <= horizon_s)
+    y = filled[kept].astype(np.float64)
+    blocks = np.floor(lives.looked_s[kept] / BLOCK_S)
+    if len(p) == 0:
+        return []
+    order = np.argsort(p, kind="stable")
+    return [
+        _bin(p[part], y[part], blocks[part])
+        for part in np.array_split(order, min(bins, len(order)))
+        if len(part)
+    ]
+
+
+def _bin(p: Floats, y: Floats, blocks: Floats) -> Bin:
+    share, n = float(y.mean()), len(y)
+    _, place = np.unique(blocks, return_inverse=True)
+    sums = np.bincount(place, y - share)
+    count = len(sums)
+    spread = (
+        float(np.sqrt((sums**2).sum() * count / max(1, count - 1))) / n if count > 1 else math.nan
+    )
+    return Bin(
+        float(p.mean()),
+        share,
+        max(0.0, share - 1.96 * spread),
+        min(1.0, share + 1.96 * spread),
+        n,
+        count,
+    )
+
+
+class Score(NamedTuple):
+    """Mean log-likelihood of an order under the model and under constant hazards, and their
+    difference with its 95 % interval over stretches of time."""
+
+    orders: int
+    model: float
+    constant: float
+    gain: float
+    low: float
+    high: float
+
+
+def score(lives: Lives, hazard: Floats, baseline: Floats, edges_s: Sequence[float]) -> Score:
+    """How much more likely the model makes what happened than constant hazards do."""
+    ours = log_likelihoods(lives, hazard, edges_s)
+    theirs = log_likelihoods(lives, baseline, edges_s)
+    gains = ours - theirs
+    mean = float(gains.mean())
+    _, place = np.unique(np.floor(lives.looked_s / BLOCK_S), return_inverse=True)
+    sums = np.bincount(place, gains - mean)
+    spread = float(np.sqrt((sums**2).sum())) / len(gains)
+    return Score(
+        len(gains),
+        float(ours.mean()),
+        float(theirs.mean()),
+        mean,
+        mean - 1.96 * spread,
+        mean + 1.96 * spread,
+    )
