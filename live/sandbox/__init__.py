@@ -25,6 +25,8 @@ prevention, and faults on command; a request for one of them is refused.
 | signing    | keys, signatures, receive windows                                |
 | connection | connections, and requests that all streams answer                |
 | stream     | the public WebSocket                                             |
+| private    | the private WebSocket, disconnect-cancel-all                     |
+| trade      | order entry over WebSocket                                       |
 | server     | the endpoints, and the clock of the world                        |
 | listing    | limits of symbols                                                |
 | figures    | decimal strings                                                  |

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
 from aiohttp import web
 
-from live.sandbox import desk, entry, quotes
+from live.sandbox import desk, entry, private, quotes
 from live.sandbox.exchange import Exchange
 from live.sandbox.refusal import RefusedError
 from live.sandbox.signing import client_of
@@ -73,6 +74,7 @@ ROUTES: Final[dict[str, Route]] = {
     "order/amend": _single(entry.amend),
     "order/cancel": _single(entry.cancel),
     "order/cancel-all": _single(entry.cancel_all),
+    "order/disconnected-cancel-all": _single(private.set_window, 5),
     "order/create-batch": _batch(entry.create),
     "order/amend-batch": _batch(entry.amend),
     "order/cancel-batch": _batch(entry.cancel),
@@ -86,6 +88,7 @@ ROUTES: Final[dict[str, Route]] = {
     "account/wallet-balance": _own(desk.wallet),
     "account/fee-rate": _own(desk.fee_rate, 5),
     "account/info": _own(desk.account_info),
+    "account/query-dcp-info": _own(private.windows, 5),
     "account/transaction-log": _own(desk.transaction_log, 25),
     "account/set-margin-mode": _single(desk.set_margin_mode, 5),
     "account/set-limit-px-action": _single(desk.set_price_action),
@@ -127,6 +130,17 @@ class LimitedError(RefusedError):
         self.headers = headers
 
 
+class Done(NamedTuple):
+    """What has become of a request; ``headers`` tell of its rate limit."""
+
+    result: Result
+    beside: Mapping[str, Any] = MappingProxyType({})
+    headers: Mapping[str, str] = MappingProxyType({})
+    code: int = 0
+    message: str = "OK"
+    status: int = 200
+
+
 class Rest:
     """``current`` brings the exchange to the present before a request is carried out; ``wall_ns`` is
     the venue's wall clock."""
@@ -146,64 +160,66 @@ class Rest:
         """One request, whatever it is."""
         now_ns = self._wall_ns()
         now_ms = now_ns // 1_000_000
-        headers: dict[str, str] = {}
-        result: Result = {}
-        beside: Result = {}
-        code, message, status = 0, "OK", 200
         try:
             body = await request.read()
             raw = request.raw_path.partition("?")[2]
             path = request.path.removeprefix("/v5/")
             if path == "market/time":
-                result = {"timeSecond": str(now_ns // 10**9), "timeNano": str(now_ns)}
+                done = Done({"timeSecond": str(now_ns // 10**9), "timeNano": str(now_ns)})
             else:
-                result, beside, headers = self._run(request, path, raw, body, now_ms)
+                done = self._run(request, path, raw, body, now_ms)
         except RefusedError as refused:
-            code, message, status = refused.code, refused.message, refused.status
-            result = refused.result
-            if isinstance(refused, LimitedError):
-                headers = refused.headers
+            done = _refused(refused, {})
         envelope = {
-            "retCode": code,
-            "retMsg": message,
-            "result": result,
-            "retExtInfo": beside,
+            "retCode": done.code,
+            "retMsg": done.message,
+            "result": done.result,
+            "retExtInfo": dict(done.beside),
             "time": now_ms,
         }
         return web.Response(
             body=msgspec.json.encode(envelope),
-            status=status,
-            headers=headers,
+            status=done.status,
+            headers=done.headers,
             content_type="application/json",
         )
 
-    def _run(
-        self, request: web.Request, path: str, raw: str, body: bytes, now_ms: int
-    ) -> tuple[Result, Result, dict[str, str]]:
+    def _run(self, request: web.Request, path: str, raw: str, body: bytes, now_ms: int) -> Done:
         route = ROUTES.get(path)
         if route is None or not request.path.startswith("/v5/"):
             raise RefusedError(10017, "Route not found.", 404)
         if request.method != route.method:
             raise RefusedError(10017, "Request method is not supported.", 400)
         asked: Any = dict(parse_qsl(raw, keep_blank_values=True))
-        client = None
-        if route.private:
-            payload = raw.encode() if route.method == "GET" else body
-            client = client_of(request.headers, payload, now_ms, self._clients)
+        if not route.private:
+            self._current()
+            return Done(route.run(self.exchange, asked))
+        payload = raw.encode() if route.method == "GET" else body
+        client = client_of(request.headers, payload, now_ms, self._clients)
         if route.method == "POST":
             asked = _decoded(body)
-        headers: dict[str, str] = {}
-        if client is not None:
-            legs = asked.get("request") if route.batch else None
-            cost = len(legs) if isinstance(legs, list) and legs else 1
-            limit = route.limit if self._limited else UNLIMITED
+        return self.carry_out(client, path, asked, now_ms)
+
+    def carry_out(self, client: Client, path: str, asked: Any, now_ms: int) -> Done:
+        """A client's request on a private route, however it has come: counted, then done."""
+        route, headers = ROUTES[path], {}
+        legs = asked.get("request") if route.batch else None
+        cost = len(legs) if isinstance(legs, list) and legs else 1
+        limit = route.limit if self._limited else UNLIMITED
+        try:
             headers = self._limits.take(client, path, limit, cost, now_ms)
-        self._current()
-        if client is None:
-            return route.run(self.exchange, asked), {}, headers
-        done = route.run(self.exchange, client, asked)
+            self._current()
+            done = route.run(self.exchange, client, asked)
+        except LimitedError as limited:
+            return _refused(limited, limited.headers)
+        except RefusedError as refused:
+            return _refused(refused, headers)
         result, beside = done if route.batch else (done, {})
-        return result, beside, headers
+        return Done(result, beside, headers)
+
+
+def _refused(refused: RefusedError, headers: dict[str, str]) -> Done:
+    return Done(refused.result, {}, headers, refused.code, refused.message, refused.status)
 
 
 def _decoded(body: bytes) -> Result:

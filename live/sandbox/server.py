@@ -15,12 +15,14 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from live.sandbox.connection import Connection
+from live.sandbox.connection import Connection, Endpoint
 from live.sandbox.control import Control
 from live.sandbox.exchange import Exchange
 from live.sandbox.faults import Faults, schedule
+from live.sandbox.private import PrivateStream
 from live.sandbox.rest import Rest
 from live.sandbox.stream import PublicStream
+from live.sandbox.trade import Trade
 from market.synthetic.profiles import profile
 
 #: How often the world moves, and how far at most before requests are heard again.
@@ -52,27 +54,43 @@ class Sandbox:
         if not 1 <= clients <= 1000:
             raise ValueError(f"{clients} accounts: expected 1 to 1000")
         self.speed = speed
-        self.stream = PublicStream()
+        self.stream, self.private = PublicStream(), PrivateStream()
         self.exchange = Exchange(
-            profile(profile_name), seed, symbols, clients=clients, listen=self.stream.publish
+            profile(profile_name),
+            seed,
+            symbols,
+            clients=clients,
+            listen=self.stream.publish,
+            tell=self.private.tell,
         )
         self.stream.follow(self.exchange)
         keys = [client.key for client in self.exchange.clients]
         self.faults = Faults(keys, self._connections, self._restart, fault_log)
         self.faults.advance(self.exchange.now_ns)
         self.faults.follow(schedule(seed, fault_rates or {}, self.exchange.now_ns))
-        self.stream.deliver = self.faults.frame
+        self.stream.deliver = self.private.deliver = self.faults.frame
+        self.private.follow(self.exchange, self.catch_up, self.faults.wall_ns)
         rest = Rest(self.exchange, self.catch_up, limited, self.faults.wall_ns)
+        self.trade = Trade(rest, self.faults.wall_ns)
         self._control = Control(self.faults, rest.answer)
         self._wall_ns = self._begun_ns = 0
         self._runner: web.AppRunner | None = None
         self._moving: asyncio.Task[None] | None = None
         self.address = ""
 
+    @property
+    def _endpoints(self) -> dict[str, Endpoint]:
+        return {
+            "/v5/public/linear": self.stream,
+            "/v5/private": self.private,
+            "/v5/trade": self.trade,
+        }
+
     async def start(self, port: int = 0) -> dict[str, Any]:
         """Serve on loopback; what a client has to know, once it can connect."""
         app = web.Application(client_max_size=1 << 20)
-        app.router.add_get("/v5/public/linear", self.stream.serve)
+        for path, endpoint in self._endpoints.items():
+            app.router.add_get(path, endpoint.serve)
         app.router.add_route("*", "/control/faults", self._control.command)
         app.router.add_route("*", "/{path:.*}", self._control.answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -90,6 +108,8 @@ class Sandbox:
         return {
             "rest": f"http://{self.address}",
             "ws_public": f"ws://{self.address}/v5/public/linear",
+            "ws_private": f"ws://{self.address}/v5/private",
+            "ws_trade": f"ws://{self.address}/v5/trade",
             "keys": [{"key": c.key, "secret": c.secret} for c in self.exchange.clients],
             "clock": {
                 "wall_ns": self._wall_ns,
@@ -103,7 +123,8 @@ class Sandbox:
         if self._moving is not None:
             self._moving.cancel()
             await asyncio.gather(self._moving, return_exceptions=True)
-        await self.stream.close()
+        for endpoint in self._endpoints.values():
+            await endpoint.close()
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -119,7 +140,7 @@ class Sandbox:
         self.stream.candles()
 
     def _connections(self) -> list[Connection]:
-        return list(self.stream.connections)
+        return [c for endpoint in self._endpoints.values() for c in endpoint.connections]
 
     def _restart(self) -> None:
         for tape in self.exchange.tapes.values():
