@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from execution.margin import MarginError, MarginMode
-from live.sandbox.entry import Body, tape_of, text
+from live.sandbox.checks import Body, text
+from live.sandbox.entry import matches_filter, stops_of, tape_of
 from live.sandbox.exchange import Exchange
 from live.sandbox.figures import number
 from live.sandbox.paging import Query, limit_of, page
 from live.sandbox.refusal import RefusedError
 from live.sandbox.trading import Client, Order
+from live.sandbox.triggers import check_stops
 
 Result = dict[str, Any]
 
@@ -36,19 +38,21 @@ def open_orders(exchange: Exchange, client: Client, query: Query) -> Result:
     if not (known or query.get("symbol") or query.get("settleCoin") or query.get("baseCoin")):
         raise RefusedError(10001, "params error: symbol, settleCoin or baseCoin is required")
     recent = list(client.closed)[-RECENT:]
-    orders: list[Order] = list(client.open.values())
+    orders: list[Order] = [*client.open.values(), *client.waiting.values()]
     if known:
         orders = recent + orders
     elif query.get("openOnly") == "1":
         orders = recent
-    rows = [order.listed() for order in orders]
+    kind = query.get("orderFilter", "")
+    rows = [order.listed() for order in orders if matches_filter(order, kind)]
     return page(rows, {**query, "startTime": ""}, "createdTime", 20, 50, **_filters(query))
 
 
 def order_history(exchange: Exchange, client: Client, query: Query) -> Result:
     _linear(query)
     equal = {**_filters(query), "orderStatus": query.get("orderStatus", "")}
-    rows = [order.listed() for order in client.closed]
+    kind = query.get("orderFilter", "")
+    rows = [order.listed() for order in client.closed if matches_filter(order, kind)]
     return page(rows, query, "createdTime", 20, 50, **equal)
 
 
@@ -89,6 +93,20 @@ def positions(exchange: Exchange, client: Client, query: Query) -> Result:
         client.position_row(exchange.tapes[s].figures, exchange.tapes[s].mark_e8) for s in chosen
     ]
     return {"list": rows, "nextPageCursor": "", "category": "linear"}
+
+
+def leverages(exchange: Exchange, client: Client, query: Query) -> Result:
+    """The leverage of each symbol, whether anything is held or not."""
+    _linear(query)
+    asked = query.get("symbol", "")
+    if asked and asked not in exchange.tapes:
+        raise RefusedError(10001, "params error: symbol invalid")
+    rows = [
+        {"symbol": symbol, "leverage": terms.leverage, "side": "", "positionIdx": 0}
+        for symbol, terms in client.margin.terms.items()
+        if asked in ("", symbol)
+    ]
+    return {"category": "linear", "list": rows}
 
 
 def wallet(exchange: Exchange, client: Client, query: Query) -> Result:
@@ -173,6 +191,32 @@ def set_leverage(exchange: Exchange, client: Client, body: Body) -> Result:
     return {}
 
 
+def set_trading_stop(exchange: Exchange, client: Client, body: Body) -> Result:
+    """Take-profit, stop-loss and trailing stop of a position, or of a part of it."""
+    tape = tape_of(exchange, body)
+    if body.get("positionIdx", 0) not in (0, "0"):
+        raise RefusedError(10001, "position idx not match position mode")
+    stops = stops_of(tape, body)
+    if stops is None:
+        raise RefusedError(10001, "params error: nothing is to be set")
+    held = client.account.holdings[tape.symbol].position_lots
+    if not held:
+        raise RefusedError(10001, "can not set tp/sl/ts for zero position")
+    check_stops(stops, 1 if held > 0 else -1, tape.last_ticks * tape.tick_e8)
+    if stops.partial:
+        lots = tape.figures.lots(body.get("tpSize") or body.get("slSize") or "0")
+        if not 0 < lots <= abs(held) or body.get("slSize", body.get("tpSize")) != body.get(
+            "tpSize", body.get("slSize")
+        ):
+            raise RefusedError(10001, "params error: tpSize or slSize invalid")
+        exchange.triggers.part(client, tape.symbol, stops, lots, exchange.now_ns)
+        return {}
+    if not exchange.triggers.would_change(client, tape.symbol, stops):
+        raise RefusedError(34040, "not modified")
+    exchange.triggers.protect(client, tape.symbol, stops, exchange.now_ns)
+    return {}
+
+
 def switch_mode(exchange: Exchange, client: Client, body: Body) -> Result:
     """One-way is the only position mode here."""
     if body.get("mode") in (0, "0"):
@@ -187,7 +231,11 @@ def set_margin_mode(exchange: Exchange, client: Client, body: Body) -> Result:
         raise RefusedError(10001, "params error: setMarginMode invalid")
     if mode is client.mode:
         raise RefusedError(110026, "Cross/isolated margin mode is not modified")
-    if client.open or any(h.position_lots for h in client.account.holdings.values()):
+    if (
+        client.open
+        or client.waiting
+        or any(h.position_lots for h in client.account.holdings.values())
+    ):
         reason = {"reasonCode": "3400045", "reasonMsg": "Close positions and cancel orders first"}
         raise RefusedError(3400045, "Set margin mode failed", result={"reasons": [reason]})
     client.set_mode(mode)

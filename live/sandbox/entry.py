@@ -1,49 +1,36 @@
 """Order entry: requests checked as the venue checks them, then carried out.
 
 Each function takes a client and the request's body and returns the result, or raises a `RefusedError`
-that has changed nothing. Conditional orders, attached take-profit and stop-loss, self-match
-prevention and slippage tolerance are not here yet: a request that asks for one is refused by name.
+that has changed nothing. Self-match prevention and hedge mode are not here: a request that asks for
+one is refused by name.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final
 
-from execution.account import value_e8
-from execution.margin import MarginError, OpenOrder
+import msgspec
+
+from execution.margin import OpenOrder
+from live.sandbox import checks
+from live.sandbox.checks import Body, choice, flag, text
 from live.sandbox.exchange import FORCES, Exchange
-from live.sandbox.listing import LISTINGS
+from live.sandbox.figures import number
 from live.sandbox.refusal import RefusedError
 from live.sandbox.tape import Tape
-from live.sandbox.trading import Client, Order
+from live.sandbox.trading import Client, Order, Stops, Trigger
+from live.sandbox.triggers import check_side, check_stops
 
-Body = Mapping[str, Any]
 Result = dict[str, Any]
 
-MOST_OPEN: Final = 500
 MOST_IN_BATCH: Final = 20
+#: Prices that an order may wait for, the default first.
+WATCHED: Final = ("LastPrice", "MarkPrice", "IndexPrice")
 _LINK: Final = re.compile(r"[A-Za-z0-9_-]{1,36}")
 _SIDES: Final = {"Buy": 1, "Sell": -1}
-#: What an order may ask for elsewhere, and the values that ask for nothing.
-_NOT_HERE: Final = {
-    "triggerPrice": ("", "0"),
-    "takeProfit": ("", "0"),
-    "stopLoss": ("", "0"),
-    "slippageTolerance": ("", "0"),
-    "bboSideType": ("",),
-    "smpType": ("", "None"),
-}
-
-
-def text(body: Body, name: str, default: str = "") -> str:
-    """A string of a request."""
-    value = body.get(name, default)
-    if not isinstance(value, str):
-        raise RefusedError(10001, f"params error: {name} invalid")
-    return value
 
 
 def tape_of(exchange: Exchange, body: Body) -> Tape:
@@ -58,6 +45,29 @@ def tape_of(exchange: Exchange, body: Body) -> Tape:
 
 def create(exchange: Exchange, client: Client, body: Body) -> Result:
     """A new order; what becomes of it is not said here."""
+    order = _checked(exchange, client, body)
+    if order.link_id:
+        client.links[order.link_id] = order
+    if order.trigger is not None:
+        exchange.triggers.place(order, exchange.now_ns)
+    else:
+        client.open[order.order_id] = order
+        exchange.enter(order)
+    return _ack(order)
+
+
+def check(exchange: Exchange, client: Client, body: Body) -> Result:
+    """What a new order would make of the account's margin rates, in 1/10,000; nothing is placed."""
+    order = _checked(exchange, client, body)
+    marks = exchange.marks()
+    before = client.margin_rates(marks)
+    after = client.margin_rates(marks, [] if order.trigger else [order.for_margin()])
+    names = ("preImrE4", "preMmrE4", "postImrE4", "postMmrE4")
+    return {**_ack(order), **dict(zip(names, (*before, *after), strict=True))}
+
+
+def _checked(exchange: Exchange, client: Client, body: Body) -> Order:
+    """The order that a request asks for, with everything looked at that can be refused."""
     tape = tape_of(exchange, body)
     side = _SIDES.get(text(body, "side"))
     if side is None:
@@ -66,40 +76,45 @@ def create(exchange: Exchange, client: Client, body: Body) -> Result:
     if kind not in ("Limit", "Market"):
         raise RefusedError(10001, "params error: orderType invalid")
     is_market = kind == "Market"
-    force = "IOC" if is_market else (text(body, "timeInForce") or "GTC")
-    if force not in FORCES:
-        raise RefusedError(10001, "params error: timeInForce invalid")
+    force = "IOC" if is_market else choice(body, "timeInForce", tuple(FORCES))
     if body.get("positionIdx", 0) not in (0, "0"):
         raise RefusedError(10001, "position idx not match position mode")
-    for name, nothing in _NOT_HERE.items():
-        if text(body, name) not in nothing:
-            raise RefusedError(10001, f"params error: {name} is not supported by this venue yet")
+    if text(body, "smpType") not in ("", "None"):
+        raise RefusedError(10001, "params error: smpType is not supported by this venue")
     link_id = _link(client, body)
-    reduce_only, close = _flag(body, "reduceOnly"), _flag(body, "closeOnTrigger")
+    reduce_only, close = flag(body, "reduceOnly"), flag(body, "closeOnTrigger")
+    trigger, stops = _trigger(tape, body), stops_of(tape, body)
+    if stops is not None and reduce_only:
+        raise RefusedError(10001, "params error: a reduce-only order has no takeProfit or stopLoss")
     held = client.account.holdings[tape.symbol].position_lots
     if body.get("qty") == "0" and reduce_only and close:
-        lots = min(abs(held), _most(tape, is_market))
+        lots = 0 if trigger else min(abs(held), checks.most_lots(tape, is_market))
     else:
         lots = tape.figures.lots(body.get("qty"))
-        _check_size(tape, lots, is_market)
-    if reduce_only:
-        rests = force in ("GTC", "PostOnly")
-        lots = min(lots, _reducible(client, tape.symbol, side, rests=rests))
-    low, high = tape.band()
-    if is_market:
-        ticks = high if side > 0 else low
-    else:
-        ticks = _within(tape, client, side, tape.figures.ticks(body.get("price")))
+        checks.size(tape, lots, is_market)
+    ticks = _bound(tape, body, side) if is_market else _limit_ticks(tape, body, side)
+    if not is_market:
+        checks.within_limits(tape, ticks)
+    if stops is not None:
+        base_ticks = tape.last_ticks if is_market else ticks
+        check_stops(stops, side, trigger.price_e8 if trigger else base_ticks * tape.tick_e8)
     if not reduce_only:
-        _check_value(tape, ticks, lots)
-        _check_margin(exchange, client, OpenOrder(tape.symbol, side, ticks, lots))
-    if sum(order.symbol == tape.symbol for order in client.open.values()) >= MOST_OPEN:
-        raise RefusedError(110020, "You can not have more than 500 active orders")
+        checks.worth(tape, ticks, lots)
+    if trigger is None:
+        if reduce_only:
+            rests = force in ("GTC", "PostOnly")
+            lots = min(lots, checks.reducible(client, tape.symbol, side, rests=rests))
+        if not is_market:
+            ticks = checks.within_band(tape, client, side, ticks)
+        if not reduce_only:
+            one_more = OpenOrder(tape.symbol, side, ticks, lots)
+            checks.margin(client, one_more, exchange.marks())
+    checks.count(client, tape.symbol, conditional=trigger is not None)
     order = exchange.order(
         client,
         tape.symbol,
         side,
-        ticks,
+        0 if is_market and trigger else ticks,
         lots,
         market=is_market,
         force=force,
@@ -107,48 +122,68 @@ def create(exchange: Exchange, client: Client, body: Body) -> Result:
         reduce_only=reduce_only,
         close_on_trigger=close,
     )
-    client.open[order.order_id] = order
-    if link_id:
-        client.links[link_id] = order
-    exchange.enter(order)
-    return _ack(order)
+    order.trigger, order.stops = trigger, stops
+    return order
 
 
 def amend(exchange: Exchange, client: Client, body: Body) -> Result:
-    """Another price, another total quantity, or both."""
+    """Another price, another total quantity, other triggers, or several of them."""
     tape = tape_of(exchange, body)
     order = _open_order(client, tape, body, "to replace")
-    for name, nothing in _NOT_HERE.items():
-        if text(body, name) not in nothing:
-            raise RefusedError(10001, f"params error: {name} is not supported by this venue yet")
-    ticks, lots = order.ticks, order.lots
-    if text(body, "price"):
-        ticks = _within(tape, client, order.side, tape.figures.ticks(body["price"]))
+    ticks, lots, trigger, stops = order.ticks, order.lots, order.trigger, order.stops
+    if text(body, "price") and not order.market:
+        ticks = checks.within_limits(tape, tape.figures.ticks(body["price"]))
     if text(body, "qty"):
         lots = tape.figures.lots(body["qty"])
-        _check_size(tape, lots, order.market)
+        checks.size(tape, lots, order.market)
         if lots <= order.executed_lots:
             raise RefusedError(110064, "The amended qty is not more than what is filled already")
-    if (ticks, lots) == (order.ticks, order.lots):
+    price_e8 = _price_e8(tape, body, "triggerPrice")
+    if price_e8 and trigger and order.status == "Untriggered":
+        trigger = msgspec.structs.replace(trigger, price_e8=price_e8)
+        trigger.by = choice(body, "triggerBy", (trigger.by, *WATCHED))
+        check_side(trigger, _watched_e8(tape, trigger.by))
+    asked = stops_of(tape, body)
+    if asked is not None and not order.reduce_only:
+        check_stops(asked, order.side, ticks * tape.tick_e8)
+        stops = asked
+    if (ticks, lots, trigger, stops) == (order.ticks, order.lots, order.trigger, order.stops):
         raise RefusedError(
             10001, "The order remains unchanged as the parameters entered match the existing ones."
         )
-    if order.reduce_only:
-        room = _reducible(client, tape.symbol, order.side, order)
-        lots = min(lots, order.executed_lots + room)
+    waits = order.status == "Untriggered"
+    moved = (ticks, lots) != (order.ticks, order.lots)
+    if not waits and moved:
+        ticks = checks.within_band(tape, client, order.side, ticks)
+        if order.reduce_only:
+            room = checks.reducible(client, tape.symbol, order.side, order)
+            lots = min(lots, order.executed_lots + room)
+        else:
+            checks.worth(tape, ticks, lots)
+            left = OpenOrder(tape.symbol, order.side, ticks, lots - order.executed_lots)
+            checks.margin(client, left, exchange.marks(), order)
+    order.trigger, order.stops = trigger, stops
+    if waits:
+        order.ticks, order.lots = ticks, lots
+    if not waits and moved:
+        exchange.amend(order, ticks, lots)
     else:
-        _check_value(tape, ticks, lots)
-        left = OpenOrder(tape.symbol, order.side, ticks, lots - order.executed_lots)
-        _check_margin(exchange, client, left, order)
-    exchange.amend(order, ticks, lots)
+        exchange.triggers.changed(order, exchange.now_ns)
     return _ack(order)
 
 
 def cancel(exchange: Exchange, client: Client, body: Body) -> Result:
     """One order, by its id or else by its link id."""
     order = _open_order(client, tape_of(exchange, body), body, "to cancel")
-    exchange.cancel(order)
+    _cancel(exchange, order)
     return _ack(order)
+
+
+def _cancel(exchange: Exchange, order: Order) -> None:
+    if order.status == "Untriggered":
+        exchange.triggers.deactivate(order, "CancelByUser", exchange.now_ns)
+    elif order.is_open:  # what an earlier cancellation has ended is ended
+        exchange.cancel(order)
 
 
 def cancel_all(exchange: Exchange, client: Client, body: Body) -> Result:
@@ -160,18 +195,29 @@ def cancel_all(exchange: Exchange, client: Client, body: Body) -> Result:
         tape_of(exchange, body)
     elif not (text(body, "settleCoin") or text(body, "baseCoin")):
         raise RefusedError(10001, "params error: symbol, baseCoin or settleCoin is required")
-    chosen = [order for order in client.open.values() if _chosen(order, body)]
+    everything = [*client.open.values(), *client.waiting.values()]
+    chosen = [order for order in everything if _chosen(order, body)]
     for order in chosen:
-        exchange.cancel(order)
+        _cancel(exchange, order)
     return {"list": [_ack(order) for order in chosen], "success": "1"}
 
 
 def _chosen(order: Order, body: Body) -> bool:
+    if not matches_filter(order, text(body, "orderFilter")):
+        return False
+    stop_type = text(body, "stopOrderType")
+    if stop_type and (order.trigger is None or order.trigger.kind != stop_type):
+        return False
     if text(body, "symbol"):
         return order.symbol == text(body, "symbol")
     if text(body, "baseCoin"):
         return order.symbol == f"{body['baseCoin']}USDT"
     return text(body, "settleCoin") == "USDT"
+
+
+def matches_filter(order: Order, chosen: str) -> bool:
+    """Whether an order is of the kind that a filter names: plain, conditional, or all."""
+    return chosen == "" or (chosen == "StopOrder") == (order.trigger is not None)
 
 
 def batch(
@@ -203,18 +249,11 @@ def batch(
     return {"list": rows}, {"list": codes}
 
 
-# -- checks ----------------------------------------------------------------------------------------
+# -- parts of requests -----------------------------------------------------------------------------
 
 
 def _ack(order: Order) -> Result:
     return {"orderId": order.order_id, "orderLinkId": order.link_id}
-
-
-def _flag(body: Body, name: str) -> bool:
-    value = body.get(name, False)
-    if not isinstance(value, bool):
-        raise RefusedError(10001, f"params error: {name} invalid")
-    return value
 
 
 def _link(client: Client, body: Body) -> str:
@@ -230,74 +269,106 @@ def _open_order(client: Client, tape: Tape, body: Body, purpose: str) -> Order:
     order_id, link_id = text(body, "orderId"), text(body, "orderLinkId")
     if not order_id and not link_id:
         raise RefusedError(10001, "params error: OrderId or orderLinkId is required")
-    order = client.open.get(order_id) if order_id else client.links.get(link_id)
+    if order_id:
+        order = client.open.get(order_id) or client.waiting.get(order_id)
+    else:
+        order = client.links.get(link_id)
     if order is None or not order.is_open or order.symbol != tape.symbol:
         raise RefusedError(110001, f"order not exists or too late {purpose}")
     return order
 
 
-def _most(tape: Tape, is_market: bool) -> int:
-    listing = LISTINGS[tape.symbol]
-    return tape.figures.lots(listing.max_market_qty if is_market else listing.max_qty)
+def _limit_ticks(tape: Tape, body: Body, side: int) -> int:
+    """The price of a limit order, its own or one of the book's best five."""
+    whose = text(body, "bboSideType")
+    if not whose:
+        return tape.figures.ticks(body.get("price"))
+    level = text(body, "bboLevel")
+    if whose not in ("Queue", "Counterparty") or level not in ("1", "2", "3", "4", "5"):
+        raise RefusedError(10001, "params error: bboSideType or bboLevel invalid")
+    levels = tape.books[50].levels(side if whose == "Queue" else -side, int(level))
+    if not levels:
+        raise RefusedError(10001, "params error: the book has no such level")
+    return levels[-1][0]
 
 
-def _check_size(tape: Tape, lots: int, is_market: bool) -> None:
-    if lots < tape.instrument.qty_lots(tape.instrument.min_qty):
-        raise RefusedError(10001, "The number of contracts exceeds minimum limit allowed")
-    if lots > _most(tape, is_market):
-        raise RefusedError(
-            10001, "The number of contracts exceeds maximum limit allowed: too large"
-        )
-
-
-def _check_value(tape: Tape, ticks: int, lots: int) -> None:
-    least = tape.instrument.min_notional
-    if value_e8(tape.instrument, ticks, lots) < Decimal(least).scaleb(8):
-        raise RefusedError(110094, f"Order does not meet minimum order value {least}USDT")
-
-
-def _reducible(
-    client: Client, symbol: str, side: int, but: Order | None = None, *, rests: bool = True
-) -> int:
-    """Lots that one more reduce-only order may have: of one that rests, beside those that do.
-
-    For one that executes at once the others give way afterwards.
-    """
-    held = -side * client.account.holdings[symbol].position_lots
-    if held <= 0:
-        raise RefusedError(110017, "current position is zero, cannot fix reduce-only order qty")
-    asked = sum(
-        order.leaves_lots
-        for order in client.open.values()
-        if rests and order.reduce_only and order.symbol == symbol and order is not but
-    )
-    if asked >= held:
-        raise RefusedError(110017, "Reduce-only rule not satisfied")
-    return held - asked
-
-
-def _within(tape: Tape, client: Client, side: int, ticks: int) -> int:
-    """A limit price at the edge of the band when it is beyond; refused for those who want that."""
-    listing, figures = LISTINGS[tape.symbol], tape.figures
-    if not figures.ticks(listing.min_price) <= ticks <= figures.ticks(listing.max_price):
-        raise RefusedError(110003, "Order price is out of permissible range")
+def _bound(tape: Tape, body: Body, side: int) -> int:
+    """The worst price of a market order: the band's edge, or closer if a slippage is given."""
     low, high = tape.band()
-    inside = min(ticks, high) if side > 0 else max(ticks, low)
-    if inside != ticks and not client.moves_price:
-        raise RefusedError(110003, "Order price is out of permissible range")
-    return inside
+    edge = high if side > 0 else low
+    kind = text(body, "slippageToleranceType")
+    if kind in ("", "UNKNOWN"):
+        return edge
+    allowed = number(body.get("slippageTolerance"), "slippageTolerance")
+    touch = next(iter(tape.books[1].sides[-side]), edge)
+    if kind == "TickSize":
+        if not 1 <= allowed <= 10_000 or allowed % 1:
+            raise RefusedError(110108, "slippageTolerance in ticks must be within 1 and 10000")
+        ticks = touch + side * int(allowed)
+    elif kind == "Percent":
+        if not Decimal("0.01") <= allowed <= 10:
+            raise RefusedError(110109, "slippageTolerance in percent must be within 0.01 and 10")
+        ticks = int(touch * (1 + side * allowed / 100))
+    else:
+        raise RefusedError(10001, "params error: slippageToleranceType invalid")
+    return min(ticks, edge) if side > 0 else max(ticks, edge)
 
 
-def _check_margin(
-    exchange: Exchange, client: Client, order: OpenOrder, but: Order | None = None
-) -> None:
-    """Room for an order beside the others, ``but`` for one that it takes the place of."""
-    others = [held.for_margin() for held in client.open.values() if held is not but]
-    holding, terms = client.account.holdings[order.symbol], client.margin.terms[order.symbol]
-    reached = abs(holding.position_lots + order.side * order.leaves_lots)
-    try:
-        terms.tier(value_e8(holding.instrument, order.price_ticks, reached))
-    except MarginError as error:
-        raise RefusedError(110090, f"Order exceeds the maximum position limit: {error}") from None
-    if not client.margin.accepts(order, exchange.marks(), others):
-        raise RefusedError(110007, "ab not enough for new order")
+def _price_e8(tape: Tape, body: Body, name: str) -> int | None:
+    """A price of a request at 1e-8: None when it is not there, 0 for one that is to be taken away."""
+    value = text(body, name)
+    if not value:
+        return None
+    if not number(value, name):
+        return 0
+    return tape.figures.ticks(value, name) * tape.tick_e8
+
+
+def _trigger(tape: Tape, body: Body) -> Trigger | None:
+    """What a new order waits for, if it does."""
+    price_e8 = _price_e8(tape, body, "triggerPrice")
+    if not price_e8:
+        return None
+    direction = body.get("triggerDirection")
+    if direction not in (1, 2) or isinstance(direction, bool):
+        raise RefusedError(10001, "params error: triggerDirection invalid")
+    trigger = Trigger(
+        kind="Stop",
+        rises=direction == 1,
+        price_e8=price_e8,
+        by=choice(body, "triggerBy", WATCHED),
+    )
+    check_side(trigger, _watched_e8(tape, trigger.by))
+    return trigger
+
+
+def _watched_e8(tape: Tape, by: str) -> int:
+    last_e8 = tape.last_ticks * tape.tick_e8
+    return {"LastPrice": last_e8, "MarkPrice": tape.mark_e8, "IndexPrice": tape.index_e8}[by]
+
+
+def stops_of(tape: Tape, body: Body) -> Stops | None:
+    """Take-profit, stop-loss and trailing stop of a request, if there are any."""
+    take_e8, stop_e8 = (_price_e8(tape, body, name) for name in ("takeProfit", "stopLoss"))
+    trailing_e8 = _price_e8(tape, body, "trailingStop")
+    if take_e8 is None and stop_e8 is None and trailing_e8 is None:
+        return None
+    partial = choice(body, "tpslMode", ("Full", "Partial")) == "Partial"
+    limits = {}
+    for prefix in ("tp", "sl"):
+        is_limit = choice(body, f"{prefix}OrderType", ("Market", "Limit")) == "Limit"
+        if is_limit and not partial:
+            raise RefusedError(10001, f"params error: {prefix}OrderType is for tpslMode Partial")
+        limit = body.get(f"{prefix}LimitPrice")
+        limits[prefix] = tape.figures.ticks(limit, f"{prefix}LimitPrice") if is_limit else 0
+    return Stops(
+        take_profit_e8=take_e8,
+        stop_loss_e8=stop_e8,
+        trailing_e8=trailing_e8,
+        active_e8=_price_e8(tape, body, "activePrice") or 0,
+        take_by=choice(body, "tpTriggerBy", WATCHED),
+        stop_by=choice(body, "slTriggerBy", WATCHED),
+        partial=partial,
+        take_limit_ticks=limits["tp"],
+        stop_limit_ticks=limits["sl"],
+    )

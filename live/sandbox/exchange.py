@@ -1,7 +1,7 @@
 """The exchange: running markets, clients and their orders, in time.
 
 Everything here happens in simulated time and in one thread; the world is a function of the profile,
-the seed and the requests with the times they came at. What executions do to money is the `ledger`'s
+the seed and the requests with the times they came at, however finely time is let go on. What executions do to money is the `ledger`'s
 affair; what clients are told of it, the `notices`'.
 
 A market lasts for a day: at midnight (UTC, simulated) the next day's takes over with books of its
@@ -21,6 +21,7 @@ from live.sandbox.ledger import Ledger, Names
 from live.sandbox.notices import Notice, Notices
 from live.sandbox.tape import DEEP, DEEP_NS, TICKER_NS, Listener, Tape
 from live.sandbox.trading import Client, Order
+from live.sandbox.triggers import Triggers
 from market.lake import day_start_ns
 from market.matching import Status, TimeInForce
 from market.synthetic.flow import BACKGROUND
@@ -33,6 +34,8 @@ from market.wire.encode import Encoder
 FIRST_DAY: Final = "2026-03-01"
 START_S: Final = 300
 DEPOSIT_E8: Final = 100_000 * E8
+#: Prices and positions are looked at so often for what they mean to orders.
+BEAT_NS: Final = 20_000_000
 FUNDING_NS: Final = 8 * 3600 * 1_000_000_000
 
 _MS: Final = 1_000_000
@@ -98,7 +101,8 @@ class Exchange:
         ]
         self._names = Names(seed)
         self.ledger = Ledger(self.tapes, self.clients, self._names)
-        self.notices = Notices(seed, self.tapes, tell)
+        self.notices = Notices(seed, self.tapes, self.ledger.marks, tell)
+        self.triggers = Triggers(self.tapes, self.notices, self.enter, self.order)
         self._prints = {symbol: Encoder(item) for symbol, item in self.instruments.items()}
         self._orders: dict[str, dict[int, Order]] = {}  # by symbol and handle
         self._touched: dict[tuple[Client, str], None] = {}
@@ -117,20 +121,27 @@ class Exchange:
     def advance(self, until_ns: int) -> None:
         """Let time go on."""
         while self.now_ns < until_ns:
-            stop_ns = min(until_ns, self.now_ns - self.now_ns % TICKER_NS + TICKER_NS)
-            for symbol in self.tapes:
-                self._run(symbol, stop_ns)
+            stop_ns = min(until_ns, self.now_ns - self.now_ns % BEAT_NS + BEAT_NS)
+            self._run(tuple(self.tapes), stop_ns)
             self.now_ns = stop_ns
-            if stop_ns % TICKER_NS == 0:
-                self._publish()
-            if stop_ns % _SECOND == 0:
-                self._liquidate()
-            if stop_ns % FUNDING_NS == 0:
-                for symbol in self.tapes:
-                    self.settle(symbol)
-            if stop_ns % _DAY_NS == 0:
-                self._open_day()
+            if stop_ns % BEAT_NS == 0:
+                self._beat()
             self.notices.release(stop_ns)
+
+    def _beat(self) -> None:
+        """What is done at certain times, and not whenever somebody looks."""
+        now_ns = self.now_ns
+        self.ledger.mark()
+        self._follow_up(tuple(self.tapes))
+        if now_ns % TICKER_NS == 0:
+            self._publish()
+        if now_ns % _SECOND == 0:
+            self._liquidate()
+        if now_ns % FUNDING_NS == 0:
+            for symbol in self.tapes:
+                self.settle(symbol)
+        if now_ns % _DAY_NS == 0:
+            self._open_day()
 
     def _open_day(self) -> None:
         """The markets of the day that begins now."""
@@ -148,16 +159,25 @@ class Exchange:
             self.enter(order)
         self._entering_again = False
 
-    def _run(self, symbol: str, until_ns: int) -> None:
-        """One market to a time, and what is heard of it."""
-        market = self.markets[symbol]
-        self.tapes[symbol].take(market.advance(max(until_ns, market.now_ns)))
-        for report in market.reports():
+    def _run(self, symbols: Sequence[str], until_ns: int) -> None:
+        """Markets to a time, and what is heard of them, oldest first."""
+        heard: list[tuple[str, Report]] = []
+        for symbol in symbols:
+            market = self.markets[symbol]
+            self.tapes[symbol].take(market.advance(max(until_ns, market.now_ns)))
+            heard += [(symbol, report) for report in market.reports()]
+        for symbol, report in sorted(heard, key=lambda entry: entry[1].exchange_ns):
             self._hear(symbol, report)
+
+    def _follow_up(self, symbols: Sequence[str]) -> None:
+        """What positions and prices that have changed mean for orders."""
         while self._touched:
             touched = next(iter(self._touched))
             del self._touched[touched]
             self._trim(*touched)
+            self.triggers.follow(*touched, self.now_ns)
+        for symbol in symbols:
+            self.triggers.check(symbol, self.now_ns)
 
     def _publish(self) -> None:
         for symbol, tape in self.tapes.items():
@@ -169,8 +189,8 @@ class Exchange:
             tape.tick(self.now_ns)
 
     def marks(self) -> dict[str, int]:
-        """Mark prices at 1e-8 by symbol."""
-        return self.ledger.marks()
+        """Mark prices at 1e-8 by symbol, as of the last beat."""
+        return self.ledger.marks
 
     # -- orders ------------------------------------------------------------------------------------
 
@@ -204,7 +224,8 @@ class Exchange:
 
     def _now(self, symbol: str) -> None:
         """What comes of requests that were sent just now."""
-        self._run(symbol, self.now_ns)
+        self._run((symbol,), self.now_ns)
+        self._follow_up((symbol,))
         self.notices.release(self.now_ns)
 
     def _hear(self, symbol: str, report: Report) -> None:
@@ -227,7 +248,7 @@ class Exchange:
             # A resting order that was amended to a price at which it would take.
             order.reject_reason = _REASONS[status]
             self.markets[symbol].cancel(order.handle)
-            self._run(symbol, self.now_ns)
+            self._run((symbol,), self.now_ns)
             return
         if status is Status.RESTING or (status is None and report.left):
             order.status = "PartiallyFilled" if order.executed_lots else "New"
@@ -244,6 +265,9 @@ class Exchange:
             self._close(symbol, order, "Cancelled")
         tape = self.tapes[symbol]
         self.notices.order(order, fills, at_ns, sequence or tape.sequence(at_ns))
+        if fills and order.stops is not None:
+            lots = sum(execution.lots for execution in report.executions)
+            self.triggers.attach(order, lots, at_ns)
 
     def _close(self, symbol: str, order: Order, status: str) -> None:
         order.status = status
@@ -273,15 +297,18 @@ class Exchange:
 
     def _liquidate(self) -> None:
         """Positions that their margins no longer hold go to the fund."""
-        marks = None
+        self.ledger.mark()
+        marks = self.marks()
         for client in self.clients:
             if not any(h.position_lots for h in client.account.holdings.values()):
                 continue
-            marks = marks or self.marks()
             gone = client.margin.liquidated(marks)
             for order in list(client.open.values()):
                 if order.symbol in gone:
                     self.cancel(order, "CancelAllBeforeLiq")
+            for order in list(client.waiting.values()):
+                if order.symbol in gone:
+                    self.triggers.deactivate(order, "CancelAllBeforeLiq", self.now_ns)
             prices = {s: self.ledger.bankruptcy_ticks(client, s, marks) for s in gone}
             for symbol, ticks in prices.items():
                 self._take_over(client, symbol, ticks)
@@ -292,6 +319,7 @@ class Exchange:
         order = self.order(client, symbol, side, ticks, abs(held), market=True)
         row = self.ledger.take_over(order, self.now_ns)
         self.notices.order(order, [row], self.now_ns, row["seq"])
+        self.triggers.follow(client, symbol, self.now_ns)
 
     # -- making orders -----------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ class Figures:
 
     def __init__(self, instrument: Instrument) -> None:
         self.instrument = instrument
+        self.tick_e8 = round(instrument.tick_size * E8)
         self._tick, self._lot = Decimal(instrument.tick), Decimal(instrument.lot)
         # The venue pads prices of linear perpetuals to two decimals at least.
         self.price_places = max(2, _places(self._tick))
@@ -61,9 +62,9 @@ class Figures:
     def padded_qty(self, lots: int) -> str:
         return f"{self._lot * lots:.{self.qty_places}f}"
 
-    def ticks(self, text: Any) -> int:
+    def ticks(self, text: Any, what: str = "price") -> int:
         """Ticks of a price in a request; refused off the grid and at zero."""
-        ticks, rest = divmod(number(text, "price"), self._tick)
+        ticks, rest = divmod(number(text, what), self._tick)
         if rest or not ticks:
             raise RefusedError(110003, "price is invalid")
         return int(ticks)

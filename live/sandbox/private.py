@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from live.sandbox.checks import Body, text
 from live.sandbox.connection import Connection, Stream
-from live.sandbox.entry import Body, text
 from live.sandbox.exchange import Exchange
 from live.sandbox.notices import Notice
 from live.sandbox.refusal import RefusedError

@@ -96,7 +96,9 @@ class Tape:
         self.figures = Figures(instrument)
         self.values: dict[int, int] = {}  #: ticker values by `events.Field`
         self.trades: deque[dict[str, Any]] = deque(maxlen=RECENT_TRADES)
+        self.tick_e8 = self.figures.tick_e8
         self.last_ticks = 0
+        self._span = (0, 0)  #: lowest and highest trade since it was last taken, ticks
         unit = unit_e8(instrument)
         self.candles = {
             "kline": Candles(unit),
@@ -167,6 +169,12 @@ class Tape:
         for exchange_ns, ticks, lots in zip(*columns, strict=True):
             candles.add(exchange_ns // _MS, ticks, lots)
         self.last_ticks = int(rows["price_ticks"][-1])
+        prices = rows["price_ticks"]
+        lowest, highest = self._span
+        self._span = (
+            min(lowest or self.last_ticks, int(prices.min())),
+            max(highest, int(prices.max())),
+        )
         self._opening_ticks = self._opening_ticks or int(rows["price_ticks"][0])
 
     def _take_ticker(self, rows: Events) -> None:
@@ -266,6 +274,12 @@ class Tape:
         row["exchange_ns"] = row["publish_ns"] = row["receive_ns"] = now_ns
         self.take(row)
 
+    def take_span(self) -> tuple[int, int]:
+        """Lowest and highest price of trades since the last time, ticks; the last when there is none."""
+        lowest, highest = self._span if self._span[0] else (self.last_ticks, self.last_ticks)
+        self._span = (0, 0)
+        return lowest, highest
+
     # -- what is known -----------------------------------------------------------------------------
 
     def snapshot(self, topic: str, now_ns: int) -> bytes | None:
@@ -296,8 +310,7 @@ class Tape:
 
     def _mid_e8(self) -> int:
         book = self.books[1]
-        tick_e8 = round(self.instrument.tick_size * E8)
-        return (next(iter(book.sides[1])) + next(iter(book.sides[-1]))) * tick_e8 // 2
+        return (next(iter(book.sides[1])) + next(iter(book.sides[-1]))) * self.tick_e8 // 2
 
     def band(self) -> tuple[int, int]:
         """Lowest price of a sell and highest of a buy order, ticks.
@@ -309,8 +322,7 @@ class Tape:
         premium = sum(self._premiums) // max(1, len(self._premiums))
         highest = min(mark * 102 // 100, max(index, mark * 101 // 100 + max(0, premium)))
         lowest = max(-(-mark * 98 // 100), min(index, -(-mark * 99 // 100) + min(0, premium)))
-        tick_e8 = round(self.instrument.tick_size * E8)
-        return -(-lowest // tick_e8), highest // tick_e8
+        return -(-lowest // self.tick_e8), highest // self.tick_e8
 
     def price_limit(self) -> dict[str, str]:
         """The price band as the venue tells of it."""

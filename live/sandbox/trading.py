@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 from math import floor
@@ -15,11 +16,68 @@ from execution.margin import Margin, MarginMode, OpenOrder, Security, Terms, at_
 from live.sandbox.figures import Figures, money, rounded
 from market.instruments import Instrument
 
-OPEN: Final = ("New", "PartiallyFilled")
+OPEN: Final = ("New", "PartiallyFilled", "Untriggered")
+#: Triggers of orders that close a whole position, each of which a position has one at most.
+WHOLE: Final = ("TakeProfit", "StopLoss", "TrailingStop")
 #: Closed orders, executions and log rows kept a client.
 KEPT: Final = 10_000
 
 Row = dict[str, Any]
+
+
+class Trigger(msgspec.Struct, kw_only=True):
+    """What a conditional order waits for; prices at 1e-8."""
+
+    kind: str
+    rises: bool  #: whether it waits for the price from below
+    price_e8: int
+    by: str = "LastPrice"
+    distance_e8: int = 0  #: of a trailing stop, from the best price since it is active
+    active_e8: int = 0  #: when a trailing stop becomes active; 0 at once
+    partner: Order | None = None  #: ends when this one is triggered
+
+    def reached(self, lowest_e8: int, highest_e8: int) -> bool:
+        """Whether prices within a span trigger; a trailing stop follows them first."""
+        if self.active_e8:
+            begun = lowest_e8 <= self.active_e8 if self.rises else highest_e8 >= self.active_e8
+            if not begun:
+                return False
+            self.active_e8 = 0
+        if self.distance_e8 and self.rises:
+            self.price_e8 = min(self.price_e8, lowest_e8 + self.distance_e8)
+        elif self.distance_e8:
+            self.price_e8 = max(self.price_e8, highest_e8 - self.distance_e8)
+        return highest_e8 >= self.price_e8 if self.rises else lowest_e8 <= self.price_e8
+
+
+class Stops(msgspec.Struct, frozen=True, kw_only=True):
+    """Take-profit, stop-loss and trailing stop as they are asked for: prices at 1e-8, 0 to take one
+    away, None to leave it as it is."""
+
+    take_profit_e8: int | None = None
+    stop_loss_e8: int | None = None
+    trailing_e8: int | None = None
+    active_e8: int = 0
+    take_by: str = "LastPrice"
+    stop_by: str = "LastPrice"
+    partial: bool = False
+    take_limit_ticks: int = 0  #: 0 for a market order
+    stop_limit_ticks: int = 0
+
+    def of_whole(self) -> tuple[tuple[str, int | None, str], ...]:
+        """(kind, price, watched price) of what closes the whole position."""
+        return (
+            ("TakeProfit", self.take_profit_e8, self.take_by),
+            ("StopLoss", self.stop_loss_e8, self.stop_by),
+            ("TrailingStop", self.trailing_e8, "LastPrice"),
+        )
+
+    def of_part(self) -> tuple[tuple[str, int | None, str, int], ...]:
+        """(kind, price, watched price, limit) of what closes a part of it."""
+        return (
+            ("PartialTakeProfit", self.take_profit_e8, self.take_by, self.take_limit_ticks),
+            ("PartialStopLoss", self.stop_loss_e8, self.stop_by, self.stop_limit_ticks),
+        )
 
 
 class Order(msgspec.Struct, kw_only=True, eq=False):
@@ -49,6 +107,8 @@ class Order(msgspec.Struct, kw_only=True, eq=False):
     fee_e8: int = 0
     closed_pnl_e8: int = 0
     create_type: str = "CreateByUser"
+    trigger: Trigger | None = None
+    stops: Stops | None = None  #: what its executions bring along
 
     @property
     def symbol(self) -> str:
@@ -72,18 +132,41 @@ class Order(msgspec.Struct, kw_only=True, eq=False):
         no_price = figures.padded_price(0)
         prices = ("triggerPrice", "takeProfit", "stopLoss")
         triggers = ("stopOrderType", "triggerBy", "tpTriggerBy", "slTriggerBy")
-        plain = {"tpslMode": "", "tpLimitPrice": "", "slLimitPrice": "", "slippageTolerance": ""}
+        unset = {"tpslMode": "UNKNOWN", "tpLimitPrice": "0", "slLimitPrice": "0"}
         return {
             **row,
-            **{name: row[name] or no_price for name in prices},
+            **{name: _padded(row[name], figures) if row[name] else no_price for name in prices},
             **{name: row[name] or "UNKNOWN" for name in triggers},
-            **plain,
+            **{name: "" if row[name] == nothing else row[name] for name, nothing in unset.items()},
+            "slippageTolerance": "",
             "price": figures.padded_price(self.ticks),
             "qty": figures.padded_qty(self.lots),
             "leavesQty": figures.padded_qty(self.leaves_lots),
             "cumExecQty": figures.padded_qty(self.executed_lots),
             "lastPriceOnCreated": figures.padded_price(self.last_ticks),
             "avgPrice": row["avgPrice"] or "0",
+        }
+
+    def _conditions(self) -> Row:
+        """What it waits for, and what it brings along."""
+        trigger, stops, figures = self.trigger, self.stops or Stops(), self.figures
+        mode = "UNKNOWN"
+        if self.stops is not None:
+            mode = "Partial" if stops.partial else "Full"
+        elif trigger is not None and trigger.kind != "Stop":
+            mode = "Full" if trigger.kind in WHOLE else "Partial"
+        return {
+            "stopOrderType": trigger.kind if trigger else "",
+            "triggerPrice": money(trigger.price_e8) if trigger else "",
+            "triggerBy": trigger.by if trigger else "",
+            "triggerDirection": (1 if trigger.rises else 2) if trigger else 0,
+            "takeProfit": money(stops.take_profit_e8) if stops.take_profit_e8 else "",
+            "stopLoss": money(stops.stop_loss_e8) if stops.stop_loss_e8 else "",
+            "tpTriggerBy": stops.take_by if stops.take_profit_e8 else "",
+            "slTriggerBy": stops.stop_by if stops.stop_loss_e8 else "",
+            "tpLimitPrice": figures.price(stops.take_limit_ticks),
+            "slLimitPrice": figures.price(stops.stop_limit_ticks),
+            "tpslMode": mode,
         }
 
     def row(self) -> Row:
@@ -112,15 +195,8 @@ class Order(msgspec.Struct, kw_only=True, eq=False):
             "cumExecFee": money(self.fee_e8),
             "cumFeeDetail": {"USDT": money(self.fee_e8)} if self.executed_lots else {},
             "orderType": "Market" if self.market else "Limit",
-            "stopOrderType": "",
             "orderIv": "",
-            "triggerPrice": "",
-            "takeProfit": "",
-            "stopLoss": "",
-            "triggerBy": "",
-            "tpTriggerBy": "",
-            "slTriggerBy": "",
-            "triggerDirection": 0,
+            **self._conditions(),
             "placeType": "",
             "lastPriceOnCreated": figures.price(self.last_ticks),
             "closeOnTrigger": self.close_on_trigger,
@@ -128,9 +204,6 @@ class Order(msgspec.Struct, kw_only=True, eq=False):
             "smpGroup": 0,
             "smpType": "None",
             "smpOrderId": "",
-            "slLimitPrice": "0",
-            "tpLimitPrice": "0",
-            "tpslMode": "UNKNOWN",
             "slippageToleranceType": "UNKNOWN",
             "slippageTolerance": "0",
             "createType": self.create_type,
@@ -171,7 +244,8 @@ class Client:
         self.mode = MarginMode.CROSS
         self.moves_price = True  #: a price out of the band goes to its edge
         self.windows: dict[str, int] = {}  #: seconds until a disconnect cancels, by product
-        self.open: dict[str, Order] = {}  #: by order id, oldest first
+        self.open: dict[str, Order] = {}  #: in the market, by order id, oldest first
+        self.waiting: dict[str, Order] = {}  #: for their triggers, by order id
         self.closed: deque[Order] = deque(maxlen=KEPT)
         self.links: dict[str, Order] = {}
         self.executions: deque[Row] = deque(maxlen=KEPT)
@@ -181,7 +255,8 @@ class Client:
 
     def close(self, order: Order) -> None:
         """An order is no longer open; the oldest closed one may be forgotten for it."""
-        del self.open[order.order_id]
+        self.open.pop(order.order_id, None)
+        self.waiting.pop(order.order_id, None)
         if len(self.closed) == KEPT:
             forgotten = self.closed[0]
             if self.links.get(forgotten.link_id) is forgotten:
@@ -190,6 +265,27 @@ class Client:
 
     def open_orders(self) -> list[OpenOrder]:
         return [order.for_margin() for order in self.open.values()]
+
+    def stops(self, symbol: str) -> dict[str, Order]:
+        """The waiting orders that close the whole position of a symbol, by kind."""
+        return {
+            order.trigger.kind: order
+            for order in self.waiting.values()
+            if order.symbol == symbol and order.trigger and order.trigger.kind in WHOLE
+        }
+
+    def margin_rates(
+        self, marks: dict[str, int], more: Sequence[OpenOrder] = ()
+    ) -> tuple[int, int]:
+        """Initial and maintenance margin to the balance at mark, in 1/10,000, with more orders."""
+        held = [s for s, h in self.account.holdings.items() if h.position_lots]
+        securities = [self.margin.security(symbol, marks[symbol]) for symbol in held]
+        profit = sum(self.margin.unrealised_e8(symbol, marks[symbol]) for symbol in held)
+        initial = self.margin.orders_e8([*self.open_orders(), *more])
+        initial += sum(security.initial_e8 for security in securities if security)
+        maintenance = sum(security.maintenance_e8 for security in securities if security)
+        whole = max(1, self.account.balance_e8 + profit)
+        return initial * 10_000 // whole, maintenance * 10_000 // whole
 
     def set_mode(self, mode: MarginMode) -> None:
         """Isolated or cross, for every symbol of the account."""
@@ -237,9 +333,7 @@ class Client:
             "positionMMByMp": maintenance,
             "positionBalance": initial if self.mode is MarginMode.ISOLATED else "0",
             "tpslMode": "Full",
-            "takeProfit": "",
-            "stopLoss": "",
-            "trailingStop": "0",
+            **self._stop_prices(symbol),
             "sessionAvgPrice": "",
             "unrealisedPnl": money(profit_e8) if lots else "",
             "curRealisedPnl": money(realised_e8),
@@ -252,6 +346,15 @@ class Client:
             "updatedTime": str(about.updated_ms),
             "seq": about.sequence,
         }
+
+    def _stop_prices(self, symbol: str) -> Row:
+        prices = {"takeProfit": "", "stopLoss": "", "trailingStop": "0"}
+        names = {"TakeProfit": "takeProfit", "StopLoss": "stopLoss", "TrailingStop": "trailingStop"}
+        for kind, order in self.stops(symbol).items():
+            trigger = order.trigger
+            if trigger is not None:
+                prices[names[kind]] = money(trigger.distance_e8 or trigger.price_e8)
+        return prices
 
     def wallet_row(self, marks: dict[str, int]) -> Row:
         """The account; its sums are empty where the venue gives them no meaning (isolated margin)."""
@@ -313,6 +416,10 @@ class Client:
                 }
             ],
         }
+
+
+def _padded(text: str, figures: Figures) -> str:
+    return f"{Decimal(text):.{figures.price_places}f}"
 
 
 def side_name(side: int) -> str:
