@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from execution.algorithms.working import SECOND_NS, Child, Parent, Working
-from execution.liquidity import Monitor, filled_share
+from execution.liquidity import filled_share
 from execution.orders import Action, Amend, OrderState
 from execution.venue import View
 
@@ -162,7 +162,6 @@ class ContKukanov(Resting):
             )
         self._taker_bps, self._rebate_bps, self._penalty_bps = taker_bps, -maker_bps, penalty_bps
         self._review_ns, self._reviewed_ns = review_ns, -review_ns
-        self._monitor = Monitor()
         self.take_lots = 0
 
     def resting_lots(self, now_ns: int, view: View) -> int:
@@ -170,7 +169,7 @@ class ContKukanov(Resting):
         side = self.parent.side
         left = self.parent.qty_lots - self.filled_lots
         left_s = max(0.0, (self.parent.deadline_ns - now_ns) / SECOND_NS)
-        mean = self._monitor.outflow_lots_s(side, view) * left_s
+        mean = self.monitor.outflow_lots_s(side, view) * left_s
         half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * _BPS
         level = (2 * half + self._taker_bps + self._rebate_bps) / (
             self._penalty_bps + half + self._rebate_bps
@@ -181,7 +180,7 @@ class ContKukanov(Resting):
         return round(min(max(-mean * math.log1p(-level) - queue, 0.0), left))
 
     def _work(self, now_ns: int, view: View) -> Iterator[Action]:
-        self._monitor.see(view)
+        self.monitor.see(view)
         left = self.parent.qty_lots - self.filled_lots
         if now_ns - self._reviewed_ns >= self._review_ns:
             self._reviewed_ns = now_ns
@@ -221,7 +220,6 @@ class Adaptive(Resting):
         self._aside_share, self._return_share = aside_share, return_share
         self._hold_back_bps = hold_back_bps
         self._aside_ticks: int | None = None
-        self._monitor = Monitor()
         self._crosses = False
 
     def _work(self, now_ns: int, view: View) -> Iterator[Action]:
@@ -251,13 +249,13 @@ class Adaptive(Resting):
 
     def _dearer_to_wait(self, now_ns: int, view: View) -> bool:
         """Whether crossing now costs less than waiting; once it does, it stays so."""
-        self._monitor.see(view)
+        self.monitor.see(view)
         if self._crosses or view.signal_bps is None:
             return self._crosses
         side = self.parent.side
         left = self.parent.qty_lots - self.filled_lots
         left_s = max(0.0, (self.parent.deadline_ns - now_ns) / SECOND_NS)
-        filled = filled_share(self._monitor, view, side, left, left_s)
+        filled = filled_share(self.monitor, view, side, left, left_s)
         half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * _BPS
         drift = max(0.0, side * view.signal_bps)
         # What fills has filled because the market came to us: only what is left bears the drift.

@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from execution.liquidity import Estimate, Monitor
 from execution.orders import (
     Accepted,
     Action,
@@ -96,6 +97,8 @@ class Working(ABC):
     max_failures: Final = 5
     #: How long after the deadline it waits for a market to trade in.
     grace_ns: Final = 10 * SECOND_NS
+    #: The algorithm that does the work, where one was picked.
+    picked: str = ""
 
     def __init__(self, parent: Parent) -> None:
         self.parent = parent
@@ -109,6 +112,15 @@ class Working(ABC):
         self._failures = 0
         self._failed_ns = -self.retry_ns
         self._ended = False
+        self.monitor = Monitor()
+
+    def inform(self, monitor: Monitor) -> None:
+        """Take over what was seen of the market before the decision; ours to go on with."""
+        self.monitor = monitor
+
+    def estimate(self, view: View) -> Estimate | None:
+        """What the parent should cost, asked before the first step; None where nothing is foreseen."""
+        return None
 
     @property
     def open_lots(self) -> int:

@@ -249,13 +249,14 @@ class _Trial:
         size_usdt: float,
         deadline_ns: int,
         shift_ns: int,
+        late_ns: int = 0,
     ) -> None:
         taker_bps, maker_bps = FEE_ROWS_BPS[settings.model.fee_row]
         self.instrument, self.symbol = instrument, instrument.symbol
         self.algorithm, self.queue, self.size_usdt = algorithm, queue, size_usdt
         self.tasks: list[Task] = []
         self.skipped = 0
-        self._deadline_ns = deadline_ns
+        self._deadline_ns, self.late_ns = deadline_ns, late_ns
         self.simulator = Simulator(
             {self.symbol: instrument},
             latency=latency_of(settings.execution),
@@ -338,12 +339,15 @@ def study(
     sizes_usdt: Sequence[float] = (10_000.0,),
     deadline_s: float | None = None,
     queues: Sequence[str] = ("risk_averse", "power3"),
+    rounds: int = 1,
 ) -> StudyReport:
     """Cost of the same two-sided parents under each algorithm and queue model.
 
     ``feeds`` gives each symbol's rows in receive order, as one array or as chunks of whole frames.
     A parent is decided every ``every_s`` seconds, has ``deadline_s`` (default: the settings') and is
-    worth about each of ``sizes_usdt`` in turn. Latencies, fees and depth are the settings'. Raises
+    worth about each of ``sizes_usdt`` in turn. ``rounds`` are evenly shifted against each other, each
+    in simulators of its own: more parents of a short recording, which overlap in time and tell less
+    than as many that do not. Latencies, fees and depth are the settings'. Raises
     ValueError when parents would overlap, and for names that are not known.
     """
     deadline_s = settings.execution.deadline_s if deadline_s is None else deadline_s
@@ -358,28 +362,43 @@ def study(
     for symbol, feed in feeds.items():
         recorder = MidRecorder()
         trials: list[_Trial] = []
-        decided_ns = 0
+        decided_ns: dict[int, int] = {}  #: the last decision, by the lateness of its round
         for events in [feed] if isinstance(feed, np.ndarray) else feed:
             if len(events) == 0:
                 continue
             recorder.push(events)
             if not trials:
                 shift = report.clock_shift_ns[symbol] = clock_shift_ns(events)
+                # The first second is for the snapshot.
+                before_ns = int(events["receive_ns"][0]) + SECOND_NS - every_ns
+                late = [every_ns * n // rounds for n in range(rounds)]
+                decided_ns = {late_ns: before_ns + late_ns for late_ns in late}
                 trials = [
-                    _Trial(instruments[symbol], settings, name, queue, size, deadline_ns, shift)
+                    _Trial(
+                        instruments[symbol],
+                        settings,
+                        name,
+                        queue,
+                        size,
+                        deadline_ns,
+                        shift,
+                        late_ns,
+                    )
                     for size in sizes_usdt
                     for name in algorithms
                     for queue in queues
+                    for late_ns in late
                 ]
-                # The first second is for the snapshot.
-                decided_ns = int(events["receive_ns"][0]) + SECOND_NS - every_ns
             for trial in trials:
                 trial.simulator.on_events(symbol, events)
             until_ns = trials[0].simulator.horizon_ns(symbol)
-            decisions = list(range(decided_ns + every_ns, until_ns, every_ns))
-            decided_ns = decisions[-1] if decisions else decided_ns
+            decisions = {
+                late_ns: range(last_ns + every_ns, until_ns, every_ns)
+                for late_ns, last_ns in decided_ns.items()
+            }
+            decided_ns |= {late_ns: times[-1] for late_ns, times in decisions.items() if times}
             for trial in trials:
-                trial.run(decisions, until_ns)
+                trial.run(decisions[trial.late_ns], until_ns)
         # The same parents are left out of every trial, however early it was done with them.
         last_ns = recorder.mids.until_ns - round(patience_s * 1e9)
         for trial in trials:
