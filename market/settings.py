@@ -80,6 +80,7 @@ class Execution(Struct, frozen=True, kw_only=True):
         "vwap",
         "pov",
         "almgren_chriss",
+        "router",
     ] = "passive"
     #: After this long an algorithm crosses what is left (seconds).
     deadline_s: float = 30.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from execution.algorithms.placement import Adaptive, ContKukanov, Iceberg, MarketOrder, PassivePeg
+from execution.algorithms.router import Router
 from execution.algorithms.schedules import AlmgrenChriss, Pov, Twap, Vwap
 from execution.algorithms.working import Parent, Working
 
@@ -22,6 +23,7 @@ ALGORITHMS: Final[dict[str, type[Working]]] = {
     "vwap": Vwap,
     "pov": Pov,
     "almgren_chriss": AlmgrenChriss,
+    "router": Router,
 }
 
 

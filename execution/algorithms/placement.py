@@ -108,7 +108,41 @@ class Resting(Working):
 
 
 class PassivePeg(Resting):
-    """Join the own side and follow it; cross what is left when the deadline comes."""
+    """Join the own side and follow it; cross what is left when the deadline comes.
+
+    With ``behind_bps`` it stands so far behind the touch at first and comes nearer evenly, to join the
+    touch after the share ``patience`` of its time. What fills a maker at the touch is often a price
+    that jumps, and the jump is what the fill costs; an order that the price has to come to loses only
+    what is left of the last jump, and where the price comes to rest at it, it is early in its queue.
+    ValueError for a negative distance or a share outside 0 to 1.
+    """
+
+    def __init__(
+        self,
+        parent: Parent,
+        *,
+        behind_bps: float = 0.0,
+        patience: float = 0.0,
+        max_moves: int = 20,
+        pause_ns: int = 500_000_000,
+        chase_bps: float = 20.0,
+    ) -> None:
+        super().__init__(parent, max_moves=max_moves, pause_ns=pause_ns, chase_bps=chase_bps)
+        if behind_bps < 0 or not 0 <= patience <= 1:
+            raise ValueError(
+                f"{behind_bps:g} bps behind the touch for a share {patience:g} of the time: expected "
+                "no negative distance and a share of 0 to 1"
+            )
+        self._behind_bps = behind_bps
+        self._patience_ns = patience * (parent.deadline_ns - parent.decision_ns)
+
+    def _work(self, now_ns: int, view: View) -> Iterator[Action]:
+        side, price = self.parent.side, view.touch(self.parent.side)
+        waited_ns = now_ns - self.parent.decision_ns
+        if waited_ns < self._patience_ns:
+            share = 1 - waited_ns / self._patience_ns
+            price -= side * round(price * self._behind_bps / _BPS * share)
+        yield from self._rest(now_ns, self.parent.qty_lots, max(1, price))
 
 
 class Iceberg(Resting):
