@@ -242,6 +242,8 @@ class Trader:
         self.desk.abandon(now_ns)
         now_ns = self._wait(now_ns)
         if flatten:
+            for venue in self._venues.values():
+                venue.advance(now_ns)  # one at rest was left where its last second ended
             self.desk.flatten(now_ns)
             now_ns = self._wait(now_ns)
         self.desk.finish(now_ns, flatten)

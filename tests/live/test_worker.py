@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,79 @@ def test_the_cost_of_a_run_is_the_sum_of_its_parts(
     parts = sum(summary["cost_parts_bps"].values())
     assert parts == pytest.approx(summary["all_in_cost_bps"], abs=1e-9)
     assert summary["net_pnl_usdt"] == summary["gross_pnl_usdt"] - summary["fees_usdt"]
+
+
+def traded(root: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the execution tables by table."""
+    lake = Lake(root)
+    return {
+        table: [
+            row | {"symbol": symbol}
+            for symbol, day in lake.partitions(table)
+            for row in lake.read(table, symbol, day).to_pylist()
+        ]
+        for table in ("parents", "orders", "fills", "tca", "markouts")
+    }
+
+
+def test_every_parent_stands_with_its_estimate_and_its_cost_against_an_unmoved_market(
+    worked: tuple[Path, dict[str, Any]],
+) -> None:
+    root, _ = worked
+    rows = traded(root)
+    costs = {row["parent_id"]: row for row in rows["tca"]}
+    assert set(costs) == {row["parent_id"] for row in rows["parents"]}
+    for row in rows["parents"]:
+        assert row["spread_regime"] in ("one_tick", "usual", "wide")
+        assert row["sigma_bps"] > 0
+        assert row["volume_lots_s"] > 0
+        assert row["depth_lots"] > 0
+        told = [row[f"estimate_{part}_bps"] for part in ("spread", "impact", "timing", "fees")]
+        assert all(value is not None for value in told)
+    for cost in costs.values():
+        assert (cost["impact_by"], cost["impact_bps"]) == ("control", 0.0)
+        assert cost["arrival_sound"]
+        assert cost["arrival_ns"] >= cost["decision_ns"]
+        assert cost["time_to_fill_s"] is None or cost["time_to_fill_s"] > 0
+
+
+def test_every_fill_and_every_rest_of_a_limit_order_has_markouts(
+    worked: tuple[Path, dict[str, Any]],
+) -> None:
+    root, _ = worked
+    rows = traded(root)
+    told = {(row["client_id"], row["exec_id"]): row for row in rows["markouts"]}
+    for fill in rows["fills"]:
+        row = told.pop((fill["client_id"], fill["exec_id"]))
+        assert (row["qty_lots"], row["time_ns"]) == (fill["qty_lots"], fill["venue_ns"])
+    rests = {
+        order["client_id"]: order["qty_lots"] - order["filled_lots"]
+        for order in rows["orders"]
+        if order["order_type"] == "Limit" and order["filled_lots"] < order["qty_lots"]
+    }
+    assert {client: row["qty_lots"] for (client, _), row in told.items()} == rests
+    assert all(row["outcome"] == "cancelled" for row in told.values())
+
+
+def test_records_of_an_older_version_are_brought_up_to_date_when_more_is_collected(
+    worked: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """A row that only the lake still holds stays, whatever columns it was written with."""
+    root, _ = worked
+    lake, old = Lake(root), Lake(tmp_path / "old", "synthetic")
+    symbol, day = lake.partitions("parents")[0]
+    rows = lake.read("parents", symbol, day)
+    lost = rows.slice(0, 1).set_column(
+        rows.column_names.index("parent_id"), "parent_id", [["of a journal that was lost"]]
+    )
+    old.write("parents", symbol, day, lost.drop(["spread_regime", "sigma_bps"]))
+    live = tmp_path / "old" / "live" / "paper"
+    shutil.copytree(root / "live" / "paper", live)
+    collect(old, live, "paper")
+    found = {row["parent_id"]: row for row in old.read("parents", symbol, day).to_pylist()}
+    assert set(found) == {"of a journal that was lost", *rows.column("parent_id").to_pylist()}
+    kept = found["of a journal that was lost"]
+    assert (kept["spread_regime"], kept["sigma_bps"]) == ("unknown", None)
 
 
 def test_the_own_capture_holds_every_frame_behind_what_the_worker_started_from(
