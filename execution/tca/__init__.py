@@ -3,17 +3,16 @@
 record        what the market did meanwhile: mids and tape
 rows          rows of the lake's execution tables
 measurement   a parent's shortfall, benchmarks and markouts; the formulas stand there
-groups        means with intervals, paired differences, errors of estimates
+groups        means with intervals, paired differences, thirds
+    figures       everything that is said of a range of parents, as plain data
 """
 
 from __future__ import annotations
 
 from execution.tca.groups import (
-    Error,
     Interval,
     Summary,
     difference,
-    error,
     grouped,
     interval,
     summarise,
@@ -46,7 +45,6 @@ __all__ = [
     "PARTS",
     "TABLES",
     "Circumstances",
-    "Error",
     "FillRow",
     "Interval",
     "MarkoutRow",
@@ -60,7 +58,6 @@ __all__ = [
     "Tape",
     "difference",
     "displayed_ahead",
-    "error",
     "fill_row",
     "fitted",
     "grouped",

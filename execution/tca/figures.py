@@ -12,13 +12,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from execution.tca.groups import Interval, error, grouped, interval, third, thirds
+from execution.tca.groups import Interval, grouped, interval, third, thirds
 from execution.tca.rows import MARKOUTS_S, PARTS
 
 Rows = Sequence[Mapping[str, Any]]
 
 #: What a parent's cost may be laid to, in the order in which it is shown.
 DIMENSIONS: Final = ("algorithm", "spread regime", "volatility", "size", "hour", "side")
+#: The steps of sizes, as parent_costs names them.
+SIZES: Final = ("below 5 k", "5 to 20 k", "20 to 100 k", "100 k and more")
 BENCHMARKS: Final = ("arrival", "twap", "vwap", "close")
 #: Parts of an estimate, and the parts of the outcome that each spoke of.
 ESTIMATED: Final = {
@@ -52,6 +54,7 @@ def figures(parents: Rows, orders: Rows, markouts: Rows, findings: Rows) -> dict
         "traded_usdt": math.fsum(
             number(row["size_usdt"]) * number(row["fill_rate"]) for row in measured
         ),
+        "overall": {name: mean_of(measured, name) for name in ("total_bps", "error_bps")},
         "impact_by": dict(Counter(row["impact_by"] for row in measured).most_common()),
         "costs": costs(measured),
         "benchmarks": benchmarks(measured),
@@ -72,9 +75,11 @@ def _of(rows: Rows, key: Callable[[Mapping[str, Any]], Any]) -> dict[Any, list[M
 
 def mean_of(rows: Rows, name: str) -> list[float | None]:
     """Mean of a column over the instants of parents, with its interval."""
-    found = grouped(
-        rows, lambda _: None, lambda row: row["decision_ns"], lambda row: number(row[name])
-    )
+    return _mean(rows, lambda row: number(row[name]))
+
+
+def _mean(rows: Rows, value: Callable[[Mapping[str, Any]], float]) -> list[float | None]:
+    found = grouped(rows, lambda _: None, lambda row: row["decision_ns"], value)
     return told(found.get(None, interval([])))
 
 
@@ -131,32 +136,30 @@ def estimates(measured: Rows) -> list[dict[str, Any]]:
         [row for row in measured if row["estimate_bps"] is not None], lambda row: row["algorithm"]
     )
     for algorithm, rows in groups.items():
-        whole = error(
-            [number(row["estimate_bps"]) for row in rows],
-            [number(row["total_bps"]) for row in rows],
-        )
+        squares = [number(row["error_bps"]) ** 2 for row in rows]
         risky = [row for row in rows if number(row["estimate_risk_bps"]) > 0]
         inside = sum(abs(row["error_bps"]) <= row["estimate_risk_bps"] for row in risky)
         lines.append(
             {
                 "algorithm": algorithm,
+                "parents": len(rows),
                 "estimate_bps": _plain(rows, "estimate_bps"),
                 "outcome_bps": _plain(rows, "total_bps"),
-                "bias_bps": told(whole.bias),
-                "rmse_bps": whole.rmse,
+                "bias_bps": mean_of(rows, "error_bps"),
+                "rmse_bps": math.sqrt(math.fsum(squares) / len(rows)),
                 "within_risk": inside / len(risky) if risky else None,
-                "parts": {
-                    name: told(
-                        error(
-                            [number(row[f"estimate_{name}_bps"]) for row in rows],
-                            [math.fsum(number(row[part]) for part in parts) for row in rows],
-                        ).bias
-                    )
-                    for name, parts in ESTIMATED.items()
-                },
+                "parts": {name: _mean(rows, _missed(name)) for name in ESTIMATED},
             }
         )
     return lines
+
+
+def _missed(name: str) -> Callable[[Mapping[str, Any]], float]:
+    """By how much an estimate's part fell short of what it spoke of."""
+    return lambda row: (
+        math.fsum(number(row[part]) for part in ESTIMATED[name])
+        - number(row[f"estimate_{name}_bps"])
+    )
 
 
 def volatility_bounds(parents: Rows) -> dict[str, tuple[float, float] | None]:
@@ -165,6 +168,11 @@ def volatility_bounds(parents: Rows) -> dict[str, tuple[float, float] | None]:
         symbol: thirds(number(row["sigma_bps"]) for row in rows)
         for symbol, rows in _of(parents, lambda row: row["symbol"]).items()
     }
+
+
+def _in_order(name: str, value: str) -> tuple[int, str]:
+    """Values in the order in which people count: sizes by size."""
+    return (SIZES.index(value) if name == "size" and value in SIZES else 0, value)
 
 
 def attribution(measured: Rows) -> dict[str, list[dict[str, Any]]]:
@@ -187,7 +195,9 @@ def attribution(measured: Rows) -> dict[str, list[dict[str, Any]]]:
                 **{part: _plain(rows, part) for part in PARTS},
                 "maker_share": _plain(rows, "maker_share"),
             }
-            for value, rows in _of(measured, keys[name]).items()
+            for value, rows in sorted(
+                _of(measured, keys[name]).items(), key=lambda found: _in_order(name, found[0])
+            )
         ]
         for name in DIMENSIONS
     }
@@ -222,20 +232,17 @@ def order_figures(orders: Rows) -> list[dict[str, Any]]:
     return lines
 
 
-def queue_bounds(markouts: Rows) -> dict[str, tuple[float, float] | None]:
+def queue_bounds(rows: Rows) -> dict[str, tuple[float, float] | None]:
     """Of each symbol the bounds between the thirds of the queues that its orders joined."""
     return {
-        symbol: thirds(ahead for row in rows if (ahead := number(row["queue_ahead_lots"])) > 0)
-        for symbol, rows in _of(markouts, lambda row: row["symbol"]).items()
+        symbol: thirds(ahead for row in held if (ahead := number(row["queue_ahead_lots"])) > 0)
+        for symbol, held in _of(rows, lambda row: row["symbol"]).items()
     }
 
 
-def queue_bucket(row: Mapping[str, Any], bounds: Mapping[str, tuple[float, float] | None]) -> str:
+def queue_third(ahead: float, bounds: tuple[float, float] | None) -> str:
     """How much stood in front of an order, beside the others of its symbol."""
-    ahead = number(row["queue_ahead_lots"])
-    if row["liquidity"] == "taker":
-        return "takes"
-    return "nothing in front" if ahead == 0 else third(ahead, bounds[row["symbol"]])
+    return "nothing in front" if ahead == 0 else third(ahead, bounds)
 
 
 def markout_figures(markouts: Rows) -> list[dict[str, Any]]:
@@ -276,8 +283,10 @@ def markout_figures(markouts: Rows) -> list[dict[str, Any]]:
     lines = []
     for happened, rows in _of(markouts, what).items():
         lines.append(line(happened, "all", rows))
-        buckets = _of(rows, lambda row: queue_bucket(row, bounds))
-        if len(buckets) > 1:
+        buckets = _of(
+            rows, lambda row: queue_third(number(row["queue_ahead_lots"]), bounds[row["symbol"]])
+        )
+        if set(buckets) != {"unknown"}:
             lines += [line(happened, queue, members) for queue, members in buckets.items()]
     return lines
 
@@ -286,7 +295,7 @@ def main_table(found: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
     """The table of costs for people: one line per symbol, venue and algorithm, and its head first."""
     yield (
         "symbol", "venue", "algorithm", "parents", "all-in bps", "95 %",
-        *(part.removesuffix("_bps") for part in PARTS), "filled", "maker", "time s",
+        *(part.removesuffix("_bps") for part in PARTS), "filled", "maker", "time s", "foretold",
     )  # fmt: skip
     for row in found["costs"]:
         mean, low, high, _ = row["total_bps"]
@@ -295,12 +304,16 @@ def main_table(found: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
             f"{bps(low)} to {bps(high)}", *(bps(row[part]) for part in PARTS),
             share(row["fill_rate"]), share(row["maker_share"]),
             "–" if row["time_to_fill_s"] is None else f"{row['time_to_fill_s']:.1f}",
+            bps(row["foretold_bps"]),
         )  # fmt: skip
 
 
 def bps(value: float | None) -> str:
-    """A figure in bps for people; – for nothing, and never a negative zero."""
-    return "–" if value is None else f"{value:.2f}".replace("-0.00", "0.00")
+    """A figure in bps for people: three digits below one, two above; – for nothing."""
+    if value is None:
+        return "–"
+    told_ = f"{value:.{3 if abs(value) < 1 else 2}f}"
+    return told_.lstrip("-") if float(told_) == 0 else told_
 
 
 def share(value: float | None) -> str:

@@ -153,21 +153,6 @@ def _mean(values: Sequence[float]) -> float:
 T = TypeVar("T")
 
 
-class Error(msgspec.Struct, frozen=True, kw_only=True):
-    """How far estimates were from outcomes (outcome minus estimate, bps)."""
-
-    bias: Interval
-    rmse: float
-
-
-def error(estimates: Sequence[float], outcomes: Sequence[float]) -> Error:
-    """Error of estimates made in time order; pairs with a NaN are left out."""
-    pairs = zip(estimates, outcomes, strict=True)
-    missed = [came - told for told, came in pairs if not math.isnan(came - told)]
-    squares = _mean([value * value for value in missed])
-    return Error(bias=interval(missed), rmse=math.sqrt(squares))
-
-
 def third(value: float, bounds: tuple[float, float] | None) -> str:
     """Which third a value lies in; ``unknown`` for NaN or without bounds."""
     if bounds is None or math.isnan(value):

@@ -23,7 +23,6 @@ from execution.tca import (
     Tape,
     difference,
     displayed_ahead,
-    error,
     fitted,
     grouped,
     interval,
@@ -510,13 +509,6 @@ def test_rows_of_an_older_version_take_the_defaults_of_what_they_lack() -> None:
 
 
 # -- groups ----------------------------------------------------------------------------------------
-
-
-def test_errors_of_estimates_are_outcome_minus_estimate() -> None:
-    found = error([1.0, 2.0, math.nan, 4.0], [2.0, 1.0, 7.0, 7.0])
-    assert found.bias.mean == pytest.approx(1.0)
-    assert found.bias.n == 3
-    assert found.rmse == pytest.approx(math.sqrt((1 + 1 + 9) / 3))
 
 
 def test_members_of_one_instant_are_one_observation() -> None:
