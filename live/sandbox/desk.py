@@ -9,6 +9,7 @@ from live.sandbox.checks import Body, text
 from live.sandbox.entry import matches_filter, stops_of, tape_of
 from live.sandbox.exchange import Exchange
 from live.sandbox.figures import number
+from live.sandbox.listing import LISTINGS
 from live.sandbox.paging import Query, limit_of, page
 from live.sandbox.refusal import RefusedError
 from live.sandbox.trading import Client, Order
@@ -182,7 +183,9 @@ def set_leverage(exchange: Exchange, client: Client, body: Body) -> Result:
         raise RefusedError(10001, "buy leverage and sell leverage have to be equal")
     if buy == number(client.margin.terms[tape.symbol].leverage, "leverage"):
         raise RefusedError(110043, "leverage not modified")
-    if not 1 <= buy <= 150 or buy % number("0.01", "leverageStep"):
+    if not 1 <= buy <= number(
+        LISTINGS[tape.symbol].tiers[0].max_leverage, "leverage"
+    ) or buy % number("0.01", "leverageStep"):
         raise RefusedError(110013, "cannot set leverage due to risk limit")
     try:
         client.margin.set_leverage(tape.symbol, f"{buy.normalize():f}")

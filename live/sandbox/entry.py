@@ -27,6 +27,7 @@ from live.sandbox.triggers import check_side, check_stops
 Result = dict[str, Any]
 
 MOST_IN_BATCH: Final = 20
+TOO_MANY: Final = "Too many visits. Exceeded the API Rate Limit."
 #: Prices that an order may wait for, the default first.
 WATCHED: Final = ("LastPrice", "MarkPrice", "IndexPrice")
 _LINK: Final = re.compile(r"[A-Za-z0-9_-]{1,36}")
@@ -225,8 +226,12 @@ def batch(
     exchange: Exchange,
     client: Client,
     body: Body,
+    granted: int = MOST_IN_BATCH,
 ) -> tuple[Result, Result]:
-    """Several requests of a kind: their results, and beside them code and message of each."""
+    """Several requests of a kind: their results, and beside them code and message of each.
+
+    ``granted`` is how many of them the rate limit has room for.
+    """
     requests = body.get("request")
     if body.get("category") != "linear":
         raise RefusedError(10001, "Illegal category")
@@ -234,11 +239,13 @@ def batch(
         raise RefusedError(10001, "params error: request invalid")
     rows: list[Result] = []
     codes: list[Result] = []
-    for request in requests:
+    for place, request in enumerate(requests):
         leg = dict(request) if isinstance(request, dict) else {}
         done = {"orderId": "", "orderLinkId": str(leg.get("orderLinkId", ""))}
         created, code, message = "", 0, "OK"
         try:
+            if place >= granted:
+                raise RefusedError(10006, TOO_MANY)
             done = single(exchange, client, {**leg, "category": "linear"})
             created = str(exchange.now_ms)
         except RefusedError as refusal:

@@ -1,15 +1,18 @@
 """What the venue lists of a symbol beside its instrument: limits and filters.
 
-Figures of BTCUSDT are the venue's of September 2026; those of other symbols stand in for figures
-that have not been seen, as do its risk tiers for theirs.
+Figures of BTCUSDT are the venue's of September 2026. Of ETHUSDT only the first risk tier has been seen
+(positions up to 900,000 at 0.5 %, its number 11); the others stand in: its limits are to those of
+BTCUSDT's tiers for the same leverage as the first is to the one of the same rate.
 """
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
 
+from execution.margin import BTC_TIERS, Tier, tiers
 from live.sandbox.tape import FUNDING_CAP
 from market.instruments import Instrument
 
@@ -26,6 +29,15 @@ class Listing(msgspec.Struct, frozen=True):
     tick: str  #: as the venue writes it
     max_qty: str
     max_market_qty: str
+    tiers: tuple[Tier, ...]
+    first_tier: int = 1  #: number of the lowest risk tier
+
+
+#: BTCUSDT's tiers without the first, which has a leverage that ETHUSDT has not.
+_ETH_TIERS: Final = tiers(
+    (tier.limit * 9 // 20, tier.initial, tier.maintenance, tier.max_leverage)
+    for tier in BTC_TIERS[1:]
+)
 
 
 LISTINGS: Final = {
@@ -39,6 +51,7 @@ LISTINGS: Final = {
         "0.10",
         "1500.000",
         "150.000",
+        BTC_TIERS,
     ),
     "ETHUSDT": Listing(
         "ETH",
@@ -50,6 +63,8 @@ LISTINGS: Final = {
         "0.01",
         "15000.00",
         "1500.00",
+        _ETH_TIERS,
+        first_tier=11,
     ),
 }
 
@@ -68,7 +83,11 @@ def info(instrument: Instrument) -> dict[str, Any]:
         "deliveryTime": "0",
         "deliveryFeeRate": "",
         "priceScale": str(max(2, len(instrument.tick.partition(".")[2]))),
-        "leverageFilter": {"minLeverage": "1", "maxLeverage": "150.00", "leverageStep": "0.01"},
+        "leverageFilter": {
+            "minLeverage": "1",
+            "maxLeverage": f"{Decimal(listing.tiers[0].max_leverage):.2f}",
+            "leverageStep": "0.01",
+        },
         "priceFilter": {
             "minPrice": listing.min_price,
             "maxPrice": listing.max_price,

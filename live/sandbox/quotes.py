@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any, Final
 
 from execution.account import E8
-from execution.margin import BTC_TIERS
 from live.sandbox.candles import INTERVALS
 from live.sandbox.exchange import Exchange
 from live.sandbox.figures import money, rounded
-from live.sandbox.listing import info
+from live.sandbox.listing import LISTINGS, info
 from live.sandbox.paging import Query, limit_of, whole
 from live.sandbox.refusal import RefusedError
 from live.sandbox.tape import DEEP, Tape
-from market.events import Field
 
 Result = dict[str, Any]
 
+#: Minutes of the intervals of open interest.
+INTEREST_MINUTES: Final = {"5min": 5, "15min": 15, "30min": 30, "1h": 60, "4h": 240, "1d": 1440}
 CATEGORIES: Final = ("linear", "inverse", "spot", "option")
 
 
@@ -102,7 +102,7 @@ def recent_trades(exchange: Exchange, query: Query) -> Result:
 
 
 def candles(exchange: Exchange, query: Query, kind: str = "kline") -> Result:
-    """Candles of trades, or of the mark or index price, newest first."""
+    """Candles of trades, of the mark or index price or of the premium, newest first."""
     tape, limit = tape_of(exchange, query), limit_of(query, 200, 1000)
     interval = query.get("interval", "")
     if interval not in INTERVALS:
@@ -115,7 +115,8 @@ def candles(exchange: Exchange, query: Query, kind: str = "kline") -> Result:
             prices = [tape.figures.price(value) for value in values]
             traded = [tape.figures.qty(candle.lots), money(candle.turnover_e8)]
         else:
-            prices, traded = [rounded(value, 2) for value in values], []
+            places = 6 if kind.startswith("premium") else 2
+            prices, traded = [rounded(value, places) for value in values], []
         rows.append([str(candle.start_ms), *prices, *traded])
     return {"category": "linear", "symbol": tape.symbol, "list": rows}
 
@@ -139,11 +140,24 @@ def funding_history(exchange: Exchange, query: Query) -> Result:
 
 
 def open_interest(exchange: Exchange, query: Query) -> Result:
-    """The open interest now, as the one row."""
-    tape = tape_of(exchange, query)
-    interest = tape.values[Field.OPEN_INTEREST]
-    row = {"openInterest": rounded(interest, 8), "timestamp": str(exchange.now_ms)}
-    return {"category": "linear", "symbol": tape.symbol, "list": [row], "nextPageCursor": ""}
+    """Open interest at the beginnings of intervals, newest first."""
+    tape, limit = tape_of(exchange, query), limit_of(query, 50, 200)
+    minutes = INTEREST_MINUTES.get(query.get("intervalTime", ""))
+    if minutes is None:
+        raise RefusedError(10001, "params error: intervalTime invalid")
+    start, end = whole(query, "startTime", 0), whole(query, "endTime", 1 << 62)
+    chosen = [
+        (at_ms, interest)
+        for at_ms, interest in reversed(tape.interests)
+        if at_ms % (minutes * 60_000) == 0 and start <= at_ms <= end
+    ]
+    skipped = whole(query, "cursor", 0)
+    rows = [
+        {"openInterest": rounded(interest, 8), "timestamp": str(at_ms)}
+        for at_ms, interest in chosen[skipped : skipped + limit]
+    ]
+    more = str(skipped + limit) if len(chosen) > skipped + limit else ""
+    return {"category": "linear", "symbol": tape.symbol, "list": rows, "nextPageCursor": more}
 
 
 def risk_limits(exchange: Exchange, query: Query) -> Result:
@@ -154,12 +168,12 @@ def risk_limits(exchange: Exchange, query: Query) -> Result:
             "riskLimitValue": str(tier.limit),
             "maintenanceMargin": tier.maintenance,
             "initialMargin": tier.initial,
-            "isLowestRisk": int(number == 1),
+            "isLowestRisk": int(number == LISTINGS[tape.symbol].first_tier),
             "maxLeverage": f"{float(tier.max_leverage):.2f}",
             "mmDeduction": money(int(tier.deduction * E8)) if tier.deduction else "",
         }
         for tape in tapes_of(exchange, query)
-        for number, tier in enumerate(BTC_TIERS, 1)
+        for number, tier in enumerate(LISTINGS[tape.symbol].tiers, LISTINGS[tape.symbol].first_tier)
     ]
     return {"category": category(query), "list": rows, "nextPageCursor": ""}
 

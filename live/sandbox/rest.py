@@ -2,11 +2,15 @@
 
 Each answer is `{"retCode", "retMsg", "result", "retExtInfo", "time"}` with HTTP status 200, refusals
 of business included; ``time`` and receive windows follow the wall clock. A batch counts as many
-requests as it has; one that does not fit into the limit as a whole is refused as a whole.
+requests as it has; of one that does not fit as a whole, the first go through and the rest are refused
+one by one.
+
+What goes wrong in here by our own fault is answered with 10016 and told in the log with its traceback.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -65,6 +69,9 @@ ROUTES: Final[dict[str, Route]] = {
     "market/kline": _market(quotes.candles),
     "market/mark-price-kline": _market(partial(quotes.candles, kind="mark-price-kline")),
     "market/index-price-kline": _market(partial(quotes.candles, kind="index-price-kline")),
+    "market/premium-index-price-kline": _market(
+        partial(quotes.candles, kind="premium-index-price-kline")
+    ),
     "market/funding/history": _market(quotes.funding_history),
     "market/open-interest": _market(quotes.open_interest),
     "market/risk-limit": _market(quotes.risk_limits),
@@ -106,30 +113,31 @@ class Limits:
     def __init__(self) -> None:
         self._times: dict[tuple[str, str], deque[int]] = {}
 
-    def take(self, client: Client, path: str, limit: int, cost: int, now_ms: int) -> dict[str, str]:
-        """Headers after the requests; refused without counting when they do not fit."""
+    def take(
+        self, client: Client, path: str, limit: int, cost: int, now_ms: int
+    ) -> tuple[dict[str, str], int]:
+        """Headers after the requests, and how many of them fit; refused when none does."""
         times = self._times.setdefault((client.key, path), deque())
         while times and times[0] <= now_ms - LIMIT_WINDOW_MS:
             times.popleft()
-        fits = len(times) + cost <= limit
-        if fits:
-            times.extend([now_ms] * cost)
-        reset = now_ms if fits or not times else times[0] + LIMIT_WINDOW_MS
+        granted = min(cost, limit - len(times))
+        times.extend([now_ms] * granted)
+        reset = now_ms if granted == cost or not times else times[0] + LIMIT_WINDOW_MS
         headers = {
             "X-Bapi-Limit": str(limit),
             "X-Bapi-Limit-Status": str(limit - len(times)),
             "X-Bapi-Limit-Reset-Timestamp": str(reset),
         }
-        if not fits:
+        if not granted:
             raise LimitedError(headers)
-        return headers
+        return headers, granted
 
 
 class LimitedError(RefusedError):
     """Too many requests; the headers say when there is room again."""
 
     def __init__(self, headers: dict[str, str]) -> None:
-        super().__init__(10006, "Too many visits. Exceeded the API Rate Limit.")
+        super().__init__(10006, entry.TOO_MANY)
         self.headers = headers
 
 
@@ -157,6 +165,7 @@ class Rest:
     ) -> None:
         self.exchange, self._current = exchange, current
         self._clients = {client.key: client for client in exchange.clients}
+        self._log = logging.getLogger(__name__)
         self._limits, self._limited, self._wall_ns = Limits(), limited, wall_ns
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -173,6 +182,10 @@ class Rest:
                 done = self._run(request, path, raw, body, now_ms)
         except RefusedError as refused:
             done = _refused(refused, {})
+        except web.HTTPException:
+            raise
+        except Exception:  # whatever it is, a client is answered and the venue goes on
+            done = self._failed(request.path, {})
         envelope = {
             "retCode": done.code,
             "retMsg": done.message,
@@ -197,7 +210,7 @@ class Rest:
         if not route.private:
             self._current()
             return Done(route.run(self.exchange, asked))
-        payload = raw.encode() if route.method == "GET" else body
+        payload = raw.encode("utf-8", "surrogateescape") if route.method == "GET" else body
         client = client_of(request.headers, payload, now_ms, self._clients)
         if route.method == "POST":
             asked = _decoded(body)
@@ -205,20 +218,29 @@ class Rest:
 
     def carry_out(self, client: Client, path: str, asked: Any, now_ms: int) -> Done:
         """A client's request on a private route, however it has come: counted, then done."""
-        route, headers = ROUTES[path], {}
+        route = ROUTES[path]
+        headers: dict[str, str] = {}
         legs = asked.get("request") if route.batch else None
         cost = len(legs) if isinstance(legs, list) and legs else 1
         limit = route.limit if self._limited else UNLIMITED
         try:
-            headers = self._limits.take(client, path, limit, cost, now_ms)
+            headers, granted = self._limits.take(client, path, limit, cost, now_ms)
             self._current()
-            done = route.run(self.exchange, client, asked)
+            run = partial(route.run, granted=granted) if route.batch else route.run
+            done = run(self.exchange, client, asked)
         except LimitedError as limited:
             return _refused(limited, limited.headers)
         except RefusedError as refused:
             return _refused(refused, headers)
+        except Exception:
+            return self._failed(path, headers)
         result, beside = done if route.batch else (done, {})
         return Done(result, beside, headers)
+
+    def _failed(self, path: str, headers: dict[str, str]) -> Done:
+        """Our own fault, as the venue tells of its own: the outcome is not known to the client."""
+        self._log.exception("request %s failed", path)
+        return _refused(RefusedError(10016, "Internal server error."), headers)
 
 
 def _refused(refused: RefusedError, headers: dict[str, str]) -> Done:

@@ -38,7 +38,7 @@ def client_of(
         raise RefusedError(10003, "API key is invalid.")
     check_window(stamp, window, now_ms)
     origin = f"{stamp}{key}{window}".encode() + payload
-    if not hmac.compare_digest(signature(client.secret, origin), sign.lower()):
+    if not _same(signature(client.secret, origin), sign.lower()):
         text = origin.decode("utf-8", "replace")
         raise RefusedError(10004, f"error sign! origin_string[{text}]")
     return client
@@ -57,9 +57,14 @@ def client_of_socket(args: Any, now_ms: int, clients: Mapping[str, Client]) -> C
         raise RefusedError(10003, "API key is invalid.")
     if int(expires) <= now_ms:
         raise RefusedError(10004, "The signature has expired.")
-    if not hmac.compare_digest(signature(client.secret, f"GET/realtime{expires}".encode()), sign):
+    if not _same(signature(client.secret, f"GET/realtime{expires}".encode()), sign):
         raise RefusedError(10004, "error sign!")
     return client
+
+
+def _same(ours: str, given: str) -> bool:
+    """Compared in constant time, whatever characters were given."""
+    return hmac.compare_digest(ours.encode(), given.encode("utf-8", "surrogateescape"))
 
 
 def check_window(stamp: str, window: str, now_ms: int) -> None:

@@ -31,6 +31,7 @@ PRICE_LIMIT_NS: Final = 300_000_000
 #: The best prices are said again after so long without a change.
 REPEAT_NS: Final = 3_000_000_000
 RECENT_TRADES: Final = 1000
+INTEREST_MS: Final = 300_000
 #: Seconds over which the price band takes the mean of mid less mark.
 PREMIUM_S: Final = 30
 FUNDING_CAP: Final = "0.00333"
@@ -104,8 +105,11 @@ class Tape:
             "kline": Candles(unit),
             "mark-price-kline": Candles(0),
             "index-price-kline": Candles(0),
+            "premium-index-price-kline": Candles(0),
         }
         self.funding: deque[tuple[int, int]] = deque(maxlen=200)  #: (ms, rate at 1e-8), newest last
+        #: (ms, open interest at 1e-8) every five minutes for a week, newest last
+        self.interests: deque[tuple[int, int]] = deque(maxlen=2016)
         self.books = {depth: _Book(instrument, depth) for depth in DEPTHS}
         self._listen = listen
         self._prints = Encoder(instrument)
@@ -182,6 +186,11 @@ class Tape:
         at_ms = int(rows["exchange_ns"][-1]) // _MS
         self.candles["mark-price-kline"].add(at_ms, self.mark_e8, 0)
         self.candles["index-price-kline"].add(at_ms, self.index_e8, 0)
+        premium = (self._mid_e8() - self.index_e8) * E8 // self.index_e8
+        self.candles["premium-index-price-kline"].add(at_ms, premium, 0)
+        begun_ms = at_ms - at_ms % INTEREST_MS
+        if not self.interests or self.interests[-1][0] < begun_ms:
+            self.interests.append((begun_ms, self.values.get(Field.OPEN_INTEREST, 0)))
         self._premiums.append(self._mid_e8() - self.mark_e8)
 
     def deepen(self, bids: list[tuple[int, int]], asks: list[tuple[int, int]], now_ns: int) -> None:

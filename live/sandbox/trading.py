@@ -14,6 +14,7 @@ import msgspec
 from execution.account import E8, Account, unit_e8, value_e8
 from execution.margin import Margin, MarginMode, OpenOrder, Security, Terms, at_mark_e8
 from live.sandbox.figures import Figures, money, rounded
+from live.sandbox.listing import LISTINGS
 from market.instruments import Instrument
 
 OPEN: Final = ("New", "PartiallyFilled", "Untriggered")
@@ -305,7 +306,7 @@ class Client:
         lots, about = holding.position_lots, self.positions[symbol]
         cost_e8 = abs(holding.cost_e8)
         value = at_mark_e8(instrument, lots, mark_e8) if self.mode is MarginMode.CROSS else cost_e8
-        tier = terms.tiers.index(terms.reached(value)) + 1
+        tier = terms.tiers.index(terms.reached(value))
         profit_e8 = self.margin.unrealised_e8(symbol, mark_e8) if lots else 0
         initial = money(security.initial_e8) if security else "0"
         maintenance = money(security.maintenance_e8) if security else "0"
@@ -313,8 +314,8 @@ class Client:
         return {
             "positionIdx": 0,
             "tradeMode": 0,
-            "riskId": tier,
-            "riskLimitValue": str(terms.tiers[tier - 1].limit),
+            "riskId": LISTINGS[symbol].first_tier + tier,
+            "riskLimitValue": str(terms.tiers[tier].limit),
             "symbol": symbol,
             "side": side_name(lots) if lots else "",
             "size": figures.qty(abs(lots)),
