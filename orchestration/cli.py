@@ -146,6 +146,11 @@ def parser() -> argparse.ArgumentParser:
         "--in-spite-of-source", action="store_true", help="run a synthetic model on recorded data"
     )
     backtest.add_argument(
+        "--no-bounds",
+        action="store_true",
+        help="leave out the same run at both bounds of queue models: half the time",
+    )
+    backtest.add_argument(
         "--probe",
         type=int,
         nargs="?",
@@ -182,6 +187,28 @@ def parser() -> argparse.ArgumentParser:
         "--markdown", action="store_true", help="print a section of docs/benchmarks.md"
     )
 
+    study = verb(
+        "study", verbs.study, "what each execution algorithm costs, and whether goals hold"
+    )
+    study.add_argument(
+        "--synthetic", action="store_true", help="days of the synthetic market, in its engine"
+    )
+    study.add_argument("--frames", nargs="+", default=[], metavar="FILE", help="captures to study")
+    study.add_argument(
+        "--days", type=int, default=20, metavar="N", help="synthetic days, one a seed"
+    )
+    study.add_argument("--first-seed", type=int, default=1, metavar="N")
+    study.add_argument(
+        "--every", type=int, default=1500, metavar="S", help="seconds between instants of a day"
+    )
+    study.add_argument("--algorithms", metavar="A,B", help="default: all")
+    study.add_argument("--symbols", metavar="A,B", help="of synthetic days (default: BTCUSDT)")
+    study.add_argument("--workers", type=int, default=2, metavar="N", help="days at a time")
+    study.add_argument(
+        "--results", metavar="DIR", help="days done, to go on from (default: study in the lake)"
+    )
+    study.add_argument("--html", metavar="FILE", help="write the page; a name in .md: Markdown")
+
     sql = verb("sql", verbs.sql, "query the lake's tables with SQL")
     sql.add_argument("query", help="e.g. 'select count(*) from bars'")
 
@@ -199,6 +226,7 @@ def parser() -> argparse.ArgumentParser:
     sandbox.add_argument("--seed", type=int, default=1, help="of the market, keys and ids")
     sandbox.add_argument("--speed", type=float, default=1.0, help="simulated time to the clock's")
     sandbox.add_argument("--profile", metavar="NAME", default="default", help="of the market")
+    sandbox.add_argument("--symbols", metavar="A,B", help="default: BTCUSDT")
     sandbox.add_argument("--accounts", type=int, default=2, metavar="N", help="funded clients")
     sandbox.add_argument("--no-rate-limit", action="store_true", help="answer every request")
 

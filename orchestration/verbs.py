@@ -247,6 +247,7 @@ def backtest(settings: Settings, options: argparse.Namespace) -> Result:
         fee_row=options.fees,
         algorithm=options.algorithm,
         in_spite_of_source=options.in_spite_of_source,
+        bounded=not options.no_bounds,
         page=options.html,
         say=say,
     )
@@ -328,6 +329,37 @@ def bench(settings: Settings, options: argparse.Namespace) -> Result:
     return result
 
 
+def study(settings: Settings, options: argparse.Namespace) -> Result:
+    import shlex
+    from pathlib import Path
+
+    from execution.algorithms import ALGORITHMS
+    from orchestration import study as studying
+    from orchestration.console import say
+    from orchestration.study import page
+
+    def listed(given: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(part.strip() for part in given.split(",")) if given else default
+
+    found, text = studying.run(
+        settings,
+        frames=options.frames,
+        days=options.days if options.synthetic else 0,
+        first_seed=options.first_seed,
+        every_s=options.every,
+        names=listed(options.algorithms, tuple(ALGORITHMS)),
+        symbols=listed(options.symbols, ("BTCUSDT",)),
+        folder=Path(options.results or Path(settings.root) / "study"),
+        workers=options.workers,
+        say=say,
+    )
+    if options.html:
+        page.write(found, Path(options.html), shlex.join(["l2", *sys.argv[1:]]))
+    if not options.json:
+        print(text)
+    return found
+
+
 def ui(settings: Settings, options: argparse.Namespace) -> Result:
     from orchestration.pages import serve
 
@@ -365,6 +397,7 @@ def sandbox(settings: Settings, options: argparse.Namespace) -> Result:
         options.seed,
         speed=options.speed,
         profile_name=options.profile,
+        symbols=_symbols(settings, options).market.symbols if options.symbols else ("BTCUSDT",),
         clients=options.accounts,
         limited=not options.no_rate_limit,
     )
