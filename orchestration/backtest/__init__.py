@@ -9,8 +9,8 @@ under `l2 live --venue paper`. What this module adds is reading the lake, and bo
 
 Assumptions, which every report states: a decision at t uses what was received before t and its orders
 leave at t; computing takes no time of its own beyond the entry latency; our orders move nobody; the
-queue model is the settings'; what is in the market when a book is lost stays until it is back, and is
-then closed.
+queue model is the settings', and the run is repeated at both bounds of all models beside it; what is
+in the market when a book is lost stays until it is back, and is then closed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ import msgspec
 
 from execution.blotter import Blotter, Reason
 from execution.orders import Event, Filled
+from execution.simulation.queue import BOUNDS
 from execution.tca import Row
 from live.collect import journal_rows
 from live.decisions import Decision
@@ -48,7 +50,7 @@ from models_registry.manifest import (
     Pointer,
     load_champion,
 )
-from orchestration.backtest import figures, tear_sheet
+from orchestration.backtest import bounds, figures, tear_sheet
 from orchestration.backtest.span import (
     Span,
     instant_text,
@@ -404,43 +406,56 @@ def backtest(
     fee_row: str | None = None,
     algorithm: str | None = None,
     in_spite_of_source: bool = False,
+    bounded: bool = True,
     page: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Run a model over a span of the lake's events and report; plain data (`figures.figures`).
 
-    ``against`` names a second model, which trades the same events with books of its own. ``page`` is
-    the HTML file to write, with the tables beside it. Raises BacktestError, SpanError, BundleError,
-    LakeError, one line each.
+    ``against`` names a second model, which trades the same events with books of its own. ``bounded``
+    repeats the run at both bounds of all queue models (`bounds`). ``page`` is the HTML file to write,
+    with the tables beside it. Raises BacktestError, SpanError, BundleError, LakeError, one line each.
     """
     settings = chosen(settings, fee_row, algorithm)
     lake = Lake(settings.root, settings.source)
     symbols = followed(settings.market.symbols)
     span = span_of(lake, symbols, first, last)
     instruments, inputs = instruments_held(lake, symbols, span)
-    named = [model] if against is None else [model, against]
-    models = [
-        load_model(settings, name, settings.market.symbols, in_spite_of_source=in_spite_of_source)
-        for name in named
-    ]
+
+    def load(named: str) -> Fixed:
+        return load_model(
+            settings, named, settings.market.symbols, in_spite_of_source=in_spite_of_source
+        )
+
+    found = load(model)
+    other = None if against is None else load(against)
     kept = tear_sheet.Tables(Path(page).with_suffix("")) if page else None
-    runs = [
-        Run(settings, instruments, found, rows=kept if n == 0 else None)
-        for n, found in enumerate(models)
+    trader = partial(bounds.Agreeing, expected={})
+    run = Run(settings, instruments, found, trader=trader, rows=kept)
+    at_bounds = [
+        Run(at, instruments, found, trader=trader)
+        for at in (bounds.settings_at(settings) if bounded else ())
     ]
+    rival = None if other is None else Run(settings, instruments, other)
     started = time.monotonic()
     try:
+        runs = [run, *at_bounds, *([rival] if rival else [])]
         events = replay(lake, instruments, span, runs, say)
     finally:
         if kept is not None:
             kept.close()
-    found = [
-        figures.figures(run, model_, span, inputs, lake.source, events)
-        for run, model_ in zip(runs, models, strict=True)
-    ]
-    result = found[0] | {"seconds": time.monotonic() - started}
-    if against is not None:
-        result["against"] = found[1] | {"difference": figures.difference(*runs)}
+
+    def told(one: Run, model: Fixed) -> dict[str, Any]:
+        return figures.figures(one, model, span, inputs, lake.source, events)
+
+    result = told(run, found) | {"seconds": time.monotonic() - started}
+    if bounded:
+        result["bounds"] = {
+            bound: bounds.beside(told(one, found))
+            for bound, one in zip(BOUNDS, at_bounds, strict=True)
+        }
+    if rival is not None and other is not None:
+        result["against"] = told(rival, other) | {"difference": figures.difference(run, rival)}
     if page:
-        result["files"] = tear_sheet.write(runs[0], found[0], Path(page))
+        result["files"] = tear_sheet.write(run, at_bounds, result, Path(page))
     return result

@@ -100,7 +100,8 @@ def assumptions(run: Run, model: Fixed) -> list[str]:
         "A decision at t uses what was received before t; its orders leave at t and reach the venue "
         f"{execution.entry_latency_ms:g} ms later (computing included), answers take "
         f"{execution.response_latency_ms:g} ms.",
-        f"Queue model {execution.queue}; our own orders move nobody else.",
+        f"Queue model {execution.queue}, which decides what rests and fills; our own orders move nobody "
+        "else.",
         f"Decisions and orders were made at fee row {row}; the other rows price the same executions "
         "again.",
         "Every fee is by the execution's actual liquidity. Funding is settled at the data's own mark "
@@ -325,11 +326,13 @@ def group_rows(groups: Sequence[Mapping[str, Any]], key: str) -> list[tuple[str,
 
 def text(found: Mapping[str, Any]) -> str:
     """The report for a terminal."""
+    from orchestration.backtest import bounds
     from orchestration.console import table
 
     parts = [
         table(summary_rows(found)),
         table(fee_rows(found), FEE_HEAD),
+        table(bounds.rows(found), bounds.HEAD) if "bounds" in found else "",
         table(group_rows(found["regimes"], "regime"), ("regime", *GROUP_HEAD)),
         table(group_rows(found["by_symbol"], "symbol"), ("symbol", *GROUP_HEAD)),
         _against(found),
@@ -339,20 +342,25 @@ def text(found: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _against(found: Mapping[str, Any]) -> str:
-    """What a second model did on the same events, and the difference."""
-    from orchestration.console import table
+AGAINST_HEAD: Final = ("fee row", "net", "the other's", "difference a day", "95 %")
 
-    if "against" not in found:
-        return ""
+
+def against_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What a second model did on the same events, and the difference."""
     other = found["against"]
-    rows = [
+    return [
         (
             name, number(found["rows"][name]["net_usdt"]), number(other["rows"][name]["net_usdt"]),
             number(apart["net_usdt_per_day"]), between(apart["net_usdt_per_day_95"]),
         )
         for name, apart in other["difference"].items()
     ]  # fmt: skip
-    return f"Against {other['model']} on the same events:\n" + table(
-        rows, ("fee row", "net", "the other's", "difference a day", "95 %")
-    )
+
+
+def _against(found: Mapping[str, Any]) -> str:
+    from orchestration.console import table
+
+    if "against" not in found:
+        return ""
+    head = f"Against {found['against']['model']} on the same events:\n"
+    return head + table(against_rows(found), AGAINST_HEAD)

@@ -17,10 +17,13 @@ import pyarrow.parquet as pq
 
 from execution.blotter import Trade
 from execution.tca import TABLES, Row, to_table
+from orchestration.backtest import bounds
 from orchestration.backtest.figures import (
+    AGAINST_HEAD,
     FEE_HEAD,
     GROUP_HEAD,
     MIN_BLOCKS,
+    against_rows,
     fee_rows,
     group_rows,
     summary_rows,
@@ -61,13 +64,16 @@ class Tables:
         self._stack.close()
 
 
-def write(run: Run, found: Mapping[str, Any], page: Path) -> list[str]:
-    """Write the page, its figures as JSON and the trade list beside it; their paths."""
+def write(run: Run, at_bounds: Sequence[Run], found: Mapping[str, Any], page: Path) -> list[str]:
+    """Write the page, its figures as JSON and the trade list beside it; their paths.
+
+    ``at_bounds`` are the same run at the bounds of queue models, if it was made.
+    """
     stem = page.with_suffix("")
     page.parent.mkdir(parents=True, exist_ok=True)
     trades = to_table(run.blotter.trades, Trade)
     paths = [page, *(stem.with_name(f"{stem.name}.{name}") for name in _BESIDE)]
-    page.write_text(document(run, found), encoding="utf-8")
+    page.write_text(document(run, at_bounds, found), encoding="utf-8")
     pq.write_table(trades, paths[1], compression="zstd")
     pacsv.write_csv(trades, paths[2])
     pq.write_table(_curve(run), paths[3], compression="zstd")
@@ -103,7 +109,7 @@ svg { width: 100%; height: auto; } li { margin: .2em 0; } .scroll { overflow-x: 
 """
 
 
-def document(run: Run, found: Mapping[str, Any]) -> str:
+def document(run: Run, at_bounds: Sequence[Run], found: Mapping[str, Any]) -> str:
     """The page: one HTML file that needs nothing else."""
     row = found["fee_row"]
     best = sorted(run.blotter.trades, key=lambda trade: trade.net_usdt(row))
@@ -113,8 +119,10 @@ def document(run: Run, found: Mapping[str, Any]) -> str:
         *(f"<p class=warning>{html.escape(text_)}</p>" for text_ in (*warnings, *found["errors"])),
         _table(summary_rows(found), kind="about"),
         "<h2>Profit after fees and funding</h2>",
-        _equity_picture(run),
+        _equity_picture(run, at_bounds),
         _table(fee_rows(found), FEE_HEAD),
+        *_bounds(found),
+        *_against(found),
         "<h2>Position</h2>",
         _position_picture(run),
         "<h2>Round trips</h2>",
@@ -137,6 +145,27 @@ def document(run: Run, found: Mapping[str, Any]) -> str:
         + "\n".join(body)
         + "</body></html>\n"
     )
+
+
+def _bounds(found: Mapping[str, Any]) -> list[str]:
+    if "bounds" not in found:
+        return []
+    return [
+        "<h2>Between the bounds of the queue</h2>",
+        "<p>Where in a queue our orders stood is not in the data. The same order fills at the "
+        "pessimistic bound no earlier, and at the optimistic one no later, than under any queue model; "
+        "results need not be in that order.</p>",
+        _table(bounds.rows(found), bounds.HEAD),
+    ]
+
+
+def _against(found: Mapping[str, Any]) -> list[str]:
+    if "against" not in found:
+        return []
+    return [
+        f"<h2>Against {html.escape(found['against']['model'])} on the same events</h2>",
+        _table(against_rows(found), AGAINST_HEAD),
+    ]
 
 
 def _table(rows: Sequence[Sequence[str]], head: Sequence[str] = (), kind: str = "") -> str:
@@ -211,7 +240,7 @@ def _thinned(run: Run) -> tuple[Any, slice]:
     return np.array(run.curve.t_ns, np.int64)[step].astype("datetime64[ns]"), step
 
 
-def _equity_picture(run: Run) -> str:
+def _equity_picture(run: Run, at_bounds: Sequence[Run]) -> str:
     times, step = _thinned(run)
     figure, [[top], [below]] = _axes(2, (3, 1), 4.2)
     for row, values in run.curve.equity.items():
@@ -221,9 +250,14 @@ def _equity_picture(run: Run) -> str:
         top.plot(times, equity[step], color=_COLOURS[row], lw=width, label=row)
         fall = equity - np.maximum.accumulate(np.maximum(equity, 0.0))
         below.plot(times, fall[step], color=_COLOURS[row], lw=width)
+    if at_bounds:
+        row = run.settings.model.fee_row
+        edges = [np.array(one.curve.equity[row])[step] for one in at_bounds]
+        between = {"color": _COLOURS[row], "alpha": 0.15, "lw": 0, "label": "queue bounds"}
+        top.fill_between(times, *edges, **between)
     top.set_ylabel("net profit, USDT")
     below.set_ylabel("below the peak")
-    top.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+    top.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
     return _svg(figure)
 
 

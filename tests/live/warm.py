@@ -1,6 +1,6 @@
-"""Minutes in which a trader is warm: a stretch of a recording behind an hour made of its own bars.
+"""Minutes in which a trader is warm: a stretch of a market behind an hour made of its own bars.
 
-The recordings are minutes long and features look back an hour.
+The recordings are minutes long and features look back an hour; a synthetic hour would take too long.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from live.recorder import Held
 from market.bars import BarBuilder, Bars
 from market.book import Book
 from market.events import ARROW_SCHEMA, Events, Flag, to_arrow
-from market.instruments import Instrument
-from market.lake import DAY_NS, Lake, utc_date
+from market.instruments import BUILT_IN, Instrument
+from market.lake import DAY_NS, Lake, day_start_ns, utc_date
+from market.synthetic import generate, profile
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
@@ -57,10 +58,29 @@ def minutes(recording: Path, seconds: int) -> Minutes:
         until_ns = start_ns + seconds * S
         if decoder.clock_ns >= until_ns:
             break
+    whole = {symbol: np.concatenate(found) for symbol, found in parts.items()}
+    return _begun(whole, instruments, start_ns, until_ns)
+
+
+def planted(name: str, day: str, seconds: int, seed: int = 7) -> Minutes:
+    """The first seconds of a day of a synthetic market of both symbols, likewise."""
+    law = profile(name)
+    instruments = {symbol: BUILT_IN[symbol] for symbol in SYMBOLS}
+    whole = {
+        symbol: np.concatenate(list(generate(law, seed, symbol, day, 0, seconds + 2)))
+        for symbol in SYMBOLS
+    }
+    start_ns = day_start_ns(day) + 2 * S
+    return _begun(whole, instruments, start_ns, start_ns + seconds * S)
+
+
+def _begun(
+    whole: Mapping[str, Events], instruments: dict[str, Instrument], start_ns: int, until_ns: int
+) -> Minutes:
+    """Rows cut to [start_ns, until_ns), with what was before them as history."""
     events: dict[str, Events] = {}
     history: dict[str, History] = {}
-    for symbol, found in parts.items():
-        rows = np.concatenate(found)
+    for symbol, rows in whole.items():
         times = rows["receive_ns"]
         book, held = Book(), Held()
         book.apply(rows[times < start_ns])

@@ -1,0 +1,391 @@
+"""`l2 backtest` as people run it: the report, its page, a second model, bounds, and the probes."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+
+from execution.simulation.queue import BOUNDS
+from live.trader import Trader
+from market.lake import Lake
+from market.settings import FEE_ROWS_BPS
+from models_registry.manifest import Prediction
+from orchestration.backtest import Run, backtest, load_model, lookahead, replay
+from orchestration.backtest.bounds import beside
+from orchestration.backtest.span import instruments_held, span_of
+from orchestration.cli import main
+from tests.live.live_market import live_settings, promote
+from tests.live.warm import planted, write
+
+DAY = "2026-03-02"
+#: As much as the probes need to judge, and no more.
+SECONDS = 330
+Vector = npt.NDArray[np.float64]
+
+
+def near(value: float) -> Any:
+    """Sums of exact money as floats."""
+    return pytest.approx(value, rel=1e-9, abs=1e-6)
+
+
+class Page(HTMLParser):
+    """The tables of a page by their headings, its pictures, and whatever it would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.fetched: list[str] = []
+        self._heading, self._tag, self._open = "", "", False
+        self.feed(text)
+        self.pictures = [
+            ElementTree.fromstring("<svg" + part.split("</svg>")[0] + "</svg>")
+            for part in text.split("<svg")[1:]
+        ]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._tag = tag
+        if tag in ("h1", "h2"):
+            self._heading = ""
+        elif tag == "tr":
+            self.tables.setdefault(self._heading, []).append([])
+        elif tag in ("td", "th"):
+            self.tables[self._heading][-1].append("")
+        self.fetched += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v]
+        self.fetched += [tag] * (tag in ("script", "link", "iframe"))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._tag = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._tag in ("h1", "h2"):
+            self._heading += data
+        elif self._tag in ("td", "th"):
+            self.tables[self._heading][-1][-1] += data
+
+    def rows(self, heading: str) -> dict[str, dict[str, str]]:
+        """The last table under a heading: first cell of each line -> head -> cell."""
+        lines = self.tables[heading]
+        start = max(n for n, line in enumerate(lines) if line[1:2] and not _is_figure(line[1]))
+        head = lines[start]
+        return {line[0]: dict(zip(head, line, strict=True)) for line in lines[start + 1 :]}
+
+
+def _is_figure(cell: str) -> bool:
+    return cell == "–" or cell[:1] in "-0123456789"
+
+
+def shown(cell: str) -> float | None:
+    """A cell as the number that it shows."""
+    if cell == "–":
+        return None
+    share = cell.endswith("%")
+    return float(cell.rstrip("%").replace(",", "")) / (100 if share else 1)
+
+
+def same(cell: str, value: float | None, digits: int) -> bool:
+    number = shown(cell)
+    if number is None or value is None:
+        return number is None and value is None
+    return math.isclose(number, value, rel_tol=0, abs_tol=0.50001 * 10**-digits)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake of planted minutes behind a warm hour, and two models that follow the flow of each
+    second: the champion with it, `other` against it."""
+    folder = tmp_path_factory.mktemp("planted")
+    write(Lake(folder, "synthetic"), planted("demo", DAY, SECONDS))
+    promote(folder, version="2", follows="ofi_now", sign=-1.0)
+    promote(folder, version="1", follows="ofi_now")
+    (folder / "other").symlink_to(folder / "bundles" / "synthetic-l2" / "2-test")
+    return folder
+
+
+def told(
+    root: Path, capsys: pytest.CaptureFixture[str], *options: str, status: int = 0
+) -> dict[str, Any]:
+    """What the command says as JSON."""
+    settings = live_settings(root)
+    given = [
+        f"source={settings.source}",
+        f"model.horizons_s={','.join(map(str, settings.model.horizons_s))}",
+        f"model.primary_s={settings.model.primary_s}",
+        f"model.fee_row={settings.model.fee_row}",
+        f"execution.deadline_s={settings.execution.deadline_s}",
+    ]
+    sets = [word for item in given for word in ("--set", item)]
+    with pytest.MonkeyPatch.context() as environment:
+        for item in (*given, "config=", "root="):
+            name = "L2_" + item.partition("=")[0].upper().replace(".", "__")
+            environment.setenv(name, "")  # so that what main() sets is put back
+            environment.delenv(name)
+        environment.chdir(root)
+        assert main(["backtest", "--root", str(root), *sets, *options, "--json"]) == status
+    found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return found
+
+
+FIRST = f"{DAY}T00:00:02"
+UNTIL = f"{DAY}T00:02:02"
+
+
+@pytest.fixture(scope="module")
+def reported(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """Two minutes with everything that a report can hold."""
+    page = tmp_path_factory.mktemp("page") / "sheet.html"
+    found = backtest(
+        live_settings(root), against=str(root / "other"), first=FIRST, last=UNTIL, page=str(page)
+    )
+    return found, page
+
+
+def test_the_command_says_what_the_function_found(
+    root: Path, reported: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, _ = reported
+    said = told(root, capsys, "--from", FIRST, "--to", UNTIL, "--against", str(root / "other"))
+    expected = {k: v for k, v in found.items() if k not in ("seconds", "files")}
+    assert said.pop("seconds") > 0
+    assert said == json.loads(json.dumps(expected))
+
+
+def test_the_books_close_at_every_fee_row(reported: tuple[dict[str, Any], Path]) -> None:
+    """Net = gross − fees − funding; trades, regimes and symbols each add up to the same; at the
+    break-even fee the net is zero; no fall is deeper than the stated one."""
+    found, page = reported
+    trades = pq.read_table(page.with_suffix(".trades.parquet"))
+    curve = pq.read_table(page.with_suffix(".equity.parquet"))
+    assert found["round_trips"] == trades.num_rows > 50
+    assert len(found["regimes"]) >= 1
+    assert len(found["by_symbol"]) == 2
+    for row in FEE_ROWS_BPS:
+        figures = found["rows"][row]
+        net = figures["net_usdt"]
+        funding = found["funding_usdt"]
+        assert net == near(found["gross_usdt"] - figures["fees_usdt"] - funding)
+        assert net == near(math.fsum(trades[f"net_usdt_{row}"].to_pylist()))
+        equity = curve[f"net_{row}_usdt"].to_numpy()
+        assert equity[-1] == near(net)
+        fall = (np.maximum.accumulate(np.maximum(equity, 0.0)) - equity).max()
+        assert figures["drawdown_usdt"] >= fall - 1e-6
+    vip0 = found["rows"]["vip0"]["fees_usdt"]
+    assert vip0 > found["rows"]["vip3"]["fees_usdt"] > found["rows"]["zero"]["fees_usdt"] == 0
+    turnover = found["turnover_usdt"]
+    assert turnover == near(math.fsum(trades["turnover_usdt"].to_pylist()))
+    earned = found["gross_usdt"] - found["funding_usdt"]
+    assert earned == near(found["break_even_bps"] * turnover / 1e4)
+    at_row = found["rows"][found["fee_row"]]["net_usdt"]
+    for groups in (found["regimes"], found["by_symbol"]):
+        assert sum(group["trades"] for group in groups) == found["round_trips"]
+        assert math.fsum(group["net_usdt"] for group in groups) == near(at_row)
+    assert sum(group["time_share"] for group in found["regimes"]) == pytest.approx(1.0)
+    exposure = found["exposure"]
+    assert 0 < exposure["invested_share"] <= 1
+    assert abs(exposure["mean_net_usdt"]) <= exposure["mean_gross_usdt"] <= exposure["largest_usdt"]
+    assert found["worker"]["positions"] == {"BTCUSDT": 0, "ETHUSDT": 0}
+    assert found["errors"] == []
+
+
+def test_the_page_shows_the_figures_of_the_json(reported: tuple[dict[str, Any], Path]) -> None:
+    _, file = reported
+    found = json.loads(file.with_suffix(".json").read_text())
+    page = Page(file.read_text(encoding="utf-8"))
+    fees = page.rows("Profit after fees and funding")
+    assert set(fees) == set(found["rows"])
+    for name, line in fees.items():
+        figures = found["rows"][name]
+        for head, key, digits in (
+            ("taker", "taker_bps", 1), ("maker", "maker_bps", 1), ("fees", "fees_usdt", 2),
+            ("net", "net_usdt", 2), ("net a day", "net_usdt_per_day", 2),
+            ("net bps a trade", "net_bps", 3), ("hits", "hit_rate", 3),
+            ("drawdown", "drawdown_usdt", 2),
+        ):  # fmt: skip
+            assert same(line[head], figures[key], digits), (name, head)
+        capacity = figures["capacity_usdt"]
+        stated = line["capacity a trade"]
+        assert stated == "none" if capacity is None else same(stated, capacity, 0)
+    for heading, groups, key in (
+        ("Round trips", "by_symbol", "symbol"),
+        ("By regime", "regimes", "regime"),
+    ):
+        lines = page.rows(heading)
+        assert set(lines) == {group[key] for group in found[groups]}
+        for group in found[groups]:
+            line = lines[group[key]]
+            for head, name, digits in (
+                ("trades", "trades", 0), ("gross bps", "gross_bps", 3),
+                ("net bps", "net_bps", 3), ("net USDT", "net_usdt", 2),
+                ("hits", "hit_rate", 3), ("held s", "holding_s", 1), ("maker", "maker_share", 3),
+            ):  # fmt: skip
+                assert same(line[head], group[name], digits), (heading, head)
+    lines = page.rows("Between the bounds of the queue")
+    assert list(lines) == [BOUNDS[0], found["queue"], BOUNDS[1]]
+    for name, line in lines.items():
+        run = found if name == found["queue"] else found["bounds"][name]
+        assert same(line["round trips"], run["round_trips"], 0)
+        assert same(line["maker"], run["maker_share"], 3)
+        assert same(line["break-even"], run["break_even_bps"], 3)
+        for head, row in (("net at vip0", "vip0"), ("at vip3", "vip3"), ("at zero", "zero")):
+            assert same(line[head], run["rows"][row]["net_usdt"], 2)
+    rival = found["against"]
+    lines = page.rows(f"Against {rival['model']} on the same events")
+    for name, line in lines.items():
+        assert same(line["net"], found["rows"][name]["net_usdt"], 2)
+        assert same(line["the other's"], rival["rows"][name]["net_usdt"], 2)
+    about = {line[0]: line[1] for line in page.tables[f"Backtest of {found['model']}"]}
+    assert same(about["break-even fee"].split()[0], found["break_even_bps"], 3)
+    assert same(about["turnover"].split()[0], found["turnover_usdt"], 0)
+    assert f"{found['events']:,} events" in about["market"]
+    assert f"{found['round_trips']:,} round trips" in about["evidence"]
+    text = file.read_text(encoding="utf-8")
+    assert all(line.split("'")[0] in text for line in found["assumptions"])
+
+
+def test_the_page_is_one_file_with_pictures_and_its_tables_lie_beside_it(
+    reported: tuple[dict[str, Any], Path],
+) -> None:
+    found, file = reported
+    page = Page(file.read_text(encoding="utf-8"))
+    assert len(page.pictures) == 3
+    for picture in page.pictures:
+        drawn = sum(1 for part in picture.iter() if part.tag.endswith("}path"))
+        assert drawn > 10
+    # Inside a picture its own parts are referred to, and nothing else is.
+    assert [name for name in page.fetched if not name.startswith("#")] == []
+    assert all(Path(name).stat().st_size > 0 for name in found["files"])
+    written = pacsv.read_csv(file.with_suffix(".trades.csv"))
+    kept = pq.read_table(file.with_suffix(".trades.parquet"))
+    assert written.num_rows == kept.num_rows
+    assert written["net_usdt_vip0"].to_pylist() == pytest.approx(kept["net_usdt_vip0"].to_pylist())
+    for table in ("orders", "fills", "parents", "tca"):
+        assert pq.read_table(file.with_suffix(f".{table}.parquet")).num_rows > 50
+
+
+def test_the_bounds_are_the_runs_with_these_queue_models(
+    root: Path, reported: tuple[dict[str, Any], Path]
+) -> None:
+    found, _ = reported
+    assert set(found["bounds"]) == set(BOUNDS)
+    for bound in BOUNDS:
+        alone = backtest(live_settings(root, queue=bound), first=FIRST, last=UNTIL, bounded=False)
+        assert "bounds" not in alone
+        assert beside(alone) == found["bounds"][bound]
+    maker = [run["maker_share"] for run in (found["bounds"][BOUNDS[0]], found)]
+    maker.append(found["bounds"][BOUNDS[1]]["maker_share"])
+    assert maker == sorted(maker)
+
+
+def test_a_second_model_trades_the_same_events_with_books_of_its_own(
+    root: Path, reported: tuple[dict[str, Any], Path]
+) -> None:
+    found, _ = reported
+    rival = found["against"]
+    alone = backtest(
+        live_settings(root), model=str(root / "other"), first=FIRST, last=UNTIL, bounded=False
+    )
+    for name in set(alone) - {"seconds"}:
+        assert rival[name] == alone[name], name
+    assert rival["inputs"] == found["inputs"]
+    hours = found["hours"]
+    for row, apart in rival["difference"].items():
+        gap = found["rows"][row]["net_usdt"] - rival["rows"][row]["net_usdt"]
+        assert apart["net_usdt_per_day"] == pytest.approx(gap / (hours / 24), rel=0.02)
+        assert apart["net_usdt_per_day_95"] is None, "two minutes are no evidence"
+
+
+def test_a_model_against_itself_makes_no_difference(root: Path) -> None:
+    until = f"{DAY}T00:00:42"
+    found = backtest(
+        live_settings(root), against="champion", first=FIRST, last=until, bounded=False
+    )
+    assert found["round_trips"] > 10
+    for row in FEE_ROWS_BPS:
+        assert found["against"]["difference"][row]["net_usdt_per_day"] == 0
+        assert found["against"]["rows"][row] == found["rows"][row]
+
+
+# -- probes ----------------------------------------------------------------------------------------
+
+
+def test_features_a_bar_early_are_caught_on_the_planted_market(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut anywhere, the past stays as it was; a bar late, results change by no more than their error;
+    a bar early, they jump, and the probe says so."""
+    found = told(root, capsys, "--probe", "1", "--from", FIRST)
+    assert [row["same"] for row in found["truncated"]] == [True]
+    assert found["truncated"][0]["records"] > 1_000
+    assert found["verdict"] == "clean"
+    assert found["would_be_caught"]
+    late, honest, early = found["shifts"]
+    assert (late["ahead_s"], honest["ahead_s"], early["ahead_s"]) == (-1, 0, 1)
+    assert honest["z"] > 10
+    assert early["z"] < -10
+    noise = math.hypot(honest["error_bps"], late["error_bps"])
+    assert abs(late["gross_bps"] - honest["gross_bps"]) < 3 * noise
+    assert early["gross_bps"] - honest["gross_bps"] > 3 * noise
+
+
+class Noting(Trader):
+    """A trader that notes what it expected when."""
+
+    def __init__(self, *arguments: Any, seen: lookahead.Seen, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._seen = seen
+
+    def _expect(self, symbol: str, t_ns: int, vector: Vector) -> Prediction:
+        found = self._seen[symbol, t_ns] = super()._expect(symbol, t_ns, vector)
+        return found
+
+
+def test_a_backtest_whose_features_are_a_bar_early_fails(root: Path) -> None:
+    """The mistake itself: at t the trader knows what follows from the second after t."""
+    settings = live_settings(root)
+    seen: lookahead.Seen = {}
+    lake = Lake(settings.root, settings.source)
+    span = span_of(lake, settings.market.symbols, FIRST, None)
+    instruments, _ = instruments_held(lake, settings.market.symbols, span)
+    model = load_model(settings, "champion", settings.market.symbols)
+    honest = Run(settings, instruments, model, trader=partial(Noting, seen=seen))
+    replay(lake, instruments, span, [honest])
+    early = partial(lookahead.Shifted, seen=seen, ahead_s=1)
+    found = lookahead.probe(settings, first=FIRST, truncations=0, trader=early)
+    assert found["verdict"] == "LOOKS AHEAD"
+    assert found["failed"]
+    assert "LOOKS AHEAD" in lookahead.text(found)
+
+
+class Unsteady(Trader):
+    """A trader whose past depends on the run: each expects a billionth of a bp more."""
+
+    runs = 0
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        Unsteady.runs += 1
+        self._bias_bps = 1e-9 * Unsteady.runs
+
+    def _expect(self, symbol: str, t_ns: int, vector: Vector) -> Prediction:
+        found = super()._expect(symbol, t_ns, vector)
+        return msgspec.structs.replace(found, expected_bps=found.expected_bps + self._bias_bps)
+
+
+def test_a_past_that_changes_with_what_came_later_fails(root: Path) -> None:
+    found = lookahead.probe(
+        live_settings(root), first=FIRST, last=f"{DAY}T00:00:32", truncations=1, trader=Unsteady
+    )
+    assert [row["same"] for row in found["truncated"]] == [False]
+    assert found["failed"]
+    assert "DIFFER" in lookahead.text(found)
