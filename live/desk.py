@@ -15,6 +15,7 @@ the number counting the journal's parents, and an order of it ``<parent>-<n>``.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -193,12 +194,16 @@ class Desk:
             decision_mid_ticks=view.mid_ticks,
             reduce_only=held * lots < 0 and abs(lots) <= abs(held),
         )
+        view = msgspec.structs.replace(view, signal_bps=expected_bps)
+        parameters = {"costs": self._estimates} if algorithm == "router" else {}
+        working = start(algorithm, parent, **parameters)
+        working.inform(copy.deepcopy(self._monitors[symbol]))
         row = parent_row(
             parent,
             algorithm,
             self._name,
             self._instruments[symbol],
-            circumstances=self._circumstances(parent, algorithm, view, expected_bps),
+            circumstances=self._circumstances(working, algorithm, view),
         )
         self._journal.note("parent", now_ns, msgspec.json.encode(row), symbol, parent.id)
         self.parents += 1
@@ -206,7 +211,7 @@ class Desk:
         self._fills[parent.id] = []
         self._work[symbol] = Work(
             parent=parent,
-            algorithm=start(algorithm, parent),
+            algorithm=working,
             inbox=[],
             name=algorithm,
             row=row,
@@ -215,22 +220,22 @@ class Desk:
             expected_bps=expected_bps,
         )
 
-    def _circumstances(
-        self, parent: Parent, algorithm: str, view: View, expected_bps: float | None
-    ) -> Circumstances:
+    def _circumstances(self, working: Working, algorithm: str, view: View) -> Circumstances:
         """What is known of the market when a parent starts, and what it should cost."""
+        parent = working.parent
         monitor = self._monitors[parent.symbol]
-        view = msgspec.structs.replace(view, signal_bps=expected_bps)
         taken = view.asks if parent.side > 0 else view.bids
         span_s = (parent.deadline_ns - parent.decision_ns) / SECOND_NS
+        foreseen = view.signal_bps is not None
         return Circumstances(
             spread_regime=str(monitor.regime(view)),
             sigma_bps=monitor.sigma_bps,
             volume_lots_s=monitor.volume_lots_s(view),
             depth_lots=float(depth_lots(taken, view.mid_ticks, DEPTH_BPS)),
-            signal_bps=math.nan if expected_bps is None else expected_bps,
-            signal_s=math.nan if expected_bps is None else self._signal_s,
-            estimate=estimate(
+            signal_bps=math.nan if view.signal_bps is None else view.signal_bps,
+            signal_s=self._signal_s if foreseen else math.nan,
+            estimate=working.estimate(view)
+            or estimate(
                 algorithm, monitor, view, parent.side, parent.qty_lots, span_s, self._estimates
             ),
         )

@@ -301,7 +301,7 @@ def main_table(found: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
         mean, low, high, _ = row["total_bps"]
         yield (
             row["symbol"], row["venue"], row["algorithm"], f"{row['parents']:,}", bps(mean),
-            f"{bps(low)} to {bps(high)}", *(bps(row[part]) for part in PARTS),
+            "–" if low is None else f"{bps(low)} to {bps(high)}", *(bps(row[part]) for part in PARTS),
             share(row["fill_rate"]), share(row["maker_share"]),
             "–" if row["time_to_fill_s"] is None else f"{row['time_to_fill_s']:.1f}",
             bps(row["foretold_bps"]),

@@ -45,7 +45,8 @@ _STYLE: Final = (
 .card { border: 1px solid #e3e3e3; border-radius: 6px; padding: .5em .9em; flex: 1 1 auto; }
 .card b { display: block; font-size: 1.35em; font-weight: 600; }
 .card span { color: #777; font-size: 12px; }
-body { max-width: 1200px; } p { max-width: 58em; } td, th { white-space: nowrap; }
+body { max-width: 1200px; } p { max-width: 58em; }
+td, th { white-space: nowrap; padding: 3px 7px; }
 .text { text-align: left; } td.text { white-space: normal; } h3 { font-size: 1em; margin: 1.4em 0 .3em; }
 """
 )
