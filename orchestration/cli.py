@@ -159,6 +159,15 @@ def parser() -> argparse.ArgumentParser:
         help="look for look-ahead instead: N random truncations, features a bar late and early",
     )
 
+    tca = verb("tca", verbs.tca, "show what orders cost, in parts, against what was expected")
+    tca.add_argument("--from", dest="first", metavar="YYYY-MM-DD", help="default: the first date")
+    tca.add_argument("--to", dest="last", metavar="YYYY-MM-DD", help="default: the last date")
+    tca.add_argument("--symbol", action="append", metavar="S", help="default: every one on record")
+    tca.add_argument(
+        "--beside", metavar="PAGE", help="take the tables that a backtest left beside its page"
+    )
+    tca.add_argument("--html", metavar="FILE", help="write the page")
+
     live = verb("live", verbs.live, "run the worker: predict and trade with the champion")
     live.add_argument("--venue", choices=["paper"], default="paper")
     live.add_argument(

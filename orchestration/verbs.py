@@ -256,6 +256,24 @@ def backtest(settings: Settings, options: argparse.Namespace) -> Result:
     return result
 
 
+def tca(settings: Settings, options: argparse.Namespace) -> Result:
+    from orchestration import tca as analysis
+    from orchestration.console import say
+
+    found = analysis.analyse(
+        settings,
+        first=options.first,
+        last=options.last,
+        symbols=options.symbol,
+        beside=options.beside,
+        page=options.html,
+        say=say,
+    )
+    if not options.json:
+        print(analysis.text(found))
+    return found
+
+
 def live(settings: Settings, options: argparse.Namespace) -> Result:
     from live.worker import run, summary_text
 
