@@ -44,10 +44,13 @@ class Ledger:
         self.tapes, self.clients, self._names = tapes, clients, names
         self.fund = Account({symbol: tape.instrument for symbol, tape in tapes.items()})
         self.crowd_lots = dict.fromkeys(tapes, 0)  #: the position of everybody else
+        self.marks: dict[str, int] = {}  #: mark prices at 1e-8 by symbol, as last taken
 
-    def marks(self) -> dict[str, int]:
-        """Mark prices at 1e-8 by symbol."""
-        return {symbol: tape.mark_e8 for symbol, tape in self.tapes.items()}
+    def mark(self) -> None:
+        """Take the mark prices of now."""
+        for symbol, tape in self.tapes.items():
+            if tape.values:
+                self.marks[symbol] = tape.mark_e8
 
     def trade(
         self, order: Order, execution: Execution, maker: bool, name: str, at_ns: int, sequence: int
@@ -77,7 +80,7 @@ class Ledger:
         """Price and quantity into the account, the order's sums and the client's records."""
         client, figures, symbol = order.client, order.figures, order.symbol
         holding, about = client.account.holdings[symbol], client.positions[symbol]
-        tape, at_ms = self.tapes[symbol], at_ns // _MS
+        at_ms = at_ns // _MS
         value = value_e8(figures.instrument, ticks, lots)
         fee = fee_e8(value, rate)
         held, realised = holding.position_lots, holding.realised_e8
@@ -126,7 +129,7 @@ class Ledger:
             "feeRate": rate,
             "feeCurrency": "USDT",
             "closedSize": figures.qty(closed),
-            "markPrice": plain_price(tape.mark_e8),
+            "markPrice": plain_price(self.marks[symbol]),
             "indexPrice": "",
             "seq": sequence,
             **_EMPTY,

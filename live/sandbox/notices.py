@@ -54,11 +54,18 @@ class Notice(NamedTuple):
 
 
 class Notices:
-    """Messages that wait to leave; ``tell`` is called with each when it does."""
+    """Messages that wait to leave; ``tell`` is called with each when it does. ``marks`` are the mark
+    prices that positions are valued at, by symbol."""
 
-    def __init__(self, seed: int, tapes: dict[str, Tape], tell: Callable[[Notice], None]) -> None:
+    def __init__(
+        self,
+        seed: int,
+        tapes: dict[str, Tape],
+        marks: dict[str, int],
+        tell: Callable[[Notice], None],
+    ) -> None:
         self.heard: Callable[[Client], bool] = lambda client: True  #: whether anybody would read
-        self._seed, self._tapes, self.tell = seed, tapes, tell
+        self._seed, self._tapes, self._marks, self.tell = seed, tapes, marks, tell
         self._waiting: list[Notice] = []
         self._number = self._events = 0
         self._last: dict[tuple[Client, str], int] = {}
@@ -123,10 +130,9 @@ class Notices:
         if not self.heard(client):
             return
         due_ns = self._due(client, "state", at_ns + lag_ns + STATE_MS * _MS)
-        tape = self._tapes[symbol]
-        marks = {name: tape.mark_e8 for name, tape in self._tapes.items()}
-        position = _position(client.position_row(tape.figures, tape.mark_e8), tape.mark_e8)
-        wallet = client.wallet_row(marks)
+        figures, mark_e8 = self._tapes[symbol].figures, self._marks[symbol]
+        position = _position(client.position_row(figures, mark_e8), mark_e8)
+        wallet = client.wallet_row(self._marks)
         for topic, row in (("wallet", wallet), ("position", position)):
             self._push(due_ns, client, topic, f"{client.owner}_{topic}_{due_ns // _MS}", [row])
 

@@ -145,6 +145,9 @@ class PrivateStream(Stream):
         for order in list(client.open.values()):
             if order.is_open:
                 self.exchange.cancel(order, "CancelByDCP")
+        for order in list(client.waiting.values()):
+            if order.trigger is not None and order.trigger.kind == "Stop":
+                self.exchange.triggers.deactivate(order, "CancelByDCP", self.exchange.now_ns)
 
     async def close(self) -> None:
         await super().close()
