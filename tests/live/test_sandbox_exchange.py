@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from execution.account import E8, fee_e8, funding_e8, value_e8
-from execution.margin import MarginMode
+from execution.margin import MarginError, MarginMode
 from live.sandbox import entry
 from live.sandbox.exchange import AHEAD_NS, Exchange
 from live.sandbox.refusal import RefusedError
@@ -265,7 +265,9 @@ ACTIONS = st.tuples(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(actions=st.lists(ACTIONS, min_size=5, max_size=30))
 def test_nothing_is_lost_whatever_clients_do(
     world: Exchange, actions: list[tuple[int, str, str, int, int, bool]]
@@ -296,6 +298,22 @@ def test_nothing_is_lost_whatever_clients_do(
             codes.append(refused.code)
     assert set(codes) <= {10001, 110007, 110017, 110064, 110094}
     check_books(world)
+
+
+def test_leverage_caps_the_tier_that_orders_may_reach(exchange: Exchange) -> None:
+    client, tape = exchange.clients[2], exchange.tapes[SYMBOL]
+    old = client.margin.terms[SYMBOL].leverage
+    client.margin.set_leverage(SYMBOL, "150")
+    lots = 310_000 * E8 // value_e8(tape.instrument, best(exchange, -1), 1)
+    with pytest.raises(RefusedError) as refused:
+        send(exchange, client, "Buy", lots)
+    assert refused.value.code == 110090
+    client.margin.set_leverage(SYMBOL, "100")
+    send(exchange, client, "Buy", lots)
+    with pytest.raises(MarginError):
+        client.margin.set_leverage(SYMBOL, "150")
+    flatten(exchange, client)
+    client.margin.set_leverage(SYMBOL, old)
 
 
 def test_a_mark_that_takes_a_position_out_of_its_tier_is_no_fault(exchange: Exchange) -> None:
