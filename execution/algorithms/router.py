@@ -51,14 +51,15 @@ _SLICES: Final = 10
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """What was fitted on recordings and seeds that nothing is reported on; see docs/execution.md."""
 
-    #: Adverse drift of fills at the touch, in units of one second's volatility.
-    adverse: float = 0.45
+    #: Adverse drift of fills at the touch: in any market (bps), and in units of one second's volatility.
+    adverse_bps: float = 0.30
+    adverse: float = 0.28
     #: How far behind the touch a patient parent stands at first, in the same unit, and for which share
     #: of its time it is patient.
     behind: float = 1.1
     patience: float = 0.25
     #: Adverse drift of patient fills, as a share of that of fills at the touch.
-    patient_adverse: float = 0.7
+    patient_adverse: float = 0.55
     #: Patience needs this long, or a parent that is larger than this share of the own touch.
     patient_s: float = 120.0
     patient_share: float = 0.5
@@ -184,10 +185,15 @@ class Router(Working):
         return Estimate(
             spread_bps=taker.spread_bps * (left - filled),
             impact_bps=left * _taking(monitor, view, side, lots * left, costs),
-            timing_bps=self._policy.adverse * adverse * sigma * filled + drift * left,
+            timing_bps=self._adverse_bps * adverse * filled + drift * left,
             fees_bps=costs.maker_bps * filled + costs.taker_bps * left,
             risk_bps=sigma * math.sqrt(span_s * max(left, 0.05)),
         )
+
+    @property
+    def _adverse_bps(self) -> float:
+        """Adverse drift that a fill at the touch comes with."""
+        return self._policy.adverse_bps + self._policy.adverse * self.monitor.sigma_bps
 
     def _sliced(self, view: View, taker: Estimate, lots: int, span_s: float) -> Estimate:
         """Slices that rest one after the other, each with its part of the time."""

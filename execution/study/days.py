@@ -35,6 +35,8 @@ from market.synthetic.profiles import profile
 DAY: Final = "2026-03-01"
 #: The market settles, and what is seen of it is enough to judge by.
 FIRST_S: Final = 600
+#: Before an instant the market is looked at every second for so long.
+WATCH_S: Final = 180
 #: Depth that a size may be a share of is counted within so much of the mid.
 DEPTH_BPS: Final = 3.0
 #: Name of the oracle in the rows: it knows every print to come.
@@ -138,8 +140,8 @@ def run_day(
 ) -> list[Outcome]:
     """Every parent of a day under every contender, and the oracle; what each came to."""
     control, branch = _venue(plan, seed, symbol, settings), _venue(plan, seed, symbol, settings)
-    midnight_ns, monitor = day_start_ns(DAY), Monitor()
-    span_ns = max(plan.deadlines_s) * SECOND_NS + Working.grace_ns + _MARKOUT_NS + SECOND_NS
+    midnight_ns = day_start_ns(DAY)
+    span_ns = max(plan.deadlines_s) * SECOND_NS + Working.grace_ns + _MARKOUT_NS + 2 * SECOND_NS
     if plan.every_s * SECOND_NS < span_ns:
         raise ValueError(
             f"an instant every {plan.every_s} s: each needs the {span_ns // SECOND_NS} s after it"
@@ -149,7 +151,7 @@ def run_day(
     # Each seed begins its turns elsewhere.
     number, now_ns = seed, midnight_ns + FIRST_S * SECOND_NS
     while now_ns <= end_ns:
-        _watch(control, monitor, now_ns)
+        monitor = _watched(control, now_ns)
         view = control.view(symbol)
         if not view.stale:
             size, deadline_s = plan.turn(number)
@@ -182,11 +184,14 @@ def _venue(plan: Plan, seed: int, symbol: str, settings: Settings) -> EngineVenu
     )
 
 
-def _watch(control: EngineVenue, monitor: Monitor, until_ns: int) -> None:
-    """Look at the market without us every second, as a worker that trades nothing does."""
+def _watched(control: EngineVenue, until_ns: int) -> Monitor:
+    """Let the market without us go on, looked at as a worker does that trades nothing."""
+    monitor = Monitor()
+    control.advance(until_ns - WATCH_S * SECOND_NS)
     while control.now_ns < until_ns:
         control.advance(min(until_ns, (control.now_ns // SECOND_NS + 1) * SECOND_NS))
         monitor.see(control.view(control.instrument.symbol))
+    return monitor
 
 
 def _depth(venue: EngineVenue, mid_ticks: float) -> int:
@@ -283,10 +288,10 @@ def _judge(
     spread_bps = (view.asks[0][0] - view.bids[0][0]) / view.mid_ticks * _BPS
     control.market.mids()
     control.market.watch()
-    _watch(control, monitor, now_ns + deadline_s * SECOND_NS)
+    control.advance(now_ns + deadline_s * SECOND_NS)
     extremes = {1: int(control.market.clock[LOWEST]), -1: int(control.market.clock[HIGHEST])}
     last_ns = max(each.mids.until_ns for each in worked)
-    _watch(control, monitor, max(control.now_ns, last_ns))
+    control.advance(last_ns)
     mids = _mids(control, now_ns, view.mid_ticks)
     shared: dict[str, Any] = {
         "seed": seed,
