@@ -307,7 +307,8 @@ class Lake:
                 f"{path}: made by other code ({found.get('code')}, now {code_hash(table)}); "
                 f"materialise {table} for {symbol} {day} again"
             )
-        return pq.ParquetFile(self.fs.open_input_file(path))
+        # Buffered ahead, a reader keeps what it has read until it is closed: a day in memory.
+        return pq.ParquetFile(self.fs.open_input_file(path), pre_buffer=False)
 
     def read(
         self, table: str, symbol: str, day: str, columns: Sequence[str] | None = None

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -114,3 +115,20 @@ def test_a_day_of_seconds_is_stored_in_groups_of_two_hours(tmp_path: Path) -> No
     rows = pa.table({"t_ns": pa.array(range(86_400))})
     lake.write("features", "BTCUSDT", "2026-01-05", rows)
     assert lake.open("features", "BTCUSDT", "2026-01-05").num_row_groups == 12
+
+
+def test_a_partition_is_streamed_in_the_memory_of_a_batch(lake: Lake) -> None:
+    """Whatever was read before is let go while reading goes on."""
+    rng = np.random.Generator(np.random.Philox(key=3))
+    rows = pa.table({"noise": rng.integers(0, 1 << 62, 2_000_000)})
+    with lake.writer("bars", "BTCUSDT", "2026-03-02", rows.schema) as out:
+        for start in range(0, len(rows), 100_000):
+            out.write_table(rows.slice(start, 100_000))
+    stored = rows.nbytes
+    del rows, rng
+    before, most = pa.total_allocated_bytes(), 0
+    with lake.open("bars", "BTCUSDT", "2026-03-02") as source:
+        for batch in source.iter_batches(batch_size=10_000):
+            most = max(most, pa.total_allocated_bytes() - before)
+            del batch
+    assert 0 < most < stored / 5
