@@ -1,6 +1,6 @@
 """Fits the reduced form of a synthetic market to bars of the full one.
 
-    python -m market.synthetic.calibration PROFILE…        fit the books of these profiles; writes reduced.npz
+    python -m market.synthetic.calibration PROFILE…     fit the books of these; writes reduced.npz
 
 The full market is made for the days below with seeds that serve nothing else. What is fitted are
 tables and linear laws by counting and least squares; no figure is chosen by hand. How like the two
@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -27,7 +29,7 @@ from market.synthetic import generate, latent, reduced, touch
 from market.synthetic.latent import FRAMES, SECONDS, Drivers, generator
 from market.synthetic.primitives import NAMES, TAKERS, P, decompose, trades
 from market.synthetic.profiles import Profile, profile
-from market.synthetic.reduced import FILE, MEMORY_S, Law
+from market.synthetic.reduced import FILE, MEMORY_S, STIRS, Integers, Law
 
 Floats = npt.NDArray[np.float64]
 
@@ -76,7 +78,7 @@ def fit(profile: Profile, symbol: str, days: Sequence[FullDay]) -> Law:
     listing, instrument = profile.listing(symbol), BUILT_IN[symbol]
     quotes = touch.fit([day.touch for day in days])
     arrival = float(quotes.arrival_s[0])
-    given, parts = [], []
+    given, stirred, parts = [], [], []
     inside = slice(_MARGIN, SECONDS - _MARGIN)
     for day in days:
         seen = np.empty((SECONDS, len(touch.COLUMNS)))
@@ -90,6 +92,7 @@ def fit(profile: Profile, symbol: str, days: Sequence[FullDay]) -> Law:
             listing, day.hidden, bid + ask, goals, seen, instrument.tick_size, arrival
         )
         given.append(found[inside])
+        stirred.append(reduced.stirs(listing, seen)[inside])
         parts.append(decompose(day.bars.values[inside]))
     all_given = np.concatenate(given)
     centre, width = all_given.mean(axis=0), all_given.std(axis=0)
@@ -98,7 +101,7 @@ def fit(profile: Profile, symbol: str, days: Sequence[FullDay]) -> Law:
     scale = np.stack([centre, width])
     levels = np.linspace(-_REACH, _REACH, _KNOTS)
     values, scores = _normal_scores(parts, levels)
-    weights, errors = _regressed([(g - centre) / width for g in given], scores)
+    weights, errors = _regressed([(g - centre) / width for g in given], stirred, scores)
     knots = np.repeat(levels[None], len(NAMES), axis=0)
     law = Law(quotes, scale, weights, errors, knots, values, np.array([0.0]))
     # What the law draws with a touch of its own is not quite normal: the knots move to where its
@@ -109,7 +112,8 @@ def fit(profile: Profile, symbol: str, days: Sequence[FullDay]) -> Law:
         own = quotes._replace(flicker=np.array([1.0]))
         seen, own_given = reduced.touched(own, listing, day.hidden, instrument.tick_size, rng)
         flickers.append(seen[inside, touch.COLUMNS.index("flicker")].mean())
-        drawn.append(reduced.draw(law._replace(values=knots), own_given, rng)[inside])
+        own_stirred = reduced.stirs(listing, seen)
+        drawn.append(reduced.draw(law._replace(values=knots), own_given, own_stirred, rng)[inside])
     wanted = np.mean([day.bars.column("flicker")[inside].mean() for day in days])
     share = min(1.0, float(wanted / max(np.mean(flickers), 1e-9)))
     moved = np.quantile(np.concatenate(drawn), _shares(levels), axis=0).T + levels * 1e-9
@@ -159,26 +163,30 @@ def _normal_scores(parts: Sequence[Floats], levels: Floats) -> tuple[Floats, lis
     return values, [np.asarray(part) for part in np.split(out, ends)]
 
 
-def _regressed(given: Sequence[Floats], scores: Sequence[Floats]) -> tuple[Floats, Floats]:
-    """Weights and errors of the linear law, by least squares over all days."""
-    gram: Floats | None = None
-    count = 0
-    for inputs, own in zip(given, scores, strict=True):
+def _regressed(
+    given: Sequence[Floats], stirred: Sequence[Integers], scores: Sequence[Floats]
+) -> tuple[Floats, Floats]:
+    """Weights and errors of the linear laws, one for each of `reduced.stirs`, by least squares."""
+    k = len(NAMES)
+    laws = 1 + len(STIRS)
+    size = given[0].shape[1] + (1 + len(MEMORY_S)) * k
+    grams, counts = np.zeros((laws, size + k, size + k)), np.zeros(laws)
+    for inputs, places, own in zip(given, stirred, scores, strict=True):
         means = [_means(own, half_life) for half_life in MEMORY_S]
         rows = np.concatenate([inputs[1:], own[:-1], *(m[:-1] for m in means), own[1:]], axis=1)
-        gram = rows.T @ rows if gram is None else gram + rows.T @ rows
-        count += len(rows)
-    assert gram is not None
-    k = len(NAMES)
-    size = len(gram) - k
-    known, cross, own_gram = gram[:size, :size], gram[:size, size:], gram[size:, size:]
-    known = known + _RIDGE * count * np.eye(size)
-    weights = np.linalg.solve(known, cross)
-    left = (
-        own_gram - weights.T @ cross - cross.T @ weights + weights.T @ gram[:size, :size] @ weights
-    )
-    covariance = left / count + 1e-8 * np.eye(k)
-    return np.asarray(weights, np.float64), np.asarray(np.linalg.cholesky(covariance), np.float64)
+        for place in range(laws):
+            chosen = rows[places[1:] == place]
+            grams[place] += chosen.T @ chosen
+            counts[place] += len(chosen)
+    weights, errors = np.zeros((laws, size, k)), np.zeros((laws, k, k))
+    for place, (gram, count) in enumerate(zip(grams, counts, strict=True)):
+        known, cross = gram[:size, :size] + _RIDGE * count * np.eye(size), gram[:size, size:]
+        found = np.linalg.solve(known, cross)
+        left = gram[size:, size:] - found.T @ cross - cross.T @ found
+        left += found.T @ gram[:size, :size] @ found
+        weights[place] = found
+        errors[place] = np.linalg.cholesky(left / count + 1e-8 * np.eye(k))
+    return weights, errors
 
 
 def _means(scores: Floats, half_life_s: float) -> Floats:
@@ -217,16 +225,27 @@ def stored(law: Law, key: str) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
             yield f"{key}/{name}", array if name == "scores" else array.astype(np.float32)
 
 
+def made(name: str, symbol: str) -> dict[str, npt.NDArray[np.generic]]:
+    """The fitted law of a named profile's symbol as the file holds it."""
+    law = profile(name)
+    days = [full_day(law, seed, symbol, day) for seed, day in CALIBRATION]
+    return dict(stored(fit(law, symbol, days), reduced.book_key(law, symbol)))
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Fit the books of named profiles and add them to the file."""
+    """Fit the books of named profiles and write the file.
+
+    The file is the same byte for byte each time, on one kind of processor: sums over threads of linear
+    algebra would depend on their number, so each law is fitted in a process that has one.
+    """
+    tasks = [(name, listing.symbol) for name in arguments for listing in profile(name).listings]
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     held: dict[str, npt.NDArray[np.generic]] = {}
-    for name in arguments:
-        law = profile(name)
-        for listing in law.listings:
-            symbol = listing.symbol
-            print(f"{name} {symbol}: making {len(CALIBRATION)} days", file=sys.stderr, flush=True)
-            days = [full_day(law, seed, symbol, day) for seed, day in CALIBRATION]
-            held |= dict(stored(fit(law, symbol, days), reduced.book_key(law, symbol)))
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        fitted = [pool.submit(made, *task) for task in tasks]
+        for (name, symbol), law in zip(tasks, fitted, strict=True):
+            held |= law.result()
+            print(f"{name} {symbol}: fitted to {len(CALIBRATION)} days", file=sys.stderr)
     temporary = FILE.with_suffix(f".{os.getpid()}.npz")
     np.savez_compressed(temporary, **dict(sorted(held.items())))  # type: ignore[arg-type]
     os.replace(temporary, FILE)

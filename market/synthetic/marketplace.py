@@ -422,7 +422,7 @@ def law(profile: Profile, listing: Listing, instrument: Instrument) -> flow.Law:
         level_log=math.log(listing.level_qty / lot),
         level_log_sd=listing.level_log_sd,
         dust=profile.dust,
-        dust_log=math.log(profile.dust_lots),
+        dust_log=math.log(listing.dust_lots),
         occupancy=min(listing.occupancy, flow.MOST_OCCUPIED),
         reach=200 + round(1.5 * shown),
         churn_reach=1.1 * shown,

@@ -47,6 +47,9 @@ PLANTED: Final = (
 
 #: Half-lives over which scores remember themselves (s).
 MEMORY_S: Final = (5.0, 60.0, 600.0)
+#: A second's law depends on how far quotes moved in it: the root of the sum of squared moves of the mid, in
+#: standard deviations of the efficient price. A book stays as it is until quotes move.
+STIRS: Final = (0.0, 0.7)
 _KEEP: Final = tuple(0.5 ** (1 / h) for h in MEMORY_S)
 #: Seconds before midnight that bring the scores to their law.
 _LEAD_IN: Final = 600
@@ -54,12 +57,12 @@ _LARGEST_SCORE: Final = 6.0
 
 
 class Law(NamedTuple):
-    """What was fitted for one symbol. K primitives, E inputs, M memories, Q knots."""
+    """What was fitted for one symbol. K primitives, E inputs, M memories, Q knots, S stirs."""
 
     touch: touch.Law
     inputs: Floats  #: (2, E) mean and standard deviation of the inputs
-    weights: Floats  #: (E + K + M·K, K) of inputs, of the scores before, of their means
-    errors: Floats  #: (K, K) lower triangle: errors from independent ones
+    weights: Floats  #: (S, E + K + M·K, K) of inputs, of the scores before, of their means
+    errors: Floats  #: (S, K, K) lower triangle: errors from independent ones
     scores: Floats  #: (K, Q) normal scores at the knots
     values: Floats  #: (K, Q) primitives at the knots
     stick: Floats  #: (1,) see `primitives.trades`
@@ -172,6 +175,13 @@ def frames_before(second: npt.NDArray[Any], arrival_s: float) -> Integers:
     return np.asarray(np.ceil((second - arrival_s) / 0.1 - 1e-9), np.int64)
 
 
+def stirs(listing: Listing, seen: Floats) -> Integers:
+    """How far quotes moved in each second, as a place among the laws: 0 for not at all."""
+    unit = listing.sigma_bps * 1e-4
+    moved = np.sqrt(seen[:, touch.COLUMNS.index("rv")]) / unit
+    return np.asarray(np.searchsorted(STIRS, moved), np.int64)
+
+
 @compiled
 def _average(path: Floats, keep: float) -> None:
     mean = 0.0
@@ -194,7 +204,7 @@ def bars(profile: Profile, seed: int, symbol: str, day: str) -> Bars:
     hidden = latent.drivers(profile, seed, symbol, day)
     rng = generator(seed, symbol, day, "reduced touch")
     seen, given = touched(law.touch, listing, hidden, instrument.tick_size, rng)
-    parts = draw(law, given, generator(seed, symbol, day, "reduced bars"))
+    parts = draw(law, given, stirs(listing, seen), generator(seed, symbol, day, "reduced bars"))
     values = np.full((SECONDS, len(COLUMNS)), np.nan)
     for place, name in enumerate(touch.COLUMNS):
         values[:, getattr(C, name)] = seen[:, place]
@@ -221,19 +231,27 @@ def touched(
     return seen, inputs(listing, hidden, 2 * bid + spread, goals, seen, tick, arrival)
 
 
-def draw(law: Law, given: Floats, rng: np.random.Generator) -> Floats:
-    """Primitives (seconds, K) of a day with these inputs."""
+def draw(law: Law, given: Floats, stirred: Integers, rng: np.random.Generator) -> Floats:
+    """Primitives (seconds, K) of a day with these inputs and `stirs`."""
     shocks = rng.standard_normal((_LEAD_IN + len(given), len(NAMES)))
     scaled = (given - law.inputs[0]) / law.inputs[1]
     scaled = np.concatenate([np.repeat(scaled[:1], _LEAD_IN, axis=0), scaled])
-    errors = np.ascontiguousarray(law.errors.T)
-    scores = _scores(scaled, shocks, law.weights, errors, np.array(_KEEP))[_LEAD_IN:]
+    stirred = np.concatenate([np.repeat(stirred[:1], _LEAD_IN), stirred])
+    errors = np.ascontiguousarray(law.errors.transpose(0, 2, 1))
+    scores = _scores(scaled, stirred, shocks, law.weights, errors, np.array(_KEEP))[_LEAD_IN:]
     parts: Floats = _mapped(scores, law.scores, law.values)
     return parts
 
 
 @compiled
-def _scores(given: Floats, shocks: Floats, weights: Floats, errors: Floats, keep: Floats) -> Floats:
+def _scores(
+    given: Floats,
+    stirred: Integers,
+    shocks: Floats,
+    weights: Floats,
+    errors: Floats,
+    keep: Floats,
+) -> Floats:
     """Normal scores (n, K), one second after the other; sums run in one fixed order."""
     n, k = shocks.shape
     out = np.empty((n, k))
@@ -242,7 +260,7 @@ def _scores(given: Floats, shocks: Floats, weights: Floats, errors: Floats, keep
     e = given.shape[1]
     state = np.zeros(e + (1 + len(keep)) * k)
     for t in range(n):
-        row = out[t]
+        row, s = out[t], stirred[t]
         row[:] = 0.0
         state[:e] = given[t]
         state[e : e + k] = before
@@ -250,10 +268,10 @@ def _scores(given: Floats, shocks: Floats, weights: Floats, errors: Floats, keep
             state[e + (m + 1) * k : e + (m + 2) * k] = means[m]
         for i in range(len(state)):
             for j in range(k):
-                row[j] += state[i] * weights[i, j]
+                row[j] += state[i] * weights[s, i, j]
         for i in range(k):
             for j in range(i, k):
-                row[j] += shocks[t, i] * errors[i, j]
+                row[j] += shocks[t, i] * errors[s, i, j]
         for i in range(k):
             row[i] = min(max(row[i], -_LARGEST_SCORE), _LARGEST_SCORE)
             before[i] = row[i]
