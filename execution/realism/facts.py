@@ -347,22 +347,35 @@ def ofi_same(market: Stretches) -> float:
     return stylised.correlation(*same_bar(market, 10)) ** 2
 
 
-def ofi_by_minute(market: Stretches) -> tuple[Floats, Floats]:
-    """Mean best quantity and slope of 1 s returns (bps) on imbalance, of each whole minute."""
-    depths, slopes = [], []
+def ofi_by_minute(market: Stretches) -> tuple[Floats, Floats, Floats]:
+    """Of each whole minute: mean best quantity, slope of 1 s returns (bps) on imbalance, and standard
+    deviation of what imbalance leaves of them (bps)."""
+    depths, slopes, rests = [], [], []
     for stretch in market:
         best = 0.5 * (stretch.bars["bid_q1_mean"] + stretch.bars["ask_q1_mean"])
         moves = np.diff(np.log(stretch.bars["mid_close"]), prepend=np.nan) * _BPS
         for first in range(0, stretch.seconds - 59, 60):
             at = slice(first, first + 60)
             depths.append(mean([best[at]]))
-            slopes.append(stylised.slope(stretch.bars["ofi_1"][at], moves[at]))
-    return np.array(depths), np.array(slopes)
+            flow = stretch.bars["ofi_1"][at]
+            slopes.append(stylised.slope(flow, moves[at]))
+            rests.append(float(np.nanstd(moves[at] - slopes[-1] * flow)))
+    return np.array(depths), np.array(slopes), np.array(rests)
 
 
 def ofi_depth(market: Stretches) -> float:
     """λ of slope ∝ depth^-λ (Cont, Kukanov and Stoikov 2014)."""
-    return -stylised.power_exponent(*ofi_by_minute(market))
+    depths, slopes, _ = ofi_by_minute(market)
+    return -stylised.power_exponent(depths, slopes)
+
+
+def ofi_depth_like_volatility(market: Stretches) -> float:
+    """λ of slope ∝ depth^-λ · volatility^μ: how the slope falls where only depth differs.
+
+    Volatility is what imbalance leaves of returns: all of it would hold the slope itself.
+    """
+    depths, slopes, rests = ofi_by_minute(market)
+    return -stylised.partial_exponent(depths, rests, slopes)
 
 
 def _ofi_next(market: Stretches, horizon_s: int) -> float:

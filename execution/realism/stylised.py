@@ -177,6 +177,16 @@ def power_exponent(x: Floats, y: Floats) -> float:
     return float(off @ log_y / (off @ off)) if off @ off > 0 else math.nan
 
 
+def partial_exponent(x: Floats, beside: Floats, y: Floats) -> float:
+    """δ of y ∝ x^δ · beside^μ from the positive points, by least squares in logarithms."""
+    kept = (x > 0) & (beside > 0) & (y > 0) & np.isfinite(x * beside * y)
+    if kept.sum() < 4:
+        return math.nan
+    columns = np.stack([np.ones(kept.sum()), np.log(x[kept]), np.log(beside[kept])], axis=1)
+    found, _, rank, _ = np.linalg.lstsq(columns, np.log(y[kept]), rcond=None)
+    return float(found[1]) if rank == 3 else math.nan
+
+
 def counts(times: Pieces, spans: Sequence[tuple[float, float]], window: float) -> Floats:
     """Numbers of events in whole windows of the spans that the pieces of times belong to."""
     parts = []

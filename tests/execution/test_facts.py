@@ -107,6 +107,20 @@ def test_the_exponent_of_depth_is_the_planted_one(
     assert facts.ofi_depth([stretch(len(depth), bars=bars)]) == pytest.approx(exponent, abs=0.05)
 
 
+def test_depth_that_falls_as_volatility_rises_does_not_mislead_at_like_volatility(
+    rng: np.random.Generator,
+) -> None:
+    """Slope ∝ depth^-1 · volatility^0.6, and volatile minutes are thin."""
+    depth = np.repeat(np.exp(rng.normal(0, 0.5, 800)), 60)
+    volatility = depth**-0.7 * np.repeat(np.exp(rng.normal(0, 0.6, 800)), 60)
+    flow, noise = rng.normal(size=(2, len(depth)))
+    bars = walk(0.6 * volatility**0.6 / depth * flow + volatility * noise)
+    bars |= {"ofi_1": flow, "bid_q1_mean": depth, "ask_q1_mean": depth}
+    market = [stretch(len(depth), bars=bars)]
+    assert facts.ofi_depth(market) > 1.25
+    assert facts.ofi_depth_like_volatility(market) == pytest.approx(1.0, abs=0.1)
+
+
 def test_volume_that_follows_volatility_is_correlated_with_it(rng: np.random.Generator) -> None:
     level = np.repeat(rng.normal(0, 0.7, 2_000), 10)
     bars = walk(np.exp(level) * rng.choice([-1.0, 1.0], len(level)))

@@ -143,6 +143,19 @@ def test_power_exponent_of_a_square_root() -> None:
     assert stylised.power_exponent(size, 3 * np.sqrt(size)) == pytest.approx(0.5)
 
 
+def test_a_partial_exponent_is_not_misled_by_what_moves_with_its_variable(
+    rng: np.random.Generator,
+) -> None:
+    depth = np.exp(rng.normal(size=500))
+    volatility = depth**-0.7 * np.exp(0.3 * rng.normal(size=500))
+    slope = volatility**0.6 / depth
+    assert stylised.partial_exponent(depth, volatility, slope) == pytest.approx(-1.0)
+    assert stylised.power_exponent(depth, slope) == pytest.approx(-1.42, abs=0.03)
+    # Volatility that is a power of depth cannot be told from it.
+    assert math.isnan(stylised.partial_exponent(depth, depth**2, slope))
+    assert math.isnan(stylised.partial_exponent(depth[:3], volatility[:3], slope[:3]))
+
+
 def test_poisson_counts_have_a_fano_factor_of_one_and_no_branching(
     rng: np.random.Generator,
 ) -> None:
