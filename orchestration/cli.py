@@ -93,6 +93,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="SEEDS",
         help="measure the planted alpha's IC with the mid over seeds; write nothing",
     )
+    synth.add_argument("--kept", metavar="FILE", help="days of --ic that are done, not made again")
+    synth.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     synth.add_argument("--start", type=int, default=0, metavar="S", help="seconds after midnight")
     synth.add_argument("--stop", type=int, default=86_400, metavar="S")
     judged = synth.add_argument_group("--check: what it shows, beside recordings")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from assets.market_data import map_processes
 from market import synthetic
@@ -37,34 +39,59 @@ def write(
     span: tuple[int, int],
     depths: Sequence[int],
     say: Say,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Write days as frames, events or bars, and what was planted beside them.
 
-    ``span``: seconds after midnight; bars are made by the day. Returns what was written.
+    ``span``: seconds after midnight; bars are made by the day. ``workers``: processes, by default one
+    per core; what is written does not depend on it. Returns what was written.
     """
-    lake = Lake(settings.root, settings.source)
     profile, seed = synthetic.profile(settings.synthetic.profile), settings.synthetic.seed
     if kind == "bars" and span != (0, SECONDS):
         raise ValueError("bars are made by the day: leave out --start and --stop")
-    written: dict[str, Any] = {"profile": profile.name, "seed": seed, "as": kind, "written": {}}
-    for day in days:
-        if kind == "frames":
-            path = synthetic.write_frames(
-                lake, profile, seed, settings.market.symbols, day, *span, depths=depths
-            )
-            written["written"][day] = path
-            written["capture"] = path
-            say(f"{day}: {path}")
-        for symbol in settings.market.symbols:
-            if kind == "events":
-                rows = write_events(lake, profile, seed, symbol, day, span)
-            elif kind == "bars":
-                rows = reduced.write_bars(lake, profile, seed, symbol, day)
-            if kind != "frames":
-                written["written"][f"{day} {symbol}"] = rows
-                say(f"{day} {symbol}: {rows:,} {kind}")
-            synthetic.write_truth(lake, profile, seed, symbol, day)
-    return written
+    # A capture holds all symbols of its day.
+    symbols = settings.market.symbols
+    parts = [symbols] if kind == "frames" else [(symbol,) for symbol in symbols]
+    tasks = [(settings, kind, day, part, span, depths) for day in days for part in parts]
+    made: dict[tuple[str, tuple[str, ...]], str | int] = {}
+
+    def done(task: tuple[Any, ...], result: str | int) -> None:
+        _, _, day, part, _, _ = task
+        made[day, part] = result
+        say(f"{day}: {result}" if kind == "frames" else f"{day} {part[0]}: {result:,} {kind}")
+
+    map_processes(_write_part, tasks, workers or len(os.sched_getaffinity(0)), done)
+    written = {
+        day if kind == "frames" else f"{day} {part[0]}": made[day, part]
+        for _, _, day, part, _, _ in tasks
+    }
+    found: dict[str, Any] = {"profile": profile.name, "seed": seed, "as": kind, "written": written}
+    if kind == "frames":
+        found["capture"] = written[days[-1]]
+    return found
+
+
+def _write_part(
+    settings: Settings,
+    kind: Kind,
+    day: str,
+    symbols: Sequence[str],
+    span: tuple[int, int],
+    depths: Sequence[int],
+) -> str | int:
+    """Write symbols of a day: the path of their frames, or the rows of one symbol's partition."""
+    lake = Lake(settings.root, settings.source)
+    profile, seed = synthetic.profile(settings.synthetic.profile), settings.synthetic.seed
+    result: str | int
+    if kind == "frames":
+        result = synthetic.write_frames(lake, profile, seed, symbols, day, *span, depths=depths)
+    elif kind == "events":
+        result = write_events(lake, profile, seed, symbols[0], day, span)
+    else:
+        result = reduced.write_bars(lake, profile, seed, symbols[0], day)
+    for symbol in symbols:
+        synthetic.write_truth(lake, profile, seed, symbol, day)
+    return result
 
 
 def write_events(
@@ -95,20 +122,75 @@ def write_events(
     return rows
 
 
-def recovered(settings: Settings, kind: Kind, seeds: int, say: Say) -> list[recovery.Recovered]:
-    """The alpha's IC with the mid's return over seeds of a profile, a process per core."""
+def recovered(
+    settings: Settings,
+    kind: Kind,
+    seeds: int,
+    say: Say,
+    *,
+    workers: int | None = None,
+    kept: Path | None = None,
+) -> list[recovery.Recovered]:
+    """The alpha's IC with the mid's return over seeds of a profile, the same for any ``workers``.
+
+    ``workers``: processes, by default one per core. ``kept``: a file that takes in each day as it is
+    done; days that it holds already, of this profile and this code, are not made again.
+    """
     profile = synthetic.profile(settings.synthetic.profile)
     mids = recovery.reduced_mids if kind == "bars" else recovery.engine_mids
-    tasks = [(profile, FIRST_SEED + n, mids) for n in range(seeds)]
-    sums = []
+    made_from = {
+        seed: _made_from(profile, kind, seed) for seed in range(FIRST_SEED, FIRST_SEED + seeds)
+    }
+    held = _held(kept, say)
+    sums = {seed: held[text] for seed, text in made_from.items() if text in held}
+    if sums:
+        say(f"{kept}: holds {len(sums)} of {seeds} seeds")
 
     def done(task: tuple[Any, ...], result: Any) -> None:
-        sums.append((task[1], result))
-        say(f"seed {task[1]}: {len(sums)} of {seeds}")
+        seed = task[1]
+        sums[seed] = result
+        if kept:
+            line = msgspec.json.encode(_Day(made_from=made_from[seed], sums=result.tolist()))
+            with kept.open("ab") as file:
+                file.write(line + b"\n")
+        say(f"seed {seed}: {len(sums)} of {seeds}")
 
-    map_processes(recovery.day_sums, tasks, len(os.sched_getaffinity(0)), done)
-    ordered = [result for _, result in sorted(sums, key=lambda pair: pair[0])]
-    return recovery.pooled(profile, ordered)
+    tasks = [(profile, seed, mids) for seed in made_from if seed not in sums]
+    map_processes(recovery.day_sums, tasks, workers or len(os.sched_getaffinity(0)), done)
+    return recovery.pooled(profile, [sums[seed] for seed in made_from])
+
+
+class _Day(msgspec.Struct):
+    """A line of the file of a study: what `recovery.day_sums` gave for one seed, and of what."""
+
+    made_from: str
+    sums: list[list[float]]
+
+
+def _made_from(profile: Profile, kind: Kind, seed: int) -> str:
+    stamp = reduced.fingerprint if kind == "bars" else synthetic.fingerprint
+    symbols = [listing.symbol for listing in profile.listings]
+    return "; ".join(stamp(profile, seed, symbol, recovery.DAY) for symbol in symbols)
+
+
+def _held(kept: Path | None, say: Say) -> dict[str, recovery.Floats]:
+    """What a study's file holds, by what it was made from; a line cut short counts as not there."""
+    found: dict[str, recovery.Floats] = {}
+    if kept is None or not kept.exists():
+        return found
+    text = kept.read_bytes()
+    if not text.endswith(b"\n"):
+        # The next day begins a line of its own.
+        with kept.open("ab") as file:
+            file.write(b"\n")
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            day = msgspec.json.decode(line, type=_Day)
+        except msgspec.DecodeError as error:
+            say(f"{kept} line {number}: {error}; its day is made again")
+            continue
+        found[day.made_from] = np.array(day.sums)
+    return found
 
 
 HEAD = ("horizon", "planted IC", "IC with the mid", "standard error", "z", "")

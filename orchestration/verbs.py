@@ -134,6 +134,8 @@ def ingest(settings: Settings, options: argparse.Namespace) -> Result:
 
 
 def synth(settings: Settings, options: argparse.Namespace) -> Result:
+    from pathlib import Path
+
     import msgspec
 
     from market.lake import days_between
@@ -146,7 +148,14 @@ def synth(settings: Settings, options: argparse.Namespace) -> Result:
         changed = msgspec.structs.replace(settings.synthetic, profile=options.profile)
         settings = msgspec.structs.replace(settings, synthetic=changed)
     if options.ic:
-        rows = made.recovered(settings, options.kind, options.ic, say)
+        rows = made.recovered(
+            settings,
+            options.kind,
+            options.ic,
+            say,
+            workers=options.workers,
+            kept=Path(options.kept) if options.kept else None,
+        )
         if not options.json:
             print(table(made.lines(rows), made.HEAD))
         return {
@@ -163,7 +172,8 @@ def synth(settings: Settings, options: argparse.Namespace) -> Result:
         raise CommandError("a recorded lake takes no synthetic data; use --set source=synthetic")
     days = days_between(options.day, options.last or options.day)
     depths = [int(depth) for depth in options.depths.split(",")] if options.depths else []
-    return made.write(settings, options.kind, days, (options.start, options.stop), depths, say)
+    span = (options.start, options.stop)
+    return made.write(settings, options.kind, days, span, depths, say, options.workers)
 
 
 def _checked(settings: Settings, options: argparse.Namespace) -> Result:
@@ -182,6 +192,7 @@ def _checked(settings: Settings, options: argparse.Namespace) -> Result:
         hours=acceptance.HOURS if options.hours is None else options.hours,
         day=options.day or acceptance.DAY,
         folder=Path(options.recordings) if options.recordings else None,
+        workers=options.workers,
         say=say,
     )
     target = Path(options.page or "synthetic-check.html")

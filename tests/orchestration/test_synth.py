@@ -43,6 +43,28 @@ def test_events_straight_into_the_lake_give_the_bars_of_the_generator(settings: 
         assert lake.stands(name, "BTCUSDT", DAY)
 
 
+@pytest.mark.parametrize("kind", ["frames", "events"])
+def test_whatever_the_number_of_workers_the_files_are_the_same_bytes(
+    kind: synth.Kind, tmp_path: Path
+) -> None:
+    files = []
+    for workers in (1, 2):
+        root = tmp_path / str(workers)
+        settings = Settings(root=str(root), source="synthetic")
+        days = [DAY, "2026-03-05"]
+        written = synth.write(settings, kind, days, (0, 20), (), silent, workers)
+        assert len(written["written"]) == (2 if kind == "frames" else 4)
+        files.append(
+            {
+                str(path.relative_to(root)): path.read_bytes()
+                for path in sorted(root.rglob("*"))
+                if path.is_file()
+            }
+        )
+    assert len(files[0]) >= 14
+    assert files[0] == files[1]
+
+
 def test_bars_are_made_by_the_day(settings: Settings) -> None:
     with pytest.raises(ValueError, match="leave out --start and --stop"):
         synth.write(settings, "bars", [DAY], (0, 120), (), silent)
@@ -74,3 +96,20 @@ def test_the_study_says_when_it_cannot_agree(settings: Settings) -> None:
     assert not any(row.agrees for row in rows)
     assert synth.lines(rows)[0][0] == "10 s"
     assert all(abs(row.z) < 8 for row in rows)
+
+
+def test_a_study_goes_on_where_it_was_stopped_and_its_workers_do_not_matter(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Days that the file holds are not made again; a torn line is; figures are the same bytes."""
+    kept, said = tmp_path / "days.jsonl", list[str]()
+    first = synth.recovered(settings, "bars", 2, said.append, workers=1, kept=kept)
+    assert len(kept.read_bytes().splitlines()) == 2
+    assert synth.recovered(settings, "bars", 2, said.append, workers=1, kept=kept) == first
+    assert said[-1] == f"{kept}: holds 2 of 2 seeds"
+    whole, torn = kept.read_bytes().splitlines()
+    kept.write_bytes(whole + b"\n" + torn[: len(torn) // 2])
+    assert synth.recovered(settings, "bars", 2, said.append, workers=2, kept=kept) == first
+    assert any("line 2" in line and "made again" in line for line in said)
+    assert kept.read_bytes().splitlines()[2] == torn
+    assert synth.recovered(settings, "bars", 2, said.append, workers=2) == first
