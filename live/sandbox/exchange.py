@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from execution.account import E8
-from execution.margin import BTC_TIERS, MarginMode, Terms
+from execution.margin import MarginMode, Terms
 from live.sandbox.ledger import Ledger, Names
+from live.sandbox.listing import LISTINGS
 from live.sandbox.notices import Notice, Notices
 from live.sandbox.tape import DEEP, DEEP_NS, TICKER_NS, Listener, Tape
 from live.sandbox.trading import Client, Order
@@ -33,6 +35,8 @@ from market.wire.encode import Encoder
 #: The world begins on this day, so long after its midnight.
 FIRST_DAY: Final = "2026-03-01"
 START_S: Final = 300
+#: How long before midnight the next day's markets are begun to be made.
+AHEAD_NS: Final = 1800 * 1_000_000_000
 DEPOSIT_E8: Final = 100_000 * E8
 #: Prices and positions are looked at so often for what they mean to orders.
 BEAT_NS: Final = 20_000_000
@@ -91,7 +95,7 @@ class Exchange:
                 f"{keys.getrandbits(144):036x}",
                 self.instruments,
                 {
-                    symbol: Terms(tiers=BTC_TIERS, mode=MarginMode.CROSS)
+                    symbol: Terms(tiers=LISTINGS[symbol].tiers, mode=MarginMode.CROSS)
                     for symbol in self.instruments
                 },
                 deposit_e8,
@@ -108,6 +112,9 @@ class Exchange:
         self._touched: dict[tuple[Client, str], None] = {}
         self._entering_again = False
         self.now_ns = day_start_ns(day)
+        # A day's markets take seconds to make: they are made beside what goes on, which does not show.
+        self._builder = ThreadPoolExecutor(1, "markets")
+        self._coming: Future[dict[str, Market]] | None = None
         self._open_day()
         self.advance(self.now_ns + START_S * _SECOND)
         self.start_ns = self.now_ns
@@ -140,24 +147,30 @@ class Exchange:
         if now_ns % FUNDING_NS == 0:
             for symbol in self.tapes:
                 self.settle(symbol)
+        if now_ns % _DAY_NS == _DAY_NS - AHEAD_NS:
+            self._coming = self._builder.submit(self._markets_of, now_ns + AHEAD_NS)
         if now_ns % _DAY_NS == 0:
             self._open_day()
 
     def _open_day(self) -> None:
         """The markets of the day that begins now."""
-        day = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=self.now_ns // _SECOND)).date()
-        self.markets = {
-            symbol: Market(
-                self.profile, self.seed, symbol, day.isoformat(), instrument, topics=TOPICS
-            )
-            for symbol, instrument in self.instruments.items()
-        }
+        coming, self._coming = self._coming, None
+        self.markets = coming.result() if coming else self._markets_of(self.now_ns)
         self._orders = {symbol: {} for symbol in self.instruments}
         resting = [order for client in self.clients for order in client.open.values()]
         self._entering_again = True
         for order in sorted(resting, key=lambda order: order.number):
             self.enter(order)
         self._entering_again = False
+
+    def _markets_of(self, midnight_ns: int) -> dict[str, Market]:
+        """The markets of the day that begins at a midnight."""
+        day = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=midnight_ns // _SECOND)
+        name = day.date().isoformat()
+        return {
+            symbol: Market(self.profile, self.seed, symbol, name, instrument, topics=TOPICS)
+            for symbol, instrument in self.instruments.items()
+        }
 
     def _run(self, symbols: Sequence[str], until_ns: int) -> None:
         """Markets to a time, and what is heard of them, oldest first."""

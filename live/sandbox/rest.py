@@ -5,6 +5,9 @@ of business included; ``time`` and receive windows follow the wall clock. A batc
 requests as it has; of one that does not fit as a whole, the first go through and the rest are refused
 one by one.
 
+All requests together, public ones included, are 600 in five seconds at most; what is beyond is answered
+with HTTP 403 until there is room again (the venue shuts an address out for ten minutes).
+
 What goes wrong in here by our own fault is answered with 10016 and told in the log with its traceback.
 """
 
@@ -31,6 +34,9 @@ from live.sandbox.trading import Client
 Result = dict[str, Any]
 
 LIMIT_WINDOW_MS: Final = 1000
+#: Requests of one address, here all, within a time.
+ADDRESS_LIMIT: Final = 600
+ADDRESS_WINDOW_MS: Final = 5000
 #: Requests a second of a client and route when limits are off.
 UNLIMITED: Final = 1_000_000
 
@@ -112,6 +118,15 @@ class Limits:
 
     def __init__(self) -> None:
         self._times: dict[tuple[str, str], deque[int]] = {}
+        self._all: deque[int] = deque()
+
+    def arrive(self, now_ms: int) -> None:
+        """Any request; refused when its address has sent too many."""
+        while self._all and self._all[0] <= now_ms - ADDRESS_WINDOW_MS:
+            self._all.popleft()
+        if len(self._all) >= ADDRESS_LIMIT:
+            raise RefusedError(10018, "Exceeded the IP Rate Limit.", 403)
+        self._all.append(now_ms)
 
     def take(
         self, client: Client, path: str, limit: int, cost: int, now_ms: int
@@ -174,6 +189,8 @@ class Rest:
         now_ms = now_ns // 1_000_000
         try:
             body = await request.read()
+            if self._limited:
+                self._limits.arrive(now_ms)
             raw = request.raw_path.partition("?")[2]
             path = request.path.removeprefix("/v5/")
             if path == "market/time":
