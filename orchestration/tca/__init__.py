@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,6 +55,11 @@ def analyse(
     file to write. Raises TcaError when nothing is on record, WarehouseError when a test of the tables
     fails.
     """
+    for day in (first, last):
+        if day is not None and not _is_date(day):
+            raise TcaError(f"{day}: not a date; expected YYYY-MM-DD")
+    if first is not None and last is not None and first > last:
+        raise TcaError(f"--from {first} is after --to {last}")
     if beside is None:
         return _analyse(
             Lake(settings.root, settings.source), settings, first, last, symbols, page, say
@@ -61,6 +67,13 @@ def analyse(
     with tempfile.TemporaryDirectory() as folder:
         lake = _beside(Path(beside), Path(folder), settings.source)
         return _analyse(lake, settings, first, last, symbols, page, say)
+
+
+def _is_date(text_: str) -> bool:
+    try:
+        return date.fromisoformat(text_).isoformat() == text_
+    except ValueError:
+        return False
 
 
 def _analyse(
