@@ -21,12 +21,13 @@ from execution.orders import (
     Liquidity,
     Rejected,
     Submit,
+    TimeInForce,
 )
 from execution.simulation.exchange import Reason
-from execution.simulation.queue import MODELS, PUBLISHED
+from execution.simulation.queue import BOUNDS, MODELS, PUBLISHED
 from execution.simulation.simulator import Simulator
 from market.events import Flag, Kind
-from tests.execution.judged import events_of, outcomes, random_case
+from tests.execution.judged import POLICIES, events_of, joined, outcomes, random_case
 from tests.execution.tape import (
     INSTRUMENT,
     SYMBOL,
@@ -74,6 +75,44 @@ def test_a_lower_latency_never_loses_a_cancel_race_it_had_won(
         saved.append(sum(event.leaves_lots for event in ends))
     quick, slow = saved
     assert quick >= slow
+
+
+# -- bounds ----------------------------------------------------------------------------------------
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(number=st.integers(0, 2**30), model=st.sampled_from(PUBLISHED))
+def test_every_order_fills_between_the_bounds_whatever_is_asked(number: int, model: str) -> None:
+    """Several orders that stand behind each other, moved and cancelled while they rest: at every
+    moment each has filled pessimistic ≤ model ≤ optimistic. Only passive orders of one size: what
+    is taken from the other side, or asked for once an order is full, is another order's story."""
+    case = joined([random_case(number + n) for n in range(3)])
+    passive = case.actions.copy()
+    passive[:, 6], passive[:, 7] = POLICIES.index(TimeInForce.POST_ONLY), 0
+    submits = passive[passive[:, 1] == 0]
+    sizes = np.zeros(int(passive[:, 2].max()) + 1, np.int64)
+    sizes[submits[:, 2]] = submits[:, 5]
+    passive[:, 5] = sizes[passive[:, 2]]
+    pessimistic, optimistic = BOUNDS
+    totals = []
+    for name in (pessimistic, model, optimistic):
+        setting = case.setting.copy()
+        setting["model"] = MODELS[name]
+        asked = case._replace(actions=passive, setting=setting)
+        filled: dict[str, list[tuple[int, int]]] = {}
+        for event in outcomes(asked, [True] * len(passive), mode="partial"):
+            if isinstance(event, Filled):
+                filled.setdefault(event.client_id, []).append((event.venue_ns, event.qty_lots))
+        totals.append(filled)
+
+    def by(filled: dict[str, list[tuple[int, int]]], order: str, time_ns: int) -> int:
+        return sum(lots for at_ns, lots in filled.get(order, []) if at_ns <= time_ns)
+
+    times = sorted({at_ns for filled in totals for each in filled.values() for at_ns, _ in each})
+    for order in totals[0] | totals[1] | totals[2]:
+        for time_ns in times:
+            low, between, high = (by(filled, order, time_ns) for filled in totals)
+            assert low <= between <= high, (order, time_ns)
 
 
 # -- money -----------------------------------------------------------------------------------------
