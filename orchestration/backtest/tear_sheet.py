@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from execution.blotter import Trade
 from execution.tca import TABLES, Row, to_table
+from orchestration import sheet
 from orchestration.backtest import bounds
 from orchestration.backtest.figures import (
     AGAINST_HEAD,
@@ -96,18 +96,6 @@ def _curve(run: Run) -> pa.Table:
 
 # -- the page --------------------------------------------------------------------------------------
 
-_STYLE: Final = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto;
-       padding: 0 1em; }
-h1 { font-size: 1.5em; margin-bottom: 0; } h2 { font-size: 1.1em; margin-top: 2em; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: 3px 9px; text-align: right; border-bottom: 1px solid #e3e3e3; }
-th:first-child, td:first-child { text-align: left; }
-.about td { text-align: left; } .about td:first-child { color: #777; white-space: nowrap; }
-.warning { background: #fdecea; border-left: 4px solid #c44e52; padding: .6em 1em; }
-svg { width: 100%; height: auto; } li { margin: .2em 0; } .scroll { overflow-x: auto; }
-"""
-
 
 def document(run: Run, at_bounds: Sequence[Run], found: Mapping[str, Any]) -> str:
     """The page: one HTML file that needs nothing else."""
@@ -117,21 +105,21 @@ def document(run: Run, at_bounds: Sequence[Run], found: Mapping[str, Any]) -> st
     body = [
         f"<h1>Backtest of {html.escape(found['model'])}</h1>",
         *(f"<p class=warning>{html.escape(text_)}</p>" for text_ in (*warnings, *found["errors"])),
-        _table(summary_rows(found), kind="about"),
+        sheet.table(summary_rows(found), kind="about"),
         "<h2>Profit after fees and funding</h2>",
         _equity_picture(run, at_bounds),
-        _table(fee_rows(found), FEE_HEAD),
+        sheet.table(fee_rows(found), FEE_HEAD),
         *_bounds(found),
         *_against(found),
         "<h2>Position</h2>",
         _position_picture(run),
         "<h2>Round trips</h2>",
         _trades_picture(run, found),
-        _table(group_rows(found["by_symbol"], "symbol"), ("symbol", *GROUP_HEAD)),
+        sheet.table(group_rows(found["by_symbol"], "symbol"), ("symbol", *GROUP_HEAD)),
         "<h2>By regime</h2>",
-        _table(group_rows(found["regimes"], "regime"), ("regime", *GROUP_HEAD)),
+        sheet.table(group_rows(found["regimes"], "regime"), ("regime", *GROUP_HEAD)),
         "<h2>The worst and the best</h2>",
-        _table(_listed(best[:8] + best[8:][-8:], row), _LISTED_HEAD),
+        sheet.table(_listed(best[:8] + best[8:][-8:], row), _LISTED_HEAD),
         "<h2>What these figures rest on</h2>",
         "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in found["assumptions"]),
         f"<li>Intervals: stationary bootstrap, mean block {run.settings.model.bootstrap_block_s:,} s, "
@@ -139,12 +127,7 @@ def document(run: Run, at_bounds: Sequence[Run], found: Mapping[str, Any]) -> st
         "<li>Capacity a trade: the size at which sweeping the book displayed at the entries would use "
         "up the mean net result of both legs; impact beyond that is not in it.</li></ul>",
     ]
-    return (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>Backtest of "
-        f"{html.escape(found['model'])}</title><style>{_STYLE}</style></head><body>"
-        + "\n".join(body)
-        + "</body></html>\n"
-    )
+    return sheet.document(f"Backtest of {found['model']}", body)
 
 
 def _bounds(found: Mapping[str, Any]) -> list[str]:
@@ -155,7 +138,7 @@ def _bounds(found: Mapping[str, Any]) -> list[str]:
         "<p>Where in a queue our orders stood is not in the data. The same order fills at the "
         "pessimistic bound no earlier, and at the optimistic one no later, than under any queue model; "
         "results need not be in that order.</p>",
-        _table(bounds.rows(found), bounds.HEAD),
+        sheet.table(bounds.rows(found), bounds.HEAD),
     ]
 
 
@@ -164,17 +147,8 @@ def _against(found: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"<h2>Against {html.escape(found['against']['model'])} on the same events</h2>",
-        _table(against_rows(found), AGAINST_HEAD),
+        sheet.table(against_rows(found), AGAINST_HEAD),
     ]
-
-
-def _table(rows: Sequence[Sequence[str]], head: Sequence[str] = (), kind: str = "") -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    top = line(head, "th") if head else ""
-    body = "".join(line(cells, "td") for cells in rows)
-    return f"<div class=scroll><table class='{kind}'>{top}{body}</table></div>"
 
 
 _LISTED_HEAD: Final = (
@@ -196,44 +170,6 @@ def _listed(trades: Sequence[Trade], row: str) -> list[tuple[str, ...]]:
 # -- pictures --------------------------------------------------------------------------------------
 
 
-def _svg(figure: Any) -> str:
-    import matplotlib.pyplot as plt
-
-    out = io.StringIO()
-    figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
-    drawn = out.getvalue()
-    return drawn[drawn.index("<svg") :]
-
-
-def _axes(rows: int, heights: Sequence[float], height: float, columns: int = 1) -> tuple[Any, Any]:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    mpl.rcParams.update(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "tear sheet",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.color": "#eeeeee",
-            "font.size": 9,
-        }
-    )
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(11, height),
-        sharex=columns == 1,
-        squeeze=False,
-        gridspec_kw={"height_ratios": heights},
-    )
-    return figure, axes
-
-
 def _thinned(run: Run) -> tuple[Any, slice]:
     """Times to draw at, and the slice of the curve they are."""
     step = slice(None, None, max(1, len(run.curve.t_ns) // _POINTS))
@@ -242,7 +178,7 @@ def _thinned(run: Run) -> tuple[Any, slice]:
 
 def _equity_picture(run: Run, at_bounds: Sequence[Run]) -> str:
     times, step = _thinned(run)
-    figure, [[top], [below]] = _axes(2, (3, 1), 4.2)
+    figure, [[top], [below]] = sheet.axes(2, (3, 1), 4.2)
     for row, values in run.curve.equity.items():
         equity = np.array(values)
         stated = row == run.settings.model.fee_row
@@ -258,13 +194,13 @@ def _equity_picture(run: Run, at_bounds: Sequence[Run]) -> str:
     top.set_ylabel("net profit, USDT")
     below.set_ylabel("below the peak")
     top.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
-    return _svg(figure)
+    return sheet.svg(figure)
 
 
 def _position_picture(run: Run) -> str:
     times, step = _thinned(run)
     symbols = run.settings.market.symbols
-    figure, axes = _axes(2 * len(symbols), (2, 1) * len(symbols), 2.4 * len(symbols))
+    figure, axes = sheet.axes(2 * len(symbols), (2, 1) * len(symbols), 2.4 * len(symbols))
     for n, symbol in enumerate(symbols):
         price, held = axes[2 * n][0], axes[2 * n + 1][0]
         price.plot(times, np.array(run.curve.price[symbol])[step], color="#555555", lw=0.8)
@@ -272,12 +208,12 @@ def _position_picture(run: Run) -> str:
         position = np.array(run.curve.position_usdt[symbol])[step]
         held.fill_between(times, position, step="post", color="#4c72b0", lw=0)
         held.set_ylabel("USDT")
-    return _svg(figure)
+    return sheet.svg(figure)
 
 
 def _trades_picture(run: Run, found: Mapping[str, Any]) -> str:
     """Distribution of net results, and the total against the fee."""
-    figure, [[left, right]] = _axes(1, (1,), 2.8, columns=2)
+    figure, [[left, right]] = sheet.axes(1, (1,), 2.8, columns=2)
     row = found["fee_row"]
     bps = np.array([trade.net_bps(row) for trade in run.blotter.trades])
     if len(bps):
@@ -297,4 +233,4 @@ def _trades_picture(run: Run, found: Mapping[str, Any]) -> str:
     right.set_xlabel("fee a side, bps (dashed: break-even)")
     right.set_ylabel("net profit, USDT")
     right.legend(frameon=False)
-    return _svg(figure)
+    return sheet.svg(figure)
