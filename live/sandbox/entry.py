@@ -1,8 +1,7 @@
 """Order entry: requests checked as the venue checks them, then carried out.
 
 Each function takes a client and the request's body and returns the result, or raises a `RefusedError`
-that has changed nothing. Self-match prevention and hedge mode are not here: a request that asks for
-one is refused by name.
+that has changed nothing. Hedge mode is not here: a request for it is refused.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ Result = dict[str, Any]
 
 MOST_IN_BATCH: Final = 20
 TOO_MANY: Final = "Too many visits. Exceeded the API Rate Limit."
+SELF_MATCH: Final = ("None", "CancelMaker", "CancelTaker", "CancelBoth")
 #: Prices that an order may wait for, the default first.
 WATCHED: Final = ("LastPrice", "MarkPrice", "IndexPrice")
 _LINK: Final = re.compile(r"[A-Za-z0-9_-]{1,36}")
@@ -80,8 +80,7 @@ def _checked(exchange: Exchange, client: Client, body: Body) -> Order:
     force = "IOC" if is_market else choice(body, "timeInForce", tuple(FORCES))
     if body.get("positionIdx", 0) not in (0, "0"):
         raise RefusedError(10001, "position idx not match position mode")
-    if text(body, "smpType") not in ("", "None"):
-        raise RefusedError(10001, "params error: smpType is not supported by this venue")
+    smp_type = choice(body, "smpType", SELF_MATCH)
     link_id = _link(client, body)
     reduce_only, close = flag(body, "reduceOnly"), flag(body, "closeOnTrigger")
     trigger, stops = _trigger(tape, body), stops_of(tape, body)
@@ -123,7 +122,7 @@ def _checked(exchange: Exchange, client: Client, body: Body) -> Order:
         reduce_only=reduce_only,
         close_on_trigger=close,
     )
-    order.trigger, order.stops = trigger, stops
+    order.trigger, order.stops, order.smp_type = trigger, stops, smp_type
     return order
 
 

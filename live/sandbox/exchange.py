@@ -59,6 +59,10 @@ _REASONS: Final = {
 }
 
 
+_SMP: Final = ("CancelBySmp", "EC_BySelfMatch")
+_CANCELLED: Final = {"CancelByUser": "EC_PerCancelRequest", "CancelBySmp": "EC_BySelfMatch"}
+
+
 def _unheard(topic: str, frame: bytes) -> None:
     """Nobody listens."""
 
@@ -210,20 +214,61 @@ class Exchange:
     def enter(self, order: Order) -> None:
         """An order meets the market; it is open before, and may be closed after."""
         market, owner = self.markets[order.symbol], order.client.owner
-        left = order.lots - order.executed_lots
+        left, force = order.lots - order.executed_lots, FORCES[order.force]
+        if order.smp_type != "None" and order.force != "PostOnly" and not self._entering_again:
+            others = self._before_own(order, left)
+            if others < left:
+                order.cancel_type, order.reject_reason = _SMP
+                if not others or order.force == "FOK":
+                    order.status = "Cancelled"
+                    order.client.close(order)
+                    sequence = self.tapes[order.symbol].sequence(self.now_ns)
+                    self.notices.order(order, [], self.now_ns, sequence)
+                    return
+                left, force = others, TimeInForce.IMMEDIATE_OR_CANCEL
         if order.market:
             order.handle = market.take(order.side, left, order.ticks, owner)
         else:
-            force = FORCES[order.force]
             order.handle = market.submit(order.side, order.ticks, left, force, owner)
         self._orders[order.symbol][order.handle] = order
         self._now(order.symbol)
 
+    def _before_own(self, order: Order, left: int) -> int:
+        """Lots that an incoming order can take before it meets one of its client's, if it may not.
+
+        Of those that it would meet, the ones that are to give way are cancelled first.
+        """
+        market = self.markets[order.symbol]
+        met = [
+            own
+            for own in order.client.open.values()
+            if own.symbol == order.symbol
+            and own.side == -order.side
+            and order.side * (order.ticks - own.ticks) >= 0
+            and market.lots_ahead(own.handle) is not None
+        ]
+
+        def turn(own: Order) -> tuple[int, int]:
+            return order.side * own.ticks, market.lots_ahead(own.handle) or 0
+
+        for own in sorted(met, key=turn):
+            levels = market.levels(own.side)
+            better = sum(lots for ticks, lots in levels if order.side * (ticks - own.ticks) < 0)
+            others = better + (market.lots_ahead(own.handle) or 0)
+            if others >= left:
+                break
+            if order.smp_type != "CancelTaker":
+                own.smp_order_id = order.order_id
+                self.cancel(own, "CancelBySmp")
+            if order.smp_type != "CancelMaker":
+                order.smp_order_id = own.order_id
+                return others
+        return left
+
     def cancel(self, order: Order, cancel_type: str = "CancelByUser") -> None:
         """Take an open order out of the market."""
         order.cancel_type = cancel_type
-        by_client = cancel_type == "CancelByUser"
-        order.reject_reason = "EC_PerCancelRequest" if by_client else "EC_NoError"
+        order.reject_reason = _CANCELLED.get(cancel_type, "EC_NoError")
         self.markets[order.symbol].cancel(order.handle)
         self._now(order.symbol)
 

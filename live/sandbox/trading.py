@@ -110,6 +110,8 @@ class Order(msgspec.Struct, kw_only=True, eq=False):
     create_type: str = "CreateByUser"
     trigger: Trigger | None = None
     stops: Stops | None = None  #: what its executions bring along
+    smp_type: str = "None"  #: what happens when it would meet another of its client's
+    smp_order_id: str = ""  #: the order that it did not meet
 
     @property
     def symbol(self) -> str:
@@ -203,8 +205,8 @@ class Order(msgspec.Struct, kw_only=True, eq=False):
             "closeOnTrigger": self.close_on_trigger,
             "reduceOnly": self.reduce_only,
             "smpGroup": 0,
-            "smpType": "None",
-            "smpOrderId": "",
+            "smpType": self.smp_type,
+            "smpOrderId": self.smp_order_id,
             "slippageToleranceType": "UNKNOWN",
             "slippageTolerance": "0",
             "createType": self.create_type,

@@ -300,6 +300,38 @@ def test_nothing_is_lost_whatever_clients_do(
     check_books(world)
 
 
+@pytest.mark.parametrize(
+    ("tag", "taker", "maker", "executed"),
+    [
+        ("None", "Filled", "PartiallyFilled", 300),
+        ("CancelMaker", "Cancelled", "Cancelled", 200),
+        ("CancelTaker", "Cancelled", "New", 200),
+        ("CancelBoth", "Cancelled", "Cancelled", 200),
+    ],
+)
+def test_a_client_s_orders_do_not_meet_when_the_incoming_one_says_so(
+    exchange: Exchange, tag: str, taker: str, maker: str, executed: int
+) -> None:
+    """200 lots of another client stand before 500 of the same one; 300 come in."""
+    client, other = exchange.clients[:2]
+    ticks = best(exchange, -1) - 1
+    if ticks == best(exchange, 1):  # room for a level of our own between the best prices
+        taken = dict(exchange.markets[SYMBOL].levels(-1))[ticks + 1]
+        send(exchange, other, "Buy", taken, ticks + 1)
+        ticks = best(exchange, -1) - 1
+    send(exchange, other, "Sell", 200, ticks)
+    own = send(exchange, client, "Sell", 500, ticks)
+    incoming = send(exchange, client, "Buy", 300, ticks, timeInForce="IOC", smpType=tag)
+    assert (incoming.status, own.status) == (taker, maker)
+    assert incoming.executed_lots == executed
+    if tag in ("CancelTaker", "CancelBoth"):
+        assert (incoming.cancel_type, incoming.reject_reason) == ("CancelBySmp", "EC_BySelfMatch")
+        assert incoming.row()["smpOrderId"] == own.order_id
+    if own.status == "Cancelled":
+        assert (own.cancel_type, own.reject_reason) == ("CancelBySmp", "EC_BySelfMatch")
+    check_books(exchange)
+
+
 def test_leverage_caps_the_tier_that_orders_may_reach(exchange: Exchange) -> None:
     client, tape = exchange.clients[2], exchange.tapes[SYMBOL]
     old = client.margin.terms[SYMBOL].leverage

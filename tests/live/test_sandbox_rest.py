@@ -369,7 +369,7 @@ ORDER = {
         ({"triggerPrice": "70000"}, 10001),
         ({"triggerPrice": "70000", "triggerDirection": 2}, 110093),
         ({"triggerPrice": "50000", "triggerDirection": 1}, 110092),
-        ({"smpType": "CancelMaker"}, 10001),
+        ({"smpType": "CancelAll"}, 10001),
         ({"bboSideType": "Queue", "bboLevel": "6"}, 10001),
         ({"price": "0.10"}, 110094),
     ],
