@@ -41,7 +41,7 @@ from live.worker import followed
 from market.columns import C
 from market.features import feature_hash
 from market.instruments import Instrument
-from market.lake import Lake, utc_date
+from market.lake import Lake
 from market.settings import FEE_ROWS_BPS, Settings
 from models_registry.manifest import (
     MANIFEST_FILE,
@@ -61,6 +61,9 @@ from orchestration.backtest.span import (
 )
 
 MINUTE_NS: Final = 60 * SECOND_NS
+
+#: What is settled leaves memory this often; what a run holds does not grow with its length then.
+SETTLE_NS: Final = 3_600 * SECOND_NS
 
 #: Progress is told this often (seconds of wall time).
 TELL_EVERY_S: Final = 10.0
@@ -225,7 +228,7 @@ class Run:
     """One model's trader, venues and books.
 
     What the run leaves behind is seen by ``decided`` (every decision), ``written`` (every entry of the
-    ledger) and ``rows`` (at each date's end the settled rows of the execution tables). ``trader`` makes
+    ledger) and ``rows`` (every hour the settled rows of the execution tables). ``trader`` makes
     the trader, from the arguments of `Trader`.
     """
 
@@ -348,18 +351,16 @@ def replay(
     without ``close`` left as they stand at the span's end.
     """
     told = time.monotonic()
-    events = 0
-    day = ""
+    events = settled = 0
     for second_ns, rows in merged({s: seconds_of(lake, s, span) for s in instruments}):
-        if not day:
+        if not settled:
             history = join(lake, instruments, second_ns)
             for run in runs:
                 run.trader.begin(second_ns, history)
-        if (today := utc_date(second_ns)) != day:
-            if day:
-                for run in runs:
-                    run.settle()
-            day = today
+        elif second_ns // SETTLE_NS != settled:
+            for run in runs:
+                run.settle()
+        settled = second_ns // SETTLE_NS
         for run in runs:
             run.trader.advance(second_ns)
             run.sample(second_ns)

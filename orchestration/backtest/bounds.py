@@ -2,12 +2,13 @@
 
 Public data do not say where in a queue our orders stood, so fills of resting orders are a model's. Two
 bounds hold for every model: of what leaves a level unseen nothing stood in front of us (pessimistic),
-or everything that could (optimistic). The same order has at every moment filled at least as much as at
-the one and at most as much as at the other (tests/execution/test_queue.py, test_invariants.py).
+or everything that could (optimistic). The same resting orders have at every moment filled, together, at
+least as much as at the one and at most as much as at the other; an order that stands alone at its price
+also by itself (tests/execution/test_queue.py, test_invariants.py).
 
-That is said of fills, not of money: an order that fills earlier may be the worse for it, and the trader
-goes on from there. So results at the bounds need not lie on either side of the run's own; they say how
-much of the result the queue model decides.
+That is said of the same orders' fills, not of money: an order that fills earlier may be the worse for
+it, and the trader goes on from there. So results at the bounds need not lie on either side of the run's
+own; they say how much of the result the queue model decides.
 """
 
 from __future__ import annotations

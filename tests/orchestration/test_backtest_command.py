@@ -316,6 +316,23 @@ def test_a_model_against_itself_makes_no_difference(root: Path) -> None:
         assert found["against"]["rows"][row] == found["rows"][row]
 
 
+def test_when_a_run_hands_on_what_is_settled_changes_nothing(
+    root: Path,
+    reported: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every ten seconds instead of every hour: the same figures, the same rows in the same order."""
+    _, page = reported
+    monkeypatch.setattr("orchestration.backtest.SETTLE_NS", 10 * 1_000_000_000)
+    often = tmp_path / "sheet.html"
+    backtest(live_settings(root), first=FIRST, last=UNTIL, bounded=False, page=str(often))
+    for table in ("orders", "fills", "parents", "tca", "trades", "equity"):
+        mine, theirs = (pq.read_table(p.with_suffix(f".{table}.parquet")) for p in (often, page))
+        key = mine.column_names[0]
+        assert mine.sort_by(key).equals(theirs.sort_by(key)), table
+
+
 # -- probes ----------------------------------------------------------------------------------------
 
 
