@@ -135,9 +135,10 @@ def _bounds(found: Mapping[str, Any]) -> list[str]:
         return []
     return [
         "<h2>Between the bounds of the queue</h2>",
-        "<p>Where in a queue our orders stood is not in the data. The same order fills at the "
-        "pessimistic bound no earlier, and at the optimistic one no later, than under any queue model; "
-        "results need not be in that order.</p>",
+        "<p>Where in a queue our orders stood is not in the data. The same resting orders fill at the "
+        "pessimistic bound no more, and at the optimistic one no less, than under any queue model. The "
+        "trader goes on from its fills, so results need not be in that order: they say how much the "
+        "queue model decides.</p>",
         sheet.table(bounds.rows(found), bounds.HEAD),
     ]
 
