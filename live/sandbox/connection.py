@@ -34,7 +34,7 @@ class Connection:
         self.lost = False  #: too far behind
         self.speaking = asyncio.Event()  #: while it is not set nothing is sent
         self.speaking.set()
-        self._waiting: asyncio.Queue[bytes] = asyncio.Queue()
+        self.waiting: asyncio.Queue[bytes] = asyncio.Queue()
         self._closing: asyncio.Task[Any] | None = None
 
     @property
@@ -44,10 +44,10 @@ class Connection:
 
     def put(self, frame: bytes) -> None:
         """Send a frame after those that wait."""
-        if self._waiting.qsize() >= MOST_WAITING:
+        if self.waiting.qsize() >= MOST_WAITING:
             self.lost = True
         else:
-            self._waiting.put_nowait(frame)
+            self.waiting.put_nowait(frame)
 
     def say(self, fields: dict[str, Any]) -> None:
         """Send a control frame."""
@@ -56,7 +56,7 @@ class Connection:
     async def write(self) -> None:
         """Send what waits, until the connection ends."""
         while not self.lost and not self.socket.closed:
-            frame = await self._waiting.get()
+            frame = await self.waiting.get()
             await self.speaking.wait()
             await self.socket.send_str(frame.decode())
         await self.socket.close()

@@ -1,4 +1,4 @@
-"""The control endpoint, and how faults befall requests over REST.
+"""The control endpoint, and how faults befall requests over REST and WebSocket.
 
     POST   /control/faults   {"kind": "answer_lost", "to": KEY, "what": "order/create", "times": 1}
     GET    /control/faults   the kinds, what still waits to happen, and the log
@@ -16,7 +16,9 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from live.sandbox.connection import Connection
 from live.sandbox.faults import BEFORE, CODES, KINDS, Fault, Faults
+from live.sandbox.trade import Request
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -27,7 +29,7 @@ _LOST_S: Final = 120.0
 
 
 class Control:
-    """``answer`` is how a request is answered when nothing is wrong."""
+    """``answer`` is how a request over REST is answered when nothing is wrong."""
 
     def __init__(self, faults: Faults, answer: Answer) -> None:
         self._faults, self._answer = faults, answer
@@ -72,6 +74,22 @@ class Control:
         if request.transport is not None:
             request.transport.abort()
         return web.Response()
+
+    def reply(self, connection: Connection, request: Request, now_ms: int) -> None:
+        """A request for order entry over WebSocket, and what befalls it."""
+        fault = self._faults.request(request.client.key, request.path)
+        if fault is None:
+            connection.say(request.carried_out(now_ms))
+            return
+        frame = request.carried_out(now_ms) if fault.kind not in BEFORE else {}
+        if fault.kind in CODES:
+            code, message, _ = CODES[fault.kind]
+            connection.say(request.refused(now_ms, code, message))
+        elif fault.kind == "answer_late":
+            late_ns = self._faults.now_ns + (fault.ms or 0) * _MS
+            self._faults.at(late_ns, lambda: connection.say(frame))
+        elif fault.kind != "answer_lost":
+            connection.end(orderly=False)
 
     def _made_up(self, kind: str) -> web.Response:
         code, message, status = CODES[kind]

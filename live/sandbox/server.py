@@ -73,6 +73,7 @@ class Sandbox:
         rest = Rest(self.exchange, self.catch_up, limited, self.faults.wall_ns)
         self.trade = Trade(rest, self.faults.wall_ns)
         self._control = Control(self.faults, rest.answer)
+        self.trade.answering = self._control.reply
         self._wall_ns = self._begun_ns = 0
         self._runner: web.AppRunner | None = None
         self._moving: asyncio.Task[None] | None = None
