@@ -59,6 +59,10 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.side not in (1, -1):
             raise ValueError(f"parent {self.id}: side {self.side}; expected +1 or -1")
+        if self.qty_lots % 1 != 0:
+            raise ValueError(
+                f"parent {self.id}: quantity {self.qty_lots} lots; expected a whole number"
+            )
         if self.qty_lots <= 0:
             raise ValueError(
                 f"parent {self.id}: quantity {self.qty_lots} lots; expected at least 1"
