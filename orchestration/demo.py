@@ -265,6 +265,7 @@ def _text(folder: str, summary: dict[str, Any], settings: Settings) -> str:
                 [
                     ("Dagster and MLflow", f"{l2} ui {config}"),
                     ("tables", f'{l2} sql {config} "select * from features limit 5"'),
+                    ("what orders cost", f"{l2} tca {config} --html {where}/costs.html"),
                     (
                         "data quality",
                         f"{where}/quality/gx/uncommitted/data_docs/local_site/index.html",

@@ -175,6 +175,10 @@ def _in_order(name: str, value: str) -> tuple[int, str]:
     return (SIZES.index(value) if name == "size" and value in SIZES else 0, value)
 
 
+#: Queues in the order in which people count.
+QUEUES: Final = ("nothing in front", "lower third", "middle", "upper third", "unknown")
+
+
 def attribution(measured: Rows) -> dict[str, list[dict[str, Any]]]:
     """Cost by what it may be laid to; each value with its number of parents and its interval."""
     bounds = volatility_bounds(measured)
@@ -287,7 +291,7 @@ def markout_figures(markouts: Rows) -> list[dict[str, Any]]:
             rows, lambda row: queue_third(number(row["queue_ahead_lots"]), bounds[row["symbol"]])
         )
         if set(buckets) != {"unknown"}:
-            lines += [line(happened, queue, members) for queue, members in buckets.items()]
+            lines += [line(happened, queue, buckets[queue]) for queue in QUEUES if queue in buckets]
     return lines
 
 

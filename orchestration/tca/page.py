@@ -16,6 +16,7 @@ from execution.tca import MARKOUTS_S, PARTS
 from execution.tca.figures import (
     BENCHMARKS,
     DIMENSIONS,
+    QUEUES,
     bps,
     main_table,
     number,
@@ -35,6 +36,8 @@ _SERIES: Final = ("#2b5c9e", "#c9803a", "#5b9a68", "#8a63a8", "#a33b3b", "#5f6b7
 _POINTS: Final = 4_000
 #: Times to fill are drawn from here on (seconds).
 _SOONEST_S: Final = 0.01
+#: Groups of fewer parents are in the table alone.
+_FEWEST: Final = 5
 #: Findings that are listed one by one.
 _LISTED: Final = 40
 
@@ -413,7 +416,7 @@ def _markouts_picture(found: Mapping[str, Any]) -> str:
         "fills that made, by the queue in front": [
             row
             for row in found["markouts"]
-            if row["what"] == "maker fill" and row["queue"] != "all"
+            if row["what"] == "maker fill" and row["queue"] != "all" and row["1s"][3] >= _FEWEST
         ],
     }
     panels = {title: lines for title, lines in panels.items() if lines}
@@ -446,10 +449,13 @@ def _orders_picture(resting: Rows) -> str:
         by_algorithm.setdefault(row["algorithm"], []).append(row)
         queue = queue_third(number(row["queue_ahead_lots"]), bounds[row["symbol"]])
         by_queue.setdefault(queue, []).append(row)
-    figure, [grid] = sheet.axes(1, (1,), 2.8, columns=2)
+    by_queue = {name: members for name, members in by_queue.items() if len(members) >= _FEWEST}
     panels = {"by algorithm": by_algorithm, "by the queue in front": by_queue}
+    panels = {title: groups for title, groups in panels.items() if groups}
+    figure, [grid] = sheet.axes(1, (1,), 2.8, columns=len(panels))
     for drawn, (title, groups) in zip(grid, panels.items(), strict=True):
-        for colour, name in zip(_SERIES, sorted(groups), strict=False):
+        shown = [name for name in (*QUEUES, *sorted(by_algorithm)) if name in groups]
+        for colour, name in zip(_SERIES, shown, strict=False):
             _survival(drawn, groups[name], name, colour)
         drawn.set(xscale="log", xlim=(_SOONEST_S, None), ylim=(0, 1.02), xlabel="seconds since sent",
                   ylabel="share with a fill")  # fmt: skip
