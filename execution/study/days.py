@@ -21,7 +21,7 @@ from execution.account import E8, rate_of_bps, unit_e8
 from execution.algorithms import start
 from execution.algorithms.working import SECOND_NS, Parent, Working
 from execution.liquidity import Costs, Monitor, depth_lots
-from execution.study import TIMER_NS, Task, drive
+from execution.study import Task, drive
 from execution.study.branch import HIGHEST, LOWEST
 from execution.study.engine import EngineVenue
 from execution.tca import MARKOUTS_S, Mids, Row, shortfall
@@ -35,6 +35,8 @@ from market.synthetic.profiles import profile
 DAY: Final = "2026-03-01"
 #: The market settles, and what is seen of it is enough to judge by.
 FIRST_S: Final = 600
+#: How often an algorithm is stepped when nothing happens: waiting is most of what a day costs to run.
+TIMER_NS: Final = 250_000_000
 #: Before an instant the market is looked at every second for so long.
 WATCH_S: Final = 180
 #: Depth that a size may be a share of is counted within so much of the mid.
