@@ -285,7 +285,7 @@ def _at_mark(holding: Holding, mark_e8: int) -> int:
 #: Fields of an execution that say nothing of a linear perpetual.
 _EMPTY: Final = {
     "blockTradeId": "",
-    "isLeverage": "",
+    "isLeverage": "0",
     "marketUnit": "",
     "tradeIv": "",
     "markIv": "",

@@ -43,6 +43,7 @@ WORDS = {
 #: Identities and texts that say nothing by their form; only that they are strings is compared.
 OPAQUE = {
     *("orderId", "orderLinkId", "nextPageCursor", "retMsg", "conn_id", "req_id", "id", "note"),
+    *("connId", "reqId", "Traceid"),
     *("apiKey", *WORDS),
 }
 

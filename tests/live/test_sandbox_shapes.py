@@ -16,6 +16,7 @@ from websockets.sync.client import connect
 
 from live.sandbox.exchange import Exchange
 from live.sandbox.server import Sandbox
+from live.sandbox.signing import signature
 from tests.conftest import recordings
 from tests.live.sandbox_server import Served, ask, served
 from tests.live.shapes import Shape, differences
@@ -36,20 +37,11 @@ NOT_OURS: Final = {
     'ws_public_subscribe_ack/spot ack, for contrast: ret_msg is "subscribe"': "spot",
     "ws_public_errors/spot only: more than 10 args in a request": "spot",
     "ws_public_errors/unknown op (older envelope)": "an envelope of the past",
-    "rest_account_misc/dcp-info": "not here yet",
-    **dict.fromkeys(
-        (
-            "ws_private_auth",
-            "ws_private_execution",
-            "ws_private_execution_fast",
-            "ws_private_order",
-            "ws_private_pong",
-            "ws_private_position",
-            "ws_private_wallet",
-            "ws_trade",
-        ),
-        "not here yet",
-    ),
+    "ws_private_auth/failure, old envelope": "an envelope of the past",
+    "ws_trade/order.create refused, spot (2024-04)": "spot",
+    "ws_trade/request order.create": "what clients send",
+    "ws_trade/request order.create-batch": "what clients send",
+    "ws_trade/reply ping": "what clients send",
     "rest_account_misc/dcp": "abridged by the documentation to code and message",
 }
 
@@ -152,6 +144,46 @@ class World:
                     pass
             return [answer]
 
+    def spoken(self, where: str, *requests: Any) -> list[Any]:
+        """The answers to some requests on a private socket, after that to its authentication."""
+        with connect(self.venue.told[where]) as socket:
+            answers = []
+            for request in (self.authentication(), *requests):
+                socket.send(json.dumps(request))
+                answers.append(json.loads(socket.recv(timeout=10)))
+            return answers
+
+    def authentication(self) -> dict[str, Any]:
+        keys = self.venue.told["keys"][0]
+        expires = time.time_ns() // 1_000_000 + 10_000
+        sign = signature(keys["secret"], f"GET/realtime{expires}".encode())
+        return {"op": "auth", "req_id": "1", "args": [keys["key"], expires, sign]}
+
+    def told(self, topic: str) -> list[Any]:
+        """What the private stream says of an order that rests, is amended, ends, and of one that fills."""
+        with connect(self.venue.told["ws_private"]) as socket:
+            for request in (self.authentication(), subscribe(topic)):
+                socket.send(json.dumps(request))
+                assert json.loads(socket.recv(timeout=10))["success"]
+            self.cancelled()
+            self.order(orderType="Market", qty="0.001")
+            frames: list[Any] = []
+            most = {"order": 3, "execution": 1, "execution.fast": 1}.get(topic, 2)
+            while len(frames) < most:
+                frames.append(json.loads(socket.recv(timeout=10)))
+            return frames
+
+    def entered(self, op: str, *, batch: bool = False, **fields: Any) -> list[Any]:
+        """The answer to an operation of order entry over WebSocket."""
+        header = {"X-BAPI-TIMESTAMP": str(time.time_ns() // 1_000_000)}
+        order = {"category": "linear", "symbol": "BTCUSDT", **fields}
+        args = {"category": "linear", "request": [order]} if batch else order
+        request = {"op": op, "reqId": "r-1", "header": header, "args": [args]}
+        return self.spoken("ws_trade", request)[1:]
+
+    def resting_id(self) -> str:
+        return str(self.order(price=self.far)["result"]["orderId"])
+
 
 def market(path: str, query: str = "symbol=BTCUSDT") -> Callable[[World], list[Any]]:
     return lambda world: [world.get(f"market/{path}", query)]
@@ -175,6 +207,8 @@ ORDER_FIELDS = (
     r".*\.(createType|closedPnl|marketUnit|feeCurrency|parentOrderLinkId|brokerOrderPrice|USDT)",
 )
 
+LEG: Final[dict[str, Any]] = {"side": "Buy", "orderType": "Limit", "qty": "0.010"}
+
 KINDS: Final[dict[str, Kind]] = {
     "rest_server_time": Kind(market("time", "")),
     "rest_instruments_info": Kind(market("instruments-info")),
@@ -191,6 +225,14 @@ KINDS: Final[dict[str, Kind]] = {
     "rest_risk_limit": Kind(market("risk-limit")),
     "rest_account_misc/fee-rate": Kind(own("account/fee-rate"), newer=(r"\.result\.category",)),
     "rest_account_misc/account": Kind(own("account/info")),
+    "rest_account_misc/dcp-info": Kind(
+        lambda world: [
+            world.post(
+                "order/disconnected-cancel-all", {"product": "DERIVATIVES", "timeWindow": 10}
+            ),
+            world.get("account/query-dcp-info"),
+        ][1:]
+    ),
     "rest_account_misc/leverage": Kind(
         lambda world: [
             world.post(
@@ -311,6 +353,49 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "ws_public_errors": Kind(
         lambda world: world.said(subscribe("orderbook.50.NOPEUSDT", req_id="e1"))
+    ),
+    "ws_private_auth": Kind(lambda world: world.spoken("ws_private")),
+    "ws_private_pong": Kind(
+        lambda world: world.spoken("ws_private", {"op": "ping", "req_id": "2"})[1:]
+    ),
+    "ws_private_order": Kind(lambda world: world.told("order"), gone=(r".*\.(tpSlMode|MNT)",)),
+    # A tax of some countries is all that the recorded one has of extra fees.
+    "ws_private_execution": Kind(
+        lambda world: world.told("execution"), gone=(r".*\.extraFees\[\].*",)
+    ),
+    "ws_private_execution_fast": Kind(lambda world: world.told("execution.fast")),
+    "ws_private_position": Kind(
+        lambda world: world.told("position"), gone=(r".*\.(tpSlMode|CreatedTime)",)
+    ),
+    "ws_private_wallet": Kind(
+        lambda world: world.told("wallet"), newer=(r".*\.(colRes|spotBorrow)",)
+    ),
+    "ws_trade/auth ok": Kind(lambda world: world.spoken("ws_trade")),
+    "ws_trade/reply pong": Kind(lambda world: world.spoken("ws_trade", {"op": "ping"})[1:]),
+    "ws_trade/order.create failure": Kind(
+        lambda world: world.entered("order.create", **LEG, price="0.05")
+    ),
+    "ws_trade/order.create": Kind(
+        lambda world: world.entered("order.create", **LEG, price=world.far)
+    ),
+    "ws_trade/reply order.create": Kind(
+        lambda world: world.entered("order.create", **LEG, price=world.far)
+    ),
+    "ws_trade/reply order.create-batch": Kind(
+        lambda world: world.entered("order.create-batch", batch=True, **LEG, positionIdx=1),
+        newer=(r"\.reqId",),  # the recorded request had none
+    ),
+    "ws_trade/order.amend failure": Kind(
+        lambda world: world.entered("order.amend", orderId="nothing", qty="0.02")
+    ),
+    "ws_trade/order.amend": Kind(
+        lambda world: world.entered("order.amend", orderId=world.resting_id(), qty="0.02")
+    ),
+    "ws_trade/order.cancel failure": Kind(
+        lambda world: world.entered("order.cancel", orderId="nothing")
+    ),
+    "ws_trade/order.cancel": Kind(
+        lambda world: world.entered("order.cancel", orderId=world.resting_id())
     ),
 }
 
