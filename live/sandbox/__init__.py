@@ -4,10 +4,11 @@ Real clients, pointed here by their documented attributes, trade linear perpetua
 that is a function of its seed: `l2 sandbox` serves it.
 
 Here are REST (market data, order entry, positions, balances, histories and settings, with signatures,
-receive windows, rate limits and the venue's codes) and the public stream (books of 1, 50, 200 and 1000
-levels, trades, tickers, candles, liquidations). Not here yet: the private stream, order entry over
-WebSocket, disconnect-cancel-all, conditional orders, take-profit and stop-loss, hedge mode, self-match
-prevention, and faults on command; a request for one of them is refused.
+receive windows, rate limits and the venue's codes), the public stream (books of 1, 50, 200 and 1000
+levels, trades, tickers, candles, liquidations, price limits), the private stream, order entry over
+WebSocket with disconnect-cancel-all, conditional orders with take-profit, stop-loss and trailing stops,
+self-match prevention, and faults on command. Not here are hedge mode, portfolio margin, orders for
+retail price improvement, and other categories than linear; a request for one of them is refused.
 
 | module     | what it holds                                                    |
 |------------|------------------------------------------------------------------|
@@ -16,6 +17,8 @@ prevention, and faults on command; a request for one of them is refused.
 | notices    | what clients are told of their own affairs                       |
 | trading    | clients and orders, as the venue writes them                     |
 | entry      | orders created, amended, cancelled, with the venue's checks      |
+| checks     | what an order is checked for before it may enter                 |
+| triggers   | conditional orders, and stops of positions                       |
 | tape       | what the public knows of a symbol                                |
 | candles    | candles by the minute and longer                                 |
 | quotes     | market data over REST                                            |
@@ -27,6 +30,9 @@ prevention, and faults on command; a request for one of them is refused.
 | stream     | the public WebSocket                                             |
 | private    | the private WebSocket, disconnect-cancel-all                     |
 | trade      | order entry over WebSocket                                       |
+| faults     | faults by command and by seed                                    |
+| control    | the endpoint that commands them                                  |
+| bench      | the sandbox under load                                           |
 | server     | the endpoints, and the clock of the world                        |
 | listing    | limits of symbols                                                |
 | figures    | decimal strings                                                  |
