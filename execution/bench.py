@@ -24,6 +24,7 @@ from typing import Final
 
 import numpy as np
 
+from execution.bench_decisions import decisions
 from execution.bench_quotes import (
     FEED_NS,
     ORDER_NS,
@@ -57,6 +58,7 @@ def measure(quick: bool, say: Say) -> Iterator[Measure]:
     rows = visible(generated_rows(20_000 if quick else 2_000_000))
     yield from replays("generated", rows, repetitions, say)
     yield from days(rows[: len(rows) // 4], 4, repetitions)
+    yield from decisions(rows, 1 if quick else 20)
     recordings = recorded()
     if recordings:
         rows = visible(recorded_rows(recordings[-1:])[0])

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import msgspec
 
+from execution.algorithms import ALGORITHMS
 from market.bench.yardstick import Measure, peer_ready
 
 #: Area -> the module that measures it.
@@ -101,6 +102,7 @@ GOALS: Final[dict[str, dict[str, tuple[Goal, ...]]]] = {
         "quotes, peak memory, generated": (_ratio(1),),
         "quotes, peak memory, recorded": (_ratio(1),),
         "quotes, cost per row of 4 spans over one": (_at_most(1.1),),
+        **{f"decision, {name}: p99": (_at_most(200),) for name in ALGORITHMS},
     },
     "sandbox": {
         "order to answer: p99": (_at_most(20),),

@@ -167,8 +167,10 @@ class Router(Working):
                 "patience": policy.patience,
             }
             found.append(option("patient", "passive", patient, **_PEG, **given))
-        sliced = self._sliced(view, taker, lots, span_s)
-        found.append(option("twap", "twap", sliced, slices=_SLICES))
+        # Slices are sure to leave some to cross, so they are worth a look where a queue leaves more.
+        if _share_taken(passive, costs) > _TWAP_TAKEN:
+            sliced = self._sliced(view, taker, lots, span_s)
+            found.append(option("twap", "twap", sliced, slices=_SLICES))
         return found
 
     def _resting(
