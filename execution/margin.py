@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil
 from typing import Final
 
@@ -129,7 +130,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     def tier(self, value_e8: int) -> Tier:
         """The tier of a position of this value; MarginError when it or the leverage is too much."""
         tier = self.reached(value_e8)
-        if Fraction(self.leverage) > Fraction(tier.max_leverage):
+        if _exact(self.leverage) > _exact(tier.max_leverage):
             raise MarginError(
                 f"leverage {self.leverage} is above {tier.max_leverage}, the most for "
                 f"positions up to {tier.limit}"
@@ -143,25 +144,50 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
                 return tier
         raise MarginError(f"a position of {value_e8 / E8:,.2f} is beyond the last risk tier")
 
-    def _closing_fee(self, side: int, value: Fraction) -> Fraction:
-        return value * (1 - side / Fraction(self.leverage)) * Fraction(self.taker_fee)
-
     def order_margin_e8(self, side: int, value_e8: int) -> int:
         """Initial margin of an order of this value, with the fees of opening and of closing."""
-        value = Fraction(value_e8)
-        fees = value * Fraction(self.taker_fee) + self._closing_fee(side, value)
-        return ceil(value / Fraction(self.leverage) + fees)
+        return _up(value_e8, _order_rate(side, self.leverage, self.taker_fee))
 
     def position_margin_e8(self, side: int, value_e8: int) -> int:
         """Initial margin of a position of this value."""
-        value = Fraction(value_e8)
-        return ceil(value / Fraction(self.leverage) + self._closing_fee(side, value))
+        return _up(value_e8, _position_rate(side, self.leverage, self.taker_fee))
 
     def maintenance_e8(self, side: int, value_e8: int) -> int:
         """Maintenance margin of a position of this value."""
-        value, tier = Fraction(value_e8), self.reached(value_e8)
-        held = value * Fraction(tier.maintenance) - tier.deduction * E8
-        return ceil(held + self._closing_fee(side, value))
+        tier = self.reached(value_e8)
+        rate = _exact(tier.maintenance) + _closing_rate(side, self.leverage, self.taker_fee)
+        return ceil(value_e8 * rate - tier.deduction * E8)
+
+
+# Margins are proportional to the value, by few rates that are asked for with every order: each is
+# found once.
+
+
+def _up(value_e8: int, rate: Fraction) -> int:
+    """A value times a rate, rounded up."""
+    return -(-value_e8 * rate.numerator // rate.denominator)
+
+
+@lru_cache(maxsize=1024)
+def _exact(text: str) -> Fraction:
+    """A decimal string as the fraction it is."""
+    return Fraction(text)
+
+
+@lru_cache(maxsize=1024)
+def _closing_rate(side: int, leverage: str, taker_fee: str) -> Fraction:
+    """Fee of closing at the price of bankruptcy."""
+    return (1 - side / _exact(leverage)) * _exact(taker_fee)
+
+
+@lru_cache(maxsize=1024)
+def _position_rate(side: int, leverage: str, taker_fee: str) -> Fraction:
+    return 1 / _exact(leverage) + _closing_rate(side, leverage, taker_fee)
+
+
+@lru_cache(maxsize=1024)
+def _order_rate(side: int, leverage: str, taker_fee: str) -> Fraction:
+    return _position_rate(side, leverage, taker_fee) + _exact(taker_fee)
 
 
 class Security(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,7 +254,7 @@ class Margin:
         return Security(
             initial_e8=terms.position_margin_e8(side, value),
             maintenance_e8=terms.maintenance_e8(side, value),
-            bankruptcy_ticks=entry * (1 - side / Fraction(terms.leverage)),
+            bankruptcy_ticks=entry * (1 - side / _exact(terms.leverage)),
             liquidation_ticks=self._liquidation(holding, terms, side) if isolated else None,
         )
 
@@ -236,10 +262,10 @@ class Margin:
         value = abs(holding.cost_e8)
         tier = terms.reached(value)
         extra = Fraction(self.extra_e8.get(holding.instrument.symbol, 0))
-        rest = value * (1 - side / Fraction(terms.leverage))
-        rest -= side * (extra / (1 - side * Fraction(terms.taker_fee)) + tier.deduction * E8)
+        rest = value * (1 - side / _exact(terms.leverage))
+        rest -= side * (extra / (1 - side * _exact(terms.taker_fee)) + tier.deduction * E8)
         lots = abs(holding.position_lots) * unit_e8(holding.instrument)
-        price = rest / (lots * (1 - side * Fraction(tier.maintenance)))
+        price = rest / (lots * (1 - side * _exact(tier.maintenance)))
         return price if price > 0 else None
 
     # -- the account -----------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What `l2 bench sandbox` measures: how soon orders are acknowledged and frames come, and memory.
 
 The server is a process of its own with twenty accounts and no limits; this process is all twenty
-clients, each with a connection for orders and a stream of market data. What it costs to be them is
+clients, each with a connection for orders, its own stream and one of market data. What it costs to be them is
 not in the figures as long as this process has a core of its own.
 """
 
@@ -14,8 +14,8 @@ import multiprocessing
 import re
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ LOAD_S: Final = 60
 SEED: Final = 1
 SYMBOL: Final = "BTCUSDT"
 TOPICS: Final = (f"orderbook.200.{SYMBOL}", f"publicTrade.{SYMBOL}")
+OWN_TOPICS: Final = ("order", "execution", "position", "wallet")
 FAST: Final = 20.0
 HOURS: Final = 3
 
@@ -41,7 +42,7 @@ _MB: Final = 1e6
 #: Orders of a client between two times that it cancels what rests.
 _SWEEP: Final = 10
 #: The engine's time in a frame of news: the book's in a delta, else the first trade's.
-_ENGINE_MS: Final = re.compile(rb'"type":"delta".*"cts":([0-9]+)}$|"data":\[{"T":([0-9]+)')
+_ENGINE_MS: Final = re.compile(r'"type":"delta".*"cts":([0-9]+)}$|"data":\[{"T":([0-9]+)')
 
 
 def measure(quick: bool, say: Callable[[str], None]) -> Iterator[Measure]:
@@ -58,16 +59,22 @@ def measure(quick: bool, say: Callable[[str], None]) -> Iterator[Measure]:
 
 
 def _answers(load: _Load, seconds: float) -> Iterator[Measure]:
-    how = (
-        f"{len(load.answers):,} orders over REST in {seconds} s, {CLIENTS} clients with market data, "
-        f"{load.refused} refused"
-    )
-    percentiles = np.percentile(np.array(load.answers) / 1e6, (50, 99, 99.9))
-    for name, value in zip(("p50", "p99", "p99.9"), percentiles.tolist(), strict=True):
-        yield Measure(
-            name=f"order to answer: {name}", ours=value, unit="ms", how=how, better="less"
+    for over_rest, name in ((True, "REST"), (False, "WebSocket")):
+        answers = np.array(load.answers[over_rest]) / _MS
+        how = (
+            f"{len(answers):,} orders in {seconds} s, {CLIENTS} clients that read market data and "
+            f"their own affairs ({load.own:,} frames); {load.refused} orders of all were refused"
         )
-    late = np.array(load.late) / 1e6
+        percentiles = np.percentile(answers, (50, 99, 99.9)).tolist()
+        for rank, value in zip(("p50", "p99", "p99.9"), percentiles, strict=True):
+            yield Measure(
+                name=f"order over {name} to answer: {rank}",
+                ours=value,
+                unit="ms",
+                how=how,
+                better="less",
+            )
+    late = np.array(load.late) / _MS
     how = f"{len(late):,} frames of {', '.join(TOPICS)} by the engine's time in them"
     for name, value in (("p99", np.percentile(late, 99)), ("most", late.max())):
         yield Measure(
@@ -129,9 +136,11 @@ class _Load:
 
     def __init__(self, told: Mapping[str, Any]) -> None:
         self.told = told
-        self.answers = array("q")  #: ns from request to answer
+        #: ns from request to answer, over REST (True) and WebSocket (False)
+        self.answers = {True: array("q"), False: array("q")}
         self.late = array("q")  #: ns of frames after their due time
         self.refused = 0
+        self.own = 0  #: frames of clients' own affairs
 
     def due_ns(self, simulated_ns: int) -> int:
         """Wall-clock time of a simulated one."""
@@ -141,17 +150,19 @@ class _Load:
 
 
 async def _loaded(told: Mapping[str, Any], rate: float, seconds: float) -> _Load:
-    """Orders at a rate from all clients in turn, each of which reads market data."""
+    """Orders at a rate from all clients in turn, each of which reads market data and its own affairs."""
     load = _Load(told)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        reading = [asyncio.create_task(_read(session, load)) for _ in told["keys"]]
+    async with AsyncExitStack() as stack:
+        connector = aiohttp.TCPConnector(limit=0)
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+        clients = [await _Client.connected(stack, session, load, keys) for keys in told["keys"]]
+        reading = [asyncio.create_task(part) for client in clients for part in client.reading()]
         await asyncio.sleep(1)
         del load.late[:]
         gc.collect()
         gc.disable()
         try:
-            await _trade(session, load, rate, seconds)
+            await _trade(clients, load, rate, seconds)
         finally:
             gc.enable()
             for task in reading:
@@ -159,33 +170,122 @@ async def _loaded(told: Mapping[str, Any], rate: float, seconds: float) -> _Load
             ended = await asyncio.gather(*reading, return_exceptions=True)
     for end in ended:
         if not isinstance(end, asyncio.CancelledError):
-            raise RuntimeError(f"a stream of market data ended: {end!r}")
+            raise RuntimeError(f"a stream ended: {end!r}")
     return load
 
 
-async def _read(session: aiohttp.ClientSession, load: _Load) -> None:
-    """Take the frames of one stream, and note how late they are."""
-    async with session.ws_connect(load.told["ws_public"], max_msg_size=1 << 24) as socket:
-        await socket.send_json({"op": "subscribe", "args": TOPICS})
-        async for message in socket:
-            text = message.data.encode()
-            stamp = _ENGINE_MS.search(text)
+class _Client:
+    """One account: REST, order entry over WebSocket, its own stream and one of market data."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        load: _Load,
+        keys: Mapping[str, str],
+        sockets: Mapping[str, aiohttp.ClientWebSocketResponse],
+    ) -> None:
+        self._session, self._load, self._keys, self._sockets = session, load, keys, sockets
+        self._asked: dict[str, asyncio.Future[int]] = {}
+        self._numbers = itertools.count(1)
+
+    @classmethod
+    async def connected(
+        cls,
+        stack: AsyncExitStack,
+        session: aiohttp.ClientSession,
+        load: _Load,
+        keys: Mapping[str, str],
+    ) -> _Client:
+        """A client that has said who it is and what it wants to read."""
+        sockets = {
+            name: await stack.enter_async_context(
+                session.ws_connect(load.told[f"ws_{name}"], max_msg_size=1 << 24)
+            )
+            for name in ("public", "private", "trade")
+        }
+        expires = time.time_ns() // _MS + 60_000
+        sign = signature(keys["secret"], f"GET/realtime{expires}".encode())
+        for name in ("private", "trade"):
+            await sockets[name].send_json({"op": "auth", "args": [keys["key"], expires, sign]})
+            await sockets[name].receive()
+        await sockets["private"].send_json({"op": "subscribe", "args": OWN_TOPICS})
+        await sockets["public"].send_json({"op": "subscribe", "args": TOPICS})
+        return cls(session, load, keys, sockets)
+
+    def reading(self) -> list[Coroutine[Any, Any, None]]:
+        return [self._read_market(), self._read_own(), self._read_answers()]
+
+    async def _read_market(self) -> None:
+        async for message in self._sockets["public"]:
+            stamp = _ENGINE_MS.search(message.data)
             if stamp is not None:
-                load.late.append(time.time_ns() - load.due_ns(int(stamp[1] or stamp[2]) * _MS))
+                due_ns = self._load.due_ns(int(stamp[1] or stamp[2]) * _MS)
+                self._load.late.append(time.time_ns() - due_ns)
+
+    async def _read_own(self) -> None:
+        async for _ in self._sockets["private"]:
+            self._load.own += 1
+
+    async def _read_answers(self) -> None:
+        async for message in self._sockets["trade"]:
+            answer = msgspec.json.decode(message.data)
+            self._asked.pop(answer["reqId"]).set_result(answer["retCode"])
+
+    async def place(self, body: dict[str, Any], over_rest: bool) -> None:
+        """An order; how long its answer took is noted."""
+        began = time.perf_counter_ns()
+        code = await (self.post("create", body) if over_rest else self._ask(body))
+        self._load.answers[over_rest].append(time.perf_counter_ns() - began)
+        self._load.refused += code != 0
+
+    async def _ask(self, body: dict[str, Any]) -> int:
+        name = str(next(self._numbers))
+        answer = self._asked[name] = asyncio.get_running_loop().create_future()
+        header = {"X-BAPI-TIMESTAMP": str(time.time_ns() // _MS)}
+        frame = {"reqId": name, "header": header, "op": "order.create", "args": [body]}
+        await self._sockets["trade"].send_str(msgspec.json.encode(frame).decode())
+        code: int = await answer
+        return code
+
+    async def post(self, path: str, body: dict[str, Any]) -> int:
+        """A signed request; its code."""
+        payload = msgspec.json.encode(body)
+        stamp = str(time.time_ns() // _MS)
+        signed = f"{stamp}{self._keys['key']}5000".encode() + payload
+        headers = {
+            "X-BAPI-API-KEY": self._keys["key"],
+            "X-BAPI-TIMESTAMP": stamp,
+            "X-BAPI-RECV-WINDOW": "5000",
+            "X-BAPI-SIGN": signature(self._keys["secret"], signed),
+            "Content-Type": "application/json",
+        }
+        url = f"{self._load.told['rest']}/v5/order/{path}"
+        async with self._session.post(url, data=payload, headers=headers) as response:
+            answer = msgspec.json.decode(await response.read())
+        code: int = answer["retCode"]
+        return code
+
+    async def last_price(self) -> float:
+        url = f"{self._load.told['rest']}/v5/market/tickers?category=linear&symbol={SYMBOL}"
+        async with self._session.get(url) as response:
+            answer = msgspec.json.decode(await response.read())
+        return float(answer["result"]["list"][0]["lastPrice"])
 
 
-async def _trade(session: aiohttp.ClientSession, load: _Load, rate: float, seconds: float) -> None:
-    price = await _last_price(session, load.told["rest"])
+async def _trade(clients: Sequence[_Client], load: _Load, rate: float, seconds: float) -> None:
+    """Orders of all clients in turn, every other one over REST; now and then what rests is cancelled."""
+    price = await clients[0].last_price()
     began = time.monotonic()
     under_way: set[asyncio.Task[Any]] = set()
     for number, body in zip(range(round(rate * seconds)), _orders(price), strict=False):
         await asyncio.sleep(began + number / rate - time.monotonic())
-        keys = load.told["keys"][number % CLIENTS]
-        wanted: list[asyncio.Task[Any]] = [asyncio.create_task(_place(session, load, keys, body))]
-        if number // CLIENTS % _SWEEP == _SWEEP - 1:
-            every = {"category": "linear", "symbol": SYMBOL}
-            wanted.append(asyncio.create_task(_post(session, load, keys, "cancel-all", every)))
-        for task in wanted:
+        turn, place = divmod(number, CLIENTS)
+        client = clients[place]
+        wanted: list[Coroutine[Any, Any, Any]] = [client.place(body, over_rest=turn % 4 < 2)]
+        if (turn + place) % _SWEEP == 0:
+            wanted.append(client.post("cancel-all", {"category": "linear", "symbol": SYMBOL}))
+        for part in wanted:
+            task = asyncio.create_task(part)
             under_way.add(task)
             task.add_done_callback(under_way.discard)
     await asyncio.gather(*under_way)
@@ -211,47 +311,6 @@ def _orders(price: float) -> Iterator[dict[str, Any]]:
                 behind = (1 + (turn + client) % 10) * 1e-4
                 limit = f"{price * (1 - side * behind):.1f}"
                 yield {**order, "orderType": "Limit", "price": limit}
-
-
-async def _place(
-    session: aiohttp.ClientSession, load: _Load, keys: Mapping[str, str], body: dict[str, Any]
-) -> None:
-    began = time.perf_counter_ns()
-    code = await _post(session, load, keys, "create", body)
-    load.answers.append(time.perf_counter_ns() - began)
-    load.refused += code != 0
-
-
-async def _post(
-    session: aiohttp.ClientSession,
-    load: _Load,
-    keys: Mapping[str, str],
-    path: str,
-    body: dict[str, Any],
-) -> int:
-    """A signed request; its code."""
-    payload = msgspec.json.encode(body)
-    stamp = str(time.time_ns() // 1_000_000)
-    signed = f"{stamp}{keys['key']}5000".encode() + payload
-    headers = {
-        "X-BAPI-API-KEY": keys["key"],
-        "X-BAPI-TIMESTAMP": stamp,
-        "X-BAPI-RECV-WINDOW": "5000",
-        "X-BAPI-SIGN": signature(keys["secret"], signed),
-        "Content-Type": "application/json",
-    }
-    url = f"{load.told['rest']}/v5/order/{path}"
-    async with session.post(url, data=payload, headers=headers) as response:
-        answer = msgspec.json.decode(await response.read())
-    code: int = answer["retCode"]
-    return code
-
-
-async def _last_price(session: aiohttp.ClientSession, address: str) -> float:
-    url = f"{address}/v5/market/tickers?category=linear&symbol={SYMBOL}"
-    async with session.get(url) as response:
-        answer = msgspec.json.decode(await response.read())
-    return float(answer["result"]["list"][0]["lastPrice"])
 
 
 async def _sampled(told: Mapping[str, Any], server: int, hours: float) -> list[float]:

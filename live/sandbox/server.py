@@ -7,6 +7,7 @@ machine cannot keep up it falls behind, and the mapping of the ``clock`` is what
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -165,6 +166,9 @@ async def _serve(sandbox: Sandbox, port: int, ready: Callable[[dict[str, Any]], 
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    # What was loaded stays: looking through it for garbage again and again would hold up answers.
+    gc.collect()
+    gc.freeze()
     ready(await sandbox.start(port))
     assert sandbox._moving is not None
     waiting = asyncio.create_task(stopped.wait())
