@@ -105,7 +105,8 @@ GOALS: Final[dict[str, dict[str, tuple[Goal, ...]]]] = {
         **{f"decision, {name}: p99": (_at_most(200),) for name in ALGORITHMS},
     },
     "sandbox": {
-        "order to answer: p99": (_at_most(20),),
+        "order over REST to answer: p99": (_at_most(20),),
+        "order over WebSocket to answer: p99": (_at_most(20),),
         # A push interval of the topic.
         "frames late: most": (_at_most(100),),
         "memory after the last hour over the second": (_at_most(1.05),),
