@@ -110,7 +110,8 @@ class Router(Working):
         self._urgency = urgency
         self._funding_ns, self._funding_bps = funding_ns, funding_bps
         self._inner: Working | None = None
-        self._option: Option | None = None
+        #: What was picked, None before.
+        self.option: Option | None = None
 
     def estimate(self, view: View) -> Estimate | None:
         """What the option that would be picked now should cost; None without a sound view."""
@@ -120,18 +121,17 @@ class Router(Working):
         """Every way to work what is left, with its expected cost; the view is sound."""
         stamp, deadline = self._funding_ns, self.parent.deadline_ns
         if stamp is None or not now_ns < stamp < deadline:
-            return self._within(now_ns, now_ns, deadline, view, 0.0)
-        paid = self.parent.side * self._funding_bps
+            return self._within(now_ns, now_ns, deadline, view)
         return [
-            *self._within(now_ns, now_ns, deadline, view, paid),
-            *self._within(now_ns, now_ns, stamp, view, paid),
-            *self._within(now_ns, stamp, deadline, view, 0.0),
+            *self._within(now_ns, now_ns, deadline, view, stamp),
+            *self._within(now_ns, now_ns, stamp, view, stamp),
+            *self._within(now_ns, stamp, deadline, view),
         ]
 
     def _within(
-        self, now_ns: int, begin_ns: int, deadline_ns: int, view: View, paid_bps: float
+        self, now_ns: int, begin_ns: int, deadline_ns: int, view: View, stamp_ns: int | None = None
     ) -> list[Option]:
-        """Options between two times; ``paid_bps`` of funding is paid on what fills before a stamp."""
+        """Options between two times; what fills before ``stamp_ns`` pays or is paid funding there."""
         parent, costs, policy = self.parent, self._costs, self._policy
         side, lots = parent.side, parent.qty_lots
         span_s = (deadline_ns - begin_ns) / SECOND_NS
@@ -142,7 +142,15 @@ class Router(Working):
         if wait_s:
             taker = msgspec.structs.replace(taker, risk_bps=risk)
 
-        def option(name: str, algorithm: str, expected: Estimate, **parameters: Any) -> Option:
+        paid_bps = side * self._funding_bps if stamp_ns is not None else 0.0
+
+        def option(
+            name: str,
+            algorithm: str,
+            expected: Estimate,
+            before: float,
+            **parameters: Any,
+        ) -> Option:
             return Option(
                 name=name,
                 algorithm=algorithm,
@@ -150,14 +158,17 @@ class Router(Working):
                 begin_ns=begin_ns,
                 deadline_ns=deadline_ns,
                 estimate=expected,
-                funding_bps=paid_bps,
+                funding_bps=paid_bps * before,
             )
 
-        found = [option("market", "market", taker)]
+        found = [option("market", "market", taker, 1.0)]
         if span_s <= 0:
             return found
+        before = 0.0
+        if stamp_ns is not None:
+            before = 1.0 if stamp_ns == deadline_ns else self._filled(view, stamp_ns - now_ns)
         passive = self._resting(view, taker, lots, span_s, 1.0)
-        found.append(option("passive", "passive", passive, **_PEG))
+        found.append(option("passive", "passive", passive, before, **_PEG))
         if span_s >= policy.patient_s or lots > policy.patient_share * own:
             patient = self._resting(
                 view, taker, lots, span_s * (1 - policy.patience / 2), policy.patient_adverse
@@ -166,21 +177,26 @@ class Router(Working):
                 "behind_bps": policy.behind * self.monitor.sigma_bps,
                 "patience": policy.patience,
             }
-            found.append(option("patient", "passive", patient, **_PEG, **given))
+            found.append(option("patient", "passive", patient, before, **_PEG, **given))
         # Slices are sure to leave some to cross, so they are worth a look where a queue leaves more.
         if _share_taken(passive, costs) > _TWAP_TAKEN:
             sliced = self._sliced(view, taker, lots, span_s)
-            found.append(option("twap", "twap", sliced, slices=_SLICES))
+            found.append(option("twap", "twap", sliced, before, slices=_SLICES))
         return found
+
+    def _filled(self, view: View, span_ns: int, lots: int = 0) -> float:
+        """Share of ``lots`` (of the parent) that should fill in the touch's queue within a time."""
+        # The mean share that fills is about what half of the quantity has to wait for.
+        half = max(1, (lots or self.parent.qty_lots) // 2)
+        state = Queued.of(self.monitor, view, self.parent.side, half)
+        return _model().pegged_fill_probability(state, span_ns / SECOND_NS)
 
     def _resting(
         self, view: View, taker: Estimate, lots: int, span_s: float, adverse: float
     ) -> Estimate:
         """A queue at the touch for ``span_s``, and what is left across the spread."""
         side, costs, monitor = self.parent.side, self._costs, self.monitor
-        # The mean share that fills is about what half of the parent has to wait for.
-        state = Queued.of(monitor, view, side, max(1, lots // 2))
-        filled = _model().pegged_fill_probability(state, span_s)
+        filled = self._filled(view, round(span_s * SECOND_NS), lots)
         left = 1 - filled
         drift = side * (view.signal_bps or 0.0)
         sigma = monitor.sigma_bps
@@ -243,13 +259,13 @@ class Router(Working):
         """Pick, and begin where the time has come; whether the work has begun."""
         if view.stale or self._ended:
             return False
-        if self._option is None:
-            self._option = self._pick(now_ns, view)
-            self.picked = self._option.name
-        if now_ns < self._option.begin_ns:
+        if self.option is None:
+            self.option = self._pick(now_ns, view)
+            self.picked = self.option.name
+        if now_ns < self.option.begin_ns:
             return False
-        parent = msgspec.structs.replace(self.parent, deadline_ns=self._option.deadline_ns)
-        inner = _PICKS[self._option.algorithm](parent, **self._option.parameters)
+        parent = msgspec.structs.replace(self.parent, deadline_ns=self.option.deadline_ns)
+        inner = _PICKS[self.option.algorithm](parent, **self.option.parameters)
         inner.inform(self.monitor)
         self._inner, self.children, self._unsettled = inner, inner.children, inner._unsettled
         return True

@@ -1,0 +1,222 @@
+"""What the router picks and when, what it hands on, and how a parent is dealt out to books."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from execution.algorithms import start
+from execution.algorithms.router import Market, Policy, Router, split
+from execution.algorithms.working import SECOND_NS, Parent
+from execution.liquidity import Costs, Monitor
+from execution.orders import Accepted, OrderType, Submit, TimeInForce
+from execution.venue import View
+from market.instruments import BUILT_IN
+
+BTC = BUILT_IN["BTCUSDT"]
+#: A touch of half a million USDT at 60,000.
+TOUCH_LOTS = 8_000
+
+
+def view(now_ns: int = 0, **more: Any) -> View:
+    given: dict[str, Any] = {
+        "symbol": "BTCUSDT",
+        "now_ns": now_ns,
+        "bids": tuple((600_000 - n, TOUCH_LOTS) for n in range(5)),
+        "asks": tuple((600_001 + n, TOUCH_LOTS) for n in range(5)),
+        "stale": False,
+        "instrument": BTC,
+        # Two thousand lots a second from either side.
+        "bought_lots": 2 * (now_ns // 1_000_000),
+        "sold_lots": 2 * (now_ns // 1_000_000),
+    }
+    return View(**(given | more))
+
+
+def busy(seconds: int = 60, **more: Any) -> Monitor:
+    """What a minute of that market looks like; its mid goes up and down by a tick."""
+    monitor = Monitor()
+    for n in range(-10 * seconds, 1):
+        tick = n % 2
+        seen = view(n * SECOND_NS // 10, **more)
+        monitor.see(
+            msgspec.structs.replace(
+                seen,
+                bids=tuple((ticks + tick, lots) for ticks, lots in seen.bids),
+                asks=tuple((ticks + tick, lots) for ticks, lots in seen.asks),
+            )
+        )
+    return monitor
+
+
+def parent(lots: int = 170, span_s: float = 60.0, side: int = 1) -> Parent:
+    return Parent(
+        id="p",
+        symbol="BTCUSDT",
+        side=side,
+        qty_lots=lots,
+        decision_ns=0,
+        deadline_ns=round(span_s * SECOND_NS),
+        decision_mid_ticks=600_000.5,
+    )
+
+
+def router(asked: Parent, **more: Any) -> Router:
+    made = start("router", asked, **more)
+    assert isinstance(made, Router)
+    made.inform(busy())
+    return made
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_small_parent_with_time_waits_in_the_queue(side: int) -> None:
+    working = router(parent(side=side))
+    (order,) = working.step(0, view(), [])
+    assert isinstance(order, Submit)
+    assert working.picked == "passive"
+    assert order.time_in_force is TimeInForce.POST_ONLY
+    assert order.price_ticks == view().touch(side)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_with_minutes_it_is_patient_behind_the_touch(side: int) -> None:
+    working = router(parent(span_s=300, side=side))
+    (order,) = working.step(0, view(), [])
+    assert isinstance(order, Submit)
+    assert working.picked == "patient"
+    assert side * (view().touch(side) - order.price_ticks) > 0
+
+
+def test_without_time_it_takes_at_once() -> None:
+    working = router(parent(span_s=0.0))
+    (order,) = working.step(0, view(), [])
+    assert isinstance(order, Submit)
+    assert working.picked == "market"
+    assert order.order_type is OrderType.MARKET
+
+
+def test_where_makers_pay_more_than_takers_it_takes_at_once() -> None:
+    working = router(parent(), costs=Costs(taker_bps=1.0, maker_bps=2.0))
+    working.step(0, view(), [])
+    assert working.picked == "market"
+
+
+def test_a_dear_adverse_drift_makes_it_take() -> None:
+    working = router(parent(), policy=Policy(adverse_bps=9.0))
+    working.step(0, view(), [])
+    assert working.picked == "market"
+
+
+def test_urgency_prices_the_risk_of_waiting() -> None:
+    options = router(parent()).options(0, view())
+    (passive,) = (each for each in options if each.name == "passive")
+    (market,) = (each for each in options if each.name == "market")
+    indifferent = (market.estimate.total_bps - passive.estimate.total_bps) / (
+        passive.estimate.risk_bps
+    )
+    assert indifferent > 0
+    for factor, picked in ((0.9, "passive"), (1.1, "market")):
+        working = router(parent(), urgency=factor * indifferent)
+        working.step(0, view(), [])
+        assert working.picked == picked
+
+
+def test_nothing_is_picked_before_a_sound_view() -> None:
+    working = router(parent())
+    assert working.estimate(view(stale=True)) is None
+    assert working.step(0, view(stale=True), []) == []
+    assert working.picked == ""
+    assert not working.done
+    assert working.step(1, view(1), [])
+    assert working.picked
+
+
+def test_the_estimate_is_that_of_what_is_picked() -> None:
+    working = router(parent())
+    cheapest = min(working.options(0, view()), key=lambda each: each.estimate.total_bps)
+    assert working.estimate(view()) == cheapest.estimate
+
+
+def test_what_it_wraps_is_its_own_book_keeping() -> None:
+    working = router(parent())
+    (order,) = working.step(0, view(), [])
+    working.step(1, view(1), [Accepted(client_id=order.client_id, time_ns=1, venue_ns=1)])
+    assert list(working.children) == [order.client_id]
+    assert working.open_lots == 170
+    assert working.arrival_ns == 0
+    working.abandon()
+    (cancel,) = working.step(2, view(2), [])
+    assert cancel.client_id == order.client_id
+
+
+# -- funding ---------------------------------------------------------------------------------------
+
+
+def test_a_buyer_who_would_pay_funding_waits_for_the_settlement() -> None:
+    stamp_ns = 20 * SECOND_NS
+    working = router(parent(span_s=300), funding_ns=stamp_ns, funding_bps=30.0)
+    assert working.step(0, view(), []) == []
+    assert not working.done
+    assert working.step(stamp_ns, view(stamp_ns), [])
+
+
+def test_a_seller_who_would_be_paid_is_done_before_the_settlement() -> None:
+    stamp_ns = 5 * SECOND_NS
+    working = router(parent(span_s=300, side=-1), funding_ns=stamp_ns, funding_bps=30.0)
+    assert working.step(0, view(), [])
+    option = working.option
+    assert option is not None
+    assert option.deadline_ns == stamp_ns
+
+
+def test_funding_after_the_deadline_changes_nothing() -> None:
+    far_ns = 10_000 * SECOND_NS
+    plain = router(parent()).options(0, view())
+    assert router(parent(), funding_ns=far_ns, funding_bps=30.0).options(0, view()) == plain
+
+
+# -- several books ---------------------------------------------------------------------------------
+
+
+def market(lots: int = TOUCH_LOTS, stale: bool = False, **fees: float) -> Market:
+    seen = view(
+        bids=tuple((600_000 - n, lots) for n in range(5)),
+        asks=tuple((600_001 + n, lots) for n in range(5)),
+        stale=stale,
+    )
+    return Market(view=seen, monitor=busy(5), costs=Costs(**fees))
+
+
+def test_the_cheaper_book_gets_all_of_a_small_parent() -> None:
+    books = {"dear": market(), "cheap": market(maker_bps=0.5, taker_bps=2.0)}
+    assert {name: each.qty_lots for name, each in split(parent(), books).items()} == {"cheap": 170}
+
+
+def test_equal_books_share_a_parent_that_is_large_for_either() -> None:
+    asked = parent(60_000, span_s=1.0)
+    dealt = split(asked, {"a": market(), "b": market()})
+    assert {name: each.qty_lots for name, each in dealt.items()} == {"a": 30_000, "b": 30_000}
+    assert {each.id for each in dealt.values()} == {"p@a", "p@b"}
+
+
+def test_a_stale_book_gets_nothing_and_none_is_an_error() -> None:
+    dealt = split(parent(), {"dark": market(stale=True), "lit": market()})
+    assert list(dealt) == ["lit"]
+    with pytest.raises(ValueError, match="parent p: none of 1 books is sound"):
+        split(parent(), {"dark": market(stale=True)})
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lots=st.integers(1, 50_000),
+    depths=st.lists(st.integers(1, 20_000), min_size=1, max_size=3),
+    parts=st.integers(1, 12),
+)
+def test_sub_parents_add_up_to_the_parent(lots: int, depths: list[int], parts: int) -> None:
+    books = {str(n): market(depth) for n, depth in enumerate(depths)}
+    dealt = split(parent(lots), books, parts)
+    assert sum(each.qty_lots for each in dealt.values()) == lots
