@@ -58,6 +58,24 @@ def join(
     return found
 
 
+def stood(
+    lake: Lake, instruments: Mapping[str, Instrument], now_ns: int
+) -> dict[str, History] | None:
+    """Book and ticker of every symbol as the events of the date say that they stood at ``now_ns``.
+
+    Without bars: for who begins in the midst of a date and warms up from there. None when the events
+    do not say it of every symbol.
+    """
+    nothing = Bars(t_ns=np.zeros(0, np.int64), values=np.zeros((0, len(COLUMNS))))
+    found = {}
+    for symbol in instruments:
+        book, held = Book(), Held()
+        if not _replay(lake, instruments[symbol], now_ns, book, held):
+            return None
+        found[symbol] = History(nothing, book, held)
+    return found
+
+
 def keep(root: str | Path, run: str, history: Mapping[str, History]) -> str:
     """Write the bars that a run begins with, all symbols in one file; returns its path."""
     path = Path(root) / "live" / "history" / f"{run}.parquet"

@@ -33,7 +33,7 @@ from execution.tca import Row
 from live.collect import journal_rows
 from live.decisions import Decision
 from live.desk import Funding
-from live.history import join
+from live.history import join, stood
 from live.journal import Entry, Ledger
 from live.paper import paper_venues
 from live.trader import SECOND_NS, Model, Trader
@@ -347,14 +347,15 @@ def replay(
 ) -> int:
     """Drive runs over the lake's events of a span, all of them over the same rows; rows read.
 
-    History of the hour before is joined where the lake holds it. At the end the runs are closed, or
+    History of the hour before is joined where the lake holds it; else the run begins with the book of
+    that second and warms up from there. At the end the runs are closed, or
     without ``close`` left as they stand at the span's end.
     """
     told = time.monotonic()
     events = settled = 0
     for second_ns, rows in merged({s: seconds_of(lake, s, span) for s in instruments}):
         if not settled:
-            history = join(lake, instruments, second_ns)
+            history = join(lake, instruments, second_ns) or stood(lake, instruments, second_ns)
             for run in runs:
                 run.trader.begin(second_ns, history)
         elif second_ns // SETTLE_NS != settled:

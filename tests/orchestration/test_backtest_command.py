@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from execution.simulation.queue import BOUNDS
+from live.decisions import Decision
 from live.trader import Trader
 from market.lake import Lake
 from market.settings import FEE_ROWS_BPS
@@ -314,6 +315,24 @@ def test_a_model_against_itself_makes_no_difference(root: Path) -> None:
     for row in FEE_ROWS_BPS:
         assert found["against"]["difference"][row]["net_usdt_per_day"] == 0
         assert found["against"]["rows"][row] == found["rows"][row]
+
+
+def test_a_run_that_begins_in_the_midst_of_a_date_knows_the_book_that_stood(root: Path) -> None:
+    """Without bars before it the trader has to warm up, but what it sees is the market."""
+    settings = live_settings(root)
+    lake = Lake(settings.root, settings.source)
+    symbols = settings.market.symbols
+    mids: list[dict[tuple[str, int], float]] = []
+    for first in (FIRST, f"{DAY}T00:00:32"):
+        span = span_of(lake, symbols, first, f"{DAY}T00:00:42")
+        instruments, _ = instruments_held(lake, symbols, span)
+        seen: list[Decision] = []
+        model = load_model(settings, "champion", symbols)
+        replay(lake, instruments, span, [Run(settings, instruments, model, decided=seen.append)])
+        mids.append({(one.symbol, one.t_ns): one.mid for one in seen})
+    whole, late = mids
+    assert len(late) == 2 * 9
+    assert all(whole[key] == mid for key, mid in late.items())
 
 
 def test_when_a_run_hands_on_what_is_settled_changes_nothing(
