@@ -240,6 +240,12 @@ def parser() -> argparse.ArgumentParser:
     sandbox.add_argument("--symbols", metavar="A,B", help="default: BTCUSDT")
     sandbox.add_argument("--accounts", type=int, default=2, metavar="N", help="funded clients")
     sandbox.add_argument("--no-rate-limit", action="store_true", help="answer every request")
+    sandbox.add_argument(
+        "--faults", default="", metavar="KIND=N,…", help="so many a simulated minute, all=N for all"
+    )
+    sandbox.add_argument(
+        "--fault-log", type=Path, metavar="FILE", help="what went wrong, when, to whom"
+    )
 
     verb("config", verbs.config, "print the effective settings")
     verb("doctor", verbs.doctor, "check what the platform needs of this machine")

@@ -420,6 +420,7 @@ def config(settings: Settings, options: argparse.Namespace) -> Result:
 def sandbox(settings: Settings, options: argparse.Namespace) -> Result:
     import json
 
+    from live.sandbox.faults import rates_of
     from live.sandbox.server import Sandbox, run
 
     world = Sandbox(
@@ -429,6 +430,8 @@ def sandbox(settings: Settings, options: argparse.Namespace) -> Result:
         symbols=_symbols(settings, options).market.symbols if options.symbols else ("BTCUSDT",),
         clients=options.accounts,
         limited=not options.no_rate_limit,
+        fault_rates=rates_of(options.faults),
+        fault_log=options.fault_log,
     )
     run(world, options.port, lambda told: print(json.dumps(told), flush=True))
     return None
