@@ -13,7 +13,8 @@ neither had come before, with probability
 
 so that what is seen now tells more of the next second than of the next minute. Within an interval
 both rates are constant; past the last one they stay as they were in it. Fitted in `survival` on the
-orders of `placements`; the parameters stand in ``parameters.json``, once for each bound of the queue.
+orders of `placements`; the parameters stand in ``parameters.json``, for each bound of the queue, and apart for
+recorded and for synthetic markets: in these the queue matters less, because the price moves more.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ from execution.venue import View
 #: The unit in which values of queues enter a logarithm, USDT.
 _SCALE_USDT: Final = 1_000.0
 _BPS: Final = 1e4
-_PARAMETERS: Final = Path(__file__).with_name("parameters.json")
+#: Hazards are below one: nothing is certain.
+_SURE: Final = 1 - 1e-12
+#: Where the parameters stand that come with the code.
+PARAMETERS: Final = Path(__file__).with_name("parameters.json")
 
 #: Covariates in their order; `Queued.covariates` gives them.
 COVARIATES: Final = (
@@ -174,18 +178,28 @@ class Causes(msgspec.Struct, frozen=True, kw_only=True):
     ran_away: Cause
 
 
+class Fitted(msgspec.Struct, frozen=True, kw_only=True):
+    """One fit, and what it was made from."""
+
+    causes: Causes
+    #: Constant rates of both causes on the same looks, 1/s: the baseline of its score.
+    rates: tuple[float, float]
+    ridge: float
+    looks: int
+    fitted_on: tuple[str, ...]
+
+
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``parameters.json`` holds: the fits, and what they were made from."""
+    """What ``parameters.json`` holds: the fits, and in which terms they speak."""
 
     #: The price ran away from an order that stands this far behind the own touch.
     away_bps: float
     #: Ends of the intervals, seconds since the look.
     edges_s: tuple[float, ...]
     covariates: tuple[str, ...]
-    #: By queue model: the pessimistic bound and the optimistic one.
-    queues: dict[str, Causes]
-    #: What it was fitted on, and how it is fitted again.
-    made: dict[str, str | float]
+    #: By source of the data (recorded, synthetic), then by queue model: the pessimistic bound and the
+    #: optimistic one.
+    fits: dict[str, dict[str, Fitted]]
 
     def __post_init__(self) -> None:
         if self.covariates != COVARIATES:
@@ -200,19 +214,24 @@ def midtimes_s(edges_s: tuple[float, ...]) -> tuple[float, ...]:
 @cache
 def committed() -> Parameters:
     """The parameters that come with the code."""
-    return msgspec.json.decode(_PARAMETERS.read_bytes(), type=Parameters)
+    return msgspec.json.decode(PARAMETERS.read_bytes(), type=Parameters)
 
 
 class FillModel:
     """The fitted model of one queue bound; plain floats, microseconds a call, and no state."""
 
-    def __init__(self, parameters: Parameters, queue: str = "risk_averse") -> None:
-        """Raises ValueError for a queue that was not fitted."""
-        if queue not in parameters.queues:
-            known = ", ".join(parameters.queues)
-            raise ValueError(f"queue {queue!r}: no fill model is fitted; fitted are {known}")
-        causes = parameters.queues[queue]
-        self.queue = queue
+    def __init__(
+        self, parameters: Parameters, queue: str = "risk_averse", source: str = "recorded"
+    ) -> None:
+        """Raises ValueError for a queue or a source that was not fitted."""
+        fits = {(s, q): fit for s, each in parameters.fits.items() for q, fit in each.items()}
+        if (source, queue) not in fits:
+            known = ", ".join(f"{q} of {s} data" for s, q in fits)
+            raise ValueError(
+                f"{queue} of {source} data: no fill model is fitted; fitted are {known}"
+            )
+        causes = fits[source, queue].causes
+        self.queue, self.source = queue, source
         self.edges_s = parameters.edges_s
         self.away_bps = parameters.away_bps
         # Per interval: its end, its length, ln(1 + mid-time), both bases.
@@ -239,9 +258,10 @@ class FillModel:
         )
 
     @classmethod
-    def load(cls, queue: str = "risk_averse") -> FillModel:
-        """The model that comes with the code: ``risk_averse``, the pessimistic bound, or ``power3``."""
-        return cls(committed(), queue)
+    def load(cls, queue: str = "risk_averse", source: str = "recorded") -> FillModel:
+        """The model that comes with the code: of ``risk_averse``, the pessimistic bound, or of
+        ``power3``; fitted on ``recorded`` markets or on ``synthetic`` ones, as `Settings.source`."""
+        return cls(committed(), queue, source)
 
     def hazards(self, state: Queued) -> list[Hazard]:
         """Both hazards of every interval."""
@@ -269,16 +289,14 @@ class FillModel:
     def expected_fill_s(self, state: Queued) -> float:
         """Expected seconds until a fill, the order being put back where it is whenever the price has
         run away: the mean length of an attempt over its chance. Infinite when nothing ever fills."""
-        filled, away, spent, steps = self._course(state, self.edges_s[-1])
+        filled, away, spent, _ = self._course(state, self.edges_s[-1])
         left = 1 - filled - away
         # Who is left stays at the last interval's rates.
-        end, length, fill, gone = self._hazards(state)[-1]
-        del end, steps
+        _, length, fill, gone = self._hazards(state)[-1]
         total = fill + gone
         if left > 0 and total > 0:
-            rate = -math.log1p(-min(total, 1 - 1e-12)) / length
             filled += left * fill / total
-            spent += left / rate
+            spent += left * length / -math.log1p(-min(total, _SURE))
         return spent / filled if filled > 0 else math.inf
 
     def _hazards(self, state: Queued) -> list[tuple[float, float, float, float]]:
@@ -310,17 +328,18 @@ class FillModel:
             _, length, fill, gone = hazards[place]
             total = fill + gone
             taken = min(length, horizon_s - now)
-            if taken < length:
-                # Constant rates within an interval: its survival to the power of the part taken.
-                ended = -math.expm1(taken / length * math.log1p(-min(total, 1 - 1e-12)))
-            else:
-                ended = total
+            # Constant rates within an interval: its survival to the power of the part taken.
             if total > 0:
-                filled += alive * ended * fill / total
-                away += alive * ended * gone / total
-                steps.append((now + taken / 2, alive * ended * gone / total))
-            spent += taken * alive * (1 - ended / 2)
-            alive *= 1 - ended
+                force = -math.log1p(-min(total, _SURE)) * taken / length
+                ended = -math.expm1(-force)
+                came = alive * ended / total
+                filled += came * fill
+                away += came * gone
+                steps.append((now + taken / 2, came * gone))
+                spent += taken * alive * ended / force
+                alive *= 1 - ended
+            else:
+                spent += taken * alive
             now += taken
             if place < len(hazards) - 1:
                 place += 1
