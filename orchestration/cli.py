@@ -102,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
     judged.add_argument("--profile", metavar="P", help="default: synthetic.profile")
     judged.add_argument("--seeds", metavar="N,M", help="default: seeds no calibration has seen")
     judged.add_argument("--hours", type=float, metavar="H", help="of each seed's day (default: 24)")
+    judged.add_argument("--only", default="", metavar="TEXT", help="rows of this name, no page")
     judged.add_argument("--symbols", metavar="A,B", help="default: market.symbols")
     judged.add_argument("--recordings", metavar="DIR", help="captures to compare with")
     judged.add_argument("--page", metavar="FILE", help="default: synthetic-check.html")

@@ -192,18 +192,22 @@ def _checked(settings: Settings, options: argparse.Namespace) -> Result:
         hours=acceptance.HOURS if options.hours is None else options.hours,
         day=options.day or acceptance.DAY,
         folder=Path(options.recordings) if options.recordings else None,
+        only=options.only,
         workers=options.workers,
         say=say,
     )
-    target = Path(options.page or "synthetic-check.html")
-    acceptance_page.write(checked, target)
     if not options.json:
         for symbol, rows in checked.rows.items():
             print(f"\n{symbol}\n{table(acceptance.lines(rows), acceptance.HEAD)}\n")
             print(table(acceptance.remarks(rows)))
     say(", ".join(f"{count} rows {verdict}" for verdict, count in checked.counted().items()))
+    found = {"failed": checked.counted().get("OUT", 0) > 0, **checked.data()}
+    if options.only:
+        return found
+    target = Path(options.page or "synthetic-check.html")
+    acceptance_page.write(checked, target)
     say(f"pictures in {target}")
-    return {"page": str(target), "failed": checked.counted().get("OUT", 0) > 0, **checked.data()}
+    return {"page": str(target), **found}
 
 
 def pipeline(settings: Settings, options: argparse.Namespace) -> Result:

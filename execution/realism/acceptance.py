@@ -154,14 +154,20 @@ def table(
     recorded: Sequence[Stretch],
     *,
     null: bool,
+    only: str = "",
     say: Callable[[str], None] | None = None,
 ) -> list[Row]:
-    """All rows for one symbol; ``null`` says that nothing is planted in the market."""
+    """All rows for one symbol, or those whose names hold ``only``.
+
+    ``null`` says that nothing is planted in the market.
+    """
     label = market[0].label
     left = without_blocks(market)
     left_of = [without_blocks([each]) for each in recorded]
     rows = []
     for statistic in STATISTICS:
+        if only not in statistic.name:
+            continue
         note = statistic.note
         bounds: tuple[Found, ...] = ()
         if statistic.sample is not None:

@@ -67,7 +67,6 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         unit="quote",
         estimate=facts.near,
         like=0.1,
-        exception="one profile stands between recordings that differ fourfold",
     ),
     Statistic(
         name="displayed depth, median", group="book", unit="quote", estimate=facts.depth, like=0.1
@@ -426,9 +425,6 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         group="distributions",
         unit="KS",
         sample=facts.level_sizes,
-        exception="a queue is drawn as dust or from one lognormal; recorded levels are more mixed, "
-        "and two to four times smaller in the middle of their range. Depth by distance agrees, and "
-        "that is what features and costs read",
         least=1000,
     ),
     Statistic(

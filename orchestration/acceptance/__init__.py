@@ -13,7 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from execution.realism import metaorders
-from execution.realism.acceptance import Found, Row, as_data, impact_rows, table
+from execution.realism.acceptance import IMPACT, Found, Row, as_data, impact_rows, table
+from execution.realism.criteria import STATISTICS
 from execution.realism.metaorders import Impact
 from execution.realism.observation import Stretch, observe
 from market.events import Events
@@ -122,11 +123,13 @@ def check(
     day: str = DAY,
     folder: Path | None = None,
     metaorder_hours: float = METAORDER_HOURS,
+    only: str = "",
     workers: int | None = None,
     say: Say,
 ) -> Checked:
     """Make the market of a profile from each seed and judge what it shows.
 
+    ``only``: judge rows whose names hold this, and inject no metaorders unless it names them.
     ``folder`` holds the captures to compare with; without one, rows that need them are reported and
     not judged. AcceptanceError for an impossible request, ProfileError for an unknown profile.
     """
@@ -143,7 +146,10 @@ def check(
         recorded = recordings(folder, symbols, settings)
         say(f"read {sum(map(len, recorded.values()))} recorded stretches in {folder}")
     days = [(market, seed, symbol, day, hours, settings) for symbol in symbols for seed in seeds]
-    held = min(hours, metaorder_hours)
+    known = [each.name for each in STATISTICS] + [name for name, *_ in IMPACT]
+    if not any(only in each for each in known):
+        raise AcceptanceError(f"--only {only}: no statistic's name holds this")
+    held = min(hours, metaorder_hours) if any(only in name for name, *_ in IMPACT) else 0.0
     shares = (0.0, *metaorders.SHARES) if held > 0 else ()
     runs = [(market, seeds[0], symbol, day, held, share) for symbol in symbols for share in shares]
     tasks = [(_observed, each) for each in days] + [(metaorders.mids, each) for each in runs]
@@ -165,8 +171,8 @@ def check(
     rows = {}
     for symbol in symbols:
         rows[symbol] = [
-            *table(markets[symbol], recorded[symbol], null=null),
-            *impact_rows(impacts[symbol]),
+            *table(markets[symbol], recorded[symbol], null=null, only=only),
+            *(row for row in impact_rows(impacts[symbol]) if only in row.name),
         ]
         say(f"{symbol}: {len(rows[symbol])} rows judged")
     return Checked(

@@ -101,6 +101,21 @@ def test_the_table_is_text_and_data(checked: Checked) -> None:
     assert first["found"]["n"] >= 720
 
 
+def test_rows_can_be_asked_for_by_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then there is no page, and a null market's flow is judged by what it says of the next bar."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--profile", "null", "--seeds", "202", "--hours", "0.2", "--symbols", "BTCUSDT"]
+    main(["synth", "--check", *arguments, "--only", "OFI of", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in said["rows"]["BTCUSDT"]] == [
+        "OFI of 10 s and the next 10 s",
+        "OFI of 10 s and the next 60 s",
+    ]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("hours", [0.0, 25.0])
 def test_impossible_spans_are_refused(hours: float) -> None:
     with pytest.raises(AcceptanceError, match="0 < hours <= 24"):
@@ -113,6 +128,7 @@ def test_impossible_spans_are_refused(hours: float) -> None:
         (["--recordings", "nowhere"], "nowhere: holds no *.frames.zst"),
         (["--seeds", "1,two"], "--seeds 1,two: expected whole numbers"),
         (["--profile", "nobody"], "nobody"),
+        (["--only", "nothing"], "--only nothing: no statistic's name holds this"),
     ],
 )
 def test_bad_requests_are_one_clear_line(
