@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from execution.margin import MarginError, MarginMode
@@ -12,7 +13,7 @@ from live.sandbox.figures import number
 from live.sandbox.listing import LISTINGS
 from live.sandbox.paging import Query, limit_of, page
 from live.sandbox.refusal import RefusedError
-from live.sandbox.trading import Client, Order
+from live.sandbox.trading import Client, Order, Row
 from live.sandbox.triggers import check_stops
 
 Result = dict[str, Any]
@@ -44,34 +45,47 @@ def open_orders(exchange: Exchange, client: Client, query: Query) -> Result:
         orders = recent + orders
     elif query.get("openOnly") == "1":
         orders = recent
-    kind = query.get("orderFilter", "")
-    rows = [order.listed() for order in orders if matches_filter(order, kind)]
-    return page(rows, {**query, "startTime": ""}, "createdTime", 20, 50, **_filters(query))
+    listed = _listed(orders, query)
+    return page(listed, {**query, "startTime": ""}, "createdTime", 20, 50, **_filters(query))
 
 
 def order_history(exchange: Exchange, client: Client, query: Query) -> Result:
     _linear(query)
     equal = {**_filters(query), "orderStatus": query.get("orderStatus", "")}
+    return page(_listed(client.closed, query), query, "createdTime", 20, 50, **equal)
+
+
+def _listed(orders: Iterable[Order], query: Query) -> Iterator[Row]:
+    """Rows of the orders that a query names, the newest first; each is made when it is asked for."""
     kind = query.get("orderFilter", "")
-    rows = [order.listed() for order in client.closed if matches_filter(order, kind)]
-    return page(rows, query, "createdTime", 20, 50, **equal)
+    named = (query.get("orderId", ""), query.get("orderLinkId", ""))
+    chosen = [
+        order
+        for order in orders
+        if matches_filter(order, kind)
+        and all(
+            not n or n == own for n, own in zip(named, (order.order_id, order.link_id), strict=True)
+        )
+    ]
+    chosen.sort(key=lambda order: order.number, reverse=True)
+    return (order.listed() for order in chosen)
 
 
 def executions(exchange: Exchange, client: Client, query: Query) -> Result:
     _linear(query)
     equal = {**_filters(query), "execType": query.get("execType", "")}
-    return page(client.executions, query, "execTime", 50, 100, **equal)
+    return page(reversed(client.executions), query, "execTime", 50, 100, **equal)
 
 
 def closed_pnl(exchange: Exchange, client: Client, query: Query) -> Result:
     _linear(query)
-    rows = [closing.row() for closing in client.closings]
+    rows = (closing.row() for closing in reversed(client.closings))
     return page(rows, query, "updatedTime", 50, 100, symbol=query.get("symbol", ""))
 
 
 def transaction_log(exchange: Exchange, client: Client, query: Query) -> Result:
     equal = {"type": query.get("type", ""), "currency": query.get("currency", "")}
-    made = page(client.log, query, "transactionTime", 20, 50, **equal)
+    made = page(reversed(client.log), query, "transactionTime", 20, 50, **equal)
     del made["category"]
     return made
 

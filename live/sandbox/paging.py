@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any, Final
 
 from live.sandbox.refusal import RefusedError
@@ -34,24 +35,24 @@ def limit_of(query: Query, default: int, most: int) -> int:
 def page(
     rows: Iterable[Row], query: Query, at: str, default: int, most: int, **equal: str
 ) -> dict[str, Any]:
-    """One page of rows that are oldest first, as ``list`` newest first and ``nextPageCursor``.
+    """One page of rows that come newest first, as ``list`` and ``nextPageCursor``.
 
-    ``at`` is the rows' field of time, ``equal`` what a field has to be (all where it is empty).
+    Rows are made as far as the page needs them. ``at`` is their field of time, ``equal`` what a field
+    has to be (anything where it is empty).
     """
     start, end = whole(query, "startTime", 0), whole(query, "endTime", 0)
     if start and end and not 0 <= end - start <= WEEK_MS:
         raise RefusedError(10001, "params error: endTime - startTime has to be within 7 days")
-    chosen = [
+    chosen = (
         row
         for row in rows
         if start <= int(row[at]) <= (end or 1 << 62)
         and all(not value or row[name] == value for name, value in equal.items())
-    ]
-    chosen.reverse()
+    )
     skipped, limit = whole(query, "cursor", 0), limit_of(query, default, most)
-    left = len(chosen) > skipped + limit
+    found = list(islice(chosen, skipped, skipped + limit + 1))
     return {
-        "list": chosen[skipped : skipped + limit],
-        "nextPageCursor": str(skipped + limit) if left else "",
+        "list": found[:limit],
+        "nextPageCursor": str(skipped + limit) if len(found) > limit else "",
         "category": "linear",
     }

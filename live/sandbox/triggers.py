@@ -159,9 +159,13 @@ class Triggers:
             leg.lots += lots
             self._tell(leg, now_ns)
         if not pair:
-            self._pairs[order.order_id] = self.part(client, order.symbol, stops, lots, now_ns)
-        if not order.is_open:
-            self._pairs.pop(order.order_id, None)
+            waits = {
+                parent: legs
+                for parent, legs in self._pairs.items()
+                if any(leg.status == "Untriggered" for leg in legs)
+            }
+            legs = self.part(client, order.symbol, stops, lots, now_ns)
+            self._pairs = {**waits, order.order_id: legs}
 
     def protect(self, client: Client, symbol: str, stops: Stops, now_ns: int) -> None:
         """Take-profit, stop-loss and trailing stop of a whole position: set, moved or taken away.

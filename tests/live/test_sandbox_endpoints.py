@@ -246,7 +246,7 @@ def test_every_symbol_has_its_own_market_tiers_and_leverage(clients: Clients) ->
     assert 0 < ask - bid < 5 < bid < 10_000
     trader.create_order(ether, "market", "buy", 0.5)
     position = trader.fetch_position(ether)
-    assert (position["contracts"], position["info"]["riskId"]) == (0.5, "11")
+    assert (position["contracts"], position["info"]["riskId"]) == (0.5, 11)
     trader.create_order(ether, "market", "sell", 0.5, None, {"reduceOnly": True})
     with pytest.raises(ccxt.BadRequest, match="symbol invalid"):
         trader.public_get_v5_market_tickers({"category": "linear", "symbol": "XRPUSDT"})
@@ -261,6 +261,22 @@ def test_both_clients_understand_the_answer(clients: Clients, path: str) -> None
     for call in ENDPOINTS[path]:
         if call is not None:
             assert call(clients) is not None
+
+
+def test_histories_come_in_pages_newest_first(clients: Clients) -> None:
+    for _ in range(3):
+        clients.pybit.cancel_order(**BTC, orderId=clients.pybit_order())
+    whole = clients.pybit.get_order_history(**BTC)["result"]["list"]
+    times = [int(row["createdTime"]) for row in whole]
+    assert times == sorted(times, reverse=True)
+    cursor, found = "", []
+    for _ in range(3):
+        page = clients.pybit.get_order_history(**BTC, limit=1, cursor=cursor)["result"]
+        found += page["list"]
+        cursor = page["nextPageCursor"]
+    assert found == whole[:3]
+    one = clients.pybit.get_order_history(**BTC, orderId=whole[2]["orderId"])["result"]
+    assert (one["list"], one["nextPageCursor"]) == (whole[2:3], "")
 
 
 @pytest.mark.parametrize("path", REFUSED)

@@ -43,6 +43,9 @@ bounded = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
+#: Hypothesis sees that Python's own random numbers move on: the server's thread draws some.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module")
+
 ENVELOPE: Final = {"retCode", "retMsg", "result", "retExtInfo", "time"}
 STATUSES: Final = {200, 400, 401, 403, 404}
 
