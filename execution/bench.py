@@ -34,6 +34,7 @@ from execution.bench_quotes import (
     quotes,
     replay,
 )
+from execution.hazard import FillModel, Queued
 from market.bench import generated_rows, recorded_rows
 from market.bench.yardstick import (
     Measure,
@@ -164,6 +165,38 @@ def days(rows: Events, count: int, repetitions: int) -> Iterator[Measure]:
         better="less",
         how=f"best of {repetitions} in turn; {len(rows):,} rows and {count} times as many",
     )
+
+
+def fill_model(repetitions: int, calls: int) -> Iterator[Measure]:
+    """What one answer of the fill model takes."""
+    model = FillModel.load()
+    state = Queued(
+        ahead_usdt=200e3,
+        own_usdt=200e3,
+        opposite_usdt=300e3,
+        spread_ticks=1,
+        outflow_usdt_s=50e3,
+        sigma_bps=0.5,
+    )
+
+    def asked(answer: Callable[[Queued], object]) -> Callable[[], float]:
+        return lambda: seconds(lambda: [answer(state) for _ in range(calls)])
+
+    chance, pegged = in_turn(
+        [
+            asked(lambda state: model.fill_probability(state, 30.0)),
+            asked(lambda state: model.pegged_fill_probability(state, 30.0)),
+        ],
+        repetitions,
+    )
+    for name, best in (("", chance), (" of an order that follows the touch", pegged)):
+        yield Measure(
+            name=f"fill probability of one state{name}",
+            ours=best / calls * 1e6,
+            unit="µs",
+            better="less",
+            how=f"best of {repetitions} in turn; {calls:,} answers for 30 s",
+        )
 
 
 def fingerprint(sent: Sent) -> str:

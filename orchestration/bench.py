@@ -102,6 +102,7 @@ GOALS: Final[dict[str, dict[str, tuple[Goal, ...]]]] = {
         "quotes, peak memory, generated": (_ratio(1),),
         "quotes, peak memory, recorded": (_ratio(1),),
         "quotes, cost per row of 4 spans over one": (_at_most(1.1),),
+        "fill probability of one state": (_at_most(20),),
         **{f"decision, {name}: p99": (_at_most(200),) for name in ALGORITHMS},
     },
     "sandbox": {

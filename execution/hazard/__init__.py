@@ -20,6 +20,7 @@ recorded and for synthetic markets: in these the queue matters less, because the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -117,6 +118,8 @@ class Queued(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def at_the_touch(self) -> Queued:
         """The same market, with a lot put at the end of the own touch's queue."""
+        if self.ahead_usdt == self.own_usdt and self.distance_bps == 0:
+            return self
         return msgspec.structs.replace(self, ahead_usdt=self.own_usdt, distance_bps=0.0)
 
 
@@ -269,11 +272,11 @@ class FillModel:
 
     def fill_probability(self, state: Queued, horizon_s: float) -> float:
         """Probability that the order has filled within ``horizon_s``, before the price ran away."""
-        return self._course(state, horizon_s)[0]
+        return self._course(self._hazards(state), horizon_s)[0]
 
     def away_probability(self, state: Queued, horizon_s: float) -> float:
         """Probability that the price has run away within ``horizon_s``, before the order filled."""
-        return self._course(state, horizon_s)[1]
+        return self._course(self._hazards(state), horizon_s)[1]
 
     def pegged_fill_probability(self, state: Queued, horizon_s: float) -> float:
         """Probability of a fill within ``horizon_s`` by an order that follows the touch.
@@ -282,17 +285,18 @@ class FillModel:
         that is otherwise the same; from then on fills come at one rate, that of `expected_fill_s`.
         """
         rate = 1 / self.expected_fill_s(state.at_the_touch())
-        filled, _, _, steps = self._course(state, horizon_s)
+        filled, _, _, steps = self._course(self._hazards(state), horizon_s)
         again = math.fsum(away * -math.expm1(-rate * (horizon_s - at)) for at, away in steps)
         return min(1.0, filled + again)
 
     def expected_fill_s(self, state: Queued) -> float:
         """Expected seconds until a fill, the order being put back where it is whenever the price has
         run away: the mean length of an attempt over its chance. Infinite when nothing ever fills."""
-        filled, away, spent, _ = self._course(state, self.edges_s[-1])
+        hazards = self._hazards(state)
+        filled, away, spent, _ = self._course(hazards, self.edges_s[-1])
         left = 1 - filled - away
         # Who is left stays at the last interval's rates.
-        _, length, fill, gone = self._hazards(state)[-1]
+        _, length, fill, gone = hazards[-1]
         total = fill + gone
         if left > 0 and total > 0:
             filled += left * fill / total
@@ -315,14 +319,14 @@ class FillModel:
             found.append((end, length, filled / total, away / total))
         return found
 
+    @staticmethod
     def _course(
-        self, state: Queued, horizon_s: float
+        hazards: Sequence[tuple[float, float, float, float]], horizon_s: float
     ) -> tuple[float, float, float, list[tuple[float, float]]]:
         """Until ``horizon_s``: probability of either cause, expected time spent waiting, and the
         (middle, probability) of running away of every interval."""
         alive, filled, away, spent, now = 1.0, 0.0, 0.0, 0.0, 0.0
         steps: list[tuple[float, float]] = []
-        hazards = self._hazards(state)
         place = 0
         while now < horizon_s:
             _, length, fill, gone = hazards[place]

@@ -233,7 +233,13 @@ def thin(lives: Lives, most: int) -> tuple[Lives, int]:
 
 def taken(lives: Lives, rows: Integers) -> Lives:
     """Some of the lives."""
-    return Lives(*(field[rows] for field in lives))
+    return Lives(
+        covariates=lives.covariates[rows],
+        lasted_s=lives.lasted_s[rows],
+        watched_s=lives.watched_s[rows],
+        outcome=lives.outcome[rows],
+        looked_s=lives.looked_s[rows],
+    )
 
 
 # -- predictions of many lives -----------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -197,14 +197,14 @@ def store(folder: Path, source: Source, found: Placed) -> None:
     """Keep what became of a source's orders, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = _file(folder, source)
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{queue}/{field}": values
         for queue, lives in found.lives.items()
         for field, values in lives._asdict().items()
     }
-    refused = {f"{queue}/refused": np.array(count) for queue, count in found.refused.items()}
+    arrays |= {f"{queue}/refused": np.array(count) for queue, count in found.refused.items()}
     part = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    np.savez(part, **arrays, **refused)
+    np.savez(part, **arrays)
     os.replace(part, path)
 
 

@@ -91,7 +91,7 @@ def simulated(count: int, seed: int, watched_s: Floats | None = None) -> Lives:
             now = alive & comes & (at <= watched)
             lasted[now], outcome[now] = at[now], cause
         alive &= draw >= truth[:, k].sum(axis=1)
-    return Lives(x, lasted, watched, outcome, np.arange(count) * 10.0)
+    return Lives(x, lasted, watched, outcome, np.arange(count, dtype=np.float64) * 10)
 
 
 @cache
