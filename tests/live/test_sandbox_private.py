@@ -255,12 +255,12 @@ def test_ccxt_pro_watches_orders_trades_positions_and_balance(venue: Served) -> 
         seen: dict[str, Any] = {}
 
         async def held() -> list[Any]:
-            """The first position that is none of nothing: ccxt may give what REST had once more."""
-            while not (
-                rows := [p for p in await exchange.watch_positions([SYMBOL]) if p["contracts"]]
-            ):
-                pass
-            return rows
+            """The first positions that hold anything, as they are then: ccxt may first give once more
+            what REST had, and it changes what it has given."""
+            while True:
+                rows = await exchange.watch_positions([SYMBOL])
+                if any(row["contracts"] for row in rows):
+                    return [dict(row) for row in rows]
 
         try:
             await exchange.load_markets()
