@@ -107,6 +107,24 @@ def parser() -> argparse.ArgumentParser:
     judged.add_argument("--recordings", metavar="DIR", help="captures to compare with")
     judged.add_argument("--page", metavar="FILE", help="default: synthetic-check.html")
 
+    fills = verb("fills", verbs.fills, "judge the fill model by orders placed into market data")
+    fills.add_argument("--frames", nargs="+", default=[], metavar="FILE", help="captures")
+    fills.add_argument("--seeds", metavar="N,M-K", help="days of the synthetic market")
+    fills.add_argument("--symbols", metavar="A,B", help="default: market.symbols")
+    fills.add_argument(
+        "--fit", action="store_true", help="fit the model on them first, and write it"
+    )
+    fills.add_argument("--workers", type=int, default=2, metavar="N", help="processes")
+    fills.add_argument("--kept", metavar="DIR", help="keep what became of orders; go on from there")
+    fills.add_argument("--page", metavar="FILE.md", help="write the page, its picture beside it")
+
+    liquidity = verb("liquidity", verbs.liquidity, "show what markets could bear: depth to fills")
+    liquidity.add_argument("--frames", nargs="+", default=[], metavar="FILE", help="captures")
+    liquidity.add_argument("--from", dest="first", metavar="YYYY-MM-DD", help="first date")
+    liquidity.add_argument("--to", dest="last", metavar="YYYY-MM-DD", help="last date")
+    liquidity.add_argument("--symbols", metavar="A,B", help="default: market.symbols")
+    liquidity.add_argument("--html", metavar="FILE", help="write the page")
+
     pipeline = verb(
         "pipeline", verbs.pipeline, "run the whole graph: ingest to promotion and study"
     )

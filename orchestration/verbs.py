@@ -176,6 +176,58 @@ def synth(settings: Settings, options: argparse.Namespace) -> Result:
     return made.write(settings, options.kind, days, span, depths, say, options.workers)
 
 
+def fills(settings: Settings, options: argparse.Namespace) -> Result:
+    from pathlib import Path
+
+    import msgspec
+
+    from orchestration import fills as made
+    from orchestration.console import say, table
+    from orchestration.fills import page
+
+    symbols = _symbols(settings, options).market.symbols
+    sources = made.captures(options.frames, symbols)
+    sources += made.synthetic(made.seeds_named(options.seeds), symbols)
+    report = made.run(
+        settings,
+        sources,
+        say,
+        fit=options.fit,
+        workers=options.workers,
+        keep=Path(options.kept) if options.kept else None,
+    )
+    if options.page:
+        page.write(report, Path(options.page))
+        say(f"page written to {options.page}")
+    if not options.json:
+        print(table(page.lines(report.judged), page.HEAD))
+    found: dict[str, Any] = msgspec.to_builtins(report)
+    return found
+
+
+def liquidity(settings: Settings, options: argparse.Namespace) -> Result:
+    from msgspec import convert
+
+    from execution.liquidity_survey import Survey
+    from orchestration.console import say, table
+    from orchestration.liquidity import HEAD, analyse, lines
+
+    found = analyse(
+        _symbols(settings, options),
+        frames=options.frames,
+        first=options.first,
+        last=options.last,
+        page=options.html,
+    )
+    if options.html:
+        say(f"page written to {options.html}")
+    if not options.json:
+        for symbol, each in found.items():
+            print(f"{symbol}, {each['seconds']:,} s")
+            print(table(lines(convert(each, Survey, strict=False)), HEAD))
+    return found
+
+
 def _checked(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 synth --check`: the table on standard output, the pictures in a page."""
     from pathlib import Path
