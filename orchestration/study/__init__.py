@@ -123,8 +123,12 @@ def recorded(
     names: Sequence[str],
     sizes_usdt: Sequence[float],
     say: Say,
+    rounds: int = RECORDED_ROUNDS,
 ) -> StudyReport:
-    """The study over one capture, all its symbols, under both bounds of the queue."""
+    """The study over one capture, all its symbols, under both bounds of the queue.
+
+    ``rounds`` of parents are shifted against each other, see `execution.study.study`.
+    """
     if not path.exists():
         raise StudyError(f"{path}: no such capture")
     symbols, depth = settings.market.symbols, settings.market.book_depth
@@ -143,7 +147,7 @@ def recorded(
         sizes_usdt=sizes_usdt,
         deadline_s=RECORDED_DEADLINE_S,
         queues=QUEUES,
-        rounds=RECORDED_ROUNDS,
+        rounds=rounds,
     )
     say(f"{path.name}: {len(report.rows):,} parents, {report.cut} cut by its end")
     return report
