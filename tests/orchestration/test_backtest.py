@@ -213,3 +213,23 @@ def test_the_same_capture_gives_the_same_decisions_orders_and_fills_as_the_worke
         if name in ("all_in_cost_bps", "cost_parts_bps"):
             continue  # means over parents, which rounding lets depend on the symbols' order
         assert figure == summary[name], name
+
+
+def test_a_position_is_carried_over_midnight(
+    stretches: dict[str, Recorded], tmp_path: Path
+) -> None:
+    """From one date's partition to the next nothing is closed and nothing entered anew: at every
+    decision the position is the sum of all executions heard until then."""
+    recorded = stretches["midnight"]
+    root = lake_over(recorded, tmp_path / "lake")
+    promote(root, name="btc-l2", source="recorded", follows="ofi_now")
+    kept = backtest(settings_of(root, algorithm="market"), recorded.span)
+    midnight = day_start_ns("2024-07-19")
+    assert {d.position_lots != 0 for d in kept.decisions if d.t_ns == midnight} == {True}
+    for decision in kept.decisions:
+        heard = [
+            row["side"] * row["qty_lots"]
+            for row in kept.tables["fills"]
+            if row["symbol"] == decision.symbol and row["time_ns"] < decision.t_ns
+        ]
+        assert decision.position_lots == sum(heard)
