@@ -63,14 +63,14 @@ def test_a_book_that_is_not_known_is_left_out() -> None:
     assert found.resilience.half_life_s is None
 
 
-def test_fills_are_surer_with_more_time_and_where_more_is_taken() -> None:
+def test_fills_are_surer_with_more_time_and_sooner_where_more_is_taken() -> None:
     calm, busy = quiet(), quiet()
     busy["buy_notional"] = busy["sell_notional"] = np.full(400, 50_000.0)
     told = [figures(survey("TEST", bars, FillModel.load())) for bars in (calm, busy)]
     chances = [[t[f"a lot at the touch fills within {h} s"] for h in (1, 5, 30)] for t in told]
     for each in chances:
         assert each == sorted(each)
-    assert all(b > a for a, b in zip(*chances, strict=True))
+    assert chances[1][0] > chances[0][0]
 
 
 @pytest.mark.parametrize("half_life_s", [1.0, 4.0])
