@@ -89,6 +89,7 @@ class Ended(msgspec.Struct, kw_only=True):
     fills: list[Filled]
     orders: tuple[str, ...]
     ahead: dict[str, float]
+    picked: str
     arrival_ns: int | None
     end_ns: int
 
@@ -343,6 +344,7 @@ class Desk:
                 fills=self._fills[parent.id],
                 orders=tuple(work.ahead),
                 ahead=work.ahead,
+                picked=work.algorithm.picked,
                 arrival_ns=work.algorithm.arrival_ns,
                 end_ns=now_ns,
             )
@@ -388,6 +390,7 @@ class Desk:
             record.mids,
             self._instruments[parent.symbol],
             algorithm=row.algorithm,
+            picked=ended.picked,
             venue=self._name,
             arrival_ns=ended.arrival_ns,
             end_ns=ended.end_ns,

@@ -183,7 +183,7 @@ def attribution(measured: Rows) -> dict[str, list[dict[str, Any]]]:
     """Cost by what it may be laid to; each value with its number of parents and its interval."""
     bounds = volatility_bounds(measured)
     keys: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "algorithm": lambda row: str(row["algorithm"]),
+        "algorithm": lambda row: ": ".join(filter(None, (row["algorithm"], row["picked"]))),
         "spread regime": lambda row: str(row["spread_regime"]),
         "volatility": lambda row: third(number(row["sigma_bps"]), bounds[row["symbol"]]),
         "size": lambda row: str(row["size_bucket"]),

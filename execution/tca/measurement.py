@@ -50,6 +50,7 @@ def shortfall(
     arrival_ns: int | None,
     end_ns: int,
     size_usdt: float = math.nan,
+    picked: str = "",
     control: Mids | None = None,
     propagator: Propagator | None = None,
     tape: Tape | None = None,
@@ -62,7 +63,7 @@ def shortfall(
     ``fills`` are the parent's executions; one that is told twice counts once. ``mids`` must reach
     from the decision to ``end_ns``, and a minute further for all markouts. ``arrival_ns`` is when the
     first order was sent, None when none was. ``size_usdt`` is what the parent was to be worth
-    (default: what it was worth at the decision).
+    (default: what it was worth at the decision), ``picked`` the algorithm that ``algorithm`` chose.
 
     ``control`` are the mids of the same market without us (of a replay, whose market our orders do
     not move: ``mids`` themselves); without one, ``propagator`` models our impact. ``tape`` is what
@@ -108,6 +109,7 @@ def shortfall(
         symbol=parent.symbol,
         side=side,
         algorithm=algorithm,
+        picked=picked,
         venue=venue,
         size_usdt=size_usdt,
         decision_ns=parent.decision_ns,

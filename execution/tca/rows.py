@@ -166,6 +166,8 @@ class Shortfall(Row, frozen=True, kw_only=True):
     symbol: str
     side: int
     algorithm: str
+    #: The algorithm that did the work, where one was picked.
+    picked: str = ""
     #: Where it traded: "paper", or for a replay the queue model.
     venue: str
     size_usdt: float

@@ -134,7 +134,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
         "tca",
         FRIDAY,
         [
-            cost(good, 10),
+            cost(good, 10, picked="twap"),
             cost(empty, 0, fill_ticks=float("nan"), maker_share=float("nan")),
             cost(late, 1),
             cost(blind, 0, arrival_sound=False),
@@ -174,6 +174,7 @@ def test_a_parent_stands_with_its_cost_its_estimate_and_what_was_booked(built: A
     rows = {row["parent_id"]: row for row in built["parent_costs"]}
     good = rows["good"]
     assert (good["date"], good["hour"], good["state"]) == (FRIDAY, 23, "complete")
+    assert (good["algorithm"], good["picked"]) == ("passive", "twap")
     assert (good["booked_lots"], good["orders"], good["amends"]) == (10, 1, 2)
     assert (good["size_bucket"], good["depth_share"]) == ("5 to 20 k", 0.25)
     assert (good["total_bps"], good["estimate_bps"], good["error_bps"]) == (3.75, 2.5, 1.25)
@@ -242,6 +243,10 @@ def test_figures_and_the_main_table_leave_out_only_what_was_never_measured(built
     assert estimated["rmse_bps"] == pytest.approx(1.25)
     assert estimated["within_risk"] == 1.0
     assert {row["what"] for row in told["markouts"]} == {"maker fill", "not filled: cancelled"}
+    assert {line["value"]: line["parents"] for line in told["attribution"]["algorithm"]} == {
+        "passive": 4,
+        "passive: twap": 1,
+    }
     assert "BTCUSDT|paper|passive|5|3.75|" in markdown(told)
     assert markdown(figures([], [], [], [])) == "No parent was measured on these dates."
 

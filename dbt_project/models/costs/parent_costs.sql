@@ -50,6 +50,7 @@ select
     parents.venue,
     parents.parent_id,
     parents.algorithm,
+    coalesce(costs.picked, '') as picked,
     parents.side,
     parents.decision_ns,
     parents.deadline_ns,
