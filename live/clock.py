@@ -1,4 +1,9 @@
-"""A clock for receive times: the wall clock's, without its steps back."""
+"""Clocks for receive times: the wall clock's, without its steps back, and a venue's whose time is its own.
+
+A sandbox runs at a speed of its own on a day of its own, and says how that follows the wall clock.
+Whoever takes its frames goes by its time in everything: receive times, staleness, seconds, dates,
+funding. With the settings' default the venue's time is the wall clock's.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
+
+from market.settings import Clock
 
 #: A smaller disagreement of the two clocks is adjustment, not a step.
 STEP_NS: Final = 100_000_000
@@ -39,3 +46,26 @@ class SteadyClock:
         self._now = max(wall, self._now + passed // 2)
         self._wall, self._monotonic = wall, monotonic
         return self._now
+
+
+class VenueClock(SteadyClock):
+    """A venue's time in ns, by how it follows a steady wall clock.
+
+    The time is ``simulated_ns`` + ``speed`` · (wall - ``wall_ns``), as the sandbox's ``clock`` says.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        wall_ns: Callable[[], int] = time.time_ns,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        super().__init__(wall_ns, monotonic_ns)
+        self.speed = clock.speed
+        self._clock = clock
+
+    def __call__(self) -> int:
+        passed = super().__call__() - self._clock.wall_ns
+        if self.speed != 1:  # a float would lose nanoseconds of the epoch
+            passed = int(passed * self.speed)
+        return self._clock.simulated_ns + passed

@@ -29,7 +29,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from live.archives.rest import Patience, RequestError, instruments
-from live.clock import SteadyClock
+from live.clock import SteadyClock, VenueClock
 from live.feed import Feed, WireFeed
 from live.replica import BookTopic, Replica
 from market.instruments import BUILT_IN, Instrument
@@ -374,12 +374,13 @@ def record(
     if settings.source != "recorded" or "://" in settings.root:
         raise RecordingError("a recorder needs a local root whose source is recorded")
     names = topics(settings.market.symbols, settings.record.depths)
-    clock = SteadyClock()
+    clock = VenueClock(settings.clock)
     feed = WireFeed(
         url or settings.record.url,
         names,
         duration_s=duration_s,
         clock_ns=clock,
+        speed=clock.speed,
         keep_replies=True,
     )
     lake = Lake(settings.root, settings.source)

@@ -28,6 +28,7 @@ import msgspec
 import numpy as np
 
 from live.champion import Champion
+from live.clock import VenueClock
 from live.collect import collect
 from live.decisions import Decision, DecisionLog
 from live.feed import Feed, Item, ReplayFeed, WireFeed, topics
@@ -264,7 +265,8 @@ def run(
         feed: ReplayFeed | WireFeed
         if url is not None:
             wanted = topics(symbols, settings.market.book_depth)
-            feed = WireFeed(url, wanted, duration_s=duration_s)
+            clock = VenueClock(settings.clock)
+            feed = WireFeed(url, wanted, duration_s=duration_s, clock_ns=clock, speed=clock.speed)
         else:
             feed = ReplayFeed(frames, speed=speed, warm_up_s=warm_up_s, duration_s=duration_s)
         instruments = known_instruments(symbols, frames, settings.market.book_depth)

@@ -160,6 +160,17 @@ class History(Struct, frozen=True, kw_only=True):
     timeout_s: float = 30.0
 
 
+class Clock(Struct, frozen=True, kw_only=True):
+    """How the venue's time follows the wall clock: simulated_ns + speed · (wall - wall_ns).
+
+    A sandbox says so in its ``clock``; by default the venue's time is the wall clock's.
+    """
+
+    wall_ns: int = 0
+    simulated_ns: int = 0
+    speed: Positive = 1.0
+
+
 class Synthetic(Struct, frozen=True, kw_only=True):
     """Which synthetic market a synthetic lake holds."""
 
@@ -178,6 +189,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     live: Live = Live()
     record: Record = Record()
     history: History = History()
+    clock: Clock = Clock()
     synthetic: Synthetic = Synthetic()
 
     @property
