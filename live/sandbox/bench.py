@@ -35,7 +35,7 @@ SYMBOL: Final = "BTCUSDT"
 TOPICS: Final = (f"orderbook.200.{SYMBOL}", f"publicTrade.{SYMBOL}")
 OWN_TOPICS: Final = ("order", "execution", "position", "wallet")
 FAST: Final = 20.0
-HOURS: Final = 3
+HOURS: Final = 4
 
 _MS: Final = 1_000_000
 _MB: Final = 1e6
@@ -47,7 +47,7 @@ _ENGINE_MS: Final = re.compile(r'"type":"delta".*"cts":([0-9]+)}$|"data":\[{"T":
 
 def measure(quick: bool, say: Callable[[str], None]) -> Iterator[Measure]:
     """Every figure of this area, as it is found."""
-    seconds, hours = (2, 0.02) if quick else (LOAD_S, HOURS)
+    seconds, hours = (1, 0.002) if quick else (LOAD_S, HOURS)
     say(f"{CLIENTS} clients, {ORDERS_PER_S} orders a second, {seconds} s")
     with _served(1.0) as (told, _):
         load = asyncio.run(_loaded(told, ORDERS_PER_S, seconds))

@@ -27,7 +27,7 @@ OPERATIONS: Final = {
 }
 LONGEST_ID: Final = 36
 #: Names of requests remembered a connection.
-REMEMBERED: Final = 100_000
+REMEMBERED: Final = 10_000
 
 
 class Request:

@@ -20,8 +20,9 @@ from market.instruments import Instrument
 OPEN: Final = ("New", "PartiallyFilled", "Untriggered")
 #: Triggers of orders that close a whole position, each of which a position has one at most.
 WHOLE: Final = ("TakeProfit", "StopLoss", "TrailingStop")
-#: Closed orders, executions and log rows kept a client.
-KEPT: Final = 10_000
+#: Closed orders, executions, closings and log rows kept a client, the newest of each: what is older is
+#: dropped, so that a world that runs for days does not grow.
+KEPT: Final = 1_000
 
 Row = dict[str, Any]
 
