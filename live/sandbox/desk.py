@@ -205,6 +205,7 @@ def set_leverage(exchange: Exchange, client: Client, body: Body) -> Result:
         client.margin.set_leverage(tape.symbol, f"{buy.normalize():f}")
     except MarginError as error:
         raise RefusedError(110013, f"cannot set leverage due to risk limit: {error}") from None
+    exchange.notices.restated(client, tape.symbol, exchange.now_ns)
     return {}
 
 
@@ -256,6 +257,8 @@ def set_margin_mode(exchange: Exchange, client: Client, body: Body) -> Result:
         reason = {"reasonCode": "3400045", "reasonMsg": "Close positions and cancel orders first"}
         raise RefusedError(3400045, "Set margin mode failed", result={"reasons": [reason]})
     client.set_mode(mode)
+    for symbol in exchange.tapes:
+        exchange.notices.restated(client, symbol, exchange.now_ns)
     return {"reasons": []}
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from live.sandbox import entry
+from live.sandbox import desk, entry
 from live.sandbox.exchange import Exchange
 from live.sandbox.notices import Notice
 from live.sandbox.refusal import RefusedError
@@ -316,6 +316,15 @@ def test_the_last_position_and_wallet_are_those_of_the_account(world: World) -> 
         *("", "0"),
         *("0", "0"),
     )
+
+
+def test_settings_that_change_margins_are_told_of(world: World) -> None:
+    body = {"category": "linear", "symbol": SYMBOL, "buyLeverage": "7", "sellLeverage": "7"}
+    desk.set_leverage(world.exchange, world.client, body)
+    messages = world.heard()
+    assert states(messages) == ["wallet", "position"]
+    assert dict(messages)["position"]["data"][0]["leverage"] == "7"
+    world.client.margin.set_leverage(SYMBOL, "10")
 
 
 def test_funding_is_told_of_as_an_execution(world: World) -> None:

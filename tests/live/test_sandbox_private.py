@@ -11,6 +11,7 @@ from typing import Any
 
 import pybit.unified_trading
 import pytest
+from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
 from live.sandbox import private
@@ -213,6 +214,28 @@ def test_a_window_out_of_range_is_refused(venue: Served, window: Any) -> None:
 )
 def test_how_long_a_silent_connection_lasts_can_be_asked_for(asked: str, seconds: int) -> None:
     assert private.patience_s(asked) == seconds
+
+
+def test_a_connection_on_which_nobody_speaks_is_cut(
+    venue: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a closing frame; one that pings stays."""
+    monkeypatch.setattr(private, "_LEAST_PATIENCE_S", 2)
+    address = venue.told["ws_private"] + "?max_active_time=2s"
+    with connect(address) as silent, connect(address) as speaking:
+
+        def cut() -> bool:
+            assert Wire(speaking).ask({"op": "ping"})["op"] == "pong"
+            try:
+                silent.recv(timeout=0.1)
+            except TimeoutError:
+                return False
+            except ConnectionClosedError:
+                return True
+            raise AssertionError("nobody has asked for anything")
+
+        eventually(cut)
+        assert Wire(speaking).ask({"op": "ping"})["op"] == "pong"
 
 
 def test_pybit_hears_of_its_orders(venue: Served, monkeypatch: pytest.MonkeyPatch) -> None:
