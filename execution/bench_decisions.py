@@ -47,7 +47,7 @@ def spent_ns(name: str, rows: Events, parents: int) -> list[int]:
     )
     market.on_events(SYMBOL, rows)
     begin_ns = int(rows["receive_ns"][0]) + SECOND_NS
-    spent: list[int] = []
+    tasks: list[Timed] = []
     for n in range(parents):
         now_ns = begin_ns + n * _EVERY_NS
         if now_ns + _EVERY_NS > market.horizon_ns(SYMBOL):
@@ -62,10 +62,10 @@ def spent_ns(name: str, rows: Events, parents: int) -> list[int]:
             deadline_ns=now_ns + _DEADLINE_NS,
             decision_mid_ticks=market.view(SYMBOL).mid_ticks,
         )
-        task = Timed(parent, start(name, parent))
-        drive(market, [task], now_ns + _EVERY_NS)
-        spent += task.spent_ns
-    return spent
+        # Those that have ended may still be told of their last orders.
+        tasks.append(Timed(parent, start(name, parent)))
+        drive(market, tasks, now_ns + _EVERY_NS)
+    return [spent for task in tasks for spent in task.spent_ns]
 
 
 def decisions(rows: Events, parents: int) -> Iterator[Measure]:

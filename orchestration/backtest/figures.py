@@ -183,7 +183,10 @@ def interval(
 
 
 def difference(run: Run, other: Run) -> dict[str, Any]:
-    """Net a day of one run less the other's over the same minutes, with its interval, by fee row."""
+    """Net of one run less the other's over the same minutes, and a day with its interval, by fee row.
+
+    What less than a day came to is no figure of a day.
+    """
     model = run.settings.model
     times = np.array(run.curve.t_ns, np.int64)
     days = np.diff(times, prepend=times[0]) / (86_400 * 1e9)
@@ -191,7 +194,8 @@ def difference(run: Run, other: Run) -> dict[str, Any]:
     for row in FEE_ROWS_BPS:
         apart = np.array(run.curve.equity[row]) - np.array(other.curve.equity[row])
         found[row] = {
-            "net_usdt_per_day": _over(float(apart[-1]), float(days.sum())),
+            "net_usdt": float(apart[-1]),
+            "net_usdt_per_day": apart[-1] / days.sum() if days.sum() >= 1 else math.nan,
             "net_usdt_per_day_95": interval(
                 times, np.diff(apart, prepend=0.0), days, model.bootstrap_block_s,
                 model.bootstrap_samples, model.seed,
@@ -342,7 +346,7 @@ def text(found: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-AGAINST_HEAD: Final = ("fee row", "net", "the other's", "difference a day", "95 %")
+AGAINST_HEAD: Final = ("fee row", "net", "the other's", "difference", "a day", "95 %")
 
 
 def against_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -351,7 +355,8 @@ def against_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             name, number(found["rows"][name]["net_usdt"]), number(other["rows"][name]["net_usdt"]),
-            number(apart["net_usdt_per_day"]), between(apart["net_usdt_per_day_95"]),
+            number(apart["net_usdt"]), number(apart["net_usdt_per_day"]),
+            between(apart["net_usdt_per_day_95"]),
         )
         for name, apart in other["difference"].items()
     ]  # fmt: skip

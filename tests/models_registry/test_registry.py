@@ -24,6 +24,8 @@ from models_registry.manifest import (
     sha256,
 )
 from models_registry.registry import Outcome, RegistryError
+from orchestration.backtest import load_model
+from tests.live.live_market import live_settings, promote
 
 
 def attempt(lake: Lake, settings: Settings, sha: str) -> Outcome:
@@ -213,3 +215,30 @@ def test_the_resolver_says_in_one_line_that_there_is_no_champion(
 def test_an_object_store_is_no_place_for_the_registry() -> None:
     with pytest.raises(RegistryError, match="needs a local root"):
         registry.tracking_uri(planted.settings(Path("x")).__class__(root="s3://bucket/lake"))
+
+
+def test_a_backtest_takes_versions_by_their_numbers(template: Path, tmp_path: Path) -> None:
+    """Whatever is promoted; the bundle is the version's own, and one that is not there is named."""
+    settings = live_settings(tmp_path)
+    shutil.copytree(template, tmp_path / "mlflow")
+    client = client_of(settings)
+    client.create_registered_model(settings.model_name)
+    shas = {}
+    for version, sign in (("1", 1.0), ("2", -1.0)):
+        promote(tmp_path, version=version, sign=sign)
+        made = bundles_folder(tmp_path, settings.model_name) / f"{version}-test"
+        logged = tmp_path / "logged" / version
+        shutil.copytree(made, logged / "artifacts" / "bundle")
+        shas[version] = sha256((made / MANIFEST_FILE).read_bytes())
+        tags = {"manifest_sha256": shas[version]}
+        registered = client.create_model_version(
+            settings.model_name, logged.as_uri(), tags=tags, await_creation_for=0
+        )
+        assert str(registered.version) == version
+    for version, sha in shas.items():
+        found = load_model(settings, version, settings.market.symbols)
+        assert found.name == f"{settings.model_name} {version}"
+        assert found.bundle.manifest_sha256 == sha
+    assert shas["1"] != shas["2"]
+    with pytest.raises(RegistryError, match="has no version 3"):
+        load_model(settings, "3", settings.market.symbols)
