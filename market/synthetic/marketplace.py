@@ -321,6 +321,8 @@ class Market:
             handle = self._handles[execution.maker]
             left = execution.maker_left
             self._report(exchange_ns, handle, None, left, (execution,), sequence, place)
+            if not left:
+                self._forget(handle)
         head[publication.OUT_FILLS] = 0
 
     def _apply(self, request: _Pending) -> None:
@@ -337,6 +339,8 @@ class Market:
             outcome = engine.cancel(reference)
         else:
             outcome = engine.amend(reference, ticks, lots, force)
+        if outcome.status is Status.RESTING or engine.order(reference) is None:
+            self._forget(handle)
         if outcome.status is Status.RESTING:
             self._references[handle] = outcome.reference
             self._handles[outcome.reference] = handle
@@ -347,6 +351,12 @@ class Market:
             exchange_ns, handle, outcome.status, outcome.left, outcome.executions, sequence
         )
         self._collect()
+
+    def _forget(self, handle: int) -> None:
+        """One of our orders no longer rests under its reference."""
+        reference = self._references.pop(handle, None)
+        if reference is not None:
+            del self._handles[reference]
 
     def _publish(self, outcome: Outcome) -> None:
         """The trades of one of our requests, and what makers feel of them."""

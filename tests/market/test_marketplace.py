@@ -340,3 +340,30 @@ def test_an_execution_says_which_public_trade_it_is() -> None:
     both = [handles for handles in told.values() if len(handles) == 2]
     assert both
     assert all(handles & set(resting) for handles in both)
+
+
+def test_an_order_that_is_gone_is_forgotten() -> None:
+    """Whoever trades for a day does not fill the market's memory with what is over."""
+    market = running()
+    bid, ask = market.best(1), market.best(-1)
+    assert bid is not None
+    assert ask is not None
+    filled = market.submit(1, ask, 5)
+    cancelled, amended = (market.submit(1, bid - 50, 5) for _ in range(2))
+    kept = market.submit(1, bid - 60, 5)
+    after(market, 0.01)
+    market.cancel(cancelled)
+    market.amend(amended, ask + 20, 5)
+    market.amend(kept, bid - 61, 4)
+    after(market, 0.01)
+    market.reports()
+    for handle in (filled, cancelled, amended):
+        assert market.lots_ahead(handle) is None
+        market.cancel(handle)
+    market.cancel(kept)
+    after(market, 0.01)
+    said = {report.handle: report.status for report in market.reports()}
+    assert said.pop(kept) is Status.CANCELLED
+    assert set(said.values()) == {Status.UNKNOWN_ORDER}
+    assert not market._references
+    assert not market._handles
