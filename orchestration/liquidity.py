@@ -181,7 +181,11 @@ def _picture(bars: Mapping[str, Floats], found: Survey) -> Any:
     line(grid[1][0], bars["sell_notional"] / 1e3, "from bids")
     line(grid[1][0], bars["buy_notional"] / 1e3, "from asks")
     back = found.resilience.returned
-    grid[1][1].plot(list(back), list(back.values()), "o-", ms=3, lw=1, label="returned")
+    if back:
+        grid[1][1].plot(list(back), list(back.values()), "o-", ms=3, lw=1, label="returned")
+    else:
+        said = f"{found.resilience.shocks} shocks, after which depth had not fallen at the close"
+        grid[1][1].text(0.5, 0.5, said, ha="center", transform=grid[1][1].transAxes)
     if found.resilience.half_life_s:
         at = np.linspace(0, max(back), 100)
         fitted = 1 - 2 ** (-at / found.resilience.half_life_s)
