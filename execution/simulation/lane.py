@@ -86,13 +86,18 @@ class Lane:
         """Whether the next order needs `make_room` first."""
         return len(self.asked) == len(self.exchange.orders)
 
-    def make_room(self) -> None:
+    def make_room(self) -> bool:
         """Room in the table of orders: what finished long ago leaves it, and the others move up.
 
         An order stays while it is open, under way, or named by a request or an outcome under way,
-        and until so many have been asked for after it as are remembered. All numbers change.
+        and until so many have been asked for after it as are remembered. Returns whether orders
+        have left; all numbers are then others.
         """
         exchange, cells = self.exchange, self.cells
+        if len(exchange.orders) <= self._remembers:
+            orders = np.concatenate([exchange.orders, np.zeros_like(exchange.orders)])
+            self.install(exchange._replace(orders=orders))
+            return False
         inbox = exchange.inbox[cells[ex.ARRIVED] : cells[ex.INBOX_END]]
         outbox = exchange.outbox[cells[ex.HEARD] : cells[ex.OUTBOX_END]]
         old, count = exchange.orders, len(exchange.orders)
@@ -111,6 +116,7 @@ class Lane:
         resting["order"] = numbers[resting["order"]]
         self.asked = [self.asked[n] for n in kept.tolist()]
         self.install(exchange._replace(orders=orders))
+        return True
 
     def open(self, order: Submit, values: Sequence[int]) -> int:
         """A row in the table of orders, which is not full; returns the order's number."""

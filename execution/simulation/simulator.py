@@ -308,8 +308,9 @@ class Simulator:
         self._dispatch(lane, ex.SUBMIT, number, 0, 0, refusal)
 
     def _make_room(self, lane: Lane) -> None:
-        """Room for an order in a lane whose table is full; its orders get new numbers."""
-        lane.make_room()
+        """Room for an order in a lane whose table is full."""
+        if not lane.make_room():
+            return
         others = {name: place for name, place in self._numbers.items() if place[0] is not lane}
         own = {
             order.client_id: (lane, number)
