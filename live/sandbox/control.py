@@ -18,7 +18,7 @@ from aiohttp import web
 
 from live.sandbox.connection import Connection
 from live.sandbox.faults import BEFORE, CODES, KINDS, Fault, Faults
-from live.sandbox.trade import Request
+from live.sandbox.trade import Request, say_soon
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -79,12 +79,12 @@ class Control:
         """A request for order entry over WebSocket, and what befalls it."""
         fault = self._faults.request(request.client.key, request.path)
         if fault is None:
-            connection.say(request.carried_out(now_ms))
+            say_soon(connection, request.carried_out(now_ms))
             return
         frame = request.carried_out(now_ms) if fault.kind not in BEFORE else {}
         if fault.kind in CODES:
             code, message, _ = CODES[fault.kind]
-            connection.say(request.refused(now_ms, code, message))
+            say_soon(connection, request.refused(now_ms, code, message))
         elif fault.kind == "answer_late":
             late_ns = self._faults.now_ns + (fault.ms or 0) * _MS
             self._faults.at(late_ns, lambda: connection.say(frame))

@@ -7,6 +7,7 @@ What becomes of an order is told by the private stream, before the answer or aft
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -26,6 +27,9 @@ OPERATIONS: Final = {
     for batch in ("", "-batch")
 }
 LONGEST_ID: Final = 36
+#: Answers take so long. pybit notes whom an answer is for only after it has sent the request, and drops
+#: one that is faster, as none of a venue far away is.
+ANSWER_S: Final = 0.003
 #: Names of requests remembered a connection.
 REMEMBERED: Final = 10_000
 
@@ -74,7 +78,7 @@ class Trade(Endpoint):
 
     def __init__(self, rest: Rest, wall_ns: Callable[[], int] = time.time_ns) -> None:
         super().__init__()
-        self.answering: Callable[[Connection, Request, int], None] = _answer_at_once
+        self.answering: Callable[[Connection, Request, int], None] = _answer
         self._rest, self._wall_ns = rest, wall_ns
         self._clients = {client.key: client for client in rest.exchange.clients}
         self._named: dict[Connection, dict[str, None]] = {}
@@ -134,8 +138,13 @@ class Trade(Endpoint):
         return Request(self._rest, connection.client, frame, connection)
 
 
-def _answer_at_once(connection: Connection, request: Request, now_ms: int) -> None:
-    connection.say(request.carried_out(now_ms))
+def _answer(connection: Connection, request: Request, now_ms: int) -> None:
+    say_soon(connection, request.carried_out(now_ms))
+
+
+def say_soon(connection: Connection, frame: Frame) -> None:
+    """Send an answer when a venue's could be there at the earliest."""
+    asyncio.get_running_loop().call_later(ANSWER_S, connection.say, frame)
 
 
 def named(frame: Frame) -> Frame:
