@@ -46,6 +46,9 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
     group: str
     algorithm: str
+    #: Mean worth of its parents, and their mean deadline.
+    size_usdt: float
+    deadline_s: float
     total: Spread
     #: Against the baseline, the same parents.
     difference: Spread

@@ -21,7 +21,7 @@ from assets.market_data import map_processes
 from execution.algorithms import ALGORITHMS
 from execution.study import StudyReport, study
 from execution.study import days as days_module
-from execution.study.days import Contender, Outcome, Plan, run_day
+from execution.study.days import ORACLE, Contender, Outcome, Plan, run_day
 from execution.study.verdicts import by_cell, goals, lines, regimes, text
 from execution.tca import to_table
 from market.events import Events
@@ -157,7 +157,7 @@ def as_data(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Everything that is said of synthetic days, as plain data without NaN."""
     by_regime = {name: lines(outcomes, group) for name, group in regimes(outcomes).items()}
     found = {
-        "parents": len(outcomes),
+        "parents": sum(row.algorithm == ORACLE for row in outcomes),
         "seeds": sorted({row.seed for row in outcomes}),
         "cells": lines(outcomes, by_cell),
         "regimes": by_regime,

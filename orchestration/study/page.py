@@ -37,6 +37,13 @@ _COLOURS: Final = (
     "#444444",
 )
 _ORACLE: Final = "oracle"
+_STYLE: Final = (
+    sheet.STYLE
+    + """
+body { max-width: 1320px; } p { max-width: 58em; } td, th { white-space: nowrap; padding: 3px 6px; }
+.text { text-align: left; }
+"""
+)
 
 READING: Final = """\
 Costs are in bps of the value at the decision, positive = paid, fees and the crossing of what was left at \
@@ -107,7 +114,9 @@ def cell_rows(cells: Sequence[Data]) -> list[tuple[str, ...]]:
             number(cell["bias"]["mean"]),
             number(cell["rmse_bps"]),
         )
-        for cell in sorted(cells, key=lambda cell: cell["group"])
+        for group in groups_of(cells)
+        for cell in cells
+        if cell["group"] == group
     ]
 
 
@@ -200,15 +209,27 @@ def recorded_rows(found: Data) -> list[tuple[str, ...]]:
     return rows
 
 
+def groups_of(cells: Sequence[Data]) -> list[str]:
+    """Sizes and deadlines, the short deadline first and the small size first."""
+    taken = {
+        cell["group"]: (cell["deadline_s"], cell["size_usdt"] or 0.0)
+        for cell in cells
+        if cell["algorithm"] != _ORACLE
+    }
+    return sorted(taken, key=lambda group: taken[group])
+
+
 # -- pictures --------------------------------------------------------------------------------------
 
 
 def costs_picture(cells: Sequence[Data]) -> Any:
     """All-in cost of every algorithm in every cell, in its parts, with intervals."""
-    groups = sorted({cell["group"] for cell in cells})
+    groups = groups_of(cells)
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
-    figure, grid = sheet.axes(rows, [1] * rows, 3.1 * rows, columns, sharey=True)
+    figure, grid = sheet.axes(
+        rows, [1] * rows, 3.1 * rows, columns, sharey=True, layout="constrained"
+    )
     for axes, group in zip(grid.flat, groups, strict=False):
         found = [c for c in cells if c["group"] == group and c["algorithm"] != _ORACLE]
         found.reverse()
@@ -232,17 +253,18 @@ def costs_picture(cells: Sequence[Data]) -> Any:
             if total["low"] is not None:
                 axes.plot([total["low"], total["high"]], [k, k], color="k", lw=1)
         axes.set_yticks(range(len(names)), names)
-        axes.set_title(group, loc="left")
-        axes.set_xlabel("bps")
+        axes.set_title(f"{group}, bps", loc="left")
+        axes.set_axisbelow(True)
     for part, colour in _PARTS.items():
-        grid.flat[0].barh(0, 0, color=colour, label=part.removesuffix("_bps"))
-    figure.legend(loc="outside upper right", ncols=len(_PARTS), frameon=False)
+        if any(cell[part] for cell in cells if cell["algorithm"] != _ORACLE):
+            grid.flat[0].barh(0, 0, color=colour, label=part.removesuffix("_bps"))
+    figure.legend(loc="outside lower center", ncols=len(_PARTS), frameon=False)
     return figure
 
 
 def differences_picture(cells: Sequence[Data]) -> Any:
     """Every algorithm against market orders, the same parents, with the bound of the goal."""
-    groups = sorted({cell["group"] for cell in cells})
+    groups = groups_of(cells)
     names = [
         n for n in dict.fromkeys(c["algorithm"] for c in cells) if n not in (_ORACLE, "market")
     ]
@@ -269,8 +291,9 @@ def differences_picture(cells: Sequence[Data]) -> Any:
 
 def markouts_picture(cells: Sequence[Data]) -> Any:
     """Where the mid went after the fills; the parents of the goals' size."""
-    groups = sorted({cell["group"] for cell in cells})[:2]
-    figure, grid = sheet.axes(1, [1], 3.2, max(1, len(groups)), sharey=True)
+    groups = groups_of(cells)
+    groups = [groups[0], groups[len(groups) // 2]] if len(groups) > 1 else groups
+    figure, grid = sheet.axes(1, [1], 3.2, max(1, len(groups)), sharey=True, layout="constrained")
     for axes, group in zip(grid.flat, groups, strict=False):
         found = [c for c in cells if c["group"] == group and c["algorithm"] != _ORACLE]
         for k, cell in enumerate(found):
@@ -282,8 +305,13 @@ def markouts_picture(cells: Sequence[Data]) -> Any:
         axes.set_title(group, loc="left")
         axes.set_xlabel("s after the fill")
     grid.flat[0].set_ylabel("markout, bps (positive = our way)")
-    grid.flat[0].legend(ncols=2, frameon=False, fontsize=8)
+    names = grid.flat[0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return figure
+
+
+#: Columns of text at the left of each table.
+_TEXTS: Final = {GOAL_HEAD: 4, RECORDED_HEAD: 4}
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -311,12 +339,12 @@ def write(found: Data, path: Path, command: str) -> None:
         return
     drawn = {name: sheet.svg(figure) for name, figure in pictures.items()}
     body = _parts(found, drawn, command, _html)
-    path.write_text(sheet.document("What execution costs", body), encoding="utf-8")
+    path.write_text(sheet.document("What execution costs", body, _STYLE), encoding="utf-8")
 
 
 def _html(kind: str, value: Any, head: Sequence[str] = ()) -> str:
     if kind == "table":
-        return sheet.table(value, head, texts=2)
+        return sheet.table(value, head, texts=_TEXTS.get(tuple(head), 2))
     if kind == "raw":
         return str(value)
     tag = {"title": "h1", "heading": "h2", "code": "pre"}.get(kind, "p")
@@ -343,8 +371,8 @@ def _parts(found: Data, pictures: Mapping[str, str], command: str, as_: Any) -> 
             as_("heading", "In the engine"),
             as_(
                 "text",
-                f"{days['parents']:,} parents worked, seeds {seeds[0]} to {seeds[-1]} ({len(seeds)} "
-                f"days). {READING}",
+                f"{days['parents']:,} parents of each algorithm, seeds {seeds[0]} to {seeds[-1]} "
+                f"({len(seeds)} days). {READING}",
             ),
             as_("table", goal_rows(days["goals"]), GOAL_HEAD),
             as_("raw", pictures["costs"]),
