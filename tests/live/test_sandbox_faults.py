@@ -307,8 +307,9 @@ def test_a_book_shows_the_fault_in_its_update_ids(
 ) -> None:
     with connect(venue.told["ws_public"]) as socket:
         wire = Wire(socket, BOOK)
-        control(venue, "POST", kind=kind, what=BOOK, times=times)
         updates = wire.updates(2)
+        control(venue, "POST", kind=kind, what=BOOK, times=times)
+        updates += wire.updates(1)
         while set(steps(updates)) == {1} and len(updates) < 5000:  # what was sent before it
             updates += wire.updates(1)
         seen = steps(updates + wire.updates(10))
@@ -321,15 +322,15 @@ def test_a_book_shows_the_fault_in_its_update_ids(
 def test_a_delayed_topic_keeps_its_order_while_the_others_pass(venue: Served) -> None:
     with connect(venue.told["ws_public"]) as socket:
         wire = Wire(socket, BOOK, "orderbook.1.BTCUSDT")
-        control(venue, "POST", kind="delay", what=BOOK, ms=1000)
         frames, behind = wire.frames(1), 0
+        control(venue, "POST", kind="delay", what=BOOK, ms=1000)
         while behind < 500 and len(frames) < 5000:
             frames += wire.frames(1)
-            behind = frames[-2]["cts"] - frames[-1]["cts"]
+            behind = max(frame["cts"] for frame in frames) - frames[-1]["cts"]
         frames += wire.frames(50)
     books = [frame for frame in frames if frame["topic"] == BOOK and frame["type"] == "delta"]
     assert set(steps([frame["data"]["u"] for frame in books])) == {1}
-    assert 950 <= behind <= 1100
+    assert 700 <= behind <= 1300  # what is held is held from the last time that the world stopped
 
 
 def test_a_frame_is_overtaken_by_another_topic_only(venue: Served) -> None:
