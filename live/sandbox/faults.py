@@ -77,6 +77,10 @@ CODES: Final = {
 BEFORE: Final = ("cut_before", "rate_limited", "maintenance", "overloaded", "banned")
 
 
+class FaultError(ValueError):
+    """A fault, or a rate of faults, that cannot be; the message says what can."""
+
+
 class Fault(msgspec.Struct, forbid_unknown_fields=True):
     """A fault that is to happen."""
 
@@ -87,15 +91,15 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
     ms: int | None = None
 
     def checked(self) -> Fault:
-        """With its duration; ValueError says what is wrong with it."""
+        """With its duration; FaultError says what is wrong with it."""
         kind = KINDS.get(self.kind)
         if kind is None:
-            raise ValueError(f"{self.kind}: no such fault; kinds are {', '.join(KINDS)}")
+            raise FaultError(f"{self.kind}: no such fault; kinds are {', '.join(KINDS)}")
         if not 1 <= self.times <= 1_000_000:
-            raise ValueError(f"times {self.times}: expected 1 to 1,000,000")
+            raise FaultError(f"times {self.times}: expected 1 to 1,000,000")
         ms = kind.ms if self.ms is None else self.ms
         if abs(ms) > 86_400_000 or (ms < 0 and self.kind != "clock"):
-            raise ValueError(f"ms {ms}: expected 0 to 86,400,000, less only for clock")
+            raise FaultError(f"ms {ms}: expected 0 to 86,400,000, less only for clock")
         return msgspec.structs.replace(self, ms=ms)
 
 
@@ -319,14 +323,14 @@ class Due(NamedTuple):
 def schedule(seed: int, rates: Mapping[str, float], start_ns: int) -> Iterator[Due]:
     """Faults at random, for ever: each kind a Poisson stream at its rate a simulated minute.
 
-    What lasts for a time lasts 0.2 to 1.8 times as long as it does by default. ValueError for a kind
+    What lasts for a time lasts 0.2 to 1.8 times as long as it does by default. FaultError for a kind
     that does not exist and for a rate that is not from 0 to 60,000.
     """
     for kind, rate in rates.items():
         if kind not in KINDS:
-            raise ValueError(f"{kind}: no such fault; kinds are {', '.join(KINDS)}")
+            raise FaultError(f"{kind}: no such fault; kinds are {', '.join(KINDS)}")
         if not 0 <= rate <= 60_000:
-            raise ValueError(f"{kind}={rate:g}: expected 0 to 60,000 a minute")
+            raise FaultError(f"{kind}={rate:g}: expected 0 to 60,000 a minute")
     streams = [_stream(seed, kind, rate, start_ns) for kind, rate in sorted(rates.items()) if rate]
     return heapq.merge(*streams)
 
@@ -340,7 +344,7 @@ def _stream(seed: int, kind: str, rate: float, at_ns: int) -> Iterator[Due]:
 
 
 def rates_of(text: str) -> dict[str, float]:
-    """Rates written as ``drop=6,abort=0.5``; ``all`` is every kind but ``swap``. ValueError says what
+    """Rates written as ``drop=6,abort=0.5``; ``all`` is every kind but ``swap``. FaultError says what
     is wrong."""
     rates: dict[str, float] = {}
     for part in filter(None, text.split(",")):
@@ -348,7 +352,7 @@ def rates_of(text: str) -> dict[str, float]:
         try:
             rate = float(number)
         except ValueError:
-            raise ValueError(f"{part}: expected KIND=RATE a simulated minute") from None
+            raise FaultError(f"{part}: expected KIND=RATE a simulated minute") from None
         kinds = [name for name in KINDS if name != "swap"] if kind == "all" else [kind]
         rates |= dict.fromkeys(kinds, rate)
     return rates
