@@ -162,7 +162,7 @@ class Decoder:
         self._passing: list[str] = []
         self._passed = stream.Passed(
             np.zeros((stream.MAX_PASSED, stream.MAX_TOPIC), np.uint8),
-            np.zeros(stream.MAX_PASSED, np.int64),
+            np.full(stream.MAX_PASSED, stream.UNNAMED),
             np.zeros((stream.MAX_PASSED, 2), np.int64),
         )
         self._rejects: list[Reject] = []

@@ -43,6 +43,8 @@ MAX_PRINTS: Final = 5000
 MAX_TOPIC: Final = 64
 #: Topics that are not converted and that the compiled reader knows by name.
 MAX_PASSED: Final = 64
+#: The size of a name that no topic has, not even the empty one that a venue at fault may send.
+UNNAMED: Final = -1
 
 #: Why the compiled reader returned.
 DONE, UNUSUAL, FULL, REACHED = range(4)
@@ -88,7 +90,7 @@ class Passed(NamedTuple):
     """Topics that are not converted, and that the compiled reader knows by name."""
 
     topic: Text  #: (MAX_PASSED, MAX_TOPIC) the topic's name
-    topic_size: Words  #: (MAX_PASSED,) zero where there is none yet
+    topic_size: Words  #: (MAX_PASSED,) UNNAMED where there is none yet
     counts: Words  #: (MAX_PASSED, 2) frames and steps back since they were last taken
 
 

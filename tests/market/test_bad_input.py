@@ -245,6 +245,16 @@ def test_every_frame_of_the_wire_is_events_or_a_refusal(frames: list[bytes]) -> 
         assert all(sane(events) for events in decoded.events.values())
 
 
+def test_a_topic_without_a_name_is_refused_and_not_taken_for_one_that_is_yet_to_come() -> None:
+    frame = b'{"topic":"","type":"delta","ts":%d,"data":{}}' % MS
+    for decoded in (
+        Decoder().decode_frame(NS, frame),
+        Decoder().decode_block(block_of([b"%d %b" % (NS, frame)])),
+    ):
+        assert [reject.reason for reject in decoded.rejects] == ["unknown topic"]
+        assert accounted(decoded) == 1
+
+
 # What a capture holds arrives in the lake: as rows of events, or as it stood in the quarantine, under
 # its file, its line number and a reason. Only a capture without one usable frame is an error.
 @settings(derandomize=True, max_examples=12, deadline=None)
