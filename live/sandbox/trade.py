@@ -102,7 +102,7 @@ class Trade(Endpoint):
             reply |= {"retCode": refused.code, "retMsg": refused.message}
             if op in OPERATIONS:
                 reply |= {"data": {}, "retExtInfo": {}, "header": {"Timenow": str(now_ms)}}
-        connection.say({**named(frame), **reply, "connId": connection.identity})
+        say_soon(connection, {**named(frame), **reply, "connId": connection.identity})
 
     def leave(self, connection: Connection) -> None:
         self._named.pop(connection, None)
