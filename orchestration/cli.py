@@ -232,6 +232,9 @@ def parser() -> argparse.ArgumentParser:
         "--every", type=int, default=1500, metavar="S", help="seconds between instants of a day"
     )
     study.add_argument("--algorithms", metavar="A,B", help="default: all")
+    study.add_argument(
+        "--profile", default="default", metavar="P", help="of synthetic days (default: default)"
+    )
     study.add_argument("--symbols", metavar="A,B", help="of synthetic days (default: BTCUSDT)")
     study.add_argument("--workers", type=int, default=2, metavar="N", help="days at a time")
     study.add_argument(

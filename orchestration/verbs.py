@@ -434,6 +434,7 @@ def study(settings: Settings, options: argparse.Namespace) -> Result:
         every_s=options.every,
         names=listed(options.algorithms, tuple(ALGORITHMS)),
         symbols=listed(options.symbols, ("BTCUSDT",)),
+        profile=options.profile,
         folder=Path(options.results or Path(settings.root) / "study"),
         workers=options.workers,
         say=say,

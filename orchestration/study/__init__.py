@@ -204,6 +204,7 @@ def run(
     every_s: int,
     names: Sequence[str],
     symbols: Sequence[str],
+    profile: str,
     folder: Path,
     workers: int,
     say: Say,
@@ -214,9 +215,9 @@ def run(
     found: dict[str, Any] = {}
     parts: list[str] = []
     if days:
-        plan = Plan(contenders=contenders(names), every_s=every_s)
+        plan = Plan(contenders=contenders(names), every_s=every_s, profile=profile)
         seeds = range(first_seed, first_seed + days)
-        outcomes = synthetic(settings, plan, seeds, symbols, folder, workers, say)
+        outcomes = synthetic(settings, plan, seeds, symbols, folder / profile, workers, say)
         found["synthetic"] = as_data(outcomes)
         parts.append(text(outcomes))
     for name in frames:
