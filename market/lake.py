@@ -59,7 +59,7 @@ _PLANTED: Final = (
 )
 
 #: Table -> (schema version, what decides its content, upstream tables). What decides is the source
-#: of modules and, with a slash, of files of the project.
+#: of modules, of packages whole, and, with a slash, of files of the project.
 TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
     "events": (
         1,
@@ -122,14 +122,12 @@ TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
     "study": (
         1,
         (
-            "execution.simulation.exchange",
-            "execution.simulation.queue",
-            "execution.simulation.simulator",
             "execution.algorithms",
-            "execution.tca.record",
-            "execution.tca.rows",
-            "execution.tca.measurement",
+            "execution.hazard",
+            "execution.liquidity",
+            "execution.simulation",
             "execution.study",
+            "execution.tca",
         ),
         ("events",),
     ),
@@ -146,22 +144,25 @@ def code_hash(table: str) -> str:
     version, sources, upstream = TABLES[table]
     digest = hashlib.sha256(f"{table} {version}".encode())
     for source in sources:
-        digest.update(_source(source, table).read_bytes())
+        for path in _sources(source, table):
+            digest.update(path.read_bytes())
     for name in upstream:
         digest.update(code_hash(name).encode())
     return digest.hexdigest()[:16]
 
 
-def _source(name: str, table: str) -> Path:
+def _sources(name: str, table: str) -> list[Path]:
+    """The file of a name, or, of a package, all its modules."""
     if "/" in name:
         path = Path(__file__).resolve().parent.parent / name
         if path.is_file():
-            return path
+            return [path]
         raise LakeError(f"{path}, which makes table {table}, is missing; run from a checkout")
     spec = find_spec(name)
     if spec is None or spec.origin is None:
         raise LakeError(f"module {name}, which makes table {table}, is not installed")
-    return Path(spec.origin)
+    origin = Path(spec.origin)
+    return sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
 
 
 def utc_date(ns: int) -> str:

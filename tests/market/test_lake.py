@@ -74,6 +74,26 @@ def test_a_partition_made_by_other_code_is_refused_and_does_not_stand(
         lake.read("bars", *KEY)
 
 
+def test_every_module_of_a_package_decides_what_is_made_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "made_of_modules"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "rule.py").write_text("LIMIT = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(lake_module.TABLES, "bars", (1, ("made_of_modules",), ()))
+
+    def code() -> str:
+        lake_module.code_hash.cache_clear()
+        return lake_module.code_hash("bars")
+
+    before = code()
+    (package / "rule.py").write_text("LIMIT = 2\n")
+    assert code() != before
+    lake_module.code_hash.cache_clear()
+
+
 def test_a_root_holds_one_source(lake: Lake) -> None:
     assert Lake(lake.uri).source == "synthetic"
     with pytest.raises(LakeError, match="holds synthetic data, and recorded was asked for"):
