@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from execution.study.days import ORACLE, Outcome
+from execution.study.days import Outcome
 from execution.tca import third, thirds
 
 BASELINE: Final = "market"
@@ -253,11 +253,6 @@ def text(outcomes: Sequence[Outcome]) -> str:
         for goal in goals(outcomes)
     ]
     return "\n".join(rows)
-
-
-def is_oracle(line: Line) -> bool:
-    """Whether a line is the bound that knows the future."""
-    return line.algorithm == ORACLE
 
 
 def _mean(values: Sequence[float]) -> float:
