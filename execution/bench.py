@@ -60,6 +60,7 @@ def measure(quick: bool, say: Say) -> Iterator[Measure]:
     yield from replays("generated", rows, repetitions, say)
     yield from days(rows[: len(rows) // 4], 4, repetitions)
     yield from decisions(rows, 1 if quick else 20)
+    yield from fill_model(repetitions, 100 if quick else 2_000)
     recordings = recorded()
     if recordings:
         rows = visible(recorded_rows(recordings[-1:])[0])
