@@ -40,9 +40,14 @@ def exchange(world: Exchange) -> Exchange:
 def flatten(exchange: Exchange, client: Client) -> None:
     """Cancel and close everything a client has."""
     entry.cancel_all(exchange, client, {"category": "linear", "settleCoin": "USDT"})
-    while held := client.account.holdings[SYMBOL].position_lots:
+    for _ in range(100):  # seconds, until prices are such that somebody takes it
+        held = client.account.holdings[SYMBOL].position_lots
+        if not held:
+            return
         side = "Sell" if held > 0 else "Buy"
         send(exchange, client, side, abs(held), reduceOnly=True)
+        exchange.advance(exchange.now_ns + SECOND)
+    raise AssertionError(f"{client.key} still holds {held} lots")
 
 
 def send(
