@@ -359,7 +359,9 @@ def ofi_by_minute(market: Stretches) -> tuple[Floats, Floats, Floats]:
             depths.append(mean([best[at]]))
             flow = stretch.bars["ofi_1"][at]
             slopes.append(stylised.slope(flow, moves[at]))
-            rests.append(float(np.nanstd(moves[at] - slopes[-1] * flow)))
+            left = moves[at] - slopes[-1] * flow
+            left = left[np.isfinite(left)]  # none where a minute has no slope: nothing flowed in it
+            rests.append(float(left.std()) if len(left) else math.nan)
     return np.array(depths), np.array(slopes), np.array(rests)
 
 
