@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -69,7 +70,7 @@ class Connection:
             self._transport.abort()
 
 
-class Endpoint:
+class Endpoint(ABC):
     """The connections of one address, each served to its end and called by its number there."""
 
     name = ""
@@ -109,10 +110,11 @@ class Endpoint:
         for connection in list(self.connections):
             await connection.socket.close()
 
+    @abstractmethod
     def answer(self, connection: Connection, text: str) -> None:
         """A frame from a client."""
-        raise NotImplementedError
 
+    @abstractmethod
     def leave(self, connection: Connection) -> None:
         """A connection has ended."""
 
@@ -160,9 +162,9 @@ class Stream(Endpoint):
     def pong(self, echo: dict[str, Any]) -> dict[str, Any]:
         return {"success": True, "ret_msg": "pong", **echo}
 
+    @abstractmethod
     def knows(self, connection: Connection, topic: str) -> bool:
         """Whether there is such a topic for this connection."""
-        raise NotImplementedError
 
     def join(self, connection: Connection, topic: str) -> None:
         """Let a connection read a topic from now on."""
