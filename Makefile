@@ -49,7 +49,7 @@ $(PEER)/.ready: tests/peers/hftbacktest.lock $(READY)
 generate: $(READY)
 	@$(BIN)/python -m market.features
 	@$(BIN)/python -m assets.contracts
-	@$(BIN)/python -m market.synthetic.page
+	@$(BIN)/python -m proving.synthetic.page
 
 # Renews the lock files: ours from pyproject.toml, the peer's from the one line that names it.
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -72,9 +72,9 @@ def bars_of(root: str, settings: Settings, symbol: str, day: str) -> int:
 
     One that stands, made by this code from these inputs, is left as it is: it would be the same.
     """
-    from market import synthetic
     from market.bars import make_bars
-    from market.synthetic import reduced
+    from proving import synthetic
+    from proving.synthetic import reduced
 
     lake = Lake(root, settings.source)
     if lake.exists("events", symbol, day):

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from numba import njit
 
-_PROJECT: Final = ("market", "execution", "models_registry")
+_PROJECT: Final = ("market", "execution", "models_registry", "proving")
 
 
 def kernel(function: Callable[..., Any]) -> Any:

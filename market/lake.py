@@ -52,10 +52,10 @@ _RECORDS: Final = (
 )
 
 _PLANTED: Final = (
-    "market.synthetic.profiles",
-    "market.synthetic.planted",
-    "market.synthetic.latent",
-    "market.synthetic.tables",
+    "proving.synthetic.profiles",
+    "proving.synthetic.planted",
+    "proving.synthetic.latent",
+    "proving.synthetic.tables",
 )
 
 #: Table -> (schema version, what decides its content, upstream tables). What decides is the source

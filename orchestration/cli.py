@@ -301,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_ours(error: Exception) -> bool:
-    rooms = {"market", "execution", "models_registry", "assets", "orchestration", "live"}
+    rooms = {"market", "execution", "models_registry", "assets", "orchestration", "live", "proving"}
     return type(error).__module__.split(".")[0] in rooms or isinstance(error, OSError)
 
 

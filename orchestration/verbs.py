@@ -139,8 +139,8 @@ def synth(settings: Settings, options: argparse.Namespace) -> Result:
     import msgspec
 
     from market.lake import days_between
-    from orchestration import synth as made
     from orchestration.console import say, table
+    from proving.synthetic import command as made
 
     if options.check:
         return _checked(settings, options)
@@ -232,9 +232,9 @@ def _checked(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 synth --check`: the table on standard output, the pictures in a page."""
     from pathlib import Path
 
-    from orchestration import acceptance
-    from orchestration.acceptance import page as acceptance_page
     from orchestration.console import say, table
+    from proving.realism import command as acceptance
+    from proving.realism import page as acceptance_page
 
     settings = _symbols(settings, options)
     checked = acceptance.check(
@@ -403,8 +403,8 @@ def sql(settings: Settings, options: argparse.Namespace) -> Result:
 
 
 def bench(settings: Settings, options: argparse.Namespace) -> Result:
-    from orchestration.bench import HEAD, lines, markdown, run
     from orchestration.console import say, table
+    from proving.bench.command import HEAD, lines, markdown, run
 
     result = run(options.area, options.quick, say)
     if options.markdown:
@@ -454,7 +454,7 @@ def ui(settings: Settings, options: argparse.Namespace) -> Result:
 
 
 def demo(settings: Settings, options: argparse.Namespace) -> Result:
-    from orchestration.demo import run
+    from proving.demo import run
 
     return run(options.root or "demo", options.days, quiet=options.json)
 
@@ -477,8 +477,8 @@ def config(settings: Settings, options: argparse.Namespace) -> Result:
 def sandbox(settings: Settings, options: argparse.Namespace) -> Result:
     import json
 
-    from live.sandbox.faults import rates_of
-    from live.sandbox.server import Sandbox, run
+    from proving.sandbox.faults import rates_of
+    from proving.sandbox.server import Sandbox, run
 
     world = Sandbox(
         options.seed,

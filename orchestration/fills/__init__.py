@@ -28,11 +28,11 @@ from market.events import Events
 from market.instruments import BUILT_IN, Instrument
 from market.lake import day_start_ns
 from market.settings import Settings
-from market.synthetic import generate, profile
-from market.synthetic.tables import truth
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
+from proving.synthetic import generate, profile
+from proving.synthetic.tables import truth
 
 Say = Callable[[str], None]
 

@@ -20,9 +20,6 @@ import pyarrow.parquet as pq
 from assets.market_data import map_processes
 from execution.algorithms import ALGORITHMS
 from execution.study import StudyReport, study
-from execution.study import days as days_module
-from execution.study.days import ORACLE, Contender, Outcome, Plan, run_day
-from execution.study.verdicts import by_cell, goals, lines, regimes, text
 from execution.tca import to_table
 from market.events import Events
 from market.kernel import sources_hash
@@ -30,6 +27,9 @@ from market.settings import Settings
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
+from proving.study import days as days_module
+from proving.study.days import ORACLE, Contender, Outcome, Plan, run_day
+from proving.study.verdicts import by_cell, goals, lines, regimes, text
 
 Say = Callable[[str], None]
 

@@ -31,7 +31,7 @@ from market.events import Events, Flag, Kind, to_arrow
 from market.instruments import BUILT_IN
 from market.lake import Lake
 from market.settings import Settings
-from market.synthetic import generate, profile
+from proving.synthetic import generate, profile
 
 #: Great Expectations still imports and calls what Python and its own libraries are giving up.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

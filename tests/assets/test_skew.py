@@ -20,9 +20,9 @@ from market.bars import make_bars
 from market.ingest import ingest
 from market.lake import Lake, day_start_ns
 from market.settings import Settings
-from market.synthetic import profile, write_bars, write_frames
 from market.wire.capture import CaptureWriter, read_lines
 from orchestration.records import decisions, live_batch_skew
+from proving.synthetic import profile, write_bars, write_frames
 from tests.live.live_market import live_settings, promote
 
 S = 1_000_000_000

@@ -10,8 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from live import bench
-from live.archives import archive_day
 from live.archives.archive import ArchiveDay, ArchiveError, convert, funding_frames
 from live.archives.cut import Cut
 from market.book import CROSSED_FRAMES, GAPS, UNHELD, Book
@@ -21,6 +19,8 @@ from market.lake import DAY_NS, Lake, day_start_ns
 from market.settings import Settings
 from market.wire.capture import read_lines
 from market.wire.decode import Decoder
+from proving.bench import archive_day
+from proving.bench import capture as bench
 from tests.live.archives import HEADER, book_zip, trade_gz
 
 DAY = "2026-03-01"

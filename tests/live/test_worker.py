@@ -35,10 +35,10 @@ from market.features.rendering import render_model
 from market.ingest import ingest
 from market.lake import Lake, day_start_ns
 from market.settings import Settings
-from market.synthetic import profile, write_frames
 from market.wire.capture import CaptureWriter, read_blocks, read_lines
 from market.wire.decode import Decoder
 from models_registry.manifest import BundleError
+from proving.synthetic import profile, write_frames
 from tests.live.exchange import acknowledge, exchange
 from tests.live.live_market import live_settings, promote
 from tests.market.feature_bars import run_model, staged

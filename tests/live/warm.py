@@ -19,10 +19,10 @@ from market.book import Book
 from market.events import ARROW_SCHEMA, Events, Flag, to_arrow
 from market.instruments import BUILT_IN, Instrument
 from market.lake import DAY_NS, Lake, day_start_ns, utc_date
-from market.synthetic import generate, profile
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
+from proving.synthetic import generate, profile
 
 S = 1_000_000_000
 SYMBOLS = ("BTCUSDT", "ETHUSDT")

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from execution.study.days import Outcome, Plan, Size
 from market.settings import Settings
 from orchestration import study
 from orchestration.cli import main
 from orchestration.study import page
+from proving.study.days import Outcome, Plan, Size
 
 PLAN = Plan(
     contenders=study.contenders(("market", "router")),

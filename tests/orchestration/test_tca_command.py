@@ -16,10 +16,10 @@ from execution.tca import TABLES, summarise
 from market.instruments import BUILT_IN
 from market.lake import Lake
 from market.settings import Settings
-from market.synthetic import generate, profile
 from orchestration.backtest.tear_sheet import Tables
 from orchestration.cli import main
 from orchestration.tca import TcaError, _beside, analyse
+from proving.synthetic import generate, profile
 
 DAY = "2026-03-09"
 

@@ -8,7 +8,7 @@ JSON with the feed's and the orders' latency and the step of the strategy, all i
 one lot is 1.0. Each question is a line of standard input, each answer one of standard output, JSON:
 
     "replay"    seconds of replaying all rows without a strategy; compiled before
-    "quotes"    seconds of the strategy that execution/bench.py states, by the same rows
+    "quotes"    seconds of the strategy that proving/bench/execution.py states, by the same rows
     "orders"    how many requests it sent, and the hash of all of them
     "peak"      largest resident memory of this process so far, in MB
 """

@@ -1,0 +1,278 @@
+"""The whole path on a synthetic market whose alpha is known, from nothing to live paper fills.
+
+    days 1 to n-1   as bars, in the reduced form of the market
+    day n           as a capture of frames, through ingest
+    day n+1         its first minutes, fresh: the live worker replays them
+
+All of it lies under one folder (default ``demo/``) with its own settings file, so that the pages
+and every verb can be pointed at it afterwards. What stands is used again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from assets.market_data import bars_of, map_processes
+from market.lake import Lake, days_between, previous_day
+from market.settings import FEE_ROWS_BPS, Settings, load
+from orchestration.console import say, table
+from proving.synthetic import (
+    closed_form_ic,
+    filterable_ic,
+    fingerprint,
+    profile,
+    write_frames,
+    write_truth,
+)
+
+FIRST_DAY: Final = "2026-03-02"
+#: Live: a minute of wall time at this speed.
+SPEED: Final = 20
+LIVE_S: Final = 60
+
+_SETTINGS: Final = """\
+# The demo's lake: a synthetic market with a strong planted signal, judged without fees.
+root = "{root}"
+source = "synthetic"
+
+[synthetic]
+profile = "demo"
+seed = 7
+
+[model]
+# No fee row of the venue pays for one-minute signals; the planted one is judged at zero.
+fee_row = "zero"
+
+[execution]
+# Without fees, crossing a spread of one tick costs a hundredth of a basis point and waiting costs
+# what the signal foresees; at the venue's fees it is the other way round (see execution_study).
+algorithm = "market"
+study_span_s = 10800
+"""
+
+TABLES: Final = ("bars", "features", "labels", "training_set")
+
+
+def run(folder: str, days: int, quiet: bool = False) -> dict[str, Any]:
+    """Everything, in order; returns the summary and prints it unless ``quiet``."""
+    started = time.monotonic()
+    if days < 2:
+        raise ValueError(f"--days {days}: at least two, one straight as bars and one as frames")
+    settings = _prepare(folder)
+    lake = Lake(settings.root, settings.source)
+    first = FIRST_DAY
+    last = days_between(first, "2026-12-31")[days - 1]
+    fresh = days_between(first, "2026-12-31")[days]
+
+    say(f"synthetic market: {days} days of {' and '.join(settings.market.symbols)}")
+    capture = _market(lake, settings, first, last, fresh)
+
+    from orchestration import pipeline
+
+    stands = all(
+        lake.stands(name, symbol, day)
+        for name in TABLES
+        for symbol in settings.market.symbols
+        for day in days_between(first, last)
+    )
+    if stands:
+        say("tables stand as this code would make them: training and promotion only")
+    selection = ("model", "champion", "performance") if stands else None
+    report = pipeline.run(settings, (), first, last, selection)
+    if report["failed"]:
+        print(pipeline.report_text(report), file=sys.stderr)
+        raise RuntimeError(
+            f"the pipeline failed at {', '.join(report['failed_steps']) or 'a check'}"
+        )
+
+    live = _live(folder, lake, fresh)
+    summary = {
+        "source": settings.source,
+        "capture": str(capture),
+        "pipeline": report,
+        "live": live,
+        "planted": {
+            f"{h}s": {
+                "closed form IC": closed_form_ic(profile(settings.synthetic.profile), h),
+                "filterable IC": filterable_ic(profile(settings.synthetic.profile), h),
+            }
+            for h in settings.model.horizons_s
+        },
+        "seconds": round(time.monotonic() - started),
+    }
+    if not quiet:
+        print(_text(folder, summary, settings))
+    return summary
+
+
+def _prepare(folder: str) -> Settings:
+    root = Path(folder).absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    file = root / "l2.toml"
+    text = _SETTINGS.format(root=root)
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
+    os.environ["L2_CONFIG"] = str(file)
+    os.environ.pop("L2_ROOT", None)
+    return load(file)
+
+
+def _market(lake: Lake, settings: Settings, first: str, last: str, fresh: str) -> Path:
+    """Generate what does not stand yet, a process per core; the capture of the last day.
+
+    The bars asset would make the days that are straight as bars just the same. Made here they fill
+    the other core while the capture, which is one stream, is written.
+    """
+    tasks: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+        (write_capture, (settings, last, 0, 86_400)),
+        (write_capture, (settings, fresh, 0, LIVE_S * SPEED + 60)),
+        *(
+            (bars_of, (settings.root, settings, symbol, day))
+            for day in days_between(first, previous_day(last))
+            for symbol in settings.market.symbols
+        ),
+        *(
+            (add_truth, (settings, symbol, day))
+            for day in days_between(first, last)
+            for symbol in settings.market.symbols
+        ),
+    ]
+    say(f"{len(tasks)} pieces of market to make, {len(os.sched_getaffinity(0))} at a time")
+    map_processes(
+        _call, tasks, len(os.sched_getaffinity(0)), lambda _, done: say(done) if done else None
+    )
+    return Path(lake.captures(last)[0])
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
+    """Run one piece; what there is to say of it."""
+    begun = time.monotonic()
+    result = function(*arguments)
+    if function is bars_of:
+        symbol, day = arguments[2:]
+        result = f"{day} {symbol}: {result:,} bars"
+    return f"{result} in {time.monotonic() - begun:.0f} s" if result else ""
+
+
+def write_capture(settings: Settings, day: str, start_s: int, stop_s: int) -> str:
+    """A date's capture of all symbols, unless the one of this seed and code stands."""
+    lake = Lake(settings.root, settings.source)
+    law, seed, symbols = (
+        profile(settings.synthetic.profile),
+        settings.synthetic.seed,
+        settings.market.symbols,
+    )
+    made_from = " ".join(fingerprint(law, seed, name, day, start_s, stop_s) for name in symbols)
+    note = Path(lake.frames_dir(day)) / "made-from"
+    if note.exists() and note.read_text() == made_from and lake.captures(day):
+        return f"{day}: the capture stands"
+    for old in lake.captures(day):
+        Path(old).unlink()
+    path = Path(write_frames(lake, law, seed, symbols, day, start_s, stop_s))
+    lake.put(str(note), made_from.encode())
+    return f"{day}: {path.stat().st_size / 1e6:.0f} MB of frames"
+
+
+def add_truth(settings: Settings, symbol: str, day: str) -> str:
+    """What was planted, beside the data."""
+    lake = Lake(settings.root, settings.source)
+    if not lake.stands("truth", symbol, day):
+        write_truth(lake, profile(settings.synthetic.profile), settings.synthetic.seed, symbol, day)
+    return ""
+
+
+def _live(folder: str, lake: Lake, fresh: str) -> dict[str, Any]:
+    """The worker as people run it, in its own process, on data that the model has not seen."""
+    command = [
+        sys.executable, "-m", "orchestration.cli", "live", "--venue", "paper", "--json",
+        "--frames", *lake.captures(fresh), "--speed", str(SPEED), "--for", str(LIVE_S),
+    ]  # fmt: skip
+    say(f"live worker: paper venue, {LIVE_S} s at {SPEED}x, warmed up from {previous_day(fresh)}")
+    log = Path(folder) / "live.log"
+    begun = time.monotonic()
+    with (
+        log.open("wb") as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+    ):
+        while process.poll() is None:
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                say(f"live worker: trading for {time.monotonic() - begun:.0f} s")
+        printed = process.stdout.read() if process.stdout else ""
+    if process.returncode != 0:
+        last = log.read_text().splitlines()[-1:]
+        raise RuntimeError(f"the live worker failed: {' '.join(last)} (all it said: {log})")
+    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return result
+
+
+def _text(folder: str, summary: dict[str, Any], settings: Settings) -> str:
+    report, live = summary["pipeline"], summary["live"]
+    metrics = report["metrics"]
+    passed = sum(check["passed"] for check in report["checks"])
+    primary = f"{settings.model.primary_s}s"
+    planted = summary["planted"][primary]
+    fee_row = settings.model.fee_row
+
+    def figure(name: str, digits: int = 3) -> str:
+        value = metrics.get(name)
+        return "none" if value is None else f"{value:,.{digits}f}"
+
+    def bps(value: float | None) -> str:
+        return "none" if value is None else f"{value:.3f} bps"
+
+    rows = [
+        ("market", f"{report['source']}, {report['dates'][0]} to {report['dates'][1]}, seed "
+                   f"{settings.synthetic.seed}"),
+        ("ingested", f"{sum(report['frames'].values()):,} frames, {report['events']:,} events, "
+                     f"{report['quarantined']} quarantined"),
+        ("bars", ", ".join(f"{n:,} {symbol}" for symbol, n in report["bars"].items())),
+        ("data checks", f"{passed} of {len(report['checks'])} passed"),
+        ("planted signal", f"IC {planted['closed form IC']:.3f} at {primary}, of which "
+                           f"{planted['filterable IC']:.3f} by the best filter of flow and prices"),
+        ("walk-forward", f"rank IC {figure('ic_mean')}, 95 % lower bound {figure('ic_lower')}, over "
+                         f"{figure('blocks', 0)} days (n_eff {figure('n_eff', 0)})"),
+        *(
+            (f"net, fees {row}", f"{figure(f'{row}.net_bps')} bps a trade, lower bound "
+                                 f"{figure(f'{row}.net_lower_bps')}, {figure(f'{row}.trades', 0)} trades")
+            for row in FEE_ROWS_BPS
+        ),
+        ("gate", f"{report['verdict']} at fees {fee_row}; champion: {report['champion']}"),
+        ("live, paper", f"{live['decisions']:,} decisions, {live['parents']} parents, "
+                        f"{live['orders']} orders, {live['fills']} fills"),
+        ("all-in cost", f"{bps(live['all_in_cost_bps'])} of shortfall a parent, fees {fee_row}"),
+        ("profit", f"{live['net_pnl_usdt']:,.2f} USDT net on {live['filled_usdt']:,.0f} traded"),
+        ("took", f"{summary['seconds']} s"),
+    ]  # fmt: skip
+    l2 = os.path.relpath(Path(sys.executable).parent / "l2")
+    config = f"--config {os.path.relpath(Path(folder) / 'l2.toml')}"
+    where = os.path.relpath(folder)
+    return "\n".join(
+        [
+            "",
+            table(rows),
+            "",
+            "Look at it:",
+            table(
+                [
+                    ("Dagster and MLflow", f"{l2} ui {config}"),
+                    ("tables", f'{l2} sql {config} "select * from features limit 5"'),
+                    ("what orders cost", f"{l2} tca {config} --html {where}/costs.html"),
+                    (
+                        "data quality",
+                        f"{where}/quality/gx/uncommitted/data_docs/local_site/index.html",
+                    ),
+                    ("settings", f"{where}/l2.toml"),
+                    ("worker's log", f"{where}/live.log"),
+                ]
+            ),
+        ]
+    )

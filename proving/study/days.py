@@ -1,0 +1,373 @@
+"""A synthetic day under study: the same parents, from the same instants, under every algorithm.
+
+One market of the day runs without us. At every instant of a grid each algorithm works a buy and a sell
+in a branch of that market (`proving.study.branch`), and the market without us goes on: it is the
+control that own impact is measured by, and it knows what an oracle would have paid. Sizes and
+deadlines take turns from instant to instant, so that each meets every hour of a day.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from execution import liquidity
+from execution.account import E8, rate_of_bps, unit_e8
+from execution.algorithms import start
+from execution.algorithms.working import SECOND_NS, Parent, Working
+from execution.liquidity import Costs, Monitor, depth_lots
+from execution.study import Task, drive
+from execution.tca import MARKOUTS_S, Mids, Row, shortfall
+from execution.venue import View
+from market.book import NO_LEVEL
+from market.lake import day_start_ns
+from market.settings import FEE_ROWS_BPS, Settings
+from proving.study.branch import HIGHEST, LOWEST
+from proving.study.engine import EngineVenue
+from proving.synthetic.profiles import profile
+
+#: The day that is made of every seed.
+DAY: Final = "2026-03-01"
+#: The market settles, and what is seen of it is enough to judge by.
+FIRST_S: Final = 600
+#: How often an algorithm is stepped when nothing happens: waiting is most of what a day costs to run.
+TIMER_NS: Final = 250_000_000
+#: Before an instant the market is looked at every second for so long.
+WATCH_S: Final = 180
+#: Depth that a size may be a share of is counted within so much of the mid.
+DEPTH_BPS: Final = 3.0
+#: Name of the oracle in the rows: it knows every print to come.
+ORACLE: Final = "oracle"
+
+_MARKOUT_NS: Final = MARKOUTS_S[-1] * SECOND_NS
+_BPS: Final = 1e4
+
+
+class Contender(msgspec.Struct, frozen=True):
+    """An algorithm under study, by a name of its own, with parameters that are not the default."""
+
+    name: str
+    algorithm: str
+    parameters: dict[str, Any] = {}
+
+
+class Size(msgspec.Struct, frozen=True):
+    """A parent's size: USDT, or a share of what is displayed within `DEPTH_BPS` of the mid."""
+
+    name: str
+    usdt: float = 0.0
+    share: float = 0.0
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is decided over a day."""
+
+    contenders: tuple[Contender, ...]
+    sizes: tuple[Size, ...] = (
+        Size("10k", usdt=10_000.0),
+        Size("50k", usdt=50_000.0),
+        Size("25 % of depth", share=0.25),
+    )
+    deadlines_s: tuple[int, ...] = (60, 300)
+    every_s: int = 900
+    hours: float = 24.0
+    profile: str = "default"
+
+    def turn(self, number: int) -> tuple[Size, int]:
+        """Size and deadline of the instant of that number; all of them in turn."""
+        cells = [(size, span) for span in self.deadlines_s for size in self.sizes]
+        return cells[number % len(cells)]
+
+
+class Outcome(Row, frozen=True, kw_only=True):
+    """What one parent came to. Costs as in `tca.Shortfall`; NaN where nothing is to measure."""
+
+    seed: int
+    symbol: str
+    decision_ns: int
+    side: int
+    size: str
+    deadline_s: int
+    algorithm: str
+    #: What worked it: the same, or what a router picked.
+    picked: str
+    qty_lots: int
+    filled_lots: int
+    size_usdt: float
+    total_bps: float
+    delay_bps: float
+    spread_bps: float
+    impact_bps: float
+    timing_bps: float
+    opportunity_bps: float
+    fees_bps: float
+    maker_share: float
+    time_to_fill_s: float
+    markout_1s_bps: float
+    markout_5s_bps: float
+    markout_30s_bps: float
+    markout_60s_bps: float
+    #: What was expected before the trade; NaN for algorithms that expect nothing.
+    estimate_bps: float
+    #: The market at the decision: spread, volatility (per √s), depth within `DEPTH_BPS`, mean of sides.
+    market_spread_bps: float
+    sigma_bps: float
+    depth_lots: int
+    #: Mean time of a decision, wall clock.
+    decision_us: float
+
+
+class _Worked(msgspec.Struct):
+    """A parent that was worked, until the control has seen enough to judge it."""
+
+    contender: Contender
+    parent: Parent
+    task: Task
+    mids: Mids
+    estimate_bps: float
+    decision_us: float
+
+
+def run_day(
+    plan: Plan,
+    seed: int,
+    symbol: str,
+    settings: Settings,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Outcome]:
+    """Every parent of a day under every contender, and the oracle; what each came to."""
+    control, branch = _venue(plan, seed, symbol, settings), _venue(plan, seed, symbol, settings)
+    midnight_ns = day_start_ns(DAY)
+    span_ns = max(plan.deadlines_s) * SECOND_NS + Working.grace_ns + _MARKOUT_NS + 2 * SECOND_NS
+    if plan.every_s * SECOND_NS < span_ns:
+        raise ValueError(
+            f"an instant every {plan.every_s} s: each needs the {span_ns // SECOND_NS} s after it"
+        )
+    end_ns = midnight_ns + round(plan.hours * 3600) * SECOND_NS - span_ns
+    outcomes: list[Outcome] = []
+    # Each seed begins its turns elsewhere.
+    number, now_ns = seed, midnight_ns + FIRST_S * SECOND_NS
+    while now_ns <= end_ns:
+        monitor = _watched(control, now_ns)
+        view = control.view(symbol)
+        if not view.stale:
+            size, deadline_s = plan.turn(number)
+            worked = [
+                _work(plan, contender, side, size, deadline_s, control, branch, monitor, settings)
+                for contender in plan.contenders
+                for side in (1, -1)
+            ]
+            outcomes += _judge(
+                plan, seed, size, deadline_s, worked, control, monitor, view, settings
+            )
+        number += 1
+        now_ns += plan.every_s * SECOND_NS
+        say(f"{symbol} seed {seed}: {(now_ns - midnight_ns) / 36e11:.1f} h")
+    return outcomes
+
+
+def _venue(plan: Plan, seed: int, symbol: str, settings: Settings) -> EngineVenue:
+    taker_bps, maker_bps = FEE_ROWS_BPS[settings.model.fee_row]
+    return EngineVenue(
+        profile(plan.profile),
+        seed,
+        symbol,
+        DAY,
+        entry_ns=round(settings.execution.entry_latency_ms * 1e6),
+        response_ns=round(settings.execution.response_latency_ms * 1e6),
+        taker_fee=rate_of_bps(taker_bps),
+        maker_fee=rate_of_bps(maker_bps),
+        stale_after_ns=round(settings.market.stale_after_s * 1e9),
+    )
+
+
+def _watched(control: EngineVenue, until_ns: int) -> Monitor:
+    """Let the market without us go on, looked at as a worker does that trades nothing."""
+    monitor = Monitor()
+    control.advance(until_ns - WATCH_S * SECOND_NS)
+    while control.now_ns < until_ns:
+        control.advance(min(until_ns, (control.now_ns // SECOND_NS + 1) * SECOND_NS))
+        monitor.see(control.view(control.instrument.symbol))
+    return monitor
+
+
+def _depth(venue: EngineVenue, mid_ticks: float) -> int:
+    """Lots within `DEPTH_BPS` of the mid, mean of both sides."""
+    local = venue.market.local
+    both = (depth_lots(levels, mid_ticks, DEPTH_BPS) for levels in (local.bids(), local.asks()))
+    return sum(both) // 2
+
+
+def _work(
+    plan: Plan,
+    contender: Contender,
+    side: int,
+    size: Size,
+    deadline_s: int,
+    control: EngineVenue,
+    branch: EngineVenue,
+    monitor: Monitor,
+    settings: Settings,
+) -> _Worked:
+    """One parent under one contender, in a branch from the present on."""
+    branch.take_over(control)
+    symbol, now_ns = control.instrument.symbol, control.now_ns
+    view = branch.view(symbol)
+    mid = view.mid_ticks
+    worth = unit_e8(control.instrument) * mid / E8
+    lots = round(size.usdt / worth) if size.usdt else round(size.share * _depth(control, mid))
+    parent = Parent(
+        id=f"{symbol}/{now_ns}/{side}/{contender.name}",
+        symbol=symbol,
+        side=side,
+        qty_lots=max(1, lots),
+        decision_ns=now_ns,
+        deadline_ns=now_ns + deadline_s * SECOND_NS,
+        decision_mid_ticks=mid,
+    )
+    working = start(contender.algorithm, parent, **contender.parameters)
+    working.inform(copy.deepcopy(monitor))
+    estimate = working.estimate(view) or liquidity.estimate(
+        contender.algorithm, monitor, view, side, parent.qty_lots, deadline_s, Costs()
+    )
+    task = _Timed(parent, working)
+    drive(branch, [task], parent.deadline_ns + Working.grace_ns + SECOND_NS, TIMER_NS)
+    if task.end_ns is None:
+        raise RuntimeError(f"parent {parent.id} never ended: {working.children}")
+    last_ns = max((fill.venue_ns for fill in task.fills), default=task.end_ns)
+    branch.advance(max(task.end_ns, last_ns + _MARKOUT_NS))
+    return _Worked(
+        contender,
+        parent,
+        task,
+        _mids(branch, now_ns, mid),
+        estimate.total_bps,
+        task.spent_s / max(1, task.steps) * 1e6,
+    )
+
+
+class _Timed(Task):
+    """A task that knows how long its decisions took."""
+
+    def __init__(self, parent: Parent, working: Working) -> None:
+        super().__init__(parent, working)
+        self.spent_s, self.steps = 0.0, 0
+
+    def step(self, view: View) -> Sequence[Any]:
+        begun = time.perf_counter()
+        actions = super().step(view)
+        self.spent_s += time.perf_counter() - begun
+        self.steps += 1
+        return actions
+
+
+def _mids(venue: EngineVenue, since_ns: int, mid_ticks: float) -> Mids:
+    """The local mids since an instant at which they stood at ``mid_ticks``."""
+    times, ticks = venue.market.mids()
+    kept = times > since_ns
+    return Mids([since_ns, *times[kept].tolist()], [mid_ticks, *ticks[kept].tolist()], venue.now_ns)
+
+
+def _judge(
+    plan: Plan,
+    seed: int,
+    size: Size,
+    deadline_s: int,
+    worked: Sequence[_Worked],
+    control: EngineVenue,
+    monitor: Monitor,
+    view: View,
+    settings: Settings,
+) -> list[Outcome]:
+    """Let the control go on until what was worked can be judged by it."""
+    now_ns, instrument = control.now_ns, control.instrument
+    sigma_bps, depth = monitor.sigma_bps, _depth(control, view.mid_ticks)
+    spread_bps = (view.asks[0][0] - view.bids[0][0]) / view.mid_ticks * _BPS
+    control.market.mids()
+    control.market.watch()
+    control.advance(now_ns + deadline_s * SECOND_NS)
+    extremes = {1: int(control.market.clock[LOWEST]), -1: int(control.market.clock[HIGHEST])}
+    last_ns = max(each.mids.until_ns for each in worked)
+    control.advance(last_ns)
+    mids = _mids(control, now_ns, view.mid_ticks)
+    shared: dict[str, Any] = {
+        "seed": seed,
+        "symbol": instrument.symbol,
+        "decision_ns": now_ns,
+        "size": size.name,
+        "deadline_s": deadline_s,
+        "market_spread_bps": spread_bps,
+        "sigma_bps": sigma_bps,
+        "depth_lots": depth,
+    }
+    outcomes = []
+    for each in worked:
+        cost = shortfall(
+            each.parent,
+            each.task.fills,
+            each.mids,
+            instrument,
+            algorithm=each.contender.name,
+            venue="engine",
+            arrival_ns=each.task.working.arrival_ns,
+            end_ns=each.task.end_ns or now_ns,
+            control=mids,
+        )
+        same = {name: getattr(cost, name) for name in _SAME}
+        outcomes.append(
+            Outcome(
+                **shared,
+                **same,
+                algorithm=each.contender.name,
+                picked=each.task.working.picked or each.contender.algorithm,
+                estimate_bps=each.estimate_bps,
+                decision_us=each.decision_us,
+            )
+        )
+    return outcomes + [
+        _oracle(shared, each, extremes[each.parent.side], settings)
+        for each in worked
+        if each.contender is plan.contenders[0]
+    ]
+
+
+#: Fields of an outcome that are those of a shortfall.
+_SAME: Final = tuple(
+    name
+    for name in Outcome.__struct_fields__
+    if (name.endswith("_bps") and name not in ("estimate_bps", "market_spread_bps", "sigma_bps"))
+    or name in ("side", "qty_lots", "filled_lots", "size_usdt", "maker_share", "time_to_fill_s")
+)
+
+
+def _oracle(
+    shared: Mapping[str, Any], each: _Worked, extreme_ticks: int, settings: Settings
+) -> Outcome:
+    """A maker's fill at the best price that anybody took on its side before the deadline.
+
+    It neither queues nor moves the market. Where nobody took, it is left out as NaN.
+    """
+    parent = each.parent
+    decided, traded = parent.decision_mid_ticks, abs(extreme_ticks) != -NO_LEVEL
+    moved = parent.side * (extreme_ticks - decided) / decided * _BPS if traded else math.nan
+    fees = FEE_ROWS_BPS[settings.model.fee_row][1]
+    unknown = {n: math.nan for n in Outcome.__struct_fields__ if n.endswith(("_bps", "_s"))}
+    given = {
+        "side": parent.side,
+        "algorithm": ORACLE,
+        "picked": ORACLE,
+        "qty_lots": parent.qty_lots,
+        "filled_lots": parent.qty_lots,
+        "size_usdt": math.nan,
+        "total_bps": moved + fees,
+        "timing_bps": moved,
+        "fees_bps": fees,
+        "maker_share": 1.0,
+        "decision_us": math.nan,
+    }
+    return Outcome(**(unknown | dict(shared) | given))

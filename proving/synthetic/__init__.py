@@ -1,0 +1,318 @@
+"""A synthetic L2 market with planted, known alpha: events, bars, frames and the truth of a symbol-day.
+
+`proving.synthetic.profiles` says what is planted, `proving.synthetic.latent` makes the hidden day, and in
+`proving.synthetic.marketplace` everybody else's orders meet in a matching engine, of which the venue publishes a
+book of 200 levels a side every 100 ms, trades, tickers and liquidations. `proving.synthetic.transport` brings it
+to us, with faults where the profile has some. Everything follows from (profile, seed, symbol, day),
+bit for bit and in any order. The truth is a table of its own and never enters the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from market.events import Events
+from market.instruments import BUILT_IN, Instrument
+from market.kernel import compiled
+from market.lake import Lake, LakeError, day_start_ns
+from market.wire.capture import CaptureWriter
+from proving.synthetic.encode import Encoder, Lines, Text
+from proving.synthetic.latent import SECONDS
+from proving.synthetic.marketplace import Market, built_in, first_update
+from proving.synthetic.planted import closed_form_ic, filterable_ic
+from proving.synthetic.profiles import PROFILES, Listing, Profile, ProfileError, altered, profile
+from proving.synthetic.publication import TOPICS
+from proving.synthetic.tables import truth, write_truth
+from proving.synthetic.transport import Transport, has_faults
+
+if TYPE_CHECKING:
+    from market.settings import Settings
+
+__all__ = [
+    "PROFILES",
+    "Listing",
+    "Profile",
+    "ProfileError",
+    "altered",
+    "closed_form_ic",
+    "filterable_ic",
+    "fingerprint",
+    "generate",
+    "profile",
+    "truth",
+    "write_bars",
+    "write_frames",
+    "write_truth",
+]
+
+_SECOND_NS: Final = 1_000_000_000
+#: Modules that a synthetic day is made by.
+_SOURCES: Final = (
+    "../book",
+    "../matching",
+    "__init__",
+    "profiles",
+    "planted",
+    "latent",
+    "arrivals",
+    "flow",
+    "publication",
+    "marketplace",
+    "transport",
+)
+
+
+def generate(
+    profile: Profile,
+    seed: int,
+    symbol: str,
+    day: str,
+    start_s: int = 0,
+    stop_s: int = SECONDS,
+    instrument: Instrument | None = None,
+) -> Iterator[Events]:
+    """One symbol-day of the synthetic market in receive order, in chunks of about 250,000 rows.
+
+    Only what is received in [start_s, stop_s) after midnight UTC, opening with a book snapshot and a
+    full ticker. A part is the same market as the whole day: ``generate(…, 0, 3600)`` is how
+    ``generate(…)`` begins, and a later start only adds its opening. Chunks hold whole frames.
+    Raises ProfileError for a symbol without a listing or instrument, ValueError for an impossible
+    span.
+    """
+    if not 0 <= start_s < stop_s <= SECONDS:
+        raise ValueError(f"span [{start_s}, {stop_s}) s: expected 0 <= start < stop <= {SECONDS}")
+    profile.listing(symbol)
+    instrument = instrument or built_in(symbol)
+    span = (start_s, stop_s)
+    return (rows for rows, _ in _arriving(profile, seed, symbol, day, span, instrument))
+
+
+def _published(
+    profile: Profile,
+    seed: int,
+    symbol: str,
+    day: str,
+    span: tuple[int, int],
+    instrument: Instrument,
+    topic: tuple[int, int] = TOPICS[0],
+) -> Iterator[Events]:
+    """What the venue publishes within a span: of the first topic with all that comes beside it, or the
+    book of another."""
+    start_s, stop_s = span
+    topics = TOPICS[:1] if topic == TOPICS[0] else (TOPICS[0], topic)
+    market = Market(profile, seed, symbol, day, instrument, start_s=start_s, topics=topics)
+    end_ns = market.midnight_ns + stop_s * _SECOND_NS
+    while market.now_ns < end_ns:
+        rows = market.chunk(end_ns)
+        if len(topics) > 1:
+            rows = rows[rows["pad"] == 1]
+            rows["pad"] = 0
+        # Receive times rise, so what comes after the span is a tail of whole frames.
+        inside = int(np.searchsorted(rows["receive_ns"], end_ns))
+        if inside:
+            yield rows[:inside]
+
+
+def _arriving(
+    profile: Profile,
+    seed: int,
+    symbol: str,
+    day: str,
+    span: tuple[int, int],
+    instrument: Instrument,
+) -> Iterator[tuple[Events, npt.NDArray[np.int64]]]:
+    """What arrives of it, and which frames of a chunk come twice."""
+    transport = None
+    if has_faults(profile):
+        transport = Transport(profile, seed, symbol, day, first_update(day), TOPICS[0][0])
+    for rows in _published(profile, seed, symbol, day, span, instrument):
+        yield transport.carried(rows) if transport else (rows, np.zeros(0, np.int64))
+
+
+def fingerprint(
+    profile: Profile, seed: int, symbol: str, day: str, start_s: int = 0, stop_s: int = SECONDS
+) -> str:
+    """What a partition of synthetic data was made from: profile, seed, span and code."""
+    digest = hashlib.sha256(msgspec.json.encode((profile, seed, symbol, day, start_s, stop_s)))
+    for module in _SOURCES:
+        digest.update(Path(__file__).parent.joinpath(f"{module}.py").read_bytes())
+    return f"synthetic {profile.name} {seed} {digest.hexdigest()[:16]}"
+
+
+def write_bars(
+    lake: Lake,
+    profile: Profile,
+    seed: int,
+    symbol: str,
+    day: str,
+    settings: Settings,
+    start_s: int = 0,
+    stop_s: int = SECONDS,
+) -> int:
+    """Write the `bars` partition straight from generated events; returns the number of bars.
+
+    The same bars as by way of frames and ingest, without storing either.
+    """
+    from market.bars import bars_from_chunks
+
+    _synthetic(lake)
+    chunks = generate(profile, seed, symbol, day, start_s, stop_s)
+    rows = bars_from_chunks(chunks, built_in(symbol), settings).to_arrow()
+    made_from = fingerprint(profile, seed, symbol, day, start_s, stop_s)
+    extra = {"made": "straight as bars", "profile": profile.name, "seed": seed}
+    lake.write("bars", symbol, day, rows, made_from, extra)
+    return int(rows.num_rows)
+
+
+def write_frames(
+    target: Lake | str | Path,
+    profile: Profile,
+    seed: int,
+    symbols: Sequence[str],
+    day: str,
+    start_s: int = 0,
+    stop_s: int = SECONDS,
+    instruments: Mapping[str, Instrument] = BUILT_IN,
+    depths: Sequence[int] = (),
+) -> str:
+    """Write a capture of several symbols, merged in receive order; returns its path.
+
+    ``depths``: levels of further topics of the book, 50 or 1, each at the venue's own pace; such a
+    topic runs the market once more. ValueError for others. ``target`` is a file, or a lake, where the
+    capture goes under its date's frames. It opens with the symbols' instrument lines. Written beside its place and renamed: it stands whole or not at all.
+    """
+    if isinstance(target, Lake):
+        _synthetic(target)
+        if not target.is_local:
+            raise LakeError(f"{target.uri}: captures are written to a local lake only")
+        part = "" if (start_s, stop_s) == (0, SECONDS) else f"-{start_s}-{stop_s}"
+        name = f"synthetic-{profile.name}-{seed}-{'-'.join(symbols)}{part}.frames.zst"
+        path = Path(target.frames_dir(day)) / name
+    else:
+        path = Path(target)
+    further = {depth: (depth, period) for depth, period in TOPICS[1:]}
+    if not set(depths) <= set(further):
+        raise ValueError(
+            f"depths {tuple(depths)}: the market has topics of {tuple(further)} levels"
+        )
+    span = (start_s, stop_s)
+    used = {symbol: instruments.get(symbol) or built_in(symbol) for symbol in symbols}
+    streams = []
+    for symbol, instrument in used.items():
+        arriving = _arriving(profile, seed, symbol, day, span, instrument)
+        streams.append(_encoded(Encoder(instrument), arriving))
+        for depth in depths:
+            book = _published(profile, seed, symbol, day, span, instrument, further[depth])
+            skewed = _skewed(profile, book)
+            streams.append(_encoded(Encoder(instrument, depth), skewed))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with CaptureWriter(temporary) as writer:
+            opening_ns = day_start_ns(day) + start_s * _SECOND_NS
+            for instrument in used.values():
+                fields = {"l2": "instrument", **msgspec.to_builtins(instrument)}
+                writer.control(opening_ns, fields)
+            for block in _merged(streams):
+                writer.append_block(block)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return str(path)
+
+
+def _skewed(
+    profile: Profile, chunks: Iterator[Events]
+) -> Iterator[tuple[Events, npt.NDArray[np.int64]]]:
+    """A further topic is late or early as the rest is; frames are neither lost nor doubled."""
+    for rows in chunks:
+        rows["receive_ns"] += round(profile.skew_ms * 1e6)
+        yield rows, np.zeros(0, np.int64)
+
+
+def _encoded(
+    encoder: Encoder, chunks: Iterator[tuple[Events, npt.NDArray[np.int64]]]
+) -> Iterator[Lines]:
+    for rows, twice in chunks:
+        lines = encoder.encode(rows)
+        yield _repeated(lines, twice) if len(twice) else lines
+
+
+def _repeated(lines: Lines, twice: npt.NDArray[np.int64]) -> Lines:
+    """The same with some lines a second time, just after the first."""
+    order = np.sort(np.concatenate([np.arange(len(lines.ends)), twice]))
+    sizes = np.diff(lines.ends, prepend=0)
+    starts = lines.ends - sizes
+    text = _gathered(lines.text, starts, sizes, order)
+    return Lines(text, np.cumsum(sizes[order]), lines.receive_ns[order])
+
+
+def _merged(streams: Sequence[Iterator[Lines]]) -> Iterator[bytes]:
+    """Lines of several streams in order of receive time; at ties the earlier stream comes first."""
+    held: dict[int, Lines] = {}
+    open_streams = set(range(len(streams)))
+    while True:
+        for place in sorted(open_streams):
+            while place not in held or len(held[place].ends) == 0:
+                lines = next(streams[place], None)
+                if lines is None:
+                    open_streams.discard(place)
+                    held.pop(place, None)
+                    break
+                held[place] = lines
+        if not held:
+            return
+        # Whoever's last line comes first may have more just after it, so the merge stops there.
+        horizon = min(int(lines.receive_ns[-1]) for lines in held.values())
+        taken, left = {}, {}
+        for place, lines in held.items():
+            n = int(np.searchsorted(lines.receive_ns, horizon, "right"))
+            taken[place], left[place] = _split(lines, n)
+        held = left
+        yield _woven([taken[place] for place in sorted(taken)])
+
+
+def _split(lines: Lines, n: int) -> tuple[Lines, Lines]:
+    cut = int(lines.ends[n - 1]) if n else 0
+    return (
+        Lines(lines.text[:cut], lines.ends[:n], lines.receive_ns[:n]),
+        Lines(lines.text[cut:], lines.ends[n:] - cut, lines.receive_ns[n:]),
+    )
+
+
+def _woven(parts: Sequence[Lines]) -> bytes:
+    text = np.concatenate([part.text for part in parts])
+    sizes = np.concatenate([np.diff(part.ends, prepend=0) for part in parts])
+    starts = np.cumsum(sizes) - sizes
+    order = np.argsort(np.concatenate([part.receive_ns for part in parts]), kind="stable")
+    woven: bytes = _gathered(text, starts, sizes, order).tobytes()
+    return woven
+
+
+@compiled
+def _gathered(
+    text: Text,
+    starts: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    order: npt.NDArray[np.int64],
+) -> Text:
+    out = np.empty(sizes[order].sum(), np.uint8)
+    at = 0
+    for line in order:
+        out[at : at + sizes[line]] = text[starts[line] : starts[line] + sizes[line]]
+        at += sizes[line]
+    return out
+
+
+def _synthetic(lake: Lake) -> None:
+    if lake.source != "synthetic":
+        raise LakeError(
+            f"{lake.uri}: holds {lake.source} data; synthetic data needs a root of its own"
+        )

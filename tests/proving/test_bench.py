@@ -1,0 +1,55 @@
+"""What is measured is the same work: asked at news only or at every step, here or at the peer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from market.events import Events
+from proving.bench.command import GOALS
+from proving.bench.execution import measure, visible
+from proving.bench.market import generated_rows
+from proving.bench.quotes import FEED_NS, STEP_NS, quotes
+from proving.bench.yardstick import peer_ready
+
+
+@pytest.fixture(scope="module")
+def rows() -> Events:
+    return visible(generated_rows(30_000))
+
+
+def test_rows_happen_in_order_and_are_received_later(rows: Events) -> None:
+    assert (np.diff(rows["exchange_ns"]) >= 0).all()
+    assert set(rows["receive_ns"] - rows["exchange_ns"]) == {FEED_NS}
+
+
+def test_a_strategy_asked_only_at_news_sends_what_it_sends_when_asked_at_every_step(
+    rows: Events,
+) -> None:
+    sent = quotes(rows)
+    assert len(sent) > 100
+    assert sent == quotes(rows, every_step=True)
+    assert all(time % STEP_NS == 0 for time, _, _ in sent)
+
+
+def quick_rows() -> list[Any]:
+    return list(measure(True, lambda _: None))
+
+
+@pytest.mark.peers
+def test_both_engines_are_sent_the_same_and_every_goal_has_a_figure(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where requests differ, `measure` raises."""
+    if not peer_ready():
+        pytest.skip("the peer is not installed: make bench-peers")
+    monkeypatch.setenv("L2_TEST_DATA", str(data_dir))
+    found = quick_rows()
+    assert set(GOALS["execution"]) <= {row.name for row in found}
+    for row in found:
+        assert row.ours > 0
+        alone = ("cost per row", "decision", "fill probability")
+        assert (row.peer is None) == any(name in row.name for name in alone)

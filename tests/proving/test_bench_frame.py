@@ -1,0 +1,177 @@
+"""`l2 bench`: rows are whole, goals name rows that exist, units make sense. How fast anything is, the
+benchmark itself judges, on a machine that has nothing else to do; tests never do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from market.book import Book
+from orchestration.cli import main
+from proving.bench import market as bench
+from proving.bench.command import (
+    AREAS,
+    GOALS,
+    HEAD,
+    BenchError,
+    Goal,
+    Row,
+    _row,
+    lines,
+    markdown,
+    run,
+)
+from proving.bench.yardstick import Measure, Peer, PeerError, in_turn, peer_ready
+from tests.conftest import recordings
+
+UNITS = {"M rows/s", "MB/s of JSON", "ms", "µs", "s", "MB", "times"}
+
+
+@pytest.fixture(scope="module")
+def market() -> Iterator[dict[str, Any]]:
+    """A quick run without the peer, which takes longer to compile than all else together."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("proving.bench.yardstick._PEER", Path("nowhere"))
+        patch.setenv("L2_TEST_DATA", str(recordings()))
+        yield run("market", quick=True, say=lambda _: None)
+
+
+def test_every_row_of_a_quick_run_is_whole(market: dict[str, Any]) -> None:
+    rows = market["rows"]
+    assert len({row["name"] for row in rows}) == len(rows)
+    for row in rows:
+        assert set(row) == set(Row.__struct_fields__)
+        assert math.isfinite(row["ours"])
+        assert row["ours"] > 0
+        assert row["unit"] in UNITS
+        assert row["how"]
+        assert (row["peer"] is None) == (row["ratio"] is None)
+
+
+def test_every_goal_is_of_a_row_that_is_measured(market: dict[str, Any], data_dir: Path) -> None:
+    assert set(GOALS["market"]) <= {row["name"] for row in market["rows"]}
+
+
+def test_a_quick_run_judges_no_goal(market: dict[str, Any]) -> None:
+    assert all(row["goal"] is None and row["met"] is None for row in market["rows"])
+
+
+def test_a_run_says_what_it_was_measured_on(market: dict[str, Any]) -> None:
+    assert {"date", "cores", "processor", "python", "commit", "peer"} <= set(market)
+
+
+def test_without_the_peer_its_columns_are_null_and_one_line_says_how_to_make_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("proving.bench.yardstick._PEER", tmp_path / "none")
+    said: list[str] = []
+    monkeypatch.setattr(bench, "measure", lambda quick, say: bench.books("few", [few()], 1))
+    rows = run("market", quick=True, say=said.append)["rows"]
+    assert rows
+    assert all(row["peer"] is None and row["ratio"] is None for row in rows)
+    assert sum("make bench-peers" in line for line in said) == 1
+
+
+def few() -> Any:
+    return bench.generated_rows(5_000)
+
+
+@pytest.mark.peers
+def test_with_the_peer_its_figures_stand_beside_ours() -> None:
+    assert peer_ready(), "make bench-peers installs the peer"
+    rows = {row["name"]: row for row in run("market", quick=True, say=lambda _: None)["rows"]}
+    for name in ("book", "book and bars", "frames to events"):
+        found = rows[f"{name}, generated"]
+        assert found["ratio"] == pytest.approx(found["ours"] / found["peer"])
+
+
+@pytest.mark.peers
+def test_the_peers_book_is_ours_level_by_level(tmp_path: Path) -> None:
+    rows = bench.book_rows(few())
+    book = Book()
+    book.apply(rows)
+    np.savez(tmp_path / "rows.npz", rows=bench.for_peer(rows))
+    with Peer("hftbacktest_book.py", tmp_path / "rows.npz") as peer:
+        assert peer.ask("seconds") > 0
+        (theirs,) = peer.ask("levels")
+    bench.check_equal("few", book, theirs)
+
+
+@pytest.mark.peers
+def test_a_peer_that_dies_is_an_error_with_its_name(tmp_path: Path) -> None:
+    with (
+        Peer("hftbacktest_book.py", tmp_path / "missing.npz") as peer,
+        pytest.raises(PeerError, match=r"hftbacktest_book\.py ended with status 1"),
+    ):
+        peer.ask("seconds")
+
+
+def test_books_that_differ_are_an_error_that_counts_the_levels() -> None:
+    book = Book()
+    book.apply(bench.book_rows(few()))
+    theirs = [[1, *level] for level in book.bids()] + [[-1, *level] for level in book.asks()]
+    bench.check_equal("few", book, theirs)
+    theirs[0][2] += 1
+    with pytest.raises(PeerError, match="differ in 2 levels"):
+        bench.check_equal("few", book, theirs)
+
+
+def test_a_ratio_counts_above_one_where_ours_is_better() -> None:
+    fast = Measure(name="a", ours=30.0, peer=10.0, unit="M rows/s", how="")
+    small = Measure(name="b", ours=10.0, peer=30.0, unit="MB", how="", better="less")
+    assert fast.ratio == small.ratio == 3.0
+    assert Measure(name="c", ours=1.0, unit="s", how="").ratio is None
+
+
+def test_a_goal_is_met_missed_or_not_judged() -> None:
+    measure = Measure(name="a", ours=30.0, unit="M rows/s", how="")
+    assert _row(measure, (Goal("ours", ">=", 30.0),)).met is True
+    assert _row(measure, (Goal("ours", "<=", 29.0),)).met is False
+    of_ratio = _row(measure, (Goal("ours", ">=", 1), Goal("ratio", ">=", 1.5)))
+    assert of_ratio.met is None
+    assert of_ratio.goal == "ours >= 1, ratio >= 1.5"
+    assert _row(measure, ()).goal is None
+
+
+def test_the_table_for_people_names_what_was_missed() -> None:
+    measure = Measure(name="a", ours=30.0, unit="M rows/s", how="")
+    row = _row(measure, (Goal("ours", ">=", 31.0),))
+    cells = lines({"rows": [{name: getattr(row, name) for name in Row.__struct_fields__}]})
+    assert cells == [("a", "30", "–", "–", "M rows/s", "ours >= 31", "MISSED")]
+
+
+def test_the_page_has_a_line_of_the_table_and_one_of_meaning_per_row(
+    market: dict[str, Any],
+) -> None:
+    page = markdown(market).splitlines()
+    for row in market["rows"]:
+        (cells,) = (line for line in page if line.startswith(f"| {row['name']} |"))
+        assert cells.count("|") == len(HEAD) + 1
+        assert f"- **{row['name']}**: {row['how']}" in page
+
+
+def test_works_are_measured_in_turn_and_the_best_of_each_is_kept() -> None:
+    order: list[str] = []
+    times = {"a": [3.0, 1.0, 2.0], "b": [5.0, 6.0, 4.0]}
+
+    def work(name: str) -> float:
+        order.append(name)
+        return times[name].pop(0)
+
+    assert in_turn([lambda: work("a"), lambda: work("b")], 3) == [1.0, 4.0]
+    assert order == ["a", "b"] * 3
+
+
+def test_an_unknown_area_is_an_error_that_names_the_known_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["bench", "weather"]) == 1
+    error = capsys.readouterr().err
+    assert all(area in error for area in AREAS)
+    with pytest.raises(BenchError):
+        run("weather", quick=True, say=lambda _: None)
