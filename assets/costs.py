@@ -35,8 +35,9 @@ from assets.warehouse import (
 )
 from execution.tca import TABLES as RECORDS
 from execution.tca.figures import figures, main_table
-from market.lake import Lake, days_between, next_day, previous_day
+from market.lake import Lake
 from market.settings import Settings
+from market.units import days_between, next_day, previous_day
 
 #: Table -> what its partitions are sorted by.
 TABLES: Final = {

@@ -11,8 +11,9 @@ import dagster as dg
 
 from assets.partitions import PARTITIONS, partition_key, split_key
 from assets.platform import OWNERS, Platform
-from market.lake import Lake, previous_day
+from market.lake import Lake
 from market.settings import Settings
+from market.units import previous_day
 
 Key = tuple[str, str]
 

@@ -9,8 +9,8 @@ from typing import Final
 import dagster as dg
 import msgspec
 
-from market.lake import days_between
 from market.settings import load
+from market.units import days_between
 
 #: First date of the partitions: no order-book archive of the venue is older.
 START: Final = "2023-01-01"

@@ -29,8 +29,9 @@ from market.columns import COLUMNS
 from market.features import feature_names
 from market.features.expression import MEMORY_S
 from market.instruments import Instrument, leader
-from market.lake import DAY_NS, Lake, day_start_ns, previous_day
+from market.lake import Lake
 from market.settings import Settings
+from market.units import DAY_NS, SECOND_NS, day_start_ns, previous_day
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
@@ -40,7 +41,6 @@ TOLERANCE: Final = 1e-9
 #: Differences that are told in full; all are counted.
 TOLD: Final = 20
 
-_SECOND_NS: Final = 1_000_000_000
 #: Columns of a decision that its bar has under the same meaning.
 _OF_BAR: Final = {"mid": "mid_close", "spread_bps": "spread_bps"}
 
@@ -168,7 +168,7 @@ def _recomputed(
     for symbol in wanted:
         pieces = [*history.get(symbol, ()), *of_eve.get(symbol, ()), *of_date.get(symbol, ())]
         rows = pa.concat_tables([ARROW_SCHEMA.empty_table(), *pieces])
-        rows = rows.filter(pc.greater(rows["t_ns"], midnight - MEMORY_S * _SECOND_NS))
+        rows = rows.filter(pc.greater(rows["t_ns"], midnight - MEMORY_S * SECOND_NS))
         parts.append(
             rows.append_column("symbol", pa.array([symbol] * len(rows), pa.string()))
             .append_column("date", pa.array([day] * len(rows), pa.string()))

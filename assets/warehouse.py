@@ -31,8 +31,9 @@ from assets.contracts import PROJECT, project_for
 from assets.partitions import PARTITIONS, Span, context_spans
 from assets.platform import OWNERS, Platform
 from market.instruments import leader
-from market.lake import Lake, LakeError, previous_day
+from market.lake import Lake, LakeError
 from market.settings import Settings
+from market.units import previous_day
 
 #: What dbt makes, in the order it is published in: a table after the ones it was made from.
 TABLES: Final = ("features", "labels", "training_set")

@@ -16,14 +16,12 @@ from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
-from typing import Final
 
 import msgspec
 
 from execution.orders import Filled
 from market.instruments import Instrument
-
-E8: Final = 100_000_000
+from market.units import E8
 
 
 @lru_cache(maxsize=256)

@@ -17,10 +17,11 @@ from typing import Final
 
 import msgspec
 
-from execution.account import E8, fee_e8, rate_of_bps, unit_e8, value_e8
+from execution.account import fee_e8, rate_of_bps, unit_e8, value_e8
 from execution.orders import Filled, Liquidity
 from execution.tca import Row
 from market.instruments import Instrument
+from market.units import E8
 
 #: Sizes (quote currency) at which bars state what sweeping the book costs.
 SWEEP_SIZES: Final = (10_000.0, 100_000.0, 1_000_000.0)

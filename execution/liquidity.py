@@ -19,9 +19,7 @@ from typing import Final
 import msgspec
 
 from execution.venue import View
-
-_BPS: Final = 1e4
-_SECOND_NS: Final = 1_000_000_000
+from market.units import BPS, SECOND_NS
 
 #: Priors weigh as much as this many seconds of observation.
 PRIOR_S: Final = 10.0
@@ -35,7 +33,7 @@ Levels = Sequence[tuple[int, int]]
 
 def depth_lots(levels: Levels, mid_ticks: float, within_bps: float) -> int:
     """Quantity of the levels no further than ``within_bps`` from the mid."""
-    reach = mid_ticks * within_bps / _BPS
+    reach = mid_ticks * within_bps / BPS
     return sum(lots for ticks, lots in levels if abs(ticks - mid_ticks) <= reach)
 
 
@@ -50,7 +48,7 @@ def sweep_bps(levels: Levels, mid_ticks: float, lots: int) -> float | None:
         paid += taken * abs(ticks - mid_ticks)
         left -= taken
         if left == 0:
-            return paid / lots / mid_ticks * _BPS
+            return paid / lots / mid_ticks * BPS
     return None
 
 
@@ -86,12 +84,12 @@ class Monitor:
             return
         mid, traded = view.mid_ticks, (view.sold_lots, view.bought_lots)
         if self._now_ns is not None and view.now_ns > self._now_ns:
-            dt = (view.now_ns - self._now_ns) / _SECOND_NS
+            dt = (view.now_ns - self._now_ns) / SECOND_NS
             keep = math.exp(-dt / self._memory_s)
             self._seconds = self._seconds * keep + dt
-            move = math.log(mid / self._mid) * _BPS
+            move = math.log(mid / self._mid) * BPS
             self._variance = self._variance * keep + move * move
-            spread = (view.asks[0][0] - view.bids[0][0]) / mid * _BPS
+            spread = (view.asks[0][0] - view.bids[0][0]) / mid * BPS
             self._spread = self._spread * keep + spread * dt
             self._recoveries *= keep
             self._recovery_s *= keep
@@ -107,7 +105,7 @@ class Monitor:
         if since is None and lots < _DEPLETED * usual:
             self._depleted_ns[k] = now_ns
         elif since is not None and lots >= usual / 2:
-            self._recovery_s += (now_ns - since) / _SECOND_NS
+            self._recovery_s += (now_ns - since) / SECOND_NS
             self._recoveries += 1
             self._depleted_ns[k] = None
 
@@ -145,7 +143,7 @@ class Monitor:
         if ticks <= 1:
             return SpreadRegime.ONE_TICK
         usual = self._spread / self._seconds if self._seconds > 0 else math.inf
-        wide = ticks / view.mid_ticks * _BPS > 1.5 * usual
+        wide = ticks / view.mid_ticks * BPS > 1.5 * usual
         return SpreadRegime.WIDE if wide else SpreadRegime.USUAL
 
 
@@ -232,10 +230,10 @@ def propagator_bps(slices: Sequence[tuple[float, float]], propagator: Propagator
 def estimate_taker(monitor: Monitor, view: View, side: int, lots: int, costs: Costs) -> Estimate:
     """Cost of taking everything now: the visible book, and the square-root law beyond it."""
     levels = view.asks if side > 0 else view.bids
-    half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * _BPS
+    half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * BPS
     swept = sweep_bps(levels, view.mid_ticks, lots)
     if swept is None:
-        reach = abs(levels[-1][0] - view.mid_ticks) / view.mid_ticks * _BPS
+        reach = abs(levels[-1][0] - view.mid_ticks) / view.mid_ticks * BPS
         swept = max(reach, half + impact_bps(monitor, view, lots, costs.impact))
     return Estimate(
         spread_bps=half,
@@ -259,7 +257,7 @@ def estimate_passive(
     monitor: Monitor, view: View, side: int, lots: int, span_s: float, costs: Costs
 ) -> Estimate:
     """Cost of resting at the touch for ``span_s`` and taking what is left."""
-    half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * _BPS
+    half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * BPS
     filled = filled_share(monitor, view, side, lots, span_s)
     expected = side * (view.signal_bps or 0.0)
     sigma = monitor.sigma_bps

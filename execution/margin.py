@@ -32,8 +32,9 @@ from typing import Final
 
 import msgspec
 
-from execution.account import E8, Account, Holding, unit_e8, value_e8
+from execution.account import Account, Holding, unit_e8, value_e8
 from market.instruments import Instrument
+from market.units import E8
 
 
 class MarginError(ValueError):

@@ -20,7 +20,6 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Final
 
 import msgspec
 
@@ -42,10 +41,7 @@ from execution.orders import (
 from execution.venue import View
 from market.instruments import Instrument
 from market.settings import Risk
-
-_BPS: Final = 1e4
-_SECOND_NS: Final = 1_000_000_000
-_DAY_NS: Final = 86_400 * _SECOND_NS
+from market.units import BPS, DAY_NS, SECOND_NS
 
 
 class Denial(StrEnum):
@@ -128,8 +124,8 @@ class Guard:
             equity_usdt = self._equity
         self._equity = equity_usdt
         self._peak = max(self._peak, equity_usdt)
-        if self._day != now_ns // _DAY_NS:
-            self._day, self._day_equity = now_ns // _DAY_NS, equity_usdt
+        if self._day != now_ns // DAY_NS:
+            self._day, self._day_equity = now_ns // DAY_NS, equity_usdt
         self._deal()
 
     def adopt(self, order: Submit, filled_lots: int) -> None:
@@ -200,7 +196,7 @@ class Guard:
         """None when the action may leave, and then it counts as sent; else why it may not."""
         symbol = self._symbol_of(action)
         sent = self._sent.get(symbol, deque())
-        while sent and sent[0] <= now_ns - _SECOND_NS:
+        while sent and sent[0] <= now_ns - SECOND_NS:
             sent.popleft()
         denial = self._judge(action, view, len(sent))
         if denial is None:
@@ -269,7 +265,7 @@ class Guard:
             return Denial.STALE_MARKET
         mid = self._mids[symbol] = view.mid_ticks
         if price_ticks is not None:
-            dear = side * (price_ticks - mid) / mid * _BPS
+            dear = side * (price_ticks - mid) / mid * BPS
             if dear > self.limits.price_band_bps:
                 return Denial.PRICE_BAND
         position = self._positions[symbol]
@@ -288,7 +284,7 @@ class Guard:
             return Denial.DRAWDOWN
         liquidated = self._liquidation.get(symbol)
         if liquidated is not None and side * self._positions[symbol] > 0:
-            distance = side * (mid - liquidated) / mid * _BPS
+            distance = side * (mid - liquidated) / mid * BPS
             if distance < limits.liquidation_bps:
                 return Denial.LIQUIDATION
         value = self._lot_usdt(symbol)

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-_BPS: Final = 1e4
+from market.units import BPS
 
 #: A quarter of the Kelly share: what is known of the edge is never as good as its estimate.
 KELLY_SHARE: Final = 0.25
@@ -39,8 +39,8 @@ def kelly(edge: Edge, share: float = KELLY_SHARE) -> float:
     """Signed share of capital by fractional Kelly with a shrunken edge: share·μ/σ²."""
     if edge.sigma_bps <= 0:
         raise ValueError(f"volatility {edge.sigma_bps:g} bps: expected more than zero")
-    mean = shrunk_bps(edge.mean_bps, edge.error_bps) / _BPS
-    return share * mean / (edge.sigma_bps / _BPS) ** 2
+    mean = shrunk_bps(edge.mean_bps, edge.error_bps) / BPS
+    return share * mean / (edge.sigma_bps / BPS) ** 2
 
 
 def volatility_share(target_bps: float, sigma_bps: float) -> float:

@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from execution.account import E8, rate_of_bps, unit_e8
+from execution.account import rate_of_bps, unit_e8
 from execution.algorithms import start
-from execution.algorithms.working import SECOND_NS, Parent, Working
+from execution.algorithms.working import Parent, Working
 from execution.orders import (
     Action,
     Amend,
@@ -53,6 +53,7 @@ from execution.venue import Venue, View
 from market.events import Events
 from market.instruments import Instrument
 from market.settings import FEE_ROWS_BPS, Settings
+from market.units import E8, SECOND_NS
 
 #: How often an algorithm is stepped when nothing happens.
 TIMER_NS: Final = 100_000_000

@@ -37,7 +37,8 @@ from live.journal import (
     read_entries,
     read_only,
 )
-from market.lake import Lake, utc_date
+from market.lake import Lake
+from market.units import utc_date
 
 #: What names a row of each table; a venue numbers its own orders.
 KEYS: Final = {

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
-from market.lake import DAY_NS, Lake, day_start_ns, days_between, utc_date
+from market.lake import Lake
+from market.units import DAY_NS, day_start_ns, days_between, utc_date
 from market.wire.capture import Block, read_blocks
 
 HEAD: Final = (

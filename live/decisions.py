@@ -22,9 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from market.lake import Lake, utc_date
-
-HOUR_NS: Final = 3_600_000_000_000
+from market.lake import Lake
+from market.units import HOUR_NS, utc_date
 
 #: Rows kept in memory before they are appended to the hour's stream.
 BATCH_ROWS: Final = 60

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import msgspec
 
-from execution.account import E8, Account, unit_e8, value_e8
+from execution.account import Account, unit_e8, value_e8
 from execution.algorithms import start
 from execution.algorithms.working import Parent, Working
 from execution.liquidity import Costs, Monitor, Propagator, depth_lots, estimate
@@ -52,8 +52,7 @@ from live.paper import LiveVenue
 from market.events import Events
 from market.instruments import Instrument
 from market.settings import Execution, Risk
-
-SECOND_NS: Final = 1_000_000_000
+from market.units import E8, SECOND_NS
 
 #: An algorithm is stepped at least this often.
 TIMER_NS: Final = 100_000_000

@@ -25,9 +25,8 @@ from market.bars import COLUMNS, Bars
 from market.book import Book
 from market.events import from_arrow
 from market.instruments import Instrument, behind
-from market.lake import Lake, previous_day, utc_date
-
-SECOND_NS: Final = 1_000_000_000
+from market.lake import Lake
+from market.units import SECOND_NS, previous_day, utc_date
 
 #: Features look back an hour; a little more costs nothing.
 HISTORY_S: Final = 3_700

@@ -17,7 +17,7 @@ import numpy as np
 from market.book import Book
 from market.events import Events, Kind
 from market.instruments import Instrument
-from market.lake import utc_date
+from market.units import utc_date
 from market.wire.capture import CaptureWriter
 from market.wire.stream import TICKER_FIELDS
 

@@ -33,12 +33,11 @@ from live.clock import SteadyClock, VenueClock
 from live.feed import Feed, WireFeed
 from live.replica import BookTopic, Replica
 from market.instruments import BUILT_IN, Instrument
-from market.lake import Lake, utc_date
+from market.lake import Lake
 from market.settings import Settings
+from market.units import HOUR_NS, SECOND_NS, utc_date
 from market.wire.capture import CaptureError, CaptureWriter
 
-HOUR_NS: Final = 3_600_000_000_000
-SECOND_NS: Final = 1_000_000_000
 SUFFIX: Final = "-recorder.frames.zst"
 
 #: Text that is written without waiting for the second to end.

@@ -42,11 +42,9 @@ from market.events import EVENT, Events, Field, Flag, Kind
 from market.features import FeatureEvaluator, feature_names
 from market.ingest import HELD_NS
 from market.instruments import Instrument
-from market.lake import DAY_NS
 from market.settings import FEE_ROWS_BPS, Settings
+from market.units import DAY_NS, SECOND_NS
 from models_registry.manifest import NO_REGIME, Bundle, Pointer, Prediction
-
-SECOND_NS: Final = 1_000_000_000
 
 #: Bare time acts at multiples of this.
 GRID_NS: Final = TIMER_NS

@@ -38,12 +38,13 @@ from live.paper import LiveVenue, paper_venues
 from live.recorder import Recorder, checkpoints
 from live.report import logger
 from live.report import summary_text as summary_text
-from live.trader import SECOND_NS, Trader
+from live.trader import Trader
 from market.features import feature_hash, feature_names
 from market.ingest import HELD_NS
 from market.instruments import BUILT_IN, Instrument, leader
-from market.lake import Lake, utc_date
+from market.lake import Lake
 from market.settings import Settings
+from market.units import SECOND_NS, utc_date
 from market.wire.decode import Decoder, Reject
 from market.wire.survey import instruments_of
 

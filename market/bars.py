@@ -22,8 +22,8 @@ from market.columns import C
 from market.events import EVENT, Events, from_arrow
 from market.instruments import BUILT_IN, Instrument
 from market.lake import Lake, LakeError
-from market.second import SECOND_NS
 from market.settings import Settings
+from market.units import SECOND_NS
 
 #: A call that would close more bars than this is refused: a clock is wrong somewhere.
 MAX_BARS: Final = 2 * 86_400

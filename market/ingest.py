@@ -35,8 +35,9 @@ import pyarrow.parquet as pq
 from market.book import Book
 from market.events import ARROW_SCHEMA, EVENT, Events, Flag, Kind, to_arrow
 from market.instruments import Instrument
-from market.lake import DAY_NS, Lake, day_start_ns, utc_date
+from market.lake import Lake
 from market.settings import Settings
+from market.units import DAY_NS, SECOND_NS, day_start_ns, utc_date
 from market.wire.capture import Block, content_hash, read_blocks
 from market.wire.decode import Decoded, Decoder, Reject, TopicCounts
 from market.wire.stream import symbol_topics
@@ -56,7 +57,6 @@ ROW_GROUP: Final = 1 << 18
 #: A stream silent for longer across midnight has ended with the old date, and its book is not
 #: restated: it says nothing about the new one.
 HELD_NS: Final = 600_000_000_000
-_SECOND_NS: Final = 1_000_000_000
 UNATTRIBUTED: Final = "unattributed"
 
 #: How columns of events are stored: what repeats by its place in a dictionary, what lies near the
@@ -314,7 +314,7 @@ class _Run:
     @property
     def seen_until_ns(self) -> int:
         """The end of the second of the stream's last line."""
-        return (self._seen_ns // _SECOND_NS + 1) * _SECOND_NS
+        return (self._seen_ns // SECOND_NS + 1) * SECOND_NS
 
     def close_day(self, until_ns: int) -> None:
         """Put the date's partitions in place, the stream being known up to ``until_ns``."""

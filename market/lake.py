@@ -22,7 +22,6 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +32,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-DAY_NS: Final = 86_400_000_000_000
+from market.units import days_between
+
 #: Rows of a row group: two hours of seconds. A query of the last hour unpacks that and not the day,
 #: and one of a month finds few enough groups to skip.
 ROW_GROUP: Final = 7_200
@@ -163,30 +163,6 @@ def _sources(name: str, table: str) -> list[Path]:
         raise LakeError(f"module {name}, which makes table {table}, is not installed")
     origin = Path(spec.origin)
     return sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
-
-
-def utc_date(ns: int) -> str:
-    """The UTC date (YYYY-MM-DD) of an epoch time in ns."""
-    return datetime.fromtimestamp(ns // 1_000_000_000, UTC).strftime("%Y-%m-%d")
-
-
-def day_start_ns(day: str) -> int:
-    """Epoch ns of a UTC date's midnight."""
-    return int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()) * 1_000_000_000
-
-
-def previous_day(day: str) -> str:
-    return (date.fromisoformat(day) - timedelta(days=1)).isoformat()
-
-
-def next_day(day: str) -> str:
-    return (date.fromisoformat(day) + timedelta(days=1)).isoformat()
-
-
-def days_between(first: str, last: str) -> list[str]:
-    """All dates from first to last, both included."""
-    start, stop = date.fromisoformat(first), date.fromisoformat(last)
-    return [(start + timedelta(days=n)).isoformat() for n in range((stop - start).days + 1)]
 
 
 class Lake:

@@ -30,8 +30,7 @@ from market.book import BookState
 from market.columns import COLUMNS, C
 from market.events import Events, Field, Flag, Kind
 from market.kernel import kernel
-
-SECOND_NS: Final = 1_000_000_000
+from market.units import SECOND_NS
 
 _TRADE: Final = int(Kind.TRADE)
 _TICKER: Final = int(Kind.TICKER)

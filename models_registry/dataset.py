@@ -16,12 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from market.lake import Lake
+from market.units import SECOND_NS
 from models_registry.manifest import list_hash
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
-SECOND_NS: Final = 1_000_000_000
 TABLE: Final = "training_set"
 
 

@@ -27,18 +27,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from market.kernel import compiled
-from market.lake import DAY_NS, Lake, utc_date
+from market.lake import Lake
 from market.settings import Settings
+from market.units import DAY_NS, SECOND_NS, utc_date
 from models_registry import dataset
 from models_registry.dataset import Features
 from models_registry.manifest import Bundle, DecayReference, Record, load_champion
-from models_registry.validation import (
-    SECOND_NS,
-    bin_sums,
-    effective_count,
-    normal_scores,
-    stationary_indices,
-)
+from models_registry.validation import bin_sums, effective_count, normal_scores, stationary_indices
 from models_registry.validation import information_coefficient as coefficient
 
 Float = npt.NDArray[np.float64]

@@ -21,7 +21,8 @@ import numpy.typing as npt
 from execution.target import next_target
 from market.kernel import compiled
 from market.settings import FEE_ROWS_BPS
-from models_registry.validation import SECOND_NS, lower_bound
+from market.units import SECOND_NS
+from models_registry.validation import lower_bound
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]

@@ -17,8 +17,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from market.lake import DAY_NS, Lake, utc_date
+from market.lake import Lake
 from market.settings import FEE_ROWS_BPS, Settings
+from market.units import DAY_NS, SECOND_NS, utc_date
 from models_registry import dataset, decay, ensemble
 from models_registry.dataset import Features, Rows
 from models_registry.ensemble import Fitted, Parameters
@@ -201,7 +202,7 @@ def finish(
         seed=model.seed,
         threads=model.threads,
     )
-    seconds = study.pooled.rows.t_ns // dataset.SECOND_NS
+    seconds = study.pooled.rows.t_ns // SECOND_NS
     seen = study.pooled.where(seconds % model.train_stride_s == 0)
     recipe = ensemble.combine(
         members,

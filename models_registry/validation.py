@@ -24,13 +24,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from market.lake import DAY_NS, utc_date
+from market.units import DAY_NS, SECOND_NS, utc_date
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-SECOND_NS: Final = 1_000_000_000
 
 #: From decision to the label's first price.
 DELAY_S: Final = 1

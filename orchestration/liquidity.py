@@ -14,8 +14,9 @@ from execution.hazard import FillModel
 from execution.liquidity_survey import COLUMNS, MEMORY_S, Floats, Survey, averaged, survey
 from market.bars import bars_from_chunks
 from market.events import Events
-from market.lake import Lake, days_between
+from market.lake import Lake
 from market.settings import Settings
+from market.units import days_between
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of

@@ -138,7 +138,7 @@ def synth(settings: Settings, options: argparse.Namespace) -> Result:
 
     import msgspec
 
-    from market.lake import days_between
+    from market.units import days_between
     from orchestration.console import say, table
     from proving.synthetic import command as made
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from assets.market_data import bars_of, map_processes
-from market.lake import Lake, days_between, previous_day
+from market.lake import Lake
 from market.settings import FEE_ROWS_BPS, Settings, load
+from market.units import days_between, previous_day
 from orchestration.console import say, table
 from proving.synthetic import (
     closed_form_ic,

@@ -27,9 +27,10 @@ from typing import Any, Final
 
 from live.clock import SteadyClock
 from live.feed import Backoff, WireFeed
-from live.recording import SECOND_NS, Recording
+from live.recording import Recording
 from market.instruments import BUILT_IN
 from market.settings import Settings
+from market.units import SECOND_NS
 from market.wire.capture import read_blocks
 from proving.unruly import DIGEST_BYTES, FAULTS, TOPICS, Venue, digest
 

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Final
 
-from execution.algorithms.working import SECOND_NS, Child, Parent, Working
+from execution.algorithms.working import Child, Parent, Working
 from execution.liquidity import filled_share
 from execution.orders import Action, Amend, OrderState
 from execution.venue import View
-
-_BPS: Final = 1e4
+from market.units import BPS, SECOND_NS
 
 
 class MarketOrder(Working):
@@ -51,7 +49,7 @@ class Resting(Working):
         super().__init__(parent)
         self.moves = 0
         self._max_moves, self._pause_ns = max_moves, pause_ns
-        slack = parent.decision_mid_ticks * chase_bps / _BPS
+        slack = parent.decision_mid_ticks * chase_bps / BPS
         self._furthest_ticks = parent.decision_mid_ticks + parent.side * slack
         self._posted_ns = -pause_ns
         self._moved_ns: dict[str, int] = {}
@@ -141,7 +139,7 @@ class PassivePeg(Resting):
         waited_ns = now_ns - self.parent.decision_ns
         if waited_ns < self._patience_ns:
             share = 1 - waited_ns / self._patience_ns
-            price -= side * round(price * self._behind_bps / _BPS * share)
+            price -= side * round(price * self._behind_bps / BPS * share)
         yield from self._rest(now_ns, self.parent.qty_lots, max(1, price))
 
 
@@ -204,7 +202,7 @@ class ContKukanov(Resting):
         left = self.parent.qty_lots - self.filled_lots
         left_s = max(0.0, (self.parent.deadline_ns - now_ns) / SECOND_NS)
         mean = self.monitor.outflow_lots_s(side, view) * left_s
-        half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * _BPS
+        half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * BPS
         level = (2 * half + self._taker_bps + self._rebate_bps) / (
             self._penalty_bps + half + self._rebate_bps
         )
@@ -290,7 +288,7 @@ class Adaptive(Resting):
         left = self.parent.qty_lots - self.filled_lots
         left_s = max(0.0, (self.parent.deadline_ns - now_ns) / SECOND_NS)
         filled = filled_share(self.monitor, view, side, left, left_s)
-        half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * _BPS
+        half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * BPS
         drift = max(0.0, side * view.signal_bps)
         # What fills has filled because the market came to us: only what is left bears the drift.
         waits = filled * (self._maker_bps - half) + (1 - filled) * (self._taker_bps + half + drift)

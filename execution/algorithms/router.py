@@ -27,13 +27,12 @@ import msgspec
 
 from execution.algorithms.placement import MarketOrder, PassivePeg
 from execution.algorithms.schedules import Twap
-from execution.algorithms.working import SECOND_NS, Parent, Working
+from execution.algorithms.working import Parent, Working
 from execution.hazard import FillModel, Queued
 from execution.liquidity import Costs, Estimate, Monitor, estimate_taker, impact_bps, sweep_bps
 from execution.orders import Action, Event
 from execution.venue import View
-
-_BPS: Final = 1e4
+from market.units import BPS, SECOND_NS
 
 #: What a router can pick.
 _PICKS: Final[dict[str, type[Working]]] = {
@@ -275,7 +274,7 @@ def _taking(monitor: Monitor, view: View, side: int, lots: float, costs: Costs) 
     """Cost beyond half the spread of taking so much at once, bps."""
     whole = max(1, round(lots))
     levels = view.asks if side > 0 else view.bids
-    half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * _BPS
+    half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * BPS
     swept = sweep_bps(levels, view.mid_ticks, whole)
     if swept is None:
         swept = half + impact_bps(monitor, view, whole, costs.impact)

@@ -15,14 +15,12 @@ import hashlib
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 from execution.algorithms.placement import Resting
-from execution.algorithms.working import SECOND_NS, Parent
+from execution.algorithms.working import Parent
 from execution.orders import Action
 from execution.venue import View
-
-_DAY_NS: Final = 86_400 * SECOND_NS
+from market.units import DAY_NS, SECOND_NS
 
 
 class Scheduled(Resting):
@@ -97,8 +95,8 @@ class Vwap(Scheduled):
 
     def _volume(self, time_ns: int) -> float:
         """Forecast volume from the epoch to ``time_ns``, in days of the profile's sum."""
-        day, rest = divmod(time_ns, _DAY_NS)
-        parts = rest / _DAY_NS * len(self._profile)
+        day, rest = divmod(time_ns, DAY_NS)
+        parts = rest / DAY_NS * len(self._profile)
         whole = min(int(parts), len(self._profile) - 1)
         done = math.fsum(self._profile[:whole]) + (parts - whole) * self._profile[whole]
         return day * math.fsum(self._profile) + done

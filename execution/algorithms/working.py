@@ -36,8 +36,7 @@ from execution.orders import (
     TimeInForce,
 )
 from execution.venue import View
-
-SECOND_NS: Final = 1_000_000_000
+from market.units import SECOND_NS
 
 
 class Parent(msgspec.Struct, frozen=True, kw_only=True):

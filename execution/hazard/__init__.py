@@ -27,13 +27,13 @@ from typing import Final
 
 import msgspec
 
-from execution.account import E8, unit_e8
+from execution.account import unit_e8
 from execution.liquidity import Monitor
 from execution.venue import View
+from market.units import BPS, E8
 
 #: The unit in which values of queues enter a logarithm, USDT.
 _SCALE_USDT: Final = 1_000.0
-_BPS: Final = 1e4
 #: Hazards are below one: nothing is certain.
 _SURE: Final = 1 - 1e-12
 #: Where the parameters stand that come with the code.
@@ -99,7 +99,7 @@ class Queued(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             outflow_usdt_s=monitor.outflow_lots_s(side, view) * worth,
             sigma_bps=monitor.sigma_bps,
             signal_bps=side * (view.signal_bps or 0.0),
-            distance_bps=max(0.0, side * (touch - price) / mid * _BPS),
+            distance_bps=max(0.0, side * (touch - price) / mid * BPS),
         )
 
     def covariates(self) -> tuple[float, ...]:

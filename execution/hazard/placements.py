@@ -25,9 +25,8 @@ from execution.simulation.simulator import Simulator, clock_shift_ns
 from execution.venue import View
 from market.events import Events
 from market.instruments import Instrument
+from market.units import BPS, SECOND_NS
 
-_SECOND_NS: Final = 1_000_000_000
-_BPS: Final = 1e4
 #: How often the market is looked at: the pace of Bybit's book of 200 levels.
 STEP_NS: Final = 100_000_000
 EVERY_S: Final = 1.0
@@ -73,7 +72,7 @@ class _Order:
         """Whether the next look is due."""
         due = len(self.looks) - 1
         age_ns = now_ns - self.looks[0].time_ns
-        return due < len(AGES_S) and age_ns >= AGES_S[due] * _SECOND_NS
+        return due < len(AGES_S) and age_ns >= AGES_S[due] * SECOND_NS
 
 
 class Placed(NamedTuple):
@@ -95,7 +94,7 @@ class _Bound:
 
     def submit(self, name: str, place: Place, look: _Look, end_ns: int) -> None:
         """Send an order that is watched for `WATCH_S`, and no longer than to ``end_ns``."""
-        until_ns = min(look.time_ns + round(WATCH_S * _SECOND_NS), end_ns)
+        until_ns = min(look.time_ns + round(WATCH_S * SECOND_NS), end_ns)
         self._live[name] = _Order(place, look, until_ns)
         order = Submit(
             client_id=name,
@@ -129,7 +128,7 @@ class _Bound:
         for name, order in list(self._live.items()):
             place = order.place
             place.see(view)
-            behind = place.side * (view.touch(place.side) - place.price_ticks) / mid * _BPS
+            behind = place.side * (view.touch(place.side) - place.price_ticks) / mid * BPS
             if now >= order.until_ns:
                 self._end(name, CENSORED, order.until_ns)
                 self.simulator.send([Cancel(client_id=name)])
@@ -162,10 +161,10 @@ class _Bound:
         rows.sort(key=itemgetter(0))
         return Lives(
             covariates=np.array([row[1] for row in rows]).reshape(len(rows), len(COVARIATES)),
-            lasted_s=np.array([row[2] for row in rows]) / _SECOND_NS,
-            watched_s=np.array([row[3] for row in rows]) / _SECOND_NS,
+            lasted_s=np.array([row[2] for row in rows]) / SECOND_NS,
+            watched_s=np.array([row[3] for row in rows]) / SECOND_NS,
             outcome=np.array([row[4] for row in rows], np.int64),
-            looked_s=np.array([row[0] for row in rows]) / _SECOND_NS,
+            looked_s=np.array([row[0] for row in rows]) / SECOND_NS,
         )
 
     def _end(self, name: str, outcome: int, time_ns: int) -> None:
@@ -217,7 +216,7 @@ def place_orders(
     bounds: dict[str, _Bound] = {}
     clock, monitor = _Clock(spans), Monitor()
     number = warm_ns = 0
-    every_ns, warming_ns = round(EVERY_S * _SECOND_NS), round(WARM_S * _SECOND_NS)
+    every_ns, warming_ns = round(EVERY_S * SECOND_NS), round(WARM_S * SECOND_NS)
     for events in feed:
         if len(events) == 0:
             continue

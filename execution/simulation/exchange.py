@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from execution.account import E8, unit_e8
+from execution.account import unit_e8
 from execution.orders import TimeInForce
 from execution.simulation.latency import Latency
 from execution.simulation.queue import MODELS, Queue, has_room, make_room, new_queue
@@ -22,6 +22,7 @@ from execution.simulation.whole import Touch, new_touch
 from market.book import BookState, count, new_state
 from market.instruments import Instrument
 from market.kernel import inlined
+from market.units import E8
 
 #: Exchange modes by name.
 MODES: Final = ("partial", "whole")

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from execution.account import unit_e8
 from execution.algorithms.working import Parent
@@ -34,9 +34,7 @@ from execution.tca.record import Mids, Tape
 from execution.tca.rows import MARKOUTS_S, MarkoutRow, OrderRow, Shortfall, worth_usdt
 from execution.venue import View
 from market.instruments import Instrument
-
-_BPS: Final = 1e4
-_SECOND_NS: Final = 1_000_000_000
+from market.units import BPS, SECOND_NS
 
 
 def shortfall(
@@ -78,7 +76,7 @@ def shortfall(
         raise ValueError(f"parent {parent.id}: the mids end before the parent does")
     begun_ns = parent.decision_ns if arrival_ns is None else arrival_ns
     filled = sum(fill.qty_lots for fill in fills)
-    scale = _BPS / (parent.qty_lots * decided)
+    scale = BPS / (parent.qty_lots * decided)
     before = [mids.at(fill.venue_ns) for fill in fills]
     spread = math.fsum(
         f.qty_lots * side * (f.price_ticks - m) for f, m in zip(fills, before, strict=True)
@@ -94,7 +92,7 @@ def shortfall(
             for f, m in zip(fills, before, strict=True)
         )
     elif control is None and propagator is not None:
-        own = _modelled(fills, propagator) * decided / _BPS
+        own = _modelled(fills, propagator) * decided / BPS
     if math.isnan(own):
         raise ValueError(f"parent {parent.id}: the control ends before the parent does")
     paid = sum(fill.qty_lots * fill.price_ticks for fill in fills)
@@ -119,7 +117,7 @@ def shortfall(
         filled_lots=filled,
         decision_mid_ticks=decided,
         fill_ticks=paid / filled if filled else math.nan,
-        delay_bps=side * (start - decided) / decided * _BPS,
+        delay_bps=side * (start - decided) / decided * BPS,
         spread_bps=spread * scale,
         impact_bps=own * scale,
         timing_bps=(moved - own) * scale,
@@ -132,7 +130,7 @@ def shortfall(
         arrival_sound=mids.sound(begun_ns),
         **_benchmarks(parent, fills, mids, tape, begun_ns, end_ns, start, own_in_tape),
         maker_share=made / filled if filled else math.nan,
-        time_to_fill_s=(last_ns - parent.decision_ns) / _SECOND_NS if filled else math.nan,
+        time_to_fill_s=(last_ns - parent.decision_ns) / SECOND_NS if filled else math.nan,
         **{f"markout_{h}s_bps": _markout(fills, mids, h) for h in MARKOUTS_S},
     )
 
@@ -143,13 +141,13 @@ def _modelled(fills: Sequence[Filled], propagator: Propagator) -> float:
     A fill that made is another's doing; fills of one instant do not move each other's mid.
     """
     took = sorted(
-        (fill.venue_ns / _SECOND_NS, float(fill.qty_lots))
+        (fill.venue_ns / SECOND_NS, float(fill.qty_lots))
         for fill in fills
         if fill.liquidity is Liquidity.TAKER
     )
     left = 0.0
     for fill in fills:
-        at = fill.venue_ns / _SECOND_NS
+        at = fill.venue_ns / SECOND_NS
         left += fill.qty_lots * propagator.left_bps([s for s in took if s[0] < at], at)
     return left
 
@@ -161,7 +159,7 @@ def _foretold(
     if math.isnan(signal_bps) or not signal_s > 0:
         return math.nan
     shares = (
-        fill.qty_lots * min(1.0, (fill.venue_ns - begun_ns) / _SECOND_NS / signal_s)
+        fill.qty_lots * min(1.0, (fill.venue_ns - begun_ns) / SECOND_NS / signal_s)
         for fill in fills
     )
     return parent.side * signal_bps * math.fsum(shares) / parent.qty_lots
@@ -195,7 +193,7 @@ def _benchmarks(
         if own_in_tape:
             lots, value = lots - filled, value - paid
         marks["vwap"] = value / lots if lots > 0 else math.nan
-    against = parent.side * _BPS / parent.decision_mid_ticks
+    against = parent.side * BPS / parent.decision_mid_ticks
     return {
         f"vs_{name}_bps": against * (paid / filled - mark) if filled else math.nan
         for name, mark in marks.items()
@@ -207,8 +205,7 @@ def _markout(fills: Sequence[Filled], mids: Mids, horizon_s: int) -> float:
     if not fills:
         return math.nan
     total = math.fsum(
-        f.qty_lots
-        * markout_bps(f.side, f.price_ticks, mids.at(f.venue_ns + horizon_s * _SECOND_NS))
+        f.qty_lots * markout_bps(f.side, f.price_ticks, mids.at(f.venue_ns + horizon_s * SECOND_NS))
         for f in fills
     )
     return total / sum(f.qty_lots for f in fills)
@@ -216,7 +213,7 @@ def _markout(fills: Sequence[Filled], mids: Mids, horizon_s: int) -> float:
 
 def markout_bps(side: int, price_ticks: float, later_ticks: float) -> float:
     """How far the mid went our way after a price, in bps of it; NaN where it is not known."""
-    return side * (later_ticks - price_ticks) / price_ticks * _BPS
+    return side * (later_ticks - price_ticks) / price_ticks * BPS
 
 
 def displayed_ahead(view: View, order: Submit) -> float:
@@ -306,10 +303,10 @@ def _in_front(fill: Filled) -> float:
 def _after(side: int, price_ticks: int, time_ns: int, sent_ns: int, mids: Mids) -> dict[str, Any]:
     return {
         "time_ns": time_ns,
-        "rested_s": (time_ns - sent_ns) / _SECOND_NS,
+        "rested_s": (time_ns - sent_ns) / SECOND_NS,
         "mid_ticks": mids.at(time_ns),
         **{
-            f"markout_{h}s_bps": markout_bps(side, price_ticks, mids.at(time_ns + h * _SECOND_NS))
+            f"markout_{h}s_bps": markout_bps(side, price_ticks, mids.at(time_ns + h * SECOND_NS))
             for h in MARKOUTS_S
         },
     }

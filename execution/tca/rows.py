@@ -9,11 +9,12 @@ from typing import Any, Final, get_type_hints
 import msgspec
 import pyarrow as pa
 
-from execution.account import E8, unit_e8
+from execution.account import unit_e8
 from execution.algorithms.working import Parent
 from execution.liquidity import Estimate
 from execution.orders import Filled
 from market.instruments import Instrument
+from market.units import E8
 
 #: Horizons of markouts in seconds.
 MARKOUTS_S: Final = (1, 5, 30, 60)

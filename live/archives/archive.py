@@ -27,7 +27,7 @@ import msgspec
 
 from live.archives.cut import Cut
 from live.archives.trades import Trades
-from market.lake import DAY_NS, day_start_ns
+from market.units import DAY_NS, day_start_ns
 from market.wire.capture import CaptureWriter
 
 #: Raised when these cannot be unpacked: damage, not a fault of ours.

@@ -25,8 +25,9 @@ import msgspec
 
 from live.archives.archive import ArchiveDay, ArchiveError, Settled, convert
 from live.archives.rest import Patience, RequestError, funding, request
-from market.lake import DAY_NS, Lake, day_start_ns, days_between, previous_day
+from market.lake import Lake
 from market.settings import Settings
+from market.units import DAY_NS, day_start_ns, days_between, previous_day
 
 #: The first date whose book archive has 200 levels instead of 500.
 SWITCH_DAY: Final = "2025-08-21"

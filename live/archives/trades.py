@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from market.kernel import compiled
+from market.units import MS_NS
 from market.wire.jsontext import Text, put, put_number, same
 
 Integers = npt.NDArray[np.int64]
@@ -22,7 +23,6 @@ Integers = npt.NDArray[np.int64]
 _HEADER: Final = (b"timestamp", b"symbol", b"side", b"size", b"price", b"tickDirection")
 _NAME: Final = b"trdMatchID"
 _RPI: Final = b"RPI"
-_MS: Final = 1_000_000
 #: Frames written at once.
 _GROUPS: Final = 1 << 16
 #: Bytes of a trade beside the fields that are copied, and of a frame beside its trades.
@@ -111,7 +111,7 @@ class Trades:
         """(T in ms, frame), oldest first."""
         if not len(self):
             return
-        starts = np.flatnonzero(np.diff(self.times_ns // _MS, prepend=-1))
+        starts = np.flatnonzero(np.diff(self.times_ns // MS_NS, prepend=-1))
         stops = np.append(starts[1:], len(self))
         for first in range(0, len(starts), _GROUPS):
             begins, ends = starts[first : first + _GROUPS], stops[first : first + _GROUPS]
@@ -229,7 +229,7 @@ def _write(
     """Write a frame for each group of rows; ``written`` gets (T in ms, where it ends in ``out``)."""
     at = 0
     for group in range(len(begins)):
-        ms = rows[begins[group], 0] // _MS
+        ms = rows[begins[group], 0] // MS_NS
         at = put(out, at, shape.head)
         at = put_number(out, at, ms, 0)
         at = put(out, at, _DATA)

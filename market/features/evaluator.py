@@ -31,6 +31,7 @@ from market.features.expression import (
     walk,
 )
 from market.kernel import compiled
+from market.units import SECOND_NS
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -39,7 +40,6 @@ Ints = npt.NDArray[np.int64]
 RING_S: Final = 3840
 assert RING_S > MEMORY_S
 
-SECOND_NS: Final = 1_000_000_000
 
 _CODE: Final = {name: code for code, name in enumerate(["load", *OPERATIONS])}
 _LOAD, _ADD, _SUB, _MUL = _CODE["load"], _CODE["add"], _CODE["sub"], _CODE["mul"]

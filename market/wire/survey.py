@@ -13,7 +13,7 @@ import numpy as np
 
 from market.events import Kind
 from market.instruments import BUILT_IN, Instrument
-from market.lake import DAY_NS, day_start_ns, utc_date
+from market.units import DAY_NS, day_start_ns, utc_date
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.stream import MAX_LAG_NS, symbol_topics

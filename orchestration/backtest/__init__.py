@@ -36,13 +36,14 @@ from live.desk import Funding
 from live.history import join, stood
 from live.journal import Entry, Ledger
 from live.paper import paper_venues
-from live.trader import SECOND_NS, Model, Trader
+from live.trader import Model, Trader
 from live.worker import followed
 from market.columns import C
 from market.features import feature_hash
 from market.instruments import Instrument
 from market.lake import Lake
 from market.settings import FEE_ROWS_BPS, Settings
+from market.units import MINUTE_NS, SECOND_NS
 from models_registry.manifest import (
     MANIFEST_FILE,
     Bundle,
@@ -59,8 +60,6 @@ from orchestration.backtest.span import (
     seconds_of,
     span_of,
 )
-
-MINUTE_NS: Final = 60 * SECOND_NS
 
 #: What is settled leaves memory this often; what a run holds does not grow with its length then.
 SETTLE_NS: Final = 3_600 * SECOND_NS

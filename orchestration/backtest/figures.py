@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from execution.account import E8
 from execution.blotter import Trade, break_even_bps, capacity_usdt
 from market.settings import FEE_ROWS_BPS
+from market.units import E8
 from models_registry.validation import BIN_S, bin_sums, bootstrap
 from orchestration.backtest.span import Span, instant_text
 

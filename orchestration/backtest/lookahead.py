@@ -34,11 +34,12 @@ import numpy.typing as npt
 
 from live.decisions import Decision
 from live.journal import Entry
-from live.trader import SECOND_NS, Trader
+from live.trader import Trader
 from live.worker import followed
 from market.instruments import Instrument
-from market.lake import DAY_NS, Lake
+from market.lake import Lake
 from market.settings import Settings
+from market.units import DAY_NS, SECOND_NS
 from models_registry.manifest import Prediction
 from models_registry.validation import stationary_indices
 from orchestration.backtest import Fixed, Run, load_model, replay

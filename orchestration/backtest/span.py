@@ -12,9 +12,8 @@ import numpy as np
 
 from market.events import Events, from_arrow
 from market.instruments import Instrument, behind
-from market.lake import DAY_NS, Lake, day_start_ns, utc_date
-
-SECOND_NS: Final = 1_000_000_000
+from market.lake import Lake
+from market.units import DAY_NS, SECOND_NS, day_start_ns, utc_date
 
 #: Rows of a partition in memory at a time.
 BATCH_ROWS: Final = 1 << 16

@@ -26,8 +26,8 @@ from execution.hazard.survival import Bin, Lives, Score
 from execution.simulation.simulator import latency_of
 from market.events import Events
 from market.instruments import BUILT_IN, Instrument
-from market.lake import day_start_ns
 from market.settings import Settings
+from market.units import SECOND_NS, day_start_ns
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
@@ -48,7 +48,6 @@ EDGES_S: Final = (0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0)
 MOST_LOOKS: Final = 30_000
 #: Horizons of the reliability diagrams.
 HORIZONS_S: Final = (1.0, 5.0, 30.0)
-_SECOND_NS: Final = 1_000_000_000
 
 
 class FillsError(RuntimeError):
@@ -123,8 +122,8 @@ def _hourly() -> list[Span]:
     """The first minutes of every hour of the synthetic day."""
     midnight_ns = day_start_ns(DAY)
     return [
-        Span(begin_ns, begin_ns + round(MINUTES * 60 * _SECOND_NS))
-        for begin_ns in range(midnight_ns, midnight_ns + 86_400 * _SECOND_NS, 3600 * _SECOND_NS)
+        Span(begin_ns, begin_ns + round(MINUTES * 60 * SECOND_NS))
+        for begin_ns in range(midnight_ns, midnight_ns + 86_400 * SECOND_NS, 3600 * SECOND_NS)
     ]
 
 
@@ -143,11 +142,11 @@ def _opened(
     gain = -math.expm1(-rate * market.ic_horizon_s) / rate
     table = truth(market, source.seed, source.symbol, DAY)
     expected = table["filtered_alpha"].to_numpy() * gain
-    midnight_ns = int(table["t_ns"][0].as_py()) - _SECOND_NS
+    midnight_ns = int(table["t_ns"][0].as_py()) - SECOND_NS
 
     def signal(now_ns: int) -> float | None:
         # Row n is of the end of second n: the last one that has ended.
-        second = (now_ns - midnight_ns) // _SECOND_NS - 1
+        second = (now_ns - midnight_ns) // SECOND_NS - 1
         return float(expected[second]) if 0 <= second < len(expected) else None
 
     feed = generate(market, source.seed, source.symbol, DAY)

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from assets.costs import build_costs, cost_rows
 from execution.tca import TABLES
 from execution.tca.figures import bps, figures, main_table, share
-from market.lake import Lake, utc_date
+from market.lake import Lake
 from market.settings import Settings
+from market.units import utc_date
 from orchestration.console import table
 from orchestration.tca import page as tca_page
 

@@ -26,8 +26,9 @@ from market.events import EVENT, Events, Flag, Kind
 from market.ingest import ingest
 from market.instruments import BUILT_IN
 from market.kernel import compiled
-from market.lake import DAY_NS, Lake, day_start_ns
+from market.lake import Lake
 from market.settings import Settings
+from market.units import DAY_NS, MS_NS, day_start_ns
 from proving.synthetic.encode import Encoder
 
 SYMBOL: Final = "BTCUSDT"
@@ -43,7 +44,6 @@ _ROWS_A_FRAME: Final = 4 * 40 + _UPDATES
 _MIDDLE: Final = 1 << 15  #: where the touch begins, of twice as many ticks that are followed
 _PRICE_TICKS: Final = 1_150_000
 _LATENCY_NS: Final = 20_000_000
-_MS: Final = 1_000_000
 
 _SNAPSHOT: Final = int(Kind.SNAPSHOT)
 _DELTA: Final = int(Kind.DELTA)
@@ -76,9 +76,9 @@ def write_archives(
     """Write the two archives of a date, ``frames`` and ``trades`` evenly over it; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.Generator(np.random.Philox(SEED))
-    start_ms = day_start_ns(DAY) // _MS
+    start_ms = day_start_ns(DAY) // MS_NS
     gaps = 0.7 + 0.3 * generator.exponential(size=frames)
-    times = start_ms + (np.cumsum(gaps) / gaps.sum() * (DAY_NS // _MS - 1)).astype(np.int64)
+    times = start_ms + (np.cumsum(gaps) / gaps.sum() * (DAY_NS // MS_NS - 1)).astype(np.int64)
     books = folder / f"{DAY}_{SYMBOL}_ob{LEVELS}.data.zip"
     touch = _write_books(books, times, generator)
     trade_file = folder / f"{SYMBOL}{DAY}.csv.gz"
@@ -230,9 +230,9 @@ def _change(
                 used += 1
                 n = _row(rows, n, side, tick, sizes[side, tick])
         for k in range(start, n):
-            rows[k].receive_ns = times[number] * _MS
-            rows[k].publish_ns = times[number] * _MS
-            rows[k].exchange_ns = (times[number] - 3) * _MS
+            rows[k].receive_ns = times[number] * MS_NS
+            rows[k].publish_ns = times[number] * MS_NS
+            rows[k].exchange_ns = (times[number] - 3) * MS_NS
             rows[k].update_id = number + 1
             rows[k].kind = _SNAPSHOT if number == 0 else _DELTA
             rows[k].flags = (_FIRST if k == start else 0) | (_LAST if k == n - 1 else 0)
@@ -255,7 +255,7 @@ def _write_trades(
     path: Path, count: int, times: Integers, touch: Integers, generator: np.random.Generator
 ) -> None:
     """Write trades at the touch, newest first, as old archives have them."""
-    start_ms = day_start_ns(DAY) // _MS
+    start_ms = day_start_ns(DAY) // MS_NS
     at = np.sort(generator.integers(0, DAY_NS // 100_000, count))  # tenths of a millisecond
     bid = touch[np.maximum(np.searchsorted(times - start_ms, at // 10, "right") - 1, 0)]
     buys = generator.random(count) < 0.5

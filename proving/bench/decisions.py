@@ -9,13 +9,14 @@ from typing import Final
 import numpy as np
 
 from execution.algorithms import ALGORITHMS, start
-from execution.algorithms.working import SECOND_NS, Parent, Working
+from execution.algorithms.working import Parent, Working
 from execution.orders import Action
 from execution.simulation.simulator import Simulator
 from execution.study import Task, drive
 from execution.venue import View
 from market.events import Events
 from market.instruments import BUILT_IN
+from market.units import SECOND_NS
 from proving.bench.yardstick import Measure
 
 SYMBOL: Final = "BTCUSDT"

@@ -23,14 +23,14 @@ import pyarrow as pa
 from market.bars import make_bars
 from market.features import feature_names
 from market.ingest import ingest, scan
-from market.lake import Lake, day_start_ns, days_between
+from market.lake import Lake
 from market.settings import Settings
+from market.units import SECOND_NS, day_start_ns, days_between
 from market.wire.capture import CaptureWriter, read_blocks
 from market.wire.survey import first_frame_ns
 from proving.bench.yardstick import Measure, peak_mb, seconds
 from proving.synthetic import profile, write_frames
 
-SECOND_NS: Final = 1_000_000_000
 _SEED: Final = 11
 _DAY: Final = "2026-01-05"
 

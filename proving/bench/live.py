@@ -20,8 +20,8 @@ from market.bars import COLUMNS, BarBuilder, bars_from_chunks
 from market.features import FeatureEvaluator, feature_names
 from market.features.evaluator import RING_S
 from market.instruments import Instrument
-from market.second import SECOND_NS
 from market.settings import Settings
+from market.units import SECOND_NS
 from market.wire.capture import Block, read_lines
 from market.wire.decode import Decoded, Decoder
 from market.wire.survey import instruments_of

@@ -23,6 +23,7 @@ import aiohttp
 import msgspec
 import numpy as np
 
+from market.units import MS_NS
 from proving.bench.yardstick import Measure
 from proving.sandbox.server import Sandbox, run
 from proving.sandbox.signing import signature
@@ -37,7 +38,6 @@ OWN_TOPICS: Final = ("order", "execution", "position", "wallet")
 FAST: Final = 20.0
 HOURS: Final = 4
 
-_MS: Final = 1_000_000
 _MB: Final = 1e6
 #: Orders of a client between two times that it cancels what rests.
 _SWEEP: Final = 10
@@ -60,7 +60,7 @@ def measure(quick: bool, say: Callable[[str], None]) -> Iterator[Measure]:
 
 def _answers(load: _Load, seconds: float) -> Iterator[Measure]:
     for over_rest, name in ((True, "REST"), (False, "WebSocket")):
-        answers = np.array(load.answers[over_rest]) / _MS
+        answers = np.array(load.answers[over_rest]) / MS_NS
         how = (
             f"{len(answers):,} orders in {seconds} s, {CLIENTS} clients that read market data and "
             f"their own affairs ({load.own:,} frames); {load.refused} orders of all were refused"
@@ -74,7 +74,7 @@ def _answers(load: _Load, seconds: float) -> Iterator[Measure]:
                 how=how,
                 better="less",
             )
-    late = np.array(load.late) / _MS
+    late = np.array(load.late) / MS_NS
     how = f"{len(late):,} frames of {', '.join(TOPICS)} by the engine's time in them"
     for name, value in (("p99", np.percentile(late, 99)), ("most", late.max())):
         yield Measure(
@@ -203,7 +203,7 @@ class _Client:
             )
             for name in ("public", "private", "trade")
         }
-        expires = time.time_ns() // _MS + 60_000
+        expires = time.time_ns() // MS_NS + 60_000
         sign = signature(keys["secret"], f"GET/realtime{expires}".encode())
         for name in ("private", "trade"):
             await sockets[name].send_json({"op": "auth", "args": [keys["key"], expires, sign]})
@@ -219,7 +219,7 @@ class _Client:
         async for message in self._sockets["public"]:
             stamp = _ENGINE_MS.search(message.data)
             if stamp is not None:
-                due_ns = self._load.due_ns(int(stamp[1] or stamp[2]) * _MS)
+                due_ns = self._load.due_ns(int(stamp[1] or stamp[2]) * MS_NS)
                 self._load.late.append(time.time_ns() - due_ns)
 
     async def _read_own(self) -> None:
@@ -241,7 +241,7 @@ class _Client:
     async def _ask(self, body: dict[str, Any]) -> int:
         name = str(next(self._numbers))
         answer = self._asked[name] = asyncio.get_running_loop().create_future()
-        header = {"X-BAPI-TIMESTAMP": str(time.time_ns() // _MS)}
+        header = {"X-BAPI-TIMESTAMP": str(time.time_ns() // MS_NS)}
         frame = {"reqId": name, "header": header, "op": "order.create", "args": [body]}
         await self._sockets["trade"].send_str(msgspec.json.encode(frame).decode())
         code: int = await answer
@@ -250,7 +250,7 @@ class _Client:
     async def post(self, path: str, body: dict[str, Any]) -> int:
         """A signed request; its code."""
         payload = msgspec.json.encode(body)
-        stamp = str(time.time_ns() // _MS)
+        stamp = str(time.time_ns() // MS_NS)
         signed = f"{stamp}{self._keys['key']}5000".encode() + payload
         headers = {
             "X-BAPI-API-KEY": self._keys["key"],

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from market.lake import Lake
+from market.units import DAY_S, SECOND_NS
 from proving.bench.yardstick import Measure
 from proving.synthetic import reduced
 from proving.synthetic.marketplace import Market
@@ -25,13 +26,11 @@ Say = Callable[[str], None]
 
 _SEED: Final = 1
 _DAYS: Final = ("2026-03-01", "2026-03-02")
-_SECOND_NS: Final = 1_000_000_000
-_DAY_S: Final = 86_400
 
 
 def measure(quick: bool, say: Say) -> Iterator[Measure]:
     """Every figure of this area, as it is found; ``quick`` runs minutes instead of days."""
-    day_s, hour_s = (120, 60) if quick else (_DAY_S, 3600)
+    day_s, hour_s = (120, 60) if quick else (DAY_S, 3600)
     for symbol in ("BTCUSDT", "ETHUSDT"):
         say(f"one day of {symbol}")
         ready(symbol)
@@ -87,7 +86,7 @@ def measure(quick: bool, say: Say) -> Iterator[Measure]:
 def ready(symbol: str) -> None:
     """Compile, or load what is compiled."""
     market = Market(profile("default"), _SEED, symbol, _DAYS[0])
-    market.advance(market.midnight_ns + _SECOND_NS)
+    market.advance(market.midnight_ns + SECOND_NS)
 
 
 def run(symbol: str, day: str, stops_s: Sequence[int]) -> tuple[list[float], list[int]]:
@@ -97,7 +96,7 @@ def run(symbol: str, day: str, stops_s: Sequence[int]) -> tuple[list[float], lis
     took, events = [time.perf_counter() - started], []
     for stop_s in stops_s[1:]:
         started, before = time.perf_counter(), market.counts["events"]
-        end_ns = market.midnight_ns + stop_s * _SECOND_NS
+        end_ns = market.midnight_ns + stop_s * SECOND_NS
         while market.now_ns < end_ns:
             market.chunk(end_ns)
         took.append(time.perf_counter() - started)

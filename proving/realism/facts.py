@@ -12,9 +12,10 @@ from typing import Final
 
 import numpy as np
 
+from market.units import BPS, SECOND_NS
 from proving.realism import stylised
 from proving.realism.conflation import PERIOD_NS
-from proving.realism.observation import FRAMES_A_SECOND, PROFILE_BPS, SECOND_NS, Stretch
+from proving.realism.observation import FRAMES_A_SECOND, PROFILE_BPS, Stretch
 from proving.realism.stylised import Floats
 
 Stretches = Sequence[Stretch]
@@ -24,7 +25,6 @@ SHOCK_SHARE: Final = 0.5
 #: How long depth is watched after a shock, in frames.
 _RECOVERY: Final = 100
 MARKOUT_S: Final = 5
-_BPS: Final = 1e4
 _LOTS: Final = ("bid_lots", "ask_lots")
 _NEAR: Final = ("bid_near", "ask_near")
 
@@ -161,7 +161,7 @@ def _moves(market: Stretches) -> Floats:
     logs = [
         np.log((stretch.frames["bid"] + stretch.frames["ask"]).astype(float)) for stretch in market
     ]
-    return np.abs(stylised.pooled(stylised.returns(logs, 1))) * _BPS
+    return np.abs(stylised.pooled(stylised.returns(logs, 1))) * BPS
 
 
 def moving(market: Stretches) -> float:
@@ -204,7 +204,7 @@ def turnover(market: Stretches) -> float:
 def volatility(market: Stretches) -> float:
     """Standard deviation of one-second returns, bps."""
     moves = stylised.pooled(returns(market, 1))
-    return float(moves.std()) * _BPS if len(moves) else math.nan
+    return float(moves.std()) * BPS if len(moves) else math.nan
 
 
 def largest_score(market: Stretches) -> float:
@@ -213,7 +213,7 @@ def largest_score(market: Stretches) -> float:
 
 def signature(market: Stretches, step_s: int) -> float:
     """Realised variance per second from ``step_s``-second returns, bps²."""
-    return stylised.variance_per_step(log_mids(market), step_s) * _BPS**2
+    return stylised.variance_per_step(log_mids(market), step_s) * BPS**2
 
 
 def signature_short(market: Stretches) -> float:
@@ -338,7 +338,7 @@ def branching_10s(market: Stretches) -> float:
 def same_bar(market: Stretches, step: int) -> tuple[Floats, Floats]:
     """Order-flow imbalance and return (bps) over the same ``step`` seconds."""
     flow = np.concatenate([summed(stretch.bars["ofi_1"], step)[1:] for stretch in market])
-    moves = np.concatenate(returns(market, step)) * _BPS
+    moves = np.concatenate(returns(market, step)) * BPS
     return flow, moves
 
 
@@ -353,7 +353,7 @@ def ofi_by_minute(market: Stretches) -> tuple[Floats, Floats, Floats]:
     depths, slopes, rests = [], [], []
     for stretch in market:
         best = 0.5 * (stretch.bars["bid_q1_mean"] + stretch.bars["ask_q1_mean"])
-        moves = np.diff(np.log(stretch.bars["mid_close"]), prepend=np.nan) * _BPS
+        moves = np.diff(np.log(stretch.bars["mid_close"]), prepend=np.nan) * BPS
         for first in range(0, stretch.seconds - 59, 60):
             at = slice(first, first + 60)
             depths.append(mean([best[at]]))
@@ -498,7 +498,7 @@ def markouts(market: Stretches, back: int, after_s: float = MARKOUT_S) -> Floats
         )
         inside = at < len(later)
         price = filled["price_ticks"][inside] * stretch.tick
-        parts.append(filled["side"][inside] * (later[at[inside]] - price) / price * _BPS)
+        parts.append(filled["side"][inside] * (later[at[inside]] - price) / price * BPS)
     return stylised.pooled(parts)
 
 

@@ -14,11 +14,10 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from market.units import SECOND_NS
 from proving.realism.stylised import Floats, power_exponent
 from proving.synthetic.marketplace import Market
 from proving.synthetic.profiles import Profile
-
-SECOND_NS: Final = 1_000_000_000
 
 DURATION_S: Final = 60  #: over which one is worked off
 CHILDREN: Final = 30

@@ -38,10 +38,10 @@ from market.events import Events, Flag, Kind
 from market.instruments import Instrument
 from market.kernel import kernel
 from market.settings import Settings
+from market.units import SECOND_NS
 from proving.realism.conflation import PERIOD_NS, Conflation
 from proving.realism.probes import Prober
 
-SECOND_NS: Final = 1_000_000_000
 FRAMES_A_SECOND: Final = SECOND_NS // PERIOD_NS
 
 #: Bar columns that are kept.

@@ -23,8 +23,8 @@ import numpy.typing as npt
 from market.book import BookState, apply, best, is_valid, level, new_state
 from market.events import Events, Flag, Kind
 from market.kernel import kernel
+from market.units import SECOND_NS
 
-SECOND_NS: Final = 1_000_000_000
 _TRADE: Final = int(Kind.TRADE)
 _HIDDEN: Final = int(Flag.RPI | Flag.BLOCK)
 

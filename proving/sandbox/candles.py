@@ -8,8 +8,9 @@ from typing import Final
 
 import msgspec
 
+from market.units import DAY_MS
+
 MINUTE_MS: Final = 60_000
-DAY_MS: Final = 86_400_000
 #: Minutes kept: a week.
 KEPT: Final = 10_080
 INTERVALS: Final = ("1", "3", "5", "15", "30", "60", "120", "240", "360", "720", "D", "W", "M")

@@ -16,13 +16,13 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from market.units import MS_NS
 from proving.sandbox.connection import Connection
 from proving.sandbox.faults import BEFORE, CODES, KINDS, Fault, Faults
 from proving.sandbox.trade import Request, say_soon
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_MS: Final = 1_000_000
 #: A client that has lost an answer is looked after so often, and let go after so long.
 _LOOK_S: Final = 0.05
 _LOST_S: Final = 120.0
@@ -64,7 +64,7 @@ class Control:
             response = await self._answer(request)
         if fault.kind == "answer_late":
             late = asyncio.Event()
-            self._faults.at(self._faults.now_ns + (fault.ms or 0) * _MS, late.set)
+            self._faults.at(self._faults.now_ns + (fault.ms or 0) * MS_NS, late.set)
             await late.wait()
             return response
         if fault.kind in CODES:
@@ -86,14 +86,14 @@ class Control:
             code, message, _ = CODES[fault.kind]
             say_soon(connection, request.refused(now_ms, code, message))
         elif fault.kind == "answer_late":
-            late_ns = self._faults.now_ns + (fault.ms or 0) * _MS
+            late_ns = self._faults.now_ns + (fault.ms or 0) * MS_NS
             self._faults.at(late_ns, lambda: connection.say(frame))
         elif fault.kind != "answer_lost":
             connection.end(orderly=False)
 
     def _made_up(self, kind: str) -> web.Response:
         code, message, status = CODES[kind]
-        now_ms = self._faults.wall_ns() // _MS
+        now_ms = self._faults.wall_ns() // MS_NS
         envelope = {
             "retCode": code,
             "retMsg": message,

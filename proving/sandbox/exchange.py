@@ -16,9 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from execution.account import E8
 from execution.margin import MarginMode, Terms
-from market.lake import day_start_ns
+from market.units import DAY_NS, E8, MS_NS, SECOND_NS, day_start_ns
 from proving.sandbox.ledger import Ledger, Names
 from proving.sandbox.listing import LISTINGS
 from proving.sandbox.notices import Notice, Notices
@@ -42,9 +41,6 @@ DEPOSIT_E8: Final = 100_000 * E8
 BEAT_NS: Final = 20_000_000
 FUNDING_NS: Final = 8 * 3600 * 1_000_000_000
 
-_MS: Final = 1_000_000
-_SECOND: Final = 1_000_000_000
-_DAY_NS: Final = 86_400 * _SECOND
 
 FORCES: Final = {
     "GTC": TimeInForce.GOOD_TILL_CANCELLED,
@@ -103,7 +99,7 @@ class Exchange:
                     for symbol in self.instruments
                 },
                 deposit_e8,
-                day_start_ns(day) // _MS,
+                day_start_ns(day) // MS_NS,
             )
             for owner in range(BACKGROUND + 1, BACKGROUND + 1 + clients)
         ]
@@ -120,14 +116,14 @@ class Exchange:
         self._builder = ThreadPoolExecutor(1, "markets")
         self._coming: Future[dict[str, Market]] | None = None
         self._open_day()
-        self.advance(self.now_ns + START_S * _SECOND)
+        self.advance(self.now_ns + START_S * SECOND_NS)
         self.start_ns = self.now_ns
 
     # -- time --------------------------------------------------------------------------------------
 
     @property
     def now_ms(self) -> int:
-        return self.now_ns // _MS
+        return self.now_ns // MS_NS
 
     def advance(self, until_ns: int) -> None:
         """Let time go on."""
@@ -146,14 +142,14 @@ class Exchange:
         self._follow_up(tuple(self.tapes))
         if now_ns % TICKER_NS == 0:
             self._publish()
-        if now_ns % _SECOND == 0:
+        if now_ns % SECOND_NS == 0:
             self._liquidate()
         if now_ns % FUNDING_NS == 0:
             for symbol in self.tapes:
                 self.settle(symbol)
-        if now_ns % _DAY_NS == _DAY_NS - AHEAD_NS:
+        if now_ns % DAY_NS == DAY_NS - AHEAD_NS:
             self._coming = self._builder.submit(self._markets_of, now_ns + AHEAD_NS)
-        if now_ns % _DAY_NS == 0:
+        if now_ns % DAY_NS == 0:
             self._open_day()
 
     def _open_day(self) -> None:
@@ -169,7 +165,7 @@ class Exchange:
 
     def _markets_of(self, midnight_ns: int) -> dict[str, Market]:
         """The markets of the day that begins at a midnight."""
-        day = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=midnight_ns // _SECOND)
+        day = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=midnight_ns // SECOND_NS)
         name = day.date().isoformat()
         return {
             symbol: Market(self.profile, self.seed, symbol, name, instrument, topics=TOPICS)
@@ -296,7 +292,7 @@ class Exchange:
             fills.append(self.ledger.trade(order, execution, maker, name, at_ns, sequence))
             self._touched[order.client, symbol] = None
         if not self._entering_again or fills:
-            order.updated_ms = at_ns // _MS
+            order.updated_ms = at_ns // MS_NS
         if status in _REASONS and order.executed_lots == 0:
             order.reject_reason = _REASONS[status]
         if (

@@ -26,10 +26,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from market.units import MINUTE_NS, MS_NS
 from proving.sandbox.connection import Connection
 
-_MS: Final = 1_000_000
-_MINUTE: Final = 60_000_000_000
 #: What is held until something passes it goes out after so long all the same.
 _PATIENCE_MS: Final = 1000
 #: Entries of the log kept in memory; a file has all.
@@ -215,7 +214,7 @@ class Faults:
 
     def wall_ns(self) -> int:
         """The venue's wall clock."""
-        return time.time_ns() + self.clock_ms * _MS
+        return time.time_ns() + self.clock_ms * MS_NS
 
     def request(self, key: str, what: str) -> Fault | None:
         """The fault that befalls a request of a client, None when there is none."""
@@ -248,7 +247,7 @@ class Faults:
         self._held[connection, topic] = _Held(fault.kind, [frame])
         wait_ms = fault.ms if fault.kind == "delay" else (fault.ms or _PATIENCE_MS)
         assert wait_ms is not None
-        self.at(self.now_ns + wait_ms * _MS, lambda: self._release(connection, topic))
+        self.at(self.now_ns + wait_ms * MS_NS, lambda: self._release(connection, topic))
 
     def _release(self, connection: Connection, topic: str) -> None:
         held = self._held.pop((connection, topic), None)
@@ -262,7 +261,7 @@ class Faults:
             return
         if fault.kind == "silence":
             found.speaking.clear()
-            self.at(self.now_ns + (fault.ms or 0) * _MS, found.speaking.set)
+            self.at(self.now_ns + (fault.ms or 0) * MS_NS, found.speaking.set)
         else:
             found.end(orderly=fault.kind == "close")
 
@@ -338,7 +337,7 @@ def schedule(seed: int, rates: Mapping[str, float], start_ns: int) -> Iterator[D
 def _stream(seed: int, kind: str, rate: float, at_ns: int) -> Iterator[Due]:
     dice = random.Random(f"{seed}/faults/{kind}")
     while True:
-        at_ns += round(dice.expovariate(rate) * _MINUTE)
+        at_ns += round(dice.expovariate(rate) * MINUTE_NS)
         ms = round(KINDS[kind].ms * dice.uniform(0.2, 1.8))
         yield Due(at_ns, kind, dice.getrandbits(32), ms)
 

@@ -9,8 +9,8 @@ import re
 from decimal import Decimal
 from typing import Any, Final
 
-from execution.account import E8
 from market.instruments import Instrument
+from market.units import E8
 from proving.sandbox.refusal import RefusedError
 
 _NUMBER: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,18})?")

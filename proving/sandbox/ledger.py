@@ -12,15 +12,14 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Final
 
-from execution.account import E8, Account, Holding, fee_e8, value_e8
+from execution.account import Account, Holding, fee_e8, value_e8
 from execution.margin import MarginMode, at_mark_e8
+from market.units import E8, MS_NS
 from proving.sandbox.figures import money
 from proving.sandbox.tape import Tape
 from proving.sandbox.trading import Client, Closing, Order, Row, side_name
 from proving.synthetic.flow import BACKGROUND
 from proving.synthetic.matching import Execution
-
-_MS: Final = 1_000_000
 
 
 class Names:
@@ -80,7 +79,7 @@ class Ledger:
         """Price and quantity into the account, the order's sums and the client's records."""
         client, figures, symbol = order.client, order.figures, order.symbol
         holding, about = client.account.holdings[symbol], client.positions[symbol]
-        at_ms = at_ns // _MS
+        at_ms = at_ns // MS_NS
         value = value_e8(figures.instrument, ticks, lots)
         fee = fee_e8(value, rate)
         held, realised = holding.position_lots, holding.realised_e8
@@ -165,9 +164,9 @@ class Ledger:
 
     def settle(self, symbol: str, at_ns: int) -> list[tuple[Client, Row]]:
         """Funding for what is held now; who paid or received it, and the row that says so."""
-        tape, now = self.tapes[symbol], str(at_ns // _MS)
+        tape, now = self.tapes[symbol], str(at_ns // MS_NS)
         rate, mark = tape.funding_rate_e8, tape.mark_e8
-        tape.funding.append((at_ns // _MS, rate))
+        tape.funding.append((at_ns // MS_NS, rate))
         self.fund.settle(symbol, mark, rate)
         settled: list[tuple[Client, Row]] = []
         for client in self.clients:

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from market.units import MS_NS
 from proving.sandbox.ledger import plain_price
 from proving.sandbox.tape import Tape
 from proving.sandbox.trading import Client, Order, Row
@@ -25,7 +26,6 @@ LAGS_MS: Final = (0, 0, 0, 2, 4, 8)
 #: How much later than those of orders leave those of position and wallet.
 STATE_MS: Final = 6
 
-_MS: Final = 1_000_000
 #: Fields of an execution that its fast message has.
 _FAST: Final = (
     *("category", "symbol", "execId", "execPrice", "execQty", "orderId", "isMaker"),
@@ -49,7 +49,7 @@ class Notice(NamedTuple):
         if self.name:
             fields["id"] = self.name
         return msgspec.json.encode(
-            {**fields, "creationTime": self.due_ns // _MS, "data": self.data}
+            {**fields, "creationTime": self.due_ns // MS_NS, "data": self.data}
         )
 
 
@@ -110,7 +110,7 @@ class Notices:
         self._events += 1
         text = f"{self._seed}/notice/{self._events}"
         drawn = hashlib.blake2b(text.encode(), digest_size=2).digest()
-        return LAGS_MS[drawn[0] % len(LAGS_MS)] * _MS, bool(drawn[1] & 1)
+        return LAGS_MS[drawn[0] % len(LAGS_MS)] * MS_NS, bool(drawn[1] & 1)
 
     def _fast(self, client: Client, fills: Sequence[Row], at_ns: int, lag_ns: int) -> None:
         rows = [
@@ -129,12 +129,12 @@ class Notices:
             about.sequence = max(about.sequence, sequence)
         if not self.heard(client):
             return
-        due_ns = self._due(client, "state", at_ns + lag_ns + STATE_MS * _MS)
+        due_ns = self._due(client, "state", at_ns + lag_ns + STATE_MS * MS_NS)
         figures, mark_e8 = self._tapes[symbol].figures, self._marks[symbol]
         position = _position(client.position_row(figures, mark_e8), mark_e8)
         wallet = client.wallet_row(self._marks)
         for topic, row in (("wallet", wallet), ("position", position)):
-            self._push(due_ns, client, topic, f"{client.owner}_{topic}_{due_ns // _MS}", [row])
+            self._push(due_ns, client, topic, f"{client.owner}_{topic}_{due_ns // MS_NS}", [row])
 
     def _due(self, client: Client, lane: str, due_ns: int) -> int:
         """When a message leaves: not before those of its kind that it comes after."""

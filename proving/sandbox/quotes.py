@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from execution.account import E8
+from market.units import E8
 from proving.sandbox.candles import INTERVALS
 from proving.sandbox.exchange import Exchange
 from proving.sandbox.figures import money, rounded

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from market.units import SECOND_NS
 from proving.sandbox.candles import INTERVALS
 from proving.sandbox.connection import Connection, Stream
 from proving.sandbox.exchange import Exchange
 from proving.sandbox.tape import DEPTHS
 
-_SECOND: Final = 1_000_000_000
 _TOPIC: Final = re.compile(
     rf"(orderbook\.(?:{'|'.join(map(str, DEPTHS))})|kline\.(?:{'|'.join(INTERVALS)})"
     r"|publicTrade|tickers|allLiquidation|priceLimit)\.([A-Z0-9]+)"
@@ -43,7 +43,7 @@ class PublicStream(Stream):
     def candles(self) -> None:
         """The candles that somebody reads, once a simulated second."""
         exchange = self.exchange
-        second = exchange.now_ns // _SECOND
+        second = exchange.now_ns // SECOND_NS
         if second == self._second:
             return
         self._second = second

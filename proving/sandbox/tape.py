@@ -14,9 +14,10 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from execution.account import E8, unit_e8
+from execution.account import unit_e8
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import Instrument
+from market.units import E8, MS_NS
 from proving.sandbox.candles import Candles, end_of
 from proving.sandbox.figures import Figures, money, rounded
 from proving.synthetic.encode import Encoder
@@ -36,8 +37,6 @@ INTEREST_MS: Final = 300_000
 PREMIUM_S: Final = 30
 FUNDING_CAP: Final = "0.00333"
 
-_MS: Final = 1_000_000
-_SECOND: Final = 1_000_000_000
 
 Listener = Callable[[str, bytes], None]
 
@@ -171,7 +170,7 @@ class Tape:
         candles = self.candles["kline"]
         columns = [rows[name].tolist() for name in ("exchange_ns", "price_ticks", "qty_lots")]
         for exchange_ns, ticks, lots in zip(*columns, strict=True):
-            candles.add(exchange_ns // _MS, ticks, lots)
+            candles.add(exchange_ns // MS_NS, ticks, lots)
         self.last_ticks = int(rows["price_ticks"][-1])
         prices = rows["price_ticks"]
         lowest, highest = self._span
@@ -183,7 +182,7 @@ class Tape:
 
     def _take_ticker(self, rows: Events) -> None:
         self.values.update(zip(rows["field"].tolist(), rows["value_e8"].tolist(), strict=True))
-        at_ms = int(rows["exchange_ns"][-1]) // _MS
+        at_ms = int(rows["exchange_ns"][-1]) // MS_NS
         self.candles["mark-price-kline"].add(at_ms, self.mark_e8, 0)
         self.candles["index-price-kline"].add(at_ms, self.index_e8, 0)
         premium = (self._mid_e8() - self.index_e8) * E8 // self.index_e8
@@ -207,7 +206,7 @@ class Tape:
         if not changes and not first:
             return
         book.update_id += 1
-        book.exchange_ns, book.publish_ns = now_ns, now_ns + _MS
+        book.exchange_ns, book.publish_ns = now_ns, now_ns + MS_NS
         rows = book.rows(Kind.SNAPSHOT if first else Kind.DELTA, changes)
         book.take(rows)
         for _, frame in book.encoder.frames(rows):
@@ -235,7 +234,7 @@ class Tape:
             self._listen(f"tickers.{self.symbol}", self._ticker_frame(kind, news, now_ns))
         if now_ns % PRICE_LIMIT_NS == 0:
             topic = f"priceLimit.{self.symbol}"
-            limits = {"topic": topic, "data": self.price_limit(), "ts": now_ns // _MS}
+            limits = {"topic": topic, "data": self.price_limit(), "ts": now_ns // MS_NS}
             self._listen(topic, msgspec.json.encode(limits))
 
     def _ticker_frame(self, kind: str, fields: dict[str, str], now_ns: int) -> bytes:
@@ -244,13 +243,13 @@ class Tape:
             "type": kind,
             "data": {"symbol": self.symbol, **fields},
             "cs": self.sequence(now_ns),
-            "ts": now_ns // _MS,
+            "ts": now_ns // MS_NS,
         }
         return msgspec.json.encode(frame)
 
     def candle_frame(self, interval: str, now_ns: int) -> bytes | None:
         """The running candle of an interval, or the one that has just ended; None before a trade."""
-        now_ms = now_ns // _MS
+        now_ms = now_ns // MS_NS
         found = self.candles["kline"].latest(interval, 2, 0, now_ms)
         if not found:
             return None
@@ -303,7 +302,7 @@ class Tape:
 
     def sequence(self, now_ns: int) -> int:
         """The cross sequence at a time: frames of all topics are in its order."""
-        return now_ns // _MS * 16 + 15
+        return now_ns // MS_NS * 16 + 15
 
     @property
     def mark_e8(self) -> int:

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import msgspec
 
-from execution.account import E8, Account, unit_e8, value_e8
+from execution.account import Account, unit_e8, value_e8
 from execution.margin import Margin, MarginMode, OpenOrder, Security, Terms, at_mark_e8
 from market.instruments import Instrument
+from market.units import E8
 from proving.sandbox.figures import Figures, money, rounded
 from proving.sandbox.listing import LISTINGS
 

@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from execution.account import E8
+from market.units import E8
 from proving.sandbox import checks
 from proving.sandbox.notices import Notices
 from proving.sandbox.refusal import RefusedError

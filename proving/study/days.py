@@ -17,16 +17,16 @@ from typing import Any, Final
 import msgspec
 
 from execution import liquidity
-from execution.account import E8, rate_of_bps, unit_e8
+from execution.account import rate_of_bps, unit_e8
 from execution.algorithms import start
-from execution.algorithms.working import SECOND_NS, Parent, Working
+from execution.algorithms.working import Parent, Working
 from execution.liquidity import Costs, Monitor, depth_lots
 from execution.study import Task, drive
 from execution.tca import MARKOUTS_S, Mids, Row, shortfall
 from execution.venue import View
 from market.book import NO_LEVEL
-from market.lake import day_start_ns
 from market.settings import FEE_ROWS_BPS, Settings
+from market.units import BPS, E8, SECOND_NS, day_start_ns
 from proving.study.branch import HIGHEST, LOWEST
 from proving.study.engine import EngineVenue
 from proving.synthetic.profiles import profile
@@ -45,7 +45,6 @@ DEPTH_BPS: Final = 3.0
 ORACLE: Final = "oracle"
 
 _MARKOUT_NS: Final = MARKOUTS_S[-1] * SECOND_NS
-_BPS: Final = 1e4
 
 
 class Contender(msgspec.Struct, frozen=True):
@@ -287,7 +286,7 @@ def _judge(
     """Let the control go on until what was worked can be judged by it."""
     now_ns, instrument = control.now_ns, control.instrument
     sigma_bps, depth = monitor.sigma_bps, _depth(control, view.mid_ticks)
-    spread_bps = (view.asks[0][0] - view.bids[0][0]) / view.mid_ticks * _BPS
+    spread_bps = (view.asks[0][0] - view.bids[0][0]) / view.mid_ticks * BPS
     control.market.mids()
     control.market.watch()
     control.advance(now_ns + deadline_s * SECOND_NS)
@@ -354,7 +353,7 @@ def _oracle(
     """
     parent = each.parent
     decided, traded = parent.decision_mid_ticks, abs(extreme_ticks) != -NO_LEVEL
-    moved = parent.side * (extreme_ticks - decided) / decided * _BPS if traded else math.nan
+    moved = parent.side * (extreme_ticks - decided) / decided * BPS if traded else math.nan
     fees = FEE_ROWS_BPS[settings.model.fee_row][1]
     unknown = {n: math.nan for n in Outcome.__struct_fields__ if n.endswith(("_bps", "_s"))}
     given = {

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from execution.account import E8, fee_e8, unit_e8
+from execution.account import fee_e8, unit_e8
 from execution.orders import (
     Accepted,
     Action,
@@ -38,6 +38,7 @@ from execution.simulation.exchange import Reason
 from execution.venue import View
 from market.book import NO_LEVEL
 from market.instruments import Instrument
+from market.units import E8
 from proving.study.branch import ASK, BID, BOUGHT, NOW, SOLD, Branch, Why
 from proving.synthetic.marketplace import Report
 from proving.synthetic.matching import Execution, Status, TimeInForce

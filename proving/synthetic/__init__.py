@@ -22,7 +22,8 @@ import numpy.typing as npt
 from market.events import Events
 from market.instruments import BUILT_IN, Instrument
 from market.kernel import compiled
-from market.lake import Lake, LakeError, day_start_ns
+from market.lake import Lake, LakeError
+from market.units import SECOND_NS, day_start_ns
 from market.wire.capture import CaptureWriter
 from proving.synthetic.encode import Encoder, Lines, Text
 from proving.synthetic.latent import SECONDS
@@ -53,7 +54,6 @@ __all__ = [
     "write_truth",
 ]
 
-_SECOND_NS: Final = 1_000_000_000
 #: Modules that a synthetic day is made by.
 _SOURCES: Final = (
     "../book",
@@ -109,7 +109,7 @@ def _published(
     start_s, stop_s = span
     topics = TOPICS[:1] if topic == TOPICS[0] else (TOPICS[0], topic)
     market = Market(profile, seed, symbol, day, instrument, start_s=start_s, topics=topics)
-    end_ns = market.midnight_ns + stop_s * _SECOND_NS
+    end_ns = market.midnight_ns + stop_s * SECOND_NS
     while market.now_ns < end_ns:
         rows = market.chunk(end_ns)
         if len(topics) > 1:
@@ -216,7 +216,7 @@ def write_frames(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with CaptureWriter(temporary) as writer:
-            opening_ns = day_start_ns(day) + start_s * _SECOND_NS
+            opening_ns = day_start_ns(day) + start_s * SECOND_NS
             for instrument in used.values():
                 fields = {"l2": "instrument", **msgspec.to_builtins(instrument)}
                 writer.control(opening_ns, fields)

@@ -23,8 +23,8 @@ from scipy.special import ndtri
 from market.bars import BarBuilder, Bars
 from market.columns import C
 from market.instruments import BUILT_IN
-from market.lake import day_start_ns
 from market.settings import Settings
+from market.units import day_start_ns
 from proving.synthetic import generate, latent, reduced, touch
 from proving.synthetic.latent import FRAMES, SECONDS, Drivers, generator
 from proving.synthetic.primitives import NAMES, TAKERS, P, decompose, trades

@@ -17,8 +17,9 @@ import numpy as np
 from assets.market_data import map_processes
 from market.events import ARROW_SCHEMA, to_arrow
 from market.instruments import BUILT_IN
-from market.lake import Lake, LakeError, day_start_ns
+from market.lake import Lake, LakeError
 from market.settings import Settings
+from market.units import day_start_ns
 from proving import synthetic
 from proving.synthetic import recovery, reduced
 from proving.synthetic.latent import SECONDS

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import Instrument
 from market.kernel import compiled
+from market.units import MS_NS
 from market.wire.jsontext import put, put_number
 
 Text = npt.NDArray[np.uint8]
@@ -33,7 +34,6 @@ _RPI: Final = int(Flag.RPI)
 _BLOCK: Final = int(Flag.BLOCK)
 _NEXT_FUNDING: Final = int(Field.NEXT_FUNDING_MS)
 
-_MS: Final = 1_000_000
 #: Sequence numbers of one millisecond; a book's comes after those of the trades in it.
 _SEQ_PER_MS: Final = 16
 #: Bytes that a row of a kind and a frame need at most.
@@ -279,7 +279,7 @@ def _print(
     """One trade or liquidation of a frame."""
     ticks = events[n].price_ticks
     at = put(text, at, _T)
-    at = put_number(text, at, events[n].exchange_ns // _MS, 0)
+    at = put_number(text, at, events[n].exchange_ns // MS_NS, 0)
     at = put(text, at, _S_LOWER)
     at = put(text, at, style.symbol)
     at = put(text, at, _BUY if events[n].side > 0 else _SELL)
@@ -325,7 +325,7 @@ def _write(
         at = put_number(text, at, head.receive_ns, 0)
         text[at] = 32
         at += 1
-        publish_ms, exchange_ms = head.publish_ns // _MS, head.exchange_ns // _MS
+        publish_ms, exchange_ms = head.publish_ns // MS_NS, head.exchange_ns // MS_NS
         if head.kind == _SNAPSHOT or head.kind == _DELTA:
             at = put(text, at, style.snapshot if head.kind == _SNAPSHOT else style.delta)
             at = put_number(text, at, publish_ms, 0)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from market.kernel import compiled
-from market.lake import day_start_ns
+from market.units import day_start_ns
 from proving.synthetic.planted import alpha_sd, best_filter, follower_share, level
 from proving.synthetic.profiles import STEP_S, Listing, Profile
 

@@ -25,7 +25,7 @@ import numpy as np
 from market.events import EVENT, Events
 from market.instruments import BUILT_IN, Instrument
 from market.kernel import compiled
-from market.lake import day_start_ns
+from market.units import SECOND_NS, day_start_ns
 from proving.synthetic import flow, latent, publication
 from proving.synthetic.arrivals import Arrivals, Floats, Request, arrivals, philox_key
 from proving.synthetic.latent import FRAMES, SECONDS
@@ -33,7 +33,6 @@ from proving.synthetic.matching import Execution, MatchingEngine, Outcome, Statu
 from proving.synthetic.profiles import STEP_S, Listing, Profile, ProfileError
 
 CHUNK_ROWS: Final = 250_000
-_SECOND_NS: Final = 1_000_000_000
 _POOL: Final = 1 << 16
 #: Arrivals follow the efficient price's moves of the last moments: their share, and half-life (s).
 AGITATION: Final = 0.6
@@ -131,7 +130,7 @@ class Market:
         self._values = np.stack(
             latent.reference(listing, seed, day, self.midnight_ns, self.hidden.log_price, lot)
         )
-        first_frame = start_s * _SECOND_NS // publication.TOPICS[0][1]
+        first_frame = start_s * SECOND_NS // publication.TOPICS[0][1]
         self._wire = publication.Wire(
             midnight_ns=self.midnight_ns,
             phase_ms=hashlib.blake2b(symbol.encode(), digest_size=1).digest()[0] % 40,
@@ -245,7 +244,7 @@ class Market:
 
         Rows are in receive order within a topic. ValueError beyond the day's end.
         """
-        end_ns = self.midnight_ns + SECONDS * _SECOND_NS
+        end_ns = self.midnight_ns + SECONDS * SECOND_NS
         if until_ns > end_ns:
             raise ValueError(f"{until_ns} lies beyond the end of the market's day, {end_ns}")
         pieces = []
@@ -454,7 +453,7 @@ def arriving(profile: Profile, listing: Listing) -> Arrivals:
     """The arrivals of a profile: mean rates per second by `Request`, and their branching ratio."""
     # Half of the changes behind the touch place and half withdraw; a withdrawal that meets an empty
     # tick does nothing, so there are more of them.
-    placed = 0.5 * profile.churn * _SECOND_NS / flow.STEP_NS
+    placed = 0.5 * profile.churn * SECOND_NS / flow.STEP_NS
     rates = np.zeros(len(Request))
     rates[Request.TAKE] = listing.orders_per_s
     rates[Request.JOIN] = profile.joins_per_s

@@ -19,6 +19,7 @@ import numpy as np
 from market import book as bk
 from market.events import Events, Field, Flag, Kind, begin_row
 from market.kernel import kernel
+from market.units import MS_NS
 from proving.synthetic import flow as fl
 from proving.synthetic import matching as me
 from proving.synthetic.arrivals import Arrivals, Floats, Integers, philox
@@ -34,8 +35,6 @@ ROW_ROOM: Final = 1 << 12
 #: Room at first for executions of resting orders that are not the background's.
 OUTBOX: Final = 1 << 14
 
-_MS: Final = 1_000_000
-_SECOND: Final = 1_000_000_000
 _SNAPSHOT: Final = int(Kind.SNAPSHOT)
 _DELTA: Final = int(Kind.DELTA)
 _TRADE: Final = int(Kind.TRADE)
@@ -144,8 +143,8 @@ def _due(wire: Wire, sheet: Sheet, crowd: Crowd, topic: int) -> None:
     philox(crowd.key, _BOOKS + topic, row[FRAME], sheet.draws)
     late_ms = wire.phase_ms + int(sheet.draws[0] * 3)
     # Fast topics keep time within their period.
-    late_ms = late_ms % (row[PERIOD] // _MS)
-    row[DUE] = row[FRAME] * row[PERIOD] + late_ms * _MS
+    late_ms = late_ms % (row[PERIOD] // MS_NS)
+    row[DUE] = row[FRAME] * row[PERIOD] + late_ms * MS_NS
 
 
 @kernel
@@ -177,7 +176,7 @@ def _frame(
     number = state[FRAME]
     philox(crowd.key, _BOOKS + topic, number, sheet.draws)
     exchange = wire.midnight_ns + state[DUE]
-    publish = exchange + (1 + int(sheet.draws[1] * 4)) * _MS
+    publish = exchange + (1 + int(sheet.draws[1] * 4)) * MS_NS
     receive = _arrival(sheet, wire, topic, publish)
     update = state[UPDATE] + number
     skipped = wire.first_frame * (sheet.topics[0, PERIOD] // state[PERIOD])
@@ -230,9 +229,9 @@ def _trade_times(sheet: Sheet, wire: Wire, crowd: Crowd, t_ns: int) -> tuple[int
     head = sheet.head
     philox(crowd.key, _TRADES, head[TRADE_FRAMES], sheet.draws)
     head[TRADE_FRAMES] += 1
-    exchange = wire.midnight_ns + t_ns // _MS * _MS
-    publish = exchange + int(sheet.draws[1] * 3) * _MS
-    head[SEQ] = max(head[SEQ] + 1, exchange // _MS * 16)
+    exchange = wire.midnight_ns + t_ns // MS_NS * MS_NS
+    publish = exchange + int(sheet.draws[1] * 3) * MS_NS
+    head[SEQ] = max(head[SEQ] + 1, exchange // MS_NS * 16)
     return exchange, publish, _arrival(sheet, wire, 0, publish)
 
 
@@ -343,7 +342,7 @@ def _beside(
         # A fall liquidates longs (side +1), and takes them out at the bid.
         side = 1 if falling else -1
         key = engine.book[bk.BEST + bk.row_of(side)]
-        publish = wire.midnight_ns + cts_ns + 5 * _MS
+        publish = wire.midnight_ns + cts_ns + 5 * MS_NS
         receive = _arrival(sheet, wire, 0, publish)
         if number >= wire.first_frame and key != bk.NO_KEY:
             begin_row(out, n, receive, wire.midnight_ns + cts_ns, publish, 0, _LIQUIDATION)
@@ -360,7 +359,7 @@ def _beside(
         n = _ticker(out, n, sheet, wire, values, second, opening, receive)
     elif number % 10 == 5:
         philox(crowd.key, _TICKERS, number, sheet.draws)
-        publish = wire.midnight_ns + cts_ns + 8 * _MS
+        publish = wire.midnight_ns + cts_ns + 8 * MS_NS
         receive = _arrival(sheet, wire, 0, publish)
         if number > wire.first_frame:
             n = _ticker(out, n, sheet, wire, values, second, publish, receive)

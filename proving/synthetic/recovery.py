@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from market.instruments import BUILT_IN
-from market.lake import day_start_ns
+from market.units import day_start_ns
 from proving.synthetic import generate, latent, reduced, touch
 from proving.synthetic.latent import FRAMES, PER_SECOND, SECONDS
 from proving.synthetic.planted import closed_form_ic

@@ -28,7 +28,8 @@ from market.bars import Bars
 from market.columns import COLUMNS, C
 from market.instruments import BUILT_IN, Instrument
 from market.kernel import compiled
-from market.lake import Lake, LakeError, day_start_ns
+from market.lake import Lake, LakeError
+from market.units import day_start_ns
 from proving.synthetic import latent, touch
 from proving.synthetic.latent import SECONDS, Drivers, generator
 from proving.synthetic.primitives import NAMES, P, compose, trades

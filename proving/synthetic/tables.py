@@ -19,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from market.lake import Lake, LakeError, day_start_ns
+from market.lake import Lake, LakeError
+from market.units import SECOND_NS, day_start_ns
 from proving.synthetic import latent
 from proving.synthetic.latent import FRAMES, PER_SECOND, SECONDS, Drivers, generator
 from proving.synthetic.planted import alpha_sd, best_filter, closed_form_ic, level
 from proving.synthetic.profiles import STEP_S, Profile, instant_ns
 
-_SECOND_NS: Final = 1_000_000_000
-_FRAME_NS: Final = round(STEP_S * _SECOND_NS)
+_FRAME_NS: Final = round(STEP_S * SECOND_NS)
 
 #: Truth column -> (type, unit, meaning).
 TRUTH_COLUMNS: Final[dict[str, tuple[pa.DataType, str, str]]] = {
@@ -81,7 +81,7 @@ DECOY_SCHEMA: Final = pa.schema(
 
 def seconds_of(day: str) -> npt.NDArray[np.int64]:
     """Ends of the day's seconds, (SECONDS,) epoch ns: the axis of bars."""
-    return np.asarray(day_start_ns(day) + np.arange(1, SECONDS + 1) * _SECOND_NS)
+    return np.asarray(day_start_ns(day) + np.arange(1, SECONDS + 1) * SECOND_NS)
 
 
 def truth(profile: Profile, seed: int, symbol: str, day: str) -> pa.Table:
@@ -145,7 +145,7 @@ def planted_log(profile: Profile, seed: int, symbol: str, day: str) -> pa.Table:
     )
     for change in profile.changes:
         starts = instant_ns(change.starts)
-        if midnight <= starts < midnight + SECONDS * _SECOND_NS:
+        if midnight <= starts < midnight + SECONDS * SECOND_NS:
             note = f"{change.what}: {change.shape} to value"
             if change.lasts_h:
                 note += f", {change.lasts_h:g} h"

@@ -30,7 +30,6 @@ _SNAPSHOT: Final = int(Kind.SNAPSHOT)
 _DELTA: Final = int(Kind.DELTA)
 _LAST: Final = int(Flag.LAST)
 _FRAME_NS: Final = 100_000_000
-_SECOND_NS: Final = 1_000_000_000
 
 #: Half-lives of the Ornstein-Uhlenbeck parts of the offset (s).
 OFFSET_HALF_LIVES_S: Final = (5.0, 30.0, 180.0, 1_000.0, 6_000.0)

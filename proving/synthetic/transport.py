@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from market.book import Book
 from market.events import EVENT, Events, Flag, Kind
+from market.units import MS_NS
 from proving.synthetic.latent import FRAMES, generator
 from proving.synthetic.profiles import Profile
 
@@ -31,7 +32,6 @@ _DELTA: Final = int(Kind.DELTA)
 _FIRST: Final = int(Flag.FIRST)
 _LAST: Final = int(Flag.LAST)
 _GAP: Final = int(Flag.GAP)
-_MS: Final = 1_000_000
 
 
 def has_faults(profile: Profile) -> bool:
@@ -65,7 +65,7 @@ class Transport:
         self._healed = {frame + 1 + RECOVERY_FRAMES for frame in last_lost} - self._lost
         self._resets = set(drawn(profile.resets_per_h).tolist()) - self._lost
         self._twice = set(drawn(profile.duplicates_per_h).tolist()) - self._lost
-        self._skew_ns = round(profile.skew_ms * _MS)
+        self._skew_ns = round(profile.skew_ms * MS_NS)
         self._first_update, self._levels = first_update, levels
         self._book = Book()
         self._offset = 0  #: taken from update ids since the last reset

@@ -19,8 +19,9 @@ from assets.warehouse import WarehouseError
 from execution.tca import TABLES as RECORDS
 from execution.tca import FillRow, MarkoutRow, OrderRow, ParentRow, Row, Shortfall, to_table
 from execution.tca.figures import figures
-from market.lake import Lake, day_start_ns
+from market.lake import Lake
 from market.settings import Settings
+from market.units import day_start_ns
 
 S = 1_000_000_000
 FRIDAY, SATURDAY = "2026-01-30", "2026-01-31"

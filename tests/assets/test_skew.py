@@ -18,8 +18,9 @@ from assets.skew import judge, said
 from live.worker import run
 from market.bars import make_bars
 from market.ingest import ingest
-from market.lake import Lake, day_start_ns
+from market.lake import Lake
 from market.settings import Settings
+from market.units import day_start_ns
 from market.wire.capture import CaptureWriter, read_lines
 from orchestration.records import decisions, live_batch_skew
 from proving.synthetic import profile, write_bars, write_frames

@@ -11,7 +11,8 @@ import msgspec
 from assets.market_data import events
 from assets.partitions import partition_key
 from assets.platform import Platform
-from market.lake import Lake, day_start_ns
+from market.lake import Lake
+from market.units import day_start_ns
 from market.wire.capture import CaptureWriter
 
 DAY = "2026-03-01"

@@ -27,8 +27,9 @@ from assets.warehouse import (
     warehouse,
 )
 from market.bars import COLUMNS
-from market.lake import Lake, LakeError, code_hash, day_start_ns
+from market.lake import Lake, LakeError, code_hash
 from market.settings import Settings, load
+from market.units import day_start_ns
 
 SECOND = 1_000_000_000
 SATURDAY, SUNDAY = "2026-01-31", "2026-02-01"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from execution.algorithms import ALGORITHMS, start
 from execution.algorithms.placement import MarketOrder, PassivePeg
-from execution.algorithms.working import SECOND_NS, Parent
+from execution.algorithms.working import Parent
 from execution.orders import (
     Accepted,
     Action,
@@ -33,6 +33,7 @@ from execution.orders import (
 )
 from execution.venue import View
 from market.settings import Execution
+from market.units import SECOND_NS
 from tests.execution.tape import INSTRUMENT, SYMBOL
 
 DEADLINE = 30 * SECOND_NS

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from execution.algorithms import ALGORITHMS, start
-from execution.algorithms.working import SECOND_NS, Parent, Working
+from execution.algorithms.working import Parent, Working
 from execution.orders import (
     Accepted,
     Action,
@@ -32,6 +32,7 @@ from execution.orders import (
 from execution.risk import Denial, Guard
 from execution.venue import View
 from market.settings import Risk
+from market.units import SECOND_NS
 from tests.execution.tape import INSTRUMENT, SYMBOL
 
 DEADLINE = 30 * SECOND_NS

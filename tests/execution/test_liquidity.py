@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from execution.algorithms.working import SECOND_NS
 from execution.liquidity import (
     PRIOR_S,
     Costs,
@@ -25,6 +24,7 @@ from execution.liquidity import (
     sweep_bps,
 )
 from execution.venue import View
+from market.units import SECOND_NS
 from tests.execution.tape import ASKS, BIDS, INSTRUMENT, SYMBOL
 
 

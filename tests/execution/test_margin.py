@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from execution.account import E8, Account, fee_e8, funding_e8, value_e8
+from execution.account import Account, fee_e8, funding_e8, value_e8
 from execution.margin import (
     BTC_TIERS,
     Margin,
@@ -21,6 +21,7 @@ from execution.margin import (
 )
 from execution.orders import Filled, Liquidity
 from market.instruments import BUILT_IN, Instrument
+from market.units import E8
 
 BTC = BUILT_IN["BTCUSDT"]
 XRP = Instrument(symbol="XRPUSDT", tick="0.0001", lot="1", min_qty="1", min_notional="5")

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from execution.algorithms.placement import Adaptive, ContKukanov, Iceberg
-from execution.algorithms.working import SECOND_NS
 from execution.orders import Accepted, Cancel, Cancelled, OrderType, Submit, TimeInForce
 from execution.venue import View
+from market.units import SECOND_NS
 from tests.execution.test_algorithms import DEADLINE, fill, parent, told, view
 
 

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from execution.algorithms.working import SECOND_NS
 from execution.orders import (
     Accepted,
     Action,
@@ -25,6 +24,7 @@ from execution.orders import (
 from execution.risk import Denial, Guard
 from execution.venue import View
 from market.settings import Risk, SettingsError, load
+from market.units import SECOND_NS
 from tests.execution.tape import INSTRUMENT, SYMBOL
 from tests.execution.test_algorithms import Chaos, fill, told, view
 

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from execution.algorithms import start
 from execution.algorithms.router import Market, Policy, Router, split
-from execution.algorithms.working import SECOND_NS, Parent
+from execution.algorithms.working import Parent
 from execution.liquidity import Costs, Monitor
 from execution.orders import Accepted, OrderType, Submit, TimeInForce
 from execution.venue import View
 from market.instruments import BUILT_IN
+from market.units import SECOND_NS
 
 BTC = BUILT_IN["BTCUSDT"]
 #: A touch of half a million USDT at 60,000.

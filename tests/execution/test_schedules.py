@@ -22,8 +22,8 @@ from execution.algorithms.schedules import (
     trajectory,
     urgency,
 )
-from execution.algorithms.working import SECOND_NS
 from execution.orders import OrderType, Submit
+from market.units import SECOND_NS
 from tests.execution.test_algorithms import DEADLINE, fill, parent, view
 
 

@@ -15,8 +15,9 @@ from live.archives.cut import Cut
 from market.book import CROSSED_FRAMES, GAPS, UNHELD, Book
 from market.events import from_arrow
 from market.ingest import ingest
-from market.lake import DAY_NS, Lake, day_start_ns
+from market.lake import Lake
 from market.settings import Settings
+from market.units import DAY_NS, day_start_ns
 from market.wire.capture import read_lines
 from market.wire.decode import Decoder
 from proving.bench import archive_day

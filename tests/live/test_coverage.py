@@ -10,7 +10,8 @@ import pytest
 
 from live.coverage import coverage, missing
 from market.ingest import adopt
-from market.lake import DAY_NS, Lake, day_start_ns
+from market.lake import Lake
+from market.units import DAY_NS, day_start_ns
 from market.wire.capture import CaptureWriter
 from orchestration.cli import main
 

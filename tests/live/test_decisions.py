@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from live.decisions import BATCH_ROWS, HOUR_NS, Decision, DecisionLog, collect_decisions
-from market.lake import Lake, day_start_ns
+from live.decisions import BATCH_ROWS, Decision, DecisionLog, collect_decisions
+from market.lake import Lake
+from market.units import HOUR_NS, day_start_ns
 
 S = 1_000_000_000
 #: A minute before midnight, so that hours and dates change.

@@ -13,8 +13,9 @@ from live.archives.rest import Patience, RequestError, instruments
 from live.coverage import coverage
 from market.bars import make_bars
 from market.ingest import ingest
-from market.lake import Lake, day_start_ns
+from market.lake import Lake
 from market.settings import Settings, load
+from market.units import day_start_ns
 from market.wire.capture import read_lines
 from orchestration.cli import main
 from tests.live.archives import Archives, archives, book_zip, trade_gz

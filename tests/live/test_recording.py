@@ -26,8 +26,9 @@ from live.recording import Recording, RecordingError, Spool, mend, record, topic
 from live.replica import BookTopic, Replica
 from market.book import Book
 from market.instruments import BUILT_IN, Instrument
-from market.lake import Lake, utc_date
+from market.lake import Lake
 from market.settings import Market, Record, Settings
+from market.units import utc_date
 from market.wire.capture import CaptureWriter, read_blocks, read_lines
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of

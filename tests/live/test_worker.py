@@ -33,8 +33,9 @@ from market.bars import BarBuilder, Bars, make_bars
 from market.features import FeatureEvaluator, feature_hash, feature_names
 from market.features.rendering import render_model
 from market.ingest import ingest
-from market.lake import Lake, day_start_ns
+from market.lake import Lake
 from market.settings import Settings
+from market.units import day_start_ns
 from market.wire.capture import CaptureWriter, read_blocks, read_lines
 from market.wire.decode import Decoder
 from models_registry.manifest import BundleError

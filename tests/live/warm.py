@@ -18,7 +18,8 @@ from market.bars import BarBuilder, Bars
 from market.book import Book
 from market.events import ARROW_SCHEMA, Events, Flag, to_arrow
 from market.instruments import BUILT_IN, Instrument
-from market.lake import DAY_NS, Lake, day_start_ns, utc_date
+from market.lake import Lake
+from market.units import DAY_NS, day_start_ns, utc_date
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of

@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from market.events import Events, Kind
 from market.ingest import IngestError, ingest
 from market.instruments import BUILT_IN
-from market.lake import Lake, utc_date
+from market.lake import Lake
 from market.settings import Settings
+from market.units import utc_date
 from market.wire.capture import Block, CaptureError, CaptureWriter, read_blocks, read_lines
 from market.wire.decode import Decoded, Decoder
 from market.wire.survey import scan

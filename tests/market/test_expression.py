@@ -12,7 +12,7 @@ from market.bars import COLUMNS
 from market.features.evaluator import Evaluator, Program
 from market.features.expression import ExpressionError, Language, memory, text
 from market.features.statement import Statement
-from market.lake import day_start_ns
+from market.units import day_start_ns
 
 DAY = "2026-01-02"
 START = day_start_ns(DAY) // SECOND

@@ -28,8 +28,9 @@ from market.features.definitions import TERMS
 from market.features.expression import ExpressionError
 from market.features.rendering import generated, render_model
 from market.ingest import ingest
-from market.lake import Lake, day_start_ns
+from market.lake import Lake
 from market.settings import Settings
+from market.units import day_start_ns
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAY, NEXT = "2026-01-02", "2026-01-03"

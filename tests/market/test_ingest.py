@@ -18,8 +18,9 @@ from market.book import Book
 from market.events import EVENT, Events, Flag, Kind, from_arrow
 from market.ingest import IngestError, adopt, fingerprint, ingest, instruments_of, scan
 from market.instruments import BUILT_IN, Instrument
-from market.lake import DAY_NS, Lake, day_start_ns
+from market.lake import Lake
 from market.settings import Settings
+from market.units import DAY_NS, day_start_ns
 from market.wire.capture import CaptureError, CaptureWriter, read_blocks
 from market.wire.decode import Decoder
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from market.lake import Lake, day_start_ns, days_between
+from market.lake import Lake
 from market.settings import Model, Settings
+from market.units import day_start_ns, days_between
 from models_registry.dataset import Features
 
 HORIZONS = (10, 60, 300)

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.model_selection import TimeSeriesSplit
 
-from market.lake import DAY_NS, day_start_ns
+from market.units import DAY_NS, SECOND_NS, day_start_ns
 from models_registry.validation import (
-    SECOND_NS,
     Span,
     bin_sums,
     effective_count,

@@ -19,8 +19,9 @@ from live.worker import run as run_live
 from market.bars import BarBuilder, Bars
 from market.features import feature_names
 from market.ingest import ingest
-from market.lake import DAY_NS, Lake, day_start_ns, utc_date
+from market.lake import Lake
 from market.settings import Settings
+from market.units import DAY_NS, day_start_ns, utc_date
 from market.wire.capture import CaptureWriter, read_lines
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of

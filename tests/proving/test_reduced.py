@@ -10,8 +10,9 @@ import pytest
 from market.bars import Bars, bars_from_chunks
 from market.columns import COLUMNS
 from market.instruments import BUILT_IN
-from market.lake import Lake, LakeError, day_start_ns
+from market.lake import Lake, LakeError
 from market.settings import Settings
+from market.units import day_start_ns
 from proving.synthetic import generate, latent, reduced
 from proving.synthetic.likeness import Likeness, compared
 from proving.synthetic.profiles import ProfileError, altered, profile

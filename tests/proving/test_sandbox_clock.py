@@ -20,8 +20,9 @@ from market.bars import bars_from_chunks, make_bars
 from market.book import Book
 from market.events import Events, Flag, Kind, from_arrow
 from market.ingest import ingest
-from market.lake import Lake, utc_date
+from market.lake import Lake
 from market.settings import Clock, Market, Record, Settings
+from market.units import utc_date
 from proving.sandbox.exchange import FIRST_DAY
 from proving.sandbox.server import Sandbox
 from proving.synthetic import marketplace

@@ -23,8 +23,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from execution.account import E8, value_e8
+from execution.account import value_e8
 from market.events import Field
+from market.units import E8
 from proving.sandbox.exchange import DEPOSIT_E8, Exchange
 from proving.sandbox.faults import rates_of
 from proving.sandbox.notices import Notice

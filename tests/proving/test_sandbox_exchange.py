@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from execution.account import E8, fee_e8, funding_e8, value_e8
+from execution.account import fee_e8, funding_e8, value_e8
 from execution.margin import MarginError, MarginMode
+from market.units import E8
 from proving.sandbox import entry
 from proving.sandbox.exchange import AHEAD_NS, Exchange
 from proving.sandbox.refusal import RefusedError

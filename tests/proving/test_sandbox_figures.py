@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from execution.account import E8
 from execution.margin import MarginMode, Terms, tiers
 from market.events import Field
 from market.instruments import BUILT_IN, Instrument
+from market.units import E8
 from proving.sandbox import desk
 from proving.sandbox.exchange import Exchange
 from proving.sandbox.figures import Figures

@@ -14,8 +14,9 @@ from market.bars import Bars, bars_from_chunks
 from market.book import Book
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import BUILT_IN
-from market.lake import Lake, LakeError, day_start_ns
+from market.lake import Lake, LakeError
 from market.settings import Settings
+from market.units import day_start_ns
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from proving import synthetic

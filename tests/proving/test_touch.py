@@ -7,8 +7,8 @@ import pytest
 
 from market.bars import Bars, bars_from_chunks
 from market.instruments import BUILT_IN
-from market.lake import day_start_ns
 from market.settings import Settings
+from market.units import day_start_ns
 from proving.synthetic import generate, latent, profile, touch
 
 DAY = "2026-03-01"

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from market.lake import Lake, LakeError, day_start_ns
+from market.lake import Lake, LakeError
+from market.units import day_start_ns
 from proving.synthetic import latent, tables, write_truth
 from proving.synthetic.page import PAGE, page
 from proving.synthetic.planted import alpha_sd
