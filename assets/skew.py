@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from market.bars import ARROW_SCHEMA, BarBuilder, Bars
 from market.columns import COLUMNS
+from market.errors import DataError
 from market.features import feature_names
 from market.features.expression import MEMORY_S
 from market.instruments import Instrument, leader
@@ -136,7 +137,7 @@ def judge(lake: Lake, settings: Settings, keys: Iterable[Key]) -> SkewReport:
     )
 
 
-class SkewError(RuntimeError):
+class SkewError(DataError):
     """A run's decisions cannot be made again; the message says what is missing."""
 
 

@@ -30,6 +30,7 @@ from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_
 from assets.contracts import PROJECT, project_for
 from assets.partitions import PARTITIONS, Span, context_spans
 from assets.platform import OWNERS, Platform
+from market.errors import DataError
 from market.instruments import leader
 from market.lake import Lake, LakeError
 from market.settings import Settings
@@ -51,7 +52,7 @@ class TableTest(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
 
 
-class WarehouseError(RuntimeError):
+class WarehouseError(DataError):
     """A range could not be built and nothing was published; ``tests`` are the results until then."""
 
     def __init__(self, message: str, tests: Sequence[TableTest] = ()) -> None:

@@ -33,11 +33,12 @@ from typing import Final
 import msgspec
 
 from execution.account import Account, Holding, unit_e8, value_e8
+from market.errors import UsageError
 from market.instruments import Instrument
 from market.units import E8
 
 
-class MarginError(ValueError):
+class MarginError(UsageError):
     """What was asked for is beyond the margin rules; the message says which and where."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from market.errors import ModelError
 from models_registry.manifest import (
     POINTER_FILE,
     Bundle,
@@ -23,7 +24,7 @@ from models_registry.manifest import (
 )
 
 
-class NoChampionError(RuntimeError):
+class NoChampionError(ModelError):
     """Nothing has been promoted; the message says how to get there."""
 
 

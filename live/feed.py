@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
+from market.errors import VenueError
 from market.wire.capture import read_blocks
 
 #: Spacing of bare time, on multiples of the receive clock.
@@ -38,7 +39,7 @@ SILENCE_NS: Final = 60_000_000_000
 BLOCK_BYTES: Final = 1 << 16
 
 
-class FeedError(RuntimeError):
+class FeedError(VenueError):
     """The feed cannot start or go on; the message is one line that says what to do."""
 
 

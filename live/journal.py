@@ -46,6 +46,7 @@ from execution.orders import (
     Submit,
 )
 from execution.tca import OrderRow
+from market.errors import DataError
 
 #: What each schema version adds; version n is the first n scripts applied in order. Scripts that
 #: have been released never change.
@@ -71,7 +72,7 @@ MIGRATIONS: Final = (
 )
 
 
-class JournalError(RuntimeError):
+class JournalError(DataError):
     """The journal cannot be used; the message names the file and what to do."""
 
 

@@ -32,6 +32,7 @@ from live.archives.rest import Patience, RequestError, instruments
 from live.clock import SteadyClock, VenueClock
 from live.feed import Feed, WireFeed
 from live.replica import BookTopic, Replica
+from market.errors import DataError
 from market.instruments import BUILT_IN, Instrument
 from market.lake import Lake
 from market.settings import Settings
@@ -49,7 +50,7 @@ _RENEWALS: Final = 4
 _STATUS_NS: Final = 60 * SECOND_NS
 
 
-class RecordingError(RuntimeError):
+class RecordingError(DataError):
     """The recorder cannot start; the message is one line that says what to do."""
 
 

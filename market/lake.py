@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from market.errors import DataError
 from market.units import days_between
 
 #: Rows of a row group: two hours of seconds. A query of the last hour unpacks that and not the day,
@@ -134,7 +135,7 @@ TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
 }
 
 
-class LakeError(RuntimeError):
+class LakeError(DataError):
     """The lake cannot serve a request; the message names the file and what to do."""
 
 

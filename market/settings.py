@@ -17,8 +17,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from market.errors import UsageError
 
-class SettingsError(ValueError):
+
+class SettingsError(UsageError):
     """A setting is unknown or has a value that cannot be used; the message says which and where."""
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from market.errors import ModelError
 from market.lake import Lake
 from market.units import SECOND_NS
 from models_registry.manifest import list_hash
@@ -25,7 +26,7 @@ Int = npt.NDArray[np.int64]
 TABLE: Final = "training_set"
 
 
-class DatasetError(RuntimeError):
+class DatasetError(ModelError):
     """The training set cannot serve what was asked; the message says what to materialise."""
 
 

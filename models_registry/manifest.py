@@ -29,6 +29,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from market.errors import ModelError
+
 if TYPE_CHECKING:
     import lightgbm
 
@@ -44,7 +46,7 @@ NO_REGIME: Final = "unknown"
 Verdict = Literal["promote", "abstain", "not_enough_data"]
 
 
-class BundleError(RuntimeError):
+class BundleError(ModelError):
     """A bundle or pointer cannot be used; the message names the file and what to do."""
 
 

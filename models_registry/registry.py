@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import msgspec
 
+from market.errors import ModelError
 from market.lake import Lake
 from market.settings import FEE_ROWS_BPS, Settings
 from models_registry import dataset
@@ -48,7 +49,7 @@ BUNDLE_ARTIFACT: Final = "bundle"
 Progress = Callable[[str], None]
 
 
-class RegistryError(RuntimeError):
+class RegistryError(ModelError):
     """The registry cannot do what was asked; the message says what to do."""
 
 

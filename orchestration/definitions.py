@@ -10,7 +10,7 @@ import dagster as dg
 from assets import costs, execution, market_data, modelling, quality, warehouse
 from assets.platform import Platform
 from orchestration import automation, records
-from orchestration.console import people_logger
+from orchestration.run_log import people_logger
 
 MODULES = (market_data, quality, warehouse, modelling, execution, records, costs)
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from execution.hazard import FillModel
 from execution.liquidity_survey import COLUMNS, MEMORY_S, Floats, Survey, averaged, survey
 from market.bars import bars_from_chunks
+from market.errors import UsageError
 from market.events import Events
 from market.lake import Lake
 from market.settings import Settings
@@ -27,7 +28,7 @@ HEAD: Final = ("what", "unit", "mean", "a tenth below", "median", "a tenth above
 _POINTS: Final = 2_000
 
 
-class LiquidityError(RuntimeError):
+class LiquidityError(UsageError):
     """There are no bars as asked; the message says where, and what to do."""
 
 

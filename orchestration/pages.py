@@ -10,12 +10,13 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from market.console import say
+from market.errors import UsageError
 from market.settings import Settings
-from orchestration.console import say
 from orchestration.instance import dagster_home
 
 
-class PortError(RuntimeError):
+class PortError(UsageError):
     """A port cannot be listened on."""
 
 

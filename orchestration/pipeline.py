@@ -7,11 +7,11 @@ from typing import Any
 
 import dagster as dg
 
+from market.console import say, table
 from market.ingest import adopt, scan
 from market.lake import Lake, LakeError
 from market.settings import Settings
 from orchestration.automation import range_tags
-from orchestration.console import say, table
 from orchestration.instance import instance
 
 

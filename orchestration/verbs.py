@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from market.errors import UsageError
 from market.settings import Settings, effective
 
 Result = dict[str, Any] | None
 
 
-class CommandError(RuntimeError):
+class CommandError(UsageError):
     """A verb cannot do what was asked; the message is for the person who asked."""
 
 
@@ -41,7 +42,7 @@ def record(settings: Settings, options: argparse.Namespace) -> Result:
 
     from live import recording
     from live.feed import WireFeed
-    from orchestration.console import say, table
+    from market.console import say, table
 
     settings = _symbols(settings, options)
 
@@ -67,7 +68,7 @@ def fetch(settings: Settings, options: argparse.Namespace) -> Result:
     import msgspec
 
     from live.archives import download
-    from orchestration.console import say, table
+    from market.console import say, table
 
     symbols = _symbols(settings, options).market.symbols
     fetched = download.fetch(settings, symbols, options.first, options.last or options.first, say)
@@ -85,8 +86,8 @@ def fetch(settings: Settings, options: argparse.Namespace) -> Result:
 def coverage(settings: Settings, options: argparse.Namespace) -> Result:
     from live.coverage import HEAD, missing
     from live.coverage import coverage as covered
+    from market.console import say, table
     from market.lake import Lake
-    from orchestration.console import say, table
 
     symbols = _symbols(settings, options).market.symbols if options.symbols else None
     lake = Lake(settings.root)
@@ -105,8 +106,8 @@ def coverage(settings: Settings, options: argparse.Namespace) -> Result:
 
 def ingest(settings: Settings, options: argparse.Namespace) -> Result:
     from market import ingest as taking
+    from market.console import say, table
     from market.lake import Lake
-    from orchestration.console import say, table
 
     lake = Lake(settings.root, settings.source)
     captures = [taking.adopt(lake, path) for path in options.paths]
@@ -138,8 +139,8 @@ def synth(settings: Settings, options: argparse.Namespace) -> Result:
 
     import msgspec
 
+    from market.console import say, table
     from market.units import days_between
-    from orchestration.console import say, table
     from proving.synthetic import command as made
 
     if options.check:
@@ -181,8 +182,8 @@ def fills(settings: Settings, options: argparse.Namespace) -> Result:
 
     import msgspec
 
+    from market.console import say, table
     from orchestration import fills as made
-    from orchestration.console import say, table
     from orchestration.fills import page
 
     symbols = _symbols(settings, options).market.symbols
@@ -209,7 +210,7 @@ def liquidity(settings: Settings, options: argparse.Namespace) -> Result:
     from msgspec import convert
 
     from execution.liquidity_survey import Survey
-    from orchestration.console import say, table
+    from market.console import say, table
     from orchestration.liquidity import HEAD, analyse, lines
 
     found = analyse(
@@ -232,7 +233,7 @@ def _checked(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 synth --check`: the table on standard output, the pictures in a page."""
     from pathlib import Path
 
-    from orchestration.console import say, table
+    from market.console import say, table
     from proving.realism import command as acceptance
     from proving.realism import page as acceptance_page
 
@@ -288,8 +289,8 @@ def rollback(settings: Settings, options: argparse.Namespace) -> Result:
 
 
 def backtest(settings: Settings, options: argparse.Namespace) -> Result:
+    from market.console import say
     from orchestration.backtest import backtest, chosen, figures, lookahead
-    from orchestration.console import say
 
     settings = _symbols(settings, options)
     if options.probe is not None:
@@ -324,8 +325,8 @@ def backtest(settings: Settings, options: argparse.Namespace) -> Result:
 
 
 def tca(settings: Settings, options: argparse.Namespace) -> Result:
+    from market.console import say
     from orchestration import tca as analysis
-    from orchestration.console import say
 
     found = analysis.analyse(
         settings,
@@ -403,7 +404,7 @@ def sql(settings: Settings, options: argparse.Namespace) -> Result:
 
 
 def bench(settings: Settings, options: argparse.Namespace) -> Result:
-    from orchestration.console import say, table
+    from market.console import say, table
     from proving.bench.command import HEAD, lines, markdown, run
 
     result = run(options.area, options.quick, say)
@@ -419,8 +420,8 @@ def study(settings: Settings, options: argparse.Namespace) -> Result:
     from pathlib import Path
 
     from execution.algorithms import ALGORITHMS
+    from market.console import say
     from orchestration import study as studying
-    from orchestration.console import say
     from orchestration.study import page
 
     def listed(given: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
@@ -460,7 +461,7 @@ def demo(settings: Settings, options: argparse.Namespace) -> Result:
 
 
 def config(settings: Settings, options: argparse.Namespace) -> Result:
-    from orchestration.console import table
+    from market.console import table
 
     tree = effective(settings)
     if not options.json:
@@ -495,7 +496,7 @@ def sandbox(settings: Settings, options: argparse.Namespace) -> Result:
 
 
 def doctor(settings: Settings, options: argparse.Namespace) -> Result:
-    from orchestration.console import table
+    from market.console import table
     from orchestration.doctor import examine
 
     findings = examine(settings)

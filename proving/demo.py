@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from assets.market_data import bars_of, map_processes
+from market.console import say, table
 from market.lake import Lake
 from market.settings import FEE_ROWS_BPS, Settings, load
 from market.units import days_between, previous_day
-from orchestration.console import say, table
 from proving.synthetic import (
     closed_form_ic,
     filterable_ic,

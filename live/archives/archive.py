@@ -27,6 +27,7 @@ import msgspec
 
 from live.archives.cut import Cut
 from live.archives.trades import Trades
+from market.errors import DataError
 from market.units import DAY_NS, day_start_ns
 from market.wire.capture import CaptureWriter
 
@@ -45,7 +46,7 @@ Settled = tuple[int, str]
 _FUNDING_MS: Final = 8 * 3_600_000
 
 
-class ArchiveError(RuntimeError):
+class ArchiveError(DataError):
     """An archive cannot be read; the message names the file, the line where known, and why."""
 
 

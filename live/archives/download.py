@@ -25,6 +25,7 @@ import msgspec
 
 from live.archives.archive import ArchiveDay, ArchiveError, Settled, convert
 from live.archives.rest import Patience, RequestError, funding, request
+from market.errors import DataError
 from market.lake import Lake
 from market.settings import Settings
 from market.units import DAY_NS, day_start_ns, days_between, previous_day
@@ -36,7 +37,7 @@ _CHUNK: Final = 1 << 18
 _VERSION: Final = 2
 
 
-class FetchError(RuntimeError):
+class FetchError(DataError):
     """Nothing can be fetched as asked; the message says what to change."""
 
 

@@ -16,6 +16,7 @@ from email.message import Message
 from http.client import HTTPException
 from typing import Any, Final, NamedTuple, TypeVar
 
+from market.errors import VenueError
 from market.instruments import Instrument
 
 AGENT: Final = "l2-platform/0.1"
@@ -26,7 +27,7 @@ _FUNDING_PAGE: Final = 200
 _T = TypeVar("_T")
 
 
-class RequestError(RuntimeError):
+class RequestError(VenueError):
     """A request failed for good; ``status`` is the HTTP status, 0 when there was none."""
 
     def __init__(self, message: str, status: int = 0) -> None:

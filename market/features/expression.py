@@ -41,6 +41,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from market.errors import UsageError
+
 #: The longest look-back of an expression, seconds; equal to the history that makes a row warm.
 MEMORY_S: Final = 3600
 LIMIT: Final = 1e100
@@ -48,7 +50,7 @@ NEGLIGIBLE: Final = 1e-8
 DAY_S: Final = "day_s"
 
 
-class ExpressionError(ValueError):
+class ExpressionError(UsageError):
     """An expression cannot be used; the message quotes it and says where and why."""
 
 

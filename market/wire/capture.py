@@ -21,6 +21,8 @@ from typing import Any, BinaryIO, Final, Self
 import msgspec
 import zstandard
 
+from market.errors import DataError
+
 #: A block, its pieces and the rows made of it stay in a processor's cache together.
 BLOCK_BYTES: Final = 1 << 20
 #: A longer line is no frame of any venue; only its head is kept, so that memory stays bounded.
@@ -34,7 +36,7 @@ _STEP: Final = 2048
 _FEED: Final = 1 << 20
 
 
-class CaptureError(RuntimeError):
+class CaptureError(DataError):
     """A capture cannot be read or written; the message names the file and the reason."""
 
 

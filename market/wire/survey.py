@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from market.errors import DataError
 from market.events import Kind
 from market.instruments import BUILT_IN, Instrument
 from market.units import DAY_NS, day_start_ns, utc_date
@@ -27,7 +28,7 @@ _CONTROL: Final = re.compile(rb'^([0-9]{1,19}) \{"l2"', re.MULTILINE)
 _FINEST: Final = "0.00000001"
 
 
-class IngestError(RuntimeError):
+class IngestError(DataError):
     """Captures cannot become the partitions asked for; the message names which and why."""
 
 

@@ -39,6 +39,7 @@ from live.paper import paper_venues
 from live.trader import Model, Trader
 from live.worker import followed
 from market.columns import C
+from market.errors import DataError
 from market.features import feature_hash
 from market.instruments import Instrument
 from market.lake import Lake
@@ -75,7 +76,7 @@ _SWEEPS: Final = {
 }
 
 
-class BacktestError(RuntimeError):
+class BacktestError(DataError):
     """A backtest cannot be run as asked; the message says why and what to do."""
 
 

@@ -330,8 +330,8 @@ def group_rows(groups: Sequence[Mapping[str, Any]], key: str) -> list[tuple[str,
 
 def text(found: Mapping[str, Any]) -> str:
     """The report for a terminal."""
+    from market.console import table
     from orchestration.backtest import bounds
-    from orchestration.console import table
 
     parts = [
         table(summary_rows(found)),
@@ -363,7 +363,7 @@ def against_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _against(found: Mapping[str, Any]) -> str:
-    from orchestration.console import table
+    from market.console import table
 
     if "against" not in found:
         return ""

@@ -322,7 +322,7 @@ def _shift(run: Run, ahead_s: int, news: News, seed: int) -> dict[str, Any]:
 
 def text(found: Mapping[str, Any]) -> str:
     """The probes for a terminal."""
-    from orchestration.console import table
+    from market.console import table
 
     names = {-1: "one bar late", 0: "as it is", 1: "one bar early"}
     rows = [

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from market.errors import DataError
 from market.events import Events, from_arrow
 from market.instruments import Instrument, behind
 from market.lake import Lake
@@ -19,7 +20,7 @@ from market.units import DAY_NS, SECOND_NS, day_start_ns, utc_date
 BATCH_ROWS: Final = 1 << 16
 
 
-class SpanError(RuntimeError):
+class SpanError(DataError):
     """The lake has no such span of events; the message says what is missing and what to do."""
 
 

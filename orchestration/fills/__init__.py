@@ -24,6 +24,8 @@ from execution.hazard import COVARIATES, Fitted, Parameters, placements, surviva
 from execution.hazard.placements import Placed, Signal, Span
 from execution.hazard.survival import Bin, Lives, Score
 from execution.simulation.simulator import latency_of
+from market.console import Say
+from market.errors import UsageError
 from market.events import Events
 from market.instruments import BUILT_IN, Instrument
 from market.settings import Settings
@@ -33,8 +35,6 @@ from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
 from proving.synthetic import generate, profile
 from proving.synthetic.tables import truth
-
-Say = Callable[[str], None]
 
 #: The synthetic day, and the profile.
 DAY: Final = "2026-03-01"
@@ -50,7 +50,7 @@ MOST_LOOKS: Final = 30_000
 HORIZONS_S: Final = (1.0, 5.0, 30.0)
 
 
-class FillsError(RuntimeError):
+class FillsError(UsageError):
     """What was asked cannot be fitted or scored."""
 
 

@@ -21,6 +21,8 @@ from assets.market_data import map_processes
 from execution.algorithms import ALGORITHMS
 from execution.study import StudyReport, study
 from execution.tca import to_table
+from market.console import Say
+from market.errors import UsageError
 from market.events import Events
 from market.kernel import sources_hash
 from market.settings import Settings
@@ -31,8 +33,6 @@ from proving.study import days as days_module
 from proving.study.days import ORACLE, Contender, Outcome, Plan, run_day
 from proving.study.verdicts import by_cell, goals, lines, regimes, text
 
-Say = Callable[[str], None]
-
 #: Bounds of what a queue may do: the pessimistic, which judges, and the optimistic.
 QUEUES: Final = ("risk_averse", "power3")
 #: Recordings: deadline, and rounds of parents that are shifted against each other.
@@ -41,7 +41,7 @@ RECORDED_ROUNDS: Final = 12
 RECORDED_USDT: Final = (10_000.0, 50_000.0)
 
 
-class StudyError(RuntimeError):
+class StudyError(UsageError):
     """The study cannot be made as asked; the message says what to change."""
 
 

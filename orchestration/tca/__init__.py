@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 from assets.costs import build_costs, cost_rows
 from execution.tca import TABLES
 from execution.tca.figures import bps, figures, main_table, share
+from market.console import table
+from market.errors import UsageError
 from market.lake import Lake
 from market.settings import Settings
 from market.units import utc_date
-from orchestration.console import table
 from orchestration.tca import page as tca_page
 
 #: The time that dates a row of each table.
@@ -36,7 +37,7 @@ DATED: Final = {
 }
 
 
-class TcaError(RuntimeError):
+class TcaError(UsageError):
     """There is nothing to analyse as asked; the message says where, and what to do."""
 
 

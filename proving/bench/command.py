@@ -26,6 +26,7 @@ from typing import Any, Final
 import msgspec
 
 from execution.algorithms import ALGORITHMS
+from market.errors import UsageError
 from proving.bench.yardstick import Measure, peer_ready
 
 #: Area -> the module that measures it.
@@ -138,7 +139,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     how: str
 
 
-class BenchError(RuntimeError):
+class BenchError(UsageError):
     """The benchmark cannot be run as asked."""
 
 

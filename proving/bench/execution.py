@@ -25,6 +25,7 @@ from typing import Final
 import numpy as np
 
 from execution.hazard import FillModel, Queued
+from market.console import Say
 from market.events import EVENT, Events, Flag, Kind
 from proving.bench.decisions import decisions
 from proving.bench.market import generated_rows, recorded_rows
@@ -39,8 +40,6 @@ from proving.bench.yardstick import (
     run_peer,
     seconds,
 )
-
-Say = Callable[[str], None]
 
 _PROGRAM: Final = "hftbacktest_quotes.py"
 

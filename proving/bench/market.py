@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from market.bars import BarBuilder
 from market.book import Book
+from market.console import Say
 from market.events import Events, Kind
 from market.instruments import BUILT_IN
 from market.wire.capture import CaptureWriter, read_blocks
@@ -28,8 +29,6 @@ from proving.bench.lake import day_taken_in, queries
 from proving.bench.live import live
 from proving.bench.yardstick import Measure, Peer, PeerError, in_turn, peer_ready, recorded, seconds
 from proving.synthetic import generate, profile, write_frames
-
-Say = Callable[[str], None]
 
 SYMBOLS: Final = ("BTCUSDT", "ETHUSDT")
 _DAY: Final = "2026-01-05"

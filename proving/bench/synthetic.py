@@ -12,17 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
+from market.console import Say
 from market.lake import Lake
 from market.units import DAY_S, SECOND_NS
 from proving.bench.yardstick import Measure
 from proving.synthetic import reduced
 from proving.synthetic.marketplace import Market
 from proving.synthetic.profiles import profile
-
-Say = Callable[[str], None]
 
 _SEED: Final = 1
 _DAYS: Final = ("2026-03-01", "2026-03-02")

@@ -20,12 +20,14 @@ from typing import Any, Final, Self
 
 import msgspec
 
+from market.errors import DataError
+
 _REPOSITORY: Final = Path(__file__).resolve().parents[2]
 _PEER: Final = _REPOSITORY / "peers" / "hftbacktest" / "bin" / "python"
 _PEER_PROGRAMS: Final = _REPOSITORY / "tests" / "peers"
 
 
-class PeerError(RuntimeError):
+class PeerError(DataError):
     """The other engine failed, or its answer is not ours; the message says where."""
 
 

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
+from market.console import Say
+from market.errors import UsageError
 from market.events import Events
 from market.instruments import BUILT_IN, Instrument
 from market.settings import Settings
@@ -27,8 +29,6 @@ from proving.synthetic import generate, profile
 from proving.synthetic.planted import alpha_sd
 from proving.synthetic.profiles import Profile
 
-Say = Callable[[str], None]
-
 #: Seeds that certify: nothing was calibrated by them. Those below 400 have been looked at while tuning.
 SEEDS: Final = (501, 502)
 HOURS: Final = 24.0
@@ -37,7 +37,7 @@ DAY: Final = "2026-03-01"
 METAORDER_HOURS: Final = 6.0
 
 
-class AcceptanceError(RuntimeError):
+class AcceptanceError(UsageError):
     """The check cannot be made as asked; the message says what to change."""
 
 

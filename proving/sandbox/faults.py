@@ -26,6 +26,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from market.errors import UsageError
 from market.units import MINUTE_NS, MS_NS
 from proving.sandbox.connection import Connection
 
@@ -76,7 +77,7 @@ CODES: Final = {
 BEFORE: Final = ("cut_before", "rate_limited", "maintenance", "overloaded", "banned")
 
 
-class FaultError(ValueError):
+class FaultError(UsageError):
     """A fault, or a rate of faults, that cannot be; the message says what can."""
 
 

@@ -7,7 +7,7 @@ data, what was planted in it: the tables `truth`, `planted` and `decoys`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from assets.market_data import map_processes
+from market.console import Say
 from market.events import ARROW_SCHEMA, to_arrow
 from market.instruments import BUILT_IN
 from market.lake import Lake, LakeError
@@ -26,7 +27,6 @@ from proving.synthetic.latent import SECONDS
 from proving.synthetic.profiles import Profile
 
 Kind = Literal["frames", "events", "bars"]
-Say = Callable[[str], None]
 
 KINDS: tuple[Kind, ...] = ("frames", "events", "bars")
 #: Seeds of the study of information coefficients, from here on; nothing else uses them.

@@ -20,6 +20,8 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from market.errors import UsageError
+
 #: Seconds between book frames (`orderbook.200` is pushed every 100 ms) and steps of every process.
 STEP_S: Final = 0.1
 
@@ -28,7 +30,7 @@ Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[float, Meta(ge=0)]
 
 
-class ProfileError(ValueError):
+class ProfileError(UsageError):
     """A synthetic market with these parameters cannot exist; the message gives the range."""
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from market.console import table
 from market.settings import Market, Settings
 from orchestration.cli import main
-from orchestration.console import table
 from proving.realism import command as acceptance
 from proving.realism import page as acceptance_page
 from proving.realism.command import AcceptanceError, Checked

@@ -1,21 +1,13 @@
-"""What people see of a run: one line per message with the seconds since the start, on stderr."""
+"""Dagster's log as people see it: one line per message with the seconds since the start, on stderr."""
 
 from __future__ import annotations
 
 import logging
-import sys
-import time
-from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
 
-_START = time.monotonic()
-
-
-def say(message: str) -> None:
-    """One progress line; standard output stays free for results."""
-    print(f"[{time.monotonic() - _START:6.1f} s] {message}", file=sys.stderr, flush=True)
+from market.console import say
 
 
 class _People(logging.Handler):
@@ -53,25 +45,3 @@ def _people(_: dg.InitLoggerContext) -> logging.Logger:
 people_logger = dg.LoggerDefinition(
     _people, description="Progress for people: what each step says, without the bookkeeping."
 )
-
-
-def table(rows: Sequence[Sequence[object]], head: Sequence[str] = ()) -> str:
-    """A plain aligned table; numbers to the right, text to the left."""
-    cells = [[str(cell) for cell in row] for row in ([head] if head else []) + list(rows)]
-    if not cells:
-        return ""
-    widths = [max(len(row[n]) for row in cells) for n in range(len(cells[0]))]
-    numeric = [
-        all(isinstance(row[n], int | float) or str(row[n])[:1] in "+-0123456789–" for row in rows)
-        for n in range(len(widths))
-    ]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ).rstrip()
-        for row in cells
-    ]
-    if head:
-        lines.insert(1, "  ".join("─" * width for width in widths))
-    return "\n".join(lines)

@@ -1,0 +1,36 @@
+"""Errors that a person reads: one clear line each, of what went wrong, where, and what to do.
+
+Whatever ends a command on purpose is an `L2Error`; the command line prints its message alone. Any
+other exception is a defect of ours, and is printed with its type.
+
+    L2Error
+    ├── UsageError          what was typed or configured cannot be used; exit status 2
+    ├── DataError           captures, archives or tables cannot serve a request
+    ├── ModelError          a model, its data or the registry cannot serve a request
+    └── VenueError          the venue or the link to it cannot serve a request
+
+Each room derives its own from these, beside the code that raises them; docs/architecture.md draws
+the whole tree.
+"""
+
+from __future__ import annotations
+
+
+class L2Error(Exception):
+    """Base of every error whose message is written for a person."""
+
+
+class UsageError(L2Error, ValueError):
+    """What was typed or configured cannot be used; the message names what the user typed."""
+
+
+class DataError(L2Error, RuntimeError):
+    """Captures, archives or tables cannot serve a request; the message names the file or date."""
+
+
+class ModelError(L2Error, RuntimeError):
+    """A model, its data or the registry cannot serve a request."""
+
+
+class VenueError(L2Error, RuntimeError):
+    """The venue, or the link to it, cannot serve a request."""
