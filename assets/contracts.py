@@ -15,10 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from assets.dbt import PROJECT
 from market.bars import COLUMNS
 from market.settings import Model
-
-PROJECT: Final = Path(__file__).resolve().parent.parent / "dbt_project"
 
 #: What the contracts name as they are written.
 HORIZONS_S: Final = Model().horizons_s

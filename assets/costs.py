@@ -3,42 +3,64 @@
     parents, orders, fills, tca, markouts ─► parent_costs, order_outcomes, fill_markouts, cost_findings
 
 `build_costs` is the one way in, for Dagster and for `l2 tca`. A partition is made of the records of its
-date and its neighbours, because what becomes of a parent may fall behind midnight; it is made again
-when one of them has changed.
+date and its neighbours, because a parent may end after midnight; it is made again when one of them
+has changed.
 """
 
-# No postponed annotations here: Dagster compares the type of `context` as it stands.
+from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-import dagster as dg
-import msgspec
-from dagster_dbt import dbt_assets
-
-from assets.contracts import PROJECT
-from assets.partitions import PARTITIONS, Span, context_spans
-from assets.platform import Platform
-from assets.warehouse import (
-    TRANSLATOR,
+from assets.dbt import (
+    PROJECT,
+    BuildReport,
     Key,
-    TableTest,
     WarehouseError,
-    check_results,
     dbt_vars,
-    manifest,
     publish,
     run_dbt,
-    silent,
     staging,
 )
 from execution.tca import TABLES as RECORDS
-from execution.tca.figures import figures, main_table
+from execution.tca.figures import main_table
 from market.lake import Lake
+from market.provenance import Table
 from market.settings import Settings
 from market.units import days_between, next_day, previous_day
 
+DECLARED: Final = (
+    Table(
+        "parent_costs",
+        version=1,
+        upstream=("parents", "orders", "fills", "tca", "markouts"),
+        files=(
+            "dbt_project/dbt_project.yml",
+            "dbt_project/macros/records.sql",
+            "dbt_project/macros/vars.sql",
+            "dbt_project/models/costs/parent_costs.sql",
+        ),
+    ),
+    Table(
+        "order_outcomes",
+        version=1,
+        upstream=("parent_costs",),
+        files=("dbt_project/models/costs/order_outcomes.sql",),
+    ),
+    Table(
+        "fill_markouts",
+        version=1,
+        upstream=("parent_costs",),
+        files=("dbt_project/models/costs/fill_markouts.sql",),
+    ),
+    Table(
+        "cost_findings",
+        version=1,
+        upstream=("parent_costs",),
+        files=("dbt_project/models/costs/cost_findings.sql",),
+    ),
+)
 #: Table -> what its partitions are sorted by.
 TABLES: Final = {
     "parent_costs": ("decision_ns", "venue", "parent_id"),
@@ -48,15 +70,6 @@ TABLES: Final = {
 }
 
 
-class CostsReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run made: the partitions of dates with records, and those that stood already."""
-
-    rows: dict[str, dict[str, int]]
-    tests: tuple[TableTest, ...]
-    keys: tuple[Key, ...]
-    standing: bool
-
-
 def build_costs(
     lake: Lake,
     settings: Settings,
@@ -64,33 +77,33 @@ def build_costs(
     from_date: str,
     to_date: str,
     progress: Callable[[str], None] | None = None,
-) -> CostsReport:
-    """Build the tables of all dates of a range that have records, unless they stand as they are.
+) -> BuildReport:
+    """Build the tables of all dates of a range that have records, unless they are current.
 
     Raises WarehouseError, and publishes nothing, when a model or a test fails.
     """
     if not lake.is_local:
         raise WarehouseError(f"{lake.uri}: dbt stages on a local disk; use a local lake root")
-    held = {table: set(lake.partitions(table)) for table in RECORDS}
-    wanted = Span(tuple(sorted(symbols)), from_date, to_date).keys
-    keys = [key for key in wanted if any(key in found for found in held.values())]
-    inputs = {key: _inputs(lake, held, key) for key in keys}
-    if all(lake.stands(table, *key, inputs[key]) for table in TABLES for key in keys):
+    recorded = {table: set(lake.partitions(table)) for table in RECORDS}
+    wanted = [(s, day) for s in sorted(symbols) for day in days_between(from_date, to_date)]
+    keys = [key for key in wanted if any(key in found for found in recorded.values())]
+    inputs = {key: _inputs(lake, recorded, key) for key in keys}
+    if all(lake.is_current(table, *key, inputs[key]) for table in TABLES for key in keys):
         rows = {table: _rows(lake, table, keys) for table in TABLES}
-        return CostsReport(rows=rows, tests=(), keys=tuple(keys), standing=True)
+        return BuildReport(rows=rows, tests=(), keys=tuple(keys), current=True)
     with staging(lake) as out:
         variables = dbt_vars(lake, settings, symbols, from_date, to_date, str(out))
-        tests = run_dbt(PROJECT, out, variables, tuple(TABLES), progress or silent)
+        tests = run_dbt(PROJECT, out, variables, tuple(TABLES), progress or (lambda line: None))
         rows = {table: publish(lake, out, table, inputs, order) for table, order in TABLES.items()}
-    return CostsReport(rows=rows, tests=tests, keys=tuple(keys), standing=False)
+    return BuildReport(rows=rows, tests=tests, keys=tuple(keys))
 
 
-def _inputs(lake: Lake, held: Mapping[str, set[Key]], key: Key) -> str:
+def _inputs(lake: Lake, recorded: Mapping[str, set[Key]], key: Key) -> str:
     """Fingerprint of the records that a partition is made from: their bytes, for they grow."""
     symbol, day = key
     digest = hashlib.sha256()
     for date in (previous_day(day), day, next_day(day)):
-        for table, found in held.items():
+        for table, found in recorded.items():
             if (symbol, date) in found:
                 with lake.fs.open_input_stream(lake.path(table, symbol, date)) as stream:
                     digest.update(f"{table} {date}".encode() + stream.read())
@@ -118,40 +131,6 @@ def cost_rows(
         ]
         for table in TABLES
     }
-
-
-@dbt_assets(  # type: ignore[untyped-decorator]
-    manifest=manifest(),
-    select=" ".join(TABLES),
-    name="costs",
-    partitions_def=PARTITIONS,
-    backfill_policy=dg.BackfillPolicy.single_run(),
-    dagster_dbt_translator=TRANSLATOR,
-)
-def costs(context: dg.AssetExecutionContext, platform: Platform) -> Iterator[Any]:
-    """What the worker's orders cost on the asked dates; a date without records has no partition."""
-    settings, lake = platform.settings(), platform.lake()
-    reports = []
-    rows: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
-    for span in context_spans(context):
-        asked = span.symbols, span.from_date, span.to_date
-        try:
-            reports.append(build_costs(lake, settings, *asked, context.log.info))
-        except WarehouseError as error:
-            yield from check_results(context, error.tests)
-            raise dg.Failure(str(error)) from error
-        for table, found in cost_rows(lake, *asked).items():
-            rows[table] += found
-    told = figures(*rows.values())
-    for table in TABLES:
-        if dg.AssetKey(table) in context.selected_asset_keys:
-            metadata: dict[str, Any] = {"rows": len(rows[table])}
-            if table == "parent_costs":
-                metadata |= {"cost": dg.MetadataValue.md(markdown(told)), "states": told["states"]}
-            elif table == "cost_findings":
-                metadata["found"] = told["findings"]
-            yield dg.MaterializeResult(asset_key=table, metadata=metadata)
-    yield from check_results(context, [test for report in reports for test in report.tests])
 
 
 def markdown(told: Mapping[str, Any]) -> str:

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
 
-from assets.market_data import events, keys_of, map_processes
-from assets.partitions import PARTITIONS
-from assets.platform import OWNERS, Platform
+from assets.platform import OWNERS, PARTITIONS, Platform, keys_of
+from market.compute import map_processes
 from market.lake import Lake
+from market.provenance import Table
 from market.settings import Settings
 
 if TYPE_CHECKING:
     from execution.tca import Shortfall
+
+STUDY: Final = Table("study", version=1, upstream=("events",))
 
 #: Parents a study of one partition decides at most, per side, size and algorithm: enough for an
 #: interval, and a bound on what a whole day costs.
@@ -82,7 +84,7 @@ def costs(rows: "Sequence[Shortfall]") -> list[dict[str, Any]]:
 
 
 @dg.asset(
-    deps=[events],
+    deps=["events"],
     partitions_def=PARTITIONS,
     backfill_policy=dg.BackfillPolicy.single_run(),
     group_name="execution",

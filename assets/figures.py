@@ -147,7 +147,9 @@ def _drift(lake: Lake, symbol: str, day: str) -> float:
     """The largest distance of a steady feature's median from the week's, in its quartile ranges."""
     week = [(date.fromisoformat(day) - timedelta(days=n)).isoformat() for n in range(1, 8)]
     paths = [
-        lake.path("features", symbol, one) for one in week if lake.stands("features", symbol, one)
+        lake.path("features", symbol, one)
+        for one in week
+        if lake.is_current("features", symbol, one)
     ]
     if len(paths) < WEEK_AT_LEAST:
         return float("nan")

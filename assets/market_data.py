@@ -1,26 +1,17 @@
 """From captures to bars: the first two assets of the path."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from assets.partitions import PARTITIONS, partition_key, split_key
-from assets.platform import OWNERS, Platform
+from assets.platform import OWNERS, PARTITIONS, Key, Platform, keys_of, partition_key
+from market.compute import map_processes
 from market.lake import Lake
 from market.settings import Settings
 from market.units import previous_day
-
-Key = tuple[str, str]
-
-
-def keys_of(partition_keys: Iterable[str]) -> list[Key]:
-    """(symbol, date) of each partition key, ordered by date, then symbol."""
-    return [split_key(key) for key in sorted(partition_keys)]
 
 
 def captures_for(lake: Lake, days: Iterable[str]) -> list[str]:
@@ -46,48 +37,34 @@ def archived_keys(lake: Lake, wanted: Sequence[Key], book_depth: int) -> list[Ke
     return [key for key in archived if key not in held]
 
 
-def map_processes(
-    function: Callable[..., Any],
-    tasks: Sequence[tuple[Any, ...]],
-    workers: int,
-    done: Callable[[tuple[Any, ...], Any], None],
-) -> None:
-    """``function(*task)`` for each task in worker processes; ``done(task, result)`` as they end.
-
-    Functions are pure and importable, so a cluster's ``map`` can take this one's place.
-    """
-    if workers <= 1 or len(tasks) <= 1:
-        for task in tasks:
-            done(task, function(*task))
-        return
-    # spawn: a forked child would inherit the locks of dagster's threads
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(function, *task): task for task in tasks}
-        for future in as_completed(futures):
-            done(futures[future], future.result())
-
-
 def bars_of(root: str, settings: Settings, symbol: str, day: str) -> int:
-    """Make one bars partition from its events, or straight from the synthetic market: in the reduced
-    form where one is fitted to its book and flow, else by way of the engine's events.
-
-    One that stands, made by this code from these inputs, is left as it is: it would be the same.
+    """Make one bars partition from its events, in a synthetic lake without them from the market itself;
+    returns its rows. A partition that is current is left as it is: it would be the same.
     """
     from market.bars import make_bars
+
+    lake = Lake(root, settings.source)
+    if not lake.exists("events", symbol, day) and settings.source == "synthetic":
+        return synthetic_bars(lake, settings, symbol, day)
+    if lake.is_current("bars", symbol, day, lake.fingerprint("events", symbol, day)):
+        return lake.rows("bars", symbol, day)
+    return make_bars(lake, symbol, day, settings)
+
+
+def synthetic_bars(lake: Lake, settings: Settings, symbol: str, day: str) -> int:
+    """Make one bars partition straight from the synthetic market: in the reduced form where one is
+    fitted to its book and flow, else by way of the engine's events. The one place where an asset
+    reaches into `proving`.
+    """
     from proving import synthetic
     from proving.synthetic import reduced
 
-    lake = Lake(root, settings.source)
-    if lake.exists("events", symbol, day):
-        if lake.stands("bars", symbol, day, lake.fingerprint("events", symbol, day)):
-            return lake.rows("bars", symbol, day)
-        return make_bars(lake, symbol, day, settings)
     market, seed = synthetic.profile(settings.synthetic.profile), settings.synthetic.seed
     if reduced.fitted(market, symbol):
-        if lake.stands("bars", symbol, day, reduced.fingerprint(market, seed, symbol, day)):
+        if lake.is_current("bars", symbol, day, reduced.fingerprint(market, seed, symbol, day)):
             return lake.rows("bars", symbol, day)
         return reduced.write_bars(lake, market, seed, symbol, day)
-    if lake.stands("bars", symbol, day, synthetic.fingerprint(market, seed, symbol, day)):
+    if lake.is_current("bars", symbol, day, synthetic.fingerprint(market, seed, symbol, day)):
         return lake.rows("bars", symbol, day)
     return synthetic.write_bars(lake, market, seed, symbol, day, settings)
 

@@ -7,9 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.market_data import keys_of
-from assets.partitions import PARTITIONS
-from assets.platform import OWNERS, Platform
+from assets.platform import OWNERS, PARTITIONS, Platform, keys_of
 
 
 def git_sha() -> str:

@@ -1,14 +1,19 @@
-"""The one resource that every asset takes: the settings and the lake they name."""
+"""What every asset shares: the platform resource, and partitions of one UTC date of one symbol."""
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 import dagster as dg
+import msgspec
 
 from market.lake import Lake
 from market.settings import Settings, load
+from market.units import days_between
 
 OWNERS = ["team:platform"]
 
@@ -39,3 +44,89 @@ class Platform(dg.ConfigurableResource["Platform"]):
         path = Path(self.settings().root).absolute() / name
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+
+# -- partitions ------------------------------------------------------------------------------------
+
+#: First date of the partitions: no order-book archive of the venue is older.
+START: Final = "2023-01-01"
+
+
+def partitions(symbols: Iterable[str]) -> dg.MultiPartitionsDefinition:
+    """Dates times symbols.
+
+    The running day is a partition too, so that what was recorded this morning can be built this
+    afternoon; a table is replaced whole as often as its partition is built. The last partition is
+    therefore incomplete: whoever schedules asks for yesterday by name.
+    """
+    return dg.MultiPartitionsDefinition(
+        {
+            "date": dg.DailyPartitionsDefinition(start_date=START, end_offset=1),
+            "symbol": dg.StaticPartitionsDefinition(list(symbols)),
+        }
+    )
+
+
+#: Dagster wants partitions when definitions are loaded, so the symbols are the configured ones.
+PARTITIONS: Final = partitions(load().market.symbols)
+
+
+class Span(msgspec.Struct, frozen=True):
+    """The rectangle of some symbols and all dates from ``from_date`` to ``to_date``, both in it."""
+
+    symbols: tuple[str, ...]
+    from_date: str
+    to_date: str
+
+    @property
+    def dates(self) -> list[str]:
+        return days_between(self.from_date, self.to_date)
+
+    @property
+    def keys(self) -> list[tuple[str, str]]:
+        """(symbol, date) of every partition in the rectangle."""
+        return [(symbol, day) for symbol in self.symbols for day in self.dates]
+
+
+def partition_key(symbol: str, day: str) -> str:
+    """The Dagster partition key of one symbol's date."""
+    return dg.MultiPartitionKey({"date": day, "symbol": symbol})
+
+
+Key = tuple[str, str]
+
+
+def keys_of(partition_keys: Iterable[str]) -> list[Key]:
+    """(symbol, date) of each partition key, ordered by date, then symbol."""
+    return [split_key(key) for key in sorted(partition_keys)]
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """(symbol, date) of a Dagster partition key, which holds the dimensions in name order."""
+    day, symbol = key.split("|", 1)
+    return symbol, day
+
+
+def spans(keys: Iterable[str]) -> tuple[Span, ...]:
+    """The fewest date ranges, by first date, that hold exactly these partition keys.
+
+    A backfill over a range gives one span; keys picked one by one may give several.
+    """
+    by_day: dict[str, set[str]] = defaultdict(set)
+    for key in keys:
+        symbol, day = split_key(key)
+        by_day[day].add(symbol)
+    found: list[Span] = []
+    for day in sorted(by_day):
+        symbols = tuple(sorted(by_day[day]))
+        last = found[-1] if found else None
+        if last and last.symbols == symbols and days_between(last.to_date, day)[1:] == [day]:
+            found[-1] = Span(symbols, last.from_date, day)
+        else:
+            found.append(Span(symbols, day, day))
+    return tuple(found)
+
+
+def context_spans(context: dg.AssetExecutionContext) -> tuple[Span, ...]:
+    """The spans a run was asked for, be it one partition or a range."""
+    return spans(context.partition_keys)

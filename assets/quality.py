@@ -22,14 +22,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.figures import summarise
-from assets.market_data import Key, bars, events, keys_of
-from assets.partitions import PARTITIONS
-from assets.platform import Platform
+from assets.market_data import bars, events
+from assets.platform import PARTITIONS, Key, Platform, keys_of
 from market.lake import Lake
+from market.provenance import Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+
+QUALITY: Final = Table("quality", version=1, record=True)
 
 #: Columns of the table ``quality``; ``judged`` is the table that the figure is of.
 VERDICTS: Final = pa.schema(

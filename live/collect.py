@@ -38,7 +38,16 @@ from live.journal import (
     read_only,
 )
 from market.lake import Lake
+from market.provenance import Table
 from market.units import utc_date
+
+RECORDS: Final = (
+    Table("orders", version=1, record=True),
+    Table("fills", version=1, record=True),
+    Table("parents", version=2, record=True),
+    Table("tca", version=2, record=True),
+    Table("markouts", version=1, record=True),
+)
 
 #: What names a row of each table; a venue numbers its own orders.
 KEYS: Final = {

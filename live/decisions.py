@@ -23,7 +23,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from market.lake import Lake
+from market.provenance import Table
 from market.units import HOUR_NS, utc_date
+
+DECISIONS: Final = Table("decisions", version=1, record=True)
 
 #: Rows kept in memory before they are appended to the hour's stream.
 BATCH_ROWS: Final = 60

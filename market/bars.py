@@ -22,8 +22,11 @@ from market.columns import C
 from market.events import EVENT, Events, from_arrow
 from market.instruments import BUILT_IN, Instrument
 from market.lake import Lake, LakeError
+from market.provenance import Table
 from market.settings import Settings
 from market.units import SECOND_NS
+
+BARS: Final = Table("bars", version=1, upstream=("events",))
 
 #: A call that would close more bars than this is refused: a clock is wrong somewhere.
 MAX_BARS: Final = 2 * 86_400

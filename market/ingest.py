@@ -36,6 +36,7 @@ from market.book import Book
 from market.events import ARROW_SCHEMA, EVENT, Events, Flag, Kind, to_arrow
 from market.instruments import Instrument
 from market.lake import Lake
+from market.provenance import Table
 from market.settings import Settings
 from market.units import DAY_NS, SECOND_NS, day_start_ns, utc_date
 from market.wire.capture import Block, content_hash, read_blocks
@@ -92,6 +93,13 @@ QUARANTINE_SCHEMA: Final = pa.schema(
         pa.field("topic", pa.string(), nullable=False),
         pa.field("raw", pa.binary(), nullable=False),
     ]
+)
+
+
+TABLES: Final = (
+    Table("events", version=1),
+    Table("ingests", version=1, upstream=("events",)),
+    Table("quarantine", version=1, upstream=("events",)),
 )
 
 

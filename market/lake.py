@@ -22,8 +22,6 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,137 +31,18 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from market.errors import DataError
+from market.provenance import code_hash, declaration, is_current
+from market.provenance import tables as declared
 from market.units import days_between
 
 #: Rows of a row group: two hours of seconds. A query of the last hour unpacks that and not the day,
 #: and one of a month finds few enough groups to skip.
 ROW_GROUP: Final = 7_200
-
-_STAGING: Final = (
-    "dbt_project/dbt_project.yml",
-    "dbt_project/macros/bars.sql",
-    "dbt_project/macros/vars.sql",
-    "dbt_project/models/staging/stg_bars.sql",
-)
-
-_RECORDS: Final = (
-    "dbt_project/dbt_project.yml",
-    "dbt_project/macros/records.sql",
-    "dbt_project/macros/vars.sql",
-)
-
-_PLANTED: Final = (
-    "proving.synthetic.profiles",
-    "proving.synthetic.planted",
-    "proving.synthetic.latent",
-    "proving.synthetic.tables",
-)
-
-#: Table -> (schema version, what decides its content, upstream tables). What decides is the source
-#: of modules, of packages whole, and, with a slash, of files of the project.
-TABLES: Final[dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]] = {
-    "events": (
-        1,
-        (
-            "market.instruments",
-            "market.events",
-            "market.wire.capture",
-            "market.wire.stream",
-            "market.wire.jsontext",
-            "market.wire.passing",
-            "market.wire.scanner",
-            "market.wire.reference",
-            "market.wire.decode",
-            "market.book",
-            "market.wire.survey",
-            "market.ingest",
-        ),
-        (),
-    ),
-    "ingests": (1, ("market.ingest",), ("events",)),
-    "quarantine": (1, ("market.ingest",), ("events",)),
-    "bars": (
-        1,
-        (
-            "market.kernel",
-            "market.book",
-            "market.columns",
-            "market.depth",
-            "market.second",
-            "market.bars",
-        ),
-        ("events",),
-    ),
-    "features": (1, (*_STAGING, "dbt_project/models/features/features.sql"), ("bars",)),
-    "labels": (1, (*_STAGING, "dbt_project/models/marts/labels.sql"), ("bars",)),
-    "training_set": (
-        1,
-        ("dbt_project/models/marts/training_set.sql",),
-        ("features", "labels"),
-    ),
-    "truth": (2, _PLANTED, ()),
-    "planted": (1, _PLANTED, ()),
-    "decoys": (1, _PLANTED, ()),
-    "decisions": (1, (), ()),
-    "orders": (1, (), ()),
-    "fills": (1, (), ()),
-    "parents": (2, (), ()),
-    "tca": (2, (), ()),
-    "markouts": (1, (), ()),
-    **{
-        table: (
-            1,
-            (*_RECORDS, f"dbt_project/models/costs/{table}.sql"),
-            ("parents", "orders", "fills", "tca", "markouts"),
-        )
-        for table in ("parent_costs", "order_outcomes", "fill_markouts", "cost_findings")
-    },
-    "performance": (1, (), ()),
-    "quality": (1, (), ()),
-    "study": (
-        1,
-        (
-            "execution.algorithms",
-            "execution.hazard",
-            "execution.liquidity",
-            "execution.simulation",
-            "execution.study",
-            "execution.tca",
-        ),
-        ("events",),
-    ),
-}
+_FOLDER: Final = pafs.FileType.Directory
 
 
 class LakeError(DataError):
     """The lake cannot serve a request; the message names the file and what to do."""
-
-
-@cache
-def code_hash(table: str) -> str:
-    """Hash of the code that decides a table's content, upstream tables included (16 hex digits)."""
-    version, sources, upstream = TABLES[table]
-    digest = hashlib.sha256(f"{table} {version}".encode())
-    for source in sources:
-        for path in _sources(source, table):
-            digest.update(path.read_bytes())
-    for name in upstream:
-        digest.update(code_hash(name).encode())
-    return digest.hexdigest()[:16]
-
-
-def _sources(name: str, table: str) -> list[Path]:
-    """The file of a name, or, of a package, all its modules."""
-    if "/" in name:
-        path = Path(__file__).resolve().parent.parent / name
-        if path.is_file():
-            return [path]
-        raise LakeError(f"{path}, which makes table {table}, is missing; run from a checkout")
-    spec = find_spec(name)
-    if spec is None or spec.origin is None:
-        raise LakeError(f"module {name}, which makes table {table}, is not installed")
-    origin = Path(spec.origin)
-    return sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
 
 
 class Lake:
@@ -199,8 +78,6 @@ class Lake:
         return isinstance(self.fs, pafs.LocalFileSystem)
 
     def path(self, table: str, symbol: str, day: str) -> str:
-        if table not in TABLES:
-            raise LakeError(f"{table}: no such table; known are {', '.join(TABLES)}")
         return f"{self.base}/{table}/symbol={symbol}/date={day}/part.parquet"
 
     def frames_dir(self, day: str) -> str:
@@ -259,14 +136,12 @@ class Lake:
         """Rows of a partition, from its footer."""
         return int(self.open(table, symbol, day).metadata.num_rows)
 
-    def stands(self, table: str, symbol: str, day: str, inputs: str = "") -> bool:
-        """Whether the partition exists, was made by this code, and from these inputs."""
+    def is_current(self, table: str, symbol: str, day: str, inputs: str = "") -> bool:
+        """Whether the partition exists, was made by the present code, and from these inputs."""
         if not self.exists(table, symbol, day):
             return False
-        found = self.metadata(table, symbol, day)
-        return found.get("code") == code_hash(table) and (
-            not inputs or found.get("inputs") == inputs
-        )
+        notes = self.metadata(table, symbol, day)
+        return is_current(table, notes.get("code")) and inputs in ("", notes.get("inputs"))
 
     def fingerprint(self, table: str, symbol: str, day: str) -> str:
         """A short name for a partition's content: what it was made from, and by what code."""
@@ -279,10 +154,10 @@ class Lake:
         path = self.path(table, symbol, day)
         if not self.exists(table, symbol, day):
             raise LakeError(f"{path}: no such partition; materialise {table} for {symbol} {day}")
-        found = self.metadata(table, symbol, day)
-        if found.get("code") != code_hash(table):
+        code = self.metadata(table, symbol, day).get("code")
+        if not is_current(table, code):
             raise LakeError(
-                f"{path}: made by other code ({found.get('code')}, now {code_hash(table)}); "
+                f"{path}: made by other code ({code}, now {code_hash(table)}); "
                 f"materialise {table} for {symbol} {day} again"
             )
         # Buffered ahead, a reader keeps what it has read until it is closed: a day in memory.
@@ -327,8 +202,14 @@ class Lake:
             raise LakeError(f"{self.uri}: {table} has nothing for {first} to {last}")
         return pa.concat_tables(parts, promote_options="default").unify_dictionaries()
 
-    def connect(self, tables: Iterable[str] = TABLES) -> duckdb.DuckDBPyConnection:
-        """An in-memory DuckDB with one view per table that has a partition.
+    def tables(self) -> list[str]:
+        """Names of the tables that have a folder here, sorted."""
+        selector = pafs.FileSelector(self.base, allow_not_found=True)
+        names = {f.base_name for f in self.fs.get_file_info(selector) if f.type == _FOLDER}
+        return sorted(names & set(declared()))
+
+    def connect(self, tables: Iterable[str] | None = None) -> duckdb.DuckDBPyConnection:
+        """An in-memory DuckDB with one view per table that has a partition (default: all).
 
         A view carries ``symbol`` and ``date`` from the path, both as text. Local roots only: an
         object store needs its own DuckDB extension and credentials. What Parquet files say of
@@ -336,7 +217,7 @@ class Lake:
         """
         connection = duckdb.connect()
         connection.execute("set parquet_metadata_cache = true")
-        for table in tables:
+        for table in self.tables() if tables is None else tables:
             if self.partitions(table):
                 files = f"{self.base}/{table}/symbol=*/date=*/part.parquet"
                 connection.execute(
@@ -381,7 +262,7 @@ class Lake:
         Writing the same rows in the same chunks gives the same bytes.
         """
         notes = {
-            "schema": str(TABLES[table][0]),
+            "schema": str(declaration(table).version),
             "code": code_hash(table),
             "source": self.source,
             "inputs": inputs,

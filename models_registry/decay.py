@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from market.kernel import compiled
 from market.lake import Lake
+from market.provenance import Table
 from market.settings import Settings
 from market.units import DAY_NS, SECOND_NS, utc_date
 from models_registry import dataset
@@ -38,6 +39,9 @@ from models_registry.validation import information_coefficient as coefficient
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
+
+#: A record of what a champion was worth on a date; it outlives the champion.
+SCORES: Final = Table("performance", version=1, record=True)
 
 #: Simulated monitors, each this many times the wanted ARL0 long.
 PATHS: Final = 100

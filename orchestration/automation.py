@@ -7,8 +7,7 @@ from typing import Any, Final
 
 import dagster as dg
 
-from assets.partitions import partition_key
-from assets.platform import Platform
+from assets.platform import Platform, partition_key
 from market.settings import load
 
 RANGE_START: Final = "dagster/asset_partition_range_start"

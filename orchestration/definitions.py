@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets import costs, execution, market_data, modelling, quality, warehouse
+from assets import dbt_assets, execution, market_data, modelling, quality
 from assets.platform import Platform
 from orchestration import automation, records
 from orchestration.run_log import people_logger
 
-MODULES = (market_data, quality, warehouse, modelling, execution, records, costs)
+MODULES = (market_data, quality, dbt_assets, modelling, execution, records)
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(MODULES),

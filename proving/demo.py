@@ -19,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from assets.market_data import bars_of, map_processes
+from assets.market_data import bars_of
+from market.compute import map_processes
 from market.console import say, table
 from market.lake import Lake
 from market.settings import FEE_ROWS_BPS, Settings, load
@@ -78,7 +79,7 @@ def run(folder: str, days: int, quiet: bool = False) -> dict[str, Any]:
     from orchestration import pipeline
 
     stands = all(
-        lake.stands(name, symbol, day)
+        lake.is_current(name, symbol, day)
         for name in TABLES
         for symbol in settings.market.symbols
         for day in days_between(first, last)
@@ -184,7 +185,7 @@ def write_capture(settings: Settings, day: str, start_s: int, stop_s: int) -> st
 def add_truth(settings: Settings, symbol: str, day: str) -> str:
     """What was planted, beside the data."""
     lake = Lake(settings.root, settings.source)
-    if not lake.stands("truth", symbol, day):
+    if not lake.is_current("truth", symbol, day):
         write_truth(lake, profile(settings.synthetic.profile), settings.synthetic.seed, symbol, day)
     return ""
 

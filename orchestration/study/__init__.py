@@ -10,21 +10,21 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import pyarrow.parquet as pq
 
-from assets.market_data import map_processes
 from execution.algorithms import ALGORITHMS
 from execution.study import StudyReport, study
 from execution.tca import to_table
+from market.compute import map_processes
 from market.console import Say
 from market.errors import UsageError
 from market.events import Events
-from market.kernel import sources_hash
+from market.provenance import closure_hash
 from market.settings import Settings
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
@@ -57,7 +57,7 @@ def contenders(names: Sequence[str] = tuple(ALGORITHMS)) -> tuple[Contender, ...
 def made_by(plan: Plan, settings: Settings) -> str:
     """What a day's file was made from: plan, settings that matter, and code (16 hex digits)."""
     digest = hashlib.sha256(msgspec.json.encode((plan, settings.execution, settings.model.fee_row)))
-    digest.update(sources_hash(days_module.__name__).encode())
+    digest.update(closure_hash(days_module.__name__).encode())
     return digest.hexdigest()[:16]
 
 

@@ -110,9 +110,7 @@ def _analyse(
     span = first or days[0], last or days[-1]
     report = build_costs(lake, settings, named, *span, say)
     if say is not None:
-        state = (
-            "stand as they are" if report.standing else f"made, {len(report.tests)} tests passed"
-        )
+        state = "are current" if report.current else f"made, {len(report.tests)} tests passed"
         say(f"{len(report.keys)} partitions of costs {state}")
     rows = cost_rows(lake, named, *span)
     found = {

@@ -13,7 +13,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -23,6 +23,7 @@ from market.events import Events
 from market.instruments import BUILT_IN, Instrument
 from market.kernel import compiled
 from market.lake import Lake, LakeError
+from market.provenance import closure_hash
 from market.units import SECOND_NS, day_start_ns
 from market.wire.capture import CaptureWriter
 from proving.synthetic.encode import Encoder, Lines, Text
@@ -53,21 +54,6 @@ __all__ = [
     "write_frames",
     "write_truth",
 ]
-
-#: Modules that a synthetic day is made by.
-_SOURCES: Final = (
-    "../book",
-    "../matching",
-    "__init__",
-    "profiles",
-    "planted",
-    "latent",
-    "arrivals",
-    "flow",
-    "publication",
-    "marketplace",
-    "transport",
-)
 
 
 def generate(
@@ -142,8 +128,7 @@ def fingerprint(
 ) -> str:
     """What a partition of synthetic data was made from: profile, seed, span and code."""
     digest = hashlib.sha256(msgspec.json.encode((profile, seed, symbol, day, start_s, stop_s)))
-    for module in _SOURCES:
-        digest.update(Path(__file__).parent.joinpath(f"{module}.py").read_bytes())
+    digest.update(closure_hash(__name__).encode())
     return f"synthetic {profile.name} {seed} {digest.hexdigest()[:16]}"
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from assets.market_data import map_processes
+from market.compute import map_processes
 from market.console import Say
 from market.events import ARROW_SCHEMA, to_arrow
 from market.instruments import BUILT_IN

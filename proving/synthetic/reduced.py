@@ -29,6 +29,7 @@ from market.columns import COLUMNS, C
 from market.instruments import BUILT_IN, Instrument
 from market.kernel import compiled
 from market.lake import Lake, LakeError
+from market.provenance import closure_hash
 from market.units import day_start_ns
 from proving.synthetic import latent, touch
 from proving.synthetic.latent import SECONDS, Drivers, generator
@@ -329,8 +330,7 @@ def _tickers(
 def fingerprint(profile: Profile, seed: int, symbol: str, day: str) -> str:
     """What a partition of reduced bars was made from: profile, seed, code and law."""
     digest = hashlib.sha256(msgspec.json.encode((profile, seed, symbol, day)))
-    for module in ("profiles", "planted", "latent", "touch", "primitives", "reduced"):
-        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+    digest.update(closure_hash(__name__).encode())
     digest.update(FILE.read_bytes())
     return f"reduced {profile.name} {seed} {digest.hexdigest()[:16]}"
 

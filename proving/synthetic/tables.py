@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -20,11 +19,18 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from market.lake import Lake, LakeError
+from market.provenance import Table, closure_hash
 from market.units import SECOND_NS, day_start_ns
 from proving.synthetic import latent
 from proving.synthetic.latent import FRAMES, PER_SECOND, SECONDS, Drivers, generator
 from proving.synthetic.planted import alpha_sd, best_filter, closed_form_ic, level
 from proving.synthetic.profiles import STEP_S, Profile, instant_ns
+
+TABLES: Final = (
+    Table("truth", version=2),
+    Table("planted", version=1),
+    Table("decoys", version=1),
+)
 
 _FRAME_NS: Final = round(STEP_S * SECOND_NS)
 
@@ -190,8 +196,7 @@ def _to_come(hidden: Drivers, horizon_s: int) -> npt.NDArray[np.float64]:
 def fingerprint(profile: Profile, seed: int, symbol: str, day: str) -> str:
     """What the tables of a symbol-day were made from: profile, seed and code."""
     digest = hashlib.sha256(msgspec.json.encode((profile, seed, symbol, day)))
-    for module in ("profiles", "planted", "latent", "tables"):
-        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+    digest.update(closure_hash(__name__).encode())
     return f"planted {profile.name} {seed} {digest.hexdigest()[:16]}"
 
 

@@ -11,11 +11,10 @@ import msgspec
 import pytest
 import yaml
 
-from assets.contracts import PROJECT
-from assets.costs import TABLES, build_costs, cost_rows, costs, markdown
-from assets.partitions import partition_key
-from assets.platform import Platform
-from assets.warehouse import WarehouseError
+from assets.costs import TABLES, build_costs, cost_rows, markdown
+from assets.dbt import PROJECT, WarehouseError
+from assets.dbt_assets import costs
+from assets.platform import Platform, partition_key
 from execution.tca import TABLES as RECORDS
 from execution.tca import FillRow, MarkoutRow, OrderRow, ParentRow, Row, Shortfall, to_table
 from execution.tca.figures import figures
@@ -264,9 +263,9 @@ def hashes(lake: Lake) -> dict[str, str]:
 
 def test_tables_are_made_again_only_when_records_have_grown(lake: Lake, built: Any) -> None:
     before = hashes(lake)
-    assert build_costs(lake, SETTINGS, ("BTCUSDT",), FRIDAY, SATURDAY).standing
+    assert build_costs(lake, SETTINGS, ("BTCUSDT",), FRIDAY, SATURDAY).current
     Path(lake.path("cost_findings", "BTCUSDT", SATURDAY)).unlink()
-    assert not build_costs(lake, SETTINGS, ("BTCUSDT",), FRIDAY, SATURDAY).standing
+    assert not build_costs(lake, SETTINGS, ("BTCUSDT",), FRIDAY, SATURDAY).current
     assert hashes(lake) == before, "the same records give the same bytes"
 
 

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pytest
 
 from assets.figures import STEADY, summarise
-from assets.partitions import PARTITIONS, partition_key
-from assets.platform import Platform
+from assets.platform import PARTITIONS, Platform, partition_key
 from assets.quality import (
     BARS,
     EVENTS,

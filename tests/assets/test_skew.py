@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from assets.partitions import partition_key
-from assets.platform import Platform
+from assets.platform import Platform, partition_key
 from assets.skew import judge, said
 from live.worker import run
 from market.bars import make_bars

@@ -9,8 +9,7 @@ import dagster as dg
 import msgspec
 
 from assets.market_data import events
-from assets.partitions import partition_key
-from assets.platform import Platform
+from assets.platform import Platform, partition_key
 from market.lake import Lake
 from market.units import day_start_ns
 from market.wire.capture import CaptureWriter

@@ -15,19 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from assets.partitions import PARTITIONS, Span, partition_key, spans
-from assets.platform import Platform
+from assets.dbt import PROJECT, BuildReport, WarehouseError, dbt_vars
+from assets.dbt_assets import warehouse
+from assets.platform import PARTITIONS, Platform, Span, partition_key, spans
 from assets.warehouse import (
-    PROJECT,
     TABLES,
-    WarehouseError,
-    WarehouseReport,
     build_range,
-    dbt_vars,
-    warehouse,
 )
 from market.bars import COLUMNS
-from market.lake import Lake, LakeError, code_hash
+from market.lake import Lake, LakeError
+from market.provenance import code_hash
 from market.settings import Settings, load
 from market.units import day_start_ns
 
@@ -63,7 +60,7 @@ def content(lake: Lake) -> dict[tuple[str, str, str], str]:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, WarehouseReport, dict[Any, str]]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, BuildReport, dict[Any, str]]:
     """BTC around a midnight, ETH on the second date only, and a file nobody should open."""
     lake = Lake(tmp_path_factory.mktemp("warehouse") / "lake")
     write_bars(lake, "BTCUSDT", SATURDAY, 79_990, 86_400, gaps=(81_000, 81_001))
@@ -82,7 +79,7 @@ def test_a_range_reports_rows_missing_partitions_and_tests_by_name(built: Any) -
     assert report.rows["features"] == {"BTCUSDT": bars, "ETHUSDT": 600}
     assert report.rows["labels"] == report.rows["features"]
     assert report.missing == (("ETHUSDT", SATURDAY),)
-    assert report.partitions == 9
+    assert len(report.keys) == 3
     assert all(test.passed for test in report.tests)
     assert {"labels_stop_at_gaps", "one_row_per_bar_features_"} <= {t.name for t in report.tests}
     assert not any((Path(lake.base) / "staging").iterdir())

@@ -12,7 +12,8 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets.contracts import FILES, PROJECT, fill
+from assets.contracts import FILES, fill
+from assets.dbt import PROJECT
 
 DAY_NS = 86_400_000_000_000
 MIDNIGHT = 20_484 * DAY_NS  # 2026-01-31

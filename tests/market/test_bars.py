@@ -379,7 +379,7 @@ def test_a_partition_of_bars_holds_what_its_events_give_and_names_them(lake: Lak
     write_events(lake, events, instrument=msgspec.json.encode(COARSE).decode())
     assert make_bars(lake, "X", DAY, Settings()) == 3
     assert lake.read("bars", "X", DAY).equals(bars_of(events).to_arrow())
-    assert lake.stands("bars", "X", DAY, inputs=lake.fingerprint("events", "X", DAY))
+    assert lake.is_current("bars", "X", DAY, inputs=lake.fingerprint("events", "X", DAY))
 
 
 def test_bars_without_events_or_without_an_instrument_are_refused_by_name(lake: Lake):

@@ -63,35 +63,15 @@ def test_the_same_rows_give_the_same_bytes(lake: Lake) -> None:
     assert Path(lake.path("bars", *KEY)).read_bytes() == before
 
 
-def test_a_partition_made_by_other_code_is_refused_and_does_not_stand(
+def test_a_partition_made_by_other_code_is_refused_and_not_current(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert lake.stands("bars", *KEY, inputs="first")
-    assert not lake.stands("bars", *KEY, inputs="second")
-    monkeypatch.setattr(lake_module, "code_hash", lambda _: "another")
-    assert not lake.stands("bars", *KEY)
+    assert lake.is_current("bars", *KEY, inputs="first")
+    assert not lake.is_current("bars", *KEY, inputs="second")
+    monkeypatch.setattr(lake_module, "is_current", lambda table, code: code == "another")
+    assert not lake.is_current("bars", *KEY)
     with pytest.raises(LakeError, match=r"made by other code.*materialise bars for BTCUSDT"):
         lake.read("bars", *KEY)
-
-
-def test_every_module_of_a_package_decides_what_is_made_by_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "made_of_modules"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "rule.py").write_text("LIMIT = 1\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(lake_module.TABLES, "bars", (1, ("made_of_modules",), ()))
-
-    def code() -> str:
-        lake_module.code_hash.cache_clear()
-        return lake_module.code_hash("bars")
-
-    before = code()
-    (package / "rule.py").write_text("LIMIT = 2\n")
-    assert code() != before
-    lake_module.code_hash.cache_clear()
 
 
 def test_a_root_holds_one_source(lake: Lake) -> None:

@@ -140,7 +140,7 @@ def test_another_signal_needs_no_other_law_and_another_book_does() -> None:
     assert reduced.book_key(other, "BTCUSDT") != key
     assert not reduced.fitted(other, "BTCUSDT")
     with pytest.raises(
-        ProfileError, match=r"fit one with `python -m market\.synthetic\.calibration default`"
+        ProfileError, match=r"fit one with `python -m proving\.synthetic\.calibration default`"
     ):
         reduced.bars(other, 1, "BTCUSDT", DAY)
 
@@ -150,7 +150,7 @@ def test_partitions_say_how_they_were_made(tmp_path: Path) -> None:
     assert reduced.write_bars(lake, profile("null"), 3, "BTCUSDT", DAY) == 86_400
     assert lake.metadata("bars", "BTCUSDT", DAY)["made"] == "in the reduced form"
     made_from = reduced.fingerprint(profile("null"), 3, "BTCUSDT", DAY)
-    assert lake.stands("bars", "BTCUSDT", DAY, made_from)
+    assert lake.is_current("bars", "BTCUSDT", DAY, made_from)
     with pytest.raises(LakeError, match="holds recorded data"):
         reduced.write_bars(Lake(tmp_path / "r", "recorded"), profile("null"), 3, "BTCUSDT", DAY)
 

@@ -40,7 +40,7 @@ def test_events_straight_into_the_lake_give_the_bars_of_the_generator(settings: 
     )
     assert lake.read("bars", "BTCUSDT", DAY).equals(straight.to_arrow())
     for name in ("truth", "planted", "decoys"):
-        assert lake.stands(name, "BTCUSDT", DAY)
+        assert lake.is_current(name, "BTCUSDT", DAY)
 
 
 def test_whatever_the_number_of_workers_the_files_are_the_same_bytes(tmp_path: Path) -> None:

@@ -367,8 +367,8 @@ def test_partitions_say_what_they_were_made_from(tmp_path: Path) -> None:
     notes = lake.metadata("bars", "BTCUSDT", DAY)
     assert notes["made"] == "straight as bars"
     made_from = synthetic.fingerprint(profile("demo"), 7, "BTCUSDT", DAY, 0, 60)
-    assert lake.stands("bars", "BTCUSDT", DAY, made_from)
-    assert not lake.stands("bars", "BTCUSDT", DAY, made_from.replace(" 7 ", " 8 "))
+    assert lake.is_current("bars", "BTCUSDT", DAY, made_from)
+    assert not lake.is_current("bars", "BTCUSDT", DAY, made_from.replace(" 7 ", " 8 "))
     write_truth(lake, profile("demo"), 7, "BTCUSDT", DAY)
     planted = lake.read("truth", "BTCUSDT", DAY)
     assert planted.num_rows == 86_400

@@ -89,7 +89,7 @@ def test_everything_planted_goes_beside_the_data(tmp_path: Path) -> None:
     lake = Lake(tmp_path, "synthetic")
     write_truth(lake, profile("default"), 7, "BTCUSDT", DAY)
     for name in ("truth", "planted", "decoys"):
-        assert lake.stands(name, "BTCUSDT", DAY)
+        assert lake.is_current(name, "BTCUSDT", DAY)
         assert lake.metadata(name, "BTCUSDT", DAY)["profile"] == "default"
     assert lake.rows("truth", "BTCUSDT", DAY) == lake.rows("decoys", "BTCUSDT", DAY) == 86_400
     with pytest.raises(LakeError, match="holds recorded data"):

@@ -1,0 +1,168 @@
+"""dbt's tables as Dagster assets, both groups by one factory."""
+
+# No postponed annotations here: Dagster compares the type of `context` as it stands.
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import dagster as dg
+from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_assets
+
+from assets import costs as cost_tables
+from assets import warehouse as feature_tables
+from assets.dbt import BuildReport, TableTest, WarehouseError, manifest
+from assets.platform import OWNERS, PARTITIONS, Platform, Span, context_spans
+from execution.tca.figures import figures
+from market.lake import Lake, LakeError
+from market.settings import Settings
+
+#: Builds the tables named over a span; the last argument takes progress.
+Build = Callable[[Lake, Settings, Span, Collection[str], Callable[[str], None]], BuildReport]
+#: Metadata of each table after a run.
+Describe = Callable[[Lake, Sequence[Span], Sequence[BuildReport]], Mapping[str, dict[str, Any]]]
+
+#: What dbt calls otherwise than the assets that make it; the worker's records come with its decisions.
+ASSETS: Final = {
+    "stg_bars": "bars",
+    **dict.fromkeys(("parents", "orders", "fills", "tca", "markouts"), "decisions"),
+}
+
+
+class Translator(DagsterDbtTranslator):  # type: ignore[misc]  # dagster_dbt is not typed here
+    """dbt models as assets."""
+
+    def get_asset_key(self, dbt_resource_props: Mapping[str, Any]) -> dg.AssetKey:
+        name = str(dbt_resource_props["name"])
+        return dg.AssetKey(ASSETS.get(name, name))
+
+    def get_group_name(self, dbt_resource_props: Mapping[str, Any]) -> str:
+        return "execution" if "costs" in dbt_resource_props["fqn"] else "warehouse"
+
+    def get_owners(self, dbt_resource_props: Mapping[str, Any]) -> Sequence[str]:
+        return OWNERS
+
+    def get_description(self, dbt_resource_props: Mapping[str, Any]) -> str:
+        return " ".join(str(dbt_resource_props["description"]).split())
+
+
+#: Several sources of dbt are one asset here: the worker's records.
+TRANSLATOR: Final = Translator(
+    settings=DagsterDbtTranslatorSettings(enable_duplicate_source_asset_keys=True)
+)
+
+
+def table_assets(name: str, tables: Sequence[str], build: Build, describe: Describe) -> Any:
+    """The assets of a group of dbt's tables, partitioned, a range of dates in one dbt run."""
+
+    @dbt_assets(  # type: ignore[untyped-decorator]
+        manifest=manifest(),
+        select=" ".join(tables),
+        name=name,
+        partitions_def=PARTITIONS,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        dagster_dbt_translator=TRANSLATOR,
+    )
+    def run(context: dg.AssetExecutionContext, platform: Platform) -> Iterator[Any]:
+        settings, lake = platform.settings(), platform.lake()
+        selected = {key.to_user_string() for key in context.selected_asset_keys}
+        spans = context_spans(context)
+        reports: list[BuildReport] = []
+        for span in spans:
+            try:
+                reports.append(build(lake, settings, span, selected, context.log.info))
+            except (WarehouseError, LakeError) as error:
+                if isinstance(error, WarehouseError):
+                    yield from check_results(context, error.tests)
+                raise dg.Failure(str(error)) from error
+            for symbol, day in reports[-1].missing:
+                context.log.warning(f"{symbol} {day} has no bars, so nothing was made of it")
+        metadata = describe(lake, spans, reports)
+        for table in tables:
+            if table in selected:
+                yield dg.MaterializeResult(asset_key=table, metadata=metadata[table])
+        yield from check_results(context, [test for report in reports for test in report.tests])
+
+    return run
+
+
+def check_results(
+    context: dg.AssetExecutionContext, tests: Sequence[TableTest]
+) -> Iterator[dg.AssetCheckResult]:
+    """The selected checks' results; a test that ran for several spans passed if it always did."""
+    for key in sorted(context.selected_asset_check_keys, key=lambda key: key.name):
+        ran = [test for test in tests if test.name == key.name]
+        if ran:
+            yield dg.AssetCheckResult(
+                asset_key=key.asset_key,
+                check_name=key.name,
+                passed=all(test.passed for test in ran),
+                metadata={
+                    "failing rows": sum(test.failures for test in ran),
+                    "message": "; ".join(test.message for test in ran if test.message),
+                },
+            )
+
+
+def _build_features(
+    lake: Lake,
+    settings: Settings,
+    span: Span,
+    selected: Collection[str],
+    progress: Callable[[str], None],
+) -> BuildReport:
+    return feature_tables.build_range(
+        lake, settings, span.symbols, span.from_date, span.to_date, progress, tables=selected
+    )
+
+
+def _describe_features(
+    lake: Lake, spans: Sequence[Span], reports: Sequence[BuildReport]
+) -> dict[str, dict[str, Any]]:
+    """Rows of each table, in all and by symbol, over the spans of a run."""
+    metadata = {}
+    for table in {table for report in reports for table in report.rows}:
+        by_symbol: dict[str, int] = {}
+        for report in reports:
+            for symbol, rows in report.rows[table].items():
+                by_symbol[symbol] = by_symbol.get(symbol, 0) + rows
+        metadata[table] = {
+            "rows": sum(by_symbol.values()),
+            "by symbol": dg.MetadataValue.json(by_symbol),
+            "partitions without bars": sum(len(report.missing) for report in reports),
+        }
+    return metadata
+
+
+def _build_costs(
+    lake: Lake,
+    settings: Settings,
+    span: Span,
+    selected: Collection[str],
+    progress: Callable[[str], None],
+) -> BuildReport:
+    return cost_tables.build_costs(
+        lake, settings, span.symbols, span.from_date, span.to_date, progress
+    )
+
+
+def _describe_costs(
+    lake: Lake, spans: Sequence[Span], reports: Sequence[BuildReport]
+) -> dict[str, dict[str, Any]]:
+    """Rows of each table, and what parents cost over the spans of a run."""
+    rows: dict[str, list[dict[str, Any]]] = {table: [] for table in cost_tables.TABLES}
+    for span in spans:
+        read = cost_tables.cost_rows(lake, span.symbols, span.from_date, span.to_date)
+        for table, part in read.items():
+            rows[table] += part
+    summary = figures(*rows.values())
+    metadata: dict[str, dict[str, Any]] = {table: {"rows": len(rows[table])} for table in rows}
+    metadata["parent_costs"] |= {
+        "cost": dg.MetadataValue.md(cost_tables.markdown(summary)),
+        "states": summary["states"],
+    }
+    metadata["cost_findings"] |= {"found": summary["findings"]}
+    return metadata
+
+
+warehouse = table_assets("warehouse", feature_tables.TABLES, _build_features, _describe_features)
+costs = table_assets("costs", tuple(cost_tables.TABLES), _build_costs, _describe_costs)

@@ -1,0 +1,293 @@
+"""Which code makes which table, told by the code itself.
+
+A producer declares its tables beside the code that makes them, at module level:
+
+    BARS = Table("bars", version=1, upstream=("events",))
+
+A table's code hash covers the schema version, the syntax tree of every module that the producer
+imports at any remove (comments, docstrings and layout do not count), the SQL that it runs, and the
+code hashes of the tables it is made from. So better words never make a lake stale, and a changed
+fee always does. Declarations are read from the source, not by importing it: whoever reads a table
+need not load the room that makes it.
+
+Code that was changed but still makes the same rows is written down in ``equivalent_code.toml``:
+partitions of a hash in it are read as if the present code had made them.
+tests/test_earlier_lakes.py holds that to be true for what earlier versions left.
+`python -m market.provenance` shows the hashes, with ``same`` or ``changed`` it renews the file.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from market.errors import DataError
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+ROOMS: Final = (
+    "market", "execution", "models_registry", "assets", "orchestration", "live", "proving",
+)  # fmt: skip
+#: Modules that store, configure, report and fail, and decide no value of any table: what a setting
+#: decides is part of a partition's inputs. A change of these leaves every code hash as it is.
+NEUTRAL: Final = frozenset(
+    {"market.console", "market.errors", "market.lake", "market.provenance", "market.settings"}
+)
+EQUIVALENT: Final = Path(__file__).with_name("equivalent_code.toml")
+
+
+class ProvenanceError(DataError):
+    """A table is not declared, or what makes it is not here."""
+
+
+class Table(msgspec.Struct, frozen=True):
+    """A table of the lake, declared beside the code that makes it."""
+
+    name: str
+    #: Of the schema; raised when columns change their name, type or meaning.
+    version: int
+    #: Tables that it is made from.
+    upstream: tuple[str, ...] = ()
+    #: SQL and YAML files that decide its content, relative to the project.
+    files: tuple[str, ...] = ()
+    #: A record of what happened, which cannot be made again: its code hash is of the version alone.
+    record: bool = False
+
+
+# -- what a module is made of ----------------------------------------------------------------------
+
+
+def module_file(name: str) -> Path | None:
+    """The source file of a project module, None for a name that is none."""
+    if name.split(".")[0] not in ROOMS:
+        return None
+    path = ROOT.joinpath(*name.split("."))
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return file
+    return None
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_bytes())
+
+
+def imports(module: str) -> Iterator[str]:
+    """Project modules that a module imports anywhere but under ``if TYPE_CHECKING``."""
+    path = module_file(module)
+    if path is None:
+        raise ProvenanceError(f"{module}: no such module in {ROOT}")
+    pending: list[ast.AST] = [_parsed(path)]
+    while pending:
+        node = pending.pop()
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            # Of a package that is only passed through, the submodule alone.
+            wholes = [f"{node.module}.{item.name}" for item in node.names]
+            names = [whole if module_file(whole) else node.module for whole in wholes]
+        elif isinstance(node, ast.Import):
+            names = [item.name for item in node.names]
+        yield from (name for name in names if module_file(name))
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            pending.extend(ast.iter_child_nodes(node))
+
+
+@cache
+def closure(module: str) -> tuple[str, ...]:
+    """A module and every project module below it, sorted; NEUTRAL ones and theirs left out."""
+    reached: set[str] = set()
+    pending = [module]
+    while pending:
+        name = pending.pop()
+        if name not in reached and name not in NEUTRAL:
+            reached.add(name)
+            pending.extend(imports(name))
+    return tuple(sorted(reached))
+
+
+def syntax(tree: ast.AST) -> str:
+    """A syntax tree as text, without docstrings; the same under every supported Python."""
+    parts: list[str] = []
+    for field, value in ast.iter_fields(tree):
+        if (
+            field == "body"
+            and isinstance(tree, _DOCUMENTED)
+            and ast.get_docstring(tree) is not None
+        ):
+            value = value[1:]
+        # Left out: what newer versions of Python add empty, and the prefix of a string.
+        if value is None or value == [] or field in ("kind", "type_comment"):
+            continue
+        items = value if isinstance(value, list) else [value]
+        texts = (syntax(item) if isinstance(item, ast.AST) else repr(item) for item in items)
+        parts.append(f"{field}={','.join(texts)}")
+    return f"{type(tree).__name__}({' '.join(parts)})"
+
+
+_DOCUMENTED: Final = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@cache
+def closure_hash(*modules: str) -> str:
+    """Hash of the syntax of modules and of everything below them (16 hex digits)."""
+    digest = hashlib.sha256()
+    for name in sorted({each for module in modules for each in closure(module)}):
+        path = module_file(name)
+        assert path is not None  # closure() holds modules alone
+        digest.update(f"{name}\0{syntax(_parsed(path))}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _statement(path: Path) -> str:
+    """SQL, macros or YAML without comments and layout."""
+    text = path.read_text()
+    if path.suffix == ".sql":
+        text = re.sub(r"\{#.*?#\}|--[^\n]*|/\*.*?\*/", " ", text, flags=re.DOTALL)
+    else:
+        text = re.sub(r"(?m)(^|\s)#[^\n]*", " ", text)
+    return " ".join(text.split())
+
+
+# -- what a table is made by -----------------------------------------------------------------------
+
+
+@cache
+def tables() -> dict[str, tuple[Table, str]]:
+    """Every declared table -> (its declaration, the module that declares it), producers first."""
+    declared: dict[str, tuple[Table, str]] = {}
+    for path in sorted(file for room in ROOMS for file in (ROOT / room).rglob("*.py")):
+        if b"Table(" not in path.read_bytes():
+            continue
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if "market.provenance" not in set(imports(module)):
+            continue
+        for table in _declarations(_parsed(path)):
+            if table.name in declared:
+                raise ProvenanceError(
+                    f"table {table.name} is declared in {declared[table.name][1]} and in {module}"
+                )
+            declared[table.name] = table, module
+    ordered: dict[str, tuple[Table, str]] = {}
+
+    def put(name: str) -> None:
+        if name not in ordered:
+            for upstream in declared[name][0].upstream:
+                put(upstream)
+            ordered[name] = declared[name]
+
+    for name in declared:
+        put(name)
+    return ordered
+
+
+def _declarations(tree: ast.Module) -> Iterator[Table]:
+    """Calls of `Table` at module level; their arguments are literals."""
+    for statement in tree.body:
+        if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+            continue
+        for node in ast.walk(statement.value):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Table":
+                yield Table(
+                    *map(ast.literal_eval, node.args),
+                    **{str(word.arg): ast.literal_eval(word.value) for word in node.keywords},
+                )
+
+
+def declaration(table: str) -> Table:
+    """The declaration of a table; ProvenanceError for one that none makes."""
+    try:
+        return tables()[table][0]
+    except KeyError:
+        raise ProvenanceError(
+            f"{table}: no such table; known are {', '.join(sorted(tables()))}"
+        ) from None
+
+
+@cache
+def code_hash(table: str) -> str:
+    """Hash of the code that decides a table's content, upstream tables included (16 hex digits)."""
+    declared = declaration(table)
+    digest = hashlib.sha256(f"{table} {declared.version}".encode())
+    if not declared.record:
+        digest.update(closure_hash(tables()[table][1]).encode())
+        for name in declared.files:
+            path = ROOT / name
+            if not path.is_file():
+                raise ProvenanceError(
+                    f"{path}, which makes table {table}, is missing; run from a checkout"
+                )
+            digest.update(_statement(path).encode())
+        for name in declared.upstream:
+            digest.update(code_hash(name).encode())
+    return digest.hexdigest()[:16]
+
+
+# -- earlier code that made the same rows ----------------------------------------------------------
+
+
+class Equivalent(msgspec.Struct):
+    """Of one table: the code hash as it was last written down, and earlier ones of equal rows."""
+
+    code: str
+    same: list[str] = []
+
+
+@cache
+def _equivalent() -> dict[str, Equivalent]:
+    return msgspec.convert(tomllib.loads(EQUIVALENT.read_text()), dict[str, Equivalent])
+
+
+def is_current(table: str, code: str | None) -> bool:
+    """Whether rows made by code of this hash are what the present code makes."""
+    if code == code_hash(table):
+        return True
+    # What the file says holds for the code it was written for, and for no later one.
+    noted = _equivalent().get(table)
+    return noted is not None and noted.code == code_hash(table) and code in noted.same
+
+
+def _renewed(equal: bool) -> dict[str, Equivalent]:
+    """The file for the present code: earlier hashes are kept where rows are ``equal``."""
+    noted = _equivalent()
+    renewed: dict[str, Equivalent] = {}
+    for table in tables():
+        before = noted.get(table, Equivalent(code=code_hash(table)))
+        if before.code == code_hash(table):
+            renewed[table] = before
+        else:
+            same = [*before.same, before.code] if equal else []
+            renewed[table] = Equivalent(code=code_hash(table), same=same)
+    return renewed
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``same`` or ``changed``: what the edited code does to rows; without: show each table's code."""
+    word = arguments[0] if arguments else ""
+    if word not in ("", "same", "changed") or len(arguments) > 1:
+        print("usage: python -m market.provenance [same | changed]", file=sys.stderr)
+        return 2
+    if word:
+        lines = ["# Written by `python -m market.provenance same` or `changed`; see there."]
+        for table, each in _renewed(word == "same").items():
+            same = ", ".join(f'"{code}"' for code in each.same)
+            lines += ["", f"[{table}]", f'code = "{each.code}"', f"same = [{same}]"]
+        EQUIVALENT.write_text("\n".join(lines) + "\n")
+        return 0
+    for table, (_, module) in tables().items():
+        known = _equivalent().get(table)
+        noted = "" if known and known.code == code_hash(table) else "  (not written down)"
+        print(f"{table:15} {code_hash(table)}  {module}, {len(closure(module))} modules{noted}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
