@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from market import second
 from market.book import Book
 from market.columns import COLUMNS as COLUMNS
 from market.columns import C
@@ -23,6 +22,7 @@ from market.events import EVENT, Events, from_arrow
 from market.instruments import BUILT_IN, Instrument
 from market.lake import Lake, LakeError
 from market.provenance import Table
+from market.second import advance, new_second, pass_seconds, within
 from market.settings import Settings
 from market.units import SECOND_NS
 
@@ -62,23 +62,19 @@ class BarBuilder:
     """Turns one symbol's event rows into bars as they come."""
 
     def __init__(self, instrument: Instrument, stale_after_s: float) -> None:
-        tick, lot = instrument.tick_size, instrument.lot_size
         self.book = Book()
-        self._tape = second.new_tape()
-        self._cells = second.new_cells(round(stale_after_s * SECOND_NS))
-        self._sums = second.new_sums(tick, lot)
-        self._row = np.zeros(len(COLUMNS))
-        self._scale = second.new_scale(tick, lot)
+        stale_ns = round(stale_after_s * SECOND_NS)
+        self._second = new_second(instrument.tick_size, instrument.lot_size, stale_ns)
 
     @property
     def late(self) -> int:
         """Events that came with a time before the clock; they counted as of the clock."""
-        return int(self._cells[second.LATE])
+        return int(self._second[0]["late"])
 
     @property
     def refused(self) -> int:
         """Trades and liquidations left out for want of a side or of a sensible quantity."""
-        return int(self._cells[second.REFUSED])
+        return int(self._second[0]["refused"])
 
     def push(self, events: Events) -> Bars:
         """Take event rows in (dtype ``EVENT``, receive order); returns the bars they closed.
@@ -90,21 +86,12 @@ class BarBuilder:
             raise ValueError(f"events of dtype {events.dtype}: expected market.events.EVENT")
         bars = _NO_BARS
         # Most calls of a live stream close nothing, and microseconds count there.
-        if not second.within(self._cells, events):
-            first = int(self._cells[second.NEXT])
+        if not within(self._second, events):
+            first = int(self._second[0]["end_ns"])
             if first == 0:
                 first = int(events["receive_ns"][0]) // SECOND_NS * SECOND_NS + SECOND_NS
             bars = _room(first, int(events["receive_ns"].max()))
-        second.advance(
-            self.book.state,
-            self._tape,
-            self._cells,
-            self._sums,
-            self._row,
-            self._scale,
-            events,
-            bars.values,
-        )
+        advance(self.book.state, self._second, events, bars.values)
         return bars
 
     def close_until(self, now_ns: int) -> Bars:
@@ -113,18 +100,16 @@ class BarBuilder:
         Before the first event there is nothing to close. An event that comes with an earlier time
         nevertheless counts into the second in progress, and into `late`.
         """
-        first = int(self._cells[second.NEXT])
+        first = int(self._second[0]["end_ns"])
         if first == 0:
             return _NO_BARS
         bars = _room(first, now_ns)
-        second.pass_seconds(
-            self.book.state, self._cells, self._sums, self._row, self._scale, bars.values
-        )
+        pass_seconds(self.book.state, self._second, bars.values)
         return bars
 
     def finish(self) -> Bars:
         """The stream has ended: close the second in progress as well."""
-        return self.close_until(int(self._cells[second.NEXT]))
+        return self.close_until(int(self._second[0]["end_ns"]))
 
 
 def _room(first_ns: int, now_ns: int) -> Bars:

@@ -41,8 +41,6 @@ from execution.simulation.queue import (
 )
 from market.book import (
     NO_LEVEL,
-    RECEIVE_NS,
-    STATUS,
     SYNCHRONISED,
     best,
     is_valid,
@@ -158,7 +156,7 @@ def book_fills(exchange: Exchange) -> None:
 def _matches(exchange: Exchange) -> bool:
     """Whether orders can be matched now; mode ``whole`` has a touch in a crossed book too."""
     if exchange.cells[ex.WHOLE]:
-        return bool(exchange.book[STATUS] & SYNCHRONISED)
+        return bool(exchange.book[0].status & SYNCHRONISED)
     return bool(is_known(exchange.book))
 
 
@@ -182,7 +180,7 @@ def _refusal(exchange: Exchange, asked: Any) -> int:
         return _PRICE
     if not _matches(exchange):
         return _NO_BOOK
-    silent = cells[ex.CLOCK] - book[RECEIVE_NS] > cells[ex.STALE_NS]
+    silent = cells[ex.CLOCK] - book[0].receive_ns > cells[ex.STALE_NS]
     if market and (silent or not is_valid(book)):
         return _NO_MARKET
     if asked.reduce_only:

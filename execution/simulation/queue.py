@@ -25,7 +25,6 @@ import numpy.typing as npt
 from market.book import (
     CROSSED,
     NO_LEVEL,
-    STATUS,
     SYNCHRONISED,
     BookState,
     apply,
@@ -267,7 +266,7 @@ def take(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> None:
 @kernel
 def is_known(state: BookState) -> bool:
     """Whether the displayed book may be matched against: synchronised and not crossed."""
-    return bool(state[STATUS] & (SYNCHRONISED | CROSSED) == SYNCHRONISED)
+    return bool(state[0].status & (SYNCHRONISED | CROSSED) == SYNCHRONISED)
 
 
 @kernel

@@ -16,15 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from market.book import (
-    BEST,
-    EXCHANGE_NS,
-    GAPS,
     NO_KEY,
-    PUBLISH_NS,
-    STATUS,
     SYNCHRONISED,
     BookState,
     apply,
+    best_key,
     count,
     level,
     lots_at,
@@ -58,7 +54,7 @@ _HEAD: Final = 7
 @kernel
 def _row(out: Events, n: int, source: BookState, head: Any, kind: int) -> None:
     """Begin a row of the frame that is being shown."""
-    begin_row(out, n, head[_DUE], source[EXCHANGE_NS], source[PUBLISH_NS], head[_UPDATE], kind)
+    begin_row(out, n, head[_DUE], source[0].exchange_ns, source[0].publish_ns, head[_UPDATE], kind)
 
 
 @kernel
@@ -76,14 +72,14 @@ def _show(out: Events, n: int, source: BookState, shown: BookState, head: Any, t
     """Write the frame due; returns the next free row."""
     first = n
     head[_UPDATE] += 1
-    lost = source[GAPS] > head[_GAPS]
-    head[_GAPS] = source[GAPS]
-    whole = source[STATUS] & SYNCHRONISED != 0
+    lost = source[0].gaps > head[_GAPS]
+    head[_GAPS] = source[0].gaps
+    whole = source[0].status & SYNCHRONISED != 0
     restate = whole and (head[_RESTATED] != 0 or lost)
     if restate:
         for row in range(2):
             side = 1 - 2 * row
-            key = source[BEST + row]
+            key = best_key(source, row)
             while key != NO_KEY:
                 _level_row(
                     out, n, source, head, _SNAPSHOT, side, -side * key, lots_at(source, row, key)

@@ -23,11 +23,11 @@ import numpy.typing as npt
 
 from market.bars import BarBuilder, Bars
 from market.book import (
-    BEST,
     NO_KEY,
     BookState,
     apply,
     best,
+    best_key,
     is_valid,
     level,
     lots_at,
@@ -163,7 +163,7 @@ def _near(state: BookState, row: int, mid2: int, price: float) -> float:
     """Notional of a side within `NEAR_BPS` of the mid; ``price`` is a tick times a lot."""
     side = 1 - 2 * row
     notional = 0.0
-    key = state[BEST + row]
+    key = best_key(state, row)
     while key != NO_KEY and 1e4 * (2 * key + side * mid2) <= NEAR_BPS * mid2:
         notional += float(-side * key) * lots_at(state, row, key)
         key = next_key(state, row, key)
@@ -175,7 +175,7 @@ def _profile(state: BookState, row: int, mid2: int, price: float, steps: Any, ou
     """Cumulative notional of a side up to each distance of ``steps`` (bps)."""
     side = 1 - 2 * row
     notional, place = 0.0, 0
-    key = state[BEST + row]
+    key = best_key(state, row)
     while place < len(steps):
         if key == NO_KEY:
             out[place:] = np.nan
@@ -191,7 +191,7 @@ def _profile(state: BookState, row: int, mid2: int, price: float, steps: Any, ou
 @kernel
 def _sample(state: BookState, row: int, out: Any) -> None:
     """Quantities of the levels behind the touch."""
-    key = state[BEST + row]
+    key = best_key(state, row)
     for n in range(len(out)):
         if key != NO_KEY:
             key = next_key(state, row, key)

@@ -282,7 +282,7 @@ def quote(engine: EngineState, law: Law, crowd: Crowd, bid: int, ask: int, sweep
     for side in (1, -1):
         new = bid if side > 0 else ask
         row = bk.row_of(side)
-        key, goal = engine.book[bk.BEST + row], -side * new
+        key, goal = bk.best_key(engine.book, row), -side * new
         if key >= goal:
             continue
         if sweep > 0:
@@ -290,7 +290,7 @@ def quote(engine: EngineState, law: Law, crowd: Crowd, bid: int, ask: int, sweep
             lots = max(1, int(offered * sweep))
             me.enter(engine, -side, new + side, lots, BACKGROUND, 0, _IOC)
         # What stands on the wrong side of the new touch goes; orders of others stay and are met.
-        key = engine.book[bk.BEST + row]
+        key = bk.best_key(engine.book, row)
         while key < goal:
             following = bk.next_key(engine.book, row, key)
             _cancel_level(engine, side, -side * key, 0)
@@ -298,7 +298,7 @@ def quote(engine: EngineState, law: Law, crowd: Crowd, bid: int, ask: int, sweep
     for side in (1, -1):
         new = bid if side > 0 else ask
         row = bk.row_of(side)
-        key, goal = engine.book[bk.BEST + row], -side * new
+        key, goal = bk.best_key(engine.book, row), -side * new
         count = number + (row << 19)
         if key > goal and key != bk.NO_KEY:
             # The touch advances: the old one becomes a level like others.
@@ -344,7 +344,7 @@ def look(engine: EngineState, law: Law, path: Path, crowd: Crowd) -> None:
     ) * _normal(draws[3])
     seen_log = _at(path.log_price, t_ns - int(law.delay * STEP_NS)) + moved + sight[NOISE]
     seen = math.exp(seen_log) / law.tick
-    bid_key, ask_key = engine.book[bk.BEST], engine.book[bk.BEST + 1]
+    bid_key, ask_key = bk.best_key(engine.book, 0), bk.best_key(engine.book, 1)
     two_sided = bid_key != bk.NO_KEY and ask_key != bk.NO_KEY
     bid = -bid_key if two_sided else math.floor(seen)
     ask = ask_key if two_sided else bid + 1
@@ -425,7 +425,7 @@ def _take(engine: EngineState, law: Law, crowd: Crowd, draws: Floats) -> None:
         crowd.counts[RPI_LOTS] = max(1, int(min(lots, law.order_lots)))
         crowd.counts[RPI_SIDE] = side
         return
-    key = engine.book[bk.BEST + bk.row_of(-side)]
+    key = bk.best_key(engine.book, bk.row_of(-side))
     if key != bk.NO_KEY:
         ticks = side * (key + law.bound_ticks)
         me.enter(engine, side, max(1, ticks), max(1, int(lots)), BACKGROUND, 0, _IOC)
@@ -439,8 +439,8 @@ def _touch_side(
 
     Also how full the touch is: lots over lots wanted, both sides together.
     """
-    held_bid = float(bk.lots_at(engine.book, 0, engine.book[bk.BEST]))
-    held_ask = float(bk.lots_at(engine.book, 1, engine.book[bk.BEST + 1]))
+    held_bid = float(bk.lots_at(engine.book, 0, bk.best_key(engine.book, 0)))
+    held_ask = float(bk.lots_at(engine.book, 1, bk.best_key(engine.book, 1)))
     want_bid, want_ask = crowd.sight[TARGET], crowd.sight[TARGET + 1]
     bid, ask = held_bid / want_bid, held_ask / want_ask
     first = ask * ask
@@ -457,7 +457,7 @@ def request(engine: EngineState, law: Law, crowd: Crowd, kind: int) -> None:
     draws = crowd.draws[0]
     philox(crowd.key, _MARKS, crowd.counts[REQUESTS], draws)
     book = engine.book
-    if book[bk.BEST] == bk.NO_KEY or book[bk.BEST + 1] == bk.NO_KEY:
+    if bk.best_key(book, 0) == bk.NO_KEY or bk.best_key(book, 1) == bk.NO_KEY:
         return
     if kind == _TAKE:
         _take(engine, law, crowd, draws)
@@ -465,15 +465,15 @@ def request(engine: EngineState, law: Law, crowd: Crowd, kind: int) -> None:
         side, full = _touch_side(engine, crowd, draws[0], False)
         if draws[1] * full * full < 1:
             lots = law.touch_lots / law.touch_orders * math.exp(0.7 * _normal(draws[2]) - 0.245)
-            ticks = -side * book[bk.BEST + bk.row_of(side)]
+            ticks = -side * bk.best_key(book, bk.row_of(side))
             me.enter(engine, side, ticks, max(1, int(lots)), BACKGROUND, 0, _GTC)
     elif kind == _LEAVE:
         side, full = _touch_side(engine, crowd, draws[0], True)
         if draws[1] < full * full:
-            ticks = -side * book[bk.BEST + bk.row_of(side)]
+            ticks = -side * bk.best_key(book, bk.row_of(side))
             _leave(engine, side, ticks, int(draws[2] * law.touch_orders), True)
     elif kind == _IMPROVE:
-        bid, ask = -book[bk.BEST], book[bk.BEST + 1]
+        bid, ask = -bk.best_key(book, 0), bk.best_key(book, 1)
         if ask - bid > 1:
             side = 1 if crowd.sight[SEEN] > 0.5 * (bid + ask) else -1
             lots = law.touch_lots / law.touch_orders * math.exp(0.7 * _normal(draws[2]) - 0.245)
@@ -482,7 +482,7 @@ def request(engine: EngineState, law: Law, crowd: Crowd, kind: int) -> None:
     else:
         side = 1 if draws[0] < 0.5 else -1
         behind = 1 + int(draws[1] * law.churn_reach)
-        ticks = -side * (book[bk.BEST + bk.row_of(side)] + behind)
+        ticks = -side * (bk.best_key(book, bk.row_of(side)) + behind)
         if ticks < 1:
             return
         if kind == _PLACE:

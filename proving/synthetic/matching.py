@@ -231,14 +231,14 @@ def _unlink(engine: EngineState, row: int) -> None:
 @kernel
 def crosses(engine: EngineState, side: int, ticks: int) -> bool:
     """Whether an order at this price would execute."""
-    return bool(engine.book[bk.BEST + row_of(-side)] <= side * ticks)
+    return bool(bk.best_key(engine.book, row_of(-side)) <= side * ticks)
 
 
 @kernel
 def available(engine: EngineState, side: int, ticks: int, wanted: int) -> int:
     """Lots that an order at this price would meet; counting stops at ``wanted``."""
     other = row_of(-side)
-    key, total = engine.book[bk.BEST + other], 0
+    key, total = bk.best_key(engine.book, other), 0
     while key <= side * ticks and total < wanted:
         total += bk.lots_at(engine.book, other, key)
         key = bk.next_key(engine.book, other, key)
@@ -253,7 +253,7 @@ def _match(engine: EngineState, row: int) -> None:
     other = row_of(-side)
     reference = order[GENERATION] << 32 | row
     while left > 0 and crosses(engine, side, order[TICKS]):
-        key = engine.book[bk.BEST + other]
+        key = bk.best_key(engine.book, other)
         ends = engine.ends[other, key & _LEVEL_MASK]
         total = bk.lots_at(engine.book, other, key)
         while left > 0 and total > 0:

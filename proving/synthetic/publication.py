@@ -157,7 +157,7 @@ def open_sheet(sheet: Sheet, wire: Wire, crowd: Crowd) -> None:
 @kernel
 def _window(engine: EngineState, row: int, depth: int, keys: Integers, lots: Integers) -> int:
     """The best levels of a side; returns how many there are."""
-    key, count = engine.book[bk.BEST + row], 0
+    key, count = bk.best_key(engine.book, row), 0
     while count < depth and key != bk.NO_KEY:
         keys[count] = key
         lots[count] = bk.lots_at(engine.book, row, key)
@@ -275,7 +275,7 @@ def publish_trades(
         out[n - 1].flags |= _LAST
     if crowd.counts[fl.RPI_LOTS] > 0:
         side = crowd.counts[fl.RPI_SIDE]
-        key = engine.book[bk.BEST + bk.row_of(-side)]
+        key = bk.best_key(engine.book, bk.row_of(-side))
         if key != bk.NO_KEY:
             exchange, publish, receive = _trade_times(sheet, wire, crowd, t_ns)
             begin_row(out, n, receive, exchange, publish, head[SEQ], _TRADE)
@@ -341,7 +341,7 @@ def _beside(
     if sheet.draws[0] < 0.1 * wire.liquidations * volatility[j] ** 2:
         # A fall liquidates longs (side +1), and takes them out at the bid.
         side = 1 if falling else -1
-        key = engine.book[bk.BEST + bk.row_of(side)]
+        key = bk.best_key(engine.book, bk.row_of(side))
         publish = wire.midnight_ns + cts_ns + 5 * MS_NS
         receive = _arrival(sheet, wire, 0, publish)
         if number >= wire.first_frame and key != bk.NO_KEY:

@@ -111,8 +111,8 @@ def _touches(
         if event.flags & _LAST:
             tenth = (event.exchange_ns - midnight_ns) // _FRAME_NS
             if 0 <= tenth < len(bid):
-                bid[tenth] = -state[bk.BEST]
-                ask[tenth] = state[bk.BEST + 1]
+                bid[tenth] = -bk.best_key(state, 0)
+                ask[tenth] = bk.best_key(state, 1)
                 delay[0] += (event.receive_ns - midnight_ns - tenth * _FRAME_NS) * 1e-9
                 delay[1] += 1
 

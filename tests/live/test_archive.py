@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from live.archives.archive import ArchiveDay, ArchiveError, convert, funding_frames
 from live.archives.cut import Cut
-from market.book import CROSSED_FRAMES, GAPS, UNHELD, Book
+from market.book import Book
 from market.events import from_arrow
 from market.ingest import ingest
 from market.lake import Lake
@@ -315,7 +315,7 @@ def test_a_made_up_day_is_whole_and_follows_from_its_seed(tmp_path: Path) -> Non
     events = from_arrow(lake.read("events", archive_day.SYMBOL, archive_day.DAY))
     book = Book()
     book.apply(events)
-    assert not book.state[CROSSED_FRAMES] + book.state[UNHELD] + book.state[GAPS]
+    assert [book.counters[name] for name in ("crossed", "unheld", "gaps")] == [0, 0, 0]
     assert len(book.bids()) == len(book.asks()) == 200
 
 
