@@ -108,7 +108,7 @@ def model(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
 @dg.asset_check(asset=model)
 def gate(context: dg.AssetCheckExecutionContext, platform: Platform) -> dg.AssetCheckResult:
     """Whether the latest attempt passed the promotion gate; a refusal warns and does not block."""
-    from models_registry.registry import latest_verdict
+    from models_registry.promotion import latest_verdict
 
     verdict, reasons = latest_verdict(platform.settings())
     return dg.AssetCheckResult(
@@ -124,7 +124,7 @@ def champion(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materi
 
     Moves the alias `champion` when the latest attempt says `promote`, and leaves it otherwise.
     """
-    from models_registry.registry import promote_latest
+    from models_registry.promotion import promote_latest
 
     moved, version = promote_latest(platform.settings())
     text = f"version {version}" if version else "none yet"

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from execution.account import rate_of_bps, unit_e8
-from execution.algorithms import start
+from execution.algorithms import ALGORITHMS, start
 from execution.algorithms.working import Parent, Working
 from execution.orders import (
     Action,
@@ -50,6 +50,7 @@ from execution.tca import (
     to_table,
 )
 from execution.venue import Venue, View
+from market.errors import UsageError
 from market.events import Events
 from market.instruments import Instrument
 from market.settings import FEE_ROWS_BPS, Settings
@@ -57,6 +58,17 @@ from market.units import E8, SECOND_NS
 
 #: How often an algorithm is stepped when nothing happens.
 TIMER_NS: Final = 100_000_000
+
+
+class StudyError(UsageError):
+    """The study cannot be made as asked; the message says what to change."""
+
+
+def known(names: Sequence[str]) -> Sequence[str]:
+    """The names of algorithms; StudyError for one that there is none of."""
+    if unknown := [name for name in names if name not in ALGORITHMS]:
+        raise StudyError(f"algorithm {unknown[0]!r}: expected some of {', '.join(ALGORITHMS)}")
+    return names
 
 
 class Task:

@@ -6,6 +6,7 @@ is new. Gaps are told of the one book topic that bars are made of.
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
@@ -14,7 +15,9 @@ from typing import Any, Final
 
 import msgspec
 
+from market.console import Result, names, say, table
 from market.lake import Lake
+from market.settings import Settings
 from market.units import DAY_NS, day_start_ns, days_between, utc_date
 from market.wire.capture import Block, read_blocks
 
@@ -132,9 +135,9 @@ def coverage(
                 (stretch, contents.torn)
             )
     built: dict[tuple[str, str], list[str]] = {}
-    for table in _TABLES:
-        for symbol, day in lake.partitions(table):
-            built.setdefault((day, symbol), []).append(table)
+    for name in _TABLES:
+        for symbol, day in lake.partitions(name):
+            built.setdefault((day, symbol), []).append(name)
     days = [_joined(*key, parts, tuple(built.get(key[:2], ()))) for key, parts in found.items()]
     held = {(day.day, day.symbol) for day in days}
     days += [
@@ -290,3 +293,27 @@ def _clock(ns: int, day: str) -> str:
         return "–"
     seconds = (ns - day_start_ns(day)) // 1_000_000_000
     return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 coverage`."""
+    parser.add_argument("--symbols", metavar="A,B", help="default: every symbol held")
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 coverage`: a line a date, and the ranges of dates that nothing is held of."""
+    lake = Lake(settings.root)
+    days = coverage(lake, settings.market.book_depth, names(options.symbols) or None, say)
+    lacking = missing(days)
+    if not options.json:
+        print(table([day.row() for day in days], HEAD) if days else f"{lake.uri}: holds no day")
+        for symbol, first, last, count in lacking:
+            print(f"{symbol}: nothing of {count} dates, {first} to {last}")
+    return {
+        "source": lake.source,
+        "days": [day.data() for day in days],
+        "missing": [list(span) for span in lacking],
+    }

@@ -18,8 +18,10 @@ ticker, so it reads alone.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,10 +34,11 @@ from live.archives.rest import Patience, RequestError, instruments
 from live.clock import SteadyClock, VenueClock
 from live.feed import Feed, WireFeed
 from live.replica import BookTopic, Replica
+from market.console import Result, names, say, table
 from market.errors import DataError
 from market.instruments import BUILT_IN, Instrument
 from market.lake import Lake
-from market.settings import Settings
+from market.settings import Settings, with_symbols
 from market.units import HOUR_NS, SECOND_NS, utc_date
 from market.wire.capture import CaptureError, CaptureWriter
 
@@ -446,3 +449,37 @@ def _alone(lake: Lake) -> Iterator[None]:
 
 def _control(kind: str, **fields: Any) -> bytes:
     return msgspec.json.encode({"l2": kind, **fields})
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 record`."""
+    parser.add_argument("--symbols", metavar="A,B", help="default: market.symbols")
+    parser.add_argument("--url", metavar="WS", help="public WebSocket (default: record.url)")
+    parser.add_argument(
+        "--for", dest="duration", type=float, metavar="S", help="stop after this long"
+    )
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 record`: until SIGTERM or SIGINT, or for as long as asked."""
+    settings = with_symbols(settings, names(options.symbols))
+
+    def started(feed: WireFeed) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: feed.stop())
+
+    result = record(
+        settings,
+        url=options.url,
+        duration_s=options.duration,
+        listed=instruments_listed(settings, say),
+        say=say,
+        started=started,
+    )
+    if not options.json:
+        print(table([(name, value) for name, value in result.items() if name != "frames"]))
+        print(table(sorted(result["frames"].items())))
+    return result

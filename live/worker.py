@@ -14,7 +14,10 @@ bars of the date begin; so live and batch have one meaning on every date.
 
 from __future__ import annotations
 
+import argparse
 import signal
+import subprocess
+import sys
 import threading
 import time
 from array import array
@@ -39,6 +42,8 @@ from live.recorder import Recorder, checkpoints
 from live.report import logger
 from live.report import summary_text as summary_text
 from live.trader import Trader
+from market.console import Result
+from market.errors import UsageError
 from market.features import feature_hash, feature_names
 from market.ingest import HELD_NS
 from market.instruments import BUILT_IN, Instrument, leader
@@ -328,3 +333,69 @@ def stopping(feed: Feed, log: Any) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 live`."""
+    parser.add_argument("--venue", choices=["paper"], default="paper")
+    parser.add_argument(
+        "--frames", nargs="+", default=[], metavar="FILE", help="replay these captures"
+    )
+    parser.add_argument("--url", metavar="WS", help="public WebSocket to follow instead")
+    parser.add_argument("--speed", type=float, default=1.0, help="replay speed, 1 = as recorded")
+    parser.add_argument(
+        "--warm-up",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="replay this much at full speed first",
+    )
+    parser.add_argument(
+        "--for", dest="duration", type=float, metavar="S", help="stop after this long"
+    )
+    parser.add_argument("--keep-position", action="store_true", help="do not flatten at the end")
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 live`: trade with the champion until the market or the time ends."""
+    if bool(options.frames) == bool(options.url):
+        raise UsageError("say where the market comes from: --frames FILE… or --url WS")
+    with _resolver(settings):
+        result = run(
+            settings,
+            frames=options.frames,
+            url=options.url,
+            speed=options.speed,
+            warm_up_s=options.warm_up,
+            duration_s=options.duration,
+            flatten=not options.keep_position,
+        )
+    if not options.json:
+        print(summary_text(result))
+    return result
+
+
+@contextmanager
+def _resolver(settings: Settings) -> Iterator[None]:
+    """The process that turns the promoted alias into a local bundle while the worker trades.
+
+    It is another process so that the worker never loads MLflow; if it dies the worker goes on with
+    the champion that it has.
+    """
+    every = str(settings.live.resolve_every_s)
+    command = [sys.executable, "-m", "models_registry.resolver", "--every", every]
+    # a result must be the last line of standard output, so the resolver speaks on standard error
+    process = subprocess.Popen(command, stdout=2)
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            # A library that loads may keep the signal to itself; nothing is half-written by a kill.
+            process.kill()
+            process.wait()

@@ -10,12 +10,15 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from market.errors import UsageError
 
 #: Takes one line of progress.
 Say = Callable[[str], None]
+
+#: What a verb of `l2` returns: plain data, which ``--json`` prints; None when there is none.
+Result = dict[str, Any] | None
 
 NONE: Final = "–"
 _START: Final = time.monotonic()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -207,8 +207,9 @@ FEE_ROWS_BPS: dict[str, tuple[float, float]] = {
     "zero": (0.0, 0.0),
 }
 
-#: Environment variables that are secrets or not settings; never read as a setting.
-_RESERVED = frozenset({"L2_CONFIG", "L2_TEST_DATA", "L2_API_KEY", "L2_API_SECRET"})
+#: Environment variables that are secrets or not settings; never read as a setting. ``L2_SET`` holds
+#: the ``--set`` options of the command that started this process, one a line.
+_RESERVED = frozenset({"L2_CONFIG", "L2_SET", "L2_TEST_DATA", "L2_API_KEY", "L2_API_SECRET"})
 
 
 def load(
@@ -218,7 +219,8 @@ def load(
 ) -> Settings:
     """The effective settings.
 
-    ``overrides`` are ``section.key=value`` strings. Raises SettingsError with one clear line.
+    ``overrides`` are ``section.key=value`` strings; they come last. Raises SettingsError, which names
+    the file, variable or option that a bad value came from.
     """
     environ = os.environ if environ is None else environ
     tree: dict[str, Any] = {}
@@ -234,7 +236,7 @@ def load(
     for name, value in sorted(environ.items()):
         if name.startswith("L2_") and name not in _RESERVED:
             _put(tree, origin, name[3:].lower().replace("__", "."), value, f"environment {name}")
-    for override in overrides:
+    for override in (*environ.get("L2_SET", "").splitlines(), *overrides):
         key, eq, value = override.partition("=")
         if not eq:
             raise SettingsError(f"--set {override}: expected section.key=value")
@@ -271,6 +273,14 @@ def _explain(message: str, origin: Mapping[str, str]) -> str:
         place = f"{place}.{field}" if place else field
         text = "unknown setting"
     return f"{origin.get(place, 'settings')}: {place or '?'}: {text}"
+
+
+def with_symbols(settings: Settings, symbols: Sequence[str]) -> Settings:
+    """The settings with other symbols in place of ``market.symbols``; the same for none."""
+    if not symbols:
+        return settings
+    replace = msgspec.structs.replace
+    return replace(settings, market=replace(settings.market, symbols=tuple(symbols)))
 
 
 def effective(settings: Settings) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import msgspec
 
 from market.errors import ModelError
 from market.lake import Lake
+from market.provenance import closure_hash
 from market.settings import FEE_ROWS_BPS, Settings
 from models_registry import dataset
 from models_registry.dataset import Features
@@ -31,9 +32,7 @@ from models_registry.manifest import (
     MANIFEST_FILE,
     Bundle,
     Verdict,
-    bundles_folder,
     load_champion,
-    read_pointer,
     sha256,
 )
 
@@ -100,7 +99,7 @@ def train_and_register(
         "identity": identity(settings, features, fingerprint, git_sha),
         **(run_tags or {}),
     }
-    with _client(settings) as client:
+    with registry_client(settings) as client:
         known = _version_with(client, settings.model_name, tags["identity"])
         if known is not None:
             progress(f"version {known.version} was made from the same data, code and settings")
@@ -151,83 +150,8 @@ def identity(settings: Settings, features: Features, fingerprint: str, git_sha: 
 
 
 def _code() -> str:
-    """Hash of the source that trains and judges: a git sha says nothing of uncommitted changes."""
-    home = Path(__file__).resolve().parent
-    sources = [*sorted(home.glob("*.py")), home.parent / "execution" / "target.py"]
-    return sha256(b"".join(source.read_bytes() for source in sources))
-
-
-def promote(settings: Settings, version: str, *, in_spite_of_gate: bool = False) -> None:
-    """Make a version the champion, the old one `previous`, and renew the local pointer.
-
-    RegistryError when there is no such version, or when its verdict is not `promote` and the gate
-    is not overruled.
-    """
-    name = settings.model_name
-    with _client(settings) as client:
-        found = _version(client, name, version)
-        verdict = found.tags.get("gate.verdict", "unknown")
-        if verdict != "promote" and not in_spite_of_gate:
-            raise RegistryError(
-                f"{name} version {version}: the gate says {verdict} "
-                f"({found.tags.get('gate.reasons', 'no reasons')}); promote another version or "
-                "overrule it with --in-spite-of-gate"
-            )
-        aliases = _aliases(client, name)
-        present = aliases.get(CHAMPION)
-        if present != version:
-            # In this order a crash in between leaves a champion standing.
-            if present is not None:
-                client.set_registered_model_alias(name, PREVIOUS, present)
-            client.set_registered_model_alias(name, CHAMPION, version)
-            if verdict != "promote":
-                client.set_model_version_tag(name, version, "promoted", "in spite of the gate")
-    _resolve(settings)
-
-
-def rollback(settings: Settings) -> str:
-    """Make `previous` the champion again (and the champion `previous`); its version."""
-    name = settings.model_name
-    with _client(settings) as client:
-        aliases = _aliases(client, name)
-        back, present = aliases.get(PREVIOUS), aliases.get(CHAMPION)
-        if back is None or back == present:
-            raise RegistryError(f"{name}: no earlier champion to go back to")
-        client.set_registered_model_alias(name, CHAMPION, back)
-        if present is not None:
-            client.set_registered_model_alias(name, PREVIOUS, present)
-    _resolve(settings)
-    return back
-
-
-def latest_verdict(settings: Settings) -> tuple[str, tuple[str, ...]]:
-    """Verdict and reasons of the newest attempt; ("none", ()) before the first."""
-    with _client(settings) as client:
-        run = _latest_run(client, settings.model_name)
-        if run is None:
-            return "none", ()
-        reasons = run.data.tags.get("gate.reasons", "")
-        return run.data.tags["gate.verdict"], tuple(filter(None, reasons.split("; ")))
-
-
-def promote_latest(settings: Settings) -> tuple[bool, str | None]:
-    """Promote the newest attempt's version if the gate says so.
-
-    Whether the champion moved, and which version it is now (None: there is none).
-    """
-    name = settings.model_name
-    with _client(settings) as client:
-        run = _latest_run(client, name)
-        before = _aliases(client, name).get(CHAMPION)
-        wanted = None
-        if run is not None and run.data.tags["gate.verdict"] == "promote":
-            wanted = run.data.tags.get("model_version")
-    if wanted is None or wanted == before:
-        if before is not None and read_pointer(settings.root, name) is None:
-            _resolve(settings)
-        return False, before
-    promote(settings, wanted)
-    return True, wanted
+    """Hash of the code that trains and judges: a git sha says nothing of uncommitted changes."""
+    return closure_hash(__name__, "models_registry.training")
 
 
 def fetch_bundle(settings: Settings, version: str, folder: Path) -> str:
@@ -235,8 +159,8 @@ def fetch_bundle(settings: Settings, version: str, folder: Path) -> str:
     import mlflow
 
     name = settings.model_name
-    with _client(settings) as client, tempfile.TemporaryDirectory() as scratch:
-        wanted = str(_version(client, name, version).tags["manifest_sha256"])
+    with registry_client(settings) as client, tempfile.TemporaryDirectory() as scratch:
+        wanted = str(model_version(client, name, version).tags["manifest_sha256"])
         local = mlflow.artifacts.download_artifacts(
             artifact_uri=f"models:/{name}/{version}/artifacts/{BUNDLE_ARTIFACT}",
             dst_path=scratch,
@@ -253,8 +177,8 @@ def fetch_bundle(settings: Settings, version: str, folder: Path) -> str:
 
 def champion_version(settings: Settings) -> str | None:
     """The version under the alias `champion`; None when there is none."""
-    with _client(settings) as client:
-        return _aliases(client, settings.model_name).get(CHAMPION)
+    with registry_client(settings) as client:
+        return aliases_of(client, settings.model_name).get(CHAMPION)
 
 
 def _log(
@@ -403,7 +327,7 @@ def _note_reuse(client: Any, settings: Settings, known: Any, tags: Mapping[str, 
 
 
 @contextmanager
-def _client(settings: Settings) -> Iterator[Any]:
+def registry_client(settings: Settings) -> Iterator[Any]:
     """MLflow pointed at this lake's store and experiment, and pointed back afterwards."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
@@ -439,7 +363,7 @@ def _pointed(settings: Settings) -> Iterator[Any]:
         mlflow.set_registry_uri(before[1])
 
 
-def _version(client: Any, name: str, version: str) -> Any:
+def model_version(client: Any, name: str, version: str) -> Any:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -450,7 +374,7 @@ def _version(client: Any, name: str, version: str) -> Any:
         ) from error
 
 
-def _aliases(client: Any, name: str) -> dict[str, str]:
+def aliases_of(client: Any, name: str) -> dict[str, str]:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -466,7 +390,7 @@ def _version_with(client: Any, name: str, wanted: str) -> Any:
     return min(found, key=lambda v: int(v.version)) if found else None
 
 
-def _latest_run(client: Any, name: str) -> Any:
+def latest_run(client: Any, name: str) -> Any:
     experiment = client.get_experiment_by_name(name)
     runs = client.search_runs(
         [experiment.experiment_id],
@@ -475,11 +399,3 @@ def _latest_run(client: Any, name: str) -> Any:
         max_results=1,
     )
     return runs[0] if runs else None
-
-
-def _resolve(settings: Settings) -> None:
-    """Where the registry is local, so is the worker's pointer: renew it at once."""
-    from models_registry.resolver import resolve
-
-    bundles_folder(settings.root, settings.model_name).mkdir(parents=True, exist_ok=True)
-    resolve(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,10 +14,11 @@ import pyarrow as pa
 from execution.hazard import FillModel
 from execution.liquidity_survey import COLUMNS, MEMORY_S, Floats, Survey, averaged, survey
 from market.bars import bars_from_chunks
-from market.errors import UsageError
+from market.console import Result, names, say, table
+from market.errors import DataError
 from market.events import Events
 from market.lake import Lake
-from market.settings import Settings
+from market.settings import Settings, with_symbols
 from market.units import days_between
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
@@ -28,7 +30,7 @@ HEAD: Final = ("what", "unit", "mean", "a tenth below", "median", "a tenth above
 _POINTS: Final = 2_000
 
 
-class LiquidityError(UsageError):
+class LiquidityError(DataError):
     """There are no bars as asked; the message says where, and what to do."""
 
 
@@ -205,3 +207,33 @@ def _picture(bars: Mapping[str, Floats], found: Survey) -> Any:
     figure.suptitle(f"averages over {MEMORY_S:g} s", fontsize=9)
     figure.tight_layout()
     return figure
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 liquidity`."""
+    parser.add_argument("--frames", nargs="+", default=[], metavar="FILE", help="captures")
+    parser.add_argument("--from", dest="first", metavar="YYYY-MM-DD", help="first date")
+    parser.add_argument("--to", dest="last", metavar="YYYY-MM-DD", help="last date")
+    parser.add_argument("--symbols", metavar="A,B", help="default: market.symbols")
+    parser.add_argument("--html", metavar="FILE", help="write the page")
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 liquidity`: depth, spread, resilience and fill chances of captures or dates."""
+    surveys = analyse(
+        with_symbols(settings, names(options.symbols)),
+        frames=options.frames,
+        first=options.first,
+        last=options.last,
+        page=options.html,
+    )
+    if options.html:
+        say(f"page written to {options.html}")
+    if not options.json:
+        for symbol, each in surveys.items():
+            print(f"{symbol}, {each['seconds']:,} s")
+            print(table(lines(msgspec.convert(each, Survey, strict=False)), HEAD))
+    return surveys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from market.console import say
+from market.console import Result, say
 from market.errors import UsageError
 from market.settings import Settings
 from orchestration.instance import dagster_home
@@ -87,3 +88,18 @@ def _stop(running: list[subprocess.Popen[bytes]]) -> None:
         for process in running:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=patience_s)
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 ui`."""
+    parser.add_argument("--dagster-port", type=int, default=3000)
+    parser.add_argument("--mlflow-port", type=int, default=5000)
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 ui`: serve both pages until interrupted."""
+    serve(settings, options.dagster_port, options.mlflow_port)
+    return None

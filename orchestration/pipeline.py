@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
 
-from market.console import say, table
+from market.console import Result, say, table
 from market.ingest import adopt, scan
 from market.lake import Lake, LakeError
 from market.settings import Settings
@@ -194,3 +195,23 @@ def report_text(found: dict[str, Any]) -> str:
     if found["failed"]:
         lines.append(f"FAILED at {', '.join(found['failed_steps']) or 'a blocking check'}")
     return "\n".join(lines)
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 pipeline`."""
+    parser.add_argument(
+        "--frames", nargs="+", default=[], metavar="FILE", help="captures to take in"
+    )
+    parser.add_argument("--from", dest="first", metavar="YYYY-MM-DD", help="first date")
+    parser.add_argument("--to", dest="last", metavar="YYYY-MM-DD", help="last date")
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 pipeline`: the whole graph over captures or dates."""
+    result = run(settings, options.frames, options.first, options.last)
+    if not options.json:
+        print(report_text(result))
+    return result

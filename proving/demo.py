@@ -10,6 +10,7 @@ and every verb can be pointed at it afterwards. What stands is used again.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -21,7 +22,7 @@ from typing import Any, Final
 
 from assets.market_data import bars_of
 from market.compute import map_processes
-from market.console import say, table
+from market.console import Result, say, table
 from market.lake import Lake
 from market.settings import FEE_ROWS_BPS, Settings, load
 from market.units import days_between, previous_day
@@ -278,3 +279,16 @@ def _text(folder: str, summary: dict[str, Any], settings: Settings) -> str:
             ),
         ]
     )
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 demo`."""
+    parser.add_argument("--days", type=int, default=8, help="days of market (8 give 5 test blocks)")
+
+
+def command(_: Settings, options: argparse.Namespace) -> Result:
+    """`l2 demo`: everything under one folder, by default demo/."""
+    return run(options.root or "demo", options.days, quiet=options.json)

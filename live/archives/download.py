@@ -11,6 +11,7 @@ cannot be read is fetched once more from its beginning.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import urllib.error
@@ -25,6 +26,7 @@ import msgspec
 
 from live.archives.archive import ArchiveDay, ArchiveError, Settled, convert
 from live.archives.rest import Patience, RequestError, funding, request
+from market.console import Result, names, say, table
 from market.errors import DataError
 from market.lake import Lake
 from market.settings import Settings
@@ -305,3 +307,28 @@ def _go_on(url: str, part: Path, timeout_s: float) -> None:
 def _told(day: ArchiveDay) -> str:
     late = f", starts {day.starts_late_s:.0f} s late" if day.starts_late_s >= 1 else ""
     return f"{day.book_lines:,} book frames, {day.gaps} gaps, {day.trades:,} trades{late}"
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 fetch`."""
+    parser.add_argument("--symbols", metavar="A,B", help="default: market.symbols")
+    parser.add_argument("--from", dest="first", metavar="YYYY-MM-DD", required=True)
+    parser.add_argument("--to", dest="last", metavar="YYYY-MM-DD", help="default: the first date")
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 fetch`: the venue's archives of a range of dates into the lake."""
+    symbols = names(options.symbols) or settings.market.symbols
+    fetched = fetch(settings, symbols, options.first, options.last or options.first, say)
+    if not options.json:
+        rows: list[tuple[str, object]] = [
+            ("dates fetched", len(fetched.made)),
+            ("dates that stood already", fetched.standing),
+            *(("the venue lacks", text) for text in fetched.lacking),
+            *(("FAILED, ask again", text) for text in fetched.failures),
+        ]
+        print(table(rows))
+    return {"failed": bool(fetched.failures), **msgspec.to_builtins(fetched)}

@@ -15,6 +15,7 @@ in the market when a book is lost stays until it is back, and is then closed.
 
 from __future__ import annotations
 
+import argparse
 import math
 import tempfile
 import time
@@ -39,11 +40,12 @@ from live.paper import paper_venues
 from live.trader import Model, Trader
 from live.worker import followed
 from market.columns import C
+from market.console import Result, names, say
 from market.errors import DataError
 from market.features import feature_hash
 from market.instruments import Instrument
 from market.lake import Lake
-from market.settings import FEE_ROWS_BPS, Settings
+from market.settings import FEE_ROWS_BPS, Settings, with_symbols
 from market.units import MINUTE_NS, SECOND_NS
 from models_registry.manifest import (
     MANIFEST_FILE,
@@ -53,6 +55,7 @@ from models_registry.manifest import (
     load_champion,
 )
 from orchestration.backtest import bounds, figures, tear_sheet
+from orchestration.backtest.figures import text
 from orchestration.backtest.span import (
     Span,
     instant_text,
@@ -460,4 +463,78 @@ def backtest(
         result["against"] = told(rival, other) | {"difference": figures.difference(run, rival)}
     if page:
         result["files"] = tear_sheet.write(run, at_bounds, result, Path(page))
+    return result
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 backtest`."""
+    parser.add_argument(
+        "--model",
+        default="champion",
+        metavar="MODEL",
+        help="champion, a version of the registry, or a bundle's folder",
+    )
+    parser.add_argument("--against", metavar="MODEL", help="a second model on the same events")
+    parser.add_argument("--from", dest="first", metavar="DATE", help="UTC date or instant")
+    parser.add_argument("--to", dest="last", metavar="DATE", help="the last one, included")
+    parser.add_argument("--symbols", metavar="A,B", help="default: market.symbols")
+    parser.add_argument(
+        "--fees", choices=["vip0", "vip3", "zero"], help="row that decides (default: model.fee_row)"
+    )
+    parser.add_argument("--algorithm", metavar="NAME", help="default: execution.algorithm")
+    parser.add_argument("--html", metavar="FILE", help="write the page, and tables beside it")
+    parser.add_argument(
+        "--in-spite-of-source", action="store_true", help="run a synthetic model on recorded data"
+    )
+    parser.add_argument(
+        "--no-bounds",
+        action="store_true",
+        help="leave out the same run at both bounds of queue models: half the time",
+    )
+    parser.add_argument(
+        "--probe",
+        type=int,
+        nargs="?",
+        const=2,
+        metavar="N",
+        help="look for look-ahead instead: N random truncations, features a bar late and early",
+    )
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 backtest`: figures, tear sheet, a comparison of two models, or look-ahead probes."""
+    settings = with_symbols(settings, names(options.symbols))
+    if options.probe is not None:
+        from orchestration.backtest import lookahead
+
+        probed = lookahead.probe(
+            chosen(settings, options.fees, options.algorithm),
+            model=options.model,
+            first=options.first,
+            last=options.last,
+            truncations=options.probe,
+            in_spite_of_source=options.in_spite_of_source,
+            say=say,
+        )
+        if not options.json:
+            print(lookahead.text(probed))
+        return probed
+    result = backtest(
+        settings,
+        model=options.model,
+        against=options.against,
+        first=options.first,
+        last=options.last,
+        fee_row=options.fees,
+        algorithm=options.algorithm,
+        in_spite_of_source=options.in_spite_of_source,
+        bounded=not options.no_bounds,
+        page=options.html,
+        say=say,
+    )
+    if not options.json:
+        print(text(result))
     return result

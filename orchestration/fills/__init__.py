@@ -8,7 +8,7 @@ a day, and the best signal that can be known there; recordings have none.
 
 from __future__ import annotations
 
-import math
+import argparse
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,17 +24,15 @@ from execution.hazard import COVARIATES, Fitted, Parameters, placements, surviva
 from execution.hazard.placements import Placed, Signal, Span
 from execution.hazard.survival import Bin, Lives, Score
 from execution.simulation.simulator import latency_of
-from market.console import Say
-from market.errors import UsageError
+from market.console import Result, Say, names, say, seeds, table
+from market.errors import DataError
 from market.events import Events
-from market.instruments import BUILT_IN, Instrument
+from market.instruments import Instrument
 from market.settings import Settings
 from market.units import SECOND_NS, day_start_ns
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
-from proving.synthetic import generate, profile
-from proving.synthetic.tables import truth
 
 #: The synthetic day, and the profile.
 DAY: Final = "2026-03-01"
@@ -50,7 +48,7 @@ MOST_LOOKS: Final = 30_000
 HORIZONS_S: Final = (1.0, 5.0, 30.0)
 
 
-class FillsError(UsageError):
+class FillsError(DataError):
     """What was asked cannot be fitted or scored."""
 
 
@@ -89,22 +87,6 @@ def synthetic(seeds: Sequence[int], symbols: Sequence[str]) -> list[Source]:
     ]
 
 
-def seeds_named(text: str | None) -> tuple[int, ...]:
-    """Seeds of ``1,2,5`` or ``1-4``; none of nothing."""
-    found: list[int] = []
-    for part in (text or "").split(","):
-        if not part.strip():
-            continue
-        first, _, last = part.partition("-")
-        try:
-            found.extend(range(int(first), int(last or first) + 1))
-        except ValueError as error:
-            raise FillsError(
-                f"seeds {text}: expected numbers and spans, e.g. 1,2 or 1-4"
-            ) from error
-    return tuple(found)
-
-
 def placed(source: Source, settings: Settings) -> Placed:
     """Place orders into a source; what became of them."""
     feed, instrument, signal = _opened(source, settings)
@@ -137,20 +119,9 @@ def _opened(
             instruments[source.symbol],
             None,
         )
-    market = profile(PROFILE)
-    rate = math.log(2) / market.half_life_s
-    gain = -math.expm1(-rate * market.ic_horizon_s) / rate
-    table = truth(market, source.seed, source.symbol, DAY)
-    expected = table["filtered_alpha"].to_numpy() * gain
-    midnight_ns = int(table["t_ns"][0].as_py()) - SECOND_NS
+    from proving.study.forecast import day_with_forecast
 
-    def signal(now_ns: int) -> float | None:
-        # Row n is of the end of second n: the last one that has ended.
-        second = (now_ns - midnight_ns) // SECOND_NS - 1
-        return float(expected[second]) if 0 <= second < len(expected) else None
-
-    feed = generate(market, source.seed, source.symbol, DAY)
-    return feed, BUILT_IN[source.symbol], signal
+    return day_with_forecast(PROFILE, source.seed, source.symbol, DAY)
 
 
 def _captured(
@@ -365,3 +336,43 @@ def _standing() -> Parameters | None:
         return hazard.committed()
     except (OSError, ValueError):
         return None
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 fills`."""
+    parser.add_argument("--frames", nargs="+", default=[], metavar="FILE", help="captures")
+    parser.add_argument("--seeds", metavar="N,M-K", help="days of the synthetic market")
+    parser.add_argument("--symbols", metavar="A,B", help="default: market.symbols")
+    parser.add_argument(
+        "--fit", action="store_true", help="fit the model on them first, and write it"
+    )
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes")
+    parser.add_argument(
+        "--kept", metavar="DIR", help="keep what became of orders; go on from there"
+    )
+    parser.add_argument("--page", metavar="FILE.md", help="write the page, its picture beside it")
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 fills`: score the committed fill model, or fit it anew."""
+    from orchestration.fills import page
+
+    symbols = names(options.symbols) or settings.market.symbols
+    report = run(
+        settings,
+        [*captures(options.frames, symbols), *synthetic(seeds(options.seeds), symbols)],
+        say,
+        fit=options.fit,
+        workers=options.workers,
+        keep=Path(options.kept) if options.kept else None,
+    )
+    if options.page:
+        page.write(report, Path(options.page))
+        say(f"page written to {options.page}")
+    if not options.json:
+        print(table(page.lines(report.judged), page.HEAD))
+    result: dict[str, Any] = msgspec.to_builtins(report)
+    return result

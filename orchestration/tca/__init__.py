@@ -7,6 +7,7 @@ The records are those of the worker, or the tables that a backtest left beside i
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -20,8 +21,8 @@ import pyarrow.parquet as pq
 from assets.costs import build_costs, cost_rows
 from execution.tca import TABLES
 from execution.tca.figures import bps, figures, main_table, share
-from market.console import table
-from market.errors import UsageError
+from market.console import Result, say, table
+from market.errors import DataError
 from market.lake import Lake
 from market.settings import Settings
 from market.units import utc_date
@@ -37,7 +38,7 @@ DATED: Final = {
 }
 
 
-class TcaError(UsageError):
+class TcaError(DataError):
     """There is nothing to analyse as asked; the message says where, and what to do."""
 
 
@@ -202,3 +203,37 @@ def interval_text(found: Sequence[Any]) -> str:
     """A mean with its interval."""
     mean, low, high, _ = found
     return bps(mean) if low is None else f"{bps(mean)} [{bps(low)}, {bps(high)}]"
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 tca`."""
+    parser.add_argument(
+        "--from", dest="first", metavar="YYYY-MM-DD", help="default: the first date"
+    )
+    parser.add_argument("--to", dest="last", metavar="YYYY-MM-DD", help="default: the last date")
+    parser.add_argument(
+        "--symbol", action="append", metavar="S", help="default: every one on record"
+    )
+    parser.add_argument(
+        "--beside", metavar="PAGE", help="take the tables that a backtest left beside its page"
+    )
+    parser.add_argument("--html", metavar="FILE", help="write the page")
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 tca`: cost of the parents of a range of dates, and what each part of it is."""
+    result = analyse(
+        settings,
+        first=options.first,
+        last=options.last,
+        symbols=options.symbol,
+        beside=options.beside,
+        page=options.html,
+        say=say,
+    )
+    if not options.json:
+        print(text(result))
+    return result

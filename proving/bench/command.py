@@ -12,6 +12,7 @@ and no goal is judged.
 
 from __future__ import annotations
 
+import argparse
 import operator
 import os
 import platform
@@ -26,7 +27,9 @@ from typing import Any, Final
 import msgspec
 
 from execution.algorithms import ALGORITHMS
+from market.console import Result, say, table
 from market.errors import UsageError
+from market.settings import Settings
 from proving.bench.yardstick import Measure, peer_ready
 
 #: Area -> the module that measures it.
@@ -255,3 +258,27 @@ HEAD: Final = ("what", "ours", "peer", "ratio", "unit", "goal", "")
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 bench`."""
+    parser.add_argument("area", metavar="AREA", help=f"one of {', '.join(AREAS)}")
+    parser.add_argument(
+        "--quick", action="store_true", help="so little of everything that the figures mean nothing"
+    )
+    parser.add_argument(
+        "--markdown", action="store_true", help="print a section of docs/benchmarks.md"
+    )
+
+
+def command(_: Settings, options: argparse.Namespace) -> Result:
+    """`l2 bench`: an area's measures beside their goals."""
+    result = run(options.area, options.quick, say)
+    if options.markdown:
+        print(markdown(result))
+    elif not options.json:
+        print(table(lines(result), HEAD))
+    return result

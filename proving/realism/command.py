@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -12,16 +13,16 @@ from typing import Any, Final
 
 import msgspec
 
-from market.console import Say
+from market.console import Result, Say, names, say, seeds, table
 from market.errors import UsageError
 from market.events import Events
 from market.instruments import BUILT_IN, Instrument
-from market.settings import Settings
+from market.settings import Settings, with_symbols
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
-from proving.realism import metaorders
-from proving.realism.acceptance import IMPACT, Found, Row, as_data, impact_rows, table
+from proving.realism import acceptance, metaorders
+from proving.realism.acceptance import IMPACT, Found, Row, as_data, impact_rows
 from proving.realism.criteria import STATISTICS
 from proving.realism.metaorders import Impact
 from proving.realism.observation import Stretch, observe
@@ -171,7 +172,7 @@ def check(
     rows = {}
     for symbol in symbols:
         rows[symbol] = [
-            *table(markets[symbol], recorded[symbol], null=null, only=only),
+            *acceptance.table(markets[symbol], recorded[symbol], null=null, only=only),
             *(row for row in impact_rows(impacts[symbol]) if only in row.name),
         ]
         say(f"{symbol}: {len(rows[symbol])} rows judged")
@@ -184,16 +185,6 @@ def check(
         recorded=recorded,
         impacts=impacts,
     )
-
-
-def seeds_named(text: str | None) -> tuple[int, ...]:
-    """Seeds of ``--seeds 1,2,3``; the module's own when nothing is named."""
-    if not text:
-        return SEEDS
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise AcceptanceError(f"--seeds {text}: expected whole numbers, e.g. 101,102") from error
 
 
 HEAD: Final = ("statistic", "unit", "value", "95 % interval", "n", "recorded", "accepted", "")
@@ -245,3 +236,36 @@ def _range(row: Row) -> str:
     if math.isinf(high):
         return f"≥ {number(low)}"
     return f"{number(low)} … {number(high)}"
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 synth --check`: the table on standard output, the pictures in a page."""
+    from proving.realism import page
+
+    settings = with_symbols(settings, names(options.symbols))
+    checked = check(
+        settings,
+        name=options.profile or settings.synthetic.profile,
+        seeds=seeds(options.seeds) or SEEDS,
+        hours=HOURS if options.hours is None else options.hours,
+        day=options.day or DAY,
+        folder=Path(options.recordings) if options.recordings else None,
+        only=options.only,
+        workers=options.workers,
+        say=say,
+    )
+    if not options.json:
+        for symbol, rows in checked.rows.items():
+            print(f"\n{symbol}\n{table(lines(rows), HEAD)}\n")
+            print(table(remarks(rows)))
+    say(", ".join(f"{count} rows {verdict}" for verdict, count in checked.counted().items()))
+    result = {"failed": checked.counted().get("OUT", 0) > 0, **checked.data()}
+    if options.only:
+        return result
+    target = Path(options.page or "synthetic-check.html")
+    page.write(checked, target)
+    say(f"pictures in {target}")
+    return {"page": str(target), **result}

@@ -6,8 +6,10 @@ machine cannot keep up it falls behind, and the mapping of the ``clock`` is what
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
+import json
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +18,12 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from market.console import Result, names
+from market.settings import Settings
 from proving.sandbox.connection import Connection, Endpoint
 from proving.sandbox.control import Control
 from proving.sandbox.exchange import Exchange
-from proving.sandbox.faults import Faults, schedule
+from proving.sandbox.faults import Faults, rates_of, schedule
 from proving.sandbox.private import PrivateStream
 from proving.sandbox.rest import Rest
 from proving.sandbox.stream import PublicStream
@@ -179,3 +183,39 @@ async def _serve(sandbox: Sandbox, port: int, ready: Callable[[dict[str, Any]], 
     await sandbox.stop()
     if failed:
         moving.result()
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 sandbox`."""
+    parser.add_argument("--port", type=int, default=0, help="default: any that is free")
+    parser.add_argument("--seed", type=int, default=1, help="of the market, keys and ids")
+    parser.add_argument("--speed", type=float, default=1.0, help="simulated time to the clock's")
+    parser.add_argument("--profile", metavar="NAME", default="default", help="of the market")
+    parser.add_argument("--symbols", metavar="A,B", help="default: BTCUSDT")
+    parser.add_argument("--accounts", type=int, default=2, metavar="N", help="funded clients")
+    parser.add_argument("--no-rate-limit", action="store_true", help="answer every request")
+    parser.add_argument(
+        "--faults", default="", metavar="KIND=N,…", help="so many a simulated minute, all=N for all"
+    )
+    parser.add_argument(
+        "--fault-log", type=Path, metavar="FILE", help="what went wrong, when, to whom"
+    )
+
+
+def command(_: Settings, options: argparse.Namespace) -> Result:
+    """`l2 sandbox`: serve until SIGTERM or SIGINT; the first line says where and with which keys."""
+    sandbox = Sandbox(
+        options.seed,
+        speed=options.speed,
+        profile_name=options.profile,
+        symbols=names(options.symbols) or ("BTCUSDT",),
+        clients=options.accounts,
+        limited=not options.no_rate_limit,
+        fault_rates=rates_of(options.faults),
+        fault_log=options.fault_log,
+    )
+    run(sandbox, options.port, lambda ready: print(json.dumps(ready), flush=True))
+    return None

@@ -6,6 +6,7 @@ data, what was planted in it: the tables `truth`, `planted` and `decoys`.
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +16,13 @@ import msgspec
 import numpy as np
 
 from market.compute import map_processes
-from market.console import Say
+from market.console import Result, Say, names, say, table
+from market.errors import UsageError
 from market.events import ARROW_SCHEMA, to_arrow
 from market.instruments import BUILT_IN
 from market.lake import Lake, LakeError
 from market.settings import Settings
-from market.units import day_start_ns
+from market.units import DAY_S, day_start_ns, days_between
 from proving import synthetic
 from proving.synthetic import recovery, reduced
 from proving.synthetic.latent import SECONDS
@@ -210,3 +212,79 @@ def lines(rows: Sequence[recovery.Recovered]) -> list[tuple[str, ...]]:
         )
         for row in rows
     ]
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 synth`."""
+    parser.add_argument("--day", metavar="YYYY-MM-DD", help="needed without --check or --ic")
+    parser.add_argument(
+        "--to", dest="last", metavar="YYYY-MM-DD", help="last date (default: --day)"
+    )
+    parser.add_argument(
+        "--as",
+        dest="kind",
+        choices=["frames", "events", "bars"],
+        default="frames",
+        help="bars: in the reduced form, hundreds of days an hour",
+    )
+    parser.add_argument("--depths", metavar="N,M", help="further book topics of frames: 50, 1")
+    parser.add_argument(
+        "--ic",
+        type=int,
+        metavar="SEEDS",
+        help="measure the planted alpha's IC with the mid over seeds; write nothing",
+    )
+    parser.add_argument("--kept", metavar="FILE", help="days of --ic that are done, not made again")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one per core)"
+    )
+    parser.add_argument("--start", type=int, default=0, metavar="S", help="seconds after midnight")
+    parser.add_argument("--stop", type=int, default=DAY_S, metavar="S")
+    checked = parser.add_argument_group("--check: what it shows, beside recordings")
+    checked.add_argument("--check", action="store_true", help="judge the market; write nothing")
+    checked.add_argument("--profile", metavar="P", help="default: synthetic.profile")
+    checked.add_argument("--seeds", metavar="N,M-K", help="default: seeds no calibration has seen")
+    checked.add_argument(
+        "--hours", type=float, metavar="H", help="of each seed's day (default: 24)"
+    )
+    checked.add_argument("--only", default="", metavar="TEXT", help="rows of this name, no page")
+    checked.add_argument("--symbols", metavar="A,B", help="default: market.symbols")
+    checked.add_argument("--recordings", metavar="DIR", help="captures to compare with")
+    checked.add_argument("--page", metavar="FILE", help="default: synthetic-check.html")
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 synth`: write days of the market, or measure (--ic) or judge (--check) it."""
+    if options.check:
+        from proving.realism import command as realism
+
+        return realism.command(settings, options)
+    if options.profile:
+        changed = msgspec.structs.replace(settings.synthetic, profile=options.profile)
+        settings = msgspec.structs.replace(settings, synthetic=changed)
+    if options.ic:
+        kept = Path(options.kept) if options.kept else None
+        rows = recovered(
+            settings, options.kind, options.ic, say, workers=options.workers, kept=kept
+        )
+        if not options.json:
+            print(table(lines(rows), HEAD))
+        return {
+            "rows": [
+                {**msgspec.structs.asdict(row), "z": row.z, "agrees": row.agrees} for row in rows
+            ],
+            "failed": not all(row.agrees for row in rows),
+        }
+    if not options.day:
+        raise UsageError(
+            "say which day to make: --day YYYY-MM-DD; or --check or --ic to judge the market"
+        )
+    if settings.source != "synthetic":
+        raise UsageError("a recorded lake takes no synthetic data; use --set source=synthetic")
+    days = days_between(options.day, options.last or options.day)
+    depths = [int(depth) for depth in names(options.depths, "--depths")]
+    span = (options.start, options.stop)
+    return write(settings, options.kind, days, span, depths, say, options.workers)

@@ -10,7 +10,7 @@ import pytest
 
 from market.lake import Lake
 from market.settings import Settings
-from models_registry import registry, training
+from models_registry import promotion, registry, training
 from models_registry.study import Study
 from models_registry.training import Model
 
@@ -74,5 +74,5 @@ def registered(planted_lake: Lake, planted_settings: Settings) -> tuple[Lake, Se
         features=planted.FEATURES,
     )
     assert outcome.verdict == "promote"
-    assert registry.promote_latest(planted_settings) == (True, "1")
+    assert promotion.promote_latest(planted_settings) == (True, "1")
     return planted_lake, planted_settings

@@ -13,7 +13,7 @@ import pytest
 
 from market.lake import Lake
 from market.settings import Settings
-from models_registry import registry, resolver
+from models_registry import promotion, registry, resolver
 from models_registry.manifest import (
     MANIFEST_FILE,
     POINTER_FILE,
@@ -99,7 +99,7 @@ def test_the_same_attempt_finds_its_version_again(registered: tuple[Lake, Settin
     assert again.verdict == "promote"
     assert "Verdict: promote" in again.card
     assert len(client_of(settings).search_model_versions(f"name='{settings.model_name}'")) == 1
-    assert registry.latest_verdict(settings)[0] == "promote"
+    assert promotion.latest_verdict(settings)[0] == "promote"
 
 
 def test_too_little_data_leaves_a_run_and_no_version(tmp_path: Path, template: Path) -> None:
@@ -111,10 +111,10 @@ def test_too_little_data_leaves_a_run_and_no_version(tmp_path: Path, template: P
     assert outcome.verdict == "not_enough_data"
     assert outcome.version is None
     assert "not enough data" in outcome.card
-    verdict, reasons = registry.latest_verdict(settings)
+    verdict, reasons = promotion.latest_verdict(settings)
     assert verdict == "not_enough_data"
     assert reasons == outcome.reasons
-    assert registry.promote_latest(settings) == (False, None)
+    assert promotion.promote_latest(settings) == (False, None)
     assert resolver.resolve(settings) is None
     run = client_of(settings).get_run(outcome.run_id)
     assert run.data.tags["gate.verdict"] == "not_enough_data"
@@ -136,37 +136,37 @@ def test_promotion_and_rollback_move_aliases_and_pointer(
     name = settings.model_name
     assert registry.champion_version(settings) is None
     with pytest.raises(RegistryError, match="no earlier champion"):
-        registry.rollback(settings)
+        promotion.rollback(settings)
 
-    registry.promote(settings, "1")
+    promotion.promote(settings, "1")
     pointer = read_pointer(settings.root, name)
     assert pointer is not None
     assert pointer.version == "1"
-    assert registry.promote_latest(settings) == (True, "2")
-    assert registry.promote_latest(settings) == (False, "2")
+    assert promotion.promote_latest(settings) == (True, "2")
+    assert promotion.promote_latest(settings) == (False, "2")
     aliases = client_of(settings).get_registered_model(name).aliases
     assert {k: str(v) for k, v in aliases.items()} == {
         "champion": "2",
         "previous": "1",
         "challenger": "2",
     }
-    assert registry.rollback(settings) == "1"
+    assert promotion.rollback(settings) == "1"
     champion = load_champion(settings.root, name)
     assert champion is not None
     assert champion[0].version == "1"
     assert champion[1].manifest.git_sha == "one"
-    assert registry.rollback(settings) == "2"
+    assert promotion.rollback(settings) == "2"
 
     # Two versions of the same boosters: their manifests differ by the code.
     folders = sorted(p.name for p in bundles_folder(settings.root, name).iterdir() if p.is_dir())
     assert [folder.split("-")[0] for folder in folders] == ["1", "2"]
 
     with pytest.raises(RegistryError, match="has no version 9"):
-        registry.promote(settings, "9")
+        promotion.promote(settings, "9")
     client_of(settings).set_model_version_tag(name, "1", "gate.verdict", "abstain")
     with pytest.raises(RegistryError, match="the gate says abstain"):
-        registry.promote(settings, "1")
-    registry.promote(settings, "1", in_spite_of_gate=True)
+        promotion.promote(settings, "1")
+    promotion.promote(settings, "1", in_spite_of_gate=True)
     assert registry.champion_version(settings) == "1"
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from orchestration.cli import main
+from orchestration.cli import VERBS, main
 from orchestration.pages import PortError, require_free
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
 def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test has its own working folder, and no setting leaks out of one."""
     monkeypatch.chdir(tmp_path)
-    for name in ("L2_CONFIG", "L2_ROOT", "L2_MODEL__FEE_ROW", "L2_MODEL__FEEROW", "L2_SOURCE"):
+    for name in ("L2_CONFIG", "L2_ROOT", "L2_SET"):
         monkeypatch.setenv(name, "")  # remembers the old value, so that main() may change it
         monkeypatch.delenv(name)
 
@@ -51,6 +55,79 @@ def test_an_unknown_setting_is_named(capsys: pytest.CaptureFixture[str]) -> None
     assert "model.feerow" in one_line(capsys)
 
 
+def test_a_bad_value_blames_the_option_that_was_typed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["config", "--set", "model.fee_row=vip9"]) == 2
+    assert one_line(capsys).startswith("l2 config: --set model.fee_row=vip9: model.fee_row: ")
+    monkeypatch.delenv("L2_SET")
+    monkeypatch.setenv("L2_MODEL__FEE_ROW", "vip9")
+    assert main(["config"]) == 2
+    assert "environment L2_MODEL__FEE_ROW" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["study", "--synthetic", "--seeds", "x"], "--seeds x: expected seeds and ranges"),
+        (["synth", "--check", "--seeds", "9-4"], "--seeds 9-4: 9-4 runs backwards"),
+        (["fills", "--seeds", "1,two"], "--seeds 1,two: expected seeds and ranges"),
+        (["coverage", "--symbols", ","], "--symbols ',': names none"),
+        (["study", "--algorithms", "magic", "--synthetic"], "algorithm 'magic': expected some of"),
+        (["pipelin"], "no such verb; did you mean pipeline?"),
+    ],
+)
+def test_a_wrong_call_is_told_in_the_words_that_were_typed(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert one_line(capsys).startswith(f"l2 {arguments[0]}: {expected}")
+
+
+def test_an_unknown_option_shows_the_usage_of_its_own_verb(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["coverage", "--seed", "1"])
+    assert "usage: l2 coverage" in capsys.readouterr().err
+
+
+def test_help_lists_every_verb_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for group, verbs in VERBS.items():
+        assert f"\n{group}:\n" in printed
+        assert all(f"\n  {name} " in printed for name in verbs)
+
+
+@pytest.mark.parametrize("name", [name for verbs in VERBS.values() for name in verbs])
+def test_every_verb_has_a_grammar_of_its_own(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    assert f"usage: l2 {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["config"], ["config", "--help"], ["nonsense"]])
+def test_help_and_config_load_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    script = (
+        "import sys; from orchestration.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {name.split(".")[0] for name in done.stderr.split()}
+    heavy = {"dagster", "duckdb", "mlflow", "numba", "numpy", "pandas", "pyarrow", "websockets"}
+    assert not loaded & heavy
+
+
 def test_a_settings_file_that_is_absent_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--config", "nowhere.toml"]) == 2
     assert "nowhere.toml" in one_line(capsys)
@@ -82,7 +159,7 @@ def test_live_without_a_champion_says_how_to_get_one(
 
 
 def test_live_wants_one_market(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["live", "--root", "lake"]) == 1
+    assert main(["live", "--root", "lake"]) == 2
     assert "--frames" in one_line(capsys)
 
 
@@ -91,7 +168,7 @@ def test_sql_reads_tables_and_reports_its_own_errors_in_one_line(
 ) -> None:
     assert main(["sql", "select 6 * 7 as answer", "--json", "--root", "lake"]) == 0
     assert json.loads(capsys.readouterr().out) == {"rows": [{"answer": 42}]}
-    assert main(["sql", "select * from nothing", "--root", "lake"]) == 1
+    assert main(["sql", "select * from nothing", "--root", "lake"]) == 2
     assert "nothing" in one_line(capsys)
 
 

@@ -12,7 +12,7 @@ from execution.hazard import COVARIATES
 from execution.hazard.placements import QUEUES, Placed
 from execution.hazard.survival import Lives
 from orchestration import fills
-from orchestration.fills import FillsError, Source, captures, page, seeds_named, synthetic
+from orchestration.fills import FillsError, Source, captures, page, synthetic
 from tests.conftest import REPOSITORY
 
 
@@ -27,14 +27,6 @@ def some(count: int = 300, seed: int = 1) -> Placed:
         looked_s=np.arange(count, dtype=np.float64) * 5,
     )
     return Placed(dict.fromkeys(QUEUES, lives), dict.fromkeys(QUEUES, 3))
-
-
-def test_seeds_are_numbers_and_spans() -> None:
-    assert seeds_named("1,2,5") == (1, 2, 5)
-    assert seeds_named("1001-1003, 7") == (1001, 1002, 1003, 7)
-    assert seeds_named(None) == seeds_named("") == ()
-    with pytest.raises(FillsError, match="expected numbers and spans"):
-        seeds_named("one")
 
 
 def test_a_capture_that_is_not_there_is_named() -> None:

@@ -14,10 +14,11 @@ from market.settings import Settings
 from orchestration import study
 from orchestration.cli import main
 from orchestration.study import page
+from proving.study import command as engine
 from proving.study.days import Outcome, Plan, Size
 
 PLAN = Plan(
-    contenders=study.contenders(("market", "router")),
+    contenders=engine.contenders(("market", "router")),
     sizes=(Size("10k", usdt=10_000.0),),
     deadlines_s=(5,),
     every_s=90,
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def studied(folder: Path, plan: Plan = PLAN) -> tuple[list[Outcome], list[str]]:
     said: list[str] = []
-    rows = study.synthetic(Settings(), plan, SEEDS, ("BTCUSDT",), folder, 1, said.append)
+    rows = engine.synthetic(Settings(), plan, SEEDS, ("BTCUSDT",), folder, 1, said.append)
     return rows, said
 
 
@@ -44,7 +45,7 @@ def outcomes(folder: Path) -> list[Outcome]:
 
 @pytest.fixture(scope="module")
 def found(outcomes: list[Outcome]) -> dict[str, Any]:
-    return {"synthetic": study.as_data(outcomes)}
+    return {"synthetic": engine.as_data(outcomes)}
 
 
 def test_a_study_goes_on_where_it_stood(folder: Path, outcomes: list[Outcome]) -> None:

@@ -1,0 +1,162 @@
+"""Verbs without a room of their own: ingest, sql, config and doctor.
+
+What a verb needs is loaded when it runs, so that `l2 config` waits for nothing heavy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes.util
+import os
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from market.console import Result, say, table
+from market.errors import UsageError
+from market.settings import Settings, effective
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+def ingest_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 ingest`."""
+    parser.add_argument("paths", nargs="+", metavar="PATH")
+
+
+def ingest_command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 ingest`: adopt captures into the lake, and make events of every date they hold."""
+    from market.ingest import adopt, ingest, scan
+    from market.lake import Lake
+
+    lake = Lake(settings.root, settings.source)
+    captures = [adopt(lake, path) for path in options.paths]
+    report = ingest(lake, captures, list(scan(captures)), settings, progress=say)
+    if not options.json:
+        print(
+            table(
+                [
+                    *report.frames.items(),
+                    ("torn ends dropped", report.torn),
+                    *(("rejected: " + k, v) for k, v in report.reasons.items()),
+                    ("rejected, of symbols without a usable frame", report.elsewhere),
+                ]
+            )
+        )
+    return {
+        "frames": report.frames,
+        "events": sum(report.events.values()),
+        "quarantined": report.quarantined,
+        "reasons": report.reasons,
+        "refused_elsewhere": report.elsewhere,
+        "torn": report.torn,
+    }
+
+
+def sql_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 sql`."""
+    parser.add_argument("query", help="e.g. 'select count(*) from bars'")
+
+
+def sql_command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 sql`: one query over a view of each table."""
+    import duckdb
+
+    from market.lake import Lake
+
+    try:
+        answer: duckdb.DuckDBPyRelation | None = Lake(settings.root).connect().sql(options.query)
+    except duckdb.Error as error:
+        raise UsageError(str(error).splitlines()[0]) from error
+    if answer is None:
+        return {"rows": []}
+    if options.json:
+        columns = answer.columns
+        return {"rows": [dict(zip(columns, row, strict=True)) for row in answer.fetchall()]}
+    answer.show(max_rows=100)
+    return None
+
+
+def config_arguments(_: argparse.ArgumentParser) -> None:
+    """`l2 config` has no options of its own."""
+
+
+def config_command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 config`: the settings in force; secrets are named and not shown."""
+    tree = effective(settings)
+    if not options.json:
+        rows: list[tuple[str, object]] = []
+        for key, value in tree.items():
+            inner = value.items() if isinstance(value, dict) else [("", value)]
+            rows += [(f"{key}.{name}".rstrip("."), item) for name, item in inner]
+        print(table(rows))
+        for name in ("L2_API_KEY", "L2_API_SECRET"):
+            print(f"{name}  {'set (not shown)' if os.environ.get(name) else 'not set'}")
+    return tree
+
+
+def doctor_arguments(_: argparse.ArgumentParser) -> None:
+    """`l2 doctor` has no options of its own."""
+
+
+def doctor_command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 doctor`: a line for each thing that the platform needs of this machine."""
+    findings = examine(settings)
+    if not options.json:
+        print(table([("ok" if f.ok else "FAIL", f.what, f.detail) for f in findings]))
+    return {
+        "failed": not all(f.ok for f in findings),
+        "findings": [{"ok": f.ok, "what": f.what, "detail": f.detail} for f in findings],
+    }
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was checked."""
+
+    ok: bool
+    what: str
+    detail: str
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Every check, passed or not."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    packages = ("dagster", "dbt-duckdb", "duckdb", "lightgbm", "mlflow", "numba", "pyarrow")
+    return [
+        Finding((3, 11) <= sys.version_info[:2] < (3, 14), "Python", f"{version} (3.11 to 3.13)"),
+        _libgomp(),
+        _disk(settings),
+        _memory(),
+        *map(_package, packages),
+    ]
+
+
+def _libgomp() -> Finding:
+    found = ctypes.util.find_library("gomp")
+    hint = "needed by LightGBM; install your system's libgomp (Debian: libgomp1)"
+    return Finding(found is not None, "libgomp", found or hint)
+
+
+def _disk(settings: Settings) -> Finding:
+    root = Path(settings.root).absolute()
+    while not root.exists():
+        root = root.parent
+    free = shutil.disk_usage(root).free / 1e9
+    return Finding(free > 5, "disk", f"{free:.0f} GB free at {root} (5 GB for the demo)")
+
+
+def _memory() -> Finding:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return Finding(total > 6, "memory", f"{total:.0f} GB (6 GB or more)")
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(True, name, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Finding(False, name, "not installed; run make")

@@ -1,0 +1,126 @@
+"""The half of `l2 study` that is over synthetic days: run them in the engine, and judge the goals.
+
+Each day is run by a process of its own and leaves one file; a study that was stopped goes on where it
+was, and a file that another code or another plan made is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow.parquet as pq
+
+from execution.study import known
+from execution.tca import to_table
+from market.compute import map_processes
+from market.console import Say
+from market.provenance import closure_hash
+from market.settings import Settings
+from proving.study import days as days_module
+from proving.study.days import ORACLE, Contender, Outcome, Plan, run_day
+from proving.study.verdicts import by_cell, goals, lines, regimes, text
+
+
+def contenders(names: Sequence[str]) -> tuple[Contender, ...]:
+    """Algorithms as they are, the baseline first; StudyError for one that is not known."""
+    ordered = sorted(known(names), key=lambda name: name != "market")
+    return tuple(Contender(name, name) for name in ordered)
+
+
+def made_by(plan: Plan, settings: Settings) -> str:
+    """What a day's file was made from: plan, settings that matter, and code (16 hex digits)."""
+    digest = hashlib.sha256(msgspec.json.encode((plan, settings.execution, settings.model.fee_row)))
+    digest.update(closure_hash(days_module.__name__).encode())
+    return digest.hexdigest()[:16]
+
+
+def day_file(folder: str, plan: Plan, seed: int, symbol: str, settings: Settings, made: str) -> int:
+    """Study one day into its file, unless it stands; returns the number of outcomes."""
+    path = Path(folder) / f"{symbol}-{seed}.parquet"
+    if path.exists():
+        metadata = pq.read_schema(path).metadata or {}
+        if metadata.get(b"made_by") == made.encode():
+            return int(pq.read_metadata(path).num_rows)
+    table = to_table(run_day(plan, seed, symbol, settings), Outcome)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pq.write_table(table.replace_schema_metadata({"made_by": made}), temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return int(table.num_rows)
+
+
+def outcomes_of(path: Path) -> list[Outcome]:
+    """The outcomes of a day's file."""
+    return [
+        msgspec.convert({k: math.nan if v is None else v for k, v in row.items()}, Outcome)
+        for row in pq.read_table(path).to_pylist()
+    ]
+
+
+def synthetic(
+    settings: Settings,
+    plan: Plan,
+    seeds: Sequence[int],
+    symbols: Sequence[str],
+    folder: Path,
+    workers: int,
+    say: Say,
+) -> list[Outcome]:
+    """Study the day of every seed and symbol; days whose files stand are not run again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = made_by(plan, settings)
+    tasks = [
+        (str(folder), plan, seed, symbol, settings, made) for symbol in symbols for seed in seeds
+    ]
+    ended = 0
+
+    def note(task: tuple[Any, ...], rows: int) -> None:
+        nonlocal ended
+        ended += 1
+        say(f"{task[3]} seed {task[2]}: {rows:,} parents; {ended} of {len(tasks)} days")
+
+    map_processes(day_file, tasks, workers, note)
+    return [
+        outcome
+        for symbol in symbols
+        for seed in seeds
+        for outcome in outcomes_of(folder / f"{symbol}-{seed}.parquet")
+    ]
+
+
+def as_data(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Everything that is said of synthetic days, as plain data without NaN."""
+    by_regime = {name: lines(outcomes, group) for name, group in regimes(outcomes).items()}
+    return {
+        "parents": sum(row.algorithm == ORACLE for row in outcomes),
+        "seeds": sorted({row.seed for row in outcomes}),
+        "cells": lines(outcomes, by_cell),
+        "regimes": by_regime,
+        "goals": goals(outcomes),
+    }
+
+
+def run(
+    settings: Settings,
+    *,
+    names: Sequence[str],
+    profile: str,
+    seeds: Sequence[int],
+    every_s: int,
+    symbols: Sequence[str],
+    folder: Path,
+    workers: int,
+    say: Say,
+) -> tuple[dict[str, Any], str]:
+    """Study days of a profile, one a seed and symbol; as plain data, and as text for people."""
+    plan = Plan(contenders=contenders(names), every_s=every_s, profile=profile)
+    outcomes = synthetic(settings, plan, seeds, symbols, folder / profile, workers, say)
+    return as_data(outcomes), text(outcomes)
