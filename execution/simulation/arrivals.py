@@ -1,4 +1,4 @@
-"""What becomes of our orders at the simulated exchange, compiled.
+"""What becomes of our requests when they arrive at the simulated exchange, compiled.
 
 | order              | crosses                                   | does not cross |
 |--------------------|-------------------------------------------|----------------|
@@ -7,15 +7,15 @@
 | limit FOK          | whole at once, or cancelled               | cancelled      |
 | PostOnly           | cancelled                                 | rests          |
 
-Resting orders fill as `execution.simulation.queue` says. Quantity is conserved: the position is the signed sum
-of executions, a displayed level is taken once, and a print passes our orders once.
+Resting orders fill as `queue` says. Quantity is conserved: the position is the signed sum of
+executions, a displayed level is taken once, and a print passes our orders once.
 
-That is mode ``partial``. In mode ``whole`` nothing fills in part: resting orders fill as
-`execution.simulation.whole` says, and whatever crosses fills whole at the best opposite price.
+That is mode ``partial``. In mode ``whole`` there are no partial fills: resting orders fill as `whole`
+says, and whatever crosses fills whole at the best opposite price.
 
-Our own orders never meet each other: each meets the recorded market only.
+No self-match prevention is needed: each of our orders meets the recorded market only.
 
-An amendment that moves the price or asks for more goes to the end of the queue; less keeps the place.
+An amend that moves the price or raises the quantity loses queue position; a lower quantity keeps it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from execution.orders import TimeInForce
-from execution.simulation import exchange as ex
-from execution.simulation.exchange import CODE, POLICIES, Exchange, Reason
-from execution.simulation.latency import ACTIVITY, rate_at, response_ns
+from execution.simulation import state as st
+from execution.simulation.latency import response_ns
 from execution.simulation.queue import (
     available,
     beyond_window,
@@ -39,6 +37,7 @@ from execution.simulation.queue import (
     reachable,
     take,
 )
+from execution.simulation.state import CODE, POLICIES, Reason, ReplayState
 from market.book import (
     NO_LEVEL,
     SYNCHRONISED,
@@ -75,77 +74,66 @@ _ANY_PRICE: Final = 1 << 60
 
 
 @kernel
-def _say(
-    exchange: Exchange,
-    outcome: int,
-    order: int,
-    detail: int,
-    price_ticks: int,
-    qty_lots: int,
+def _report(
+    state: ReplayState, kind: int, number: int, detail: int, price_ticks: int, qty_lots: int
 ) -> None:
-    """Put an outcome on its way: in order, and never into our past."""
-    cells, asked = exchange.cells, exchange.orders[order]
-    clock = cells[ex.CLOCK]
-    rate = 0.0
-    if exchange.latency.kind == ACTIVITY:
-        rate = rate_at(exchange.reals[ex.MATCHED_ROWS], clock - cells[ex.MATCHED_NS])
-    due = clock + response_ns(exchange.latency, clock, rate)
-    cells[ex.LAST_DUE] = max(due, cells[ex.LAST_DUE], cells[ex.NOW])
-    row = exchange.outbox[cells[ex.OUTBOX_END]]
-    row[ex.DUE], row[ex.VENUE], row[ex.OUTCOME], row[ex.ORDER_NUMBER] = (
-        cells[ex.LAST_DUE],
-        clock,
-        outcome,
-        order,
-    )
-    row[ex.PRICE], row[ex.QTY], row[ex.DETAIL] = price_ticks, qty_lots, detail
-    row[ex.LEAVES] = asked.qty_lots - asked.filled_lots
-    row[ex.AHEAD], row[ex.EXECUTION] = asked.queue_ahead_lots, asked.executions
-    cells[ex.OUTBOX_END] += 1
+    """Send an outcome of order ``number``: first in, first out, and never into our past."""
+    scalars, order = state.scalars[0], state.orders[number]
+    clock = scalars.clock_ns
+    count, elapsed = scalars.matched_rows, clock - scalars.matched_ns
+    due = clock + response_ns(state.latency, clock, count, elapsed)
+    scalars.last_due_ns = max(due, scalars.last_due_ns, scalars.now_ns)
+    outcome = state.outbox[scalars.outbox_end]
+    outcome.due_ns, outcome.venue_ns = scalars.last_due_ns, clock
+    outcome.kind, outcome.order, outcome.detail = kind, number, detail
+    outcome.price_ticks, outcome.qty_lots = price_ticks, qty_lots
+    outcome.leaves_lots = order.qty_lots - order.filled_lots
+    outcome.queue_ahead_lots, outcome.execution = order.queue_ahead_lots, order.executions
+    scalars.outbox_end += 1
 
 
 @kernel
-def _close(exchange: Exchange, order: int) -> None:
-    """The order is finished: out of the queue, out of the open orders."""
-    leave(exchange.queue, order)
-    exchange.orders[order].state = ex.FINISHED
-    exchange.cells[ex.OPEN_ORDERS] -= 1
+def _finish(state: ReplayState, number: int) -> None:
+    """Take a finished order out of the queue and out of the open orders."""
+    leave(state.queue, number)
+    state.orders[number].state = st.FINISHED
+    state.scalars[0].open_orders -= 1
 
 
 @kernel
-def _cancel(exchange: Exchange, order: int, reason: int) -> None:
-    _close(exchange, order)
-    _say(exchange, ex.CANCELLED, order, reason, 0, 0)
+def _cancel(state: ReplayState, number: int, reason: int) -> None:
+    _finish(state, number)
+    _report(state, st.CANCELLED, number, reason, 0, 0)
 
 
 @kernel
-def _execute(exchange: Exchange, order: int, price_ticks: int, lots: int, maker: int) -> None:
+def _fill(state: ReplayState, number: int, price_ticks: int, lots: int, maker: int) -> None:
     """Book one execution; a reduce-only order never does more than flatten."""
-    asked, cells = exchange.orders[order], exchange.cells
-    if asked.reduce_only:
-        lots = min(lots, max(0, -asked.side * cells[ex.POSITION]))
+    order, scalars = state.orders[number], state.scalars[0]
+    if order.reduce_only:
+        lots = min(lots, max(0, -order.side * scalars.position_lots))
     if lots > 0:
-        asked.filled_lots += lots
-        asked.executions += 1
-        cells[ex.POSITION] += asked.side * lots
-        _say(exchange, ex.FILLED, order, maker, price_ticks, lots)
-    if asked.filled_lots == asked.qty_lots:
-        _close(exchange, order)
-    elif asked.reduce_only and asked.side * cells[ex.POSITION] >= 0:
-        _cancel(exchange, order, _NOT_REDUCING)
+        order.filled_lots += lots
+        order.executions += 1
+        scalars.position_lots += order.side * lots
+        _report(state, st.FILLED, number, maker, price_ticks, lots)
+    if order.filled_lots == order.qty_lots:
+        _finish(state, number)
+    elif order.reduce_only and order.side * scalars.position_lots >= 0:
+        _cancel(state, number, _NOT_REDUCING)
 
 
 @kernel
-def book_fills(exchange: Exchange) -> None:
-    """Book what the present row filled of resting orders, in their priority."""
-    resting, used = exchange.queue.resting, exchange.queue.used
+def book_fills(state: ReplayState) -> None:
+    """Book what the last row filled of resting orders, in their priority."""
+    resting, used = state.queue.resting, state.queue.used
     n = 0
     while n < used[0]:
-        lots, order = resting[n].filled, resting[n].order
+        lots, number = resting[n].filled, resting[n].order
         if lots > 0:
             resting[n].filled = 0
-            _execute(exchange, order, resting[n].price_ticks, lots, 1)
-        if n < used[0] and resting[n].order == order:
+            _fill(state, number, resting[n].price_ticks, lots, 1)
+        if n < used[0] and resting[n].order == number:
             n += 1
 
 
@@ -153,174 +141,174 @@ def book_fills(exchange: Exchange) -> None:
 
 
 @kernel
-def _matches(exchange: Exchange) -> bool:
+def _matches(state: ReplayState) -> bool:
     """Whether orders can be matched now; mode ``whole`` has a touch in a crossed book too."""
-    if exchange.cells[ex.WHOLE]:
-        return bool(exchange.book[0].status & SYNCHRONISED)
-    return bool(is_known(exchange.book))
+    if state.scalars[0].whole:
+        return bool(state.book[0].status & SYNCHRONISED)
+    return bool(is_known(state.book))
 
 
 @kernel
-def _refusal(exchange: Exchange, asked: Any) -> int:
-    """Code of the reason why an arriving order is refused; 0 when it is not."""
-    cells, book, earlier = exchange.cells, exchange.book, asked.earlier
+def _rejection(state: ReplayState, order: Any) -> int:
+    """Code of the reason why an arriving order is rejected; 0 when it is not."""
+    scalars, book, earlier = state.scalars[0], state.book, order.earlier
     # An id is free again when no order under it was ever accepted.
     while earlier >= 0:
-        if exchange.orders[earlier].state != ex.REFUSED:
+        if state.orders[earlier].state != st.REFUSED:
             return _DUPLICATE
-        earlier = exchange.orders[earlier].earlier
-    if asked.side != 1 and asked.side != -1:
+        earlier = state.orders[earlier].earlier
+    if order.side != 1 and order.side != -1:
         return _SIDE
-    if asked.qty_lots <= 0 or asked.qty_lots > ex.MOST:
+    if order.qty_lots <= 0 or order.qty_lots > st.MOST:
         return _QUANTITY
-    if asked.qty_lots < cells[ex.MIN_LOTS]:
+    if order.qty_lots < scalars.min_lots:
         return _MIN_QUANTITY
-    market = asked.policy == ex.MARKET
-    if not market and (asked.price_ticks <= 0 or asked.price_ticks > ex.MOST):
+    market = order.policy == st.MARKET
+    if not market and (order.price_ticks <= 0 or order.price_ticks > st.MOST):
         return _PRICE
-    if not _matches(exchange):
+    if not _matches(state):
         return _NO_BOOK
-    silent = cells[ex.CLOCK] - book[0].receive_ns > cells[ex.STALE_NS]
-    if market and (silent or not is_valid(book)):
+    stale = scalars.clock_ns - book[0].receive_ns > scalars.stale_ns
+    if market and (stale or not is_valid(book)):
         return _NO_MARKET
-    if asked.reduce_only:
-        return _NOT_REDUCING if asked.side * cells[ex.POSITION] >= 0 else 0
-    price = best(book, -asked.side) if market else asked.price_ticks
-    # The least price whose value is enough: the value itself might not fit into 64 bits.
-    if price < -(-cells[ex.MIN_VALUE_E8] // (cells[ex.UNIT_E8] * asked.qty_lots)):
+    if order.reduce_only:
+        return _NOT_REDUCING if order.side * scalars.position_lots >= 0 else 0
+    price = best(book, -order.side) if market else order.price_ticks
+    # The least price of enough notional: the notional itself might not fit into 64 bits.
+    if price < -(-scalars.min_value_e8 // (scalars.unit_e8 * order.qty_lots)):
         return _MIN_NOTIONAL
     return 0
 
 
 @kernel
-def _place_whole(exchange: Exchange, order: int) -> None:
-    """`_place` in mode ``whole``."""
-    asked = exchange.orders[order]
-    opposite = exchange.touch[row_of(-asked.side)]
+def _match_whole(state: ReplayState, number: int) -> None:
+    """`_match` in mode ``whole``."""
+    order = state.orders[number]
+    opposite = state.touch[row_of(-order.side)]
     crosses = opposite != NO_LEVEL and (
-        asked.policy == ex.MARKET or asked.side * (asked.price_ticks - opposite) >= 0
+        order.policy == st.MARKET or order.side * (order.price_ticks - opposite) >= 0
     )
-    if crosses and asked.policy == _POST:
-        _cancel(exchange, order, _POST_ONLY)
+    if crosses and order.policy == _POST:
+        _cancel(state, number, _POST_ONLY)
     elif crosses:
-        _execute(exchange, order, opposite, asked.qty_lots - asked.filled_lots, 0)
-    elif asked.policy in (_IOC, _FOK, ex.MARKET):
-        _cancel(exchange, order, _NOT_FILLED)
+        _fill(state, number, opposite, order.qty_lots - order.filled_lots, 0)
+    elif order.policy in (_IOC, _FOK, st.MARKET):
+        _cancel(state, number, _NOT_FILLED)
     else:
-        _rest(exchange, order)
+        _rest(state, number)
 
 
 @kernel
-def _place(exchange: Exchange, order: int) -> None:
-    """Match an order that arrives or has moved; what may rest joins the queue."""
-    if exchange.cells[ex.WHOLE]:
-        _place_whole(exchange, order)
+def _match(state: ReplayState, number: int) -> None:
+    """Match an order that arrives or whose price changed; what may rest joins the queue."""
+    if state.scalars[0].whole:
+        _match_whole(state, number)
         return
-    asked, book, queue = exchange.orders[order], exchange.book, exchange.queue
-    side, policy = asked.side, asked.policy
-    limit = side * _ANY_PRICE if policy == ex.MARKET else asked.price_ticks
-    there = reachable(book, queue, side, limit)
-    if policy == _POST and there > 0:
-        _cancel(exchange, order, _POST_ONLY)
+    order, book, queue = state.orders[number], state.book, state.queue
+    side, policy = order.side, order.policy
+    limit = side * _ANY_PRICE if policy == st.MARKET else order.price_ticks
+    takeable = reachable(book, queue, side, limit)
+    if policy == _POST and takeable > 0:
+        _cancel(state, number, _POST_ONLY)
         return
-    if policy == _FOK and there < asked.qty_lots - asked.filled_lots:
-        _cancel(exchange, order, _NOT_FILLED)
+    if policy == _FOK and takeable < order.qty_lots - order.filled_lots:
+        _cancel(state, number, _NOT_FILLED)
         return
     price = best(book, -side)
-    while asked.state == ex.OPEN and price != NO_LEVEL and side * (limit - price) >= 0:
-        lots = min(asked.qty_lots - asked.filled_lots, available(book, queue, -side, price))
-        if asked.reduce_only:
-            lots = min(lots, -side * exchange.cells[ex.POSITION])
+    while order.state == st.OPEN and price != NO_LEVEL and side * (limit - price) >= 0:
+        lots = min(order.qty_lots - order.filled_lots, available(book, queue, -side, price))
+        if order.reduce_only:
+            lots = min(lots, -side * state.scalars[0].position_lots)
         if lots > 0:
             take(queue, -side, price, lots)
-            _execute(exchange, order, price, lots, 0)
+            _fill(state, number, price, lots, 0)
         price = next_level(book, -side, price)
-    if asked.state != ex.OPEN:
+    if order.state != st.OPEN:
         return
-    if policy in (_IOC, _FOK, ex.MARKET):
-        _cancel(exchange, order, _NOT_FILLED)
+    if policy in (_IOC, _FOK, st.MARKET):
+        _cancel(state, number, _NOT_FILLED)
     else:
-        _rest(exchange, order)
+        _rest(state, number)
 
 
 @kernel
-def _rest(exchange: Exchange, order: int) -> None:
-    """Stand behind what is displayed at the price, and behind our own earlier orders."""
-    asked, cells = exchange.orders[order], exchange.cells
-    side, price = asked.side, asked.price_ticks
-    ahead = level(exchange.book, side, price)
-    asked.queue_ahead_lots = ahead
-    front = float(ahead)
-    # Past the displayed window the queue is not known; it is when the price comes into view.
+def _rest(state: ReplayState, number: int) -> None:
+    """Join the queue behind what is displayed at the price, and behind our own earlier orders."""
+    order, scalars = state.orders[number], state.scalars[0]
+    side, price = order.side, order.price_ticks
+    displayed = level(state.book, side, price)
+    order.queue_ahead_lots = displayed
+    ahead = float(displayed)
+    # Beyond the displayed window the queue is unknown until the price comes into view.
     if (
-        ahead == 0
-        and not cells[ex.WHOLE]
-        and beyond_window(exchange.book, side, price, cells[ex.WINDOW_LEVELS])
+        displayed == 0
+        and not scalars.whole
+        and beyond_window(state.book, side, price, scalars.window_levels)
     ):
-        front = np.inf
-    join(exchange.queue, order, side, price, asked.qty_lots - asked.filled_lots, front)
+        ahead = np.inf
+    join(state.queue, number, side, price, order.qty_lots - order.filled_lots, ahead)
 
 
 @kernel
-def _amend(exchange: Exchange, order: int, new_price: int, new_qty: int) -> None:
-    asked, cells = exchange.orders[order], exchange.cells
-    price = asked.price_ticks if new_price == ex.KEEP else new_price
-    qty = asked.qty_lots if new_qty == ex.KEEP else new_qty
-    moves = price != asked.price_ticks or qty > asked.qty_lots
+def _amend(state: ReplayState, number: int, new_price: int, new_qty: int) -> None:
+    order = state.orders[number]
+    price = order.price_ticks if new_price == st.KEEP else new_price
+    qty = order.qty_lots if new_qty == st.KEEP else new_qty
+    requeues = price != order.price_ticks or qty > order.qty_lots
     reason = 0
-    if price <= 0 or price > ex.MOST:
+    if price <= 0 or price > st.MOST:
         reason = _PRICE
-    elif qty > ex.MOST:
+    elif qty > st.MOST:
         reason = _QUANTITY
-    elif qty <= asked.filled_lots:
+    elif qty <= order.filled_lots:
         reason = _BELOW_FILLED
-    elif qty < cells[ex.MIN_LOTS]:
+    elif qty < state.scalars[0].min_lots:
         reason = _MIN_QUANTITY
-    elif moves and not _matches(exchange):
+    elif requeues and not _matches(state):
         reason = _NO_BOOK
     if reason:
-        _say(exchange, ex.CANCEL_REJECTED, order, reason, 0, 0)
+        _report(state, st.CANCEL_REJECTED, number, reason, 0, 0)
         return
-    asked.qty_lots = qty
-    _say(exchange, ex.AMENDED, order, 0, price, qty)
-    if moves:
-        leave(exchange.queue, order)
-        asked.price_ticks = price
-        _place(exchange, order)
+    order.qty_lots = qty
+    _report(state, st.AMENDED, number, 0, price, qty)
+    if requeues:
+        leave(state.queue, number)
+        order.price_ticks = price
+        _match(state, number)
     else:
-        place = place_of(exchange.queue, order)
-        exchange.queue.resting[place].leaves = qty - asked.filled_lots
+        place = place_of(state.queue, number)
+        state.queue.resting[place].leaves = qty - order.filled_lots
 
 
 @kernel
-def arrive(exchange: Exchange, request: npt.NDArray[np.int64]) -> None:
+def arrive(state: ReplayState, request: Any) -> None:
     """A request reaches the exchange at its clock."""
-    order = request[ex.TARGET]
-    if request[ex.REQUEST] == ex.SUBMIT:
-        asked = exchange.orders[order]
-        reason = request[ex.REFUSE]
+    number = request.order
+    if request.kind == st.SUBMIT:
+        order, scalars = state.orders[number], state.scalars[0]
+        reason = request.reason
         if reason == 0:
-            reason = _refusal(exchange, asked)
+            reason = _rejection(state, order)
         if reason:
-            asked.state = ex.REFUSED
-            _say(exchange, ex.REJECTED, order, reason, 0, 0)
+            order.state = st.REFUSED
+            _report(state, st.REJECTED, number, reason, 0, 0)
             return
-        asked.state = ex.OPEN
-        exchange.cells[ex.OPEN_ORDERS] += 1
-        exchange.cells[ex.ACCEPTANCES] += 1
-        _say(exchange, ex.ACCEPTED, order, exchange.cells[ex.ACCEPTANCES], 0, 0)
-        _place(exchange, order)
+        order.state = st.OPEN
+        scalars.open_orders += 1
+        scalars.acceptances += 1
+        _report(state, st.ACCEPTED, number, scalars.acceptances, 0, 0)
+        _match(state, number)
         return
-    # A refused order leaves its client id to the one that bore it before.
-    while exchange.orders[order].state == ex.REFUSED and exchange.orders[order].earlier >= 0:
-        order = exchange.orders[order].earlier
-    state = exchange.orders[order].state
-    if state != ex.OPEN:
-        reason = _FINISHED if state == ex.FINISHED else _NO_ORDER
-        _say(exchange, ex.CANCEL_REJECTED, order, reason, 0, 0)
-    elif request[ex.REFUSE]:
-        _say(exchange, ex.CANCEL_REJECTED, order, request[ex.REFUSE], 0, 0)
-    elif request[ex.REQUEST] == ex.CANCEL:
-        _cancel(exchange, order, _BY_USER)
+    # A rejected order leaves its client id to the one that had it before.
+    while state.orders[number].state == st.REFUSED and state.orders[number].earlier >= 0:
+        number = state.orders[number].earlier
+    order_state = state.orders[number].state
+    if order_state != st.OPEN:
+        reason = _FINISHED if order_state == st.FINISHED else _NO_ORDER
+        _report(state, st.CANCEL_REJECTED, number, reason, 0, 0)
+    elif request.reason:
+        _report(state, st.CANCEL_REJECTED, number, request.reason, 0, 0)
+    elif request.kind == st.CANCEL:
+        _cancel(state, number, _BY_USER)
     else:
-        _amend(exchange, order, request[ex.NEW_PRICE], request[ex.NEW_QTY])
+        _amend(state, number, request.price_ticks, request.qty_lots)

@@ -1,14 +1,14 @@
 """Matching without partial fills: the rules on which an independent engine (hftbacktest) agrees.
 
-An order fills whole or not at all, and quantity is not conserved: each order of ours is alone in the
-market, and a level or a print may fill several. It exists to be compared, and as an optimistic
-bound; `execution.simulation.queue` is the realistic mode. What differs from there:
+An order fills whole or not at all, and quantity is not conserved: each of our orders is matched as if
+it were alone, and a level or a print may fill several. It exists to be compared, and as an optimistic
+bound; `queue` is the realistic mode. What differs from there:
 
 - every book row is judged by itself, not the frame: the queue at its price, then the touch;
 - a row that crosses the other side moves that side's best beyond it, and the crossed levels count
   again only when the feed restates them. *touch*, (2,) best bid and best ask, is followed so;
 - a resting order fills at its own price when the opposite touch improves to it or beyond, when a
-  print passes it, or when a print at its price has used up the queue in front.
+  print passes it, or when a print at its price has used up the queue ahead.
 """
 
 from __future__ import annotations
@@ -32,28 +32,29 @@ Touch = npt.NDArray[np.int64]
 
 
 def new_touch() -> Touch:
-    """Best bid and best ask in ticks of a book that has no level."""
+    """Best bid and best ask in ticks of an empty book."""
     return np.full(2, NO_LEVEL, np.int64)
 
 
 @inlined
-def _improved(state: BookState, touch: Touch, side: int, price_ticks: int, qty_lots: int) -> bool:
+def _improved(book: BookState, touch: Touch, side: int, price_ticks: int, qty_lots: int) -> bool:
     """Follow the touch through a level's change; whether the side's best improved."""
     own, other = row_of(side), row_of(-side)
     if qty_lots == 0:
         if price_ticks == touch[own]:
-            touch[own] = next_level(state, side, price_ticks)
+            touch[own] = next_level(book, side, price_ticks)
         return False
     if touch[own] != NO_LEVEL and side * (price_ticks - touch[own]) <= 0:
         return False
     touch[own] = price_ticks
     if touch[other] != NO_LEVEL and side * (price_ticks - touch[other]) >= 0:
-        touch[other] = next_level(state, -side, price_ticks)
+        touch[other] = next_level(book, -side, price_ticks)
     return True
 
 
 @kernel
 def _fill(queue: Queue, place: int) -> int:
+    """Fill a resting order whole; returns its lots."""
     order = queue.resting[place]
     lots = order.leaves
     order.filled += lots
@@ -71,33 +72,33 @@ def _traded(queue: Queue, side: int, price_ticks: int, qty_lots: int) -> int:
         if order.side != side or better < 0:
             continue
         if better == 0:
-            order.front -= qty_lots
+            order.ahead -= qty_lots
             order.traded += qty_lots
-        if better > 0 or nearest(-order.front) > 0:
+        if better > 0 or nearest(-order.ahead) > 0:
             total += _fill(queue, n)
     return total
 
 
 @inlined
 def _level_changed(
-    state: BookState,
+    book: BookState,
     queue: Queue,
     touch: Touch,
     side: int,
     price_ticks: int,
-    held: int,
+    before: int,
     shown: int,
     model: int,
     power: float,
 ) -> int:
-    """A level went from ``held`` to ``shown`` lots; returns the lots of ours that it filled."""
+    """A level went from ``before`` to ``shown`` lots; returns the lots of ours that it filled."""
     for n in range(queue.used[0]):
         order = queue.resting[n]
         if order.side == side and order.price_ticks == price_ticks:
-            order.shown = held
+            order.shown = before
             depth_changed(order, shown, model, power)
     total = 0
-    if _improved(state, touch, side, price_ticks, shown):
+    if _improved(book, touch, side, price_ticks, shown):
         for n in range(queue.used[0]):
             order = queue.resting[n]
             if order.side == -side and order.side * (order.price_ticks - price_ticks) >= 0:
@@ -107,21 +108,21 @@ def _level_changed(
 
 @inlined
 def row_matched_whole(
-    state: BookState, queue: Queue, touch: Touch, event: Any, model: int, power: float
+    book: BookState, queue: Queue, touch: Touch, event: Any, model: int, power: float
 ) -> int:
     """Apply a row to the book, the touch and our resting orders; returns the lots of ours that
-    filled, which stand in ``filled`` of the resting orders."""
+    filled, which are in ``filled`` of the resting orders."""
     filled = 0
     if event.kind == _TRADE:
         if event.flags & HIDDEN == 0:
             filled = _traded(queue, -event.side, event.price_ticks, event.qty_lots)
     elif event.kind == _SNAPSHOT or event.kind == _DELTA:
-        begin_row(state, event)
+        begin_row(book, event)
         if event.kind == _SNAPSHOT and event.flags & _FIRST:
             touch[:] = NO_LEVEL
-        held = set_row(state, event)
+        before = set_row(book, event)
         if abs(event.side) == 1 and event.qty_lots >= 0:
             side, price, shown = event.side, event.price_ticks, event.qty_lots
-            filled = _level_changed(state, queue, touch, side, price, held, shown, model, power)
-        end_row(state, event)
+            filled = _level_changed(book, queue, touch, side, price, before, shown, model, power)
+        end_row(book, event)
     return int(filled)

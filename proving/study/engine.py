@@ -34,7 +34,7 @@ from execution.orders import (
     Submit,
 )
 from execution.orders import TimeInForce as Force
-from execution.simulation.exchange import Reason
+from execution.simulation.state import Reason
 from execution.venue import View
 from market.book import NO_LEVEL
 from market.instruments import Instrument

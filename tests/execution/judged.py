@@ -32,14 +32,17 @@ from execution.orders import (
     Submit,
     TimeInForce,
 )
-from execution.simulation.exchange import Reason
 from execution.simulation.latency import Latency, constant, recorded
-from execution.simulation.queue import MODELS, PUBLISHED
+from execution.simulation.queue import MODELS
 from execution.simulation.simulator import Simulator
+from execution.simulation.state import Reason
 from market.book import Book
 from market.events import EVENT, Events, Flag, Kind
 from tests.conftest import REPOSITORY
 from tests.execution.tape import INSTRUMENT, SYMBOL, frame
+
+#: Models of the published formulas, on which the peer agrees in mode ``whole``.
+PUBLISHED = ("risk_averse", "power1", "power2", "power3", "log1", "log2")
 
 KEPT = Path(__file__).parent / "fixtures" / "judged.npz"
 PEER = REPOSITORY / "peers" / "hftbacktest" / "bin" / "python"

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from execution.orders import Cancel, CancelRejected, Rejected, Submit
-from execution.simulation.exchange import MODES, Reason
 from execution.simulation.queue import MODELS
 from execution.simulation.simulator import Simulator
+from execution.simulation.state import MODES, Reason
 from tests.execution.judged import joined, outcomes, random_case, told
 from tests.execution.tape import INSTRUMENT, SYMBOL, Tape, fills, kinds, limit, market
 
@@ -42,12 +42,12 @@ def test_every_order_ends_as_it_would_if_all_were_remembered(
 def test_tables_hold_what_is_open_and_what_is_remembered_however_many_orders_come() -> None:
     tape = remembering(100)
     tape.send(limit("first", 1, 99, 7))
-    lane = tape.simulator._lane(SYMBOL)
+    replayed = tape.simulator._replay(SYMBOL)
     for n in range(2_000):
         tape.send(limit(f"o{n}", 1, 98, 1))
         tape.send(Cancel(client_id=f"o{n}"))
-    assert len(lane.exchange.orders) <= 256
-    assert max(len(lane.asked), len(tape.simulator._numbers)) <= 256
+    assert len(replayed.state.orders) <= 256
+    assert max(len(replayed.orders), len(tape.simulator._numbers)) <= 256
     assert fills(tape.prints(-1, 99, 27), "first") == [(99, 7)]
     assert tape.position == 7
     assert tape.simulator.idle

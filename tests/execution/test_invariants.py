@@ -23,11 +23,11 @@ from execution.orders import (
     Submit,
     TimeInForce,
 )
-from execution.simulation.exchange import Reason
-from execution.simulation.queue import BOUNDS, MODELS, PUBLISHED
+from execution.simulation.queue import BOUNDS, MODELS
 from execution.simulation.simulator import Simulator
+from execution.simulation.state import Reason
 from market.events import Flag, Kind
-from tests.execution.judged import POLICIES, events_of, joined, outcomes, random_case
+from tests.execution.judged import POLICIES, PUBLISHED, events_of, joined, outcomes, random_case
 from tests.execution.tape import (
     INSTRUMENT,
     SYMBOL,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from execution.simulation.exchange import MODES
-from execution.simulation.queue import MODELS, PUBLISHED
+from execution.simulation.queue import MODELS
+from execution.simulation.state import MODES
 from market.events import Flag, Kind
 from market.instruments import BUILT_IN
 from market.wire.capture import read_blocks
@@ -20,6 +20,7 @@ from tests.execution.judged import (
     FILLED,
     KEPT,
     PEER,
+    PUBLISHED,
     Answer,
     Case,
     ask,

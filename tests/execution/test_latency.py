@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from execution.orders import Amend, Cancel, CancelRejected, Rejected
-from execution.simulation.exchange import Reason
 from execution.simulation.latency import (
     WINDOW_NS,
     activity,
@@ -20,6 +19,7 @@ from execution.simulation.latency import (
     response_ns,
 )
 from execution.simulation.simulator import Simulator
+from execution.simulation.state import Reason
 from market.events import Events, Flag
 from tests.execution.judged import events_of, random_case
 from tests.execution.tape import INSTRUMENT, SYMBOL, Tape, frame, kinds, limit, snapshot
@@ -32,8 +32,8 @@ RECORDS = np.array(
 
 def test_constant_latencies_are_constant() -> None:
     latency = constant(7, 3)
-    assert [entry_ns(latency, t, 9.0) for t in (0, 10**18)] == [7, 7]
-    assert [response_ns(latency, t, 9.0) for t in (0, 10**18)] == [3, 3]
+    assert [entry_ns(latency, t, 9.0, 0) for t in (0, 10**18)] == [7, 7]
+    assert [response_ns(latency, t, 9.0, 0) for t in (0, 10**18)] == [3, 3]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_constant_latencies_are_constant() -> None:
     ],
 )
 def test_recorded_ways_are_interpolated_over_the_times_of_sending(time: int, way: int) -> None:
-    assert entry_ns(recorded(RECORDS), time, 0.0) == way
+    assert entry_ns(recorded(RECORDS), time, 0.0, 0) == way
 
 
 @pytest.mark.parametrize(
@@ -61,13 +61,13 @@ def test_recorded_ways_are_interpolated_over_the_times_of_sending(time: int, way
 def test_recorded_answers_are_interpolated_over_the_times_at_the_exchange(
     time: int, way: int
 ) -> None:
-    assert response_ns(recorded(RECORDS), time, 0.0) == way
+    assert response_ns(recorded(RECORDS), time, 0.0, 0) == way
 
 
 def test_a_shrinking_latency_is_cut_towards_the_earlier_one() -> None:
     latency = recorded(np.array([(0, 10, 20), (3, 11, 31)]))
     # From 10 down to 8 within three: 9.33 and 8.67 are cut towards zero from 10, to 10 and 9.
-    assert [entry_ns(latency, t, 0.0) for t in range(4)] == [10, 10, 9, 8]
+    assert [entry_ns(latency, t, 0.0, 0) for t in range(4)] == [10, 10, 9, 8]
 
 
 @pytest.mark.parametrize(

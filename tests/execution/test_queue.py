@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from execution.simulation.queue import (
     BOUNDS,
     MODELS,
-    PUBLISHED,
     RESTING,
     beyond_window,
     depth_changed,
@@ -20,6 +19,7 @@ from execution.simulation.queue import (
 )
 from market.book import Book
 from market.events import Flag, Kind
+from tests.execution.judged import PUBLISHED
 from tests.execution.tape import SYMBOL, Tape, fills, frame, limit, snapshot
 
 
@@ -41,28 +41,28 @@ class ReferenceQueue:
 
     def __init__(self, model: str, n: float, shown: int) -> None:
         self.model, self.n = model, n
-        self.front, self.traded, self.shown = float(shown), 0.0, shown
+        self.ahead, self.traded, self.shown = float(shown), 0.0, shown
 
     def trade(self, lots: int) -> int:
-        self.front -= lots
+        self.ahead -= lots
         self.traded += lots
         filled = 0
-        if self.front < 0:
-            filled = min(math.floor(-self.front + 0.5), lots)
-            self.front += filled
+        if self.ahead < 0:
+            filled = min(math.floor(-self.ahead + 0.5), lots)
+            self.ahead += filled
         return filled
 
     def depth(self, new: int) -> None:
-        front = max(self.front, 0.0)
-        change, back = self.shown - new - self.traded, self.shown - front
+        ahead = max(self.ahead, 0.0)
+        change, back = self.shown - new - self.traded, self.shown - ahead
         self.shown, self.traded = new, 0.0
         if self.model in ("risk_averse", "pessimistic") or change < 0:
-            self.front = min(front, new)
+            self.ahead = min(ahead, new)
             return
         p = 0.0
-        if self.model != "optimistic" and front + back > 0:
-            p = reference_share(self.model, self.n, front, back)
-        self.front = max(0.0, min(front - (1 - p) * change + min(back - p * change, 0.0), new))
+        if self.model != "optimistic" and ahead + back > 0:
+            p = reference_share(self.model, self.n, ahead, back)
+        self.ahead = max(0.0, min(ahead - (1 - p) * change + min(back - p * change, 0.0), new))
 
 
 @pytest.mark.parametrize("model", [m for m in PUBLISHED if m != "risk_averse"])
@@ -179,9 +179,9 @@ def test_a_queue_is_never_nan(
     """Also where a formula has no value: an empty queue, or fronts below zero as mode ``whole`` has
     them. The quantity in front never exceeds what is displayed."""
     orders = np.zeros(1, RESTING)
-    orders["shown"], orders["traded"], orders["front"] = shown, traded, front / 2
+    orders["shown"], orders["traded"], orders["ahead"] = shown, traded, front / 2
     depth_changed(orders[0], new, MODELS[model], n)
-    assert orders["front"][0] <= new
+    assert orders["ahead"][0] <= new
     assert (orders["shown"][0], orders["traded"][0]) == (new, 0)
 
 
@@ -189,7 +189,7 @@ def test_an_empty_queue_has_no_share_and_stays_empty() -> None:
     assert math.isnan(share_behind(MODELS["power3"], 3.0, 0.0, 0.0))
     orders = np.zeros(1, RESTING)
     depth_changed(orders[0], 0, MODELS["power3"], 3.0)
-    assert orders["front"][0] == 0
+    assert orders["ahead"][0] == 0
 
 
 def test_retail_price_improvement_and_block_prints_deplete_nothing() -> None:

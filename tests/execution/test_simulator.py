@@ -25,9 +25,9 @@ from execution.orders import (
     Rejected,
     TimeInForce,
 )
-from execution.simulation.exchange import Reason
 from execution.simulation.queue import MODELS
 from execution.simulation.simulator import Simulator, clock_shift_ns
+from execution.simulation.state import Reason
 from market.events import Events, Flag, Kind
 from market.instruments import BUILT_IN
 from tests.execution.tape import (
