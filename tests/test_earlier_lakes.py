@@ -1,0 +1,159 @@
+"""What users have made with earlier versions opens, and the present code makes the same rows of it.
+
+tests/fixtures/lake-COMMIT.tar.xz was made by the program at that commit: 100 seconds of the demo's
+market from frames to training set, beside the records, journal, registry and bundles of a demo. Its
+registry names the folder /srv/l2/demo.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from assets.costs import build_costs, cost_rows
+from assets.warehouse import build_range
+from execution.tca.figures import figures
+from live.journal import Journal
+from market import provenance
+from market.bars import make_bars
+from market.ingest import ingest, scan
+from market.lake import Lake
+from market.settings import Settings, load
+from models_registry import promotion, registry
+from models_registry.manifest import Bundle, load_champion
+from tests.conftest import REPOSITORY
+
+ARCHIVES = sorted((REPOSITORY / "tests" / "fixtures").glob("lake-*.tar.xz"))
+DAY = "2026-03-02"
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+#: Rows of the fixture, all symbols and dates together.
+ROWS = {
+    "events": 91_609,
+    "bars": 200,
+    "features": 200,
+    "labels": 200,
+    "ingests": 6,
+    "study": 32,
+    "decisions": 40,
+    "parents": 68,
+    "orders": 68,
+    "fills": 72,
+}
+
+
+@pytest.fixture(params=ARCHIVES, ids=lambda path: path.name.removesuffix(".tar.xz"))
+def earlier(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
+    with tarfile.open(request.param) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return Lake(tmp_path / "lake")
+
+
+def settings_of(lake: Lake) -> Settings:
+    return load(
+        environ={},
+        overrides=[
+            f"root={lake.base}",
+            "source=synthetic",
+            "synthetic.profile=demo",
+            "model.fee_row=zero",
+            "execution.algorithm=market",
+        ],
+    )
+
+
+def test_every_partition_of_every_table_is_read_as_if_made_now(earlier: Lake) -> None:
+    assert {"training_set", "tca", "markouts", "quality", "planted", *ROWS} <= set(earlier.tables())
+    counted = {
+        table: sum(earlier.read(table, *key).num_rows for key in earlier.partitions(table))
+        for table in earlier.tables()
+    }
+    assert {table: counted[table] for table in ROWS} == ROWS
+
+
+def test_the_code_hashes_are_written_down_for_the_present_code() -> None:
+    stale = [
+        table
+        for table in provenance.tables()
+        if provenance._equivalent()[table].code != provenance.code_hash(table)
+    ]
+    assert not stale, (
+        f"the code that makes {', '.join(stale)} has changed: run `python -m market.provenance same` "
+        "if it makes the same rows, `changed` if users have to make them again"
+    )
+
+
+def test_the_present_code_makes_the_same_rows_again(earlier: Lake, tmp_path: Path) -> None:
+    fresh = Lake(tmp_path / "fresh", "synthetic")
+    settings = settings_of(fresh)
+    for capture in earlier.captures(DAY):
+        fresh.put_file(f"{fresh.frames_dir(DAY)}/{Path(capture).name}", capture)
+    captures = fresh.captures(DAY)
+    ingest(fresh, captures, list(scan(captures)), settings)
+    for symbol in SYMBOLS:
+        make_bars(fresh, symbol, DAY, settings)
+    build_range(fresh, settings, SYMBOLS, DAY, DAY)
+    for table in ("events", "ingests", "bars", "features", "labels", "training_set"):
+        for symbol in SYMBOLS:
+            before, after = (each.read(table, symbol, DAY) for each in (earlier, fresh))
+            assert plain(after).equals(plain(before)), (table, symbol)
+
+
+def plain(table: pa.Table) -> pa.Table:
+    return table.replace_schema_metadata()
+
+
+def test_costs_are_figured_from_the_records_of_an_earlier_worker(earlier: Lake) -> None:
+    build_costs(earlier, settings_of(earlier), SYMBOLS, "2026-03-10", "2026-03-10")
+    result = figures(*cost_rows(earlier, SYMBOLS, "2026-03-10", "2026-03-10").values())
+    assert sum(result["states"].values()) == 68
+
+
+def test_a_journal_of_an_earlier_worker_goes_on(earlier: Lake) -> None:
+    path = Path(earlier.base) / "live" / "paper" / "journal.sqlite3"
+    with Journal(path) as journal:
+        assert journal.positions == {"BTCUSDT": 0, "ETHUSDT": 0}
+
+
+def test_an_earlier_champion_loads_and_the_registry_still_moves_it(
+    earlier: Lake, in_place: Callable[[Lake], None]
+) -> None:
+    in_place(earlier)
+    settings = settings_of(earlier)
+    champion = load_champion(settings.root, settings.model_name)
+    assert champion is not None
+    pointer, bundle = champion
+    assert (pointer.version, len(bundle.manifest.recipe.members)) == ("1", 4)
+    assert registry.champion_version(settings) == "1"
+    shutil.rmtree(Path(settings.root) / "bundles")
+    promotion.promote(settings, "1")
+    again = load_champion(settings.root, settings.model_name)
+    assert again is not None
+    assert isinstance(again[1], Bundle)
+    assert again[1].manifest_sha256 == bundle.manifest_sha256
+
+
+@pytest.fixture
+def in_place() -> Callable[[Lake], None]:
+    """Makes a registry believe that it lies where it was made, as its paths are absolute."""
+
+    def moved(lake: Lake) -> None:
+        database = sqlite3.connect(Path(lake.base) / "mlflow" / "mlflow.db")
+        for table, column in (
+            ("runs", "artifact_uri"),
+            ("logged_models", "artifact_location"),
+            ("experiments", "artifact_location"),
+            ("model_versions", "storage_location"),
+        ):
+            database.execute(
+                f"update {table} set {column} = replace({column}, '/srv/l2/demo', ?)", (lake.base,)
+            )
+        database.commit()
+        database.close()
+
+    return moved
