@@ -19,7 +19,7 @@ from market.events import Events, Kind
 from market.instruments import Instrument
 from market.units import utc_date
 from market.wire.capture import CaptureWriter
-from market.wire.stream import TICKER_FIELDS
+from market.wire.topics import TICKER_FIELDS
 
 #: Ticker field id -> (name in the venue's frames, decimal places of the integer kept).
 _NAMES = {int(field): (name, places) for name, (field, places) in TICKER_FIELDS.items()}

@@ -50,7 +50,8 @@ from market.instruments import BUILT_IN, Instrument, leader
 from market.lake import Lake
 from market.settings import Settings
 from market.units import SECOND_NS, utc_date
-from market.wire.decode import Decoder, Reject
+from market.wire.decode import Decoder
+from market.wire.results import Reject
 from market.wire.survey import instruments_of
 
 

@@ -40,9 +40,10 @@ from market.provenance import Table
 from market.settings import Settings
 from market.units import DAY_NS, SECOND_NS, day_start_ns, utc_date
 from market.wire.capture import Block, content_hash, read_blocks
-from market.wire.decode import Decoded, Decoder, Reject, TopicCounts
-from market.wire.stream import symbol_topics
+from market.wire.decode import Decoder
+from market.wire.results import Decoded, Reject, TopicCounts
 from market.wire.survey import IngestError, Key, first_frame_ns, instruments_of, scan, starts_of
+from market.wire.topics import symbol_topics
 
 __all__ = [
     "IngestError",

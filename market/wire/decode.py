@@ -1,18 +1,19 @@
-"""Bybit V5 public frames → event rows, exactly, with every refusal named and located.
+"""Bybit V5 public frames → event rows, exactly; every rejected line has a reason and a place.
 
-`Decoder` keeps what a stream needs to be understood: the running maximum of receive time, the last
-``u`` of each book topic, and the grid (tick and lot) of each symbol. Blocks of a capture and single
-live frames go through the same rules:
+`Decoder` keeps the state of a stream: the running maximum of receive time, the last ``u`` of each book
+topic, and the grid (tick and lot) of each symbol. Blocks of a capture and single live frames follow
+the same rules:
 
     frame of a book topic            becomes
-    snapshot, any ``u``              SNAPSHOT rows, the first flagged FIRST: the book begins anew
+    snapshot, any ``u``              SNAPSHOT rows, the first flagged FIRST: the book starts over
     delta, ``u`` = last + 1          DELTA rows
     delta, ``u`` <= last             nothing; counted as a duplicate
     delta, ``u`` > last + 1, or before any snapshot, or first after a disconnect or a rejected frame
-                                     DELTA rows, the first flagged GAP
+                                     DELTA rows, the first flagged GAP (a sequence gap)
 
-Well-formed frames are read by the compiled `market.wire.scanner`; everything else by `market.wire.reference`,
-which reads the same frames to the same rows and is the only place where a frame is rejected.
+Well-formed frames are read by the compiled `market.wire.scanner`; all others by
+`market.wire.reference`, which reads the same frames to the same rows and is the only place where a
+frame is rejected.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from market.events import Events, Flag
+from market.events import EVENT, Events, Flag
 from market.instruments import BUILT_IN, Instrument
-from market.wire import reference, scanner, stream
+from market.units import MS_NS
+from market.wire import reference, scanner, stream, topics
 from market.wire.capture import Block
-from market.wire.reference import Quote, RejectedError, field_in, quote_of, text_in, whole_in
-from market.wire.stream import BOOK, FAMILIES, LIQUIDATION, TICKER, TRADE, Words
+from market.wire.reference import Grid, RejectedError, field_in, grid_of, int_in, str_in
+from market.wire.results import Control, Decoded, Reject, TopicCounts, joined
+from market.wire.stream import Head
+from market.wire.topics import BOOK, FAMILIES, LIQUIDATION, TICKER, TRADE
 
 #: Rows that the scanner fills before they are handed on: 16 MB.
 _BUFFER_ROWS: Final = 1 << 18
@@ -39,94 +44,18 @@ _PART_REJECTS: Final = 10_000
 #: a flood of names stays bounded. No topic's own name is without a dot.
 _MAX_OTHERS: Final = 1000
 OTHER: Final = "other"
+#: Symbols of one stream: their indices are bytes.
+_MAX_SYMBOLS: Final = 250
 
-_TOPIC_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:\.[A-Za-z0-9_-]+)+")
-_TOPIC_IN_TEXT: Final = re.compile(rb'"topic"\s*:\s*"([A-Za-z0-9._-]{1,64})"')
+_SYMBOL: Final = re.compile(r"[A-Za-z0-9_-]+")
+_OP: Final = re.compile(r"[a-z_.]{1,32}")
 
-
-class Reject(msgspec.Struct, frozen=True):
-    """A line that was not converted. ``symbol`` and ``topic`` are empty when they cannot be told.
-
-    ``line`` counts from 1 in the capture (0 for a live frame); ``raw`` is the line as it stood.
-    """
-
-    line: int
-    reason: str
-    detail: str
-    symbol: str
-    topic: str
-    raw: bytes
+#: Rows of one symbol, by its index.
+_Rows = tuple[int, Events]
 
 
-class Control(msgspec.Struct, frozen=True):
-    """A control line: when, where, and its fields (``l2`` says what it is)."""
-
-    receive_ns: int
-    line: int
-    fields: dict[str, Any]
-
-
-class TopicCounts(msgspec.Struct, frozen=True):
-    """What came over one topic. Lags are receive − exchange time; None when no row was made.
-
-    ``frames`` counts accepted frames, duplicates included; ``rejected`` those that were refused.
-    """
-
-    frames: int = 0
-    events: int = 0
-    rejected: int = 0
-    duplicates: int = 0
-    gaps: int = 0
-    steps_back: int = 0
-    min_lag_ns: int | None = None
-    max_lag_ns: int | None = None
-
-    def __add__(self, other: TopicCounts) -> TopicCounts:
-        lows = [n.min_lag_ns for n in (self, other) if n.min_lag_ns is not None]
-        highs = [n.max_lag_ns for n in (self, other) if n.max_lag_ns is not None]
-        return TopicCounts(
-            self.frames + other.frames,
-            self.events + other.events,
-            self.rejected + other.rejected,
-            self.duplicates + other.duplicates,
-            self.gaps + other.gaps,
-            self.steps_back + other.steps_back,
-            min(lows, default=None),
-            max(highs, default=None),
-        )
-
-
-class Decoded(msgspec.Struct, frozen=True):
-    """What lines became: event rows (dtype ``EVENT``) by symbol, in stream order, and the counts.
-
-    ``counts`` is by topic and holds every topic that was seen, also those not converted; answers to
-    our own requests count as ``op.<name>``, and what comes after a thousand names as ``other``. ``rest`` holds the lines that `Decoder.decode_part` left
-    for the next call, None when it took all; ``reached`` says that its first was received too late.
-    """
-
-    events: dict[str, Events]
-    counts: dict[str, TopicCounts]
-    rejects: tuple[Reject, ...] = ()
-    controls: tuple[Control, ...] = ()
-    lines: int = 0
-    rest: Block | None = None
-    reached: bool = False
-
-    @property
-    def duplicates(self) -> int:
-        return sum(counts.duplicates for counts in self.counts.values())
-
-    @property
-    def gaps(self) -> int:
-        return sum(counts.gaps for counts in self.counts.values())
-
-    @property
-    def steps_back(self) -> int:
-        return sum(counts.steps_back for counts in self.counts.values())
-
-
-class _PastError(Exception):
-    """The line belongs after the time up to which the caller wants to read."""
+class _EndReachedError(Exception):
+    """The line was received at or after the time up to which the caller wants to read."""
 
 
 class Decoder:
@@ -152,48 +81,43 @@ class Decoder:
         self._follow = follow
         self._compiled = compiled
         self._symbols: list[str] = []
+        self._grids: list[Grid] = []
         self._topics: list[str] = []
         self._index: dict[str, int] = {}
-        self._quotes: list[Quote] = []
-        self._state = np.zeros((0, stream.STATE_SIZE), np.int64)
-        self._clock = np.zeros(1, np.int64)
+        self._passed: list[str] = []
+        self._tables = stream.Tables(
+            stream.new_topics(0), stream.new_topics(stream.MAX_PASSED), np.zeros(1, np.int64)
+        )
         self._others: dict[str, TopicCounts] = {}
         self._other_names: set[str] = set()
-        self._passing: list[str] = []
-        self._passed = stream.Passed(
-            np.zeros((stream.MAX_PASSED, stream.MAX_TOPIC), np.uint8),
-            np.full(stream.MAX_PASSED, stream.UNNAMED),
-            np.zeros((stream.MAX_PASSED, 2), np.int64),
-        )
         self._rejects: list[Reject] = []
         self._controls: list[Control] = []
-        self._rows = np.empty((_BUFFER_ROWS, stream.WORDS), np.int64)
+        # The same memory twice: numpy copies plain words several times faster than structured rows.
+        self._words = np.empty((_BUFFER_ROWS, EVENT.itemsize // 8), np.int64)
+        self._rows = _as_rows(self._words)
         self._row_symbols = np.empty(_BUFFER_ROWS, np.uint8)
         for instrument in instruments.values():
             if self._wanted is None or instrument.symbol in self._wanted:
-                self._list(instrument)
-        self._tables = self._build()
+                self._add_instrument(instrument)
 
     @property
     def clock_ns(self) -> int:
         """Running maximum of receive time, zero before the first frame."""
-        return int(self._clock[0])
+        return int(self._tables.clock[0])
 
-    # -- ways in -------------------------------------------------------------------------------
+    # -- entry points --------------------------------------------------------------------------
 
     def decode_block(self, block: Block) -> Decoded:
         """All lines of a block."""
-        part = self.decode_part(block)
-        parts = [part]
-        while part.rest is not None:
-            part = self.decode_part(part.rest)
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        parts = [self.decode_part(block)]
+        while (rest := parts[-1].rest) is not None:
+            parts.append(self.decode_part(rest))
+        return joined(parts)
 
     def decode_part(self, block: Block, until_ns: int = stream.NEVER) -> Decoded:
         """The lines of a block up to the first received at or after ``until_ns``.
 
-        What was not read, for this reason or because there were very many rejections, is in
+        Lines that were not read, for this reason or because there were very many rejections, are in
         ``rest``.
         """
         text = np.frombuffer(block.data, np.uint8)
@@ -201,39 +125,31 @@ class Decoder:
         at = n = lines = 0
         reached = False
         while at < len(text) and len(self._rejects) < _PART_REJECTS:
-            status = stream.UNUSUAL
+            status = scanner.UNUSUAL
             if self._compiled and not block.cut:
                 status, at, n, read, _ = scanner.scan(
-                    self._tables,
-                    self._passed,
-                    text,
-                    at,
-                    0,
-                    until_ns,
-                    self._rows,
-                    self._row_symbols,
-                    n,
+                    self._tables, text, at, 0, until_ns, self._rows, self._row_symbols, n
                 )
                 lines += read
-                if status == stream.FULL and n:
-                    n = self._hand_on(pieces, n)
+                if status == scanner.FULL and n:
+                    n = self._flush(pieces, n)
                     continue
-            if status in (stream.DONE, stream.REACHED):
-                reached = status == stream.REACHED
+            if status in (scanner.DONE, scanner.REACHED):
+                reached = status == scanner.REACHED
                 break
             end = block.data.find(b"\n", at)
             end = len(block.data) if end < 0 else end
             try:
                 number = block.first_line + lines
-                found = self._line(block.data[at:end], number, number in block.cut, until_ns)
-            except _PastError:
+                rows = self._line(block.data[at:end], number, number in block.cut, until_ns)
+            except _EndReachedError:
                 reached = True
                 break
-            if found is not None:
-                n = self._put(pieces, n, *found)
+            if rows is not None:
+                n = self._buffer(pieces, n, *rows)
             lines += 1
             at = end + 1
-        self._hand_on(pieces, n)
+        self._flush(pieces, n)
         events = {
             symbol: piece[0] if len(piece) == 1 else np.concatenate(piece)
             for symbol, piece in sorted(pieces.items())
@@ -243,154 +159,118 @@ class Decoder:
             rest = msgspec.structs.replace(
                 block, first_line=block.first_line + lines, data=block.data[at:]
             )
-        return self._taken(events, lines, rest, reached)
+        return self._result(events, lines, rest, reached)
 
     def decode_frame(self, receive_ns: int, frame: bytes) -> Decoded:
-        """One frame as it came from the wire, or one control line without its time."""
+        """One frame as received from the socket, or one control line without its time."""
         if self._compiled and 0 < receive_ns < stream.NEVER and b"\n" not in frame:
             text = np.frombuffer(frame, np.uint8)
             status, _, n, lines, topic = scanner.scan(
-                self._tables,
-                self._passed,
-                text,
-                0,
-                receive_ns,
-                stream.NEVER,
-                self._rows,
-                self._row_symbols,
-                0,
+                self._tables, text, 0, receive_ns, stream.NEVER, self._rows, self._row_symbols, 0
             )
-            if status == stream.DONE and lines:
-                return self._taken_one(topic, self._rows[:n].copy())
-        found = self._received(receive_ns, frame, b"%d %b" % (receive_ns, frame), 0, stream.NEVER)
-        events = {} if found is None else {self._symbols[found[0]]: stream.as_events(found[1])}
-        return self._taken(events, 1)
+            if status == scanner.DONE and lines:
+                return self._result_of_frame(topic, _as_rows(self._words[:n].copy()))
+        rows = self._received(receive_ns, frame, b"%d %b" % (receive_ns, frame), 0, stream.NEVER)
+        events = {} if rows is None else {self._symbols[rows[0]]: rows[1]}
+        return self._result(events, 1)
 
     # -- results -------------------------------------------------------------------------------
 
-    def _hand_on(self, pieces: dict[str, list[Events]], n: int) -> int:
+    def _flush(self, pieces: dict[str, list[Events]], n: int) -> int:
         """Copy the first n buffered rows to their symbols' pieces; returns 0, the rows left."""
         counts = np.bincount(self._row_symbols[:n])
         for index in np.flatnonzero(counts):
-            rows = np.empty((counts[index], stream.WORDS), np.int64)
+            rows = np.empty(counts[index], EVENT)
             stream.take_rows(self._rows, self._row_symbols, index, rows)
-            pieces.setdefault(self._symbols[index], []).append(stream.as_events(rows))
+            pieces.setdefault(self._symbols[index], []).append(rows)
         return 0
 
-    def _put(self, pieces: dict[str, list[Events]], n: int, symbol: int, rows: Words) -> int:
+    def _buffer(self, pieces: dict[str, list[Events]], n: int, symbol: int, rows: Events) -> int:
         """Put the reference's rows after the n buffered ones; returns how many are buffered then."""
         if n + len(rows) > _BUFFER_ROWS:
-            n = self._hand_on(pieces, n)
+            n = self._flush(pieces, n)
         if len(rows) > _BUFFER_ROWS:
-            pieces.setdefault(self._symbols[symbol], []).append(stream.as_events(rows))
+            pieces.setdefault(self._symbols[symbol], []).append(rows)
             return n
-        self._rows[n : n + len(rows)] = rows
+        self._words[n : n + len(rows)] = rows.view(np.int64).reshape(len(rows), -1)
         self._row_symbols[n : n + len(rows)] = symbol
         return n + len(rows)
 
-    def _taken(
+    def _result(
         self,
         events: dict[str, Events],
         lines: int,
         rest: Block | None = None,
         reached: bool = False,
     ) -> Decoded:
-        """The result of a call; what it counted is cleared."""
-        for place in np.flatnonzero(self._passed.counts[:, 0]):
-            self._count_other(self._passing[place], self._passed_by(int(place)))
+        """The result of a call; its counts are cleared."""
+        for place in np.flatnonzero(self._tables.passed["counts"]["frames"]):
+            self._count_other(self._passed[place], _taken(self._tables.passed, int(place)))
         counts = self._others
-        counted = self._state[:, [stream.FRAMES, stream.EVENTS, stream.REJECTED]]
-        for topic in np.flatnonzero(counted.any(axis=1)):
-            counts[self._topics[topic]] = self._counted(int(topic))
+        counted = self._tables.topics["counts"]
+        for topic in np.flatnonzero(counted["frames"] | counted["events"] | counted["rejected"]):
+            counts[self._topics[topic]] = _taken(self._tables.topics, int(topic))
         decoded = Decoded(
-            events,
-            counts,
-            tuple(self._rejects),
-            tuple(self._controls),
-            lines,
-            rest,
-            reached,
+            events, counts, tuple(self._rejects), tuple(self._controls), lines, rest, reached
         )
         self._others, self._rejects, self._controls = {}, [], []
         return decoded
 
-    def _taken_one(self, topic: int, rows: Words) -> Decoded:
-        """`_taken` for the one compiled frame of a live stream, where microseconds count."""
+    def _result_of_frame(self, topic: int, rows: Events) -> Decoded:
+        """`_result` for the one compiled frame of a live stream, where microseconds count."""
         if topic >= len(self._topics):
             place = topic - len(self._topics)
-            return Decoded({}, {self._passing[place]: self._passed_by(place)}, lines=1)
-        events = {self._symbols[topic // FAMILIES]: stream.as_events(rows)} if len(rows) else {}
-        return Decoded(events, {self._topics[topic]: self._counted(topic)}, lines=1)
-
-    def _counted(self, topic: int) -> TopicCounts:
-        state = self._state[topic]
-        *counts, low, high = state[stream.COUNTERS :].tolist()
-        state[stream.COUNTERS : stream.MIN_LAG] = 0
-        state[stream.MIN_LAG], state[stream.MAX_LAG] = stream.NEVER, -stream.NEVER
-        if low > high:
-            return TopicCounts(*counts)
-        frames, events, rejected, duplicates, gaps, steps_back = counts
-        return TopicCounts(frames, events, rejected, duplicates, gaps, steps_back, low, high)
-
-    def _passed_by(self, place: int) -> TopicCounts:
-        frames, steps_back = self._passed.counts[place].tolist()
-        self._passed.counts[place] = 0
-        return TopicCounts(frames=frames, steps_back=steps_back)
+            return Decoded({}, {self._passed[place]: _taken(self._tables.passed, place)}, lines=1)
+        events = {self._symbols[topic // FAMILIES]: rows} if len(rows) else {}
+        return Decoded(events, {self._topics[topic]: _taken(self._tables.topics, topic)}, lines=1)
 
     # -- symbols -------------------------------------------------------------------------------
 
-    def _list(self, instrument: Instrument) -> None:
-        """Take an instrument into the tables, or its new grid when it is there already."""
+    def _add_instrument(self, instrument: Instrument) -> None:
+        """Add an instrument to the tables, or its new grid when it is there already."""
         symbol = instrument.symbol
-        quote = quote_of(instrument)
+        grid = grid_of(instrument)
+        changed = False
         if symbol in self.instruments:
             place = self._symbols.index(symbol)
-            if self._quotes[place] != quote:
-                # Rows of the old grid and of the new one must not meet in one book.
-                self._quotes[place] = quote
-                self._state[FAMILIES * place + BOOK, stream.PENDING_GAP] = 1
+            changed = self._grids[place] != grid
+            self._grids[place] = grid
         else:
+            place = len(self._symbols)
             self._symbols.append(symbol)
-            self._quotes.append(quote)
-            for topic in stream.symbol_topics(symbol, self.book_depth):
-                self._index[topic] = len(self._topics)
-                self._topics.append(topic)
-            state = np.zeros((len(self._topics), stream.STATE_SIZE), np.int64)
-            state[:, stream.MIN_LAG], state[:, stream.MAX_LAG] = stream.NEVER, -stream.NEVER
-            state[: len(self._state)] = self._state
-            self._state = state
+            self._grids.append(grid)
+            added = stream.new_topics(FAMILIES)
+            for topic, name in zip(
+                added, topics.symbol_topics(symbol, self.book_depth), strict=True
+            ):
+                stream.set_name(topic, name)
+                self._index[name] = len(self._topics)
+                self._topics.append(name)
+            self._tables = self._tables._replace(topics=np.append(self._tables.topics, added))
+        rows = self._tables.topics[FAMILIES * place : FAMILIES * (place + 1)]
+        rows["tick_unit"], rows["tick_places"] = grid.tick.unit, grid.tick.places
+        rows["lot_unit"], rows["lot_places"] = grid.lot.unit, grid.lot.places
+        if changed:
+            # Rows of the old grid and of the new one must not meet in one book.
+            rows[BOOK]["gap_pending"] = 1
         self.instruments[symbol] = instrument
 
-    def _build(self) -> stream.Tables:
-        names = np.zeros((len(self._topics), stream.MAX_TOPIC), np.uint8)
-        for n, topic in enumerate(self._topics):
-            names[n, : len(topic)] = np.frombuffer(topic.encode(), np.uint8)
-        grid = [(q.tick.unit, q.tick.places, q.lot.unit, q.lot.places) for q in self._quotes]
-        return stream.Tables(
-            names,
-            np.array([len(topic) for topic in self._topics], np.int64),
-            np.array([len(symbol) for symbol in self._symbols], np.int64),
-            np.array(grid, np.int64).reshape(-1, 4),
-            self._state,
-            self._clock,
-        )
+    # -- lines that the reference reads --------------------------------------------------------
 
-    # -- the reference -------------------------------------------------------------------------
-
-    def _line(self, line: bytes, number: int, cut: bool, until_ns: int) -> tuple[int, Words] | None:
+    def _line(self, line: bytes, number: int, cut: bool, until_ns: int) -> _Rows | None:
         """One line of a capture; (symbol, rows) or None."""
-        head, space, frame = line.partition(b" ")
+        stamp, space, frame = line.partition(b" ")
         if cut:
             self._reject(number, "line too long", "only its head is kept", line)
-        elif not space or not head.isdigit() or len(head) > 19:
+        elif not space or not stamp.isdigit() or len(stamp) > 19:
             self._reject(number, "bad receive time", "expected `<epoch ns> <frame>`", line)
         else:
-            return self._received(int(head), frame, line, number, until_ns)
+            return self._received(int(stamp), frame, line, number, until_ns)
         return None
 
     def _received(
         self, receive_ns: int, frame: bytes, line: bytes, number: int, until_ns: int
-    ) -> tuple[int, Words] | None:
+    ) -> _Rows | None:
         try:
             if not 0 < receive_ns < stream.NEVER:
                 raise RejectedError("bad receive time", f"{receive_ns} is no epoch ns")
@@ -401,195 +281,165 @@ class Decoder:
             if not isinstance(content, dict):
                 raise RejectedError("unknown shape", "a frame is a JSON object")
             if "l2" in content:
-                return self._controlled(receive_ns, content, number, until_ns)
+                return self._control_line(receive_ns, content, number, until_ns)
             if "topic" in content:
-                return self._framed(receive_ns, content, until_ns)
-            self._answered(content)
-        except RejectedError as refusal:
-            self._reject(number, refusal.reason, refusal.detail, line)
+                return self._topic_frame(receive_ns, content, until_ns)
+            self._reply(content)
+        except RejectedError as rejection:
+            self._reject(number, rejection.reason, rejection.detail, line)
         return None
 
     def _reject(self, number: int, reason: str, detail: str, line: bytes) -> None:
-        """Keep a refused line. A book frame that is lost makes the topic's next delta a GAP."""
-        named = _TOPIC_IN_TEXT.search(line)
-        topic = named[1].decode() if named else ""
-        symbol = topic.rpartition(".")[2]
-        index = self._index.get(topic)
+        """Keep a rejected line. A book frame that is lost makes the topic's next delta a GAP."""
+        name = topics.topic_in(line)
+        index = self._index.get(name)
         if index is not None:
-            self._state[index, stream.REJECTED] += 1
-            self._state[index, stream.PENDING_GAP] = 1
-        elif topic:
-            self._count_other(topic, TopicCounts(rejected=1))
-        self._rejects.append(Reject(number, reason, detail, symbol, topic, bytes(line)))
+            topic = self._tables.topics[index]
+            topic["counts"]["rejected"] += 1
+            topic["gap_pending"] = 1
+        elif name:
+            self._count_other(name, TopicCounts(rejected=1))
+        symbol = topics.symbol_of(name)
+        self._rejects.append(Reject(number, reason, detail, symbol, name, bytes(line)))
 
-    def _answered(self, content: dict[str, Any]) -> None:
-        """An answer to a request of ours (pong, subscription): counted, never converted."""
+    def _reply(self, content: dict[str, Any]) -> None:
+        """A reply to a request of ours (pong, subscription): counted, never converted."""
         name = content.get("op")
-        if not isinstance(name, str) or not re.fullmatch(r"[a-z_.]{1,32}", name):
+        if not isinstance(name, str) or not _OP.fullmatch(name):
             raise RejectedError("unknown shape", "neither a topic, an op nor a control line")
         self._count_other(f"op.{name}", TopicCounts(frames=1))
 
-    def _count_other(self, topic: str, counts: TopicCounts) -> None:
+    def _count_other(self, name: str, counts: TopicCounts) -> None:
         if len(self._other_names) < _MAX_OTHERS:
-            self._other_names.add(topic)
-        elif topic not in self._other_names:
-            topic = OTHER
-        self._others[topic] = self._others.get(topic, TopicCounts()) + counts
+            self._other_names.add(name)
+        elif name not in self._other_names:
+            name = OTHER
+        self._others[name] = self._others.get(name, TopicCounts()) + counts
 
-    def _framed(
-        self, receive_ns: int, frame: dict[str, Any], until_ns: int
-    ) -> tuple[int, Words] | None:
-        topic = frame["topic"]
-        if type(topic) is not str:
+    def _topic_frame(self, receive_ns: int, frame: dict[str, Any], until_ns: int) -> _Rows | None:
+        name = frame["topic"]
+        if type(name) is not str:
             raise RejectedError("wrong type", "topic is not a string")
-        if len(topic) > stream.MAX_TOPIC or not _TOPIC_NAME.fullmatch(topic):
-            raise RejectedError("unknown topic", f"{topic[: stream.MAX_TOPIC]!r}")
-        index = self._index.get(topic)
+        if topics.parse(name) is None:
+            raise RejectedError("unknown topic", f"{name[: topics.MAX_TOPIC]!r}")
+        index = self._index.get(name)
         if index is None:
-            self._pass_by(receive_ns, topic, frame, until_ns)
+            self._count_unconverted(receive_ns, name, frame, until_ns)
             return None
         family = index % FAMILIES
-        kind = text_in(frame, "type")
+        kind = str_in(frame, "type")
         if kind not in ("snapshot", "delta"):
             raise RejectedError("unknown shape", f"type {kind[:20]!r}")
-        publish_ms = whole_in(frame, "ts", stream.MAX_MS)
-        exchange_ms = whole_in(frame, "cts", stream.MAX_MS) if "cts" in frame else publish_ms
-        quote = self._quotes[index // FAMILIES]
+        publish_ms = int_in(frame, "ts", stream.MAX_MS)
+        exchange_ms = int_in(frame, "cts", stream.MAX_MS) if "cts" in frame else publish_ms
         data = field_in(frame, "data", list if family in (TRADE, LIQUIDATION) else dict)
-        update_id = 0
-        if family == BOOK:
-            update_id, rows = reference.book_rows(quote, data)
-        elif family == TICKER:
-            rows = reference.ticker_rows(quote, data)
-        else:
-            rows = reference.print_rows(quote, data)
-        verdict = stream.settle(
-            self._tables,
-            index,
-            rows,
-            0,
-            len(rows),
-            receive_ns,
-            publish_ms * 1_000_000,
-            exchange_ms * 1_000_000,
-            update_id,
-            kind == "snapshot",
-            0,
-            until_ns,
+        update_id, rows = self._data_rows(index, data)
+        head = Head(
+            receive_ns, publish_ms * MS_NS, exchange_ms * MS_NS, update_id, kind == "snapshot", 0
         )
-        if verdict == stream.BAD_TIME:
+        kept = self._accept(index, rows, head, until_ns)
+        return (index // FAMILIES, rows) if kept and len(rows) else None
+
+    def _data_rows(self, index: int, data: Any) -> tuple[int, Events]:
+        """(update id, rows) of the data of a topic."""
+        grid = self._grids[index // FAMILIES]
+        family = index % FAMILIES
+        if family == BOOK:
+            return reference.book_rows(grid, data)
+        rows = reference.ticker_rows if family == TICKER else reference.print_rows
+        return 0, rows(grid, data)
+
+    def _accept(self, index: int, rows: Events, head: Head, until_ns: int) -> bool:
+        """Whether the rows are kept; RejectedError or _EndReachedError when the frame is not."""
+        verdict = stream.accept(self._tables, index, rows, 0, len(rows), head, until_ns)
+        if verdict == stream.BAD_RECEIVE_TIME:
             raise RejectedError("bad receive time", "over a day later than the venue's own time")
         if verdict == stream.BAD_VENUE_TIME:
             raise RejectedError(
                 "bad venue time", "over a day ahead of its receipt, or two of a frame"
             )
-        if verdict == stream.PAST:
-            raise _PastError
-        return (index // FAMILIES, rows) if verdict == stream.KEPT and len(rows) else None
+        if verdict == stream.BEYOND_END:
+            raise _EndReachedError
+        return bool(verdict == stream.ACCEPTED)
 
-    def _pass_by(self, receive_ns: int, topic: str, frame: dict[str, Any], until_ns: int) -> None:
-        """A topic that is not converted: counted, with its steps back."""
-        symbol = topic.rpartition(".")[2]
-        ours = topic in stream.symbol_topics(symbol, self.book_depth)
+    def _count_unconverted(
+        self, receive_ns: int, name: str, frame: dict[str, Any], until_ns: int
+    ) -> None:
+        """A frame of a topic that is not converted: counted, with its steps back."""
+        symbol = topics.symbol_of(name)
+        ours = name in topics.symbol_topics(symbol, self.book_depth)
         if ours and (self._wanted is None or symbol in self._wanted):
             raise RejectedError("unknown instrument", f"no tick and lot known for {symbol}")
         sent_ms = frame.get("ts")
-        steps_back = receive_ns < self.clock_ns
-        if type(sent_ms) is int and receive_ns - sent_ms * 1_000_000 <= stream.MAX_LAG_NS:
-            if max(self.clock_ns, receive_ns) >= until_ns:
-                raise _PastError
-            self._clock[0] = max(self.clock_ns, receive_ns)
-        self._count_other(topic, TopicCounts(frames=1, steps_back=int(steps_back)))
-        place = len(self._passing)
-        if topic in self._other_names and topic not in self._passing and place < stream.MAX_PASSED:
-            # From the next frame on, the compiled reader passes the topic by.
-            self._passing.append(topic)
-            self._passed.topic[place, : len(topic)] = np.frombuffer(topic.encode(), np.uint8)
-            self._passed.topic_size[place] = len(topic)
+        step_back = receive_ns < self.clock_ns
+        if type(sent_ms) is int and receive_ns - sent_ms * MS_NS <= stream.MAX_LAG_NS:
+            now = max(self.clock_ns, receive_ns)
+            if now >= until_ns:
+                raise _EndReachedError
+            self._tables.clock[0] = now
+        self._count_other(name, TopicCounts(frames=1, steps_back=int(step_back)))
+        place = len(self._passed)
+        if name in self._other_names and name not in self._passed and place < stream.MAX_PASSED:
+            # From the next frame on, the compiled reader skips the topic.
+            self._passed.append(name)
+            stream.set_name(self._tables.passed[place], name)
 
     # -- control lines -------------------------------------------------------------------------
 
-    def _controlled(
+    def _control_line(
         self, receive_ns: int, fields: dict[str, Any], number: int, until_ns: int
-    ) -> tuple[int, Words] | None:
-        what = fields["l2"]
-        found = None
-        if what == "disconnect":
-            self._state[BOOK::FAMILIES, stream.PENDING_GAP] = 1
-        elif what == "instrument":
-            self._instrument(fields)
-        elif what == "checkpoint":
-            found = self._checkpoint(receive_ns, fields, until_ns)
-        elif what == "turn" and receive_ns >= until_ns:
+    ) -> _Rows | None:
+        kind = fields["l2"]
+        rows = None
+        if kind == "disconnect":
+            self._tables.topics["gap_pending"][BOOK::FAMILIES] = 1
+        elif kind == "instrument":
+            self._instrument_line(fields)
+        elif kind == "checkpoint":
+            rows = self._checkpoint(receive_ns, fields, until_ns)
+        elif kind == "turn" and receive_ns >= until_ns:
             # The last line of a file that the recorder left for the next one: a date's file says
             # itself that the stream went on past midnight.
-            raise _PastError
-        elif type(what) is not str:
+            raise _EndReachedError
+        elif type(kind) is not str:
             raise RejectedError("bad control line", "l2 is not a string")
         self._controls.append(Control(receive_ns, number, fields))
-        return found
+        return rows
 
-    def _instrument(self, fields: dict[str, Any]) -> None:
+    def _instrument_line(self, fields: dict[str, Any]) -> None:
         try:
             instrument = msgspec.convert(fields, Instrument)
-            quote_of(instrument)
+            grid_of(instrument)
         except (msgspec.ValidationError, ValueError) as error:
             raise RejectedError("bad control line", f"instrument: {error}") from error
         symbol = instrument.symbol
-        if len(stream.symbol_topics(symbol, self.book_depth)[0]) > stream.MAX_TOPIC:
+        if len(topics.book_topic(self.book_depth, symbol)) > topics.MAX_TOPIC:
             raise RejectedError("bad control line", "instrument: symbol too long")
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", symbol) or len(self._symbols) >= 250:
+        if not _SYMBOL.fullmatch(symbol) or len(self._symbols) >= _MAX_SYMBOLS:
             raise RejectedError("bad control line", "instrument: not a symbol, or too many")
         if self._wanted is not None and symbol not in self._wanted:
             return
         if self._follow or symbol not in self.instruments:
-            self._list(instrument)
-            self._tables = self._build()
+            self._add_instrument(instrument)
 
-    def _checkpoint(
-        self, receive_ns: int, fields: dict[str, Any], until_ns: int
-    ) -> tuple[int, Words] | None:
-        topic = text_in(fields, "topic")
-        index = self._index.get(topic)
+    def _checkpoint(self, receive_ns: int, fields: dict[str, Any], until_ns: int) -> _Rows | None:
+        """Rows that restate a book or a ticker; None for a topic that is not converted."""
+        index = self._index.get(str_in(fields, "topic"))
         if index is None or index % FAMILIES not in (BOOK, TICKER):
             return None
-        quote = self._quotes[index // FAMILIES]
-        data = field_in(fields, "data", dict)
-        if index % FAMILIES == BOOK:
-            update_id, rows = reference.book_rows(quote, data)
-        else:
-            update_id, rows = 0, reference.ticker_rows(quote, data)
-        verdict = stream.settle(
-            self._tables,
-            index,
-            rows,
-            0,
-            len(rows),
-            receive_ns,
-            receive_ns,
-            receive_ns,
-            update_id,
-            True,
-            int(Flag.CHECKPOINT),
-            until_ns,
-        )
-        if verdict == stream.PAST:
-            raise _PastError
+        update_id, rows = self._data_rows(index, field_in(fields, "data", dict))
+        times = receive_ns, receive_ns, receive_ns
+        self._accept(index, rows, Head(*times, update_id, True, int(Flag.CHECKPOINT)), until_ns)
         return index // FAMILIES, rows
 
 
-def _joined(parts: list[Decoded]) -> Decoded:
-    events: dict[str, list[Events]] = {}
-    counts: dict[str, TopicCounts] = {}
-    for part in parts:
-        for symbol, rows in part.events.items():
-            events.setdefault(symbol, []).append(rows)
-        for topic, count in part.counts.items():
-            counts[topic] = counts.get(topic, TopicCounts()) + count
-    return Decoded(
-        {symbol: np.concatenate(rows) for symbol, rows in events.items()},
-        counts,
-        tuple(reject for part in parts for reject in part.rejects),
-        tuple(control for part in parts for control in part.controls),
-        sum(part.lines for part in parts),
-    )
+def _as_rows(words: npt.NDArray[np.int64]) -> Events:
+    """Words, shape (n, 8), seen as event rows without a copy."""
+    return words.reshape(-1).view(EVENT)
+
+
+def _taken(slots: Any, place: int) -> TopicCounts:
+    """The counts of a topic, which are cleared."""
+    *counts, low, high = slots["counts"][place].item()
+    slots["counts"][place] = stream.NO_COUNTS
+    return TopicCounts(*counts) if low > high else TopicCounts(*counts, low, high)

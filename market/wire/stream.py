@@ -1,8 +1,8 @@
-"""What a stream of frames is known by, and the rules that end a frame.
+"""The state of a stream of frames, and the rules that end a frame.
 
-The compiled scanner and the reference decoder read the same frames in two ways. What they share is
-here: the arrays of a stream's state, the limits, and `settle`, so that the rules of time, continuity
-and flags exist once. Rows are eight int64 words, the memory of dtype ``EVENT``.
+The compiled reader and the reference reader parse the same frames in two ways. What they share is
+here: the arrays of a stream's state, the limits, and `accept`, so that the rules of time, sequence
+and flags exist once.
 """
 
 from __future__ import annotations
@@ -12,27 +12,18 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from market.events import EVENT, Field, Flag, Kind
+from market.events import Events, Flag, Kind
 from market.kernel import kernel
+from market.units import DAY_NS
+from market.wire.topics import BOOK, FAMILIES, LIQUIDATION, MAX_TOPIC, TICKER, TRADE
 
 Text = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.int64]
 
-#: Families of topics; a topic's index is ``4 * symbol + family``.
-BOOK, TRADE, TICKER, LIQUIDATION = range(4)
-FAMILIES: Final = 4
-
-# Columns of ``Tables.state``, one row a topic.
-LAST_U, HELD, PENDING_GAP, FRAMES, EVENTS, REJECTED, DUPLICATES, GAPS, STEPS_BACK = range(9)
-MIN_LAG, MAX_LAG = 9, 10
-STATE_SIZE: Final = 11
-#: Where the counters begin, which are taken and cleared after each call.
-COUNTERS: Final = FRAMES
-
 NEVER: Final = (1 << 63) - 1
 #: A frame received later than this after the venue sent it has a wrong receive time; one whose own
 #: times lie further apart, or ahead of its receipt, has a wrong one of the venue's.
-MAX_LAG_NS: Final = 86_400_000_000_000
+MAX_LAG_NS: Final = DAY_NS
 #: Quantities and prices stay exact when a float holds them.
 MAX_UNITS: Final = 1 << 53
 #: Milliseconds of epoch time that fit in int64 ns and are no typing error (the year 2100).
@@ -40,31 +31,13 @@ MAX_MS: Final = 4_102_444_800_000
 MAX_LEVELS: Final = 5000
 #: Trades or liquidations in a frame; the venue sends at most 1,024.
 MAX_PRINTS: Final = 5000
-MAX_TOPIC: Final = 64
 #: Topics that are not converted and that the compiled reader knows by name.
 MAX_PASSED: Final = 64
-#: The size of a name that no topic has, not even the empty one that a venue at fault may send.
+#: Size of a free slot's name; 0 would match the empty topic of a venue at fault.
 UNNAMED: Final = -1
 
-#: Why the compiled reader returned.
-DONE, UNUSUAL, FULL, REACHED = range(4)
-
-#: What `settle` says of a frame.
-KEPT, DUPLICATE, PAST, BAD_TIME, BAD_VENUE_TIME = range(5)
-
-#: Words of a row, in the order of dtype ``EVENT``.
-(
-    RECEIVE_WORD,
-    EXCHANGE_WORD,
-    PUBLISH_WORD,
-    UPDATE_WORD,
-    PRICE_WORD,
-    QTY_WORD,
-    VALUE_WORD,
-    BITS_WORD,
-) = range(8)
-WORDS: Final = 8
-assert EVENT.itemsize == 8 * WORDS
+#: Verdicts of `accept`. BEYOND_END: the frame was received at or after the time to read up to.
+ACCEPTED, DUPLICATE, BEYOND_END, BAD_RECEIVE_TIME, BAD_VENUE_TIME = range(5)
 
 _FIRST: Final = int(Flag.FIRST)
 _LAST: Final = int(Flag.LAST)
@@ -74,144 +47,146 @@ _SNAPSHOT: Final = int(Kind.SNAPSHOT)
 _DELTA: Final = int(Kind.DELTA)
 _KINDS: Final = (0, int(Kind.TRADE), int(Kind.TICKER), int(Kind.LIQUIDATION))
 
+#: Counts of a topic since they were last taken, in the order of `market.wire.results.TopicCounts`.
+COUNTS: Final = np.dtype(
+    [
+        ("frames", "i8"),
+        ("events", "i8"),
+        ("rejected", "i8"),
+        ("duplicates", "i8"),
+        ("gaps", "i8"),
+        ("steps_back", "i8"),
+        ("min_lag_ns", "i8"),
+        ("max_lag_ns", "i8"),
+    ]
+)
+NO_COUNTS: Final = np.array((0, 0, 0, 0, 0, 0, NEVER, -NEVER), COUNTS)
+
+#: A topic: its name, its symbol's grid, and where its sequence of frames is.
+TOPIC: Final = np.dtype(
+    [
+        ("name", "u1", (MAX_TOPIC,)),
+        ("name_size", "i8"),  # UNNAMED for a free slot
+        ("symbol_start", "i8"),  # place of the symbol in the name
+        ("tick_unit", "i8"),  # a tick is unit * 10^-places
+        ("tick_places", "i8"),
+        ("lot_unit", "i8"),
+        ("lot_places", "i8"),
+        ("update_id", "i8"),  # ``u`` of the last frame of a book
+        ("followed", "i8"),  # a book frame came, so that ``update_id`` is known
+        ("gap_pending", "i8"),  # the next delta does not follow on, whatever its ``u``
+        ("counts", COUNTS),
+    ]
+)
+
 
 class Tables(NamedTuple):
-    """What is known per symbol and topic, as arrays that both halves read and write."""
+    """The state of a stream, read and written by both readers."""
 
-    topic: Text  #: (topics, MAX_TOPIC) the topic's name
-    topic_size: Words  #: (topics,)
-    symbol_size: Words  #: (symbols,) the symbol ends each of its topics' names
-    grid: Words  #: (symbols, 4) tick and lot as integer and number of decimals
-    state: Words  #: (topics, STATE_SIZE)
+    topics: npt.NDArray[np.void]  #: (4 * symbols,) of TOPIC; index is 4 * symbol + family
+    passed: npt.NDArray[np.void]  #: (MAX_PASSED,) of TOPIC: frames are checked and counted only
     clock: Words  #: (1,) running maximum of receive time
 
 
-class Passed(NamedTuple):
-    """Topics that are not converted, and that the compiled reader knows by name."""
+class Head(NamedTuple):
+    """What a frame says besides its rows."""
 
-    topic: Text  #: (MAX_PASSED, MAX_TOPIC) the topic's name
-    topic_size: Words  #: (MAX_PASSED,) UNNAMED where there is none yet
-    counts: Words  #: (MAX_PASSED, 2) frames and steps back since they were last taken
+    receive_ns: int
+    publish_ns: int
+    exchange_ns: int
+    update_id: int
+    is_snapshot: bool
+    flags: int  #: of every row; CHECKPOINT for a restatement
 
 
-#: Ticker fields by the venue's name: (field, decimals of the stored integer).
-TICKER_FIELDS: Final[dict[str, tuple[Field, int]]] = {
-    "markPrice": (Field.MARK_PRICE, 8),
-    "indexPrice": (Field.INDEX_PRICE, 8),
-    "fundingRate": (Field.FUNDING_RATE, 8),
-    "nextFundingTime": (Field.NEXT_FUNDING_MS, 0),
-    "openInterest": (Field.OPEN_INTEREST, 8),
-    "turnover24h": (Field.TURNOVER_24H, 8),
-    "volume24h": (Field.VOLUME_24H, 8),
-    "lastPrice": (Field.LAST_PRICE, 8),
-}
+def new_topics(count: int) -> npt.NDArray[np.void]:
+    """Free slots for topics."""
+    topics = np.zeros(count, TOPIC)
+    topics["name_size"] = UNNAMED
+    topics["counts"] = NO_COUNTS
+    return topics
+
+
+def set_name(topic: Any, name: str) -> None:
+    """Write a topic's name into its slot."""
+    topic["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
+    topic["name_size"] = len(name)
+    topic["symbol_start"] = name.rfind(".") + 1
 
 
 @kernel
-def bits(kind: int, side: int, flags: int, field: int) -> int:
-    """The last word of a row: kind, side, flags and field, one byte each."""
-    return kind | (side & 255) << 8 | flags << 16 | field << 24
-
-
-@kernel
-def settle(
-    tables: Tables,
-    topic: int,
-    rows: Words,
-    first: int,
-    stop: int,
-    receive_ns: int,
-    publish_ns: int,
-    exchange_ns: int,
-    update_id: int,
-    snapshot: bool,
-    extra: int,
-    until_ns: int,
+def accept(
+    tables: Tables, index: int, rows: Events, first: int, stop: int, head: Head, until_ns: int
 ) -> int:
-    """Apply the rules of time, continuity and flags to a frame's rows ``[first, stop)``.
+    """Apply the rules of time, sequence and flags to a frame's rows ``[first, stop)``.
 
     Rows come with price, quantity, value, side and field set (trades and liquidations with
-    their own exchange time and sequence as well). Returns KEPT, DUPLICATE (drop the rows), PAST (the
-    frame belongs after ``until_ns``; nothing was changed), or BAD_TIME or BAD_VENUE_TIME (nothing was
-    changed): the receive time, or the frame's own times, cannot be.
+    their own exchange time and sequence as well). Returns ACCEPTED, or DUPLICATE: drop the rows; or
+    BEYOND_END, BAD_RECEIVE_TIME or BAD_VENUE_TIME, and then nothing was changed.
     """
-    state = tables.state[topic]
-    family = topic % FAMILIES
-    now = max(tables.clock[0], receive_ns)
-    restated = extra & _CHECKPOINT != 0
+    topic = tables.topics[index]
+    counts = topic.counts
+    family = index % FAMILIES
+    now = max(tables.clock[0], head.receive_ns)
+    restated = head.flags & _CHECKPOINT != 0
     # A receive time that lies far after the venue's own would push the running maximum with it.
-    if receive_ns > tables.clock[0] and receive_ns - publish_ns > MAX_LAG_NS and not restated:
-        return BAD_TIME
-    if publish_ns - now > MAX_LAG_NS or abs(exchange_ns - publish_ns) > MAX_LAG_NS:
+    late = head.receive_ns - head.publish_ns > MAX_LAG_NS
+    if late and head.receive_ns > tables.clock[0] and not restated:
+        return BAD_RECEIVE_TIME
+    if head.publish_ns - now > MAX_LAG_NS or abs(head.exchange_ns - head.publish_ns) > MAX_LAG_NS:
         return BAD_VENUE_TIME
     if family in (TRADE, LIQUIDATION):
         for n in range(first, stop):
-            if abs(rows[n, EXCHANGE_WORD] - publish_ns) > MAX_LAG_NS:
+            if abs(rows[n].exchange_ns - head.publish_ns) > MAX_LAG_NS:
                 return BAD_VENUE_TIME
     if now >= until_ns:
-        return PAST
+        return BEYOND_END
     if not restated:
-        state[FRAMES] += 1
-        state[STEPS_BACK] += receive_ns < tables.clock[0]
+        counts.frames += 1
+        counts.steps_back += head.receive_ns < tables.clock[0]
     tables.clock[0] = now
     kind = _KINDS[family]
-    flags = extra
+    first_flags = head.flags
     if family == BOOK:
-        kind = _SNAPSHOT if snapshot else _DELTA
-        if not snapshot:
-            known = state[HELD] != 0 and state[PENDING_GAP] == 0
-            if known and update_id <= state[LAST_U]:
-                state[DUPLICATES] += 1
+        kind = _SNAPSHOT if head.is_snapshot else _DELTA
+        first_flags |= _FIRST
+        if not head.is_snapshot:
+            known = topic.followed != 0 and topic.gap_pending == 0
+            if known and head.update_id <= topic.update_id:
+                counts.duplicates += 1
                 return DUPLICATE
-            if not known or update_id != state[LAST_U] + 1:
-                state[GAPS] += 1
-                flags |= _GAP
-        state[LAST_U] = update_id
-        state[HELD] = 1
-        state[PENDING_GAP] = 0
-    state[EVENTS] += stop - first
+            if not known or head.update_id != topic.update_id + 1:
+                counts.gaps += 1
+                first_flags |= _GAP
+        topic.update_id = head.update_id
+        topic.followed = 1
+        topic.gap_pending = 0
+    counts.events += stop - first
     for n in range(first, stop):
         row = rows[n]
-        row[RECEIVE_WORD] = now
-        row[PUBLISH_WORD] = publish_ns
+        row.receive_ns = now
+        row.publish_ns = head.publish_ns
         if family in (BOOK, TICKER):
-            row[EXCHANGE_WORD] = exchange_ns
-            row[UPDATE_WORD] = update_id
-        own = extra
-        if n == first and family == BOOK:
-            own |= _FIRST | flags
+            row.exchange_ns = head.exchange_ns
+            row.update_id = head.update_id
+        flags = first_flags if n == first else head.flags
         if n == stop - 1:
-            own |= _LAST
-        row[BITS_WORD] |= kind | own << 16
+            flags |= _LAST
+        row.kind = kind
+        row.flags |= flags
         if not restated:
-            lag = now - row[EXCHANGE_WORD]
-            state[MIN_LAG] = min(state[MIN_LAG], lag)
-            state[MAX_LAG] = max(state[MAX_LAG], lag)
-    return KEPT
-
-
-def symbol_topics(symbol: str, book_depth: int) -> tuple[str, str, str, str]:
-    """The names of a symbol's topics, in the order of the families."""
-    return (
-        f"orderbook.{book_depth}.{symbol}",
-        f"publicTrade.{symbol}",
-        f"tickers.{symbol}",
-        f"allLiquidation.{symbol}",
-    )
+            lag = now - row.exchange_ns
+            counts.min_lag_ns = min(counts.min_lag_ns, lag)
+            counts.max_lag_ns = max(counts.max_lag_ns, lag)
+    return ACCEPTED
 
 
 @kernel
-def take_rows(rows: Words, symbols: Text, symbol: int, out: Words) -> None:
+def take_rows(rows: Events, symbols: Text, symbol: int, out: Events) -> None:
     """Copy the first ``len(out)`` rows of one symbol, in order."""
     n = 0
     for taken in range(len(out)):
         while symbols[n] != symbol:
             n += 1
-        for word in range(WORDS):
-            out[taken, word] = rows[n, word]
+        out[taken] = rows[n]
         n += 1
-
-
-def as_events(rows: Any) -> Any:
-    """Rows as words seen as dtype ``EVENT``, without a copy."""
-    return rows.reshape(-1).view(EVENT)

@@ -17,7 +17,8 @@ from market.instruments import BUILT_IN, Instrument
 from market.units import DAY_NS, day_start_ns, utc_date
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
-from market.wire.stream import MAX_LAG_NS, symbol_topics
+from market.wire.stream import MAX_LAG_NS
+from market.wire.topics import symbol_topics
 
 Key = tuple[str, str]
 

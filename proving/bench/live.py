@@ -23,7 +23,8 @@ from market.instruments import Instrument
 from market.settings import Settings
 from market.units import SECOND_NS
 from market.wire.capture import Block, read_lines
-from market.wire.decode import Decoded, Decoder
+from market.wire.decode import Decoder
+from market.wire.results import Decoded
 from market.wire.survey import instruments_of
 from proving.bench.yardstick import Measure, real_time
 

@@ -24,7 +24,7 @@ from market.events import Events, Kind
 from market.instruments import BUILT_IN
 from market.wire.capture import CaptureWriter, read_blocks
 from market.wire.decode import Decoder
-from market.wire.stream import symbol_topics
+from market.wire.topics import symbol_topics
 from proving.bench.lake import day_taken_in, queries
 from proving.bench.live import live
 from proving.bench.yardstick import Measure, Peer, PeerError, in_turn, peer_ready, recorded, seconds

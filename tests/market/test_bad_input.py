@@ -28,7 +28,8 @@ from market.lake import Lake
 from market.settings import Settings
 from market.units import utc_date
 from market.wire.capture import Block, CaptureError, CaptureWriter, read_blocks, read_lines
-from market.wire.decode import Decoded, Decoder
+from market.wire.decode import Decoder
+from market.wire.results import Decoded
 from market.wire.survey import scan
 from tests.conftest import recordings
 

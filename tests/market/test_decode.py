@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import BUILT_IN, Instrument
 from market.wire.capture import Block, read_blocks
-from market.wire.decode import OTHER, Decoded, Decoder, TopicCounts
+from market.wire.decode import OTHER, Decoder
 from market.wire.jsontext import value_end
+from market.wire.results import Decoded, TopicCounts
 
 NS = 1_790_134_716_200_000_000
 MS = 1_790_134_716_101
