@@ -20,6 +20,7 @@ from market.lake import Lake
 from market.settings import Settings
 from market.units import DAY_NS, day_start_ns, days_between, utc_date
 from market.wire.capture import Block, read_blocks
+from market.wire.topics import book_topic
 
 HEAD: Final = (
     "date",
@@ -218,7 +219,7 @@ class _Reader:
     """Gathers stretches from the lines of one capture."""
 
     def __init__(self, book_depth: int) -> None:
-        self._book = f"orderbook.{book_depth}.".encode()
+        self._book = book_topic(book_depth, "").encode()
         self.stretches: dict[tuple[str, str], Stretch] = {}
         self._clock = 0
         self._day, self._turn = "", 0

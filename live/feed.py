@@ -170,15 +170,6 @@ class Backoff:
         return self._random.uniform(ceiling / 2, ceiling)
 
 
-def topics(symbols: Sequence[str], book_depth: int) -> list[str]:
-    """The public topics a worker lives on."""
-    return [
-        f"{stem}.{symbol}"
-        for symbol in symbols
-        for stem in (f"orderbook.{book_depth}", "publicTrade", "tickers", "allLiquidation")
-    ]
-
-
 class WireFeed:
     """A public V5 WebSocket endpoint.
 

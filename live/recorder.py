@@ -19,7 +19,7 @@ from market.events import Events, Kind
 from market.instruments import Instrument
 from market.units import utc_date
 from market.wire.capture import CaptureWriter
-from market.wire.topics import TICKER_FIELDS
+from market.wire.topics import TICKER_FIELDS, book_topic, ticker_topic
 
 #: Ticker field id -> (name in the venue's frames, decimal places of the integer kept).
 _NAMES = {int(field): (name, places) for name, (field, places) in TICKER_FIELDS.items()}
@@ -94,7 +94,7 @@ def checkpoints(instrument: Instrument, book: Book, held: Held, book_depth: int)
             for name, levels in (("b", book.bids()), ("a", book.asks()))
         }
         data = {"s": symbol, **sides, "u": book.update_id}
-        lines.append(_line(f"orderbook.{book_depth}.{symbol}", data))
+        lines.append(_line(book_topic(book_depth, symbol), data))
     if held.ticker:
         fields = {}
         for field, value in sorted(held.ticker.items()):
@@ -102,7 +102,7 @@ def checkpoints(instrument: Instrument, book: Book, held: Held, book_depth: int)
             fields[name] = (
                 f"{value // 10**places}.{value % 10**places:0{places}d}" if places else str(value)
             )
-        lines.append(_line(f"tickers.{symbol}", {"symbol": symbol, **fields}))
+        lines.append(_line(ticker_topic(symbol), {"symbol": symbol, **fields}))
     return lines
 
 

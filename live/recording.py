@@ -23,7 +23,7 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -41,6 +41,7 @@ from market.lake import Lake
 from market.settings import Settings, with_symbols
 from market.units import HOUR_NS, SECOND_NS, utc_date
 from market.wire.capture import CaptureError, CaptureWriter
+from market.wire.topics import public_topics
 
 SUFFIX: Final = "-recorder.frames.zst"
 
@@ -55,16 +56,6 @@ _STATUS_NS: Final = 60 * SECOND_NS
 
 class RecordingError(DataError):
     """The recorder cannot start; the message is one line that says what to do."""
-
-
-def topics(symbols: Iterable[str], depths: Iterable[int]) -> list[str]:
-    """Every public topic that is recorded."""
-    books = [f"orderbook.{depth}" for depth in depths]
-    return [
-        f"{stem}.{symbol}"
-        for symbol in symbols
-        for stem in (*books, "publicTrade", "tickers", "allLiquidation")
-    ]
 
 
 class Spool:
@@ -376,7 +367,7 @@ def record(
         )
     if settings.source != "recorded" or "://" in settings.root:
         raise RecordingError("a recorder needs a local root whose source is recorded")
-    names = topics(settings.market.symbols, settings.record.depths)
+    names = public_topics(settings.market.symbols, settings.record.depths)
     clock = VenueClock(settings.clock)
     feed = WireFeed(
         url or settings.record.url,

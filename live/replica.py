@@ -16,15 +16,14 @@ the text that came, so that no instrument's grid has a say in what can be record
 from __future__ import annotations
 
 import math
-import re
 from typing import Any, Final
 
 import msgspec
 
+from market.wire.topics import BOOK_STEM, TICKER_STEM, parse, topic_in
+
 #: A book may hold so many more levels than its topic's depth before it counts as overfull.
 SLACK: Final = 20
-
-_TOPIC: Final = re.compile(rb'"topic"\s*:\s*"([^"\\]{1,64})"')
 
 
 class _BookData(msgspec.Struct):
@@ -76,10 +75,10 @@ class Topic:
 class BookTopic(Topic):
     """A book topic: on either side the size by price, both in the venue's text."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, depth: int, symbol: str) -> None:
         super().__init__(name)
-        _, depth, self.symbol = name.split(".", 2)
-        self.limit = int(depth) + SLACK
+        self.symbol = symbol
+        self.limit = depth + SLACK
         self.bids: dict[str, str] = {}
         self.asks: dict[str, str] = {}
         self.update_id = 0
@@ -191,14 +190,12 @@ class Replica:
 
     def __init__(self, names: list[str]) -> None:
         self.topics: dict[str, Topic] = {name: _topic(name) for name in names}
-        self._by_text = {name.encode(): topic for name, topic in self.topics.items()}
         #: Frames of no topic that was asked for: replies, strangers, garbage.
         self.others = 0
 
     def follow(self, receive_ns: int, frame: bytes) -> Topic | None:
         """Take a frame; returns its topic, None when it is of none that was asked for."""
-        named = _TOPIC.search(frame, 0, 4096)
-        topic = self._by_text.get(named[1]) if named else None
+        topic = self.topics.get(topic_in(frame, 4096))
         if topic is None:
             self.others += 1
             return None
@@ -221,6 +218,7 @@ class Replica:
 
 
 def _topic(name: str) -> Topic:
-    if name.startswith("orderbook."):
-        return BookTopic(name)
-    return TickerTopic(name) if name.startswith("tickers.") else Topic(name)
+    parts = parse(name)
+    if parts is not None and parts.stem == BOOK_STEM:
+        return BookTopic(name, int(parts.argument), parts.symbol)
+    return TickerTopic(name) if parts is not None and parts.stem == TICKER_STEM else Topic(name)

@@ -34,7 +34,7 @@ from live.champion import Champion
 from live.clock import VenueClock
 from live.collect import collect
 from live.decisions import Decision, DecisionLog
-from live.feed import Feed, Item, ReplayFeed, WireFeed, topics
+from live.feed import Feed, Item, ReplayFeed, WireFeed
 from live.history import join, keep
 from live.journal import Journal
 from live.paper import LiveVenue, paper_venues
@@ -53,6 +53,7 @@ from market.units import SECOND_NS, utc_date
 from market.wire.decode import Decoder
 from market.wire.results import Reject
 from market.wire.survey import instruments_of
+from market.wire.topics import public_topics
 
 
 class Worker:
@@ -271,7 +272,7 @@ def run(
         stack.callback(champion.close)
         feed: ReplayFeed | WireFeed
         if url is not None:
-            wanted = topics(symbols, settings.market.book_depth)
+            wanted = public_topics(symbols, [settings.market.book_depth])
             clock = VenueClock(settings.clock)
             feed = WireFeed(url, wanted, duration_s=duration_s, clock_ns=clock, speed=clock.speed)
         else:

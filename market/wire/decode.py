@@ -440,6 +440,7 @@ def _as_rows(words: npt.NDArray[np.int64]) -> Events:
 
 def _taken(slots: Any, place: int) -> TopicCounts:
     """The counts of a topic, which are cleared."""
-    *counts, low, high = slots["counts"][place].item()
+    counts: tuple[int, ...] = slots["counts"][place].item()
     slots["counts"][place] = stream.NO_COUNTS
-    return TopicCounts(*counts) if low > high else TopicCounts(*counts, low, high)
+    has_lags = counts[-2] <= counts[-1]
+    return TopicCounts(*counts) if has_lags else TopicCounts(*counts[:-2])

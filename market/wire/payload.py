@@ -76,7 +76,7 @@ def _own_symbol(topic: Any, text: Text, at: int, end: int) -> int:
     size = topic.name_size - topic.symbol_start
     if after < 0 or not same(text, at + 1, after - 1, topic.name, topic.symbol_start, size):
         return NOT_PLAIN
-    return after
+    return int(after)
 
 
 @inlined

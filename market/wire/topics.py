@@ -7,6 +7,7 @@ A name is a stem, for books and klines an argument, and a symbol: ``orderbook.20
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -40,7 +41,7 @@ TICKER_FIELDS: Final[dict[str, tuple[Field, int]]] = {
 }
 
 
-class Topic(NamedTuple):
+class TopicName(NamedTuple):
     """The parts of a name; ``argument`` is a book's depth or a kline's interval, else empty."""
 
     stem: str
@@ -48,10 +49,10 @@ class Topic(NamedTuple):
     symbol: str
 
 
-def parse(name: str) -> Topic | None:
+def parse(name: str) -> TopicName | None:
     """The parts of a topic's name, None for a name that is none."""
     parts = _NAME.fullmatch(name) if len(name) <= MAX_TOPIC else None
-    return Topic(parts[1], parts[2][1:], parts[3]) if parts else None
+    return TopicName(parts[1], parts[2][1:], parts[3]) if parts else None
 
 
 def symbol_of(name: str) -> str:
@@ -59,9 +60,9 @@ def symbol_of(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def topic_in(text: bytes) -> str:
-    """The topic that a line names anywhere, empty when it names none."""
-    match = _IN_TEXT.search(text)
+def topic_in(text: bytes, within: int = sys.maxsize) -> str:
+    """The topic that a frame or line names in its first bytes, empty when it names none."""
+    match = _IN_TEXT.search(text, 0, within)
     return match[1].decode() if match else ""
 
 
@@ -70,12 +71,17 @@ def book_topic(depth: int, symbol: str) -> str:
     return f"{BOOK_STEM}.{depth}.{symbol}"
 
 
+def ticker_topic(symbol: str) -> str:
+    """The name of a ticker."""
+    return f"{TICKER_STEM}.{symbol}"
+
+
 def symbol_topics(symbol: str, book_depth: int) -> tuple[str, str, str, str]:
     """The topics of a symbol that become events, in the order of the families."""
     return (
         book_topic(book_depth, symbol),
         f"{TRADE_STEM}.{symbol}",
-        f"{TICKER_STEM}.{symbol}",
+        ticker_topic(symbol),
         f"{LIQUIDATION_STEM}.{symbol}",
     )
 

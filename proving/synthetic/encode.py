@@ -22,6 +22,7 @@ from market.instruments import Instrument
 from market.kernel import compiled
 from market.units import MS_NS
 from market.wire.jsontext import put, put_number
+from market.wire.topics import TICKER_FIELDS, symbol_topics
 
 Text = npt.NDArray[np.uint8]
 
@@ -77,16 +78,7 @@ _DIRECTIONS: Final = tuple(
 )
 _PLUS, _ZERO_PLUS, _MINUS, _ZERO_MINUS = _DIRECTIONS
 _HEX: Final = _bytes("0123456789abcdef")
-_KEYS: Final = {
-    Field.MARK_PRICE: "markPrice",
-    Field.INDEX_PRICE: "indexPrice",
-    Field.FUNDING_RATE: "fundingRate",
-    Field.NEXT_FUNDING_MS: "nextFundingTime",
-    Field.OPEN_INTEREST: "openInterest",
-    Field.TURNOVER_24H: "turnover24h",
-    Field.VOLUME_24H: "volume24h",
-    Field.LAST_PRICE: "lastPrice",
-}
+_KEYS: Final = {field: name for name, (field, _) in TICKER_FIELDS.items()}
 _NAMES: Final = np.zeros((len(_KEYS) + 1, 20), np.uint8)
 _NAME_SIZES: Final = np.zeros(len(_KEYS) + 1, np.int64)
 for _field, _name in _KEYS.items():
@@ -179,15 +171,16 @@ def _style(instrument: Instrument, book_depth: int) -> _Style:
     places[[Field.MARK_PRICE, Field.INDEX_PRICE, Field.LAST_PRICE]] = price_places
     places[[Field.TURNOVER_24H, Field.VOLUME_24H]] = 4
     places[Field.OPEN_INTEREST] = lot_places
-    book = f'"topic":"orderbook.{book_depth}.{symbol}"'
-    ticker = f'{{"topic":"tickers.{symbol}","type":"%s","data":{{"symbol":"{symbol}"'
+    of_book, of_trades, of_ticker, of_liquidations = symbol_topics(symbol, book_depth)
+    book = f'"topic":"{of_book}"'
+    ticker = f'{{"topic":"{of_ticker}","type":"%s","data":{{"symbol":"{symbol}"'
     salt = hashlib.blake2b(symbol.encode(), digest_size=8).digest()
     return _Style(
         _bytes(symbol),
         _bytes(f'{{{book},"type":"snapshot","ts":'),
         _bytes(f'{{{book},"type":"delta","ts":'),
-        _bytes(f'{{"topic":"publicTrade.{symbol}","type":"snapshot","ts":'),
-        _bytes(f'{{"topic":"allLiquidation.{symbol}","type":"snapshot","ts":'),
+        _bytes(f'{{"topic":"{of_trades}","type":"snapshot","ts":'),
+        _bytes(f'{{"topic":"{of_liquidations}","type":"snapshot","ts":'),
         _bytes(ticker % "snapshot"),
         _bytes(ticker % "delta"),
         int(Decimal(instrument.tick).scaleb(price_places)),

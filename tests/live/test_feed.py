@@ -22,9 +22,9 @@ from live.feed import (
     Item,
     ReplayFeed,
     WireFeed,
-    topics,
 )
 from market.wire.capture import CaptureWriter
+from market.wire.topics import public_topics
 from tests.live.exchange import acknowledge, exchange
 
 S = 1_000_000_000
@@ -190,7 +190,7 @@ def test_waits_between_attempts_grow_to_a_limit_and_start_again_after_success() 
 
 def wire(url: str, **options: Any) -> WireFeed:
     settings: dict[str, Any] = {"backoff": Backoff(0.01, 0.02), "duration_s": 10}
-    return WireFeed(url, topics(["BTCUSDT"], 200), **(settings | options))
+    return WireFeed(url, public_topics(["BTCUSDT"], [200]), **(settings | options))
 
 
 def take(feed: WireFeed, until: Callable[[list[Item]], bool]) -> list[Item]:

@@ -22,7 +22,7 @@ from websockets.asyncio.server import ServerConnection
 from live import recording
 from live.clock import SteadyClock
 from live.feed import Backoff, Item, WireFeed
-from live.recording import Recording, RecordingError, Spool, mend, record, topics
+from live.recording import Recording, RecordingError, Spool, mend, record
 from live.replica import BookTopic, Replica
 from market.book import Book
 from market.instruments import BUILT_IN, Instrument
@@ -32,6 +32,7 @@ from market.units import utc_date
 from market.wire.capture import CaptureWriter, read_blocks, read_lines
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
+from market.wire.topics import public_topics
 from tests.conftest import REPOSITORY
 from tests.live.exchange import Handler, acknowledge, exchange
 
@@ -93,7 +94,7 @@ def recorded(
     return Recording(
         Settings(root=str(root)),
         feed,
-        names or topics(("BTCUSDT", "ETHUSDT"), (200,)),
+        names or public_topics(("BTCUSDT", "ETHUSDT"), (200,)),
         listed,
         SteadyClock(),
         quiet,
@@ -522,6 +523,6 @@ def test_a_replica_holds_the_book_that_decoding_makes(name: str, data_dir: Path)
 
 
 def test_settings_name_the_recorded_topics() -> None:
-    named = topics(Market().symbols, Record().depths)
+    named = public_topics(Market().symbols, Record().depths)
     assert len(named) == 14
     assert {"orderbook.1000.ETHUSDT", "allLiquidation.BTCUSDT"} <= set(named)
