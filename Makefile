@@ -50,6 +50,7 @@ generate: $(READY)
 	@$(BIN)/python -m market.features
 	@$(BIN)/python -m assets.contracts
 	@$(BIN)/python -m proving.synthetic.page
+	@$(BIN)/python -m proving.rooms
 
 # Renews the lock files: ours from pyproject.toml, the peer's from the one line that names it.
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
