@@ -1,13 +1,13 @@
-"""What fills and funding do to cash and position: exact integers, quote currency at 1e-8.
+"""Position, realised profit and balance from fills and funding: exact integers at 1e-8.
 
 For a linear perpetual only realised profit, fees and funding move the balance; the notional never
-does. With v the signed value of each fill (price × quantity, positive when bought), the books
+does. With v the signed notional of each fill (price × quantity, positive when bought), the books
 balance to the last unit at every instant:
 
-    equity - opening balance = value of the position at mark - Σ v - fees - funding
+    equity - opening balance = position × mark price - Σ v - fees - funding
 
-Where a division leaves a rest, the rest is rounded against us (fees, funding) or stays in the cost
-of what is still held (closing part of a position), so that nothing appears or vanishes.
+A remainder of a division is rounded against us (fees, funding) or stays in the cost of the open
+position (partial close), so that money neither appears nor vanishes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from market.units import E8
 
 @lru_cache(maxsize=256)
 def unit_e8(instrument: Instrument) -> int:
-    """Value of one lot at a price of one tick, at 1e-8; ValueError when it is not a whole number."""
+    """Notional of one lot at a price of one tick, at 1e-8; ValueError when it is not whole."""
     unit = Decimal(instrument.tick) * Decimal(instrument.lot) * E8
     if unit != int(unit) or unit <= 0:
         raise ValueError(
@@ -37,12 +37,12 @@ def unit_e8(instrument: Instrument) -> int:
 
 
 def value_e8(instrument: Instrument, price_ticks: int, qty_lots: int) -> int:
-    """Price × quantity in quote currency at 1e-8, exact."""
+    """Notional, price × quantity, in quote currency at 1e-8; exact."""
     return unit_e8(instrument) * price_ticks * qty_lots
 
 
 def fee_e8(notional_e8: int, rate: str) -> int:
-    """Value × rate, rounded up to the next 1e-8: a fee is never too small, a rebate never too large.
+    """Notional × rate, rounded up to 1e-8: a fee is never too small, a rebate never too large.
 
     ``rate`` is a decimal string, a fraction of notional; negative for a rebate.
     """
@@ -72,18 +72,18 @@ def funding_e8(instrument: Instrument, position_lots: int, mark_e8: int, rate_e8
 
 
 class Holding(msgspec.Struct, kw_only=True):
-    """One symbol's position and what it has brought so far; all money at 1e-8."""
+    """One symbol's position and its profit, fees and funding so far; all money at 1e-8."""
 
     instrument: Instrument
     position_lots: int = 0
-    #: Signed cost of what is held: positive for a long, negative for a short.
+    #: Signed entry notional of the open position: positive for a long, negative for a short.
     cost_e8: int = 0
     realised_e8: int = 0
     fees_e8: int = 0
     funding_e8: int = 0
-    #: Fees of opening what is still held; part of ``fees_e8``.
+    #: Opening fees of the open position; part of ``fees_e8``.
     open_fees_e8: int = 0
-    #: What closed positions brought after their fees, as the venue reports it when one is closed.
+    #: Profit of closed positions after their fees, as the venue reports it (closed PnL).
     closed_e8: int = 0
     bought_lots: int = 0
     sold_lots: int = 0
@@ -97,28 +97,28 @@ class Holding(msgspec.Struct, kw_only=True):
         return Fraction(self.cost_e8, self.position_lots * unit_e8(self.instrument))
 
     def unrealised_e8(self, mark_ticks: int) -> int:
-        """Profit of the position if it were closed at the mark without cost."""
+        """Unrealised profit of the position at the mark, without the cost of closing."""
         return value_e8(self.instrument, mark_ticks, self.position_lots) - self.cost_e8
 
     def trade(self, signed_lots: int, price_ticks: int, fee: int) -> int:
         """Book one execution of ``signed_lots`` (positive bought) at a price.
 
-        Returns what the part of a position that it closed has brought: its profit, less its share of
-        the fees of opening and the fee of closing. Fees that do not divide stay with what is held.
+        Returns the closed PnL: the profit of the part of the position that it closed, less that
+        part's share of the opening fees and the closing fee. Remainders stay with the open position.
         """
         value = value_e8(self.instrument, price_ticks, signed_lots)
-        held, brought = self.position_lots, 0
+        held, closed_pnl = self.position_lots, 0
         if held * signed_lots < 0:
             closed = -signed_lots if abs(signed_lots) <= abs(held) else held
             cost = self.cost_e8 * closed // held
             proceeds = value_e8(self.instrument, price_ticks, closed)
             opening = self.open_fees_e8 * closed // held
             closing = fee * abs(closed) // abs(signed_lots)
-            brought = proceeds - cost - opening - closing
+            closed_pnl = proceeds - cost - opening - closing
             self.realised_e8 += proceeds - cost
             self.cost_e8 += value + proceeds - cost
             self.open_fees_e8 += fee - opening - closing
-            self.closed_e8 += brought
+            self.closed_e8 += closed_pnl
         else:
             self.cost_e8 += value
             self.open_fees_e8 += fee
@@ -127,13 +127,13 @@ class Holding(msgspec.Struct, kw_only=True):
         self.turnover_e8 += abs(value)
         self.bought_lots += max(0, signed_lots)
         self.sold_lots += max(0, -signed_lots)
-        return brought
+        return closed_pnl
 
 
 class Account:
-    """Balance and positions over several symbols, fed by executions.
+    """Balance and positions over several symbols: the signed sum of executions, and funding.
 
-    The position is the signed sum of the executions that move quantity; funding never moves it.
+    ``holdings`` has a `Holding` for every symbol.
     """
 
     def __init__(self, instruments: Mapping[str, Instrument], opening_e8: int = 0) -> None:
@@ -144,7 +144,7 @@ class Account:
         self._executions: set[str] = set()
 
     def apply(self, fill: Filled) -> bool:
-        """Book a fill; False when this execution is booked already.
+        """Book a fill; False for a duplicate, an execution that is booked already.
 
         Raises KeyError for a symbol that the account does not know.
         """
@@ -155,7 +155,7 @@ class Account:
         return True
 
     def settle(self, symbol: str, mark_e8: int, rate_e8: int) -> int:
-        """Funding at its instant for what is held now; returns the payment (positive = paid)."""
+        """Settle funding on the present position; returns the payment (positive = paid)."""
         holding = self.holdings[symbol]
         paid = funding_e8(holding.instrument, holding.position_lots, mark_e8, rate_e8)
         holding.funding_e8 += paid
@@ -169,7 +169,7 @@ class Account:
         )
 
     def equity_e8(self, marks: Mapping[str, int]) -> int:
-        """Balance plus the unrealised profit at mark prices in ticks.
+        """Balance plus unrealised profit at mark prices in ticks.
 
         Raises KeyError when a symbol with a position has no mark.
         """

@@ -1,11 +1,11 @@
-"""The blotter: what executions add up to, as round trips and as equity at every fee row.
+"""The blotter: executions as round trips, and as equity (profit and loss) at every fee row.
 
-One run of orders was made at one fee row; the other rows price the same executions again, by their
-actual liquidity. So the rows differ in what was paid, never in what was done.
+A run trades at one fee row; the other rows price the same executions again, by their actual
+liquidity. So rows differ in fees, never in executions.
 
-A round trip runs from flat to flat. An execution that turns a position round ends one and begins the
-next; its value and fees are divided by lots, the rest of a division staying with the one it ends.
-All sums are exact integers in quote currency at 1e-8 (`execution.account`); floats begin at `Trade`.
+A round trip runs from flat to flat. An execution that reverses a position ends one and begins the
+next; its notional and fees are divided by lots, the remainder staying with the one it ends. All sums
+are exact integers in quote currency at 1e-8 (`execution.account`); floats begin at `Trade`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from execution.account import fee_e8, rate_of_bps, unit_e8, value_e8
 from execution.orders import Filled, Liquidity
 from execution.tca import Row
 from market.instruments import Instrument
-from market.units import E8
+from market.units import BPS, E8
 
-#: Sizes (quote currency) at which bars state what sweeping the book costs.
+#: Sizes (quote currency) at which bars have the cost of sweeping the book.
 SWEEP_SIZES: Final = (10_000.0, 100_000.0, 1_000_000.0)
 
 
-class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a parent was opened: the regime, the expectation (bps), and for each of `SWEEP_SIZES` the
-    cost in bps of sweeping that much from the book, NaN where it reaches past the book."""
+class EntryReason(msgspec.Struct, frozen=True, kw_only=True):
+    """What a parent was opened on: the regime, the expected return (bps), and for each of
+    `SWEEP_SIZES` the cost in bps of sweeping that much, NaN where the book is not deep enough."""
 
     regime: str
     expected_bps: float
@@ -39,8 +39,8 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
 class Trade(Row, frozen=True, kw_only=True):
     """One round trip. Money in quote currency, costs positive; ``net_*`` are after fees and funding.
 
-    ``entry_price`` and ``exit_price`` are means over the executions that built and closed it;
-    ``value_usdt`` is what was opened in all, ``turnover_usdt`` what was traded on both legs.
+    ``entry_price`` and ``exit_price`` are means over the executions that opened and closed it;
+    ``value_usdt`` is the notional opened, ``turnover_usdt`` that of both legs.
     """
 
     symbol: str
@@ -68,36 +68,38 @@ class Trade(Row, frozen=True, kw_only=True):
     sweep_1m_bps: float
 
     def net_usdt(self, row: str) -> float:
+        """Net result at a fee row."""
         return float(getattr(self, f"net_usdt_{row}"))
 
     def net_bps(self, row: str) -> float:
-        """Net result over what was opened."""
-        return self.net_usdt(row) / self.value_usdt * 1e4
+        """Net result over the notional opened."""
+        return self.net_usdt(row) / self.value_usdt * BPS
 
     @property
     def gross_bps(self) -> float:
-        return self.gross_usdt / self.value_usdt * 1e4
+        """Result before fees and funding over the notional opened."""
+        return self.gross_usdt / self.value_usdt * BPS
 
 
 class _Open(msgspec.Struct, kw_only=True):
-    """A round trip under way; values at 1e-8."""
+    """An open round trip; money at 1e-8."""
 
     side: int
-    reason: Reason
+    entry: EntryReason
     entry_ns: int
     exit_ns: int = 0
     entered_lots: int = 0
-    left_lots: int = 0
+    exited_lots: int = 0
     entered_e8: int = 0
-    left_e8: int = 0
+    exited_e8: int = 0
     maker_e8: int = 0
     funding_e8: int = 0
     fills: int = 0
     fees_e8: dict[str, int]
 
 
-class Holding(msgspec.Struct, kw_only=True):
-    """A symbol's sums: signed lots, cash from its executions, fees by row, funding; money at 1e-8."""
+class SymbolTotals(msgspec.Struct, kw_only=True):
+    """A symbol's totals: signed lots, cash from executions, fees by row, funding; money at 1e-8."""
 
     instrument: Instrument
     lots: int = 0
@@ -109,7 +111,7 @@ class Holding(msgspec.Struct, kw_only=True):
 
 
 class Blotter:
-    """Books executions and funding of several symbols.
+    """Books executions and funding payments of several symbols.
 
     ``fee_rows_bps`` names each row's taker and maker fee in bps. `Trade` has columns for the rows
     vip0, vip3 and zero; ValueError when these are not the rows.
@@ -126,68 +128,68 @@ class Blotter:
             row: {Liquidity.TAKER: rate_of_bps(taker), Liquidity.MAKER: rate_of_bps(maker)}
             for row, (taker, maker) in fee_rows_bps.items()
         }
-        self.holdings = {
-            symbol: Holding(instrument=found, fees_e8=dict.fromkeys(fee_rows_bps, 0))
-            for symbol, found in instruments.items()
+        self.totals = {
+            symbol: SymbolTotals(instrument=instrument, fees_e8=dict.fromkeys(fee_rows_bps, 0))
+            for symbol, instrument in instruments.items()
         }
         self.trades: list[Trade] = []
         self.fills = 0
         self.changes = 0  #: grows with every execution and payment
         self._open: dict[str, _Open] = {}
-        self._reasons: dict[str, Reason] = {}
+        self._entries: dict[str, EntryReason] = {}
 
-    def opened(self, symbol: str, reason: Reason) -> None:
-        """A parent was opened; a round trip that begins from now on has this reason."""
-        self._reasons[symbol] = reason
+    def opened(self, symbol: str, entry: EntryReason) -> None:
+        """A parent was opened; round trips that begin from now on have this entry."""
+        self._entries[symbol] = entry
 
     def filled(self, fill: Filled) -> None:
-        """Book an execution, once. KeyError for a symbol that is not traded."""
-        holding = self.holdings[fill.symbol]
-        value = value_e8(holding.instrument, fill.price_ticks, fill.qty_lots)
+        """Book an execution (no duplicates). KeyError for a symbol that is not traded."""
+        totals = self.totals[fill.symbol]
+        value = value_e8(totals.instrument, fill.price_ticks, fill.qty_lots)
         fees = {row: fee_e8(value, rates[fill.liquidity]) for row, rates in self._rates.items()}
-        held = holding.lots
-        holding.lots += fill.side * fill.qty_lots
-        holding.cash_e8 -= fill.side * value
-        holding.turnover_e8 += value
-        holding.maker_e8 += value * (fill.liquidity is Liquidity.MAKER)
+        position = totals.lots
+        totals.lots += fill.side * fill.qty_lots
+        totals.cash_e8 -= fill.side * value
+        totals.turnover_e8 += value
+        totals.maker_e8 += value * (fill.liquidity is Liquidity.MAKER)
         for row, fee in fees.items():
-            holding.fees_e8[row] += fee
+            totals.fees_e8[row] += fee
         self.fills += 1
         self.changes += 1
-        closing = min(fill.qty_lots, abs(held)) if held * fill.side < 0 else 0
+        closing = min(fill.qty_lots, abs(position)) if position * fill.side < 0 else 0
         opening = fill.qty_lots - closing
         if closing:
-            rest = {row: fee * opening // fill.qty_lots for row, fee in fees.items()}
-            paid = {row: fee - rest[row] for row, fee in fees.items()}
-            self._add(fill, closing, paid, closes=True)
-            if closing == abs(held):
+            opening_fees = {row: fee * opening // fill.qty_lots for row, fee in fees.items()}
+            closing_fees = {row: fee - opening_fees[row] for row, fee in fees.items()}
+            self._add(fill, closing, closing_fees, closes=True)
+            if closing == abs(position):
                 self._close(fill)
-            fees = rest
+            fees = opening_fees
         if opening:
             self._add(fill, opening, fees, closes=False)
 
     def funded(self, symbol: str, paid_e8: int) -> None:
         """Book a funding payment (positive = paid)."""
-        self.holdings[symbol].funding_e8 += paid_e8
+        self.totals[symbol].funding_e8 += paid_e8
         self.changes += 1
         if symbol in self._open:
             self._open[symbol].funding_e8 += paid_e8
 
     def gross_e8(self, symbol: str, mid_ticks: float) -> float:
-        """What a symbol has brought before fees and funding, its position valued at a mid."""
-        holding = self.holdings[symbol]
-        if not holding.lots:
-            return holding.cash_e8
-        return holding.cash_e8 + unit_e8(holding.instrument) * holding.lots * mid_ticks
+        """A symbol's profit before fees and funding, its position marked at a mid."""
+        totals = self.totals[symbol]
+        if not totals.lots:
+            return totals.cash_e8
+        return totals.cash_e8 + unit_e8(totals.instrument) * totals.lots * mid_ticks
 
     def equity(self, mids_ticks: Mapping[str, float]) -> dict[str, float]:
         """Profit so far by fee row in quote currency, after fees and funding."""
         gross = math.fsum(
-            self.gross_e8(symbol, mids_ticks.get(symbol, math.nan)) - holding.funding_e8
-            for symbol, holding in self.holdings.items()
+            self.gross_e8(symbol, mids_ticks.get(symbol, math.nan)) - totals.funding_e8
+            for symbol, totals in self.totals.items()
         )
         return {
-            row: (gross - sum(holding.fees_e8[row] for holding in self.holdings.values())) / E8
+            row: (gross - sum(totals.fees_e8[row] for totals in self.totals.values())) / E8
             for row in self._rates
         }
 
@@ -196,14 +198,14 @@ class Blotter:
         if trip is None:
             trip = self._open[fill.symbol] = _Open(
                 side=fill.side,
-                reason=self._reasons.get(fill.symbol, _UNKNOWN),
+                entry=self._entries.get(fill.symbol, _UNKNOWN),
                 entry_ns=fill.time_ns,
                 fees_e8=dict.fromkeys(self._rates, 0),
             )
-        value = value_e8(self.holdings[fill.symbol].instrument, fill.price_ticks, lots)
+        value = value_e8(self.totals[fill.symbol].instrument, fill.price_ticks, lots)
         if closes:
-            trip.left_lots += lots
-            trip.left_e8 += value
+            trip.exited_lots += lots
+            trip.exited_e8 += value
         else:
             trip.entered_lots += lots
             trip.entered_e8 += value
@@ -214,25 +216,25 @@ class Blotter:
 
     def _close(self, fill: Filled) -> None:
         trip = self._open.pop(fill.symbol)
-        instrument = self.holdings[fill.symbol].instrument
-        gross = trip.side * (trip.left_e8 - trip.entered_e8)
+        instrument = self.totals[fill.symbol].instrument
+        gross = trip.side * (trip.exited_e8 - trip.entered_e8)
         lot_price = E8 * instrument.lot_size
         net = {row: (gross - fee - trip.funding_e8) / E8 for row, fee in trip.fees_e8.items()}
-        sweeps = trip.reason.sweeps_bps
+        sweeps = trip.entry.sweeps_bps
         self.trades.append(
             Trade(
                 symbol=fill.symbol,
                 side=trip.side,
-                regime=trip.reason.regime,
-                expected_bps=trip.reason.expected_bps,
+                regime=trip.entry.regime,
+                expected_bps=trip.entry.expected_bps,
                 entry_ns=trip.entry_ns,
                 exit_ns=fill.time_ns,
                 lots=trip.entered_lots,
                 entry_price=trip.entered_e8 / trip.entered_lots / lot_price,
-                exit_price=trip.left_e8 / trip.left_lots / lot_price,
+                exit_price=trip.exited_e8 / trip.exited_lots / lot_price,
                 value_usdt=trip.entered_e8 / E8,
-                turnover_usdt=(trip.entered_e8 + trip.left_e8) / E8,
-                maker_share=trip.maker_e8 / (trip.entered_e8 + trip.left_e8),
+                turnover_usdt=(trip.entered_e8 + trip.exited_e8) / E8,
+                maker_share=trip.maker_e8 / (trip.entered_e8 + trip.exited_e8),
                 fills=trip.fills,
                 gross_usdt=gross / E8,
                 funding_usdt=trip.funding_e8 / E8,
@@ -248,14 +250,14 @@ class Blotter:
         )
 
 
-_UNKNOWN: Final = Reason(
+_UNKNOWN: Final = EntryReason(
     regime="unknown", expected_bps=math.nan, sweeps_bps=(math.nan,) * len(SWEEP_SIZES)
 )
 
 
 def break_even_bps(gross_usdt: float, funding_usdt: float, turnover_usdt: float) -> float:
-    """Fee per side at which these executions would have earned nothing; NaN without any."""
-    return (gross_usdt - funding_usdt) / turnover_usdt * 1e4 if turnover_usdt else math.nan
+    """Fee per side at which the net result would be zero; NaN without turnover."""
+    return (gross_usdt - funding_usdt) / turnover_usdt * BPS if turnover_usdt else math.nan
 
 
 def capacity_usdt(trades: Sequence[Trade], row: str) -> float:
@@ -263,32 +265,32 @@ def capacity_usdt(trades: Sequence[Trade], row: str) -> float:
 
     Taken at the entries: the mean cost of sweeping each of `SWEEP_SIZES`, joined by straight lines in
     the logarithm of size, counted for both legs and in excess of what the present mean size costs.
-    Above the largest size that every entry's book could hold nothing is claimed: that size is then the
-    answer. NaN when the trades do not earn anything at this row, or their books do not say.
+    The result is capped at the largest size that every entry's book could fill. NaN when the trades
+    earn nothing at this row, or the cost of sweeping is not known.
     """
     if not trades:
         return math.nan
     value = math.fsum(t.value_usdt for t in trades)
-    net = math.fsum(t.net_usdt(row) for t in trades) / value * 1e4
+    net = math.fsum(t.net_usdt(row) for t in trades) / value * BPS
     costs: list[tuple[float, float]] = []
     for size, name in zip(
         SWEEP_SIZES, ("sweep_10k_bps", "sweep_100k_bps", "sweep_1m_bps"), strict=True
     ):
-        told = [getattr(t, name) for t in trades]
-        if any(math.isnan(cost) for cost in told):
+        sweeps = [getattr(t, name) for t in trades]
+        if any(math.isnan(cost) for cost in sweeps):
             break
-        costs.append((math.log(size), math.fsum(told) / len(told)))
+        costs.append((math.log(size), math.fsum(sweeps) / len(sweeps)))
     if net <= 0 or not costs:
         return math.nan
-    limit = _at(costs, math.log(value / len(trades))) + net / 2
+    limit = _interpolated(costs, math.log(value / len(trades))) + net / 2
     for (x0, c0), (x1, c1) in pairwise(costs):
         if c1 > limit:
             return math.exp(x0 + (x1 - x0) * max(0.0, limit - c0) / (c1 - c0))
     return math.exp(costs[-1][0])
 
 
-def _at(points: Sequence[tuple[float, float]], x: float) -> float:
-    """The broken line through points at x, level outside."""
+def _interpolated(points: Sequence[tuple[float, float]], x: float) -> float:
+    """Linear interpolation between points at x, constant outside."""
     for (x0, c0), (x1, c1) in pairwise(points):
         if x <= x1:
             return c0 + (c1 - c0) * max(0.0, (x - x0) / (x1 - x0))

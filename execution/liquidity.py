@@ -1,9 +1,8 @@
-"""What the market can bear: depth, flow and volatility as seen, and what a parent should cost.
+"""Liquidity: depth, order flow and volatility as seen, and the pre-trade cost estimate of a parent.
 
-A `Monitor` follows one symbol through its views and holds what no single view shows: how fast the
-touch is traded away, how the spread usually is, how volatile the mid is, how soon a depleted touch
-is full again. `estimate` turns that into the cost of a parent before it starts, and `Estimate.error`
-compares it with what it came to.
+A `Monitor` follows one symbol through its views and measures what no single view shows: the rate at
+which the touch is traded away, the usual spread, the volatility of the mid, the time in which a
+depleted touch recovers. `estimate` turns that into the expected cost of a parent before it starts.
 
 Rates are exponential averages over ``memory_s`` seconds of the view's own time, started by priors
 that count as ``PRIOR_S`` seconds of observation.
@@ -25,14 +24,14 @@ from market.units import BPS, SECOND_NS
 PRIOR_S: Final = 10.0
 #: Coefficient Y of the square-root law; between 0.5 and 1 for bitcoin (Donier and Bonart 2015).
 IMPACT: Final = 0.75
-#: A touch below this share of its usual quantity is depleted, and above half of it full again.
+#: A touch below this share of its usual quantity is depleted; above half of it, it has recovered.
 _DEPLETED: Final = 0.2
 
 Levels = Sequence[tuple[int, int]]
 
 
 def depth_lots(levels: Levels, mid_ticks: float, within_bps: float) -> int:
-    """Quantity of the levels no further than ``within_bps`` from the mid."""
+    """Depth: quantity of the levels no further than ``within_bps`` from the mid."""
     reach = mid_ticks * within_bps / BPS
     return sum(lots for ticks, lots in levels if abs(ticks - mid_ticks) <= reach)
 
@@ -42,12 +41,12 @@ def sweep_bps(levels: Levels, mid_ticks: float, lots: int) -> float | None:
 
     ``levels`` are those of the side that is taken from, from the touch outwards.
     """
-    left, paid = lots, 0.0
-    for ticks, there in levels:
-        taken = min(left, there)
+    remaining_lots, paid = lots, 0.0
+    for ticks, displayed in levels:
+        taken = min(remaining_lots, displayed)
         paid += taken * abs(ticks - mid_ticks)
-        left -= taken
-        if left == 0:
+        remaining_lots -= taken
+        if remaining_lots == 0:
             return paid / lots / mid_ticks * BPS
     return None
 
@@ -61,7 +60,10 @@ class SpreadRegime(StrEnum):
 
 
 class Monitor:
-    """Follows one symbol's views; every figure is of the past only."""
+    """Measures one symbol's liquidity from its views; every figure is of the past only.
+
+    ``memory_s`` is the time constant of the averages, ``sigma_bps`` the prior of the volatility.
+    """
 
     def __init__(self, *, memory_s: float = 60.0, sigma_bps: float = 1.0) -> None:
         self._memory_s = memory_s
@@ -78,7 +80,7 @@ class Monitor:
         self._recoveries = 0.0
 
     def see(self, view: View) -> None:
-        """Take in a view; views that are stale or not newer are passed over."""
+        """Take in a view; views that are stale or not newer are ignored."""
         if view.stale:
             self._now_ns = None
             return
@@ -117,28 +119,28 @@ class Monitor:
     def outflow_lots_s(self, side: int, view: View) -> float:
         """Lots a second that takers take from the own side's touch of a parent of ``side``.
 
-        The prior: what stands there now, in `PRIOR_S` seconds.
+        The prior: the quantity displayed there now, in `PRIOR_S` seconds.
         """
         k = 0 if side > 0 else 1
-        standing = (view.bids, view.asks)[k][0][1] if not view.stale else 0
-        return (self._outflow[k] + standing) / (self._seconds + PRIOR_S)
+        displayed = (view.bids, view.asks)[k][0][1] if not view.stale else 0
+        return (self._outflow[k] + displayed) / (self._seconds + PRIOR_S)
 
     def volume_lots_s(self, view: View) -> float:
-        """Lots a second that trade in all."""
+        """Lots a second that trade on both sides."""
         return self.outflow_lots_s(1, view) + self.outflow_lots_s(-1, view)
 
     def fill_time_s(self, side: int, view: View, lots: int) -> float:
-        """Expected time until an order that joins the own touch now has filled, by trades alone."""
-        ahead = (view.bids if side > 0 else view.asks)[0][1]
-        return (ahead + lots) / self.outflow_lots_s(side, view)
+        """Expected time to fill of an order that joins the own touch now, by trades alone."""
+        queue = (view.bids if side > 0 else view.asks)[0][1]
+        return (queue + lots) / self.outflow_lots_s(side, view)
 
     @property
     def recovery_s(self) -> float | None:
-        """Mean time in which a depleted touch was half full again; None before the first."""
+        """Mean time in which a depleted touch recovered to half; None before the first (resilience)."""
         return self._recovery_s / self._recoveries if self._recoveries > 0 else None
 
     def regime(self, view: View) -> SpreadRegime:
-        """The present spread against a tick and against 1.5 times its average."""
+        """Spread regime: the spread against a tick and against 1.5 times its average."""
         ticks = view.asks[0][0] - view.bids[0][0]
         if ticks <= 1:
             return SpreadRegime.ONE_TICK
@@ -148,7 +150,7 @@ class Monitor:
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What a parent is expected to cost (bps of the decision price, positive = paid).
+    """Expected cost of a parent (bps of the decision price, positive = paid).
 
     ``timing_bps`` is the adverse drift that passive fills come with; ``risk_bps`` the standard
     deviation of the total, and no part of it.
@@ -162,15 +164,15 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total_bps(self) -> float:
+        """Expected cost, all in."""
         return self.spread_bps + self.impact_bps + self.timing_bps + self.fees_bps
-
-    def error(self, total_bps: float) -> float:
-        """What the parent cost beyond the estimate."""
-        return total_bps - self.total_bps
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
-    """What costs depend on beyond the market: fees, and what was fitted on recorded parents."""
+    """Parameters of an estimate beyond the market: fees, and coefficients fitted on recorded parents.
+
+    Fees are honest when they are the account's own fee row.
+    """
 
     taker_bps: float = 5.5
     maker_bps: float = 2.0
@@ -180,7 +182,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def impact_bps(monitor: Monitor, view: View, lots: int, coefficient: float = IMPACT) -> float:
-    """Mean cost of moving the price with ``lots``: the square-root law, Y σ √(Q / V) · 2/3.
+    """Market impact of ``lots``: the square-root law, Y σ √(Q / V) · 2/3.
 
     σ and V are of the same time unit, which cancels. 2/3 because a fill pays the path's mean and
     not its peak: the mean of √q over q up to Q is 2/3 of its end.
@@ -206,29 +208,15 @@ class Propagator(msgspec.Struct, frozen=True, kw_only=True):
         return self.coefficient * self.sigma_bps * math.sqrt(lots / self.volume_s)
 
     def left_bps(self, slices: Sequence[tuple[float, float]], at: float) -> float:
-        """What earlier ``slices``, (time s, lots), have left of their moves at a time."""
+        """Impact that earlier ``slices``, (time s, lots), still have at a time."""
         return math.fsum(
             self.own_bps(lots) * (1 + (at - then) / self.scale_s) ** -self.decay
             for then, lots in slices
         )
 
 
-def propagator_bps(slices: Sequence[tuple[float, float]], propagator: Propagator) -> float:
-    """Mean impact cost of a schedule in bps, weighted by quantity.
-
-    ``slices`` are (time s, lots) in time order. Each pays what those before it have left and two
-    thirds of its own.
-    """
-    total = math.fsum(lots for _, lots in slices)
-    paid = math.fsum(
-        lots * (propagator.left_bps(slices[:k], at) + propagator.own_bps(lots) * 2 / 3)
-        for k, (at, lots) in enumerate(slices)
-    )
-    return paid / total if total else 0.0
-
-
 def estimate_taker(monitor: Monitor, view: View, side: int, lots: int, costs: Costs) -> Estimate:
-    """Cost of taking everything now: the visible book, and the square-root law beyond it."""
+    """Cost of a market order: the visible book, and the square-root law beyond it."""
     levels = view.asks if side > 0 else view.bids
     half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * BPS
     swept = sweep_bps(levels, view.mid_ticks, lots)
@@ -245,10 +233,10 @@ def estimate_taker(monitor: Monitor, view: View, side: int, lots: int, costs: Co
 
 
 def filled_share(monitor: Monitor, view: View, side: int, lots: int, span_s: float) -> float:
-    """Share of a passive parent that should have filled by its deadline.
+    """Expected filled share of a passive parent by its deadline.
 
-    A touch is traded through at least as soon as its queue at the usual outflow; with a time to fill
-    of mean T that is taken as exponential, the share is 1 - exp(-span / T).
+    A touch is traded through at least as soon as its queue at the usual outflow; with an exponential
+    time to fill of mean T the share is 1 - exp(-span / T).
     """
     return -math.expm1(-max(0.0, span_s) / monitor.fill_time_s(side, view, lots))
 
@@ -256,7 +244,7 @@ def filled_share(monitor: Monitor, view: View, side: int, lots: int, span_s: flo
 def estimate_passive(
     monitor: Monitor, view: View, side: int, lots: int, span_s: float, costs: Costs
 ) -> Estimate:
-    """Cost of resting at the touch for ``span_s`` and taking what is left."""
+    """Cost of resting at the touch for ``span_s`` and crossing with the remainder."""
     half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * BPS
     filled = filled_share(monitor, view, side, lots, span_s)
     expected = side * (view.signal_bps or 0.0)
@@ -281,9 +269,9 @@ def estimate(
     span_s: float,
     costs: Costs,
 ) -> Estimate:
-    """What a parent should cost under an algorithm of that name, ``span_s`` before its deadline.
+    """Expected cost of a parent under an algorithm of that name, ``span_s`` before its deadline.
 
-    A market order takes; every other algorithm rests at the touch and takes what is left.
+    A market order takes; every other algorithm is taken to rest at the touch and then cross.
     """
     if algorithm == "market":
         return estimate_taker(monitor, view, side, lots, costs)

@@ -1,4 +1,4 @@
-"""What the venue asks as security for positions and orders, and when it takes a position away.
+"""Initial and maintenance margin of positions and orders, and liquidation.
 
 For a linear perpetual, with value V = price × quantity, leverage L, taker rate t, and the maintenance
 rate and deduction of the risk tier (∓ is - for a long, + for a short):
@@ -13,11 +13,14 @@ rate and deduction of the risk tier (∓ is - for a long, + for a short):
 | liquidation, long     | (S·E·(1 - 1/L) - extra/(1-t) - deduction) / (S·(1-rate)) |
 | liquidation, short    | (S·E·(1 + 1/L) + extra/(1+t) + deduction) / (S·(1+rate)) |
 
-An *isolated* position is secured by its own margin, V taken at entry; its liquidation price moves
-only when the position does. *Cross* positions are secured by the whole balance, V taken at mark, and
-the account is liquidated when its balance at mark no longer exceeds the maintenance margins.
+E is the entry price, S the quantity, extra the margin added by hand. An *isolated* position is secured
+by its own margin, V taken at entry; its liquidation price moves only when the position does. *Cross*
+positions are secured by the whole balance, V taken at mark, and the account is liquidated when its
+balance at mark no longer exceeds the maintenance margins.
 
-Money is exact and comes out in units of 1e-8, rounded up (towards +∞), as the venue's figures are.
+Money is exact, in units of 1e-8, rounded up (towards +∞), as the venue's figures are. The formulas are
+those of Bybit's unified trading account (help centre, "Initial Margin", "Maintenance Margin",
+"Liquidation Price" of USDT contracts).
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from market.units import E8
 
 
 class MarginError(UsageError):
-    """What was asked for is beyond the margin rules; the message says which and where."""
+    """A request breaks a margin rule; the message says which."""
 
 
 class MarginMode(StrEnum):
@@ -48,7 +51,8 @@ class MarginMode(StrEnum):
 
 
 class Tier(msgspec.Struct, frozen=True):
-    """A risk tier: positions worth up to ``limit`` (quote currency), and what is asked for them."""
+    """A risk tier: margin rates and largest leverage of positions worth up to ``limit`` (quote
+    currency); rates and leverage are decimal strings, so that they stay exact."""
 
     limit: int
     initial: str
@@ -59,27 +63,27 @@ class Tier(msgspec.Struct, frozen=True):
 
 
 def tiers(rows: Iterable[tuple[int, str, str, str]]) -> tuple[Tier, ...]:
-    """Tiers of (limit, initial rate, maintenance rate, largest leverage), in order of their limits.
+    """Tiers from (limit, initial rate, maintenance rate, largest leverage), by rising limits.
 
     A deduction follows from the tier below: that deduction, plus that limit times the step of the
     maintenance rate. MarginError when limits or rates do not grow.
     """
-    made: list[Tier] = []
+    result: list[Tier] = []
     for limit, initial, maintenance, leverage in rows:
         deduction = Fraction(0)
-        if made:
-            below = made[-1]
+        if result:
+            below = result[-1]
             step = Fraction(maintenance) - Fraction(below.maintenance)
             if limit <= below.limit or step < 0:
                 raise MarginError(f"risk tier up to {limit}: limits and rates have to grow")
             deduction = below.deduction + below.limit * step
-        made.append(Tier(limit, initial, maintenance, leverage, deduction))
-    if not made:
+        result.append(Tier(limit, initial, maintenance, leverage, deduction))
+    if not result:
         raise MarginError("no risk tier is given")
-    return tuple(made)
+    return tuple(result)
 
 
-#: BTCUSDT as of 2026; the venue's list is to be asked where it can be.
+#: BTCUSDT as of 2026; prefer the venue's own list where it can be requested.
 BTC_TIERS: Final = tiers(
     [
         (300_000, "0.0066", "0.0033", "150"),
@@ -122,7 +126,7 @@ BTC_TIERS: Final = tiers(
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """The margin terms of one symbol: decimal strings, so that they stay exact."""
+    """Margin terms of one symbol; decimal strings, so that they stay exact."""
 
     tiers: tuple[Tier, ...]
     leverage: str = "10"
@@ -130,7 +134,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     taker_fee: str = "0.00055"
 
     def tier(self, value_e8: int) -> Tier:
-        """The tier of a position of this value; MarginError when it or the leverage is too much."""
+        """Risk tier of a position of this value; MarginError when it or the leverage is too high."""
         tier = self.reached(value_e8)
         if _exact(self.leverage) > _exact(tier.max_leverage):
             raise MarginError(
@@ -140,7 +144,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
         return tier
 
     def reached(self, value_e8: int) -> Tier:
-        """The tier that a position has come to, whatever its leverage: a mark may take it there."""
+        """Risk tier of a position whatever its leverage (the mark price may have raised it there);
+        MarginError beyond the last tier."""
         for tier in self.tiers:
             if value_e8 <= tier.limit * E8:
                 return tier
@@ -161,24 +166,23 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
         return ceil(value_e8 * rate - tier.deduction * E8)
 
 
-# Margins are proportional to the value, by few rates that are asked for with every order: each is
-# found once.
+# Every order needs a few exact rates; they are cached.
 
 
 def _up(value_e8: int, rate: Fraction) -> int:
-    """A value times a rate, rounded up."""
+    """Value × rate, rounded up."""
     return -(-value_e8 * rate.numerator // rate.denominator)
 
 
 @lru_cache(maxsize=1024)
 def _exact(text: str) -> Fraction:
-    """A decimal string as the fraction it is."""
+    """A decimal string as an exact fraction."""
     return Fraction(text)
 
 
 @lru_cache(maxsize=1024)
 def _closing_rate(side: int, leverage: str, taker_fee: str) -> Fraction:
-    """Fee of closing at the price of bankruptcy."""
+    """Rate of the fee of closing at the bankruptcy price."""
     return (1 - side / _exact(leverage)) * _exact(taker_fee)
 
 
@@ -193,8 +197,8 @@ def _order_rate(side: int, leverage: str, taker_fee: str) -> Fraction:
 
 
 class Security(msgspec.Struct, frozen=True, kw_only=True):
-    """What secures one position. Prices are exact ticks; ``liquidation`` is None in cross mode, and
-    where no price above zero would take the position away."""
+    """Margins and prices of one position. Prices are exact ticks; ``liquidation_ticks`` is None in
+    cross mode, and where no price above zero would liquidate the position."""
 
     initial_e8: int
     maintenance_e8: int
@@ -203,7 +207,7 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenOrder(msgspec.Struct, frozen=True):
-    """An order as far as it needs margin."""
+    """An open order as far as it needs margin."""
 
     symbol: str
     side: int
@@ -212,10 +216,10 @@ class OpenOrder(msgspec.Struct, frozen=True):
 
 
 class Margin:
-    """The margin side of an account: what is reserved, what is free, what is to be liquidated.
+    """Margin of an account: reserved for orders and positions, available, and liquidation.
 
-    ``terms`` are those of each symbol; marks are mark prices at 1e-8 by symbol, needed wherever there
-    is a position (KeyError). Isolated positions may be given extra margin with `add`.
+    ``terms`` are those of each symbol; ``marks`` are mark prices at 1e-8 by symbol, needed wherever
+    there is a position (KeyError). Isolated positions may be given extra margin with `add`.
     """
 
     def __init__(self, account: Account, terms: Mapping[str, Terms]) -> None:
@@ -224,7 +228,8 @@ class Margin:
         self.extra_e8: dict[str, int] = {}
 
     def set_leverage(self, symbol: str, leverage: str) -> None:
-        """Another leverage for what is held and what follows; MarginError when the tier forbids it."""
+        """Change the leverage of the position and of later orders; MarginError when its tier forbids
+        it."""
         if Fraction(leverage) < 1:
             raise MarginError(f"{symbol}: leverage {leverage} is below 1")
         changed = msgspec.structs.replace(self.terms[symbol], leverage=leverage)
@@ -232,18 +237,18 @@ class Margin:
         self.terms[symbol] = changed
 
     def add(self, symbol: str, amount_e8: int) -> None:
-        """Move money between the balance and an isolated position (negative takes it back)."""
-        held = self.extra_e8.get(symbol, 0) + amount_e8
-        if held < 0:
-            raise MarginError(f"{symbol}: {held / E8:.8f} of extra margin would be left")
+        """Add extra margin to an isolated position (negative takes it back); MarginError otherwise."""
+        extra = self.extra_e8.get(symbol, 0) + amount_e8
+        if extra < 0:
+            raise MarginError(f"{symbol}: {extra / E8:.8f} of extra margin would be left")
         if self.terms[symbol].mode is not MarginMode.ISOLATED:
             raise MarginError(f"{symbol}: extra margin is for isolated positions")
         if not self.account.holdings[symbol].position_lots:
             raise MarginError(f"{symbol}: there is no position to secure")
-        self.extra_e8[symbol] = held
+        self.extra_e8[symbol] = extra
 
     def security(self, symbol: str, mark_e8: int) -> Security | None:
-        """What secures the position of a symbol; None when there is none."""
+        """Margins, bankruptcy and liquidation price of a symbol's position; None when flat."""
         holding, terms = self.account.holdings[symbol], self.terms[symbol]
         lots = holding.position_lots
         if not lots:
@@ -273,8 +278,10 @@ class Margin:
     # -- the account -----------------------------------------------------------------------------
 
     def orders_e8(self, orders: Sequence[OpenOrder]) -> int:
-        """Reserved for orders. What only reduces a position needs no margin: on the other side of a
-        position its size is free, the dearest orders last."""
+        """Margin reserved for open orders.
+
+        Orders that reduce a position need none: up to its size they are free, the cheapest first.
+        """
         total = 0
         for symbol, terms in self.terms.items():
             holding = self.account.holdings[symbol]
@@ -290,10 +297,9 @@ class Margin:
         return total
 
     def available_e8(self, marks: Mapping[str, int], orders: Sequence[OpenOrder] = ()) -> int:
-        """What is free for new orders; negative when positions have eaten into their margins.
+        """Available balance for new orders; negative when positions have used up their margins.
 
-        A profit that is not realised secures nothing of its own in isolated mode, and everything in
-        cross mode; an isolated loss is its own position's.
+        Unrealised profit and loss count in cross mode only; those of an isolated position are its own.
         """
         free = self.account.balance_e8 - self.orders_e8(orders) - sum(self.extra_e8.values())
         for symbol, security in self._securities(marks):
@@ -305,7 +311,7 @@ class Margin:
     def accepts(
         self, order: OpenOrder, marks: Mapping[str, int], orders: Sequence[OpenOrder]
     ) -> bool:
-        """Whether there is margin for one order more, and a risk tier for what it may lead to."""
+        """Whether the available balance covers one order more, and a risk tier its full fill."""
         holding, terms = self.account.holdings[order.symbol], self.terms[order.symbol]
         reached = abs(holding.position_lots + order.side * order.leaves_lots)
         try:
@@ -316,7 +322,7 @@ class Margin:
         return more <= max(0, self.available_e8(marks, orders))
 
     def unrealised_e8(self, symbol: str, mark_e8: int) -> int:
-        """Profit at the mark, rounded down; the mark may be finer than a tick."""
+        """Unrealised profit at the mark price, rounded down; the mark may be finer than a tick."""
         holding = self.account.holdings[symbol]
         lots = holding.position_lots
         side = 1 if lots > 0 else -1
@@ -324,12 +330,12 @@ class Margin:
         return exact.numerator // exact.denominator
 
     def liquidated(self, marks: Mapping[str, int]) -> list[str]:
-        """Symbols whose positions the venue takes over at these marks.
+        """Symbols whose positions are liquidated at these mark prices.
 
         Isolated ones whose mark has reached their liquidation price, and all cross ones when the
         balance at mark is no more than their maintenance margins.
         """
-        gone: list[str] = []
+        isolated: list[str] = []
         cross: list[str] = []
         balance = self.account.balance_e8 - sum(self.extra_e8.values())
         maintained = 0
@@ -345,17 +351,17 @@ class Margin:
             price = security.liquidation_ticks
             mark = Fraction(marks[symbol], E8) / Fraction(holding.instrument.tick)
             if price is not None and side * (mark - price) <= 0:
-                gone.append(symbol)
-        return gone + cross if cross and balance <= maintained else gone
+                isolated.append(symbol)
+        return isolated + cross if cross and balance <= maintained else isolated
 
     def _securities(self, marks: Mapping[str, int]) -> list[tuple[str, Security]]:
-        found = []
+        securities = []
         for symbol in self.terms:
             if self.account.holdings[symbol].position_lots:
                 security = self.security(symbol, marks[symbol])
                 assert security is not None
-                found.append((symbol, security))
-        return found
+                securities.append((symbol, security))
+        return securities
 
 
 def _at_mark(instrument: Instrument, lots: int, mark_e8: int) -> Fraction:
@@ -363,5 +369,5 @@ def _at_mark(instrument: Instrument, lots: int, mark_e8: int) -> Fraction:
 
 
 def at_mark_e8(instrument: Instrument, lots: int, mark_e8: int) -> int:
-    """Value of a position at a mark price of 1e-8 units, rounded up."""
+    """Notional of a position at a mark price in 1e-8 units, rounded up."""
     return ceil(_at_mark(instrument, lots, mark_e8))

@@ -1,4 +1,4 @@
-"""Orders, their states, and the messages between an algorithm and a venue.
+"""Orders, their states, and the messages between an algorithm and a venue: requests and outcomes.
 
 Signs: ``side`` is +1 buy, -1 sell, and a formula has one path with the sign in it. Prices are ticks
 and quantities lots, integers both. Times are epoch ns.
@@ -7,7 +7,7 @@ and quantities lots, integers both. Times are epoch ns.
          │           │            │
          │           └──► PENDING_CANCEL ──► CANCELLED
          ├──► REJECTED
-         └──► UNKNOWN (no evidence of its fate; only evidence leads out of it)
+         └──► UNKNOWN (no answer; only reconciliation with the venue leads out of it)
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import msgspec
 
 
 class OrderState(StrEnum):
+    """State of an order as far as we have heard; the diagram is above."""
+
     PENDING_NEW = "PENDING_NEW"
     NEW = "NEW"
     PARTIALLY_FILLED = "PARTIALLY_FILLED"
@@ -29,6 +31,7 @@ class OrderState(StrEnum):
 
     @property
     def is_final(self) -> bool:
+        """Whether the order can no longer fill."""
         return self in (OrderState.FILLED, OrderState.CANCELLED, OrderState.REJECTED)
 
 
@@ -38,6 +41,8 @@ class OrderType(StrEnum):
 
 
 class TimeInForce(StrEnum):
+    """Good till cancelled, immediate or cancel, fill or kill, or post-only."""
+
     GTC = "GTC"
     IOC = "IOC"
     FOK = "FOK"
@@ -45,6 +50,8 @@ class TimeInForce(StrEnum):
 
 
 class Liquidity(StrEnum):
+    """Whether a fill provided liquidity (maker) or took it (taker)."""
+
     MAKER = "maker"
     TAKER = "taker"
 
@@ -53,11 +60,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, gc=False):
     """Base of actions and events; tagged, so a journal can read them back."""
 
 
-# -- actions: what an algorithm asks for -----------------------------------------------------------
+# -- actions: requests to the venue ----------------------------------------------------------------
 
 
 class Submit(Message, frozen=True, kw_only=True):
-    """A new order. ``client_id`` is unique for ever and decides nothing but identity."""
+    """A new order. ``client_id`` is unique for ever: sent twice, the second is rejected."""
 
     client_id: str
     symbol: str
@@ -78,13 +85,15 @@ class Amend(Message, frozen=True, kw_only=True):
 
 
 class Cancel(Message, frozen=True, kw_only=True):
+    """Cancel what is open of an order."""
+
     client_id: str
 
 
 Action = Submit | Amend | Cancel
 
 
-# -- events: what became of it ---------------------------------------------------------------------
+# -- events: outcomes ------------------------------------------------------------------------------
 
 
 class OrderEvent(Message, frozen=True, kw_only=True):
@@ -96,10 +105,14 @@ class OrderEvent(Message, frozen=True, kw_only=True):
 
 
 class Accepted(OrderEvent, frozen=True, kw_only=True):
+    """The venue took the order; it may rest or fill."""
+
     venue_order_id: str = ""
 
 
 class Rejected(OrderEvent, frozen=True, kw_only=True):
+    """The venue did not take the order."""
+
     reason: str
 
 
@@ -114,28 +127,32 @@ class Filled(OrderEvent, frozen=True, kw_only=True):
     liquidity: Liquidity
     fee_e8: int
     leaves_lots: int
-    #: Quantity that stood in front when the order was placed, for the analysis of queues.
+    #: Queue ahead when the order was placed, for the analysis of queue position.
     queue_ahead_lots: int = 0
 
 
 class Amended(OrderEvent, frozen=True, kw_only=True):
+    """The price and the total quantity of an order after an amend."""
+
     price_ticks: int
     qty_lots: int
 
 
 class Cancelled(OrderEvent, frozen=True, kw_only=True):
+    """The order ended with ``leaves_lots`` unfilled (0: not known)."""
+
     reason: str
     leaves_lots: int = 0
 
 
 class CancelRejected(OrderEvent, frozen=True, kw_only=True):
-    """A cancel or amend that came too late or named no open order; the order's state stands."""
+    """A cancel or amend was rejected (too late, or no open order); the order's state is unchanged."""
 
     reason: str
 
 
 class Lost(OrderEvent, frozen=True, kw_only=True):
-    """No answer came: the order is UNKNOWN until the venue gives evidence."""
+    """No answer came (timeout): the order is UNKNOWN until it is reconciled with the venue."""
 
     reason: str
 

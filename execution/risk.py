@@ -1,17 +1,16 @@
-"""Limits that every order passes before it leaves, and the closed list of reasons that stop one.
+"""Pre-trade risk limits: every request passes them before it is sent, or is denied for one reason.
 
-The guard assumes the worst of what it does not know: every open order, and every order whose fate is
-unknown, may fill completely at once. An action is let through when all limits hold even then:
+The guard assumes the worst case: every open order, and every order of unknown state, may fill
+completely at once. A request is allowed when all limits hold even then:
 
     |position + open buys|, |position - open sells|   ≤ position limit, of each symbol, at the mid
     Σ over symbols of the larger of the two            ≤ gross limit and leverage × equity
 
-So no order of arrival of fills, refusals or duplicates can carry a position past a limit: only the
-price can, and then what increases it is stopped. After a loss limit only what reduces goes through.
+So no sequence of fills, rejections or duplicates can carry a position past a limit: only the price
+can, and then requests that increase it are denied. After a loss limit only reducing orders pass.
 
-What symbols share (the gross limit, leverage, requests a second) is dealt out to them in equal parts
-at every `mark`, so that what one may do never depends on what another did a moment ago: the same
-decisions come out whatever the order in which symbols are heard.
+Limits shared by symbols (gross, leverage, rate limit) are split into equal parts at every `mark`, so
+that a symbol's decisions never depend on the order in which other symbols' events arrive.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from market.units import BPS, DAY_NS, SECOND_NS
 
 
 class Denial(StrEnum):
-    """Why an action was not sent; the list is closed."""
+    """Why a request was not sent; the list is closed."""
 
     UNKNOWN_SYMBOL = "unknown_symbol"
     UNKNOWN_ORDER = "unknown_order"
@@ -63,26 +62,29 @@ class Denial(StrEnum):
     DRAWDOWN = "drawdown"
     RATE_LIMIT = "rate_limit"
     REDUCE_ONLY = "reduce_only"
-    HALTED = "halted"
 
 
 class _Open(msgspec.Struct, kw_only=True):
-    """An order that may still fill; what an amend under way asks for counts already."""
+    """An order that may still fill; the quantity of an amend under way counts already."""
 
     symbol: str
     side: int
     qty_lots: int
     reduce_only: bool
-    asked_lots: list[int] = []
+    amend_lots: list[int] = []
     filled_lots: int = 0
 
     @property
     def leaves_lots(self) -> int:
-        return max(self.qty_lots, *self.asked_lots, 0) - self.filled_lots
+        return max(self.qty_lots, *self.amend_lots, 0) - self.filled_lots
 
 
 class Guard:
-    """Checks actions against limits, with a picture of its own of what may still happen."""
+    """Checks requests against limits, with its own record of positions and open orders.
+
+    ``equity_usdt`` is the account's at the start, ``positions`` signed lots then. ``denials`` counts
+    denied requests by reason.
+    """
 
     def __init__(
         self,
@@ -92,7 +94,6 @@ class Guard:
         positions: Mapping[str, int] | None = None,
     ) -> None:
         self.limits = limits
-        self.halted = False
         self.denials: dict[Denial, int] = {}
         self._instruments = instruments
         self._positions = dict.fromkeys(instruments, 0) | dict(positions or {})
@@ -106,18 +107,18 @@ class Guard:
         self._room: dict[str, tuple[float, float]] = {}
         self._equity = self._peak = self._day_equity = equity_usdt
         self._day: int | None = None
-        self._deal()
+        self._share_limits()
 
-    # -- what is known -------------------------------------------------------------------------
+    # -- state of the account ------------------------------------------------------------------
 
     def position_lots(self, symbol: str) -> int:
-        """Signed position: the sum of executions heard of."""
+        """Signed position: the sum of executions received."""
         return self._positions[symbol]
 
     def mark(self, now_ns: int, equity_usdt: float, mids_ticks: Mapping[str, float]) -> None:
-        """The account's equity and the mids now; the first mark of a UTC day opens the day.
+        """Mark to market: the account's equity and the mids now; NaN keeps the last known value.
 
-        What is not known is NaN: then the last that was stands.
+        The first mark of a UTC day sets the equity that the daily loss is measured from.
         """
         self._mids |= {s: mid for s, mid in mids_ticks.items() if not math.isnan(mid)}
         if math.isnan(equity_usdt):
@@ -126,16 +127,16 @@ class Guard:
         self._peak = max(self._peak, equity_usdt)
         if self._day != now_ns // DAY_NS:
             self._day, self._day_equity = now_ns // DAY_NS, equity_usdt
-        self._deal()
+        self._share_limits()
 
     def adopt(self, order: Submit, filled_lots: int) -> None:
-        """An order that an earlier process left open, or of unknown fate."""
+        """Take over an order that an earlier process left open or in unknown state."""
         self._commit(order)
         self._orders[order.client_id].filled_lots = filled_lots
-        self._deal()
+        self._share_limits()
 
-    def _deal(self) -> None:
-        """To each symbol: what it may come to now, and an equal part of what is left."""
+    def _share_limits(self) -> None:
+        """Each symbol's part of the shared limits: its worst case now, and an equal part of the rest."""
         worst = {symbol: self._worst_usdt(symbol) for symbol in self._instruments}
         total = sum(worst.values())
         for symbol, value in worst.items():
@@ -146,14 +147,14 @@ class Guard:
             self._room[symbol] = (gross, geared)
 
     def liquidation(self, symbol: str, price_ticks: float | None) -> None:
-        """Liquidation price of the present position, None when there is none."""
+        """Set the liquidation price of the symbol's position; None when it has none."""
         if price_ticks is None:
             self._liquidation.pop(symbol, None)
         else:
             self._liquidation[symbol] = price_ticks
 
     def hear(self, events: Sequence[Event]) -> None:
-        """What became of orders; duplicates and orders that are not ours change nothing."""
+        """Take in order events; duplicates and orders that are not ours change nothing."""
         for event in events:
             order = self._orders.get(event.client_id)
             if isinstance(event, Filled):
@@ -161,15 +162,15 @@ class Guard:
             elif order is None or isinstance(event, Accepted | Lost | CancelRejected):
                 continue
             elif isinstance(event, Rejected):
-                # A refusal of an order that has filled speaks of another request.
+                # An order that has filled was accepted: the rejection is of a duplicate request.
                 if not order.filled_lots:
                     del self._orders[event.client_id]
             elif isinstance(event, Cancelled):
                 self._cancelled(event, order)
             elif isinstance(event, Amended):
                 order.qty_lots = event.qty_lots
-                if event.qty_lots in order.asked_lots:
-                    order.asked_lots.remove(event.qty_lots)
+                if event.qty_lots in order.amend_lots:
+                    order.amend_lots.remove(event.qty_lots)
                 if order.leaves_lots <= 0:
                     del self._orders[event.client_id]
 
@@ -184,16 +185,19 @@ class Guard:
                 del self._orders[fill.client_id]
 
     def _cancelled(self, event: Cancelled, order: _Open) -> None:
-        """An end may overtake fills: what the venue says has filled stays open until heard of."""
-        order.asked_lots.clear()
+        """A cancel may overtake fills: lots that filled by the venue's count stay open until then."""
+        order.amend_lots.clear()
         order.qty_lots -= event.leaves_lots
         if not event.leaves_lots or order.leaves_lots <= 0:
             del self._orders[event.client_id]
 
-    # -- what is asked -------------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------
 
     def allow(self, now_ns: int, action: Action, view: View | None) -> Denial | None:
-        """None when the action may leave, and then it counts as sent; else why it may not."""
+        """None when the request may be sent, and then it counts as sent; else why it is denied.
+
+        ``view`` is the symbol's present picture; None or a stale one denies all but cancels.
+        """
         symbol = self._symbol_of(action)
         sent = self._sent.get(symbol, deque())
         while sent and sent[0] <= now_ns - SECOND_NS:
@@ -216,13 +220,11 @@ class Guard:
                 reduce_only=action.reduce_only,
             )
         elif isinstance(action, Amend) and action.qty_lots is not None:
-            self._orders[action.client_id].asked_lots.append(action.qty_lots)
+            self._orders[action.client_id].amend_lots.append(action.qty_lots)
 
     def _judge(self, action: Action, view: View | None, sent: int) -> Denial | None:
         if isinstance(action, Cancel):
             return None if action.client_id in self._seen else Denial.UNKNOWN_ORDER
-        if self.halted:
-            return Denial.HALTED
         if sent >= self._rate:
             return Denial.RATE_LIMIT
         if isinstance(action, Submit):
@@ -256,7 +258,7 @@ class Guard:
         view: View | None,
         amends: bool = False,
     ) -> Denial | None:
-        """``lots`` more of an order; an amend of the price alone adds none."""
+        """Judge ``lots`` more of an order; an amend of the price alone adds none."""
         if side not in (1, -1) or lots < (0 if amends else 1):
             return Denial.BAD_QUANTITY
         if price_ticks is not None and price_ticks <= 0:
@@ -265,8 +267,8 @@ class Guard:
             return Denial.STALE_MARKET
         mid = self._mids[symbol] = view.mid_ticks
         if price_ticks is not None:
-            dear = side * (price_ticks - mid) / mid * BPS
-            if dear > self.limits.price_band_bps:
+            away_bps = side * (price_ticks - mid) / mid * BPS
+            if away_bps > self.limits.price_band_bps:
                 return Denial.PRICE_BAND
         position = self._positions[symbol]
         reducing = side * position < 0 and self._open(symbol, side) + lots <= abs(position)
@@ -313,15 +315,15 @@ class Guard:
         )
 
     def _worst_lots(self, symbol: str, side: int, more: int) -> int:
-        """The largest position on one side that open orders and ``more`` lots could lead to."""
+        """Largest position on one side after open orders and ``more`` lots fill."""
         return max(0, side * self._positions[symbol] + self._open(symbol, side) + more)
 
     def _worst_usdt(self, symbol: str, side: int = 0, more: int = 0) -> float:
-        """Value of the larger of both sides' worst, with ``more`` lots on ``side``."""
+        """Notional of the worst case of both sides, with ``more`` lots on ``side``."""
         worst = max(self._worst_lots(symbol, s, more if s == side else 0) for s in (1, -1))
         return worst * self._lot_usdt(symbol)
 
     def _lot_usdt(self, symbol: str) -> float:
-        """Value of a lot at the last mid seen; zero before one is, when nothing is held either."""
+        """Notional of a lot at the last mid; zero before the first, when there is no position either."""
         instrument = self._instruments[symbol]
         return self._mids.get(symbol, 0.0) * instrument.tick_size * instrument.lot_size

@@ -1,7 +1,17 @@
-"""How large a position may be: edge, volatility, liquidity, other positions and funding.
+"""Position sizing: from an expected return to a target position, its side and its size.
 
-Every rule gives a share of capital between 0 and a cap, or scales one; the smallest wins. A share of
-1 is a notional equal to the capital. Returns and volatilities are of the same horizon, in bps.
+The side is `next_target`, one rule for validation, backtest and live. Being in the market costs a
+round trip, so it enters only for more than that:
+
+- flat: take the signal's side when the expected return exceeds the round trip's cost;
+- in a position: a signal on our side above the cost confirms it, and its age starts again;
+- a signal on the other side above the cost turns it round;
+- otherwise stay until the age reaches the horizon of the expectation, then leave.
+
+The size is the smallest of several rules (`size`): fractional Kelly, a volatility target and a cap,
+each a share of capital; 1 is a notional equal to the capital. Liquidity caps an order, correlation
+scales the positions held together, and funding comes off the edge. Returns and volatilities are of
+the same horizon, in bps.
 """
 
 from __future__ import annotations
@@ -13,15 +23,36 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from market.kernel import compiled
 from market.units import BPS
 
-#: A quarter of the Kelly share: what is known of the edge is never as good as its estimate.
+#: Fractional Kelly: an edge is never as good as its estimate.
 KELLY_SHARE: Final = 0.25
 
 
+@compiled
+def next_target(
+    position: int, age_s: float, expected_bps: float, cost_bps: float, horizon_s: float
+) -> int:
+    """The next target's sign: +1 long, 0 flat, -1 short.
+
+    ``position`` is the present sign, ``age_s`` the time since it was entered or last confirmed,
+    ``expected_bps`` the signed expected return over ``horizon_s`` (NaN when there is none, which
+    confirms nothing and enters nothing), ``cost_bps`` the round trip's cost.
+    """
+    if expected_bps > cost_bps:
+        return 1
+    if expected_bps < -cost_bps:
+        return -1
+    return position if age_s < horizon_s else 0
+
+
 class Edge(msgspec.Struct, frozen=True, kw_only=True):
-    """What a position is expected to bring, net of its costs: mean, its standard error, and the
-    volatility of the return, all in bps over the model's horizon."""
+    """Expected return of a position net of its costs, the standard error of that mean, and the
+    volatility of the return, all in bps over the model's horizon.
+
+    Honest when mean and error come from out-of-sample data.
+    """
 
     mean_bps: float
     error_bps: float
@@ -29,14 +60,17 @@ class Edge(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def shrunk_bps(mean_bps: float, error_bps: float) -> float:
-    """A mean drawn towards zero by its error: m·max(0, 1 - (e/m)²) (positive-part James-Stein)."""
+    """A mean shrunk towards zero by its error: m·max(0, 1 - (e/m)²) (positive-part James-Stein)."""
     if abs(mean_bps) <= error_bps:
         return 0.0
     return mean_bps * (1 - (error_bps / mean_bps) ** 2)
 
 
 def kelly(edge: Edge, share: float = KELLY_SHARE) -> float:
-    """Signed share of capital by fractional Kelly with a shrunken edge: share·μ/σ²."""
+    """Signed share of capital by fractional Kelly with a shrunken edge: share·μ/σ².
+
+    ValueError for a volatility that is not positive.
+    """
     if edge.sigma_bps <= 0:
         raise ValueError(f"volatility {edge.sigma_bps:g} bps: expected more than zero")
     mean = shrunk_bps(edge.mean_bps, edge.error_bps) / BPS
@@ -44,14 +78,14 @@ def kelly(edge: Edge, share: float = KELLY_SHARE) -> float:
 
 
 def volatility_share(target_bps: float, sigma_bps: float) -> float:
-    """Share of capital at which a position has the target volatility: σ*/σ."""
+    """Share of capital at which a position has the target volatility, σ*/σ; ValueError for σ ≤ 0."""
     if sigma_bps <= 0:
         raise ValueError(f"volatility {sigma_bps:g} bps: expected more than zero")
     return target_bps / sigma_bps
 
 
 def liquidity_lots(depth_lots: int, share: float) -> int:
-    """The part of the depth near the touch that an order may be, in lots."""
+    """Liquidity cap: the largest order, in lots, that is a ``share`` of the depth near the touch."""
     return math.floor(depth_lots * share)
 
 
@@ -61,10 +95,11 @@ def portfolio_scale(
     correlation: Sequence[Sequence[float]],
     target_bps: float,
 ) -> float:
-    """Factor in [0, 1] that brings positions held together down to a target volatility.
+    """Factor in [0, 1] that scales positions held together down to a target volatility: σ*/√(rᵀCr).
 
-    ``correlation`` is in the order of ``shares``. Two positions that hedge each other are not scaled
-    for the volatility that they do not have. ValueError for a matrix that is no correlation.
+    r are the positions' volatilities (``shares`` × ``sigmas_bps``) and C is ``correlation``, in the
+    order of ``shares``; positions that hedge each other are not scaled for it. ValueError for a
+    matrix that is no correlation.
     """
     names = list(shares)
     matrix = np.asarray(correlation, np.float64)
@@ -78,9 +113,10 @@ def portfolio_scale(
 
 
 def funding_bps(side: int, predicted_bps: float, to_stamp_s: float, holding_s: float) -> float:
-    """Funding that a position entered now is expected to pay (positive) or to get, in bps.
+    """Funding that a position entered now is expected to pay (positive) or to receive, in bps.
 
-    Only a position held at the stamp pays; longs pay shorts at a positive rate.
+    Only a position held at the settlement, ``to_stamp_s`` away, pays; longs pay shorts at a positive
+    rate.
     """
     return side * predicted_bps if 0 <= to_stamp_s <= holding_s else 0.0
 
@@ -88,10 +124,10 @@ def funding_bps(side: int, predicted_bps: float, to_stamp_s: float, holding_s: f
 def leaves_for_funding(
     side: int, predicted_bps: float, to_stamp_s: float, round_trip_bps: float, wait_s: float = 60.0
 ) -> bool:
-    """Whether a position is better closed before the stamp and opened again after it.
+    """Whether a position is better closed before a funding settlement and opened again after it.
 
-    Only within ``wait_s`` of the stamp, and only when the payment is larger than the round trip;
-    at the usual 1 bp in eight hours it never is.
+    Only within ``wait_s`` of it, and only when the payment is larger than the round trip; at the
+    usual 1 bp in eight hours it never is.
     """
     return funding_bps(side, predicted_bps, to_stamp_s, wait_s) > round_trip_bps
 
@@ -105,8 +141,8 @@ def size(
 ) -> float:
     """Signed share of capital for one symbol: the smallest of Kelly, volatility target and cap.
 
-    ``funding`` is what holding the position is expected to pay in bps (`funding_bps`), which comes
-    off the edge; an edge that does not survive it gives 0.
+    ``funding`` is the expected funding payment in bps (`funding_bps`), which comes off the edge; an
+    edge that is no larger gives 0.
     """
     sign = math.copysign(1.0, edge.mean_bps)
     mean = max(0.0, abs(edge.mean_bps) - funding) * sign

@@ -316,7 +316,7 @@ class _Trial:
                 size_usdt=self.size_usdt,
                 # Recorded markets are the same without us.
                 control=market.mids,
-                tape=market.tape,
+                traded=market.traded,
             )
         )
 

@@ -1,8 +1,8 @@
-"""The seam between decisions and any market: one small protocol, many drivers.
+"""The interface between algorithms and any market: one small protocol, many drivers.
 
 A call returns at once; every outcome arrives later as an event of `orders`. The replay simulator,
-the paper venue and (later) Bybit itself are drivers of this protocol, and one contract suite runs
-over all of them.
+the paper venue and (later) Bybit itself implement the protocol, and one contract suite
+(tests/execution/venue_contract.py) runs over all of them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from market.instruments import Instrument
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """What an algorithm may see of one symbol at an instant: our local, delayed picture.
+    """One symbol as an algorithm may see it at an instant: our local, delayed picture.
 
     ``bids`` and ``asks`` are (price_ticks, qty_lots) from the touch outwards, at least one level
     each unless ``stale``. ``signal_bps`` is the model's expected return over its horizon, signed,
-    None when there is none. ``bought_lots`` and ``sold_lots`` are what takers have bought and sold
-    since the venue began, as far as we have heard; only differences mean something.
+    None when there is none. ``bought_lots`` and ``sold_lots`` are lots that takers have bought and
+    sold since the venue began, as far as received; only differences mean something.
     """
 
     symbol: str
@@ -47,28 +47,11 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         return self.bids[0][0] if side > 0 else self.asks[0][0]
 
 
-class Algorithm(Protocol):
-    """A small state machine that works one parent order; synchronous, and without I/O."""
-
-    def step(self, now_ns: int, view: View, events: Sequence[Event]) -> Sequence[Action]:
-        """React to the time, the view and what became of our orders since the last step.
-
-        Called at timers, at order events and when the touch changes. Returns orders to place,
-        amend or cancel, in the order in which they are to be sent.
-        """
-        ...
-
-    @property
-    def done(self) -> bool:
-        """True when nothing is left to work and no order of ours is open."""
-        ...
-
-
 class Venue(Protocol):
-    """Where actions go. Outcomes come back through `poll`, in order."""
+    """Where orders go. Outcomes come back through `poll`, in order."""
 
     def send(self, actions: Sequence[Action]) -> None:
-        """Hand over actions; returns at once, and raises nothing for what the venue may refuse."""
+        """Send requests; returns at once, and raises nothing for what the venue may reject."""
         ...
 
     def poll(self) -> Sequence[Event]:
@@ -76,5 +59,5 @@ class Venue(Protocol):
         ...
 
     def position_lots(self, symbol: str) -> int:
-        """Signed position as the venue knows it: the sum of executions."""
+        """Signed position at the venue: the sum of executions."""
         ...

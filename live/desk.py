@@ -395,8 +395,8 @@ class Desk:
             end_ns=ended.end_ns,
             control=None if venue.moves_market else record.mids,
             propagator=Propagator(sigma_bps=row.sigma_bps, volume_s=row.volume_lots_s),
-            tape=record.tape,
-            own_in_tape=venue.moves_market,
+            traded=record.traded,
+            own_in_traded=venue.moves_market,
             signal_bps=row.signal_bps,
             signal_s=row.signal_s,
         )

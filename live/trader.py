@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from execution.liquidity import Costs
-from execution.target import next_target
+from execution.sizing import next_target
 from live.decisions import Decision
 from live.desk import TIMER_NS, Desk
 from live.history import History

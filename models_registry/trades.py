@@ -3,7 +3,7 @@
 The decision at t takes the expectation at t and is executed one second later, at the mid of t + 1 s
 plus or minus half the spread then; the taker fee is paid on both legs. The position is carried from
 second to second; a turn closes and opens at the same prices. The rule is
-`execution.target.next_target`, the one that runs live.
+`execution.sizing.next_target`, the one that runs live.
 
 A break in the rows (not warm, a gap, the end of the block) closes the position at the last row
 before it and is counted: what lies behind a break is no price one could have had.
@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from execution.target import next_target
+from execution.sizing import next_target
 from market.kernel import compiled
 from market.settings import FEE_ROWS_BPS
 from market.units import SECOND_NS

@@ -1,12 +1,12 @@
-"""Algorithms that decide where an order stands: across the spread, or in which queue and how much.
+"""Order placement: across the spread, or resting in which queue and with how much.
 
     market         everything at once, across the spread: the baseline
-    passive        join the own side, follow it when it moves away, cross what is left at the end
+    passive        peg to the own touch, cross with the remainder at the deadline
     iceberg        the same, showing a tip at a time
-    cont_kukanov   split at once between a queue and the market by the cost of coming up short
-    adaptive       passive, out of the way of sweeps, and crossing when waiting costs more
+    cont_kukanov   split at once between limit and market orders by the cost of an unfilled remainder
+    adaptive       passive, cancelling before sweeps, and crossing when waiting costs more
 
-All of them rest post-only and never follow the market further than they may pay.
+All of them rest post-only and never follow the market beyond a price limit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from market.units import BPS, SECOND_NS
 
 
 class MarketOrder(Working):
-    """Everything at once across the spread; what a thin book left over is sent again."""
+    """Everything at once across the spread; what a thin book did not fill is sent again."""
 
     def _decide(self, now_ns: int, view: View) -> Iterator[Action]:
         if not view.stale and not self._live:
@@ -30,12 +30,12 @@ class MarketOrder(Working):
 
 
 class Resting(Working):
-    """Base of what waits in a queue: keeps a quantity resting and moves it with the market.
+    """Base of passive algorithms: keeps a quantity resting and pegs it to a price.
 
-    Orders rest post-only. When the wanted price moves away from one it follows, after ``pause_ns``
-    since its last move and at most ``max_moves`` times in all: every move gives the place in the
-    queue away. None follows past ``chase_bps`` of the decision price (cost so far); from there only
-    the deadline decides, when what is left crosses.
+    Orders rest post-only. When the wanted price moves away from one it is amended, ``pause_ns`` after
+    its last move at the earliest and at most ``max_moves`` times in all: every move loses queue
+    position. None is chased past ``chase_bps`` of the decision price; the remainder then waits for the
+    deadline, when it crosses.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class Resting(Working):
         self._posted_ns = -pause_ns
         self._moved_ns: dict[str, int] = {}
 
-    def _came_to_nothing(self, child: Child, now_ns: int) -> None:
-        # A post-only order that met a moved market is part of the business before the deadline.
+    def _cancelled_unfilled(self, child: Child, now_ns: int) -> None:
+        # A post-only order that would have crossed a moved market is no failure.
         if child.crosses:
             self._failed(now_ns)
 
@@ -70,12 +70,12 @@ class Resting(Working):
             yield from self._work(now_ns, view)
 
     def _work(self, now_ns: int, view: View) -> Iterator[Action]:
-        """What to do before the deadline, with a sound book."""
+        """Actions before the deadline, with a sound book."""
         yield from self._rest(now_ns, self.parent.qty_lots, view.touch(self.parent.side))
 
     def _rest(self, now_ns: int, lots: int, price_ticks: int) -> Iterator[Action]:
-        """Have ``lots`` resting in all, at ``price_ticks`` unless they stand there or nearer."""
-        resting = sum(c.open_lots for c in self._unsettled.values() if not c.crosses)
+        """Keep ``lots`` resting in all, amending orders that are further away than ``price_ticks``."""
+        resting = sum(c.open_lots for c in self._pending.values() if not c.crosses)
         missing = min(lots - resting, self.remaining_lots)
         if missing > 0 and now_ns - self._posted_ns >= self._pause_ns:
             self._posted_ns = now_ns
@@ -87,7 +87,7 @@ class Resting(Working):
         side = self.parent.side
         away = side * (price_ticks - child.price_ticks) > 0
         affordable = side * (self._furthest_ticks - price_ticks) >= 0
-        last_ns = max(self._moved_ns.get(child.client_id, self._posted_ns), child.refused_ns)
+        last_ns = max(self._moved_ns.get(child.client_id, self._posted_ns), child.rejected_ns)
         ready = self._rests(child) and now_ns - last_ns >= self._pause_ns
         if away and affordable and ready and self.moves < self._max_moves:
             self.moves += 1
@@ -97,7 +97,7 @@ class Resting(Working):
 
     @staticmethod
     def _rests(child: Child) -> bool:
-        """Whether an order stands in the book with nothing under way that concerns it."""
+        """Whether an order rests in the book with no request of it under way."""
         return (
             child.state in (OrderState.NEW, OrderState.PARTIALLY_FILLED)
             and not child.crosses
@@ -106,13 +106,13 @@ class Resting(Working):
 
 
 class PassivePeg(Resting):
-    """Join the own side and follow it; cross what is left when the deadline comes.
+    """Peg to the own touch; cross with the remainder at the deadline.
 
-    With ``behind_bps`` it stands so far behind the touch at first and comes nearer evenly, to join the
-    touch after the share ``patience`` of its time. What fills a maker at the touch is often a price
-    that jumps, and the jump is what the fill costs; an order that the price has to come to loses only
-    what is left of the last jump, and where the price comes to rest at it, it is early in its queue.
-    ValueError for a negative distance or a share outside 0 to 1.
+    With ``behind_bps`` it rests so far behind the touch at first and moves up evenly, to join the
+    touch after the share ``patience`` of its time. A maker at the touch is often filled by a price
+    jump, whose size is the adverse selection it pays; behind the touch an order pays less of the jump,
+    and has a better queue position where the price stops at it. ValueError for a negative distance or
+    a share outside 0 to 1.
     """
 
     def __init__(
@@ -146,8 +146,8 @@ class PassivePeg(Resting):
 class Iceberg(Resting):
     """The passive peg, showing no more than a tip; each new tip joins the queue at its end.
 
-    The tip is ``tip_share`` of the parent, and never more than ``touch_share`` of what stands at the
-    own touch when it is shown, so that it does not stand out; one lot at least.
+    The tip is ``tip_share`` of the parent, and at most ``touch_share`` of the quantity displayed at
+    the own touch, so that it does not stand out; one lot at least.
     """
 
     def __init__(self, parent: Parent, *, tip_share: float = 0.1, touch_share: float = 0.2) -> None:
@@ -167,15 +167,15 @@ class Iceberg(Resting):
 class ContKukanov(Resting):
     """How much to rest and how much to take at once, for one venue (Cont and Kukanov 2017).
 
-    With half-spread h, taker fee f, maker fee -r, the quantity in front Q, the outflow ξ of our queue
-    until the deadline and the penalty λ for what is left over (costs in bps of price), the optimal
+    With half-spread h, taker fee f, maker fee -r, the queue ahead Q, the outflow ξ of our queue until
+    the deadline and the penalty λ for an unfilled remainder (costs in bps of price), the optimal
     resting quantity is
 
         L = clip(F⁻¹((2h + f + r) / (λ + h + r)) - Q, 0, S)
 
-    with F the distribution of ξ, and the rest is taken. The outflow is taken as exponential with the
-    mean that the tape has shown. The split is looked at again every ``review_ns``; what rests is
-    pegged, and crosses at the deadline.
+    with F the distribution of ξ, and the rest is taken. The outflow is modelled as exponential with
+    the mean rate of the monitor. The split is reviewed every ``review_ns``; resting orders are pegged,
+    and cross at the deadline. ValueError for a penalty that is no higher than the maker fee.
     """
 
     def __init__(
@@ -197,9 +197,9 @@ class ContKukanov(Resting):
         self.take_lots = 0
 
     def resting_lots(self, now_ns: int, view: View) -> int:
-        """L for what is not filled yet, from 0 to all of it."""
+        """L for the unfilled quantity, from 0 to all of it."""
         side = self.parent.side
-        left = self.parent.qty_lots - self.filled_lots
+        unfilled = self.parent.qty_lots - self.filled_lots
         left_s = max(0.0, (self.parent.deadline_ns - now_ns) / SECOND_NS)
         mean = self.monitor.outflow_lots_s(side, view) * left_s
         half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * BPS
@@ -207,34 +207,34 @@ class ContKukanov(Resting):
             self._penalty_bps + half + self._rebate_bps
         )
         if level >= 1:
-            return left
+            return unfilled
         queue = (view.bids if side > 0 else view.asks)[0][1]
-        return round(min(max(-mean * math.log1p(-level) - queue, 0.0), left))
+        return round(min(max(-mean * math.log1p(-level) - queue, 0.0), unfilled))
 
     def _work(self, now_ns: int, view: View) -> Iterator[Action]:
         self.monitor.see(view)
-        left = self.parent.qty_lots - self.filled_lots
+        unfilled = self.parent.qty_lots - self.filled_lots
         if now_ns - self._reviewed_ns >= self._review_ns:
             self._reviewed_ns = now_ns
-            self.take_lots = self.filled_lots + left - self.resting_lots(now_ns, view)
+            self.take_lots = self.filled_lots + unfilled - self.resting_lots(now_ns, view)
         if (take := self.take_lots - self.filled_lots) > 0:
             yield from self._cross(now_ns, take)
-        yield from self._rest(now_ns, left - max(take, 0), view.touch(self.parent.side))
+        yield from self._rest(now_ns, unfilled - max(take, 0), view.touch(self.parent.side))
 
 
 class Adaptive(Resting):
-    """Passive with judgement: out of the way of sweeps, and across when waiting costs more.
+    """Passive, cancelling before sweeps, and crossing when waiting costs more.
 
     Three rules, each in bps of price and signed against the parent:
 
-    - *Step aside.* With a share of the touch on our side below ``aside_share`` the price is about to
-      trade through us: orders are cancelled, and posted again when the share is above
-      ``return_share`` or the touch has moved. A fill just before a sweep is the dear kind.
-    - *Hold back.* When the signal expects the market to come to us it is not followed.
-    - *Cross.* Waiting costs the maker fee and the drift that the signal expects when it fills, and
-      the taker fee, half the spread and the drift when it does not; it fills by the deadline with
-      the probability that the queue in front and the outflow seen so far give. What is left crosses
-      when that is dearer than crossing now.
+    - *Step aside.* When the own side's share of the touch (queue imbalance) is below ``aside_share``,
+      the price is about to trade through us: orders are cancelled, and posted again when the share is
+      above ``return_share`` or the touch has moved. Fills just before a sweep are adversely selected.
+    - *Hold back.* When the signal expects the market to come to us, resting orders are not moved.
+    - *Cross.* Waiting costs the maker fee less half the spread when it fills, and the taker fee, half
+      the spread and the expected drift when it does not; it fills by the deadline with the probability
+      that the queue ahead and the outflow give (`liquidity.filled_share`). The remainder crosses when
+      that is dearer than crossing now.
     """
 
     def __init__(
@@ -255,10 +255,10 @@ class Adaptive(Resting):
         self._crosses = False
 
     def _work(self, now_ns: int, view: View) -> Iterator[Action]:
-        side, left = self.parent.side, self.parent.qty_lots - self.filled_lots
+        side, unfilled = self.parent.side, self.parent.qty_lots - self.filled_lots
         price = view.touch(side)
         if self._dearer_to_wait(now_ns, view):
-            yield from self._cross(now_ns, left)
+            yield from self._cross(now_ns, unfilled)
             return
         if self._steps_aside(view):
             for child in self._live:
@@ -267,7 +267,7 @@ class Adaptive(Resting):
             return
         if side * (view.signal_bps or 0.0) < -self._hold_back_bps and self._live:
             return
-        yield from self._rest(now_ns, left, price)
+        yield from self._rest(now_ns, unfilled, price)
 
     def _steps_aside(self, view: View) -> bool:
         own, other = (view.bids, view.asks)[:: self.parent.side]
@@ -280,17 +280,17 @@ class Adaptive(Resting):
         return self._aside_ticks is not None
 
     def _dearer_to_wait(self, now_ns: int, view: View) -> bool:
-        """Whether crossing now costs less than waiting; once it does, it stays so."""
+        """Whether crossing now costs less than waiting; once true, it stays so."""
         self.monitor.see(view)
         if self._crosses or view.signal_bps is None:
             return self._crosses
         side = self.parent.side
-        left = self.parent.qty_lots - self.filled_lots
+        unfilled = self.parent.qty_lots - self.filled_lots
         left_s = max(0.0, (self.parent.deadline_ns - now_ns) / SECOND_NS)
-        filled = filled_share(self.monitor, view, side, left, left_s)
+        filled = filled_share(self.monitor, view, side, unfilled, left_s)
         half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * BPS
         drift = max(0.0, side * view.signal_bps)
-        # What fills has filled because the market came to us: only what is left bears the drift.
+        # A fill means that the market came to us: only the unfilled part bears the drift.
         waits = filled * (self._maker_bps - half) + (1 - filled) * (self._taker_bps + half + drift)
         self._crosses = self._taker_bps + half < waits
         return self._crosses

@@ -1,12 +1,12 @@
-"""Algorithms that spread a parent over time: each is a curve of how much should be done by now.
+"""Scheduled algorithms: each is a curve of the share of the parent that should be done by now.
 
     twap             evenly, by a randomised clock
     vwap             as the day's volume usually runs
     pov              a share of what the market trades
     almgren_chriss   faster first, as fast as aversion to risk asks
 
-What is due rests at the own touch; what has been due for longer than `patience_ns` is taken, and so
-is everything at the deadline.
+The quantity due rests at the own touch; what has been due for longer than ``patience_ns`` is taken,
+and so is the remainder at the deadline.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from market.units import DAY_NS, SECOND_NS
 
 
 class Scheduled(Resting):
-    """Base: rests what is due by `_share`, and takes what has been due for too long."""
+    """Base: rests the quantity due by `_share`, and takes what has been due for ``patience_ns``."""
 
     def __init__(self, parent: Parent, *, patience_ns: int = 10 * SECOND_NS) -> None:
         super().__init__(parent, max_moves=500)
@@ -36,7 +36,7 @@ class Scheduled(Resting):
         """Share of the parent that should be done by now, 0 to 1; it never falls."""
 
     def _elapsed(self, now_ns: int) -> float:
-        """Share of the parent's time that has passed."""
+        """Elapsed share of the parent's time."""
         span = self.parent.deadline_ns - self.parent.decision_ns
         return min(1.0, (now_ns - self.parent.decision_ns) / span) if span > 0 else 1.0
 
@@ -55,7 +55,7 @@ class Scheduled(Resting):
 
 
 class Twap(Scheduled):
-    """Equal slices at about equal times: time and size vary by a fifth, so that no clock shows.
+    """Equal slices at about equal times; both are randomised by ``vary``, so that no pattern shows.
 
     The variation is a function of the parent's id: the same parent is worked the same way again.
     """
@@ -78,11 +78,11 @@ class Twap(Scheduled):
 
 
 class Vwap(Scheduled):
-    """In step with a forecast of the day's volume.
+    """In proportion to a forecast of the day's volume.
 
     ``profile`` gives the relative volume of equal parts of a UTC day, from midnight; one part (the
-    default) is a flat day, and the algorithm a TWAP without slices. ValueError for one that is empty
-    or not positive.
+    default) is a flat day, and the algorithm a TWAP without slices. Honest when estimated on earlier
+    days only. ValueError for one that is empty or not positive.
     """
 
     def __init__(self, parent: Parent, *, profile: Sequence[float] = (1.0,)) -> None:
@@ -108,9 +108,9 @@ class Vwap(Scheduled):
 
 
 class Pov(Scheduled):
-    """A share ρ of all that trades, ourselves included: ρ/(1-ρ) of what others trade.
+    """Participation: a share ρ of the volume, ourselves included, so ρ/(1-ρ) of what others trade.
 
-    It follows the tape, so it may be far from done at the deadline, when the rest crosses.
+    It may be far from done at the deadline, when the remainder crosses. ValueError outside 0 < ρ < 1.
     """
 
     def __init__(self, parent: Parent, *, participation: float = 0.1) -> None:
@@ -128,7 +128,7 @@ class Pov(Scheduled):
 
 
 def trajectory(urgency: float, elapsed: float) -> float:
-    """Share done of an optimal liquidation (Almgren and Chriss 2000, in continuous time).
+    """Share done of an optimal schedule (Almgren and Chriss 2000, in continuous time).
 
     1 - sinh(κ(T - t)) / sinh(κT) with ``urgency`` = κT and ``elapsed`` = t/T; 0 is even (TWAP).
     """
@@ -141,10 +141,10 @@ def trajectory(urgency: float, elapsed: float) -> float:
 
 
 class AlmgrenChriss(Scheduled):
-    """Front-loaded by aversion to risk against impact: the Almgren-Chriss curve.
+    """Front-loaded by risk aversion against market impact: the Almgren-Chriss curve.
 
     ``urgency`` is κT, with κ² = λσ²/η in continuous time: risk aversion, variance of the price a
-    second, and temporary impact of trading one lot a second.
+    second, and temporary impact of trading one lot a second. ValueError when negative.
     """
 
     def __init__(self, parent: Parent, *, urgency: float = 2.0) -> None:
@@ -157,13 +157,8 @@ class AlmgrenChriss(Scheduled):
         return trajectory(self._urgency, self._elapsed(now_ns))
 
 
-def urgency(risk_aversion: float, sigma: float, temporary: float, span_s: float) -> float:
-    """κT of Almgren and Chriss: √(λσ²/η)·T. Units: λ 1/money, σ money/lot/√s, η money·s/lot²."""
-    return math.sqrt(risk_aversion * sigma**2 / temporary) * span_s
-
-
 def _uniform(key: str, count: int) -> list[float]:
-    """Uniform numbers that are a function of a text."""
+    """Uniform numbers in [0, 1) that are a function of a text."""
     return [
         int.from_bytes(hashlib.sha256(f"{key}/{k}".encode()).digest()[:7]) / 2**56
         for k in range(count)

@@ -1,11 +1,10 @@
 """A parent order and the book-keeping of its child orders, which every algorithm shares.
 
-Whatever the venue answers, late, twice or not at all, an algorithm keeps two promises:
+Whatever the venue answers, late, twice or not at all, an algorithm keeps two invariants:
 
-- what is filled and what may still fill never exceed the parent's quantity: an order whose fate is
-  not known counts as open, and the part of a cancelled order that filled without our having heard
-  of it yet counts as filled;
-- when it is `done`, nothing of it is open.
+- filled and open quantity never exceed the parent's: an order of unknown state counts as open, and
+  the part of a cancelled order whose fills have not been received yet counts as filled;
+- when it is `done`, no order of it is open.
 
 `execution.algorithms` names the algorithms that are built on this.
 """
@@ -40,10 +39,11 @@ from market.units import SECOND_NS
 
 
 class Parent(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be bought or sold, and by when.
+    """A parent order: what is to be bought or sold, and by when.
 
-    ``decision_mid_ticks`` is the mid at the decision, the price that the cost is measured against.
-    ``deadline_ns`` is when patience ends. ``reduce_only`` marks a parent that closes a position.
+    ``decision_mid_ticks`` is the mid at the decision, the benchmark of its implementation shortfall.
+    At ``deadline_ns`` passive algorithms cross with the remainder. ``reduce_only`` marks a parent that
+    closes a position. ValueError for a bad side or quantity.
     """
 
     id: str
@@ -69,45 +69,45 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Child(msgspec.Struct, kw_only=True):
-    """One order of a parent, as far as we have heard."""
+    """A child order, as far as its events have been received."""
 
     client_id: str
     price_ticks: int
     qty_lots: int
     state: OrderState = OrderState.PENDING_NEW
     filled_lots: int = 0
-    #: Total that the venue says has filled, when it has said so at the end.
+    #: Total filled by the venue's count, where its final event gave it.
     final_lots: int = 0
     crosses: bool = False  #: it never rests, so there is nothing to cancel
     amending: bool = False
     cancel_sent: bool = False
-    refused_ns: int = -SECOND_NS  #: when a cancel or amend was last refused
+    rejected_ns: int = -SECOND_NS  #: when a cancel or amend was last rejected
 
     @property
     def open_lots(self) -> int:
-        """Quantity that may still fill, or has filled without our having heard of it."""
+        """Quantity that may still fill, or whose fills have not been received yet."""
         if self.state.is_final:
             return max(0, self.final_lots - self.filled_lots)
         return self.qty_lots - self.filled_lots
 
 
 class Working(ABC):
-    """Base: order book-keeping for one parent; what to do next is `_decide`'s."""
+    """Base of algorithms: order book-keeping for one parent; `_decide` gives the next actions."""
 
-    #: A refused action is not repeated sooner.
+    #: A rejected action is retried no sooner.
     retry_ns: Final = SECOND_NS
-    #: Orders that come to nothing before the algorithm gives the rest up.
+    #: Orders in a row that fail before the algorithm gives up the remainder.
     max_failures: Final = 5
     #: How long after the deadline it waits for a market to trade in.
     grace_ns: Final = 10 * SECOND_NS
-    #: The algorithm that does the work, where one was picked.
+    #: Name of the option that a router picked.
     picked: str = ""
 
     def __init__(self, parent: Parent) -> None:
         self.parent = parent
         self.children: dict[str, Child] = {}
-        #: Those of them that may still fill, or have filled without our having heard of all of it.
-        self._unsettled: dict[str, Child] = {}
+        #: Those of them that may still fill, or whose fills have not all been received.
+        self._pending: dict[str, Child] = {}
         self.filled_lots = 0
         #: When the first order was sent, None before.
         self.arrival_ns: int | None = None
@@ -118,39 +118,43 @@ class Working(ABC):
         self.monitor = Monitor()
 
     def inform(self, monitor: Monitor) -> None:
-        """Take over what was seen of the market before the decision; ours to go on with."""
+        """Use a monitor that has seen the market before the decision; ours to update from now on."""
         self.monitor = monitor
 
     def estimate(self, view: View) -> Estimate | None:
-        """What the parent should cost, asked before the first step; None where nothing is foreseen."""
+        """Expected cost of the parent before the first step; None for an algorithm without a model."""
         return None
 
     @property
     def open_lots(self) -> int:
-        return sum(child.open_lots for child in self._unsettled.values())
+        """Quantity that may still fill, over all orders."""
+        return sum(child.open_lots for child in self._pending.values())
 
     @property
     def remaining_lots(self) -> int:
-        """What is neither filled nor open."""
+        """Quantity that is neither filled nor open."""
         return max(0, self.parent.qty_lots - self.filled_lots - self.open_lots)
 
     @property
     def done(self) -> bool:
-        """True when nothing is left to work and no order of ours is open."""
+        """True when nothing remains to work and no order of ours is open."""
         return not self._live and self.open_lots == 0 and (self._ended or not self.remaining_lots)
 
     def abandon(self) -> None:
-        """Give up what is not filled: the next step cancels what is open and sends nothing new."""
+        """Give up the unfilled quantity: the next step cancels open orders and sends nothing new."""
         self._ended = True
 
     def step(self, now_ns: int, view: View, events: Sequence[Event]) -> Sequence[Action]:
-        """React to the time, the view and what became of our orders since the last step."""
+        """React to the time, the view and the order events since the last step; the next actions.
+
+        Called at timers, at order events and when the touch changes; actions are sent in order.
+        """
         for event in events:
             child = self.children.get(event.client_id)
             if child is not None:
                 self._absorb(child, event, now_ns)
                 if child.state.is_final and not child.open_lots:
-                    self._unsettled.pop(child.client_id, None)
+                    self._pending.pop(child.client_id, None)
         late = now_ns >= self.parent.deadline_ns + self.grace_ns
         if self._failures >= self.max_failures or late:
             self._ended = True
@@ -162,16 +166,17 @@ class Working(ABC):
 
     @abstractmethod
     def _decide(self, now_ns: int, view: View) -> Iterator[Action]:
-        """The next actions, given that something is left to do."""
+        """The next actions, while something remains to do."""
 
-    # -- what became of our orders -------------------------------------------------------------
+    # -- order events --------------------------------------------------------------------------
 
     @property
     def _live(self) -> list[Child]:
-        """Orders that are not known to be finished."""
-        return [child for child in self._unsettled.values() if not child.state.is_final]
+        """Orders that are not final."""
+        return [child for child in self._pending.values() if not child.state.is_final]
 
     def _absorb(self, child: Child, event: Event, now_ns: int) -> None:
+        """Apply an event to its order; duplicates and late events change nothing."""
         if isinstance(event, Filled):
             if event.exec_id in self._executions:
                 return
@@ -191,7 +196,7 @@ class Working(ABC):
             if child.state in (OrderState.PENDING_NEW, OrderState.UNKNOWN):
                 child.state = OrderState.NEW
         elif isinstance(event, Rejected):
-            # A refusal of an order that rests speaks of a second request under its name.
+            # A resting order was accepted: the rejection is of a duplicate request.
             if child.state in (OrderState.PENDING_NEW, OrderState.UNKNOWN):
                 child.state = OrderState.REJECTED
                 self._failed(now_ns)
@@ -200,20 +205,20 @@ class Working(ABC):
             if event.leaves_lots:
                 child.final_lots = child.qty_lots - event.leaves_lots
             if not child.cancel_sent and not child.open_lots and not child.filled_lots:
-                self._came_to_nothing(child, now_ns)
+                self._cancelled_unfilled(child, now_ns)
         elif isinstance(event, Amended):
             child.amending = False
             child.price_ticks, child.qty_lots = event.price_ticks, event.qty_lots
         elif isinstance(event, CancelRejected):
             child.amending = False
-            child.refused_ns = now_ns
+            child.rejected_ns = now_ns
             if child.state is OrderState.PENDING_CANCEL:
                 child.state = OrderState.PARTIALLY_FILLED if child.filled_lots else OrderState.NEW
         elif isinstance(event, Lost):
             child.state = OrderState.UNKNOWN
 
-    def _came_to_nothing(self, child: Child, now_ns: int) -> None:
-        """The venue ended an order that we did not cancel and that has filled nothing."""
+    def _cancelled_unfilled(self, child: Child, now_ns: int) -> None:
+        """The venue cancelled an order of ours before any fill."""
         self._failed(now_ns)
 
     def _failed(self, now_ns: int) -> None:
@@ -238,12 +243,12 @@ class Working(ABC):
         order_type: OrderType,
         time_in_force: TimeInForce,
     ) -> Iterator[Action]:
-        """An order for ``lots`` or what remains; nothing when nothing does or a refusal is fresh."""
+        """An order for ``lots``, at most what remains; none within `retry_ns` of a failure."""
         lots = min(lots, self.remaining_lots)
         if lots <= 0 or now_ns - self._failed_ns < self.retry_ns:
             return
         client_id = f"{self.parent.id}-{len(self.children) + 1}"
-        self.children[client_id] = self._unsettled[client_id] = Child(
+        self.children[client_id] = self._pending[client_id] = Child(
             client_id=client_id,
             price_ticks=price_ticks,
             qty_lots=lots,
@@ -263,13 +268,13 @@ class Working(ABC):
         )
 
     def _cross(self, now_ns: int, lots: int) -> Iterator[Action]:
-        """Take ``lots`` now: from what is not open, and cancel orders until that is enough."""
+        """Take ``lots`` now from what is not open, and cancel resting orders until that is enough."""
         crossing = sum(child.open_lots for child in self._live if child.crosses)
         missing = lots - crossing
         free = self.remaining_lots
         if not crossing:
             yield from self._take(now_ns, min(missing, free))
-        # The youngest order is the furthest back in its queue.
+        # The youngest order has the worst queue position.
         for child in reversed(self._live):
             if missing <= free:
                 return
@@ -278,9 +283,9 @@ class Working(ABC):
                 yield from self._cancel(child, now_ns)
 
     def _cancel(self, child: Child, now_ns: int) -> Iterator[Action]:
-        """A cancel of an order that rests, unless one is under way or was refused just now."""
+        """A cancel of a resting order, unless one is under way or was rejected just now."""
         rests = child.state in (OrderState.NEW, OrderState.PARTIALLY_FILLED) and not child.crosses
-        if rests and now_ns - child.refused_ns >= self.retry_ns:
+        if rests and now_ns - child.rejected_ns >= self.retry_ns:
             child.state = OrderState.PENDING_CANCEL
             child.cancel_sent = True
             yield Cancel(client_id=child.client_id)

@@ -1,20 +1,19 @@
-"""When a resting order fills: competing risks in discrete time, from what a view and a tape show.
+"""Fill probability of a resting order: a hazard model with competing risks in discrete time.
 
-An order that rests ends in one of two ways that are not ours to choose: it is *filled*, or the price
-*runs away* from it (the own touch stands `Parameters.away_bps` nearer to the other side than the
-order does, where an algorithm would follow). What we cancel is neither: it is censored, and says
-only that nothing had happened until then.
+A resting order ends in one of two ways: it is *filled*, or the price *runs away* from it (the own
+touch has moved `Parameters.away_bps` ahead of the order's price, where an algorithm would follow). A
+cancel of ours is neither: it censors the order, of which we only know that nothing had happened yet.
 
-Time since the look is cut into intervals with growing lengths. With x the covariates of the order as
-it was looked at (`Queued.covariates`), interval k of mid-time t_k ends in cause c, given that
-neither had come before, with probability
+Time since an observation is cut into intervals of growing length. With x the covariates of the order
+as it was observed (`Queued.covariates`), interval k of mid-time t_k ends in cause c, given that
+neither had happened before, with probability
 
     h_c(k) = exp(η_c) / (1 + Σ_c' exp(η_c')),   η_c = base_c(k) + x · (level_c + slope_c · ln(1 + t_k))
 
-so that what is seen now tells more of the next second than of the next minute. Within an interval
+so that present covariates say more of the next second than of the next minute. Within an interval
 both rates are constant; past the last one they stay as they were in it. Fitted in `survival` on the
-orders of `placements`; the parameters stand in ``parameters.json``, for each bound of the queue, and apart for
-recorded and for synthetic markets: in these the queue matters less, because the price moves more.
+orders of `placements`; the parameters are in ``parameters.json``, by queue model and by source of the
+data (recorded, synthetic: there the queue matters less, because the price moves more).
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from execution.liquidity import Monitor
 from execution.venue import View
 from market.units import BPS, E8
 
-#: The unit in which values of queues enter a logarithm, USDT.
+#: Unit in which notionals of queues enter a logarithm, USDT.
 _SCALE_USDT: Final = 1_000.0
-#: Hazards are below one: nothing is certain.
-_SURE: Final = 1 - 1e-12
-#: Where the parameters stand that come with the code.
+#: Upper bound of hazards, so that their logarithm exists.
+_MAX_HAZARD: Final = 1 - 1e-12
+#: The parameters that come with the code.
 PARAMETERS: Final = Path(__file__).with_name("parameters.json")
 
 #: Covariates in their order; `Queued.covariates` gives them.
@@ -53,10 +52,10 @@ COVARIATES: Final = (
 
 
 class Queued(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A resting order, or one that might be placed, and the market it stands in.
+    """A resting order, or one that might be placed, and its market.
 
-    Values are in USDT at the order's price. ``ahead_usdt`` is what has to trade before the order is
-    filled to its last lot: the queue in front of it and the order itself but for one lot. ``signal_bps``
+    Values are in USDT at the order's price. ``ahead_usdt`` is the quantity that has to trade before the
+    order's last lot fills: the queue ahead of it and the order itself but for one lot. ``signal_bps``
     is signed for the order's side: positive is a price that is expected to run away.
     """
 
@@ -80,20 +79,20 @@ class Queued(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         ahead_lots: float | None = None,
         price_ticks: int | None = None,
     ) -> Queued:
-        """An order of ``lots`` that joins the own touch now, unless it says where it stands.
+        """An order of ``lots`` that joins the own touch now, or that rests at a queue position.
 
-        ``ahead_lots`` is the queue in front of it (see `Place`), ``price_ticks`` its price. The view
+        ``ahead_lots`` is the queue ahead of it (see `QueuePosition`), ``price_ticks`` its price. The view
         must be sound (not stale); an order nearer than the touch is taken as at the touch.
         """
         own, other = (view.bids, view.asks)[::side]
-        touch, there = own[0]
+        touch, displayed = own[0]
         mid = view.mid_ticks
         price = touch if price_ticks is None else price_ticks
         worth = unit_e8(view.instrument) * price / E8
-        ahead = there if ahead_lots is None else ahead_lots
+        ahead = displayed if ahead_lots is None else ahead_lots
         return cls(
             ahead_usdt=(ahead + lots - 1) * worth,
-            own_usdt=there * worth,
+            own_usdt=displayed * worth,
             opposite_usdt=other[0][1] * worth,
             spread_ticks=view.asks[0][0] - view.bids[0][0],
             outflow_usdt_s=monitor.outflow_lots_s(side, view) * worth,
@@ -103,7 +102,7 @@ class Queued(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         )
 
     def covariates(self) -> tuple[float, ...]:
-        """The covariates as the model takes them, in the order of `COVARIATES`."""
+        """The covariates of the model, in the order of `COVARIATES`."""
         both = self.own_usdt + self.opposite_usdt
         return (
             math.log1p(self.ahead_usdt / _SCALE_USDT),
@@ -117,17 +116,17 @@ class Queued(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         )
 
     def at_the_touch(self) -> Queued:
-        """The same market, with a lot put at the end of the own touch's queue."""
+        """The same market, with a lot at the end of the own touch's queue."""
         if self.ahead_usdt == self.own_usdt and self.distance_bps == 0:
             return self
         return msgspec.structs.replace(self, ahead_usdt=self.own_usdt, distance_bps=0.0)
 
 
-class Place:
-    """Where a resting order of ours stands, from views alone: an upper bound of the queue in front.
+class QueuePosition:
+    """Queue position of a resting order of ours from views alone: an upper bound of the queue ahead.
 
-    Whoever leaves the queue is assumed to have stood behind us: only what takers take at our price
-    moves us forward, and what is displayed there bounds what can stand in front.
+    Cancels are assumed to come from behind us: only trades at our price move us forward, and the
+    quantity displayed there bounds the queue ahead.
     """
 
     def __init__(self, side: int, price_ticks: int, view: View) -> None:
@@ -137,7 +136,7 @@ class Place:
         self.ahead_lots: float = self._displayed(view) or 0
 
     def see(self, view: View) -> None:
-        """Take in a view; stale ones are passed over."""
+        """Update from a view; stale ones are ignored."""
         if view.stale:
             return
         taken = view.sold_lots if self.side > 0 else view.bought_lots
@@ -150,7 +149,7 @@ class Place:
         self._taken, self._touched = taken, touched
 
     def _displayed(self, view: View) -> int | None:
-        """Lots displayed at our price; None beyond the levels that the view holds."""
+        """Lots displayed at our price; None beyond the view's last level."""
         levels = view.bids if self.side > 0 else view.asks
         for ticks, lots in levels:
             if ticks == self.price_ticks:
@@ -158,14 +157,6 @@ class Place:
             if self.side * (ticks - self.price_ticks) < 0:
                 return 0
         return None
-
-
-class Hazard(msgspec.Struct, frozen=True, gc=False):
-    """Probabilities of an interval that ends at ``until_s``, given that nothing came before it."""
-
-    until_s: float
-    filled: float
-    ran_away: float
 
 
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,15 +168,17 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Causes(msgspec.Struct, frozen=True, kw_only=True):
+    """Coefficients of both causes."""
+
     filled: Cause
     ran_away: Cause
 
 
 class Fitted(msgspec.Struct, frozen=True, kw_only=True):
-    """One fit, and what it was made from."""
+    """One fit and its provenance."""
 
     causes: Causes
-    #: Constant rates of both causes on the same looks, 1/s: the baseline of its score.
+    #: Constant rates of both causes on the same observations, 1/s: the baseline of its score.
     rates: tuple[float, float]
     ridge: float
     looks: int
@@ -193,11 +186,11 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``parameters.json`` holds: the fits, and in which terms they speak."""
+    """Contents of ``parameters.json``: the fits, their covariates and intervals."""
 
     #: The price ran away from an order that stands this far behind the own touch.
     away_bps: float
-    #: Ends of the intervals, seconds since the look.
+    #: Ends of the intervals, seconds since the observation.
     edges_s: tuple[float, ...]
     covariates: tuple[str, ...]
     #: By source of the data (recorded, synthetic), then by queue model: the pessimistic bound and the
@@ -221,7 +214,11 @@ def committed() -> Parameters:
 
 
 class FillModel:
-    """The fitted model of one queue bound; plain floats, microseconds a call, and no state."""
+    """The fitted model under one queue model; plain floats, microseconds a call, and no state.
+
+    Honest for the venue and the queue model that it was fitted on: ``risk_averse`` bounds fills from
+    below (pessimistic), ``power3`` is optimistic.
+    """
 
     def __init__(
         self, parameters: Parameters, queue: str = "risk_averse", source: str = "recorded"
@@ -262,27 +259,19 @@ class FillModel:
 
     @classmethod
     def load(cls, queue: str = "risk_averse", source: str = "recorded") -> FillModel:
-        """The model that comes with the code: of ``risk_averse``, the pessimistic bound, or of
-        ``power3``; fitted on ``recorded`` markets or on ``synthetic`` ones, as `Settings.source`."""
+        """The model that comes with the code, for ``risk_averse`` or ``power3`` and for ``recorded`` or
+        ``synthetic`` markets (`Settings.source`)."""
         return cls(committed(), queue, source)
-
-    def hazards(self, state: Queued) -> list[Hazard]:
-        """Both hazards of every interval."""
-        return [Hazard(end, filled, away) for end, _, filled, away in self._hazards(state)]
 
     def fill_probability(self, state: Queued, horizon_s: float) -> float:
         """Probability that the order has filled within ``horizon_s``, before the price ran away."""
         return self._course(self._hazards(state), horizon_s)[0]
 
-    def away_probability(self, state: Queued, horizon_s: float) -> float:
-        """Probability that the price has run away within ``horizon_s``, before the order filled."""
-        return self._course(self._hazards(state), horizon_s)[1]
-
     def pegged_fill_probability(self, state: Queued, horizon_s: float) -> float:
-        """Probability of a fill within ``horizon_s`` by an order that follows the touch.
+        """Probability of a fill within ``horizon_s`` of an order that is pegged to the touch.
 
-        Whenever the price has run away the order is put at the end of the touch's queue, in a market
-        that is otherwise the same; from then on fills come at one rate, that of `expected_fill_s`.
+        Whenever the price has run away the order joins the end of the touch's queue, in a market that
+        is otherwise the same; from then on fills come at one rate, that of `expected_fill_s`.
         """
         rate = 1 / self.expected_fill_s(state.at_the_touch())
         filled, _, _, steps = self._course(self._hazards(state), horizon_s)
@@ -290,17 +279,17 @@ class FillModel:
         return min(1.0, filled + again)
 
     def expected_fill_s(self, state: Queued) -> float:
-        """Expected seconds until a fill, the order being put back where it is whenever the price has
-        run away: the mean length of an attempt over its chance. Infinite when nothing ever fills."""
+        """Expected seconds until a fill, the order being placed again whenever the price has run away:
+        the mean length of an attempt over its fill probability. Infinite when it is zero."""
         hazards = self._hazards(state)
         filled, away, spent, _ = self._course(hazards, self.edges_s[-1])
-        left = 1 - filled - away
-        # Who is left stays at the last interval's rates.
+        survival = 1 - filled - away
+        # Past the last interval its rates stay.
         _, length, fill, gone = hazards[-1]
         total = fill + gone
-        if left > 0 and total > 0:
-            filled += left * fill / total
-            spent += left * length / -math.log1p(-min(total, _SURE))
+        if survival > 0 and total > 0:
+            filled += survival * fill / total
+            spent += survival * length / -math.log1p(-min(total, _MAX_HAZARD))
         return spent / filled if filled > 0 else math.inf
 
     def _hazards(self, state: Queued) -> list[tuple[float, float, float, float]]:
@@ -311,19 +300,19 @@ class FillModel:
             slope_f += b * x
             level_a += c * x
             slope_a += d * x
-        found = []
+        intervals = []
         for end, length, z, base_f, base_a in self._intervals:
             filled = math.exp(min(50.0, base_f + level_f + slope_f * z))
             away = math.exp(min(50.0, base_a + level_a + slope_a * z))
             total = 1.0 + filled + away
-            found.append((end, length, filled / total, away / total))
-        return found
+            intervals.append((end, length, filled / total, away / total))
+        return intervals
 
     @staticmethod
     def _course(
         hazards: Sequence[tuple[float, float, float, float]], horizon_s: float
     ) -> tuple[float, float, float, list[tuple[float, float]]]:
-        """Until ``horizon_s``: probability of either cause, expected time spent waiting, and the
+        """Cumulative incidence of both causes until ``horizon_s``, expected waiting time, and the
         (middle, probability) of running away of every interval."""
         alive, filled, away, spent, now = 1.0, 0.0, 0.0, 0.0, 0.0
         steps: list[tuple[float, float]] = []
@@ -334,7 +323,7 @@ class FillModel:
             taken = min(length, horizon_s - now)
             # Constant rates within an interval: its survival to the power of the part taken.
             if total > 0:
-                force = -math.log1p(-min(total, _SURE)) * taken / length
+                force = -math.log1p(-min(total, _MAX_HAZARD)) * taken / length
                 ended = -math.expm1(-force)
                 came = alive * ended / total
                 filled += came * fill

@@ -1,8 +1,8 @@
-"""Fitting and judging of the hazards: person-periods, Newton, censored likelihood, reliability.
+"""Fit and validation of the hazards: person-periods, Newton, censored likelihood, reliability.
 
-Everything is arrays in, arrays out. The person-periods of a life are the intervals that it was
-watched through; an interval that its watch would not have covered whole is left out, whatever
-happened in it, so that censoring does not choose what is seen.
+Arrays in, arrays out. The person-periods of a life are the intervals that it was observed through; an
+interval that its observation would not have covered whole is left out, whatever happened in it, so
+that censoring selects nothing (Singer and Willett 1993).
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ RAN_AWAY: Final = 2
 
 
 class Lives(NamedTuple):
-    """Orders that were looked at once and then watched; all arrays have a row per life."""
+    """Orders that were observed once and then watched; all arrays have a row per life."""
 
     covariates: Floats  #: (n, covariates)
     lasted_s: Floats  #: until its outcome, or until the watch ended
     watched_s: Floats  #: how long it would have been watched at most
     outcome: Integers  #: one of CENSORED, FILLED, RAN_AWAY
-    looked_s: Floats  #: when it was looked at; lives of one moment are alike
+    observed_s: Floats  #: time of the observation; lives of one moment are alike
 
 
 def joined(parts: Sequence[Lives]) -> Lives:
     """Lives of several streams; moments of different streams are kept apart."""
-    begins = np.cumsum([0.0, *(float(part.looked_s.max(initial=0.0)) + 1e6 for part in parts)])
+    begins = np.cumsum([0.0, *(float(part.observed_s.max(initial=0.0)) + 1e6 for part in parts)])
     return Lives(
         covariates=np.concatenate([part.covariates for part in parts]),
         lasted_s=np.concatenate([part.lasted_s for part in parts]),
         watched_s=np.concatenate([part.watched_s for part in parts]),
         outcome=np.concatenate([part.outcome for part in parts]),
-        looked_s=np.concatenate(
-            [part.looked_s + begin for part, begin in zip(parts, begins, strict=False)]
+        observed_s=np.concatenate(
+            [part.observed_s + begin for part, begin in zip(parts, begins, strict=False)]
         ),
     )
 
 
 class Periods(NamedTuple):
-    """Person-periods: intervals of lives that were watched through."""
+    """Person-periods: one row per interval that a life was observed through."""
 
     life: Integers
     interval: Integers
@@ -64,7 +64,7 @@ def periods(lives: Lives, edges_s: Sequence[float]) -> Periods:
     ended = np.searchsorted(edges, lives.lasted_s, "left")  #: interval in which it ended
     ends = (lives.outcome != CENSORED) & (ended < whole)
     count = np.where(ends, ended + 1, np.minimum(whole, len(edges)))
-    # A watch that we cut short of what was planned saw the intervals before only.
+    # A life that was cut short counts for the intervals before only.
     count = np.where(
         lives.outcome == CENSORED,
         np.minimum(count, np.searchsorted(edges, lives.lasted_s, "right")),
@@ -92,7 +92,6 @@ class Fit(NamedTuple):
 
     coefficients: Floats  #: (2, columns): filled, ran away
     covariance: Floats  #: (2 · columns, 2 · columns), from the information at the optimum
-    log_likelihood: float
     steps: int
 
 
@@ -108,7 +107,7 @@ def fit_multinomial(
 
     Maximises Σ log p - ridge/2 · Σ b² over the columns that ``ridged`` names (default: all). The
     penalised likelihood is strictly concave, so a step that does not raise it is halved. Raises
-    ValueError when it does not settle.
+    ValueError when it does not converge.
     """
     n, columns = x.shape
     penalty = ridge * (np.ones(columns) if ridged is None else ridged.astype(np.float64))
@@ -143,9 +142,8 @@ def fit_multinomial(
             length /= 2
         gained, b, reached = value - reached, tried, max(value, reached)
         if abs(gained) < 1e-8 * (1 + abs(reached)):
-            plain = reached + 0.5 * float(penalty @ b.ravel() ** 2)
-            return Fit(b, np.asarray(np.linalg.inv(curvature), np.float64), plain, step)
-    raise ValueError(f"the fit of {n} person-periods did not settle in {steps} steps")
+            return Fit(b, np.asarray(np.linalg.inv(curvature), np.float64), step)
+    raise ValueError(f"the fit of {n} person-periods did not converge in {steps} steps")
 
 
 def _probabilities(x: Floats, b: Floats) -> Floats:
@@ -156,13 +154,13 @@ def _probabilities(x: Floats, b: Floats) -> Floats:
 
 
 def _penalised(x: Floats, outcome: Integers, b: Floats, penalty: Floats) -> float:
-    return float(_log_chances(_probabilities(x, b), outcome).sum()) - 0.5 * float(
+    return float(_log_probabilities(_probabilities(x, b), outcome).sum()) - 0.5 * float(
         penalty @ b.ravel() ** 2
     )
 
 
-def _log_chances(p: Floats, outcome: Integers) -> Floats:
-    """Log probability of what happened, given (n, 2) probabilities of both causes."""
+def _log_probabilities(p: Floats, outcome: Integers) -> Floats:
+    """Log probability of the outcomes, given (n, 2) probabilities of both causes."""
     chance = np.where(outcome == 0, 1 - p.sum(axis=1), 0.0)
     for c in range(2):
         chance = np.where(outcome == c + 1, p[:, c], chance)
@@ -172,18 +170,18 @@ def _log_chances(p: Floats, outcome: Integers) -> Floats:
 def fit(lives: Lives, edges_s: Sequence[float], *, ridge: float = 1.0) -> tuple[Causes, Fit]:
     """The hazards of lives: `FillModel`'s coefficients, and the fit on standardised covariates.
 
-    Only covariates are shrunk, in units of their standard deviations, so that a covariate that never
-    varied is told to mean nothing.
+    Only covariates are shrunk, in units of their standard deviations, so that one that never varied
+    gets a coefficient of zero.
     """
     mean, sd = lives.covariates.mean(axis=0), lives.covariates.std(axis=0)
     sd = np.where(sd > 0, sd, 1.0)
-    seen = periods(lives, edges_s)
-    x = design(((lives.covariates - mean) / sd)[seen.life], seen.interval, edges_s)
+    rows = periods(lives, edges_s)
+    x = design(((lives.covariates - mean) / sd)[rows.life], rows.interval, edges_s)
     ridged = np.arange(x.shape[1]) >= len(edges_s)
-    found = fit_multinomial(x, seen.outcome, ridge=ridge, ridged=ridged)
+    result = fit_multinomial(x, rows.outcome, ridge=ridge, ridged=ridged)
     z = np.log1p(np.asarray(midtimes_s(tuple(edges_s))))
     causes = []
-    for b in found.coefficients:
+    for b in result.coefficients:
         base, level, slope = np.split(b, [len(edges_s), len(edges_s) + len(mean)])
         level, slope = level / sd, slope / sd
         shifted = base - level @ mean - (slope @ mean) * z
@@ -194,51 +192,50 @@ def fit(lives: Lives, edges_s: Sequence[float], *, ridge: float = 1.0) -> tuple[
                 slope=tuple(slope.tolist()),
             )
         )
-    return Causes(filled=causes[0], ran_away=causes[1]), found
+    return Causes(filled=causes[0], ran_away=causes[1]), result
 
 
-#: Ridges that are tried, and the looks that are enough to choose by.
+#: Candidate ridges, and how many observations are enough to choose by.
 RIDGES: Final = (1.0, 10.0, 100.0)
 _ENOUGH: Final = 8_000
 
 
 def chosen_ridge(lives: Lives, edges_s: Sequence[float], folds: int = 4) -> float:
-    """The ridge under which stretches of time that were left out are most likely.
+    """The ridge with the highest cross-validated likelihood, over ``folds`` stretches of time.
 
-    Lives of one moment end alike, so that a fit believes its data too much; how much is found by
-    leaving out ``folds`` stretches in turn. Chosen on every n-th life when there are very many, with
-    ridges in proportion.
+    Lives of one moment end alike, so a plain fit is overconfident. Chosen on every n-th life when
+    there are very many, with ridges in proportion.
     """
     chosen, thinned = thin(lives, _ENOUGH)
-    parts = np.array_split(np.argsort(chosen.looked_s, kind="stable"), folds)
+    parts = np.array_split(np.argsort(chosen.observed_s, kind="stable"), folds)
 
     def likelihood(ridge: float) -> float:
         total = 0.0
         for n, left_out in enumerate(parts):
             rest = np.concatenate([part for k, part in enumerate(parts) if k != n])
-            causes, _ = fit(taken(chosen, rest), edges_s, ridge=ridge / thinned)
-            unseen = taken(chosen, left_out)
-            told = hazards(causes, unseen.covariates, edges_s)
-            total += float(log_likelihoods(unseen, told, edges_s).sum())
+            causes, _ = fit(subset(chosen, rest), edges_s, ridge=ridge / thinned)
+            unseen = subset(chosen, left_out)
+            predicted = hazards(causes, unseen.covariates, edges_s)
+            total += float(log_likelihoods(unseen, predicted, edges_s).sum())
         return total
 
     return max(RIDGES, key=likelihood)
 
 
 def thin(lives: Lives, most: int) -> tuple[Lives, int]:
-    """Every n-th of the lives, so that no more than ``most`` are left; and n."""
+    """Every n-th of the lives, at most ``most``; and n."""
     every = max(1, -(-len(lives.outcome) // most))
-    return taken(lives, np.arange(0, len(lives.outcome), every)), every
+    return subset(lives, np.arange(0, len(lives.outcome), every)), every
 
 
-def taken(lives: Lives, rows: Integers) -> Lives:
-    """Some of the lives."""
+def subset(lives: Lives, rows: Integers) -> Lives:
+    """The lives of some rows."""
     return Lives(
         covariates=lives.covariates[rows],
         lasted_s=lives.lasted_s[rows],
         watched_s=lives.watched_s[rows],
         outcome=lives.outcome[rows],
-        looked_s=lives.looked_s[rows],
+        observed_s=lives.observed_s[rows],
     )
 
 
@@ -246,7 +243,7 @@ def taken(lives: Lives, rows: Integers) -> Lives:
 
 
 def hazards(causes: Causes, covariates: Floats, edges_s: Sequence[float]) -> Floats:
-    """(n, intervals, 2) hazards, as `FillModel.hazards` gives them one by one."""
+    """(n, intervals, 2) hazards of filled and ran away, as `FillModel` has them for one state."""
     z = np.log1p(np.asarray(midtimes_s(tuple(edges_s))))
     odds = [
         np.exp(
@@ -264,7 +261,7 @@ def hazards(causes: Causes, covariates: Floats, edges_s: Sequence[float]) -> Flo
 
 
 def incidence(hazard: Floats, edges_s: Sequence[float], horizon_s: float) -> Floats:
-    """(n, 2) probabilities that either cause came within an horizon that is one of the edges."""
+    """(n, 2) cumulative incidence of both causes within a horizon that is one of the edges."""
     k = list(edges_s).index(horizon_s) + 1
     alive = np.cumprod(1 - hazard[:, :k].sum(axis=2), axis=1)
     before = np.concatenate([np.ones((len(alive), 1)), alive[:, :-1]], axis=1)
@@ -272,7 +269,7 @@ def incidence(hazard: Floats, edges_s: Sequence[float], horizon_s: float) -> Flo
 
 
 def rates(lives: Lives) -> tuple[float, float]:
-    """Constant rates of both causes, 1/s: events over the time that lives were exposed."""
+    """Constant rates of both causes, 1/s: events over exposure time."""
     exposed = float(lives.lasted_s.sum())
     if exposed <= 0:
         return 0.0, 0.0
@@ -290,17 +287,17 @@ def constant(rates: tuple[float, float], edges_s: Sequence[float]) -> Floats:
 
 def log_likelihoods(lives: Lives, hazard: Floats, edges_s: Sequence[float]) -> Floats:
     """Right-censored log-likelihood of every life, (n,), under hazards (n or 1, intervals, 2)."""
-    seen = periods(lives, edges_s)
-    rows = seen.life if len(hazard) > 1 else np.zeros(len(seen.life), np.int64)
-    log = _log_chances(hazard[rows, seen.interval], seen.outcome)
-    return np.asarray(np.bincount(seen.life, log, len(lives.outcome)), np.float64)
+    at_risk = periods(lives, edges_s)
+    rows = at_risk.life if len(hazard) > 1 else np.zeros(len(at_risk.life), np.int64)
+    log = _log_probabilities(hazard[rows, at_risk.interval], at_risk.outcome)
+    return np.asarray(np.bincount(at_risk.life, log, len(lives.outcome)), np.float64)
 
 
 class Bin(NamedTuple):
     """Orders with like predictions: mean prediction, share that filled and its 95 % interval.
 
-    ``blocks`` is how many stretches of time they come from; orders of one stretch count as one
-    observation, because what the market does then fills them together.
+    ``blocks`` counts the stretches of time they come from: orders of one stretch fill together, so
+    they count as one observation.
     """
 
     predicted: float
@@ -318,15 +315,15 @@ BLOCK_S: Final = 30.0
 def reliability(
     lives: Lives, hazard: Floats, edges_s: Sequence[float], horizon_s: float, bins: int = 10
 ) -> list[Bin]:
-    """Predicted against observed fills within an horizon, in bins of equally many predictions.
+    """Reliability: predicted against observed fills within a horizon, in bins of equal counts.
 
-    Only lives that were to be watched for the whole horizon enter, so that nothing is censored.
+    Only lives watched for the whole horizon enter, so that nothing is censored.
     """
     kept = lives.watched_s >= horizon_s
     p = incidence(hazard[kept], edges_s, horizon_s)[:, 0]
     filled = (lives.outcome == FILLED) & (lives.lasted_s <= horizon_s)
     y = filled[kept].astype(np.float64)
-    blocks = np.floor(lives.looked_s[kept] / BLOCK_S)
+    blocks = np.floor(lives.observed_s[kept] / BLOCK_S)
     if len(p) == 0:
         return []
     order = np.argsort(p, kind="stable")
@@ -368,12 +365,12 @@ class Score(NamedTuple):
 
 
 def score(lives: Lives, hazard: Floats, baseline: Floats, edges_s: Sequence[float]) -> Score:
-    """How much more likely the model makes what happened than constant hazards do."""
+    """Score the model's likelihood of the outcomes against that of constant hazards."""
     ours = log_likelihoods(lives, hazard, edges_s)
     theirs = log_likelihoods(lives, baseline, edges_s)
     gains = ours - theirs
     mean = float(gains.mean())
-    _, place = np.unique(np.floor(lives.looked_s / BLOCK_S), return_inverse=True)
+    _, place = np.unique(np.floor(lives.observed_s / BLOCK_S), return_inverse=True)
     sums = np.bincount(place, gains - mean)
     spread = float(np.sqrt((sums**2).sum())) / len(gains)
     return Score(

@@ -1,10 +1,10 @@
-"""Transaction cost analysis: what parent orders cost, in parts that sum to zero.
+"""Transaction cost analysis: implementation shortfall of parent orders, in parts that sum to it.
 
-record        what the market did meanwhile: mids and tape
 rows          rows of the lake's execution tables
-measurement   a parent's shortfall, benchmarks and markouts; the formulas stand there
-groups        means with intervals, paired differences, thirds
-    figures       everything that is said of a range of parents, as plain data
+mids          the market around a parent: mids and traded volume over time
+measurement   one parent's shortfall, benchmarks and markouts, with their formulas
+groups        many parents: means with intervals, paired differences, thirds
+figures       every figure of a range of parents, as plain data for pages and tables
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from execution.tca.groups import (
     thirds,
 )
 from execution.tca.measurement import displayed_ahead, markout_bps, markout_rows, shortfall
-from execution.tca.record import MidRecorder, Mids, Tape
+from execution.tca.mids import MidRecorder, Mids, TradedVolume
 from execution.tca.rows import (
     ESTIMATES,
     MARKOUTS_S,
@@ -55,7 +55,7 @@ __all__ = [
     "Row",
     "Shortfall",
     "Summary",
-    "Tape",
+    "TradedVolume",
     "difference",
     "displayed_ahead",
     "fill_row",

@@ -1,8 +1,8 @@
-"""What a range of parents amounts to: the figures behind every table and picture of the analysis.
+"""Figures of a range of parents: the data behind every table and picture of the cost analysis.
 
 Input are rows of the tables parent_costs, order_outcomes, fill_markouts and cost_findings, None where
-something is not known. Output is plain data: a mean stands as ``[mean, low, high, n]`` with its 95 %
-interval, where n counts instants (or parents, of markouts), which are what is independent.
+a value is unknown. Output is plain data: a mean is ``[mean, low, high, n]`` with its 95 % interval,
+where n counts the independent observations: instants (parents, for markouts).
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from typing import Any, Final
 
 from execution.tca.groups import Interval, grouped, interval, third, thirds
 from execution.tca.rows import MARKOUTS_S, PARTS
+from market.console import NONE, bps, fixed, percent
 
 Rows = Sequence[Mapping[str, Any]]
 
-#: What a parent's cost may be laid to, in the order in which it is shown.
+#: Dimensions that cost is attributed to, in the order in which they are shown.
 DIMENSIONS: Final = ("algorithm", "spread regime", "volatility", "size", "hour", "side")
-#: The steps of sizes, as parent_costs names them.
+#: Size buckets, as parent_costs names them.
 SIZES: Final = ("below 5 k", "5 to 20 k", "20 to 100 k", "100 k and more")
 BENCHMARKS: Final = ("arrival", "twap", "vwap", "close")
-#: Parts of an estimate, and the parts of the outcome that each spoke of.
+#: Parts of an estimate, and the parts of the shortfall that each predicts.
 ESTIMATED: Final = {
     "spread": ("spread_bps",),
     "impact": ("impact_bps",),
@@ -31,19 +32,19 @@ ESTIMATED: Final = {
 }
 
 
-def number(value: Any) -> float:
-    """A figure as a float; None is NaN."""
+def as_float(value: Any) -> float:
+    """A value as a float; NaN for None."""
     return math.nan if value is None else float(value)
 
 
-def told(found: Interval) -> list[float | None]:
-    """An interval as plain data."""
-    bounds = (found.mean, found.low, found.high)
-    return [None if math.isnan(value) else value for value in bounds] + [found.n]
+def plain(mean: Interval) -> list[float | None]:
+    """An interval as plain data, ``[mean, low, high, n]``; None for NaN."""
+    bounds = (mean.mean, mean.low, mean.high)
+    return [None if math.isnan(value) else value for value in bounds] + [mean.n]
 
 
 def figures(parents: Rows, orders: Rows, markouts: Rows, findings: Rows) -> dict[str, Any]:
-    """Everything that is said of these rows."""
+    """Every figure of these rows."""
     measured = sorted(
         (row for row in parents if row["total_bps"] is not None),
         key=lambda row: (row["decision_ns"], row["symbol"], row["parent_id"]),
@@ -52,7 +53,7 @@ def figures(parents: Rows, orders: Rows, markouts: Rows, findings: Rows) -> dict
         "parents": len(parents),
         "states": dict(Counter(row["state"] for row in parents).most_common()),
         "traded_usdt": math.fsum(
-            number(row["size_usdt"]) * number(row["fill_rate"]) for row in measured
+            as_float(row["size_usdt"]) * as_float(row["fill_rate"]) for row in measured
         ),
         "overall": {name: mean_of(measured, name) for name in ("total_bps", "error_bps")},
         "impact_by": dict(Counter(row["impact_by"] for row in measured).most_common()),
@@ -75,12 +76,12 @@ def _of(rows: Rows, key: Callable[[Mapping[str, Any]], Any]) -> dict[Any, list[M
 
 def mean_of(rows: Rows, name: str) -> list[float | None]:
     """Mean of a column over the instants of parents, with its interval."""
-    return _mean(rows, lambda row: number(row[name]))
+    return _mean(rows, lambda row: as_float(row[name]))
 
 
 def _mean(rows: Rows, value: Callable[[Mapping[str, Any]], float]) -> list[float | None]:
-    found = grouped(rows, lambda _: None, lambda row: row["decision_ns"], value)
-    return told(found.get(None, interval([])))
+    means = grouped(rows, lambda _: None, lambda row: row["decision_ns"], value)
+    return plain(means.get(None, interval([])))
 
 
 def _plain(rows: Rows, name: str) -> float | None:
@@ -94,8 +95,8 @@ def costs(measured: Rows) -> list[dict[str, Any]]:
         measured, lambda row: (row["symbol"], row["venue"], row["algorithm"])
     ).items():
         filled = sum(row["filled_lots"] for row in rows)
-        made = math.fsum(
-            row["filled_lots"] * number(row["maker_share"]) for row in rows if row["filled_lots"]
+        maker_lots = math.fsum(
+            row["filled_lots"] * as_float(row["maker_share"]) for row in rows if row["filled_lots"]
         )
         lines.append(
             {
@@ -108,7 +109,7 @@ def costs(measured: Rows) -> list[dict[str, Any]]:
                 "foretold_bps": _plain(rows, "foretold_bps"),
                 "fill_rate": filled / sum(row["qty_lots"] for row in rows),
                 "complete": sum(row["state"] == "complete" for row in rows) / len(rows),
-                "maker_share": made / filled if filled else None,
+                "maker_share": maker_lots / filled if filled else None,
                 "time_to_fill_s": _plain(rows, "time_to_fill_s"),
             }
         )
@@ -116,7 +117,7 @@ def costs(measured: Rows) -> list[dict[str, Any]]:
 
 
 def benchmarks(measured: Rows) -> list[dict[str, Any]]:
-    """The fills against each benchmark, by algorithm (bps, positive = dearer)."""
+    """The fills against each benchmark, by algorithm (bps, positive = worse)."""
     return [
         {
             "algorithm": algorithm,
@@ -127,7 +128,7 @@ def benchmarks(measured: Rows) -> list[dict[str, Any]]:
 
 
 def estimates(measured: Rows) -> list[dict[str, Any]]:
-    """Error of the estimates made before the trade: outcome minus estimate, in all and by part.
+    """Error of the pre-trade estimates: outcome minus estimate, in total and by part.
 
     ``within_risk`` is the share of outcomes no further from the estimate than its stated risk.
     """
@@ -136,8 +137,8 @@ def estimates(measured: Rows) -> list[dict[str, Any]]:
         [row for row in measured if row["estimate_bps"] is not None], lambda row: row["algorithm"]
     )
     for algorithm, rows in groups.items():
-        squares = [number(row["error_bps"]) ** 2 for row in rows]
-        risky = [row for row in rows if number(row["estimate_risk_bps"]) > 0]
+        squares = [as_float(row["error_bps"]) ** 2 for row in rows]
+        risky = [row for row in rows if as_float(row["estimate_risk_bps"]) > 0]
         inside = sum(abs(row["error_bps"]) <= row["estimate_risk_bps"] for row in risky)
         lines.append(
             {
@@ -148,44 +149,44 @@ def estimates(measured: Rows) -> list[dict[str, Any]]:
                 "bias_bps": mean_of(rows, "error_bps"),
                 "rmse_bps": math.sqrt(math.fsum(squares) / len(rows)),
                 "within_risk": inside / len(risky) if risky else None,
-                "parts": {name: _mean(rows, _missed(name)) for name in ESTIMATED},
+                "parts": {name: _mean(rows, _part_error(name)) for name in ESTIMATED},
             }
         )
     return lines
 
 
-def _missed(name: str) -> Callable[[Mapping[str, Any]], float]:
-    """By how much an estimate's part fell short of what it spoke of."""
+def _part_error(name: str) -> Callable[[Mapping[str, Any]], float]:
+    """Error of an estimate's part: outcome minus estimate."""
     return lambda row: (
-        math.fsum(number(row[part]) for part in ESTIMATED[name])
-        - number(row[f"estimate_{name}_bps"])
+        math.fsum(as_float(row[part]) for part in ESTIMATED[name])
+        - as_float(row[f"estimate_{name}_bps"])
     )
 
 
 def volatility_bounds(parents: Rows) -> dict[str, tuple[float, float] | None]:
-    """Of each symbol the bounds between the thirds of its volatility at the decisions."""
+    """Bounds between the thirds of each symbol's volatility at the decisions."""
     return {
-        symbol: thirds(number(row["sigma_bps"]) for row in rows)
+        symbol: thirds(as_float(row["sigma_bps"]) for row in rows)
         for symbol, rows in _of(parents, lambda row: row["symbol"]).items()
     }
 
 
 def _in_order(name: str, value: str) -> tuple[int, str]:
-    """Values in the order in which people count: sizes by size."""
+    """Sort key of a dimension's values: sizes by size, others by name."""
     return (SIZES.index(value) if name == "size" and value in SIZES else 0, value)
 
 
-#: Queues in the order in which people count.
+#: Buckets of the queue ahead, in order.
 QUEUES: Final = ("nothing in front", "lower third", "middle", "upper third", "unknown")
 
 
 def attribution(measured: Rows) -> dict[str, list[dict[str, Any]]]:
-    """Cost by what it may be laid to; each value with its number of parents and its interval."""
+    """Cost by each dimension's values, with the number of parents and the interval."""
     bounds = volatility_bounds(measured)
     keys: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "algorithm": lambda row: ": ".join(filter(None, (row["algorithm"], row["picked"]))),
         "spread regime": lambda row: str(row["spread_regime"]),
-        "volatility": lambda row: third(number(row["sigma_bps"]), bounds[row["symbol"]]),
+        "volatility": lambda row: third(as_float(row["sigma_bps"]), bounds[row["symbol"]]),
         "size": lambda row: str(row["size_bucket"]),
         "hour": lambda row: f"{row['hour']:02d} h",
         "side": lambda row: "buy" if row["side"] > 0 else "sell",
@@ -200,7 +201,7 @@ def attribution(measured: Rows) -> dict[str, list[dict[str, Any]]]:
                 "maker_share": _plain(rows, "maker_share"),
             }
             for value, rows in sorted(
-                _of(measured, keys[name]).items(), key=lambda found: _in_order(name, found[0])
+                _of(measured, keys[name]).items(), key=lambda item: _in_order(name, item[0])
             )
         ]
         for name in DIMENSIONS
@@ -213,17 +214,17 @@ def order_figures(orders: Rows) -> list[dict[str, Any]]:
     for (algorithm, kind), rows in _of(
         orders, lambda row: (row["algorithm"], row["order_type"])
     ).items():
-        asked, filled = (sum(row[name] for row in rows) for name in ("qty_lots", "booked_lots"))
-        soon = sorted(row["first_fill_s"] for row in rows if row["first_fill_s"] is not None)
+        sent, filled = (sum(row[name] for row in rows) for name in ("qty_lots", "booked_lots"))
+        first_fills = sorted(row["first_fill_s"] for row in rows if row["first_fill_s"] is not None)
         lines.append(
             {
                 "algorithm": algorithm,
                 "type": kind,
                 "orders": len(rows),
-                "with_fills": len(soon),
-                "filled_share": filled / asked if asked else None,
+                "with_fills": len(first_fills),
+                "filled_share": filled / sent if sent else None,
                 "maker_share": sum(row["maker_lots"] for row in rows) / filled if filled else None,
-                "median_first_fill_s": soon[len(soon) // 2] if soon else None,
+                "median_first_fill_s": first_fills[len(first_fills) // 2] if first_fills else None,
                 "amends": sum(row["amends"] for row in rows),
                 "ends": dict(
                     Counter(
@@ -237,45 +238,45 @@ def order_figures(orders: Rows) -> list[dict[str, Any]]:
 
 
 def queue_bounds(rows: Rows) -> dict[str, tuple[float, float] | None]:
-    """Of each symbol the bounds between the thirds of the queues that its orders joined."""
+    """Bounds between the thirds of the queues that each symbol's orders joined."""
     return {
-        symbol: thirds(ahead for row in held if (ahead := number(row["queue_ahead_lots"])) > 0)
-        for symbol, held in _of(rows, lambda row: row["symbol"]).items()
+        symbol: thirds(ahead for row in own if (ahead := as_float(row["queue_ahead_lots"])) > 0)
+        for symbol, own in _of(rows, lambda row: row["symbol"]).items()
     }
 
 
 def queue_third(ahead: float, bounds: tuple[float, float] | None) -> str:
-    """How much stood in front of an order, beside the others of its symbol."""
+    """Bucket of an order's queue ahead among the orders of its symbol."""
     return "nothing in front" if ahead == 0 else third(ahead, bounds)
 
 
 def markout_figures(markouts: Rows) -> list[dict[str, Any]]:
-    """Markouts by what happened (maker or taker fill, cancelled, rejected) and by queue in front.
+    """Markouts by outcome (maker or taker fill, cancelled, rejected) and by queue ahead.
 
     Weighted by quantity within a parent; parents are the observations.
     """
     bounds = queue_bounds(markouts)
-    begun: dict[tuple[str, str], int] = {}
+    first_ns: dict[tuple[str, str], int] = {}
     for row in markouts:
         name = row["symbol"], row["parent_id"]
-        begun[name] = min(begun.get(name, row["time_ns"]), row["time_ns"])
+        first_ns[name] = min(first_ns.get(name, row["time_ns"]), row["time_ns"])
 
     def instant(row: Mapping[str, Any]) -> tuple[int, str]:
-        return begun[row["symbol"], row["parent_id"]], row["parent_id"]
+        return first_ns[row["symbol"], row["parent_id"]], row["parent_id"]
 
-    def what(row: Mapping[str, Any]) -> str:
+    def outcome(row: Mapping[str, Any]) -> str:
         return f"{row['liquidity']} fill" if row["exec_id"] else f"not filled: {row['outcome']}"
 
     def line(happened: str, queue: str, rows: Rows) -> dict[str, Any]:
         def mean(horizon: int) -> list[float | None]:
-            found = grouped(
+            means = grouped(
                 rows,
                 lambda _: None,
                 instant,
-                lambda row: number(row[f"markout_{horizon}s_bps"]),
+                lambda row: as_float(row[f"markout_{horizon}s_bps"]),
                 lambda row: float(row["qty_lots"]),
             )
-            return told(found.get(None, interval([])))
+            return plain(means.get(None, interval([])))
 
         return {
             "what": happened,
@@ -285,41 +286,27 @@ def markout_figures(markouts: Rows) -> list[dict[str, Any]]:
         }
 
     lines = []
-    for happened, rows in _of(markouts, what).items():
+    for happened, rows in _of(markouts, outcome).items():
         lines.append(line(happened, "all", rows))
         buckets = _of(
-            rows, lambda row: queue_third(number(row["queue_ahead_lots"]), bounds[row["symbol"]])
+            rows, lambda row: queue_third(as_float(row["queue_ahead_lots"]), bounds[row["symbol"]])
         )
         if set(buckets) != {"unknown"}:
             lines += [line(happened, queue, buckets[queue]) for queue in QUEUES if queue in buckets]
     return lines
 
 
-def main_table(found: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
-    """The table of costs for people: one line per symbol, venue and algorithm, and its head first."""
+def main_table(result: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    """The table of costs: its head, then one line per symbol, venue and algorithm."""
     yield (
         "symbol", "venue", "algorithm", "parents", "all-in bps", "95 %",
         *(part.removesuffix("_bps") for part in PARTS), "filled", "maker", "time s", "foretold",
     )  # fmt: skip
-    for row in found["costs"]:
+    for row in result["costs"]:
         mean, low, high, _ = row["total_bps"]
         yield (
             row["symbol"], row["venue"], row["algorithm"], f"{row['parents']:,}", bps(mean),
-            "–" if low is None else f"{bps(low)} to {bps(high)}", *(bps(row[part]) for part in PARTS),
-            share(row["fill_rate"]), share(row["maker_share"]),
-            "–" if row["time_to_fill_s"] is None else f"{row['time_to_fill_s']:.1f}",
+            NONE if low is None else f"{bps(low)} to {bps(high)}", *(bps(row[part]) for part in PARTS),
+            percent(row["fill_rate"]), percent(row["maker_share"]), fixed(row["time_to_fill_s"], 1),
             bps(row["foretold_bps"]),
         )  # fmt: skip
-
-
-def bps(value: float | None) -> str:
-    """A figure in bps for people: three digits below one, two above; – for nothing."""
-    if value is None:
-        return "–"
-    told_ = f"{value:.{3 if abs(value) < 1 else 2}f}"
-    return told_.lstrip("-") if float(told_) == 0 else told_
-
-
-def share(value: float | None) -> str:
-    """A share as a percentage for people."""
-    return "–" if value is None else f"{value:.1%}"

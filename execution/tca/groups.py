@@ -1,4 +1,4 @@
-"""What is said of many parents: means with intervals, differences, errors of estimates, groups."""
+"""Statistics of many parents: means with bootstrap intervals, paired differences, groups."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
 def interval(values: Sequence[float], samples: int = 2000) -> Interval:
     """Mean of a time-ordered series and its interval from a circular block bootstrap.
 
-    Neighbours are alike, so blocks of about n^(1/3) are drawn (Politis and Romano 1992). NaN bounds
-    below two values. The same values give the same interval.
+    Blocks of about n^(1/3) preserve autocorrelation (Politis and Romano 1992). NaN bounds below two
+    values. The same values give the same interval (fixed seed).
     """
     series: npt.NDArray[np.float64] = np.asarray(values, np.float64)
     n = len(series)
@@ -46,8 +46,8 @@ def interval(values: Sequence[float], samples: int = 2000) -> Interval:
 
 class Summary(Row, frozen=True, kw_only=True):
     """Mean cost of a group of parents. ``side`` 0 is both sides, the pair at one instant being one
-    observation: what the market did in between cancels out of it. ``low_bps`` and ``high_bps`` bound
-    the mean total at 95 %; ``instants`` is the number of observations."""
+    observation: the market's drift cancels out of it. ``low_bps`` and ``high_bps`` bound the mean
+    total at 95 %; ``instants`` is the number of observations."""
 
     symbol: str
     size_usdt: float
@@ -86,16 +86,16 @@ _MEANS: Final = (
 def summarise(rows: Iterable[Shortfall], *, by_size: bool = True) -> list[Summary]:
     """Mean all-in cost in bps by symbol, size, algorithm, venue and side (+1, -1 and 0 for both).
 
-    Parents weigh the same whatever their size. With ``by_size`` false sizes are thrown together
-    (for parents whose sizes all differ).
+    Parents have equal weight whatever their size. With ``by_size`` false sizes are pooled (for parents
+    whose sizes all differ).
     """
 
     def group(row: Shortfall) -> tuple[Any, ...]:
         return row.symbol, row.size_usdt if by_size else 0.0, row.algorithm, row.venue
 
     summaries = []
-    for (symbol, size, algorithm, venue), found in groupby(sorted(rows, key=group), group):
-        members = sorted(found, key=lambda r: r.decision_ns)
+    for (symbol, size, algorithm, venue), rows_of in groupby(sorted(rows, key=group), group):
+        members = sorted(rows_of, key=lambda r: r.decision_ns)
         for side in (0, 1, -1):
             chosen = [r for r in members if side in (0, r.side)]
             if not chosen:
@@ -121,9 +121,9 @@ def summarise(rows: Iterable[Shortfall], *, by_size: bool = True) -> list[Summar
 
 
 def difference(rows: Iterable[Shortfall], baseline: Iterable[Shortfall]) -> Interval:
-    """Mean cost of ``rows`` minus that of the same parents in ``baseline``, in bps, both sides.
+    """Paired mean difference of cost, ``rows`` minus the same parents in ``baseline``, in bps.
 
-    Parents are the same when symbol, size, instant and side are; the others are left out.
+    Parents are paired by symbol, size, instant and side; the others are left out.
     """
 
     def key(row: Shortfall) -> tuple[Any, ...]:
@@ -143,7 +143,7 @@ def _by_instant(rows: Sequence[Shortfall], value: Callable[[Shortfall], float]) 
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Mean of what exists; NaN when nothing does."""
+    """Mean of the values that are not NaN; NaN without any."""
     real = [value for value in values if not math.isnan(value)]
     return math.fsum(real) / len(real) if real else math.nan
 
@@ -163,7 +163,7 @@ def third(value: float, bounds: tuple[float, float] | None) -> str:
 
 
 def thirds(values: Iterable[float]) -> tuple[float, float] | None:
-    """The bounds between the thirds of what is known; None below three different values."""
+    """The bounds between the thirds of known values; None below three different ones."""
     known = [value for value in values if not math.isnan(value)]
     if len(set(known)) < 3:
         return None
@@ -180,18 +180,18 @@ def grouped(
 ) -> dict[Any, Interval]:
     """Mean of a value by group, with its interval; NaN values are left out.
 
-    Members of one instant are one observation, their weighted mean: what happens to all of them at
-    once says no more than what happens to one. ``n`` counts instants.
+    Members of one instant are one observation, their weighted mean, because their outcomes are
+    dependent. ``n`` counts instants.
     """
     series: dict[Hashable, dict[Any, tuple[float, float]]] = {}
     for member in members:
         number = value(member)
         if not math.isnan(number):
-            places = series.setdefault(key(member), {})
-            total, weights = places.get(instant(member), (0.0, 0.0))
-            heavy = weight(member)
-            places[instant(member)] = total + heavy * number, weights + heavy
+            instants = series.setdefault(key(member), {})
+            total, weights = instants.get(instant(member), (0.0, 0.0))
+            own = weight(member)
+            instants[instant(member)] = total + own * number, weights + own
     return {
-        name: interval([total / weights for _, (total, weights) in sorted(places.items())])
-        for name, places in series.items()
+        name: interval([total / weights for _, (total, weights) in sorted(instants.items())])
+        for name, instants in series.items()
     }

@@ -1,23 +1,23 @@
-"""One parent's cost against the price it was decided at, and where the market went afterwards.
+"""Implementation shortfall of one parent, its benchmarks and its markouts.
 
 Perold's implementation shortfall (1988) in Kissell's expanded form, in bps of the decision value
 S·p_d, positive = cost. With s the side, S the parent's quantity, q_i at p_i its fills, m_i the mid
-when fill i happened, p_d, p_0, p_T the mids at decision, first order and end, and w_i how far our
-own orders had moved m_i by then:
+at fill i, p_d, p_0, p_T the mids at decision, first order and end, and w_i the own market impact in
+m_i:
 
     delay        s (p_0 - p_d)
     spread       Σ q_i s (p_i - m_i) / S          paid by a taker, earned (negative) by a maker
-    impact       Σ q_i s w_i / S                  what we did to the price ourselves
-    timing       Σ q_i s (m_i - p_0 - w_i) / S    what the market would have done anyway
-    opportunity  s (p_T - p_0) (1 - Σ q_i / S)    what is left, valued at the end
+    impact       Σ q_i s w_i / S                  our own market impact
+    timing       Σ q_i s (m_i - p_0 - w_i) / S    drift of the market without us
+    opportunity  s (p_T - p_0) (1 - Σ q_i / S)    the unfilled quantity, valued at the end
     fees         Σ fee_i
-    total        the six together, and computed apart from them: `Shortfall.residual_bps` is zero
+    total        computed on its own; it equals the sum: `Shortfall.residual_bps` is zero
 
-w_i is measured where a market without us is at hand (``control``: c_i the mid there, w_i = (m_i -
-p_0) - (c_i - c_0)), and otherwise modelled (``propagator``: what earlier fills that took have left by
-then). Without either, it stays in timing.
+w_i is measured where a market without us exists (``control``: c_i the mid there, w_i = (m_i - p_0) -
+(c_i - c_0)), and otherwise modelled (``propagator``: the impact that earlier taker fills still have).
+Without either, it stays in timing.
 
-Markouts are the other way round: s (m_{t+τ} - p_i) / p_i, positive = the market went our way.
+Markouts have the opposite sign: s (m_{t+τ} - p_i) / p_i, positive = the market went our way.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from execution.account import unit_e8
 from execution.algorithms.working import Parent
 from execution.liquidity import Propagator
 from execution.orders import Filled, Liquidity, OrderType, Submit
-from execution.tca.record import Mids, Tape
-from execution.tca.rows import MARKOUTS_S, MarkoutRow, OrderRow, Shortfall, worth_usdt
+from execution.tca.mids import Mids, TradedVolume
+from execution.tca.rows import MARKOUTS_S, MarkoutRow, OrderRow, Shortfall, notional_usdt
 from execution.venue import View
 from market.instruments import Instrument
 from market.units import BPS, SECOND_NS
@@ -51,24 +51,25 @@ def shortfall(
     picked: str = "",
     control: Mids | None = None,
     propagator: Propagator | None = None,
-    tape: Tape | None = None,
-    own_in_tape: bool = False,
+    traded: TradedVolume | None = None,
+    own_in_traded: bool = False,
     signal_bps: float = math.nan,
     signal_s: float = math.nan,
 ) -> Shortfall:
-    """One parent's cost, in parts that sum to the total to 1e-9 bps.
+    """Implementation shortfall of one parent, in parts that sum to the total to 1e-9 bps.
 
-    ``fills`` are the parent's executions; one that is told twice counts once. ``mids`` must reach
-    from the decision to ``end_ns``, and a minute further for all markouts. ``arrival_ns`` is when the
-    first order was sent, None when none was. ``size_usdt`` is what the parent was to be worth
-    (default: what it was worth at the decision), ``picked`` the algorithm that ``algorithm`` chose.
+    ``fills`` are the parent's executions; duplicates count once. ``mids`` must reach from the decision
+    to ``end_ns``, and a minute further for all markouts. ``arrival_ns`` is when the first order was
+    sent, None when none was. ``size_usdt`` is the intended notional (default: that at the decision),
+    ``picked`` the algorithm that a router chose.
 
     ``control`` are the mids of the same market without us (of a replay, whose market our orders do
-    not move: ``mids`` themselves); without one, ``propagator`` models our impact. ``tape`` is what
-    traded, our own trades among it where ``own_in_tape``. ``signal_bps`` is the return that was
-    expected over ``signal_s`` seconds. Raises ValueError when the mids end before ``end_ns``.
+    not move: ``mids`` themselves); without one, ``propagator`` models our impact. ``traded`` is the
+    market's volume, which includes our own trades where ``own_in_traded``. ``signal_bps`` is the
+    return that was expected over ``signal_s`` seconds. Raises ValueError when the mids end before
+    ``end_ns``.
     """
-    fills = once(fills)
+    fills = distinct(fills)
     side, decided = parent.side, parent.decision_mid_ticks
     start = mids.at(arrival_ns) if arrival_ns is not None else decided
     end = mids.at(end_ns)
@@ -77,31 +78,31 @@ def shortfall(
     begun_ns = parent.decision_ns if arrival_ns is None else arrival_ns
     filled = sum(fill.qty_lots for fill in fills)
     scale = BPS / (parent.qty_lots * decided)
-    before = [mids.at(fill.venue_ns) for fill in fills]
+    at_fills = [mids.at(fill.venue_ns) for fill in fills]
     spread = math.fsum(
-        f.qty_lots * side * (f.price_ticks - m) for f, m in zip(fills, before, strict=True)
+        f.qty_lots * side * (f.price_ticks - m) for f, m in zip(fills, at_fills, strict=True)
     )
-    moved = math.fsum(f.qty_lots * side * (m - start) for f, m in zip(fills, before, strict=True))
+    moved = math.fsum(f.qty_lots * side * (m - start) for f, m in zip(fills, at_fills, strict=True))
     impact_by = "control" if control is not None else "propagator" if propagator else "none"
     own = 0.0
     if control is not None and control is not mids:
-        # Where the control is the market itself the difference is zero, and need not be computed.
-        rests = control.at(begun_ns) if arrival_ns is not None else decided
+        # Where the control is the market itself the difference is zero.
+        control_start = control.at(begun_ns) if arrival_ns is not None else decided
         own = math.fsum(
-            f.qty_lots * side * ((m - start) - (control.at(f.venue_ns) - rests))
-            for f, m in zip(fills, before, strict=True)
+            f.qty_lots * side * ((m - start) - (control.at(f.venue_ns) - control_start))
+            for f, m in zip(fills, at_fills, strict=True)
         )
     elif control is None and propagator is not None:
-        own = _modelled(fills, propagator) * decided / BPS
+        own = _modelled_impact(fills, propagator) * decided / BPS
     if math.isnan(own):
         raise ValueError(f"parent {parent.id}: the control ends before the parent does")
     paid = sum(fill.qty_lots * fill.price_ticks for fill in fills)
-    left = parent.qty_lots - filled
+    unfilled = parent.qty_lots - filled
     fees = sum(fill.fee_e8 for fill in fills) / unit_e8(instrument) * scale
-    made = sum(f.qty_lots for f in fills if f.liquidity is Liquidity.MAKER)
+    maker = sum(f.qty_lots for f in fills if f.liquidity is Liquidity.MAKER)
     last_ns = max((fill.venue_ns for fill in fills), default=parent.decision_ns)
     if math.isnan(size_usdt):
-        size_usdt = worth_usdt(instrument, parent.qty_lots, decided)
+        size_usdt = notional_usdt(instrument, parent.qty_lots, decided)
     return Shortfall(
         parent_id=parent.id,
         symbol=parent.symbol,
@@ -121,41 +122,41 @@ def shortfall(
         spread_bps=spread * scale,
         impact_bps=own * scale,
         timing_bps=(moved - own) * scale,
-        opportunity_bps=side * (end - start) * left * scale,
+        opportunity_bps=side * (end - start) * unfilled * scale,
         fees_bps=fees,
-        total_bps=side * ((paid + left * end) - parent.qty_lots * decided) * scale + fees,
+        total_bps=side * ((paid + unfilled * end) - parent.qty_lots * decided) * scale + fees,
         impact_by=impact_by,
-        foretold_bps=_foretold(parent, fills, begun_ns, signal_bps, signal_s),
+        foretold_bps=_predicted_drift(parent, fills, begun_ns, signal_bps, signal_s),
         arrival_mid_ticks=start,
         arrival_sound=mids.sound(begun_ns),
-        **_benchmarks(parent, fills, mids, tape, begun_ns, end_ns, start, own_in_tape),
-        maker_share=made / filled if filled else math.nan,
+        **_benchmarks(parent, fills, mids, traded, begun_ns, end_ns, start, own_in_traded),
+        maker_share=maker / filled if filled else math.nan,
         time_to_fill_s=(last_ns - parent.decision_ns) / SECOND_NS if filled else math.nan,
         **{f"markout_{h}s_bps": _markout(fills, mids, h) for h in MARKOUTS_S},
     )
 
 
-def _modelled(fills: Sequence[Filled], propagator: Propagator) -> float:
-    """Σ q_i w_i / p_d in bps: what the fills that took before each fill had left of their impact.
+def _modelled_impact(fills: Sequence[Filled], propagator: Propagator) -> float:
+    """Σ q_i w_i / p_d in bps: the impact that taker fills before each fill still have.
 
-    A fill that made is another's doing; fills of one instant do not move each other's mid.
+    Maker fills have none; fills of one instant do not move each other's mid.
     """
-    took = sorted(
+    takers = sorted(
         (fill.venue_ns / SECOND_NS, float(fill.qty_lots))
         for fill in fills
         if fill.liquidity is Liquidity.TAKER
     )
-    left = 0.0
+    total = 0.0
     for fill in fills:
         at = fill.venue_ns / SECOND_NS
-        left += fill.qty_lots * propagator.left_bps([s for s in took if s[0] < at], at)
-    return left
+        total += fill.qty_lots * propagator.left_bps([s for s in takers if s[0] < at], at)
+    return total
 
 
-def _foretold(
+def _predicted_drift(
     parent: Parent, fills: Sequence[Filled], begun_ns: int, signal_bps: float, signal_s: float
 ) -> float:
-    """The drift that the signal had announced, over the fills: linear over the signal's horizon."""
+    """The drift that the signal predicted, over the fills: linear over the signal's horizon."""
     if math.isnan(signal_bps) or not signal_s > 0:
         return math.nan
     shares = (
@@ -169,16 +170,16 @@ def _benchmarks(
     parent: Parent,
     fills: Sequence[Filled],
     mids: Mids,
-    tape: Tape | None,
+    traded: TradedVolume | None,
     begun_ns: int,
     end_ns: int,
     start: float,
-    own_in_tape: bool,
+    own_in_traded: bool,
 ) -> dict[str, float]:
     """The fills' mean price against the mid at arrival, the interval's TWAP and VWAP, and the close.
 
-    The interval runs from the first order to the end. Its VWAP is of what others traded; NaN where
-    nobody did. The close is the mid at the deadline, NaN while that is not on record.
+    The interval runs from the first order to the end. Its VWAP excludes our own trades; NaN without
+    others'. The close is the mid at the deadline, NaN while that is not on record.
     """
     filled = sum(fill.qty_lots for fill in fills)
     paid = sum(fill.qty_lots * fill.price_ticks for fill in fills)
@@ -188,9 +189,9 @@ def _benchmarks(
         "vwap": math.nan,
         "close": mids.at(max(parent.deadline_ns, end_ns)),
     }
-    if tape is not None:
-        lots, value = tape.between(begun_ns, end_ns)
-        if own_in_tape:
+    if traded is not None:
+        lots, value = traded.between(begun_ns, end_ns)
+        if own_in_traded:
             lots, value = lots - filled, value - paid
         marks["vwap"] = value / lots if lots > 0 else math.nan
     against = parent.side * BPS / parent.decision_mid_ticks
@@ -201,7 +202,7 @@ def _benchmarks(
 
 
 def _markout(fills: Sequence[Filled], mids: Mids, horizon_s: int) -> float:
-    """Mean over the filled quantity of the markout, in bps of the fill price."""
+    """Mean markout over the filled quantity, in bps of the fill price."""
     if not fills:
         return math.nan
     total = math.fsum(
@@ -212,15 +213,14 @@ def _markout(fills: Sequence[Filled], mids: Mids, horizon_s: int) -> float:
 
 
 def markout_bps(side: int, price_ticks: float, later_ticks: float) -> float:
-    """How far the mid went our way after a price, in bps of it; NaN where it is not known."""
+    """Markout: how far the mid went our way after a fill price, in bps of it; NaN if unknown."""
     return side * (later_ticks - price_ticks) / price_ticks * BPS
 
 
 def displayed_ahead(view: View, order: Submit) -> float:
-    """Lots displayed at an order's price or better on its own side when it is sent; NaN if none.
+    """Queue ahead of an order when it is sent: lots displayed at its price or better, own side.
 
-    Nothing is known of it for a market order, beyond the last level of the picture, or of a book
-    that cannot be believed.
+    NaN for a market order, beyond the view's last level, and for a stale book.
     """
     levels = view.bids if order.side > 0 else view.asks
     if order.order_type is OrderType.MARKET or view.stale or not levels:
@@ -240,10 +240,10 @@ def markout_rows(
     mids: Mids,
     ahead: Mapping[str, float],
 ) -> list[MarkoutRow]:
-    """Where the mid went after each fill of a parent and after the end of what did not fill.
+    """Markouts after each fill of a parent, and after the end of each order's unfilled quantity.
 
-    ``orders`` are the parent's, ``ahead`` what `displayed_ahead` said of each. A rest has a row where
-    the order had a price of its own: of a market order nobody can say what it would have paid.
+    ``orders`` are the parent's, ``ahead`` the queue ahead of each (`displayed_ahead`). An unfilled
+    quantity has a row for limit orders only: a market order has no price to measure from.
     """
     sent = {order.client_id: order.sent_ns for order in orders}
     rows = [
@@ -258,8 +258,8 @@ def markout_rows(
             liquidity=str(fill.liquidity),
             qty_lots=fill.qty_lots,
             price_ticks=fill.price_ticks,
-            queue_ahead_lots=_in_front(fill),
-            **_after(
+            queue_ahead_lots=_queue_ahead(fill),
+            **_markouts(
                 fill.side,
                 fill.price_ticks,
                 fill.venue_ns,
@@ -267,11 +267,11 @@ def markout_rows(
                 mids,
             ),
         )
-        for fill in once(fills)
+        for fill in distinct(fills)
     ]
     for order in orders:
-        left = order.qty_lots - order.filled_lots
-        if left > 0 and order.order_type == OrderType.LIMIT:
+        unfilled = order.qty_lots - order.filled_lots
+        if unfilled > 0 and order.order_type == OrderType.LIMIT:
             rows.append(
                 MarkoutRow(
                     client_id=order.client_id,
@@ -282,25 +282,30 @@ def markout_rows(
                     venue=venue,
                     outcome=order.state.lower(),
                     liquidity="none",
-                    qty_lots=left,
+                    qty_lots=unfilled,
                     price_ticks=order.price_ticks,
                     queue_ahead_lots=ahead.get(order.client_id, math.nan),
-                    **_after(order.side, order.price_ticks, order.changed_ns, order.sent_ns, mids),
+                    **_markouts(
+                        order.side, order.price_ticks, order.changed_ns, order.sent_ns, mids
+                    ),
                 )
             )
     return rows
 
 
-def once(fills: Sequence[Filled]) -> list[Filled]:
-    """Executions, each once, however often it was told."""
+def distinct(fills: Sequence[Filled]) -> list[Filled]:
+    """Executions without duplicates."""
     return list({(fill.client_id, fill.exec_id): fill for fill in fills}.values())
 
 
-def _in_front(fill: Filled) -> float:
+def _queue_ahead(fill: Filled) -> float:
     return float(fill.queue_ahead_lots) if fill.liquidity is Liquidity.MAKER else math.nan
 
 
-def _after(side: int, price_ticks: int, time_ns: int, sent_ns: int, mids: Mids) -> dict[str, Any]:
+def _markouts(
+    side: int, price_ticks: int, time_ns: int, sent_ns: int, mids: Mids
+) -> dict[str, Any]:
+    """The columns of a `MarkoutRow` that depend on time."""
     return {
         "time_ns": time_ns,
         "rested_s": (time_ns - sent_ns) / SECOND_NS,

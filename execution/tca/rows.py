@@ -1,4 +1,4 @@
-"""Rows of the lake's execution tables: parents, orders, fills, what became of each, and its cost."""
+"""Rows of the lake's execution tables: parents, orders, fills, markouts and cost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ESTIMATES: Final = (
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the rows of a lake table: its fields are the columns.
 
-    A field with a default is younger than the table: rows that were written before it have that.
+    A field with a default was added later: rows written before it are read with the default.
     """
 
     @classmethod
@@ -48,11 +48,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
-    """The market that a parent was decided in, as far as it was known, and what was expected of it.
+    """The market at a parent's decision, and the pre-trade estimate of its cost.
 
-    ``sigma_bps`` is volatility per square root of a second, ``volume_lots_s`` what trades in a
-    second, ``depth_lots`` what stands within 3 bps on the side that would be taken from.
-    ``signal_bps`` is the model's signed expectation over ``signal_s`` seconds. NaN where unknown.
+    ``sigma_bps`` is volatility per square root of a second, ``volume_lots_s`` the traded lots a
+    second, ``depth_lots`` the depth within 3 bps on the side that would be taken from. ``signal_bps``
+    is the model's signed expected return over ``signal_s`` seconds. NaN where unknown.
     """
 
     spread_regime: str = "unknown"
@@ -91,6 +91,8 @@ class ParentRow(Row, frozen=True, kw_only=True):
 
 
 class OrderRow(Row, frozen=True, kw_only=True):
+    """A child order and its last state."""
+
     client_id: str
     parent_id: str
     symbol: str
@@ -109,6 +111,8 @@ class OrderRow(Row, frozen=True, kw_only=True):
 
 
 class FillRow(Row, frozen=True, kw_only=True):
+    """An execution."""
+
     exec_id: str
     client_id: str
     parent_id: str
@@ -125,13 +129,13 @@ class FillRow(Row, frozen=True, kw_only=True):
 
 
 class MarkoutRow(Row, frozen=True, kw_only=True):
-    """Where the mid went after a fill, or after the end of what an order did not fill.
+    """Markouts after a fill, or after the end of an order's unfilled quantity.
 
-    ``outcome`` is ``filled``, or how the rest of the order ended (``cancelled``, ``rejected``,
-    ``unknown``…), ``liquidity`` then ``none``, and ``exec_id`` empty: such a row says what a fill at
-    the order's price would have brought at the moment it was given up. ``queue_ahead_lots`` stood in
-    front when the order was placed: by the venue's word for fills, else as displayed; NaN where
-    nobody knows. Markouts are in bps of the price, positive = the market went our way.
+    ``outcome`` is ``filled``, or how the unfilled quantity ended (``cancelled``, ``rejected``,
+    ``unknown``…), ``liquidity`` then ``none``, and ``exec_id`` empty: such a row has the markout of a
+    hypothetical fill at the order's price at that moment. ``queue_ahead_lots`` is the queue ahead when
+    the order was placed: the venue's for fills, else as displayed; NaN if unknown. Markouts are in bps
+    of the price, positive = the market went our way.
     """
 
     client_id: str
@@ -155,19 +159,19 @@ class MarkoutRow(Row, frozen=True, kw_only=True):
 
 
 class Shortfall(Row, frozen=True, kw_only=True):
-    """One parent's cost. NaN where there is nothing to measure (no fill, or past the record).
+    """Implementation shortfall of one parent. NaN without a measurement (no fill, past the record).
 
-    ``impact_by`` says how own impact was told from drift: ``control`` (a market without us, which a
-    replay is by itself), ``propagator`` (a model), or ``none`` (not told apart: all of it is in
-    ``timing_bps``). ``foretold_bps`` is the share of the drift that the signal had announced, and no
-    part of the sum. ``vs_*_bps`` compare the fills with a benchmark, positive = dearer than it.
+    ``impact_by`` is how own impact was separated from drift: ``control`` (a market without us, which a
+    replay is by itself), ``propagator`` (a model), or ``none`` (not separated: all of it is in
+    ``timing_bps``). ``foretold_bps`` is the part of the drift that the signal predicted, and no part
+    of the sum. ``vs_*_bps`` compare the fills with a benchmark, positive = worse than it.
     """
 
     parent_id: str
     symbol: str
     side: int
     algorithm: str
-    #: The algorithm that did the work, where one was picked.
+    #: Name of the option that a router picked.
     picked: str = ""
     #: Where it traded: "paper", or for a replay the queue model.
     venue: str
@@ -189,7 +193,7 @@ class Shortfall(Row, frozen=True, kw_only=True):
     impact_by: str = "none"
     foretold_bps: float = math.nan
     arrival_mid_ticks: float = math.nan
-    #: Whether the book could be believed when the first order was sent.
+    #: Whether the book was valid when the first order was sent.
     arrival_sound: bool = True
     vs_arrival_bps: float = math.nan
     vs_twap_bps: float = math.nan
@@ -204,6 +208,7 @@ class Shortfall(Row, frozen=True, kw_only=True):
 
     @property
     def fill_rate(self) -> float:
+        """Filled share of the parent."""
         return self.filled_lots / self.qty_lots
 
     @property
@@ -236,10 +241,10 @@ def to_table(rows: Sequence[Row], kind: type[Row]) -> pa.Table:
 
 
 def fitted(rows: pa.Table, kind: type[Row]) -> pa.Table:
-    """Rows as an older version of this code wrote them, in the present columns of their table.
+    """Rows of an older schema in the present one: missing columns get the field's default.
 
-    What has a column of the kind is kept, what has none gets the field's default. ValueError when a
-    column without a default is missing. Columns that the kind does not know are dropped.
+    Columns that the kind does not have are dropped. ValueError when a column without a default is
+    missing.
     """
     defaults = {
         field.name: field.default
@@ -252,15 +257,15 @@ def fitted(rows: pa.Table, kind: type[Row]) -> pa.Table:
             columns[field.name] = rows.column(field.name).cast(field.type)
         elif field.name in defaults:
             value = defaults[field.name]
-            told = None if value != value else value
-            columns[field.name] = pa.array([told] * rows.num_rows, field.type)
+            value = None if value != value else value
+            columns[field.name] = pa.array([value] * rows.num_rows, field.type)
         else:
             raise ValueError(f"rows without {field.name}: they were not written as {kind.__name__}")
     return pa.table(columns, schema=kind.schema())
 
 
-def worth_usdt(instrument: Instrument, lots: int, ticks: float) -> float:
-    """Value of a quantity at a price, in quote currency."""
+def notional_usdt(instrument: Instrument, lots: int, ticks: float) -> float:
+    """Notional of a quantity at a price, in quote currency."""
     return unit_e8(instrument) * lots * ticks / E8
 
 
@@ -272,19 +277,20 @@ def parent_row(
     size_usdt: float = math.nan,
     circumstances: Circumstances | None = None,
 ) -> ParentRow:
+    """The row of a parent; ``size_usdt`` defaults to its notional at the decision."""
     if math.isnan(size_usdt):
-        size_usdt = worth_usdt(instrument, parent.qty_lots, parent.decision_mid_ticks)
+        size_usdt = notional_usdt(instrument, parent.qty_lots, parent.decision_mid_ticks)
     known = circumstances or Circumstances()
-    told = known.estimate
+    expected = known.estimate
     estimated = (
         {}
-        if told is None
+        if expected is None
         else {
-            "estimate_spread_bps": told.spread_bps,
-            "estimate_impact_bps": told.impact_bps,
-            "estimate_timing_bps": told.timing_bps,
-            "estimate_fees_bps": told.fees_bps,
-            "estimate_risk_bps": told.risk_bps,
+            "estimate_spread_bps": expected.spread_bps,
+            "estimate_impact_bps": expected.impact_bps,
+            "estimate_timing_bps": expected.timing_bps,
+            "estimate_fees_bps": expected.fees_bps,
+            "estimate_risk_bps": expected.risk_bps,
         }
     )
     return ParentRow(
@@ -309,6 +315,7 @@ def parent_row(
 
 
 def fill_row(fill: Filled, parent_id: str, venue: str) -> FillRow:
+    """The row of an execution."""
     return FillRow(
         exec_id=fill.exec_id,
         client_id=fill.client_id,

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 import msgspec
 
-from execution.blotter import Blotter, Reason
+from execution.blotter import Blotter, EntryReason
 from execution.orders import Event, Filled
 from execution.simulation.queue import BOUNDS
 from execution.tca import Row
@@ -189,7 +189,7 @@ class _Ledger(Ledger):
     def __init__(
         self,
         blotter: Blotter,
-        reason: Callable[[str, int], Reason],
+        reason: Callable[[str, int], EntryReason],
         written: Callable[[Entry], None] | None,
     ) -> None:
         super().__init__()
@@ -274,11 +274,11 @@ class Run:
         if self._decided is not None:
             self._decided(decision)
 
-    def _reason(self, symbol: str, side: int) -> Reason:
+    def _reason(self, symbol: str, side: int) -> EntryReason:
         regime, expected_bps = self._latest.get(symbol, ("unknown", math.nan))
         row = self.trader.lanes[symbol].row
         sweeps = (math.nan,) * 3 if row is None else tuple(float(row[c]) for c in _SWEEPS[side])
-        return Reason(regime=regime, expected_bps=expected_bps, sweeps_bps=sweeps)
+        return EntryReason(regime=regime, expected_bps=expected_bps, sweeps_bps=sweeps)
 
     def sample(self, now_ns: int) -> None:
         """Value the books at a whole second, by the mids last known."""
@@ -287,7 +287,7 @@ class Run:
         held = {
             symbol: holding.lots * mids[symbol] * holding.instrument.tick_size
             * holding.instrument.lot_size
-            for symbol, holding in blotter.holdings.items()
+            for symbol, holding in blotter.totals.items()
             if holding.lots
         }  # fmt: skip
         if held or blotter.changes != self._sampled_changes:
@@ -315,7 +315,7 @@ class Run:
             curve.equity[row].append(value)
         for symbol in self.symbols:
             curve.position_usdt[symbol].append(held.get(symbol, 0.0))
-            tick = self.blotter.holdings[symbol].instrument.tick_size
+            tick = self.blotter.totals[symbol].instrument.tick_size
             curve.price[symbol].append(mids[symbol] * tick)
 
     def _mids(self) -> dict[str, Any]:

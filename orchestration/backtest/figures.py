@@ -39,7 +39,7 @@ def figures(
     """Everything a reader wants to know, as plain data without NaN; money in quote currency."""
     settings, curve, trades = run.settings, run.curve, run.blotter.trades
     row = settings.model.fee_row
-    holdings = run.blotter.holdings.values()
+    holdings = run.blotter.totals.values()
     turnover = sum(h.turnover_e8 for h in holdings) / E8
     funding = sum(h.funding_e8 for h in holdings) / E8
     net = {name: values[-1] for name, values in curve.equity.items()}

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from assets.costs import build_costs, cost_rows
 from execution.tca import TABLES
-from execution.tca.figures import bps, figures, main_table, share
-from market.console import Result, say, table
+from execution.tca.figures import figures, main_table
+from market.console import Result, bps, estimate, percent, say, table
 from market.errors import DataError
 from market.lake import Lake
 from market.settings import Settings
@@ -171,8 +171,8 @@ def text(found: dict[str, Any]) -> str:
                 [
                     (
                         row["algorithm"], f"{row['bias_bps'][3]:,}", bps(row["estimate_bps"]),
-                        bps(row["outcome_bps"]), interval_text(row["bias_bps"]),
-                        bps(row["rmse_bps"]), share(row["within_risk"]),
+                        bps(row["outcome_bps"]), estimate(*row["bias_bps"][:3]),
+                        bps(row["rmse_bps"]), percent(row["within_risk"]),
                     )
                     for row in found["estimates"]
                 ],
@@ -186,7 +186,7 @@ def text(found: dict[str, Any]) -> str:
                     (
                         row["what"],
                         f"{row['rows']:,}",
-                        *(interval_text(row[f"{h}s"]) for h in (1, 5, 30, 60)),
+                        *(estimate(*row[f"{h}s"][:3]) for h in (1, 5, 30, 60)),
                     )
                     for row in found["markouts"]
                     if row["queue"] == "all"
@@ -197,12 +197,6 @@ def text(found: dict[str, Any]) -> str:
     if found["findings"]:
         parts.append(table(list(found["findings"].items()), ("not as it should be", "rows")))
     return "\n\n".join(parts)
-
-
-def interval_text(found: Sequence[Any]) -> str:
-    """A mean with its interval."""
-    mean, low, high, _ = found
-    return bps(mean) if low is None else f"{bps(mean)} [{bps(low)}, {bps(high)}]"
 
 
 # -- the verb --------------------------------------------------------------------------------------

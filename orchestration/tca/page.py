@@ -17,13 +17,12 @@ from execution.tca.figures import (
     BENCHMARKS,
     DIMENSIONS,
     QUEUES,
-    bps,
+    as_float,
     main_table,
-    number,
     queue_bounds,
     queue_third,
-    share,
 )
+from market.console import bps, estimate, percent
 from orchestration import sheet
 
 Rows = Sequence[Mapping[str, Any]]
@@ -112,15 +111,10 @@ def document(found: Mapping[str, Any], rows: Mapping[str, Rows]) -> str:
     return sheet.document(title, body, _STYLE)
 
 
-def _interval(found: Sequence[Any]) -> str:
-    mean, low, high, _ = found
-    return bps(mean) if low is None else f"{bps(mean)} [{bps(low)}, {bps(high)}]"
-
-
 def _cards(found: Mapping[str, Any], measured: Rows) -> str:
     lots = sum(row["filled_lots"] for row in measured)
     maker = sum(
-        row["filled_lots"] * number(row["maker_share"]) for row in measured if row["filled_lots"]
+        row["filled_lots"] * as_float(row["maker_share"]) for row in measured if row["filled_lots"]
     )
     whole = found["overall"]
     states = ", ".join(f"{count:,} {state}" for state, count in found["states"].items())
@@ -129,7 +123,7 @@ def _cards(found: Mapping[str, Any], measured: Rows) -> str:
                                               f"{bps(whole['total_bps'][2])}"),
         (f"{found['parents']:,} parents", states),
         (f"{found['traded_usdt']:,.0f} USDT", "traded"),
-        (share(maker / lots if lots else None), "of the filled quantity made"),
+        (percent(maker / lots if lots else None), "of the filled quantity made"),
         (f"{bps(whole['error_bps'][0])} bps", "mean error of the estimate"),
         (f"{sum(found['findings'].values()):,}", "findings in the records"),
     ]  # fmt: skip
@@ -172,7 +166,7 @@ def _benchmarks_note() -> str:
 def _benchmarks_table(found: Mapping[str, Any]) -> str:
     return sheet.table(
         [
-            (row["algorithm"], *(_interval(row[name]) for name in BENCHMARKS),
+            (row["algorithm"], *(estimate(*row[name][:3]) for name in BENCHMARKS),
              f"{row['arrival'][3]:,}")
             for row in found["benchmarks"]
         ],
@@ -194,8 +188,8 @@ def _estimates(found: Mapping[str, Any], measured: Rows) -> list[str]:
             [
                 (
                     row["algorithm"], f"{row['parents']:,}", bps(row["estimate_bps"]),
-                    bps(row["outcome_bps"]), _interval(row["bias_bps"]), bps(row["rmse_bps"]),
-                    share(row["within_risk"]),
+                    bps(row["outcome_bps"]), estimate(*row["bias_bps"][:3]), bps(row["rmse_bps"]),
+                    percent(row["within_risk"]),
                 )
                 for row in lines
             ],
@@ -204,7 +198,7 @@ def _estimates(found: Mapping[str, Any], measured: Rows) -> list[str]:
         "<h3>Bias by part</h3>",
         sheet.table(
             [
-                (row["algorithm"], *(_interval(missed) for missed in row["parts"].values()))
+                (row["algorithm"], *(estimate(*missed[:3]) for missed in row["parts"].values()))
                 for row in lines
             ],
             ("algorithm", *lines[0]["parts"]),
@@ -222,8 +216,8 @@ def _attribution_tables(found: Mapping[str, Any]) -> list[str]:
                 [
                     (
                         row["value"], f"{row['parents']:,}", f"{row['total_bps'][3]:,}",
-                        _interval(row["total_bps"]), *(bps(row[part]) for part in PARTS),
-                        share(row["maker_share"]),
+                        estimate(*row["total_bps"][:3]), *(bps(row[part]) for part in PARTS),
+                        percent(row["maker_share"]),
                     )
                     for row in lines
                 ],
@@ -240,7 +234,7 @@ def _markouts_table(found: Mapping[str, Any]) -> str:
             (
                 row["what"] if row["queue"] == "all" else f"\u2003{row['queue']}",
                 f"{row['rows']:,}", f"{row['1s'][3]:,}",
-                *(_interval(row[f"{horizon}s"]) for horizon in MARKOUTS_S),
+                *(estimate(*row[f"{horizon}s"][:3]) for horizon in MARKOUTS_S),
             )
             for row in found["markouts"]
         ],
@@ -254,8 +248,8 @@ def _orders_table(found: Mapping[str, Any]) -> str:
             (
                 row["algorithm"], row["type"],
                 ", ".join(f"{count:,} {end}" for end, count in row["ends"].items()),
-                f"{row['orders']:,}", f"{row['with_fills']:,}", share(row["filled_share"]),
-                share(row["maker_share"]),
+                f"{row['orders']:,}", f"{row['with_fills']:,}", percent(row["filled_share"]),
+                percent(row["maker_share"]),
                 "–" if row["median_first_fill_s"] is None else f"{row['median_first_fill_s']:.2f}",
                 f"{row['amends']:,}",
             )
@@ -424,7 +418,7 @@ def _markouts_picture(found: Mapping[str, Any]) -> str:
     for drawn, (title, lines) in zip(grid, panels.items(), strict=True):
         for n, (colour, row) in enumerate(zip(_SERIES, lines, strict=False)):
             at = [horizon * (1 + 0.03 * (n - len(lines) / 2)) for horizon in MARKOUTS_S]
-            means = [number(row[f"{horizon}s"][0]) for horizon in MARKOUTS_S]
+            means = [as_float(row[f"{horizon}s"][0]) for horizon in MARKOUTS_S]
             label = row["what"] if row["queue"] == "all" else row["queue"]
             drawn.plot(at, means, "o-", ms=3.5, color=colour, label=label)
             for x, horizon in zip(at, MARKOUTS_S, strict=True):
@@ -447,7 +441,7 @@ def _orders_picture(resting: Rows) -> str:
     bounds = queue_bounds(resting)
     for row in resting:
         by_algorithm.setdefault(row["algorithm"], []).append(row)
-        queue = queue_third(number(row["queue_ahead_lots"]), bounds[row["symbol"]])
+        queue = queue_third(as_float(row["queue_ahead_lots"]), bounds[row["symbol"]])
         by_queue.setdefault(queue, []).append(row)
     by_queue = {name: members for name, members in by_queue.items() if len(members) >= _FEWEST}
     panels = {"by algorithm": by_algorithm, "by the queue in front": by_queue}
@@ -467,7 +461,7 @@ def _orders_picture(resting: Rows) -> str:
 def _survival(drawn: Any, orders: Rows, name: str, colour: str) -> None:
     """One minus Kaplan and Meier's estimate: an order that ends unfilled is watched until then."""
     ends = sorted(
-        (number(row["lived_s"] if row["first_fill_s"] is None else row["first_fill_s"]),
+        (as_float(row["lived_s"] if row["first_fill_s"] is None else row["first_fill_s"]),
          row["first_fill_s"] is not None)
         for row in orders
     )  # fmt: skip

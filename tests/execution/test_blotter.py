@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from execution.account import Account, fee_e8, rate_of_bps, value_e8
-from execution.blotter import Blotter, Reason, Trade, break_even_bps, capacity_usdt
+from execution.blotter import Blotter, EntryReason, Trade, break_even_bps, capacity_usdt
 from execution.orders import Filled, Liquidity
 from market.instruments import BUILT_IN
 from market.settings import FEE_ROWS_BPS
@@ -61,7 +61,7 @@ def test_equity_at_each_row_is_what_an_account_with_that_rows_fees_holds(
         account.apply(executed)
         blotter.funded("BTCUSDT", paid)
         account.holdings["BTCUSDT"].funding_e8 += paid
-    assert blotter.holdings["BTCUSDT"].fees_e8[row] == account.holdings["BTCUSDT"].fees_e8
+    assert blotter.totals["BTCUSDT"].fees_e8[row] == account.holdings["BTCUSDT"].fees_e8
     expected = account.equity_e8({"BTCUSDT": mid})
     assert round(blotter.equity({"BTCUSDT": float(mid)})[row] * E8) == expected
 
@@ -74,14 +74,14 @@ def test_round_trips_add_up_to_the_books_once_flat(
     blotter = Blotter({"BTCUSDT": BTC}, FEE_ROWS_BPS)
     for n, (side, lots, price, maker, _) in enumerate(made):
         blotter.filled(fill(n, side, lots, price, maker))
-    held = blotter.holdings["BTCUSDT"].lots
+    held = blotter.totals["BTCUSDT"].lots
     if held:
         blotter.filled(fill(len(made), -1 if held > 0 else 1, abs(held), 600_000, False))
     for row, equity in blotter.equity({}).items():
         brought = math.fsum(trade.net_usdt(row) for trade in blotter.trades)
         assert brought == pytest.approx(equity, abs=1e-6)
     opened = sum(trade.turnover_usdt for trade in blotter.trades)
-    assert opened == pytest.approx(blotter.holdings["BTCUSDT"].turnover_e8 / E8)
+    assert opened == pytest.approx(blotter.totals["BTCUSDT"].turnover_e8 / E8)
     assert all(trade.lots > 0 and trade.entry_ns <= trade.exit_ns for trade in blotter.trades)
 
 
@@ -92,7 +92,7 @@ def test_an_execution_that_turns_a_position_ends_one_round_trip_and_begins_the_n
         ("wild", fill(1, -1, 25, 600_600, False)),
         ("over", fill(2, 1, 15, 600_300, False)),
     ):
-        reason = Reason(regime=regime, expected_bps=1.0, sweeps_bps=(0.1, 0.2, 0.3))
+        reason = EntryReason(regime=regime, expected_bps=1.0, sweeps_bps=(0.1, 0.2, 0.3))
         blotter.opened("BTCUSDT", reason)
         blotter.filled(executed)
     first, second = blotter.trades

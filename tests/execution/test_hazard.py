@@ -19,8 +19,8 @@ from execution.hazard import (
     FillModel,
     Fitted,
     Parameters,
-    Place,
     Queued,
+    QueuePosition,
 )
 from execution.hazard import committed as committed_parameters
 from execution.hazard.placements import QUEUES, place_orders
@@ -139,21 +139,15 @@ STATE = Queued(
 
 @settings(derandomize=True, max_examples=200, deadline=None)
 @given(states, st.floats(0.01, 600), st.floats(1, 3), st.sampled_from(MODELS))
-def test_an_order_ends_in_one_way_at_most_and_never_less_likely_later(
+def test_a_fill_is_a_probability_and_grows_with_the_horizon(
     state: Queued, horizon_s: float, longer: float, which: tuple[str, str]
 ) -> None:
-    """0 ≤ P, P(filled) + P(ran away) ≤ 1, both grow with the horizon, and an order that follows the
-    touch fills no less surely than one that does not."""
+    """0 ≤ P(filled) ≤ 1, it grows with the horizon, and an order that follows the touch fills no less
+    surely than one that does not."""
     known = FillModel.load(*which)
-    filled, away = (
-        known.fill_probability(state, horizon_s),
-        known.away_probability(state, horizon_s),
-    )
-    assert filled >= 0
-    assert away >= 0
-    assert filled + away <= 1 + 1e-12
+    filled = known.fill_probability(state, horizon_s)
+    assert 0 <= filled <= 1 + 1e-12
     assert known.fill_probability(state, horizon_s * longer) >= filled - 1e-12
-    assert known.away_probability(state, horizon_s * longer) >= away - 1e-12
     assert filled - 1e-12 <= known.pegged_fill_probability(state, horizon_s) <= 1
     assert known.expected_fill_s(state) > 0
 
@@ -162,14 +156,13 @@ def test_one_state_and_many_are_told_the_same() -> None:
     """The scalar model and the arrays that it is fitted and judged by are one formula."""
     known = model()
     found = hazards(TRUTH, np.array([STATE.covariates()]), EDGES)
-    assert [(h.filled, h.ran_away) for h in known.hazards(STATE)] == [
+    assert [(filled, away) for _, _, filled, away in known._hazards(STATE)] == [
         pytest.approx(tuple(row)) for row in found[0]
     ]
-    assert [h.until_s for h in known.hazards(STATE)] == list(EDGES)
+    assert [end for end, *_ in known._hazards(STATE)] == list(EDGES)
     for horizon in EDGES:
-        filled, away = incidence(found, EDGES, horizon)[0]
+        filled, _ = incidence(found, EDGES, horizon)[0]
         assert known.fill_probability(STATE, horizon) == pytest.approx(filled)
-        assert known.away_probability(STATE, horizon) == pytest.approx(away)
 
 
 def test_constant_rates_give_the_exponential_law_within_and_past_the_intervals() -> None:
@@ -200,8 +193,8 @@ def test_on_recorded_markets_the_fitted_hazard_of_a_fill_falls_with_the_queue_ah
     """On synthetic ones the queue tells next to nothing once the imbalance is known, see the docs."""
     known = FillModel.load(queue, "recorded")
     behind = msgspec.structs.replace(state, ahead_usdt=(state.ahead_usdt + 1e3) * times)
-    for near, far in zip(known.hazards(state), known.hazards(behind), strict=True):
-        assert far.filled <= near.filled + 1e-12
+    for near, far in zip(known._hazards(state), known._hazards(behind), strict=True):
+        assert far[2] <= near[2] + 1e-12
 
 
 def test_a_queue_that_was_not_fitted_is_named() -> None:
@@ -240,7 +233,7 @@ def test_a_market_and_its_mirror_are_one_state() -> None:
 
 
 def test_takers_and_what_is_displayed_move_an_order_forward_and_nothing_moves_it_back() -> None:
-    place = Place(1, 100, picture())
+    place = QueuePosition(1, 100, picture())
     assert place.ahead_lots == 10
     place.see(picture(1, sold_lots=3))
     assert place.ahead_lots == 7
@@ -253,7 +246,7 @@ def test_takers_and_what_is_displayed_move_an_order_forward_and_nothing_moves_it
 
 
 def test_what_is_traded_at_better_prices_moves_nobody_forward() -> None:
-    place = Place(1, 99, picture())
+    place = QueuePosition(1, 99, picture())
     assert place.ahead_lots == 20
     place.see(picture(1, sold_lots=8))
     assert place.ahead_lots == 20
@@ -326,7 +319,7 @@ def test_periods_are_the_intervals_that_were_watched_whole() -> None:
         # filled; filled within an interval that was not watched whole; censored in the second
         # interval; ran away at an end; censored in the fourth.
         outcome=np.array([FILLED, FILLED, CENSORED, RAN_AWAY, CENSORED]),
-        looked_s=np.zeros(5),
+        observed_s=np.zeros(5),
     )
     found = periods(lives, EDGES)
     rows = [
@@ -406,7 +399,7 @@ def test_moments_of_different_streams_are_kept_apart() -> None:
     part = simulated(10, 9)
     both = joined([part, part])
     assert len(both.outcome) == 20
-    assert len(np.unique(both.looked_s)) == 20
+    assert len(np.unique(both.observed_s)) == 20
 
 
 # -- orders that might have been ---------------------------------------------------------------------
@@ -439,7 +432,7 @@ def sent_first(lives: Lives) -> dict[str, tuple[float, int]]:
     The first orders are sent 21 s after the opening, the first whole second after the warm-up.
     """
     buys = lives.covariates[:, COVARIATES.index("imbalance")] < 0
-    first = lives.looked_s == at(21) / SECOND
+    first = lives.observed_s == at(21) / SECOND
     return {
         name: (round(float(lives.lasted_s[rows][0]), 6), int(lives.outcome[rows][0]))
         for name, rows in (("buyer", first & buys), ("seller", first & ~buys))
@@ -475,7 +468,7 @@ def test_an_order_is_looked_at_again_with_what_is_left_in_front_of_it() -> None:
     buys = lives.covariates[:, COVARIATES.index("imbalance")] < 0
 
     def ahead(second: float) -> float:
-        return float(column[buys & (lives.looked_s == at(second) / SECOND)].min())
+        return float(column[buys & (lives.observed_s == at(second) / SECOND)].min())
 
     assert ahead(21) == pytest.approx(math.log1p(10 * 100 / 1e3))
     for second in (23, 26, 36):

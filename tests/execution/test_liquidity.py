@@ -14,13 +14,11 @@ from execution.liquidity import (
     PRIOR_S,
     Costs,
     Monitor,
-    Propagator,
     SpreadRegime,
     depth_lots,
     estimate_passive,
     estimate_taker,
     filled_share,
-    propagator_bps,
     sweep_bps,
 )
 from execution.venue import View
@@ -122,7 +120,6 @@ def test_a_small_taker_pays_half_the_spread_and_the_fee() -> None:
     half = 0.5 / 100.5 * 1e4
     assert estimate.total_bps == pytest.approx(half + 5.5)
     assert estimate.impact_bps == 0.0
-    assert estimate.error(estimate.total_bps + 1.0) == pytest.approx(1.0)
 
 
 def test_a_taker_beyond_the_visible_book_is_estimated_and_dearer() -> None:
@@ -147,17 +144,3 @@ def test_a_signal_against_us_is_paid_on_what_does_not_fill() -> None:
     calm = estimate_passive(Monitor(), picture(), 1, 10, 0.0, Costs())
     paid = estimate_passive(Monitor(), rising, 1, 10, 0.0, Costs())
     assert paid.total_bps - calm.total_bps == pytest.approx(3.0)
-
-
-def test_spreading_a_schedule_over_time_costs_less_impact() -> None:
-    """A propagator forgets: the same quantity in ten slices is dearer at once than over a minute,
-    and one slice alone pays two thirds of the square-root law."""
-    at_once = [(0.0, 10.0)] * 10
-    spread = [(6.0 * k, 10.0) for k in range(10)]
-    market = Propagator(sigma_bps=1.0, volume_s=100.0)
-    dear, cheap = (propagator_bps(s, market) for s in (at_once, spread))
-    assert cheap < dear
-    stronger = Propagator(sigma_bps=1.0, volume_s=100.0, coefficient=0.9)
-    single = propagator_bps([(0.0, 100.0)], stronger)
-    assert single == pytest.approx(0.9 * 2 / 3)
-    assert propagator_bps([], market) == 0.0

@@ -207,14 +207,6 @@ def test_the_rate_is_limited_and_cancels_never_are() -> None:
     assert asked(ours, order("c", lots=1), now=SECOND_NS) is None
 
 
-def test_halted_means_cancels_only() -> None:
-    ours = guard({SYMBOL: 5})
-    asked(ours, order("a"))
-    ours.halted = True
-    assert asked(ours, order("b", side=-1, price=101, reduce_only=True)) is Denial.HALTED
-    assert asked(ours, Cancel(client_id="a")) is None
-
-
 def test_two_reducing_orders_never_turn_a_position_over() -> None:
     ours = guard({SYMBOL: 10})
     assert asked(ours, order("a", -1, 8, 101, reduce_only=True)) is None

@@ -6,11 +6,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from execution.algorithms import start
-from execution.algorithms.router import Market, Policy, Router, split
+from execution.algorithms.router import Policy, Router
 from execution.algorithms.working import Parent
 from execution.liquidity import Costs, Monitor
 from execution.orders import Accepted, OrderType, Submit, TimeInForce
@@ -178,46 +176,3 @@ def test_funding_after_the_deadline_changes_nothing() -> None:
     far_ns = 10_000 * SECOND_NS
     plain = router(parent()).options(0, view())
     assert router(parent(), funding_ns=far_ns, funding_bps=30.0).options(0, view()) == plain
-
-
-# -- several books ---------------------------------------------------------------------------------
-
-
-def market(lots: int = TOUCH_LOTS, stale: bool = False, **fees: float) -> Market:
-    seen = view(
-        bids=tuple((600_000 - n, lots) for n in range(5)),
-        asks=tuple((600_001 + n, lots) for n in range(5)),
-        stale=stale,
-    )
-    return Market(view=seen, monitor=busy(5), costs=Costs(**fees))
-
-
-def test_the_cheaper_book_gets_all_of_a_small_parent() -> None:
-    books = {"dear": market(), "cheap": market(maker_bps=0.5, taker_bps=2.0)}
-    assert {name: each.qty_lots for name, each in split(parent(), books).items()} == {"cheap": 170}
-
-
-def test_equal_books_share_a_parent_that_is_large_for_either() -> None:
-    asked = parent(60_000, span_s=1.0)
-    dealt = split(asked, {"a": market(), "b": market()})
-    assert {name: each.qty_lots for name, each in dealt.items()} == {"a": 30_000, "b": 30_000}
-    assert {each.id for each in dealt.values()} == {"p@a", "p@b"}
-
-
-def test_a_stale_book_gets_nothing_and_none_is_an_error() -> None:
-    dealt = split(parent(), {"dark": market(stale=True), "lit": market()})
-    assert list(dealt) == ["lit"]
-    with pytest.raises(ValueError, match="parent p: none of 1 books is sound"):
-        split(parent(), {"dark": market(stale=True)})
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    lots=st.integers(1, 50_000),
-    depths=st.lists(st.integers(1, 20_000), min_size=1, max_size=3),
-    parts=st.integers(1, 12),
-)
-def test_sub_parents_add_up_to_the_parent(lots: int, depths: list[int], parts: int) -> None:
-    books = {str(n): market(depth) for n, depth in enumerate(depths)}
-    dealt = split(parent(lots), books, parts)
-    assert sum(each.qty_lots for each in dealt.values()) == lots

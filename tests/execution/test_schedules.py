@@ -20,7 +20,6 @@ from execution.algorithms.schedules import (
     Twap,
     Vwap,
     trajectory,
-    urgency,
 )
 from execution.orders import OrderType, Submit
 from market.units import SECOND_NS
@@ -104,7 +103,6 @@ def test_the_curve_of_almgren_and_chriss_is_the_cheapest() -> None:
     found = minimize(cost, np.linspace(1, 0, steps + 1)[1:-1], method="BFGS").x
     ours = [1 - trajectory(kappa * span, k / steps) for k in range(1, steps)]
     assert np.allclose(found, ours, atol=1e-4)
-    assert urgency(aversion, sigma, temporary, span) == pytest.approx(kappa * span, rel=0.01)
 
 
 @settings(derandomize=True, max_examples=100, deadline=None)

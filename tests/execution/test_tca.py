@@ -20,7 +20,7 @@ from execution.tca import (
     Mids,
     OrderRow,
     Shortfall,
-    Tape,
+    TradedVolume,
     difference,
     displayed_ahead,
     fitted,
@@ -357,20 +357,22 @@ def test_benchmarks_by_hand(side: int) -> None:
         return 1_000 + side * distance
 
     mids = Mids([0, 10, 20, S], [at(d) for d in (0, 1, 5, 9)], until_ns=200 * S)
-    tape = Tape()
-    tape.append(np.concatenate([trade(5, side, int(at(90)), 3), trade(15, side, int(at(2)), 10)]))
-    tape.append(np.concatenate([trade(22, side, int(at(6)), 10), trade(30, -side, int(at(2)), 1)]))
-    tape.append(trade(60, side, int(at(90)), 3))
+    traded = TradedVolume()
+    traded.append(np.concatenate([trade(5, side, int(at(90)), 3), trade(15, side, int(at(2)), 10)]))
+    traded.append(
+        np.concatenate([trade(22, side, int(at(6)), 10), trade(30, -side, int(at(2)), 1)])
+    )
+    traded.append(trade(60, side, int(at(90)), 3))
     made = [fill(21, side, 10, int(at(6)))]
-    known: dict[str, Any] = {"arrival_ns": 10, "end_ns": 50, "tape": tape}
-    row = cost(parent(side), made, mids, own_in_tape=True, **known)
+    known: dict[str, Any] = {"arrival_ns": 10, "end_ns": 50, "traded": traded}
+    row = cost(parent(side), made, mids, own_in_traded=True, **known)
     assert row.vs_arrival_bps == pytest.approx(50)
     assert row.vs_twap_bps == pytest.approx(20)
     assert row.vs_vwap_bps == pytest.approx(40)
     assert row.vs_close_bps == pytest.approx(-30)
     apart = cost(parent(side), made, mids, **known)
     assert apart.vs_vwap_bps == pytest.approx(60 - (10 * 20 + 10 * 60 + 20) / 21)
-    nobody = cost(parent(side), made, mids, **(known | {"tape": Tape()}))
+    nobody = cost(parent(side), made, mids, **(known | {"traded": TradedVolume()}))
     assert math.isnan(nobody.vs_vwap_bps)
     assert math.isnan(cost(parent(side), [], mids, **known).vs_arrival_bps)
 
@@ -486,14 +488,14 @@ def test_the_tape_adds_up_what_was_heard_between_two_instants(
     """Block trades aside, and however much of an earlier time was forgotten."""
     trades = sorted(trades)
     rows = [trade(t, 1, 100 + q, q, flags=Flag.BLOCK if block else 0) for t, q, block in trades]
-    tape = Tape()
+    traded = TradedVolume()
     for part in (rows[:cut], rows[cut:]):
         if part:
-            tape.append(np.concatenate(part))
-    tape.forget(forgotten)
+            traded.append(np.concatenate(part))
+    traded.forget(forgotten)
     first, last = sorted(span)
     inside = [(q, q * (100 + q)) for t, q, block in trades if first < t <= last and not block]
-    assert tape.between(first, last) == (sum(q for q, _ in inside), sum(v for _, v in inside))
+    assert traded.between(first, last) == (sum(q for q, _ in inside), sum(v for _, v in inside))
 
 
 def test_rows_of_an_older_version_take_the_defaults_of_what_they_lack() -> None:

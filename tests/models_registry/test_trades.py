@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from execution.target import next_target
+from execution.sizing import next_target
 from models_registry.trades import Trades, clopper_pearson_upper, judge, simulate
 
 SECOND = 1_000_000_000

@@ -24,7 +24,7 @@ def some(count: int = 300, seed: int = 1) -> Placed:
         lasted_s=np.minimum(lasted, 60.0),
         watched_s=np.full(count, 60.0),
         outcome=np.where(lasted < 60, rng.integers(1, 3, count), 0),
-        looked_s=np.arange(count, dtype=np.float64) * 5,
+        observed_s=np.arange(count, dtype=np.float64) * 5,
     )
     return Placed(dict.fromkeys(QUEUES, lives), dict.fromkeys(QUEUES, 3))
 

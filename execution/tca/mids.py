@@ -1,4 +1,4 @@
-"""What the market did around a parent: its mids and its tape, as they reached us."""
+"""The market around a parent, as it reached us: mids and traded volume over time."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from market.book import BookState, apply, best, is_valid, new_state
 from market.events import Events, Flag, Kind
 from market.kernel import compiled
 
-#: How the kernel says that the book cannot be believed; a mid is never negative.
-_BROKEN: Final = -1.0
-#: What the kernel compares with before it knows anything.
-_UNKNOWN: Final = -2.0
+#: Kernel's mid of an invalid book, and before the first; a mid is never negative.
+_INVALID: Final = -1.0
+_NONE_YET: Final = -2.0
 
 _TRADE, _BLOCK = int(Kind.TRADE), int(Flag.BLOCK)
 
 
 class Mids:
-    """The mid over time, as far as it was known: a step function in ticks.
+    """The mid over time: a step function in ticks.
 
-    While the book cannot be believed (crossed, one-sided, frames missing) the last mid known stands,
-    and `sound` says so.
+    While the book is invalid (crossed, one-sided, sequence gap) the last mid is carried forward, and
+    `sound` is false.
     """
 
     def __init__(
@@ -35,11 +34,11 @@ class Mids:
         self._time_ns = list(time_ns)
         self._mid_ticks = list(mid_ticks)
         self._sound = [True] * len(self._time_ns)
-        #: The record ends here; nothing is known of later times.
+        #: End of the record; later mids are NaN.
         self.until_ns = max(until_ns, self._time_ns[-1] if self._time_ns else 0)
 
     def append(self, time_ns: int, mid_ticks: float) -> None:
-        """The mid from ``time_ns`` on, NaN where there is none; times do not run backwards."""
+        """Set the mid from ``time_ns`` on, NaN for an invalid book; times do not run backwards."""
         self.until_ns = max(self.until_ns, time_ns)
         sound = not math.isnan(mid_ticks)
         if not sound:
@@ -52,20 +51,17 @@ class Mids:
             self._sound.append(sound)
 
     def at(self, time_ns: int) -> float:
-        """The mid at an instant: the last one known then; NaN past the record's end.
-
-        Before the first mid it is the first one.
-        """
+        """The mid at an instant; NaN past the record's end, the first mid before it."""
         place = self._place(time_ns)
         return math.nan if place is None else self._mid_ticks[max(0, place)]
 
     def sound(self, time_ns: int) -> bool:
-        """Whether the book of that instant is on record and could be believed."""
+        """Whether the book of that instant is on record and was valid."""
         place = self._place(time_ns)
         return place is not None and place >= 0 and self._sound[place]
 
     def mean(self, from_ns: int, to_ns: int) -> float:
-        """Mean over time of the mid from one instant to another; NaN past the record's end."""
+        """Time-weighted mean of the mid between two instants; NaN past the record's end."""
         first, last = self._place(from_ns), self._place(to_ns)
         if first is None or last is None:
             return math.nan
@@ -79,50 +75,50 @@ class Mids:
         return total / (to_ns - from_ns)
 
     def forget(self, before_ns: int) -> None:
-        """Drop what is older, except the mid that held at ``before_ns``."""
+        """Drop older mids, except the one in force at ``before_ns``."""
         keep = max(0, bisect_right(self._time_ns, before_ns) - 1)
         del self._time_ns[:keep], self._mid_ticks[:keep], self._sound[:keep]
 
     def _place(self, time_ns: int) -> int | None:
-        """Number of the step that holds then, -1 before the first; None where nothing is known."""
+        """Index of the step in force, -1 before the first; None past the record's end."""
         if time_ns > self.until_ns or not self._time_ns:
             return None
         return bisect_right(self._time_ns, time_ns) - 1
 
 
-class Tape:
-    """What traded over time, block trades aside: quantity and value as running sums."""
+class TradedVolume:
+    """Traded quantity and value over time as running sums, without block trades."""
 
     def __init__(self) -> None:
         self._time_ns: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self._sums: npt.NDArray[np.int64] = np.zeros((1, 2), np.int64)  #: lots, lots × ticks
-        self._waiting: list[Events] = []
+        self._pending: list[Events] = []
 
     def append(self, events: Events) -> None:
-        """Take the trades among event rows, in receive order."""
+        """Add the trades among event rows, in receive order."""
         trades = events[(events["kind"] == _TRADE) & ((events["flags"] & _BLOCK) == 0)]
         if len(trades):
-            self._waiting.append(trades)
+            self._pending.append(trades)
 
     def between(self, from_ns: int, to_ns: int) -> tuple[int, int]:
-        """Lots, and lots × ticks, that were heard of after ``from_ns`` and by ``to_ns``."""
-        self._settle()
+        """Lots, and lots × ticks, received after ``from_ns`` and by ``to_ns``."""
+        self._merge()
         first, last = np.searchsorted(self._time_ns, (from_ns, to_ns), side="right")
         lots, value = self._sums[max(first, last)] - self._sums[first]
         return int(lots), int(value)
 
     def forget(self, before_ns: int) -> None:
         """Drop the trades up to ``before_ns``."""
-        if self._waiting or len(self._time_ns):
-            self._settle()
+        if self._pending or len(self._time_ns):
+            self._merge()
             keep = int(np.searchsorted(self._time_ns, before_ns, side="right"))
             self._time_ns, self._sums = self._time_ns[keep:], self._sums[keep:]
 
-    def _settle(self) -> None:
-        if not self._waiting:
+    def _merge(self) -> None:
+        if not self._pending:
             return
-        trades = np.concatenate(self._waiting)
-        self._waiting.clear()
+        trades = np.concatenate(self._pending)
+        self._pending.clear()
         lots = trades["qty_lots"]
         values = np.column_stack([lots, lots * trades["price_ticks"]]).astype(np.int64)
         self._time_ns = np.concatenate([self._time_ns, trades["receive_ns"]])
@@ -137,12 +133,12 @@ def _mids(
     time_ns: npt.NDArray[np.int64],
     mid_ticks: npt.NDArray[np.float64],
 ) -> int:
-    """Write each new mid and each end of a believable book, with receive times; how many."""
+    """Write each new mid, `_INVALID` where the book becomes invalid, with receive times; how many."""
     n = 0
-    last = _UNKNOWN
+    last = _NONE_YET
     for k in range(len(events)):
         if apply(state, events[k]):
-            mid = (best(state, 1) + best(state, -1)) / 2 if is_valid(state) else _BROKEN
+            mid = (best(state, 1) + best(state, -1)) / 2 if is_valid(state) else _INVALID
             if mid != last:
                 last = mid
                 time_ns[n] = events[k].receive_ns
@@ -152,24 +148,24 @@ def _mids(
 
 
 class MidRecorder:
-    """Collects a symbol's local mids and tape from event rows, in receive order."""
+    """Records a symbol's local mids and traded volume from event rows, in receive order."""
 
     def __init__(self) -> None:
         self.mids = Mids()
-        self.tape = Tape()
+        self.traded = TradedVolume()
         self._state = new_state()
 
     def push(self, events: Events) -> None:
-        """Take in rows of whole frames."""
+        """Add rows of whole frames."""
         time_ns, mid_ticks = np.empty(len(events), np.int64), np.empty(len(events), np.float64)
         n = _mids(self._state, events, time_ns, mid_ticks)
         for time, mid in zip(time_ns[:n].tolist(), mid_ticks[:n].tolist(), strict=True):
-            self.mids.append(time, mid if mid != _BROKEN else math.nan)
-        self.tape.append(events)
+            self.mids.append(time, mid if mid != _INVALID else math.nan)
+        self.traded.append(events)
         if len(events):
             self.mids.until_ns = max(self.mids.until_ns, int(events["receive_ns"][-1]))
 
     def forget(self, before_ns: int) -> None:
-        """Drop what is older than an instant that may still be asked for."""
+        """Drop what is older than the earliest instant still needed."""
         self.mids.forget(before_ns)
-        self.tape.forget(before_ns)
+        self.traded.forget(before_ns)
