@@ -1,8 +1,8 @@
-"""What a market could bear over a span of bars: depth, sweeps, spread, outflow, fills, resilience.
+"""Liquidity over a span of bars: depth, sweep costs, spread, outflow, fill probability, resilience.
 
-Everything is of one symbol's 1 s bars (`market.columns`), so that a day takes a moment. Money is in
-quote currency (USDT), both sides are thrown together unless it is said otherwise, and seconds in which
-a figure is not known are left out and counted by ``n``.
+Computed from one symbol's 1 s bars (`market.columns`), so that a day takes a moment. Money is in quote
+currency (USDT), both sides are pooled unless stated, and seconds in which a figure is unknown are left
+out; ``n`` counts the others.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from execution.hazard import FillModel, Queued
+from market.units import BPS
 
 Floats = npt.NDArray[np.float64]
 
-#: Columns of the bars that a survey reads.
+#: Bar columns that a survey reads.
 COLUMNS: Final = (
     *(f"{side}_{what}" for side in ("bid", "ask") for what in ("q1", "d1", "d2", "d3", "depth")),
     *(f"{side}_cancel_1" for side in ("bid", "ask")),
@@ -32,21 +33,21 @@ COLUMNS: Final = (
     "buy_notional",
     "sell_notional",
 )
-#: A second in which takers took this share of what stood within 2 bps is a shock to that side.
+#: A second in which takers took this share of the depth within 2 bps is a shock to that side.
 SHOCK_SHARE: Final = 0.3
-#: Seconds after a shock at which depth is looked at.
+#: Seconds after a shock at which depth is measured.
 RECOVERY_S: Final = (1, 2, 3, 5, 10, 20, 30)
-#: Averages of flow and volatility reach this far back, as `execution.liquidity.Monitor`'s do.
+#: Time constant of the averages of flow and volatility, as `execution.liquidity.Monitor`'s.
 MEMORY_S: Final = 60.0
 #: Horizons of fill probabilities.
 HORIZONS_S: Final = (1.0, 5.0, 30.0)
-#: The fill model is asked every so many seconds.
-ASKED_S: Final = 5
+#: The fill model is evaluated every so many seconds.
+FILLS_EVERY_S: Final = 5
 _SIDES: Final = ("bid", "ask")
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure over the span: its mean and quantiles over ``n`` known values; None without any."""
+    """One figure over the span: mean and quantiles over ``n`` known values; None without any."""
 
     name: str
     unit: str
@@ -58,9 +59,9 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Resilience(msgspec.Struct, frozen=True, kw_only=True):
-    """How depth within 2 bps came back after shocks: the share of what was lost that had returned,
-    by seconds, and the half-life of 1 - 2^(-τ/h) fitted to it; None when depth had not fallen by the
-    end of the seconds of the shocks, so that it was back sooner than bars can tell."""
+    """Recovery of depth within 2 bps after shocks: the share of the lost depth that had returned, by
+    seconds, and the half-life h of 1 - 2^(-τ/h) fitted to it; None when depth recovered within the
+    second of the shock, faster than bars can resolve."""
 
     shocks: int
     returned: dict[int, float]
@@ -68,6 +69,8 @@ class Resilience(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """All figures of one symbol; ``seconds`` counts its bars."""
+
     symbol: str
     seconds: int
     measured: list[Measured]
@@ -75,7 +78,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def survey(symbol: str, bars: Mapping[str, Floats], model: FillModel) -> Survey:
-    """Everything of one symbol. ``bars`` holds `COLUMNS`, NaN where a bar knows nothing."""
+    """Survey one symbol. ``bars`` has `COLUMNS`, an array per column, NaN where unknown."""
     return Survey(
         symbol=symbol,
         seconds=len(bars["mid_close"]),
@@ -108,23 +111,23 @@ def _measured(bars: Mapping[str, Floats]) -> Iterator[Measured]:
 
 
 def _fills(bars: Mapping[str, Floats], model: FillModel) -> Iterator[Measured]:
-    """What the fill model expects of a lot that joins either touch, every `ASKED_S` seconds."""
+    """Fill probability and time to fill of a lot that joins either touch, every `FILLS_EVERY_S`."""
     chances: dict[float, list[float]] = {horizon: [] for horizon in HORIZONS_S}
     waits: list[float] = []
     for state in _states(bars):
         for horizon in HORIZONS_S:
             chances[horizon].append(model.fill_probability(state, horizon))
         waits.append(model.expected_fill_s(state))
-    for horizon, found in chances.items():
+    for horizon, probabilities in chances.items():
         yield _figure(
-            f"a lot at the touch fills within {horizon:g} s", "probability", np.array(found)
+            f"a lot at the touch fills within {horizon:g} s", "probability", np.array(probabilities)
         )
     yield _figure("expected time to fill, following the touch", "s", np.array(waits))
 
 
 def _states(bars: Mapping[str, Floats]) -> Iterator[Queued]:
     mid = bars["mid_close"]
-    moves = np.diff(np.log(mid), prepend=np.nan) * 1e4
+    moves = np.diff(np.log(mid), prepend=np.nan) * BPS
     sigma = np.sqrt(averaged(moves**2))
     queues = [bars[f"{side}_q1"] * mid for side in _SIDES]
     flows = [averaged(bars[name]) for name in ("sell_notional", "buy_notional")]
@@ -137,12 +140,14 @@ def _states(bars: Mapping[str, Floats]) -> Iterator[Queued]:
             sigma.tolist(),
             strict=True,
         )
-        for there, opposite, spread, flow, volatility in islice(rows, None, None, ASKED_S):
-            if math.isnan(there + opposite + spread + flow + volatility):
+        for own_touch, opposite, spread, flow, volatility in islice(
+            rows, None, None, FILLS_EVERY_S
+        ):
+            if math.isnan(own_touch + opposite + spread + flow + volatility):
                 continue
             yield Queued(
-                ahead_usdt=there,
-                own_usdt=there,
+                ahead_usdt=own_touch,
+                own_usdt=own_touch,
                 opposite_usdt=opposite,
                 spread_ticks=spread,
                 outflow_usdt_s=flow,
@@ -151,11 +156,11 @@ def _states(bars: Mapping[str, Floats]) -> Iterator[Queued]:
 
 
 def resilience(bars: Mapping[str, Floats]) -> Resilience:
-    """Depth within 2 bps of the side that was hit, after seconds in which takers took much of it.
+    """Recovery of depth within 2 bps on the side hit, after seconds in which takers took much of it.
 
-    Shocks are chosen by what was taken and never by what depth did, so that depth's own noise does
-    not look like recovery. Sums over shocks are compared, because single ones may have left no mark.
-    Depth is that of the close, around the mid of the close.
+    Shocks are chosen by traded quantity and never by depth, so that depth's own noise does not look
+    like recovery. Sums over shocks are compared, because a single one may not have moved depth. Depth
+    is that of the close, around the mid of the close.
     """
     lost, back = 0.0, np.zeros(len(RECOVERY_S))
     shocks = 0
@@ -190,21 +195,21 @@ def _half_life(share: Floats) -> float | None:
 
 
 def averaged(values: Floats) -> Floats:
-    """Exponential average over `MEMORY_S` of a value a second, of the past and the present only.
+    """Exponential average over `MEMORY_S` of a value per second, without look-ahead.
 
-    Unknown seconds are passed over; NaN before the first known one.
+    Unknown seconds are skipped; NaN before the first known one.
     """
     keep = math.exp(-1 / MEMORY_S)
     total = weight = 0.0
-    found = np.empty(len(values))
+    averages = np.empty(len(values))
     for n, value in enumerate(values.tolist()):
         total *= keep
         weight *= keep
         if not math.isnan(value):
             total += value
             weight += 1.0
-        found[n] = total / weight if weight > 0 else math.nan
-    return found
+        averages[n] = total / weight if weight > 0 else math.nan
+    return averages
 
 
 def _both(bars: Mapping[str, Floats], what: str) -> Floats:
@@ -212,7 +217,7 @@ def _both(bars: Mapping[str, Floats], what: str) -> Floats:
 
 
 def _share(happens: npt.NDArray[np.bool_], mid: Floats) -> Floats:
-    """1 where something is so, 0 where it is not, NaN where there was no sound book."""
+    """1 where ``happens``, else 0; NaN where the book was not valid."""
     known = ~np.isnan(np.tile(mid, len(happens) // max(1, len(mid))))
     return np.where(known, happens.astype(np.float64), np.nan)
 

@@ -1,6 +1,6 @@
-"""The same parent orders under several algorithms, over the same recorded events.
+"""Execution study: the same parent orders under several algorithms, over the same recorded events.
 
-At every instant of a fixed grid one buy and one sell of each size are decided, so what the market did
+At every instant of a fixed grid one buy and one sell of each size are decided, so the market's drift
 cancels out of their mean. Each algorithm works them in a simulator of its own, once per queue model:
 ``risk_averse`` is the pessimistic bound of passive fills and ``power3`` the optimistic one. Parents
 of one side never overlap, so none competes with another for the recorded quantity.
@@ -50,6 +50,7 @@ from execution.tca import (
     to_table,
 )
 from execution.venue import Venue, View
+from market.console import estimate, fixed, percent, table
 from market.errors import UsageError
 from market.events import Events
 from market.instruments import Instrument
@@ -65,29 +66,29 @@ class StudyError(UsageError):
 
 
 def known(names: Sequence[str]) -> Sequence[str]:
-    """The names of algorithms; StudyError for one that there is none of."""
+    """The names of algorithms, unchanged; StudyError for an unknown one."""
     if unknown := [name for name in names if name not in ALGORITHMS]:
         raise StudyError(f"algorithm {unknown[0]!r}: expected some of {', '.join(ALGORITHMS)}")
     return names
 
 
 class Task:
-    """A parent being worked: its algorithm, and what was sent and heard."""
+    """A parent being worked: its algorithm, its orders and their events."""
 
     def __init__(self, parent: Parent, working: Working) -> None:
         self.parent = parent
         self.working = working
         self.fills: list[Filled] = []
         self.end_ns: int | None = None
-        #: What stood in front of each limit order when it was sent, as displayed.
+        #: Displayed queue ahead of each order when it was sent.
         self.ahead: dict[str, float] = {}
         self._orders: dict[str, dict[str, Any]] = {}
-        self._news: list[Event] = []
+        self._inbox: list[Event] = []
         self._stepped_ns = -1
 
     def heard(self, event: Event) -> None:
-        """An outcome of one of our orders, for the next step."""
-        self._news.append(event)
+        """Take in an event of one of our orders, for the next step."""
+        self._inbox.append(event)
         order = self._orders[event.client_id]
         order["changed_ns"] = event.time_ns
         if isinstance(event, Filled):
@@ -99,20 +100,20 @@ class Task:
             order["reason"] = event.reason
 
     def due(self, now_ns: int, timer_ns: int) -> bool:
-        """Whether the algorithm is new, has news, or its timer rings."""
-        rings = now_ns % timer_ns == 0 and self._stepped_ns < now_ns
-        return bool(self._news) or self._stepped_ns < 0 or rings
+        """Whether the algorithm is new, has events to react to, or its timer is due."""
+        timer = now_ns % timer_ns == 0 and self._stepped_ns < now_ns
+        return bool(self._inbox) or self._stepped_ns < 0 or timer
 
     def step(self, view: View) -> Sequence[Action]:
-        """Step the algorithm at the view's time; returns what is to be sent."""
+        """Step the algorithm at the view's time; returns the actions to send."""
         now_ns = self._stepped_ns = view.now_ns
-        actions = self.working.step(now_ns, view, self._news)
-        self._news = []
+        actions = self.working.step(now_ns, view, self._inbox)
+        self._inbox = []
         for action in actions:
             if isinstance(action, Submit):
                 self.ahead[action.client_id] = displayed_ahead(view, action)
                 self._orders[action.client_id] = {
-                    "asked": action,
+                    "submit": action,
                     "price_ticks": action.price_ticks,
                     "qty_lots": action.qty_lots,
                     "filled_lots": 0,
@@ -128,24 +129,25 @@ class Task:
         return actions
 
     def order_rows(self, venue: str) -> Iterator[OrderRow]:
-        for client_id, held in self._orders.items():
-            order = dict(held)
-            asked = order.pop("asked")
+        """The rows of its orders, as they are now."""
+        for client_id, record in self._orders.items():
+            order = dict(record)
+            submit = order.pop("submit")
             yield OrderRow(
                 client_id=client_id,
                 parent_id=self.parent.id,
-                symbol=asked.symbol,
-                side=asked.side,
+                symbol=submit.symbol,
+                side=submit.side,
                 venue=venue,
-                order_type=str(asked.order_type),
-                time_in_force=str(asked.time_in_force),
+                order_type=str(submit.order_type),
+                time_in_force=str(submit.time_in_force),
                 state=str(self.working.children[client_id].state),
                 **order,
             )
 
 
 class Running(Venue, Protocol):
-    """A venue whose time is ours to move, with a picture of its markets."""
+    """A venue with a simulated clock and a picture of its markets."""
 
     @property
     def now_ns(self) -> int: ...
@@ -160,12 +162,12 @@ class Running(Venue, Protocol):
 def drive(venue: Running, tasks: Sequence[Task], until_ns: int, timer_ns: int = TIMER_NS) -> None:
     """Work tasks until ``until_ns`` or until all are done, which leaves the clock at the last end.
 
-    Tasks that have ended are worked no more, but news of their orders can still be on its way (the
-    refusal of an amendment that a fill overtook, for one) and is theirs.
+    Pass ended tasks too: late events of their orders (the rejection of an amend that a fill overtook,
+    for one) are delivered to them.
 
-    An algorithm is stepped when it is new, when an outcome of its orders reaches us, when the touch
-    of its symbol changes, and at multiples of ``timer_ns``: the same instants however ``until_ns``
-    cuts the time up.
+    An algorithm is stepped when it is new, when an event of its orders reaches us, when the touch of
+    its symbol changes, and at multiples of ``timer_ns``: the same instants however calls divide the
+    time.
     """
     active = [task for task in tasks if task.end_ns is None]
     owners = {client_id: task for task in tasks for client_id in task.working.children}
@@ -189,9 +191,9 @@ def drive(venue: Running, tasks: Sequence[Task], until_ns: int, timer_ns: int = 
 
 
 class StudyReport(msgspec.Struct, kw_only=True):
-    """What the algorithms cost. ``differences`` are paired with the first algorithm named, by
-    (symbol, size, algorithm, queue). ``cut`` parents ran into the end of the record and are left
-    out, finished or not; ``skipped`` instants had no market to decide by."""
+    """Cost of the algorithms. ``differences`` are paired with the first algorithm named, by (symbol,
+    size, algorithm, queue). ``cut`` parents ran into the end of the record and are left out, finished
+    or not; ``skipped`` counts instants with a stale book."""
 
     rows: list[Shortfall] = msgspec.field(default_factory=list)
     parents: list[ParentRow] = msgspec.field(default_factory=list)
@@ -205,7 +207,7 @@ class StudyReport(msgspec.Struct, kw_only=True):
     skipped: int = 0
 
     def close(self, baseline: str) -> None:
-        """Summarise what was collected."""
+        """Compute the summaries and the differences from ``baseline``."""
         self.summaries = summarise(self.rows)
         for s in self.summaries:
             if s.side == 0 and s.algorithm != baseline:
@@ -229,25 +231,27 @@ class StudyReport(msgspec.Struct, kw_only=True):
 
     def text(self) -> str:
         """A table for people: cost in bps of the decision price, positive = paid."""
-        lines = [
-            f"{'symbol':9}{'size':>9} {'algorithm':10}{'queue':12}{'n':>4}{'cost bps [95 %]':>24}"
-            f"{'spread':>8}{'timing':>8}{'fees':>7}{'filled':>8}{'maker':>7}{'time s':>8}"
-            f"{'vs first [95 %]':>26}"
-        ]
+        rows = []
         for s in self.summaries:
             if s.side:
                 continue
             paired = self.differences.get((s.symbol, s.size_usdt, s.algorithm, s.venue))
-            against = (
-                f"{paired.mean:+.2f} [{paired.low:+.2f}, {paired.high:+.2f}]" if paired else ""
+            rows.append(
+                (
+                    *(s.symbol, fixed(s.size_usdt, 0), s.algorithm, s.venue, s.instants),
+                    estimate(s.total_bps, s.low_bps, s.high_bps, fixed),
+                    *(fixed(s.spread_bps), fixed(s.timing_bps), fixed(s.fees_bps)),
+                    *(percent(s.fill_rate), percent(s.maker_share), fixed(s.time_to_fill_s, 1)),
+                    estimate(paired.mean, paired.low, paired.high, fixed) if paired else "",
+                )
             )
-            cost = f"{s.total_bps:.2f} [{s.low_bps:.2f}, {s.high_bps:.2f}]"
-            lines.append(
-                f"{s.symbol:9}{s.size_usdt:9,.0f} {s.algorithm:10}{s.venue:12}{s.instants:4}{cost:>24}"
-                f"{s.spread_bps:8.2f}{s.timing_bps:8.2f}{s.fees_bps:7.2f}{s.fill_rate:8.1%}"
-                f"{s.maker_share:7.0%}{s.time_to_fill_s:8.1f}{against:>26}"
-            )
-        return "\n".join(lines)
+        return table(
+            rows,
+            (
+                *("symbol", "size", "algorithm", "queue", "n", "cost bps [95 %]", "spread"),
+                *("timing", "fees", "filled", "maker", "time s", "vs first [95 %]"),
+            ),
+        )
 
 
 class _Trial:
@@ -262,14 +266,14 @@ class _Trial:
         size_usdt: float,
         deadline_ns: int,
         shift_ns: int,
-        late_ns: int = 0,
+        offset_ns: int,
     ) -> None:
         taker_bps, maker_bps = FEE_ROWS_BPS[settings.model.fee_row]
         self.instrument, self.symbol = instrument, instrument.symbol
         self.algorithm, self.queue, self.size_usdt = algorithm, queue, size_usdt
         self.tasks: list[Task] = []
         self.skipped = 0
-        self._deadline_ns, self.late_ns = deadline_ns, late_ns
+        self._deadline_ns, self.offset_ns = deadline_ns, offset_ns
         self.simulator = Simulator(
             {self.symbol: instrument},
             latency=latency_of(settings.execution),
@@ -289,8 +293,16 @@ class _Trial:
             if instant < until_ns:
                 self._decide(instant)
 
-    def add(self, report: StudyReport, task: Task, market: MidRecorder) -> None:
-        """Put a finished parent into the report."""
+    def close(self, report: StudyReport, market: MidRecorder, last_ns: int) -> None:
+        """Add its parents to the report, those decided after ``last_ns`` as cut."""
+        report.skipped += self.skipped
+        for task in self.tasks:
+            if task.parent.decision_ns > last_ns:
+                report.cut += 1
+            else:
+                self._add(report, task, market)
+
+    def _add(self, report: StudyReport, task: Task, market: MidRecorder) -> None:
         parent, end_ns = task.parent, task.end_ns
         if end_ns is None:
             raise RuntimeError(f"parent {parent.id} never ended: {task.working.children}")
@@ -321,14 +333,14 @@ class _Trial:
         )
 
     def _decide(self, now_ns: int) -> None:
-        """One buy and one sell, unless there is no market to decide by."""
+        """One buy and one sell, unless the book is stale."""
         view = self.simulator.view(self.symbol)
         if view.stale:
             self.skipped += 1
             return
         mid = view.mid_ticks
-        worth = unit_e8(self.instrument) * mid / E8
-        lots = max(1, round(self.size_usdt / worth))
+        lot_usdt = unit_e8(self.instrument) * mid / E8
+        lots = max(1, round(self.size_usdt / lot_usdt))
         for side, name in ((1, "buy"), (-1, "sell")):
             parent = Parent(
                 id=f"{self.symbol}/{now_ns}/{name}/{self.size_usdt:g}/{self.algorithm}/{self.queue}",
@@ -358,10 +370,10 @@ def study(
 
     ``feeds`` gives each symbol's rows in receive order, as one array or as chunks of whole frames.
     A parent is decided every ``every_s`` seconds, has ``deadline_s`` (default: the settings') and is
-    worth about each of ``sizes_usdt`` in turn. ``rounds`` are evenly shifted against each other, each
-    in simulators of its own: more parents of a short recording, which overlap in time and tell less
-    than as many that do not. Latencies, fees and depth are the settings'. Raises
-    ValueError when parents would overlap, and for names that are not known.
+    worth about each of ``sizes_usdt`` in turn. ``rounds`` are evenly offset in time, each in
+    simulators of its own: more parents from a short recording, which overlap and so carry less
+    information than as many that do not. Latencies, fees and depth are the settings'. Raises
+    ValueError when the parents of one side would overlap, and for unknown names.
     """
     deadline_s = settings.execution.deadline_s if deadline_s is None else deadline_s
     patience_s = deadline_s + Working.grace_ns / SECOND_NS
@@ -372,20 +384,20 @@ def study(
         )
     report = StudyReport()
     every_ns, deadline_ns = round(every_s * 1e9), round(deadline_s * 1e9)
+    offsets = [every_ns * n // rounds for n in range(rounds)]
     for symbol, feed in feeds.items():
-        recorder = MidRecorder()
+        market = MidRecorder()
         trials: list[_Trial] = []
-        decided_ns: dict[int, int] = {}  #: the last decision, by the lateness of its round
+        decided_ns: dict[int, int] = {}  #: the last decision of each round, by its offset
         for events in [feed] if isinstance(feed, np.ndarray) else feed:
             if len(events) == 0:
                 continue
-            recorder.push(events)
+            market.push(events)
             if not trials:
-                shift = report.clock_shift_ns[symbol] = clock_shift_ns(events)
+                shift_ns = report.clock_shift_ns[symbol] = clock_shift_ns(events)
                 # The first second is for the snapshot.
                 before_ns = int(events["receive_ns"][0]) + SECOND_NS - every_ns
-                late = [every_ns * n // rounds for n in range(rounds)]
-                decided_ns = {late_ns: before_ns + late_ns for late_ns in late}
+                decided_ns = {offset: before_ns + offset for offset in offsets}
                 trials = [
                     _Trial(
                         instruments[symbol],
@@ -394,32 +406,27 @@ def study(
                         queue,
                         size,
                         deadline_ns,
-                        shift,
-                        late_ns,
+                        shift_ns,
+                        offset,
                     )
                     for size in sizes_usdt
                     for name in algorithms
                     for queue in queues
-                    for late_ns in late
+                    for offset in offsets
                 ]
             for trial in trials:
                 trial.simulator.on_events(symbol, events)
             until_ns = trials[0].simulator.horizon_ns(symbol)
             decisions = {
-                late_ns: range(last_ns + every_ns, until_ns, every_ns)
-                for late_ns, last_ns in decided_ns.items()
+                offset: range(last_ns + every_ns, until_ns, every_ns)
+                for offset, last_ns in decided_ns.items()
             }
-            decided_ns |= {late_ns: times[-1] for late_ns, times in decisions.items() if times}
+            decided_ns |= {offset: times[-1] for offset, times in decisions.items() if times}
             for trial in trials:
-                trial.run(decisions[trial.late_ns], until_ns)
+                trial.run(decisions[trial.offset_ns], until_ns)
         # The same parents are left out of every trial, however early it was done with them.
-        last_ns = recorder.mids.until_ns - round(patience_s * 1e9)
+        last_ns = market.mids.until_ns - round(patience_s * 1e9)
         for trial in trials:
-            report.skipped += trial.skipped
-            for task in trial.tasks:
-                if task.parent.decision_ns > last_ns:
-                    report.cut += 1
-                else:
-                    trial.add(report, task, recorder)
+            trial.close(report, market, last_ns)
     report.close(algorithms[0])
     return report

@@ -77,7 +77,7 @@ def test_round_trip_realises_the_difference_and_leaves_nothing() -> None:
     assert account.balance_e8 == 1_000 * 10**8 + holding.realised_e8 - 15
 
 
-def test_a_turn_through_zero_opens_at_the_new_price() -> None:
+def test_reversing_a_position_opens_at_the_new_price() -> None:
     account = Account(BUILT_IN)
     account.apply(filled(1, "BTCUSDT", 1, 10, 600_000, 0))
     account.apply(filled(2, "BTCUSDT", -1, 25, 601_000, 0))
@@ -86,7 +86,7 @@ def test_a_turn_through_zero_opens_at_the_new_price() -> None:
     assert holding.realised_e8 == 10 * 1_000 * unit_e8(BTC)
 
 
-def test_a_closed_position_brings_what_the_venue_reported() -> None:
+def test_closed_pnl_is_the_venues() -> None:
     account = Account(BUILT_IN)
     opening, closing = 16_886_820, 16_889_940
     account.apply(filled(1, "BTCUSDT", 1, 10, 281_447, opening))
@@ -94,7 +94,7 @@ def test_a_closed_position_brings_what_the_venue_reported() -> None:
     assert account.holdings["BTCUSDT"].closed_e8 == -28_576_760
 
 
-def test_fees_of_opening_are_shared_by_what_is_closed() -> None:
+def test_a_partial_close_takes_its_share_of_the_opening_fees() -> None:
     holding = Account(BUILT_IN).holdings["BTCUSDT"]
     holding.trade(10, 600_000, 100)
     assert holding.trade(-4, 600_000, 7) == -(40 + 7)
@@ -103,7 +103,7 @@ def test_fees_of_opening_are_shared_by_what_is_closed() -> None:
     assert holding.open_fees_e8 == 6
 
 
-def test_an_execution_told_twice_counts_once() -> None:
+def test_a_duplicate_execution_counts_once() -> None:
     account = Account(BUILT_IN)
     fill = filled(1, "BTCUSDT", 1, 10, 600_000, 5)
     assert account.apply(fill)
@@ -111,7 +111,7 @@ def test_an_execution_told_twice_counts_once() -> None:
     assert account.holdings["BTCUSDT"].position_lots == 10
 
 
-def test_funding_pays_and_moves_no_position() -> None:
+def test_funding_moves_the_balance_and_not_the_position() -> None:
     account = Account(BUILT_IN)
     account.apply(filled(1, "BTCUSDT", -1, 1_000, 600_000, 0))
     paid = account.settle("BTCUSDT", 60_000 * 10**8, 10_000)
@@ -135,7 +135,7 @@ TRADES = st.lists(
 
 @settings(derandomize=True, max_examples=100)
 @given(trades=TRADES, marks=st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)))
-def test_nothing_appears_and_nothing_vanishes(
+def test_equity_is_conserved_to_the_last_unit(
     trades: list[tuple[str, int, int, int, int, int | None]], marks: tuple[int, int]
 ) -> None:
     """At every instant, to the last unit: equity is the opening balance, minus what was paid for the

@@ -100,7 +100,7 @@ def test_market_sends_everything_at_once_and_is_done_when_filled() -> None:
     assert algorithm.done
 
 
-def test_market_sends_again_what_a_thin_book_left() -> None:
+def test_market_sends_the_remainder_of_a_partial_fill_again() -> None:
     algorithm = MarketOrder(parent())
     algorithm.step(0, view(), [])
     (again,) = algorithm.step(
@@ -119,7 +119,7 @@ def test_market_waits_for_a_market_and_gives_up_after_the_deadline() -> None:
     assert algorithm.arrival_ns is None
 
 
-def test_refusals_are_retried_after_a_pause_and_not_for_ever() -> None:
+def test_rejections_are_retried_after_a_pause_and_not_for_ever() -> None:
     algorithm = MarketOrder(parent())
     sent = 0
     for n in range(200):
@@ -180,7 +180,7 @@ def test_passive_follows_only_so_often_and_so_far() -> None:
         assert count == moves
 
 
-def test_passive_posts_again_when_the_market_met_it_first() -> None:
+def test_passive_posts_again_after_a_post_only_cancel() -> None:
     algorithm = PassivePeg(parent())
     algorithm.step(0, view(), [])
     news = [told(Accepted), told(Cancelled, reason="would cross", leaves_lots=10)]
@@ -202,7 +202,7 @@ def test_passive_crosses_the_remainder_at_the_deadline() -> None:
     assert algorithm.done
 
 
-def test_a_fill_that_was_on_its_way_when_we_cancelled_is_not_bought_twice() -> None:
+def test_a_fill_that_races_our_cancel_is_not_bought_twice() -> None:
     """The cancel gave up 4 of 10 while we knew of no fill: 6 are coming and must not be sent again."""
     algorithm = PassivePeg(parent())
     algorithm.step(0, view(), [])
@@ -218,7 +218,7 @@ def test_a_fill_that_was_on_its_way_when_we_cancelled_is_not_bought_twice() -> N
     assert algorithm.filled_lots == 10
 
 
-def test_an_unknown_order_counts_as_open_until_there_is_evidence() -> None:
+def test_an_order_of_unknown_state_counts_as_open() -> None:
     algorithm = MarketOrder(parent())
     algorithm.step(0, view(), [])
     assert algorithm.step(1, view(1), [told(Lost, reason="no answer")]) == []
@@ -239,7 +239,7 @@ def test_abandoning_cancels_and_sends_nothing_new() -> None:
     assert algorithm.done
 
 
-def test_a_duplicate_refusal_does_not_end_an_order_that_rests() -> None:
+def test_rejecting_a_duplicate_does_not_end_the_resting_order() -> None:
     algorithm = PassivePeg(parent())
     algorithm.step(0, view(), [])
     algorithm.step(1, view(1), [told(Accepted), told(Rejected, reason="duplicate")])
@@ -247,12 +247,12 @@ def test_a_duplicate_refusal_does_not_end_an_order_that_rests() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"side": 0}, {"lots": 0}, {"lots": -1}])
-def test_a_parent_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
+def test_a_parent_of_bad_side_or_quantity_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="parent p: "):
         parent(**wrong)
 
 
-def test_unknown_algorithms_are_named() -> None:
+def test_an_unknown_algorithm_is_named() -> None:
     with pytest.raises(ValueError, match="algorithm 'sniper': expected one of market, passive"):
         start("sniper", parent())
 
@@ -347,7 +347,7 @@ class Chaos:
     lots=st.integers(1, 50),
     stop=st.one_of(st.none(), st.integers(0, 300)),
 )
-def test_promises_hold_whatever_the_venue_answers(
+def test_the_invariants_hold_whatever_the_venue_answers(
     name: str, seed: int, side: int, lots: int, stop: int | None
 ) -> None:
     """Filled at the venue plus open at the venue never exceeds the parent's quantity. `done` means

@@ -239,7 +239,7 @@ def test_a_deadline_long_past_sends_nothing_and_is_done(name: str) -> None:
     ],
     ids=["stale", "no bids", "no asks", "empty"],
 )
-def test_nothing_new_is_sent_into_a_book_that_cannot_be_believed(
+def test_nothing_new_is_sent_into_an_invalid_or_stale_book(
     name: str, broken: dict[str, Any]
 ) -> None:
     told = Told(start(name, parent()))
@@ -250,7 +250,7 @@ def test_nothing_new_is_sent_into_a_book_that_cannot_be_believed(
     assert told.executed == LOTS
 
 
-def test_a_book_that_never_comes_back_ends_the_parent_after_the_grace(name: str) -> None:
+def test_a_book_that_stays_stale_ends_the_parent_after_the_grace(name: str) -> None:
     told = Told(start(name, parent()))
     told.run(LATE, lambda now_ns: view(now_ns, stale=True))
     assert told.working.done
@@ -300,7 +300,7 @@ STRANGE = [
 
 
 @pytest.mark.parametrize("kind", STRANGE)
-def test_news_of_orders_that_are_not_ours_changes_nothing(name: str, kind: str) -> None:
+def test_events_of_orders_that_are_not_ours_change_nothing(name: str, kind: str) -> None:
     plain, disturbed = Told(start(name, parent())), Told(start(name, parent()))
     for n in range(225):
         now_ns = n * SECOND_NS // 5
@@ -311,7 +311,7 @@ def test_news_of_orders_that_are_not_ours_changes_nothing(name: str, kind: str) 
     assert plain.executed == disturbed.executed == LOTS
 
 
-def test_news_that_comes_twice_counts_once(name: str) -> None:
+def test_duplicate_events_count_once(name: str) -> None:
     told = Told(start(name, parent()))
     for n in range(225):
         now_ns = n * SECOND_NS // 5
@@ -324,7 +324,7 @@ def test_news_that_comes_twice_counts_once(name: str) -> None:
     assert told.working.filled_lots == told.executed == LOTS
 
 
-def test_news_that_comes_late_is_counted_when_it_comes(name: str) -> None:
+def test_late_events_count_when_they_arrive(name: str) -> None:
     """Every outcome three seconds late: never too much sent, and all of it counted at the end."""
     told = Told(start(name, parent()))
     waiting: list[tuple[int, Event]] = []

@@ -50,7 +50,7 @@ FILLS = st.lists(
 
 
 @given(FILLS, st.integers(580_000, 620_000), st.sampled_from(sorted(FEE_ROWS_BPS)))
-def test_equity_at_each_row_is_what_an_account_with_that_rows_fees_holds(
+def test_equity_at_a_fee_row_is_that_of_an_account_that_pays_it(
     made: list[tuple[int, int, int, bool, int]], mid: int, row: str
 ) -> None:
     """Invariant, to the last unit at 1e-8: the row's equity is that of an account that really paid it."""
@@ -67,7 +67,7 @@ def test_equity_at_each_row_is_what_an_account_with_that_rows_fees_holds(
 
 
 @given(FILLS)
-def test_round_trips_add_up_to_the_books_once_flat(
+def test_round_trips_sum_to_the_totals_once_flat(
     made: list[tuple[int, int, int, bool, int]],
 ) -> None:
     """Invariant: once flat, what the round trips brought is the equity at every fee row."""
@@ -85,7 +85,7 @@ def test_round_trips_add_up_to_the_books_once_flat(
     assert all(trade.lots > 0 and trade.entry_ns <= trade.exit_ns for trade in blotter.trades)
 
 
-def test_an_execution_that_turns_a_position_ends_one_round_trip_and_begins_the_next() -> None:
+def test_a_reversal_ends_one_round_trip_and_begins_the_next() -> None:
     blotter = Blotter({"BTCUSDT": BTC}, FEE_ROWS_BPS)
     for regime, executed in (
         ("calm", fill(0, 1, 10, 600_000, True)),
@@ -107,7 +107,7 @@ def test_an_execution_that_turns_a_position_ends_one_round_trip_and_begins_the_n
     assert first.maker_share == pytest.approx(600 / 1200.6)
 
 
-def test_the_break_even_fee_is_the_fee_at_which_nothing_is_left() -> None:
+def test_the_break_even_fee_makes_the_net_result_zero() -> None:
     assert break_even_bps(12.0, 2.0, 100_000.0) == pytest.approx(1.0)
     assert math.isnan(break_even_bps(0.0, 0.0, 0.0))
 
@@ -122,7 +122,7 @@ def trade(net: float, sweeps: tuple[float, float, float], value: float = 10_000.
     )  # fmt: skip
 
 
-def test_capacity_is_where_sweeping_the_book_would_use_the_result_up() -> None:
+def test_capacity_is_where_sweeping_the_book_uses_up_the_net_result() -> None:
     # 2 bps net over 10,000 leave 1 bp a leg; the sweep costs 0.5 at 10,000 and 1.5 at 100,000.
     assert capacity_usdt([trade(2.0, (0.5, 1.5, 4.0))], "zero") == pytest.approx(100_000.0)
     # A book that does not hold more claims no more.

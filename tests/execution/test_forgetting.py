@@ -25,7 +25,7 @@ def remembering(orders: int) -> Tape:
     model=st.sampled_from(list(MODELS)),
     remembers=st.sampled_from([0, 1, 40]),
 )
-def test_every_order_ends_as_it_would_if_all_were_remembered(
+def test_forgetting_finished_orders_changes_no_outcome(
     number: int, mode: str, model: str, remembers: int
 ) -> None:
     """Same outcomes at the same times, whatever of the past is forgotten; only the refusal of a
@@ -39,7 +39,7 @@ def test_every_order_ends_as_it_would_if_all_were_remembered(
     assert sorted(told(forgetful)) == sorted(told(outcomes(case, sent, mode=mode)))
 
 
-def test_tables_hold_what_is_open_and_what_is_remembered_however_many_orders_come() -> None:
+def test_tables_do_not_grow_with_the_number_of_orders() -> None:
     tape = remembering(100)
     tape.send(limit("first", 1, 99, 7))
     replayed = tape.simulator._replay(SYMBOL)
@@ -54,7 +54,7 @@ def test_tables_hold_what_is_open_and_what_is_remembered_however_many_orders_com
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_an_id_is_free_again_when_so_many_orders_came_after_it_as_are_remembered(
+def test_a_forgotten_id_is_free_again(
     known: bool,
 ) -> None:
     tape = remembering(100)
@@ -73,7 +73,7 @@ def test_an_id_is_free_again_when_so_many_orders_came_after_it_as_are_remembered
     assert kinds(tape.send(Cancel(client_id="rests"))) == ["Cancelled"]
 
 
-def test_an_id_in_another_symbol_is_still_another_order() -> None:
+def test_an_id_used_in_another_symbol_is_a_duplicate() -> None:
     """Symbols forget apart; an id that one of them refused stays with the symbol that has it."""
     other = INSTRUMENT.__class__(symbol="MUTE", tick="1", lot="1", min_qty="1", min_notional="0")
     simulator = Simulator({SYMBOL: INSTRUMENT, "MUTE": other}, remembers=10, patience_ns=0)

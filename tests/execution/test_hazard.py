@@ -152,7 +152,7 @@ def test_a_fill_is_a_probability_and_grows_with_the_horizon(
     assert known.expected_fill_s(state) > 0
 
 
-def test_one_state_and_many_are_told_the_same() -> None:
+def test_the_scalar_and_the_array_model_agree() -> None:
     """The scalar model and the arrays that it is fitted and judged by are one formula."""
     known = model()
     found = hazards(TRUTH, np.array([STATE.covariates()]), EDGES)
@@ -165,7 +165,7 @@ def test_one_state_and_many_are_told_the_same() -> None:
         assert known.fill_probability(STATE, horizon) == pytest.approx(filled)
 
 
-def test_constant_rates_give_the_exponential_law_within_and_past_the_intervals() -> None:
+def test_constant_rates_give_exponential_fill_times() -> None:
     """With rates f and a that never change, P(filled by t) = f / (f + a) · (1 - e^-(f+a)t), and the
     expected time to a fill is 1 / f: each attempt lasts 1 / (f + a) and fills with chance f / (f + a)."""
     f, a = 0.3, 0.1
@@ -187,7 +187,7 @@ def test_constant_rates_give_the_exponential_law_within_and_past_the_intervals()
 
 @settings(derandomize=True, max_examples=100, deadline=None)
 @given(states, st.floats(1.1, 20), st.sampled_from(QUEUES))
-def test_on_recorded_markets_the_fitted_hazard_of_a_fill_falls_with_the_queue_ahead(
+def test_the_fitted_fill_hazard_falls_with_the_queue_ahead(
     state: Queued, times: float, queue: str
 ) -> None:
     """On synthetic ones the queue tells next to nothing once the imbalance is known, see the docs."""
@@ -197,7 +197,7 @@ def test_on_recorded_markets_the_fitted_hazard_of_a_fill_falls_with_the_queue_ah
         assert far[2] <= near[2] + 1e-12
 
 
-def test_a_queue_that_was_not_fitted_is_named() -> None:
+def test_a_queue_model_without_a_fit_is_named() -> None:
     with pytest.raises(
         ValueError, match="log2 of recorded data: no fill model is fitted; fitted are"
     ):
@@ -212,7 +212,7 @@ def test_parameters_of_other_covariates_are_refused() -> None:
 # -- states, and where an order stands ---------------------------------------------------------------
 
 
-def test_a_state_is_what_the_view_shows_in_money() -> None:
+def test_a_state_is_the_view_in_quote_currency() -> None:
     """Ahead of an order of 3 lots that joins the bid stand 10 lots and two of its own."""
     state = Queued.of(Monitor(), picture(signal_bps=2.0), 1, 3)
     worth = 100.0  # a lot at the bid
@@ -232,7 +232,7 @@ def test_a_market_and_its_mirror_are_one_state() -> None:
     assert buyer.covariates() == pytest.approx(seller.covariates(), rel=2e-2)
 
 
-def test_takers_and_what_is_displayed_move_an_order_forward_and_nothing_moves_it_back() -> None:
+def test_only_trades_and_displayed_depth_move_a_queue_position_forward() -> None:
     place = QueuePosition(1, 100, picture())
     assert place.ahead_lots == 10
     place.see(picture(1, sold_lots=3))
@@ -245,7 +245,7 @@ def test_takers_and_what_is_displayed_move_an_order_forward_and_nothing_moves_it
     assert place.ahead_lots == 5
 
 
-def test_what_is_traded_at_better_prices_moves_nobody_forward() -> None:
+def test_trades_at_better_prices_move_no_queue_position() -> None:
     place = QueuePosition(1, 99, picture())
     assert place.ahead_lots == 20
     place.see(picture(1, sold_lots=8))
@@ -260,7 +260,7 @@ def test_what_is_traded_at_better_prices_moves_nobody_forward() -> None:
 # -- the fit -----------------------------------------------------------------------------------------
 
 
-def test_known_coefficients_are_found_within_their_intervals() -> None:
+def test_the_fit_recovers_known_coefficients() -> None:
     """Of 44 coefficients of covariates no more than a few lie outside of 1.96 standard errors, and
     none outside of four."""
     lives, _, found = fitted()
@@ -276,7 +276,7 @@ def test_known_coefficients_are_found_within_their_intervals() -> None:
     assert (np.abs(z) < 1.96).mean() > 0.85
 
 
-def test_the_fit_is_the_top_of_the_likelihood() -> None:
+def test_the_fit_maximises_the_likelihood() -> None:
     """A neighbour in any direction is less likely."""
     lives, causes, _ = fitted()
     best = log_likelihoods(lives, hazards(causes, lives.covariates, EDGES), EDGES).sum()
@@ -292,7 +292,7 @@ def test_the_fit_is_the_top_of_the_likelihood() -> None:
             assert near < best
 
 
-def test_censoring_does_not_bend_the_fit() -> None:
+def test_censoring_does_not_bias_the_fit() -> None:
     """Lives whose watch ends at random give the same shares as lives that are watched to the end,
     where leaving the censored ones out, or cutting within intervals, would not."""
     rng = np.random.Generator(np.random.Philox(key=7))
@@ -311,7 +311,7 @@ def test_censoring_does_not_bend_the_fit() -> None:
     assert abs(naive - seen[0]) > 0.03
 
 
-def test_periods_are_the_intervals_that_were_watched_whole() -> None:
+def test_person_periods_are_the_intervals_observed_whole() -> None:
     lives = Lives(
         covariates=np.zeros((5, 1)),
         lasted_s=np.array([0.7, 0.7, 0.7, 2.0, 4.0]),
@@ -344,7 +344,7 @@ def test_regressors_are_interval_covariates_and_their_products_with_log_time() -
     ]
 
 
-def test_a_covariate_that_never_varies_is_told_to_mean_nothing() -> None:
+def test_a_constant_covariate_gets_no_coefficient() -> None:
     lives = simulated(2_000, 5)
     flat = lives._replace(covariates=lives.covariates * (np.arange(len(COVARIATES)) != 3))
     causes, _ = fit(flat, EDGES)
@@ -354,9 +354,7 @@ def test_a_covariate_that_never_varies_is_told_to_mean_nothing() -> None:
 # -- the score ---------------------------------------------------------------------------------------
 
 
-def test_a_model_that_is_right_gains_on_constant_hazards_and_reliability_is_on_the_diagonal() -> (
-    None
-):
+def test_the_true_model_scores_above_constant_hazards_and_is_reliable() -> None:
     _, causes, _ = fitted()
     lives = simulated(10_000, 2)
     told = hazards(causes, lives.covariates, EDGES)
@@ -371,7 +369,7 @@ def test_a_model_that_is_right_gains_on_constant_hazards_and_reliability_is_on_t
         assert bins[-1].observed > 2 * bins[0].observed
 
 
-def test_a_model_that_is_wrong_is_not_on_the_diagonal() -> None:
+def test_a_wrong_model_is_not_reliable() -> None:
     lives = simulated(10_000, 2)
     turned = np.array(TRUTH.filled.level) * -1
     wrong = Causes(
@@ -439,7 +437,7 @@ def sent_first(lives: Lives) -> dict[str, tuple[float, int]]:
     }
 
 
-def test_an_order_is_filled_when_the_queue_in_front_and_itself_have_traded() -> None:
+def test_an_order_is_filled_when_its_queue_and_itself_have_traded() -> None:
     assert sent_first(placed(trade(at(25), -1, 100, 10)))["buyer"] == (60.0, CENSORED)
     both = sent_first(placed(trade(at(25), -1, 100, 11)))
     assert both == {"buyer": (4.0, FILLED), "seller": (60.0, CENSORED)}
@@ -450,7 +448,7 @@ def test_the_price_runs_away_from_one_side_and_fills_the_other() -> None:
     assert sent_first(placed(moved)) == {"buyer": (9.0, RAN_AWAY), "seller": (9.0, FILLED)}
 
 
-def test_a_watch_ends_with_the_minute_or_with_the_stream() -> None:
+def test_an_observation_is_censored_by_the_minute_or_the_streams_end() -> None:
     whole = placed()
     assert sent_first(whole)["buyer"] == (60.0, CENSORED)
     assert whole.watched_s.max() == 60.0
@@ -461,7 +459,7 @@ def test_a_watch_ends_with_the_minute_or_with_the_stream() -> None:
     assert (cut.lasted_s <= cut.watched_s + 1e-9).all()
 
 
-def test_an_order_is_looked_at_again_with_what_is_left_in_front_of_it() -> None:
+def test_an_order_is_observed_again_at_its_new_queue_position() -> None:
     """Sent at 21 s behind 10 lots, of which 4 trade at 22.5 s; looked at again after 2, 5 and 15 s."""
     lives = placed(trade(at(22.5), -1, 100, 4), until_s=60)
     column = lives.covariates[:, COVARIATES.index("ahead")]
@@ -475,7 +473,7 @@ def test_an_order_is_looked_at_again_with_what_is_left_in_front_of_it() -> None:
         assert ahead(second) == pytest.approx(math.log1p(6 * 100 / 1e3))
 
 
-def test_nothing_is_placed_into_nothing() -> None:
+def test_no_order_is_placed_without_a_book() -> None:
     found = place_orders([], INSTRUMENT, away_bps=1.0, latency=constant_latency(0, 0))
     assert found.lives == {}
 
@@ -484,7 +482,7 @@ def test_nothing_is_placed_into_nothing() -> None:
 
 
 @pytest.mark.parametrize("symbol", ["BTCUSDT", "ETHUSDT"])
-def test_the_committed_model_gains_on_constant_hazards_on_a_recording_it_has_not_seen(
+def test_the_committed_model_beats_constant_hazards_out_of_sample(
     data_dir: Path, symbol: str
 ) -> None:
     """More likely by a margin, and orders that were called likely fill more often."""

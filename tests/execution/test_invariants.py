@@ -82,7 +82,7 @@ def test_a_lower_latency_never_loses_a_cancel_race_it_had_won(
 
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(number=st.integers(0, 2**30), model=st.sampled_from(PUBLISHED))
-def test_what_fills_lies_between_the_bounds_whatever_is_asked(number: int, model: str) -> None:
+def test_fills_lie_between_the_bounds_whatever_is_sent(number: int, model: str) -> None:
     """Several bids that stand behind each other, moved and cancelled while they rest: at every moment
     they have filled, together, pessimistic ≤ model ≤ optimistic. (One by one they need not: a place
     that an order gave up unfilled is the next one's.) The asks never reach them: who is filled by being
@@ -125,7 +125,7 @@ def test_what_fills_lies_between_the_bounds_whatever_is_asked(number: int, model
 
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(number=st.integers(0, 2**30), model=st.sampled_from(PUBLISHED), rate=st.integers(-5, 5))
-def test_profit_is_what_was_paid_and_what_is_held(number: int, model: str, rate: int) -> None:
+def test_profit_is_cash_plus_the_marked_position(number: int, model: str, rate: int) -> None:
     """Equity at the mark is, to the last unit and after every fill, the value of the position less
     what was paid for it, fees by each fill's liquidity, and funding."""
     case = random_case(number)
@@ -219,7 +219,9 @@ WRONG: dict[str, tuple[Any, Reason]] = {
 
 
 @pytest.mark.parametrize("case", list(WRONG))
-def test_what_cannot_be_done_is_refused_by_name_and_changes_nothing(tape: Tape, case: str) -> None:
+def test_an_impossible_request_is_rejected_by_name_and_changes_nothing(
+    tape: Tape, case: str
+) -> None:
     wrong, reason = WRONG[case]
     assert reasons(tape.send(wrong)) == [reason]
     exact(tape)
@@ -241,7 +243,7 @@ SPOILED: dict[str, Callable[[Tape], list[Event]]] = {
 
 
 @pytest.mark.parametrize("case", list(SPOILED))
-def test_nothing_is_matched_in_a_book_that_is_not_known(tape: Tape, case: str) -> None:
+def test_nothing_is_matched_in_an_unknown_book(tape: Tape, case: str) -> None:
     SPOILED[case](tape)
     late = Amend(client_id="rests", price_ticks=101)
     events = tape.send(limit("a", 1, 101, 1), market("b", -1, 1), late)
@@ -254,14 +256,14 @@ def test_nothing_is_matched_in_a_book_that_is_not_known(tape: Tape, case: str) -
     exact(tape)
 
 
-def test_a_market_order_into_an_empty_side_is_refused_and_a_limit_order_rests(tape: Tape) -> None:
+def test_into_an_empty_side_a_market_order_is_rejected_and_a_limit_rests(tape: Tape) -> None:
     tape.shows(asks=[(101, 0), (102, 0), (103, 0)])
     assert reasons(tape.send(market("a", 1, 1))) == [Reason.NO_MARKET]
     assert kinds(tape.send(limit("b", 1, 101, 1))) == ["Accepted"]
     exact(tape)
 
 
-def test_rows_that_no_book_can_hold_are_left_out(tape: Tape) -> None:
+def test_rows_that_no_book_can_hold_are_ignored(tape: Tape) -> None:
     impossible = frame(tape.now_ns + 2, bids=[(100, -5)])
     strange = frame(tape.now_ns + 3, asks=[(101, 4)])
     strange["side"] = 7
@@ -297,7 +299,7 @@ def test_exchange_times_out_of_order_do_not_turn_the_clock_back() -> None:
     exact(tape)
 
 
-def test_a_symbol_without_data_refuses_when_the_wait_is_over() -> None:
+def test_a_symbol_without_data_rejects_after_the_patience() -> None:
     other = INSTRUMENT.__class__(symbol="MUTE", tick="1", lot="1", min_qty="1", min_notional="0")
     simulator = Simulator({SYMBOL: INSTRUMENT, "MUTE": other}, patience_ns=1_000)
     tape = Tape(simulator).opens()
@@ -309,7 +311,7 @@ def test_a_symbol_without_data_refuses_when_the_wait_is_over() -> None:
     assert simulator.position_lots("MUTE") == 0
 
 
-def test_a_refused_id_is_free_again_and_a_taken_one_is_not() -> None:
+def test_a_rejected_id_is_free_again_and_an_accepted_one_is_not() -> None:
     tape = Tape().opens()
     assert reasons(tape.send(limit("a", 1, 100, 0))) == [Reason.QUANTITY]
     assert reasons(tape.send(Cancel(client_id="a"))) == [Reason.NO_ORDER]
@@ -335,7 +337,7 @@ def test_many_orders_find_room() -> None:
     exact(tape)
 
 
-def test_kinds_of_rows_that_are_not_the_markets_change_nothing(tape: Tape) -> None:
+def test_rows_that_are_neither_book_nor_trades_change_nothing(tape: Tape) -> None:
     rows = np.concatenate([trade(tape.now_ns + n, -1, 50, 50) for n in (1, 2)])
     rows["kind"] = [Kind.LIQUIDATION, Kind.TICKER]
     tape.simulator.on_events(SYMBOL, rows)

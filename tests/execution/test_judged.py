@@ -42,7 +42,7 @@ def judged() -> list[tuple[Case, Answer]]:
     return unpack(stored, stored)
 
 
-def test_the_kept_answers_are_of_every_model_and_every_end_of_an_order(
+def test_the_stored_answers_have_every_model_and_every_final_state(
     judged: list[tuple[Case, Answer]],
 ) -> None:
     assert len(judged) == 200
@@ -71,7 +71,7 @@ def any_case(number: int, seed: int) -> Case:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_simulator_answers_as_the_readable_engine(mode: str) -> None:
+def test_the_simulator_agrees_with_the_reference_engine(mode: str) -> None:
     """Outcome for outcome, in every queue model, with constant and with recorded latencies."""
     filled = 0
     for n in range(320):
@@ -85,13 +85,13 @@ def test_the_simulator_answers_as_the_readable_engine(mode: str) -> None:
 
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(number=st.integers(0, 2**31 - 1), seed=st.integers(100, 2**30), mode=st.sampled_from(MODES))
-def test_the_readable_engine_agrees_on_any_market(number: int, seed: int, mode: str) -> None:
+def test_the_reference_engine_agrees_on_any_market(number: int, seed: int, mode: str) -> None:
     case = any_case(number, seed)
     sent = [True] * len(case.actions)
     assert told(outcomes(case, sent, mode=mode)) == replay(case, sent, whole=mode == "whole")
 
 
-def test_a_wrong_quantity_in_front_is_noticed(judged: list[tuple[Case, Answer]]) -> None:
+def test_a_wrong_queue_ahead_is_noticed(judged: list[tuple[Case, Answer]]) -> None:
     """The cases can tell queue models apart: with another model some fills change."""
     changed = 0
     for case, theirs in judged[1:60:6]:
@@ -108,7 +108,7 @@ needs_the_peer = pytest.mark.skipif(
 
 @pytest.mark.peers
 @needs_the_peer
-def test_the_kept_answers_are_still_the_peers(
+def test_the_stored_answers_are_still_the_peers(
     judged: list[tuple[Case, Answer]], tmp_path: Path
 ) -> None:
     for (case, answer), (kept, kept_answer) in zip(

@@ -51,16 +51,14 @@ def test_constant_latencies_are_constant() -> None:
         (10**18, 50),
     ],
 )
-def test_recorded_ways_are_interpolated_over_the_times_of_sending(time: int, way: int) -> None:
+def test_recorded_entry_latencies_are_interpolated_over_send_times(time: int, way: int) -> None:
     assert entry_ns(recorded(RECORDS), time, 0.0, 0) == way
 
 
 @pytest.mark.parametrize(
     ("time", "way"), [(0, 60), (1_100, 60), (1_700, 130), (2_300, 200), (3_175, 115), (9_999, 30)]
 )
-def test_recorded_answers_are_interpolated_over_the_times_at_the_exchange(
-    time: int, way: int
-) -> None:
+def test_recorded_response_latencies_are_interpolated_over_venue_times(time: int, way: int) -> None:
     assert response_ns(recorded(RECORDS), time, 0.0, 0) == way
 
 
@@ -80,7 +78,7 @@ def test_a_shrinking_latency_is_cut_towards_the_earlier_one() -> None:
         ([(5, 6, 5)], "row 0 was answered before its cause"),
     ],
 )
-def test_records_that_make_no_sense_are_refused(records: list[object], complaint: str) -> None:
+def test_inconsistent_latency_records_are_refused(records: list[object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         recorded(np.array(records))
 
@@ -91,7 +89,7 @@ def test_negative_latencies_are_refused() -> None:
             make()
 
 
-def test_a_lost_request_is_refused_after_its_round_trip_and_changes_nothing() -> None:
+def test_a_lost_request_is_rejected_after_its_round_trip() -> None:
     simulator = Simulator({SYMBOL: INSTRUMENT}, latency=recorded(RECORDS))
     simulator.on_events(SYMBOL, snapshot(500))
     simulator.on_events(SYMBOL, frame(50_000))
@@ -126,7 +124,9 @@ def test_a_lost_request_is_refused_after_its_round_trip_and_changes_nothing() ->
     ),
     gaps=st.lists(st.integers(0, 120), min_size=1, max_size=20),
 )
-def test_nothing_overtakes(records: list[tuple[int, int, int]], gaps: list[int]) -> None:
+def test_requests_and_responses_are_first_in_first_out(
+    records: list[tuple[int, int, int]], gaps: list[int]
+) -> None:
     """Whatever the latencies: requests are met in the order of sending, answers are heard in the
     order of the exchange, none before it happened, and every request is answered once."""
     sent = at_exchange = 1_000
@@ -193,7 +193,7 @@ def test_a_busy_market_is_slow_in_proportion_to_its_rows() -> None:
     assert arrival(steady, pushes=7) == arrival(steady)
 
 
-def test_what_is_still_to_come_makes_nothing_slower() -> None:
+def test_latency_does_not_look_ahead() -> None:
     rows = busy(3_000, 10**9, WINDOW_NS // 2_000)
     now = int(rows["receive_ns"][999])
     waits = []

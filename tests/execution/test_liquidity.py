@@ -44,7 +44,7 @@ def test_depth_counts_the_levels_within_reach() -> None:
     assert depth_lots((), 100.5, 200.0) == 0
 
 
-def test_a_sweep_costs_its_average_distance_and_nothing_is_said_beyond_the_book() -> None:
+def test_a_sweep_costs_its_mean_distance_and_is_none_beyond_the_book() -> None:
     half = 0.5 / 100.5 * 1e4
     assert sweep_bps(ASKS, 100.5, 10) == pytest.approx(half)
     assert sweep_bps(ASKS, 100.5, 30) == pytest.approx((10 * 0.5 + 20 * 1.5) / 30 / 100.5 * 1e4)
@@ -80,11 +80,11 @@ def test_outflow_is_what_takers_took_from_the_own_side() -> None:
     assert monitor.fill_time_s(1, view, 4) == pytest.approx(14 / 7, rel=0.02)
 
 
-def test_before_anything_trades_a_queue_is_taken_to_turn_over_in_the_prior_s_time() -> None:
+def test_the_prior_outflow_is_one_queue_in_the_prior_time() -> None:
     assert Monitor().outflow_lots_s(1, picture()) == pytest.approx(10 / PRIOR_S)
 
 
-def test_the_time_a_depleted_touch_takes_to_come_back() -> None:
+def test_recovery_is_the_time_until_a_depleted_touch_is_half_full() -> None:
     monitor = Monitor()
     for k in range(100):
         depleted = 50 <= k % 60 < 53
@@ -103,7 +103,7 @@ def test_spread_regimes() -> None:
     assert monitor.regime(picture(asks=((110, 10),))) is SpreadRegime.WIDE
 
 
-def test_a_stale_picture_teaches_nothing() -> None:
+def test_a_stale_view_changes_no_estimate() -> None:
     monitor = Monitor()
     monitor.see(picture(0))
     monitor.see(picture(SECOND_NS, 50, stale=True))
@@ -138,7 +138,7 @@ def test_patience_makes_a_passive_parent_cheaper_in_fees_and_riskier() -> None:
     assert filled_share(monitor, picture(), 1, 100, 0.0) == 0.0
 
 
-def test_a_signal_against_us_is_paid_on_what_does_not_fill() -> None:
+def test_an_adverse_signal_costs_on_the_unfilled_part() -> None:
     """A buyer in a market expected to rise by 3 bps, with no time to wait, pays the 3 bps."""
     rising = picture(signal_bps=3.0)
     calm = estimate_passive(Monitor(), picture(), 1, 10, 0.0, Costs())

@@ -48,7 +48,7 @@ def test_depth_sweeps_and_flow_are_those_of_the_bars_in_money() -> None:
     assert (taken.mean, taken.low, taken.high, taken.n) == (20, 10, 30, 800)
 
 
-def test_a_sweep_that_passes_the_book_is_counted_and_not_averaged() -> None:
+def test_a_sweep_beyond_the_book_is_counted_and_not_averaged() -> None:
     bars = quiet()
     bars["sweep_buy_1m"][:100] = math.nan
     found = {each.name: each for each in survey("TEST", bars, FillModel.load()).measured}
@@ -56,14 +56,14 @@ def test_a_sweep_that_passes_the_book_is_counted_and_not_averaged() -> None:
     assert found["sweep of 1,000,000 passes the book"].mean == pytest.approx(100 / 800)
 
 
-def test_a_book_that_is_not_known_is_left_out() -> None:
+def test_seconds_without_a_valid_book_are_left_out() -> None:
     bars = {name: np.full(50, math.nan) for name in COLUMNS}
     found = survey("TEST", bars, FillModel.load())
     assert all(each.n == 0 and each.mean is None for each in found.measured)
     assert found.resilience.half_life_s is None
 
 
-def test_fills_are_surer_with_more_time_and_sooner_where_more_is_taken() -> None:
+def test_fill_probability_grows_with_time_and_outflow() -> None:
     calm, busy = quiet(), quiet()
     busy["buy_notional"] = busy["sell_notional"] = np.full(400, 50_000.0)
     told = [figures(survey("TEST", bars, FillModel.load())) for bars in (calm, busy)]
@@ -87,14 +87,14 @@ def test_the_half_life_of_depth_is_found_on_the_side_that_was_hit(half_life_s: f
     assert found.returned[1] == pytest.approx(1 - 2 ** (-1 / half_life_s), abs=0.01)
 
 
-def test_depth_that_only_flickers_is_not_taken_for_recovery() -> None:
+def test_noise_of_depth_is_not_taken_for_recovery() -> None:
     """Without takers there are no shocks, however much depth moves."""
     bars = quiet()
     bars["bid_d2"] = np.random.Generator(np.random.Philox(key=1)).uniform(100, 900, 400)
     assert resilience(bars).shocks == 0
 
 
-def test_an_average_forgets_and_passes_over_what_is_not_known() -> None:
+def test_an_exponential_average_skips_unknown_values() -> None:
     values = np.concatenate([np.full(600, 5.0), [math.nan], np.full(60, 1.0)])
     found = averaged(values)
     assert found[600] == pytest.approx(5)

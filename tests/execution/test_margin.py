@@ -61,7 +61,7 @@ def fill(account: Account, lots: int, ticks: int) -> None:
 # -- the venue's own figures -------------------------------------------------------------------------
 
 
-def test_margins_are_those_that_the_venue_gave() -> None:
+def test_margins_are_the_venues() -> None:
     btc = Terms(tiers=FLAT, leverage="10", taker_fee="0.0006")
     value = value_e8(BTC, 230_329, 100)
     assert btc.position_margin_e8(1, value) == e8("231.5727766")
@@ -85,7 +85,7 @@ def test_funding_is_rounded_as_the_venue_rounds(lots: int, mark: str, rate: str,
     assert funding_e8(BTC, lots, e8(mark), e8(rate)) == e8(paid)
 
 
-def test_a_closed_position_brings_what_the_venue_said() -> None:
+def test_closed_pnl_is_the_venues_figure() -> None:
     fees = fee_e8(value_e8(BTC, 281_447, 10), "0.0006") + fee_e8(
         value_e8(BTC, 281_499, 10), "0.0006"
     )
@@ -130,7 +130,7 @@ TERMS = st.builds(
     side=st.sampled_from([1, -1]),
     extra=st.integers(0, 10**12),
 )
-def test_at_the_liquidation_price_the_loss_has_eaten_the_margin_down_to_maintenance(
+def test_at_the_liquidation_price_the_margin_left_is_maintenance(
     terms: Terms, lots: int, ticks: int, side: int, extra: int
 ) -> None:
     """Margin at entry, less the loss, is the maintenance rate on the value at mark less the deduction:
@@ -158,9 +158,7 @@ def test_at_the_liquidation_price_the_loss_has_eaten_the_margin_down_to_maintena
     side=st.sampled_from([1, -1]),
     leverage=st.sampled_from(["1", "2", "10"]),
 )
-def test_margins_are_the_least_whole_units_that_are_enough(
-    value: int, side: int, leverage: str
-) -> None:
+def test_margins_are_rounded_up_to_the_unit(value: int, side: int, leverage: str) -> None:
     """And an order asks for the opening fee on top of what its position will ask for."""
     terms = Terms(tiers=BTC_TIERS, leverage=leverage)
     rate, gear = Fraction(terms.taker_fee), Fraction(leverage)
@@ -198,7 +196,7 @@ def test_tiers_that_do_not_grow_are_refused() -> None:
         tiers([])
 
 
-def test_orders_reserve_margin_and_reducing_needs_none() -> None:
+def test_orders_reserve_margin_and_reducing_orders_none() -> None:
     terms = Terms(tiers=BTC_TIERS)
     margin = holding(10, 500_000, terms)
     mark = {"BTCUSDT": e8("50000")}
@@ -213,7 +211,7 @@ def test_orders_reserve_margin_and_reducing_needs_none() -> None:
     assert margin.available_e8(mark, [buy]) == free - terms.order_margin_e8(1, e8("490"))
 
 
-def test_an_order_is_taken_while_margin_and_tier_last() -> None:
+def test_an_order_is_accepted_within_margin_and_risk_tier() -> None:
     terms = Terms(tiers=BTC_TIERS)
     margin = holding(10, 500_000, terms, opening="100")
     mark = {"BTCUSDT": e8("50000")}
@@ -242,7 +240,7 @@ def test_extra_margin_moves_the_liquidation_price_away_and_comes_back() -> None:
         margin.add("BTCUSDT", -e8("1"))
 
 
-def test_cross_positions_share_the_balance_and_go_together() -> None:
+def test_cross_positions_share_the_balance_and_are_liquidated_together() -> None:
     terms = Terms(tiers=BTC_TIERS, mode=MarginMode.CROSS)
     margin = holding(100, 500_000, terms, opening="1000")
     mark = e8("50000")
@@ -255,7 +253,7 @@ def test_cross_positions_share_the_balance_and_go_together() -> None:
         margin.add("BTCUSDT", 1)
 
 
-def test_a_flat_account_needs_nothing() -> None:
+def test_a_flat_account_needs_no_margin() -> None:
     margin = Margin(Account({"BTCUSDT": BTC}, e8("10")), {"BTCUSDT": Terms(tiers=BTC_TIERS)})
     assert margin.security("BTCUSDT", e8("50000")) is None
     assert margin.available_e8({}) == e8("10")

@@ -36,7 +36,7 @@ def test_an_iceberg_shows_a_tip_at_a_time() -> None:
     assert following.qty_lots == 10
 
 
-def test_a_tip_never_stands_out_of_a_thin_touch() -> None:
+def test_a_tip_is_at_most_a_share_of_the_touch() -> None:
     (tip,) = Iceberg(parent(lots=100), touch_share=0.2).step(0, book(bid_lots=15), [])
     assert isinstance(tip, Submit)
     assert tip.qty_lots == 3
@@ -45,7 +45,7 @@ def test_a_tip_never_stands_out_of_a_thin_touch() -> None:
 # -- Cont and Kukanov ------------------------------------------------------------------------------
 
 
-def test_the_split_is_the_formula_s() -> None:
+def test_the_split_follows_cont_and_kukanov() -> None:
     """With an outflow of mean μ the resting quantity is -μ ln(1 - level) - Q, worked out by hand:
     half-spread 49.75 bps, level (99.5 + 5.5 - 2) / (300 + 49.75 - 2), a queue of 10 that turns over
     in ten seconds by the prior, 30 s to the deadline."""
@@ -57,7 +57,7 @@ def test_the_split_is_the_formula_s() -> None:
     assert algorithm.resting_lots(0, picture) == max(0, round(expected))
 
 
-def test_what_should_not_rest_is_taken_at_once_and_the_rest_posted() -> None:
+def test_the_part_that_should_not_rest_is_taken_at_once() -> None:
     algorithm = ContKukanov(parent(lots=1_000), penalty_bps=150.0)
     wanted = algorithm.resting_lots(0, book(bid_lots=10))
     taken, posted = ContKukanov(parent(lots=1_000), penalty_bps=150.0).step(0, book(), [])
@@ -88,7 +88,7 @@ def test_a_penalty_below_the_maker_fee_is_refused() -> None:
 # -- adaptive --------------------------------------------------------------------------------------
 
 
-def test_adaptive_steps_aside_when_its_queue_is_about_to_be_swept_and_comes_back() -> None:
+def test_adaptive_steps_aside_before_a_sweep_and_comes_back() -> None:
     algorithm = Adaptive(parent())
     algorithm.step(0, book(), [])
     algorithm.step(1, book(1), [told(Accepted)])
@@ -101,7 +101,7 @@ def test_adaptive_steps_aside_when_its_queue_is_about_to_be_swept_and_comes_back
     assert again.qty_lots == 10
 
 
-def test_adaptive_does_not_run_after_a_market_that_is_expected_back() -> None:
+def test_adaptive_does_not_follow_a_market_expected_to_return() -> None:
     for expected, moves in ((-3.0, 0), (0.0, 1)):
         algorithm = Adaptive(parent())
         algorithm.step(0, book(), [])
@@ -126,7 +126,7 @@ def test_adaptive_crosses_when_the_signal_makes_waiting_dearer() -> None:
     assert taken.order_type is OrderType.MARKET
 
 
-def test_every_resting_algorithm_cancels_in_a_stale_book_past_its_deadline() -> None:
+def test_passive_algorithms_cancel_in_a_stale_book_past_the_deadline() -> None:
     for kind in (Adaptive, ContKukanov, Iceberg):
         algorithm = kind(parent(lots=2_000))
         sent = [a for a in algorithm.step(0, book(), []) if isinstance(a, Submit)]

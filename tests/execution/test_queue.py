@@ -84,7 +84,7 @@ STEPS = st.lists(
 
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(steps=STEPS, model=st.sampled_from(list(MODELS)), n=st.sampled_from([1.0, 2.0, 3.0]))
-def test_an_order_fills_when_and_as_the_formulas_say(
+def test_an_order_fills_as_the_formulas_say(
     steps: list[tuple[str, int]], model: str, n: float
 ) -> None:
     """A single resting bid, far larger than what trades, fills after each print at its price exactly
@@ -108,7 +108,7 @@ def test_an_order_fills_when_and_as_the_formulas_say(
     front=st.integers(0, 30),
     more=st.integers(1, 10),
 )
-def test_more_quantity_in_front_never_fills_earlier(
+def test_a_longer_queue_ahead_never_fills_earlier(
     steps: list[tuple[str, int]], model: str, front: int, more: int
 ) -> None:
     filled = []
@@ -152,7 +152,7 @@ def test_every_model_fills_between_the_bounds(
         assert low <= between <= high
 
 
-def test_the_bounds_differ_by_who_is_taken_to_have_left() -> None:
+def test_the_bounds_differ_by_where_cancels_come_from() -> None:
     filled = []
     for name in BOUNDS:
         tape = Tape(queue=name).opens()
@@ -173,7 +173,7 @@ def test_the_bounds_differ_by_who_is_taken_to_have_left() -> None:
     traded=st.integers(0, 12),
     front=st.integers(-24, 24),
 )
-def test_a_queue_is_never_nan(
+def test_the_queue_ahead_is_never_nan(
     model: str, n: float, shown: int, new: int, traded: int, front: int
 ) -> None:
     """Also where a formula has no value: an empty queue, or fronts below zero as mode ``whole`` has
@@ -249,7 +249,7 @@ def test_a_snapshot_that_repeats_the_book_moves_no_queue() -> None:
     assert fills(calm.prints(-1, 100, 8)) == fills(restated.prints(-1, 100, 8)) == [(100, 2)]
 
 
-def test_a_snapshot_without_our_level_means_that_nobody_is_in_front() -> None:
+def test_a_snapshot_without_our_level_empties_the_queue_ahead() -> None:
     tape = Tape().opens()
     tape.send(limit("a", 1, 100, 5))
     tape.shows([(99, 20)], [(101, 10)], kind=Kind.SNAPSHOT)

@@ -81,20 +81,20 @@ def asked(ours: Guard, action: Action, picture: View | None = None, now: int = 0
         (Amend(client_id="x", price_ticks=99), Denial.UNKNOWN_ORDER),
     ],
 )
-def test_an_order_is_judged_on_its_own(action: Action, denial: Denial | None) -> None:
+def test_a_request_is_denied_for_its_own_fault(action: Action, denial: Denial | None) -> None:
     ours = guard()
     assert asked(ours, action) is denial
     assert ours.denials == ({denial: 1} if denial else {})
 
 
-def test_a_name_is_used_once() -> None:
+def test_a_client_id_is_used_once() -> None:
     ours = guard()
     assert asked(ours, order()) is None
     assert asked(ours, order()) is Denial.DUPLICATE_ID
 
 
 @pytest.mark.parametrize("picture", [view(stale=True), msgspec.structs.replace(view(), bids=())])
-def test_nothing_is_sent_into_a_market_that_is_not_seen(picture: View) -> None:
+def test_nothing_is_sent_into_a_stale_or_unknown_market(picture: View) -> None:
     assert asked(guard(), order(), picture) is Denial.STALE_MARKET
     assert guard().allow(0, order(), None) is Denial.STALE_MARKET
 
@@ -109,7 +109,7 @@ def test_open_orders_count_as_if_they_had_filled() -> None:
     assert asked(ours, order("e", lots=5)) is None
 
 
-def test_an_order_whose_fate_is_unknown_counts_as_open() -> None:
+def test_an_order_of_unknown_state_counts_as_open() -> None:
     ours = guard()
     asked(ours, order("a", lots=10))
     asked(ours, order("b", lots=10))
@@ -117,7 +117,7 @@ def test_an_order_whose_fate_is_unknown_counts_as_open() -> None:
     assert asked(ours, order("c", lots=1)) is Denial.POSITION_LIMIT
 
 
-def test_a_fill_that_comes_after_the_end_of_its_order_is_still_to_come_until_heard() -> None:
+def test_lots_filled_by_the_venues_count_stay_open_until_their_fills() -> None:
     ours = guard(position_usdt=1_100)
     asked(ours, order("a", lots=10))
     ours.hear([told(Cancelled, "a", reason="asked", leaves_lots=4)])
@@ -141,7 +141,7 @@ def test_an_amend_under_way_counts_at_its_larger_quantity() -> None:
     assert asked(ours, Amend(client_id="a", qty_lots=8), now=SECOND_NS) is Denial.BAD_QUANTITY
 
 
-def test_what_symbols_share_is_dealt_out_in_equal_parts() -> None:
+def test_shared_limits_are_split_into_equal_parts() -> None:
     """2,010 of 3,100 are held in another symbol: half of what is left is ours, five lots, and we
     keep it whatever the other does before the next mark."""
     ours = guard({"OTHER": 20}, position_usdt=1e9, gross_usdt=3_100)
@@ -171,7 +171,7 @@ def test_leverage_follows_equity() -> None:
     assert asked(poor, order(lots=10)) is Denial.LEVERAGE
 
 
-def test_after_a_day_s_loss_only_what_reduces_goes_through_until_tomorrow() -> None:
+def test_after_a_daily_loss_only_reducing_orders_pass_until_midnight() -> None:
     ours = guard({SYMBOL: 10}, drawdown_usdt=1_000)
     ours.mark(0, 10_000.0, MIDS)
     ours.mark(1, 9_950.0, MIDS)
@@ -182,7 +182,7 @@ def test_after_a_day_s_loss_only_what_reduces_goes_through_until_tomorrow() -> N
     assert asked(ours, order("c", lots=1), now=tomorrow) is None
 
 
-def test_a_drawdown_outlasts_the_day() -> None:
+def test_a_drawdown_limit_outlasts_the_day() -> None:
     ours = guard()
     ours.mark(0, 10_040.0, MIDS)
     ours.mark(86_400 * SECOND_NS, 9_960.0, MIDS)
@@ -198,7 +198,7 @@ def test_a_position_near_its_liquidation_is_not_increased() -> None:
     assert asked(ours, order("c")) is None
 
 
-def test_the_rate_is_limited_and_cancels_never_are() -> None:
+def test_the_rate_limit_spares_cancels() -> None:
     ours = guard()
     for k in range(5):
         assert asked(ours, order(f"a{k}", lots=1)) is None
@@ -207,14 +207,14 @@ def test_the_rate_is_limited_and_cancels_never_are() -> None:
     assert asked(ours, order("c", lots=1), now=SECOND_NS) is None
 
 
-def test_two_reducing_orders_never_turn_a_position_over() -> None:
+def test_reducing_orders_together_never_reverse_a_position() -> None:
     ours = guard({SYMBOL: 10})
     assert asked(ours, order("a", -1, 8, 101, reduce_only=True)) is None
     assert asked(ours, order("b", -1, 3, 101, reduce_only=True)) is Denial.REDUCE_ONLY
     assert asked(ours, order("c", -1, 2, 101, reduce_only=True)) is None
 
 
-def test_duplicates_and_strangers_change_nothing() -> None:
+def test_duplicate_and_foreign_events_change_nothing() -> None:
     ours = guard()
     asked(ours, order("a"))
     twice = fill(2, 3, "x1", "a")

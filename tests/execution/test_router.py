@@ -104,7 +104,7 @@ def test_where_makers_pay_more_than_takers_it_takes_at_once() -> None:
     assert working.picked == "market"
 
 
-def test_a_dear_adverse_drift_makes_it_take() -> None:
+def test_high_adverse_selection_makes_it_take() -> None:
     working = router(parent(), policy=Policy(adverse_bps=9.0))
     working.step(0, view(), [])
     assert working.picked == "market"
@@ -134,13 +134,13 @@ def test_nothing_is_picked_before_a_sound_view() -> None:
     assert working.picked
 
 
-def test_the_estimate_is_that_of_what_is_picked() -> None:
+def test_the_estimate_is_that_of_the_picked_option() -> None:
     working = router(parent())
     cheapest = min(working.options(0, view()), key=lambda each: each.estimate.total_bps)
     assert working.estimate(view()) == cheapest.estimate
 
 
-def test_what_it_wraps_is_its_own_book_keeping() -> None:
+def test_the_router_shares_the_book_keeping_of_its_pick() -> None:
     working = router(parent())
     (order,) = working.step(0, view(), [])
     working.step(1, view(1), [Accepted(client_id=order.client_id, time_ns=1, venue_ns=1)])

@@ -71,7 +71,7 @@ def test_vwap_follows_the_volume_of_the_hours() -> None:
     assert algorithm._share(noon, view(noon)) == pytest.approx(0.25)
 
 
-def test_vwap_goes_on_through_midnight() -> None:
+def test_vwap_continues_through_midnight() -> None:
     midnight = 86_400 * SECOND_NS
     across = msgspec.structs.replace(
         parent(), decision_ns=midnight - SECOND_NS, deadline_ns=midnight + SECOND_NS
@@ -87,7 +87,7 @@ def test_pov_takes_its_share_of_what_trades() -> None:
     assert shares(Pov(parent()), traded=0)[-1] == 0.0
 
 
-def test_the_curve_of_almgren_and_chriss_is_the_cheapest() -> None:
+def test_the_almgren_chriss_curve_has_the_least_cost() -> None:
     """Against a numerical minimum of risk plus impact over all schedules of twenty steps, in the
     discrete form, whose κ is arccosh(κ̃²τ²/2 + 1)/τ."""
     steps, span, aversion, sigma, temporary = 20, 1.0, 4.0, 1.0, 1.0
@@ -112,7 +112,7 @@ def test_a_trajectory_stays_between_even_and_all_at_once(kappa_t: float, elapsed
     assert elapsed - 1e-9 <= trajectory(kappa_t, elapsed) <= 1 + 1e-9
 
 
-def test_what_is_overdue_is_taken() -> None:
+def test_overdue_quantity_is_taken() -> None:
     """After ten seconds of patience what was due by then crosses, one order at a time."""
     algorithm = AlmgrenChriss(parent(lots=30), urgency=0.0)
     taken: list[Submit] = []
@@ -137,6 +137,6 @@ def test_what_is_overdue_is_taken() -> None:
         (lambda: AlmgrenChriss(parent(), urgency=-1.0), "urgency -1"),
     ],
 )
-def test_parameters_that_make_no_sense_are_refused(make: Any, text: str) -> None:
+def test_parameters_out_of_range_are_refused(make: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         make()

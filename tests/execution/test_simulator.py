@@ -53,7 +53,7 @@ def reasons(events: list[Event]) -> list[str]:
     return [e.reason for e in events if isinstance(e, Rejected | Cancelled | CancelRejected)]
 
 
-def test_a_view_counts_what_takers_took_from_the_visible_book_once_it_is_seen(tape: Tape) -> None:
+def test_a_view_counts_taker_volume_of_the_visible_book(tape: Tape) -> None:
     tape.prints(1, 101, 3)
     tape.prints(-1, 100, 5)
     tape.prints(-1, 100, 7, flags=int(Flag.RPI))
@@ -74,7 +74,7 @@ def test_a_taker_walks_the_book(tape: Tape, side: int, expected: list[tuple[int,
     assert tape.position == side * 35
 
 
-def test_what_we_took_is_not_there_again_until_the_feed_shows_more(tape: Tape) -> None:
+def test_liquidity_we_took_is_gone_until_the_feed_shows_more(tape: Tape) -> None:
     assert fills(tape.send(market("a", 1, 8))) == [(101, 8)]
     assert fills(tape.send(market("b", 1, 5))) == [(101, 2), (102, 3)]
     tape.shows(asks=[(101, 14)])
@@ -95,7 +95,7 @@ def test_a_level_that_vanished_and_came_back_is_new(tape: Tape) -> None:
     assert fills(tape.send(market("b", 1, 9))) == [(101, 6), (102, 3)]
 
 
-def test_a_snapshot_restores_nothing_that_we_took(tape: Tape) -> None:
+def test_a_snapshot_restores_no_liquidity_that_we_took(tape: Tape) -> None:
     tape.send(market("a", 1, 10))
     tape.shows([(100, 10)], [(101, 10), (102, 20)], kind=Kind.SNAPSHOT)
     assert fills(tape.send(market("b", 1, 1))) == [(102, 1)]
@@ -117,7 +117,7 @@ def test_a_remainder_is_not_filled_by_the_level_it_has_emptied(tape: Tape) -> No
     assert fills(tape.shows(asks=[(101, 13)])) == [(101, 3)]
 
 
-def test_ioc_takes_and_gives_up_the_rest(tape: Tape) -> None:
+def test_ioc_takes_and_cancels_the_remainder(tape: Tape) -> None:
     events = tape.send(limit("a", 1, 101, 25, TimeInForce.IOC))
     assert kinds(events) == ["Accepted", "Filled", "Cancelled"]
     assert isinstance(events[-1], Cancelled)
@@ -132,7 +132,9 @@ def test_fok_is_all_or_nothing(tape: Tape, lots: int, whole: bool) -> None:
 
 
 @pytest.mark.parametrize("policy", [TimeInForce.IOC, TimeInForce.FOK])
-def test_what_may_not_rest_and_does_not_cross_is_cancelled(tape: Tape, policy: TimeInForce) -> None:
+def test_an_order_that_may_not_rest_and_does_not_cross_is_cancelled(
+    tape: Tape, policy: TimeInForce
+) -> None:
     assert reasons(tape.send(limit("a", 1, 100, 5, policy))) == [Reason.NOT_FILLED]
 
 
@@ -154,7 +156,7 @@ def test_taker_and_maker_pay_their_own_fee(tape: Tape) -> None:
 # -- makers ----------------------------------------------------------------------------------------
 
 
-def test_a_resting_order_waits_for_the_quantity_in_front(tape: Tape) -> None:
+def test_a_resting_order_waits_for_the_queue_ahead(tape: Tape) -> None:
     tape.send(limit("a", 1, 100, 5))
     assert fills(tape.prints(-1, 100, 10)) == []
     assert fills(tape.prints(-1, 100, 3)) == [(100, 3)]
@@ -170,7 +172,7 @@ def test_a_print_through_the_price_fills_as_much_as_it_printed(tape: Tape) -> No
     assert fills(tape.prints(-1, 99, 9)) == [(100, 3)]
 
 
-def test_the_opposite_side_reaching_the_price_fills_what_it_shows(tape: Tape) -> None:
+def test_the_opposite_side_at_our_price_fills_what_it_displays(tape: Tape) -> None:
     tape.send(limit("a", 1, 100, 25))
     assert fills(tape.shows(bids=[(100, 0)], asks=[(100, 4), (99, 3)])) == []
     # The book was crossed by its own bid at 99; now it is not.
@@ -178,7 +180,7 @@ def test_the_opposite_side_reaching_the_price_fills_what_it_shows(tape: Tape) ->
     assert fills(tape.shows(asks=[(100, 6)])) == [(100, 2)]
 
 
-def test_our_orders_stand_behind_each_other(tape: Tape) -> None:
+def test_our_orders_queue_behind_each_other(tape: Tape) -> None:
     tape.send(limit("first", 1, 100, 3), limit("second", 1, 100, 3))
     events = tape.prints(-1, 100, 14)
     assert fills(events, "first") == [(100, 3)]
@@ -192,13 +194,13 @@ def test_a_print_is_consumed_once_across_our_prices(tape: Tape) -> None:
     assert fills(events, "worse") == [(99, 2)]
 
 
-def test_depth_that_vanishes_fills_nobody_but_shortens_the_queue(tape: Tape) -> None:
+def test_vanishing_depth_shortens_the_queue_and_fills_nothing(tape: Tape) -> None:
     tape.send(limit("a", 1, 100, 5))
     assert tape.shows(bids=[(100, 2)]) == []
     assert fills(tape.prints(-1, 100, 4)) == [(100, 2)]
 
 
-def test_less_quantity_keeps_the_place_and_more_loses_it() -> None:
+def test_an_amend_to_less_keeps_queue_position_and_to_more_loses_it() -> None:
     for lots, filled in ((4, [(100, 4)]), (6, [])):
         tape = Tape().opens()
         tape.send(limit("a", 1, 100, 5))
@@ -208,7 +210,7 @@ def test_less_quantity_keeps_the_place_and_more_loses_it() -> None:
         assert fills(tape.prints(-1, 100, 6)) == filled
 
 
-def test_a_new_price_goes_to_the_end_of_the_queue_there(tape: Tape) -> None:
+def test_an_amend_of_the_price_joins_the_end_of_the_queue(tape: Tape) -> None:
     tape.send(limit("a", 1, 99, 5))
     tape.send(Amend(client_id="a", price_ticks=100))
     assert fills(tape.prints(-1, 100, 10)) == []
@@ -222,12 +224,12 @@ def test_an_amended_post_only_order_that_would_cross_is_cancelled(tape: Tape) ->
     assert reasons(events) == [Reason.POST_ONLY]
 
 
-def test_an_amend_below_what_is_filled_is_refused(tape: Tape) -> None:
+def test_an_amend_below_the_filled_quantity_is_rejected(tape: Tape) -> None:
     tape.send(limit("a", 1, 101, 15))
     assert reasons(tape.send(Amend(client_id="a", qty_lots=10))) == [Reason.BELOW_FILLED]
 
 
-def test_reduce_only_never_turns_the_position(tape: Tape) -> None:
+def test_reduce_only_never_reverses_the_position(tape: Tape) -> None:
     assert reasons(tape.send(market("none", -1, 5, reduce_only=True))) == [Reason.NOT_REDUCING]
     tape.send(market("open", 1, 4))
     events = tape.send(market("close", -1, 9, reduce_only=True))
@@ -253,7 +255,7 @@ def test_positions_held_at_the_start_count() -> None:
 # -- refusals --------------------------------------------------------------------------------------
 
 
-def test_refusals_are_named() -> None:
+def test_rejections_are_named() -> None:
     small = INSTRUMENT.__class__(symbol=SYMBOL, tick="1", lot="1", min_qty="2", min_notional="500")
     simulator = Simulator({SYMBOL: small}, entry_latency_ns=0, response_latency_ns=0)
     tape = Tape(simulator).opens()
@@ -267,7 +269,7 @@ def test_refusals_are_named() -> None:
     assert reasons(tape.send(*wrong.values())) == list(wrong)
 
 
-def test_a_symbol_that_is_not_traded_is_refused(tape: Tape) -> None:
+def test_an_unknown_symbol_is_rejected(tape: Tape) -> None:
     stray = limit("a", 1, 100, 1)
     tape.simulator.send([type(stray)(client_id="a", symbol="NONE", side=1, qty_lots=1)])
     assert reasons(tape.wait()) == [Reason.UNKNOWN_SYMBOL]
@@ -275,7 +277,7 @@ def test_a_symbol_that_is_not_traded_is_refused(tape: Tape) -> None:
         tape.simulator.on_events("NONE", snapshot(1))
 
 
-def test_nothing_is_matched_against_a_book_that_is_not_known() -> None:
+def test_nothing_is_matched_against_an_unknown_book() -> None:
     tape = Tape()
     assert reasons(tape.send(limit("early", 1, 100, 1))) == [Reason.NO_BOOK]
     tape.opens()
@@ -295,7 +297,7 @@ def test_a_market_order_needs_two_sides_and_a_recent_frame() -> None:
     assert reasons(list(tape.simulator.poll())) == [Reason.NO_MARKET]
 
 
-def test_bad_construction_is_refused_in_one_line() -> None:
+def test_bad_parameters_are_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="queue 'fifo': expected one of risk_averse, power1"):
         Simulator(BUILT_IN, entry_latency_ns=0, response_latency_ns=0, queue="fifo")
     with pytest.raises(ValueError, match="latencies of the simulator are negative"):
@@ -311,7 +313,7 @@ def later(entry: int = 100, response: int = 30, **more: Any) -> Simulator:
     )
 
 
-def test_an_order_meets_the_market_of_its_arrival_and_is_heard_later() -> None:
+def test_an_order_meets_the_market_at_its_arrival_time() -> None:
     simulator = later()
     simulator.on_events(SYMBOL, snapshot(1_000))
     simulator.on_events(SYMBOL, frame(1_100, asks=[(101, 0)]))
@@ -384,7 +386,7 @@ def test_a_local_clock_that_runs_behind_is_shifted() -> None:
     assert simulator.horizon_ns(SYMBOL) == 1_099
 
 
-def test_nothing_is_known_before_it_was_received() -> None:
+def test_no_row_is_seen_before_it_was_received() -> None:
     simulator = later()
     simulator.on_events(SYMBOL, snapshot(1_000))
     assert simulator.advance(999) == 999
@@ -524,7 +526,7 @@ def test_quantity_is_conserved(script: list[tuple[Any, ...]], model: str) -> Non
 
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(script=SCRIPT, model=st.sampled_from(list(MODELS)))
-def test_a_maker_never_gets_more_than_traded_at_or_through_its_price(
+def test_a_maker_fills_at_most_what_traded_at_or_through_its_price(
     script: list[tuple[Any, ...]], model: str
 ) -> None:
     """Without the other side reaching the price (bids end at 99, asks begin at 110)."""
@@ -559,7 +561,9 @@ def test_a_maker_never_gets_more_than_traded_at_or_through_its_price(
 
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(script=SCRIPT, cuts=st.lists(st.integers(1, 50), max_size=6))
-def test_how_rows_are_cut_changes_nothing(script: list[tuple[Any, ...]], cuts: list[int]) -> None:
+def test_how_rows_are_chunked_changes_nothing(
+    script: list[tuple[Any, ...]], cuts: list[int]
+) -> None:
     assert played(script, cuts) == played(script, [])
 
 

@@ -23,13 +23,13 @@ from execution.sizing import (
 HOUR = 3_600.0
 
 
-def test_a_quarter_of_kelly_with_an_edge_that_is_known() -> None:
+def test_a_known_edge_gets_a_quarter_of_kelly() -> None:
     """μ = 1 bp and σ = 100 bps: full Kelly holds μ/σ² = 1, a quarter of it 0.25."""
     assert kelly(Edge(mean_bps=1, error_bps=0, sigma_bps=100)) == pytest.approx(0.25)
     assert kelly(Edge(mean_bps=-1, error_bps=0, sigma_bps=100)) == pytest.approx(-0.25)
 
 
-def test_an_edge_within_its_error_is_none() -> None:
+def test_an_edge_within_its_error_is_zero() -> None:
     assert shrunk_bps(1.0, 1.0) == 0.0
     assert shrunk_bps(1.0, 2.0) == 0.0
     assert shrunk_bps(2.0, 1.0) == pytest.approx(1.5)
@@ -40,7 +40,7 @@ def test_the_volatility_target_halves_a_position_when_volatility_doubles() -> No
     assert volatility_share(50, 200) == pytest.approx(volatility_share(50, 100) / 2)
 
 
-def test_two_positions_that_move_together_are_scaled_and_a_hedge_is_not() -> None:
+def test_correlated_positions_are_scaled_and_a_hedge_is_not() -> None:
     sigmas = {"BTCUSDT": 100.0, "ETHUSDT": 100.0}
     both = {"BTCUSDT": 1.0, "ETHUSDT": 1.0}
     hedge = {"BTCUSDT": 1.0, "ETHUSDT": -1.0}
@@ -52,12 +52,12 @@ def test_two_positions_that_move_together_are_scaled_and_a_hedge_is_not() -> Non
 @pytest.mark.parametrize(
     "matrix", [[[1.0, 0.5]], [[1.0, 0.5], [0.4, 1.0]], [[1.0, 2.0], [2.0, 1.0]], [[2.0, 0], [0, 2]]]
 )
-def test_what_is_no_correlation_is_refused(matrix: list[list[float]]) -> None:
+def test_a_matrix_that_is_no_correlation_is_refused(matrix: list[list[float]]) -> None:
     with pytest.raises(ValueError, match="correlation"):
         portfolio_scale({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.0}, matrix, 1.0)
 
 
-def test_funding_is_paid_only_over_the_stamp() -> None:
+def test_funding_is_paid_only_across_the_settlement() -> None:
     assert funding_bps(1, 1.0, to_stamp_s=60, holding_s=300) == 1.0
     assert funding_bps(-1, 1.0, to_stamp_s=60, holding_s=300) == -1.0
     assert funding_bps(1, 1.0, to_stamp_s=HOUR, holding_s=300) == 0.0
@@ -80,7 +80,7 @@ def test_a_position_is_closed_for_funding_only_when_that_is_cheaper() -> None:
     st.floats(0.01, 2),
     st.floats(-5, 5),
 )
-def test_no_rule_is_exceeded_and_the_side_is_the_edge_s(
+def test_no_limit_is_exceeded_and_the_side_is_the_edges(
     mean: float, error: float, sigma: float, target: float, cap: float, funding: float
 ) -> None:
     """A size is never beyond the cap, the volatility target or Kelly without funding received, and

@@ -69,14 +69,14 @@ def test_chunks_change_nothing() -> None:
     assert whole.differences == cut.differences
 
 
-def test_parents_that_run_into_the_end_are_left_out_everywhere() -> None:
+def test_parents_cut_by_the_end_are_left_out_everywhere() -> None:
     found = report(quiet_market(60))
     assert {row.decision_ns for row in found.rows} == {START + S, START + 22 * S}
     assert found.cut == 2 * 4
     assert len(found.rows) == 2 * 2 * 4
 
 
-def test_parents_that_would_compete_are_refused() -> None:
+def test_parents_that_would_overlap_are_refused() -> None:
     with pytest.raises(ValueError, match=r"decide less often than every 20 s"):
         report(quiet_market(1), every_s=20.0)
 
@@ -111,7 +111,7 @@ def recorded(recording: dict[str, Events]) -> StudyReport:
     return study(recording, RECORDED, Settings(), every_s=19.0, deadline_s=8.0)
 
 
-def test_recorded_costs_are_printed_and_hang_together(recorded: StudyReport) -> None:
+def test_recorded_costs_are_consistent(recorded: StudyReport) -> None:
     print("\n" + recorded.text())
     assert {s.symbol for s in recorded.summaries} == {"BTCUSDT", "ETHUSDT"}
     for row in recorded.rows:
@@ -139,7 +139,7 @@ def test_recorded_tables_agree_with_each_other(recorded: StudyReport) -> None:
     assert filled == {k: o.filled_lots for k, o in orders.items() if o.filled_lots}
 
 
-def test_every_recorded_parent_gets_the_same_decision_everywhere(recorded: StudyReport) -> None:
+def test_recorded_parents_have_the_same_decision_in_every_trial(recorded: StudyReport) -> None:
     mids: dict[tuple[str, int], set[float]] = {}
     for row in recorded.rows:
         mids.setdefault((row.symbol, row.decision_ns), set()).add(row.decision_mid_ticks)
@@ -172,7 +172,7 @@ def test_recorded_fills_pass_through_the_account(recorded: StudyReport) -> None:
             assert holding.fees_e8 > 0
 
 
-def test_recorded_makers_get_no_more_than_traded_or_was_offered(
+def test_recorded_maker_fills_are_within_trades_and_offers(
     recording: dict[str, Events], recorded: StudyReport
 ) -> None:
     """Of each order's maker fills: prints at or through the price since it was sent, and what the
@@ -220,7 +220,7 @@ def test_settings_reach_the_simulators() -> None:
     assert all(row.end_ns - row.decision_ns == 3 * S for row in found.rows)
 
 
-def test_news_that_comes_after_a_parent_has_ended_is_still_its_own() -> None:
+def test_late_events_of_an_ended_parent_are_its_own() -> None:
     """In this stretch an amendment is refused after the fill that ended its parent."""
     chunks = list(generate(profile("demo"), 7, "BTCUSDT", "2026-03-09", 0, 900))
     settings = Settings()

@@ -83,7 +83,7 @@ def cost(order: Parent, fills: list[Filled], mids: Mids, **more: Any) -> Shortfa
 
 
 @pytest.mark.parametrize("side", [1, -1])
-def test_parts_by_hand(side: int) -> None:
+def test_the_parts_of_a_shortfall_by_hand(side: int) -> None:
     """Decided at 1,000; first order at 1,001 (delay 1); 6 of 10 cross at 1 over the mid of 1,003
     (spread 1, timing 2); the rest is left at 1,005 (opportunity 4). A seller mirrors it."""
     mids = Mids([0, 10, 20, 30], [1_000 + side * d for d in (0, 1, 3, 5)], until_ns=200 * S)
@@ -107,7 +107,7 @@ def test_a_maker_at_the_touch_earns_the_half_spread() -> None:
     assert row.maker_share == 1.0
 
 
-def test_a_parent_that_never_traded_costs_what_it_missed() -> None:
+def test_a_parent_that_never_traded_costs_its_opportunity() -> None:
     mids = Mids([0, 10], [1_000.0, 1_002.0], until_ns=2 * S)
     row = cost(parent(), [], mids, arrival_ns=None)
     assert row.opportunity_bps == row.total_bps == pytest.approx(20)
@@ -115,7 +115,7 @@ def test_a_parent_that_never_traded_costs_what_it_missed() -> None:
     assert math.isnan(row.time_to_fill_s)
 
 
-def test_a_markout_past_the_record_is_not_known() -> None:
+def test_a_markout_past_the_record_is_nan() -> None:
     row = cost(parent(), [fill(5, 1, 10, 1_000)], Mids([0], [1_000.0], until_ns=10 * S))
     assert row.markout_5s_bps == 0.0
     assert math.isnan(row.markout_30s_bps)
@@ -242,7 +242,7 @@ def test_an_interval_needs_two_values_and_repeats_itself() -> None:
     assert interval([1.0, 2.0, 4.0]) == interval([1.0, 2.0, 4.0])
 
 
-def test_tables_have_one_schema_and_hold_null_for_nothing() -> None:
+def test_tables_have_one_schema_and_null_for_nan() -> None:
     for kind in TABLES.values():
         assert to_table([], kind).schema == kind.schema()
     row = cost(parent(), [], Mids([0], [1_000.0], until_ns=2 * S))
@@ -259,7 +259,7 @@ def test_tables_have_one_schema_and_hold_null_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("side", [1, -1])
-def test_impact_is_what_the_market_without_us_did_not_do(side: int) -> None:
+def test_impact_is_the_difference_from_the_control_market(side: int) -> None:
     """With us the mid went 4 our way's dear side, without us 1: 3 are impact, 1 is drift."""
     mids = Mids([0, 10], [1_000.0, 1_000 + side * 4], until_ns=200 * S)
     control = Mids([0, 10], [1_000.0, 1_000 + side], until_ns=200 * S)
@@ -270,14 +270,14 @@ def test_impact_is_what_the_market_without_us_did_not_do(side: int) -> None:
     assert row.total_bps == pytest.approx(50)
 
 
-def test_a_market_that_is_its_own_control_was_moved_by_nobody() -> None:
+def test_a_market_that_is_its_own_control_has_no_impact() -> None:
     mids = Mids([0, 10], [1_000.0, 1_004.0], until_ns=200 * S)
     row = cost(parent(), [fill(20, 1, 10, 1_005)], mids, control=mids)
     assert (row.impact_by, row.impact_bps) == ("control", 0.0)
     assert row.timing_bps == pytest.approx(40)
 
 
-def test_a_model_of_impact_charges_a_fill_with_what_those_before_it_took() -> None:
+def test_the_propagator_charges_fills_for_earlier_taker_fills() -> None:
     """Y σ √(q/V) = 0.75·2·√(5/20) = 0.75 bps, decayed over a second by 2^-0.25; maker fills and the
     first fill find nothing of ours in the mid."""
     model = Propagator(sigma_bps=2.0, volume_s=20.0)
@@ -312,7 +312,7 @@ PATH = st.lists(st.integers(1_800, 2_200), min_size=1, max_size=8)
     sigma=st.floats(0.0, 50.0),
     how=st.sampled_from(["control", "propagator", "none"]),
 )
-def test_however_impact_is_told_the_parts_sum_to_the_total(
+def test_the_parts_sum_to_the_total_however_impact_is_measured(
     side: int,
     lots: int,
     fills: list[tuple[int, int, int, bool, int]],
@@ -377,7 +377,7 @@ def test_benchmarks_by_hand(side: int) -> None:
     assert math.isnan(cost(parent(side), [], mids, **known).vs_arrival_bps)
 
 
-def test_the_drift_that_was_foretold_grows_with_the_wait_up_to_the_horizon() -> None:
+def test_the_predicted_drift_grows_up_to_the_signals_horizon() -> None:
     mids = Mids([0], [1_000.0], until_ns=200 * S)
     soon, late = fill(15 * S, -1, 5, 1_000), fill(120 * S, -1, 5, 1_000)
     said: dict[str, Any] = {"signal_bps": -8.0, "signal_s": 60.0, "end_ns": 130 * S}
@@ -396,7 +396,7 @@ def order(client_id: str = "c", **more: Any) -> OrderRow:
     return OrderRow(**(given_ | more))
 
 
-def test_what_did_not_fill_is_marked_from_its_end_at_its_price() -> None:
+def test_an_unfilled_quantity_has_a_markout_from_its_end() -> None:
     mids = Mids([0, 3 * S, 40 * S], [1_001.0, 1_003.0, 999.0], until_ns=50 * S)
     made = fill(S, 1, 4, 1_000, maker=True)
     found = markout_rows(
@@ -420,7 +420,7 @@ def test_what_did_not_fill_is_marked_from_its_end_at_its_price() -> None:
     assert math.isnan(rest.markout_60s_bps)
 
 
-def test_what_is_displayed_in_front_is_the_own_side_up_to_the_price() -> None:
+def test_the_displayed_queue_ahead_is_the_own_side_up_to_the_price() -> None:
     view = View(symbol=SYMBOL, now_ns=0, bids=BIDS, asks=ASKS, stale=False, instrument=INSTRUMENT)
 
     def ahead(side: int, ticks: int, seen: View = view, **more: Any) -> float:
@@ -460,7 +460,7 @@ def test_the_mean_mid_is_the_mean_over_its_instants(
         assert found == pytest.approx(sum(instants) / len(instants))
 
 
-def test_a_book_that_breaks_keeps_its_last_mid_and_says_so() -> None:
+def test_an_invalid_book_carries_its_last_mid_forward() -> None:
     """One-sided from 10 to 20: the mid stands, and an arrival in between is marked."""
     recorder = MidRecorder()
     recorder.push(snapshot(S, [(100, 5)], [(102, 5)]))
@@ -482,7 +482,7 @@ def test_a_book_that_breaks_keeps_its_last_mid_and_says_so() -> None:
     forgotten=st.integers(0, 10),
     span=st.tuples(st.integers(10, 32), st.integers(10, 32)),
 )
-def test_the_tape_adds_up_what_was_heard_between_two_instants(
+def test_traded_volume_sums_trades_between_two_instants(
     trades: list[tuple[int, int, bool]], cut: int, forgotten: int, span: tuple[int, int]
 ) -> None:
     """Block trades aside, and however much of an earlier time was forgotten."""
@@ -498,7 +498,7 @@ def test_the_tape_adds_up_what_was_heard_between_two_instants(
     assert traded.between(first, last) == (sum(q for q, _ in inside), sum(v for _, v in inside))
 
 
-def test_rows_of_an_older_version_take_the_defaults_of_what_they_lack() -> None:
+def test_rows_of_an_older_schema_take_the_defaults() -> None:
     now = to_table([cost(parent(), [], Mids([0], [1_000.0], until_ns=2 * S))], Shortfall)
     older = now.drop(["impact_bps", "impact_by", "arrival_sound", "vs_twap_bps"])
     older = older.append_column("forgotten", [[1]])
@@ -520,7 +520,7 @@ def test_members_of_one_instant_are_one_observation() -> None:
     assert (found["a"].mean, found["a"].n) == (3.0, 2)
 
 
-def test_thirds_hold_as_many_each() -> None:
+def test_thirds_have_equal_counts() -> None:
     values = [float(v) for v in range(9)] + [math.nan]
     bounds = thirds(values)
     counted = [third(value, bounds) for value in values]

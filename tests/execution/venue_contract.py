@@ -22,12 +22,12 @@ from tests.execution.tape import SYMBOL, Tape, fills, kinds, limit, market
 
 
 class VenueContract:
-    def test_send_answers_nothing_by_itself(self, tape: Tape) -> None:
+    def test_send_returns_no_outcome(self, tape: Tape) -> None:
         tape.simulator.send([limit("a", 1, 100, 1)])
         assert tape.simulator.position_lots(SYMBOL) == 0
         assert kinds(tape.wait()) == ["Accepted"]
 
-    def test_a_resting_order_is_accepted_once_and_then_silent(self, tape: Tape) -> None:
+    def test_a_resting_order_is_accepted_once(self, tape: Tape) -> None:
         assert kinds(tape.send(limit("a", 1, 100, 1))) == ["Accepted"]
         assert tape.wait() == []
 
@@ -45,15 +45,13 @@ class VenueContract:
         signed = sum(e.side * e.qty_lots for e in tape.heard if isinstance(e, Filled))
         assert tape.position == signed == -2
 
-    def test_a_cancel_is_answered_with_what_was_given_up(self, tape: Tape) -> None:
+    def test_a_cancel_reports_the_unfilled_quantity(self, tape: Tape) -> None:
         tape.send(limit("a", 1, 99, 5))
         (cancelled,) = tape.send(Cancel(client_id="a"))
         assert isinstance(cancelled, Cancelled)
         assert cancelled.leaves_lots == 5
 
-    def test_a_cancel_of_an_unknown_or_finished_order_leaves_its_state_alone(
-        self, tape: Tape
-    ) -> None:
+    def test_a_cancel_of_an_unknown_or_finished_order_is_rejected(self, tape: Tape) -> None:
         (unknown,) = tape.send(Cancel(client_id="never sent"))
         assert isinstance(unknown, CancelRejected)
         tape.send(market("a", 1, 1))
@@ -61,7 +59,7 @@ class VenueContract:
         assert isinstance(late, CancelRejected)
         assert late.client_id == "a"
 
-    def test_an_amend_of_an_unknown_order_is_refused(self, tape: Tape) -> None:
+    def test_an_amend_of_an_unknown_order_is_rejected(self, tape: Tape) -> None:
         (refused,) = tape.send(Amend(client_id="never sent", price_ticks=99))
         assert isinstance(refused, CancelRejected)
 
@@ -82,7 +80,7 @@ class VenueContract:
         assert isinstance(events[-1], Cancelled)
         assert tape.position == 0
 
-    def test_what_cannot_be_an_order_is_rejected_with_a_reason(self, tape: Tape) -> None:
+    def test_an_invalid_order_is_rejected_with_a_reason(self, tape: Tape) -> None:
         wrong = [
             limit("zero quantity", 1, 100, 0),
             limit("negative quantity", 1, 100, -3),
@@ -101,7 +99,7 @@ class VenueContract:
         assert kinds(events) == ["Rejected", "Rejected"]
         assert tape.position == 1
 
-    def test_an_amend_of_a_finished_order_is_refused(self, tape: Tape) -> None:
+    def test_an_amend_of_a_finished_order_is_rejected(self, tape: Tape) -> None:
         tape.send(market("a", 1, 2), limit("b", 1, 99, 1))
         tape.send(Cancel(client_id="b"))
         events = tape.send(Amend(client_id="a", qty_lots=9), Amend(client_id="b", price_ticks=100))
@@ -109,7 +107,7 @@ class VenueContract:
         assert tape.position == 2
         assert fills(tape.prints(-1, 99, 50)) == []
 
-    def test_an_amend_to_less_than_what_filled_leaves_the_order_as_it_is(self, tape: Tape) -> None:
+    def test_an_amend_below_the_filled_quantity_is_rejected(self, tape: Tape) -> None:
         tape.send(limit("a", 1, 101, 15))
         (refused,) = tape.send(Amend(client_id="a", qty_lots=10))
         assert isinstance(refused, CancelRejected)
@@ -117,7 +115,7 @@ class VenueContract:
         assert isinstance(cancelled, Cancelled)
         assert cancelled.leaves_lots == 5
 
-    def test_off_the_grid_and_beyond_all_numbers_is_rejected_too(self, tape: Tape) -> None:
+    def test_prices_off_the_grid_and_beyond_64_bits_are_rejected(self, tape: Tape) -> None:
         wrong = [
             limit("half a tick", 1, 100.5, 1),
             limit("half a lot", 1, 100, 0.5),
@@ -143,23 +141,21 @@ class VenueContract:
         assert sum(lots for _, lots in fills(whole)) == 30
         assert tape.position == 30
 
-    def test_immediate_or_cancel_takes_what_is_there_and_says_what_it_gave_up(
-        self, tape: Tape
-    ) -> None:
+    def test_immediate_or_cancel_fills_and_reports_the_remainder(self, tape: Tape) -> None:
         events = tape.send(limit("a", -1, 99, 50, TimeInForce.IOC))
         assert fills(events) == [(100, 10), (99, 20)]
         assert isinstance(events[-1], Cancelled)
         assert events[-1].leaves_lots == 20
         assert tape.position == -30
 
-    def test_reduce_only_never_turns_the_position(self, tape: Tape) -> None:
+    def test_reduce_only_never_reverses_the_position(self, tape: Tape) -> None:
         (refused,) = tape.send(market("none", -1, 5, reduce_only=True))
         assert isinstance(refused, Rejected)
         tape.send(market("open", 1, 4))
         tape.send(market("close", -1, 9, reduce_only=True))
         assert tape.position == 0
 
-    def test_outcomes_come_in_order_of_time_and_each_once(self, tape: Tape) -> None:
+    def test_outcomes_come_in_order_of_time_and_once(self, tape: Tape) -> None:
         tape.send(limit("a", 1, 101, 4), market("b", -1, 3))
         tape.send(limit("c", -1, 102, 4), Cancel(client_id="c"))
         times = [event.time_ns for event in tape.heard]
