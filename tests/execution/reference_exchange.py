@@ -1,7 +1,7 @@
-"""The fill rules of both exchange modes, for reading: plain Python, one row and one order at a time.
+"""Reference implementation of both matching modes: plain Python, one row and one order at a time.
 
-It shares nothing with the compiled engine but the numbers of kinds and queue models. `replay` says
-everything that becomes of a case's orders, in the order in which we hear of it.
+It shares nothing with the compiled engine but the numbers of kinds and queue models. `replay` gives
+every outcome of a case's orders, in the order in which it reaches us.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def smaller(a: float, b: float) -> float:
     return b if math.isnan(a) else a if math.isnan(b) else min(a, b)
 
 
-def share_behind(model: int, n: float, front: float, back: float) -> float:
-    """Probability that a quantity which left the queue stood behind us, by queue model."""
-    f, b = front, back
+def share_behind(model: int, n: float, ahead: float, behind: float) -> float:
+    """Probability that a cancelled quantity stood behind us, by queue model."""
+    f, b = ahead, behind
     share = {
         1: lambda: ratio(power(b, n), power(b, n) + power(f, n)),
         2: lambda: ratio(power(b, n), power(b + f, n)),
@@ -56,7 +56,7 @@ def share_behind(model: int, n: float, front: float, back: float) -> float:
 
 
 @dataclass
-class Order:
+class ReferenceOrder:
     number: int
     side: int
     price: int
@@ -64,18 +64,18 @@ class Order:
     policy: int
     market: bool
     filled: int = 0
-    front: float = 0.0  #: in our queue, what stands before us
-    shown: int = 0  #: what the level showed when its queue was judged last
-    traded: float = 0.0  #: what has traded there since
-    news: int = 0  #: of the frame under way: 1 names our level, 2 restates the book
+    ahead: float = 0.0  #: queue ahead of us
+    shown: int = 0  #: quantity displayed when the queue was last judged
+    traded: float = 0.0  #: lots traded there since
+    touched: int = 0  #: by the current frame: 1 names our level, 2 restates the book
 
     @property
     def leaves(self) -> int:
         return self.lots - self.filled
 
 
-class Exchange:
-    """What displayed levels, prints and requests make of our orders.
+class ReferenceExchange:
+    """Matches displayed levels, prints and requests against our orders.
 
     ``whole``: each order fills whole or not at all, alone in the market. Otherwise quantity is
     conserved: what we took of a level is not there again, and a print passes our orders once.
@@ -86,9 +86,9 @@ class Exchange:
         self.levels: dict[int, dict[int, int]] = {1: {}, -1: {}}
         self.best: dict[int, int | None] = {1: None, -1: None}  #: as mode whole follows it
         self.taken: dict[tuple[int, int], int] = {}
-        self.resting: list[Order] = []  #: by price, then by arrival
+        self.resting: list[ReferenceOrder] = []  #: by price, then by arrival
         self.accepted: set[int] = set()
-        self.told: list[tuple[str, int, int, int, int]] = []
+        self.outcomes: list[tuple[str, int, int, int, int]] = []
 
     # -- the market ----------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ class Exchange:
         if kind == Kind.SNAPSHOT and flags & Flag.FIRST:
             self.levels, self.best = {1: {}, -1: {}}, {1: None, -1: None}
             for order in self.resting:
-                order.news = 2
+                order.touched = 2
         held = self.levels[side].pop(price, 0)
         if lots:
             self.levels[side][price] = lots
@@ -112,7 +112,7 @@ class Exchange:
             self.follow_touch(side, price, lots)
             return
         for order in at_level:
-            order.news = order.news or 1
+            order.touched = order.touched or 1
         if flags & Flag.LAST:
             self.frame_ended()
 
@@ -124,48 +124,48 @@ class Exchange:
         bids, asks = self.levels[1], self.levels[-1]
         return bool(bids and asks and max(bids) >= min(asks))
 
-    def judge(self, order: Order, shown: int) -> None:
-        """Who left the queue when the displayed quantity changed."""
-        left = order.shown - shown - order.traded
-        behind = order.shown - order.front
+    def judge(self, order: ReferenceOrder, shown: int) -> None:
+        """Split a cancelled quantity into ahead and behind when the displayed quantity changed."""
+        cancelled = order.shown - shown - order.traded
+        behind = order.shown - order.ahead
         order.shown, order.traded = shown, 0.0
-        if self.model in (RISK_AVERSE, PESSIMISTIC) or left < 0 or math.isinf(order.front):
-            order.front = smaller(order.front, shown)
+        if self.model in (RISK_AVERSE, PESSIMISTIC) or cancelled < 0 or math.isinf(order.ahead):
+            order.ahead = smaller(order.ahead, shown)
             return
-        share = share_behind(self.model, self.exponent, order.front, behind)
-        estimate = order.front - (1 - share) * left + smaller(behind - share * left, 0)
-        order.front = smaller(estimate, shown)
+        share = share_behind(self.model, self.exponent, order.ahead, behind)
+        estimate = order.ahead - (1 - share) * cancelled + smaller(behind - share * cancelled, 0)
+        order.ahead = smaller(estimate, shown)
 
     def frame_ended(self) -> None:
-        """Conserved: queues, what we took, and whom the other side has reached."""
+        """Conserved: queues, levels we took, and orders that the other side has reached."""
         for (side, price), lots in self.taken.items():
             self.taken[side, price] = min(lots, self.levels[side].get(price, 0))
         for order in self.resting:
             shown = self.levels[order.side].get(order.price, 0)
-            news, order.news = order.news, 0
-            restated = news == 2 and shown == order.shown
-            if news and not restated and (shown or not self.out_of_view(order)):
-                order.front = max(order.front, 0.0)
+            touched, order.touched = order.touched, 0
+            restated = touched == 2 and shown == order.shown
+            if touched and not restated and (shown or not self.out_of_view(order)):
+                order.ahead = max(order.ahead, 0.0)
                 self.judge(order, shown)
-                order.front = max(order.front, 0.0)
+                order.ahead = max(order.ahead, 0.0)
         if not self.crossed:
             for order in list(self.resting):
                 lots = sum(lots for _, lots in self.take(order, order.price))
                 self.fill(order, order.price, lots)
 
-    def out_of_view(self, order: Order) -> bool:
-        """Past the last level of a full window, where what stands is not known."""
+    def out_of_view(self, order: ReferenceOrder) -> bool:
+        """Past the last level of a full window, where the quantity is unknown."""
         prices = self.outwards(order.side)
         return len(prices) >= WINDOW and order.side * (order.price - prices[-1]) < 0
 
-    def take(self, order: Order, limit: int) -> list[tuple[int, int]]:
-        """Conserved: what an order takes of the other side, (price, lots), each lot once."""
+    def take(self, order: ReferenceOrder, limit: int) -> list[tuple[int, int]]:
+        """Conserved: fills of an order from the other side, (price, lots), each lot once."""
         side, wanted, taken = -order.side, order.leaves, []
         for price in self.outwards(side):
             if order.side * (limit - price) < 0:
                 break
-            there = self.levels[side][price] - self.taken.get((side, price), 0)
-            lots = min(wanted, there)
+            left = self.levels[side][price] - self.taken.get((side, price), 0)
+            lots = min(wanted, left)
             if lots > 0:
                 self.taken[side, price] = self.taken.get((side, price), 0) + lots
                 taken.append((price, lots))
@@ -181,12 +181,12 @@ class Exchange:
                 continue
             ours = min(order.leaves, pool)
             if better > 0:
-                order.front = 0.0
+                order.ahead = 0.0
             else:
-                order.front -= pool
+                order.ahead -= pool
                 order.traded += lots
-                ours = min(ours, math.floor(-order.front + 0.5)) if order.front < 0 else 0
-                order.front += ours
+                ours = min(ours, math.floor(-order.ahead + 0.5)) if order.ahead < 0 else 0
+                order.ahead += ours
             pool -= ours
             self.fill(order, order.price, ours)
 
@@ -197,13 +197,13 @@ class Exchange:
             if order.side == taker or better < 0:
                 continue
             if better == 0:
-                order.front -= lots
+                order.ahead -= lots
                 order.traded += lots
-            if better > 0 or order.front <= -0.5:
+            if better > 0 or order.ahead <= -0.5:
                 self.fill(order, order.price, order.leaves)
 
     def follow_touch(self, side: int, price: int, lots: int) -> None:
-        """Whole: a level that improves the touch moves a crossed one, and fills whom it reaches."""
+        """Whole: a level that improves the touch moves a crossed one, and fills orders it reaches."""
         best, opposite = self.best[side], self.best[-side]
         if lots == 0 and price == best:
             self.best[side] = self.next_worse(side, price)
@@ -221,23 +221,23 @@ class Exchange:
 
     # -- our orders ----------------------------------------------------------------------------
 
-    def tell(self, what: str, order: int, price: int = 0, lots: int = 0, leaves: int = 0) -> None:
-        self.told.append((what, order, price, lots, leaves))
+    def report(self, what: str, order: int, price: int = 0, lots: int = 0, leaves: int = 0) -> None:
+        self.outcomes.append((what, order, price, lots, leaves))
 
-    def fill(self, order: Order, price: int, lots: int) -> None:
+    def fill(self, order: ReferenceOrder, price: int, lots: int) -> None:
         if lots:
             order.filled += lots
-            self.tell("filled", order.number, price, lots, order.leaves)
+            self.report("filled", order.number, price, lots, order.leaves)
         if order.leaves == 0 and order in self.resting:
             self.resting.remove(order)
 
-    def cancel(self, order: Order) -> None:
+    def cancel(self, order: ReferenceOrder) -> None:
         if order in self.resting:
             self.resting.remove(order)
-        self.tell("cancelled", order.number, leaves=order.leaves)
+        self.report("cancelled", order.number, leaves=order.leaves)
 
-    def place(self, order: Order) -> None:
-        """Match an order that arrives or has moved; what may rest goes to the end of its queue."""
+    def place(self, order: ReferenceOrder) -> None:
+        """Match an order that arrives or whose price changed; a remainder that may rest joins the queue."""
         limit = order.side * 10**9 if order.market else order.price
         if self.whole:
             opposite = self.best[-order.side]
@@ -258,9 +258,9 @@ class Exchange:
             self.cancel(order)
         elif order.leaves:
             shown = self.levels[order.side].get(order.price, 0)
-            order.front, order.shown, order.traded, order.news = float(shown), shown, 0.0, 0
+            order.ahead, order.shown, order.traded, order.touched = float(shown), shown, 0.0, 0
             if not self.whole and shown == 0 and self.out_of_view(order):
-                order.front = math.inf
+                order.ahead = math.inf
             self.resting.append(order)
             self.resting.sort(key=lambda o: -o.side * o.price)
 
@@ -268,11 +268,13 @@ class Exchange:
         _, kind, number, side, price, lots, policy, market = request
         if kind == 0:
             if self.crossed and not self.whole:
-                self.tell("rejected", number)
+                self.report("rejected", number)
                 return
             self.accepted.add(number)
-            self.tell("accepted", number)
-            self.place(Order(number, side, price, lots, IOC if market else policy, bool(market)))
+            self.report("accepted", number)
+            self.place(
+                ReferenceOrder(number, side, price, lots, IOC if market else policy, bool(market))
+            )
             return
         order = next((o for o in self.resting if o.number == number), None)
         if order is not None and kind == 2:
@@ -281,17 +283,17 @@ class Exchange:
         moves = order is not None and (price != order.price or lots > order.lots)
         blind = moves and self.crossed and not self.whole
         if order is None or lots <= order.filled or blind:
-            self.tell("too late", number)
+            self.report("too late", number)
             return
         order.lots = lots
-        self.tell("amended", number, price, lots)
+        self.report("amended", number, price, lots)
         if moves:
             order.price = price
             self.resting.remove(order)
             self.place(order)
 
 
-# -- the way there and back --------------------------------------------------------------------------
+# -- latencies ---------------------------------------------------------------------------------------
 
 
 def interpolated(table: Sequence[tuple[int, int]], time: int) -> int:
@@ -304,21 +306,21 @@ def interpolated(table: Sequence[tuple[int, int]], time: int) -> int:
 
 
 def replay(case: Case, sent: Sequence[bool], *, whole: bool) -> list[Told]:
-    """All that becomes of the orders of a case: rows before requests at equal times, both ways FIFO."""
+    """Every outcome of a case: rows before requests at equal times, both ways first in, first out."""
     setting, records = case.setting, case.records.tolist()
-    there = [(s, x - s) for s, x, _ in records] or [(0, int(setting["entry_ns"]))]
-    back = [(x, a - x) for _, x, a in records] or [(0, int(setting["response_ns"]))]
-    exchange = Exchange(whole, int(setting["model"]), float(setting["power"]))
+    entry = [(s, x - s) for s, x, _ in records] or [(0, int(setting["entry_ns"]))]
+    response = [(x, a - x) for _, x, a in records] or [(0, int(setting["response_ns"]))]
+    exchange = ReferenceExchange(whole, int(setting["model"]), float(setting["power"]))
     rows, inbox = deque(case.rows.tolist()), deque[tuple[int, Sequence[int]]]()
-    last_arrival = last_heard = 0
-    heard: list[Told] = []
+    last_arrival = last_due = 0
+    received: list[Told] = []
 
-    def hear(now: int) -> None:
-        nonlocal last_heard
-        for what, number, price, lots, leaves in exchange.told:
-            last_heard = max(last_heard, now + interpolated(back, now))
-            heard.append((last_heard, number, what, now, price, lots, leaves))
-        exchange.told.clear()
+    def send_back(now: int) -> None:
+        nonlocal last_due
+        for what, number, price, lots, leaves in exchange.outcomes:
+            last_due = max(last_due, now + interpolated(response, now))
+            received.append((last_due, number, what, now, price, lots, leaves))
+        exchange.outcomes.clear()
 
     def pass_until(end: int) -> None:
         while True:
@@ -330,20 +332,20 @@ def replay(case: Case, sent: Sequence[bool], *, whole: bool) -> list[Told]:
                 exchange.row(*rows.popleft()[1:])
             else:
                 exchange.arrive(inbox.popleft()[1])
-            hear(int(min(row, request)))
+            send_back(int(min(row, request)))
 
     for action, goes in zip(case.actions.tolist(), sent, strict=True):
         if goes:
             now = action[0]
             pass_until(now)
-            way = interpolated(there, now)
+            way = interpolated(entry, now)
             if way < 0:
-                last_heard = max(last_heard, now - way)
+                last_due = max(last_due, now - way)
                 what = "rejected" if action[1] == 0 else "too late"
-                heard.append((last_heard, action[2], what, -1, 0, 0, 0))
+                received.append((last_due, action[2], what, -1, 0, 0, 0))
             else:
                 last_arrival = max(last_arrival, now + way)
                 inbox.append((last_arrival, action))
     end = int(setting["end_ns"]) - 1
     pass_until(end)
-    return [told for told in heard if told[0] <= end]
+    return [outcome for outcome in received if outcome[0] <= end]

@@ -54,23 +54,25 @@ class ReferenceQueue:
 
     def depth(self, new: int) -> None:
         ahead = max(self.ahead, 0.0)
-        change, back = self.shown - new - self.traded, self.shown - ahead
+        change, behind = self.shown - new - self.traded, self.shown - ahead
         self.shown, self.traded = new, 0.0
         if self.model in ("risk_averse", "pessimistic") or change < 0:
             self.ahead = min(ahead, new)
             return
         p = 0.0
-        if self.model != "optimistic" and ahead + back > 0:
-            p = reference_share(self.model, self.n, ahead, back)
-        self.ahead = max(0.0, min(ahead - (1 - p) * change + min(back - p * change, 0.0), new))
+        if self.model != "optimistic" and ahead + behind > 0:
+            p = reference_share(self.model, self.n, ahead, behind)
+        self.ahead = max(0.0, min(ahead - (1 - p) * change + min(behind - p * change, 0.0), new))
 
 
 @pytest.mark.parametrize("model", [m for m in PUBLISHED if m != "risk_averse"])
-@pytest.mark.parametrize(("front", "back"), [(3, 5), (1, 0), (0, 4), (0, 0), (2.5, 7.25)])
+@pytest.mark.parametrize(("ahead", "behind"), [(3, 5), (1, 0), (0, 4), (0, 0), (2.5, 7.25)])
 @pytest.mark.parametrize("n", [1.0, 2.0, 3.0])
-def test_shares_are_the_published_formulas(model: str, front: float, back: float, n: float) -> None:
-    mine = share_behind(MODELS[model], n, front, back)
-    assert mine == pytest.approx(reference_share(model, n, front, back), rel=1e-12, nan_ok=True)
+def test_shares_are_the_published_formulas(
+    model: str, ahead: float, behind: float, n: float
+) -> None:
+    mine = share_behind(MODELS[model], n, ahead, behind)
+    assert mine == pytest.approx(reference_share(model, n, ahead, behind), rel=1e-12, nan_ok=True)
 
 
 STEPS = st.lists(
@@ -105,14 +107,14 @@ def test_an_order_fills_as_the_formulas_say(
 @given(
     steps=STEPS,
     model=st.sampled_from(list(MODELS)),
-    front=st.integers(0, 30),
+    ahead=st.integers(0, 30),
     more=st.integers(1, 10),
 )
 def test_a_longer_queue_ahead_never_fills_earlier(
-    steps: list[tuple[str, int]], model: str, front: int, more: int
+    steps: list[tuple[str, int]], model: str, ahead: int, more: int
 ) -> None:
     filled = []
-    for shown in (front, front + more):
+    for shown in (ahead, ahead + more):
         tape = Tape(queue=model).opens(bids=[(100, shown), (90, 1)], asks=[(110, 5)])
         tape.send(limit("a", 1, 100, 10_000))
         running, total = [], 0
@@ -121,7 +123,7 @@ def test_a_longer_queue_ahead_never_fills_earlier(
             events = (
                 tape.prints(-1, 100, lots)
                 if what == "trade"
-                else tape.shows(bids=[(100, lots + shown - front)])
+                else tape.shows(bids=[(100, lots + shown - ahead)])
             )
             total += sum(q for _, q in fills(events))
             running.append(total)
@@ -160,7 +162,7 @@ def test_the_bounds_differ_by_where_cancels_come_from() -> None:
         tape.shows(bids=[(100, 12)])
         tape.shows(bids=[(100, 8)])
         filled.append(fills(tape.prints(-1, 100, 7)))
-    # Ten stood in front, two came behind; four left: all from behind, or all from the front.
+    # Ten stood ahead, two came behind; four cancelled: all from behind, or all from ahead.
     assert filled == [[], [(100, 1)]]
 
 
@@ -171,15 +173,15 @@ def test_the_bounds_differ_by_where_cancels_come_from() -> None:
     shown=st.integers(0, 12),
     new=st.integers(0, 12),
     traded=st.integers(0, 12),
-    front=st.integers(-24, 24),
+    ahead=st.integers(-24, 24),
 )
 def test_the_queue_ahead_is_never_nan(
-    model: str, n: float, shown: int, new: int, traded: int, front: int
+    model: str, n: float, shown: int, new: int, traded: int, ahead: int
 ) -> None:
-    """Also where a formula has no value: an empty queue, or fronts below zero as mode ``whole`` has
-    them. The quantity in front never exceeds what is displayed."""
+    """Also where a formula has no value: an empty queue, or queues below zero as mode ``whole`` has
+    them. The queue ahead never exceeds what is displayed."""
     orders = np.zeros(1, RESTING)
-    orders["shown"], orders["traded"], orders["ahead"] = shown, traded, front / 2
+    orders["shown"], orders["traded"], orders["ahead"] = shown, traded, ahead / 2
     depth_changed(orders[0], new, MODELS[model], n)
     assert orders["ahead"][0] <= new
     assert (orders["shown"][0], orders["traded"][0]) == (new, 0)
