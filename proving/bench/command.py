@@ -1,13 +1,16 @@
-"""`l2 bench AREA`: speed and memory, side by side with a peer where there is one, against our goals.
+"""`l2 bench AREA`: throughput, latency and memory, beside a peer where there is one, against goals.
 
-To add an area: write ``ROOM/bench.py`` with a function
+To add an area, write a module here with a function
 
-    measure(quick: bool, say: Callable[[str], None]) -> Iterator[Measure]
+    measure(quick: bool, say: Say) -> Iterator[Measure]
 
-that yields its figures as they are found (`proving.bench.yardstick` has what it is made of), name it in
-`AREAS`, and put its goals into `GOALS`, the one table of them, under the names of its measures. With
-``quick`` it does the same work on so little that a test can run it; the figures then mean nothing,
-and no goal is judged.
+that yields figures as they are measured, name it in `AREAS`, and put its goals into `GOALS` under the
+names of its measures. With ``quick`` it does the same work on so little data that a test can run it;
+the figures then mean nothing, and no goal is judged.
+
+The speed of a machine drifts while a benchmark runs, so competitors are measured in turn: ours,
+theirs, ours, theirs. The best of several repetitions is what the code can do undisturbed; it is taken
+for both sides alike. Latencies are never a best: their percentiles are over one whole run.
 """
 
 from __future__ import annotations
@@ -16,21 +19,27 @@ import argparse
 import operator
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import msgspec
 
 from execution.algorithms import ALGORITHMS
-from market.console import Result, say, table
-from market.errors import UsageError
+from market.console import Result, Say, say, significant, table
+from market.errors import DataError, UsageError
 from market.settings import Settings
-from proving.bench.yardstick import Measure, peer_ready
+
+_REPOSITORY: Final = Path(__file__).resolve().parents[2]
+_PEER: Final = _REPOSITORY / "peers" / "hftbacktest" / "bin" / "python"
+_PEER_PROGRAMS: Final = _REPOSITORY / "tests" / "peers"
 
 #: Area -> the module that measures it.
 AREAS: Final[dict[str, str]] = {
@@ -47,8 +56,30 @@ _OPERATORS: Final[dict[str, Callable[[float, float], bool]]] = {
 }
 
 
-class Goal(msgspec.Struct, frozen=True):
-    """What a figure has to reach: of ``ours`` or of the ``ratio`` to the peer."""
+class Measure(msgspec.Struct, frozen=True, kw_only=True):
+    """One figure, and the peer's for the same work on the same data where there is one.
+
+    ``better`` is "more" or "less"; ``how`` says what was measured, on which data, and which of several
+    repetitions this is.
+    """
+
+    name: str
+    ours: float
+    unit: str
+    how: str
+    peer: float | None = None
+    better: str = "more"
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times better ours is than the peer's; None without a peer."""
+        if self.peer is None:
+            return None
+        return self.ours / self.peer if self.better == "more" else self.peer / self.ours
+
+
+class Threshold(msgspec.Struct, frozen=True):
+    """A goal: the bound that ``ours``, or the ``ratio`` to the peer, has to keep."""
 
     of: str
     relation: str
@@ -57,26 +88,26 @@ class Goal(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         return f"{self.of} {self.relation} {self.value:g}"
 
-    def met(self, row: Measure) -> bool | None:
-        """None when there is nothing to judge by."""
-        found = row.ratio if self.of == "ratio" else row.ours
-        return None if found is None else _OPERATORS[self.relation](found, self.value)
+    def met(self, measure: Measure) -> bool | None:
+        """Whether the figure keeps the bound; None when it does not exist (no peer)."""
+        figure = measure.ratio if self.of == "ratio" else measure.ours
+        return None if figure is None else _OPERATORS[self.relation](figure, self.value)
 
 
-def _ratio(value: float) -> Goal:
-    return Goal("ratio", ">=", value)
+def _ratio(value: float) -> Threshold:
+    return Threshold("ratio", ">=", value)
 
 
-def _at_least(value: float) -> Goal:
-    return Goal("ours", ">=", value)
+def _at_least(value: float) -> Threshold:
+    return Threshold("ours", ">=", value)
 
 
-def _at_most(value: float) -> Goal:
-    return Goal("ours", "<=", value)
+def _at_most(value: float) -> Threshold:
+    return Threshold("ours", "<=", value)
 
 
 #: Area -> name of a measure -> its goals. Ratios count from 1: above it ours is better.
-GOALS: Final[dict[str, dict[str, tuple[Goal, ...]]]] = {
+GOALS: Final[dict[str, dict[str, tuple[Threshold, ...]]]] = {
     "market": {
         "book, generated": (_ratio(1.5),),
         "book, recorded": (_ratio(1.5),),
@@ -129,8 +160,8 @@ GOALS: Final[dict[str, dict[str, tuple[Goal, ...]]]] = {
 }
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of the result; ``goal`` is null where none is set, ``met`` where none was judged."""
+class ResultRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the result; ``goal`` is null where none is set, ``met`` where none was judged."""
 
     name: str
     ours: float
@@ -143,39 +174,43 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BenchError(UsageError):
-    """The benchmark cannot be run as asked."""
+    """No benchmark has this name."""
 
 
-def measures(area: str, quick: bool, say: Callable[[str], None]) -> Iterator[Measure]:
-    """The figures of an area as they are found; BenchError for an unknown one."""
+class PeerError(DataError):
+    """The peer failed, or its result differs from ours; the message says where."""
+
+
+def measures(area: str, quick: bool, say: Say) -> Iterator[Measure]:
+    """The figures of an area as they are measured; BenchError for an unknown area."""
     if area not in AREAS:
         raise BenchError(f"{area}: nothing is measured under this name; known: {', '.join(AREAS)}")
-    found: Iterator[Measure] = import_module(AREAS[area]).measure(quick, say)
-    return found
+    figures: Iterator[Measure] = import_module(AREAS[area]).measure(quick, say)
+    return figures
 
 
-def run(area: str, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure an area; plain data, with what it was measured on."""
+def run(area: str, quick: bool, say: Say) -> dict[str, Any]:
+    """Measure an area; plain data, with the machine and commit it was measured on."""
     if not peer_ready():
         say("the peer is not installed, so its columns stay empty; make bench-peers installs it")
     started = time.monotonic()
     rows = []
     for measure in measures(area, quick, say):
         rows.append(_row(measure, () if quick else GOALS.get(area, {}).get(measure.name, ())))
-        say(f"{measure.name}: {_figure(measure.ours)} {measure.unit}")
+        say(f"{measure.name}: {significant(measure.ours)} {measure.unit}")
     return {
         "area": area,
         "quick": quick,
         "peer": "hftbacktest 2.4.4" if peer_ready() else None,
-        **_circumstances(),
+        **_environment(),
         "seconds": round(time.monotonic() - started, 1),
         "rows": [msgspec.structs.asdict(row) for row in rows],
     }
 
 
-def _row(measure: Measure, goals: tuple[Goal, ...]) -> Row:
+def _row(measure: Measure, goals: tuple[Threshold, ...]) -> ResultRow:
     judged = [goal.met(measure) for goal in goals]
-    return Row(
+    return ResultRow(
         name=measure.name,
         ours=measure.ours,
         peer=measure.peer,
@@ -187,8 +222,8 @@ def _row(measure: Measure, goals: tuple[Goal, ...]) -> Row:
     )
 
 
-def _circumstances() -> dict[str, Any]:
-    """When, on what, and of which commit."""
+def _environment() -> dict[str, Any]:
+    """Date, machine and commit of a run."""
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "cores": os.cpu_count(),
@@ -208,11 +243,10 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """Short name of the checkout's commit, with a plus when files differ; None outside of git."""
+    """Abbreviated commit of the checkout, with a plus when files differ; None outside git."""
     command = ["git", "describe", "--always", "--dirty=+"]
-    root = Path(__file__).resolve().parents[2]
     try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=_REPOSITORY, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
     return done.stdout.strip() or None
@@ -223,9 +257,9 @@ def lines(result: dict[str, Any]) -> list[tuple[object, ...]]:
     return [
         (
             row["name"],
-            _figure(row["ours"]),
-            _figure(row["peer"]),
-            _figure(row["ratio"]),
+            significant(row["ours"]),
+            significant(row["peer"]),
+            significant(row["ratio"]),
             row["unit"],
             row["goal"] or "",
             {True: "met", False: "MISSED", None: ""}[row["met"]],
@@ -282,3 +316,122 @@ def command(_: Settings, options: argparse.Namespace) -> Result:
     elif not options.json:
         print(table(lines(result), HEAD))
     return result
+
+
+# -- tools of the areas ----------------------------------------------------------------------------
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock time of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def in_turn(works: Sequence[Callable[[], float]], repetitions: int) -> list[float]:
+    """The smallest time (s) that each of several works reports, run in turn so that drift is shared."""
+    rounds = [[work() for work in works] for _ in range(repetitions)]
+    return [min(times) for times in zip(*rounds, strict=True)]
+
+
+def recorded() -> list[Path]:
+    """The recorded captures of busy markets in the folder that ``L2_TEST_DATA`` names, in time order."""
+    folder = os.environ.get("L2_TEST_DATA")
+    return sorted(Path(folder).glob("usdm-*.frames.zst")) if folder else []
+
+
+@contextmanager
+def real_time() -> Iterator[str]:
+    """Real-time scheduling (SCHED_FIFO), so that other programs do not count; yields which priority.
+
+    Normal priority where the system does not grant it. Not for work that keeps a core busy for a
+    second or more: the kernel then throttles real-time processes.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except (AttributeError, OSError):
+        yield "normal priority"
+        return
+    try:
+        yield "real-time priority"
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def peak_mb() -> float:
+    """Largest resident memory of this process so far, MB (1e6 bytes).
+
+    Linux's ``ru_maxrss`` includes what the parent held at the fork; ``VmHWM`` begins with the program.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts in bytes
+
+
+# -- the peer --------------------------------------------------------------------------------------
+
+
+def peer_ready() -> bool:
+    """Whether the peer is installed (by `make bench-peers`)."""
+    return _PEER.exists() and _PEER.parent.parent.joinpath(".ready").exists()
+
+
+def run_peer(program: str, *arguments: str | Path) -> None:
+    """Run a program of tests/peers to its end; CalledProcessError when it fails."""
+    command = [str(_PEER), str(_PEER_PROGRAMS / program), *map(str, arguments)]
+    subprocess.run(command, check=True)
+
+
+class Peer:
+    """A program of tests/peers under the peer's own interpreter, driven over its pipes.
+
+    It loads its data, compiles its code, and then does one piece of work per question, which it times
+    itself. Questions and answers are lines of JSON.
+    """
+
+    def __init__(self, program: str, *arguments: str | Path) -> None:
+        if not peer_ready():
+            raise PeerError("the peer's environment is missing; make bench-peers makes it")
+        self.program = program
+        self._process = subprocess.Popen(
+            [str(_PEER), str(_PEER_PROGRAMS / program), *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, question: str) -> Any:
+        """The answer to a question; PeerError when the program has ended instead."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(msgspec.json.encode(question).decode() + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # reported below, by the answer that does not come
+        line = self._process.stdout.readline()
+        if not line:
+            status = self._process.wait()
+            raise PeerError(f"{self.program} ended with status {status} at {question!r}")
+        return msgspec.json.decode(line)
+
+    def close(self) -> None:
+        """Close the pipes, on which the program ends."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(timeout=60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -26,7 +26,7 @@ from market.wire.capture import Block, read_lines
 from market.wire.decode import Decoder
 from market.wire.results import Decoded
 from market.wire.survey import instruments_of
-from proving.bench.yardstick import Measure, real_time
+from proving.bench.command import Measure, real_time
 
 Frame = tuple[int, bytes]
 

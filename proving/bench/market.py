@@ -1,14 +1,23 @@
-"""What `l2 bench market` measures: the book, bars, decoding, the live path, the lake.
+"""`l2 bench market`: the book, bars, decoding, the live path (`proving.bench.live`), ingest, the lake.
 
 Generated data come from the ``default`` synthetic market, whose rates are those of recorded days.
-Recorded data are the busy captures of `yardstick.recorded`; rows about them are left out where there
-are none.
+Recorded data are the captures of `command.recorded`; their rows are left out where there are none.
+
+    python -m proving.bench.market CAPTURE ROOT
+
+ingests one capture into a lake, events and bars, and prints the cost as one JSON object: peak memory
+is a process's own, so the day gets a process of its own.
 """
 
 from __future__ import annotations
 
 import gzip
+import json
+import statistics
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,18 +25,32 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from market.bars import BarBuilder
+from market.bars import BarBuilder, make_bars
 from market.book import Book
 from market.console import Say
 from market.events import Events, Kind
+from market.features import feature_names
+from market.ingest import ingest, scan
 from market.instruments import BUILT_IN
+from market.lake import Lake
+from market.settings import Settings
+from market.units import SECOND_NS, day_start_ns, days_between
 from market.wire.capture import CaptureWriter, read_blocks
 from market.wire.decode import Decoder
 from market.wire.topics import symbol_topics
-from proving.bench.lake import day_taken_in, queries
-from proving.bench.live import live
-from proving.bench.yardstick import Measure, Peer, PeerError, in_turn, peer_ready, recorded, seconds
+from market.wire.survey import first_frame_ns
+from proving.bench.command import (
+    Measure,
+    Peer,
+    PeerError,
+    in_turn,
+    peak_mb,
+    peer_ready,
+    recorded,
+    seconds,
+)
 from proving.synthetic import generate, profile, write_frames
 
 SYMBOLS: Final = ("BTCUSDT", "ETHUSDT")
@@ -38,10 +61,13 @@ _OURS_A_TURN: Final = 4
 
 
 def measure(quick: bool, say: Say) -> Iterator[Measure]:
-    """Every figure of this area, as it is found."""
+    """Every figure of this area, as it is measured."""
+    # Imported here: the process of `main` that measures ingest must not load the evaluator.
+    from proving.bench.live import live
+
     recordings = recorded()
     if not recordings:
-        say("no recordings at hand, so what is measured on them is left out; set L2_TEST_DATA")
+        say("no recordings: their rows are left out; set L2_TEST_DATA to a folder of captures")
     say("the book and the bars")
     rows = generated_rows(20_000 if quick else 2_000_000)
     yield from books("generated", [rows], 1 if quick else 5)
@@ -65,7 +91,7 @@ def measure(quick: bool, say: Say) -> Iterator[Measure]:
         spans = (1.0, 0.5, 5.0) if quick else (60.0, 60.0, 30.0)
         yield from live(data, capture, SYMBOLS, *spans)
     with tempfile.TemporaryDirectory() as folder:
-        yield from day_taken_in(SYMBOLS, 60 if quick else 86_400, Path(folder), say)
+        yield from ingested_day(SYMBOLS, 60 if quick else 86_400, Path(folder), say)
     with tempfile.TemporaryDirectory() as folder:
         month = (2, 4000, 1) if quick else (30, 86_400, 21)
         yield from queries(SYMBOLS, *month, Path(folder), say)
@@ -96,16 +122,14 @@ def recorded_rows(paths: Sequence[Path]) -> list[Events]:
 
 
 def book_rows(rows: Events) -> Events:
-    """The rows about the book."""
-    found: Events = rows[_is_book(rows)]
-    return found
+    """The rows of book frames."""
+    book: Events = rows[_is_book(rows)]
+    return book
 
 
 def _is_book(events: Events) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = (events["kind"] == Kind.SNAPSHOT) | (
-        events["kind"] == Kind.DELTA
-    )
-    return found
+    kind = events["kind"]
+    return np.asarray((kind == Kind.SNAPSHOT) | (kind == Kind.DELTA))
 
 
 # -- the book, and the bars --------------------------------------------------------------------------
@@ -114,8 +138,8 @@ def _is_book(events: Events) -> npt.NDArray[np.bool_]:
 def books(data: str, streams: Sequence[Events], repetitions: int) -> Iterator[Measure]:
     """Book rows through the book alone, and all rows through the bars, beside the peer's array book.
 
-    Every stream is BTCUSDT's and begins with a snapshot. PeerError when the books at the end of one
-    are not equal, level by level.
+    Every stream is BTCUSDT's and begins with a snapshot. PeerError when the final books of a stream
+    differ in any level.
     """
     alone = [book_rows(rows) for rows in streams]
     books = [Book() for _ in streams]
@@ -173,7 +197,7 @@ def for_peer(rows: Events) -> npt.NDArray[Any]:
 
 
 def check_equal(data: str, book: Book, theirs: list[list[int]]) -> None:
-    """PeerError when the peer's levels, [side, ticks, lots] each, are not those of our book."""
+    """Compare the peer's levels, [side, ticks, lots] each, with our book; PeerError if they differ."""
     ours = {(1, *level) for level in book.bids()} | {(-1, *level) for level in book.asks()}
     different = sorted(ours ^ {(side, ticks, lots) for side, ticks, lots in theirs})
     if different or not ours:
@@ -187,14 +211,14 @@ def check_equal(data: str, book: Book, theirs: list[list[int]]) -> None:
 
 
 def frames(data: str, captures: Sequence[Path], repetitions: int) -> Iterator[Measure]:
-    """The lines of BTCUSDT in captures, read to event rows, beside the peer's converter.
+    """Decoding the lines of BTCUSDT in captures to event rows, beside the peer's converter.
 
-    Each side reads the same lines from a file in its own format, unpacking included: ours a capture,
-    the peer gzipped text. PeerError when they do not find equally many levels and trades.
+    Each side reads the same lines from a file in its own format, decompression included: ours a
+    capture, the peer's gzipped text. PeerError when the numbers of levels and trades differ.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        json_bytes, found = 0, 0
+        json_bytes, rows = 0, 0
         own = [folder / f"{n}.frames.zst" for n in range(len(captures))]
         for capture, path in zip(captures, own, strict=True):
             lines = _lines_of("BTCUSDT", capture)
@@ -205,9 +229,9 @@ def frames(data: str, captures: Sequence[Path], repetitions: int) -> Iterator[Me
             path.with_suffix(".few.gz").write_bytes(gzip.compress(b"".join(lines[:50])))
 
         def read() -> None:
-            nonlocal found
-            # the row of a frame without levels is no level
-            found = sum(int(np.count_nonzero(events["side"])) for events in _read(own))
+            nonlocal rows
+            # A frame without levels is one row without a side.
+            rows = sum(int(np.count_nonzero(events["side"])) for events in _read(own))
 
         def ours() -> float:
             return min(seconds(read) for _ in range(_OURS_A_TURN))
@@ -223,7 +247,7 @@ def frames(data: str, captures: Sequence[Path], repetitions: int) -> Iterator[Me
                             "hftbacktest_convert.py",
                             path.with_suffix(".gz"),
                             path.with_suffix(".few.gz"),
-                            str(2 * found + 1000),
+                            str(2 * rows + 1000),
                         )
                     )
                     for path in own
@@ -233,10 +257,8 @@ def frames(data: str, captures: Sequence[Path], repetitions: int) -> Iterator[Me
             if peer_ready():
                 peer_rate = json_bytes / best[1] / 1e6
                 theirs = sum(int(peer.ask("rows")) for peer in peers)
-                if theirs != found:
-                    raise PeerError(
-                        f"{data} frames hold {found} rows for us, {theirs} for the peer"
-                    )
+                if theirs != rows:
+                    raise PeerError(f"{data} frames hold {rows} rows for us, {theirs} for the peer")
     yield Measure(
         name=f"frames to events, {data}",
         ours=json_bytes / best[0] / 1e6,
@@ -244,7 +266,7 @@ def frames(data: str, captures: Sequence[Path], repetitions: int) -> Iterator[Me
         unit="MB/s of JSON",
         how=f"best of {repetitions} turns, ours {_OURS_A_TURN} times a turn, which still takes the "
         f"shorter time; {data} BTCUSDT, {json_bytes / 1e6:.1f} MB, "
-        f"{found:,} rows; unpacking included (ours zstd, the peer's converter gzip)",
+        f"{rows:,} rows; unpacking included (ours zstd, the peer's converter gzip)",
     )
 
 
@@ -262,3 +284,148 @@ def _read(captures: Sequence[Path]) -> Iterator[Events]:
         decoder = Decoder(symbols=["BTCUSDT"])
         for block in read_blocks(path):
             yield from decoder.decode_block(block).events.values()
+
+
+# -- ingest of a day ---------------------------------------------------------------------------------
+
+
+def ingested_day(symbols: Sequence[str], span_s: int, folder: Path, say: Say) -> Iterator[Measure]:
+    """Memory and time of ingesting a generated day of book, trades and tickers into events and bars.
+
+    The day's first quarter is ingested alone beside it: cost should grow linearly. ``span_s`` is the
+    length of the day.
+    """
+    say("generating a day of frames")
+    whole, quarter = folder / "day.frames.zst", folder / "quarter.frames.zst"
+    write_frames(whole, profile("default"), _SEED, symbols, _DAY, 0, span_s)
+    _head_of(whole, quarter, first_frame_ns(whole) + span_s // 4 * SECOND_NS)
+    say("ingesting it")
+    part = _ingested(quarter, folder / "quarter")
+    day = _ingested(whole, folder / "day")
+    how = (
+        f"{span_s / 3600:g} h of orderbook.200, trades and tickers of {len(symbols)} symbols, "
+        f"{day['rows']:,} events; events and bars, in a process of its own"
+    )
+    yield Measure(
+        name="a day taken in: peak memory", ours=day["peak_mb"], unit="MB", better="less", how=how
+    )
+    yield Measure(
+        name="a day taken in: time", ours=day["seconds"], unit="s", better="less", how=how
+    )
+    yield Measure(
+        name="a day taken in: time per event over its first quarter",
+        ours=day["seconds"] / part["seconds"] * part["rows"] / day["rows"],
+        unit="times",
+        better="less",
+        how=how,
+    )
+    yield Measure(
+        name="a day taken in: memory over its first quarter",
+        ours=day["peak_mb"] / part["peak_mb"],
+        unit="times",
+        better="less",
+        how=how,
+    )
+
+
+def _head_of(capture: Path, target: Path, until_ns: int) -> None:
+    """Copy the lines of a capture that were received before an instant, to the block."""
+    with CaptureWriter(target) as writer:
+        for block in read_blocks(capture):
+            if int(block.data[: block.data.index(b" ")]) >= until_ns:
+                return
+            writer.append_block(block.data)
+
+
+def _ingested(capture: Path, root: Path) -> dict[str, Any]:
+    """What `main` prints, from a process of its own."""
+    command = [sys.executable, "-m", "proving.bench.market", str(capture), str(root)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    cost: dict[str, Any] = json.loads(done.stdout)
+    return cost
+
+
+def main(capture: str, root: str) -> None:
+    """Ingest a capture into a new lake and print seconds, rows and peak memory."""
+    settings = Settings()
+    lake = Lake(root, "synthetic")
+    started = time.perf_counter()
+    keys = list(scan([capture]))
+    report = ingest(lake, [capture], keys, settings)
+    for symbol, day in keys:
+        make_bars(lake, symbol, day, settings)
+    print(
+        json.dumps(
+            {
+                "seconds": time.perf_counter() - started,
+                "rows": sum(report.events.values()),
+                "peak_mb": peak_mb(),
+            }
+        )
+    )
+
+
+# -- a month of features -----------------------------------------------------------------------------
+
+
+def queries(
+    symbols: Sequence[str],
+    days: int,
+    rows: int,
+    repetitions: int,
+    folder: Path,
+    say: Say,
+) -> Iterator[Measure]:
+    """Median times of warm queries over a lake of features: ``days`` dates of ``rows`` seconds each."""
+    say(f"writing {days} days of features")
+    lake = Lake(folder / "month", "synthetic")
+    dates = days_between(_DAY, "2026-12-31")[:days]
+    for symbol in symbols:
+        _write_features(lake, symbol, dates, rows)
+    names = feature_names()
+    last, end_ns = dates[-1], day_start_ns(dates[-1]) + rows * SECOND_NS
+    hour = f"date = '{last}' and t_ns > {end_ns - 3600 * SECOND_NS}"
+    statements = {
+        "last hour, 20 features of one symbol": (
+            f"select t_ns, {', '.join(names[:20])} from features "
+            f"where symbol = '{symbols[0]}' and {hour} order by t_ns"
+        ),
+        "last hour, all features of both symbols": (
+            f"select symbol, t_ns, {', '.join(names)} from features where {hour}"
+        ),
+        "aggregate of one feature over all days": (
+            f"select symbol, avg({names[0]}), stddev_pop({names[0]}) from features group by symbol"
+        ),
+    }
+    connection = lake.connect(["features"])
+    say("querying")
+    for name, query in statements.items():
+        returned = connection.execute(query).to_arrow_table().num_rows
+        times = [
+            seconds(lambda: connection.execute(query).to_arrow_table())  # noqa: B023
+            for _ in range(repetitions)
+        ]
+        yield Measure(
+            name=f"query: {name}",
+            ours=statistics.median(times) * 1e3,
+            unit="ms",
+            better="less",
+            how=f"median of {repetitions} warm, to an Arrow table of {returned:,} rows; {days} days of "
+            f"{len(symbols)} symbols, {rows:,} rows of {len(names)} random features a day",
+        )
+    connection.close()
+
+
+def _write_features(lake: Lake, symbol: str, dates: Sequence[str], rows: int) -> None:
+    """Partitions of random values, which hardly compress, the same on every date."""
+    names = feature_names()
+    draws = np.random.default_rng(_SEED).standard_normal((len(names), rows))
+    columns = [pa.array(np.ones(rows, np.bool_)), *map(pa.array, draws)]
+    for day in dates:
+        t_ns = day_start_ns(day) + np.arange(1, rows + 1) * SECOND_NS
+        table = pa.table([pa.array(t_ns), *columns], names=["t_ns", "warm", *names])
+        lake.write("features", symbol, day, table, dictionary=False)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

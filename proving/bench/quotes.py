@@ -1,8 +1,9 @@
-"""The strategy that the simulator is measured by: quotes on both sides, in plain Python.
+"""The strategy by which `proving.bench.execution` measures simulators: quotes on both sides.
 
     python -m proving.bench.quotes ROWS.npy
 
-runs it over rows in a process of its own and prints the largest resident memory, in MB.
+runs it in a process of its own and prints its peak memory, which is why this module imports nothing
+but the simulator.
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ SYMBOL: Final = "BTCUSDT"
 FEED_NS: Final = 5_000_000
 ORDER_NS: Final = 5_000_000
 STEP_NS: Final = 100_000_000
-#: No order is too small: the peer knows no minimum.
+#: Without a minimum notional, which the peer does not know.
 _INSTRUMENT: Final = msgspec.structs.replace(BUILT_IN[SYMBOL], min_notional="0")
 _ENDS: Final = (Filled, Cancelled, Rejected)
-#: Members of an enumeration are slow to look up.
+# Members of an enumeration are slow to look up.
 _POST_ONLY: Final = TimeInForce.POST_ONLY
 
-#: What was sent: time, side (0 for a cancel), price in ticks (number of the order for a cancel).
+#: Requests: time (ns), side (0 for a cancel), price in ticks (number of the order for a cancel).
 Sent = list[tuple[int, int, int]]
 
 
 def simulator(mode: str) -> Simulator:
+    """The simulator with the benchmark's latencies."""
     return Simulator(
         {SYMBOL: _INSTRUMENT},
         entry_latency_ns=ORDER_NS,
@@ -43,7 +45,7 @@ def simulator(mode: str) -> Simulator:
 
 
 def replay(rows: Events) -> Simulator:
-    """All rows without a strategy, as the simulator is by default."""
+    """All rows without a strategy, in the simulator's default mode."""
     market = simulator("partial")
     market.on_events(SYMBOL, rows)
     market.advance(int(rows["receive_ns"][-1]))
@@ -51,9 +53,9 @@ def replay(rows: Events) -> Simulator:
 
 
 def quotes(rows: Events, *, every_step: bool = False) -> Sent:
-    """The strategy up to the last step before the rows end.
+    """The strategy's requests up to the last step before the rows end.
 
-    ``every_step`` asks it also where nothing has changed.
+    ``every_step`` calls it also at steps where nothing has changed.
     """
     market = simulator("whole")
     market.on_events(SYMBOL, rows)

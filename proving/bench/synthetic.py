@@ -1,8 +1,10 @@
-"""What `l2 bench synth` measures: the synthetic market, from hidden day to event rows.
+"""`l2 bench synth`: throughput of the synthetic market, from latent paths to event rows, and memory.
 
-An L3 event is an order entered, amended or cancelled, or an execution in the matching engine. The
-matching engine has no peer here: what is asked is how many a second, whether a longer run costs more
-an event, and whether more days need more memory.
+An L3 event is an order entered, amended or cancelled, or an execution in the matching engine. There is
+no peer: the questions are how many a second, whether a longer run costs more per event, and whether
+more days need more memory.
+
+    python -m proving.bench.synthetic DAYS SECONDS      prints the peak memory of a process of its own
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from typing import Final
 from market.console import Say
 from market.lake import Lake
 from market.units import DAY_S, SECOND_NS
-from proving.bench.yardstick import Measure
+from proving.bench.command import Measure
 from proving.synthetic import reduced
-from proving.synthetic.marketplace import Market
+from proving.synthetic.marketplace import SyntheticMarket
 from proving.synthetic.profiles import profile
 
 _SEED: Final = 1
@@ -28,11 +30,11 @@ _DAYS: Final = ("2026-03-01", "2026-03-02")
 
 
 def measure(quick: bool, say: Say) -> Iterator[Measure]:
-    """Every figure of this area, as it is found; ``quick`` runs minutes instead of days."""
+    """Every figure of this area, as it is measured; ``quick`` runs minutes instead of days."""
     day_s, hour_s = (120, 60) if quick else (DAY_S, 3600)
     for symbol in ("BTCUSDT", "ETHUSDT"):
         say(f"one day of {symbol}")
-        ready(symbol)
+        compile_market(symbol)
         took, events = run(symbol, _DAYS[0], [0, hour_s, day_s])
         how = f"one run of {day_s:,} s, default profile, one core, JIT excluded"
         yield Measure(
@@ -82,16 +84,16 @@ def measure(quick: bool, say: Say) -> Iterator[Measure]:
     )
 
 
-def ready(symbol: str) -> None:
-    """Compile, or load what is compiled."""
-    market = Market(profile("default"), _SEED, symbol, _DAYS[0])
+def compile_market(symbol: str) -> None:
+    """Compile the kernels, or load them from the cache."""
+    market = SyntheticMarket(profile("default"), _SEED, symbol, _DAYS[0])
     market.advance(market.midnight_ns + SECOND_NS)
 
 
 def run(symbol: str, day: str, stops_s: Sequence[int]) -> tuple[list[float], list[int]]:
-    """Seconds to make the hidden day, then seconds and L3 events from each stop to the next."""
+    """Seconds to make the latent day, then seconds and L3 events from each stop to the next."""
     started = time.perf_counter()
-    market = Market(profile("default"), _SEED, symbol, day)
+    market = SyntheticMarket(profile("default"), _SEED, symbol, day)
     took, events = [time.perf_counter() - started], []
     for stop_s in stops_s[1:]:
         started, before = time.perf_counter(), market.counts["events"]
@@ -115,7 +117,7 @@ def reduced_day(symbol: str) -> float:
 
 
 def peak_mb(days: int, stop_s: int) -> float:
-    """Peak memory (MB) of a process that makes so many days, one after the other."""
+    """Peak memory (MB) of a process that generates so many days, one after the other."""
     command = [sys.executable, "-m", "proving.bench.synthetic", str(days), str(stop_s)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout)

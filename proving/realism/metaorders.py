@@ -16,7 +16,7 @@ import numpy as np
 
 from market.units import SECOND_NS
 from proving.realism.stylised import Floats, power_exponent
-from proving.synthetic.marketplace import Market
+from proving.synthetic.marketplace import SyntheticMarket
 from proving.synthetic.profiles import Profile
 
 DURATION_S: Final = 60  #: over which one is worked off
@@ -51,7 +51,7 @@ class Impact(msgspec.Struct, frozen=True, kw_only=True):
 def mids(profile: Profile, seed: int, symbol: str, day: str, hours: float, share: float) -> Floats:
     """Mid every second (log) of the market in which metaorders of this size trade; 0 for none."""
     listing = profile.listing(symbol)
-    market = Market(profile, seed, symbol, day)
+    market = SyntheticMarket(profile, seed, symbol, day)
     lots = share * listing.orders_per_s * listing.order_qty * DURATION_S
     child = max(1, round(lots / CHILDREN / market.instrument.lot_size)) if share > 0 else 0
     period = DURATION_S + PAUSE_S

@@ -26,7 +26,7 @@ from proving.sandbox.trading import Client, Order
 from proving.sandbox.triggers import Triggers
 from proving.synthetic.encode import Encoder
 from proving.synthetic.flow import BACKGROUND
-from proving.synthetic.marketplace import Market, Report, built_in
+from proving.synthetic.marketplace import ExecutionReport, SyntheticMarket, built_in
 from proving.synthetic.matching import Status, TimeInForce
 from proving.synthetic.profiles import Profile
 from proving.synthetic.publication import TOPICS
@@ -114,7 +114,7 @@ class Exchange:
         self.now_ns = day_start_ns(day)
         # A day's markets take seconds to make: they are made beside what goes on, which does not show.
         self._builder = ThreadPoolExecutor(1, "markets")
-        self._coming: Future[dict[str, Market]] | None = None
+        self._coming: Future[dict[str, SyntheticMarket]] | None = None
         self._open_day()
         self.advance(self.now_ns + START_S * SECOND_NS)
         self.start_ns = self.now_ns
@@ -163,18 +163,20 @@ class Exchange:
             self.enter(order)
         self._entering_again = False
 
-    def _markets_of(self, midnight_ns: int) -> dict[str, Market]:
+    def _markets_of(self, midnight_ns: int) -> dict[str, SyntheticMarket]:
         """The markets of the day that begins at a midnight."""
         day = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=midnight_ns // SECOND_NS)
         name = day.date().isoformat()
         return {
-            symbol: Market(self.profile, self.seed, symbol, name, instrument, topics=TOPICS)
+            symbol: SyntheticMarket(
+                self.profile, self.seed, symbol, name, instrument, topics=TOPICS
+            )
             for symbol, instrument in self.instruments.items()
         }
 
     def _run(self, symbols: Sequence[str], until_ns: int) -> None:
         """Markets to a time, and what is heard of them, oldest first."""
-        heard: list[tuple[str, Report]] = []
+        heard: list[tuple[str, ExecutionReport]] = []
         for symbol in symbols:
             market = self.markets[symbol]
             self.tapes[symbol].take(market.advance(max(until_ns, market.now_ns)))
@@ -282,7 +284,7 @@ class Exchange:
         self._follow_up((symbol,))
         self.notices.release(self.now_ns)
 
-    def _hear(self, symbol: str, report: Report) -> None:
+    def _hear(self, symbol: str, report: ExecutionReport) -> None:
         order = self._orders[symbol][report.handle]
         status, at_ns, sequence = report.status, report.exchange_ns, report.sequence
         maker = status is None

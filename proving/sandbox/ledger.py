@@ -19,7 +19,7 @@ from proving.sandbox.figures import money
 from proving.sandbox.tape import Tape
 from proving.sandbox.trading import Client, Closing, Order, Row, side_name
 from proving.synthetic.flow import BACKGROUND
-from proving.synthetic.matching import Execution
+from proving.synthetic.matching import EngineExecution
 
 
 class Names:
@@ -52,7 +52,13 @@ class Ledger:
                 self.marks[symbol] = tape.mark_e8
 
     def trade(
-        self, order: Order, execution: Execution, maker: bool, name: str, at_ns: int, sequence: int
+        self,
+        order: Order,
+        execution: EngineExecution,
+        maker: bool,
+        name: str,
+        at_ns: int,
+        sequence: int,
     ) -> Row:
         """One execution of a client's order, which is the public trade of that name and sequence."""
         other = execution.taker_owner if maker else execution.maker_owner

@@ -20,7 +20,7 @@ from market.kernel import compiled
 from proving.synthetic import publication
 from proving.synthetic.arrivals import Arrivals, Floats, Integers
 from proving.synthetic.flow import Crowd, Law, Path
-from proving.synthetic.marketplace import Market, Report
+from proving.synthetic.marketplace import ExecutionReport, SyntheticMarket
 from proving.synthetic.matching import EngineState, grown
 from proving.synthetic.profiles import Profile
 from proving.synthetic.publication import Sheet, Wire
@@ -141,7 +141,7 @@ def _to_news(
             return _ROOM
 
 
-class Branch(Market):
+class Branch(SyntheticMarket):
     """A market that can go on from another's state, and whose publications are seen in time."""
 
     def __init__(self, profile: Profile, seed: int, symbol: str, day: str) -> None:
@@ -215,7 +215,7 @@ class Branch(Market):
                 return Why(found)
             self._close_ranks()
 
-    def met(self) -> list[Report]:
+    def met(self) -> list[ExecutionReport]:
         """What our requests, sent just now without latency, came to, and executions since."""
         while self._pending:
             self._close_ranks()

@@ -23,7 +23,7 @@ from market.console import Say
 from market.provenance import closure_hash
 from market.settings import Settings
 from proving.study import days as days_module
-from proving.study.days import ORACLE, Contender, Outcome, Plan, run_day
+from proving.study.days import ORACLE, Contender, ParentOutcome, Plan, run_day
 from proving.study.verdicts import by_cell, goals, lines, regimes, text
 
 
@@ -47,7 +47,7 @@ def day_file(folder: str, plan: Plan, seed: int, symbol: str, settings: Settings
         metadata = pq.read_schema(path).metadata or {}
         if metadata.get(b"made_by") == made.encode():
             return int(pq.read_metadata(path).num_rows)
-    table = to_table(run_day(plan, seed, symbol, settings), Outcome)
+    table = to_table(run_day(plan, seed, symbol, settings), ParentOutcome)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         pq.write_table(table.replace_schema_metadata({"made_by": made}), temporary)
@@ -57,10 +57,10 @@ def day_file(folder: str, plan: Plan, seed: int, symbol: str, settings: Settings
     return int(table.num_rows)
 
 
-def outcomes_of(path: Path) -> list[Outcome]:
+def outcomes_of(path: Path) -> list[ParentOutcome]:
     """The outcomes of a day's file."""
     return [
-        msgspec.convert({k: math.nan if v is None else v for k, v in row.items()}, Outcome)
+        msgspec.convert({k: math.nan if v is None else v for k, v in row.items()}, ParentOutcome)
         for row in pq.read_table(path).to_pylist()
     ]
 
@@ -73,7 +73,7 @@ def synthetic(
     folder: Path,
     workers: int,
     say: Say,
-) -> list[Outcome]:
+) -> list[ParentOutcome]:
     """Study the day of every seed and symbol; days whose files stand are not run again."""
     folder.mkdir(parents=True, exist_ok=True)
     made = made_by(plan, settings)
@@ -96,7 +96,7 @@ def synthetic(
     ]
 
 
-def as_data(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def as_data(outcomes: Sequence[ParentOutcome]) -> dict[str, Any]:
     """Everything that is said of synthetic days, as plain data without NaN."""
     by_regime = {name: lines(outcomes, group) for name, group in regimes(outcomes).items()}
     return {

@@ -83,7 +83,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return cells[number % len(cells)]
 
 
-class Outcome(Row, frozen=True, kw_only=True):
+class ParentOutcome(Row, frozen=True, kw_only=True):
     """What one parent came to. Costs as in `tca.Shortfall`; NaN where nothing is to measure."""
 
     seed: int
@@ -138,7 +138,7 @@ def run_day(
     symbol: str,
     settings: Settings,
     say: Callable[[str], None] = lambda text: None,
-) -> list[Outcome]:
+) -> list[ParentOutcome]:
     """Every parent of a day under every contender, and the oracle; what each came to."""
     control, branch = _venue(plan, seed, symbol, settings), _venue(plan, seed, symbol, settings)
     midnight_ns = day_start_ns(DAY)
@@ -148,7 +148,7 @@ def run_day(
             f"an instant every {plan.every_s} s: each needs the {span_ns // SECOND_NS} s after it"
         )
     end_ns = midnight_ns + round(plan.hours * 3600) * SECOND_NS - span_ns
-    outcomes: list[Outcome] = []
+    outcomes: list[ParentOutcome] = []
     # Each seed begins its turns elsewhere.
     number, now_ns = seed, midnight_ns + FIRST_S * SECOND_NS
     while now_ns <= end_ns:
@@ -282,7 +282,7 @@ def _judge(
     monitor: Monitor,
     view: View,
     settings: Settings,
-) -> list[Outcome]:
+) -> list[ParentOutcome]:
     """Let the control go on until what was worked can be judged by it."""
     now_ns, instrument = control.now_ns, control.instrument
     sigma_bps, depth = monitor.sigma_bps, _depth(control, view.mid_ticks)
@@ -319,7 +319,7 @@ def _judge(
         )
         same = {name: getattr(cost, name) for name in _SAME}
         outcomes.append(
-            Outcome(
+            ParentOutcome(
                 **shared,
                 **same,
                 algorithm=each.contender.name,
@@ -338,7 +338,7 @@ def _judge(
 #: Fields of an outcome that are those of a shortfall.
 _SAME: Final = tuple(
     name
-    for name in Outcome.__struct_fields__
+    for name in ParentOutcome.__struct_fields__
     if (name.endswith("_bps") and name not in ("estimate_bps", "market_spread_bps", "sigma_bps"))
     or name in ("side", "qty_lots", "filled_lots", "size_usdt", "maker_share", "time_to_fill_s")
 )
@@ -346,7 +346,7 @@ _SAME: Final = tuple(
 
 def _oracle(
     shared: Mapping[str, Any], each: _Worked, extreme_ticks: int, settings: Settings
-) -> Outcome:
+) -> ParentOutcome:
     """A maker's fill at the best price that anybody took on its side before the deadline.
 
     It neither queues nor moves the market. Where nobody took, it is left out as NaN.
@@ -355,7 +355,7 @@ def _oracle(
     decided, traded = parent.decision_mid_ticks, abs(extreme_ticks) != -NO_LEVEL
     moved = parent.side * (extreme_ticks - decided) / decided * BPS if traded else math.nan
     fees = FEE_ROWS_BPS[settings.model.fee_row][1]
-    unknown = {n: math.nan for n in Outcome.__struct_fields__ if n.endswith(("_bps", "_s"))}
+    unknown = {n: math.nan for n in ParentOutcome.__struct_fields__ if n.endswith(("_bps", "_s"))}
     given = {
         "side": parent.side,
         "algorithm": ORACLE,
@@ -369,4 +369,4 @@ def _oracle(
         "maker_share": 1.0,
         "decision_us": math.nan,
     }
-    return Outcome(**(unknown | dict(shared) | given))
+    return ParentOutcome(**(unknown | dict(shared) | given))

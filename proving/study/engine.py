@@ -40,8 +40,8 @@ from market.book import NO_LEVEL
 from market.instruments import Instrument
 from market.units import E8
 from proving.study.branch import ASK, BID, BOUGHT, NOW, SOLD, Branch, Why
-from proving.synthetic.marketplace import Report
-from proving.synthetic.matching import Execution, Status, TimeInForce
+from proving.synthetic.marketplace import ExecutionReport
+from proving.synthetic.matching import EngineExecution, Status, TimeInForce
 from proving.synthetic.profiles import Profile
 
 _FORCES: Final = {
@@ -304,7 +304,7 @@ class EngineVenue:
             order.queue_ahead_lots = self.market.lots_ahead(order.handle) or 0
         self._hear(others)
 
-    def _hear(self, reports: Sequence[Report]) -> None:
+    def _hear(self, reports: Sequence[ExecutionReport]) -> None:
         """Executions of orders that rested."""
         for report in reports:
             for execution in report.executions:
@@ -312,7 +312,7 @@ class EngineVenue:
                 self._fill(order, execution, Liquidity.MAKER, report.exchange_ns)
 
     def _fill(
-        self, order: _Order, execution: Execution, liquidity: Liquidity, venue_ns: int = 0
+        self, order: _Order, execution: EngineExecution, liquidity: Liquidity, venue_ns: int = 0
     ) -> None:
         order.filled_lots += execution.lots
         order.open = order.filled_lots < order.lots

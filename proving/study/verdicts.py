@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from execution.tca import third, thirds
-from proving.study.days import Outcome
+from proving.study.days import ParentOutcome
 
 BASELINE: Final = "market"
 ROUTER: Final = "router"
@@ -24,10 +24,10 @@ ROUTER: Final = "router"
 GOAL_SIZE: Final = "10k"
 _SAMPLES: Final = 4000
 
-Group = Callable[[Outcome], str]
+Group = Callable[[ParentOutcome], str]
 
 
-class Spread(msgspec.Struct, frozen=True, kw_only=True):
+class DayMean(msgspec.Struct, frozen=True, kw_only=True):
     """A mean over days: its 95 % interval, and what it is below with 95 % (``upper``).
 
     NaN bounds below two days. ``n`` counts parents.
@@ -41,7 +41,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
     days: int
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True):
+class AlgorithmSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One algorithm in one group of parents; costs in bps, positive = paid."""
 
     group: str
@@ -49,9 +49,9 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     #: Mean worth of its parents, and their mean deadline.
     size_usdt: float
     deadline_s: float
-    total: Spread
+    total: DayMean
     #: Against the baseline, the same parents.
-    difference: Spread
+    difference: DayMean
     delay_bps: float
     spread_bps: float
     impact_bps: float
@@ -66,8 +66,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     markout_5s_bps: float
     markout_30s_bps: float
     markout_60s_bps: float
-    #: Outcome less estimate.
-    bias: Spread
+    #: ParentOutcome less estimate.
+    bias: DayMean
     rmse_bps: float
 
 
@@ -80,77 +80,77 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
     holds: bool
 
 
-def spread(values: Iterable[tuple[int, float]]) -> Spread:
+def day_mean(values: Iterable[tuple[int, float]]) -> DayMean:
     """Mean of (day, value) pairs and its bounds by the bootstrap of days; NaN values are left out."""
     known = [(day, value) for day, value in values if not math.isnan(value)]
     if not known:
-        return Spread(mean=math.nan, low=math.nan, high=math.nan, upper=math.nan, n=0, days=0)
+        return DayMean(mean=math.nan, low=math.nan, high=math.nan, upper=math.nan, n=0, days=0)
     names, places = np.unique([day for day, _ in known], return_inverse=True)
     sums = np.bincount(places, weights=[value for _, value in known])
     counts = np.bincount(places).astype(np.float64)
     mean, days = float(sums.sum() / counts.sum()), len(names)
     if days < 2:
-        return Spread(
+        return DayMean(
             mean=mean, low=math.nan, high=math.nan, upper=math.nan, n=len(known), days=days
         )
     drawn = np.random.Generator(np.random.Philox(key=days)).integers(0, days, (_SAMPLES, days))
     means: npt.NDArray[np.float64] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high, upper = (float(q) for q in np.quantile(means, (0.025, 0.975, 0.95)))
-    return Spread(mean=mean, low=low, high=high, upper=upper, n=len(known), days=days)
+    return DayMean(mean=mean, low=low, high=high, upper=upper, n=len(known), days=days)
 
 
-def lines(outcomes: Sequence[Outcome], group: Group) -> list[Line]:
+def lines(outcomes: Sequence[ParentOutcome], group: Group) -> list[AlgorithmSummary]:
     """A line for every algorithm of every group, in the order in which they come."""
     base = {_parent(row): row.total_bps for row in outcomes if row.algorithm == BASELINE}
-    found: dict[tuple[str, str], list[Outcome]] = {}
+    found: dict[tuple[str, str], list[ParentOutcome]] = {}
     for row in outcomes:
         found.setdefault((group(row), row.algorithm), []).append(row)
     return [_line(name, algorithm, rows, base) for (name, algorithm), rows in found.items()]
 
 
-def by_cell(row: Outcome) -> str:
+def by_cell(row: ParentOutcome) -> str:
     """Size and deadline."""
     return f"{row.size}, {row.deadline_s} s"
 
 
-def _parent(row: Outcome) -> tuple[Any, ...]:
+def _parent(row: ParentOutcome) -> tuple[Any, ...]:
     return row.symbol, row.seed, row.decision_ns, row.side
 
 
-def _day(row: Outcome) -> int:
+def _day(row: ParentOutcome) -> int:
     return row.seed
 
 
 def _line(
-    group: str, algorithm: str, rows: Sequence[Outcome], base: dict[tuple[Any, ...], float]
-) -> Line:
+    group: str, algorithm: str, rows: Sequence[ParentOutcome], base: dict[tuple[Any, ...], float]
+) -> AlgorithmSummary:
     errors = [row.total_bps - row.estimate_bps for row in rows]
     squares = _mean([error * error for error in errors])
     means = {
         name: _mean([getattr(row, name) for row in rows])
-        for name in Line.__struct_fields__
-        if name in Outcome.__struct_fields__ and name not in ("algorithm", "maker_share")
+        for name in AlgorithmSummary.__struct_fields__
+        if name in ParentOutcome.__struct_fields__ and name not in ("algorithm", "maker_share")
     }
     filled = sum(row.filled_lots for row in rows)
     made = math.fsum(
         row.maker_share * row.filled_lots for row in rows if not math.isnan(row.maker_share)
     )
-    return Line(
+    return AlgorithmSummary(
         group=group,
         algorithm=algorithm,
-        total=spread((_day(row), row.total_bps) for row in rows),
-        difference=spread(
+        total=day_mean((_day(row), row.total_bps) for row in rows),
+        difference=day_mean(
             (_day(row), row.total_bps - base.get(_parent(row), math.nan)) for row in rows
         ),
         completion=filled / sum(row.qty_lots for row in rows),
         maker_share=made / filled if filled else math.nan,
-        bias=spread((_day(row), error) for row, error in zip(rows, errors, strict=True)),
+        bias=day_mean((_day(row), error) for row, error in zip(rows, errors, strict=True)),
         rmse_bps=math.sqrt(squares),
         **means,
     )
 
 
-def regimes(outcomes: Sequence[Outcome]) -> dict[str, Group]:
+def regimes(outcomes: Sequence[ParentOutcome]) -> dict[str, Group]:
     """Ways to divide parents by the market at their decision."""
     volatility = thirds(row.sigma_bps for row in outcomes)
     depth = thirds(float(row.depth_lots) for row in outcomes)
@@ -163,7 +163,7 @@ def regimes(outcomes: Sequence[Outcome]) -> dict[str, Group]:
     }
 
 
-def goals(outcomes: Sequence[Outcome]) -> list[Goal]:
+def goals(outcomes: Sequence[ParentOutcome]) -> list[Goal]:
     """The goals of the router, each with what was found."""
     cells = {(line.group, line.algorithm): line for line in lines(outcomes, by_cell)}
     names = list(dict.fromkeys(group for group, _ in cells))
@@ -225,11 +225,11 @@ def goals(outcomes: Sequence[Outcome]) -> list[Goal]:
     return found
 
 
-def _bound(found: Spread) -> float:
+def _bound(found: DayMean) -> float:
     return math.inf if math.isnan(found.upper) else found.upper
 
 
-def text(outcomes: Sequence[Outcome]) -> str:
+def text(outcomes: Sequence[ParentOutcome]) -> str:
     """The table for people, and the goals below it."""
     head = (
         f"{'size, deadline':22}{'algorithm':16}{'n':>6}{'cost bps [95 %]':>23}{'less market [95 %]':>27}"

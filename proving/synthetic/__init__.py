@@ -28,7 +28,7 @@ from market.units import SECOND_NS, day_start_ns
 from market.wire.capture import CaptureWriter
 from proving.synthetic.encode import Encoder, Lines, Text
 from proving.synthetic.latent import SECONDS
-from proving.synthetic.marketplace import Market, built_in, first_update
+from proving.synthetic.marketplace import SyntheticMarket, built_in, first_update
 from proving.synthetic.planted import closed_form_ic, filterable_ic
 from proving.synthetic.profiles import PROFILES, Listing, Profile, ProfileError, altered, profile
 from proving.synthetic.publication import TOPICS
@@ -94,7 +94,7 @@ def _published(
     book of another."""
     start_s, stop_s = span
     topics = TOPICS[:1] if topic == TOPICS[0] else (TOPICS[0], topic)
-    market = Market(profile, seed, symbol, day, instrument, start_s=start_s, topics=topics)
+    market = SyntheticMarket(profile, seed, symbol, day, instrument, start_s=start_s, topics=topics)
     end_ns = market.midnight_ns + stop_s * SECOND_NS
     while market.now_ns < end_ns:
         rows = market.chunk(end_ns)

@@ -1,6 +1,6 @@
 """A synthetic market that runs: time goes on, and our own orders meet everybody else's in one book.
 
-    market = Market(profile("default"), seed, "BTCUSDT", "2026-03-01", entry_ns=5_000_000)
+    market = SyntheticMarket(profile("default"), seed, "BTCUSDT", "2026-03-01", entry_ns=5_000_000)
     rows = market.advance(market.midnight_ns + 60_000_000_000)   # what the venue published
     handle = market.submit(1, ticks, lots, POST_ONLY)             # arrives 5 ms later
     rows = market.advance(...)
@@ -29,7 +29,13 @@ from market.units import SECOND_NS, day_start_ns
 from proving.synthetic import flow, latent, publication
 from proving.synthetic.arrivals import Arrivals, Floats, Request, arrivals, philox_key
 from proving.synthetic.latent import FRAMES, SECONDS
-from proving.synthetic.matching import Execution, MatchingEngine, Outcome, Status, TimeInForce
+from proving.synthetic.matching import (
+    EngineExecution,
+    MatchingEngine,
+    MatchResult,
+    Status,
+    TimeInForce,
+)
 from proving.synthetic.profiles import STEP_S, Listing, Profile, ProfileError
 
 CHUNK_ROWS: Final = 250_000
@@ -59,15 +65,15 @@ def first_update(day: str) -> int:
     return date.fromisoformat(day).toordinal() * FRAMES + 1
 
 
-class Report(NamedTuple):
+class ExecutionReport(NamedTuple):
     """What the venue says of one of our orders."""
 
     receive_ns: int  #: when we learn of it
     exchange_ns: int
-    handle: int  #: as `Market.submit` returned it
+    handle: int  #: as `SyntheticMarket.submit` returned it
     status: Status | None  #: of the request; None for executions of an order that was resting
     left: int  #: lots that rest; of a cancel, the lots cancelled
-    executions: tuple[Execution, ...]
+    executions: tuple[EngineExecution, ...]
     sequence: int = 0  #: of the public trades that these executions are
     place: int = 0  #: of the first among the trades of that sequence
 
@@ -86,7 +92,7 @@ class _Pending(NamedTuple):
     owner: int
 
 
-class Market:
+class SyntheticMarket:
     """One symbol-day of the synthetic market, from midnight on; times are epoch ns of UTC.
 
     ``entry_ns`` and ``response_ns`` are the latencies of our requests and of what we hear of them.
@@ -147,7 +153,7 @@ class Market:
         self._rows = np.empty(0, EVENT)
         self._used = 0
         self._pending: list[_Pending] = []
-        self._reports: list[Report] = []
+        self._reports: list[ExecutionReport] = []
         self._references: dict[int, int] = {}  # by handle
         self._handles: dict[int, int] = {}  # by reference
         self._requests = 0
@@ -265,7 +271,7 @@ class Market:
         self._used = 0
         return rows
 
-    def reports(self, until_ns: int | None = None) -> list[Report]:
+    def reports(self, until_ns: int | None = None) -> list[ExecutionReport]:
         """What we hear of our orders up to a time (all by default), oldest first; given once."""
         self._reports.sort(key=lambda report: report.receive_ns)
         limit = math.inf if until_ns is None else until_ns
@@ -315,7 +321,7 @@ class Market:
         """Executions of our resting orders become reports."""
         head, outbox = self._sheet.head, self._sheet.outbox
         for *fill, t_ns, sequence, place in outbox[: head[publication.OUT_FILLS]].tolist():
-            execution = Execution(*fill)
+            execution = EngineExecution(*fill)
             exchange_ns = self.midnight_ns + t_ns
             handle = self._handles[execution.maker]
             left = execution.maker_left
@@ -357,7 +363,7 @@ class Market:
         if reference is not None:
             del self._handles[reference]
 
-    def _publish(self, outcome: Outcome) -> None:
+    def _publish(self, outcome: MatchResult) -> None:
         """The trades of one of our requests, and what makers feel of them."""
         if not outcome.executions:
             return
@@ -378,13 +384,15 @@ class Market:
         handle: int,
         status: Status | None,
         left: int,
-        executions: tuple[Execution, ...],
+        executions: tuple[EngineExecution, ...],
         sequence: int = 0,
         place: int = 0,
     ) -> None:
         receive_ns = exchange_ns + self.response_ns
         self._reports.append(
-            Report(receive_ns, exchange_ns, handle, status, left, executions, sequence, place)
+            ExecutionReport(
+                receive_ns, exchange_ns, handle, status, left, executions, sequence, place
+            )
         )
 
 

@@ -433,7 +433,7 @@ def last_at(engine: EngineState, side: int, ticks: int) -> int:
     return int(engine.ends[row_of(side), (-side * ticks) & _LEVEL_MASK, 1])
 
 
-class Execution(NamedTuple):
+class EngineExecution(NamedTuple):
     """Two orders met; the price is the maker's, ``maker_left`` what its order still has."""
 
     maker: int
@@ -446,17 +446,17 @@ class Execution(NamedTuple):
     maker_left: int
 
 
-class Outcome(NamedTuple):
+class MatchResult(NamedTuple):
     """What a request did. ``reference`` is zero when it was refused."""
 
     status: Status
     reference: int
     taken: int  #: lots executed on arrival
     left: int  #: lots that rest; of a cancel, the lots cancelled
-    executions: tuple[Execution, ...]
+    executions: tuple[EngineExecution, ...]
 
 
-class Order(NamedTuple):
+class RestingOrder(NamedTuple):
     """A resting order."""
 
     reference: int
@@ -490,22 +490,22 @@ class MatchingEngine:
         owner: int = 0,
         force: TimeInForce = TimeInForce.GOOD_TILL_CANCELLED,
         mark: int = 0,
-    ) -> Outcome:
+    ) -> MatchResult:
         """A limit order; ``side`` +1 buys, -1 sells."""
         self._prepare()
         return self._outcome(enter(self.state, side, ticks, lots, owner, mark, int(force)))
 
     def market(
         self, side: int, lots: int, owner: int = 0, bound: int | None = None, mark: int = 0
-    ) -> Outcome:
+    ) -> MatchResult:
         """A market order; ``bound`` is the worst price in ticks that it accepts."""
         if bound is not None and bound < 1:
-            return Outcome(Status.BAD_PRICE, 0, 0, 0, ())
+            return MatchResult(Status.BAD_PRICE, 0, 0, 0, ())
         self._prepare()
         return self._outcome(market(self.state, side, lots, owner, mark, bound or 0))
 
-    def cancel(self, reference: int) -> Outcome:
-        """Cancel an order; `Outcome.left` are the lots that no longer rest."""
+    def cancel(self, reference: int) -> MatchResult:
+        """Cancel an order; `MatchResult.left` are the lots that no longer rest."""
         self._prepare()
         return self._outcome(cancel(self.state, reference))
 
@@ -515,7 +515,7 @@ class MatchingEngine:
         ticks: int,
         lots: int,
         force: TimeInForce = TimeInForce.GOOD_TILL_CANCELLED,
-    ) -> Outcome:
+    ) -> MatchResult:
         """Change a resting order's price and the lots it has left, under the same reference.
 
         ``force``: GOOD_TILL_CANCELLED or POST_ONLY; ValueError for another.
@@ -529,33 +529,33 @@ class MatchingEngine:
         self.reserve(1)
         clear_fills(self.state)
 
-    def _outcome(self, code: int) -> Outcome:
+    def _outcome(self, code: int) -> MatchResult:
         status = Status(code)
         if status < 0:
-            return Outcome(status, 0, 0, 0, ())
+            return MatchResult(status, 0, 0, 0, ())
         head = self.state.head
         reference, left = int(head[REFERENCE]), int(head[LEFT])
         if status is Status.CANCELLED:
-            return Outcome(status, reference, 0, left, ())
+            return MatchResult(status, reference, 0, left, ())
         fills = self.state.fills[: head[FILLS]].tolist()
-        executions = tuple(Execution(*fill) for fill in fills)
-        return Outcome(status, reference, int(head[TAKEN]), left, executions)
+        executions = tuple(EngineExecution(*fill) for fill in fills)
+        return MatchResult(status, reference, int(head[TAKEN]), left, executions)
 
-    def order(self, reference: int) -> Order | None:
+    def order(self, reference: int) -> RestingOrder | None:
         """The order that rests under a reference, None when none does."""
         row = row_under(self.state, reference)
         return None if row < 0 else self._order(row)
 
-    def _order(self, row: int) -> Order:
+    def _order(self, row: int) -> RestingOrder:
         side, ticks, lots, owner, mark, _, _, generation = self.state.orders[row].tolist()
-        return Order(generation << 32 | row, owner, mark, side, ticks, lots)
+        return RestingOrder(generation << 32 | row, owner, mark, side, ticks, lots)
 
     def lots_ahead(self, reference: int) -> int | None:
         """Lots before an order in its queue, None when no order rests under the reference."""
         row = row_under(self.state, reference)
         return None if row < 0 else int(lots_ahead(self.state, row))
 
-    def queue(self, side: int, ticks: int) -> list[Order]:
+    def queue(self, side: int, ticks: int) -> list[RestingOrder]:
         """The orders at a price, oldest first."""
         found, row = [], int(first_at(self.state, side, ticks))
         while row >= 0:

@@ -20,7 +20,6 @@ from market.settings import Settings
 from market.units import DAY_NS, day_start_ns
 from market.wire.capture import read_lines
 from market.wire.decode import Decoder
-from proving.bench import archive_day
 from proving.bench import capture as bench
 from tests.live.archives import HEADER, book_zip, trade_gz
 
@@ -302,17 +301,17 @@ def test_ingest_takes_an_archive_whole(tmp_path: Path) -> None:
 
 
 def test_a_made_up_day_is_whole_and_follows_from_its_seed(tmp_path: Path) -> None:
-    one = archive_day.write_archives(tmp_path / "one", 2000, 3000)
-    two = archive_day.write_archives(tmp_path / "two", 2000, 3000)
+    one = bench.write_archives(tmp_path / "one", 2000, 3000)
+    two = bench.write_archives(tmp_path / "two", 2000, 3000)
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
 
-    found = archive_day.read_day(tmp_path / "lake", *one)
+    found = bench.convert_day(tmp_path / "lake", *one)
 
     day = found.archive
     assert (day.depth, day.book_lines, day.gaps, day.trades, day.strays) == (500, 2000, 0, 3000, 0)
     assert 86_000 < found.bars <= 86_400
     lake = Lake(tmp_path / "lake")
-    events = from_arrow(lake.read("events", archive_day.SYMBOL, archive_day.DAY))
+    events = from_arrow(lake.read("events", bench.SYMBOL, bench.DAY))
     book = Book()
     book.apply(events)
     assert [book.counters[name] for name in ("crossed", "unheld", "gaps")] == [0, 0, 0]

@@ -14,8 +14,12 @@ from market.settings import Settings
 from orchestration import study
 from orchestration.cli import main
 from orchestration.study import page
+<<<<<<< HEAD
 from proving.study import command as engine
 from proving.study.days import Outcome, Plan, Size
+=======
+from proving.study.days import ParentOutcome, Plan, Size
+>>>>>>> 8b26ec1 (Merge the benchmark modules and the soak; classes named by what they are)
 
 PLAN = Plan(
     contenders=engine.contenders(("market", "router")),
@@ -32,23 +36,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("days")
 
 
-def studied(folder: Path, plan: Plan = PLAN) -> tuple[list[Outcome], list[str]]:
+def studied(folder: Path, plan: Plan = PLAN) -> tuple[list[ParentOutcome], list[str]]:
     said: list[str] = []
     rows = engine.synthetic(Settings(), plan, SEEDS, ("BTCUSDT",), folder, 1, said.append)
     return rows, said
 
 
 @pytest.fixture(scope="module")
-def outcomes(folder: Path) -> list[Outcome]:
+def outcomes(folder: Path) -> list[ParentOutcome]:
     return studied(folder)[0]
 
 
 @pytest.fixture(scope="module")
+<<<<<<< HEAD
 def found(outcomes: list[Outcome]) -> dict[str, Any]:
     return {"synthetic": engine.as_data(outcomes)}
+=======
+def found(outcomes: list[ParentOutcome]) -> dict[str, Any]:
+    return {"synthetic": study.as_data(outcomes)}
+>>>>>>> 8b26ec1 (Merge the benchmark modules and the soak; classes named by what they are)
 
 
-def test_a_study_goes_on_where_it_stood(folder: Path, outcomes: list[Outcome]) -> None:
+def test_a_study_goes_on_where_it_stood(folder: Path, outcomes: list[ParentOutcome]) -> None:
     files = sorted(folder.iterdir())
     assert [file.name for file in files] == ["BTCUSDT-412.parquet", "BTCUSDT-413.parquet"]
     before = {file: file.stat().st_mtime_ns for file in files}
@@ -57,7 +66,7 @@ def test_a_study_goes_on_where_it_stood(folder: Path, outcomes: list[Outcome]) -
     assert files[0].stat().st_mtime_ns == before[files[0]]
     assert len(said) == 2
 
-    def timeless(rows: list[Outcome]) -> str:
+    def timeless(rows: list[ParentOutcome]) -> str:
         return str([msgspec.structs.replace(row, decision_us=0.0) for row in rows])
 
     assert timeless(again) == timeless(outcomes)

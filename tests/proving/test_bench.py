@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from market.events import Events
-from proving.bench.command import GOALS
+from proving.bench.command import GOALS, peer_ready
 from proving.bench.execution import measure, visible
 from proving.bench.market import generated_rows
 from proving.bench.quotes import FEED_NS, STEP_NS, quotes
-from proving.bench.yardstick import peer_ready
 
 
 @pytest.fixture(scope="module")

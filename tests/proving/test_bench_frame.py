@@ -19,14 +19,18 @@ from proving.bench.command import (
     GOALS,
     HEAD,
     BenchError,
-    Goal,
-    Row,
+    Measure,
+    Peer,
+    PeerError,
+    ResultRow,
+    Threshold,
     _row,
+    in_turn,
     lines,
     markdown,
+    peer_ready,
     run,
 )
-from proving.bench.yardstick import Measure, Peer, PeerError, in_turn, peer_ready
 from tests.conftest import recordings
 
 UNITS = {"M rows/s", "MB/s of JSON", "ms", "µs", "s", "MB", "times"}
@@ -36,7 +40,7 @@ UNITS = {"M rows/s", "MB/s of JSON", "ms", "µs", "s", "MB", "times"}
 def market() -> Iterator[dict[str, Any]]:
     """A quick run without the peer, which takes longer to compile than all else together."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("proving.bench.yardstick._PEER", Path("nowhere"))
+        patch.setattr("proving.bench.command._PEER", Path("nowhere"))
         patch.setenv("L2_TEST_DATA", str(recordings()))
         yield run("market", quick=True, say=lambda _: None)
 
@@ -45,7 +49,7 @@ def test_every_row_of_a_quick_run_is_whole(market: dict[str, Any]) -> None:
     rows = market["rows"]
     assert len({row["name"] for row in rows}) == len(rows)
     for row in rows:
-        assert set(row) == set(Row.__struct_fields__)
+        assert set(row) == set(ResultRow.__struct_fields__)
         assert math.isfinite(row["ours"])
         assert row["ours"] > 0
         assert row["unit"] in UNITS
@@ -68,7 +72,7 @@ def test_a_run_says_what_it_was_measured_on(market: dict[str, Any]) -> None:
 def test_without_the_peer_its_columns_are_null_and_one_line_says_how_to_make_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("proving.bench.yardstick._PEER", tmp_path / "none")
+    monkeypatch.setattr("proving.bench.command._PEER", tmp_path / "none")
     said: list[str] = []
     monkeypatch.setattr(bench, "measure", lambda quick, say: bench.books("few", [few()], 1))
     rows = run("market", quick=True, say=said.append)["rows"]
@@ -130,9 +134,9 @@ def test_a_ratio_counts_above_one_where_ours_is_better() -> None:
 
 def test_a_goal_is_met_missed_or_not_judged() -> None:
     measure = Measure(name="a", ours=30.0, unit="M rows/s", how="")
-    assert _row(measure, (Goal("ours", ">=", 30.0),)).met is True
-    assert _row(measure, (Goal("ours", "<=", 29.0),)).met is False
-    of_ratio = _row(measure, (Goal("ours", ">=", 1), Goal("ratio", ">=", 1.5)))
+    assert _row(measure, (Threshold("ours", ">=", 30.0),)).met is True
+    assert _row(measure, (Threshold("ours", "<=", 29.0),)).met is False
+    of_ratio = _row(measure, (Threshold("ours", ">=", 1), Threshold("ratio", ">=", 1.5)))
     assert of_ratio.met is None
     assert of_ratio.goal == "ours >= 1, ratio >= 1.5"
     assert _row(measure, ()).goal is None
@@ -140,8 +144,8 @@ def test_a_goal_is_met_missed_or_not_judged() -> None:
 
 def test_the_table_for_people_names_what_was_missed() -> None:
     measure = Measure(name="a", ours=30.0, unit="M rows/s", how="")
-    row = _row(measure, (Goal("ours", ">=", 31.0),))
-    cells = lines({"rows": [{name: getattr(row, name) for name in Row.__struct_fields__}]})
+    row = _row(measure, (Threshold("ours", ">=", 31.0),))
+    cells = lines({"rows": [{name: getattr(row, name) for name in ResultRow.__struct_fields__}]})
     assert cells == [("a", "30", "–", "–", "M rows/s", "ours >= 31", "MISSED")]
 
 

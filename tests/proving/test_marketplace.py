@@ -10,7 +10,7 @@ import pytest
 from market.book import Book
 from market.events import Events, Flag, Kind
 from proving.synthetic.encode import Encoder
-from proving.synthetic.marketplace import OURS, Market, Report
+from proving.synthetic.marketplace import OURS, ExecutionReport, SyntheticMarket
 from proving.synthetic.matching import Status, TimeInForce
 from proving.synthetic.profiles import profile
 from proving.synthetic.publication import TOPICS
@@ -21,13 +21,13 @@ IOC = TimeInForce.IMMEDIATE_OR_CANCEL
 SECOND = 1_000_000_000
 
 
-def running(seed: int = 7, seconds: int = 60, **options: int) -> Market:
-    market = Market(profile("null"), seed, "BTCUSDT", DAY, **options)  # type: ignore[arg-type]
+def running(seed: int = 7, seconds: int = 60, **options: int) -> SyntheticMarket:
+    market = SyntheticMarket(profile("null"), seed, "BTCUSDT", DAY, **options)  # type: ignore[arg-type]
     market.advance(market.midnight_ns + seconds * SECOND)
     return market
 
 
-def after(market: Market, seconds: float) -> Events:
+def after(market: SyntheticMarket, seconds: float) -> Events:
     return market.advance(market.now_ns + round(seconds * SECOND))
 
 
@@ -65,7 +65,7 @@ def test_nothing_is_lost_and_the_book_is_never_crossed(seed: int) -> None:
 
 
 def test_the_published_book_is_the_venues() -> None:
-    market, book = Market(profile("null"), 3, "BTCUSDT", DAY), Book()
+    market, book = SyntheticMarket(profile("null"), 3, "BTCUSDT", DAY), Book()
     for _ in range(50):
         rows = after(market, 1.0)
         frames = np.flatnonzero((rows["flags"] & Flag.LAST != 0) & (rows["kind"] <= Kind.DELTA))
@@ -74,7 +74,7 @@ def test_the_published_book_is_the_venues() -> None:
         assert len(frames) == 10
         assert len(book.bids()) == len(book.asks()) == 200
     stop = market.midnight_ns + int(rows["exchange_ns"][frames[-1]]) - market.midnight_ns
-    again = Market(profile("null"), 3, "BTCUSDT", DAY)
+    again = SyntheticMarket(profile("null"), 3, "BTCUSDT", DAY)
     again.advance(stop)
     assert again.levels(1, 200) == book.bids()
     assert again.levels(-1, 200) == book.asks()
@@ -82,8 +82,8 @@ def test_the_published_book_is_the_venues() -> None:
 
 def test_where_a_caller_stops_changes_nothing() -> None:
     whole, steps = (
-        Market(profile("null"), 5, "BTCUSDT", DAY),
-        Market(profile("null"), 5, "BTCUSDT", DAY),
+        SyntheticMarket(profile("null"), 5, "BTCUSDT", DAY),
+        SyntheticMarket(profile("null"), 5, "BTCUSDT", DAY),
     )
     expected = after(whole, 20)
     rng = np.random.default_rng(0)
@@ -126,7 +126,9 @@ def test_an_order_that_takes_moves_the_market_and_it_comes_back() -> None:
 
 
 def test_latency_lies_between_a_request_its_arrival_and_its_answer() -> None:
-    market = Market(profile("null"), 7, "BTCUSDT", DAY, entry_ns=5_000_000, response_ns=3_000_000)
+    market = SyntheticMarket(
+        profile("null"), 7, "BTCUSDT", DAY, entry_ns=5_000_000, response_ns=3_000_000
+    )
     after(market, 10)
     sent = market.now_ns
     bid = market.best(1)
@@ -138,7 +140,9 @@ def test_latency_lies_between_a_request_its_arrival_and_its_answer() -> None:
     assert market.lots_ahead(handle) is not None
     assert market.reports(sent + 7_999_999) == []
     (report,) = market.reports(sent + 8_000_000)
-    assert report == Report(sent + 8_000_000, sent + 5_000_000, handle, Status.RESTING, 5, ())
+    assert report == ExecutionReport(
+        sent + 8_000_000, sent + 5_000_000, handle, Status.RESTING, 5, ()
+    )
 
 
 def test_an_order_at_the_touch_waits_its_turn_and_is_filled_by_takers() -> None:
@@ -177,8 +181,8 @@ def test_the_day_ends() -> None:
 
 
 def test_faster_topics_tell_the_same_book() -> None:
-    market = Market(profile("null"), 7, "BTCUSDT", DAY, topics=TOPICS)
-    plain = Market(profile("null"), 7, "BTCUSDT", DAY)
+    market = SyntheticMarket(profile("null"), 7, "BTCUSDT", DAY, topics=TOPICS)
+    plain = SyntheticMarket(profile("null"), 7, "BTCUSDT", DAY)
     rows, alone = after(market, 20), after(plain, 20)
     first = rows[rows["pad"] == 0]
     assert first.tobytes() == alone.tobytes()
@@ -192,10 +196,10 @@ def test_faster_topics_tell_the_same_book() -> None:
         books[place].apply(mine)
         assert len(books[place].bids()) == depth
     with pytest.raises(ValueError, match="expected"):
-        Market(profile("null"), 7, "BTCUSDT", DAY, topics=TOPICS[1:])
+        SyntheticMarket(profile("null"), 7, "BTCUSDT", DAY, topics=TOPICS[1:])
 
 
-def touches(market: Market) -> tuple[float, float]:
+def touches(market: SyntheticMarket) -> tuple[float, float]:
     """Mid and half of the spread, ticks."""
     bid, ask = market.best(1), market.best(-1)
     assert bid is not None
@@ -203,7 +207,7 @@ def touches(market: Market) -> tuple[float, float]:
     return (bid + ask) / 2, (ask - bid) / 2
 
 
-def taken(market: Market, side: int, lots: int) -> float:
+def taken(market: SyntheticMarket, side: int, lots: int) -> float:
     """Mean price of a market order that executes now, ticks."""
     market.take(side, lots)
     market.advance(market.now_ns + 1)
@@ -221,8 +225,8 @@ def test_a_taker_without_information_loses_fees_half_spreads_and_impact_and_no_m
     fee_bps, lots = 5.5, 10_000
     lost, costs, impacts = [], [], []
     for seed in range(3):
-        market = Market(profile("null"), seed, "BTCUSDT", DAY)
-        untouched = Market(profile("null"), seed, "BTCUSDT", DAY)
+        market = SyntheticMarket(profile("null"), seed, "BTCUSDT", DAY)
+        untouched = SyntheticMarket(profile("null"), seed, "BTCUSDT", DAY)
         rng = np.random.default_rng(seed)
         for _ in range(150):
             after(market, 10)
@@ -255,7 +259,7 @@ def test_a_random_maker_earns_nothing_net() -> None:
     """Orders of random side at the touch, marked to the mid ten seconds after they are withdrawn."""
     gains = []
     for seed in range(3):
-        market = Market(profile("null"), seed, "BTCUSDT", DAY)
+        market = SyntheticMarket(profile("null"), seed, "BTCUSDT", DAY)
         rng = np.random.default_rng(seed)
         for _ in range(120):
             after(market, 5)
@@ -280,7 +284,7 @@ def test_the_mid_tells_of_the_alpha_what_the_efficient_price_does() -> None:
     Both information coefficients are of one path, so their difference is far more certain than they
     are; what the planted alpha's own is, closed forms say (`proving.synthetic.planted`).
     """
-    market = Market(profile("demo"), 11, "BTCUSDT", DAY)
+    market = SyntheticMarket(profile("demo"), 11, "BTCUSDT", DAY)
     seconds = 2 * 3600
     mids = np.empty(seconds + 1)
     for second in range(seconds + 1):

@@ -12,7 +12,7 @@ from proving.synthetic.matching import (
     MAX_LOTS,
     MAX_TICKS,
     MatchingEngine,
-    Outcome,
+    MatchResult,
     Status,
     TimeInForce,
     grown,
@@ -26,7 +26,7 @@ FOK = TimeInForce.FILL_OR_KILL
 POST = TimeInForce.POST_ONLY
 
 
-def traded(outcome: Outcome) -> list[tuple[int, int, int]]:
+def traded(outcome: MatchResult) -> list[tuple[int, int, int]]:
     """(maker, ticks, lots) of a request's executions."""
     return [(fill.maker, fill.ticks, fill.lots) for fill in outcome.executions]
 

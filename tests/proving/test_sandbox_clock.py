@@ -125,7 +125,7 @@ def test_a_recorded_minute_has_the_events_and_bars_of_the_market_itself(
     taken = from_arrow(lake.read("events", SYMBOL, FIRST_DAY))
     bars = lake.read("bars", SYMBOL, FIRST_DAY)
 
-    market = marketplace.Market(profile("default"), SEED, SYMBOL, FIRST_DAY, topics=TOPICS)
+    market = marketplace.SyntheticMarket(profile("default"), SEED, SYMBOL, FIRST_DAY, topics=TOPICS)
     direct = market.advance(int(taken["exchange_ns"].max()) + SECOND)
     books = rows_of(direct[direct["pad"] == 0], Kind.SNAPSHOT, Kind.DELTA)
     opening = rows_of(taken, Kind.SNAPSHOT)

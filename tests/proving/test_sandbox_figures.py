@@ -18,7 +18,7 @@ from proving.sandbox.figures import Figures
 from proving.sandbox.listing import LISTINGS
 from proving.sandbox.trading import Client, Order
 from proving.synthetic.flow import BACKGROUND
-from proving.synthetic.matching import Execution
+from proving.synthetic.matching import EngineExecution
 from proving.synthetic.profiles import profile
 
 BTC = BUILT_IN["BTCUSDT"]
@@ -67,7 +67,7 @@ def order(client: Client, figures: Figures, side: int, ticks: int, lots: int) ->
 
 def taken(exchange: Exchange, made: Order) -> dict[str, Any]:
     """An order that takes from everybody else at its price."""
-    execution = Execution(
+    execution = EngineExecution(
         maker=1,
         maker_owner=BACKGROUND,
         taker=2,

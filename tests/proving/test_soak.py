@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from market.wire.capture import CaptureWriter
-from proving.soak import compare, markdown, soak
-from proving.unruly import FAULTS, digest
+from proving.soak import FAULTS, compare, digest, markdown, soak
 
 
 def test_every_line_received_under_load_and_faults_is_stored(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from market.settings import Settings
-from proving.study.days import ORACLE, Contender, Outcome, Plan, Size, run_day
-from proving.study.verdicts import by_cell, goals, lines, regimes, spread, text
+from proving.study.days import ORACLE, Contender, ParentOutcome, Plan, Size, run_day
+from proving.study.verdicts import by_cell, day_mean, goals, lines, regimes, text
 
 PLAN = Plan(
     contenders=tuple(Contender(name, name) for name in ("market", "passive", "router")),
@@ -24,12 +24,12 @@ SEED = 411
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> list[Outcome]:
+def outcomes() -> list[ParentOutcome]:
     return run_day(PLAN, SEED, "BTCUSDT", Settings())
 
 
-def test_every_parent_is_worked_by_every_contender_both_ways(outcomes: list[Outcome]) -> None:
-    found: dict[tuple[int, int], list[Outcome]] = {}
+def test_every_parent_is_worked_by_every_contender_both_ways(outcomes: list[ParentOutcome]) -> None:
+    found: dict[tuple[int, int], list[ParentOutcome]] = {}
     for row in outcomes:
         found.setdefault((row.decision_ns, row.side), []).append(row)
     assert len(found) >= 2 * 8
@@ -40,7 +40,7 @@ def test_every_parent_is_worked_by_every_contender_both_ways(outcomes: list[Outc
     assert {side for _, side in found} == {1, -1}
 
 
-def test_parts_add_up_and_everything_is_filled(outcomes: list[Outcome]) -> None:
+def test_parts_add_up_and_everything_is_filled(outcomes: list[ParentOutcome]) -> None:
     for row in outcomes:
         if row.algorithm == ORACLE:
             continue
@@ -50,7 +50,9 @@ def test_parts_add_up_and_everything_is_filled(outcomes: list[Outcome]) -> None:
         assert row.filled_lots == row.qty_lots
 
 
-def test_market_orders_pay_the_taker_fee_and_the_book_at_once(outcomes: list[Outcome]) -> None:
+def test_market_orders_pay_the_taker_fee_and_the_book_at_once(
+    outcomes: list[ParentOutcome],
+) -> None:
     for row in outcomes:
         if row.algorithm == "market":
             assert row.fees_bps == pytest.approx(5.5, abs=0.01)
@@ -60,7 +62,7 @@ def test_market_orders_pay_the_taker_fee_and_the_book_at_once(outcomes: list[Out
             assert row.impact_bps == 0
 
 
-def test_the_oracle_pays_no_more_than_any_maker_in_time(outcomes: list[Outcome]) -> None:
+def test_the_oracle_pays_no_more_than_any_maker_in_time(outcomes: list[ParentOutcome]) -> None:
     """A fill at the best price that was traded is at least as good as a passive parent's fills."""
     oracle = {(r.decision_ns, r.side): r.total_bps for r in outcomes if r.algorithm == ORACLE}
     compared = 0
@@ -76,7 +78,7 @@ def test_the_oracle_pays_no_more_than_any_maker_in_time(outcomes: list[Outcome])
 def test_the_same_seed_gives_the_same_outcomes() -> None:
     plan = msgspec.structs.replace(PLAN, hours=0.25)
 
-    def again() -> list[Outcome]:
+    def again() -> list[ParentOutcome]:
         rows = run_day(plan, SEED, "BTCUSDT", Settings())
         return [msgspec.structs.replace(row, decision_us=0.0) for row in rows]
 
@@ -91,8 +93,8 @@ def test_instants_that_leave_no_time_to_judge_are_refused() -> None:
 # -- what is said ----------------------------------------------------------------------------------
 
 
-def made(algorithm: str, seed: int, total: float, *, number: int = 0, **more: Any) -> Outcome:
-    given = {name: 0.0 for name, kind in Outcome.__annotations__.items() if kind == "float"}
+def made(algorithm: str, seed: int, total: float, *, number: int = 0, **more: Any) -> ParentOutcome:
+    given = {name: 0.0 for name, kind in ParentOutcome.__annotations__.items() if kind == "float"}
     whole = {
         "seed": seed,
         "symbol": "BTCUSDT",
@@ -109,24 +111,24 @@ def made(algorithm: str, seed: int, total: float, *, number: int = 0, **more: An
         "estimate_bps": total,
         "maker_share": 1.0,
     }
-    return msgspec.convert(given | whole | more, Outcome)
+    return msgspec.convert(given | whole | more, ParentOutcome)
 
 
-def days(totals: Sequence[float], algorithm: str, **more: Any) -> list[Outcome]:
+def days(totals: Sequence[float], algorithm: str, **more: Any) -> list[ParentOutcome]:
     return [made(algorithm, seed, total, **more) for seed, total in enumerate(totals)]
 
 
 def test_days_are_what_is_resampled() -> None:
     """A hundred equal parents of a day say no more than one."""
-    few = spread([(1, 2.0), (2, 3.0), (3, 4.0)])
-    many = spread([(1, 2.0)] * 100 + [(2, 3.0)] * 100 + [(3, 4.0)] * 100)
+    few = day_mean([(1, 2.0), (2, 3.0), (3, 4.0)])
+    many = day_mean([(1, 2.0)] * 100 + [(2, 3.0)] * 100 + [(3, 4.0)] * 100)
     assert (few.mean, few.low, few.high, few.upper) == (many.mean, many.low, many.high, many.upper)
     assert few.low < few.mean < few.upper < few.high
     assert (few.n, many.n, few.days) == (3, 300, 3)
 
 
 def test_one_day_has_no_bounds_and_passes_no_goal_that_asks_for_one() -> None:
-    alone = spread([(1, 2.0), (1, 3.0)])
+    alone = day_mean([(1, 2.0), (1, 3.0)])
     assert (alone.mean, alone.days) == (2.5, 1)
     assert math.isnan(alone.upper)
     rows = [made("market", 1, 5.5), made("router", 1, 2.0)]
@@ -167,7 +169,7 @@ def test_a_regime_in_which_it_is_worse_is_found() -> None:
     assert set(regimes(rows)) == {"volatility", "depth", "spread"}
 
 
-def test_the_table_names_every_algorithm_and_goal(outcomes: list[Outcome]) -> None:
+def test_the_table_names_every_algorithm_and_goal(outcomes: list[ParentOutcome]) -> None:
     said = text(outcomes)
     for word in ("market", "passive", "router", ORACLE, "completion", "FAILS"):
         assert word in said
