@@ -24,8 +24,8 @@ from proving.sandbox.notices import Notice, Notices
 from proving.sandbox.tape import DEEP, DEEP_NS, TICKER_NS, Listener, Tape
 from proving.sandbox.trading import Client, Order
 from proving.sandbox.triggers import Triggers
+from proving.synthetic.background import BACKGROUND
 from proving.synthetic.encode import Encoder
-from proving.synthetic.flow import BACKGROUND
 from proving.synthetic.marketplace import ExecutionReport, SyntheticMarket, built_in
 from proving.synthetic.matching import Status, TimeInForce
 from proving.synthetic.profiles import Profile

@@ -18,8 +18,8 @@ from market.units import E8, MS_NS
 from proving.sandbox.figures import money
 from proving.sandbox.tape import Tape
 from proving.sandbox.trading import Client, Closing, Order, Row, side_name
-from proving.synthetic.flow import BACKGROUND
-from proving.synthetic.matching import EngineExecution
+from proving.synthetic.background import BACKGROUND
+from proving.synthetic.engine import EngineExecution
 
 
 class Names:

@@ -1,14 +1,14 @@
-"""A synthetic market that can stand where another one stands, and is seen as it reaches us.
+"""A synthetic market that can continue from another one's state, and its market data as received.
 
-The picture that we have of it is made of what it publishes, at the times at which that is received.
-Venue time runs ahead of ours by the latency of our requests at most, so that none arrives in the past.
+Our picture of the market is made of its market data at their receive times. Venue time runs ahead of
+ours by the entry latency at most, so that no request arrives in the past.
 """
 
 from __future__ import annotations
 
 import heapq
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,35 +18,37 @@ from market.book import NO_LEVEL, Book, BookState, apply, best, is_valid
 from market.events import Events, Kind
 from market.kernel import compiled
 from proving.synthetic import publication
-from proving.synthetic.arrivals import Arrivals, Floats, Integers
-from proving.synthetic.flow import Crowd, Law, Path
+from proving.synthetic.arrivals import Floats, Integers
 from proving.synthetic.marketplace import ExecutionReport, SyntheticMarket
-from proving.synthetic.matching import EngineState, grown
+from proving.synthetic.matching import grown
 from proving.synthetic.profiles import Profile
-from proving.synthetic.publication import Sheet, Wire
+from proving.synthetic.publication import MarketState
 
-# Places in a picture's clock.
-NOW: Final = 0  #: our time
-SEEN: Final = 1  #: rows that have reached us, and rows published, of those held
-USED: Final = 2
-BID: Final = 3  #: touch of the local book in ticks, `NO_LEVEL` for none
-ASK: Final = 4
-BOUGHT: Final = 5  #: lots that takers have bought in the visible book, as far as seen
-SOLD: Final = 6
-MIDS: Final = 7  #: mids written
-LOWEST: Final = 8  #: lowest price at which takers sold, and highest at which they bought, since
-HIGHEST: Final = 9  #: `Branch.watch` was called
-_CLOCK: Final = 10
+#: The local picture beside its book. Rows are those of the market's buffer.
+PICTURE: Final = np.dtype(
+    [
+        ("now_ns", "i8"),  # our time
+        ("received", "i8"),  # rows that have reached us
+        ("published", "i8"),  # rows published
+        ("bid", "i8"),  # touch of the local book in ticks, `NO_LEVEL` for none
+        ("ask", "i8"),
+        ("bought_lots", "i8"),  # by takers in the visible book, as far as received
+        ("sold_lots", "i8"),
+        ("mids", "i8"),  # mids written
+        ("lowest", "i8"),  # lowest price at which takers sold since `Branch.watch`
+        ("highest", "i8"),  # highest price at which takers bought since
+    ]
+)
 
 
 class Why(IntEnum):
-    """Why `_to_news` came back."""
+    """Why `_to_news` returned."""
 
     QUIET = 0  #: our time is where it was to go
     TOUCH = 1  #: the touch of the local book has changed
     FILLED = 2  #: resting orders of ours were executed
     ARRIVED = 3  #: the market is where our next request arrives
-    ROOM = 4  #: rows, pool, outbox or mids need room
+    ROOM = 4  #: rows, pool, fills or mids need room
 
 
 _QUIET: Final = int(Why.QUIET)
@@ -57,24 +59,15 @@ _ROOM: Final = int(Why.ROOM)
 
 _TRADE: Final = int(Kind.TRADE)
 #: Room for mids: more than there are frames in ten minutes.
-_ROOM_MIDS: Final = 1 << 14
+_MIDS: Final = 1 << 14
 
 
 @compiled
 def _to_news(
     rows: Events,
-    engine: EngineState,
-    law: Law,
-    arriving: Arrivals,
-    path: Path,
-    volatility: Floats,
-    values: Integers,
-    crowd: Crowd,
-    sheet: Sheet,
-    wire: Wire,
-    market_clock: Integers,
+    market: MarketState,
     local: BookState,
-    clock: Integers,
+    pictures: Any,
     mids_ns: Integers,
     mids_ticks: Floats,
     until_ns: int,
@@ -82,126 +75,105 @@ def _to_news(
     entry_ns: int,
     stops: bool,
 ) -> int:
-    """Our time goes on to news (where it ``stops`` at a touch that changed), or to ``until_ns``.
+    """Advance our time to news (if ``stops``, to a touch that changed), or to ``until_ns``.
 
-    The market goes ahead of it by ``entry_ns``, and no further than ``arrival_ns``.
+    The market runs ahead of it by ``entry_ns``, and no further than ``arrival_ns``.
     """
+    picture, midnight_ns = pictures[0], market.wire.midnight_ns
     while True:
-        venue_ns = wire.midnight_ns + market_clock[0]
+        venue_ns = midnight_ns + market.clock[0]
         limit = min(until_ns, venue_ns)
-        while clock[SEEN] < clock[USED] and rows[clock[SEEN]].receive_ns <= limit:
-            if clock[MIDS] == len(mids_ns):
+        while picture.received < picture.published and rows[picture.received].receive_ns <= limit:
+            if picture.mids == len(mids_ns):
                 return _ROOM
-            row = rows[clock[SEEN]]
-            clock[SEEN] += 1
+            row = rows[picture.received]
+            picture.received += 1
             if row.kind == _TRADE:
-                if not row.flags & HIDDEN:
-                    clock[BOUGHT if row.side > 0 else SOLD] += row.qty_lots
-                    if row.side > 0:
-                        clock[HIGHEST] = max(clock[HIGHEST], row.price_ticks)
-                    else:
-                        clock[LOWEST] = min(clock[LOWEST], row.price_ticks)
+                if row.flags & HIDDEN:
+                    continue
+                if row.side > 0:
+                    picture.bought_lots += row.qty_lots
+                    picture.highest = max(picture.highest, row.price_ticks)
+                else:
+                    picture.sold_lots += row.qty_lots
+                    picture.lowest = min(picture.lowest, row.price_ticks)
             elif apply(local, row):
                 bid, ask = best(local, 1), best(local, -1)
-                if bid != clock[BID] or ask != clock[ASK]:
-                    clock[BID], clock[ASK] = bid, ask
+                if bid != picture.bid or ask != picture.ask:
+                    picture.bid, picture.ask = bid, ask
                     if is_valid(local):
-                        mids_ns[clock[MIDS]] = row.receive_ns
-                        mids_ticks[clock[MIDS]] = (bid + ask) / 2
-                        clock[MIDS] += 1
+                        mids_ns[picture.mids] = row.receive_ns
+                        mids_ticks[picture.mids] = (bid + ask) / 2
+                        picture.mids += 1
                     if stops:
-                        clock[NOW] = row.receive_ns
+                        picture.now_ns = row.receive_ns
                         return _TOUCH
-        clock[NOW] = max(clock[NOW], limit)
+        picture.now_ns = max(picture.now_ns, limit)
         if limit == until_ns:
             return _QUIET
         if venue_ns >= arrival_ns:
             return _ARRIVED
-        if clock[SEEN] == clock[USED]:
-            clock[SEEN] = clock[USED] = 0
-        target = min(clock[NOW] + entry_ns, arrival_ns) - wire.midnight_ns
-        clock[USED] = publication.run(
-            rows,
-            clock[USED],
-            engine,
-            law,
-            arriving,
-            path,
-            volatility,
-            values,
-            crowd,
-            sheet,
-            wire,
-            market_clock,
-            target,
-        )
-        if sheet.head[publication.OUT_FILLS] > 0:
+        if picture.received == picture.published:
+            picture.received = picture.published = 0
+        target = min(picture.now_ns + entry_ns, arrival_ns) - midnight_ns
+        picture.published = publication.run(rows, picture.published, market, target)
+        if market.publication.head[0].own_fills > 0:
             return _FILLED
-        if market_clock[0] < target:
+        if market.clock[0] < target:
             return _ROOM
 
 
 class Branch(SyntheticMarket):
-    """A market that can go on from another's state, and whose publications are seen in time."""
+    """A market that can continue from another's state, with our local picture of it."""
 
     def __init__(self, profile: Profile, seed: int, symbol: str, day: str) -> None:
         super().__init__(profile, seed, symbol, day)
         self.local = Book()
-        self.clock = np.zeros(_CLOCK, np.int64)
-        self.clock[NOW] = self.midnight_ns
-        self.clock[[BID, ASK]] = NO_LEVEL
+        self._pictures = np.zeros(1, PICTURE)
+        self.picture = self._pictures[0]
+        self.picture["now_ns"] = self.midnight_ns
+        self.picture["bid"] = self.picture["ask"] = NO_LEVEL
         self.watch()
-        self._mids_ns = np.empty(_ROOM_MIDS, np.int64)
-        self._mids_ticks = np.empty(_ROOM_MIDS)
+        self._mids_ns = np.empty(_MIDS, np.int64)
+        self._mids_ticks = np.empty(_MIDS)
         self._mids: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
 
     def watch(self) -> None:
-        """Begin to look for the extremes of what takers pay."""
-        self.clock[LOWEST], self.clock[HIGHEST] = -NO_LEVEL, NO_LEVEL
+        """Begin to record the extremes of what takers pay."""
+        self.picture["lowest"], self.picture["highest"] = -NO_LEVEL, NO_LEVEL
 
     def take_over(self, other: Branch) -> None:
-        """Stand where another branch of the same day stands, with nothing of ours in the book."""
-        mine, theirs = self._engine.state, other._engine.state
-        if len(mine.orders) < len(theirs.orders):
-            mine = self._engine.state = grown(mine, len(theirs.orders))
-        if len(mine.orders) > len(theirs.orders):
-            theirs = other._engine.state = grown(theirs, len(mine.orders))
-        for field in ("book", "ends", "orders", "head"):
-            np.copyto(getattr(mine, field), getattr(theirs, field))
-        for field in self._crowd._fields:
-            np.copyto(getattr(self._crowd, field), getattr(other._crowd, field))
-        for field in self._sheet._fields:
-            if field != "outbox":  # empty between two calls
-                np.copyto(getattr(self._sheet, field), getattr(other._sheet, field))
-        self._clock[0] = other._clock[0]
-        self._pending, self._reports = [], []
+        """Copy the state of another branch of the same day, with nothing of ours in the book."""
+        size, other_size = (len(each._engine.state.orders) for each in (self, other))
+        if size != other_size:
+            (self if size < other_size else other)._grow(max(size, other_size))
+        self._make_room()
+        _copy_state(self._state.engine, other._state.engine)
+        _copy_state(self._state.background, other._state.background)
+        _copy_state(self._state.publication, other._state.publication)
+        np.copyto(self._state.clock, other._state.clock)
+        self._in_flight, self._reports = [], []
         self._references, self._handles = {}, {}
         np.copyto(self.local.state, other.local.state)
-        np.copyto(self.clock, other.clock)
-        held = other._rows[other.clock[SEEN] : other.clock[USED]]
-        self._make_room()
-        self._rows[: len(held)] = held
-        self.clock[SEEN], self.clock[USED] = 0, len(held)
-        self.clock[MIDS] = 0
+        pending = other._rows[other.picture["received"] : other.picture["published"]]
+        self._pictures[:] = other._pictures
+        self._rows[: len(pending)] = pending
+        self.picture["received"], self.picture["published"] = 0, len(pending)
+        self.picture["mids"] = 0
         self._mids = []
+
+    def _grow(self, capacity: int) -> None:
+        self._engine.state = grown(self._engine.state, capacity)
+        self._state = self._state._replace(engine=self._engine.state)
 
     def to_news(self, until_ns: int, arrival_ns: int, entry_ns: int, stops: bool) -> Why:
         """`_to_news`, with room made for it."""
         while True:
-            found = _to_news(
+            why = _to_news(
                 self._rows,
-                self._engine.state,
-                self._law,
-                self._arriving,
-                self._path,
-                self.hidden.volatility,
-                self._values,
-                self._crowd,
-                self._sheet,
-                self._wire,
-                self._clock,
+                self._state,
                 self.local.state,
-                self.clock,
+                self._pictures,
                 self._mids_ns,
                 self._mids_ticks,
                 until_ns,
@@ -209,39 +181,49 @@ class Branch(SyntheticMarket):
                 entry_ns,
                 stops,
             )
-            if found == _FILLED:
+            if why == _FILLED:
                 self._collect()
-            if found != _ROOM:
-                return Why(found)
-            self._close_ranks()
+            if why != _ROOM:
+                return Why(why)
+            self._compact()
 
-    def met(self) -> list[ExecutionReport]:
-        """What our requests, sent just now without latency, came to, and executions since."""
-        while self._pending:
-            self._close_ranks()
-            self._used = int(self.clock[USED])
-            self._apply(heapq.heappop(self._pending))
-            self.clock[USED] = self._used
+    def arrived(self) -> list[ExecutionReport]:
+        """Apply the requests sent just now, which have no latency here; their reports, and fills since."""
+        while self._in_flight:
+            self._compact()
+            self._used = int(self.picture["published"])
+            self._apply(heapq.heappop(self._in_flight))
+            self.picture["published"] = self._used
         return self.reports()
 
-    def _close_ranks(self) -> None:
-        """Rows that were seen and mids that are full make room."""
-        seen, used = self.clock[SEEN], self.clock[USED]
-        self._rows[: used - seen] = self._rows[seen:used].copy()
-        self.clock[SEEN], self.clock[USED] = 0, used - seen
-        self._used = int(used - seen)
+    def _compact(self) -> None:
+        """Drop rows that were received, make room, and set full mids aside."""
+        received, published = self.picture["received"], self.picture["published"]
+        self._rows[: published - received] = self._rows[received:published].copy()
+        self.picture["received"], self.picture["published"] = 0, published - received
+        self._used = int(published - received)
         self._make_room()
-        if self.clock[MIDS] == len(self._mids_ns):
+        if self.picture["mids"] == len(self._mids_ns):
             self._keep_mids()
 
     def _keep_mids(self) -> None:
-        written = int(self.clock[MIDS])
+        written = int(self.picture["mids"])
         self._mids.append((self._mids_ns[:written].copy(), self._mids_ticks[:written].copy()))
-        self.clock[MIDS] = 0
+        self.picture["mids"] = 0
 
     def mids(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Receive times and local mids (ticks) since the last call or `take_over`; given once."""
+        """Receive times and local mids (ticks) since the last call or `take_over`; each is given once."""
         self._keep_mids()
         times, ticks = zip(*self._mids, strict=True)
         self._mids = []
         return np.concatenate(times), np.concatenate(ticks)
+
+
+def _copy_state(mine: Any, theirs: Any) -> None:
+    """Copy the arrays of a kernel's state, but for buffers that are empty between two calls."""
+    for field in mine._fields:
+        own, other = getattr(mine, field), getattr(theirs, field)
+        if isinstance(own, tuple):
+            _copy_state(own, other)
+        elif field not in ("fills", "own_fills", "own_trades"):
+            np.copyto(own, other)

@@ -27,8 +27,7 @@ from execution.venue import View
 from market.book import NO_LEVEL
 from market.settings import FEE_ROWS_BPS, Settings
 from market.units import BPS, E8, SECOND_NS, day_start_ns
-from proving.study.branch import HIGHEST, LOWEST
-from proving.study.engine import EngineVenue
+from proving.study.venue import EngineVenue
 from proving.synthetic.profiles import profile
 
 #: The day that is made of every seed.
@@ -290,7 +289,10 @@ def _judge(
     control.market.mids()
     control.market.watch()
     control.advance(now_ns + deadline_s * SECOND_NS)
-    extremes = {1: int(control.market.clock[LOWEST]), -1: int(control.market.clock[HIGHEST])}
+    extremes = {
+        1: int(control.market.picture["lowest"]),
+        -1: int(control.market.picture["highest"]),
+    }
     last_ns = max(each.mids.until_ns for each in worked)
     control.advance(last_ns)
     mids = _mids(control, now_ns, view.mid_ticks)

@@ -1,17 +1,17 @@
-"""When orders come: counted random numbers, and a multivariate Hawkes process of six kinds of request.
+"""Order arrivals: a multivariate Hawkes process of six kinds of request, and counter-based random numbers.
 
 Random numbers are Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as
-1, 2, 3", 2011): a function of a key, a stream and a count, with no state. The n-th request of a day
-thus draws the same numbers whatever else happened, which is what lets two markets that differ by our
-orders alone be compared.
+1, 2, 3", 2011): a stateless function of a key, a stream and a count. The n-th request of a day thus
+draws the same numbers whatever else happened, so that two markets of one seed differ by our orders
+alone.
 
 The process is exogenous: its intensities
 
     λ_i(t) = μ_i·m(t) + Σ_k Σ_j N_ij·w_k·β_k·S_jk(t),   S_jk(t) = Σ over past requests of kind j of e^(-β_k(t - t'))
 
-follow the market's activity m and its own past, never the book. N is the branching matrix: the mean
-number of requests of kind i that one of kind j brings about. It is simulated by thinning (Ogata 1981)
-in steps over which m is constant.
+depend on the market's activity m and the process's own past, never on the book. N is the branching
+matrix: the mean number of requests of kind i that one of kind j triggers. It is simulated by thinning
+(Ogata 1981) in steps over which m is constant.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
-class Request(IntEnum):
-    """Kinds of request that arrive by themselves."""
+class RequestKind(IntEnum):
+    """Kinds of background request."""
 
     TAKE = 0  #: a market order
     JOIN = 1  #: a limit order at the touch
@@ -40,17 +40,20 @@ class Request(IntEnum):
     IMPROVE = 5  #: a limit order inside the spread
 
 
-KINDS: Final = len(Request)
+KINDS: Final = len(RequestKind)
 
-#: Rates β (1/s) at which excitement fades, and how a kind's offspring are shared among them.
-FADE_PER_S: Final = np.array([20.0, 1.0, 0.05])
-FADE_SHARE: Final = np.array([0.35, 0.35, 0.30])
-SCALES: Final = len(FADE_PER_S)
+#: Decay rates β (1/s) of excitation, and the share w of a kind's offspring that each has.
+DECAY_PER_S: Final = np.array([20.0, 1.0, 0.05])
+DECAY_SHARE: Final = np.array([0.35, 0.35, 0.30])
+SCALES: Final = len(DECAY_PER_S)
+#: Stream of random numbers of the candidates of thinning.
+CANDIDATE_STREAM: Final = 0
 
-#: Share of a request's offspring that is of its own kind; the rest is of all kinds, as common as
-#: they are. How strongly a request of each kind draws others: trades and quotes inside the spread
-#: are news, placing and withdrawing behind the touch hardly is.
+#: Share of a request's offspring that is of its own kind; the rest is of all kinds in proportion to
+#: their rates.
 OWN_KIND: Final = 0.8
+#: How strongly a request of each kind excites others: trades and quotes inside the spread are news,
+#: orders and cancels behind the touch hardly are.
 PULL: Final = np.array([8.0, 1.0, 1.5, 0.3, 0.3, 4.0])
 
 _U32: Final = np.uint64(0xFFFFFFFF)
@@ -62,11 +65,25 @@ _SHIFT: Final = np.uint64(32)
 _TO_UNIT: Final = 2.0**-32
 
 
-class Arrivals(NamedTuple):
-    """The law of the process at activity one."""
+class HawkesLaw(NamedTuple):
+    """Parameters of the process at activity one."""
 
     base: Floats  #: (KINDS,) μ, spontaneous requests per second
-    kick: Floats  #: (KINDS, SCALES, KINDS) [j, k, i]: what one request of kind j adds to λ_i
+    kick: Floats  #: (KINDS, SCALES, KINDS) [j, k, i]: jump of λ_i at a request of kind j
+
+
+class HawkesState(NamedTuple):
+    """State of the process, with the key of its random numbers."""
+
+    key: npt.NDArray[np.uint64]  #: (2,)
+    excitation: Floats  #: (SCALES, KINDS) excess of each λ_i over μ_i·m
+    candidates: Integers  #: (1,) number of candidates drawn
+    draws: Floats  #: (4,) scratch
+
+
+def new_hawkes(key: npt.NDArray[np.uint64]) -> HawkesState:
+    """The process without a past."""
+    return HawkesState(key, np.zeros((SCALES, KINDS)), np.zeros(1, np.int64), np.zeros(4))
 
 
 def branching_matrix(rates: Floats, branching: float) -> Floats:
@@ -79,11 +96,11 @@ def branching_matrix(rates: Floats, branching: float) -> Floats:
     return branching * (OWN_KIND * np.eye(KINDS) + (1 - OWN_KIND) * np.outer(rates, pull))
 
 
-def arrivals(rates: Floats, branching: float) -> Arrivals:
+def hawkes_law(rates: Floats, branching: float) -> HawkesLaw:
     """The process with these mean rates (per second, at activity one) and this branching ratio.
 
-    ``rates`` has one entry per `Request`. Raises ValueError when a rate is negative or the ratio is
-    not in [0, 1).
+    ``rates`` has one entry per `RequestKind`. ValueError when a rate is negative or the ratio is not
+    in [0, 1).
     """
     rates = np.asarray(rates, float)
     if rates.shape != (KINDS,) or (rates < 0).any():
@@ -91,8 +108,8 @@ def arrivals(rates: Floats, branching: float) -> Arrivals:
     if not 0 <= branching < 1:
         raise ValueError(f"branching {branching:g}: admissible is 0 <= branching < 1")
     matrix = branching_matrix(rates, branching)
-    kick = np.einsum("ij,k->jki", matrix, FADE_SHARE * FADE_PER_S)
-    return Arrivals((1 - branching) * rates, np.ascontiguousarray(kick))
+    kick = np.einsum("ij,k->jki", matrix, DECAY_SHARE * DECAY_PER_S)
+    return HawkesLaw((1 - branching) * rates, np.ascontiguousarray(kick))
 
 
 def philox_key(digest: bytes) -> npt.NDArray[np.uint64]:
@@ -124,66 +141,58 @@ def philox(key: npt.NDArray[np.uint64], stream: int, count: int, out: Floats) ->
 
 
 @kernel
-def fade(excited: Floats, seconds: float) -> float:
-    """Let excitement (SCALES, KINDS) fade for some time; returns what is left in all."""
-    left = 0.0
+def decay(excitation: Floats, seconds: float) -> float:
+    """Let excitation (SCALES, KINDS) decay for some time; returns its sum."""
+    total = 0.0
     for k in range(SCALES):
-        kept = math.exp(-FADE_PER_S[k] * seconds)
+        factor = math.exp(-DECAY_PER_S[k] * seconds)
         for i in range(KINDS):
-            excited[k, i] *= kept
-            left += excited[k, i]
-    return left
+            excitation[k, i] *= factor
+            total += excitation[k, i]
+    return total
 
 
 @kernel
-def excite(excited: Floats, law: Arrivals, kind: int) -> None:
-    """Add what one request brings about."""
+def excite(excitation: Floats, law: HawkesLaw, kind: int) -> None:
+    """Add the excitation by one request."""
     for k in range(SCALES):
         for i in range(KINDS):
-            excited[k, i] += law.kick[kind, k, i]
+            excitation[k, i] += law.kick[kind, k, i]
 
 
 @kernel
 def next_request(
-    excited: Floats,
-    law: Arrivals,
-    activity: float,
-    seconds: float,
-    key: npt.NDArray[np.uint64],
-    stream: int,
-    counts: Integers,
-    place: int,
-    draws: Floats,
+    state: HawkesState, law: HawkesLaw, activity: float, seconds: float
 ) -> tuple[float, int]:
-    """How long until the next request within ``seconds`` of constant activity, and its kind.
+    """Time until the next request within ``seconds`` of constant activity, and its `RequestKind`.
 
-    Kind -1 when none comes. ``counts[place]`` is the number of candidates drawn so far. ``excited``
-    is brought up to the time returned, and excited by the request.
+    Kind -1 when none comes. The state is advanced by the time returned, and excited by the request.
     """
+    excitation = state.excitation
     base = 0.0
     for i in range(KINDS):
         base += law.base[i]
     base *= activity
     passed = 0.0
-    bound = base + fade(excited, 0.0)
+    bound = base + decay(excitation, 0.0)
     while True:
-        philox(key, stream, counts[place], draws)
-        counts[place] += 1
+        philox(state.key, CANDIDATE_STREAM, state.candidates[0], state.draws)
+        state.candidates[0] += 1
         if bound <= 0:
             return seconds, -1
-        wait = -math.log(draws[0]) / bound
+        wait = -math.log(state.draws[0]) / bound
         if passed + wait >= seconds:
-            fade(excited, seconds - passed)
+            decay(excitation, seconds - passed)
             return seconds, -1
         passed += wait
-        now = base + fade(excited, wait)
-        mark = draws[1] * bound
+        now = base + decay(excitation, wait)
+        mark = state.draws[1] * bound
         if mark < now:
             for i in range(KINDS):
                 mark -= law.base[i] * activity
                 for k in range(SCALES):
-                    mark -= excited[k, i]
+                    mark -= excitation[k, i]
                 if mark < 0 or i == KINDS - 1:
-                    excite(excited, law, i)
+                    excite(excitation, law, i)
                     return passed, i
         bound = now

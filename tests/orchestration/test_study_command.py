@@ -14,12 +14,8 @@ from market.settings import Settings
 from orchestration import study
 from orchestration.cli import main
 from orchestration.study import page
-<<<<<<< HEAD
 from proving.study import command as engine
-from proving.study.days import Outcome, Plan, Size
-=======
 from proving.study.days import ParentOutcome, Plan, Size
->>>>>>> 8b26ec1 (Merge the benchmark modules and the soak; classes named by what they are)
 
 PLAN = Plan(
     contenders=engine.contenders(("market", "router")),
@@ -48,13 +44,8 @@ def outcomes(folder: Path) -> list[ParentOutcome]:
 
 
 @pytest.fixture(scope="module")
-<<<<<<< HEAD
-def found(outcomes: list[Outcome]) -> dict[str, Any]:
-    return {"synthetic": engine.as_data(outcomes)}
-=======
 def found(outcomes: list[ParentOutcome]) -> dict[str, Any]:
-    return {"synthetic": study.as_data(outcomes)}
->>>>>>> 8b26ec1 (Merge the benchmark modules and the soak; classes named by what they are)
+    return {"synthetic": engine.as_data(outcomes)}
 
 
 def test_a_study_goes_on_where_it_stood(folder: Path, outcomes: list[ParentOutcome]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,12 +12,12 @@ from hypothesis import strategies as st
 from market.kernel import kernel
 from proving.synthetic.arrivals import (
     KINDS,
-    SCALES,
-    Arrivals,
-    Floats,
+    HawkesLaw,
+    HawkesState,
     Integers,
-    arrivals,
     branching_matrix,
+    hawkes_law,
+    new_hawkes,
     next_request,
     philox,
 )
@@ -48,39 +47,30 @@ def test_the_generator_gives_the_published_answers_of_philox4x32_10() -> None:
 
 
 @kernel
-def _counted(
-    law: Arrivals,
-    activity: float,
-    steps: int,
-    key: npt.NDArray[np.uint64],
-    excited: Floats,
-    counts: Integers,
-    draws: Floats,
-    tally: Integers,
+def _count(
+    state: HawkesState, law: HawkesLaw, activity: float, steps: int, tally: Integers
 ) -> None:
     """Requests by kind in each of ``steps`` tenths of a second."""
     for step in range(steps):
         left = 0.1
         while True:
-            passed, kind = next_request(excited, law, activity, left, key, 0, counts, 0, draws)
+            passed, kind = next_request(state, law, activity, left)
             left -= passed
             if kind < 0:
                 break
             tally[step, kind] += 1
 
 
-def counted(law: Arrivals, seconds: int, activity: float = 1.0) -> Integers:
+def counted(law: HawkesLaw, seconds: int, activity: float = 1.0) -> Integers:
     tally = np.zeros((seconds * 10, KINDS), np.int64)
-    key = np.array([3, 4], np.uint64)
-    room = (np.zeros((SCALES, KINDS)), np.zeros(1, np.int64), np.zeros(4))
-    _counted(law, activity, len(tally), key, *room, tally)
+    _count(new_hawkes(np.array([3, 4], np.uint64)), law, activity, len(tally), tally)
     return tally[200:]
 
 
 @pytest.mark.parametrize("branching", [0.0, 0.75])
 def test_requests_come_at_the_mean_rates_asked_for(branching: float) -> None:
-    found = counted(arrivals(RATES, branching), 4000).sum(axis=1).reshape(-1, 200)
-    rates = counted(arrivals(RATES, branching), 4000).mean(axis=0) * 10
+    found = counted(hawkes_law(RATES, branching), 4000).sum(axis=1).reshape(-1, 200)
+    rates = counted(hawkes_law(RATES, branching), 4000).mean(axis=0) * 10
     # A cluster has 1 / (1 - n) members, so counts vary 1 / (1 - n)² times as much as Poisson ones.
     error = np.sqrt(RATES / 3980) / (1 - branching)
     assert (np.abs(rates - RATES) < 4 * error).all()
@@ -89,7 +79,7 @@ def test_requests_come_at_the_mean_rates_asked_for(branching: float) -> None:
 
 
 def test_activity_multiplies_what_comes() -> None:
-    twice = counted(arrivals(RATES, 0.5), 1000, 2.0).mean(axis=0) * 10
+    twice = counted(hawkes_law(RATES, 0.5), 1000, 2.0).mean(axis=0) * 10
     assert twice == pytest.approx(2 * RATES, rel=0.15)
 
 
@@ -102,7 +92,7 @@ def test_the_branching_ratio_is_the_spectral_radius(rates: list[float], branchin
     matrix = branching_matrix(np.array(rates), branching)
     radius = float(np.abs(np.linalg.eigvals(matrix)).max())
     assert math.isclose(radius, branching, rel_tol=1e-6, abs_tol=1e-9)
-    law = arrivals(np.array(rates), branching)
+    law = hawkes_law(np.array(rates), branching)
     assert (law.base >= 0).all()
     assert law.base == pytest.approx((1 - branching) * np.array(rates))
 
@@ -110,9 +100,9 @@ def test_the_branching_ratio_is_the_spectral_radius(rates: list[float], branchin
 @pytest.mark.parametrize("branching", [1.0, 1.5, -0.1])
 def test_a_process_that_would_explode_is_refused(branching: float) -> None:
     with pytest.raises(ValueError, match="admissible is 0 <= branching < 1"):
-        arrivals(RATES, branching)
+        hawkes_law(RATES, branching)
 
 
 def test_negative_rates_are_refused() -> None:
     with pytest.raises(ValueError, match="none negative"):
-        arrivals(-RATES, 0.5)
+        hawkes_law(-RATES, 0.5)

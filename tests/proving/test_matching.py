@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market import book as bk
+from proving.synthetic.engine import MatchingEngine, MatchResult
 from proving.synthetic.matching import (
     MAX_LOTS,
     MAX_TICKS,
-    MatchingEngine,
-    MatchResult,
     Status,
     TimeInForce,
     grown,
@@ -106,10 +105,10 @@ def test_an_amended_price_may_execute_and_post_only_refuses_that() -> None:
 
 def test_a_reference_is_void_once_its_order_is_gone() -> None:
     engine = MatchingEngine(capacity=1)
-    first = engine.limit(1, 100, 5, owner=3, mark=17)
+    first = engine.limit(1, 100, 5, owner=3, tag=17)
     order = engine.order(first.reference)
     assert order is not None
-    assert (order.owner, order.mark, order.side, order.ticks, order.lots) == (3, 17, 1, 100, 5)
+    assert (order.owner, order.tag, order.side, order.ticks, order.lots) == (3, 17, 1, 100, 5)
     assert engine.cancel(first.reference).left == 5
     second = engine.limit(1, 100, 5).reference
     assert second != first.reference
@@ -169,7 +168,7 @@ def test_a_full_pool_refuses_inside_a_kernel() -> None:
     assert enter(state, 1, 100, 1, 0, 0, 0) == Status.POOL_FULL
     larger = grown(state, 2)
     assert enter(larger, 1, 100, 1, 0, 0, 0) == Status.RESTING
-    with pytest.raises(ValueError, match="holds 2 already"):
+    with pytest.raises(ValueError, match="already has 2"):
         grown(larger, 2)
 
 

@@ -33,8 +33,7 @@ from proving.sandbox.rest import Rest
 from proving.sandbox.server import Sandbox
 from proving.sandbox.signing import signature
 from proving.sandbox.trading import Client
-from proving.synthetic import matching as me
-from proving.synthetic.flow import BACKGROUND
+from proving.synthetic.background import BACKGROUND
 from proving.synthetic.profiles import profile
 from tests.proving.sandbox_server import served
 
@@ -92,9 +91,9 @@ def check(exchange: Exchange, told: Told) -> None:
     assert ledger.crowd_lots[SYMBOL] == told.crowd_lots
     assert sum(told.lots.values()) + fund + told.crowd_lots == 0
     orders = exchange.markets[SYMBOL]._engine.state.orders
-    live = orders[(orders[:, me.LOTS] > 0) & (orders[:, me.OWNER] != BACKGROUND)].tolist()
+    live = orders[(orders["lots"] > 0) & (orders["owner"] != BACKGROUND)]
     assert sorted(
-        (row[me.OWNER], row[me.SIDE], row[me.TICKS], row[me.LOTS]) for row in live
+        zip(*(live[name].tolist() for name in ("owner", "side", "ticks", "lots")), strict=True)
     ) == sorted(
         (client.owner, order.side, order.ticks, order.leaves_lots)
         for client in clients

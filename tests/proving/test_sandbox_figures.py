@@ -17,8 +17,8 @@ from proving.sandbox.exchange import Exchange
 from proving.sandbox.figures import Figures
 from proving.sandbox.listing import LISTINGS
 from proving.sandbox.trading import Client, Order
-from proving.synthetic.flow import BACKGROUND
-from proving.synthetic.matching import EngineExecution
+from proving.synthetic.background import BACKGROUND
+from proving.synthetic.engine import EngineExecution
 from proving.synthetic.profiles import profile
 
 BTC = BUILT_IN["BTCUSDT"]

@@ -26,12 +26,12 @@ from proving.synthetic import (
     altered,
     generate,
     profile,
-    publication,
     truth,
     write_bars,
     write_frames,
     write_truth,
 )
+from proving.synthetic.background import SHOWN_LEVELS
 
 DAY = "2026-03-01"
 SETTINGS = Settings(source="synthetic")
@@ -161,7 +161,7 @@ def test_the_book_is_never_crossed_and_holds_200_levels_a_side(market: str, symb
     assert frames == counters["frames"] == 3000
     assert book.valid
     assert {counters[name] for name in ("crossed", "one_sided", "unheld", "refused", "gaps")} == {0}
-    assert len(book.bids()) == len(book.asks()) == publication.MAX_DEPTH
+    assert len(book.bids()) == len(book.asks()) == SHOWN_LEVELS
 
 
 def test_update_ids_have_no_gap_and_snapshots_come_once() -> None:

@@ -24,7 +24,7 @@ from execution.orders import (
     TimeInForce,
 )
 from execution.venue import View
-from proving.study.engine import EngineVenue
+from proving.study.venue import EngineVenue
 from proving.synthetic import generate
 from proving.synthetic.profiles import profile
 from tests.execution.tape import fills, kinds
