@@ -97,15 +97,17 @@ def synthetic(
 
 
 def as_data(outcomes: Sequence[ParentOutcome]) -> dict[str, Any]:
-    """Everything that is said of synthetic days, as plain data without NaN."""
+    """Summaries and goals of synthetic days as plain data; None for NaN."""
     by_regime = {name: lines(outcomes, group) for name, group in regimes(outcomes).items()}
-    return {
+    data = {
         "parents": sum(row.algorithm == ORACLE for row in outcomes),
         "seeds": sorted({row.seed for row in outcomes}),
         "cells": lines(outcomes, by_cell),
         "regimes": by_regime,
         "goals": goals(outcomes),
     }
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(data))
+    return plain
 
 
 def run(
