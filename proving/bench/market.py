@@ -39,8 +39,8 @@ from market.settings import Settings
 from market.units import SECOND_NS, day_start_ns, days_between
 from market.wire.capture import CaptureWriter, read_blocks
 from market.wire.decode import Decoder
-from market.wire.topics import symbol_topics
 from market.wire.survey import first_frame_ns
+from market.wire.topics import symbol_topics
 from proving.bench.command import (
     Measure,
     Peer,
