@@ -65,9 +65,8 @@ def shortfall(
 
     ``control`` are the mids of the same market without us (of a replay, whose market our orders do
     not move: ``mids`` themselves); without one, ``propagator`` models our impact. ``traded`` is the
-    market's volume, which includes our own trades where ``own_in_traded``. ``signal_bps`` is the
-    return that was expected over ``signal_s`` seconds. Raises ValueError when the mids end before
-    ``end_ns``.
+    market's volume, our own trades included where ``own_in_traded``. ``signal_bps`` is the expected
+    return over ``signal_s`` seconds. ValueError when the mids end before ``end_ns``.
     """
     fills = distinct(fills)
     side, decided = parent.side, parent.decision_mid_ticks
@@ -83,24 +82,10 @@ def shortfall(
         f.qty_lots * side * (f.price_ticks - m) for f, m in zip(fills, at_fills, strict=True)
     )
     moved = math.fsum(f.qty_lots * side * (m - start) for f, m in zip(fills, at_fills, strict=True))
-    impact_by = "control" if control is not None else "propagator" if propagator else "none"
-    own = 0.0
-    if control is not None and control is not mids:
-        # Where the control is the market itself the difference is zero.
-        control_start = control.at(begun_ns) if arrival_ns is not None else decided
-        own = math.fsum(
-            f.qty_lots * side * ((m - start) - (control.at(f.venue_ns) - control_start))
-            for f, m in zip(fills, at_fills, strict=True)
-        )
-    elif control is None and propagator is not None:
-        own = _modelled_impact(fills, propagator) * decided / BPS
-    if math.isnan(own):
-        raise ValueError(f"parent {parent.id}: the control ends before the parent does")
+    impact_by, own = _own_impact(parent, fills, mids, arrival_ns, control, propagator)
     paid = sum(fill.qty_lots * fill.price_ticks for fill in fills)
     unfilled = parent.qty_lots - filled
     fees = sum(fill.fee_e8 for fill in fills) / unit_e8(instrument) * scale
-    maker = sum(f.qty_lots for f in fills if f.liquidity is Liquidity.MAKER)
-    last_ns = max((fill.venue_ns for fill in fills), default=parent.decision_ns)
     if math.isnan(size_usdt):
         size_usdt = notional_usdt(instrument, parent.qty_lots, decided)
     return Shortfall(
@@ -130,10 +115,36 @@ def shortfall(
         arrival_mid_ticks=start,
         arrival_sound=mids.sound(begun_ns),
         **_benchmarks(parent, fills, mids, traded, begun_ns, end_ns, start, own_in_traded),
-        maker_share=maker / filled if filled else math.nan,
-        time_to_fill_s=(last_ns - parent.decision_ns) / SECOND_NS if filled else math.nan,
-        **{f"markout_{h}s_bps": _markout(fills, mids, h) for h in MARKOUTS_S},
+        **_fill_quality(parent, fills, mids),
     )
+
+
+def _own_impact(
+    parent: Parent,
+    fills: Sequence[Filled],
+    mids: Mids,
+    arrival_ns: int | None,
+    control: Mids | None,
+    propagator: Propagator | None,
+) -> tuple[str, float]:
+    """How own impact is known, and Σ q_i s w_i in ticks; ValueError when the control ends early."""
+    decided = parent.decision_mid_ticks
+
+    def moved(market: Mids, time_ns: int) -> float:
+        """How far the mid has moved since the first order."""
+        return market.at(time_ns) - (decided if arrival_ns is None else market.at(arrival_ns))
+
+    own = 0.0
+    if control is None and propagator is not None:
+        own = _modelled_impact(fills, propagator) * decided / BPS
+    elif control is not None and control is not mids:
+        own = math.fsum(
+            f.qty_lots * parent.side * (moved(mids, f.venue_ns) - moved(control, f.venue_ns))
+            for f in fills
+        )
+    if math.isnan(own):
+        raise ValueError(f"parent {parent.id}: the control ends before the parent does")
+    return "control" if control is not None else "propagator" if propagator else "none", own
 
 
 def _modelled_impact(fills: Sequence[Filled], propagator: Propagator) -> float:
@@ -198,6 +209,20 @@ def _benchmarks(
     return {
         f"vs_{name}_bps": against * (paid / filled - mark) if filled else math.nan
         for name, mark in marks.items()
+    }
+
+
+def _fill_quality(parent: Parent, fills: Sequence[Filled], mids: Mids) -> dict[str, float]:
+    """Maker share, time to the last fill, and mean markouts; NaN without a fill."""
+    markouts = {f"markout_{h}s_bps": _markout(fills, mids, h) for h in MARKOUTS_S}
+    if not fills:
+        return {"maker_share": math.nan, "time_to_fill_s": math.nan, **markouts}
+    maker = sum(f.qty_lots for f in fills if f.liquidity is Liquidity.MAKER)
+    last_ns = max(fill.venue_ns for fill in fills)
+    return {
+        "maker_share": maker / sum(fill.qty_lots for fill in fills),
+        "time_to_fill_s": (last_ns - parent.decision_ns) / SECOND_NS,
+        **markouts,
     }
 
 
