@@ -47,7 +47,7 @@ $(PEER)/.ready: tests/peers/hftbacktest.lock $(READY)
 
 # After a change of a feature, of a bar column or of the horizons: SQL, contracts and their docs.
 generate: $(READY)
-	@$(BIN)/python -m market.features
+	@$(BIN)/python -m market.features.rendering
 	@$(BIN)/python -m assets.contracts
 	@$(BIN)/python -m proving.synthetic.page
 	@$(BIN)/python -m proving.rooms

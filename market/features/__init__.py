@@ -1,7 +1,7 @@
 """Features: one definition each, read by the SQL model and by the live evaluator.
 
-To add a feature, add it to `market.features.definitions` and run ``python -m market.features``, which writes
-the dbt model, its column documentation and docs/features.md. The evaluator needs nothing more.
+To add a feature, add it to `market.features.definitions` and run ``make generate``, which writes the
+dbt model, its column documentation and docs/features.md. The evaluator needs nothing more.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def read_table(table: str) -> Iterator[Feature]:
 
 
 def _expanded(feature: Feature) -> Iterator[Feature]:
+    """The features that a name with ``{15,60}`` stands for; a plain one itself."""
     before, opened, rest = feature.name.partition("{")
     if not opened:
         yield feature
@@ -100,7 +101,7 @@ def is_of_book(feature: Feature) -> bool:
 
 @cache
 def feature_hash() -> str:
-    """16 hex digits over names and expressions in order, terms written out."""
+    """Hash (16 hex digits) of names and expressions in order, terms expanded."""
     lines = "\n".join(f"{name}\t{text(node)}" for name, node in nodes().items())
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
@@ -127,6 +128,7 @@ def nodes() -> Mapping[str, Node]:
 
 
 def language() -> Language:
+    """The language that the features are written in: bar columns and terms."""
     return _parsed()[0]
 
 
@@ -134,7 +136,7 @@ class FeatureEvaluator(Evaluator):
     """The features of symbols, live: push every symbol's bar of a second, then evaluate.
 
     Bars are float64[len(COLUMNS)] in the order of `market.bars.COLUMNS`. Besides the symbols
-    themselves, their leaders' bars are taken: see ``followed``.
+    themselves, their leaders' bars must be pushed.
     """
 
     def __init__(self, symbols: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The table of features: what each is, why it might say something, and what sign is expected.
+"""The table of features: formula, rationale and the sign that is expected of each.
 
 Rules of the table: no feature is a price level; quantities are divided by depth or volume, changes
 are in bps or logs, so that one definition serves every symbol and year.
@@ -8,7 +8,7 @@ are in bps or logs, so that one definition serves every symbol and year.
         | rationale
 
 A name ending in a number has that window in seconds; ``_now`` means the last second. A name with
-``{15,60}`` stands for two features, and ``{}`` below it for the number. The sign is that of the
+``{15,60}`` defines two features, and ``{}`` below it for the number. The sign is that of the
 correlation with the next return: + or -, 0 for a feature that conditions others, ? where the
 literature disagrees.
 """

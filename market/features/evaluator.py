@@ -1,11 +1,11 @@
 """Expressions over ring buffers: the compiled engine of the live worker.
 
-A `Program` is expressions lowered to instructions on numbered registers, for two small machines:
-one computes the row terms of a second, once; the other aggregates the windows and finishes the
-features. The kernels are the same for every program, so no definition compiles anything.
+A `Program` is expressions lowered to bytecode on numbered registers, for two small machines: one
+computes the row terms of a second, once; the other aggregates the windows and finishes the features.
+The interpreter is compiled once; a new definition compiles nothing.
 
 Each series of a ring is stored twice, side by side: its last w seconds are always one contiguous
-run. NaN is NULL.
+slice. NaN is NULL.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from market.units import SECOND_NS
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Records = npt.NDArray[np.void]
 
-#: Seconds that a ring holds.
+#: Seconds in a ring.
 RING_S: Final = 3840
 assert RING_S > MEMORY_S
 
@@ -52,24 +53,32 @@ _SUM, _MEAN, _MIN, _MAX = (_AGGREGATE[name] for name in ("sum", "mean", "min", "
 _STD, _CORR = _AGGREGATE["std"], _AGGREGATE["corr"]
 
 
-class _Machine:
-    """Instructions (code, target, a, b, c) in order, and the registers they begin with.
+_INSTRUCTION: Final = np.dtype(
+    [("op", "i8"), ("target", "i8"), ("x", "i8"), ("y", "i8"), ("z", "i8")]
+)
+_WINDOW: Final = np.dtype(
+    [("op", "i8"), ("target", "i8"), ("x", "i8"), ("y", "i8"), ("seconds", "i8")]
+)
 
-    ``held`` says in which ring row a node of this second lies.
+
+class _Machine:
+    """Instructions (op, target, x, y, z) in order, and the initial registers.
+
+    ``ring_rows`` gives the ring row of a node of this second.
     """
 
-    def __init__(self, held: Mapping[Node, int]) -> None:
-        self._held = held
+    def __init__(self, ring_rows: Mapping[Node, int]) -> None:
+        self._ring_rows = ring_rows
         self._register: dict[Node, int] = {}
         self._constants: dict[int, float] = {}
         self._lines: list[tuple[int, int, int, int, int]] = []
         self.windows: list[tuple[Window, int]] = []
 
     def place(self, node: Node) -> int:
-        """The register that will hold the node."""
+        """The register of the node's value."""
         if node in self._register:
             return self._register[node]
-        if isinstance(node, Call) and node not in self._held:
+        if isinstance(node, Call) and node not in self._ring_rows:
             a, b, c = (*(self.place(arg) for arg in node.args), 0, 0)[:3]
         target = self._register[node] = len(self._register)
         match node:
@@ -77,17 +86,17 @@ class _Machine:
                 self._constants[target] = value
             case Window():
                 self.windows.append((node, target))
-            case Column(name, leader, ago) if node not in self._held:
-                self._lines.append((_LOAD, target, self._held[Column(name, leader)], ago, 0))
-            case Call(op, _) if node not in self._held:
+            case Column(name, leader, ago) if node not in self._ring_rows:
+                self._lines.append((_LOAD, target, self._ring_rows[Column(name, leader)], ago, 0))
+            case Call(op, _) if node not in self._ring_rows:
                 self._lines.append((_CODE[op], target, a, b, c))
             case _:
-                self._lines.append((_LOAD, target, self._held[node], 0, 0))
+                self._lines.append((_LOAD, target, self._ring_rows[node], 0, 0))
         return target
 
     @property
-    def code(self) -> Ints:
-        return np.array(self._lines, np.int64).reshape(-1, 5)
+    def code(self) -> Records:
+        return np.array(self._lines, _INSTRUCTION)
 
     @property
     def registers(self) -> Floats:
@@ -112,41 +121,47 @@ class Program:
         series = dict.fromkeys(arg for one in aggregates for arg in one.args)
         terms = [one for one in series if one not in set(columns)]
         bar = {name: n for n, name in enumerate(bar_columns)} | {DAY_S: -1}
-        held: dict[Node, int] = {node: n for n, node in enumerate(columns)}
+        ring_rows: dict[Node, int] = {node: n for n, node in enumerate(columns)}
         #: (bar column, or -1 for the seconds since midnight; 1 if the leader's), per ring row.
         self.sources = np.array(
             [(bar[one.name], int(one.leader)) for one in columns], np.int64
         ).reshape(-1, 2)
 
-        machine = _Machine(held)
+        machine = _Machine(ring_rows)
         #: The register of every term; terms follow the columns in the ring.
         self.terms = np.array([machine.place(one) for one in terms], np.int64)
         self.term_code, self.term_registers = machine.code, machine.registers
 
-        held |= {node: len(columns) + n for n, node in enumerate(terms)}
-        self.rows = len(held)
-        machine = _Machine(held)
+        ring_rows |= {node: len(columns) + n for n, node in enumerate(terms)}
+        self.rows = len(ring_rows)
+        machine = _Machine(ring_rows)
         self.outputs = np.array([machine.place(one) for one in named.values()], np.int64)
         self.final_code, self.final_registers = machine.code, machine.registers
-        #: (code, register, ring row, second ring row, seconds), one per window.
+        #: One per window: x and y are ring rows, equal where the aggregate is of one series.
         self.windows = np.array(
             [
-                (_AGGREGATE[one.op], target, held[one.args[0]], held[one.args[-1]], one.seconds)
+                (
+                    _AGGREGATE[one.op],
+                    target,
+                    ring_rows[one.args[0]],
+                    ring_rows[one.args[-1]],
+                    one.seconds,
+                )
                 for one, target in machine.windows
             ],
-            np.int64,
-        ).reshape(-1, 5)
+            _WINDOW,
+        )
 
 
 class Evaluator:
     """A program over the bars of symbols, second by second.
 
-    Push every symbol's bar of a second, then evaluate; a bar that comes after its follower was
-    evaluated still counts from the next second on. Seconds that were never pushed are absent, as in
-    a table. History before a start is pushed the same way (`push_many`): after 3,600 s of bars, a
-    new evaluator and an old one say the same.
+    Push every symbol's bar of a second, then evaluate; a leader's bar that arrives after its follower
+    was evaluated still counts from the next second on. Seconds that were never pushed are missing
+    rows, as in a table. Warm-up pushes history the same way (`push_many`): after 3,600 s of bars, a
+    new evaluator and an old one return the same.
 
-    ``leaders`` gives the symbol whose bars `lead` reads; bars of other symbols are refused.
+    ``leaders`` gives the symbol whose bars `lead` reads; bars of other symbols are an error.
     """
 
     def __init__(
@@ -176,13 +191,13 @@ class Evaluator:
             )
             for symbol in symbols
         }
-        #: The last second whose terms stand in the ring.
+        #: The last second whose terms are in the ring.
         self._derived = dict.fromkeys(symbols, -1)
 
     def push(self, symbol: str, t_ns: int, bar: Floats) -> None:
         """One bar: ``bar`` is float64[len(bar_columns)] in their order, NaN where it is NULL.
 
-        Raises ValueError for a symbol that nobody follows, a time that is not a whole second or not
+        Raises ValueError for a symbol that is not evaluated, a time that is not a whole second or not
         after the symbol's last, or a row of another width.
         """
         second, rest = divmod(t_ns, SECOND_NS)
@@ -248,10 +263,11 @@ class Evaluator:
 
 
 @compiled
-def _run(code: Ints, registers: Floats, ring: Floats, stop: int) -> None:
-    """Execute instructions; ``stop - 1`` is this second's place in the upper half of the ring."""
+def _run(code: Records, registers: Floats, ring: Floats, stop: int) -> None:
+    """Execute instructions; ``stop - 1`` is this second's slot in the upper half of the ring."""
     for n in range(code.shape[0]):
-        op, target, x, y, z = code[n, 0], code[n, 1], code[n, 2], code[n, 3], code[n, 4]
+        op, target = code[n].op, code[n].target
+        x, y, z = code[n].x, code[n].y, code[n].z
         if op == _LOAD:
             registers[target] = ring[x, stop - 1 - y]
             continue
@@ -303,6 +319,7 @@ def _lesser(a: float, b: float, sign: float) -> float:
 
 @compiled
 def _keep(value: float) -> float:
+    """The value; NaN when it is beyond LIMIT."""
     return value if abs(value) <= LIMIT else np.nan
 
 
@@ -315,7 +332,7 @@ def _derive(
     lead_rows: Floats,
     lead_seconds: Ints,
     sources: Ints,
-    code: Ints,
+    code: Records,
     terms: Ints,
     registers: Floats,
     ring: Floats,
@@ -348,16 +365,17 @@ def _derive(
 def _evaluate(
     last: int,
     ring: Floats,
-    windows: Ints,
-    code: Ints,
+    windows: Records,
+    code: Records,
     outputs: Ints,
     registers: Floats,
     out: Floats,
 ) -> None:
+    """Aggregate the windows that end at the second ``last``, then compute the features."""
     stop = last % RING_S + RING_S + 1
     for n in range(windows.shape[0]):
-        op, target, w = windows[n, 0], windows[n, 1], windows[n, 4]
-        x, y = ring[windows[n, 2], stop - w : stop], ring[windows[n, 3], stop - w : stop]
+        op, target, start = windows[n].op, windows[n].target, stop - windows[n].seconds
+        x, y = ring[windows[n].x, start:stop], ring[windows[n].y, start:stop]
         if op in (_SUM, _MEAN):
             count, total = _sum(x)
             registers[target] = (total if op == _SUM else total / count) if count else np.nan
@@ -372,13 +390,13 @@ def _evaluate(
         out[n] = _keep(registers[outputs[n]])
 
 
-# Most windows have no NaN, and what is kept is too small to overflow: a plain sum, four abreast so
-# that none waits for the last, is NaN only when something is missing. Then the careful loop runs.
+# Most windows have no NaN, and kept values are too small to overflow: a plain sum in four independent
+# accumulators is NaN only when a value is missing. Then the loop that skips NaN runs.
 
 
 @compiled
 def _sum(x: Floats) -> tuple[int, float]:
-    """Count and sum of what is not NaN."""
+    """Count and sum of the values that are not NaN."""
     s0 = s1 = s2 = s3 = 0.0
     for k in range(x.size // 4):
         i = 4 * k
@@ -423,6 +441,7 @@ def _products(x: Floats, mean_x: float, y: Floats, mean_y: float) -> float:
 
 @compiled
 def _extreme(x: Floats, sign: float) -> float:
+    """The largest value that is not NaN, or with sign -1 the smallest; NaN when there is none."""
     best = -np.inf
     for i in range(x.size):
         if sign * x[i] > best:
@@ -437,6 +456,7 @@ def _negligible(variance: float, mean: float) -> bool:
 
 @compiled
 def _std(x: Floats) -> float:
+    """Population standard deviation; 0 when the variance is negligible, NaN without a value."""
     count, total = _sum(x)
     if count == 0:
         return np.nan

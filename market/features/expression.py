@@ -1,7 +1,8 @@
 """The feature language: one expression over bar columns, read by two engines.
 
-An expression is written in Python's syntax and parsed into nodes. `market.features.evaluator` runs the nodes
-over ring buffers; `market.features.statement` writes them as SQL. What an expression means stands here only.
+An expression is written in Python's syntax and parsed into nodes. `market.features.evaluator` runs
+the nodes over ring buffers; `market.features.statement` writes them as SQL. The meaning of an expression is
+defined here only.
 
     div(sum(ofi_1, 60), mean(depth_norm, 60))
     log(div(mid_close, lag(mid_close, 60))) * 1e4
@@ -25,11 +26,13 @@ over ring buffers; `market.features.statement` writes them as SQL. What an expre
 
 NULL in, NULL out. A variance is negligible below 1e-8 (mean^2 + 1): the engines add in different
 orders, and nearer to a constant than that the rounding of a mean decides the ninth digit of a slope.
-corr and slope use the rows where both values exist. Windows do not nest, and no expression looks back beyond 3,600 s.
+corr and slope use the rows where both values exist. Windows do not nest, and no expression looks back
+beyond 3,600 s.
 
 Doubles may overflow. A value beyond 1e100 (`LIMIT`), infinity and NaN are NULL in a column, in a
-feature, and inside an expression wherever they could hide: ``keep`` nodes, put in by the parser,
-mark those places, so both engines drop the same values.
+feature, and inside an expression wherever an operation could turn them into a plausible number:
+``keep`` nodes, inserted by the parser, mark those places, so that both engines drop the same
+values.
 """
 
 from __future__ import annotations
@@ -55,6 +58,8 @@ class ExpressionError(UsageError):
 
 
 class Const(msgspec.Struct, frozen=True, tag=True):
+    """A number."""
+
     value: float
 
 
@@ -121,7 +126,7 @@ _FOLDED: Final[dict[str, Callable[[float, float], float]]] = {
 
 
 class Language:
-    """The names an expression may use, and what they stand for.
+    """The names that an expression may use, and their definitions.
 
     ``columns`` are bar columns; ``terms`` name row expressions that definitions share. A term may
     use terms defined before it.
@@ -130,7 +135,7 @@ class Language:
     def __init__(self, columns: Collection[str], terms: Mapping[str, str] | None = None) -> None:
         self.columns = frozenset(columns) | {DAY_S}
         self.terms: dict[str, str] = {}
-        #: What each use of a term became -> how to call it (``lead_ret_ago_1``).
+        #: The node of each use of a term -> its label (``lead_ret_ago_1``).
         self.labels: dict[Node, str] = {}
         for name, text in (terms or {}).items():
             if name in self.columns or name in self.terms:
@@ -140,8 +145,8 @@ class Language:
                 raise ExpressionError(f"term {name}: a term is of one row, it has no window")
             self.terms[name] = text
 
-    def parse(self, text: str, what: str = "expression") -> Node:
-        """The node of an expression. Raises ExpressionError, which begins with ``what``."""
+    def parse(self, text: str, label: str = "expression") -> Node:
+        """The node of an expression. Raises ExpressionError, whose message begins with ``label``."""
         try:
             tree = ast.parse(text.strip(), mode="eval").body
             node = self._node(tree, leader=False, ago=0)
@@ -150,9 +155,9 @@ class Language:
             if (seconds := memory(node)) > MEMORY_S:
                 raise ExpressionError(f"looks back {seconds} s, more than {MEMORY_S} s")
         except SyntaxError as error:
-            raise ExpressionError(f"{what}: {text!r}: {error.msg}") from error
+            raise ExpressionError(f"{label}: {text!r}: {error.msg}") from error
         except ExpressionError as error:
-            raise ExpressionError(f"{what}: {text!r}: {error}") from error
+            raise ExpressionError(f"{label}: {text!r}: {error}") from error
         return node
 
     def _node(self, tree: ast.expr, *, leader: bool, ago: int) -> Node:
@@ -208,8 +213,8 @@ class Language:
                     raise ExpressionError(f"{name}() of a window")
                 if not uses_columns(node):
                     raise ExpressionError(f"{name}() of a constant")
-            held = tuple(kept(node, _SERIES) for node in nodes)
-            return Window(name, held, _seconds(seconds, name))
+            series_nodes = tuple(kept(node, _SERIES) for node in nodes)
+            return Window(name, series_nodes, _seconds(seconds, name))
         if name in OPERATIONS and name not in {"keep", "add", "sub", "mul", "neg"}:
             parts = _expect(name, args, OPERATIONS[name])
             return call(name, *(self._node(part, leader=leader, ago=ago) for part in parts))
@@ -250,7 +255,7 @@ _HIDING: Final[dict[str, tuple[int, ...]]] = {
 
 
 def call(op: str, *args: Node) -> Node:
-    """An operation, folded when it is of constants, with ``keep`` where a value could hide."""
+    """An operation, folded when its arguments are constants, with ``keep`` where it is needed."""
     if op in _FOLDED and isinstance(args[0], Const) and isinstance(args[1], Const):
         return Const(_FOLDED[op](args[0].value, args[1].value))
     if op == "neg" and isinstance(args[0], Const):
@@ -306,33 +311,35 @@ def _reach(op: str, args: tuple[Node, ...]) -> float:
     return power if power <= _FINITE else math.inf
 
 
-# -- asking nodes ------------------------------------------------------------------------------
+# -- properties of nodes ------------------------------------------------------------------------------
 
 
 def walk(node: Node) -> list[Node]:
-    """The node and everything below it, arguments before what uses them, without repeats."""
-    found: dict[Node, None] = {}
+    """The node and everything below it, without repeats; arguments come before their users."""
+    seen: dict[Node, None] = {}
 
     def visit(one: Node) -> None:
-        if one not in found:
+        if one not in seen:
             for arg in getattr(one, "args", ()):
                 visit(arg)
-            found[one] = None
+            seen[one] = None
 
     visit(node)
-    return list(found)
+    return list(seen)
 
 
 def windows(node: Node) -> list[Window]:
+    """The windows in a node."""
     return [one for one in walk(node) if isinstance(one, Window)]
 
 
 def uses_columns(node: Node) -> bool:
+    """Whether the node reads any bar column, so that it is not a constant."""
     return any(isinstance(one, Column) for one in walk(node))
 
 
 def memory(node: Node) -> int:
-    """Seconds of bars that decide the value: w for a window of w, s + 1 for a lag of s."""
+    """Seconds of bars that decide the value (look-back): w for a window of w, s + 1 for a lag of s."""
     match node:
         case Const():
             return 0
@@ -369,7 +376,7 @@ def text(node: Node) -> str:
 
 
 def number(value: float) -> str:
-    """A constant as both SQL and Python read it, as a double and exactly."""
+    """A constant as text that SQL and Python both read as the same double."""
     if value == int(value) and abs(value) < 1e15:
         return str(int(value))
     written = repr(value)

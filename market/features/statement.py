@@ -1,13 +1,13 @@
 """Expressions as one SQL statement for DuckDB.
 
-Stages, each a CTE: the seconds of a date, the bars on them, what was some seconds ago, row terms,
-window aggregates and what is made of several, features. Every second of a date's grid has a row, so
-a window of w seconds is one of w rows: DuckDB finds its frames by counting, several times faster
-than by comparing times.
+Stages, each a CTE: the seconds of a date, the bars on them, lagged values, row terms, window
+aggregates, moments of several aggregates, features. Every second of a date's grid has a row, so a
+window of w seconds is one of w rows: DuckDB finds its frames by counting (ROWS), several times faster
+than by comparing times (RANGE).
 
-DuckDB sums a frame through a tree whose nodes cover runs of 16 and 256 rows, aligned to the rows'
-places. A grid is therefore made of whole blocks of 256 s: a second has the same place in its block
-always, and the bits of a feature depend on the bars it sees, not on which dates and symbols are
+DuckDB sums a frame through a segment tree whose nodes cover 16 and 256 rows, aligned to row numbers.
+A grid is therefore made of whole blocks of 256 s: a second always has the same place in its block,
+and the bits of a feature depend on the bars of its window, not on the dates and symbols that are
 built in one run.
 """
 
@@ -41,10 +41,143 @@ _NAME_LENGTH: Final = 40
 _INFIX: Final = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2)}
 
 
+#: The dbt model: SQL with Jinja, whose braces are doubled for `str.format`.
+_MODEL: Final = """\
+{{%- set own_columns = {own_columns} -%}}
+{{%- set leader_columns = {leader_columns} -%}}
+{{%- set features = {features} -%}}
+
+{{%- set kept = "case when abs({{0}}) <= {limit:g} then {{0}} end" %}}
+
+with dates as (
+
+    select
+        symbol,
+        date,
+        case symbol {cases} else '{default_leader}' end as leader,
+        min(t_ns) // {block_s}000000000 as first_block,
+        max(t_ns) // {block_s}000000000 as last_block
+    from {source}
+    group by symbol, date
+    having bool_or(wanted)
+
+),
+
+grid as (
+
+    -- Every second has a row, so a window of w rows is one of w seconds; whole blocks of {block_s} s
+    -- keep the order of additions, and so the bits, apart from what else is built.
+    select
+        symbol,
+        date,
+        leader,
+        unnest(range(first_block * {block_s}, (last_block + 1) * {block_s})) as t_s
+    from dates
+
+),
+
+bars as (
+
+    select
+        grid.symbol,
+        grid.date,
+        grid.t_s,
+        own.t_ns,
+        own.wanted,
+        cast(own.t_ns // 1000000000 % 86400 as double) as {day_s}
+        {{%- for column in own_columns %}},
+        {{{{ kept.format('own.' ~ column) }}}} as {{{{ column }}}}
+        {{%- endfor %}}
+        {{%- for column in leader_columns %}},
+        {{{{ kept.format('leader.' ~ column) }}}} as lead_{{{{ column }}}}
+        {{%- endfor %}}
+    from grid
+    left join {source} as own
+        on
+            grid.symbol = own.symbol
+            and grid.date = own.date
+            and grid.t_s * 1000000000 = own.t_ns
+    left join {source} as leader
+        on
+            grid.leader = leader.symbol
+            and own.date = leader.date
+            and own.t_ns = leader.t_ns
+
+),
+
+ago as (
+
+    -- A second without a bar has no values, not even past ones: windows must not see any.
+    select
+        *,
+        {lags}
+    from bars
+    window by_second as (partition by symbol, date order by t_s)
+
+),
+
+terms as (
+
+    select
+        *,
+        {terms}
+    from ago
+
+),
+
+aggregates as (
+
+    select
+        *,
+        coalesce(
+            sum(case when gap = 0 then 1e0 end) over last_{memory_s} = {memory_s}, false
+        ) as warm,
+        {aggregates}
+    from terms
+    window
+    {frames}
+
+),
+
+moments as (
+
+    select
+        *,
+        {moments}
+    from aggregates
+
+),
+
+finals as (
+
+    select
+        symbol,
+        date,
+        t_ns,
+        wanted,
+        warm,
+        {finals}
+    from moments
+
+)
+
+select
+    symbol,
+    date,
+    t_ns,
+    warm
+    {{%- for feature in features %}},
+    cast({{{{ kept.format(feature) }}}} as double) as {{{{ feature }}}}
+    {{%- endfor %}}
+from finals
+where wanted
+"""
+
+
 class Statement:
     """The SQL of named expressions.
 
-    ``labels`` gives names to row expressions that have one; the others are named by their text.
+    ``labels`` names row expressions that are terms; the others are named by their text.
     """
 
     def __init__(self, named: Mapping[str, Node], labels: Mapping[Node, str]) -> None:
@@ -58,13 +191,13 @@ class Statement:
         self.lags = [one for one in columns if one.ago]
         self.windows = [one for one in nodes if isinstance(one, Window)]
         series = dict.fromkeys(arg for window in self.windows for arg in window.args)
-        # A term may stand on another, which the statement must name first.
+        # A term may use another, which the statement must define first.
         self.terms = sorted(
             (one for one in series if not isinstance(one, Column)), key=lambda one: len(walk(one))
         )
-        self._held: dict[Node, str] = {one: self.name(one) for one in self.terms}
+        self._term_names: dict[Node, str] = {one: self.name(one) for one in self.terms}
         self._aggregates = self._plan()
-        taken = [*self._held.values(), *self._aggregates, *map(self.name, [*now, *self.lags])]
+        taken = [*self._term_names.values(), *self._aggregates, *map(self.name, [*now, *self.lags])]
         taken += [self.name(one) for one in self.windows if self._parts(one)]
         for name in [*named, *taken]:
             if [*named, *taken].count(name) > 1:
@@ -73,7 +206,7 @@ class Statement:
     # -- names -----------------------------------------------------------------------------------
 
     def name(self, node: Node) -> str:
-        """The column that holds a column, term or window."""
+        """The statement's column of a bar column, term or window."""
         match node:
             case Column(name, leader, ago):
                 return ("lead_" if leader else "") + name + (f"_ago_{ago}" if ago else "")
@@ -89,8 +222,8 @@ class Statement:
     # -- expressions -----------------------------------------------------------------------------
 
     def sql(self, node: Node, level: int = 0) -> str:
-        """An expression, by name where a column holds it; ``level`` is the precedence around it."""
-        return self._held.get(node) or self._written(node, level)
+        """An expression, by name where it is a term; ``level`` is the precedence around it."""
+        return self._term_names.get(node) or self._written(node, level)
 
     def _written(self, node: Node, level: int = 0) -> str:
         match node:
@@ -135,7 +268,7 @@ class Statement:
                 return f"{op}({a})"
 
     def _window(self, node: Window) -> str:
-        """A window's value out of several aggregates."""
+        """A window's value, computed from several aggregates."""
         part = self._parts(node)
         match node.op:
             case "std":
@@ -156,7 +289,7 @@ class Statement:
     # -- aggregates ------------------------------------------------------------------------------
 
     def _parts(self, node: Window) -> dict[str, str]:
-        """Role -> column, for the windows that take several aggregates."""
+        """Role -> column, for the windows that need several aggregates."""
         first, *others = map(self.name, node.args)
         w = node.seconds
         if node.op == "std":
@@ -176,10 +309,10 @@ class Statement:
 
     def _plan(self) -> dict[str, str]:
         """Column -> aggregate, each once."""
-        found: dict[str, str] = {}
+        aggregates: dict[str, str] = {}
 
         def add(name: str, aggregate: str) -> None:
-            if found.setdefault(name, aggregate) != aggregate:
+            if aggregates.setdefault(name, aggregate) != aggregate:
                 raise ExpressionError(f"{name}: two aggregates of the statement have that name")
 
         for node in self.windows:
@@ -204,7 +337,7 @@ class Statement:
                         add(part["mean_a"], f"avg({a}) {only}{over}")
                 case op:
                     add(self.name(node), f"{op}({a}) {over}")
-        return found
+        return aggregates
 
     # -- stages ----------------------------------------------------------------------------------
 
@@ -223,7 +356,7 @@ class Statement:
             f"{one.ago}) over by_second end as {self.name(one)}"
             for one in sorted(self.lags, key=self.name)
         ]
-        terms = [f"{self._written(node)} as {name}" for node, name in self._held.items()]
+        terms = [f"{self._written(node)} as {name}" for node, name in self._term_names.items()]
         aggregates = [f"{sql} as {name}" for name, sql in self._aggregates.items()]
         frames = [
             f"last_{w} as (\n        partition by symbol, date order by t_s\n"
@@ -236,140 +369,28 @@ class Statement:
             if self._parts(node)
         ]
         finals = [f"{self.sql(node)} as {name}" for name, node in self.named.items()]
-        return f"""\
-{{%- set own_columns = {_listed(own)} -%}}
-{{%- set leader_columns = {_listed(lead)} -%}}
-{{%- set features = {_listed(list(self.named))} -%}}
-
-{{%- set kept = "case when abs({{0}}) <= {LIMIT:g} then {{0}} end" %}}
-
-with dates as (
-
-    select
-        symbol,
-        date,
-        case symbol {cases} else '{default_leader}' end as leader,
-        min(t_ns) // {BLOCK_S}000000000 as first_block,
-        max(t_ns) // {BLOCK_S}000000000 as last_block
-    from {source}
-    group by symbol, date
-    having bool_or(wanted)
-
-),
-
-grid as (
-
-    -- Every second has a row, so a window of w rows is one of w seconds; whole blocks of {BLOCK_S} s
-    -- keep the order of additions, and so the bits, apart from what else is built.
-    select
-        symbol,
-        date,
-        leader,
-        unnest(range(first_block * {BLOCK_S}, (last_block + 1) * {BLOCK_S})) as t_s
-    from dates
-
-),
-
-bars as (
-
-    select
-        grid.symbol,
-        grid.date,
-        grid.t_s,
-        own.t_ns,
-        own.wanted,
-        cast(own.t_ns // 1000000000 % 86400 as double) as {DAY_S}
-        {{%- for column in own_columns %}},
-        {{{{ kept.format('own.' ~ column) }}}} as {{{{ column }}}}
-        {{%- endfor %}}
-        {{%- for column in leader_columns %}},
-        {{{{ kept.format('leader.' ~ column) }}}} as lead_{{{{ column }}}}
-        {{%- endfor %}}
-    from grid
-    left join {source} as own
-        on
-            grid.symbol = own.symbol
-            and grid.date = own.date
-            and grid.t_s * 1000000000 = own.t_ns
-    left join {source} as leader
-        on
-            grid.leader = leader.symbol
-            and own.date = leader.date
-            and own.t_ns = leader.t_ns
-
-),
-
-ago as (
-
-    -- A second without a bar has no values, not even past ones: windows must not see any.
-    select
-        *,
-        {_joined(lags)}
-    from bars
-    window by_second as (partition by symbol, date order by t_s)
-
-),
-
-terms as (
-
-    select
-        *,
-        {_joined(terms)}
-    from ago
-
-),
-
-aggregates as (
-
-    select
-        *,
-        coalesce(
-            sum(case when gap = 0 then 1e0 end) over last_{MEMORY_S} = {MEMORY_S}, false
-        ) as warm,
-        {_joined(aggregates)}
-    from terms
-    window
-    {("," + chr(10) + "    ").join(frames)}
-
-),
-
-moments as (
-
-    select
-        *,
-        {_joined(moments)}
-    from aggregates
-
-),
-
-finals as (
-
-    select
-        symbol,
-        date,
-        t_ns,
-        wanted,
-        warm,
-        {_joined(finals)}
-    from moments
-
-)
-
-select
-    symbol,
-    date,
-    t_ns,
-    warm
-    {{%- for feature in features %}},
-    cast({{{{ kept.format(feature) }}}} as double) as {{{{ feature }}}}
-    {{%- endfor %}}
-from finals
-where wanted
-"""
+        return _MODEL.format(
+            source=source,
+            cases=cases,
+            default_leader=default_leader,
+            own_columns=_listed(own),
+            leader_columns=_listed(lead),
+            features=_listed(list(self.named)),
+            lags=_joined(lags),
+            terms=_joined(terms),
+            aggregates=_joined(aggregates),
+            frames=",\n    ".join(frames),
+            moments=_joined(moments),
+            finals=_joined(finals),
+            limit=LIMIT,
+            block_s=BLOCK_S,
+            day_s=DAY_S,
+            memory_s=MEMORY_S,
+        )
 
 
 def _implies(a: Node, b: Node) -> bool:
-    """Whether b exists wherever a does: every operation is NULL when a part of it is."""
+    """Whether b is not NULL wherever a is not: every operation is NULL when a part of it is."""
     return b in walk(a)
 
 
