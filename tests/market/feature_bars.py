@@ -53,7 +53,7 @@ def random_bars(rng: np.random.Generator, n: int, price: float = 60_000.0) -> Fl
 
 
 def staged(symbol: str, t_ns: Ints, bars: Floats, dates: list[str]) -> pa.Table:
-    """What ``stg_bars`` gives: a date's bars, and the hour before as rows of that date."""
+    """Rows of ``stg_bars``: a date's bars, and the hour before as rows of that date."""
     parts = []
     for date in dates:
         start = int(datetime.fromisoformat(date).replace(tzinfo=UTC).timestamp()) * SECOND

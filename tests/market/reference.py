@@ -1,4 +1,4 @@
-"""Slow, readable judges of the compiled book and bars: dictionaries, lists and plain formulas."""
+"""Slow, readable reference implementations of book and bars: dictionaries, lists, plain formulas."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PlainBook:
         return sorted(self.sides[side].items(), key=lambda level: -side * level[0])
 
     def apply(self, row: Any) -> int:
-        """Apply one book row; returns the lots held before at its price."""
+        """Apply one book row; returns the lots at its price before."""
         flags, side, price = int(row["flags"]), int(row["side"]), int(row["price_ticks"])
         if flags & Flag.GAP:
             self.synchronised = False
@@ -77,7 +77,7 @@ class Picture:
 
 @dataclass
 class Second:
-    """What happened in one second."""
+    """The input of one bar."""
 
     pictures: list[Picture] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COLUMNS, 0.0))

@@ -20,7 +20,7 @@ MS = 1_000_000
 #: beyond a silence of five seconds.
 STEPS_MS = (0, 1, 40, 99, 100, 101, 300, 650, 1000, 2400, 5000, 6300)
 
-#: Deltas and trades rule; the rest is rare but never far away.
+#: Mostly deltas and trades; the rest is rare but in most streams.
 HAPPENINGS = (
     *("delta",) * 8,
     *("trade",) * 4,
@@ -96,7 +96,7 @@ def streams(draw: Any, max_frames: int = 30) -> list[Events]:
                 (side, price + side * shift, draw(st.sampled_from((lots, 0, 5))))
                 for side, price, lots in full_book(draw, base)
             ]
-            # What stands on the wrong side of the new base usually goes in the same frame.
+            # Levels on the wrong side of the new base are usually deleted in the same frame.
             if draw(st.integers(0, 9)):
                 edge = {1: base, -1: base - 1}
                 levels += [(s, p, 0) for s, p in held if s * p >= s * edge[s]]

@@ -1,4 +1,4 @@
-"""Whatever the bytes: events, or a refusal that is counted, named and located, and kept as it came.
+"""Any bytes: events, or a rejection that is counted, has reason and place, and keeps the raw line.
 
 Real frames of every recorded kind are bent in the ways in which frames go wrong: a byte, a piece of
 text, a value, a field, their order. Made frames stand for the kinds that no recording holds.
@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market.events import Events, Kind
-from market.ingest import IngestError, ingest
+from market.ingest import ingest
 from market.instruments import BUILT_IN
 from market.lake import Lake
 from market.settings import Settings
@@ -30,7 +30,7 @@ from market.units import utc_date
 from market.wire.capture import Block, CaptureError, CaptureWriter, read_blocks, read_lines
 from market.wire.decode import Decoder
 from market.wire.results import Decoded
-from market.wire.survey import scan
+from market.wire.survey import IngestError, scan
 from tests.conftest import recordings
 
 #: When the frames of the recording were sent.
@@ -43,7 +43,7 @@ Frame = dict[str, Any]
 
 @cache
 def samples() -> tuple[bytes, ...]:
-    """A few frames of every kind: recorded ones where there are recordings, and made ones."""
+    """A few frames of every kind: recorded ones where there are recordings, and synthetic ones."""
     level = [["86723.40", "0.194"], ["86723.3", "1.5"]]
     data = {"s": "BTCUSDT", "b": level, "a": [["86723.5", "0"]], "u": 5, "seq": 9}
     printed = {"T": MS, "s": "BTCUSDT", "S": "Buy", "v": "0.250", "p": "83766.30"}
@@ -79,7 +79,7 @@ def samples() -> tuple[bytes, ...]:
     return tuple(found)
 
 
-#: Values that a field may wrongly have.
+#: Wrong values of a field.
 ODD = st.sampled_from(
     [
         None,
@@ -120,7 +120,7 @@ ODD = st.sampled_from(
 
 @st.composite
 def bent(draw: Any) -> bytes:
-    """A real frame, or one that was bent once or twice."""
+    """A real frame, or one that was mutated once or twice."""
     text: bytes = draw(st.sampled_from(samples()))
     for _ in range(draw(st.integers(0, 2))):
         way = draw(st.sampled_from(["value", "field", "bytes", "piece", "cut"]))
@@ -140,7 +140,7 @@ def bent(draw: Any) -> bytes:
 
 
 def _bent_json(draw: Any, text: bytes, way: str) -> bytes:
-    """The frame with one value, anywhere in it, replaced, left out, doubled or moved."""
+    """The frame with one value, anywhere in it, replaced, removed, doubled or moved."""
     try:
         frame = json.loads(text)
     except ValueError:  # bent before
@@ -171,7 +171,7 @@ def _places(value: Any, places: list[tuple[Any, Any]]) -> None:
 
 @st.composite
 def captured(draw: Any) -> list[bytes]:
-    """Lines of a capture: most with a time that grows, some with another or with none."""
+    """Lines of a capture: most with a growing time, some with another or with none."""
     lines = []
     now = NS
     for _ in range(draw(st.integers(1, 8))):
@@ -191,13 +191,13 @@ def block_of(lines: list[bytes]) -> Block:
 
 
 def accounted(decoded: Decoded) -> int:
-    """Lines that became something: a frame, a refusal, a control line."""
+    """Number of lines accounted for: frames, rejections, control lines."""
     frames = sum(counts.frames for counts in decoded.counts.values())
     return frames + len(decoded.rejects) + len(decoded.controls)
 
 
 def sane(events: Events) -> bool:
-    """What holds of every row, whoever sent it."""
+    """Invariants of every row."""
     kinds = set(events["kind"].tolist())
     levels = events["kind"] <= Kind.DELTA
     prints = (events["kind"] == Kind.TRADE) | (events["kind"] == Kind.LIQUIDATION)
@@ -216,11 +216,11 @@ def sane(events: Events) -> bool:
     )
 
 
-# No exception; every line is a frame, a control line or a refusal with its number and its bytes; the
-# rows that come of it are sane; the compiled reader says what the reader by the letter says.
+# No exception; every line is a frame, a control line or a rejection with its number and its bytes; the
+# rows keep their invariants; the compiled reader returns what the reference returns.
 @settings(derandomize=True, max_examples=120, deadline=None)
 @given(captured())
-def test_every_line_is_events_or_a_located_refusal(lines: list[bytes]) -> None:
+def test_every_line_is_events_or_a_located_rejection(lines: list[bytes]) -> None:
     decoded = Decoder().decode_block(block_of(lines))
     assert decoded.lines == len(lines) == accounted(decoded)
     for reject in decoded.rejects:
@@ -236,10 +236,10 @@ def test_every_line_is_events_or_a_located_refusal(lines: list[bytes]) -> None:
     }
 
 
-# The same of one frame as it comes from the wire.
+# The same for one live frame.
 @settings(derandomize=True, max_examples=150, deadline=None)
 @given(st.lists(bent(), min_size=1, max_size=6))
-def test_every_frame_of_the_wire_is_events_or_a_refusal(frames: list[bytes]) -> None:
+def test_every_live_frame_is_events_or_a_rejection(frames: list[bytes]) -> None:
     decoder = Decoder()
     for n, frame in enumerate(frames):
         decoded = decoder.decode_frame(NS + n, frame)
@@ -247,7 +247,7 @@ def test_every_frame_of_the_wire_is_events_or_a_refusal(frames: list[bytes]) -> 
         assert all(sane(events) for events in decoded.events.values())
 
 
-def test_a_topic_without_a_name_is_refused_and_not_taken_for_one_that_is_yet_to_come() -> None:
+def test_an_empty_topic_is_rejected_and_matches_no_free_slot() -> None:
     frame = b'{"topic":"","type":"delta","ts":%d,"data":{}}' % MS
     for decoded in (
         Decoder().decode_frame(NS, frame),
@@ -257,11 +257,11 @@ def test_a_topic_without_a_name_is_refused_and_not_taken_for_one_that_is_yet_to_
         assert accounted(decoded) == 1
 
 
-# What a capture holds arrives in the lake: as rows of events, or as it stood in the quarantine, under
+# Every line of a capture arrives in the lake: as rows of events, or as received in the quarantine, with
 # its file, its line number and a reason. Only a capture without one usable frame is an error.
 @settings(derandomize=True, max_examples=12, deadline=None)
 @given(captured())
-def test_no_line_of_a_capture_is_dropped_silently_on_its_way_into_the_lake(
+def test_every_line_of_a_capture_is_ingested_or_quarantined(
     lines: list[bytes],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -296,7 +296,7 @@ def test_no_line_of_a_capture_is_dropped_silently_on_its_way_into_the_lake(
 
 @settings(derandomize=True, max_examples=150, deadline=None)
 @given(st.binary(max_size=300), st.booleans())
-def test_any_file_reads_as_lines_or_is_refused(content: bytes, magic: bool) -> None:
+def test_any_file_reads_as_lines_or_is_an_error(content: bytes, magic: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "any.frames.zst"
         path.write_bytes(b"\x28\xb5\x2f\xfd" * magic + content)
@@ -324,9 +324,9 @@ FLOODS = {
 }
 
 
-# A line costs memory in proportion to its length, whatever it says.
+# Memory for a line is proportional to its length, whatever its content.
 @pytest.mark.parametrize("name", FLOODS)
-def test_no_line_of_a_megabyte_takes_a_hundred(name: str) -> None:
+def test_memory_of_a_line_is_proportional_to_its_length(name: str) -> None:
     line = b"%d %b" % (NS, FLOODS[name])
     decoder = Decoder()
     decoder.decode_frame(NS, b"{}")

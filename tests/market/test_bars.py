@@ -1,4 +1,4 @@
-"""The compiled bars against a slow reference, and their promises one by one."""
+"""The compiled bars against a slow reference, and their rules one by one."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def assert_as_reference(bars: Bars, events: Events, instrument: Instrument) -> N
         )
 
 
-# Invariant: on any stream, every column of every bar is what its definition says.
+# Invariant: on any stream, every column of every bar equals its definition.
 @given(streams())
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_every_column_follows_its_definition_on_random_streams(frames):
@@ -89,11 +89,11 @@ def test_every_column_follows_its_definition_on_recordings(data_dir: Path, name,
     assert not bars.column("gap")[1:].any()
 
 
-# Invariant: the bars of a stream do not depend on how it is cut into calls, nor on closing by the
-# clock in between, also in the middle of frames.
+# Invariant: the bars of a stream do not depend on how it is split into calls, nor on closing by the
+# clock in between, even in the middle of frames.
 @given(streams(), st.data())
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_any_cut_of_a_stream_gives_the_same_bytes(frames, data):
+def test_any_split_of_a_stream_gives_the_same_bytes(frames, data):
     events = np.concatenate(frames)
     builder, parts, start = BarBuilder(COARSE, STALE_S), [], 0
     while start < len(events):
@@ -122,7 +122,7 @@ def test_a_recording_frame_by_frame_gives_the_same_bytes(data_dir: Path):
     assert_same_bytes(joined([*parts, builder.finish()]), bars_of(events, BTC))
 
 
-# Invariant: a checkpoint over a book that is valid and alive changes no byte of any bar.
+# Invariant: a checkpoint over a valid book that is not stale changes no byte of any bar.
 @given(streams(), st.data())
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_checkpoints_over_a_valid_book_leave_no_trace(frames, data):
@@ -179,7 +179,7 @@ def test_seconds_without_data_carry_the_book_until_it_is_stale():
     )
 
 
-def test_silence_ends_with_the_next_frame_and_the_rest_of_that_second_counts():
+def test_a_stale_book_is_valid_again_from_the_next_frame_on():
     bars = values(opening(), book_frame(Kind.DELTA, 6400, (-1, 101, 0)), until_ms=8000)
     assert [bar["gap"] for bar in bars] == [0, 0, 0, 0, 0, 1, 1, 0]
     assert bars[6]["spread_mean"] == 2
@@ -200,7 +200,7 @@ def test_a_gap_makes_its_second_and_all_until_the_next_snapshot_gaps():
     assert bars[1]["mid_twap"] == 100.5 * 0.5
 
 
-def test_flow_is_told_by_deltas_and_not_by_snapshots():
+def test_order_flow_comes_from_deltas_and_not_from_snapshots():
     moved = book_frame(Kind.SNAPSHOT, 500, (1, 100, 1), (-1, 101, 1))
     (bar,) = values(opening(), moved)
     assert bar["ofi_1"] == bar["bid_cancel"] == bar["ask_cancel"] == 0
@@ -209,7 +209,7 @@ def test_flow_is_told_by_deltas_and_not_by_snapshots():
     assert (bar["bid_cancel_1"], bar["ask_cancel_1"]) == (6 * 0.25, 20 * 0.25)
 
 
-def test_what_traded_is_not_a_cancel_and_rpi_prints_took_nothing():
+def test_traded_quantity_is_no_cancel_and_rpi_trades_take_no_level():
     drop = book_frame(Kind.DELTA, 500, (-1, 101, 5))
     (bar,) = values(opening(), trade(400, 1, 101, 12), drop)
     assert (bar["ask_cancel"], bar["ask_add"]) == (3 * 0.25, 0)
@@ -219,7 +219,7 @@ def test_what_traded_is_not_a_cancel_and_rpi_prints_took_nothing():
     assert (bar["ask_cancel"], bar["ask_add_1"]) == (0, 3 * 0.25)
 
 
-def test_trades_before_the_last_book_frame_explain_nothing_later():
+def test_trades_before_the_last_book_frame_explain_no_later_decrease():
     still = book_frame(Kind.DELTA, 450, (1, 90, 1))
     (bar,) = values(
         opening(), trade(400, 1, 101, 15), still, book_frame(Kind.DELTA, 500, (-1, 101, 5))
@@ -262,7 +262,7 @@ def ticker(ms: float, field: Field, value_e8: int) -> Events:
     return framed([row], START_NS + round(ms * MS), 1)
 
 
-def test_predicted_funding_is_weighted_by_the_time_it_was_known():
+def test_predicted_funding_is_weighted_by_its_known_time():
     rate = Field.FUNDING_RATE
     bars = values(
         opening(),
@@ -284,7 +284,7 @@ def test_the_basis_is_mark_over_index():
     assert both["basis_bps"] == pytest.approx(np.log(1.01) * 1e4)
 
 
-def test_one_sidedness_is_of_full_volume_buckets_however_large_a_trade():
+def test_vpin_is_of_full_volume_buckets_however_large_a_trade():
     """A price of 100 and a lot of 0.25 make 10,000 lots a bucket of 250,000."""
     coarse = msgspec.structs.replace(COARSE, tick="1")
 
@@ -333,7 +333,7 @@ def test_an_event_older_than_a_closed_second_counts_now_and_is_counted():
     assert bar.column("trade_age_s").tolist() == [1.0]
 
 
-def test_prints_of_no_side_are_refused_and_counted():
+def test_trades_without_a_side_are_refused_and_counted():
     builder = BarBuilder(COARSE, STALE_S)
     builder.push(np.concatenate([opening(), trade(10, 0, 101, 4), trade(10, 1, 101, -4)]))
     assert builder.refused == 2
@@ -382,7 +382,7 @@ def test_a_partition_of_bars_holds_what_its_events_give_and_names_them(lake: Lak
     assert lake.is_current("bars", "X", DAY, inputs=lake.fingerprint("events", "X", DAY))
 
 
-def test_bars_without_events_or_without_an_instrument_are_refused_by_name(lake: Lake):
+def test_bars_without_events_or_an_instrument_are_errors(lake: Lake):
     with pytest.raises(LakeError, match="no such partition"):
         make_bars(lake, "X", DAY, Settings())
     write_events(lake, opening())

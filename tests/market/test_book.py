@@ -29,8 +29,8 @@ def delta(*levels: tuple[int, int, int], now_ns: int = START_NS, flags: int = 0)
 SMALL = ((1, 100, 5), (1, 99, 7), (1, 95, 1), (-1, 101, 2), (-1, 104, 9))
 
 
-# Invariant: after every frame the compiled book and the dictionaries hold the same levels in the
-# same order, judge validity alike, and count the same deletions of nothing.
+# Invariant: after every frame the compiled book and the dictionaries have the same levels in the same
+# order, agree on validity, and count the same deletions of missing levels.
 @given(streams())
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_every_frame_leaves_the_levels_of_a_plain_book(frames):
@@ -45,7 +45,7 @@ def test_every_frame_leaves_the_levels_of_a_plain_book(frames):
     assert book.counters["unheld"] == plain.unheld
 
 
-# Invariant: best and next-worse search find every level in order, whatever the distances.
+# Invariant: best and next-worse search return every level in order, at any distance.
 @given(st.lists(st.tuples(st.sampled_from((1, -1)), TICKS, st.integers(0, 3)), max_size=60))
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_levels_many_table_widths_apart_are_found_in_order(changes):
@@ -90,7 +90,7 @@ def test_a_recording_is_followed_level_by_level_and_never_crosses(data_dir: Path
     assert book.update_id == events["update_id"][-1]
 
 
-# Conservation: what the rows added and took away is what stands in the book.
+# Conservation: quantity added less quantity taken away is the quantity in the book.
 @given(streams())
 @settings(max_examples=50, deadline=None, derandomize=True)
 def test_quantity_is_conserved_between_snapshots(frames):
@@ -163,7 +163,7 @@ def test_a_book_in_the_middle_of_a_frame_is_not_valid_and_cannot_be_restated():
     assert book.valid
 
 
-def test_deleting_a_level_that_is_not_held_changes_nothing_and_is_counted():
+def test_deleting_a_missing_level_is_a_counted_no_op():
     book = Book()
     book.apply(snapshot(*SMALL))
     before = book.bids()
@@ -174,7 +174,7 @@ def test_deleting_a_level_that_is_not_held_changes_nothing_and_is_counted():
 
 @pytest.mark.parametrize("side", [1, -1])
 @pytest.mark.parametrize("better_first", [True, False])
-def test_of_two_levels_in_one_slot_the_better_is_kept_and_the_loss_counted(side, better_first):
+def test_on_a_slot_collision_the_better_level_stays_and_eviction_counts(side, better_first):
     book, better, worse = Book(), 10 * WIDTH, 10 * WIDTH - side * WIDTH
     for tick in (better, worse) if better_first else (worse, better):
         bk.set_level(book.state, side, tick, 4)
@@ -182,7 +182,7 @@ def test_of_two_levels_in_one_slot_the_better_is_kept_and_the_loss_counted(side,
     assert book.counters["evicted"] == 1
 
 
-def test_rows_that_make_no_sense_are_refused_and_counted():
+def test_rows_of_unknown_side_or_negative_quantity_are_refused():
     book = Book()
     book.apply(snapshot(*SMALL))
     before = book.bids(), book.asks()
@@ -193,7 +193,7 @@ def test_rows_that_make_no_sense_are_refused_and_counted():
         book.apply(np.zeros(3, np.int64))
 
 
-def test_a_frame_without_levels_moves_only_time_and_update_id():
+def test_an_empty_frame_moves_only_time_and_update_id():
     book = Book()
     book.apply(snapshot(*SMALL))
     before = book.bids(), book.asks()
@@ -204,7 +204,7 @@ def test_a_frame_without_levels_moves_only_time_and_update_id():
     assert book.receive_ns == START_NS + 5
 
 
-def test_silence_beyond_the_limit_is_stale():
+def test_a_book_silent_beyond_the_limit_is_stale():
     book = Book()
     assert book.stale(START_NS, 10)
     book.apply(snapshot(*SMALL))
@@ -212,10 +212,10 @@ def test_silence_beyond_the_limit_is_stale():
     assert book.stale(START_NS + 11, 10)
 
 
-# Invariant: applying the restatement of a synchronised book to any other book gives this book.
+# Invariant: applying the checkpoint of a synchronised book to any other book gives this book.
 @given(streams(), streams(max_frames=5))
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_a_restatement_read_alone_gives_the_same_book(frames, others):
+def test_a_checkpoint_read_alone_gives_the_same_book(frames, others):
     book, other = Book(), Book()
     for frame in frames:
         book.apply(frame)
@@ -231,7 +231,7 @@ def test_a_restatement_read_alone_gives_the_same_book(frames, others):
         assert (rows["flags"] & Flag.CHECKPOINT).all()
 
 
-def test_a_restatement_over_a_valid_book_does_not_make_it_younger():
+def test_a_checkpoint_over_a_valid_book_does_not_make_it_fresher():
     book = Book()
     book.apply(snapshot(*SMALL))
     book.apply(book.snapshot_rows(START_NS + 1000))

@@ -1,4 +1,4 @@
-"""Captures: what is written is read again, and only a torn tail is ever dropped."""
+"""Captures: written lines are read back, and only a torn tail is ever dropped."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_missing_file_and_a_folder_are_capture_errors(tmp_path: Path) -> None:
         content_hash(tmp_path / "none")
 
 
-def test_a_line_without_end_keeps_its_head_only(
+def test_an_endless_line_keeps_its_head_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capture, "MAX_LINE_BYTES", 100_000)
@@ -152,7 +152,7 @@ def test_frames_controls_and_blocks_come_back_in_order(tmp_path: Path) -> None:
     assert not last_of(path).torn
 
 
-def test_what_is_not_a_line_is_refused(tmp_path: Path) -> None:
+def test_appending_anything_but_whole_lines_is_an_error(tmp_path: Path) -> None:
     with CaptureWriter(tmp_path / "a.frames.zst") as writer:
         with pytest.raises(CaptureError, match="end with a newline"):
             writer.append_block(b"1 {}")
@@ -202,14 +202,14 @@ def test_only_newlines_end_a_line(tmp_path: Path) -> None:
 
 @pytest.fixture
 def file_limit() -> Iterator[Callable[[int], None]]:
-    """Makes the disk refuse files beyond a size; the limit goes with the test."""
+    """Limits the size of files, as a full disk does; the limit ends with the test."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-# A disk that is full at any byte. Invariant: the failure is one CaptureError, what was synced and
-# every whole zstd frame reads, the rest is counted, nothing is torn, and the file can be gone on with.
+# A disk that is full at any byte. Invariant: the failure is one CaptureError, synced text and every
+# whole zstd frame reads, the rest is counted, nothing is torn, and the file can be appended to.
 @pytest.mark.parametrize("full_at", [0, 1, 7, 400, 1000, 1999, 4096])
 def test_a_full_disk_is_one_clear_error_and_leaves_a_whole_file(
     tmp_path: Path, file_limit: Callable[[int], None], full_at: int
@@ -245,7 +245,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_a_whole_file(
     assert text_of(path) == kept + b"99 {}\n"
 
 
-def test_a_failure_that_comes_with_closing_is_named(
+def test_a_failure_on_close_is_a_capture_error(
     tmp_path: Path, file_limit: Callable[[int], None]
 ) -> None:
     path = tmp_path / "a.frames.zst"
@@ -260,10 +260,10 @@ def test_a_failure_that_comes_with_closing_is_named(
 
 
 # A crash leaves any prefix of the file. Invariant: after reopening and appending, the file reads as
-# a prefix of the old lines, at least as long as what was synced, followed by the new line.
+# a prefix of the old lines, at least as long as the synced text, followed by the new line.
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(cut=st.floats(0, 1), zeros=st.sampled_from([0, 0, 3, 5000]))
-def test_reopening_after_a_crash_keeps_what_was_synced(cut: float, zeros: int) -> None:
+def test_reopening_after_a_crash_keeps_synced_lines(cut: float, zeros: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.frames.zst"
         with CaptureWriter(path) as writer:
@@ -297,7 +297,7 @@ def test_reopening_counts_the_unfinished_line_it_drops(tmp_path: Path) -> None:
     assert text_of(path) == b"1 {}\n2 {}\n4 {}\n"
 
 
-def test_a_killed_writer_loses_nothing_that_was_synced(tmp_path: Path) -> None:
+def test_a_killed_writer_loses_no_synced_line(tmp_path: Path) -> None:
     path = tmp_path / "a.frames.zst"
     code = (
         "import os, signal, sys\n"

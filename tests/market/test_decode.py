@@ -1,4 +1,4 @@
-"""Decoding: exact rows, continuity by topic, and a name and a place for all that is refused."""
+"""Decoding: exact rows, sequence by topic, and a reason and a place for every rejection."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def stamped(*frames: Any, start: int = NS) -> Block:
     return block_of(*(b"%d %b" % (start + n, pack(frame)) for n, frame in enumerate(frames)))
 
 
-#: Every rule is stated for both halves: the compiled scanner and the reference.
+#: Every rule is tested on both readers: the compiled one and the reference.
 @pytest.fixture(params=[True, False], ids=["compiled", "reference"])
 def decoder(request: pytest.FixtureRequest) -> Decoder:
     return Decoder(compiled=request.param)
@@ -90,7 +90,7 @@ def btc(decoded: Decoded) -> Events:
     return decoded.events.get("BTCUSDT", np.zeros(0, EVENT))
 
 
-# -- what frames become ----------------------------------------------------------------------------
+# -- frames to rows --------------------------------------------------------------------------------
 
 
 def test_a_snapshot_becomes_levels_in_ticks_and_lots(decoder: Decoder) -> None:
@@ -148,7 +148,7 @@ def test_a_liquidation_keeps_the_side_of_the_liquidated_position(decoder: Decode
     assert (row["kind"], row["side"], row["qty_lots"]) == (Kind.LIQUIDATION, 1, 500)
 
 
-def test_known_ticker_fields_become_rows_and_the_rest_does_not(decoder: Decoder) -> None:
+def test_only_known_ticker_fields_become_rows(decoder: Decoder) -> None:
     frame = ticker(
         bid1Price="1",
         lastPrice="65114.30",
@@ -178,7 +178,7 @@ def test_a_negative_funding_rate_is_read(decoder: Decoder) -> None:
     assert row["value_e8"] == -12345
 
 
-def test_a_ticker_without_a_known_field_is_counted_and_makes_no_row(decoder: Decoder) -> None:
+def test_a_ticker_without_a_known_field_is_counted_only(decoder: Decoder) -> None:
     decoded = decoder.decode_frame(NS, pack(ticker(bid1Size="3")))
     assert decoded.events == {}
     assert decoded.counts["tickers.BTCUSDT"].frames == 1
@@ -199,12 +199,12 @@ def test_other_topics_are_counted_and_not_converted(decoder: Decoder, frame: Any
     assert not decoded.rejects
 
 
-def test_answers_to_our_own_requests_are_counted(decoder: Decoder) -> None:
+def test_replies_to_our_requests_are_counted(decoder: Decoder) -> None:
     pong = {"success": True, "ret_msg": "pong", "conn_id": "x", "req_id": "", "op": "ping"}
     assert decoder.decode_frame(NS, pack(pong)).counts == {"op.ping": TopicCounts(frames=1)}
 
 
-def test_only_the_symbols_asked_for_are_converted() -> None:
+def test_only_the_requested_symbols_are_converted() -> None:
     decoder = Decoder(symbols=["ETHUSDT"])
     decoded = decoder.decode_frame(NS, pack(trade()))
     assert not decoded.events
@@ -224,11 +224,11 @@ def test_white_space_key_order_and_escapes_change_nothing() -> None:
         assert np.array_equal(btc(Decoder().decode_frame(NS, text.encode())), plain)
 
 
-# -- continuity ------------------------------------------------------------------------------------
+# -- sequence --------------------------------------------------------------------------------------
 
 
 def flags_of(decoder: Decoder, *frames: Any) -> list[tuple[int, int]]:
-    """(u, flags of the first row) of the book frames that were kept."""
+    """(u, flags of the first row) of the accepted book frames."""
     rows = btc(decoder.decode_block(stamped(*frames)))
     firsts = rows[rows["flags"] & Flag.FIRST != 0]
     return list(zip(firsts["update_id"].tolist(), firsts["flags"].tolist(), strict=True))
@@ -239,7 +239,7 @@ GAP = int(Flag.FIRST | Flag.LAST | Flag.GAP)
 LEVEL = [["1.0", "1"]]
 
 
-def test_the_next_u_follows_and_a_snapshot_restarts_at_any_u(decoder: Decoder) -> None:
+def test_the_next_u_follows_on_and_a_snapshot_restarts_at_any_u(decoder: Decoder) -> None:
     frames = [
         book(50, LEVEL, kind="snapshot"),
         book(51, LEVEL),
@@ -249,7 +249,7 @@ def test_the_next_u_follows_and_a_snapshot_restarts_at_any_u(decoder: Decoder) -
     assert flags_of(decoder, *frames) == [(50, ONE), (51, ONE), (1, ONE), (2, ONE)]
 
 
-def test_an_old_u_is_dropped_and_counted(decoder: Decoder) -> None:
+def test_an_old_u_is_a_duplicate(decoder: Decoder) -> None:
     frames = [book(5, LEVEL, kind="snapshot"), book(5, LEVEL), book(4, LEVEL), book(6, LEVEL)]
     decoded = decoder.decode_block(stamped(*frames))
     assert btc(decoded)["update_id"].tolist() == [5, 6]
@@ -259,7 +259,7 @@ def test_an_old_u_is_dropped_and_counted(decoder: Decoder) -> None:
     assert decoded.counts[BOOK].events == 2
 
 
-def test_a_jump_of_u_flags_its_first_row_and_only_that(decoder: Decoder) -> None:
+def test_a_sequence_gap_flags_the_first_row_only(decoder: Decoder) -> None:
     two = [["1.0", "1"], ["0.9", "1"]]
     decoded = decoder.decode_block(
         stamped(book(5, LEVEL, kind="snapshot"), book(7, two), book(8, LEVEL))
@@ -310,7 +310,7 @@ def test_receive_time_is_a_running_maximum_and_steps_back_are_counted(decoder: D
     assert (counts.min_lag_ns, counts.max_lag_ns) == (lag + 10, lag + 12)
 
 
-def test_a_receive_time_long_after_the_venues_own_does_not_move_the_clock(
+def test_a_receive_time_a_day_after_the_venues_is_rejected(
     decoder: Decoder,
 ) -> None:
     late = NS + 2 * 86_400 * 10**9
@@ -380,7 +380,7 @@ def test_an_instrument_line_makes_a_new_symbol_known(decoder: Decoder) -> None:
     assert (row["price_ticks"], row["qty_lots"]) == (13051, 25)
 
 
-def test_a_reader_of_one_grid_names_what_is_off_it() -> None:
+def test_a_decoder_of_a_fixed_grid_rejects_prices_off_it_by_name() -> None:
     line = {"l2": "instrument", **msgspec.to_builtins(BUILT_IN["BTCUSDT"]), "tick": "0.01"}
     decoder = Decoder(follow=False)
     decoded = decoder.decode_block(stamped(line, book(1, [["1.05", "1"]], kind="snapshot")))
@@ -454,7 +454,7 @@ REJECTED: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("reason", "frame"), REJECTED)
-def test_a_bad_frame_is_refused_by_name_and_place(
+def test_a_bad_frame_is_rejected_with_reason_and_place(
     decoder: Decoder, reason: str, frame: Any
 ) -> None:
     text = frame if isinstance(frame, bytes) else pack(frame)
@@ -476,19 +476,19 @@ def test_a_bad_frame_is_refused_by_name_and_place(
 @pytest.mark.parametrize(
     "line", [b"", b" ", b"{}", b"-5 {}", b"12", b"1x {}", b"9" * 30 + b" {}", b"0 {}", b"\xb2 {}"]
 )
-def test_a_line_without_a_receive_time_is_refused(decoder: Decoder, line: bytes) -> None:
+def test_a_line_without_a_receive_time_is_rejected(decoder: Decoder, line: bytes) -> None:
     decoded = decoder.decode_block(block_of(line))
     assert [reject.reason for reject in decoded.rejects] == ["bad receive time"]
 
 
-def test_a_reject_names_symbol_and_topic_where_the_text_does(decoder: Decoder) -> None:
+def test_a_rejection_names_symbol_and_topic_where_the_text_does(decoder: Decoder) -> None:
     decoded = decoder.decode_frame(NS, pack(book(1, LEVEL))[:-1])
     (reject,) = decoded.rejects
     assert (reject.symbol, reject.topic) == ("BTCUSDT", BOOK)
     assert decoded.counts[BOOK].rejected == 1
 
 
-def test_a_block_of_garbage_comes_in_parts_of_bounded_size() -> None:
+def test_rejections_of_a_part_are_bounded() -> None:
     decoder = Decoder()
     lines = [b"x"] * 25_000
     part = decoder.decode_part(block_of(*lines))
@@ -498,7 +498,7 @@ def test_a_block_of_garbage_comes_in_parts_of_bounded_size() -> None:
     assert [reject.line for reject in whole.rejects] == list(range(1, len(lines) + 1))
 
 
-def test_a_flood_of_topics_is_counted_by_name_up_to_a_bound() -> None:
+def test_topics_counted_by_name_are_bounded() -> None:
     decoder = Decoder()
     lines = [b'%d {"topic":"kline.%d.BTCUSDT"}' % (NS, n) for n in range(1500)]
     refused = [b'%d {"topic":"a.b%d"' % (NS, n) for n in range(500)]
@@ -510,14 +510,14 @@ def test_a_flood_of_topics_is_counted_by_name_up_to_a_bound() -> None:
     assert parts[2].counts[OTHER].frames == 500
 
 
-def test_a_cut_line_is_refused_as_too_long() -> None:
+def test_a_truncated_line_is_rejected_as_too_long() -> None:
     block = msgspec.structs.replace(stamped(trade(), trade(), trade()), cut=frozenset({2}))
     decoded = Decoder().decode_block(block)
     assert [(reject.line, reject.reason) for reject in decoded.rejects] == [(2, "line too long")]
     assert len(btc(decoded)) == 2
 
 
-def test_a_live_frame_is_one_frame_whatever_newlines_it_holds(decoder: Decoder) -> None:
+def test_a_live_frame_with_newlines_is_one_frame(decoder: Decoder) -> None:
     frame = pack(trade())
     assert len(btc(decoder.decode_frame(NS, frame + b"\n"))) == 1
     for text in (frame + b"\n" + frame, b"", b"\n"):
@@ -530,7 +530,7 @@ def test_a_live_frame_is_one_frame_whatever_newlines_it_holds(decoder: Decoder) 
 
 
 def same(left: Decoded, right: Decoded) -> bool:
-    """Whether two results agree in everything."""
+    """Whether two results are equal in every field."""
     return (
         left.events.keys() == right.events.keys()
         and all(left.events[s].tobytes() == right.events[s].tobytes() for s in left.events)
@@ -542,7 +542,7 @@ def same(left: Decoded, right: Decoded) -> bool:
 
 
 def agreed(block: Block) -> Decoded:
-    """Both halves' result, and that of the lines one by one as live frames where they can be."""
+    """Both readers' results, and that of the lines one by one as live frames where possible."""
     compiled, reference = Decoder(), Decoder(compiled=False)
     results = compiled.decode_block(block), reference.decode_block(block)
     assert same(*results)
@@ -550,8 +550,8 @@ def agreed(block: Block) -> Decoded:
     return results[0]
 
 
-# Whatever the bytes: no exception, every line is a frame, a control line, or a located rejection, and
-# the compiled scanner says exactly what the reference says.
+# Any bytes: no exception, every line is a frame, a control line, or a located rejection, and the
+# compiled reader returns exactly what the reference returns.
 @settings(max_examples=150, derandomize=True, deadline=None)
 @given(st.lists(st.binary(max_size=80), max_size=8))
 def test_any_bytes_give_events_or_located_rejections(lines: list[bytes]) -> None:
@@ -585,7 +585,7 @@ REAL = [
 # Mutated real frames: bytes flipped, cut out, doubled or swapped between frames.
 @settings(max_examples=250, derandomize=True, deadline=None)
 @given(data=st.data())
-def test_both_halves_agree_on_mutated_frames(data: st.DataObject) -> None:
+def test_both_readers_agree_on_mutated_frames(data: st.DataObject) -> None:
     lines = [
         b"%d %b" % (NS + n, mutated(data, data.draw(st.sampled_from(REAL))))
         for n in range(data.draw(st.integers(1, 6)))
@@ -594,7 +594,7 @@ def test_both_halves_agree_on_mutated_frames(data: st.DataObject) -> None:
 
 
 def mutated(data: st.DataObject, frame: bytes) -> bytes:
-    """The frame with up to two pieces of it replaced."""
+    """The frame with up to two of its pieces replaced."""
     text = bytearray(frame)
     for _ in range(data.draw(st.integers(0, 2))):
         at = data.draw(st.integers(0, max(0, len(text) - 1)))
@@ -612,9 +612,9 @@ def mutated(data: st.DataObject, frame: bytes) -> bytes:
     return bytes(text)
 
 
-# Frames of topics that are not converted, the first of each whole: the compiled reader, which knows
-# the topic from then on, gives the counts, the clock, the refusals and the end that the reference
-# gives, whatever is bent, whatever the receive time, and as live frames too.
+# Frames of topics that are not converted, the first of each valid: the compiled reader, which skips the
+# topic from then on, gives the reference's counts, clock, rejections and end, for any mutation and
+# receive time, and as live frames too.
 
 PASSED = [
     pack(frame)
@@ -631,7 +631,7 @@ LATER = ["l2", "ts", "topic", "type"]
 
 @settings(max_examples=250, derandomize=True, deadline=None)
 @given(data=st.data())
-def test_both_halves_pass_the_same_frames_by(data: st.DataObject) -> None:
+def test_both_readers_skip_the_same_unconverted_frames(data: st.DataObject) -> None:
     lines = [b"%d %b" % (NS, frame) for frame in PASSED]
     now = NS
     for _ in range(data.draw(st.integers(1, 6))):
@@ -659,7 +659,7 @@ def test_both_halves_pass_the_same_frames_by(data: st.DataObject) -> None:
     assert counts == decoded.counts
 
 
-# Random well-formed books: prices and quantities on the grid come back exactly, off it are refused.
+# Random well-formed books: prices and quantities on the grid come back exactly, off it are rejected.
 @settings(max_examples=150, derandomize=True, deadline=None)
 @given(
     levels=st.lists(
@@ -751,7 +751,7 @@ def test_compiled_reference_and_live_agree_on_a_recording(data_dir: Path, name: 
         assert np.concatenate(pieces[symbol]).tobytes() == rows.tobytes()
 
 
-# The judge shares no code with the decoder: the venue's JSON through `json` and `Decimal` into a dict
+# The oracle shares no code with the decoder: the venue's JSON through `json` and `Decimal` into a dict
 # of prices. The rows must rebuild the same book after every frame, and it is never crossed.
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_the_rows_rebuild_the_book_that_plain_json_gives(data_dir: Path, name: str) -> None:
@@ -797,8 +797,8 @@ def test_the_rows_rebuild_the_book_that_plain_json_gives(data_dir: Path, name: s
     assert checked > 10
 
 
-# A recorder keeps several depths of a book. The depth that is converted is told from the others, which
-# are counted: with every frame once more as another depth's, the events are those of the frames alone.
+# A recorder keeps several depths of a book. Only one depth is converted, the others are counted: with
+# every frame repeated as another depth's, the events are those of the frames alone.
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_other_depths_are_counted_and_change_no_event(data_dir: Path, name: str) -> None:
     alone: list[bytes] = []
@@ -842,8 +842,8 @@ PLAIN = st.recursive(
 )
 
 
-# A value in the plain form is read to its end, whatever follows it, and cut short it has no end; of
-# anything else that is said to end, what stands before the end is JSON.
+# A value in the plain form is read to its end, whatever follows it, and truncated it has no end; for
+# any other text with an end, the part before the end is JSON.
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(PLAIN, st.sampled_from([b"", b",", b"}", b'"', b"]x"]), st.data())
 def test_a_plain_value_ends_where_its_json_ends(
@@ -861,6 +861,6 @@ def test_a_plain_value_ends_where_its_json_ends(
 
 
 @pytest.mark.parametrize("depth", [1, 60, 61, 10_000])
-def test_a_value_nested_too_deep_is_handed_over(depth: int) -> None:
+def test_a_value_nested_too_deep_is_left_to_the_reference(depth: int) -> None:
     text = np.frombuffer(b"[" * depth + b"]" * depth, np.uint8)
     assert value_end(text, 0, len(text)) == (2 * depth if depth <= 60 else -1)

@@ -1,4 +1,4 @@
-"""The feature language: what it accepts, what it means, and that both engines mean the same."""
+"""The feature language: syntax, meaning, and parity of both engines."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def lagged(values, s, w, i):
 
 
 @pytest.mark.parametrize("expression", REFERENCE)
-def test_functions_mean_what_numpy_computes(expression):
+def test_functions_compute_what_numpy_computes(expression):
     (t, bars), *_ = column_data(seed=1, n=90, missing=0.0).values()
     node = Language(COLUMNS).parse(expression)
     live = live_values({"x": node}, {"BTCUSDT": (t, bars)} | {"ETHUSDT": (t[:1], bars[:1])})
@@ -150,8 +150,8 @@ def test_every_function_is_the_same_in_both_engines():
     assert_equal(*both_engines(expressions, column_data(seed=2), terms))
 
 
-# An expression that is made at random, over bars with NULLs, zeros, constants, missing seconds and
-# values at both ends of the doubles, is NULL at the same rows in both engines, and equal elsewhere.
+# A random expression over bars with NULLs, zeros, constants, missing seconds and values at both ends of
+# the doubles is NULL at the same rows in both engines, and equal elsewhere.
 
 _LEAVES = ["bid_q1", "ofi_1", "rv", "lag(ofi_1, 2)", "lead(ofi_1)", "3", "0.5"]
 ROW = st.recursive(
@@ -218,7 +218,7 @@ def test_a_negligible_variance_is_no_variance():
                 assert (engine[name][end] is None) == (deviation == 0.0)
 
 
-# -- what is refused ---------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -243,14 +243,14 @@ def test_a_negligible_variance_is_no_variance():
         ("ofi_1 +", "invalid syntax"),
     ],
 )
-def test_an_expression_that_cannot_be_used_is_refused_with_its_place(expression, message):
+def test_a_bad_expression_is_an_error_with_its_place(expression, message):
     with pytest.raises(ExpressionError) as caught:
         Language(COLUMNS).parse(expression, "feature x")
     assert str(caught.value).startswith("feature x: ")
     assert message in str(caught.value)
 
 
-def test_memory_counts_the_bars_that_decide_a_value():
+def test_memory_is_the_look_back_of_a_value():
     language = Language(COLUMNS, {"ret": "ofi_1 - lag(ofi_1, 1)"})
     for expression, seconds in {
         "ofi_1": 1,

@@ -1,4 +1,4 @@
-"""The features: one definition, two engines, the same values row by row; nothing from the future."""
+"""The features: one definition, two engines, the same values row by row; no look-ahead."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_a_whole_record_is_equal_in_both_engines_warm_and_not_null():
     assert not np.isnan(values[warm]).any()
 
 
-# Whatever is missing (seconds, values, a symbol for a while, everything for a while), constant, or
-# out of scale, both engines give the same rows, across midnight.
+# With missing seconds, values, or a symbol for a while, with constants and values out of scale, both
+# engines give the same rows, across midnight.
 
 DEFECTS = st.lists(
     st.tuples(
@@ -139,7 +139,7 @@ def test_defective_bars_are_equal_in_both_engines(defects, seed, missing):
     assert_parity(data, [DAY, NEXT])
 
 
-# Near a constant, at any nearness: every column at a distance of its own between 1e-9 and 1e-3.
+# Near a constant: every column varies by a relative size of its own between 1e-9 and 1e-3.
 
 
 @settings(max_examples=4, deadline=None, derandomize=True)
@@ -155,9 +155,9 @@ def test_near_constant_bars_are_equal_in_both_engines(seed):
     assert_parity(data, [DAY, NEXT])
 
 
-# Far from zero: from some second on, most columns that have no bounds stand by an offset of their own,
-# 1e5 to 1e8, in base units more than there are coins; the ten levels' flow by the same one. No
-# difference of large sums is left to their rounding.
+# Far from zero: from some second on, most unbounded columns have an offset of their own, 1e5 to 1e8 (in
+# base units more than there are coins), the ten levels' flow the same one. Differences of large sums
+# must not be lost in rounding.
 
 BOUNDED = {"share", "log s", "0/1"}
 LEVELS = [NAMES.index(f"ofi_{level}") for level in range(1, 11)]
@@ -258,10 +258,10 @@ def test_bits_do_not_depend_on_the_dates_and_symbols_built_together():
         assert row.tobytes() == apart[symbol, second].tobytes()
 
 
-# -- nothing from the future --------------------------------------------------------------------
+# -- look-ahead and look-back -------------------------------------------------------------------
 
 
-def test_what_happens_after_t_changes_nothing_at_t():
+def test_no_look_ahead_bars_after_t_change_nothing_at_t():
     data = two_symbols(6, MIDNIGHT - 400, 800, missing=0.02)
     cut = MIDNIGHT + 100
     other = two_symbols(7, MIDNIGHT - 400, 800)
@@ -279,7 +279,7 @@ def test_what_happens_after_t_changes_nothing_at_t():
     assert values[~before].tobytes() != others[~same].tobytes()
 
 
-def test_nothing_older_than_the_memory_changes_the_features():
+def test_bars_older_than_the_look_back_change_nothing():
     old, new = two_symbols(8, MIDNIGHT, 4200), two_symbols(9, MIDNIGHT, 4200)
     last = MIDNIGHT + 4199
     mixed = {
@@ -295,7 +295,7 @@ def test_nothing_older_than_the_memory_changes_the_features():
 # -- the live evaluator -------------------------------------------------------------------------
 
 
-def test_an_evaluator_started_from_history_says_what_the_old_one_says():
+def test_an_evaluator_warmed_up_from_history_equals_the_old_one():
     data = two_symbols(10, MIDNIGHT, 8200, missing=0.001)
     last = max(int(t[-1]) for t, _ in data.values()) - 3
     data = {symbol: (t[t <= last], bars[t <= last]) for symbol, (t, bars) in data.items()}
@@ -310,7 +310,7 @@ def test_an_evaluator_started_from_history_says_what_the_old_one_says():
         assert warm == old[symbol, int(t[-1])][1]
 
 
-def test_a_leader_that_comes_late_counts_from_the_next_second():
+def test_a_late_leaders_bar_counts_from_the_next_second():
     data = two_symbols(11, MIDNIGHT, 100)
     on_time, late = FeatureEvaluator(SYMBOLS[:1]), FeatureEvaluator(SYMBOLS[:1])
     (t, btc), (_, eth) = data.values()
@@ -344,7 +344,7 @@ def test_warm_needs_an_hour_without_a_missing_second_or_a_gap():
     assert not push([7204])
 
 
-def test_bars_that_cannot_be_placed_are_refused():
+def test_bars_out_of_order_or_of_wrong_shape_are_errors():
     evaluator = FeatureEvaluator(SYMBOLS[:1])
     bar = random_bars(np.random.default_rng(13), 1)[0]
     with pytest.raises(ValueError, match="no bar has been pushed"):
@@ -364,9 +364,9 @@ def test_bars_that_cannot_be_placed_are_refused():
 
 
 @pytest.mark.parametrize("path", generated())
-def test_committed_files_are_what_the_definitions_render(path):
+def test_committed_files_are_up_to_date_with_the_definitions(path):
     stands = (REPOSITORY / path).read_text()
-    assert stands == generated()[path], f"{path} is stale: run python -m market.features"
+    assert stands == generated()[path], f"{path} is stale: run make generate"
 
 
 def test_the_set_is_broad_and_every_feature_is_documented():
@@ -404,8 +404,8 @@ def test_every_term_is_used_by_a_feature():
         assert re.search(rf"\b{term}\b", used), term
 
 
-# Multiplying every price by one factor changes no feature: nothing learns the price level. The
-# quote currency's worth changes with prices, so notionals move along.
+# Multiplying every price by one factor changes no feature: none depends on the price level. Notionals
+# scale with prices.
 
 PRICES = {
     name for name, (unit, _) in COLUMNS.items() if unit in {"quote", "quote/bps", "quote/bps2"}
@@ -455,6 +455,6 @@ def test_the_hash_follows_meaning_and_order():
         ("== x\nspread +  me", "line 2: cannot be read: spread"),
     ],
 )
-def test_a_definition_that_cannot_be_used_is_named(table, message):
+def test_a_bad_definition_is_an_error_that_names_it(table, message):
     with pytest.raises(ExpressionError, match=message):
         parse(read_table(table))

@@ -1,4 +1,4 @@
-"""Ingest: captures become partitions that read alone, twice the same, with every refusal kept."""
+"""Ingest: captures become partitions that read alone, idempotently; rejections are quarantined."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from market import ingest as ingest_module
 from market.bars import make_bars
 from market.book import Book
 from market.events import EVENT, Events, Flag, Kind, from_arrow
-from market.ingest import IngestError, adopt, fingerprint, ingest, instruments_of, scan
+from market.ingest import adopt, fingerprint, ingest
 from market.instruments import BUILT_IN, Instrument
 from market.lake import Lake
 from market.settings import Settings
 from market.units import DAY_NS, day_start_ns
 from market.wire.capture import CaptureError, CaptureWriter, read_blocks
 from market.wire.decode import Decoder
+from market.wire.survey import IngestError, instruments_of, scan
 
 DAY, NEXT = "2026-11-20", "2026-11-21"
 MIDNIGHT = day_start_ns(NEXT)
@@ -55,7 +56,7 @@ def tick(ns: int, **fields: str) -> tuple[int, bytes]:
 
 
 def across_midnight() -> list[tuple[int, bytes]]:
-    """A minute of book on each side of midnight, one frame a second, ``u`` without a gap."""
+    """A minute of book on each side of midnight, one frame a second, no sequence gap."""
     start = MIDNIGHT - 60 * SECOND
     lines = [
         book(start, 1, [["99.9", "1"], ["99.8", "2"]], [["100.1", "3"]], kind="snapshot"),
@@ -133,7 +134,7 @@ def test_the_new_date_opens_with_book_and_ticker_restated(
     assert not (second["flags"] & Flag.GAP).any()
 
 
-def test_one_date_alone_is_the_same_as_when_both_are_asked_for(
+def test_a_date_ingested_alone_is_the_same_as_with_its_neighbour(
     tmp_path: Path, capture: Callable[..., str]
 ) -> None:
     path = capture(across_midnight())
@@ -169,7 +170,7 @@ def test_a_gap_before_midnight_stays_a_gap_after_it(
     assert not alone.synchronised
 
 
-def test_running_it_twice_gives_the_same_bytes(tmp_path: Path, capture: Callable[..., str]) -> None:
+def test_ingest_is_idempotent_to_the_byte(tmp_path: Path, capture: Callable[..., str]) -> None:
     path = capture([*across_midnight(), b"%d rubbish" % (MIDNIGHT + 61 * SECOND)])
     found = []
     for name in ("one", "two"):
@@ -183,9 +184,7 @@ def test_running_it_twice_gives_the_same_bytes(tmp_path: Path, capture: Callable
     assert len(found[0]) == 5
 
 
-def test_the_order_in_which_captures_are_named_does_not_matter(
-    tmp_path: Path, capture: Callable[..., str]
-) -> None:
+def test_the_order_of_captures_does_not_matter(tmp_path: Path, capture: Callable[..., str]) -> None:
     lines = across_midnight()
     paths = [capture(lines[:50], "b.frames.zst"), capture(lines[50:], "a.frames.zst")]
     one, two = Lake(tmp_path / "one"), Lake(tmp_path / "two")
@@ -195,7 +194,7 @@ def test_the_order_in_which_captures_are_named_does_not_matter(
     assert scan(paths) == scan(paths[::-1])
 
 
-def test_row_groups_do_not_depend_on_how_the_stream_was_cut(
+def test_row_groups_do_not_depend_on_blocks(
     lake: Lake, capture: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ingest_module, "ROW_GROUP", 16)
@@ -236,10 +235,10 @@ def test_the_fingerprint_follows_content_and_depth(capture: Callable[..., str]) 
     assert fingerprint([one, two], Settings()) == fingerprint([two, one], Settings())
 
 
-# -- refusals and counts ---------------------------------------------------------------------------
+# -- rejections and counts -------------------------------------------------------------------------
 
 
-def test_refused_lines_are_kept_with_file_line_and_reason(
+def test_rejected_lines_are_quarantined_with_file_line_and_reason(
     lake: Lake, capture: Callable[..., str]
 ) -> None:
     lines: list[Any] = across_midnight()[:10]
@@ -260,7 +259,7 @@ def test_refused_lines_are_kept_with_file_line_and_reason(
     assert counts["unattributed"]["rejected"] == 1
 
 
-def test_a_quarantine_that_is_no_longer_needed_goes_away(
+def test_a_quarantine_without_rejections_is_removed(
     lake: Lake, capture: Callable[..., str]
 ) -> None:
     bad = capture([*across_midnight(), b"x"], "a.frames.zst")
@@ -321,7 +320,9 @@ def test_a_file_without_a_single_frame_is_an_error_that_says_so(
         adopt(lake, path)
 
 
-def test_a_key_without_an_event_is_named(lake: Lake, capture: Callable[..., str]) -> None:
+def test_a_key_without_events_is_an_error_that_names_it(
+    lake: Lake, capture: Callable[..., str]
+) -> None:
     wanted = [KEYS[0], ("ETHUSDT", DAY), ("BTCUSDT", "2026-11-22")]
     with pytest.raises(IngestError, match=r"BTCUSDT 2026-11-22, ETHUSDT 2026-11-20 in a\.frames"):
         ingest(lake, [capture(across_midnight())], wanted, Settings())
@@ -329,7 +330,7 @@ def test_a_key_without_an_event_is_named(lake: Lake, capture: Callable[..., str]
 
 
 @pytest.mark.parametrize("key", [("BTCUSDT", "2026-13-01"), ("../x", DAY), ("BTCUSDT", "20261120")])
-def test_a_key_that_is_none_is_refused(
+def test_a_malformed_key_is_an_error(
     lake: Lake, capture: Callable[..., str], key: tuple[str, str]
 ) -> None:
     with pytest.raises(IngestError, match="not a symbol and a date"):
@@ -345,7 +346,7 @@ def test_a_capture_of_control_lines_only_does_not_stop_the_others(
     assert len(report.events) == 2
 
 
-def test_progress_is_told_file_by_file(lake: Lake, capture: Callable[..., str]) -> None:
+def test_progress_is_reported_file_by_file(lake: Lake, capture: Callable[..., str]) -> None:
     said: list[str] = []
     ingest(lake, [capture(across_midnight())], KEYS, Settings(), progress=said.append)
     assert said == ["a.frames.zst: read, 122 lines"]
@@ -354,9 +355,7 @@ def test_progress_is_told_file_by_file(lake: Lake, capture: Callable[..., str]) 
 # -- instruments -----------------------------------------------------------------------------------
 
 
-def test_a_partition_names_the_instrument_behind_its_integers(
-    lake: Lake, capture: Callable[..., str]
-) -> None:
+def test_a_partition_names_its_instrument(lake: Lake, capture: Callable[..., str]) -> None:
     finer = msgspec.structs.replace(BUILT_IN["BTCUSDT"], tick="0.05", source="venue")
     line = (MIDNIGHT - 61 * SECOND, pack({"l2": "instrument", **msgspec.to_builtins(finer)}))
     lines = [line, *across_midnight(), book(MIDNIGHT + 61 * SECOND, 121, [["99.85", "1"]])]
@@ -389,7 +388,7 @@ def test_a_symbol_without_an_instrument_gets_the_grid_of_its_capture(
 # -- scan and adopt --------------------------------------------------------------------------------
 
 
-def test_scan_finds_the_keys_that_ingest_can_make(capture: Callable[..., str]) -> None:
+def test_scan_lists_the_keys_that_ingest_can_make(capture: Callable[..., str]) -> None:
     late = (MIDNIGHT + 400 * DAY_NS, across_midnight()[5][1])
     other = (MIDNIGHT, pack({"topic": "orderbook.50.SOLUSDT", "ts": 1}))
     path = capture([*across_midnight(), late, other, b"rubbish"])
@@ -463,12 +462,12 @@ def test_events_survive_the_way_through_the_lake_unchanged(
 
 # -- the end of a date --------------------------------------------------------------------------
 
-# Bars of a date go on to midnight when its stream does, whoever was silent last; what is known of
-# the stream's end stands in the date's own captures, so that a date does not depend on the next.
+# Bars of a date go on to midnight when its stream does, even if one symbol was silent; the stream's end
+# is decided by the date's own captures, so that a date does not depend on the next.
 
 
 def silent_at_midnight() -> list[tuple[int, bytes]]:
-    """Bitcoin says nothing from three seconds before midnight on; ether goes on."""
+    """Bitcoin is silent from three seconds before midnight on; ether goes on."""
     start = MIDNIGHT - 60 * SECOND
     levels = [["99.9", "1"]], [["100.1", "3"]]
     lines = [
@@ -484,11 +483,11 @@ def silent_at_midnight() -> list[tuple[int, bytes]]:
 
 
 def until(lake: Lake, symbol: str, day: str) -> float:
-    """Seconds from midnight to the instant up to which the partition knows its stream."""
+    """``until_ns`` of a partition, as seconds from midnight."""
     return (int(lake.metadata("events", symbol, day)["until_ns"]) - MIDNIGHT) / SECOND
 
 
-def test_the_date_of_a_silent_symbol_goes_on_with_the_stream(
+def test_a_silent_symbols_date_lasts_as_long_as_the_stream(
     lake: Lake, capture: Callable[..., str]
 ) -> None:
     ingest(lake, [capture(silent_at_midnight())], KEYS, Settings())
@@ -499,7 +498,7 @@ def test_the_date_of_a_silent_symbol_goes_on_with_the_stream(
     assert np.array_equal(t_ns, MIDNIGHT + np.arange(-59, 11) * SECOND)
 
 
-def test_a_stream_that_ends_before_midnight_ends_with_its_last_line_of_any_topic(
+def test_a_stream_that_ends_early_ends_with_its_last_line_of_any_topic(
     lake: Lake, capture: Callable[..., str]
 ) -> None:
     lines = [line for line in silent_at_midnight() if line[0] < MIDNIGHT - SECOND]
@@ -508,7 +507,7 @@ def test_a_stream_that_ends_before_midnight_ends_with_its_last_line_of_any_topic
     assert make_bars(lake, *KEYS[0], Settings()) == 59
 
 
-def test_a_file_that_was_left_for_the_next_says_that_the_stream_went_on(
+def test_a_turn_line_shows_that_the_stream_went_on(
     tmp_path: Path, capture: Callable[..., str]
 ) -> None:
     """Hourly files: the date alone, and together with the next date's, is the same."""
@@ -527,7 +526,7 @@ def test_a_file_that_was_left_for_the_next_says_that_the_stream_went_on(
     assert until(both, *KEYS[0]) == -1
 
 
-def test_a_date_of_which_only_the_opening_is_known_has_no_events(
+def test_a_date_with_restated_rows_only_has_no_events(
     lake: Lake, capture: Callable[..., str]
 ) -> None:
     lines = [line for line in silent_at_midnight() if line[0] < MIDNIGHT]
