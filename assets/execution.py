@@ -34,11 +34,11 @@ def study_partition(root: str, settings: Settings, symbol: str, day: str) -> int
     from execution.study import study
     from execution.tca import Shortfall, to_table
     from market.events import Events, from_arrow
-    from market.instruments import behind
+    from market.instruments import partition_instrument
 
     lake = Lake(root, settings.source)
     source = lake.open("events", symbol, day)
-    instrument = behind(lake.metadata("events", symbol, day), symbol)
+    instrument = partition_instrument(lake.metadata("events", symbol, day), symbol)
 
     # statistics of the file's footer: no row is read for them
     column = source.schema_arrow.get_field_index("receive_ns")

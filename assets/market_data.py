@@ -29,7 +29,7 @@ def captures_for(lake: Lake, days: Iterable[str]) -> list[str]:
 
 def archived_keys(lake: Lake, wanted: Sequence[Key], book_depth: int) -> list[Key]:
     """The keys to read from the venue's archives: those that no capture of the recorder holds."""
-    from market.ingest import scan
+    from market.wire.survey import scan
 
     archived = sorted(set(lake.archives()) & set(wanted), key=wanted.index)
     captures = captures_for(lake, (day for _, day in archived))

@@ -24,7 +24,7 @@ from live.recorder import Held
 from market.bars import COLUMNS, Bars
 from market.book import Book
 from market.events import from_arrow
-from market.instruments import Instrument, behind
+from market.instruments import Instrument, partition_instrument
 from market.lake import Lake
 from market.units import SECOND_NS, previous_day, utc_date
 
@@ -119,7 +119,7 @@ def _replay(lake: Lake, instrument: Instrument, now_ns: int, book: Book, held: H
     key = "events", instrument.symbol, utc_date(now_ns - 1)
     if not lake.exists(*key):
         return False
-    source = behind(lake.metadata(*key), instrument.symbol)
+    source = partition_instrument(lake.metadata(*key), instrument.symbol)
     if (source.tick, source.lot) != (instrument.tick, instrument.lot):
         return False
     for batch in lake.open(*key).iter_batches(batch_size=1 << 18):

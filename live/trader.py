@@ -40,7 +40,7 @@ from live.recorder import Held
 from market.bars import COLUMNS, BarBuilder, Bars
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.features import FeatureEvaluator, feature_names
-from market.ingest import HELD_NS
+from market.ingest import MAX_SILENCE_NS
 from market.instruments import Instrument
 from market.settings import FEE_ROWS_BPS, Settings
 from market.units import DAY_NS, SECOND_NS
@@ -349,7 +349,7 @@ class Trader:
         """Midnight: bars begin anew from what is held, unless it was said too long ago."""
         if self._turned is not None:
             self._turned(self.second_ns)
-        fresh = self.second_ns - self.heard_ns <= HELD_NS
+        fresh = self.second_ns - self.heard_ns <= MAX_SILENCE_NS
         for lane in self.lanes.values():
             lane.restart(lane.restate(self.second_ns)[: None if fresh else 0])
 

@@ -45,7 +45,7 @@ from live.trader import Trader
 from market.console import Result
 from market.errors import UsageError
 from market.features import feature_hash, feature_names
-from market.ingest import HELD_NS
+from market.ingest import MAX_SILENCE_NS
 from market.instruments import BUILT_IN, Instrument, leader
 from market.lake import Lake
 from market.settings import Settings
@@ -179,7 +179,7 @@ class Worker:
         """Begin a file of the own capture with what is held."""
         assert self._recorder is not None
         restated: list[bytes] = []
-        if now_ns - self.trader.heard_ns <= HELD_NS:
+        if now_ns - self.trader.heard_ns <= MAX_SILENCE_NS:
             for symbol, lane in self.trader.lanes.items():
                 restated += checkpoints(
                     self._instruments[symbol],

@@ -1,8 +1,9 @@
-"""One-second bars: what the book and the tape did in [t - 1 s, t), labelled t.
+"""One-second bars: the book and the trades of [t - 1 s, t), labelled t.
 
-Every event counts into the second in which it was received; a close shows the book as of the last
-frame before t. Seconds without data have bars too. The bars of a stream are the same, bit for bit,
-however it is cut into calls. The rules are those of `market.second`, the columns `market.columns`.
+Every event counts into the second in which it was received (no look-ahead); a close shows the book as
+of the last frame before t. Seconds without data have bars too. The bars of a stream are the same, bit
+for bit, however it is split into calls. The rules are in `market.second`, the columns in
+`market.columns`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from market.book import Book
 from market.columns import COLUMNS as COLUMNS
 from market.columns import C
 from market.events import EVENT, Events, from_arrow
-from market.instruments import BUILT_IN, Instrument
+from market.instruments import Instrument, partition_instrument
 from market.lake import Lake, LakeError
 from market.provenance import Table
 from market.second import advance, new_second, pass_seconds, within
@@ -28,7 +29,7 @@ from market.units import SECOND_NS
 
 BARS: Final = Table("bars", version=1, upstream=("events",))
 
-#: A call that would close more bars than this is refused: a clock is wrong somewhere.
+#: A call that would close more bars than this is an error: a clock is wrong somewhere.
 MAX_BARS: Final = 2 * 86_400
 
 
@@ -59,7 +60,10 @@ ARROW_SCHEMA: Final = pa.schema(
 
 
 class BarBuilder:
-    """Turns one symbol's event rows into bars as they come."""
+    """Turns one symbol's event rows into bars as they come; `book` is the book after them.
+
+    ``stale_after_s`` is the silence after which the book is invalid.
+    """
 
     def __init__(self, instrument: Instrument, stale_after_s: float) -> None:
         self.book = Book()
@@ -68,12 +72,12 @@ class BarBuilder:
 
     @property
     def late(self) -> int:
-        """Events that came with a time before the clock; they counted as of the clock."""
+        """Events older than an earlier one; they counted as of the clock."""
         return int(self._second[0]["late"])
 
     @property
     def refused(self) -> int:
-        """Trades and liquidations left out for want of a side or of a sensible quantity."""
+        """Trades and liquidations left out: without a side, or with a negative quantity."""
         return int(self._second[0]["refused"])
 
     def push(self, events: Events) -> Bars:
@@ -90,30 +94,30 @@ class BarBuilder:
             first = int(self._second[0]["end_ns"])
             if first == 0:
                 first = int(events["receive_ns"][0]) // SECOND_NS * SECOND_NS + SECOND_NS
-            bars = _room(first, int(events["receive_ns"].max()))
+            bars = _empty_bars(first, int(events["receive_ns"].max()))
         advance(self.book.state, self._second, events, bars.values)
         return bars
 
     def close_until(self, now_ns: int) -> Bars:
-        """The clock shows ``now_ns`` and all events before it are in: close bars with t <= now.
+        """Close the bars with t <= ``now_ns``; all events before it must have been pushed.
 
-        Before the first event there is nothing to close. An event that comes with an earlier time
-        nevertheless counts into the second in progress, and into `late`.
+        Before the first event there is nothing to close. A later event with an earlier time counts
+        into the second in progress, and into `late`.
         """
         first = int(self._second[0]["end_ns"])
         if first == 0:
             return _NO_BARS
-        bars = _room(first, now_ns)
+        bars = _empty_bars(first, now_ns)
         pass_seconds(self.book.state, self._second, bars.values)
         return bars
 
     def finish(self) -> Bars:
-        """The stream has ended: close the second in progress as well."""
+        """Close the second in progress as well: the stream has ended."""
         return self.close_until(int(self._second[0]["end_ns"]))
 
 
-def _room(first_ns: int, now_ns: int) -> Bars:
-    """Bars yet to be filled: those that end at ``first_ns``, a second later, … up to ``now_ns``."""
+def _empty_bars(first_ns: int, now_ns: int) -> Bars:
+    """Empty bars that end at ``first_ns``, a second later, … up to ``now_ns``."""
     due = max(0, (now_ns - first_ns) // SECOND_NS + 1) if first_ns else 0
     if due > MAX_BARS:
         raise ValueError(
@@ -124,7 +128,7 @@ def _room(first_ns: int, now_ns: int) -> Bars:
     return Bars(t_ns=ends, values=np.empty((due, len(COLUMNS))))
 
 
-_NO_BARS: Final = _room(0, 0)
+_NO_BARS: Final = _empty_bars(0, 0)
 
 
 def bars_from_chunks(
@@ -144,15 +148,17 @@ def bars_from_chunks(
 def make_bars(lake: Lake, symbol: str, day: str, settings: Settings) -> int:
     """Make one bars partition of one events partition; returns the number of bars.
 
-    The instrument is the one that the events were made with, and bars go up to the instant to which
-    their stream is known. LakeError when there are no events.
+    The instrument is that of the events partition; bars go up to the instant to which its stream is
+    known. LakeError when there are no events, or no instrument.
     """
     source = lake.open("events", symbol, day)
     notes = lake.metadata("events", symbol, day)
-    named = notes.get("instrument")
-    instrument = msgspec.json.decode(named, type=Instrument) if named else BUILT_IN.get(symbol)
-    if instrument is None:
-        raise LakeError(f"{lake.path('events', symbol, day)}: names no instrument for {symbol}")
+    try:
+        instrument = partition_instrument(notes, symbol)
+    except KeyError:
+        raise LakeError(
+            f"{lake.path('events', symbol, day)}: names no instrument for {symbol}"
+        ) from None
     chunks = (from_arrow(batch) for batch in source.iter_batches(batch_size=1 << 18))
     bars = bars_from_chunks(chunks, instrument, settings, int(notes.get("until_ns", 0)))
     inputs = lake.fingerprint("events", symbol, day)

@@ -1,4 +1,4 @@
-"""The columns of a one-second bar: names, units and meanings, in their order."""
+"""The columns of a one-second bar: names, units and meanings, in order."""
 
 from __future__ import annotations
 
@@ -148,11 +148,11 @@ COLUMNS: Final[dict[str, tuple[str, str]]] = {
 }
 
 _NAMES: Final = tuple(COLUMNS)
-#: Columns that only the levels of a book can give, beyond what a price, trades or the ticker tell.
+#: Columns that need the levels of the book; the others follow from prices, trades or the ticker.
 BOOK: Final = frozenset(
     {"frames", "updates", "micro_close", "vamp_close"}
     | set(_NAMES[_NAMES.index("spread_ticks") : _NAMES.index("buy_qty")])
 )
 
-#: Column name -> its place in a row of values; a tuple, so that compiled code sees constants.
+#: Column name -> its index in a row of values; a tuple, so that kernels see constants.
 C: Final[Any] = namedtuple("C", COLUMNS)(*range(len(COLUMNS)))

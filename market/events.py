@@ -1,12 +1,12 @@
-"""The one event schema: everything that happens at the venue, one row each.
+"""The event schema: everything the venue sends, as rows of one fixed-size record.
 
-An event is 64 bytes, one cache line. Prices are integers in ticks and quantities integers in lots;
-the instrument says how large those are. Floats begin at bars.
+An event is 64 bytes, one cache line. Prices are integers in ticks and quantities integers in lots
+(`market.instruments`). Floats begin at bars.
 
-Rows of one book frame stand together and in frame order; the first carries ``FIRST``, the last
+Rows of one book frame are adjacent and in frame order; the first is flagged ``FIRST``, the last
 ``LAST``. A book frame without levels is one row with ``side == 0``: it changes no level but keeps
 its times, its update id and its flags. Every trade, liquidation and ticker field is a row of its
-own, and the last row of its frame carries ``LAST``.
+own, and the last row of its frame is flagged ``LAST``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from market.kernel import kernel
 
 
 class Kind(IntEnum):
-    """What a row says."""
+    """What a row is."""
 
     SNAPSHOT = 1  #: a book level of a frame that replaces the book
     DELTA = 2  #: a book level with its new absolute quantity; zero deletes it
@@ -43,7 +43,7 @@ class Flag(IntFlag):
 
 
 class Field(IntEnum):
-    """Ticker fields that are kept; the value is an integer at 1e-8 of the venue's unit."""
+    """Ticker fields that become rows (venue names: `market.wire.topics`); values are integers of 1e-8."""
 
     MARK_PRICE = 1
     INDEX_PRICE = 2
@@ -110,7 +110,7 @@ def from_arrow(table: pa.Table | pa.RecordBatch) -> Events:
 def begin_row(
     out: Any, n: int, receive: int, exchange: int, publish: int, update: int, kind: int
 ) -> None:
-    """Begin row ``n`` of an array of events: every field is set, for the memory may hold anything."""
+    """Begin row ``n`` of an array of events: every field is set, because the memory is not cleared."""
     out[n].receive_ns = receive
     out[n].exchange_ns = exchange
     out[n].publish_ns = publish

@@ -1,18 +1,19 @@
-"""Captures → the lake: events partitions, what was counted on the way, and what was refused.
+"""Captures → the lake: events partitions, counts by topic, and quarantined lines.
 
-Each capture is read once, in the order of their first frames, as one stream. A partition is the UTC
+Captures are read once, in the order of their first frames, as one stream. A partition is the UTC
 date of receive time; when the stream crosses midnight the new one opens with the book and the ticker
-restated, flagged CHECKPOINT, so that it reads alone. Partitions are written as they come, in row
-groups of a fixed size: memory does not grow with the day, and the same captures give the same bytes.
+restated, flagged CHECKPOINT, so that it can be read alone. Rows are written as they come, in row
+groups of a fixed size: memory does not grow with the day, and the same captures give the same bytes
+(ingest is idempotent).
 
     events       one row per book level, trade, liquidation and ticker field
     ingests      one row per topic: frames, events, rejections, duplicates, gaps, lags
-    quarantine   every refused line as it stood, with file, line number and reason; those whose symbol
-                 cannot be told stand under the symbol ``unattributed``
+    quarantine   every rejected line as received, with file, line number and reason; lines that name
+                 no symbol are under the symbol ``unattributed``
 
 An events partition names the instant up to which the stream is known (``until_ns``): midnight when
 one of the date's captures goes on past it, else the end of the second of the stream's last line, of
-whatever topic and symbol. Seconds up to there passed, also those in which one symbol was silent.
+any topic and symbol. Seconds up to there passed, also those in which one symbol was silent.
 """
 
 from __future__ import annotations
@@ -38,31 +39,21 @@ from market.instruments import Instrument
 from market.lake import Lake
 from market.provenance import Table
 from market.settings import Settings
-from market.units import DAY_NS, SECOND_NS, day_start_ns, utc_date
+from market.units import DAY_NS, MINUTE_NS, SECOND_NS, day_start_ns, utc_date
 from market.wire.capture import Block, content_hash, read_blocks
 from market.wire.decode import Decoder
 from market.wire.results import Decoded, Reject, TopicCounts
-from market.wire.survey import IngestError, Key, first_frame_ns, instruments_of, scan, starts_of
-from market.wire.topics import symbol_topics
-
-__all__ = [
-    "IngestError",
-    "IngestReport",
-    "adopt",
-    "fingerprint",
-    "ingest",
-    "instruments_of",
-    "scan",
-]
+from market.wire.survey import IngestError, Key, first_frame_ns, instruments_of, starts_of
+from market.wire.topics import symbol_of, symbol_topics
 
 ROW_GROUP: Final = 1 << 18
-#: A stream silent for longer across midnight has ended with the old date, and its book is not
-#: restated: it says nothing about the new one.
-HELD_NS: Final = 600_000_000_000
+#: After a longer silence across midnight the stream has ended with the old date: its book is not
+#: restated, because it says nothing about the new one.
+MAX_SILENCE_NS: Final = 10 * MINUTE_NS
 UNATTRIBUTED: Final = "unattributed"
 
-#: How columns of events are stored: what repeats by its place in a dictionary, what lies near the
-#: row before by the difference. A quarter smaller than a dictionary of everything, and faster.
+#: Parquet encodings of events: a dictionary for values that repeat, delta encoding for values near
+#: the row before. A quarter smaller than a dictionary of everything, and faster.
 _DICTIONARY: Final = ("kind", "side", "flags", "field", "value_e8")
 _ENCODINGS: Final = {"price_ticks": "DELTA_BINARY_PACKED", "qty_lots": "DELTA_BINARY_PACKED"}
 
@@ -105,12 +96,12 @@ TABLES: Final = (
 
 
 class IngestReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What an ingest did, over the dates that were asked for.
+    """What an ingest did, over the requested dates.
 
     ``frames`` counts by topic, ``events`` by ``"SYMBOL DATE"``, ``reasons`` quarantined lines by
-    reason. ``elsewhere`` are refused lines of configured symbols that were not asked for: the ingest
-    of their own partition keeps them. ``torn`` is the number of captures with a torn tail,
-    ``torn_bytes`` what was dropped there.
+    reason. ``elsewhere`` counts rejected lines of configured symbols that were not requested: the
+    ingest of their own partition keeps them. ``torn`` is the number of captures with a torn tail,
+    ``torn_bytes`` the bytes dropped there.
     """
 
     captures: tuple[str, ...]
@@ -137,12 +128,12 @@ def ingest(
 ) -> IngestReport:
     """Write the partitions of the given (symbol, date) keys from these captures.
 
-    Raises IngestError when a key has no event in them or a file holds no frame, CaptureError when a
-    file cannot be read. Partitions stand or fall one date at a time: the old one stays until the new
-    one is whole.
+    Raises IngestError when a key has no event in them or a file has no frame, CaptureError when a
+    file cannot be read. Partitions are replaced atomically, a date at a time: the old one stays until
+    the new one is whole.
     """
     if not keys:
-        raise IngestError("no (symbol, date) asked for; name at least one")
+        raise IngestError("no (symbol, date) requested; name at least one")
     for symbol, day in keys:
         _check_key(symbol, day)
     if not captures:
@@ -162,16 +153,16 @@ def ingest(
     missing = [key for key in sorted(keys) if f"{key[0]} {key[1]}" not in run.events]
     if missing:
         names = ", ".join(f"{symbol} {day}" for symbol, day in missing)
-        refused = f" ({sum(run.reasons.values())} lines were quarantined)" if run.reasons else ""
+        rejected = f" ({sum(run.reasons.values())} lines were quarantined)" if run.reasons else ""
         raise IngestError(
-            f"no event of {names} in {', '.join(Path(path).name for path in ordered)}{refused}; "
+            f"no event of {names} in {', '.join(Path(path).name for path in ordered)}{rejected}; "
             "name the captures of that date, or leave the key out"
         )
     return run.report()
 
 
 def fingerprint(captures: Iterable[str], settings: Settings) -> str:
-    """What the events of these captures depend on besides code: content, names and book depth."""
+    """Hash of the inputs of these captures' events besides code: content, names and book depth."""
     files = sorted(
         (Path(path).name, Path(path).stat().st_size, content_hash(path)) for path in captures
     )
@@ -182,8 +173,8 @@ def fingerprint(captures: Iterable[str], settings: Settings) -> str:
 def adopt(lake: Lake, file: str | Path) -> str:
     """Copy a capture into the lake's frames, under the date of its first frame; returns its path.
 
-    The name is made of first receive time and content, so the same capture is never held twice and
-    names sort by time. The copy appears whole or not at all.
+    The name is made of first receive time and content hash, so that adopting is idempotent and names
+    sort by time. The copy appears whole or not at all.
     """
     first = first_frame_ns(file)
     name = f"{first:019d}-{content_hash(file)[:16]}.frames.zst"
@@ -212,19 +203,19 @@ class _Partition:
         self.counts: dict[str, TopicCounts] = {}
         self.quarantined = 0
         self.instrument: Instrument | None = None
-        self._held: list[Events] = []
-        self._held_rows = 0
+        self._pending: list[Events] = []
+        self._pending_rows = 0
         self._events: pq.ParquetWriter | None = None
         self._quarantine: pq.ParquetWriter | None = None
 
     def add(self, events: Events) -> None:
         self.rows += len(events)
-        self._held.append(events)
-        self._held_rows += len(events)
-        if self._held_rows >= ROW_GROUP:
-            self._flush(self._held_rows - self._held_rows % ROW_GROUP)
+        self._pending.append(events)
+        self._pending_rows += len(events)
+        if self._pending_rows >= ROW_GROUP:
+            self._flush(self._pending_rows - self._pending_rows % ROW_GROUP)
 
-    def refuse(self, file: str, rejects: Sequence[Reject]) -> None:
+    def quarantine(self, file: str, rejects: Sequence[Reject]) -> None:
         if self._quarantine is None:
             self._quarantine = self._open("quarantine", QUARANTINE_SCHEMA, True, None)
         columns = [
@@ -239,9 +230,9 @@ class _Partition:
         self.quarantined += len(rejects)
 
     def finish(self, until_ns: int) -> None:
-        """Write the rest; a date of which nothing but its opening is known has no events."""
-        if self._held_rows and self.rows > self.restated:
-            self._flush(self._held_rows)
+        """Write the rest; a date with nothing but restated rows has no events."""
+        if self._pending_rows and self.rows > self.restated:
+            self._flush(self._pending_rows)
         if self._events is not None:
             self._events.add_key_value_metadata({"l2.until_ns": str(until_ns)})
         if not self.quarantined:
@@ -250,11 +241,11 @@ class _Partition:
     def _flush(self, count: int) -> None:
         if self._events is None:
             self._events = self._open("events", ARROW_SCHEMA, _DICTIONARY, _ENCODINGS)
-        held = self._held[0] if len(self._held) == 1 else np.concatenate(self._held)
-        table = to_arrow(held[:count]).replace_schema_metadata(self._events.schema.metadata)
+        rows = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
+        table = to_arrow(rows[:count]).replace_schema_metadata(self._events.schema.metadata)
         self._events.write_table(table, row_group_size=ROW_GROUP)
-        self._held = [held[count:].copy()] if count < len(held) else []
-        self._held_rows = len(held) - count
+        self._pending = [rows[count:].copy()] if count < len(rows) else []
+        self._pending_rows = len(rows) - count
 
     def _open(
         self,
@@ -273,7 +264,7 @@ class _Partition:
 
 
 class _Run:
-    """One ingest: the stream, and the partitions of the date it has reached."""
+    """One ingest: the stream, and the open partitions of its current date."""
 
     def __init__(
         self,
@@ -326,7 +317,7 @@ class _Run:
         return (self._seen_ns // SECOND_NS + 1) * SECOND_NS
 
     def close_day(self, until_ns: int) -> None:
-        """Put the date's partitions in place, the stream being known up to ``until_ns``."""
+        """Publish the date's partitions; the stream is known up to ``until_ns``."""
         if self.open:
             self._unattributed().finish(until_ns)
         for partition in self.open.values():
@@ -341,7 +332,7 @@ class _Run:
         self.open = {}
 
     def abandon(self, error: BaseException) -> None:
-        """Drop what is being written; what stood before stays."""
+        """Drop unfinished partitions; published ones stay."""
         try:
             self.stack.__exit__(type(error), error, error.__traceback__)
         except BaseException as again:
@@ -351,12 +342,12 @@ class _Run:
     def _turn(self, stamp_ns: int, began_ns: int) -> None:
         """Go on to the date of a line received at ``stamp_ns``, carrying the state over.
 
-        ``began_ns`` is when its file begins. Only a file of the old date tells that the date's
-        stream went on, so that a partition does not depend on what is read after it.
+        ``began_ns`` is when its file begins. Only a file of the old date shows that the date's
+        stream went on, so that a partition does not depend on files read after it.
         """
-        goes_on = stamp_ns - self._seen_ns <= HELD_NS
-        told = goes_on and began_ns < self.until_ns
-        self.close_day(self.until_ns if told else self.seen_until_ns)
+        goes_on = stamp_ns - self._seen_ns <= MAX_SILENCE_NS
+        to_midnight = goes_on and began_ns < self.until_ns
+        self.close_day(self.until_ns if to_midnight else self.seen_until_ns)
         self._open_day(utc_date(stamp_ns))
         if not goes_on:
             return
@@ -369,8 +360,8 @@ class _Run:
                 partition.add(rows)
 
     def _ticker_rows(self, symbol: str, midnight: int) -> Events:
-        held = self.tickers[symbol]
-        rows = np.concatenate([held[field] for field in sorted(held)] or [_NO_EVENTS])
+        fields = self.tickers[symbol]
+        rows = np.concatenate([fields[field] for field in sorted(fields)] or [_NO_EVENTS])
         rows["receive_ns"] = midnight
         rows["flags"] = Flag.CHECKPOINT
         rows["flags"][-1:] = Flag.CHECKPOINT | Flag.LAST
@@ -427,15 +418,15 @@ class _Run:
             self.duplicates += counts.duplicates
             self.gaps += counts.gaps
             self.steps_back += counts.steps_back
-            partition = self.open.get(topic.rpartition(".")[2])
+            partition = self.open.get(symbol_of(topic))
             if partition is not None:
-                held = partition.counts.get(topic, TopicCounts())
-                partition.counts[topic] = held + counts
+                before = partition.counts.get(topic, TopicCounts())
+                partition.counts[topic] = before + counts
         if part.rejects:
             self._quarantine(part.rejects, file)
 
     def _carry(self, events: Mapping[str, Events]) -> None:
-        """Follow book and ticker for the restatement at the next midnight."""
+        """Apply rows to book and ticker, for the restatement at the next midnight."""
         for symbol, rows in events.items():
             self.books[symbol].apply(rows)
             fields = rows[rows["kind"] == Kind.TICKER]
@@ -451,10 +442,10 @@ class _Run:
                 by_symbol.setdefault(UNATTRIBUTED, []).append(reject)
             else:
                 self.elsewhere += 1
-        for symbol, refused in by_symbol.items():
+        for symbol, rejected in by_symbol.items():
             partition = self._unattributed() if symbol == UNATTRIBUTED else self.open[symbol]
-            partition.refuse(file, refused)
-            self.reasons.update(reject.reason for reject in refused)
+            partition.quarantine(file, rejected)
+            self.reasons.update(reject.reason for reject in rejected)
 
     def _unattributed(self) -> _Partition:
         if UNATTRIBUTED not in self.open:

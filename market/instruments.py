@@ -1,4 +1,4 @@
-"""Instruments: the integers behind prices and quantities.
+"""Instruments: tick and lot sizes, and exact conversion of prices and quantities to integers.
 
 A price in ticks times ``tick`` is the price in quote currency; a quantity in lots times ``lot`` is
 the quantity in base currency. Both scales are exact decimals, never floats.
@@ -16,8 +16,8 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True):
     """One linear perpetual as the venue lists it.
 
     ``tick`` and ``lot`` are decimal strings so that they stay exact; fees are fractions of notional
-    (0.00055 = 5.5 bps); ``source`` says where the figures were read, ``valid_from`` (epoch ns) since
-    when they hold.
+    (0.00055 = 5.5 bps); ``source`` names where the figures were read, ``valid_from`` (epoch ns) since
+    when they are valid.
     """
 
     symbol: str
@@ -39,28 +39,30 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True):
         return float(self.lot)
 
     def price_ticks(self, price: str | Decimal) -> int:
-        """Exact number of ticks; ValueError when the price is not on the grid."""
+        """Exact number of ticks; ValueError when the price is no multiple of the tick."""
         return _units(Decimal(price), Decimal(self.tick), f"price {price} of {self.symbol}", "tick")
 
     def qty_lots(self, qty: str | Decimal) -> int:
-        """Exact number of lots; ValueError when the quantity is not on the grid."""
+        """Exact number of lots; ValueError when the quantity is no multiple of the lot."""
         return _units(Decimal(qty), Decimal(self.lot), f"quantity {qty} of {self.symbol}", "lot")
 
     def price(self, ticks: int) -> Decimal:
+        """The price of a number of ticks, exact."""
         return Decimal(self.tick) * ticks
 
     def qty(self, lots: int) -> Decimal:
+        """The quantity of a number of lots, exact."""
         return Decimal(self.lot) * lots
 
 
-def _units(value: Decimal, unit: Decimal, what: str, grid: str) -> int:
+def _units(value: Decimal, unit: Decimal, name: str, grid: str) -> int:
     units, rest = divmod(value, unit)
     if rest:
-        raise ValueError(f"{what} is not a multiple of the {grid} {unit}")
+        raise ValueError(f"{name} is not a multiple of the {grid} {unit}")
     return int(units)
 
 
-#: Used where neither the capture nor the lake's table says otherwise.
+#: Used where neither the capture nor an events partition names an instrument.
 BUILT_IN: dict[str, Instrument] = {
     "BTCUSDT": Instrument(
         symbol="BTCUSDT", tick="0.1", lot="0.001", min_qty="0.001", min_notional="5"
@@ -79,11 +81,11 @@ def leader(symbol: str) -> str:
     return LEADER.get(symbol, "BTCUSDT")
 
 
-def behind(metadata: Mapping[str, str], symbol: str) -> Instrument:
-    """The instrument behind the integers of an events partition, as its metadata names it.
+def partition_instrument(metadata: Mapping[str, str], symbol: str) -> Instrument:
+    """The instrument of an events partition, as its metadata names it.
 
-    A partition says so itself, because a foreign recording can come on a finer lot than the built-in
-    one; KeyError when it does not and no instrument is built in.
+    A partition names its own, because a foreign recording can have a finer lot than the built-in
+    instrument; KeyError when it does not and no instrument is built in.
     """
     if "instrument" in metadata:
         return msgspec.json.decode(metadata["instrument"], type=Instrument)

@@ -31,8 +31,9 @@ def ingest_arguments(parser: argparse.ArgumentParser) -> None:
 
 def ingest_command(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 ingest`: adopt captures into the lake, and make events of every date they hold."""
-    from market.ingest import adopt, ingest, scan
+    from market.ingest import adopt, ingest
     from market.lake import Lake
+    from market.wire.survey import scan
 
     lake = Lake(settings.root, settings.source)
     captures = [adopt(lake, path) for path in options.paths]

@@ -9,9 +9,10 @@ from typing import Any
 import dagster as dg
 
 from market.console import Result, say, table
-from market.ingest import adopt, scan
+from market.ingest import adopt
 from market.lake import Lake, LakeError
 from market.settings import Settings
+from market.wire.survey import scan
 from orchestration.automation import range_tags
 from orchestration.instance import instance
 

@@ -22,9 +22,10 @@ from execution.tca.figures import figures
 from live.journal import Journal
 from market import provenance
 from market.bars import make_bars
-from market.ingest import ingest, scan
+from market.ingest import ingest
 from market.lake import Lake
 from market.settings import Settings, load
+from market.wire.survey import scan
 from models_registry import promotion, registry
 from models_registry.manifest import Bundle, load_champion
 from tests.conftest import REPOSITORY

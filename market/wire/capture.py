@@ -1,9 +1,9 @@
 """Captures: what the venue sent, exactly as received, in append-only zstd text.
 
-One line a frame, ``<receive time, epoch ns> <frame JSON>``. Between the frames stand control lines
-of our own, ``<ns> {"l2": "connect" | "disconnect" | "subscribe" | "checkpoint" | "instrument", …}``.
-A file is a sequence of zstd frames. The writer ends one often, so that a crash can tear only the
-tail: the reader drops a torn tail and says how much it was, and never skips anything else.
+One line a frame, ``<receive time, epoch ns> <frame JSON>``. Between the frames are control lines of
+our own, ``<ns> {"l2": "connect" | "disconnect" | "subscribe" | "checkpoint" | "instrument" | "turn",
+…}``. A file is a sequence of zstd frames. The writer flushes one often, so that a crash can tear only
+the tail: the reader drops a torn tail, says how many bytes it was, and never skips anything else.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ import zstandard
 
 from market.errors import DataError
 
-#: A block, its pieces and the rows made of it stay in a processor's cache together.
+#: A block, its pieces and its rows fit into a processor's cache together.
 BLOCK_BYTES: Final = 1 << 20
-#: A longer line is no frame of any venue; only its head is kept, so that memory stays bounded.
+#: A longer line is no frame of a venue; only its head is kept, so that memory stays bounded.
 MAX_LINE_BYTES: Final = 16 << 20
 KEPT_HEAD_BYTES: Final = 4096
 
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"
 #: Compressed bytes per step. zstd expands at most some 32,768-fold, so a step stays under 64 MB.
 _STEP: Final = 2048
-#: Text per step; a line is found too long in steps of this size.
+#: Text per step; the length of a line is checked in steps of this size.
 _FEED: Final = 1 << 20
 
 
@@ -43,11 +43,11 @@ class CaptureError(DataError):
 class Block(msgspec.Struct, frozen=True):
     """Consecutive whole lines of a capture.
 
-    ``data`` ends with a newline unless it is empty; ``first_line`` counts from 1; ``cut`` numbers
-    the lines of which only the head is held, because they were too long. ``compressed_bytes`` is
-    how much of the file was read so far. The last block of a file has ``last`` set and says what
-    was dropped at its torn tail: ``torn_bytes`` of an unfinished line, ``torn_frame`` when the
-    last zstd frame was unfinished.
+    ``data`` ends with a newline unless it is empty; ``first_line`` counts from 1; ``cut`` has the
+    numbers of the lines that were too long, of which only the head is kept. ``compressed_bytes`` is
+    how much of the file was read so far. The last block of a file has ``last`` set and says what was
+    dropped at its torn tail: ``torn_bytes`` of an unfinished line, ``torn_frame`` when the last zstd
+    frame was unfinished.
     """
 
     path: str
@@ -78,7 +78,7 @@ def read_blocks(path: str | Path, size: int = BLOCK_BYTES) -> Iterator[Block]:
                 if lines.whole_bytes >= size:
                     first, data, cut = lines.take()
                     yield Block(str(path), first, data, cut, unpacking.consumed)
-    torn_bytes = lines.held_bytes
+    torn_bytes = lines.partial_bytes
     first, data, cut = lines.take()
     yield Block(
         str(path),
@@ -134,8 +134,8 @@ def _opened(path: str | Path) -> BinaryIO:
 class _Unpacking:
     """Iterates the text of a file of zstd frames, in pieces of bounded size.
 
-    ``whole`` is where the last finished frame ended, ``unfinished`` whether one was torn at the
-    end. Zeros after the last frame count as torn: file systems leave them after a power cut.
+    ``whole`` is the end of the last finished frame, ``unfinished`` whether one was torn at the end.
+    Zeros after the last frame count as torn: file systems leave them after a power cut.
     """
 
     def __init__(self, path: str, file: BinaryIO) -> None:
@@ -182,13 +182,13 @@ class _Unpacking:
 
 
 class _Lines:
-    """Gathers pieces of text and gives them back as whole lines."""
+    """Joins pieces of text into whole lines."""
 
     def __init__(self) -> None:
         self._whole: list[bytes | memoryview] = []
-        self._held: list[bytes] = []
+        self._partial: list[bytes] = []
         self.whole_bytes = 0
-        self.held_bytes = 0
+        self.partial_bytes = 0
         self._line = 1
         self._whole_lines = 0
         self._cut: set[int] = set()
@@ -197,19 +197,19 @@ class _Lines:
         end = piece.rfind(b"\n") + 1
         if end:
             start = 0
-            if self.held_bytes > MAX_LINE_BYTES:
+            if self.partial_bytes > MAX_LINE_BYTES:
                 self._cut.add(self._line + self._whole_lines)
                 start = piece.find(b"\n")
-            whole: list[bytes | memoryview] = [*self._held, memoryview(piece)[start:end]]
+            whole: list[bytes | memoryview] = [*self._partial, memoryview(piece)[start:end]]
             self._whole += whole
             self.whole_bytes += sum(map(len, whole))
             self._whole_lines += piece.count(b"\n")
-            self._held, self.held_bytes = [], 0
+            self._partial, self.partial_bytes = [], 0
         if end < len(piece):
-            self._held.append(piece[end:])
-            self.held_bytes += len(piece) - end
-            if self.held_bytes > MAX_LINE_BYTES:
-                self._held = [b"".join(self._held)[:KEPT_HEAD_BYTES]]
+            self._partial.append(piece[end:])
+            self.partial_bytes += len(piece) - end
+            if self.partial_bytes > MAX_LINE_BYTES:
+                self._partial = [b"".join(self._partial)[:KEPT_HEAD_BYTES]]
 
     def take(self) -> tuple[int, bytes, frozenset[int]]:
         """(number of the first line, the whole lines gathered, numbers of those cut)."""
@@ -220,18 +220,19 @@ class _Lines:
 
 
 class CaptureWriter:
-    """Appends to one capture, crash-safe: what was synced is read again, whatever happens next.
+    """Appends to one capture, crash-safe: text that was synced (fsync) is read back after a crash.
 
     Live frames go through `append`, which ends and syncs a zstd frame every ``sync_ms`` of the
     monotonic ``clock`` (ns). Bulk writers use `append_block`. Either ends a zstd frame every
-    ``frame_bytes`` of text. Reopening a file with a torn tail first cuts the tail off;
-    ``dropped_bytes`` says how many bytes of unfinished line were lost.
+    ``frame_bytes`` of text. Reopening a file with a torn tail first truncates the tail;
+    ``dropped_bytes`` says how many bytes of an unfinished line were lost.
 
-    A write that fails is CaptureError, and the last one of this writer: the file is cut back to its
-    last whole zstd frame, which reads well and can be opened again, and ``lost_bytes`` says how much
-    text went with the unfinished one.
+    A write that fails raises CaptureError, and every later one too: the file is truncated to its last
+    whole zstd frame, so that it reads well and can be opened again, and ``lost_bytes`` says how much
+    text of the unfinished one was lost.
 
-    Raises CaptureError when the file cannot be opened, is no capture, or another process has it.
+    Raises CaptureError when the file cannot be opened, is no capture, or is locked by another
+    process.
     """
 
     def __init__(
@@ -252,12 +253,12 @@ class CaptureWriter:
         self._packer = zstandard.ZstdCompressor(level=level, write_checksum=True)
         self._frame: Any = None
         self._text_bytes = 0
-        self._whole = 0  #: where the last finished zstd frame of the file ends
+        self._whole = 0  #: end of the last finished zstd frame of the file
         self._failed = False
         self._last_sync = clock()
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - held until close
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - open until close
         except OSError as error:
             raise CaptureError(f"{path}: cannot be written: {error.strerror}") from error
         try:
@@ -279,13 +280,13 @@ class CaptureWriter:
             self.sync()
 
     def control(self, ns: int, fields: Mapping[str, Any]) -> None:
-        """Add one of our own lines; ``fields`` carries what it is under ``l2``."""
+        """Add a control line; its kind is the field ``l2``."""
         if "l2" not in fields:
             raise CaptureError(f"{self.path}: a control line needs a field l2")
         self.append_block(b"%d %b\n" % (ns, msgspec.json.encode(fields)))
 
     def append_block(self, lines: bytes) -> None:
-        """Add ready-made whole lines."""
+        """Add whole lines, each with its receive time and newline."""
         if not lines:
             return
         if not lines.endswith(b"\n"):
@@ -300,7 +301,7 @@ class CaptureWriter:
             self._end_frame()
 
     def sync(self) -> None:
-        """Put everything appended so far on disk."""
+        """Flush and fsync everything appended so far."""
         self._end_frame()
         try:
             os.fsync(self._file.fileno())
@@ -310,7 +311,7 @@ class CaptureWriter:
         self._last_sync = self._clock()
 
     def close(self) -> None:
-        """Put what is held on disk and let go of the file; after a failed write only the latter."""
+        """Sync and close the file; after a failed write only close it."""
         if not self._file.closed:
             try:
                 if not self._failed:
@@ -344,12 +345,12 @@ class CaptureWriter:
             self._failed = True
             self.lost_bytes, self._text_bytes = self._text_bytes, 0
             self._frame = None
-            with suppress(OSError):  # what is left of the frame is then a torn tail
+            with suppress(OSError):  # otherwise the rest of the frame is a torn tail
                 self._file.truncate(self._whole)
             raise CaptureError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def _mend(self) -> None:
-        """Cut off a torn tail, keeping the whole lines of an unfinished frame in a frame of their own."""
+        """Truncate a torn tail; whole lines of an unfinished frame are kept in a frame of their own."""
         self._whole = os.fstat(self._file.fileno()).st_size
         if self._whole < len(_MAGIC):
             self._whole = self._file.truncate(0)

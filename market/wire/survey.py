@@ -1,4 +1,4 @@
-"""What captures hold, told before they are ingested: their dates, topics and instruments."""
+"""A survey of captures before they are ingested: their dates, topics and instruments."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 from market.errors import DataError
 from market.events import Kind
 from market.instruments import BUILT_IN, Instrument
-from market.units import DAY_NS, day_start_ns, utc_date
-from market.wire.capture import read_blocks
+from market.units import DAY_NS, MS_NS, day_start_ns, utc_date
+from market.wire.capture import Block, read_blocks
 from market.wire.decode import Decoder
 from market.wire.stream import MAX_LAG_NS
-from market.wire.topics import symbol_topics
+from market.wire.topics import symbol_of, symbol_topics
 
 Key = tuple[str, str]
 
@@ -30,68 +30,67 @@ _FINEST: Final = "0.00000001"
 
 
 class IngestError(DataError):
-    """Captures cannot become the partitions asked for; the message names which and why."""
+    """Captures cannot become the requested partitions; the message names which and why."""
 
 
 def scan(captures: Iterable[str], book_depth: int = 200) -> dict[Key, dict[str, int]]:
-    """The (symbol, date) keys that captures hold, each with its frames by topic.
+    """The (symbol, date) keys in captures, each with its frames by topic.
 
-    A cheap pass that looks at topics only. A key has at least one topic that becomes events.
+    A cheap pass over topics only; no frame is decoded but the first of a date. A key has at least
+    one topic that becomes events.
     """
-    found: dict[Key, Counter[str]] = {}
+    frames: dict[Key, Counter[str]] = {}
     clock = 0
-    day, turn = "", 0
+    day, day_end = "", 0
     for path in starts_of(captures):
         for block in read_blocks(path):
             for line in _LINE.finditer(block.data):
                 stamp = int(line[1])
                 if stamp > clock:
-                    if stamp >= turn:
-                        whole = block.data[line.start() : block.data.find(b"\n", line.start())]
-                        if _received(whole) is None:
+                    if stamp >= day_end:
+                        if _receive_time(_whole_line(block, line)) is None:
                             continue
                         day = utc_date(stamp)
-                        turn = day_start_ns(day) + DAY_NS
+                        day_end = day_start_ns(day) + DAY_NS
                     clock = stamp
                 topic = line[2].decode()
-                key = topic.rpartition(".")[2], day
-                if key not in found:
-                    found[key] = Counter()
-                found[key][topic] += 1
+                key = symbol_of(topic), day
+                if key not in frames:
+                    frames[key] = Counter()
+                frames[key][topic] += 1
     return {
         key: dict(sorted(topics.items()))
-        for key, topics in sorted(found.items())
+        for key, topics in sorted(frames.items())
         if not topics.keys().isdisjoint(symbol_topics(key[0], book_depth))
     }
 
 
 def first_frame_ns(path: str | Path) -> int:
-    """Receive time of a capture's first frame; of its first control line when it holds no frame.
+    """Receive time of a capture's first frame; of its first control line when it has no frame.
 
-    IngestError when it holds neither.
+    IngestError when it has neither.
     """
     frame, control = _first_stamps(path)
     return frame or control
 
 
 def starts_of(captures: Iterable[str]) -> dict[str, int]:
-    """Captures in the order of their first lines, with the receive times of those."""
+    """Captures in the order of their first lines, with those lines' receive times."""
     starts = {str(path): min(filter(None, _first_stamps(path))) for path in captures}
     return dict(sorted(starts.items(), key=lambda item: (item[1], item[0])))
 
 
 def _first_stamps(path: str | Path) -> tuple[int, int]:
-    """Receive times of a capture's first frame and of the first control line up to there, or 0."""
+    """Receive times of a capture's first frame and of its first control line up to there, or 0."""
     control = lines = 0
     for block in read_blocks(path):
-        noted = _CONTROL.search(block.data)
-        if noted and not control:
-            control = int(noted[1])
+        control_line = _CONTROL.search(block.data)
+        if control_line and not control:
+            control = int(control_line[1])
         for line in _LINE.finditer(block.data):
-            whole = block.data[line.start() : block.data.find(b"\n", line.start())]
-            received = _received(whole)
-            if received is not None:
-                return received, control
+            receive_ns = _receive_time(_whole_line(block, line))
+            if receive_ns is not None:
+                return receive_ns, control
         lines += block.data.count(b"\n")
     if not control:
         raise IngestError(
@@ -104,12 +103,12 @@ def _first_stamps(path: str | Path) -> tuple[int, int]:
 def instruments_of(
     captures: Iterable[str], symbols: Iterable[str], book_depth: int = 200
 ) -> dict[str, Instrument]:
-    """The instruments to read captures with: what their control lines say, else the built-in ones.
+    """The instruments to decode captures with: their instrument lines', else the built-in ones.
 
-    Captures without instrument lines come from elsewhere and may quote on a finer lot than the
-    built-in instrument, or hold a symbol that has none. Then the grid is the largest power of ten
-    that all figures at the captures' openings are a multiple of. Several lines on one symbol give the
-    finest grid of all, on which every price and quantity stays exact.
+    Captures without instrument lines are foreign recordings and may quote on a finer lot than the
+    built-in instrument, or a symbol without one. Then tick and lot are the largest powers of ten that
+    divide every price and quantity of the captures' first blocks. Several lines on one symbol give
+    the finest grid of all, on which every price and quantity stays exact.
     """
     openings = _Openings(set(symbols), book_depth)
     for path in captures:
@@ -117,7 +116,12 @@ def instruments_of(
     return openings.instruments()
 
 
-def _received(line: bytes) -> int | None:
+def _whole_line(block: Block, match: re.Match[bytes]) -> bytes:
+    """The line that a match begins."""
+    return block.data[match.start() : block.data.find(b"\n", match.start())]
+
+
+def _receive_time(line: bytes) -> int | None:
     """The receive time of a line that is a frame with a credible time, else None."""
     head, _, frame = line.partition(b" ")
     try:
@@ -127,16 +131,16 @@ def _received(line: bytes) -> int | None:
     if not (isinstance(content, dict) and isinstance(content.get("topic"), str)):
         return None
     stamp, sent_ms = int(head), content.get("ts")
-    late = type(sent_ms) is int and stamp - sent_ms * 1_000_000 > MAX_LAG_NS
+    late = type(sent_ms) is int and stamp - sent_ms * MS_NS > MAX_LAG_NS
     return stamp if 0 < stamp < 1 << 62 and not late else None
 
 
 class _Openings:
-    """The first block of each capture, read on the finest grid there is."""
+    """The first block of each capture, decoded on the finest grid that events can have."""
 
     def __init__(self, symbols: set[str], book_depth: int) -> None:
         self.symbols, self.book_depth = symbols, book_depth
-        self.named: dict[str, list[Instrument]] = {}
+        self.listed: dict[str, list[Instrument]] = {}
         self.quoted: dict[str, tuple[int, int]] = {}
 
     def read(self, path: str) -> None:
@@ -149,7 +153,7 @@ class _Openings:
         for control in opening.controls:
             if control.fields["l2"] == "instrument":
                 instrument = msgspec.convert(control.fields, Instrument)
-                self.named.setdefault(instrument.symbol, []).append(instrument)
+                self.listed.setdefault(instrument.symbol, []).append(instrument)
         for symbol, events in opening.events.items():
             quotes = events[(events["kind"] != Kind.TICKER) & (events["side"] != 0)]
             tick, lot = self.quoted.get(symbol, (0, 0))
@@ -160,29 +164,31 @@ class _Openings:
 
     def instruments(self) -> dict[str, Instrument]:
         return {
-            symbol: found
+            symbol: instrument
             for symbol in sorted(self.symbols)
-            if (found := self._instrument(symbol)) is not None
+            if (instrument := self._instrument(symbol)) is not None
         }
 
     def _instrument(self, symbol: str) -> Instrument | None:
-        if named := self.named.get(symbol):
+        if lines := self.listed.get(symbol):
             return msgspec.structs.replace(
-                named[-1],
-                tick=min((each.tick for each in named), key=float),
-                lot=min((each.lot for each in named), key=float),
+                lines[-1],
+                tick=min((each.tick for each in lines), key=float),
+                lot=min((each.lot for each in lines), key=float),
             )
-        listed = BUILT_IN.get(symbol)
+        built_in = BUILT_IN.get(symbol)
         tick, lot = self.quoted.get(symbol, (0, 0))
         if not tick:
-            return listed
-        if listed is None:
+            return built_in
+        if built_in is None:
             return msgspec.structs.replace(
                 _blank(symbol), tick=_power(tick), lot=_power(lot), min_qty=_power(lot)
             )
-        if lot % round(float(listed.lot) * 1e8) == 0:
-            return listed
-        return msgspec.structs.replace(listed, lot=_power(lot), source="quantities of the capture")
+        if lot % round(float(built_in.lot) * 1e8) == 0:
+            return built_in
+        return msgspec.structs.replace(
+            built_in, lot=_power(lot), source="quantities of the capture"
+        )
 
 
 def _blank(symbol: str) -> Instrument:

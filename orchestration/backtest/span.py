@@ -12,7 +12,7 @@ import numpy as np
 
 from market.errors import DataError
 from market.events import Events, from_arrow
-from market.instruments import Instrument, behind
+from market.instruments import Instrument, partition_instrument
 from market.lake import Lake
 from market.units import DAY_NS, SECOND_NS, day_start_ns, utc_date
 
@@ -81,7 +81,7 @@ def instruments_held(
         for day in span.dates:
             if not lake.exists("events", symbol, day):
                 continue
-            found = behind(lake.metadata("events", symbol, day), symbol)
+            found = partition_instrument(lake.metadata("events", symbol, day), symbol)
             known = instruments.setdefault(symbol, found)
             if (known.tick, known.lot) != (found.tick, found.lot):
                 raise SpanError(

@@ -32,14 +32,14 @@ from market.book import Book
 from market.console import Say
 from market.events import Events, Kind
 from market.features import feature_names
-from market.ingest import ingest, scan
+from market.ingest import ingest
 from market.instruments import BUILT_IN
 from market.lake import Lake
 from market.settings import Settings
 from market.units import SECOND_NS, day_start_ns, days_between
 from market.wire.capture import CaptureWriter, read_blocks
 from market.wire.decode import Decoder
-from market.wire.survey import first_frame_ns
+from market.wire.survey import first_frame_ns, scan
 from market.wire.topics import symbol_topics
 from proving.bench.command import (
     Measure,
