@@ -1,19 +1,26 @@
-"""`l2 synth`: days of a synthetic market into the lake, and the proof that they hold what is planted.
+"""`l2 synth`: write days of a synthetic market into the lake, and measure the planted IC.
 
-Frames go where captures go, events and bars where their partitions go. With each date goes, beside the
-data, what was planted in it: the tables `truth`, `planted` and `decoys`.
+Frames go where captures go, events and bars into their partitions; beside them the tables `truth`,
+`planted` and `decoys` say what was planted.
+
+**The planted IC** (`--ic`). The alpha at t is correlated with the return of the mid from t + 1 s to
+t + 1 s + h, as labels are made, over one day of each of several seeds and all symbols of a profile, and
+compared with its closed form. Days of different seeds are independent, so their scatter gives the
+standard error; symbols of one day are not, and count together.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from market.compute import map_processes
 from market.console import Result, Say, names, say, table
@@ -22,17 +29,29 @@ from market.events import ARROW_SCHEMA, to_arrow
 from market.instruments import BUILT_IN
 from market.lake import Lake, LakeError
 from market.settings import Settings
-from market.units import DAY_S, day_start_ns, days_between
+from market.units import BPS, DAY_S, SECOND_NS, day_start_ns, days_between
 from proving import synthetic
-from proving.synthetic import recovery, reduced
-from proving.synthetic.latent import SECONDS
+from proving.synthetic import latent, reduced, touch
+from proving.synthetic.latent import FRAMES, PER_SECOND, SECONDS
+from proving.synthetic.planted import closed_form_ic
 from proving.synthetic.profiles import Profile
 
 Kind = Literal["frames", "events", "bars"]
 
-KINDS: tuple[Kind, ...] = ("frames", "events", "bars")
-#: Seeds of the study of information coefficients, from here on; nothing else uses them.
-FIRST_SEED = 700_001
+KINDS: Final[tuple[Kind, ...]] = ("frames", "events", "bars")
+Floats = npt.NDArray[np.float64]
+
+#: First of the seeds by which the IC is measured; nothing else uses them.
+FIRST_SEED: Final = 700_001
+IC_DAY: Final = "2026-04-01"
+HORIZONS_S: Final = (10, 60, 300, 900)
+DELAY_S: Final = 1
+#: A study agrees within these bounds of |z| and of the standard error.
+LARGEST_Z: Final = 3.0
+LARGEST_ERROR: Final = 0.005
+
+#: (profile, seed, symbol, day) -> log mid at each close, (SECONDS,).
+Mids = Callable[[Profile, int, str, str], Floats]
 
 
 def write(
@@ -47,7 +66,7 @@ def write(
     """Write days as frames, events or bars, and what was planted beside them.
 
     ``span``: seconds after midnight; bars are made by the day. ``workers``: processes, by default one
-    per core; what is written does not depend on it. Returns what was written.
+    per core; the output does not depend on it. Returns the written paths, or numbers of rows.
     """
     profile, seed = synthetic.profile(settings.synthetic.profile), settings.synthetic.seed
     if kind == "bars" and span != (0, SECONDS):
@@ -56,22 +75,27 @@ def write(
     symbols = settings.market.symbols
     parts = [symbols] if kind == "frames" else [(symbol,) for symbol in symbols]
     tasks = [(settings, kind, day, part, span, depths) for day in days for part in parts]
-    made: dict[tuple[str, tuple[str, ...]], str | int] = {}
+    results: dict[tuple[str, tuple[str, ...]], str | int] = {}
 
     def done(task: tuple[Any, ...], result: str | int) -> None:
         _, _, day, part, _, _ = task
-        made[day, part] = result
+        results[day, part] = result
         say(f"{day}: {result}" if kind == "frames" else f"{day} {part[0]}: {result:,} {kind}")
 
     map_processes(_write_part, tasks, workers or len(os.sched_getaffinity(0)), done)
     written = {
-        day if kind == "frames" else f"{day} {part[0]}": made[day, part]
+        day if kind == "frames" else f"{day} {part[0]}": results[day, part]
         for _, _, day, part, _, _ in tasks
     }
-    found: dict[str, Any] = {"profile": profile.name, "seed": seed, "as": kind, "written": written}
+    summary: dict[str, Any] = {
+        "profile": profile.name,
+        "seed": seed,
+        "as": kind,
+        "written": written,
+    }
     if kind == "frames":
-        found["capture"] = written[days[-1]]
-    return found
+        summary["capture"] = written[days[-1]]
+    return summary
 
 
 def _write_part(
@@ -109,7 +133,7 @@ def write_events(
             f"{lake.uri}: holds {lake.source} data; synthetic data needs a root of its own"
         )
     start_s, stop_s = span
-    until_ns = day_start_ns(day) + stop_s * 1_000_000_000
+    until_ns = day_start_ns(day) + stop_s * SECOND_NS
     notes = {
         "instrument": msgspec.json.encode(BUILT_IN[symbol]).decode(),
         "made": "straight as events",
@@ -125,6 +149,91 @@ def write_events(
     return rows
 
 
+# -- the planted IC --------------------------------------------------------------------------------
+
+
+class MeasuredIC(msgspec.Struct, frozen=True):
+    """The IC at one horizon."""
+
+    horizon_s: int
+    planted: float  #: the closed form
+    found: float  #: measured, pooled over days and symbols
+    error: float  #: standard error of ``found``
+    days: int
+
+    @property
+    def z(self) -> float:
+        """Distance of the measured from the planted IC in standard errors."""
+        return (self.found - self.planted) / self.error
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the measured IC is near the closed form, with an error small enough to tell."""
+        return abs(self.z) <= LARGEST_Z and self.error <= LARGEST_ERROR
+
+
+def engine_mids(profile: Profile, seed: int, symbol: str, day: str) -> Floats:
+    """Log mid at each close of a day of the full market."""
+    recorder = touch.TouchRecorder(day_start_ns(day), FRAMES)
+    for chunk in synthetic.generate(profile, seed, symbol, day):
+        recorder.push(chunk)
+    bid, ask, arrival_s = recorder.recorded()
+    return _at_closes(bid + ask, arrival_s)
+
+
+def reduced_mids(profile: Profile, seed: int, symbol: str, day: str) -> Floats:
+    """Log mid at each close of a day in the reduced form."""
+    model = reduced.model_of(profile, symbol).touch
+    hidden = latent.drivers(profile, seed, symbol, day)
+    rng = latent.generator(seed, symbol, day, "reduced touch")
+    bid, spread, _ = touch.follow(model, hidden, BUILT_IN[symbol].tick_size, rng)
+    return _at_closes(2 * bid + spread, float(model.arrival_s[0]))
+
+
+def _at_closes(mid2: npt.NDArray[np.int64], arrival_s: float) -> Floats:
+    last = reduced.frames_before(np.arange(1, SECONDS + 1), arrival_s) - 1
+    return np.asarray(np.log(mid2[np.minimum(last, len(mid2) - 1)]))
+
+
+def day_sums(
+    profile: Profile, seed: int, mids: Mids, horizons_s: Sequence[int] = HORIZONS_S
+) -> Floats:
+    """(horizons, 3): sums of α², r² and α·r over a seed's day and all symbols.
+
+    Alpha and returns have known means of zero. They are divided by the symbol's sigma, so that symbols
+    weigh alike.
+    """
+    out = np.zeros((len(horizons_s), 3))
+    for listing in profile.listings:
+        log_mid = mids(profile, seed, listing.symbol, IC_DAY)
+        hidden = latent.drivers(profile, seed, listing.symbol, IC_DAY)
+        alpha = hidden.alpha[PER_SECOND::PER_SECOND] / listing.sigma_bps
+        for place, horizon_s in enumerate(horizons_s):
+            move = log_mid[DELAY_S + horizon_s :] - log_mid[DELAY_S:-horizon_s]
+            move = move * (BPS / listing.sigma_bps)
+            then = alpha[: len(move)]
+            out[place] += (then @ then, move @ move, then @ move)
+    return out
+
+
+def pooled(
+    profile: Profile, sums: Iterable[Floats], horizons_s: Sequence[int] = HORIZONS_S
+) -> list[MeasuredIC]:
+    """The IC by horizon from the sums of independent days; its error by the delta method."""
+    days = np.stack(list(sums))
+    rows = []
+    for place, horizon_s in enumerate(horizons_s):
+        own = days[:, place]
+        alpha, move, both = own.sum(axis=0)
+        ic = both / math.sqrt(alpha * move)
+        influence = own[:, 2] / math.sqrt(alpha * move)
+        influence = influence - 0.5 * ic * (own[:, 0] / alpha + own[:, 1] / move)
+        error = math.sqrt(len(own) / (len(own) - 1) * float(influence @ influence))
+        planted = closed_form_ic(profile, horizon_s, DELAY_S)
+        rows.append(MeasuredIC(horizon_s, planted, float(ic), error, len(own)))
+    return rows
+
+
 def recovered(
     settings: Settings,
     kind: Kind,
@@ -133,19 +242,19 @@ def recovered(
     *,
     workers: int | None = None,
     kept: Path | None = None,
-) -> list[recovery.Recovered]:
+) -> list[MeasuredIC]:
     """The alpha's IC with the mid's return over seeds of a profile, the same for any ``workers``.
 
-    ``workers``: processes, by default one per core. ``kept``: a file that takes in each day as it is
-    done; days that it holds already, of this profile and this code, are not made again.
+    ``workers``: processes, by default one per core. ``kept``: a cache file, to which each day is
+    appended; days in it, of this profile and this code, are not made again.
     """
     profile = synthetic.profile(settings.synthetic.profile)
-    mids = recovery.reduced_mids if kind == "bars" else recovery.engine_mids
+    mids = reduced_mids if kind == "bars" else engine_mids
     made_from = {
         seed: _made_from(profile, kind, seed) for seed in range(FIRST_SEED, FIRST_SEED + seeds)
     }
-    held = _held(kept, say)
-    sums = {seed: held[text] for seed, text in made_from.items() if text in held}
+    cache = _cached(kept, say)
+    sums = {seed: cache[text] for seed, text in made_from.items() if text in cache}
     if sums:
         say(f"{kept}: holds {len(sums)} of {seeds} seeds")
 
@@ -159,12 +268,12 @@ def recovered(
         say(f"seed {seed}: {len(sums)} of {seeds}")
 
     tasks = [(profile, seed, mids) for seed in made_from if seed not in sums]
-    map_processes(recovery.day_sums, tasks, workers or len(os.sched_getaffinity(0)), done)
-    return recovery.pooled(profile, [sums[seed] for seed in made_from])
+    map_processes(day_sums, tasks, workers or len(os.sched_getaffinity(0)), done)
+    return pooled(profile, [sums[seed] for seed in made_from])
 
 
 class _Day(msgspec.Struct):
-    """A line of the file of a study: what `recovery.day_sums` gave for one seed, and of what."""
+    """A line of the cache: `day_sums` of one seed, and the fingerprint of their inputs."""
 
     made_from: str
     sums: list[list[float]]
@@ -173,17 +282,17 @@ class _Day(msgspec.Struct):
 def _made_from(profile: Profile, kind: Kind, seed: int) -> str:
     stamp = reduced.fingerprint if kind == "bars" else synthetic.fingerprint
     symbols = [listing.symbol for listing in profile.listings]
-    return "; ".join(stamp(profile, seed, symbol, recovery.DAY) for symbol in symbols)
+    return "; ".join(stamp(profile, seed, symbol, IC_DAY) for symbol in symbols)
 
 
-def _held(kept: Path | None, say: Say) -> dict[str, recovery.Floats]:
-    """What a study's file holds, by what it was made from; a line cut short counts as not there."""
-    found: dict[str, recovery.Floats] = {}
+def _cached(kept: Path | None, say: Say) -> dict[str, Floats]:
+    """The days of a cache file by fingerprint; a line that was cut short is skipped."""
+    days: dict[str, Floats] = {}
     if kept is None or not kept.exists():
-        return found
+        return days
     text = kept.read_bytes()
     if not text.endswith(b"\n"):
-        # The next day begins a line of its own.
+        # A line was cut short: the next day begins a line of its own.
         with kept.open("ab") as file:
             file.write(b"\n")
     for number, line in enumerate(text.splitlines(), 1):
@@ -192,15 +301,15 @@ def _held(kept: Path | None, say: Say) -> dict[str, recovery.Floats]:
         except msgspec.DecodeError as error:
             say(f"{kept} line {number}: {error}; its day is made again")
             continue
-        found[day.made_from] = np.array(day.sums)
-    return found
+        days[day.made_from] = np.array(day.sums)
+    return days
 
 
 HEAD = ("horizon", "planted IC", "IC with the mid", "standard error", "z", "")
 
 
-def lines(rows: Sequence[recovery.Recovered]) -> list[tuple[str, ...]]:
-    """The study as a table for people."""
+def lines(rows: Sequence[MeasuredIC]) -> list[tuple[str, ...]]:
+    """The rows of the table, in the order of `HEAD`."""
     return [
         (
             f"{row.horizon_s} s",

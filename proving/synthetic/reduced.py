@@ -1,16 +1,16 @@
-"""Bars of a synthetic market without its events: a second at a time, from a law fitted to the engine's.
+"""Bars of a synthetic market without its events: the reduced form, a model fitted to the engine's bars.
 
-    hidden day  ─►  touch by the frame (`proving.synthetic.touch`)  ─►  price and spread columns
+    latent day  ─►  touch by the frame (`proving.synthetic.touch`)  ─►  price and spread columns
          └────────────►  primitives by the second (`proving.synthetic.primitives`)  ─►  all other columns
 
 Each primitive of a second is a monotone function of a normal score, tabulated from the engine's bars.
-The scores follow a linear law with normal errors that share one covariance: they depend on the hidden
-day and the touch in that second, on themselves a second before and on their means over some seconds,
-a minute and ten. What is planted reaches them as it does in the engine: by the score, by the efficient
-price, by volatility, depth and intensity. Tickers are the engine's own.
+The scores follow a linear law with correlated normal errors: they depend on the latent day and the
+touch of that second, on themselves a second before, and on their means over some seconds, a minute and
+ten. The planted alpha acts as in the engine: by the score, the efficient price, volatility, depth and
+intensity. Tickers are the engine's own.
 
-`proving.synthetic.calibration` fits the law and writes the file that this module reads. It holds for markets whose
-book and flow have the parameters it was fitted to; what is planted in them is free (`PLANTED`).
+`proving.synthetic.calibration` fits the model and writes the file read here. It holds for markets whose
+book and flow have the parameters that it was fitted to; what is planted is free (`PLANTED`).
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 FILE: Final = Path(__file__).with_suffix(".npz")
-#: Parameters of a profile that a fitted law lets vary: what is planted, and how volatility moves.
+#: Parameters of a profile that a fitted model lets vary: what is planted, and volatility.
 PLANTED: Final = (
     "name", "about", "ic", "ic_horizon_s", "half_life_s", "filterable", "noise_half_life_s",
     "regimes", "regime_stay_s", "changes", "in_sample_until", "vol_log_sd", "vol_half_life_s",
     "slow_vol_log_sd", "slow_vol_half_life_s", "jump_share", "jumps_per_day", "season",
 )  # fmt: skip
 
-#: Half-lives over which scores remember themselves (s).
+#: Half-lives of the means of past scores that enter the law (s).
 MEMORY_S: Final = (5.0, 60.0, 600.0)
-#: A second's law depends on how far quotes moved in it: the root of the sum of squared moves of the mid, in
-#: standard deviations of the efficient price. A book stays as it is until quotes move.
+#: A second's law depends on how far quotes moved in it: realised volatility of the mid in standard
+#: deviations of the efficient price. A book hardly changes until quotes move.
 STIRS: Final = (0.0, 0.7)
 _KEEP: Final = tuple(0.5 ** (1 / h) for h in MEMORY_S)
-#: Seconds before midnight that bring the scores to their law.
-_LEAD_IN: Final = 600
+#: Warm-up before midnight, in which the scores reach their law (s).
+_WARM_UP_S: Final = 600
 _LARGEST_SCORE: Final = 6.0
 
 
-class Law(NamedTuple):
-    """What was fitted for one symbol. K primitives, E inputs, M memories, Q knots, S stirs."""
+class ReducedModel(NamedTuple):
+    """The fit of one symbol. K primitives, E inputs, M memories, Q knots, S stirs."""
 
-    touch: touch.Law
+    touch: touch.TouchModel
     inputs: Floats  #: (2, E) mean and standard deviation of the inputs
     weights: Floats  #: (S, E + K + M·K, K) of inputs, of the scores before, of their means
     errors: Floats  #: (S, K, K) lower triangle: errors from independent ones
@@ -71,7 +71,7 @@ class Law(NamedTuple):
 
 
 def book_key(profile: Profile, symbol: str) -> str:
-    """What a law is fitted to: all parameters but the planted ones, and the symbol."""
+    """Key of a fit: the symbol and all parameters but the planted ones."""
     kept = {k: v for k, v in msgspec.to_builtins(profile).items() if k not in PLANTED}
     digest = hashlib.sha256(msgspec.json.encode(kept)).hexdigest()[:12]
     return f"{symbol}-{digest}"
@@ -79,31 +79,32 @@ def book_key(profile: Profile, symbol: str) -> str:
 
 @lru_cache(maxsize=64)
 def fitted(profile: Profile, symbol: str) -> bool:
-    """Whether there is a law for the symbol's book and flow."""
+    """Whether a model is fitted to the symbol's book and flow."""
     key = book_key(profile, symbol)
-    with np.load(FILE) as held:
-        return f"{key}/weights" in held.files
+    with np.load(FILE) as arrays:
+        return f"{key}/weights" in arrays.files
 
 
 @lru_cache(maxsize=8)
-def law_of(profile: Profile, symbol: str) -> Law:
-    """The fitted law of a symbol; ProfileError when none was fitted to its book and flow."""
+def model_of(profile: Profile, symbol: str) -> ReducedModel:
+    """The fitted model of a symbol; ProfileError when none was fitted to its book and flow."""
     profile.listing(symbol)
     key = book_key(profile, symbol)
-    with np.load(FILE) as held:
-        found = {n.split("/", 1)[1]: held[n] for n in held.files if n.startswith(f"{key}/")}
-    if not found:
+    with np.load(FILE) as file:
+        arrays = {n.split("/", 1)[1]: file[n] for n in file.files if n.startswith(f"{key}/")}
+    if not arrays:
         raise ProfileError(
             f"profile {profile.name}: no reduced form is fitted to its book and flow; make its bars "
-            f"from events, or fit one with `python -m proving.synthetic.calibration {profile.name}`"
+            f"from events, or fit one with `python -m proving.synthetic.calibration fit {profile.name}`"
         )
-    wide = {name: as_wide(array) for name, array in found.items()}
-    quotes = touch.Law(*(wide.pop(f"touch.{name}") for name in touch.Law._fields))
-    return Law(quotes, **wide)
+    wide = {name: as_wide(array) for name, array in arrays.items()}
+    fields = touch.TouchModel._fields
+    quotes = touch.TouchModel(*(wide.pop(f"touch.{name}") for name in fields))
+    return ReducedModel(quotes, **wide)
 
 
 def as_wide(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Stored arrays in the width that kernels take."""
+    """A stored array in the width that kernels take."""
     return array.astype(np.int64 if array.dtype.kind == "i" else np.float64)
 
 
@@ -114,17 +115,17 @@ def inputs(
     listing: Listing,
     hidden: Drivers,
     mid2: Integers,
-    goals: Floats,
-    seen: Floats,
+    targets: Floats,
+    columns: Floats,
     tick: float,
     arrival_s: float,
 ) -> Floats:
-    """What the scores of a second depend on, (seconds, E), from the hidden day and the touch.
+    """Inputs of the scores, (seconds, E), from the latent day and the touch.
 
-    ``mid2`` (frames,) is twice the mid in ticks, ``goals`` where quotes would go, ``seen`` the columns
-    of the touch (seconds, len(touch.COLUMNS)).
+    ``mid2`` (frames,) is twice the mid in ticks, ``targets`` those of quotes (`touch.targets`),
+    ``columns`` the columns of the touch (seconds, len(touch.COLUMNS)).
     """
-    seconds = len(seen)
+    seconds = len(columns)
     last = np.minimum(frames_before(np.arange(1, seconds + 1), arrival_s), len(mid2)) - 1
     unit = listing.sigma_bps * 1e-4
     score = hidden.score
@@ -135,10 +136,10 @@ def inputs(
     log_mid = np.log(mid2)
     move = np.diff(log_mid[last], prepend=log_mid[0]) / unit
     value = np.diff(hidden.log_price[last], prepend=hidden.log_price[0]) / unit
-    gap = (goals[last] - log_mid[last]) / unit
-    offset = (goals[last] - hidden.log_price[last] - np.log(2 / tick)) / unit
+    gap = (targets[last] - log_mid[last]) / unit
+    offset = (targets[last] - hidden.log_price[last] - np.log(2 / tick)) / unit
     late = (log_mid[last] - log_mid[np.maximum(last - 3, 0)]) / unit
-    column = dict(zip(touch.COLUMNS, seen.T, strict=True))
+    column = dict(zip(touch.COLUMNS, columns.T, strict=True))
     move_before = np.concatenate([[0.0], move[:-1]])
     return np.stack(
         [
@@ -173,19 +174,20 @@ def inputs(
 
 
 def frames_before(second: npt.NDArray[Any], arrival_s: float) -> Integers:
-    """Frames that have come in before instants (s after midnight)."""
+    """Number of frames received before instants (s after midnight)."""
     return np.asarray(np.ceil((second - arrival_s) / 0.1 - 1e-9), np.int64)
 
 
-def stirs(listing: Listing, seen: Floats) -> Integers:
-    """How far quotes moved in each second, as a place among the laws: 0 for not at all."""
+def stirs(listing: Listing, columns: Floats) -> Integers:
+    """Which of the laws applies to each second, by how far quotes moved: 0 for not at all."""
     unit = listing.sigma_bps * 1e-4
-    moved = np.sqrt(seen[:, touch.COLUMNS.index("rv")]) / unit
+    moved = np.sqrt(columns[:, touch.COLUMNS.index("rv")]) / unit
     return np.asarray(np.searchsorted(STIRS, moved), np.int64)
 
 
 @compiled
 def _average(path: Floats, keep: float) -> None:
+    """Replace a path by its exponential mean."""
     mean = 0.0
     for n in range(len(path)):
         mean += (1 - keep) * (path[n] - mean)
@@ -198,22 +200,24 @@ def _average(path: Floats, keep: float) -> None:
 def bars(profile: Profile, seed: int, symbol: str, day: str) -> Bars:
     """The bars of a symbol's day in the reduced form, all SECONDS of them.
 
-    A function of its arguments and of the fitted law. ProfileError for an unknown symbol or a book
-    that no law was fitted to.
+    A function of its arguments and of the fitted model. ProfileError for an unknown symbol or a book
+    that no model was fitted to.
     """
-    law, listing = law_of(profile, symbol), profile.listing(symbol)
+    model, listing = model_of(profile, symbol), profile.listing(symbol)
     instrument = BUILT_IN[symbol]
     hidden = latent.drivers(profile, seed, symbol, day)
     rng = generator(seed, symbol, day, "reduced touch")
-    seen, given = touched(law.touch, listing, hidden, instrument.tick_size, rng)
-    parts = draw(law, given, stirs(listing, seen), generator(seed, symbol, day, "reduced bars"))
+    columns, given = draw_touch(model.touch, listing, hidden, instrument.tick_size, rng)
+    parts = draw(
+        model, given, stirs(listing, columns), generator(seed, symbol, day, "reduced bars")
+    )
     values = np.full((SECONDS, len(COLUMNS)), np.nan)
     for place, name in enumerate(touch.COLUMNS):
-        values[:, getattr(C, name)] = seen[:, place]
+        values[:, getattr(C, name)] = columns[:, place]
     compose(parts, values, instrument.lot_size)
     order = generator(seed, symbol, day, "reduced trades").random((SECONDS, 64))
     age, off = (np.ascontiguousarray(parts[:, P[name]]) for name in ("trade_age_s", "last_off"))
-    trades(values, age, off, order, float(law.stick[0]))
+    trades(values, age, off, order, float(model.stick[0]))
     _tickers(values, listing, seed, day, hidden, instrument)
     # The first second has no book until its snapshot.
     values[:, C.gap] = 0.0
@@ -222,26 +226,30 @@ def bars(profile: Profile, seed: int, symbol: str, day: str) -> Bars:
     return Bars(t_ns=t_ns, values=values)
 
 
-def touched(
-    law: touch.Law, listing: Listing, hidden: Drivers, tick: float, rng: np.random.Generator
+def draw_touch(
+    model: touch.TouchModel,
+    listing: Listing,
+    hidden: Drivers,
+    tick: float,
+    rng: np.random.Generator,
 ) -> tuple[Floats, Floats]:
-    """Columns of a touch drawn for a hidden day, and what the scores depend on."""
-    bid, spread, goals = touch.follow(law, hidden, tick, rng)
-    arrival, flicker = float(law.arrival_s[0]), float(law.flicker[0])
-    seen = np.empty((SECONDS, len(touch.COLUMNS)))
-    touch.columns(bid, spread, tick, arrival, flicker, rng.random(SECONDS), seen)
-    return seen, inputs(listing, hidden, 2 * bid + spread, goals, seen, tick, arrival)
+    """Columns of a touch drawn for a latent day, and the inputs of its scores."""
+    bid, spread, targets = touch.follow(model, hidden, tick, rng)
+    arrival, flicker = float(model.arrival_s[0]), float(model.flicker[0])
+    columns = np.empty((SECONDS, len(touch.COLUMNS)))
+    touch.columns(bid, spread, tick, arrival, flicker, rng.random(SECONDS), columns)
+    return columns, inputs(listing, hidden, 2 * bid + spread, targets, columns, tick, arrival)
 
 
-def draw(law: Law, given: Floats, stirred: Integers, rng: np.random.Generator) -> Floats:
-    """Primitives (seconds, K) of a day with these inputs and `stirs`."""
-    shocks = rng.standard_normal((_LEAD_IN + len(given), len(NAMES)))
-    scaled = (given - law.inputs[0]) / law.inputs[1]
-    scaled = np.concatenate([np.repeat(scaled[:1], _LEAD_IN, axis=0), scaled])
-    stirred = np.concatenate([np.repeat(stirred[:1], _LEAD_IN), stirred])
-    errors = np.ascontiguousarray(law.errors.transpose(0, 2, 1))
-    scores = _scores(scaled, stirred, shocks, law.weights, errors, np.array(_KEEP))[_LEAD_IN:]
-    parts: Floats = _mapped(scores, law.scores, law.values)
+def draw(model: ReducedModel, given: Floats, stirred: Integers, rng: np.random.Generator) -> Floats:
+    """Draw the primitives (seconds, K) of a day with these inputs and `stirs`."""
+    shocks = rng.standard_normal((_WARM_UP_S + len(given), len(NAMES)))
+    scaled = (given - model.inputs[0]) / model.inputs[1]
+    scaled = np.concatenate([np.repeat(scaled[:1], _WARM_UP_S, axis=0), scaled])
+    stirred = np.concatenate([np.repeat(stirred[:1], _WARM_UP_S), stirred])
+    errors = np.ascontiguousarray(model.errors.transpose(0, 2, 1))
+    scores = _scores(scaled, stirred, shocks, model.weights, errors, np.array(_KEEP))[_WARM_UP_S:]
+    parts: Floats = _mapped(scores, model.scores, model.values)
     return parts
 
 
@@ -254,7 +262,7 @@ def _scores(
     errors: Floats,
     keep: Floats,
 ) -> Floats:
-    """Normal scores (n, K), one second after the other; sums run in one fixed order."""
+    """Normal scores (n, K), second by second; sums run in one fixed order, for equal rounding."""
     n, k = shocks.shape
     out = np.empty((n, k))
     before = np.zeros(k)
@@ -328,7 +336,7 @@ def _tickers(
 
 
 def fingerprint(profile: Profile, seed: int, symbol: str, day: str) -> str:
-    """What a partition of reduced bars was made from: profile, seed, code and law."""
+    """Fingerprint of a partition of reduced bars: profile, seed, code and fit."""
     digest = hashlib.sha256(msgspec.json.encode((profile, seed, symbol, day)))
     digest.update(closure_hash(__name__).encode())
     digest.update(FILE.read_bytes())

@@ -1,17 +1,23 @@
-"""What was planted in a symbol's day, as tables that stand beside the data and never in it.
+"""What was planted in a symbol's day: ground-truth tables beside the data, and never in it.
 
-    truth     per second: the alpha, what a filter could know of it, efficient price, the market's state
+    truth     per second: the alpha, the best filter's alpha, efficient price, the market's state
     planted   the log: regimes, jumps and changes, each at its instant
-    decoys    per second: features that say nothing, that work in sample only, and one that leaks
+    decoys    per second: features of noise, features that work in sample only, and one with leakage
 
-The first two are for judges. Decoys are for whoever selects features: they join the bars on ``t_ns``.
+The first two are for judges. Decoys test feature selection: they join the bars on ``t_ns``.
+
+    python -m proving.synthetic.tables
+
+writes docs/profiles.md: every parameter of a market, the named profiles, and these tables.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from typing import Final
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -24,7 +30,15 @@ from market.units import SECOND_NS, day_start_ns
 from proving.synthetic import latent
 from proving.synthetic.latent import FRAMES, PER_SECOND, SECONDS, Drivers, generator
 from proving.synthetic.planted import alpha_sd, best_filter, closed_form_ic, level
-from proving.synthetic.profiles import STEP_S, Profile, instant_ns
+from proving.synthetic.profiles import (
+    HOLDERS,
+    PROFILES,
+    STEP_S,
+    Listing,
+    Profile,
+    instant_ns,
+    parameters,
+)
 
 TABLES: Final = (
     Table("truth", version=2),
@@ -91,7 +105,7 @@ def seconds_of(day: str) -> npt.NDArray[np.int64]:
 
 
 def truth(profile: Profile, seed: int, symbol: str, day: str) -> pa.Table:
-    """What was planted, per second of the day on the bars' time axis (`TRUTH_COLUMNS`)."""
+    """Ground truth per second of the day, on the bars' time axis (`TRUTH_COLUMNS`)."""
     hidden = latent.drivers(profile, seed, symbol, day)
     found = latent.filtered_alphas(profile, seed, day)[symbol]
     at = slice(PER_SECOND, None, PER_SECOND)
@@ -114,7 +128,7 @@ def truth(profile: Profile, seed: int, symbol: str, day: str) -> pa.Table:
 
 
 def planted_log(profile: Profile, seed: int, symbol: str, day: str) -> pa.Table:
-    """What was planted as it happened: states at midnight, then what changed, in order of time."""
+    """The log: parameters and states at midnight, then every change in order of time."""
     hidden = latent.drivers(profile, seed, symbol, day)
     midnight = day_start_ns(day)
     opening = [
@@ -162,11 +176,11 @@ def planted_log(profile: Profile, seed: int, symbol: str, day: str) -> pa.Table:
 
 
 def decoys(profile: Profile, seed: int, symbol: str, day: str) -> pa.Table:
-    """Features to be refused (`DECOY_SCHEMA`), per second on the bars' time axis.
+    """Features that selection must reject (`DECOY_SCHEMA`), per second on the bars' time axis.
 
-    Twenty of noise; two that hold a correlation with the return to come, from t + 1 s on, until the
-    profile's ``in_sample_until``, and nothing afterwards; and a leaky one that holds it always. All
-    have unit variance but for their tails.
+    Twenty of noise; two correlated with the future return, from t + 1 s on, until the profile's
+    ``in_sample_until`` and not afterwards; and one with leakage, correlated always. All have unit
+    variance, heavy tails apart.
     """
     hidden = latent.drivers(profile, seed, symbol, day)
     t_ns = seconds_of(day)
@@ -179,13 +193,14 @@ def decoys(profile: Profile, seed: int, symbol: str, day: str) -> pa.Table:
     in_sample = t_ns < instant_ns(profile.in_sample_until)
     for name, (horizon_s, correlation) in FORETELLING.items():
         noise = generator(seed, symbol, day, f"decoy {name}").standard_normal(SECONDS)
-        held = np.where(in_sample | (name == "leaky"), correlation, 0.0)
-        columns.append(held * _to_come(hidden, horizon_s) + np.sqrt(1 - held**2) * noise)
+        share = np.where(in_sample | (name == "leaky"), correlation, 0.0)
+        future = _future_return(hidden, horizon_s)
+        columns.append(share * future + np.sqrt(1 - share**2) * noise)
     return pa.table([pa.array(column) for column in columns], schema=DECOY_SCHEMA)
 
 
-def _to_come(hidden: Drivers, horizon_s: int) -> npt.NDArray[np.float64]:
-    """Return of the efficient price from t + 1 s over the horizon, or what midnight leaves of it."""
+def _future_return(hidden: Drivers, horizon_s: int) -> npt.NDArray[np.float64]:
+    """Standardised return of the efficient price from t + 1 s over the horizon, cut at midnight."""
     log = hidden.log_price[PER_SECOND::PER_SECOND]
     places = np.arange(SECONDS)
     begin = np.minimum(places + 1, SECONDS - 1)
@@ -194,7 +209,7 @@ def _to_come(hidden: Drivers, horizon_s: int) -> npt.NDArray[np.float64]:
 
 
 def fingerprint(profile: Profile, seed: int, symbol: str, day: str) -> str:
-    """What the tables of a symbol-day were made from: profile, seed and code."""
+    """Fingerprint of the tables of a symbol-day: profile, seed and code."""
     digest = hashlib.sha256(msgspec.json.encode((profile, seed, symbol, day)))
     digest.update(closure_hash(__name__).encode())
     return f"planted {profile.name} {seed} {digest.hexdigest()[:16]}"
@@ -215,3 +230,76 @@ def write_truth(lake: Lake, profile: Profile, seed: int, symbol: str, day: str) 
 
 def _place(profile: Profile, symbol: str) -> int:
     return [listing.symbol for listing in profile.listings].index(symbol)
+
+
+# -- docs/profiles.md -------------------------------------------------------------------------------
+
+PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "profiles.md"
+_HEAD: Final = """\
+# Parameters of the synthetic market
+
+Written by `make generate` from `proving/synthetic/profiles.py` and `proving/synthetic/profiles.toml`; what it all means is in
+[synthetic.md](synthetic.md). *Recorded* are figures of the recordings that calibration used, *choice* is
+what nobody can record. `l2 synth --profile NAME` and the setting `synthetic.profile` take these names.
+"""
+
+
+def page() -> str:
+    """The text of docs/profiles.md."""
+    lines = [_HEAD, "## Named profiles", "", "| name | what it is | differs in |", "|---|---|---|"]
+    default = msgspec.to_builtins(PROFILES["default"])
+    for name, profile in PROFILES.items():
+        own = msgspec.to_builtins(profile)
+        changed = ", ".join(
+            f"`{key}`" + ("" if key in HOLDERS else f" {_text(value)}")
+            for key, value in own.items()
+            if value != default[key] and key not in ("name", "about")
+        )
+        lines.append(f"| `{name}` | {profile.about} | {changed} |")
+    lines += ["", "## Of the market", *_parameter_table(Profile, default)]
+    listings = {
+        listing.symbol: msgspec.to_builtins(listing) for listing in PROFILES["default"].listings
+    }
+    lines += [
+        "",
+        "## Of a listing",
+        *_parameter_table(Listing, *listings.values(), names=tuple(listings)),
+    ]
+    for kind in HOLDERS.values():
+        if kind is not Listing:
+            lines += ["", f"## Of a {kind.__name__.lower()}", *_parameter_table(kind)]
+    lines += ["", "## The table of truth", "", "| column | unit | meaning |", "|---|---|---|"]
+    lines += [f"| `{name}` | {unit} | {said} |" for name, (_, unit, said) in TRUTH_COLUMNS.items()]
+    lines += [
+        "",
+        "## The decoys",
+        "",
+        f"`noise_1` to `noise_{len(NOISE_HALF_LIVES_S)}`: noise with half-lives of "
+        f"{', '.join(map(str, NOISE_HALF_LIVES_S))} s (0: white), those of even number cubed.",
+    ]
+    lines += [
+        f"`{name}`: correlation {correlation:g} with the return to come over {horizon_s} s"
+        + (", always." if name == "leaky" else ", until `in_sample_until` and none afterwards.")
+        for name, (horizon_s, correlation) in FORETELLING.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _parameter_table(
+    kind: Any, *values: dict[str, Any], names: tuple[str, ...] = ("default",)
+) -> Iterator[str]:
+    columns = names if values else ()
+    yield ""
+    yield "| parameter | meaning (unit), source |" + "".join(f" {name} |" for name in columns)
+    yield "|---|---|" + "---|" * len(columns)
+    for name, said in parameters(kind):
+        cells = "".join(f" {'' if name in HOLDERS else _text(v[name])} |" for v in values)
+        yield f"| `{name}` | {said} |{cells}"
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

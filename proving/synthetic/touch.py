@@ -1,12 +1,12 @@
-"""How the best quotes follow the efficient price, frame by frame, as a small fitted law.
+"""The best quotes in the reduced form: how they follow the efficient price, frame by frame.
 
-The touch stands still while the efficient price wanders, and gives way with a hazard that grows with
-the gap between it and where quotes would go: the efficient price of a moment ago, moved by an offset
-that comes and goes over seconds to hours (what is left of impact). It then moves by a few ticks, or is
-quoted anew near that point. Hazards, ticks, landing errors and spreads are tables over the size
-of the gap; `fit` counts them in frames of the full market, `follow` draws from them.
+The touch stands still while the efficient price wanders, and moves with a hazard that grows with the
+gap between the mid and the target of quotes: the efficient price of a moment ago plus an offset that
+mean-reverts over seconds to hours (what is left of impact). It then moves by a few ticks (a nudge), or
+is quoted anew near the target. Hazards, ticks, landing errors and spreads are tables over the size of
+the gap; `fit` counts them in frames of the full market, `follow` draws from them.
 
-The law has no directions of its own: everything is counted towards and away from the gap.
+The model is symmetric: everything is counted towards and away from the gap.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _FRAME_NS: Final = 100_000_000
 OFFSET_HALF_LIVES_S: Final = (5.0, 30.0, 180.0, 1_000.0, 6_000.0)
 #: Lags at which the offset's memory is fitted (s).
 _LAGS_S: Final = (5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120)
-#: Half-lives that are tried for the mean of seen offsets (s).
+#: Half-lives tried for the mean of observed offsets (s).
 _TRIED_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
-#: A mid that moves by no more than this many half ticks has been nudged, not quoted anew.
+#: A move of the mid by no more than this many half ticks is a nudge, not a new quote.
 NUDGE_HALF_TICKS: Final = 8
 _BINS: Final = 24
 _QUANTILES: Final = 65
@@ -45,38 +45,35 @@ _SPREADS: Final = 12
 _LONGEST_DELAY: Final = 5
 
 
-class Law(NamedTuple):
+class TouchModel(NamedTuple):
     """Tables of the touch; the first axis is whether the spread before was wider than a tick.
 
-    ``b`` stands for _BINS bins of the gap's size.
+    ``b`` is _BINS bins of the gap's size.
     """
 
-    delay: Integers  #: (1,) frames by which quotes see the efficient price late
-    keep: Floats  #: (1,) share of the mean offset that a frame leaves, where offsets are only seen
-    offset: (
-        Floats  #: (len(OFFSET_HALF_LIVES_S),) standard deviations of the offset's parts, log price
-    )
+    delay: Integers  #: (1,) frames by which quotes lag the efficient price
+    keep: Floats  #: (1,) share of the mean observed offset that is left a frame later
+    #: (len(OFFSET_HALF_LIVES_S),) standard deviations of the offset's parts, log price
+    offset: Floats
     edges: Floats  #: (b - 1,) inner edges of the bins, log price
-    hazard: (
-        Floats  #: (2, 2, b) in a frame of a new quote and of a nudge, where the market is as usual
-    )
-    mood: Floats  #: (2, 4) log of what those are multiplied by: intercept, then per unit of `moods`
+    #: (2, 2, b) per frame, of a new quote and of a nudge, in the usual state of the market
+    hazard: Floats
+    mood: Floats  #: (2, 4) log multiplier of those: intercept, then per unit of `market_state`
     nudge: Floats  #: (2, b, 2 NUDGE_HALF_TICKS + 1) cumulative, half ticks towards the gap
     landing: Floats  #: (2, b, _QUANTILES) error of a new quote towards the gap, log price
-    spread: (
-        Floats  #: (2, 2, _SPREADS) cumulative, by spread before and whether nudged; from one tick
-    )
+    #: (2, 2, _SPREADS) cumulative, by spread before and whether nudged; from one tick
+    spread: Floats
     arrival_s: Floats  #: (1,) mean time from a frame's tenth of a second to its receipt
     flicker: Floats  #: (1,) share of reversals in neighbouring frames that come within 100 ms
 
 
-def moods(hidden: Drivers) -> Floats:
-    """What makes the touch restless, (frames + 1, 3): logs of volatility, depth and intensity."""
+def market_state(hidden: Drivers) -> Floats:
+    """The state that scales hazards, (frames + 1, 3): logs of volatility, depth and intensity."""
     return np.log(np.stack([hidden.volatility, hidden.depth, hidden.intensity], axis=1))
 
 
-class Watch:
-    """Collects the touch after each tenth of a second's frame from event rows as they come."""
+class TouchRecorder:
+    """Records the touch after the frame of each tenth of a second, from event rows as they come."""
 
     def __init__(self, midnight_ns: int, frames: int) -> None:
         self._midnight_ns = midnight_ns
@@ -85,13 +82,13 @@ class Watch:
         self._delay = np.zeros(2)
 
     def push(self, events: Events) -> None:
-        """Take event rows in, in receive order."""
-        _touches(self._state, events, self._midnight_ns, self._bid, self._ask, self._delay)
+        """Apply event rows, in receive order."""
+        _record(self._state, events, self._midnight_ns, self._bid, self._ask, self._delay)
 
-    def seen(self) -> tuple[Integers, Integers, float]:
-        """Best bid and ask (ticks) by tenth, and the mean time of arrival in it (s).
+    def recorded(self) -> tuple[Integers, Integers, float]:
+        """Best bid and ask (ticks) by tenth of a second, and the mean receive time within it (s).
 
-        Tenths without a frame repeat the one before; those before the first show the first.
+        Tenths without a frame repeat the one before; those before the first frame repeat the first.
         """
         known = np.where(self._bid > 0, np.arange(len(self._bid)), 0)
         known[0] = int(np.argmax(self._bid > 0))
@@ -100,7 +97,7 @@ class Watch:
 
 
 @compiled
-def _touches(
+def _record(
     state: BookState, events: Events, midnight_ns: int, bid: Integers, ask: Integers, delay: Floats
 ) -> None:
     for n in range(len(events)):
@@ -120,27 +117,27 @@ def _touches(
 # -- fitting ---------------------------------------------------------------------------------------
 
 
-class Seen(NamedTuple):
-    """Frames of one day of the full market, beside what was hidden."""
+class DayTouch(NamedTuple):
+    """The touch of one day of the full market by frame, beside its latent state."""
 
     bid: Integers
     ask: Integers
     log_price: Floats  #: (frames + 1,)
-    moods: Floats
+    state: Floats  #: `market_state`
     tick: float
     arrival_s: float
 
 
-def fit(days: list[Seen]) -> Law:
-    """The law that days of the full market obey; the delay is the one that explains most."""
+def fit(days: list[DayTouch]) -> TouchModel:
+    """Fit the model to days of the full market; delay and memory minimise the miss of new quotes."""
     tried = [(delay, h) for delay in range(_LONGEST_DELAY + 1) for h in _TRIED_S]
-    missed = [
+    misses = [
         sum(_missed(day.bid + day.ask, _value(day, delay), _keep(h)) for day in days)
         for delay, h in tried
     ]
-    delay, half_life_s = tried[int(np.argmin(missed))]
+    delay, half_life_s = tried[int(np.argmin(misses))]
     keep = _keep(half_life_s)
-    parts = [_told(d.bid, d.ask, _value(d, delay), keep) for d in days]
+    parts = [_changes(d.bid, d.ask, _value(d, delay), keep) for d in days]
     gap, wide, kind, nudge, error, spread = (
         np.concatenate(part) for part in zip(*parts, strict=True)
     )
@@ -149,8 +146,10 @@ def fit(days: list[Seen]) -> Law:
     shares = 1 - np.geomspace(1, 2e-3, _BINS)[1:] if _BINS > 1 else np.array([])
     edges = np.quantile(size, shares)
     place = np.searchsorted(edges, size)
-    state = np.concatenate([day.moods[1 : len(day.bid)] for day in days])
-    mood = np.stack([_tempered(state, place, kind == 2), _tempered(state, place, kind == 1)])
+    state = np.concatenate([day.state[1 : len(day.bid)] for day in days])
+    mood = np.stack(
+        [_state_regression(state, place, kind == 2), _state_regression(state, place, kind == 1)]
+    )
     pace = [np.exp(mood[k, 0] + state @ mood[k, 1:]) for k in range(2)]
     hazard = np.zeros((2, 2, _BINS))
     steps = np.zeros((2, _BINS, 2 * NUDGE_HALF_TICKS + 1))
@@ -160,7 +159,7 @@ def fit(days: list[Seen]) -> Law:
     for before in range(2):
         for b in range(_BINS):
             here = (wide == before) & (place == b)
-            if here.sum() < 50:  # a spread that is rarely wide: what is known of all
+            if here.sum() < 50:  # too few frames of wide spreads: use all
                 here = place == b
             for k, of_kind in enumerate((kind == 2, kind == 1)):
                 hazard[before, k, b] = (here & of_kind).sum() / max(
@@ -173,11 +172,13 @@ def fit(days: list[Seen]) -> Law:
             if len(errors_here) > 10:
                 landing[before, b] = np.quantile(errors_here, levels)
         for nudges in range(2):
-            found = spread[(wide == before) & (kind == 2 - nudges)]
-            counts = np.bincount(np.minimum(found, _SPREADS), minlength=_SPREADS + 1)[1:] + 1e-9
+            spreads_here = spread[(wide == before) & (kind == 2 - nudges)]
+            counts = (
+                np.bincount(np.minimum(spreads_here, _SPREADS), minlength=_SPREADS + 1)[1:] + 1e-9
+            )
             spreads[before, nudges] = np.cumsum(counts / counts.sum())
     arrival = float(np.mean([day.arrival_s for day in days]))
-    return Law(
+    return TouchModel(
         np.array([delay]),
         np.array([keep]),
         _offset_parts(days),
@@ -192,10 +193,10 @@ def fit(days: list[Seen]) -> Law:
     )
 
 
-def _tempered(state: Floats, place: Integers, happened: npt.NDArray[np.bool_]) -> Floats:
-    """Poisson regression of a change on the market's state beside the gap's bin: (4,) coefficients.
+def _state_regression(state: Floats, place: Integers, happened: npt.NDArray[np.bool_]) -> Floats:
+    """Poisson regression of a change on the market's state, given the gap's bin: (4,) coefficients.
 
-    Frames are summed over seconds, in which the state hardly moves.
+    Frames are summed over seconds, within which the state hardly moves.
     """
     usual = np.bincount(place, happened, _BINS) / np.maximum(np.bincount(place, minlength=_BINS), 1)
     n = len(place) // PER_SECOND * PER_SECOND
@@ -215,27 +216,27 @@ def _keep(half_life_s: float) -> float:
     return float(0.5 ** (1 / (PER_SECOND * half_life_s)))
 
 
-def _offset_parts(days: list[Seen]) -> Floats:
-    """Standard deviations of the offset's parts: their autocovariances add up to the one seen."""
-    seen = np.zeros(len(_LAGS_S))
+def _offset_parts(days: list[DayTouch]) -> Floats:
+    """Standard deviations of the offset's parts, whose autocovariances sum to the observed one."""
+    observed = np.zeros(len(_LAGS_S))
     for day in days:
         apart = np.log(0.5 * (day.bid + day.ask) * day.tick) - day.log_price[: len(day.bid)]
         path = apart[::PER_SECOND]
-        seen += [float(np.mean(path[lag:] * path[:-lag])) for lag in _LAGS_S]
+        observed += [float(np.mean(path[lag:] * path[:-lag])) for lag in _LAGS_S]
     memory = 0.5 ** (np.array(_LAGS_S)[:, None] / np.array(OFFSET_HALF_LIVES_S))
-    variances, _ = nnls(memory, seen / len(days))
+    variances, _ = nnls(memory, observed / len(days))
     return np.asarray(np.sqrt(variances), np.float64)
 
 
-def _value(day: Seen, delay: int) -> Floats:
-    """Log of twice the efficient price in ticks, as quotes see it at each frame."""
+def _value(day: DayTouch, delay: int) -> Floats:
+    """Log of twice the efficient price in ticks, at the delay of quotes, by frame."""
     late = np.maximum(np.arange(len(day.bid)) - delay, 0)
     return np.asarray(day.log_price[late] + np.log(2 / day.tick))
 
 
 @compiled
 def _missed(mid2: Integers, value: Floats, keep: float) -> float:
-    """Sum of squares by which new quotes miss where the mean offset put them."""
+    """Sum of squared distances of new quotes from the target by the mean offset."""
     mean, offset, total = 0.0, 0.0, 0.0
     for j in range(1, len(mid2)):
         if abs(mid2[j] - mid2[j - 1]) > NUDGE_HALF_TICKS:
@@ -246,10 +247,11 @@ def _missed(mid2: Integers, value: Floats, keep: float) -> float:
 
 
 @compiled
-def _told(
+def _changes(
     bid: Integers, ask: Integers, value: Floats, keep: float
 ) -> tuple[Floats, Integers, Integers, Integers, Floats, Integers]:
-    """Per frame: gap, wide spread before, kind of change, half ticks, landing error, spread after."""
+    """By frame: gap, wide spread before, kind of change (0 none, 1 nudge, 2 new quote), nudge in half
+    ticks, landing error, spread after."""
     n = len(bid)
     gap, error = np.zeros(n - 1), np.zeros(n - 1)
     wide, kind = np.zeros(n - 1, np.int64), np.zeros(n - 1, np.int64)
@@ -275,15 +277,14 @@ def _told(
     return gap, wide, kind, nudge, error, spread
 
 
-def goals(law: Law, day: Seen) -> Floats:
-    """Where quotes would go at each frame (log of twice the price in ticks), given those seen."""
-    value = _value(day, int(law.delay[0]))
-    found: Floats = _goals(day.bid + day.ask, value, float(law.keep[0]))
-    return found
+def targets(model: TouchModel, day: DayTouch) -> Floats:
+    """Target of quotes by frame (log of twice the price in ticks), given the observed quotes."""
+    value = _value(day, int(model.delay[0]))
+    return np.asarray(_targets(day.bid + day.ask, value, float(model.keep[0])))
 
 
 @compiled
-def _goals(mid2: Integers, value: Floats, keep: float) -> Floats:
+def _targets(mid2: Integers, value: Floats, keep: float) -> Floats:
     mean, offset = 0.0, 0.0
     out = np.empty(len(mid2))
     for j in range(len(mid2)):
@@ -298,28 +299,29 @@ def _goals(mid2: Integers, value: Floats, keep: float) -> Floats:
 
 
 def follow(
-    law: Law, hidden: Drivers, tick: float, rng: np.random.Generator
+    model: TouchModel, hidden: Drivers, tick: float, rng: np.random.Generator
 ) -> tuple[Integers, Integers, Floats]:
-    """Best bid and spread (ticks) after each frame, and where quotes would go (log price)."""
+    """Draw best bid and spread (ticks) by frame; also the target of quotes, as `targets` gives it."""
     n = len(hidden.log_price) - 1
-    late = np.maximum(np.arange(n) - int(law.delay[0]), 0)
-    goal = hidden.log_price[late] + np.log(2 / tick)
-    for spread, half_life_s in zip(law.offset, OFFSET_HALF_LIVES_S, strict=True):
+    late = np.maximum(np.arange(n) - int(model.delay[0]), 0)
+    target = hidden.log_price[late] + np.log(2 / tick)
+    for spread, half_life_s in zip(model.offset, OFFSET_HALF_LIVES_S, strict=True):
         if spread > 0:
             path = rng.standard_normal(n)
             smooth(path, _keep(half_life_s))
-            goal += spread * path
+            target += spread * path
     # Written out: a library's matrix product may round otherwise on another machine.
-    volatile, deep, intense = moods(hidden).T
+    volatile, deep, intense = market_state(hidden).T
     pace = np.exp(
-        np.stack([m[0] + m[1] * volatile + m[2] * deep + m[3] * intense for m in law.mood])
+        np.stack([m[0] + m[1] * volatile + m[2] * deep + m[3] * intense for m in model.mood])
     )
-    bid, width = _follow(rng.random((n, 3)), goal, pace, law)
-    return bid, width, goal
+    bid, width = _follow(rng.random((n, 3)), target, pace, model)
+    return bid, width, target
 
 
 @compiled
 def _draw(cumulative: Floats, u: float) -> int:
+    """The place that a uniform falls on in cumulative probabilities."""
     n = 0
     while n < len(cumulative) - 1 and u >= cumulative[n]:
         n += 1
@@ -327,24 +329,26 @@ def _draw(cumulative: Floats, u: float) -> int:
 
 
 @compiled
-def _follow(uniform: Floats, goals: Floats, pace: Floats, law: Law) -> tuple[Integers, Integers]:
+def _follow(
+    uniform: Floats, targets: Floats, pace: Floats, model: TouchModel
+) -> tuple[Integers, Integers]:
     n = len(uniform)
     bid, spread = np.empty(n, np.int64), np.empty(n, np.int64)
-    here = int(np.exp(goals[0]) / 2)
+    here = int(np.exp(targets[0]) / 2)
     width = 1
     log_mid = np.log(2 * here + width)
     for j in range(n):
-        goal = goals[j]
-        gap = goal - log_mid
+        target = targets[j]
+        gap = target - log_mid
         towards = 1 if gap >= 0 else -1
-        b = np.searchsorted(law.edges, abs(gap))
+        b = np.searchsorted(model.edges, abs(gap))
         before = 1 if width > 1 else 0
-        anew = law.hazard[before, 0, b] * pace[0, j]
-        if uniform[j, 0] < anew + law.hazard[before, 1, b] * pace[1, j]:
+        anew = model.hazard[before, 0, b] * pace[0, j]
+        if uniform[j, 0] < anew + model.hazard[before, 1, b] * pace[1, j]:
             nudged = 1 if uniform[j, 0] >= anew else 0
-            after = 1 + _draw(law.spread[before, nudged], uniform[j, 1])
+            after = 1 + _draw(model.spread[before, nudged], uniform[j, 1])
             if nudged:
-                step = _draw(law.nudge[before, b], uniform[j, 2]) - NUDGE_HALF_TICKS
+                step = _draw(model.nudge[before, b], uniform[j, 2]) - NUDGE_HALF_TICKS
                 mid2 = 2 * here + width + towards * step
                 # A mid between two ticks needs an odd spread, and the other way round.
                 if (mid2 - after) % 2:
@@ -352,9 +356,9 @@ def _follow(uniform: Floats, goals: Floats, pace: Floats, law: Law) -> tuple[Int
             else:
                 at = uniform[j, 2] * (_QUANTILES - 1)
                 low = min(int(at), _QUANTILES - 2)
-                errors = law.landing[before, b]
+                errors = model.landing[before, b]
                 error = errors[low] + (at - low) * (errors[low + 1] - errors[low])
-                landed = goal + towards * error
+                landed = target + towards * error
                 mid2 = 2 * round(0.5 * (np.exp(landed) - after)) + after
             here, width = (mid2 - after) // 2, after
             log_mid = np.log(2 * here + width)
@@ -362,9 +366,9 @@ def _follow(uniform: Floats, goals: Floats, pace: Floats, law: Law) -> tuple[Int
     return bid, spread
 
 
-# -- what bars say of it ---------------------------------------------------------------------------
+# -- columns of bars ---------------------------------------------------------------------------
 
-#: Columns of a bar that follow from the touch alone, in the order in which `columns` gives them.
+#: Columns of a bar that follow from the touch alone, in the order of `columns`.
 COLUMNS: Final = (
     "mid_open", "mid_high", "mid_low", "mid_close", "mid_twap", "spread_ticks", "spread_mean",
     "spread_std", "spread_one", "spread_bps", "best_changes", "flicker", "quote_life", "rv", "bv",
@@ -386,8 +390,8 @@ def columns(
 ) -> None:
     """Write `COLUMNS` of each second into ``out`` (seconds, len(COLUMNS)), as `market.second` does.
 
-    Frame j comes in at j · 0.1 s + ``arrival_s``. A reversal in the next frame came within 100 ms
-    when the second's ``coin`` is below ``flicker_share``, which jitter decides.
+    Frame j is received at j · 0.1 s + ``arrival_s``. A reversal in the next frame counts as within
+    100 ms, which jitter decides, when the second's ``coin`` is below ``flicker_share``.
     """
     frames = len(bid)
     j = 0

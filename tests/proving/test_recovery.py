@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from proving.synthetic import latent, recovery
+from proving.synthetic import command as synth
+from proving.synthetic import latent
 from proving.synthetic.planted import closed_form_ic
 from proving.synthetic.profiles import Profile, altered, profile
 
@@ -20,8 +21,8 @@ def efficient_mids(market: Profile, seed: int, symbol: str, day: str) -> npt.NDA
 
 def test_a_market_without_quotes_shows_the_closed_form() -> None:
     strong = profile("strong")
-    sums = [recovery.day_sums(strong, seed, efficient_mids) for seed in range(4)]
-    for row in recovery.pooled(strong, sums):
+    sums = [synth.day_sums(strong, seed, efficient_mids) for seed in range(4)]
+    for row in synth.pooled(strong, sums):
         assert row.planted == closed_form_ic(strong, row.horizon_s, 1.0)
         assert abs(row.z) < 4
         assert row.found == pytest.approx(row.planted, abs=0.06)
@@ -31,8 +32,8 @@ def test_a_market_without_quotes_shows_the_closed_form() -> None:
 
 def test_mids_of_the_reduced_form_show_it_too() -> None:
     strong = profile("strong")
-    sums = [recovery.day_sums(strong, 50 + seed, recovery.reduced_mids) for seed in range(3)]
-    rows = recovery.pooled(strong, sums)
+    sums = [synth.day_sums(strong, 50 + seed, synth.reduced_mids) for seed in range(3)]
+    rows = synth.pooled(strong, sums)
     assert abs(rows[1].z) < 4
     assert rows[1].found == pytest.approx(rows[1].planted, abs=0.06)
 
@@ -44,15 +45,15 @@ def test_an_alpha_that_is_not_there_is_not_found() -> None:
     def mids(market: Profile, seed: int, symbol: str, day: str) -> npt.NDArray[np.float64]:
         return efficient_mids(null, seed, symbol, day)
 
-    rows = recovery.pooled(weak, [recovery.day_sums(weak, seed, mids) for seed in range(4)])
+    rows = synth.pooled(weak, [synth.day_sums(weak, seed, mids) for seed in range(4)])
     assert rows[0].z < -5
     assert not rows[0].agrees
     assert abs(rows[0].found) < 4 * rows[0].error
 
 
 def test_agreement_needs_a_small_error() -> None:
-    close = recovery.Recovered(60, 0.1, 0.11, 0.02, 5)
+    close = synth.MeasuredIC(60, 0.1, 0.11, 0.02, 5)
     assert abs(close.z) < 3
     assert not close.agrees
-    assert recovery.Recovered(60, 0.1, 0.11, 0.0045, 50).agrees
-    assert not recovery.Recovered(60, 0.1, 0.12, 0.0045, 50).agrees
+    assert synth.MeasuredIC(60, 0.1, 0.11, 0.0045, 50).agrees
+    assert not synth.MeasuredIC(60, 0.1, 0.12, 0.0045, 50).agrees

@@ -14,7 +14,7 @@ from market.lake import Lake, LakeError
 from market.settings import Settings
 from market.units import day_start_ns
 from proving.synthetic import generate, latent, reduced
-from proving.synthetic.likeness import Likeness, compared
+from proving.synthetic.calibration import Likeness, compared
 from proving.synthetic.profiles import ProfileError, altered, profile
 
 DAY = "2026-02-07"
@@ -120,11 +120,11 @@ def test_columns_move_together_and_in_time_as_the_engines(
 def test_features_tell_as_much_of_the_alpha_as_the_engines(
     likeness: dict[str, Likeness], symbol: str
 ) -> None:
-    for told in likeness[symbol].features:
+    for each in likeness[symbol].features:
         # Quotes follow the score alone; trades and order flow have noise of their own beside it.
-        quoted = told.name.startswith(("queue", "micro", "imbalance", "cancel"))
+        quoted = each.name.startswith(("queue", "micro", "imbalance", "cancel"))
         width = 0.12 if quoted else 0.30
-        assert told.correlations[1] == pytest.approx(told.correlations[0], abs=width), told.name
+        assert each.correlations[1] == pytest.approx(each.correlations[0], abs=width), each.name
 
 
 # -- what it is for --------------------------------------------------------------------------------

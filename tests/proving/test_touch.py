@@ -18,20 +18,20 @@ JITTERY = {"flicker", "mid_twap", "spread_mean", "spread_std", "spread_one", "qu
 
 
 @pytest.fixture(scope="module")
-def market() -> tuple[Bars, touch.Watch]:
+def market() -> tuple[Bars, touch.TouchRecorder]:
     """Half an hour of the engine: its bars, and its touch as it was watched."""
     chunks = list(generate(profile("default"), 5, "BTCUSDT", DAY, 0, 1800))
-    watch = touch.Watch(day_start_ns(DAY), 18_000)
+    watch = touch.TouchRecorder(day_start_ns(DAY), 18_000)
     for chunk in chunks:
         watch.push(chunk)
     return bars_from_chunks(chunks, BUILT_IN["BTCUSDT"], Settings()), watch
 
 
 def test_columns_of_the_watched_touch_are_those_of_its_bars(
-    market: tuple[Bars, touch.Watch],
+    market: tuple[Bars, touch.TouchRecorder],
 ) -> None:
     bars, watch = market
-    bid, ask, arrival_s = watch.seen()
+    bid, ask, arrival_s = watch.recorded()
     out = np.empty((1800, len(touch.COLUMNS)))
     touch.columns(bid, ask - bid, TICK, arrival_s, 0.5, np.zeros(1800), out)
     for place, name in enumerate(touch.COLUMNS):
@@ -50,7 +50,7 @@ def test_a_law_is_found_again_in_what_it_draws() -> None:
     edges = np.geomspace(2e-6, 2e-4, bins - 1)
     gap = np.concatenate([[0.0], edges])
     flat = np.linspace(0, 1, 65)
-    law = touch.Law(
+    law = touch.TouchModel(
         delay=np.array([2]),
         keep=np.array([0.9]),
         offset=np.zeros(len(touch.OFFSET_HALF_LIVES_S)),
@@ -67,8 +67,8 @@ def test_a_law_is_found_again_in_what_it_draws() -> None:
     law.nudge[:, :, : touch.NUDGE_HALF_TICKS + 2] = 0.0
     bid, spread, _ = touch.follow(law, hidden, TICK, np.random.default_rng(2))
     assert (spread == 1).all()
-    moods = touch.moods(hidden)
-    seen = touch.Seen(bid, bid + spread, hidden.log_price, moods, TICK, 0.01)
+    moods = touch.market_state(hidden)
+    seen = touch.DayTouch(bid, bid + spread, hidden.log_price, moods, TICK, 0.01)
     found = touch.fit([seen])
     assert found.delay[0] == 2
     # Nothing but a tenth of a basis point of landing error was put between quotes and value.
@@ -87,7 +87,7 @@ def test_the_touch_is_never_crossed_and_stays_near_the_value() -> None:
     for symbol in ("BTCUSDT", "ETHUSDT"):
         hidden = latent.drivers(market, 5, symbol, DAY)
         tick = BUILT_IN[symbol].tick_size
-        law = reduced.law_of(market, symbol).touch
+        law = reduced.model_of(market, symbol).touch
         bid, spread, _ = touch.follow(law, hidden, tick, np.random.default_rng(2))
         assert (spread >= 1).all()
         apart = np.log((bid + 0.5 * spread) * tick) - hidden.log_price[:-1]
