@@ -1,9 +1,9 @@
-"""What a synthetic market must show, beside what recorded ones do: one row per statistic.
+"""Acceptance of a synthetic market: its statistics beside those of recordings, each with a verdict.
 
-A row holds the value, its 95 % interval (jackknife over blocks of time), the number of observations,
-the same of each recording, and the accepted range. The range is either fixed by what is known of
-markets in general, or spans what the recordings show, widened by a share, because two recorded days
-differ by more than any such share. A recording that is too short for a statistic bounds nothing.
+A row has the value, its 95 % interval (jackknife over blocks of time), the number of observations, the
+same of each recording, and the accepted range. The range is fixed by the literature, or spans the
+recordings, widened by a share of itself, because two recorded days differ by more than any such share.
+A recording that is too short for a statistic does not bound it.
 
     verdict     the value is
     in          inside the range
@@ -25,9 +25,9 @@ import msgspec
 import numpy as np
 
 from proving.realism.criteria import STATISTICS, Range, Statistic
-from proving.realism.facts import Stretches
+from proving.realism.facts import Observations
 from proving.realism.metaorders import Impact, concavity, retention
-from proving.realism.observation import Stretch
+from proving.realism.observation import Observation
 from proving.realism.stylised import distance, jackknife
 
 Verdict = Literal["in", "open", "OUT", "reported", "too short"]
@@ -36,8 +36,8 @@ Verdict = Literal["in", "open", "OUT", "reported", "too short"]
 BLOCKS: Final = 12
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """A statistic of one market; interval and value are NaN where they do not exist."""
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """A statistic of one market; value and interval are NaN where they do not exist."""
 
     label: str
     value: float
@@ -46,49 +46,51 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 0
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """A statistic of the market under test, judged."""
+class JudgedStatistic(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the table: a statistic of the market under test, and its verdict."""
 
     name: str
     group: str
     unit: str
-    found: Found
-    recorded: tuple[Found, ...]
+    found: Estimate
+    recorded: tuple[Estimate, ...]
     accepted: Range | None
     verdict: Verdict
     note: str
 
 
-def without_blocks(market: Stretches, blocks: int = BLOCKS) -> list[list[Stretch]]:
-    """The market with one block of time left out, for each of about ``blocks`` in turn.
+def without_blocks(market: Observations, blocks: int = BLOCKS) -> list[list[Observation]]:
+    """Jackknife samples: the market without one block of time, for each of about ``blocks`` in turn.
 
-    Blocks are equally long within a stretch, and about so over stretches.
+    Blocks are equally long within an observation, and about so across observations.
     """
-    total = sum(stretch.seconds for stretch in market)
-    left = []
-    for place, stretch in enumerate(market):
-        parts = max(1, round(blocks * stretch.seconds / max(1, total)))
-        edges = np.linspace(0, stretch.seconds, parts + 1).astype(int).tolist()
+    total = sum(obs.seconds for obs in market)
+    samples = []
+    for place, obs in enumerate(market):
+        parts = max(1, round(blocks * obs.seconds / max(1, total)))
+        edges = np.linspace(0, obs.seconds, parts + 1).astype(int).tolist()
         others = [*market[:place], *market[place + 1 :]]
         for first, last in itertools.pairwise(edges):
-            around = [stretch.between(0, first), stretch.between(last, stretch.seconds)]
-            left.append([*others, *(part for part in around if part.seconds)])
-    return left
+            around = [obs.between(0, first), obs.between(last, obs.seconds)]
+            samples.append([*others, *(part for part in around if part.seconds)])
+    return samples
 
 
-def find(statistic: Statistic, label: str, market: Stretches, left: Sequence[Stretches]) -> Found:
-    """One market's value, with its interval; the value is NaN when there is too little of it."""
+def estimated(
+    statistic: Statistic, label: str, market: Observations, left: Sequence[Observations]
+) -> Estimate:
+    """One market's value with its interval; NaN when there are too few observations."""
     assert statistic.estimate is not None
     n = statistic.count(market)
     if n < statistic.least:
-        return Found(label=label, value=math.nan, n=n)
+        return Estimate(label=label, value=math.nan, n=n)
     value = statistic.estimate(market)
     low, high = jackknife(statistic.estimate, left, value)
-    return Found(label=label, value=value, low=low, high=high, n=n)
+    return Estimate(label=label, value=value, low=low, high=high, n=n)
 
 
-def judge(found: Found, accepted: Range | None, recorded: Sequence[Found] = ()) -> Verdict:
-    """The verdict on a value (see the module); ``recorded`` are those that made the range."""
+def judge(found: Estimate, accepted: Range | None, recorded: Sequence[Estimate] = ()) -> Verdict:
+    """The verdict on a value (see the module); ``recorded`` are the values that made the range."""
     if not math.isfinite(found.value):
         return "too short"
     if accepted is None:
@@ -100,7 +102,7 @@ def judge(found: Found, accepted: Range | None, recorded: Sequence[Found] = ()) 
     return "open" if reaches or reached else "OUT"
 
 
-def span(recorded: Sequence[Found], widened: float) -> Range | None:
+def span(recorded: Sequence[Estimate], widened: float) -> Range | None:
     """From the least to the greatest recorded value, each moved outwards by a share of itself."""
     values = [found.value for found in recorded if math.isfinite(found.value)]
     if not values:
@@ -110,19 +112,15 @@ def span(recorded: Sequence[Found], widened: float) -> Range | None:
 
 
 def compare(
-    statistic: Statistic, label: str, market: Stretches, recorded: Sequence[Stretch]
-) -> tuple[Found, tuple[Found, ...], Range | None]:
-    """A row of distributions: distance to each recording, and the range.
-
-    The value is the distance to the nearest; beside each recording stands the market's distance to
-    it.
-    """
+    statistic: Statistic, label: str, market: Observations, recorded: Sequence[Observation]
+) -> tuple[Estimate, tuple[Estimate, ...], Range | None]:
+    """Compare distributions: the distance to the nearest recording, to each of them, and the range."""
     assert statistic.sample is not None
     mine = statistic.sample(market)
     theirs = [(each.label, statistic.sample([each])) for each in recorded]
     kept = [(name, values) for name, values in theirs if len(values) >= statistic.least]
     beside = tuple(
-        Found(
+        Estimate(
             label=name,
             value=distance(mine, values) if len(values) >= statistic.least else math.nan,
             n=len(values),
@@ -132,10 +130,10 @@ def compare(
     between = [distance(x, y) for n, (_, x) in enumerate(kept) for _, y in kept[:n]]
     near = min((each for each in beside if math.isfinite(each.value)), key=_value, default=None)
     if near is None:
-        return Found(label=label, value=math.nan, n=len(mine)), beside, None
-    # 95 % of the distances of two samples of one law lie below this; dependence makes it more.
+        return Estimate(label=label, value=math.nan, n=len(mine)), beside, None
+    # 95 % quantile of the distance of two independent samples of one law; dependence makes it larger.
     noise = 1.36 * math.sqrt(1 / len(mine) + 1 / near.n) if len(mine) else math.nan
-    found = Found(
+    found = Estimate(
         label=label,
         value=near.value,
         low=max(0.0, near.value - noise),
@@ -145,18 +143,18 @@ def compare(
     return found, beside, (0.0, max([0.1, *between]))
 
 
-def _value(found: Found) -> float:
+def _value(found: Estimate) -> float:
     return found.value
 
 
 def table(
-    market: Stretches,
-    recorded: Sequence[Stretch],
+    market: Observations,
+    recorded: Sequence[Observation],
     *,
     null: bool,
     only: str = "",
     say: Callable[[str], None] | None = None,
-) -> list[Row]:
+) -> list[JudgedStatistic]:
     """All rows for one symbol, or those whose names hold ``only``.
 
     ``null`` says that nothing is planted in the market.
@@ -169,13 +167,13 @@ def table(
         if only not in statistic.name:
             continue
         note = statistic.note
-        bounds: tuple[Found, ...] = ()
+        bounds: tuple[Estimate, ...] = ()
         if statistic.sample is not None:
             found, beside, accepted = compare(statistic, label, market, recorded)
         else:
-            found = find(statistic, label, market, left)
+            found = estimated(statistic, label, market, left)
             beside = tuple(
-                find(statistic, each.label, [each], without)
+                estimated(statistic, each.label, [each], without)
                 for each, without in zip(recorded, left_of, strict=True)
             )
             accepted = statistic.accepted
@@ -189,7 +187,7 @@ def table(
         if verdict == "OUT" and statistic.exception:
             note = "; ".join(filter(None, (note, f"out of range: {statistic.exception}")))
         rows.append(
-            Row(
+            JudgedStatistic(
                 name=statistic.name,
                 group=statistic.group,
                 unit=statistic.unit,
@@ -205,7 +203,7 @@ def table(
     return rows
 
 
-#: Impact at the end of metaorders and what is left of it; nobody's recording can tell.
+#: Statistics of injected metaorders, which no recording can show.
 IMPACT: Final[tuple[tuple[str, Callable[[list[Impact]], float], Range, str], ...]] = (
     (
         "metaorders: exponent of impact in quantity",
@@ -222,8 +220,8 @@ IMPACT: Final[tuple[tuple[str, Callable[[list[Impact]], float], Range, str], ...
 )
 
 
-def impact_rows(impacts: list[Impact]) -> list[Row]:
-    """The rows of injected metaorders; a jackknife over the metaorders gives their intervals."""
+def impact_rows(impacts: list[Impact]) -> list[JudgedStatistic]:
+    """The rows of injected metaorders, with a jackknife over the metaorders."""
     numbers = min((len(each.path) for each in impacts), default=0)
     counted = range(numbers) if numbers > 3 else range(0)
     left = [
@@ -237,9 +235,11 @@ def impact_rows(impacts: list[Impact]) -> list[Row]:
     for name, estimate, accepted, note in IMPACT:
         value = estimate(impacts) if numbers else math.nan
         low, high = jackknife(estimate, left, value)
-        found = Found(label="injected", value=value, low=low, high=high, n=numbers * len(impacts))
+        found = Estimate(
+            label="injected", value=value, low=low, high=high, n=numbers * len(impacts)
+        )
         rows.append(
-            Row(
+            JudgedStatistic(
                 name=name,
                 group="impact",
                 unit="",
@@ -253,8 +253,8 @@ def impact_rows(impacts: list[Impact]) -> list[Row]:
     return rows
 
 
-def as_data(row: Row) -> dict[str, Any]:
-    """A row as plain data; what is not a finite number is None."""
+def as_data(row: JudgedStatistic) -> dict[str, Any]:
+    """A row as plain data; None for what is not finite."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, float):

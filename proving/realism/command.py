@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from market.console import Result, Say, names, say, seeds, table
+from market.console import Result, Say, interval, names, say, seeds, significant, table
 from market.errors import UsageError
 from market.events import Events
 from market.instruments import BUILT_IN, Instrument
@@ -22,10 +22,10 @@ from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
 from proving.realism import acceptance, metaorders
-from proving.realism.acceptance import IMPACT, Found, Row, as_data, impact_rows
+from proving.realism.acceptance import IMPACT, JudgedStatistic, as_data, impact_rows
 from proving.realism.criteria import STATISTICS
 from proving.realism.metaorders import Impact
-from proving.realism.observation import Stretch, observe
+from proving.realism.observation import Observation, observe
 from proving.synthetic import generate, profile
 from proving.synthetic.planted import alpha_sd
 from proving.synthetic.profiles import Profile
@@ -43,14 +43,14 @@ class AcceptanceError(UsageError):
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a check found: rows by symbol, and what its pictures are drawn from."""
+    """Result of a check: rows by symbol, and the data of its charts."""
 
     profile: str
     seeds: tuple[int, ...]
     hours: float
-    rows: dict[str, list[Row]]
-    markets: dict[str, list[Stretch]]
-    recorded: dict[str, list[Stretch]]
+    rows: dict[str, list[JudgedStatistic]]
+    markets: dict[str, list[Observation]]
+    recorded: dict[str, list[Observation]]
     impacts: dict[str, list[Impact]]
 
     def counted(self) -> dict[str, int]:
@@ -74,12 +74,12 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
 
 def recordings(
     folder: Path, symbols: Sequence[str], settings: Settings
-) -> dict[str, list[Stretch]]:
-    """What each capture of a folder shows of each symbol, in the order of their names."""
+) -> dict[str, list[Observation]]:
+    """Observations of each symbol in the captures of a folder, in the order of their names."""
     captures = sorted(folder.glob("*.frames.zst"))
     if not captures:
         raise AcceptanceError(f"{folder}: holds no *.frames.zst; name a folder of captures")
-    found: dict[str, list[Stretch]] = {symbol: [] for symbol in symbols}
+    found: dict[str, list[Observation]] = {symbol: [] for symbol in symbols}
     for path in captures:
         name = path.name.removesuffix(".frames.zst")
         instruments = instruments_of([str(path)], symbols, settings.market.book_depth)
@@ -96,23 +96,23 @@ def recordings(
 
 def _observed(
     market: Profile, seed: int, symbol: str, day: str, hours: float, settings: Settings
-) -> Stretch:
-    """One symbol-day of the synthetic market, kept small."""
+) -> Observation:
+    """Observe one symbol-day of the synthetic market."""
     instrument: Instrument = BUILT_IN[symbol]
     events = generate(market, seed, symbol, day, 0, round(hours * 3600))
     return observe(f"seed {seed}", events, instrument, settings)
 
 
-def _made(
+def _results(
     tasks: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], workers: int, say: Say
 ) -> list[Any]:
-    """What each task returns, in order; each is done in a process of its own."""
+    """Results of the tasks, in order, from a pool of processes."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        asked = [pool.submit(function, *arguments) for function, arguments in tasks]
-        for done, future in enumerate(as_completed(asked), 1):
+        futures = [pool.submit(function, *arguments) for function, arguments in tasks]
+        for done, future in enumerate(as_completed(futures), 1):
             future.result()
-            say(f"{done} of {len(asked)} markets made")
-        return [future.result() for future in asked]
+            say(f"{done} of {len(futures)} markets made")
+        return [future.result() for future in futures]
 
 
 def check(
@@ -128,11 +128,12 @@ def check(
     workers: int | None = None,
     say: Say,
 ) -> Checked:
-    """Make the market of a profile from each seed and judge what it shows.
+    """Generate the market of a profile from each seed and judge its statistics.
 
-    ``only``: judge rows whose names hold this, and inject no metaorders unless it names them.
-    ``folder`` holds the captures to compare with; without one, rows that need them are reported and
-    not judged. AcceptanceError for an impossible request, ProfileError for an unknown profile.
+    ``seeds`` should be ones that no calibration has used. ``only``: judge rows whose names contain this,
+    and inject no metaorders unless it names them. ``folder`` has the captures to compare with; without
+    one, rows that need them are reported and not judged. AcceptanceError for an impossible request,
+    ProfileError for an unknown profile.
     """
     if not seeds or not 0 < hours <= 24:
         raise AcceptanceError(
@@ -140,12 +141,12 @@ def check(
         )
     market, symbols = profile(name), settings.market.symbols
     null = all(alpha_sd(market, symbol) == 0 for symbol in symbols)
-    recorded: dict[str, list[Stretch]] = {symbol: [] for symbol in symbols}
+    recorded: dict[str, list[Observation]] = {symbol: [] for symbol in symbols}
     if folder is None:
         say("no recordings to compare with: name their folder with --recordings")
     else:
         recorded = recordings(folder, symbols, settings)
-        say(f"read {sum(map(len, recorded.values()))} recorded stretches in {folder}")
+        say(f"read {sum(map(len, recorded.values()))} recorded observations in {folder}")
     days = [(market, seed, symbol, day, hours, settings) for symbol in symbols for seed in seeds]
     known = [each.name for each in STATISTICS] + [name for name, *_ in IMPACT]
     if not any(only in each for each in known):
@@ -154,10 +155,10 @@ def check(
     shares = (0.0, *metaorders.SHARES) if held > 0 else ()
     runs = [(market, seeds[0], symbol, day, held, share) for symbol in symbols for share in shares]
     tasks = [(_observed, each) for each in days] + [(metaorders.mids, each) for each in runs]
-    results = _made(tasks, workers or os.cpu_count() or 1, say)
-    markets: dict[str, list[Stretch]] = {symbol: [] for symbol in symbols}
-    for (_, _, symbol, *_), stretch in zip(days, results, strict=False):
-        markets[symbol].append(stretch)
+    results = _results(tasks, workers or os.cpu_count() or 1, say)
+    markets: dict[str, list[Observation]] = {symbol: [] for symbol in symbols}
+    for (_, _, symbol, *_), observation in zip(days, results, strict=False):
+        markets[symbol].append(observation)
     paths = {
         (symbol, share): path
         for (_, _, symbol, _, _, share), path in zip(runs, results[len(days) :], strict=True)
@@ -190,16 +191,16 @@ def check(
 HEAD: Final = ("statistic", "unit", "value", "95 % interval", "n", "recorded", "accepted", "")
 
 
-def lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """The table as people see it, one tuple per row in the order of `HEAD`."""
+def lines(rows: Sequence[JudgedStatistic]) -> list[tuple[str, ...]]:
+    """The rows of the table, in the order of `HEAD`."""
     return [
         (
             row.name,
             row.unit,
-            number(row.found.value),
-            _interval(row.found),
+            significant(row.found.value),
+            interval(row.found.low, row.found.high, significant),
             f"{row.found.n:,}",
-            " / ".join(number(each.value) for each in row.recorded) or "–",
+            " / ".join(significant(each.value) for each in row.recorded) or "–",
             _range(row),
             row.verdict,
         )
@@ -207,35 +208,21 @@ def lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     ]
 
 
-def remarks(rows: Sequence[Row]) -> list[tuple[str, str]]:
+def remarks(rows: Sequence[JudgedStatistic]) -> list[tuple[str, str]]:
     """Names and notes of the rows that have one."""
     return [(row.name, row.note) for row in rows if row.note]
 
 
-def number(value: float) -> str:
-    """A figure to three digits; – for what does not exist."""
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "–"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
-
-
-def _interval(found: Found) -> str:
-    if not (math.isfinite(found.low) and math.isfinite(found.high)):
-        return "–"
-    return f"{number(found.low)} … {number(found.high)}"
-
-
-def _range(row: Row) -> str:
+def _range(row: JudgedStatistic) -> str:
+    """The accepted range."""
     if row.accepted is None:
         return "–"
     low, high = row.accepted
     if math.isinf(low):
-        return f"≤ {number(high)}"
+        return f"≤ {significant(high)}"
     if math.isinf(high):
-        return f"≥ {number(low)}"
-    return f"{number(low)} … {number(high)}"
+        return f"≥ {significant(low)}"
+    return interval(low, high, significant)
 
 
 # -- the verb --------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""What is asked of a synthetic market: the statistics, their ranges, and why those.
+"""Acceptance criteria of a synthetic market: the statistics, their ranges, and where those come from.
 
-Ranges that are fixed come from the literature on markets in general (Cont 2001; Cont, Kukanov and
-Stoikov 2014 for order-flow imbalance; Bouchaud and others for sign memory); all others are what the
-recordings show, widened by a share. Notes say where a customary range cannot be asked of the data.
+Fixed ranges are from the literature (Cont 2001; Cont, Kukanov and Stoikov 2014 for order-flow
+imbalance; Bouchaud and others for the memory of signs); all others span the recordings, widened by a
+share. Notes say where a customary range cannot be tested on the data.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Final
 
 import msgspec
 
-from proving.realism import facts
-from proving.realism.facts import Stretches
+from proving.realism import facts, liquidity
+from proving.realism.facts import Observations
 from proving.realism.stylised import Floats
 
 Range = tuple[float, float]
 
 
 class Statistic(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the table.
+    """A row of the table.
 
     ``estimate`` gives the value of a market and ``count`` its number of observations, of which
     ``least`` are needed for the value to mean anything. ``accepted`` is a fixed range; ``like`` is
@@ -33,15 +33,15 @@ class Statistic(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     group: str
     unit: str = ""
-    estimate: Callable[[Stretches], float] | None = None
-    count: Callable[[Stretches], int] = facts.seconds
+    estimate: Callable[[Observations], float] | None = None
+    count: Callable[[Observations], int] = facts.seconds
     least: int = 30
     accepted: Range | None = None
     like: float | None = None
-    sample: Callable[[Stretches], Floats] | None = None
+    sample: Callable[[Observations], Floats] | None = None
     null_only: bool = False
     note: str = ""
-    #: Why the default market's value is out of range where it is known to be; shown when it is.
+    #: Why the default market is out of range, where it is known to be; shown when it is.
     exception: str = ""
 
 
@@ -353,7 +353,7 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         name="half-life of deviations of depth",
         group="liquidity",
         unit="s",
-        estimate=facts.depth_half_life,
+        estimate=liquidity.depth_half_life,
         least=300,
         like=0.3,
         note="where the autocorrelation of log depth within 1 bps falls to one half",
@@ -362,8 +362,8 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         name="half-life of depth after a shock",
         group="liquidity",
         unit="s",
-        estimate=facts.resilience,
-        count=facts.shocks,
+        estimate=liquidity.resilience,
+        count=liquidity.shocks,
         least=30,
         note="in recordings of minutes its interval is wider than any range: not judged",
     ),
@@ -371,8 +371,8 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         name="markout after 5 s, front of queue",
         group="liquidity",
         unit="bps",
-        estimate=facts.markout_front,
-        count=facts.fills_front,
+        estimate=liquidity.markout_front,
+        count=liquidity.fills_front,
         least=200,
         accepted=(-math.inf, 0.0),
     ),
@@ -380,8 +380,8 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         name="markout after 5 s, back of queue",
         group="liquidity",
         unit="bps",
-        estimate=facts.markout_back,
-        count=facts.fills_back,
+        estimate=liquidity.markout_back,
+        count=liquidity.fills_back,
         least=200,
         accepted=(-math.inf, 0.0),
     ),
@@ -389,8 +389,8 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         name="back's markout less front's",
         group="liquidity",
         unit="bps",
-        estimate=facts.markout_gap,
-        count=facts.fills_back,
+        estimate=liquidity.markout_gap,
+        count=liquidity.fills_back,
         least=200,
         accepted=(-math.inf, 0.0),
     ),
@@ -398,7 +398,7 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         name="front filled within 10 s",
         group="liquidity",
         unit="share",
-        estimate=facts.filled_front,
+        estimate=liquidity.filled_front,
         count=facts.probes,
         least=200,
         like=0.1,
@@ -407,7 +407,7 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         name="back filled within 10 s",
         group="liquidity",
         unit="share",
-        estimate=facts.filled_back,
+        estimate=liquidity.filled_back,
         count=facts.probes,
         least=200,
         like=0.1,
@@ -438,14 +438,14 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
         name="time to fill, front of queue",
         group="distributions",
         unit="KS",
-        sample=facts.time_to_fill_front,
+        sample=liquidity.time_to_fill_front,
         least=200,
     ),
     Statistic(
         name="time to fill, back of queue",
         group="distributions",
         unit="KS",
-        sample=facts.time_to_fill_back,
+        sample=liquidity.time_to_fill_back,
         least=200,
     ),
 )

@@ -1,9 +1,9 @@
-"""Injected metaorders: what trading a quantity does to a synthetic market, against the same without.
+"""Market impact of injected metaorders in a synthetic market.
 
-Two markets of one seed differ by our orders only, so the difference of their mids is our impact and
-nothing else: no drift has to be averaged away, and a few dozen metaorders tell what would take
-thousands in a recording. A metaorder is worked off in equal market orders at equal times; sides
-alternate, and a pause between two lets the impact of the first fade.
+Two markets of one seed differ by our orders alone, so the difference of their mids is our impact: no
+drift has to be averaged away, and a few dozen metaorders suffice where a recording would need
+thousands. A metaorder is worked in equal market orders at equal intervals; sides alternate, and a pause
+between two lets the impact of the first decay.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from market.units import SECOND_NS
+from market.units import BPS, SECOND_NS
 from proving.realism.stylised import Floats, power_exponent
 from proving.synthetic.marketplace import SyntheticMarket
 from proving.synthetic.profiles import Profile
 
-DURATION_S: Final = 60  #: over which one is worked off
+DURATION_S: Final = 60  #: of a metaorder
 CHILDREN: Final = 30
 PAUSE_S: Final = 840  #: after it, before the next
-RETAINED_AFTER: Final = 5  #: durations after the end at which what is left is read
-#: Quantities, as shares of what takers trade on average in the same time.
+RETAINED_AFTER: Final = 5  #: durations after the end at which the rest of the impact is read
+#: Quantities, as shares of the mean traded volume over the duration.
 SHARES: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
 #: Times since the beginning at which impact is read (s).
 READ_S: Final = tuple(range(0, DURATION_S * (RETAINED_AFTER + 1) + 1, 10))
 
 
 class Impact(msgspec.Struct, frozen=True, kw_only=True):
-    """Impact of the metaorders of one size in one market, bps, positive the way they traded.
+    """Impact of the metaorders of one size in one market, bps, positive in their direction.
 
-    ``path`` has shape (metaorders, len(READ_S)): the mid less that of the market without them, since
-    just before each began. ``share`` is that of `SHARES`.
+    ``path`` has shape (metaorders, len(READ_S)): the mid less that of the market without them, relative
+    to just before each began. ``share`` is one of `SHARES`.
     """
 
     share: float
@@ -41,15 +41,17 @@ class Impact(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def at_end(self) -> Floats:
+        """Impact at the end of each metaorder."""
         return np.asarray(self.path[:, READ_S.index(DURATION_S)])
 
     @property
     def retained(self) -> Floats:
+        """Impact that is left `RETAINED_AFTER` durations later."""
         return np.asarray(self.path[:, -1])
 
 
 def mids(profile: Profile, seed: int, symbol: str, day: str, hours: float, share: float) -> Floats:
-    """Mid every second (log) of the market in which metaorders of this size trade; 0 for none."""
+    """Log mid by second of a market in which metaorders of this size trade; 0 for none."""
     listing = profile.listing(symbol)
     market = SyntheticMarket(profile, seed, symbol, day)
     lots = share * listing.orders_per_s * listing.order_qty * DURATION_S
@@ -68,8 +70,8 @@ def mids(profile: Profile, seed: int, symbol: str, day: str, hours: float, share
 
 
 def impact(share: float, with_them: Floats, without: Floats) -> Impact:
-    """The impact of a run of `mids` against that of the market left alone."""
-    moved = (with_them - without) * 1e4
+    """The impact in a run of `mids`, relative to the market without metaorders."""
+    moved = (with_them - without) * BPS
     period = DURATION_S + PAUSE_S
     starts = np.arange(PAUSE_S // 2, len(moved) - READ_S[-1], period)
     sides = np.where(np.arange(len(starts)) % 2 == 0, 1.0, -1.0)
@@ -85,7 +87,7 @@ def concavity(impacts: list[Impact]) -> float:
 
 
 def retention(impacts: list[Impact]) -> float:
-    """Share of the impact at the end that is left after `RETAINED_AFTER` durations more."""
+    """Share of the final impact that is left `RETAINED_AFTER` durations later."""
     ends = np.concatenate([each.at_end for each in impacts])
     left = np.concatenate([each.retained for each in impacts])
     return float(np.nanmean(left) / np.nanmean(ends))

@@ -1,15 +1,15 @@
-"""What a market shows, kept small enough to compare markets by: a stretch of it at three paces.
+"""Observation of a market, small enough to compare markets by: per frame, per second and per order.
 
 `Observer` reads one symbol's events once, in receive order, at one book frame per 100 ms
-(`proving.realism.conflation`), and keeps a `Stretch`:
+(`proving.realism.conflation`), and keeps an `Observation`:
 
     per frame   touch, quantities at it, notional within `NEAR_BPS` of the mid on either side
     per second  the columns `KEPT` of the bars
     per sample  once in 50 frames: level quantities and the cumulative depth profile
-    per order   taker orders: the prints of one side and one instant of the exchange, added up
+    per order   taker orders: the trades of one side and one exchange time, summed
     per probe   hypothetical passive orders at the front and the back of the queue
 
-Recorded and synthetic markets go through the same reading, so what is found in both is comparable.
+Recorded and synthetic markets are read alike, so their statistics are comparable.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ KEPT: Final = (
     "sell_notional",
 )
 
-#: Distances from the mid at which the cumulative depth of a side is read (bps).
+#: Distances from the mid of the cumulative depth profile of a side (bps).
 PROFILE_BPS: Final = np.arange(0.25, 4.01, 0.25)
-#: Depth that a shock is measured by, and its recovery (bps of the mid).
+#: Depth by which shocks and recovery are measured: within so much of the mid (bps).
 NEAR_BPS: Final = 1.0
-#: Levels behind the touch of which a quantity is sampled, once every `_SAMPLE_EVERY` frames.
+#: Levels behind the touch whose quantities are sampled, once every `_SAMPLE_EVERY` frames.
 _SAMPLED: Final = 20
 _SAMPLE_EVERY: Final = 50
 
@@ -96,21 +96,23 @@ _BLOCK: Final = int(Flag.BLOCK)
 Floats = npt.NDArray[np.float64]
 Table = npt.NDArray[np.void]
 
-# Places in ``head``.
-_FRAMES: Final = 0
-_ORDERS: Final = 1
-_SAMPLES: Final = 2
-_EXCHANGE_NS: Final = 3  #: exchange time of the last print
-_FRAME_NO: Final = 4
-_CROSSED: Final = 5
+_HEAD: Final = np.dtype(
+    [
+        ("frames", "i8"),  # rows written to each table by the present call
+        ("orders", "i8"),
+        ("samples", "i8"),
+        ("exchange_ns", "i8"),  # of the last trade
+        ("frame", "i8"),  # number of the next valid frame
+        ("crossed", "i8"),  # frames that left the book crossed
+    ]
+)
 
 
-class Stretch(msgspec.Struct, frozen=True, kw_only=True):
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """One symbol's market over an unbroken span [start_ns, stop_ns); times are receive times.
 
-    ``frames`` (dtype FRAME) holds frames that left a valid book, one per 100 ms in which the book
-    was heard of; ``bars`` maps the names of `KEPT` to one value per second; ``orders`` and ``probes``
-    are tables of the dtypes ORDER and PROBE. At the instants ``sampled_ns`` stand ``profile``, shape
+    ``frames`` (dtype FRAME) are frames that left a valid book, at most one per 100 ms; ``bars`` maps the names of `KEPT` to one value per second; ``orders`` and ``probes``
+    are tables of the dtypes ORDER and PROBE. At the instants ``sampled_ns``: ``profile``, shape
     (n, 2, len(PROFILE_BPS)), cumulative notional by side and distance, NaN past the last level, and
     ``level_lots``, shape (n, 2, 20), the quantities behind the touch, zero past the last level.
     ``crossed`` counts frames that left the book crossed.
@@ -135,7 +137,7 @@ class Stretch(msgspec.Struct, frozen=True, kw_only=True):
     def seconds(self) -> int:
         return (self.stop_ns - self.start_ns) // SECOND_NS
 
-    def between(self, first_s: int, last_s: int) -> Stretch:
+    def between(self, first_s: int, last_s: int) -> Observation:
         """The part from second ``first_s`` up to, not including, ``last_s``."""
         start, stop = (self.start_ns + second * SECOND_NS for second in (first_s, last_s))
 
@@ -208,33 +210,34 @@ def _observe(
     level_lots: Any,
     profile: Any,
     steps: Any,
-    head: Any,
+    heads: Any,
     price: float,
 ) -> None:
-    """Take rows in; every table has room for as many rows as there are events."""
+    """Apply rows; every table has room for as many rows as there are events."""
+    head = heads[0]
     for i in range(len(events)):
         event = events[i]
         if event.kind == _TRADE:
             if event.flags & _BLOCK:
                 continue
-            last = head[_ORDERS] - 1
+            last = head.orders - 1
             if (
                 last >= 0
-                and head[_EXCHANGE_NS] == event.exchange_ns
+                and head.exchange_ns == event.exchange_ns
                 and orders[last].side == event.side
             ):
                 orders[last].lots += event.qty_lots
                 continue
-            head[_EXCHANGE_NS] = event.exchange_ns
-            orders[head[_ORDERS]].t_ns = event.receive_ns
-            orders[head[_ORDERS]].side = event.side
-            orders[head[_ORDERS]].lots = event.qty_lots
-            head[_ORDERS] += 1
+            head.exchange_ns = event.exchange_ns
+            orders[head.orders].t_ns = event.receive_ns
+            orders[head.orders].side = event.side
+            orders[head.orders].lots = event.qty_lots
+            head.orders += 1
         elif apply(state, event):
             if not is_valid(state):
-                head[_CROSSED] += best(state, 1) >= best(state, -1)
+                head.crossed += best(state, 1) >= best(state, -1)
                 continue
-            frame = frames[head[_FRAMES]]
+            frame = frames[head.frames]
             frame.t_ns = event.receive_ns
             frame.bid = best(state, 1)
             frame.ask = best(state, -1)
@@ -243,18 +246,18 @@ def _observe(
             mid2 = frame.bid + frame.ask
             frame.bid_near = _near(state, 0, mid2, price)
             frame.ask_near = _near(state, 1, mid2, price)
-            head[_FRAMES] += 1
-            if head[_FRAME_NO] % _SAMPLE_EVERY == 0:
-                sampled_ns[head[_SAMPLES]] = event.receive_ns
+            head.frames += 1
+            if head.frame % _SAMPLE_EVERY == 0:
+                sampled_ns[head.samples] = event.receive_ns
                 for row in range(2):
-                    _sample(state, row, level_lots[head[_SAMPLES], row])
-                    _profile(state, row, mid2, price, steps, profile[head[_SAMPLES], row])
-                head[_SAMPLES] += 1
-            head[_FRAME_NO] += 1
+                    _sample(state, row, level_lots[head.samples, row])
+                    _profile(state, row, mid2, price, steps, profile[head.samples, row])
+                head.samples += 1
+            head.frame += 1
 
 
 class Observer:
-    """Reads one symbol's events as they come; ``finish`` gives the stretch."""
+    """Reads one symbol's events as they come; ``finish`` returns the observation."""
 
     def __init__(self, label: str, instrument: Instrument, settings: Settings) -> None:
         self._label, self._instrument = label, instrument
@@ -262,20 +265,20 @@ class Observer:
         self._bars = BarBuilder(instrument, settings.market.stale_after_s)
         self._prober = Prober()
         self._state = new_state()
-        self._head = np.zeros(6, np.int64)
+        self._head = np.zeros(1, _HEAD)
         self._price = instrument.tick_size * instrument.lot_size
         self._parts: list[dict[str, Any]] = []
         self._made: list[dict[str, Any]] = []
         self._open_order = np.zeros(0, ORDER)
 
     def push(self, events: Events) -> None:
-        """Take event rows in (dtype ``EVENT``, receive order)."""
+        """Apply event rows (dtype ``EVENT``, receive order)."""
         self._take(self._feed.push(events))
 
     def _take(self, events: Events) -> None:
         self._keep(self._bars.push(events))
         self._prober.push(events)
-        # The last order may go on in the next chunk, so it is handed over.
+        # The last order may continue in the next chunk.
         held = len(self._open_order)
         room = len(events) + held
         frames, orders = np.empty(room, FRAME), np.empty(room, ORDER)
@@ -284,7 +287,8 @@ class Observer:
         level_lots = np.empty((samples, 2, _SAMPLED), np.int64)
         profile = np.empty((samples, 2, len(PROFILE_BPS)))
         orders[:held] = self._open_order
-        self._head[[_FRAMES, _ORDERS, _SAMPLES]] = 0, held, 0
+        head = self._head[0]
+        head["frames"], head["orders"], head["samples"] = 0, held, 0
         _observe(
             self._state,
             events,
@@ -297,7 +301,9 @@ class Observer:
             self._head,
             self._price,
         )
-        n_frames, n_orders, n_samples = self._head[[_FRAMES, _ORDERS, _SAMPLES]].tolist()
+        n_frames, n_orders, n_samples = (
+            int(head[name]) for name in ("frames", "orders", "samples")
+        )
         done = max(0, n_orders - 1)
         self._open_order = orders[done:n_orders].copy()
         self._parts.append(
@@ -320,8 +326,8 @@ class Observer:
                 }
             )
 
-    def finish(self) -> Stretch:
-        """The stretch; ValueError when no second was seen."""
+    def finish(self) -> Observation:
+        """The observation; ValueError when it has no whole second."""
         self._take(self._feed.finish())
         self._keep(self._bars.finish())
         if not self._made:
@@ -335,7 +341,7 @@ class Observer:
             for name in ("frames", "sampled_ns", "level_lots", "profile")
         }
         orders = np.concatenate([*(part["orders"] for part in self._parts), self._open_order])
-        return Stretch(
+        return Observation(
             label=self._label,
             symbol=self._instrument.symbol,
             start_ns=int(ends[0]) - SECOND_NS,
@@ -345,15 +351,15 @@ class Observer:
             bars=bars,
             orders=orders,
             probes=self._prober.finish(),
-            crossed=int(self._head[_CROSSED]),
+            crossed=int(self._head["crossed"][0]),
             **parts,
         )
 
 
 def observe(
     label: str, chunks: Iterable[Events], instrument: Instrument, settings: Settings
-) -> Stretch:
-    """The stretch of a finite stream of one symbol's events."""
+) -> Observation:
+    """The observation of a finite stream of one symbol's events."""
     observer = Observer(label, instrument, settings)
     for chunk in chunks:
         observer.push(chunk)

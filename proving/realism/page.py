@@ -1,7 +1,7 @@
-"""The page of `l2 synth --check`: pictures of the synthetic market over recorded ones, and the table.
+"""The report of `l2 synth --check`: charts of the synthetic market over recorded ones, and the table.
 
-One HTML file that needs nothing else. Solid blue is the synthetic market, broken lines are the
-recordings; a recording that is too short for a picture is left out of it.
+One self-contained HTML file, or Markdown with pictures beside it. Solid blue is the synthetic market,
+dashed lines are the recordings; a recording that is too short for a chart is left out of it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from proving.realism import facts, metaorders, stylised
-from proving.realism.command import HEAD, Checked, lines, number
-from proving.realism.facts import Stretches
+from market.console import significant
+from proving.realism import facts, liquidity, metaorders, stylised
+from proving.realism.command import HEAD, Checked, lines
+from proving.realism.facts import Observations
 from proving.realism.metaorders import READ_S, Impact
 from proving.realism.observation import PROFILE_BPS
 from proving.realism.stylised import Floats
@@ -58,7 +59,7 @@ img { width: 100%; } small { color: #666; } h1, h2 { font-weight: 600; }
 
 
 def write(checked: Checked, path: Path) -> None:
-    """Write the page: HTML that holds its pictures, or, where the name ends in ``.md``, Markdown with
+    """Write the report: HTML with its pictures inside, or, if the name ends in ``.md``, Markdown with
     the pictures in files beside it."""
     if path.suffix != ".md":
         path.write_text(page(checked), encoding="utf-8")
@@ -81,7 +82,7 @@ def _summary(checked: Checked) -> str:
 
 
 def markdown(checked: Checked, images: Mapping[str, str]) -> str:
-    """The page as Markdown; ``images`` names the picture of each symbol."""
+    """The report as Markdown; ``images`` names the picture of each symbol."""
     command = (
         f"    l2 synth --check --profile {checked.profile} --seeds {','.join(map(str, checked.seeds))} "
         f"--hours {checked.hours:g} --recordings DIR --page FILE.md"
@@ -107,7 +108,7 @@ def markdown(checked: Checked, images: Mapping[str, str]) -> str:
 
 
 def page(checked: Checked) -> str:
-    """The page as text."""
+    """The report as HTML."""
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'>",
         f"<title>Synthetic market: {html.escape(checked.profile)}</title><style>{_STYLE}</style>",
@@ -141,14 +142,14 @@ def _class(verdict: str) -> str:
 
 
 def pictures(checked: Checked, symbol: str) -> bytes:
-    """Twelve pictures of one symbol as a PNG."""
+    """Twelve charts of one symbol as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     market, recorded = checked.markets[symbol], checked.recorded[symbol]
-    drawn: list[tuple[str, Stretches, dict[str, Any]]] = [
+    drawn: list[tuple[str, Observations, dict[str, Any]]] = [
         ("synthetic", market, {"color": _BLUE, "lw": 1.8, "zorder": 3})
     ]
     drawn += [
@@ -181,7 +182,7 @@ def pictures(checked: Checked, symbol: str) -> bytes:
     return out.getvalue()
 
 
-Drawn = Sequence[tuple[str, Stretches, dict[str, Any]]]
+Drawn = Sequence[tuple[str, Observations, dict[str, Any]]]
 
 
 def _price(axes: Any, drawn: Drawn) -> None:
@@ -211,7 +212,7 @@ def _returns(axes: Any, drawn: Drawn) -> None:
 
 def _autocorrelations(axes: Any, drawn: Drawn) -> None:
     for _, market, style in drawn:
-        longest = min(600, min(stretch.seconds for stretch in market) // 4)
+        longest = min(600, min(obs.seconds for obs in market) // 4)
         if longest < 60:
             continue
         lags = np.arange(1, longest + 1)
@@ -242,7 +243,7 @@ def _signs(axes: Any, drawn: Drawn) -> None:
 
 def _signature(axes: Any, drawn: Drawn) -> None:
     for _, market, style in drawn:
-        longest = min(stretch.seconds for stretch in market) // 8
+        longest = min(obs.seconds for obs in market) // 8
         steps = [step for step in _SIGNATURE_S if step <= longest]
         if len(steps) > 1:
             axes.plot(steps, [math.sqrt(facts.signature(market, step)) for step in steps], **style)
@@ -256,9 +257,7 @@ def _signature(axes: Any, drawn: Drawn) -> None:
 
 def _spread(axes: Any, drawn: Drawn) -> None:
     for _, market, style in drawn:
-        spread = stylised.pooled(
-            [stretch.frames["ask"] - stretch.frames["bid"] for stretch in market]
-        )
+        spread = stylised.pooled([obs.frames["ask"] - obs.frames["bid"] for obs in market])
         ticks = np.unique(np.geomspace(1, 500, 40).astype(int))
         share = np.array([np.mean(spread > tick) for tick in ticks])
         axes.plot(ticks, np.where(share > 0, share, np.nan), **style)
@@ -299,9 +298,9 @@ def _flow(axes: Any, drawn: Drawn) -> None:
     )
 
 
-def _split(values: Floats, market: Stretches) -> list[Floats]:
-    """Ten-second returns of several stretches back in one piece per stretch."""
-    sizes = [max(0, stretch.seconds // 10 - 1) for stretch in market]
+def _split(values: Floats, market: Observations) -> list[Floats]:
+    """Ten-second returns, split again by observation."""
+    sizes = [max(0, obs.seconds // 10 - 1) for obs in market]
     return np.split(values, np.cumsum(sizes)[:-1])
 
 
@@ -310,7 +309,7 @@ def _recovery(axes: Any, drawn: Drawn) -> None:
         if facts.seconds(market) < 300:
             continue
         lags = 0.1 * np.arange(1, 101)
-        axes.plot(lags, facts.depth_memory(market, 100), **style)
+        axes.plot(lags, liquidity.depth_memory(market, 100), **style)
     axes.axhline(0.5, color="k", lw=0.5, ls=":")
     axes.set(title="autocorrelation of log depth within 1 bps", xlabel="s", ylim=(-0.2, 1))
 
@@ -322,7 +321,7 @@ def _fills(axes: Any, drawn: Drawn) -> None:
         if facts.probes(market) < 200:
             continue
         for back, width in ((0, 1.8), (1, 0.8)):
-            waited = np.sort(facts.time_to_fill(market, back))
+            waited = np.sort(liquidity.time_to_fill(market, back))
             share = np.searchsorted(waited, at, "right") / len(waited)
             axes.plot(at, share, **{**style, "lw": width})
     axes.set(title="filled within: front of queue (thick), back (thin)", xlabel="s", ylim=(0, 1.02))
@@ -333,7 +332,7 @@ def _markouts(axes: Any, drawn: Drawn) -> None:
         if facts.probes(market) < 200:
             continue
         for back, width in ((0, 1.8), (1, 0.8)):
-            means = [facts.mean([facts.markouts(market, back, after)]) for after in _MARKOUT_S]
+            means = [facts.mean([liquidity.markouts(market, back, after)]) for after in _MARKOUT_S]
             axes.plot(_MARKOUT_S, means, **{**style, "lw": width})
     axes.axhline(0, color="k", lw=0.5)
     axes.set(
@@ -358,5 +357,5 @@ def _impact(axes: Any, impacts: Sequence[Impact]) -> None:
         )
     axes.axvline(metaorders.DURATION_S, color="k", lw=0.5, ls=":")
     axes.legend(fontsize=8, frameon=False)
-    delta = number(metaorders.concavity(list(impacts)))
+    delta = significant(metaorders.concavity(list(impacts)))
     axes.set(title=f"impact of metaorders, bps; exponent of quantity {delta}", xlabel="s")

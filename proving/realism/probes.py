@@ -1,16 +1,15 @@
-"""Hypothetical passive orders at both ends of the queue: when they fill, and what they meet then.
+"""Probe orders: hypothetical passive orders at both ends of the queue, and when they would fill.
 
-Every few seconds four orders of one lot are thought of, a bid and an ask at the touch, each once at
-the front of its queue and once at its back. None disturbs the market or the others. From what is
-displayed, not from any order of the market itself, so that recorded and synthetic books are asked the
-same question:
+Every few seconds there are four of one lot, a bid and an ask at the touch, each once at the front of
+its queue and once at the back. They have no impact on the market or on each other. Queue positions are
+estimated from displayed quantities alone, so that recorded and synthetic books are treated alike:
 
-- front: nothing stands before it; the first print at its price fills it;
-- back: all that is displayed at its price when it comes stands before it. Only prints take from that,
-  and what is displayed bounds it: whoever leaves is assumed to have stood behind (pessimistic);
-- a print through its price, or an opposite best that reaches it, fills either.
+- front: nothing is ahead; the first trade at its price fills it;
+- back: the displayed quantity at its price is ahead. Only trades reduce it, and the displayed quantity
+  bounds it: cancels are assumed to come from behind (the risk-averse queue model);
+- a trade through its price, or an opposite best that reaches it, fills either.
 
-An order stays where it was put until the deadline, so a market that walks away leaves it unfilled.
+A probe stays at its price until the deadline, so a market that moves away leaves it unfilled.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ from market.units import SECOND_NS
 _TRADE: Final = int(Kind.TRADE)
 _HIDDEN: Final = int(Flag.RPI | Flag.BLOCK)
 
-#: One order. ``filled_ns`` is zero while it rests, -1 once its deadline has passed.
+#: A probe. ``filled_ns`` is zero while it rests, -1 once its deadline has passed; ``ahead`` are the
+#: lots in front of it, ``back`` is 1 for the back of the queue.
 PROBE: Final = np.dtype(
     [
         ("placed_ns", "i8"),
@@ -40,19 +40,23 @@ PROBE: Final = np.dtype(
         ("mid2_ticks", "i8"),
     ]
 )
-_DUE: Final = 0  #: when the next orders are placed
-_OLDEST: Final = 1  #: first order that may still rest
-_USED: Final = 2
+_HEAD: Final = np.dtype(
+    [
+        ("due_ns", "i8"),  # when the next orders are placed
+        ("oldest", "i8"),  # first order that may still rest
+        ("used", "i8"),  # rows of the table in use
+    ]
+)
 
 
 @kernel
 def _place(state: BookState, probes: Any, head: Any, now: int) -> None:
-    """Four orders at the touch."""
+    """Place four orders at the touch; ``head`` is the record."""
     mid2 = best(state, 1) + best(state, -1)
     for side in (1, -1):
         price = best(state, side)
         for back in range(2):
-            probe = probes[head[_USED]]
+            probe = probes[head.used]
             probe.placed_ns = now
             probe.filled_ns = 0
             probe.side = side
@@ -60,30 +64,30 @@ def _place(state: BookState, probes: Any, head: Any, now: int) -> None:
             probe.ahead = level(state, side, price) if back else 0
             probe.back = back
             probe.mid2_ticks = mid2
-            head[_USED] += 1
+            head.used += 1
 
 
 @kernel
 def _run(
-    state: BookState, probes: Any, head: Any, events: Events, every_ns: int, deadline_ns: int
+    state: BookState, probes: Any, heads: Any, events: Events, every_ns: int, deadline_ns: int
 ) -> int:
-    """Take rows in until ``probes`` is full; returns how many were taken."""
+    """Apply rows until ``probes`` is full; returns how many were applied."""
+    head = heads[0]
     for n in range(len(events)):
-        if head[_USED] + 4 > len(probes):
+        if head.used + 4 > len(probes):
             return n
         event = events[n]
         now = event.receive_ns
-        while head[_OLDEST] < head[_USED] and (
-            probes[head[_OLDEST]].filled_ns != 0
-            or probes[head[_OLDEST]].placed_ns + deadline_ns < now
+        while head.oldest < head.used and (
+            probes[head.oldest].filled_ns != 0 or probes[head.oldest].placed_ns + deadline_ns < now
         ):
-            if probes[head[_OLDEST]].filled_ns == 0:
-                probes[head[_OLDEST]].filled_ns = -1
-            head[_OLDEST] += 1
+            if probes[head.oldest].filled_ns == 0:
+                probes[head.oldest].filled_ns = -1
+            head.oldest += 1
         if event.kind == _TRADE:
             if event.flags & _HIDDEN:
                 continue
-            for k in range(head[_OLDEST], head[_USED]):
+            for k in range(head.oldest, head.used):
                 probe = probes[k]
                 if probe.filled_ns != 0 or probe.side != -event.side:
                     continue
@@ -95,7 +99,7 @@ def _run(
                 ):
                     probe.filled_ns = now
         elif apply(state, event) and is_valid(state):
-            for k in range(head[_OLDEST], head[_USED]):
+            for k in range(head.oldest, head.used):
                 probe = probes[k]
                 if probe.filled_ns != 0 or now - probe.placed_ns > deadline_ns:
                     continue
@@ -104,9 +108,9 @@ def _run(
                     probe.filled_ns = now
                 else:
                     probe.ahead = min(probe.ahead, level(state, side, probe.price_ticks))
-            if now >= head[_DUE]:
+            if now >= head.due_ns:
                 _place(state, probes, head, now)
-                head[_DUE] = (now // every_ns + 1) * every_ns
+                head.due_ns = (now // every_ns + 1) * every_ns
     return len(events)
 
 
@@ -121,11 +125,11 @@ class Prober:
         self._every_ns, self._deadline_ns = every_ns, deadline_ns
         self._state = new_state()
         self._probes = np.zeros(1 << 10, PROBE)
-        self._head = np.zeros(3, np.int64)
+        self._head = np.zeros(1, _HEAD)
         self._last_ns = 0
 
     def push(self, events: Events) -> None:
-        """Take event rows in, in receive order."""
+        """Apply event rows, in receive order."""
         done = 0
         while done < len(events):
             done += _run(
@@ -143,7 +147,7 @@ class Prober:
 
     def finish(self) -> npt.NDArray[np.void]:
         """The orders (dtype `PROBE`, by time) whose whole deadline the stream covers."""
-        probes = self._probes[: self._head[_USED]]
+        probes = self._probes[: self._head["used"][0]]
         kept = probes[probes["placed_ns"] + self._deadline_ns <= self._last_ns].copy()
         kept["filled_ns"][kept["filled_ns"] == 0] = -1
         return kept

@@ -1,8 +1,7 @@
-"""Estimators of the facts that markets are known by, on plain arrays.
+"""Estimators of stylised facts (Cont 2001, "Empirical properties of asset returns"), on plain arrays.
 
-Each takes pieces of series that do not touch one another (`Pieces`), so that days, seeds and gaps are
-pooled without pairing what was never neighbours. NaN marks a missing value and never enters a sum.
-Facts after Cont (2001), "Empirical properties of asset returns".
+Each takes disjoint pieces of a series (`Pieces`), so that days, seeds and gaps are pooled without
+pairing values that were not neighbours. NaN marks a missing value and never enters a sum.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 Pieces = Sequence[npt.NDArray[Any]]
 T = TypeVar("T")
 
-#: A fit or correlation over fewer points says nothing.
+#: Fewest points of a fit or correlation.
 _LEAST: Final = 8
 
 
@@ -30,12 +29,12 @@ def returns(log_price: Pieces, step: int, every: int = 1) -> list[Floats]:
 
 
 def pooled(pieces: Pieces) -> Floats:
-    """All values that are there."""
+    """All finite values, concatenated."""
     if not pieces:
         return np.empty(0)
     values: Floats = np.concatenate([np.asarray(piece, np.float64) for piece in pieces])
-    there: Floats = values[np.isfinite(values)]
-    return there
+    finite: Floats = values[np.isfinite(values)]
+    return finite
 
 
 def _lagged(pieces: Pieces, lags: int) -> tuple[Floats, Floats]:
@@ -43,26 +42,26 @@ def _lagged(pieces: Pieces, lags: int) -> tuple[Floats, Floats]:
     mean = pooled(pieces).mean() if len(pooled(pieces)) else 0.0
     products, pairs = np.zeros(lags + 1), np.zeros(lags + 1)
     for piece in pieces:
-        there = np.isfinite(piece)
-        values = np.where(there, piece - mean, 0.0)
+        finite = np.isfinite(piece)
+        values = np.where(finite, piece - mean, 0.0)
         size = 1 << (len(values) + lags).bit_length()
-        for series, total in ((values, products), (there.astype(float), pairs)):
+        for series, total in ((values, products), (finite.astype(float), pairs)):
             spectrum = np.fft.rfft(series, size)
             total += np.fft.irfft(spectrum * spectrum.conj(), size)[: lags + 1]
     return products, np.rint(pairs)
 
 
 def autocorrelation(pieces: Pieces, lags: int) -> Floats:
-    """Correlation with itself at lags 1 … ``lags``, about the pooled mean; NaN without a pair."""
+    """Autocorrelation at lags 1 … ``lags``, about the pooled mean; NaN without a pair."""
     products, pairs = _lagged(pieces, lags)
     with np.errstate(invalid="ignore", divide="ignore"):
         covariance = np.where(pairs > 0, products / pairs, np.nan)
-        found: Floats = covariance[1:] / covariance[0]
-    return found
+        correlations: Floats = covariance[1:] / covariance[0]
+    return correlations
 
 
 def correlation_scores(pieces: Pieces, lags: int) -> Floats:
-    """z of each autocorrelation under "uncorrelated", whatever the volatility does.
+    """z score of each autocorrelation under no correlation, robust to clustered volatility.
 
     Σ r_t r_{t+k} / √(Σ r_t² r_{t+k}²): with clustered volatility the ±2/√n of constant variance is
     too narrow (Diebold 1986).
@@ -102,7 +101,7 @@ def hill(values: Floats, share: float = 0.05) -> float:
 
 
 def jump_share(pieces: Pieces) -> float:
-    """Part of realised variance that bipower variation does not see: max(0, RV - BV)/RV.
+    """Share of realised variance beyond bipower variation: max(0, RV - BV)/RV.
 
     BV = π/2 Σ|r_i||r_{i-1}|, each scaled to the number of its terms (Barndorff-Nielsen, Shephard
     2004).
@@ -115,7 +114,7 @@ def jump_share(pieces: Pieces) -> float:
 
 
 def correlation(x: Floats, y: Floats) -> float:
-    """Pearson's, over the places where both are there."""
+    """Pearson's, over the places where both are finite."""
     both = np.isfinite(x) & np.isfinite(y)
     if both.sum() < _LEAST:
         return math.nan
@@ -137,9 +136,9 @@ def slope(x: Floats, y: Floats) -> float:
 def decay_exponent(curve: Floats, first: int = 1, bins: int = 16) -> float:
     """γ of c·ℓ^-γ fitted to a curve given at lags 1 … len(curve), from lag ``first`` on.
 
-    The curve is averaged over bins of equal width in ln ℓ, and the fit is least squares in the
-    curve itself, not in its logarithm: noise about zero then neither has to be thrown away nor bends
-    the line. A bin weighs as many lags as it holds.
+    The curve is averaged over bins of equal width in ln ℓ and fitted by least squares in the curve
+    itself, not in its logarithm, so that noise about zero neither is dropped nor biases the fit. A bin
+    is weighted by its number of lags.
     """
     lags = np.arange(1, len(curve) + 1)
     kept = np.isfinite(curve) & (lags >= first)
@@ -188,7 +187,7 @@ def partial_exponent(x: Floats, beside: Floats, y: Floats) -> float:
 
 
 def counts(times: Pieces, spans: Sequence[tuple[float, float]], window: float) -> Floats:
-    """Numbers of events in whole windows of the spans that the pieces of times belong to."""
+    """Numbers of events in the whole windows of each span; ``times`` has a piece per span."""
     parts = []
     for stamps, (start, stop) in zip(times, spans, strict=True):
         windows = int((stop - start) // window)
@@ -205,7 +204,7 @@ def fano(numbers: Floats) -> float:
 
 
 def branching(fano_factor: float) -> float:
-    """Mean number of events that one event brings about, from the Fano factor of long windows.
+    """Branching ratio, the mean number of events that one triggers, from the Fano factor.
 
     A Hawkes process with branching ratio n has F → 1/(1-n)² (Hardiman and Bouchaud 2014), so
     n = 1 - 1/√F. Windows shorter than its memory give less, a rate that wanders gives more.
@@ -214,7 +213,7 @@ def branching(fano_factor: float) -> float:
 
 
 def distance(x: Floats, y: Floats) -> float:
-    """Kolmogorov and Smirnov's: the largest difference of the two distribution functions."""
+    """Kolmogorov-Smirnov: the largest difference of the two distribution functions."""
     if not len(x) or not len(y):
         return math.nan
     return float(stats.ks_2samp(x, y, method="asymp").statistic)
@@ -246,10 +245,10 @@ def half_life(recovery: Floats, step_s: float) -> float:
 
 
 def jackknife(estimate: Callable[[T], float], without: Sequence[T], value: float) -> Any:
-    """95 % interval of an estimate from its values with one block left out each time.
+    """95 % jackknife interval of an estimate; (NaN, NaN) with fewer than four values.
 
-    ``without`` holds the data without block 1, 2, …; blocks longer than the memory of the data make
-    the interval honest about dependence. (NaN, NaN) with fewer than four values.
+    ``without`` has the data without block 1, 2, …; the interval is honest when blocks are longer than
+    the memory of the data.
     """
     left = np.array([estimate(data) for data in without])
     left = left[np.isfinite(left)]

@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proving.realism import acceptance, metaorders
-from proving.realism.acceptance import Found, judge, span, without_blocks
+from proving.realism.acceptance import Estimate, judge, span, without_blocks
 from proving.realism.criteria import STATISTICS
 from proving.realism.metaorders import READ_S, Impact
-from proving.realism.observation import Stretch
+from proving.realism.observation import Observation
 from proving.synthetic import profile
-from tests.proving.test_facts import START, stretch, taker_orders, walk
+from tests.proving.test_facts import START, observation, taker_orders, walk
 
 
-def found(value: float, low: float = math.nan, high: float = math.nan) -> Found:
-    return Found(label="any", value=value, low=low, high=high, n=100)
+def found(value: float, low: float = math.nan, high: float = math.nan) -> Estimate:
+    return Estimate(label="any", value=value, low=low, high=high, n=100)
 
 
 @pytest.mark.parametrize(
@@ -40,9 +40,9 @@ def found(value: float, low: float = math.nan, high: float = math.nan) -> Found:
     ],
 )
 def test_verdicts(
-    value: Found,
+    value: Estimate,
     accepted: tuple[float, float] | None,
-    recorded: Sequence[Found],
+    recorded: Sequence[Estimate],
     verdict: str,
 ) -> None:
     assert judge(value, accepted, recorded) == verdict
@@ -57,9 +57,9 @@ def test_the_range_spans_the_recordings_and_a_share_more_on_either_side() -> Non
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.lists(st.integers(20, 90), min_size=1, max_size=4), st.integers(2, 12))
 def test_each_second_is_left_out_once(lengths: list[int], blocks: int) -> None:
-    """Invariant: over all blocks, every second of every stretch is missing exactly once."""
+    """Invariant: over all blocks, every second of every observation is missing exactly once."""
     market = [
-        msgspec.structs.replace(stretch(seconds), label=str(place))
+        msgspec.structs.replace(observation(seconds), label=str(place))
         for place, seconds in enumerate(lengths)
     ]
     left = without_blocks(market, blocks)
@@ -73,7 +73,7 @@ def test_each_second_is_left_out_once(lengths: list[int], blocks: int) -> None:
     assert set(missing.values()) == {1}
 
 
-def _seconds(market: Sequence[Stretch]) -> list[tuple[str, range]]:
+def _seconds(market: Sequence[Observation]) -> list[tuple[str, range]]:
     first = [(each.start_ns - START) // 1_000_000_000 for each in market]
     return [
         (each.label, range(start, start + each.seconds))
@@ -81,14 +81,14 @@ def _seconds(market: Sequence[Stretch]) -> list[tuple[str, range]]:
     ]
 
 
-def busy(seed: int, seconds: int = 1_200, sigma: float = 1.0) -> Stretch:
+def busy(seed: int, seconds: int = 1_200, sigma: float = 1.0) -> Observation:
     rng = np.random.default_rng(seed)
     times = np.sort(rng.uniform(0, seconds, 5 * seconds))
     sides = rng.choice([-1, 1], len(times))
     orders = taker_orders(times, sides)
     orders["lots"] = rng.integers(1, 50, len(times))
     bars = walk(rng.normal(0, sigma, seconds)) | {"spread_one": np.ones(seconds)}
-    return stretch(seconds, bars=bars, orders=orders)
+    return observation(seconds, bars=bars, orders=orders)
 
 
 def test_a_table_has_a_row_per_statistic_and_judges_like_with_like() -> None:
@@ -113,7 +113,7 @@ def test_without_recordings_what_needs_them_is_not_judged() -> None:
 def test_forward_rows_are_judged_on_the_null_market_only() -> None:
     rng = np.random.default_rng(5)
     bars = walk(rng.normal(size=4_000)) | {"ofi_1": rng.normal(size=4_000)}
-    market = [stretch(4_000, bars=bars)]
+    market = [observation(4_000, bars=bars)]
     name = "OFI of 10 s and the next 10 s"
     planted = {row.name: row for row in acceptance.table(market, [], null=False)}[name]
     null = {row.name: row for row in acceptance.table(market, [], null=True)}[name]

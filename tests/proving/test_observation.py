@@ -1,4 +1,4 @@
-"""What a stretch holds of a market, and the hypothetical orders at both ends of its queues."""
+"""The observation of a market, and probe orders at both ends of its queues."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from market.events import Events, Flag
 from market.instruments import BUILT_IN, Instrument
 from market.settings import Settings
 from proving.realism.conflation import conflated
-from proving.realism.observation import FRAMES_A_SECOND, PROFILE_BPS, Observer, Stretch, observe
+from proving.realism.observation import FRAMES_A_SECOND, PROFILE_BPS, Observation, Observer, observe
 from proving.realism.probes import Prober
 from tests.execution.tape import INSTRUMENT, frame, snapshot, trade
 from tests.market.streams import recorded
@@ -105,7 +105,7 @@ def scripted() -> list[Events]:
     return rows
 
 
-def test_a_stretch_by_hand() -> None:
+def test_an_observation_by_hand() -> None:
     seen = observe("hand", scripted(), INSTRUMENT, Settings())
     assert (seen.label, seen.symbol, seen.seconds, seen.crossed) == ("hand", "TEST", 3, 0)
     # Prints of one side and instant are one order; block trades are none.
@@ -131,14 +131,14 @@ def test_a_profile_past_the_last_level_is_missing_not_flat() -> None:
 
 
 @pytest.fixture(scope="module")
-def minute(data_dir: Path) -> tuple[Events, Stretch, Instrument]:
+def minute(data_dir: Path) -> tuple[Events, Observation, Instrument]:
     events = recorded(data_dir, "usdm-20240718", "BTCUSDT", 60)
     instrument = BUILT_IN["BTCUSDT"]
     return events, observe("minute", [events], instrument, Settings()), instrument
 
 
-def test_a_stretch_does_not_depend_on_how_the_stream_is_cut(
-    minute: tuple[Events, Stretch, Instrument],
+def test_an_observation_does_not_depend_on_chunk_sizes(
+    minute: tuple[Events, Observation, Instrument],
 ) -> None:
     events, whole, instrument = minute
     observer = Observer("minute", instrument, Settings())
@@ -154,7 +154,7 @@ def test_a_stretch_does_not_depend_on_how_the_stream_is_cut(
         assert cut.bars[name].tobytes() == values.tobytes(), name
 
 
-def test_seconds_and_frames_of_a_recording(minute: tuple[Events, Stretch, Instrument]) -> None:
+def test_seconds_and_frames_of_a_recording(minute: tuple[Events, Observation, Instrument]) -> None:
     events, seen, instrument = minute
     bars = bars_from_chunks(conflated([events]), instrument, Settings())
     assert seen.seconds == len(bars) == len(seen.bars["mid_close"])
@@ -163,7 +163,7 @@ def test_seconds_and_frames_of_a_recording(minute: tuple[Events, Stretch, Instru
     assert len(seen.frames) == pytest.approx(FRAMES_A_SECOND * seen.seconds, rel=0.05)
 
 
-def test_parts_of_a_stretch_make_it_up(minute: tuple[Events, Stretch, Instrument]) -> None:
+def test_parts_of_an_observation_add_up(minute: tuple[Events, Observation, Instrument]) -> None:
     """Invariant: cutting in two loses no frame, order, probe, sample or second."""
     _, seen, _ = minute
     first, second = seen.between(0, 20), seen.between(20, seen.seconds)
