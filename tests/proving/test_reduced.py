@@ -140,7 +140,7 @@ def test_another_signal_needs_no_other_law_and_another_book_does() -> None:
     assert reduced.book_key(other, "BTCUSDT") != key
     assert not reduced.fitted(other, "BTCUSDT")
     with pytest.raises(
-        ProfileError, match=r"fit one with `python -m proving\.synthetic\.calibration default`"
+        ProfileError, match=r"fit one with `python -m proving\.synthetic\.calibration fit default`"
     ):
         reduced.bars(other, 1, "BTCUSDT", DAY)
 
