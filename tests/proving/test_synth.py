@@ -81,7 +81,7 @@ def test_the_verb_writes_a_capture_and_says_where(
 
 
 def test_the_verb_asks_for_a_day(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["synth"]) == 1
+    assert main(["synth"]) == 2
     assert "say which day to make" in capsys.readouterr().err
 
 
