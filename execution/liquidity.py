@@ -218,7 +218,7 @@ class Propagator(msgspec.Struct, frozen=True, kw_only=True):
 def estimate_taker(monitor: Monitor, view: View, side: int, lots: int, costs: Costs) -> Estimate:
     """Cost of a market order: the visible book, and the square-root law beyond it."""
     levels = view.asks if side > 0 else view.bids
-    half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * BPS
+    half = view.half_spread_bps
     swept = sweep_bps(levels, view.mid_ticks, lots)
     if swept is None:
         reach = abs(levels[-1][0] - view.mid_ticks) / view.mid_ticks * BPS
@@ -245,7 +245,7 @@ def estimate_passive(
     monitor: Monitor, view: View, side: int, lots: int, span_s: float, costs: Costs
 ) -> Estimate:
     """Cost of resting at the touch for ``span_s`` and crossing with the remainder."""
-    half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * BPS
+    half = view.half_spread_bps
     filled = filled_share(monitor, view, side, lots, span_s)
     expected = side * (view.signal_bps or 0.0)
     sigma = monitor.sigma_bps

@@ -14,6 +14,7 @@ import msgspec
 
 from execution.orders import Action, Event
 from market.instruments import Instrument
+from market.units import BPS
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +42,12 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         if not self.bids or not self.asks:
             raise ValueError(f"{self.symbol}: one side of the book is empty")
         return (self.bids[0][0] + self.asks[0][0]) / 2
+
+    @property
+    def half_spread_bps(self) -> float:
+        """Half the spread over the mid; ValueError when a side is empty."""
+        mid_ticks = self.mid_ticks
+        return (self.asks[0][0] - self.bids[0][0]) / 2 / mid_ticks * BPS
 
     def touch(self, side: int) -> int:
         """Best price of our own side: the bid for a buyer (+1), the ask for a seller (-1)."""

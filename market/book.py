@@ -210,6 +210,12 @@ def best(state: BookState, side: int) -> int:
 
 
 @kernel
+def mid_ticks(state: BookState) -> float:
+    """The mid in ticks; neither side may be empty."""
+    return float(best(state, 1) + best(state, -1)) / 2
+
+
+@kernel
 def next_level(state: BookState, side: int, price_ticks: int) -> int:
     """The next worse price that has a level, in ticks; `NO_LEVEL` at the end of the side."""
     key = next_key(state, row_of(side), -side * price_ticks)

@@ -57,7 +57,7 @@ _LIFE_NS: Final = 100e9
 _BUCKET_QUOTE: Final = 250_000.0  #: traded notional that fills a volume bucket
 _TOXIC_NS: Final = 100e9
 _FLICKER_NS: Final = 100_000_000
-#: Nothing shorter than this can be told from the publishing period of the feed.
+#: A shorter lifetime cannot be distinguished from the publishing period of the feed.
 _SHORTEST_LIFE_NS: Final = 1_000_000
 
 #: The state as one structured record. Pairs of the book are bids, then asks; of trades taker buys,

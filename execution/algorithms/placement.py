@@ -202,7 +202,7 @@ class ContKukanov(Resting):
         unfilled = self.parent.qty_lots - self.filled_lots
         left_s = max(0.0, (self.parent.deadline_ns - now_ns) / SECOND_NS)
         mean = self.monitor.outflow_lots_s(side, view) * left_s
-        half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * BPS
+        half = view.half_spread_bps
         level = (2 * half + self._taker_bps + self._rebate_bps) / (
             self._penalty_bps + half + self._rebate_bps
         )
@@ -288,7 +288,7 @@ class Adaptive(Resting):
         unfilled = self.parent.qty_lots - self.filled_lots
         left_s = max(0.0, (self.parent.deadline_ns - now_ns) / SECOND_NS)
         filled = filled_share(self.monitor, view, side, unfilled, left_s)
-        half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * BPS
+        half = view.half_spread_bps
         drift = max(0.0, side * view.signal_bps)
         # A fill means that the market came to us: only the unfilled part bears the drift.
         waits = filled * (self._maker_bps - half) + (1 - filled) * (self._taker_bps + half + drift)

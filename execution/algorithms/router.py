@@ -30,7 +30,7 @@ from execution.hazard import FillModel, Queued
 from execution.liquidity import Costs, Estimate, Monitor, estimate_taker, impact_bps, sweep_bps
 from execution.orders import Action, Event
 from execution.venue import View
-from market.units import BPS, SECOND_NS
+from market.units import SECOND_NS
 
 #: Algorithms that a router can pick.
 _PICKS: Final[dict[str, type[Working]]] = {
@@ -275,7 +275,7 @@ def _taking(monitor: Monitor, view: View, side: int, lots: float, costs: Costs) 
     """Impact of taking ``lots`` at once, beyond half the spread, bps."""
     whole = max(1, round(lots))
     levels = view.asks if side > 0 else view.bids
-    half = (view.asks[0][0] - view.bids[0][0]) / 2 / view.mid_ticks * BPS
+    half = view.half_spread_bps
     swept = sweep_bps(levels, view.mid_ticks, whole)
     if swept is None:
         swept = half + impact_bps(monitor, view, whole, costs.impact)

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from market.book import BookState, apply, best, is_valid, new_state
+from market.book import BookState, apply, is_valid, mid_ticks, new_state
 from market.events import Events, Flag, Kind
 from market.kernel import compiled
 
@@ -131,18 +131,18 @@ def _mids(
     state: BookState,
     events: Events,
     time_ns: npt.NDArray[np.int64],
-    mid_ticks: npt.NDArray[np.float64],
+    mids: npt.NDArray[np.float64],
 ) -> int:
     """Write each new mid, `_INVALID` where the book becomes invalid, with receive times; how many."""
     n = 0
     last = _NONE_YET
     for k in range(len(events)):
         if apply(state, events[k]):
-            mid = (best(state, 1) + best(state, -1)) / 2 if is_valid(state) else _INVALID
+            mid = mid_ticks(state) if is_valid(state) else _INVALID
             if mid != last:
                 last = mid
                 time_ns[n] = events[k].receive_ns
-                mid_ticks[n] = mid
+                mids[n] = mid
                 n += 1
     return n
 

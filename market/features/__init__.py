@@ -65,7 +65,7 @@ def read_table(table: str) -> Iterator[Feature]:
 
 
 def _expanded(feature: Feature) -> Iterator[Feature]:
-    """The features that a name with ``{15,60}`` stands for; a plain one itself."""
+    """One feature for each value in a name with ``{15,60}``; a plain one itself."""
     before, opened, rest = feature.name.partition("{")
     if not opened:
         yield feature

@@ -14,7 +14,7 @@ defined here only.
 ``div(a, b)``             a / b; NULL when b is zero
 ``log(a)``, ``sqrt(a)``   NULL unless a > 0, unless a >= 0
 ``abs sign sin cos``      of one value
-``clip(a, low, high)``    a held between two constants
+``clip(a, low, high)``    a limited to [low, high], two constants
 ``least(a, b)``           the smaller of two; ``greatest`` the larger; NULL when either is
 ``lag(a, s)``             a as it was at exactly t - s seconds; NULL when that second has no bar
 ``lead(a)``               a of the leader symbol, at the seconds of this one's bars

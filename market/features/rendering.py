@@ -60,7 +60,7 @@ version: 2
 models:
   - name: features
     description: >-
-      One row per bar of the asked symbols and dates: the features at its close, NULL where they do
+      One row per bar of the requested symbols and dates: the features at its close, NULL where they do
       not exist, and whether the hour before is whole.
     config:
       contract: {{enforced: true}}

@@ -398,8 +398,8 @@ class Decoder:
         elif kind == "checkpoint":
             rows = self._checkpoint(receive_ns, fields, until_ns)
         elif kind == "turn" and receive_ns >= until_ns:
-            # The last line of a file that the recorder left for the next one: a date's file says
-            # itself that the stream went on past midnight.
+            # The last line of a file that the recorder closed for the next one: it shows, within the
+            # date's own file, that the stream went on past midnight.
             raise _EndReachedError
         elif type(kind) is not str:
             raise RejectedError("bad control line", "l2 is not a string")

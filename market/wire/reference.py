@@ -1,7 +1,7 @@
 """The reference reader: a frame's data, as parsed JSON, to event rows or a named rejection.
 
-It reads every valid frame, slowly and by the letter, and is the only place that says what is wrong
-with one. Decimal strings become integers of the grid without a float in between.
+It reads every valid frame, slowly and strictly, and is the only place that names what is wrong with
+one. Decimal strings become integers of the grid without a float in between.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class Tables(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What a frame says besides its rows."""
+    """Times, sequence and flags of a frame, beside its rows."""
 
     receive_ns: int
     publish_ns: int
