@@ -127,7 +127,7 @@ class Decoder:
         while at < len(text) and len(self._rejects) < _PART_REJECTS:
             status = scanner.UNUSUAL
             if self._compiled and not block.cut:
-                status, at, n, read, _ = scanner.scan(
+                status, at, n, read, _ = scanner.scan_lines(
                     self._tables, text, at, 0, until_ns, self._rows, self._row_symbols, n
                 )
                 lines += read
@@ -165,7 +165,7 @@ class Decoder:
         """One frame as received from the socket, or one control line without its time."""
         if self._compiled and 0 < receive_ns < stream.NEVER and b"\n" not in frame:
             text = np.frombuffer(frame, np.uint8)
-            status, _, n, lines, topic = scanner.scan(
+            status, _, n, lines, topic = scanner.scan_lines(
                 self._tables, text, 0, receive_ns, stream.NEVER, self._rows, self._row_symbols, 0
             )
             if status == scanner.DONE and lines:

@@ -46,7 +46,7 @@ from market.wire.stream import (
 )
 from market.wire.topics import BOOK, FAMILIES, TICKER
 
-#: Why `scan` returned: at the end of the text; before a line that the reference must read, that does
+#: Why `scan_lines` returned: at the end of the text; before a line that the reference must read, that does
 #: not fit into the buffer, or that was received at or after the time to read up to.
 DONE, UNUSUAL, FULL, REACHED = range(4)
 
@@ -214,7 +214,7 @@ def _frame(
 
 
 @kernel
-def scan(
+def scan_lines(
     tables: Tables,
     text: Text,
     at: int,

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from market.events import Events, Flag, Kind
 from market.kernel import kernel
 from market.units import DAY_NS
+from market.wire.jsontext import Text
 from market.wire.topics import BOOK, FAMILIES, LIQUIDATION, MAX_TOPIC, TICKER, TRADE
 
-Text = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.int64]
 
 NEVER: Final = (1 << 63) - 1

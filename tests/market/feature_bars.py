@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
 import duckdb
 import jinja2
 import numpy as np
@@ -11,9 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from market.bars import COLUMNS
+from market.units import DAY_NS, SECOND_NS, day_start_ns
 
 NAMES = list(COLUMNS)
-SECOND = 1_000_000_000
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -56,9 +54,9 @@ def staged(symbol: str, t_ns: Ints, bars: Floats, dates: list[str]) -> pa.Table:
     """Rows of ``stg_bars``: a date's bars, and the hour before as rows of that date."""
     parts = []
     for date in dates:
-        start = int(datetime.fromisoformat(date).replace(tzinfo=UTC).timestamp()) * SECOND
-        stop = start + 86_400 * SECOND
-        mine = (t_ns > start - 3600 * SECOND) & (t_ns <= stop)
+        start = day_start_ns(date)
+        stop = start + DAY_NS
+        mine = (t_ns > start - 3600 * SECOND_NS) & (t_ns <= stop)
         columns = {
             "symbol": pa.array([symbol] * int(mine.sum()), pa.string()),
             "date": pa.array([date] * int(mine.sum()), pa.string()),
@@ -80,7 +78,3 @@ def run_model(sql: str, stg_bars: pa.Table, threads: int = 2) -> pa.Table:
         connection.execute("set TimeZone = 'UTC'")
         connection.register("stg_bars", stg_bars)
         return connection.execute(f"from ({statement}) order by symbol, t_ns").to_arrow_table()
-
-
-def next_day(date: str) -> str:
-    return (datetime.fromisoformat(date) + timedelta(days=1)).strftime("%Y-%m-%d")

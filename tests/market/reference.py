@@ -11,8 +11,8 @@ import numpy as np
 from market.columns import COLUMNS
 from market.events import Events, Field, Flag, Kind
 from market.instruments import Instrument
+from market.units import SECOND_NS
 
-SECOND = 1_000_000_000
 NAN = math.nan
 
 
@@ -102,7 +102,7 @@ class ReferenceBars:
 
     def __init__(self, instrument: Instrument, stale_after_s: float) -> None:
         self.tick, self.lot = instrument.tick_size, instrument.lot_size
-        self.stale = round(stale_after_s * SECOND)
+        self.stale = round(stale_after_s * SECOND_NS)
         self.book = PlainBook()
         self.last = Picture(0, False, 0, [], [])
         self.seconds: dict[int, Second] = {}
@@ -118,8 +118,8 @@ class ReferenceBars:
 
     def run(self, events: Events) -> tuple[np.ndarray, np.ndarray]:
         """(t_ns, values) of every second from the first event's to the last one's."""
-        ends = [int(event["receive_ns"]) // SECOND * SECOND + SECOND for event in events]
-        for t in range(ends[0], ends[-1] + SECOND, SECOND):
+        ends = [int(event["receive_ns"]) // SECOND_NS * SECOND_NS + SECOND_NS for event in events]
+        for t in range(ends[0], ends[-1] + SECOND_NS, SECOND_NS):
             self.seconds[t] = Second()
         pictures = {}
         for t, event in zip(ends, events, strict=True):
@@ -226,14 +226,14 @@ class ReferenceBars:
             second.sums["best_changes"] += 1
             since, moved_at, direction = self.best[side]
             up = 1 if new > old else -1
-            if direction == -up and now - moved_at <= SECOND // 10:
+            if direction == -up and now - moved_at <= SECOND_NS // 10:
                 second.sums["flicker"] += 1
             self.best[side] = (now, now, up)
             self.lives.append((now, math.log(max(now - since, 1_000_000) / 1e9)))
 
     def close(self, t: int, second: Second, carried: Picture) -> list[float]:
         bar = {**second.sums}
-        start = t - SECOND
+        start = t - SECOND_NS
         line = [carried, *second.pictures]
         spans = []  # (seconds, picture) of valid time
         for n, picture in enumerate(line):
@@ -248,7 +248,7 @@ class ReferenceBars:
 
         now = line[-1]
         valid = now.valid and t <= now.until
-        bar["gap"] = float(not (valid and time == SECOND and not second.broken))
+        bar["gap"] = float(not (valid and time == SECOND_NS and not second.broken))
         frames = [ns for ns in self.frame_ns if ns < t]
         bar["stale_s"] = (t - frames[-1]) / 1e9 if frames else NAN
         bar["lag_ms"] = float(np.mean(second.lags)) / 1e6 if second.lags else NAN

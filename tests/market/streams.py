@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import BUILT_IN
+from market.units import MS_NS
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 
 START_NS = 1_700_000_000_000_000_000
-MS = 1_000_000
 
 #: Steps between frames: none, within a frame interval, about the flicker limit, across seconds, and
 #: beyond a silence of five seconds.
@@ -42,8 +42,8 @@ def level_row(kind: Kind, side: int, price_ticks: int, qty_lots: int) -> np.ndar
 def framed(rows: list[np.ndarray], now_ns: int, update_id: int, flags: int = 0) -> Events:
     """Rows as one frame."""
     frame = np.concatenate(rows)
-    frame["receive_ns"], frame["exchange_ns"] = now_ns, now_ns - 7 * MS
-    frame["publish_ns"], frame["update_id"] = now_ns - 3 * MS, update_id
+    frame["receive_ns"], frame["exchange_ns"] = now_ns, now_ns - 7 * MS_NS
+    frame["publish_ns"], frame["update_id"] = now_ns - 3 * MS_NS, update_id
     frame["flags"] |= np.uint8(flags & ~int(Flag.GAP))
     frame["flags"][0] |= Flag.FIRST | (flags & Flag.GAP)
     frame["flags"][-1] |= Flag.LAST
@@ -59,14 +59,14 @@ def full_book(draw: Any, base: int) -> list[tuple[int, int, int]]:
 @st.composite
 def streams(draw: Any, max_frames: int = 30) -> list[Events]:
     """Frames in receive order; opens with a snapshot more often than not."""
-    now, base, held = START_NS + draw(st.integers(0, 999)) * MS, 5_000, {}
+    now, base, held = START_NS + draw(st.integers(0, 999)) * MS_NS, 5_000, {}
     frames = []
     opening = ["snapshot"] if draw(st.integers(0, 4)) else []
     happenings = opening + draw(
         st.lists(st.sampled_from(HAPPENINGS), min_size=1, max_size=max_frames)
     )
     for number, happening in enumerate(happenings):
-        now += draw(st.sampled_from(STEPS_MS)) * MS
+        now += draw(st.sampled_from(STEPS_MS)) * MS_NS
         base += draw(st.sampled_from((0, 0, 0, 1, -1)))
         flags = 0
         if happening in ("trade", "liquidation"):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import ReferenceBars
-from streams import MS, START_NS, framed, level_row, recorded, streams
+from streams import START_NS, framed, level_row, recorded, streams
 
 from market.bars import (
     ARROW_SCHEMA,
@@ -28,11 +28,11 @@ from market.events import EVENT, Events, Field, Flag, Kind, to_arrow
 from market.instruments import BUILT_IN, Instrument
 from market.lake import Lake, LakeError
 from market.settings import Settings
+from market.units import MS_NS, SECOND_NS
 
 BTC = BUILT_IN["BTCUSDT"]
 #: Makes prices of a few thousand ticks and quantities of a few hundred lots reach the sweeps.
 COARSE = Instrument(symbol="X", tick="0.5", lot="0.25", min_qty="1", min_notional="1")
-SECOND = 1_000_000_000
 STALE_S = 5.0
 
 
@@ -139,12 +139,14 @@ def test_checkpoints_over_a_valid_book_leave_no_trace(frames, data):
 
 
 def book_frame(kind: Kind, ms: float, *levels: tuple[int, int, int], flags: int = 0) -> Events:
-    now = START_NS + round(ms * MS)
+    now = START_NS + round(ms * MS_NS)
     return framed([level_row(kind, *level) for level in levels], now, 1, flags)
 
 
 def trade(ms: float, side: int, price: int, lots: int, flags: int = 0) -> Events:
-    return framed([level_row(Kind.TRADE, side, price, lots)], START_NS + round(ms * MS), 1, flags)
+    return framed(
+        [level_row(Kind.TRADE, side, price, lots)], START_NS + round(ms * MS_NS), 1, flags
+    )
 
 
 def opening(ms: float = 0) -> Events:
@@ -156,7 +158,7 @@ def values(*frames: Events, until_ms: float | None = None) -> list[dict[str, flo
     builder = BarBuilder(COARSE, STALE_S)
     parts = [builder.push(frame) for frame in frames]
     parts.append(
-        builder.close_until(START_NS + round(until_ms * MS)) if until_ms else builder.finish()
+        builder.close_until(START_NS + round(until_ms * MS_NS)) if until_ms else builder.finish()
     )
     return [dict(zip(COLUMNS, row.tolist(), strict=True)) for row in joined(parts).values]
 
@@ -259,7 +261,7 @@ def test_ticker_values_hold_until_they_change():
 def ticker(ms: float, field: Field, value_e8: int) -> Events:
     row = np.zeros(1, EVENT)
     row["kind"], row["field"], row["value_e8"] = Kind.TICKER, field, value_e8
-    return framed([row], START_NS + round(ms * MS), 1)
+    return framed([row], START_NS + round(ms * MS_NS), 1)
 
 
 def test_predicted_funding_is_weighted_by_its_known_time():
@@ -325,7 +327,7 @@ def test_nothing_closes_before_the_first_event():
 def test_an_event_older_than_a_closed_second_counts_now_and_is_counted():
     builder = BarBuilder(COARSE, STALE_S)
     builder.push(opening())
-    assert len(builder.close_until(START_NS + SECOND)) == 1
+    assert len(builder.close_until(START_NS + SECOND_NS)) == 1
     builder.push(trade(900, 1, 101, 4))
     bar = builder.finish()
     assert builder.late == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from feature_bars import SECOND, random_bars, run_model, staged
+from feature_bars import random_bars, run_model, staged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,10 +12,10 @@ from market.bars import COLUMNS
 from market.features.evaluator import Evaluator, Program
 from market.features.expression import ExpressionError, Language, memory, text
 from market.features.statement import Statement
-from market.units import day_start_ns
+from market.units import SECOND_NS, day_start_ns
 
 DAY = "2026-01-02"
-START = day_start_ns(DAY) // SECOND
+START = day_start_ns(DAY) // SECOND_NS
 NAMES = list(COLUMNS)
 LEADERS = {"BTCUSDT": "ETHUSDT", "ETHUSDT": "BTCUSDT"}
 
@@ -25,13 +25,15 @@ def both_engines(expressions, data, terms=None, dates=(DAY,)):
     language = Language(COLUMNS, terms)
     named = {name: language.parse(text, name) for name, text in expressions.items()}
     sql = Statement(named, language.labels).render("{{ ref('stg_bars') }}", LEADERS, "BTCUSDT")
-    tables = [staged(symbol, t * SECOND, bars, list(dates)) for symbol, (t, bars) in data.items()]
+    tables = [
+        staged(symbol, t * SECOND_NS, bars, list(dates)) for symbol, (t, bars) in data.items()
+    ]
     rows = run_model(sql, tables[0].from_batches([b for t in tables for b in t.to_batches()]))
     batch = {name: {} for name in [*named, "warm"]}
     keys = list(zip(rows["symbol"].to_pylist(), rows["t_ns"].to_pylist(), strict=True))
     for name in batch:
         for (symbol, t_ns), value in zip(keys, rows[name].to_pylist(), strict=True):
-            batch[name][symbol, t_ns // SECOND] = value
+            batch[name][symbol, t_ns // SECOND_NS] = value
     live = live_values(named, data)
     return batch, {name: {key: live[name][key] for key in batch[name]} for name in batch}
 
@@ -43,7 +45,7 @@ def live_values(named, data):
     for second in sorted({second for table in rows.values() for second in table}):
         present = [symbol for symbol in data if second in rows[symbol]]
         for symbol in present:
-            evaluator.push(symbol, second * SECOND, rows[symbol][second])
+            evaluator.push(symbol, second * SECOND_NS, rows[symbol][second])
         for symbol in present:
             vector, warm = evaluator.evaluate(symbol)
             live["warm"][symbol, second] = warm

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from feature_bars import NAMES, SECOND, random_bars, run_model, staged
+from feature_bars import NAMES, random_bars, run_model, staged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,20 +30,20 @@ from market.features.rendering import generated, render_model
 from market.ingest import ingest
 from market.lake import Lake
 from market.settings import Settings
-from market.units import day_start_ns
+from market.units import SECOND_NS, day_start_ns
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAY, NEXT = "2026-01-02", "2026-01-03"
-MIDNIGHT = day_start_ns(NEXT) // SECOND
+MIDNIGHT = day_start_ns(NEXT) // SECOND_NS
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
 
 def model(data, dates):
     """(symbols, t_s, features float64 (rows, features), warm) of the dbt model."""
-    tables = [staged(symbol, t * SECOND, bars, dates) for symbol, (t, bars) in data.items()]
+    tables = [staged(symbol, t * SECOND_NS, bars, dates) for symbol, (t, bars) in data.items()]
     rows = run_model(render_model(), pa.concat_tables(tables))
     values = [rows[name].to_numpy(zero_copy_only=False) for name in feature_names()]
-    seconds = rows["t_ns"].to_numpy() // SECOND
+    seconds = rows["t_ns"].to_numpy() // SECOND_NS
     return rows["symbol"].to_pylist(), seconds, np.column_stack(values), rows["warm"].to_pylist()
 
 
@@ -55,7 +55,7 @@ def live(data, since=0):
     for second in sorted(set().union(*rows.values())):
         present = [symbol for symbol in rows if second in rows[symbol]]
         for symbol in present:
-            evaluator.push(symbol, second * SECOND, rows[symbol][second])
+            evaluator.push(symbol, second * SECOND_NS, rows[symbol][second])
         for symbol in present:
             if second >= since:
                 found[symbol, second] = evaluator.evaluate(symbol)
@@ -226,7 +226,7 @@ def test_recorded_bars_are_equal_in_both_engines(
         )
     data = {
         symbol: (
-            np.concatenate([part.t_ns for part in found]) // SECOND,
+            np.concatenate([part.t_ns for part in found]) // SECOND_NS,
             np.concatenate([part.values for part in found]),
         )
         for symbol, found in parts.items()
@@ -244,7 +244,7 @@ def test_bits_do_not_depend_on_the_dates_and_symbols_built_together():
     apart = {}
     for date in (DAY, NEXT):
         for symbol in SYMBOLS:
-            tables = [staged(one, t * SECOND, bars, [date]) for one, (t, bars) in data.items()]
+            tables = [staged(one, t * SECOND_NS, bars, [date]) for one, (t, bars) in data.items()]
             stg_bars = pa.concat_tables(tables)
             asked = pa.compute.equal(stg_bars["symbol"], symbol)
             wanted = pa.compute.and_(stg_bars["wanted"], asked)
@@ -252,7 +252,7 @@ def test_bits_do_not_depend_on_the_dates_and_symbols_built_together():
             rows = run_model(render_model(), stg_bars.set_column(at, "wanted", wanted), threads=1)
             vectors = np.column_stack([rows[n].to_numpy(False) for n in feature_names()])
             for t_ns, vector in zip(rows["t_ns"].to_pylist(), vectors, strict=True):
-                apart[symbol, t_ns // SECOND] = vector
+                apart[symbol, t_ns // SECOND_NS] = vector
     assert len(apart) == len(seconds)
     for symbol, second, row in zip(symbols, seconds.tolist(), together, strict=True):
         assert row.tobytes() == apart[symbol, second].tobytes()
@@ -303,7 +303,7 @@ def test_an_evaluator_warmed_up_from_history_equals_the_old_one():
     fresh = FeatureEvaluator(SYMBOLS)
     for symbol, (t, bars) in data.items():
         recent = t > last - 3700
-        fresh.push_many(symbol, t[recent] * SECOND, bars[recent])
+        fresh.push_many(symbol, t[recent] * SECOND_NS, bars[recent])
     for symbol, (t, _) in data.items():
         vector, warm = fresh.evaluate(symbol)
         assert vector.tobytes() == old[symbol, int(t[-1])][0].tobytes()
@@ -315,12 +315,12 @@ def test_a_late_leaders_bar_counts_from_the_next_second():
     on_time, late = FeatureEvaluator(SYMBOLS[:1]), FeatureEvaluator(SYMBOLS[:1])
     (t, btc), (_, eth) = data.values()
     for n, second in enumerate(t.tolist()):
-        on_time.push("ETHUSDT", second * SECOND, eth[n])
+        on_time.push("ETHUSDT", second * SECOND_NS, eth[n])
         for evaluator in (on_time, late):
-            evaluator.push("BTCUSDT", second * SECOND, btc[n])
+            evaluator.push("BTCUSDT", second * SECOND_NS, btc[n])
             vector, _ = evaluator.evaluate("BTCUSDT")
         assert np.isnan(vector[feature_names().index("lead_queue_now")])
-        late.push("ETHUSDT", second * SECOND, eth[n])
+        late.push("ETHUSDT", second * SECOND_NS, eth[n])
     assert on_time.evaluate("BTCUSDT")[0].tobytes() == late.evaluate("BTCUSDT")[0].tobytes()
 
 
@@ -331,7 +331,7 @@ def test_warm_needs_an_hour_without_a_missing_second_or_a_gap():
     def push(seconds, gap=0.0):
         bars[NAMES.index("gap")] = gap
         for second in seconds:
-            evaluator.push("BTCUSDT", second * SECOND, bars)
+            evaluator.push("BTCUSDT", second * SECOND_NS, bars)
         return evaluator.evaluate("BTCUSDT")[1]
 
     assert not push(range(1, 3600))
@@ -349,12 +349,12 @@ def test_bars_out_of_order_or_of_wrong_shape_are_errors():
     bar = random_bars(np.random.default_rng(13), 1)[0]
     with pytest.raises(ValueError, match="no bar has been pushed"):
         evaluator.evaluate("BTCUSDT")
-    evaluator.push("BTCUSDT", 10 * SECOND, bar)
+    evaluator.push("BTCUSDT", 10 * SECOND_NS, bar)
     for symbol, t_ns, row, message in (
-        ("XRPUSDT", 11 * SECOND, bar, "not among the evaluator's symbols"),
-        ("BTCUSDT", 10 * SECOND, bar, "once and in order"),
-        ("BTCUSDT", 11 * SECOND + 1, bar, "whole second"),
-        ("BTCUSDT", 11 * SECOND, bar[:-1], "has shape"),
+        ("XRPUSDT", 11 * SECOND_NS, bar, "not among the evaluator's symbols"),
+        ("BTCUSDT", 10 * SECOND_NS, bar, "once and in order"),
+        ("BTCUSDT", 11 * SECOND_NS + 1, bar, "whole second"),
+        ("BTCUSDT", 11 * SECOND_NS, bar[:-1], "has shape"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluator.push(symbol, t_ns, row)

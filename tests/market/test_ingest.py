@@ -20,14 +20,13 @@ from market.ingest import adopt, fingerprint, ingest
 from market.instruments import BUILT_IN, Instrument
 from market.lake import Lake
 from market.settings import Settings
-from market.units import DAY_NS, day_start_ns
+from market.units import DAY_NS, SECOND_NS, day_start_ns
 from market.wire.capture import CaptureError, CaptureWriter, read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import IngestError, instruments_of, scan
 
 DAY, NEXT = "2026-11-20", "2026-11-21"
 MIDNIGHT = day_start_ns(NEXT)
-SECOND = 10**9
 KEYS = [("BTCUSDT", DAY), ("BTCUSDT", NEXT)]
 
 
@@ -57,14 +56,14 @@ def tick(ns: int, **fields: str) -> tuple[int, bytes]:
 
 def across_midnight() -> list[tuple[int, bytes]]:
     """A minute of book on each side of midnight, one frame a second, no sequence gap."""
-    start = MIDNIGHT - 60 * SECOND
+    start = MIDNIGHT - 60 * SECOND_NS
     lines = [
         book(start, 1, [["99.9", "1"], ["99.8", "2"]], [["100.1", "3"]], kind="snapshot"),
         tick(start + 1, markPrice="100.0", fundingRate="0.0001"),
         tick(start + 2, markPrice="100.5"),
     ]
     return lines + [
-        book(start + n * SECOND, n + 1, [["99.8", f"{n}"]], [["100.2", f"{n % 7}"]])
+        book(start + n * SECOND_NS, n + 1, [["99.8", f"{n}"]], [["100.2", f"{n % 7}"]])
         for n in range(1, 120)
     ]
 
@@ -149,8 +148,8 @@ def test_a_book_long_silent_across_midnight_is_not_restated(
     lake: Lake, capture: Callable[..., str]
 ) -> None:
     lines = [
-        book(MIDNIGHT - 700 * SECOND, 1, [["99.9", "1"]], [["100.1", "1"]], kind="snapshot"),
-        book(MIDNIGHT + SECOND, 1, [["99.9", "1"]], [["100.1", "1"]], kind="snapshot"),
+        book(MIDNIGHT - 700 * SECOND_NS, 1, [["99.9", "1"]], [["100.1", "1"]], kind="snapshot"),
+        book(MIDNIGHT + SECOND_NS, 1, [["99.9", "1"]], [["100.1", "1"]], kind="snapshot"),
     ]
     ingest(lake, [capture(lines)], KEYS, Settings())
     assert not (events_of(lake, *KEYS[1])["flags"] & Flag.CHECKPOINT).any()
@@ -160,9 +159,9 @@ def test_a_gap_before_midnight_stays_a_gap_after_it(
     lake: Lake, capture: Callable[..., str]
 ) -> None:
     lines = [
-        book(MIDNIGHT - 3 * SECOND, 1, [["99.9", "1"]], [["100.1", "1"]], kind="snapshot"),
-        book(MIDNIGHT - 2 * SECOND, 5, [["99.9", "2"]]),
-        book(MIDNIGHT + SECOND, 6, [["99.9", "3"]]),
+        book(MIDNIGHT - 3 * SECOND_NS, 1, [["99.9", "1"]], [["100.1", "1"]], kind="snapshot"),
+        book(MIDNIGHT - 2 * SECOND_NS, 5, [["99.9", "2"]]),
+        book(MIDNIGHT + SECOND_NS, 6, [["99.9", "3"]]),
     ]
     ingest(lake, [capture(lines)], KEYS, Settings())
     alone = Book()
@@ -171,7 +170,7 @@ def test_a_gap_before_midnight_stays_a_gap_after_it(
 
 
 def test_ingest_is_idempotent_to_the_byte(tmp_path: Path, capture: Callable[..., str]) -> None:
-    path = capture([*across_midnight(), b"%d rubbish" % (MIDNIGHT + 61 * SECOND)])
+    path = capture([*across_midnight(), b"%d rubbish" % (MIDNIGHT + 61 * SECOND_NS)])
     found = []
     for name in ("one", "two"):
         lake = Lake(tmp_path / name)
@@ -211,7 +210,7 @@ def test_the_old_partition_stays_when_the_new_one_cannot_be_finished(
     ingest(lake, [capture(across_midnight())], KEYS, Settings())
     before = files_of(lake)
     whole = Path(capture(across_midnight(), "b.frames.zst")).read_bytes()
-    damaged = Path(capture([book(MIDNIGHT - SECOND, 1, [["1.0", "1"]], kind="snapshot")], "c"))
+    damaged = Path(capture([book(MIDNIGHT - SECOND_NS, 1, [["1.0", "1"]], kind="snapshot")], "c"))
     damaged.write_bytes(damaged.read_bytes() + b"damage" + whole)
     with pytest.raises(CaptureError, match="damaged near byte"):
         ingest(lake, [str(damaged)], KEYS[:1], Settings())
@@ -242,7 +241,7 @@ def test_rejected_lines_are_quarantined_with_file_line_and_reason(
     lake: Lake, capture: Callable[..., str]
 ) -> None:
     lines: list[Any] = across_midnight()[:10]
-    off = book(MIDNIGHT - 30 * SECOND, 99, [["99.85", "1"]])
+    off = book(MIDNIGHT - 30 * SECOND_NS, 99, [["99.85", "1"]])
     lines.insert(4, off)
     lines.insert(5, b"\xff\x00 rubbish")
     report = ingest(lake, [capture(lines)], KEYS[:1], Settings())
@@ -340,7 +339,7 @@ def test_a_malformed_key_is_an_error(
 def test_a_capture_of_control_lines_only_does_not_stop_the_others(
     lake: Lake, capture: Callable[..., str]
 ) -> None:
-    silent = capture([(MIDNIGHT - 90 * SECOND, b'{"l2":"connect"}')], "silent")
+    silent = capture([(MIDNIGHT - 90 * SECOND_NS, b'{"l2":"connect"}')], "silent")
     report = ingest(lake, [silent, capture(across_midnight())], KEYS, Settings())
     assert report.captures[0] == silent
     assert len(report.events) == 2
@@ -357,8 +356,8 @@ def test_progress_is_reported_file_by_file(lake: Lake, capture: Callable[..., st
 
 def test_a_partition_names_its_instrument(lake: Lake, capture: Callable[..., str]) -> None:
     finer = msgspec.structs.replace(BUILT_IN["BTCUSDT"], tick="0.05", source="venue")
-    line = (MIDNIGHT - 61 * SECOND, pack({"l2": "instrument", **msgspec.to_builtins(finer)}))
-    lines = [line, *across_midnight(), book(MIDNIGHT + 61 * SECOND, 121, [["99.85", "1"]])]
+    line = (MIDNIGHT - 61 * SECOND_NS, pack({"l2": "instrument", **msgspec.to_builtins(finer)}))
+    lines = [line, *across_midnight(), book(MIDNIGHT + 61 * SECOND_NS, 121, [["99.85", "1"]])]
     ingest(lake, [capture(lines)], KEYS, Settings())
     named = msgspec.json.decode(lake.metadata("events", *KEYS[1])["instrument"], type=Instrument)
     assert named == finer
@@ -468,23 +467,23 @@ def test_events_survive_the_way_through_the_lake_unchanged(
 
 def silent_at_midnight() -> list[tuple[int, bytes]]:
     """Bitcoin is silent from three seconds before midnight on; ether goes on."""
-    start = MIDNIGHT - 60 * SECOND
+    start = MIDNIGHT - 60 * SECOND_NS
     levels = [["99.9", "1"]], [["100.1", "3"]]
     lines = [
         book(start, 1, *levels, kind="snapshot", symbol=symbol) for symbol in ("BTCUSDT", "ETHUSDT")
     ]
     for n in range(1, 70):
         if n < 58 or n > 64:
-            lines.append(book(start + n * SECOND + 5, n + 1, [["99.8", f"{n}"]]))
+            lines.append(book(start + n * SECOND_NS + 5, n + 1, [["99.8", f"{n}"]]))
         lines.append(
-            book(start + n * SECOND + 7, n + 1, [["99.8", f"{n}"]], symbol="ETHUSDT"),
+            book(start + n * SECOND_NS + 7, n + 1, [["99.8", f"{n}"]], symbol="ETHUSDT"),
         )
     return lines
 
 
 def until(lake: Lake, symbol: str, day: str) -> float:
     """``until_ns`` of a partition, as seconds from midnight."""
-    return (int(lake.metadata("events", symbol, day)["until_ns"]) - MIDNIGHT) / SECOND
+    return (int(lake.metadata("events", symbol, day)["until_ns"]) - MIDNIGHT) / SECOND_NS
 
 
 def test_a_silent_symbols_date_lasts_as_long_as_the_stream(
@@ -495,13 +494,13 @@ def test_a_silent_symbols_date_lasts_as_long_as_the_stream(
     for key in KEYS:
         make_bars(lake, *key, Settings())
     t_ns = np.concatenate([lake.read("bars", *key)["t_ns"].to_numpy() for key in KEYS])
-    assert np.array_equal(t_ns, MIDNIGHT + np.arange(-59, 11) * SECOND)
+    assert np.array_equal(t_ns, MIDNIGHT + np.arange(-59, 11) * SECOND_NS)
 
 
 def test_a_stream_that_ends_early_ends_with_its_last_line_of_any_topic(
     lake: Lake, capture: Callable[..., str]
 ) -> None:
-    lines = [line for line in silent_at_midnight() if line[0] < MIDNIGHT - SECOND]
+    lines = [line for line in silent_at_midnight() if line[0] < MIDNIGHT - SECOND_NS]
     ingest(lake, [capture(lines)], KEYS[:1], Settings())
     assert until(lake, *KEYS[0]) == -1
     assert make_bars(lake, *KEYS[0], Settings()) == 59
@@ -513,8 +512,8 @@ def test_a_turn_line_shows_that_the_stream_went_on(
     """Hourly files: the date alone, and together with the next date's, is the same."""
     lines = silent_at_midnight()
     turn = b'%d {"l2":"turn"}' % (MIDNIGHT + 8)
-    early = [line for line in lines if line[0] < MIDNIGHT - SECOND]
-    late = [line for line in lines if line[0] > MIDNIGHT + SECOND]
+    early = [line for line in lines if line[0] < MIDNIGHT - SECOND_NS]
+    late = [line for line in lines if line[0] > MIDNIGHT + SECOND_NS]
     names = capture([*early, turn]), capture(late, "b.frames.zst")
     alone, both = Lake(tmp_path / "alone"), Lake(tmp_path / "both")
     ingest(alone, names[:1], KEYS[:1], Settings())
