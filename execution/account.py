@@ -107,12 +107,12 @@ class Holding(msgspec.Struct, kw_only=True):
         part's share of the opening fees and the closing fee. Remainders stay with the open position.
         """
         value = value_e8(self.instrument, price_ticks, signed_lots)
-        held, closed_pnl = self.position_lots, 0
-        if held * signed_lots < 0:
-            closed = -signed_lots if abs(signed_lots) <= abs(held) else held
-            cost = self.cost_e8 * closed // held
+        position, closed_pnl = self.position_lots, 0
+        if position * signed_lots < 0:
+            closed = -signed_lots if abs(signed_lots) <= abs(position) else position
+            cost = self.cost_e8 * closed // position
             proceeds = value_e8(self.instrument, price_ticks, closed)
-            opening = self.open_fees_e8 * closed // held
+            opening = self.open_fees_e8 * closed // position
             closing = fee * abs(closed) // abs(signed_lots)
             closed_pnl = proceeds - cost - opening - closing
             self.realised_e8 += proceeds - cost

@@ -5,7 +5,7 @@ rate and deduction of the risk tier (∓ is - for a long, + for a short):
 
 | quantity              | formula                                          |
 |-----------------------|--------------------------------------------------|
-| closing fee, held     | V · (1 ∓ 1/L) · t                                |
+| closing fee           | V · (1 ∓ 1/L) · t                                |
 | initial, position     | V/L + closing fee                                |
 | initial, order        | V/L + V·t + closing fee                          |
 | maintenance, position | V · rate - deduction + closing fee               |

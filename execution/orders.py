@@ -18,7 +18,7 @@ import msgspec
 
 
 class OrderState(StrEnum):
-    """State of an order as far as we have heard; the diagram is above."""
+    """State of an order by the events received so far; the diagram is above."""
 
     PENDING_NEW = "PENDING_NEW"
     NEW = "NEW"
@@ -85,7 +85,7 @@ class Amend(Message, frozen=True, kw_only=True):
 
 
 class Cancel(Message, frozen=True, kw_only=True):
-    """Cancel what is open of an order."""
+    """Cancel the open quantity of an order."""
 
     client_id: str
 

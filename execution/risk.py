@@ -153,7 +153,7 @@ class Guard:
         else:
             self._liquidation[symbol] = price_ticks
 
-    def hear(self, events: Sequence[Event]) -> None:
+    def apply(self, events: Sequence[Event]) -> None:
         """Take in order events; duplicates and orders that are not ours change nothing."""
         for event in events:
             order = self._orders.get(event.client_id)

@@ -86,7 +86,7 @@ class Task:
         self._inbox: list[Event] = []
         self._stepped_ns = -1
 
-    def heard(self, event: Event) -> None:
+    def receive(self, event: Event) -> None:
         """Take in an event of one of our orders, for the next step."""
         self._inbox.append(event)
         order = self._orders[event.client_id]
@@ -175,7 +175,7 @@ def drive(venue: Running, tasks: Sequence[Task], until_ns: int, timer_ns: int = 
     while active:
         now = venue.now_ns
         for event in venue.poll():
-            owners[event.client_id].heard(event)
+            owners[event.client_id].receive(event)
         for symbol in touches:
             touch = venue.touch(symbol)
             moved, touches[symbol] = touch != touches[symbol], touch
@@ -286,7 +286,7 @@ class _Trial:
         )
 
     def run(self, decisions_ns: Sequence[int], until_ns: int) -> None:
-        """Work up to ``until_ns``, with parents decided at the given times up to there."""
+        """Work up to ``until_ns``, deciding parents at ``decisions_ns``."""
         for instant in (*decisions_ns, until_ns):
             drive(self.simulator, self.tasks, instant)
             self.simulator.advance(instant)

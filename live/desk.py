@@ -249,7 +249,7 @@ class Desk:
 
     def settled(self, events: Sequence[Event]) -> None:
         """What a venue knows at once of orders that an earlier process left."""
-        self.guard.hear(self._journal.record(events))
+        self.guard.apply(self._journal.record(events))
 
     def on_events(self, symbol: str, events: Events) -> None:
         """Rows of the symbol that were just received: its mids are what costs are measured by."""
@@ -311,7 +311,7 @@ class Desk:
         return passed
 
     def _take(self, event: Event) -> None:
-        self.guard.hear([event])
+        self.guard.apply([event])
         order = self._journal.orders.get(event.client_id)
         if order is None:
             self._log.error("answer to an order that the journal does not name", event=repr(event))

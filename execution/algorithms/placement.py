@@ -234,7 +234,7 @@ class Adaptive(Resting):
     - *Cross.* Waiting costs the maker fee less half the spread when it fills, and the taker fee, half
       the spread and the expected drift when it does not; it fills by the deadline with the probability
       that the queue ahead and the outflow give (`liquidity.filled_share`). The remainder crosses when
-      that is dearer than crossing now.
+      that costs more than crossing now.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ _PICKS: Final[dict[str, type[Working]]] = {
     "passive": PassivePeg,
     "twap": Twap,
 }
-#: Following the touch for minutes takes more moves than a passive parent of seconds is given.
+#: Pegging to the touch for minutes takes more moves than the default for seconds.
 _PEG: Final[dict[str, Any]] = {"max_moves": 1_000}
 #: A slice of a twap is taken by the market in this share of cases when the book is calm.
 _TWAP_TAKEN: Final = 0.1

@@ -188,7 +188,7 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     """Contents of ``parameters.json``: the fits, their covariates and intervals."""
 
-    #: The price ran away from an order that stands this far behind the own touch.
+    #: An order this far behind the own touch counts as one that the price ran away from.
     away_bps: float
     #: Ends of the intervals, seconds since the observation.
     edges_s: tuple[float, ...]

@@ -107,7 +107,7 @@ class _Orders:
         )
         self.simulator.send([order])
 
-    def hear(self) -> None:
+    def poll(self) -> None:
         """Take in the outcomes that have reached us."""
         for event in self.simulator.poll():
             order = self._live.get(event.client_id)
@@ -238,7 +238,7 @@ def place_orders(
                 monitor, warm_ns = Monitor(), now_ns + warming_ns
             for orders in models.values():
                 orders.simulator.advance(now_ns)
-                orders.hear()
+                orders.poll()
             view = next(iter(models.values())).simulator.view(symbol)
             if signal is not None:
                 view = msgspec.structs.replace(view, signal_bps=signal(now_ns))

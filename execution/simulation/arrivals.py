@@ -233,7 +233,7 @@ def _match(state: ReplayState, number: int) -> None:
 
 @kernel
 def _rest(state: ReplayState, number: int) -> None:
-    """Join the queue behind what is displayed at the price, and behind our own earlier orders."""
+    """Join the queue behind the displayed quantity, and behind our own earlier orders."""
     order, scalars = state.orders[number], state.scalars[0]
     side, price = order.side, order.price_ticks
     displayed = level(state.book, side, price)

@@ -50,8 +50,8 @@ MODELS: Final = {
     "pessimistic": 6,
     "optimistic": 7,
 }
-#: Bounds of every other model's fills in mode ``partial``: all that cancel stood behind us, or all
-#: stood ahead.
+#: Bounds of every other model's fills in mode ``partial``: cancels all come from behind us, or all
+#: from ahead.
 BOUNDS: Final = ("pessimistic", "optimistic")
 _RISK_AVERSE: Final = 0
 _PESSIMISTIC: Final = 6
@@ -321,7 +321,7 @@ def beyond_window(book: BookState, side: int, price_ticks: int, depth: int) -> b
 
 @kernel
 def _prune(book: BookState, queue: Queue) -> None:
-    """What we took of a level is no more than what is still shown there."""
+    """Cap the lots taken of each level at the quantity still displayed there."""
     taken, used = queue.taken, queue.used
     for n in range(used[1]):
         entry = taken[n]
@@ -343,7 +343,7 @@ def _frame_ended(book: BookState, queue: Queue, model: int, power: float, depth:
         order = queue.resting[n]
         if order.touched:
             shown = level(book, order.side, order.price_ticks)
-            # A snapshot that repeats what was shown is no news of the queue.
+            # A snapshot that repeats the displayed quantity says nothing about the queue.
             repeated = order.touched == 2 and shown == order.shown
             order.touched = 0
             if repeated:

@@ -130,7 +130,7 @@ class Scalars(NamedTuple):
     frame_ns: memoryview[int]  #: end of the next frame to be received; 0 until it is looked up
     bid_ticks: memoryview[int]  #: touch of the local book, `NO_LEVEL` for none
     ask_ticks: memoryview[int]
-    reported_bid_ticks: memoryview[int]  #: the touch when Python was last told of it
+    reported_bid_ticks: memoryview[int]  #: the touch that was last reported as news
     reported_ask_ticks: memoryview[int]
     bought_lots: memoryview[int]  #: lots that takers bought in the visible book, as far as received
     sold_lots: memoryview[int]

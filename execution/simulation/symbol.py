@@ -48,7 +48,7 @@ class SymbolReplay:
         self.last_arrival_ns = 0
         self.scalars = st.scalars_of(state)
         self._remembers = remembers
-        # Rows that the exchange, and our local book, are given next, and what is pending after them.
+        # The rows that the kernels work on, and those pending after them.
         self._match_rows = self._local_rows = _NO_ROWS
         self._to_match: deque[Events] = deque()
         self._to_receive: deque[Events] = deque()
@@ -218,7 +218,7 @@ class SymbolReplay:
         return None
 
     def news(self, now_ns: int) -> bool:
-        """Whether an outcome has reached us or the touch has changed since this was last asked."""
+        """Whether an outcome has reached us or the touch has changed since the last call."""
         scalars = self.scalars
         head = scalars.outbox_head[0]
         answered = head < scalars.outbox_end[0] and self.state.outbox["due_ns"][head] <= now_ns

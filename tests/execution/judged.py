@@ -1,4 +1,4 @@
-"""Cases for two engines: random markets with random orders, and what our simulator makes of them.
+"""Cases for two engines: random markets with random orders, and our simulator's outcomes.
 
 A case is one symbol's rows, the actions we send, and the setting of both engines. `ask` puts cases to
 the judge, see tests/peers/hftbacktest_judge.py. Some of its answers are kept; to renew them:
@@ -69,10 +69,10 @@ POLICIES = (TimeInForce.GTC, TimeInForce.POST_ONLY, TimeInForce.FOK, TimeInForce
 NEW, EXPIRED, FILLED, CANCELLED = 1, 2, 3, 4
 
 #: (receive_ns, order, status, venue_ns, price_ticks, qty_lots); the last two of fills only.
-Said = tuple[int, ...]
+StateLine = tuple[int, ...]
 
 
-#: What the readable engine calls outcomes.
+#: Kinds of outcomes in the reference engine.
 WORDS: dict[type, str] = {
     Accepted: "accepted",
     Rejected: "rejected",
@@ -83,7 +83,7 @@ WORDS: dict[type, str] = {
 }
 #: All of an outcome: (receive_ns, order, what, venue_ns, price_ticks, qty_lots, leaves_lots), with -1
 #: for the venue's time of what never reached it.
-Told = tuple[int, int, str, int, int, int, int]
+OutcomeLine = tuple[int, int, str, int, int, int, int]
 
 
 class Case(NamedTuple):
@@ -95,7 +95,7 @@ class Case(NamedTuple):
 
 class Answer(NamedTuple):
     sent: list[bool]  #: per action: whether it went out, with no other of its order under way
-    log: list[Said]
+    log: list[StateLine]
 
 
 def random_case(number: int, *, seed: int = 1) -> Case:
@@ -173,7 +173,7 @@ def random_case(number: int, *, seed: int = 1) -> Case:
         elif draw > 0.85:
             actions.append((time, 2, order, 0, 0, 0, 0, 0))
         elif order not in resized:
-            # See `said`: an order's size changes once, and last of all.
+            # See `state_lines`: an order's size changes once, and last of all.
             if rng.random() < 0.4:
                 resized.add(order)
             else:
@@ -250,25 +250,33 @@ def events_of(rows: npt.NDArray[np.void]) -> Events:
     return events
 
 
-def said(events: Sequence[Event], actions: Sequence[Sequence[int]], as_peer: bool) -> list[Said]:
-    """What outcomes say of orders' states: the last word of each instant on each order.
+def state_lines(
+    events: Sequence[Event], actions: Sequence[Sequence[int]], as_peer: bool
+) -> list[StateLine]:
+    """Order states by the outcomes: the last state of each order at each instant.
 
-    With ``as_peer`` it says one thing as the peer does and not as we do: when an amendment loses
-    the queue, the peer forgets the new quantity and later fills the old one.
+    With ``as_peer`` one thing is as the peer has it: when an amend loses queue position, the peer
+    forgets the new quantity and later fills the old one.
     """
-    last: dict[tuple[int, int], Said] = {}
-    asked = {row[2]: (row[4], row[5]) for row in actions if row[1] == 0}
+    last: dict[tuple[int, int], StateLine] = {}
+    submitted = {row[2]: (row[4], row[5]) for row in actions if row[1] == 0}
     for event in events:
         order, price, lots = int(event.client_id), 0, 0
         if isinstance(event, Accepted | Amended):
             status = NEW
             if isinstance(event, Amended):
-                kept = event.price_ticks == asked[order][0] and event.qty_lots <= asked[order][1]
-                asked[order] = event.price_ticks, event.qty_lots if kept else asked[order][1]
+                kept = (
+                    event.price_ticks == submitted[order][0]
+                    and event.qty_lots <= submitted[order][1]
+                )
+                submitted[order] = (
+                    event.price_ticks,
+                    event.qty_lots if kept else submitted[order][1],
+                )
         elif isinstance(event, Filled):
             status, price, lots = FILLED, event.price_ticks, event.qty_lots
             if as_peer:
-                lots = asked[order][1]
+                lots = submitted[order][1]
         elif isinstance(event, Rejected) and event.reason == Reason.NOT_DELIVERED:
             last[event.time_ns, order] = (event.time_ns, order, EXPIRED, 0, 0, 0)
             continue
@@ -287,15 +295,15 @@ def latency_of(case: Case) -> Latency:
 
 
 def simulate(case: Case, sent: Sequence[bool], *, as_peer: bool = True) -> Answer:
-    """What mode ``whole`` makes of a case when the actions marked in ``sent`` go out; see `said`."""
+    """States in mode ``whole`` when the actions marked in ``sent`` go out; see `state_lines`."""
     return Answer(
-        list(sent), said(outcomes(case, sent, mode="whole"), case.actions.tolist(), as_peer)
+        list(sent), state_lines(outcomes(case, sent, mode="whole"), case.actions.tolist(), as_peer)
     )
 
 
 def outcomes(case: Case, sent: Sequence[bool], *, mode: str, **more: Any) -> list[Event]:
-    """All that our simulator says of a case when the actions marked in ``sent`` go out; ``more`` are
-    further arguments of `Simulator`."""
+    """Our simulator's events of a case when the actions marked in ``sent`` go out; ``more`` are further
+    arguments of `Simulator`."""
     names = {number: name for name, number in MODELS.items()}
     setting = case.setting
     simulator = Simulator(
@@ -310,22 +318,22 @@ def outcomes(case: Case, sent: Sequence[bool], *, mode: str, **more: Any) -> lis
     # An order meets the exchange when the rows up to its arrival are known.
     simulator.on_events(SYMBOL, frame(int(setting["end_ns"])))
     simulator.advance(int(case.rows["time_ns"][0]))
-    heard: list[Event] = []
+    received: list[Event] = []
     for row, goes in zip(case.actions.tolist(), sent, strict=True):
         simulator.advance(row[0])
-        heard += simulator.poll()
+        received += simulator.poll()
         if goes:
             simulator.send([action_of(row)])
     simulator.advance(int(setting["end_ns"]) - 1)
-    heard += simulator.poll()
-    moved = sum(event.side * event.qty_lots for event in heard if isinstance(event, Filled))
+    received += simulator.poll()
+    moved = sum(event.side * event.qty_lots for event in received if isinstance(event, Filled))
     assert moved == simulator.position_lots(SYMBOL)
-    return heard
+    return received
 
 
-def told(events: Sequence[Event]) -> list[Told]:
-    """Outcomes as the readable engine says them."""
-    lines: list[Told] = []
+def outcome_lines(events: Sequence[Event]) -> list[OutcomeLine]:
+    """Outcomes in the form of the reference engine."""
+    lines: list[OutcomeLine] = []
     for event in events:
         what, price, lots, leaves = WORDS[type(event)], 0, 0, 0
         venue = event.venue_ns
@@ -405,10 +413,10 @@ def recorded_case(
             actions.append((time, 0, submitted, side, price, lots, policy, 0))
             continue
         order = int(rng.integers(max(1, submitted - 20), submitted + 1))
-        (asked,) = (row for row in actions if row[1] == 0 and row[2] == order)
+        (submitted,) = (row for row in actions if row[1] == 0 and row[2] == order)
         if draw < 0.8:
-            own = book.best_bid if asked[3] > 0 else book.best_ask
-            actions.append((time, 1, order, 0, own or asked[4], asked[5], 0, 0))
+            own = book.best_bid if submitted[3] > 0 else book.best_ask
+            actions.append((time, 1, order, 0, own or submitted[4], submitted[5], 0, 0))
         else:
             actions.append((time, 2, order, 0, 0, 0, 0, 0))
     setting = np.zeros(1, SETTING)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from market.events import Flag, Kind
-from tests.execution.judged import Case, Told
+from tests.execution.judged import Case, OutcomeLine
 
 GTC, POST_ONLY, FOK, IOC = range(4)
 RISK_AVERSE, PESSIMISTIC, OPTIMISTIC = 0, 6, 7
@@ -305,7 +305,7 @@ def interpolated(table: Sequence[tuple[int, int]], time: int) -> int:
     return int((y1 - y0) / (x1 - x0) * (time - x0)) + y0
 
 
-def replay(case: Case, sent: Sequence[bool], *, whole: bool) -> list[Told]:
+def replay(case: Case, sent: Sequence[bool], *, whole: bool) -> list[OutcomeLine]:
     """Every outcome of a case: rows before requests at equal times, both ways first in, first out."""
     setting, records = case.setting, case.records.tolist()
     entry = [(s, x - s) for s, x, _ in records] or [(0, int(setting["entry_ns"]))]
@@ -313,7 +313,7 @@ def replay(case: Case, sent: Sequence[bool], *, whole: bool) -> list[Told]:
     exchange = ReferenceExchange(whole, int(setting["model"]), float(setting["power"]))
     rows, inbox = deque(case.rows.tolist()), deque[tuple[int, Sequence[int]]]()
     last_arrival = last_due = 0
-    received: list[Told] = []
+    received: list[OutcomeLine] = []
 
     def send_back(now: int) -> None:
         nonlocal last_due

@@ -110,15 +110,15 @@ class Tape:
             {SYMBOL: INSTRUMENT}, entry_latency_ns=0, response_latency_ns=0, **more
         )
         self.now_ns = 1_000_000
-        self.heard: list[Event] = []
+        self.events: list[Event] = []
 
     def wait(self, time_ns: int = 1_000) -> list[Event]:
-        """Let time pass, with the feed telling that nothing happened; what reached us meanwhile."""
+        """Let time pass on a silent feed; the events received meanwhile."""
         self.now_ns += time_ns
         self.simulator.on_events(SYMBOL, frame(self.now_ns + 1))
         self.simulator.advance(self.now_ns)
         events = list(self.simulator.poll())
-        self.heard += events
+        self.events += events
         return events
 
     def shows(self, bids: Any = (), asks: Any = (), **more: Any) -> list[Event]:

@@ -140,8 +140,8 @@ def test_equity_is_conserved_to_the_last_unit(
 ) -> None:
     """At every instant, to the last unit: equity is the opening balance, minus what was paid for the
     fills, their fees and the funding, plus what the position is worth at the mark. The position is
-    the signed sum of the fills, and it costs something only while it exists. What was closed has
-    brought the profit that was realised less all fees but those of opening what is held."""
+    the signed sum of the fills, and it costs something only while it exists. Closed PnL is
+    the realised profit less all fees but the opening fees of the open position."""
     account = Account(BUILT_IN, opening_e8=12_345)
     mark = dict(zip(("BTCUSDT", "ETHUSDT"), marks, strict=True))
     cash = 12_345

@@ -63,7 +63,7 @@ def view(now_ns: int = 0, bid: int = 100, ask: int = 101, stale: bool = False) -
     )
 
 
-def told(kind: Any, client_id: str = "p-1", **more: Any) -> Any:
+def event_of(kind: Any, client_id: str = "p-1", **more: Any) -> Any:
     return kind(client_id=client_id, time_ns=0, venue_ns=0, **more)
 
 
@@ -94,7 +94,7 @@ def test_market_sends_everything_at_once_and_is_done_when_filled() -> None:
     assert isinstance(order, Submit)
     assert (order.client_id, order.side, order.qty_lots) == ("p-1", -1, 10)
     assert order.order_type is OrderType.MARKET
-    assert algorithm.step(1, view(1), [told(Accepted)]) == []
+    assert algorithm.step(1, view(1), [event_of(Accepted)]) == []
     assert not algorithm.done
     assert algorithm.step(2, view(2), [fill(10, 0)]) == []
     assert algorithm.done
@@ -104,7 +104,9 @@ def test_market_sends_the_remainder_of_a_partial_fill_again() -> None:
     algorithm = MarketOrder(parent())
     algorithm.step(0, view(), [])
     (again,) = algorithm.step(
-        1, view(1), [told(Accepted), fill(6, 4), told(Cancelled, reason="thin", leaves_lots=4)]
+        1,
+        view(1),
+        [event_of(Accepted), fill(6, 4), event_of(Cancelled, reason="thin", leaves_lots=4)],
     )
     assert (again.client_id, again.qty_lots) == ("p-2", 4)
 
@@ -124,8 +126,8 @@ def test_rejections_are_retried_after_a_pause_and_not_for_ever() -> None:
     sent = 0
     for n in range(200):
         now = n * SECOND_NS // 10
-        news = [told(Rejected, f"p-{sent}", reason="no")] if sent else []
-        sent += len(algorithm.step(now, view(now), news))
+        events = [event_of(Rejected, f"p-{sent}", reason="no")] if sent else []
+        sent += len(algorithm.step(now, view(now), events))
     assert sent == algorithm.max_failures
     assert algorithm.done
 
@@ -145,7 +147,7 @@ def test_passive_joins_its_own_side_post_only(side: int, touch: int) -> None:
 def test_passive_follows_a_touch_that_moves_away(side: int, moved: tuple[int, int]) -> None:
     algorithm = PassivePeg(parent(side), chase_bps=500.0)
     algorithm.step(0, view(), [])
-    algorithm.step(1, view(1), [told(Accepted)])
+    algorithm.step(1, view(1), [event_of(Accepted)])
     later = SECOND_NS
     (amend,) = algorithm.step(later, view(later, *moved), [])
     assert amend == Amend(client_id="p-1", price_ticks=moved[0] if side > 0 else moved[1])
@@ -156,7 +158,7 @@ def test_passive_follows_a_touch_that_moves_away(side: int, moved: tuple[int, in
 def test_passive_stays_when_the_touch_comes_nearer_or_the_pause_lasts() -> None:
     algorithm = PassivePeg(parent())
     algorithm.step(0, view(), [])
-    algorithm.step(1, view(1), [told(Accepted)])
+    algorithm.step(1, view(1), [event_of(Accepted)])
     assert algorithm.step(2, view(2, 102, 103), []) == []
     assert algorithm.step(SECOND_NS, view(SECOND_NS, 99, 100), []) == []
 
@@ -165,7 +167,7 @@ def test_passive_follows_only_so_often_and_so_far() -> None:
     for limits, moves in (({"max_moves": 2, "chase_bps": 1e4}, 2), ({"chase_bps": 100.0}, 1)):
         algorithm = PassivePeg(parent(), **limits)
         algorithm.step(0, view(), [])
-        algorithm.step(1, view(1), [told(Accepted)])
+        algorithm.step(1, view(1), [event_of(Accepted)])
         count = 0
         for n in range(1, 10):
             now = n * SECOND_NS
@@ -175,7 +177,7 @@ def test_passive_follows_only_so_often_and_so_far() -> None:
                 algorithm.step(
                     now + 1,
                     view(now + 1, 100 + n, 101 + n),
-                    [told(Amended, price_ticks=action.price_ticks, qty_lots=10)],
+                    [event_of(Amended, price_ticks=action.price_ticks, qty_lots=10)],
                 )
         assert count == moves
 
@@ -183,8 +185,8 @@ def test_passive_follows_only_so_often_and_so_far() -> None:
 def test_passive_posts_again_after_a_post_only_cancel() -> None:
     algorithm = PassivePeg(parent())
     algorithm.step(0, view(), [])
-    news = [told(Accepted), told(Cancelled, reason="would cross", leaves_lots=10)]
-    assert algorithm.step(1, view(1), news) == []
+    events = [event_of(Accepted), event_of(Cancelled, reason="would cross", leaves_lots=10)]
+    assert algorithm.step(1, view(1), events) == []
     (again,) = algorithm.step(SECOND_NS, view(SECOND_NS, 101, 102), [])
     assert (again.client_id, again.price_ticks) == ("p-2", 101)
 
@@ -192,10 +194,10 @@ def test_passive_posts_again_after_a_post_only_cancel() -> None:
 def test_passive_crosses_the_remainder_at_the_deadline() -> None:
     algorithm = PassivePeg(parent())
     algorithm.step(0, view(), [])
-    algorithm.step(1, view(1), [told(Accepted), fill(3, 7)])
+    algorithm.step(1, view(1), [event_of(Accepted), fill(3, 7)])
     assert algorithm.step(DEADLINE, view(DEADLINE), []) == [Cancel(client_id="p-1")]
     (cross,) = algorithm.step(
-        DEADLINE + 1, view(DEADLINE + 1), [told(Cancelled, reason="asked", leaves_lots=7)]
+        DEADLINE + 1, view(DEADLINE + 1), [event_of(Cancelled, reason="asked", leaves_lots=7)]
     )
     assert (cross.order_type, cross.qty_lots) == (OrderType.MARKET, 7)
     algorithm.step(DEADLINE + 2, view(DEADLINE + 2), [fill(7, 0, "x2", "p-2")])
@@ -206,10 +208,10 @@ def test_a_fill_that_races_our_cancel_is_not_bought_twice() -> None:
     """The cancel gave up 4 of 10 while we knew of no fill: 6 are coming and must not be sent again."""
     algorithm = PassivePeg(parent())
     algorithm.step(0, view(), [])
-    algorithm.step(1, view(1), [told(Accepted)])
+    algorithm.step(1, view(1), [event_of(Accepted)])
     algorithm.step(DEADLINE, view(DEADLINE), [])
     now = DEADLINE + 1
-    (cross,) = algorithm.step(now, view(now), [told(Cancelled, reason="asked", leaves_lots=4)])
+    (cross,) = algorithm.step(now, view(now), [event_of(Cancelled, reason="asked", leaves_lots=4)])
     assert cross.qty_lots == 4
     algorithm.step(now, view(now), [fill(4, 0, "x2", "p-2")])
     assert not algorithm.done
@@ -221,28 +223,28 @@ def test_a_fill_that_races_our_cancel_is_not_bought_twice() -> None:
 def test_an_order_of_unknown_state_counts_as_open() -> None:
     algorithm = MarketOrder(parent())
     algorithm.step(0, view(), [])
-    assert algorithm.step(1, view(1), [told(Lost, reason="no answer")]) == []
+    assert algorithm.step(1, view(1), [event_of(Lost, reason="no answer")]) == []
     late = DEADLINE + 2 * algorithm.grace_ns
     assert algorithm.step(late, view(late), []) == []
     assert not algorithm.done
-    algorithm.step(late, view(late), [told(Rejected, reason="never seen")])
+    algorithm.step(late, view(late), [event_of(Rejected, reason="never seen")])
     assert algorithm.done
 
 
 def test_abandoning_cancels_and_sends_nothing_new() -> None:
     algorithm = PassivePeg(parent())
     algorithm.step(0, view(), [])
-    algorithm.step(1, view(1), [told(Accepted)])
+    algorithm.step(1, view(1), [event_of(Accepted)])
     algorithm.abandon()
     assert algorithm.step(2, view(2), []) == [Cancel(client_id="p-1")]
-    assert algorithm.step(3, view(3), [told(Cancelled, reason="asked", leaves_lots=10)]) == []
+    assert algorithm.step(3, view(3), [event_of(Cancelled, reason="asked", leaves_lots=10)]) == []
     assert algorithm.done
 
 
 def test_rejecting_a_duplicate_does_not_end_the_resting_order() -> None:
     algorithm = PassivePeg(parent())
     algorithm.step(0, view(), [])
-    algorithm.step(1, view(1), [told(Accepted), told(Rejected, reason="duplicate")])
+    algorithm.step(1, view(1), [event_of(Accepted), event_of(Rejected, reason="duplicate")])
     assert algorithm.open_lots == 10
 
 
@@ -264,7 +266,7 @@ def test_settings_may_name_every_algorithm() -> None:
 # -- whatever the venue answers --------------------------------------------------------------------
 
 
-class Chaos:
+class ChaoticVenue:
     """A venue that keeps the books right and everything else wrong: answers are late, doubled, out
     of order between orders, requests are refused, cancelled or lost at random."""
 
@@ -286,19 +288,19 @@ class Chaos:
                 self.leaves[name] = action.qty_lots
                 if self.random.random() < 0.2:
                     self.leaves[name] = 0
-                    self.queue.append(told(Rejected, name, reason="chaos"))
+                    self.queue.append(event_of(Rejected, name, reason="chaos"))
                     continue
                 self.open[name] = action
                 if self.random.random() < 0.1:
-                    self.queue.append(told(Lost, name, reason="chaos"))
-                self.queue.append(told(Accepted, name))
+                    self.queue.append(event_of(Lost, name, reason="chaos"))
+                self.queue.append(event_of(Accepted, name))
             elif name not in self.open or self.random.random() < 0.3:
-                self.queue.append(told(CancelRejected, name, reason="chaos"))
+                self.queue.append(event_of(CancelRejected, name, reason="chaos"))
             elif isinstance(action, Cancel):
                 self._cancel(name)
             else:
                 self.queue.append(
-                    told(
+                    event_of(
                         Amended,
                         name,
                         price_ticks=action.price_ticks,
@@ -309,7 +311,7 @@ class Chaos:
     def _cancel(self, name: str) -> None:
         del self.open[name]
         leaves, self.leaves[name] = self.leaves[name], 0
-        self.queue.append(told(Cancelled, name, reason="chaos", leaves_lots=leaves))
+        self.queue.append(event_of(Cancelled, name, reason="chaos", leaves_lots=leaves))
 
     def live(self) -> None:
         """Something happens to each open order, or nothing."""
@@ -352,7 +354,7 @@ def test_the_invariants_hold_whatever_the_venue_answers(
 ) -> None:
     """Filled at the venue plus open at the venue never exceeds the parent's quantity. `done` means
     that nothing is open and stays true. In the end it is done."""
-    venue, algorithm = Chaos(seed), start(name, parent(side, lots))
+    venue, algorithm = ChaoticVenue(seed), start(name, parent(side, lots))
     bid, now = 100, 0
     for n in range(900):
         now = n * SECOND_NS // 10
@@ -384,7 +386,7 @@ def test_the_invariants_hold_whatever_the_venue_answers(
 
 def test_the_same_history_gives_the_same_actions() -> None:
     def history() -> list[bytes]:
-        venue, algorithm = Chaos(7), start("passive", parent(lots=40))
+        venue, algorithm = ChaoticVenue(7), start("passive", parent(lots=40))
         sent = []
         for n in range(500):
             now = n * SECOND_NS // 10

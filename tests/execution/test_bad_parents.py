@@ -1,7 +1,7 @@
 """Bad input to every algorithm: denied or absorbed with a named reason, accounting exact.
 
 The table below names what comes, what it must come to, and is run over all algorithms, the router
-included. `Told` plays the venue by hand: what was filled, and what may still fill, is known exactly.
+included. `ScriptedVenue` plays the venue by hand: what was filled, and what may still fill, is known exactly.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def view(now_ns: int = 0, **more: Any) -> View:
     return View(**(given | more))
 
 
-class Told:
-    """A venue by hand: it accepts and cancels at once, and fills what crosses at the touch."""
+class ScriptedVenue:
+    """A scripted venue: accepts and cancels at once, and fills what crosses at the touch."""
 
     def __init__(self, working: Working) -> None:
         self.working = working
@@ -85,11 +85,11 @@ class Told:
         return actions
 
     def fill(self, name: str, lots: int, now_ns: int) -> Filled:
-        """An execution of an order, told at the next step."""
+        """An execution of an order, received at the next step."""
         self.left[name] -= lots
         self.executed += lots
         self._fills += 1
-        told = Filled(
+        fill = Filled(
             client_id=name,
             time_ns=now_ns,
             venue_ns=now_ns,
@@ -102,8 +102,8 @@ class Told:
             fee_e8=0,
             leaves_lots=self.left[name],
         )
-        self.news.append(told)
-        return told
+        self.news.append(fill)
+        return fill
 
     def _answer(self, action: Action, now_ns: int) -> None:
         name = action.client_id
@@ -119,7 +119,9 @@ class Told:
             self.news.append(CancelRejected(client_id=name, reason="finished", **times))
         elif isinstance(action, Cancel):
             left, self.left[name] = self.left[name], 0
-            self.news.append(Cancelled(client_id=name, reason="asked", leaves_lots=left, **times))
+            self.news.append(
+                Cancelled(client_id=name, reason="requested", leaves_lots=left, **times)
+            )
         else:
             assert action.price_ticks is not None
             total = self.orders[name].qty_lots
@@ -131,14 +133,14 @@ class Told:
         now_ns = begin_ns
         while now_ns <= until_ns and not self.working.done:
             self.step(now_ns, seen(now_ns))
-            self.checked()
+            self.check()
             now_ns += SECOND_NS // 5
 
-    def checked(self) -> None:
+    def check(self) -> None:
         """What is filled, and what may still fill, is never more than the parent."""
         assert self.executed + sum(self.left.values()) <= self.working.parent.qty_lots
-        heard = self.executed - sum(e.qty_lots for e in self.news if isinstance(e, Filled))
-        assert self.working.filled_lots == heard
+        received = self.executed - sum(e.qty_lots for e in self.news if isinstance(e, Filled))
+        assert self.working.filled_lots == received
 
 
 LATE = DEADLINE + 15 * SECOND_NS
@@ -212,18 +214,18 @@ def test_an_oversize_parent_is_denied_order_by_order_with_a_named_reason(name: s
 
 def test_a_deadline_in_the_past_crosses_at_once_or_ends_within_the_grace(name: str) -> None:
     begin_ns = DEADLINE + SECOND_NS
-    told = Told(start(name, parent()))
-    told.run(LATE, view, begin_ns)
-    assert told.working.done
-    assert told.executed == told.working.filled_lots == LOTS
-    assert {order.order_type for order in told.orders.values()} == {"Market"}
+    fill = ScriptedVenue(start(name, parent()))
+    fill.run(LATE, view, begin_ns)
+    assert fill.working.done
+    assert fill.executed == fill.working.filled_lots == LOTS
+    assert {order.order_type for order in fill.orders.values()} == {"Market"}
 
 
 def test_a_deadline_long_past_sends_nothing_and_is_done(name: str) -> None:
-    told = Told(start(name, parent()))
-    assert told.step(LATE, view(LATE)) == []
-    assert told.working.done
-    assert told.executed == 0
+    fill = ScriptedVenue(start(name, parent()))
+    assert fill.step(LATE, view(LATE)) == []
+    assert fill.working.done
+    assert fill.executed == 0
 
 
 # -- books -----------------------------------------------------------------------------------------
@@ -242,19 +244,19 @@ def test_a_deadline_long_past_sends_nothing_and_is_done(name: str) -> None:
 def test_nothing_new_is_sent_into_an_invalid_or_stale_book(
     name: str, broken: dict[str, Any]
 ) -> None:
-    told = Told(start(name, parent()))
+    fill = ScriptedVenue(start(name, parent()))
     for n in range(20):
-        assert told.step(n * SECOND_NS, view(n * SECOND_NS, **broken)) == []
-    assert not told.working.done
-    told.run(LATE, view, 20 * SECOND_NS)
-    assert told.executed == LOTS
+        assert fill.step(n * SECOND_NS, view(n * SECOND_NS, **broken)) == []
+    assert not fill.working.done
+    fill.run(LATE, view, 20 * SECOND_NS)
+    assert fill.executed == LOTS
 
 
 def test_a_book_that_stays_stale_ends_the_parent_after_the_grace(name: str) -> None:
-    told = Told(start(name, parent()))
-    told.run(LATE, lambda now_ns: view(now_ns, stale=True))
-    assert told.working.done
-    assert told.executed == 0
+    fill = ScriptedVenue(start(name, parent()))
+    fill.run(LATE, lambda now_ns: view(now_ns, stale=True))
+    assert fill.working.done
+    assert fill.executed == 0
 
 
 # -- events ----------------------------------------------------------------------------------------
@@ -301,43 +303,43 @@ STRANGE = [
 
 @pytest.mark.parametrize("kind", STRANGE)
 def test_events_of_orders_that_are_not_ours_change_nothing(name: str, kind: str) -> None:
-    plain, disturbed = Told(start(name, parent())), Told(start(name, parent()))
+    plain, disturbed = ScriptedVenue(start(name, parent())), ScriptedVenue(start(name, parent()))
     for n in range(225):
         now_ns = n * SECOND_NS // 5
         assert plain.step(now_ns, view(now_ns)) == disturbed.step(
             now_ns, view(now_ns), strange(kind, now_ns)
         )
-        disturbed.checked()
+        disturbed.check()
     assert plain.executed == disturbed.executed == LOTS
 
 
 def test_duplicate_events_count_once(name: str) -> None:
-    told = Told(start(name, parent()))
+    fill = ScriptedVenue(start(name, parent()))
     for n in range(225):
         now_ns = n * SECOND_NS // 5
-        told.step(now_ns, view(now_ns), list(told.news))
-        told.checked()
-        for client_id, left in list(told.left.items()):
+        fill.step(now_ns, view(now_ns), list(fill.news))
+        fill.check()
+        for client_id, left in list(fill.left.items()):
             if left and n % 7 == 3:
-                told.fill(client_id, 1, now_ns)
-    assert told.working.done
-    assert told.working.filled_lots == told.executed == LOTS
+                fill.fill(client_id, 1, now_ns)
+    assert fill.working.done
+    assert fill.working.filled_lots == fill.executed == LOTS
 
 
 def test_late_events_count_when_they_arrive(name: str) -> None:
     """Every outcome three seconds late: never too much sent, and all of it counted at the end."""
-    told = Told(start(name, parent()))
+    fill = ScriptedVenue(start(name, parent()))
     waiting: list[tuple[int, Event]] = []
     for n in range(300):
         now_ns = n * SECOND_NS // 5
         due = [event for at, event in waiting if at <= n]
         waiting = [(at, event) for at, event in waiting if at > n]
-        told.step(now_ns, view(now_ns), due)
-        waiting += [(n + 15, event) for event in told.news]
-        told.news = []
-        assert told.executed + sum(told.left.values()) <= LOTS
-    assert told.working.filled_lots == told.executed
-    assert told.working.done
+        fill.step(now_ns, view(now_ns), due)
+        waiting += [(n + 15, event) for event in fill.news]
+        fill.news = []
+        assert fill.executed + sum(fill.left.values()) <= LOTS
+    assert fill.working.filled_lots == fill.executed
+    assert fill.working.done
 
 
 # -- the signal ------------------------------------------------------------------------------------
@@ -347,7 +349,7 @@ def test_late_events_count_when_they_arrive(name: str) -> None:
 def test_a_signal_that_is_null_or_absurd_leaves_the_parent_done_in_time(
     name: str, signal: float | None
 ) -> None:
-    told = Told(start(name, parent()))
-    told.run(LATE, lambda now_ns: msgspec.structs.replace(view(now_ns), signal_bps=signal))
-    assert told.working.done
-    assert told.executed == LOTS
+    fill = ScriptedVenue(start(name, parent()))
+    fill.run(LATE, lambda now_ns: msgspec.structs.replace(view(now_ns), signal_bps=signal))
+    assert fill.working.done
+    assert fill.executed == LOTS

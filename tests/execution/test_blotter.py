@@ -70,7 +70,7 @@ def test_equity_at_a_fee_row_is_that_of_an_account_that_pays_it(
 def test_round_trips_sum_to_the_totals_once_flat(
     made: list[tuple[int, int, int, bool, int]],
 ) -> None:
-    """Invariant: once flat, what the round trips brought is the equity at every fee row."""
+    """Invariant: once flat, the net result of the round trips is the equity at every fee row."""
     blotter = Blotter({"BTCUSDT": BTC}, FEE_ROWS_BPS)
     for n, (side, lots, price, maker, _) in enumerate(made):
         blotter.filled(fill(n, side, lots, price, maker))

@@ -10,7 +10,7 @@ from execution.orders import Cancel, CancelRejected, Rejected, Submit
 from execution.simulation.queue import MODELS
 from execution.simulation.simulator import Simulator
 from execution.simulation.state import MODES, Reason
-from tests.execution.judged import joined, outcomes, random_case, told
+from tests.execution.judged import joined, outcome_lines, outcomes, random_case
 from tests.execution.tape import INSTRUMENT, SYMBOL, Tape, fills, kinds, limit, market
 
 
@@ -36,7 +36,9 @@ def test_forgetting_finished_orders_changes_no_outcome(
     sent = [True] * len(case.actions)
     assert len(case.actions) > 100, "more orders than a table holds at first"
     forgetful = outcomes(case, sent, mode=mode, remembers=remembers)
-    assert sorted(told(forgetful)) == sorted(told(outcomes(case, sent, mode=mode)))
+    assert sorted(outcome_lines(forgetful)) == sorted(
+        outcome_lines(outcomes(case, sent, mode=mode))
+    )
 
 
 def test_tables_do_not_grow_with_the_number_of_orders() -> None:

@@ -190,7 +190,7 @@ def test_constant_rates_give_exponential_fill_times() -> None:
 def test_the_fitted_fill_hazard_falls_with_the_queue_ahead(
     state: Queued, times: float, queue: str
 ) -> None:
-    """On synthetic ones the queue tells next to nothing once the imbalance is known, see the docs."""
+    """On synthetic ones the queue adds next to nothing to the imbalance, see the docs."""
     known = FillModel.load(queue, "recorded")
     behind = msgspec.structs.replace(state, ahead_usdt=(state.ahead_usdt + 1e3) * times)
     for near, far in zip(known._hazards(state), known._hazards(behind), strict=True):
@@ -209,7 +209,7 @@ def test_parameters_of_other_covariates_are_refused() -> None:
         msgspec.structs.replace(committed_parameters(), covariates=("ahead",))
 
 
-# -- states, and where an order stands ---------------------------------------------------------------
+# -- states and queue positions ----------------------------------------------------------------------
 
 
 def test_a_state_is_the_view_in_quote_currency() -> None:
@@ -238,7 +238,7 @@ def test_only_trades_and_displayed_depth_move_a_queue_position_forward() -> None
     place.see(picture(1, sold_lots=3))
     assert place.ahead_lots == 7
     place.see(picture(2, sold_lots=3, bids=((100, 50), (99, 20))))
-    assert place.ahead_lots == 7  # who joins stands behind
+    assert place.ahead_lots == 7  # new orders queue behind
     place.see(picture(3, sold_lots=3, bids=((100, 5), (99, 20))))
     assert place.ahead_lots == 5  # no more than what is there
     place.see(picture(4, sold_lots=900, stale=True))
@@ -254,7 +254,7 @@ def test_trades_at_better_prices_move_no_queue_position() -> None:
     place.see(picture(3, sold_lots=12, bids=((99, 16), (98, 30))))
     assert place.ahead_lots == 16
     place.see(picture(4, sold_lots=12, bids=((98, 30),)))
-    assert place.ahead_lots == 0  # the price is within the view, and nobody stands there
+    assert place.ahead_lots == 0  # the price is within the view, and the level is empty
 
 
 # -- the fit -----------------------------------------------------------------------------------------
@@ -301,11 +301,11 @@ def test_censoring_does_not_bias_the_fit() -> None:
     whole = simulated(count, 4)
     causes, _ = fit(cut, EDGES, ridge=1e-3)
     x = whole.covariates
-    told = incidence(hazards(causes, x, EDGES), EDGES, 10.0).mean(axis=0)
+    predicted = incidence(hazards(causes, x, EDGES), EDGES, 10.0).mean(axis=0)
     seen = [
         float(((whole.outcome == c) & (whole.lasted_s <= 10.0)).mean()) for c in (FILLED, RAN_AWAY)
     ]
-    assert told == pytest.approx(seen, abs=0.015)
+    assert predicted == pytest.approx(seen, abs=0.015)
     kept = cut.outcome != CENSORED
     naive = float((cut.outcome[kept] == FILLED).mean())
     assert abs(naive - seen[0]) > 0.03
@@ -357,12 +357,12 @@ def test_a_constant_covariate_gets_no_coefficient() -> None:
 def test_the_true_model_scores_above_constant_hazards_and_is_reliable() -> None:
     _, causes, _ = fitted()
     lives = simulated(10_000, 2)
-    told = hazards(causes, lives.covariates, EDGES)
-    gain = score(lives, told, constant(rates(fitted()[0]), EDGES), EDGES)
+    predicted = hazards(causes, lives.covariates, EDGES)
+    gain = score(lives, predicted, constant(rates(fitted()[0]), EDGES), EDGES)
     assert gain.low > 0
     assert gain.gain == pytest.approx(gain.model - gain.constant)
     for horizon in (1.0, 5.0, 30.0):
-        bins = reliability(lives, told, EDGES, horizon)
+        bins = reliability(lives, predicted, EDGES, horizon)
         assert sum(each.n for each in bins) == len(lives.outcome)
         inside = [each.low - 0.01 <= each.predicted <= each.high + 0.01 for each in bins]
         assert sum(inside) >= 9
@@ -376,9 +376,9 @@ def test_a_wrong_model_is_not_reliable() -> None:
         filled=msgspec.structs.replace(TRUTH.filled, level=tuple(turned.tolist())),
         ran_away=TRUTH.ran_away,
     )
-    told = hazards(wrong, lives.covariates, EDGES)
-    assert score(lives, told, constant(rates(lives), EDGES), EDGES).high < 0
-    bins = reliability(lives, told, EDGES, 5.0)
+    predicted = hazards(wrong, lives.covariates, EDGES)
+    assert score(lives, predicted, constant(rates(lives), EDGES), EDGES).high < 0
+    bins = reliability(lives, predicted, EDGES, 5.0)
     assert sum(not each.low <= each.predicted <= each.high for each in bins) >= 5
 
 
@@ -499,7 +499,7 @@ def test_the_committed_model_beats_constant_hazards_out_of_sample(
     )
     lives, model = found.lives["risk_averse"], known.fits["recorded"]["risk_averse"]
     assert UNSEEN not in model.fitted_on
-    told = hazards(model.causes, lives.covariates, known.edges_s)
-    assert score(lives, told, constant(model.rates, known.edges_s), known.edges_s).low > 0
-    bins = reliability(lives, told, known.edges_s, 5.0, bins=3)
+    predicted = hazards(model.causes, lives.covariates, known.edges_s)
+    assert score(lives, predicted, constant(model.rates, known.edges_s), known.edges_s).low > 0
+    bins = reliability(lives, predicted, known.edges_s, 5.0, bins=3)
     assert bins[0].observed < bins[1].observed < bins[2].observed

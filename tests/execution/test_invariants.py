@@ -152,9 +152,9 @@ def test_profit_is_cash_plus_the_marked_position(number: int, model: str, rate: 
 
 
 def exact(tape: Tape) -> None:
-    """The venue's position is the sum of what we heard, and an account agrees to the last unit."""
+    """The venue's position is the sum of executions received, and an account agrees to the last unit."""
     account, cash, position = Account({SYMBOL: INSTRUMENT}), 0, 0
-    for event in tape.heard:
+    for event in tape.events:
         if isinstance(event, Filled):
             account.apply(event)
             position += event.side * event.qty_lots

@@ -25,11 +25,11 @@ from tests.execution.judged import (
     Case,
     ask,
     kept_cases,
+    outcome_lines,
     outcomes,
     random_case,
     recorded_case,
     simulate,
-    told,
     unpack,
 )
 from tests.execution.reference_exchange import replay
@@ -77,7 +77,7 @@ def test_the_simulator_agrees_with_the_reference_engine(mode: str) -> None:
     for n in range(320):
         case = any_case(n, seed=2)
         sent = [True] * len(case.actions)
-        ours = told(outcomes(case, sent, mode=mode))
+        ours = outcome_lines(outcomes(case, sent, mode=mode))
         assert ours == replay(case, sent, whole=mode == "whole"), f"case {n}"
         filled += sum(line[2] == "filled" for line in ours)
     assert filled > 1_500
@@ -88,7 +88,9 @@ def test_the_simulator_agrees_with_the_reference_engine(mode: str) -> None:
 def test_the_reference_engine_agrees_on_any_market(number: int, seed: int, mode: str) -> None:
     case = any_case(number, seed)
     sent = [True] * len(case.actions)
-    assert told(outcomes(case, sent, mode=mode)) == replay(case, sent, whole=mode == "whole")
+    assert outcome_lines(outcomes(case, sent, mode=mode)) == replay(
+        case, sent, whole=mode == "whole"
+    )
 
 
 def test_a_wrong_queue_ahead_is_noticed(judged: list[tuple[Case, Answer]]) -> None:

@@ -44,7 +44,7 @@ def test_constant_latencies_are_constant() -> None:
         (1_500, 200),
         (1_003, 100),  # 100.6, cut
         (1_999, 299),
-        # Next to a request that was lost, requests are lost, and heard of after its round trip.
+        # Next to a request that was lost, requests are lost, and rejected after its round trip.
         (2_500, -600),
         (3_500, -390),
         (4_000, 50),
@@ -127,7 +127,7 @@ def test_a_lost_request_is_rejected_after_its_round_trip() -> None:
 def test_requests_and_responses_are_first_in_first_out(
     records: list[tuple[int, int, int]], gaps: list[int]
 ) -> None:
-    """Whatever the latencies: requests are met in the order of sending, answers are heard in the
+    """Whatever the latencies: requests are met in the order of sending, responses are received in the
     order of the exchange, none before it happened, and every request is answered once."""
     sent = at_exchange = 1_000
     rows = []
@@ -167,7 +167,7 @@ def busy(rows: int, first_ns: int, step_ns: int) -> Events:
 
 
 def arrival(rows: Events, pushes: int = 1) -> tuple[int, int]:
-    """When an order sent after the rows was accepted, and when we heard of it, from the sending."""
+    """When an order sent after the rows was accepted, and when we received that, from the sending."""
     latency = activity(1_000, 500, 1_000_000)
     simulator = Simulator({SYMBOL: INSTRUMENT}, latency=latency)
     for part in np.array_split(rows, pushes):
@@ -208,7 +208,7 @@ def test_latency_does_not_look_ahead() -> None:
     assert waits[0] == waits[1]
 
 
-# -- asked at news only --------------------------------------------------------------------------------
+# -- driven at news only --------------------------------------------------------------------------------
 
 
 def two_symbols() -> dict[str, object]:
@@ -228,7 +228,7 @@ def test_news_are_outcomes_and_touches_and_nothing_else(
     every_ns: int, symbols: int, cut: bool, number: int
 ) -> None:
     """Stopped at each instant (or each multiple of 50), the simulator says the same news at the same
-    times as when it is asked for news only; with one symbol and with two, and wherever the rows that
+    times as when it is driven for news only; with one symbol and with two, and wherever the rows that
     were pushed are cut."""
     rows = events_of(random_case(number).rows)
     ends = np.flatnonzero(rows["flags"] & Flag.LAST) + 1
@@ -247,23 +247,23 @@ def test_news_are_outcomes_and_touches_and_nothing_else(
         if number % 3 == 0 and bid:
             simulator.send([limit(f"o{number}", 1, bid + number % 2, 5)])
 
-    asked, told = market(), market()
+    driven, stepped = market(), market()
     news: list[object] = []
-    while asked.now_ns < end:
-        asked.advance_to_news(end, every_ns)
-        heard = asked.poll()
-        news.append((asked.now_ns, asked.touch(SYMBOL), heard))
-        orders(asked, len(news))
+    while driven.now_ns < end:
+        driven.advance_to_news(end, every_ns)
+        heard = driven.poll()
+        news.append((driven.now_ns, driven.touch(SYMBOL), heard))
+        orders(driven, len(news))
     expected: list[object] = []
     touch = (None, None)
     step = every_ns or 1
-    while told.now_ns < end:
-        told.advance(min(end, (told.now_ns // step + 1) * step))
-        heard = told.poll()
-        if heard or told.touch(SYMBOL) != touch or told.now_ns == end:
-            touch = told.touch(SYMBOL)
-            expected.append((told.now_ns, touch, heard))
-            orders(told, len(expected))
+    while stepped.now_ns < end:
+        stepped.advance(min(end, (stepped.now_ns // step + 1) * step))
+        heard = stepped.poll()
+        if heard or stepped.touch(SYMBOL) != touch or stepped.now_ns == end:
+            touch = stepped.touch(SYMBOL)
+            expected.append((stepped.now_ns, touch, heard))
+            orders(stepped, len(expected))
     assert news == expected
     assert len(news) > 10
 

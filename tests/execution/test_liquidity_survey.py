@@ -1,4 +1,4 @@
-"""What a survey says of hand-made bars."""
+"""The liquidity survey over hand-made bars."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def test_depth_sweeps_and_flow_are_those_of_the_bars_in_money() -> None:
     bars["buy_notional"], bars["sell_notional"] = np.full(400, 30.0), np.full(400, 10.0)
     found = survey("TEST", bars, FillModel.load())
     assert found.seconds == 400
-    told = figures(found)
-    assert told["depth within 2 bps, a side"] == 900
-    assert told["sweep of 100,000"] == pytest.approx(0.4)
-    assert told["queue at the touch"] == pytest.approx(200, rel=1e-3)
+    values = figures(found)
+    assert values["depth within 2 bps, a side"] == 900
+    assert values["sweep of 100,000"] == pytest.approx(0.4)
+    assert values["queue at the touch"] == pytest.approx(200, rel=1e-3)
     taken = next(each for each in found.measured if each.name == "taken from a side")
     assert (taken.mean, taken.low, taken.high, taken.n) == (20, 10, 30, 800)
 
@@ -66,8 +66,8 @@ def test_seconds_without_a_valid_book_are_left_out() -> None:
 def test_fill_probability_grows_with_time_and_outflow() -> None:
     calm, busy = quiet(), quiet()
     busy["buy_notional"] = busy["sell_notional"] = np.full(400, 50_000.0)
-    told = [figures(survey("TEST", bars, FillModel.load())) for bars in (calm, busy)]
-    chances = [[t[f"a lot at the touch fills within {h} s"] for h in (1, 5, 30)] for t in told]
+    values = [figures(survey("TEST", bars, FillModel.load())) for bars in (calm, busy)]
+    chances = [[t[f"a lot at the touch fills within {h} s"] for h in (1, 5, 30)] for t in values]
     for each in chances:
         assert each == sorted(each)
     assert chances[1][0] > chances[0][0]

@@ -134,7 +134,7 @@ def test_at_the_liquidation_price_the_margin_left_is_maintenance(
     terms: Terms, lots: int, ticks: int, side: int, extra: int
 ) -> None:
     """Margin at entry, less the loss, is the maintenance rate on the value at mark less the deduction:
-    exactly, with the closing fee held aside; and the position is taken over there, not before."""
+    exactly, with the closing fee set aside; the position is liquidated there, not before."""
     margin = holding(side * lots, ticks, terms)
     margin.add("BTCUSDT", extra)
     security = margin.security("BTCUSDT", ticks * 10**7)
@@ -203,7 +203,7 @@ def test_orders_reserve_margin_and_reducing_orders_none() -> None:
     free = margin.available_e8(mark)
     assert free == e8("1000") - terms.position_margin_e8(1, e8("500"))
     sells = [OpenOrder("BTCUSDT", -1, 510_000, 6), OpenOrder("BTCUSDT", -1, 500_000, 6)]
-    # Ten of twelve lots reduce; the dearer two would open.
+    # Ten of twelve lots reduce; the two at the higher price would open.
     opens = terms.order_margin_e8(-1, value_e8(BTC, 510_000, 2))
     assert margin.orders_e8(sells) == opens
     assert margin.available_e8(mark, sells) == free - opens

@@ -11,7 +11,7 @@ from execution.algorithms.placement import Adaptive, ContKukanov, Iceberg
 from execution.orders import Accepted, Cancel, Cancelled, OrderType, Submit, TimeInForce
 from execution.venue import View
 from market.units import SECOND_NS
-from tests.execution.test_algorithms import DEADLINE, fill, parent, told, view
+from tests.execution.test_algorithms import DEADLINE, event_of, fill, parent, view
 
 
 def book(now_ns: int = 0, bid_lots: int = 10, ask_lots: int = 10, **more: object) -> View:
@@ -30,7 +30,7 @@ def test_an_iceberg_shows_a_tip_at_a_time() -> None:
     assert isinstance(tip, Submit)
     assert (tip.qty_lots, tip.price_ticks, tip.time_in_force) == (10, 100, TimeInForce.POST_ONLY)
     now = SECOND_NS
-    assert algorithm.step(now, book(now, 1_000), [told(Accepted), fill(4, 6)]) == []
+    assert algorithm.step(now, book(now, 1_000), [event_of(Accepted), fill(4, 6)]) == []
     (following,) = algorithm.step(2 * now, book(2 * now, 1_000), [fill(6, 0, "x2")])
     assert isinstance(following, Submit)
     assert following.qty_lots == 10
@@ -91,10 +91,10 @@ def test_a_penalty_below_the_maker_fee_is_refused() -> None:
 def test_adaptive_steps_aside_before_a_sweep_and_comes_back() -> None:
     algorithm = Adaptive(parent())
     algorithm.step(0, book(), [])
-    algorithm.step(1, book(1), [told(Accepted)])
+    algorithm.step(1, book(1), [event_of(Accepted)])
     now = SECOND_NS
     assert algorithm.step(now, book(now, bid_lots=1, ask_lots=99), []) == [Cancel(client_id="p-1")]
-    gone = told(Cancelled, reason="asked", leaves_lots=10)
+    gone = event_of(Cancelled, reason="requested", leaves_lots=10)
     assert algorithm.step(2 * now, book(2 * now, 1, 99), [gone]) == []
     (again,) = algorithm.step(3 * now, book(3 * now), [])
     assert isinstance(again, Submit)
@@ -105,7 +105,7 @@ def test_adaptive_does_not_follow_a_market_expected_to_return() -> None:
     for expected, moves in ((-3.0, 0), (0.0, 1)):
         algorithm = Adaptive(parent())
         algorithm.step(0, book(), [])
-        algorithm.step(1, book(1), [told(Accepted)])
+        algorithm.step(1, book(1), [event_of(Accepted)])
         away = msgspec.structs.replace(
             book(SECOND_NS), bids=((100, 0), (99, 5)), asks=((102, 10),), signal_bps=expected
         )
@@ -131,7 +131,7 @@ def test_passive_algorithms_cancel_in_a_stale_book_past_the_deadline() -> None:
         algorithm = kind(parent(lots=2_000))
         sent = [a for a in algorithm.step(0, book(), []) if isinstance(a, Submit)]
         rests = [s.client_id for s in sent if s.order_type is OrderType.LIMIT]
-        algorithm.step(1, book(1), [told(Accepted, name) for name in rests])
+        algorithm.step(1, book(1), [event_of(Accepted, name) for name in rests])
         late = msgspec.structs.replace(book(DEADLINE), stale=True)
         cancels = algorithm.step(DEADLINE, late, [])
         assert [a.client_id for a in cancels] == rests

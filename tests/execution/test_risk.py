@@ -26,7 +26,7 @@ from execution.venue import View
 from market.settings import Risk, SettingsError, load
 from market.units import SECOND_NS
 from tests.execution.tape import INSTRUMENT, SYMBOL
-from tests.execution.test_algorithms import Chaos, fill, told, view
+from tests.execution.test_algorithms import ChaoticVenue, event_of, fill, view
 
 OTHER = msgspec.structs.replace(INSTRUMENT, symbol="OTHER")
 #: A lot is worth 100.5 at the usual mid.
@@ -59,8 +59,8 @@ def order(name: str = "p-1", side: int = 1, lots: int = 5, price: int = 100, **m
     )
 
 
-def asked(ours: Guard, action: Action, picture: View | None = None, now: int = 0) -> Denial | None:
-    return ours.allow(now, action, view(now) if picture is None else picture)
+def denial_of(ours: Guard, action: Action, seen: View | None = None, now: int = 0) -> Denial | None:
+    return ours.allow(now, action, view(now) if seen is None else seen)
 
 
 @pytest.mark.parametrize(
@@ -83,144 +83,146 @@ def asked(ours: Guard, action: Action, picture: View | None = None, now: int = 0
 )
 def test_a_request_is_denied_for_its_own_fault(action: Action, denial: Denial | None) -> None:
     ours = guard()
-    assert asked(ours, action) is denial
+    assert denial_of(ours, action) is denial
     assert ours.denials == ({denial: 1} if denial else {})
 
 
 def test_a_client_id_is_used_once() -> None:
     ours = guard()
-    assert asked(ours, order()) is None
-    assert asked(ours, order()) is Denial.DUPLICATE_ID
+    assert denial_of(ours, order()) is None
+    assert denial_of(ours, order()) is Denial.DUPLICATE_ID
 
 
-@pytest.mark.parametrize("picture", [view(stale=True), msgspec.structs.replace(view(), bids=())])
-def test_nothing_is_sent_into_a_stale_or_unknown_market(picture: View) -> None:
-    assert asked(guard(), order(), picture) is Denial.STALE_MARKET
+@pytest.mark.parametrize("seen", [view(stale=True), msgspec.structs.replace(view(), bids=())])
+def test_nothing_is_sent_into_a_stale_or_unknown_market(seen: View) -> None:
+    assert denial_of(guard(), order(), seen) is Denial.STALE_MARKET
     assert guard().allow(0, order(), None) is Denial.STALE_MARKET
 
 
 def test_open_orders_count_as_if_they_had_filled() -> None:
     ours = guard()
-    assert asked(ours, order("a", lots=10)) is None
-    assert asked(ours, order("b", lots=10)) is None
-    assert asked(ours, order("c", lots=1)) is Denial.POSITION_LIMIT
-    assert asked(ours, order("d", side=-1, lots=10, price=101)) is None
-    ours.hear([told(Cancelled, "a", reason="asked", leaves_lots=10)])
-    assert asked(ours, order("e", lots=5)) is None
+    assert denial_of(ours, order("a", lots=10)) is None
+    assert denial_of(ours, order("b", lots=10)) is None
+    assert denial_of(ours, order("c", lots=1)) is Denial.POSITION_LIMIT
+    assert denial_of(ours, order("d", side=-1, lots=10, price=101)) is None
+    ours.apply([event_of(Cancelled, "a", reason="requested", leaves_lots=10)])
+    assert denial_of(ours, order("e", lots=5)) is None
 
 
 def test_an_order_of_unknown_state_counts_as_open() -> None:
     ours = guard()
-    asked(ours, order("a", lots=10))
-    asked(ours, order("b", lots=10))
-    ours.hear([told(Lost, "a", reason="no answer"), told(Lost, "b", reason="no answer")])
-    assert asked(ours, order("c", lots=1)) is Denial.POSITION_LIMIT
+    denial_of(ours, order("a", lots=10))
+    denial_of(ours, order("b", lots=10))
+    ours.apply([event_of(Lost, "a", reason="no answer"), event_of(Lost, "b", reason="no answer")])
+    assert denial_of(ours, order("c", lots=1)) is Denial.POSITION_LIMIT
 
 
 def test_lots_filled_by_the_venues_count_stay_open_until_their_fills() -> None:
     ours = guard(position_usdt=1_100)
-    asked(ours, order("a", lots=10))
-    ours.hear([told(Cancelled, "a", reason="asked", leaves_lots=4)])
-    assert asked(ours, order("b", lots=5)) is Denial.POSITION_LIMIT
-    assert asked(ours, order("c", lots=4)) is None
-    ours.hear([fill(6, 4, "x1", "a")])
+    denial_of(ours, order("a", lots=10))
+    ours.apply([event_of(Cancelled, "a", reason="requested", leaves_lots=4)])
+    assert denial_of(ours, order("b", lots=5)) is Denial.POSITION_LIMIT
+    assert denial_of(ours, order("c", lots=4)) is None
+    ours.apply([fill(6, 4, "x1", "a")])
     assert ours.position_lots(SYMBOL) == 6
-    assert asked(ours, order("d", lots=1)) is Denial.POSITION_LIMIT
+    assert denial_of(ours, order("d", lots=1)) is Denial.POSITION_LIMIT
 
 
 def test_an_amend_under_way_counts_at_its_larger_quantity() -> None:
     ours = guard()
-    asked(ours, order("a", lots=10))
-    assert asked(ours, Amend(client_id="a", qty_lots=20)) is None
-    assert asked(ours, order("b", lots=1)) is Denial.POSITION_LIMIT
-    assert asked(ours, Amend(client_id="a", qty_lots=21)) is Denial.POSITION_LIMIT
-    ours.hear([told(Amended, "a", price_ticks=100, qty_lots=20)])
-    assert asked(ours, Amend(client_id="a", price_ticks=99)) is None
-    assert asked(ours, Amend(client_id="a", price_ticks=110)) is Denial.PRICE_BAND
-    ours.hear([fill(8, 12, "x1", "a")])
-    assert asked(ours, Amend(client_id="a", qty_lots=8), now=SECOND_NS) is Denial.BAD_QUANTITY
+    denial_of(ours, order("a", lots=10))
+    assert denial_of(ours, Amend(client_id="a", qty_lots=20)) is None
+    assert denial_of(ours, order("b", lots=1)) is Denial.POSITION_LIMIT
+    assert denial_of(ours, Amend(client_id="a", qty_lots=21)) is Denial.POSITION_LIMIT
+    ours.apply([event_of(Amended, "a", price_ticks=100, qty_lots=20)])
+    assert denial_of(ours, Amend(client_id="a", price_ticks=99)) is None
+    assert denial_of(ours, Amend(client_id="a", price_ticks=110)) is Denial.PRICE_BAND
+    ours.apply([fill(8, 12, "x1", "a")])
+    assert denial_of(ours, Amend(client_id="a", qty_lots=8), now=SECOND_NS) is Denial.BAD_QUANTITY
 
 
 def test_shared_limits_are_split_into_equal_parts() -> None:
-    """2,010 of 3,100 are held in another symbol: half of what is left is ours, five lots, and we
+    """2,010 of 3,100 are used by another symbol: half of the rest is ours, five lots, and we
     keep it whatever the other does before the next mark."""
     ours = guard({"OTHER": 20}, position_usdt=1e9, gross_usdt=3_100)
     ours.mark(0, 1e9, MIDS)
     other = msgspec.structs.replace(order("o", lots=6), symbol="OTHER")
-    assert asked(ours, other, msgspec.structs.replace(view(), symbol="OTHER")) is (
+    assert denial_of(ours, other, msgspec.structs.replace(view(), symbol="OTHER")) is (
         Denial.GROSS_LIMIT
     )
-    assert asked(ours, order("a", lots=6)) is Denial.GROSS_LIMIT
-    assert asked(ours, order("b", lots=5)) is None
+    assert denial_of(ours, order("a", lots=6)) is Denial.GROSS_LIMIT
+    assert denial_of(ours, order("b", lots=5)) is None
     five = msgspec.structs.replace(order("p", lots=5), symbol="OTHER")
-    assert asked(ours, five, msgspec.structs.replace(view(), symbol="OTHER")) is None
+    assert denial_of(ours, five, msgspec.structs.replace(view(), symbol="OTHER")) is None
 
 
 def test_orders_that_an_earlier_process_left_open_count() -> None:
     ours = guard()
     ours.adopt(order("a", lots=20), filled_lots=5)
-    assert asked(ours, order("b", lots=6)) is Denial.POSITION_LIMIT
-    assert asked(ours, order("a", lots=1)) is Denial.DUPLICATE_ID
-    assert asked(ours, Cancel(client_id="a")) is None
+    assert denial_of(ours, order("b", lots=6)) is Denial.POSITION_LIMIT
+    assert denial_of(ours, order("a", lots=1)) is Denial.DUPLICATE_ID
+    assert denial_of(ours, Cancel(client_id="a")) is None
 
 
 def test_leverage_follows_equity() -> None:
-    assert asked(guard(), order(lots=10)) is None
+    assert denial_of(guard(), order(lots=10)) is None
     poor = guard(daily_loss_usdt=1e9, drawdown_usdt=1e9)
     poor.mark(0, 1_970.0, MIDS)
-    assert asked(poor, order(lots=10)) is Denial.LEVERAGE
+    assert denial_of(poor, order(lots=10)) is Denial.LEVERAGE
 
 
 def test_after_a_daily_loss_only_reducing_orders_pass_until_midnight() -> None:
     ours = guard({SYMBOL: 10}, drawdown_usdt=1_000)
     ours.mark(0, 10_000.0, MIDS)
     ours.mark(1, 9_950.0, MIDS)
-    assert asked(ours, order("a", lots=1)) is Denial.DAILY_LOSS
-    assert asked(ours, order("b", side=-1, lots=10, price=101, reduce_only=True)) is None
+    assert denial_of(ours, order("a", lots=1)) is Denial.DAILY_LOSS
+    assert denial_of(ours, order("b", side=-1, lots=10, price=101, reduce_only=True)) is None
     tomorrow = 86_400 * SECOND_NS
     ours.mark(tomorrow, 9_950.0, MIDS)
-    assert asked(ours, order("c", lots=1), now=tomorrow) is None
+    assert denial_of(ours, order("c", lots=1), now=tomorrow) is None
 
 
 def test_a_drawdown_limit_outlasts_the_day() -> None:
     ours = guard()
     ours.mark(0, 10_040.0, MIDS)
     ours.mark(86_400 * SECOND_NS, 9_960.0, MIDS)
-    assert asked(ours, order("a", lots=1)) is Denial.DRAWDOWN
+    assert denial_of(ours, order("a", lots=1)) is Denial.DRAWDOWN
 
 
 def test_a_position_near_its_liquidation_is_not_increased() -> None:
     ours = guard({SYMBOL: 5})
     ours.liquidation(SYMBOL, 97.0)  # 348 bps below the mid
-    assert asked(ours, order("a")) is Denial.LIQUIDATION
-    assert asked(ours, order("b", side=-1, price=101)) is None
+    assert denial_of(ours, order("a")) is Denial.LIQUIDATION
+    assert denial_of(ours, order("b", side=-1, price=101)) is None
     ours.liquidation(SYMBOL, None)
-    assert asked(ours, order("c")) is None
+    assert denial_of(ours, order("c")) is None
 
 
 def test_the_rate_limit_spares_cancels() -> None:
     ours = guard()
     for k in range(5):
-        assert asked(ours, order(f"a{k}", lots=1)) is None
-    assert asked(ours, order("b", lots=1)) is Denial.RATE_LIMIT
-    assert asked(ours, Cancel(client_id="a0")) is None
-    assert asked(ours, order("c", lots=1), now=SECOND_NS) is None
+        assert denial_of(ours, order(f"a{k}", lots=1)) is None
+    assert denial_of(ours, order("b", lots=1)) is Denial.RATE_LIMIT
+    assert denial_of(ours, Cancel(client_id="a0")) is None
+    assert denial_of(ours, order("c", lots=1), now=SECOND_NS) is None
 
 
 def test_reducing_orders_together_never_reverse_a_position() -> None:
     ours = guard({SYMBOL: 10})
-    assert asked(ours, order("a", -1, 8, 101, reduce_only=True)) is None
-    assert asked(ours, order("b", -1, 3, 101, reduce_only=True)) is Denial.REDUCE_ONLY
-    assert asked(ours, order("c", -1, 2, 101, reduce_only=True)) is None
+    assert denial_of(ours, order("a", -1, 8, 101, reduce_only=True)) is None
+    assert denial_of(ours, order("b", -1, 3, 101, reduce_only=True)) is Denial.REDUCE_ONLY
+    assert denial_of(ours, order("c", -1, 2, 101, reduce_only=True)) is None
 
 
 def test_duplicate_and_foreign_events_change_nothing() -> None:
     ours = guard()
-    asked(ours, order("a"))
+    denial_of(ours, order("a"))
     twice = fill(2, 3, "x1", "a")
-    ours.hear([twice, twice, told(Accepted, "b"), told(Rejected, "a", reason="second request")])
+    ours.apply(
+        [twice, twice, event_of(Accepted, "b"), event_of(Rejected, "a", reason="second request")]
+    )
     assert ours.position_lots(SYMBOL) == 2
-    assert asked(ours, Amend(client_id="a", qty_lots=2)) is Denial.BAD_QUANTITY
+    assert denial_of(ours, Amend(client_id="a", qty_lots=2)) is Denial.BAD_QUANTITY
 
 
 def test_limits_have_to_be_positive() -> None:
@@ -234,7 +236,7 @@ def test_no_sequence_of_signals_fills_and_faults_passes_a_limit(seed: int, steps
     """The venue's own position, plus all that may still fill there, stays within the position limit
     whatever is asked for, refused, lost, doubled, late or out of order. The price stands still: it
     alone may carry a position past a limit."""
-    venue, ours = Chaos(seed), guard(gross_usdt=1e9, leverage=1e3, actions_per_s=1_000)
+    venue, ours = ChaoticVenue(seed), guard(gross_usdt=1e9, leverage=1e3, actions_per_s=1_000)
     dice = venue.random
     limit = int(LIMITS.position_usdt / 100.5)
     names: list[str] = []
@@ -256,4 +258,4 @@ def test_no_sequence_of_signals_fills_and_faults_passes_a_limit(seed: int, steps
         for side in (1, -1):
             still = sum(venue.leaves[n] for n, o in venue.open.items() if o.side == side)
             assert side * venue.position + still <= limit
-        ours.hear(venue.news())
+        ours.apply(venue.news())

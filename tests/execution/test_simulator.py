@@ -149,7 +149,7 @@ def test_a_market_order_larger_than_the_book_leaves_nothing_open(tape: Tape) -> 
 def test_taker_and_maker_pay_their_own_fee(tape: Tape) -> None:
     tape.send(market("a", 1, 10), limit("b", -1, 101, 10))
     tape.prints(1, 101, 30)
-    paid = {e.liquidity: e.fee_e8 for e in tape.heard if isinstance(e, Filled)}
+    paid = {e.liquidity: e.fee_e8 for e in tape.events if isinstance(e, Filled)}
     assert paid == {Liquidity.TAKER: 55_550_000, Liquidity.MAKER: 20_200_000}
 
 
@@ -346,7 +346,7 @@ def test_the_view_is_delayed_and_the_exchange_is_not() -> None:
 
 def test_live_an_order_waits_for_the_rows_up_to_its_arrival() -> None:
     """Rows arrive 500 ns after they happened. The order is at the exchange at 1,600, which the feed
-    tells of at 2,200 only; the fill is that of the market at 1,600, and not heard before."""
+    tells of at 2,200 only; the fill is that of the market at 1,600, and not received before."""
     simulator = later(entry=100, response=0)
     simulator.on_events(SYMBOL, snapshot(1_500, exchange_ns=1_000))
     simulator.advance(1_500)
@@ -570,7 +570,7 @@ def test_how_rows_are_chunked_changes_nothing(
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(script=SCRIPT)
 def test_live_fills_are_those_of_the_replay(script: list[tuple[Any, ...]]) -> None:
-    """Pushed as they are received, rows give each order the same fate at the same venue times; only
+    """Pushed as they are received, rows give each order the same outcome at the same venue times; only
     the news of it may come later."""
 
     def by_order(events: list[Event]) -> dict[str, list[Event]]:

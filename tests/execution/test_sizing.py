@@ -64,7 +64,7 @@ def test_funding_is_paid_only_across_the_settlement() -> None:
 
 
 def test_a_position_is_closed_for_funding_only_when_that_is_cheaper() -> None:
-    """At one bp the round trip (11 bps as a taker) is dearer; at 30 bps it is not."""
+    """At one bp the round trip (11 bps as a taker) costs more; at 30 bps it is not."""
     assert not leaves_for_funding(1, 1.0, 30.0, round_trip_bps=11.0)
     assert leaves_for_funding(1, 30.0, 30.0, round_trip_bps=11.0)
     assert not leaves_for_funding(-1, 30.0, 30.0, round_trip_bps=11.0)

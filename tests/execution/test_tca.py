@@ -1,4 +1,4 @@
-"""Shortfall parts by hand, their sum always, and what is said of many parents."""
+"""Shortfall parts by hand and by invariant, and the statistics of many parents."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def test_tables_have_one_schema_and_null_for_nan() -> None:
 
 @pytest.mark.parametrize("side", [1, -1])
 def test_impact_is_the_difference_from_the_control_market(side: int) -> None:
-    """With us the mid went 4 our way's dear side, without us 1: 3 are impact, 1 is drift."""
+    """With us the mid moved 4 against us, without us 1: 3 are impact, 1 is drift."""
     mids = Mids([0, 10], [1_000.0, 1_000 + side * 4], until_ns=200 * S)
     control = Mids([0, 10], [1_000.0, 1_000 + side], until_ns=200 * S)
     row = cost(parent(side), [fill(20, side, 10, 1_000 + side * 5)], mids, control=control)
@@ -304,7 +304,7 @@ PATH = st.lists(st.integers(1_800, 2_200), min_size=1, max_size=8)
     side=st.sampled_from([1, -1]),
     lots=st.integers(1, 40),
     fills=FILLS,
-    told_again=st.integers(0, 6),
+    duplicates=st.integers(0, 6),
     path=PATH,
     other=PATH,
     arrival=st.one_of(st.none(), st.integers(0, S)),
@@ -316,7 +316,7 @@ def test_the_parts_sum_to_the_total_however_impact_is_measured(
     side: int,
     lots: int,
     fills: list[tuple[int, int, int, bool, int]],
-    told_again: int,
+    duplicates: int,
     path: list[int],
     other: list[int],
     arrival: int | None,
@@ -324,9 +324,9 @@ def test_the_parts_sum_to_the_total_however_impact_is_measured(
     sigma: float,
     how: str,
 ) -> None:
-    """Whatever fills come (too many, in any order, some told twice) and however our impact is told
+    """Whatever fills come (too many, in any order, some duplicated) and however our impact is measured
     from drift: six parts make the total, and the total and the sum of impact and timing do not
-    depend on how it was told. An execution told twice changes nothing."""
+    depend on how. A duplicate execution changes nothing."""
     made = [fill(t, side, *rest, number=n) for n, (t, *rest) in enumerate(fills)]
     mids, control = (
         Mids([n * S // 8 for n in range(len(p))], [m / 2 for m in p], until_ns=S)
@@ -338,7 +338,7 @@ def test_the_parts_sum_to_the_total_however_impact_is_measured(
         "none": {},
     }
     order = parent(side, lots, mid=mid / 2)
-    row = cost(order, [*made, *made[:told_again]], mids, arrival_ns=arrival, **ways[how])
+    row = cost(order, [*made, *made[:duplicates]], mids, arrival_ns=arrival, **ways[how])
     plain = cost(order, made, mids, arrival_ns=arrival)
     assert row.impact_by == how
     assert abs(row.residual_bps) <= 1e-9
@@ -351,7 +351,7 @@ def test_the_parts_sum_to_the_total_however_impact_is_measured(
 @pytest.mark.parametrize("side", [1, -1])
 def test_benchmarks_by_hand(side: int) -> None:
     """First order at 1,001; the mid is there for a quarter of the interval and at 1,005 for the rest,
-    and at 1,009 at the deadline. Others traded 10 at 1,002; we 10 at 1,006, heard on the same tape."""
+    and at 1,009 at the deadline. Others traded 10 at 1,002; we 10 at 1,006, received on the same feed."""
 
     def at(distance: float) -> float:
         return 1_000 + side * distance
@@ -380,9 +380,9 @@ def test_benchmarks_by_hand(side: int) -> None:
 def test_the_predicted_drift_grows_up_to_the_signals_horizon() -> None:
     mids = Mids([0], [1_000.0], until_ns=200 * S)
     soon, late = fill(15 * S, -1, 5, 1_000), fill(120 * S, -1, 5, 1_000)
-    said: dict[str, Any] = {"signal_bps": -8.0, "signal_s": 60.0, "end_ns": 130 * S}
-    assert cost(parent(-1), [soon], mids, **said).foretold_bps == pytest.approx(8 / 4 / 2)
-    assert cost(parent(-1), [soon, late], mids, **said).foretold_bps == pytest.approx(1 + 4)
+    signal: dict[str, Any] = {"signal_bps": -8.0, "signal_s": 60.0, "end_ns": 130 * S}
+    assert cost(parent(-1), [soon], mids, **signal).foretold_bps == pytest.approx(8 / 4 / 2)
+    assert cost(parent(-1), [soon, late], mids, **signal).foretold_bps == pytest.approx(1 + 4)
     assert math.isnan(cost(parent(-1), [soon], mids).foretold_bps)
 
 
@@ -461,7 +461,7 @@ def test_the_mean_mid_is_the_mean_over_its_instants(
 
 
 def test_an_invalid_book_carries_its_last_mid_forward() -> None:
-    """One-sided from 10 to 20: the mid stands, and an arrival in between is marked."""
+    """One-sided from 10 to 20: the mid is carried forward, and an arrival in between is marked."""
     recorder = MidRecorder()
     recorder.push(snapshot(S, [(100, 5)], [(102, 5)]))
     recorder.push(frame(S + 10, [], [(102, 0)]))

@@ -42,7 +42,7 @@ class VenueContract:
     def test_position_is_the_signed_sum_of_executions(self, tape: Tape) -> None:
         tape.send(market("a", 1, 4))
         tape.send(market("b", -1, 6))
-        signed = sum(e.side * e.qty_lots for e in tape.heard if isinstance(e, Filled))
+        signed = sum(e.side * e.qty_lots for e in tape.events if isinstance(e, Filled))
         assert tape.position == signed == -2
 
     def test_a_cancel_reports_the_unfilled_quantity(self, tape: Tape) -> None:
@@ -158,8 +158,8 @@ class VenueContract:
     def test_outcomes_come_in_order_of_time_and_once(self, tape: Tape) -> None:
         tape.send(limit("a", 1, 101, 4), market("b", -1, 3))
         tape.send(limit("c", -1, 102, 4), Cancel(client_id="c"))
-        times = [event.time_ns for event in tape.heard]
+        times = [event.time_ns for event in tape.events]
         assert times == sorted(times)
-        executions = [e.exec_id for e in tape.heard if isinstance(e, Filled)]
+        executions = [e.exec_id for e in tape.events if isinstance(e, Filled)]
         assert len(executions) == len(set(executions))
-        assert all(event.venue_ns <= event.time_ns for event in tape.heard)
+        assert all(event.venue_ns <= event.time_ns for event in tape.events)
