@@ -55,10 +55,10 @@ from market.errors import UsageError
 from market.events import Events
 from market.instruments import Instrument
 from market.settings import FEE_ROWS_BPS, Settings
-from market.units import E8, SECOND_NS
+from market.units import E8, MS_NS, SECOND_NS
 
 #: How often an algorithm is stepped when nothing happens.
-TIMER_NS: Final = 100_000_000
+TIMER_NS: Final = 100 * MS_NS
 
 
 class StudyError(UsageError):

@@ -18,7 +18,7 @@ from execution.algorithms.working import Child, Parent, Working
 from execution.liquidity import filled_share
 from execution.orders import Action, Amend, OrderState
 from execution.venue import View
-from market.units import BPS, SECOND_NS
+from market.units import BPS, MS_NS, SECOND_NS
 
 
 class MarketOrder(Working):
@@ -43,7 +43,7 @@ class Resting(Working):
         parent: Parent,
         *,
         max_moves: int = 20,
-        pause_ns: int = 500_000_000,
+        pause_ns: int = 500 * MS_NS,
         chase_bps: float = 20.0,
     ) -> None:
         super().__init__(parent)
@@ -122,7 +122,7 @@ class PassivePeg(Resting):
         behind_bps: float = 0.0,
         patience: float = 0.0,
         max_moves: int = 20,
-        pause_ns: int = 500_000_000,
+        pause_ns: int = 500 * MS_NS,
         chase_bps: float = 20.0,
     ) -> None:
         super().__init__(parent, max_moves=max_moves, pause_ns=pause_ns, chase_bps=chase_bps)
@@ -151,7 +151,7 @@ class Iceberg(Resting):
     """
 
     def __init__(self, parent: Parent, *, tip_share: float = 0.1, touch_share: float = 0.2) -> None:
-        super().__init__(parent, pause_ns=100_000_000, max_moves=200)
+        super().__init__(parent, pause_ns=100 * MS_NS, max_moves=200)
         self._tip_share, self._touch_share = tip_share, touch_share
 
     def _work(self, now_ns: int, view: View) -> Iterator[Action]:
@@ -247,7 +247,7 @@ class Adaptive(Resting):
         return_share: float = 0.2,
         hold_back_bps: float = 0.5,
     ) -> None:
-        super().__init__(parent, max_moves=200, pause_ns=200_000_000)
+        super().__init__(parent, max_moves=200, pause_ns=200 * MS_NS)
         self._taker_bps, self._maker_bps = taker_bps, maker_bps
         self._aside_share, self._return_share = aside_share, return_share
         self._hold_back_bps = hold_back_bps

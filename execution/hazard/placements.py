@@ -25,10 +25,10 @@ from execution.simulation.simulator import Simulator, clock_shift_ns
 from execution.venue import View
 from market.events import Events
 from market.instruments import Instrument
-from market.units import BPS, SECOND_NS
+from market.units import BPS, MS_NS, SECOND_NS
 
 #: How often the market is observed: the pace of Bybit's book of 200 levels.
-STEP_NS: Final = 100_000_000
+STEP_NS: Final = 100 * MS_NS
 EVERY_S: Final = 1.0
 WATCH_S: Final = 60.0
 AGES_S: Final = (2.0, 5.0, 15.0)

@@ -30,9 +30,10 @@ import numpy as np
 import numpy.typing as npt
 
 from market.kernel import kernel
+from market.units import SECOND_NS
 
 #: Memory of the activity model.
-WINDOW_NS: Final = 1_000_000_000
+WINDOW_NS: Final = SECOND_NS
 
 CONSTANT: Final = 0
 _RECORDED: Final = 1
@@ -124,7 +125,7 @@ def counted(count: float, elapsed_ns: int) -> float:
 @kernel
 def _rate(count: float, elapsed_ns: int) -> float:
     """Thousand rows a second, from the exponential count."""
-    return float(_faded(count, elapsed_ns)) / (WINDOW_NS / 1e9) / 1e3
+    return float(_faded(count, elapsed_ns)) / (WINDOW_NS / SECOND_NS) / 1e3
 
 
 @kernel

@@ -57,6 +57,7 @@ from market.book import NO_LEVEL, Book
 from market.events import EVENT, Events
 from market.instruments import Instrument
 from market.settings import Execution
+from market.units import SECOND_NS
 
 # Members of an enumeration are slow to look up, and these are needed for every order.
 _AT_MARKET: Final = OrderType.MARKET
@@ -139,8 +140,8 @@ class Simulator:
         taker_fee: str | None = None,
         maker_fee: str | None = None,
         clock_shift_ns: int = 0,
-        stale_after_ns: int = 5_000_000_000,
-        patience_ns: int = 1_000_000_000,
+        stale_after_ns: int = 5 * SECOND_NS,
+        patience_ns: int = SECOND_NS,
         window_levels: int = 200,
         mode: str = "partial",
         view_levels: int = 5,

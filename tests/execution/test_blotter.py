@@ -13,9 +13,9 @@ from execution.blotter import Blotter, EntryReason, Trade, break_even_bps, capac
 from execution.orders import Filled, Liquidity
 from market.instruments import BUILT_IN
 from market.settings import FEE_ROWS_BPS
+from market.units import E8
 
 BTC = BUILT_IN["BTCUSDT"]
-E8 = 100_000_000
 
 
 def fill(n: int, side: int, lots: int, price: int, maker: bool, row: str = "vip0") -> Filled:

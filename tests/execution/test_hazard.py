@@ -46,13 +46,13 @@ from execution.hazard.survival import (
 from execution.liquidity import Monitor
 from execution.simulation.latency import constant as constant_latency
 from market.events import Events
+from market.units import SECOND_NS as SECOND
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
 from tests.execution.tape import INSTRUMENT, frame, snapshot, trade
 from tests.execution.test_liquidity import picture
 
-SECOND = 1_000_000_000
 #: What is fitted: both bounds of the queue, on both kinds of market.
 MODELS = [(queue, source) for queue in QUEUES for source in ("recorded", "synthetic")]
 #: A recording that no parameters were fitted on.

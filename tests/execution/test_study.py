@@ -17,12 +17,12 @@ from execution.tca import TABLES, MidRecorder
 from market.events import Events
 from market.instruments import BUILT_IN, Instrument
 from market.settings import Execution, Model, Settings
+from market.units import SECOND_NS as S
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from proving.synthetic import generate, profile
 from tests.execution.tape import INSTRUMENT, SYMBOL, frame, snapshot, trade
 
-S = 1_000_000_000
 START = 1_000 * S
 
 

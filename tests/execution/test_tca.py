@@ -36,9 +36,8 @@ from execution.tca import (
 )
 from execution.venue import View
 from market.events import Flag
+from market.units import SECOND_NS as S
 from tests.execution.tape import ASKS, BIDS, INSTRUMENT, SYMBOL, frame, snapshot, trade
-
-S = 1_000_000_000
 
 
 def parent(side: int = 1, lots: int = 10, decision_ns: int = 0, mid: float = 1_000.0) -> Parent:
