@@ -44,7 +44,7 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
         "fetch": Verb("live.archives.download", "fetch the venue's archives of past dates"),
         "coverage": Verb("live.coverage", "show which dates are held, from where, and their gaps"),
         "ingest": Verb("orchestration.commands", "take captures into the lake: frames to events"),
-        "liquidity": Verb("orchestration.liquidity", "show what markets could bear: depth to fills"),
+        "liquidity": Verb("orchestration.liquidity_report", "show what markets could bear: depth to fills"),
         "sql": Verb("orchestration.commands", "query the lake's tables with SQL"),
     },
     "models": {
@@ -52,13 +52,13 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
             "orchestration.pipeline", "run the whole graph: ingest to promotion and study"
         ),
         "backtest": Verb(
-            "orchestration.backtest", "run the live trader over recorded events, with books"
+            "orchestration.backtest.command", "run the live trader over recorded events, with books"
         ),
         "promote": Verb("models_registry.promotion", "make a model version the champion"),
         "rollback": Verb(
             "models_registry.promotion", "make the previous champion the champion again"
         ),
-        "ui": Verb("orchestration.pages", "open the Dagster and MLflow pages of a lake"),
+        "ui": Verb("orchestration.ui", "open the Dagster and MLflow pages of a lake"),
     },
     "trading": {
         "live": Verb("live.worker", "run the worker: predict and trade with the champion"),

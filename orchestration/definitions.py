@@ -9,10 +9,10 @@ import dagster as dg
 
 from assets import dbt_assets, execution, market_data, modelling, quality
 from assets.platform import Platform
-from orchestration import automation, records
-from orchestration.run_log import people_logger
+from orchestration import automation, live_assets
+from orchestration.run_log import progress_logger
 
-MODULES = (market_data, quality, dbt_assets, modelling, execution, records)
+MODULES = (market_data, quality, dbt_assets, modelling, execution, live_assets)
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(MODULES),
@@ -21,6 +21,6 @@ defs = dg.Definitions(
     schedules=[automation.daily],
     sensors=[automation.new_captures, automation.automation_sensor],
     resources={"platform": Platform()},
-    loggers={"console": people_logger},
+    loggers={"console": progress_logger},
     executor=dg.in_process_executor,
 )

@@ -14,7 +14,7 @@ from market.lake import Lake, LakeError
 from market.settings import Settings
 from market.wire.survey import scan
 from orchestration.automation import range_tags
-from orchestration.instance import instance
+from orchestration.ui import dagster_instance
 
 
 def run(
@@ -37,7 +37,7 @@ def run(
 
     job = defs.resolve_job_def("pipeline")
     result = job.execute_in_process(
-        instance=instance(settings),
+        instance=dagster_instance(settings),
         tags=range_tags(first, last, symbols),
         # without a mention dagster falls back to its own, wordy console
         run_config={"loggers": {"console": {}}},

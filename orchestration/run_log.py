@@ -1,4 +1,4 @@
-"""Dagster's log as people see it: one line per message with the seconds since the start, on stderr."""
+"""Dagster's run log as progress lines: the messages of steps, their start and failure, on stderr."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import dagster as dg
 from market.console import say
 
 
-class _People(logging.Handler):
-    """Lets through what a step says, and what fails; dagster's own bookkeeping stays in its log."""
+class _ProgressHandler(logging.Handler):
+    """Prints messages of steps and failures; Dagster's other events stay in its own log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         meta: dict[str, Any] = getattr(record, "dagster_meta", {}) or {}
@@ -22,11 +22,11 @@ class _People(logging.Handler):
         elif getattr(event, "event_type_value", "") == "STEP_START":
             say(f"{step}: started")
         elif getattr(event, "event_type_value", "") == "STEP_FAILURE":
-            say(f"{step}: FAILED: {_reason(event)}")
+            say(f"{step}: FAILED: {_root_cause(event)}")
 
 
-def _reason(event: dg.DagsterEvent) -> str:
-    """The first cause of a failed step in one line; the traceback is in dagster's log."""
+def _root_cause(event: dg.DagsterEvent) -> str:
+    """The root cause of a failed step in one line."""
     error = event.step_failure_data.error
     # a worker process hands its traceback over as the last cause: text, not a reason
     while (
@@ -36,12 +36,12 @@ def _reason(event: dg.DagsterEvent) -> str:
     return " ".join(error.message.split()) if error is not None else "no reason given"
 
 
-def _people(_: dg.InitLoggerContext) -> logging.Logger:
+def _logger(_: dg.InitLoggerContext) -> logging.Logger:
     logger = logging.Logger("l2", level=logging.DEBUG)
-    logger.addHandler(_People())
+    logger.addHandler(_ProgressHandler())
     return logger
 
 
-people_logger = dg.LoggerDefinition(
-    _people, description="Progress for people: what each step says, without the bookkeeping."
+progress_logger = dg.LoggerDefinition(
+    _logger, description="Progress lines: messages, starts and failures of steps."
 )

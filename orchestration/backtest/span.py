@@ -1,4 +1,4 @@
-"""A span of the lake's events, second by second: what a backtest is driven by."""
+"""A span of the lake's events, read second by second in the order of all symbols."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH_ROWS: Final = 1 << 16
 
 
 class SpanError(DataError):
-    """The lake has no such span of events; the message says what is missing and what to do."""
+    """The lake does not hold the span's events; the message says what is missing and what to do."""
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -32,30 +32,31 @@ class Span(msgspec.Struct, frozen=True):
 
     @property
     def dates(self) -> list[str]:
+        """UTC dates that the span touches."""
         days = range(self.first_ns // DAY_NS, -(-self.until_ns // DAY_NS))
         return [utc_date(day * DAY_NS) for day in days]
 
 
 def span_of(lake: Lake, symbols: Sequence[str], first: str | None, last: str | None) -> Span:
-    """The span that is meant: UTC dates, both included, or instants; by default all that is held.
+    """The span from ``first`` to ``last``: UTC dates, both included, or instants; default: all dates.
 
-    SpanError when it is empty or cannot be read.
+    SpanError when it is empty or cannot be parsed, or the lake holds no events.
     """
-    held = sorted({day for symbol, day in lake.partitions("events") if symbol in symbols})
-    if not held:
+    dates = sorted({day for symbol, day in lake.partitions("events") if symbol in symbols})
+    if not dates:
         raise SpanError(
             f"{lake.uri}: holds no events of {', '.join(symbols)}; ingest captures, or fetch archives"
         )
-    span = Span(_instant(first or held[0])[0], _instant(last or held[-1])[1])
+    span = Span(_parse(first or dates[0])[0], _parse(last or dates[-1])[1])
     if span.first_ns >= span.until_ns:
         raise SpanError(f"--from {first} --to {last}: the end is not after the beginning")
     return span
 
 
-def _instant(text: str) -> tuple[int, int]:
-    """A date's first and last instant, or twice an instant."""
+def _parse(text: str) -> tuple[int, int]:
+    """Begin and end (exclusive) of a date in ns, or an instant twice."""
     try:
-        whole = datetime.fromisoformat(text)
+        parsed = datetime.fromisoformat(text)
     except ValueError:
         raise SpanError(
             f"{text}: expected a UTC date (2026-03-03) or instant (2026-03-03T10:30)"
@@ -63,17 +64,17 @@ def _instant(text: str) -> tuple[int, int]:
     if len(text) == len("2026-03-03"):
         start = day_start_ns(text)
         return start, start + DAY_NS
-    at = whole.replace(tzinfo=UTC) if whole.tzinfo is None else whole.astimezone(UTC)
+    at = parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
     at_ns = int(at.timestamp()) * SECOND_NS + at.microsecond * 1_000
     return at_ns, at_ns
 
 
-def instruments_held(
+def instruments_of_span(
     lake: Lake, symbols: Sequence[str], span: Span
 ) -> tuple[dict[str, Instrument], dict[str, str]]:
-    """Each symbol's instrument and the fingerprints of its partitions in the span.
+    """Each symbol's instrument, and the fingerprints of the partitions in the span.
 
-    SpanError when a symbol has no events, or its dates count in different ticks or lots.
+    SpanError when a symbol has no events, or its dates differ in tick or lot.
     """
     instruments: dict[str, Instrument] = {}
     inputs: dict[str, str] = {}
@@ -81,12 +82,12 @@ def instruments_held(
         for day in span.dates:
             if not lake.exists("events", symbol, day):
                 continue
-            found = partition_instrument(lake.metadata("events", symbol, day), symbol)
-            known = instruments.setdefault(symbol, found)
-            if (known.tick, known.lot) != (found.tick, found.lot):
+            instrument = partition_instrument(lake.metadata("events", symbol, day), symbol)
+            known = instruments.setdefault(symbol, instrument)
+            if (known.tick, known.lot) != (instrument.tick, instrument.lot):
                 raise SpanError(
-                    f"{symbol}: {day} counts in tick {found.tick} and lot {found.lot}, earlier dates "
-                    f"in {known.tick} and {known.lot}; run them apart"
+                    f"{symbol}: {day} has tick {instrument.tick} and lot {instrument.lot}, earlier dates "
+                    f"{known.tick} and {known.lot}; run them apart"
                 )
             inputs[f"{symbol} {day}"] = lake.fingerprint("events", symbol, day)
         if symbol not in instruments:
@@ -98,8 +99,8 @@ def instruments_held(
 
 
 def seconds_of(lake: Lake, symbol: str, span: Span) -> Iterator[tuple[int, Events]]:
-    """A symbol's events second by second: (the second's beginning in ns, its rows)."""
-    held: Events | None = None
+    """A symbol's events second by second: (begin of the second in ns, its rows)."""
+    pending: Events | None = None  # rows of a second that may go on in the next batch
     for day in span.dates:
         if not lake.exists("events", symbol, day):
             continue
@@ -108,26 +109,26 @@ def seconds_of(lake: Lake, symbol: str, span: Span) -> Iterator[tuple[int, Event
                 rows = from_arrow(batch)
                 if rows["receive_ns"][0] >= span.until_ns:
                     break
-                rows = rows if held is None else np.concatenate([held, rows])
+                rows = rows if pending is None else np.concatenate([pending, rows])
                 times = rows["receive_ns"]
                 inside = slice(*np.searchsorted(times, [span.first_ns, span.until_ns]).tolist())
                 rows = rows[inside]
                 if not len(rows):
-                    held = None
+                    pending = None
                     continue
                 seconds = rows["receive_ns"] // SECOND_NS
                 starts = np.flatnonzero(np.diff(seconds, prepend=-1)).tolist()
                 for start, stop in pairwise(starts):
                     yield int(seconds[start]) * SECOND_NS, rows[start:stop]
-                held = rows[starts[-1] :].copy()  # its second may go on in the next batch
-    if held is not None:
-        yield int(held["receive_ns"][0]) // SECOND_NS * SECOND_NS, held
+                pending = rows[starts[-1] :].copy()
+    if pending is not None:
+        yield int(pending["receive_ns"][0]) // SECOND_NS * SECOND_NS, pending
 
 
 def merged(
     streams: Mapping[str, Iterator[tuple[int, Events]]],
 ) -> Iterator[tuple[int, dict[str, Events]]]:
-    """Seconds of several symbols in order, each with the rows of the symbols that said something."""
+    """Seconds of several symbols in order, each with the rows of the symbols that have any."""
     heads = {symbol: next(stream, None) for symbol, stream in streams.items()}
     while any(heads.values()):
         second_ns = min(head[0] for head in heads.values() if head is not None)
@@ -140,5 +141,5 @@ def merged(
 
 
 def instant_text(ns: int) -> str:
-    """A time for people: UTC, to the second."""
+    """UTC, to the second."""
     return f"{datetime.fromtimestamp(ns // SECOND_NS, UTC):%Y-%m-%d %H:%M:%S}"

@@ -1,4 +1,4 @@
-"""The tear sheet: a backtest's page with pictures, one HTML file, and the tables beside it."""
+"""The tear sheet: a backtest's HTML page with pictures, and the tables beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -16,33 +16,36 @@ import pyarrow.parquet as pq
 
 from execution.blotter import Trade
 from execution.tca import TABLES, Row, to_table
-from orchestration import sheet
-from orchestration.backtest import bounds
-from orchestration.backtest.figures import (
+from market.console import fixed
+from market.units import BPS, SECOND_NS
+from orchestration import report_page
+from orchestration.backtest.figures import MIN_BLOCKS
+from orchestration.backtest.report_tables import (
     AGAINST_HEAD,
+    BOUNDS_HEAD,
     FEE_HEAD,
     GROUP_HEAD,
-    MIN_BLOCKS,
     against_rows,
+    bounds_rows,
     fee_rows,
     group_rows,
     summary_rows,
 )
+from orchestration.backtest.run import Run
 from orchestration.backtest.span import instant_text
-
-if TYPE_CHECKING:
-    from orchestration.backtest import Run
 
 _COLOURS: Final = {"vip0": "#c44e52", "vip3": "#dd8452", "zero": "#4c72b0"}
 #: A line is drawn with about this many points.
 _POINTS: Final = 2_000
+#: What is written beside the page.
+_FILES: Final = ("trades.parquet", "trades.csv", "equity.parquet", "json")
 
 
-# -- what is left beside the page ------------------------------------------------------------------
+# -- files beside the page -------------------------------------------------------------------------
 
 
-class Tables:
-    """Parquet tables of a run, written as its rows are settled: STEM.fills.parquet and the like."""
+class TableWriter:
+    """Writes execution tables of a run as their rows are finished: STEM.fills.parquet and the like."""
 
     def __init__(self, stem: Path) -> None:
         self._stem = stem
@@ -51,6 +54,7 @@ class Tables:
         stem.parent.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, table: str, rows: Sequence[Row]) -> None:
+        """Append rows of a table; the first call writes the file even without rows."""
         kind = TABLES[table]
         if table not in self._writers:
             path = self._stem.with_name(f"{self._stem.name}.{table}.parquet")
@@ -61,30 +65,29 @@ class Tables:
             self._writers[table].write_table(to_table(rows, kind))
 
     def close(self) -> None:
+        """Finish the files."""
         self._stack.close()
 
 
-def write(run: Run, at_bounds: Sequence[Run], found: Mapping[str, Any], page: Path) -> list[str]:
-    """Write the page, its figures as JSON and the trade list beside it; their paths.
+def write(run: Run, bounds: Sequence[Run], result: Mapping[str, Any], page: Path) -> list[str]:
+    """Write the page, and beside it the trade list, the equity curve and the figures; their paths.
 
-    ``at_bounds`` are the same run at the bounds of queue models, if it was made.
+    ``bounds`` are the runs at the bounds of the queue models, if any.
     """
     stem = page.with_suffix("")
     page.parent.mkdir(parents=True, exist_ok=True)
     trades = to_table(run.blotter.trades, Trade)
-    paths = [page, *(stem.with_name(f"{stem.name}.{name}") for name in _BESIDE)]
-    page.write_text(document(run, at_bounds, found), encoding="utf-8")
+    paths = [page, *(stem.with_name(f"{stem.name}.{name}") for name in _FILES)]
+    page.write_text(document(run, bounds, result), encoding="utf-8")
     pq.write_table(trades, paths[1], compression="zstd")
     pacsv.write_csv(trades, paths[2])
     pq.write_table(_curve(run), paths[3], compression="zstd")
-    paths[4].write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    paths[4].write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return [str(path) for path in paths]
 
 
-_BESIDE: Final = ("trades.parquet", "trades.csv", "equity.parquet", "json")
-
-
 def _curve(run: Run) -> pa.Table:
+    """The equity curve, a row a minute."""
     curve = run.curve
     columns: dict[str, Any] = {"t_ns": np.array(curve.t_ns, np.int64)}
     columns |= {f"net_{row}_usdt": np.array(values) for row, values in curve.equity.items()}
@@ -97,72 +100,72 @@ def _curve(run: Run) -> pa.Table:
 # -- the page --------------------------------------------------------------------------------------
 
 
-def document(run: Run, at_bounds: Sequence[Run], found: Mapping[str, Any]) -> str:
+def document(run: Run, bounds: Sequence[Run], result: Mapping[str, Any]) -> str:
     """The page: one HTML file that needs nothing else."""
-    row = found["fee_row"]
-    best = sorted(run.blotter.trades, key=lambda trade: trade.net_usdt(row))
-    warnings = [found["foreign"]] if found["foreign"] else []
+    row = result["fee_row"]
+    by_net = sorted(run.blotter.trades, key=lambda trade: trade.net_usdt(row))
+    warnings = [*([result["foreign"]] if result["foreign"] else []), *result["errors"]]
     body = [
-        f"<h1>Backtest of {html.escape(found['model'])}</h1>",
-        *(f"<p class=warning>{html.escape(text_)}</p>" for text_ in (*warnings, *found["errors"])),
-        sheet.table(summary_rows(found), kind="about"),
+        f"<h1>Backtest of {html.escape(result['model'])}</h1>",
+        *(f"<p class=warning>{html.escape(warning)}</p>" for warning in warnings),
+        report_page.table(summary_rows(result), kind="about"),
         "<h2>Profit after fees and funding</h2>",
-        _equity_picture(run, at_bounds),
-        sheet.table(fee_rows(found), FEE_HEAD),
-        *_bounds(found),
-        *_against(found),
+        _equity_picture(run, bounds),
+        report_page.table(fee_rows(result), FEE_HEAD),
+        *_bounds(result),
+        *_against(result),
         "<h2>Position</h2>",
         _position_picture(run),
         "<h2>Round trips</h2>",
-        _trades_picture(run, found),
-        sheet.table(group_rows(found["by_symbol"], "symbol"), ("symbol", *GROUP_HEAD)),
+        _trades_picture(run, result),
+        report_page.table(group_rows(result["by_symbol"], "symbol"), ("symbol", *GROUP_HEAD)),
         "<h2>By regime</h2>",
-        sheet.table(group_rows(found["regimes"], "regime"), ("regime", *GROUP_HEAD)),
-        "<h2>The worst and the best</h2>",
-        sheet.table(_listed(best[:8] + best[8:][-8:], row), _LISTED_HEAD),
-        "<h2>What these figures rest on</h2>",
-        "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in found["assumptions"]),
+        report_page.table(group_rows(result["regimes"], "regime"), ("regime", *GROUP_HEAD)),
+        "<h2>Worst and best round trips</h2>",
+        report_page.table(_trade_rows(by_net[:8] + by_net[8:][-8:], row), _TRADE_HEAD),
+        "<h2>Assumptions</h2>",
+        "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in result["assumptions"]),
         f"<li>Intervals: stationary bootstrap, mean block {run.settings.model.bootstrap_block_s:,} s, "
         f"{run.settings.model.bootstrap_samples:,} samples; none below {MIN_BLOCKS} blocks.</li>",
         "<li>Capacity a trade: the size at which sweeping the book displayed at the entries would use "
-        "up the mean net result of both legs; impact beyond that is not in it.</li></ul>",
+        "up the mean net result of both legs; market impact beyond that is not in it.</li></ul>",
     ]
-    return sheet.document(f"Backtest of {found['model']}", body)
+    return report_page.document(f"Backtest of {result['model']}", body)
 
 
-def _bounds(found: Mapping[str, Any]) -> list[str]:
-    if "bounds" not in found:
+def _bounds(result: Mapping[str, Any]) -> list[str]:
+    if "bounds" not in result:
         return []
     return [
         "<h2>Between the bounds of the queue</h2>",
-        "<p>Where in a queue our orders stood is not in the data. The same resting orders fill at the "
+        "<p>The queue position of our orders is not in the data. The same resting orders fill at the "
         "pessimistic bound no more, and at the optimistic one no less, than under any queue model. The "
         "trader goes on from its fills, so results need not be in that order: they say how much the "
         "queue model decides.</p>",
-        sheet.table(bounds.rows(found), bounds.HEAD),
+        report_page.table(bounds_rows(result), BOUNDS_HEAD),
     ]
 
 
-def _against(found: Mapping[str, Any]) -> list[str]:
-    if "against" not in found:
+def _against(result: Mapping[str, Any]) -> list[str]:
+    if "against" not in result:
         return []
     return [
-        f"<h2>Against {html.escape(found['against']['model'])} on the same events</h2>",
-        sheet.table(against_rows(found), AGAINST_HEAD),
+        f"<h2>Against {html.escape(result['against']['model'])} on the same events</h2>",
+        report_page.table(against_rows(result), AGAINST_HEAD),
     ]
 
 
-_LISTED_HEAD: Final = (
+_TRADE_HEAD: Final = (
     "entry", "symbol", "side", "regime", "held s", "value", "gross bps", "net bps", "net USDT",
 )  # fmt: skip
 
 
-def _listed(trades: Sequence[Trade], row: str) -> list[tuple[str, ...]]:
+def _trade_rows(trades: Sequence[Trade], row: str) -> list[tuple[str, ...]]:
     return [
         (
             instant_text(t.entry_ns), t.symbol, "long" if t.side > 0 else "short", t.regime,
-            f"{(t.exit_ns - t.entry_ns) / 1e9:,.1f}", f"{t.value_usdt:,.0f}",
-            f"{t.gross_bps:.3f}", f"{t.net_bps(row):.3f}", f"{t.net_usdt(row):,.2f}",
+            fixed((t.exit_ns - t.entry_ns) / SECOND_NS, 1), fixed(t.value_usdt, 0),
+            fixed(t.gross_bps, 3), fixed(t.net_bps(row), 3), fixed(t.net_usdt(row)),
         )
         for t in trades
     ]  # fmt: skip
@@ -172,50 +175,51 @@ def _listed(trades: Sequence[Trade], row: str) -> list[tuple[str, ...]]:
 
 
 def _thinned(run: Run) -> tuple[Any, slice]:
-    """Times to draw at, and the slice of the curve they are."""
+    """Times to draw, and the slice of the curve's points that they are."""
     step = slice(None, None, max(1, len(run.curve.t_ns) // _POINTS))
     return np.array(run.curve.t_ns, np.int64)[step].astype("datetime64[ns]"), step
 
 
-def _equity_picture(run: Run, at_bounds: Sequence[Run]) -> str:
+def _equity_picture(run: Run, bounds: Sequence[Run]) -> str:
+    """Equity and drawdown at every fee row, with the band between the queue bounds."""
     times, step = _thinned(run)
-    figure, [[top], [below]] = sheet.axes(2, (3, 1), 4.2)
+    figure, [[top], [below]] = report_page.axes(2, (3, 1), 4.2)
+    fee_row = run.settings.model.fee_row
     for row, values in run.curve.equity.items():
         equity = np.array(values)
-        stated = row == run.settings.model.fee_row
-        width = 1.8 if stated else 0.9
+        width = 1.8 if row == fee_row else 0.9
         top.plot(times, equity[step], color=_COLOURS[row], lw=width, label=row)
-        fall = equity - np.maximum.accumulate(np.maximum(equity, 0.0))
-        below.plot(times, fall[step], color=_COLOURS[row], lw=width)
-    if at_bounds:
-        row = run.settings.model.fee_row
-        edges = [np.array(one.curve.equity[row])[step] for one in at_bounds]
-        between = {"color": _COLOURS[row], "alpha": 0.15, "lw": 0, "label": "queue bounds"}
-        top.fill_between(times, *edges, **between)
+        drawdown = equity - np.maximum.accumulate(np.maximum(equity, 0.0))
+        below.plot(times, drawdown[step], color=_COLOURS[row], lw=width)
+    if bounds:
+        edges = [np.array(one.curve.equity[fee_row])[step] for one in bounds]
+        style = {"color": _COLOURS[fee_row], "alpha": 0.15, "lw": 0, "label": "queue bounds"}
+        top.fill_between(times, *edges, **style)
     top.set_ylabel("net profit, USDT")
-    below.set_ylabel("below the peak")
+    below.set_ylabel("drawdown")
     top.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
-    return sheet.svg(figure)
+    return report_page.svg(figure)
 
 
 def _position_picture(run: Run) -> str:
+    """Price and position of each symbol."""
     times, step = _thinned(run)
     symbols = run.settings.market.symbols
-    figure, axes = sheet.axes(2 * len(symbols), (2, 1) * len(symbols), 2.4 * len(symbols))
+    figure, axes = report_page.axes(2 * len(symbols), (2, 1) * len(symbols), 2.4 * len(symbols))
     for n, symbol in enumerate(symbols):
-        price, held = axes[2 * n][0], axes[2 * n + 1][0]
+        price, position = axes[2 * n][0], axes[2 * n + 1][0]
         price.plot(times, np.array(run.curve.price[symbol])[step], color="#555555", lw=0.8)
         price.set_ylabel(symbol)
-        position = np.array(run.curve.position_usdt[symbol])[step]
-        held.fill_between(times, position, step="post", color="#4c72b0", lw=0)
-        held.set_ylabel("USDT")
-    return sheet.svg(figure)
+        usdt = np.array(run.curve.position_usdt[symbol])[step]
+        position.fill_between(times, usdt, step="post", color="#4c72b0", lw=0)
+        position.set_ylabel("USDT")
+    return report_page.svg(figure)
 
 
-def _trades_picture(run: Run, found: Mapping[str, Any]) -> str:
-    """Distribution of net results, and the total against the fee."""
-    figure, [[left, right]] = sheet.axes(1, (1,), 2.8, columns=2)
-    row = found["fee_row"]
+def _trades_picture(run: Run, result: Mapping[str, Any]) -> str:
+    """Distribution of net results, and net profit against the fee."""
+    figure, [[left, right]] = report_page.axes(1, (1,), 2.8, columns=2)
+    row, turnover = result["fee_row"], result["turnover_usdt"]
     bps = np.array([trade.net_bps(row) for trade in run.blotter.trades])
     if len(bps):
         low, high = np.quantile(bps, (0.005, 0.995))
@@ -223,15 +227,15 @@ def _trades_picture(run: Run, found: Mapping[str, Any]) -> str:
         left.axvline(0, color="#333333", lw=0.8)
     left.set_xlabel(f"net bps a round trip at {row}")
     fees = np.linspace(0.0, 6.0, 50)
-    earned = found["gross_usdt"] - found["funding_usdt"]
-    right.plot(fees, earned - fees * found["turnover_usdt"] / 1e4, color="#333333", lw=1.2)
+    earned = result["gross_usdt"] - result["funding_usdt"]
+    right.plot(fees, earned - fees * turnover / BPS, color="#333333", lw=1.2)
     right.axhline(0, color="#999999", lw=0.8)
-    for name, r in found["rows"].items():
-        paid = r["fees_usdt"] / found["turnover_usdt"] * 1e4 if found["turnover_usdt"] else 0.0
+    for name, r in result["rows"].items():
+        paid = r["fees_usdt"] / turnover * BPS if turnover else 0.0
         right.plot(paid, r["net_usdt"], "o", color=_COLOURS[name], label=name)
-    if found["break_even_bps"] is not None and 0 <= found["break_even_bps"] <= 6:
-        right.axvline(found["break_even_bps"], color="#999999", lw=0.8, ls="--")
+    if result["break_even_bps"] is not None and 0 <= result["break_even_bps"] <= 6:
+        right.axvline(result["break_even_bps"], color="#999999", lw=0.8, ls="--")
     right.set_xlabel("fee a side, bps (dashed: break-even)")
     right.set_ylabel("net profit, USDT")
     right.legend(frameon=False)
-    return sheet.svg(figure)
+    return report_page.svg(figure)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from orchestration import sheet
+from orchestration import report_page
 
 Data = Mapping[str, Any]
 
@@ -38,7 +38,7 @@ _COLOURS: Final = (
 )
 _ORACLE: Final = "oracle"
 _STYLE: Final = (
-    sheet.STYLE
+    report_page.STYLE
     + """
 body { max-width: 1320px; } p { max-width: 58em; } td, th { white-space: nowrap; padding: 3px 6px; }
 .text { text-align: left; }
@@ -227,7 +227,7 @@ def costs_picture(cells: Sequence[Data]) -> Any:
     groups = groups_of(cells)
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
-    figure, grid = sheet.axes(
+    figure, grid = report_page.axes(
         rows, [1] * rows, 3.1 * rows, columns, sharey=True, layout="constrained"
     )
     for axes, group in zip(grid.flat, groups, strict=False):
@@ -268,7 +268,7 @@ def differences_picture(cells: Sequence[Data]) -> Any:
     names = [
         n for n in dict.fromkeys(c["algorithm"] for c in cells) if n not in (_ORACLE, "market")
     ]
-    figure, grid = sheet.axes(1, [1], 3.6)
+    figure, grid = report_page.axes(1, [1], 3.6)
     axes = grid.flat[0]
     for k, name in enumerate(names):
         for n, group in enumerate(groups):
@@ -293,7 +293,9 @@ def markouts_picture(cells: Sequence[Data]) -> Any:
     """Where the mid went after the fills; the parents of the goals' size."""
     groups = groups_of(cells)
     groups = [groups[0], groups[len(groups) // 2]] if len(groups) > 1 else groups
-    figure, grid = sheet.axes(1, [1], 3.2, max(1, len(groups)), sharey=True, layout="constrained")
+    figure, grid = report_page.axes(
+        1, [1], 3.2, max(1, len(groups)), sharey=True, layout="constrained"
+    )
     for axes, group in zip(grid.flat, groups, strict=False):
         found = [c for c in cells if c["group"] == group and c["algorithm"] != _ORACLE]
         for k, cell in enumerate(found):
@@ -337,14 +339,14 @@ def write(found: Data, path: Path, command: str) -> None:
             named[name] = f"![{name}]({image.name})"
         path.write_text("\n\n".join(_parts(found, named, command, _markdown)) + "\n", "utf-8")
         return
-    drawn = {name: sheet.svg(figure) for name, figure in pictures.items()}
+    drawn = {name: report_page.svg(figure) for name, figure in pictures.items()}
     body = _parts(found, drawn, command, _html)
-    path.write_text(sheet.document("What execution costs", body, _STYLE), encoding="utf-8")
+    path.write_text(report_page.document("What execution costs", body, _STYLE), encoding="utf-8")
 
 
 def _html(kind: str, value: Any, head: Sequence[str] = ()) -> str:
     if kind == "table":
-        return sheet.table(value, head, texts=_TEXTS.get(tuple(head), 2))
+        return report_page.table(value, head, text_columns=_TEXTS.get(tuple(head), 2))
     if kind == "raw":
         return str(value)
     tag = {"title": "h1", "heading": "h2", "code": "pre"}.get(kind, "p")

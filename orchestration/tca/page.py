@@ -23,7 +23,7 @@ from execution.tca.figures import (
     queue_third,
 )
 from market.console import bps, estimate, percent
-from orchestration import sheet
+from orchestration import report_page
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -41,7 +41,7 @@ _FEWEST: Final = 5
 _LISTED: Final = 40
 
 _STYLE: Final = (
-    sheet.STYLE
+    report_page.STYLE
     + """
 .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 1.2em 0; }
 .card { border: 1px solid #e3e3e3; border-radius: 6px; padding: .5em .9em; flex: 1 1 auto; }
@@ -108,7 +108,7 @@ def document(found: Mapping[str, Any], rows: Mapping[str, Rows]) -> str:
             _orders_table(found),
         ]
     body += ["<h2>What is not as it should be</h2>", *_findings(found, rows["cost_findings"])]
-    return sheet.document(title, body, _STYLE)
+    return report_page.document(title, body, _STYLE)
 
 
 def _cards(found: Mapping[str, Any], measured: Rows) -> str:
@@ -136,7 +136,7 @@ def _cards(found: Mapping[str, Any], measured: Rows) -> str:
 
 def _main_table(found: Mapping[str, Any]) -> str:
     head, *lines = main_table(found)
-    return sheet.table(lines, head, texts=3)
+    return report_page.table(lines, head, text_columns=3)
 
 
 def _impact_note(found: Mapping[str, Any]) -> str:
@@ -164,7 +164,7 @@ def _benchmarks_note() -> str:
 
 
 def _benchmarks_table(found: Mapping[str, Any]) -> str:
-    return sheet.table(
+    return report_page.table(
         [
             (row["algorithm"], *(estimate(*row[name][:3]) for name in BENCHMARKS),
              f"{row['arrival'][3]:,}")
@@ -184,7 +184,7 @@ def _estimates(found: Mapping[str, Any], measured: Rows) -> list[str]:
         "risk</i>: outcomes no further from the estimate than its stated standard deviation (68 % "
         "where errors are normal).</p>",
         _estimates_picture(measured),
-        sheet.table(
+        report_page.table(
             [
                 (
                     row["algorithm"], f"{row['parents']:,}", bps(row["estimate_bps"]),
@@ -196,7 +196,7 @@ def _estimates(found: Mapping[str, Any], measured: Rows) -> list[str]:
             ("algorithm", "parents", "estimate", "outcome", "bias [95 %]", "RMSE", "within risk"),
         ),
         "<h3>Bias by part</h3>",
-        sheet.table(
+        report_page.table(
             [
                 (row["algorithm"], *(estimate(*missed[:3]) for missed in row["parts"].values()))
                 for row in lines
@@ -212,7 +212,7 @@ def _attribution_tables(found: Mapping[str, Any]) -> list[str]:
         lines = found["attribution"][name]
         parts += [
             f"<h3>By {html.escape(name)}</h3>",
-            sheet.table(
+            report_page.table(
                 [
                     (
                         row["value"], f"{row['parents']:,}", f"{row['total_bps'][3]:,}",
@@ -229,7 +229,7 @@ def _attribution_tables(found: Mapping[str, Any]) -> list[str]:
 
 
 def _markouts_table(found: Mapping[str, Any]) -> str:
-    return sheet.table(
+    return report_page.table(
         [
             (
                 row["what"] if row["queue"] == "all" else f"\u2003{row['queue']}",
@@ -243,7 +243,7 @@ def _markouts_table(found: Mapping[str, Any]) -> str:
 
 
 def _orders_table(found: Mapping[str, Any]) -> str:
-    return sheet.table(
+    return report_page.table(
         [
             (
                 row["algorithm"], row["type"],
@@ -257,7 +257,7 @@ def _orders_table(found: Mapping[str, Any]) -> str:
         ],
         ("algorithm", "type", "how they ended", "orders", "with fills", "lots filled", "maker",
          "median first fill, s", "amends"),
-        texts=3,
+        text_columns=3,
     )  # fmt: skip
 
 
@@ -276,10 +276,10 @@ def _findings(found: Mapping[str, Any], rows: Rows) -> list[str]:
     ]  # fmt: skip
     more = f"<p>The first {_LISTED} of {len(rows):,}:</p>" if len(rows) > _LISTED else "<p></p>"
     return [
-        sheet.table([(kind, f"{count:,}") for kind, count in found["findings"].items()]),
+        report_page.table([(kind, f"{count:,}") for kind, count in found["findings"].items()]),
         more,
-        sheet.table(
-            listed, ("what", "symbol", "venue", "order or parent", "when", "detail"), texts=6
+        report_page.table(
+            listed, ("what", "symbol", "venue", "order or parent", "when", "detail"), text_columns=6
         ),
     ]
 
@@ -294,7 +294,7 @@ def _instant(ns: int) -> str:
 def _parts_picture(found: Mapping[str, Any]) -> str:
     """Parts as stacked bars, what is earned to the left, and the total with its interval."""
     lines = found["costs"]
-    figure, [[drawn]] = sheet.axes(1, (1,), 0.9 + 0.42 * len(lines))
+    figure, [[drawn]] = report_page.axes(1, (1,), 0.9 + 0.42 * len(lines))
     for place, row in enumerate(lines):
         ends = {1: 0.0, -1: 0.0}
         for part in PARTS:
@@ -310,7 +310,7 @@ def _parts_picture(found: Mapping[str, Any]) -> str:
     drawn.grid(axis="y", visible=False)
     drawn.set_xlabel("bps of the decision value; ◆ total with 95 % interval")
     drawn.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(PARTS))
-    return sheet.svg(figure)
+    return report_page.svg(figure)
 
 
 def _named(row: Mapping[str, Any], lines: Rows) -> str:
@@ -334,7 +334,7 @@ def _thin(rows: Rows) -> Rows:
 
 def _parents_picture(measured: Rows) -> str:
     """Each parent's cost over time, and the distribution of costs, by algorithm."""
-    figure, [[left, right]] = sheet.axes(1, (1,), 3.2, columns=2, width_ratios=(2.2, 1))
+    figure, [[left, right]] = report_page.axes(1, (1,), 3.2, columns=2, width_ratios=(2.2, 1))
     totals = [row["total_bps"] for row in measured]
     low, high = np.quantile(totals, (0.005, 0.995))
     edges = np.linspace(low, high if high > low else low + 1, 41)
@@ -348,17 +348,17 @@ def _parents_picture(measured: Rows) -> str:
                    color=colour, alpha=0.6)  # fmt: skip
     left.axhline(0, color="#333333", lw=0.8)
     left.set_ylabel("all-in cost, bps")
-    sheet.concise_dates(left)
+    report_page.concise_dates(left)
     right.set_xlabel("all-in cost, bps (ends gather the outliers)")
     right.set_ylabel("parents")
     left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=6)
-    return sheet.svg(figure)
+    return report_page.svg(figure)
 
 
 def _estimates_picture(measured: Rows) -> str:
     """Outcome against estimate, and the distribution of the error, by algorithm."""
     told = [row for row in measured if row["estimate_bps"] is not None]
-    figure, [[left, right]] = sheet.axes(1, (1,), 3.2, columns=2)
+    figure, [[left, right]] = report_page.axes(1, (1,), 3.2, columns=2)
     errors = [row["error_bps"] for row in told]
     low, high = np.quantile(errors, (0.01, 0.99))
     edges = np.linspace(low, high if high > low else low + 1, 41)
@@ -377,7 +377,7 @@ def _estimates_picture(measured: Rows) -> str:
     right.axvline(0, color="#333333", lw=0.8)
     right.set(xlabel="outcome minus estimate, bps", ylabel="parents")
     left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=6)
-    return sheet.svg(figure)
+    return report_page.svg(figure)
 
 
 def _attribution_picture(found: Mapping[str, Any]) -> str:
@@ -386,7 +386,7 @@ def _attribution_picture(found: Mapping[str, Any]) -> str:
     if not shown:
         return ""
     rows = -(-len(shown) // 3)
-    figure, grid = sheet.axes(
+    figure, grid = report_page.axes(
         rows, (1,) * rows, 2.6 * rows, columns=min(3, len(shown)), layout="constrained"
     )
     for drawn, name in zip(grid.flat, shown, strict=False):
@@ -400,7 +400,7 @@ def _attribution_picture(found: Mapping[str, Any]) -> str:
         drawn.set_xlabel("all-in, bps")
     for unused in grid.flat[len(shown) :]:
         unused.set_visible(False)
-    return sheet.svg(figure)
+    return report_page.svg(figure)
 
 
 def _markouts_picture(found: Mapping[str, Any]) -> str:
@@ -414,7 +414,7 @@ def _markouts_picture(found: Mapping[str, Any]) -> str:
         ],
     }
     panels = {title: lines for title, lines in panels.items() if lines}
-    figure, [grid] = sheet.axes(1, (1,), 3.2, columns=len(panels))
+    figure, [grid] = report_page.axes(1, (1,), 3.2, columns=len(panels))
     for drawn, (title, lines) in zip(grid, panels.items(), strict=True):
         for n, (colour, row) in enumerate(zip(_SERIES, lines, strict=False)):
             at = [horizon * (1 + 0.03 * (n - len(lines) / 2)) for horizon in MARKOUTS_S]
@@ -431,7 +431,7 @@ def _markouts_picture(found: Mapping[str, Any]) -> str:
         drawn.minorticks_off()
         drawn.legend(frameon=False, fontsize=8)
         drawn.set_title(title, fontsize=9, loc="left")
-    return sheet.svg(figure)
+    return report_page.svg(figure)
 
 
 def _orders_picture(resting: Rows) -> str:
@@ -446,7 +446,7 @@ def _orders_picture(resting: Rows) -> str:
     by_queue = {name: members for name, members in by_queue.items() if len(members) >= _FEWEST}
     panels = {"by algorithm": by_algorithm, "by the queue in front": by_queue}
     panels = {title: groups for title, groups in panels.items() if groups}
-    figure, [grid] = sheet.axes(1, (1,), 2.8, columns=len(panels))
+    figure, [grid] = report_page.axes(1, (1,), 2.8, columns=len(panels))
     for drawn, (title, groups) in zip(grid, panels.items(), strict=True):
         shown = [name for name in (*QUEUES, *sorted(by_algorithm)) if name in groups]
         for colour, name in zip(_SERIES, shown, strict=False):
@@ -455,7 +455,7 @@ def _orders_picture(resting: Rows) -> str:
                   ylabel="share with a fill")  # fmt: skip
         drawn.set_title(title, fontsize=9, loc="left")
         drawn.legend(frameon=False, fontsize=8)
-    return sheet.svg(figure)
+    return report_page.svg(figure)
 
 
 def _survival(drawn: Any, orders: Rows, name: str, colour: str) -> None:

@@ -21,7 +21,7 @@ from market.lake import Lake
 from market.settings import Settings
 from market.units import day_start_ns
 from market.wire.capture import CaptureWriter, read_lines
-from orchestration.records import decisions, live_batch_skew
+from orchestration.live_assets import decisions, live_batch_skew
 from proving.synthetic import profile, write_bars, write_frames
 from tests.live.live_market import live_settings, promote
 

@@ -19,7 +19,7 @@ from live.paper import paper_venues
 from live.trader import Trader
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.settings import Settings
-from orchestration.backtest import Fixed, Silent, load_model
+from orchestration.backtest.run import ErrorLog, FixedModel, load_model
 from tests.live.live_market import live_settings, promote
 from tests.live.warm import SYMBOLS, Minutes, S, fresh, minutes, snapshot
 
@@ -32,14 +32,14 @@ def market(data_dir: Path) -> Minutes:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Fixed:
+def model(tmp_path_factory: pytest.TempPathFactory) -> FixedModel:
     root = tmp_path_factory.mktemp("model")
     promote(root, follows="ofi_now")
     return load_model(live_settings(root), "champion", SYMBOLS)
 
 
 @pytest.fixture(scope="module")
-def whole(market: Minutes, model: Fixed) -> dict[str, list[Any]]:
+def whole(market: Minutes, model: FixedModel) -> dict[str, list[Any]]:
     """What comes of the minutes, fed by whole seconds."""
     settings = live_settings(Path("unused"), algorithm="passive")
     return by_seconds(Traded(model, settings, market), market).record()
@@ -48,9 +48,9 @@ def whole(market: Minutes, model: Fixed) -> dict[str, list[Any]]:
 class Traded:
     """A trader under test, and all that it did."""
 
-    def __init__(self, model: Fixed, settings: Settings, market: Minutes) -> None:
+    def __init__(self, model: FixedModel, settings: Settings, market: Minutes) -> None:
         self.ledger = Ledger()
-        self.log = Silent()
+        self.log = ErrorLog()
         self.decisions: list[Decision] = []
         self.trader = Trader(
             settings,
@@ -105,7 +105,7 @@ def frames_of(rows: Events) -> list[Events]:
 
 @pytest.mark.parametrize("algorithm", ["passive", "market"])
 def test_frames_as_they_come_and_whole_seconds_by_symbol_give_the_same(
-    algorithm: str, market: Minutes, model: Fixed, tmp_path: Path
+    algorithm: str, market: Minutes, model: FixedModel, tmp_path: Path
 ) -> None:
     """Live hands over each frame with ticks between them, a backtest seconds of one symbol."""
     settings = live_settings(tmp_path, algorithm=algorithm)
@@ -133,7 +133,7 @@ def test_frames_as_they_come_and_whole_seconds_by_symbol_give_the_same(
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_how_seconds_are_cut_into_calls_changes_nothing(
-    seed: int, market: Minutes, model: Fixed, whole: dict[str, list[Any]]
+    seed: int, market: Minutes, model: FixedModel, whole: dict[str, list[Any]]
 ) -> None:
     """Invariant: for every division of a second's rows at ends of frames, the record is the same."""
     generator = np.random.Generator(np.random.Philox(key=seed))
@@ -147,14 +147,14 @@ def test_how_seconds_are_cut_into_calls_changes_nothing(
     assert by_seconds(Traded(model, settings, market), market, cut).record() == whole
 
 
-def test_events_of_another_second_are_refused(market: Minutes, model: Fixed) -> None:
+def test_events_of_another_second_are_refused(market: Minutes, model: FixedModel) -> None:
     traded = Traded(model, live_settings(Path("unused")), market)
     rows = market.events["BTCUSDT"]
     with pytest.raises(ValueError, match="push one second at a time"):
         traded.trader.on_events("BTCUSDT", rows[rows["receive_ns"] < market.start_ns + 3 * S])
 
 
-def test_a_gap_means_out_and_no_trading_until_warm_again(market: Minutes, model: Fixed) -> None:
+def test_a_gap_means_out_and_no_trading_until_warm_again(market: Minutes, model: FixedModel) -> None:
     settings = live_settings(Path("unused"), algorithm="market")
     events = market.events["BTCUSDT"].copy()
     broken_ns = market.start_ns + 10 * S
@@ -195,7 +195,7 @@ def ticker(time_ns: int, values: dict[Field, int]) -> Events:
 
 @pytest.mark.parametrize("told", [True, False])
 def test_funding_is_settled_on_the_position_at_its_instant_by_what_was_known_before(
-    told: bool, market: Minutes, model: Fixed
+    told: bool, market: Minutes, model: FixedModel
 ) -> None:
     """A rate that is told at the settlement belongs to the next one."""
     settings = live_settings(Path("unused"), algorithm="market")

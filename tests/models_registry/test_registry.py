@@ -24,7 +24,7 @@ from models_registry.manifest import (
     sha256,
 )
 from models_registry.registry import Outcome, RegistryError
-from orchestration.backtest import load_model
+from orchestration.backtest.run import load_model
 from tests.live.live_market import live_settings, promote
 
 

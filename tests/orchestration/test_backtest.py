@@ -1,4 +1,4 @@
-"""A backtest is the live trader over recorded events, and keeps honest books of what it did."""
+"""A backtest is the live trader over recorded events: the same decisions, orders and fills."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from market.units import DAY_NS, day_start_ns, utc_date
 from market.wire.capture import CaptureWriter, read_lines
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
-from orchestration.backtest import Run, load_model, replay
-from orchestration.backtest.span import Span, instruments_held
+from orchestration.backtest.run import Run, load_model, replay
+from orchestration.backtest.span import Span, instruments_of_span
 from tests.live.live_market import live_settings, promote
 
 S = 1_000_000_000
@@ -35,7 +35,7 @@ HISTORY_S = 3_660
 
 
 class Recorded(NamedTuple):
-    """A lake with a warm hour before a stretch of a recording, and that stretch as a capture."""
+    """A lake with a warm-up hour before a stretch of a recording, and that stretch as a capture."""
 
     root: Path
     capture: str
@@ -43,10 +43,10 @@ class Recorded(NamedTuple):
 
 
 def warm_lake(root: Path, recording: Path, first_ns: int, until_ns: int) -> Recorded:
-    """A lake in which trading may begin with the recording's first second.
+    """A lake in which features are warm at the recording's first second.
 
-    The recordings are minutes long and features look back an hour, so the hour before is made of
-    the recording's own bars, repeated backwards.
+    Recordings are minutes long and features look back an hour, so the hour before repeats the
+    recording's own bars.
     """
     instruments = instruments_of([str(recording)], SYMBOLS)
     decoder = Decoder(instruments, 200, SYMBOLS, follow=False)
@@ -95,22 +95,24 @@ def warm_lake(root: Path, recording: Path, first_ns: int, until_ns: int) -> Reco
 
 
 def lake_over(recorded: Recorded, root: Path) -> Path:
-    """A lake of one's own over the same partitions."""
+    """Another lake over the same partitions."""
     root.mkdir()
     for name in ("bars", "events", "lake.json"):
         (root / name).symlink_to(recorded.root / name)
     return root
 
 
-class Kept(NamedTuple):
+class Backtest(NamedTuple):
+    """A finished run with its decisions and the rows of its execution tables."""
+
     run: Run
     decisions: list[Decision]
     tables: dict[str, list[dict[str, Any]]]
 
 
-def backtest(settings: Settings, span: Span) -> Kept:
+def backtest(settings: Settings, span: Span) -> Backtest:
     lake = Lake(settings.root)
-    instruments, _ = instruments_held(lake, followed(settings.market.symbols), span)
+    instruments, _ = instruments_of_span(lake, followed(settings.market.symbols), span)
     decisions: list[Decision] = []
     tables: dict[str, list[dict[str, Any]]] = {}
 
@@ -120,11 +122,11 @@ def backtest(settings: Settings, span: Span) -> Kept:
     model = load_model(settings, "champion", settings.market.symbols)
     run = Run(settings, instruments, model, decided=decisions.append, rows=keep)
     replay(lake, instruments, span, [run])
-    return Kept(run, decisions, tables)
+    return Backtest(run, decisions, tables)
 
 
 def without_venue(rows: Sequence[dict[str, Any]], *key: str) -> list[dict[str, Any]]:
-    """Rows with what names the venue taken out and NaN as None, in a fixed order."""
+    """Rows without the venue's name and with NaN as None, sorted by ``key``."""
     return sorted(
         (
             {k: None if v != v else v for k, v in row.items() if k not in ("venue", "run")}
@@ -164,13 +166,13 @@ def settings_of(root: Path, **execution: object) -> Settings:
         ("midnight", "passive", 0.0),
     ],
 )
-def test_the_same_capture_gives_the_same_decisions_orders_and_fills_as_the_worker(
+def test_worker_and_backtest_decide_order_and_fill_alike(
     name: str, algorithm: str, speed: float, stretches: dict[str, Recorded], tmp_path: Path
 ) -> None:
-    """One for one and bit by bit, whatever the speed at which the worker's replay is paced."""
+    """Bit for bit, whatever the speed of the worker's replay."""
     recorded = stretches[name]
     root = lake_over(recorded, tmp_path / "lake")
-    # Its expectation turns with the flow of each second: orders are left, replaced and cancelled.
+    # The expectation changes sign with the flow of each second: orders fill, are amended and cancelled.
     promote(root, name="btc-l2", source="recorded", follows="ofi_now")
     settings = settings_of(root, algorithm=algorithm)
     mine = backtest(settings, recorded.span)
@@ -219,18 +221,18 @@ def test_the_same_capture_gives_the_same_decisions_orders_and_fills_as_the_worke
 def test_a_position_is_carried_over_midnight(
     stretches: dict[str, Recorded], tmp_path: Path
 ) -> None:
-    """From one date's partition to the next nothing is closed and nothing entered anew: at every
-    decision the position is the sum of all executions heard until then."""
+    """Nothing is closed or entered anew where the next partition begins: at every decision the position
+    is the sum of all fills received until then."""
     recorded = stretches["midnight"]
     root = lake_over(recorded, tmp_path / "lake")
     promote(root, name="btc-l2", source="recorded", follows="ofi_now")
-    kept = backtest(settings_of(root, algorithm="market"), recorded.span)
+    run = backtest(settings_of(root, algorithm="market"), recorded.span)
     midnight = day_start_ns("2024-07-19")
-    assert {d.position_lots != 0 for d in kept.decisions if d.t_ns == midnight} == {True}
-    for decision in kept.decisions:
-        heard = [
+    assert {d.position_lots != 0 for d in run.decisions if d.t_ns == midnight} == {True}
+    for decision in run.decisions:
+        received = [
             row["side"] * row["qty_lots"]
-            for row in kept.tables["fills"]
+            for row in run.tables["fills"]
             if row["symbol"] == decision.symbol and row["time_ns"] < decision.t_ns
         ]
-        assert decision.position_lots == sum(heard)
+        assert decision.position_lots == sum(received)

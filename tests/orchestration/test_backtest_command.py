@@ -1,4 +1,4 @@
-"""`l2 backtest` as people run it: the report, its page, a second model, bounds, and the probes."""
+"""`l2 backtest`: the report, the tear sheet, a second model, queue bounds, and look-ahead probes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ from live.decisions import Decision
 from live.trader import Trader
 from market.lake import Lake
 from market.settings import FEE_ROWS_BPS
+from market.units import SECOND_NS
 from models_registry.manifest import Prediction
-from orchestration.backtest import Run, backtest, load_model, lookahead, replay
-from orchestration.backtest.bounds import beside
-from orchestration.backtest.span import instruments_held, span_of
+from orchestration.backtest import lookahead
+from orchestration.backtest.command import backtest
+from orchestration.backtest.figures import bound_figures
+from orchestration.backtest.run import Run, load_model, replay
+from orchestration.backtest.span import instruments_of_span, span_of
 from orchestration.cli import main
 from tests.live.live_market import live_settings, promote
 from tests.live.warm import planted, write
 
 DAY = "2026-03-02"
-#: As much as the probes need to judge, and no more.
+#: The least that the probes need for a verdict.
 SECONDS = 330
 Vector = npt.NDArray[np.float64]
 
@@ -42,7 +45,7 @@ def near(value: float) -> Any:
 
 
 class Page(HTMLParser):
-    """The tables of a page by their headings, its pictures, and whatever it would fetch."""
+    """The tables of a page by their headings, its pictures, and the addresses it would fetch."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -104,8 +107,8 @@ def same(cell: str, value: float | None, digits: int) -> bool:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake of planted minutes behind a warm hour, and two models that follow the flow of each
-    second: the champion with it, `other` against it."""
+    """A lake of planted minutes behind a warm-up hour, and two models on the order flow of each
+    second: the champion follows it, `other` trades against it."""
     folder = tmp_path_factory.mktemp("planted")
     write(Lake(folder, "synthetic"), planted("demo", DAY, SECONDS))
     promote(folder, version="2", follows="ofi_now", sign=-1.0)
@@ -114,10 +117,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def told(
+def printed(
     root: Path, capsys: pytest.CaptureFixture[str], *options: str, status: int = 0
 ) -> dict[str, Any]:
-    """What the command says as JSON."""
+    """The JSON that the verb prints."""
     settings = live_settings(root)
     given = [
         f"source={settings.source}",
@@ -144,7 +147,7 @@ UNTIL = f"{DAY}T00:02:02"
 
 @pytest.fixture(scope="module")
 def reported(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """Two minutes with everything that a report can hold."""
+    """Two minutes with every part of a report."""
     page = tmp_path_factory.mktemp("page") / "sheet.html"
     found = backtest(
         live_settings(root), against=str(root / "other"), first=FIRST, last=UNTIL, page=str(page)
@@ -152,19 +155,19 @@ def reported(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
     return found, page
 
 
-def test_the_command_says_what_the_function_found(
+def test_the_verb_prints_the_result_of_the_function(
     root: Path, reported: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, _ = reported
-    said = told(root, capsys, "--from", FIRST, "--to", UNTIL, "--against", str(root / "other"))
+    result = printed(root, capsys, "--from", FIRST, "--to", UNTIL, "--against", str(root / "other"))
     expected = {k: v for k, v in found.items() if k not in ("seconds", "files")}
-    assert said.pop("seconds") > 0
-    assert said == json.loads(json.dumps(expected))
+    assert result.pop("seconds") > 0
+    assert result == json.loads(json.dumps(expected))
 
 
 def test_the_books_close_at_every_fee_row(reported: tuple[dict[str, Any], Path]) -> None:
     """Net = gross − fees − funding; trades, regimes and symbols each add up to the same; at the
-    break-even fee the net is zero; no fall is deeper than the stated one."""
+    break-even fee the net is zero; no drawdown is deeper than the stated one."""
     found, page = reported
     trades = pq.read_table(page.with_suffix(".trades.parquet"))
     curve = pq.read_table(page.with_suffix(".equity.parquet"))
@@ -199,7 +202,9 @@ def test_the_books_close_at_every_fee_row(reported: tuple[dict[str, Any], Path])
     assert found["errors"] == []
 
 
-def test_the_page_shows_the_figures_of_the_json(reported: tuple[dict[str, Any], Path]) -> None:
+def test_the_tear_sheet_shows_the_figures_of_the_json(
+    reported: tuple[dict[str, Any], Path],
+) -> None:
     _, file = reported
     found = json.loads(file.with_suffix(".json").read_text())
     page = Page(file.read_text(encoding="utf-8"))
@@ -255,7 +260,7 @@ def test_the_page_shows_the_figures_of_the_json(reported: tuple[dict[str, Any], 
     assert all(line.split("'")[0] in text for line in found["assumptions"])
 
 
-def test_the_page_is_one_file_with_pictures_and_its_tables_lie_beside_it(
+def test_the_tear_sheet_is_one_file_with_its_tables_beside_it(
     reported: tuple[dict[str, Any], Path],
 ) -> None:
     found, file = reported
@@ -275,7 +280,7 @@ def test_the_page_is_one_file_with_pictures_and_its_tables_lie_beside_it(
         assert pq.read_table(file.with_suffix(f".{table}.parquet")).num_rows > 50
 
 
-def test_the_bounds_are_the_runs_with_these_queue_models(
+def test_the_bounds_are_runs_with_these_queue_models(
     root: Path, reported: tuple[dict[str, Any], Path]
 ) -> None:
     found, _ = reported
@@ -283,7 +288,7 @@ def test_the_bounds_are_the_runs_with_these_queue_models(
     for bound in BOUNDS:
         alone = backtest(live_settings(root, queue=bound), first=FIRST, last=UNTIL, bounded=False)
         assert "bounds" not in alone
-        assert beside(alone) == found["bounds"][bound]
+        assert bound_figures(alone) == found["bounds"][bound]
     maker = [run["maker_share"] for run in (found["bounds"][BOUNDS[0]], found)]
     maker.append(found["bounds"][BOUNDS[1]]["maker_share"])
     assert maker == sorted(maker)
@@ -317,15 +322,15 @@ def test_a_model_against_itself_makes_no_difference(root: Path) -> None:
         assert found["against"]["rows"][row] == found["rows"][row]
 
 
-def test_a_run_that_begins_in_the_midst_of_a_date_knows_the_book_that_stood(root: Path) -> None:
-    """Without bars before it the trader has to warm up, but what it sees is the market."""
+def test_a_run_that_begins_within_a_date_has_the_book_of_that_second(root: Path) -> None:
+    """Without bars before it the trader has to warm up, but its mids are right from the start."""
     settings = live_settings(root)
     lake = Lake(settings.root, settings.source)
     symbols = settings.market.symbols
     mids: list[dict[tuple[str, int], float]] = []
     for first in (FIRST, f"{DAY}T00:00:32"):
         span = span_of(lake, symbols, first, f"{DAY}T00:00:42")
-        instruments, _ = instruments_held(lake, symbols, span)
+        instruments, _ = instruments_of_span(lake, symbols, span)
         seen: list[Decision] = []
         model = load_model(settings, "champion", symbols)
         replay(lake, instruments, span, [Run(settings, instruments, model, decided=seen.append)])
@@ -335,7 +340,7 @@ def test_a_run_that_begins_in_the_midst_of_a_date_knows_the_book_that_stood(root
     assert all(whole[key] == mid for key, mid in late.items())
 
 
-def test_when_a_run_hands_on_what_is_settled_changes_nothing(
+def test_how_often_a_run_flushes_finished_rows_changes_nothing(
     root: Path,
     reported: tuple[dict[str, Any], Path],
     tmp_path: Path,
@@ -343,7 +348,7 @@ def test_when_a_run_hands_on_what_is_settled_changes_nothing(
 ) -> None:
     """Every ten seconds instead of every hour: the same figures, the same rows in the same order."""
     _, page = reported
-    monkeypatch.setattr("orchestration.backtest.SETTLE_NS", 10 * 1_000_000_000)
+    monkeypatch.setattr("orchestration.backtest.run.FLUSH_NS", 10 * SECOND_NS)
     often = tmp_path / "sheet.html"
     backtest(live_settings(root), first=FIRST, last=UNTIL, bounded=False, page=str(often))
     for table in ("orders", "fills", "parents", "tca", "trades", "equity"):
@@ -355,12 +360,12 @@ def test_when_a_run_hands_on_what_is_settled_changes_nothing(
 # -- probes ----------------------------------------------------------------------------------------
 
 
-def test_features_a_bar_early_are_caught_on_the_planted_market(
+def test_features_one_bar_early_are_caught_on_the_planted_market(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Cut anywhere, the past stays as it was; a bar late, results change by no more than their error;
-    a bar early, they jump, and the probe says so."""
-    found = told(root, capsys, "--probe", "1", "--from", FIRST)
+    """Truncated, the past stays the same; a bar late, results change within their error; a bar early,
+    they jump, and the probe says so."""
+    found = printed(root, capsys, "--probe", "1", "--from", FIRST)
     assert [row["same"] for row in found["truncated"]] == [True]
     assert found["truncated"][0]["records"] > 1_000
     assert found["verdict"] == "clean"
@@ -374,54 +379,55 @@ def test_features_a_bar_early_are_caught_on_the_planted_market(
     assert early["gross_bps"] - honest["gross_bps"] > 3 * noise
 
 
-class Noting(Trader):
-    """A trader that notes what it expected when."""
+class RecordingTrader(Trader):
+    """A trader that records its predictions."""
 
-    def __init__(self, *arguments: Any, seen: lookahead.Seen, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._seen = seen
+    def __init__(self, *arguments: Any, recorded: lookahead.Recorded, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._recorded = recorded
 
     def _expect(self, symbol: str, t_ns: int, vector: Vector) -> Prediction:
-        found = self._seen[symbol, t_ns] = super()._expect(symbol, t_ns, vector)
-        return found
+        prediction = self._recorded[symbol, t_ns] = super()._expect(symbol, t_ns, vector)
+        return prediction
 
 
-def test_a_backtest_whose_features_are_a_bar_early_fails(root: Path) -> None:
-    """The mistake itself: at t the trader knows what follows from the second after t."""
+def test_a_backtest_whose_features_are_one_bar_early_fails(root: Path) -> None:
+    """The leak itself: at t the trader has the prediction of t + 1 s."""
     settings = live_settings(root)
-    seen: lookahead.Seen = {}
+    recorded: lookahead.Recorded = {}
     lake = Lake(settings.root, settings.source)
     span = span_of(lake, settings.market.symbols, FIRST, None)
-    instruments, _ = instruments_held(lake, settings.market.symbols, span)
+    instruments, _ = instruments_of_span(lake, settings.market.symbols, span)
     model = load_model(settings, "champion", settings.market.symbols)
-    honest = Run(settings, instruments, model, trader=partial(Noting, seen=seen))
+    honest = Run(settings, instruments, model, trader=partial(RecordingTrader, recorded=recorded))
     replay(lake, instruments, span, [honest])
-    early = partial(lookahead.Shifted, seen=seen, ahead_s=1)
+    early = partial(lookahead.ShiftedTrader, recorded=recorded, lead_s=1)
     found = lookahead.probe(settings, first=FIRST, truncations=0, trader=early)
     assert found["verdict"] == "LOOKS AHEAD"
     assert found["failed"]
-    assert "LOOKS AHEAD" in lookahead.text(found)
+    assert "LOOKS AHEAD" in lookahead.report_text(found)
 
 
-class Unsteady(Trader):
-    """A trader whose past depends on the run: each expects a billionth of a bp more."""
+class BiasedTrader(Trader):
+    """A trader whose predictions depend on the run: each is a billionth of a bp higher."""
 
     runs = 0
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        Unsteady.runs += 1
-        self._bias_bps = 1e-9 * Unsteady.runs
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        BiasedTrader.runs += 1
+        self._bias_bps = 1e-9 * BiasedTrader.runs
 
     def _expect(self, symbol: str, t_ns: int, vector: Vector) -> Prediction:
-        found = super()._expect(symbol, t_ns, vector)
-        return msgspec.structs.replace(found, expected_bps=found.expected_bps + self._bias_bps)
+        prediction = super()._expect(symbol, t_ns, vector)
+        biased = prediction.expected_bps + self._bias_bps
+        return msgspec.structs.replace(prediction, expected_bps=biased)
 
 
-def test_a_past_that_changes_with_what_came_later_fails(root: Path) -> None:
+def test_records_that_change_with_later_events_fail(root: Path) -> None:
     found = lookahead.probe(
-        live_settings(root), first=FIRST, last=f"{DAY}T00:00:32", truncations=1, trader=Unsteady
+        live_settings(root), first=FIRST, last=f"{DAY}T00:00:32", truncations=1, trader=BiasedTrader
     )
     assert [row["same"] for row in found["truncated"]] == [False]
     assert found["failed"]
-    assert "DIFFER" in lookahead.text(found)
+    assert "DIFFER" in lookahead.report_text(found)

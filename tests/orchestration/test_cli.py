@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestration.cli import VERBS, main
-from orchestration.pages import PortError, require_free
+from orchestration.ui import PortError, require_free
 from tests.conftest import REPOSITORY
 
 

@@ -1,4 +1,4 @@
-"""The probes tell a backtest that looks ahead from one that does not."""
+"""The probes distinguish a backtest that looks ahead from one that does not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from live.decisions import Decision
 from market.lake import Lake
 from orchestration.backtest import lookahead
-from orchestration.backtest.lookahead import News, Trail, probe, verdict
+from orchestration.backtest.lookahead import Innovations, RunDigest, probe, verdict
 from orchestration.backtest.span import instant_text
 from tests.live.live_market import live_settings, promote
 from tests.live.warm import S, minutes, write
@@ -27,8 +27,8 @@ def decision(t_ns: int, expected_bps: float, mid: float) -> Decision:
     )  # fmt: skip
 
 
-def news(ahead_s: int, momentum: float, seed: int, persistence: float = 0.0) -> News:
-    """A market whose expectation follows the second that has passed, ``ahead_s`` bars early."""
+def innovations(lead_s: int, momentum: float, seed: int, persistence: float = 0.0) -> Innovations:
+    """A market whose expectation follows the second that has passed, ``lead_s`` bars early."""
     generator = np.random.Generator(np.random.Philox(key=seed))
     returns = generator.normal(size=3_000)
     flow = momentum * returns + generator.normal(size=3_000)
@@ -36,30 +36,32 @@ def news(ahead_s: int, momentum: float, seed: int, persistence: float = 0.0) -> 
     for n in range(1, 3_000):
         expected[n] = persistence * expected[n - 1] + flow[n]
     mids = 60_000 * np.exp(np.cumsum(returns) * 1e-5)
-    found = News()
+    collected = Innovations()
     for n in range(2_990):
-        found.decided(decision(T0 + n * S, float(expected[n + ahead_s]), float(mids[n])))
-    return found
+        collected.decided(decision(T0 + n * S, float(expected[n + lead_s]), float(mids[n])))
+    return collected
 
 
 @pytest.mark.parametrize("persistence", [0.0, 0.95])
 @pytest.mark.parametrize("momentum", [1.0, -1.0])
-def test_features_a_bar_early_are_told_by_their_news(momentum: float, persistence: float) -> None:
-    honest = news(0, momentum, 1, persistence).contrast(7)
-    assert verdict(honest["z"]) == "clean"
-    assert abs(honest["past"]) == pytest.approx(0.5**0.5, abs=0.05)
-    assert abs(honest["next"]) < 0.05
-    assert verdict(news(1, momentum, 1, persistence).contrast(7)["z"]) == "LOOKS AHEAD"
+def test_features_one_bar_early_show_in_their_innovations(
+    momentum: float, persistence: float
+) -> None:
+    unshifted = innovations(0, momentum, 1, persistence).contrast(7)
+    assert verdict(unshifted["z"]) == "clean"
+    assert abs(unshifted["past"]) == pytest.approx(0.5**0.5, abs=0.05)
+    assert abs(unshifted["next"]) < 0.05
+    assert verdict(innovations(1, momentum, 1, persistence).contrast(7)["z"]) == "LOOKS AHEAD"
 
 
-def test_news_that_say_nothing_of_either_second_tell_nothing() -> None:
-    assert verdict(news(0, 0.0, 2).contrast(7)["z"]) == "cannot tell"
-    assert verdict(News().contrast(7)["z"]) == "cannot tell"
+def test_innovations_without_information_give_no_verdict() -> None:
+    assert verdict(innovations(0, 0.0, 2).contrast(7)["z"]) == "cannot tell"
+    assert verdict(Innovations().contrast(7)["z"]) == "cannot tell"
 
 
-def test_a_trail_tells_what_stood_before_an_instant_and_nothing_else() -> None:
+def test_a_digest_covers_the_records_before_an_instant_alone() -> None:
     cut = T0 + 5 * S
-    whole, part, other = Trail([cut]), Trail([cut]), Trail([cut])
+    whole, part, other = RunDigest([cut]), RunDigest([cut]), RunDigest([cut])
     for n in range(10):
         whole.decided(decision(T0 + n * S, n, 1.0))
         if n < 5:
@@ -68,8 +70,10 @@ def test_a_trail_tells_what_stood_before_an_instant_and_nothing_else() -> None:
     assert whole.before(cut) == part.before(cut) != other.before(cut)
 
 
-def test_a_cut_run_repeats_the_past_of_a_whole_one(data_dir: Path, tmp_path: Path) -> None:
-    """On a recording, with orders under way at the cuts."""
+def test_a_truncated_run_repeats_the_records_of_the_whole_one(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """On a recording, with orders in flight at the cuts."""
     promote(tmp_path, name="btc-l2", source="recorded", follows="ofi_now")
     settings = msgspec.structs.replace(live_settings(tmp_path), source="recorded")
     market = minutes(data_dir / "usdm-20240808.frames.zst", 30)
@@ -79,4 +83,4 @@ def test_a_cut_run_repeats_the_past_of_a_whole_one(data_dir: Path, tmp_path: Pat
     assert all(row["records"] > 60 for row in found["truncated"])
     assert found["verdict"] == "cannot tell", "half a minute is no evidence"
     assert not found["failed"]
-    assert "are the same" in lookahead.text(found)
+    assert "are the same" in lookahead.report_text(found)

@@ -16,7 +16,7 @@ from execution.tca import TABLES, summarise
 from market.instruments import BUILT_IN
 from market.lake import Lake
 from market.settings import Settings
-from orchestration.backtest.tear_sheet import Tables
+from orchestration.backtest.tear_sheet import TableWriter
 from orchestration.cli import main
 from orchestration.tca import TcaError, _beside, analyse
 from proving.synthetic import generate, profile
@@ -35,7 +35,7 @@ def report() -> StudyReport:
 def left(report: StudyReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page's name with the tables beside it, as a backtest leaves them."""
     page = tmp_path_factory.mktemp("left") / "sheet.html"
-    kept = Tables(page.with_suffix(""))
+    kept = TableWriter(page.with_suffix(""))
     for table, rows in (
         ("parents", report.parents),
         ("orders", report.orders),

@@ -1,6 +1,6 @@
-"""What pages with figures share: their style, tables of text, and pictures as inline SVG.
+"""What report pages share: HTML documents and tables, pictures as inline SVG, Markdown tables.
 
-A page is one HTML file that needs nothing else: no script, no font, no address.
+An HTML page is one file without scripts, fonts or addresses, so that it can be mailed and archived.
 """
 
 from __future__ import annotations
@@ -22,9 +22,24 @@ th:first-child, td:first-child { text-align: left; }
 svg { width: 100%; height: auto; } li { margin: .2em 0; } .scroll { overflow-x: auto; }
 """
 
+#: Colours of lines and points, in the order in which series are drawn.
+SERIES: Final = (
+    "#2b5c9e", "#c9803a", "#5b9a68", "#8a63a8", "#a33b3b", "#5f6b7a", "#b59f2c", "#3a8f9a",
+    "#9a5b7c", "#444444",
+)  # fmt: skip
+#: Colours of the parts of a parent's cost.
+COST_PARTS: Final = {
+    "delay_bps": "#8c8c8c",
+    "spread_bps": "#4c72b0",
+    "impact_bps": "#c44e52",
+    "timing_bps": "#dd8452",
+    "opportunity_bps": "#937860",
+    "fees_bps": "#55a868",
+}
+
 
 def document(title: str, body: Sequence[str], style: str = STYLE) -> str:
-    """The page: its title, and its parts as HTML."""
+    """The HTML page of a title and parts that are HTML already."""
     return (
         f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{html.escape(title)}</title>"
         f"<style>{style}</style></head><body>" + "\n".join(body) + "</body></html>\n"
@@ -32,26 +47,34 @@ def document(title: str, body: Sequence[str], style: str = STYLE) -> str:
 
 
 def table(
-    rows: Sequence[Sequence[str]], head: Sequence[str] = (), kind: str = "", texts: int = 1
+    rows: Sequence[Sequence[str]], head: Sequence[str] = (), kind: str = "", text_columns: int = 1
 ) -> str:
-    """A table of text; the first ``texts`` columns are to the left, figures to the right."""
+    """An HTML table; the first ``text_columns`` are set to the left, figures to the right."""
 
     def line(cells: Sequence[str], tag: str) -> str:
-        told = (
-            f"<{tag}{' class=text' if 1 <= n < texts else ''}>{html.escape(cell)}</{tag}>"
+        marked = (
+            f"<{tag}{' class=text' if 1 <= n < text_columns else ''}>{html.escape(cell)}</{tag}>"
             for n, cell in enumerate(cells)
         )
-        return f"<tr>{''.join(told)}</tr>"
+        return f"<tr>{''.join(marked)}</tr>"
 
     top = line(head, "th") if head else ""
     body = "".join(line(cells, "td") for cells in rows)
     return f"<div class=scroll><table class='{kind}'>{top}{body}</table></div>"
 
 
+def markdown_table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
 def axes(
-    rows: int, heights: Sequence[float], height: float, columns: int = 1, **more: Any
+    rows: int, height_ratios: Sequence[float], height: float, columns: int = 1, **options: Any
 ) -> tuple[Any, Any]:
-    """A figure of the page's width, ``height`` inches high, and its grid of axes."""
+    """A figure of the page's width and ``height`` inches, and its (rows, columns) grid of axes."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -74,27 +97,27 @@ def axes(
         figsize=(11, height),
         sharex=columns == 1,
         squeeze=False,
-        gridspec_kw={"height_ratios": heights},
-        **more,
+        gridspec_kw={"height_ratios": height_ratios},
+        **options,
     )
     return figure, grid
 
 
-def concise_dates(drawn: Any) -> None:
-    """Times on the x axis, each said once."""
+def concise_dates(ax: Any) -> None:
+    """Label a time axis with each date once."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
     locator = AutoDateLocator()
-    drawn.xaxis.set_major_locator(locator)
-    drawn.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
 
 def svg(figure: Any) -> str:
-    """The figure as inline SVG; the same figure gives the same text."""
+    """The figure as inline SVG, deterministic; closes the figure."""
     import matplotlib.pyplot as plt
 
     out = io.StringIO()
     figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
-    drawn = out.getvalue()
-    return drawn[drawn.index("<svg") :]
+    text = out.getvalue()
+    return text[text.index("<svg") :]

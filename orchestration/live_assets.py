@@ -1,9 +1,9 @@
-"""What the live worker leaves, brought into the lake daily and judged.
+"""Dagster assets of what the live worker leaves: its records into the lake, and their daily skew check.
 
-The room of assets may not know the worker, whose process loads no Dagster: this is where the two meet.
+They belong here because `assets` may not import `live`, whose process loads no Dagster.
 """
 
-# No postponed annotations here: Dagster compares the type of `context` as it stands.
+# No postponed annotations here: Dagster compares the type of `context` at run time.
 
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ from assets.platform import OWNERS, PARTITIONS, Platform, keys_of
     kinds={"python", "parquet"},
 )
 def decisions(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
-    """Every decision of the live worker with the vector it was made from; orders, fills and costs too.
+    """The live worker's decisions with their feature vectors; its orders, fills and costs too.
 
-    Finished hours and the journal are taken over as they stand, beside a worker that runs. Doing it
-    again changes nothing.
+    Collects finished hours and the journal, also while the worker runs. Idempotent.
     """
     from live.collect import collect
 
@@ -52,13 +51,14 @@ def decisions(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mater
 def live_batch_skew(
     context: dg.AssetCheckExecutionContext, platform: Platform
 ) -> dg.AssetCheckResult:
-    """Decisions made again from the worker's own capture by the batch's SQL: any difference fails."""
+    """Decisions recomputed from the worker's own capture by the batch SQL; any difference fails."""
     from assets.skew import judge, said
 
     report = judge(platform.lake(), platform.settings(), keys_of(context.partition_keys))
-    context.log.info(said(report))
+    summary = said(report)
+    context.log.info(summary)
     metadata: dict[str, Any] = {
-        "summary": said(report),
+        "summary": summary,
         "decisions": report.decisions,
         "values compared": report.values,
         "differences": report.differences,

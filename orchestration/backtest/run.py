@@ -1,0 +1,431 @@
+"""One backtest run: the model, the trader, its venues and books; and the replay that drives runs."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from execution.blotter import Blotter, EntryReason
+from execution.orders import Event, Filled
+from execution.simulation.queue import BOUNDS
+from execution.tca import Row
+from live.collect import journal_rows
+from live.decisions import Decision
+from live.desk import Funding
+from live.history import join, stood
+from live.journal import Entry, Ledger
+from live.paper import paper_venues
+from live.trader import Model, Trader
+from market.columns import C
+from market.console import Say
+from market.errors import DataError
+from market.features import feature_hash
+from market.instruments import Instrument
+from market.lake import Lake
+from market.settings import FEE_ROWS_BPS, Settings
+from market.units import HOUR_NS, MINUTE_NS, SECOND_NS
+from models_registry.manifest import (
+    MANIFEST_FILE,
+    Bundle,
+    BundleError,
+    Pointer,
+    Prediction,
+    load_champion,
+)
+from orchestration.backtest.span import Span, instant_text, merged, seconds_of
+
+#: Finished orders and parents leave memory this often, so that memory does not grow with the span.
+FLUSH_NS: Final = HOUR_NS
+
+#: Seconds of wall time between progress lines.
+PROGRESS_EVERY_S: Final = 10.0
+
+_EVENT = msgspec.json.Decoder(Event)
+_FUNDING = msgspec.json.Decoder(Funding)
+_SWEEPS: Final = {
+    side: tuple(getattr(C, f"sweep_{name}_{size}") for size in ("10k", "100k", "1m"))
+    for side, name in ((1, "buy"), (-1, "sell"))
+}
+
+#: The latest prediction by symbol, with its time.
+Predictions = dict[str, tuple[int, Prediction]]
+
+
+class BacktestError(DataError):
+    """A backtest cannot be run; the message says why and what to do."""
+
+
+# -- the model -------------------------------------------------------------------------------------
+
+
+class FixedModel(msgspec.Struct, frozen=True):
+    """One model version for the whole run. ``foreign`` says why its source is not the lake's, or ``""``."""
+
+    pointer: Pointer
+    bundle: Bundle
+    foreign: str = ""
+
+    def refresh(self) -> bool:
+        """False: no newer champion is loaded (`live.trader.Model`)."""
+        return False
+
+    @property
+    def name(self) -> str:
+        """Registered name and version."""
+        return f"{self.pointer.name} {self.pointer.version}"
+
+
+def load_model(
+    settings: Settings, which: str, symbols: Sequence[str], *, in_spite_of_source: bool = False
+) -> FixedModel:
+    """The model to run: ``champion``, a version of the registry, or a bundle's folder.
+
+    BundleError when it was trained for other features, another book topic, other symbols or, unless
+    ``in_spite_of_source``, on another source than the lake's; BacktestError when there is none.
+    """
+    pointer, bundle = _bundle(settings, which)
+    bundle.require(feature_hash(), f"orderbook.{settings.market.book_depth}")
+    manifest = bundle.manifest
+    if missing := set(symbols) - set(manifest.symbols):
+        raise BundleError(
+            f"model {pointer.name} {pointer.version} was not trained on "
+            f"{', '.join(sorted(missing))}; name its symbols with --symbols, or train again"
+        )
+    foreign = ""
+    if manifest.source != settings.source:
+        foreign = f"a model of {manifest.source} data on {settings.source} data"
+        if not in_spite_of_source:
+            raise BundleError(
+                f"{foreign} says nothing about either; --in-spite-of-source runs it, and its report "
+                "says so"
+            )
+    return FixedModel(pointer, bundle, foreign)
+
+
+def _bundle(settings: Settings, which: str) -> tuple[Pointer, Bundle]:
+    if (Path(which) / MANIFEST_FILE).is_file():
+        bundle = Bundle.load(which)
+        return _pointer(bundle, Path(which).name), bundle
+    if which == "champion":
+        champion = load_champion(settings.root, settings.model_name)
+        if champion is None:
+            from models_registry.resolver import resolve
+
+            resolve(settings)
+            champion = load_champion(settings.root, settings.model_name)
+        if champion is None:
+            raise BacktestError(
+                f"no champion of {settings.model_name} in {settings.root}: train with `l2 pipeline` "
+                "and promote a version, or name a version or a bundle's folder with --model"
+            )
+        return champion
+    from models_registry.registry import fetch_bundle
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "bundle"
+        fetch_bundle(settings, which, folder)
+        bundle = Bundle.load(folder)
+    return _pointer(bundle, which), bundle
+
+
+def _pointer(bundle: Bundle, version: str) -> Pointer:
+    return Pointer(
+        name=bundle.manifest.name,
+        version=version,
+        folder="",
+        manifest_sha256=bundle.manifest_sha256,
+    )
+
+
+# -- the bounds of the queue model -----------------------------------------------------------------
+#
+# Public data do not say where in the queue our orders are, so fills of resting orders are a model's.
+# Two bounds hold for every model: what leaves a level without a trade was all behind us (pessimistic),
+# or all in front as far as possible (optimistic). At every moment the same resting orders have filled,
+# together, at least as much as at the one and at most as much as at the other; an order that is alone
+# at its price also by itself (tests/execution/test_queue.py, test_invariants.py).
+#
+# That holds for fills of the same orders, not for money: an order that fills earlier may lose by it,
+# and the trader goes on from its fills. Results at the bounds need not bracket the run's own; they say
+# how much of the result the queue model decides.
+
+
+def bound_settings(settings: Settings) -> list[Settings]:
+    """The settings with each bound as the queue model, pessimistic first."""
+    return [
+        msgspec.structs.replace(
+            settings, execution=msgspec.structs.replace(settings.execution, queue=bound)
+        )
+        for bound in BOUNDS
+    ]
+
+
+class SharedPredictionTrader(Trader):
+    """One of several traders over the same rows that share predictions through ``predictions``.
+
+    Features describe the market and none of our orders, so each prediction is computed once.
+    """
+
+    def __init__(self, *arguments: Any, predictions: Predictions, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._predictions = predictions
+
+    def _expect(self, symbol: str, t_ns: int, vector: npt.NDArray[np.float64]) -> Prediction:
+        cached = self._predictions.get(symbol)
+        if cached is None or cached[0] != t_ns:
+            cached = self._predictions[symbol] = t_ns, super()._expect(symbol, t_ns, vector)
+        return cached[1]
+
+
+# -- the books -------------------------------------------------------------------------------------
+
+
+class EquityCurve:
+    """Equity, positions and prices every minute; drawdown and exposure over every second.
+
+    Of each minute ``equity`` has the profit by fee row, ``position_usdt`` the signed position and
+    ``price`` the mid by symbol. ``drawdown`` is the deepest so far, in USDT.
+    """
+
+    def __init__(self, symbols: Sequence[str]) -> None:
+        self.t_ns = array("q")
+        self.equity = {row: array("d") for row in FEE_ROWS_BPS}
+        self.position_usdt = {symbol: array("d") for symbol in symbols}
+        self.price = {symbol: array("d") for symbol in symbols}
+        self.drawdown = dict.fromkeys(FEE_ROWS_BPS, 0.0)
+        self.seconds = self.invested_s = 0.0
+        self.exposure_usdt_s = self.net_usdt_s = self.largest_usdt = 0.0
+        self._peak = dict.fromkeys(FEE_ROWS_BPS, 0.0)
+
+    def value(self, equity: Mapping[str, float]) -> None:
+        """Update peaks and drawdowns by the present equity."""
+        for row, value in equity.items():
+            self._peak[row] = max(self._peak[row], value)
+            self.drawdown[row] = max(self.drawdown[row], self._peak[row] - value)
+
+    def expose(self, positions: Mapping[str, float], seconds: float) -> None:
+        """Add time during which positions (USDT by symbol, signed) were open."""
+        self.seconds += seconds
+        if positions:
+            gross = math.fsum(map(abs, positions.values()))
+            self.invested_s += seconds
+            self.exposure_usdt_s += gross * seconds
+            self.net_usdt_s += math.fsum(positions.values()) * seconds
+            self.largest_usdt = max(self.largest_usdt, gross)
+
+    def append(
+        self,
+        now_ns: int,
+        equity: Mapping[str, float],
+        positions: Mapping[str, float],
+        prices: Mapping[str, float],
+    ) -> None:
+        """Add a point."""
+        self.t_ns.append(now_ns)
+        for row, value in equity.items():
+            self.equity[row].append(value)
+        for symbol, price in prices.items():
+            self.position_usdt[symbol].append(positions.get(symbol, 0.0))
+            self.price[symbol].append(price)
+
+
+class _BlotterLedger(Ledger):
+    """A ledger that feeds a blotter: parents opened, fills and funding."""
+
+    def __init__(
+        self,
+        blotter: Blotter,
+        reason: Callable[[str, int], EntryReason],
+        written: Callable[[Entry], None] | None,
+    ) -> None:
+        super().__init__()
+        self._blotter, self._reason, self._on_entry = blotter, reason, written
+
+    def _apply(self, entry: Entry) -> None:
+        super()._apply(entry)
+        if self._on_entry is not None:
+            self._on_entry(entry)
+        if entry.kind == "parent":
+            side = int(msgspec.json.decode(entry.body)["side"])
+            self._blotter.opened(entry.symbol, self._reason(entry.symbol, side))
+        elif entry.kind == "event":
+            event = _EVENT.decode(entry.body)
+            if isinstance(event, Filled):
+                self._blotter.filled(event)
+        elif entry.kind == "funding":
+            funding = _FUNDING.decode(entry.body)
+            self._blotter.funded(funding.symbol, funding.paid_e8)
+
+
+class ErrorLog:
+    """The trader's log of a run: errors are collected for the report, the rest is dropped."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def info(self, *_: object, **__: object) -> None:
+        """Dropped: progress of a worker."""
+
+    def warning(self, *_: object, **__: object) -> None:
+        """Dropped: orders that a risk limit denied, which the figures count."""
+
+    def error(self, event: str, **about: object) -> None:
+        """Collected in `errors`."""
+        self.errors.append(f"{event}: {', '.join(f'{k} {v}' for k, v in about.items())}")
+
+
+class Run:
+    """One model's trader, venues and books.
+
+    Callbacks: ``decided`` gets every decision, ``written`` every entry of the ledger, ``rows`` every
+    hour the finished rows of the execution tables. ``trader`` is called as `Trader` is.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        instruments: Mapping[str, Instrument],
+        model: Model,
+        *,
+        trader: Callable[..., Trader] = Trader,
+        decided: Callable[[Decision], None] | None = None,
+        written: Callable[[Entry], None] | None = None,
+        rows: Callable[[str, Sequence[Row]], None] | None = None,
+    ) -> None:
+        self.settings, self.model = settings, model
+        self.symbols = tuple(instruments)
+        self.blotter = Blotter(instruments, FEE_ROWS_BPS)
+        self.ledger = _BlotterLedger(self.blotter, self._reason, written)
+        self.log = ErrorLog()
+        self.curve = EquityCurve(self.symbols)
+        self.regimes: dict[str, int] = {}  #: regime -> decisions in it
+        self._decided, self._rows = decided, rows
+        self._latest: dict[str, tuple[str, float]] = {}
+        self._sampled_ns = self._sampled_changes = 0
+        self._equity = dict.fromkeys(FEE_ROWS_BPS, 0.0)
+        self.trader = trader(
+            settings,
+            instruments,
+            model=model,
+            venues=paper_venues(instruments, settings),
+            journal=self.ledger,
+            name="backtest",
+            log=self.log,
+            decided=self._note,
+        )
+
+    def _note(self, decision: Decision, _: tuple[int, ...]) -> None:
+        self._latest[decision.symbol] = decision.regime, decision.expected_bps
+        self.regimes[decision.regime] = self.regimes.get(decision.regime, 0) + 1
+        if self._decided is not None:
+            self._decided(decision)
+
+    def _reason(self, symbol: str, side: int) -> EntryReason:
+        regime, expected_bps = self._latest.get(symbol, ("unknown", math.nan))
+        row = self.trader.lanes[symbol].row
+        sweeps = (math.nan,) * 3 if row is None else tuple(float(row[c]) for c in _SWEEPS[side])
+        return EntryReason(regime=regime, expected_bps=expected_bps, sweeps_bps=sweeps)
+
+    def sample(self, now_ns: int) -> None:
+        """Value the books at a whole second, by the latest mids."""
+        curve, blotter = self.curve, self.blotter
+        mids = self._mids()
+        positions = {
+            symbol: total.lots * mids[symbol] * total.instrument.tick_size
+            * total.instrument.lot_size
+            for symbol, total in blotter.totals.items()
+            if total.lots
+        }  # fmt: skip
+        if positions or blotter.changes != self._sampled_changes:
+            self._sampled_changes = blotter.changes
+            self._equity = blotter.equity(mids)
+            curve.value(self._equity)
+        seconds = (now_ns - self._sampled_ns) / SECOND_NS if self._sampled_ns else 0.0
+        self._sampled_ns = now_ns
+        curve.expose(positions, seconds)
+        if now_ns % MINUTE_NS == 0 or not curve.t_ns:
+            curve.append(now_ns, self._equity, positions, self._prices(mids))
+
+    def _mids(self) -> dict[str, float]:
+        """The latest mid of each symbol, in ticks."""
+        return {s: recorder.at(recorder.until_ns) for s, recorder in self.trader.desk.mids.items()}
+
+    def _prices(self, mids: Mapping[str, float]) -> dict[str, float]:
+        totals = self.blotter.totals
+        return {s: mids[s] * totals[s].instrument.tick_size for s in self.symbols}
+
+    def flush(self) -> None:
+        """Hand on the rows of finished orders and parents, and drop them from memory."""
+        entries = self.ledger.drain()
+        if self._rows is not None:
+            for table, rows in journal_rows(entries, "backtest").items():
+                self._rows(table, [row for _, row in rows])
+
+    def close(self) -> None:
+        """At the end of the events: close open positions, value the books a last time."""
+        self.trader.close(flatten=True)
+        now_ns = max(lane.now_ns for lane in self.trader.lanes.values())
+        self.sample(-(-now_ns // SECOND_NS) * SECOND_NS)
+        if self.curve.t_ns[-1] < self._sampled_ns:
+            prices = self._prices(self._mids())
+            self.curve.append(self._sampled_ns, self._equity, {}, prices)
+        self.flush()
+
+
+# -- the replay ------------------------------------------------------------------------------------
+
+
+def replay(
+    lake: Lake,
+    instruments: Mapping[str, Instrument],
+    span: Span,
+    runs: Sequence[Run],
+    say: Say | None = None,
+    *,
+    close: bool = True,
+) -> int:
+    """Drive runs over the lake's events of a span, all of them over the same rows; the rows read.
+
+    The hour before is joined where the lake holds it (`live.history.join`); else runs begin with the
+    book of the first second and warm up from there. At the end runs are closed, or without ``close``
+    left with what is open at the span's end. BacktestError when the span holds no event.
+    """
+    progress = time.monotonic()
+    events = flushed = 0
+    for second_ns, rows in merged({s: seconds_of(lake, s, span) for s in instruments}):
+        if not flushed:
+            history = join(lake, instruments, second_ns) or stood(lake, instruments, second_ns)
+            for run in runs:
+                run.trader.begin(second_ns, history)
+        elif second_ns // FLUSH_NS != flushed:
+            for run in runs:
+                run.flush()
+        flushed = second_ns // FLUSH_NS
+        for run in runs:
+            run.trader.advance(second_ns)
+            run.sample(second_ns)
+            for symbol, part in rows.items():
+                run.trader.on_events(symbol, part)
+        events += sum(map(len, rows.values()))
+        if say is not None and time.monotonic() - progress >= PROGRESS_EVERY_S:
+            progress = time.monotonic()
+            done = (second_ns - span.first_ns) / (span.until_ns - span.first_ns)
+            trades = " and ".join(f"{len(run.blotter.trades):,}" for run in runs)
+            say(f"{instant_text(second_ns)}: {done:.0%}, {events:,} events, {trades} round trips")
+    if not events:
+        raise BacktestError(f"{lake.uri}: no event from {span.dates[0]} to {span.dates[-1]}")
+    for run in runs:
+        if close:
+            run.close()
+        else:
+            run.trader.reach(span.until_ns)
+    return events

@@ -1,0 +1,132 @@
+"""`l2 ui`: Dagster's home in a lake, and the web servers of Dagster and MLflow on loopback."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from market.console import Result, say
+from market.errors import UsageError
+from market.settings import Settings
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+_DAGSTER_YAML: Final = """\
+telemetry:
+  enabled: false
+nux:
+  enabled: false
+"""
+
+
+class PortError(UsageError):
+    """A port cannot be listened on."""
+
+
+def dagster_home(settings: Settings) -> Path:
+    """DAGSTER_HOME, by default ``ROOT/dagster``; created and configured when absent."""
+    home = Path(os.environ.get("DAGSTER_HOME") or Path(settings.root).absolute() / "dagster")
+    home.mkdir(parents=True, exist_ok=True)
+    file = home / "dagster.yaml"
+    if not file.exists():
+        file.write_text(_DAGSTER_YAML)
+    return home
+
+
+def dagster_instance(settings: Settings) -> dg.DagsterInstance:
+    """The Dagster instance of a lake, whose runs `l2 ui` shows; sets DAGSTER_HOME."""
+    import dagster as dg
+
+    os.environ["DAGSTER_HOME"] = str(dagster_home(settings))
+    return dg.DagsterInstance.get()
+
+
+def require_free(port: int, option: str) -> None:
+    """PortError, naming the option to change, when the port is in use."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise PortError(f"port {port} is in use; choose another with {option}") from error
+
+
+def serve(settings: Settings, dagster_port: int, mlflow_port: int) -> None:
+    """Run both servers until interrupted, or until one of them exits. Raises PortError."""
+    require_free(dagster_port, "--dagster-port")
+    require_free(mlflow_port, "--mlflow-port")
+    root = Path(settings.root).absolute()
+    (root / "mlflow").mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {
+        "DAGSTER_HOME": str(dagster_home(settings)),
+        "L2_ROOT": str(root),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # seven idle processes of a job queue that nothing here uses
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "DO_NOT_TRACK": "true",
+    }
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    servers: list[subprocess.Popen[bytes]] = []
+    try:
+        for name, port, arguments in (
+            ("Dagster", dagster_port, _dagster(dagster_port)),
+            ("MLflow", mlflow_port, _mlflow(mlflow_port, root)),
+        ):
+            say(f"{name}: http://127.0.0.1:{port}")
+            servers.append(subprocess.Popen(arguments, env=environment, start_new_session=True))
+        os.wait()
+    except KeyboardInterrupt:
+        say("stopping")
+    finally:
+        _stop(servers)
+
+
+def _dagster(port: int) -> list[str]:
+    return [
+        str(Path(sys.executable).parent / "dagster"), "dev", "--port", str(port),
+        "--host", "127.0.0.1", "--module-name", "orchestration.definitions",
+    ]  # fmt: skip
+
+
+def _mlflow(port: int, root: Path) -> list[str]:
+    return [
+        str(Path(sys.executable).parent / "mlflow"), "server",
+        "--host", "127.0.0.1", "--port", str(port),
+        "--backend-store-uri", f"sqlite:///{root}/mlflow/mlflow.db",
+        "--default-artifact-root", f"{root}/mlflow/artifacts", "--workers", "1",
+    ]  # fmt: skip
+
+
+def _stop(servers: list[subprocess.Popen[bytes]]) -> None:
+    """Stop servers and their children: each leads a process group. SIGKILL after a timeout."""
+    for number, timeout_s in ((signal.SIGINT, 20), (signal.SIGKILL, 5)):
+        for server in servers:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, number)
+        for server in servers:
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(timeout=timeout_s)
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 ui`."""
+    parser.add_argument("--dagster-port", type=int, default=3000)
+    parser.add_argument("--mlflow-port", type=int, default=5000)
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 ui`: serve both pages until interrupted."""
+    serve(settings, options.dagster_port, options.mlflow_port)
+    return None
