@@ -48,7 +48,7 @@ def figures(
     """
     settings, curve, trades = run.settings, run.curve, run.blotter.trades
     row = settings.model.fee_row
-    holdings = run.blotter.totals.values()
+    totals = run.blotter.totals.values()
     turnover = sum(h.turnover_e8 for h in totals) / E8
     funding = sum(h.funding_e8 for h in totals) / E8
     net = {name: values[-1] for name, values in curve.equity.items()}
