@@ -63,7 +63,7 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
     "trading": {
         "live": Verb("live.worker", "run the worker: predict and trade with the champion"),
         "tca": Verb(
-            "orchestration.tca", "show what orders cost, in parts, against what was expected"
+            "orchestration.tca.command", "show what orders cost, in parts, against what was expected"
         ),
         "fills": Verb(
             "orchestration.fills", "judge the fill model by orders placed into market data"

@@ -1,4 +1,4 @@
-"""`l2 tca` over what a study, a worker or a backtest left: the figures, the page, what is refused."""
+"""`l2 tca` over records of a study or a backtest: the figures, the cost report, refusals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from market.lake import Lake
 from market.settings import Settings
 from orchestration.backtest.tear_sheet import TableWriter
 from orchestration.cli import main
-from orchestration.tca import TcaError, _beside, analyse
+from orchestration.tca.command import TcaError, analyse, lake_beside
 from proving.synthetic import generate, profile
 
 DAY = "2026-03-09"
@@ -32,10 +32,10 @@ def report() -> StudyReport:
 
 
 @pytest.fixture(scope="module")
-def left(report: StudyReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page's name with the tables beside it, as a backtest leaves them."""
-    page = tmp_path_factory.mktemp("left") / "sheet.html"
-    kept = TableWriter(page.with_suffix(""))
+def tear_sheet(report: StudyReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tear sheet's name with the tables beside it, as a backtest writes them."""
+    page = tmp_path_factory.mktemp("tear_sheet") / "sheet.html"
+    writer = TableWriter(page.with_suffix(""))
     for table, rows in (
         ("parents", report.parents),
         ("orders", report.orders),
@@ -43,13 +43,13 @@ def left(report: StudyReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("tca", report.rows),
         ("markouts", report.markouts),
     ):
-        kept(table, rows)
-    kept.close()
+        writer(table, rows)
+    writer.close()
     return page
 
 
 class Page(HTMLParser):
-    """What stands in a page: tags, addresses, text."""
+    """Tags, addresses and text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -67,23 +67,23 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def told(
-    left: Path, tmp_path_factory: pytest.TempPathFactory
+def analysed(
+    tear_sheet: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], str, Settings]:
-    """What is said of those records, the page of it, and settings that name their lake."""
+    """The figures of those records, the cost report, and settings that name their lake."""
     folder = tmp_path_factory.mktemp("lake")
-    settings = Settings(root=str(_beside(left, folder, "recorded").base))
+    settings = Settings(root=str(lake_beside(tear_sheet, folder, "recorded").base))
     result = analyse(settings, page=str(folder / "costs.html"))
     return result, (folder / "costs.html").read_text(encoding="utf-8"), settings
 
 
 def test_the_figures_are_those_of_the_rows(
-    told: tuple[dict[str, Any], str, Settings], report: StudyReport
+    analysed: tuple[dict[str, Any], str, Settings], report: StudyReport
 ) -> None:
-    found, _, _ = told
+    result, _, _ = analysed
     by_name = {s.algorithm: s for s in summarise(report.rows) if s.side == 0}
-    assert {row["algorithm"] for row in found["costs"]} == set(by_name) == {"market", "passive"}
-    for row in found["costs"]:
+    assert {row["algorithm"] for row in result["costs"]} == set(by_name) == {"market", "passive"}
+    for row in result["costs"]:
         summary = by_name[row["algorithm"]]
         mean, low, high, n = row["total_bps"]
         assert row["parents"] == summary.parents
@@ -91,25 +91,25 @@ def test_the_figures_are_those_of_the_rows(
         assert mean == pytest.approx(summary.total_bps)
         assert (low, high) == pytest.approx((summary.low_bps, summary.high_bps))
         assert row["timing_bps"] == pytest.approx(summary.timing_bps)
-    assert found["impact_by"] == {"control": len(report.rows)}
-    assert found["findings"] == {}
-    assert sum(row["orders"] for row in found["orders"]) == len(report.orders)
-    json.dumps(found, allow_nan=False)
+    assert result["impact_by"] == {"control": len(report.rows)}
+    assert result["findings"] == {}
+    assert sum(row["orders"] for row in result["orders"]) == len(report.orders)
+    json.dumps(result, allow_nan=False)
 
 
 def test_every_dimension_counts_every_parent_once(
-    told: tuple[dict[str, Any], str, Settings], report: StudyReport
+    analysed: tuple[dict[str, Any], str, Settings], report: StudyReport
 ) -> None:
-    found, _, _ = told
-    for name, lines in found["attribution"].items():
+    result, _, _ = analysed
+    for name, lines in result["attribution"].items():
         assert sum(line["parents"] for line in lines) == len(report.rows), name
         assert all(line["total_bps"][3] > 0 for line in lines)
 
 
-def test_the_page_needs_nothing_else_and_says_everything(
-    told: tuple[dict[str, Any], str, Settings],
+def test_the_report_is_one_file_with_every_section(
+    analysed: tuple[dict[str, Any], str, Settings],
 ) -> None:
-    found, text, _ = told
+    result, text, _ = analysed
     page = Page(text)
     assert page.tags["svg"] >= 4
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
@@ -118,32 +118,32 @@ def test_the_page_needs_nothing_else_and_says_everything(
     assert "url(http" not in text
     words = " ".join(page.words)
     for heading in (
-        "What parents cost, in parts", "Parent by parent", "Against benchmarks",
-        "The estimate before the trade", "What the cost may be laid to", "By volatility",
-        "Markouts", "Orders", "What is not as it should be",
+        "Cost of parents, in parts", "Parent by parent", "Against benchmarks",
+        "The estimate before the trade", "Attribution", "By volatility",
+        "Markouts", "Orders", "Records to check",
     ):  # fmt: skip
         assert heading in words
-    for row in found["markouts"]:
+    for row in result["markouts"]:
         assert row["what"] in words
 
 
-def test_the_same_records_give_the_same_page(
-    told: tuple[dict[str, Any], str, Settings], tmp_path: Path
+def test_the_same_records_give_the_same_report(
+    analysed: tuple[dict[str, Any], str, Settings], tmp_path: Path
 ) -> None:
-    found, text, settings = told
+    result, text, settings = analysed
     again = analyse(settings, first=DAY, last=DAY, page=str(tmp_path / "again.html"))
-    assert again | {"page": ""} == found | {"page": ""}
+    assert again | {"page": ""} == result | {"page": ""}
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == text
 
 
-def test_what_a_backtest_left_is_taken_whole(left: Path, tmp_path: Path) -> None:
-    lake = _beside(left, tmp_path, "recorded")
+def test_the_tables_of_a_backtest_are_read_whole(tear_sheet: Path, tmp_path: Path) -> None:
+    lake = lake_beside(tear_sheet, tmp_path, "recorded")
     for table in TABLES:
-        rows = pq.read_table(left.with_name(f"sheet.{table}.parquet"))
+        rows = pq.read_table(tear_sheet.with_name(f"sheet.{table}.parquet"))
         assert lake.load(table, ["BTCUSDT"], DAY, DAY).num_rows == rows.num_rows > 0
 
 
-def test_a_lake_without_orders_and_dates_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_a_lake_without_orders_and_malformed_dates_are_refused(tmp_path: Path) -> None:
     settings = Settings(root=str(tmp_path / "lake"))
     with pytest.raises(TcaError, match="no orders on record from 2026-01-01 to the last"):
         analyse(settings, first="2026-01-01")
@@ -156,21 +156,21 @@ def test_a_lake_without_orders_and_dates_that_are_none_are_refused(tmp_path: Pat
         analyse(settings, first="2026-01-02", last="2026-01-01")
 
 
-def test_tables_that_are_missing_or_older_are_refused(left: Path, tmp_path: Path) -> None:
+def test_missing_and_outdated_tables_are_refused(tear_sheet: Path, tmp_path: Path) -> None:
     with pytest.raises(TcaError, match=r"other\.parents\.parquet: no such table"):
         analyse(Settings(), beside=str(tmp_path / "other.html"))
-    rows = pq.read_table(left.with_name("sheet.parents.parquet"))
+    rows = pq.read_table(tear_sheet.with_name("sheet.parents.parquet"))
     pq.write_table(rows.drop(["sigma_bps"]), tmp_path / "old.parents.parquet")
     with pytest.raises(TcaError, match="without sigma_bps; it is of an older version"):
-        _beside(tmp_path / "old.html", tmp_path, "recorded")
+        lake_beside(tmp_path / "old.html", tmp_path, "recorded")
 
 
-def test_the_command_says_in_one_line_what_is_wrong(
+def test_the_verb_prints_an_error_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("L2_ROOT", str(tmp_path / "lake"))
     assert main(["tca", "--from", "2026-01-01", "--symbol", "BTCUSDT"]) == 1
-    said = capsys.readouterr()
-    assert said.err.startswith("l2 tca: ")
-    assert said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("l2 tca: ")
+    assert printed.err.count("\n") == 1
     assert not Lake(tmp_path / "lake").partitions("parent_costs")
