@@ -69,7 +69,7 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
             "orchestration.fills", "judge the fill model by orders placed into market data"
         ),
         "study": Verb(
-            "orchestration.study", "show what each execution algorithm costs, and which goals hold"
+            "orchestration.study.command", "show what each execution algorithm costs, and which goals hold"
         ),
     },
     "proving": {

@@ -26,7 +26,7 @@ ALLOWED = {
 EXCEPTIONS = {
     "assets.market_data": {"synthetic_bars": {"proving.synthetic", "proving.synthetic.reduced"}},
     "orchestration.fills": {"_opened": {"proving.study.forecast"}},
-    "orchestration.study": {"command": {"proving.study.command"}},
+    "orchestration.study.command": {"command": {"proving.study.command"}},
 }
 NETWORK = {"socket", "ssl", "http", "urllib", "requests", "httpx", "aiohttp", "websockets", "ccxt"}
 #: Run by MLflow itself when it loads a version (its "model from code"); nothing of ours imports it.

@@ -1,4 +1,4 @@
-"""`l2 study`: days that are resumed, pages that say what the figures say, recordings under both bounds."""
+"""`l2 study`: resumed days, reports that show the figures, recordings under both queue bounds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from market.settings import Settings
-from orchestration import study
 from orchestration.cli import main
-from orchestration.study import page
+from orchestration.study import command as study
+from orchestration.study import study_report
 from proving.study import command as engine
 from proving.study.days import ParentOutcome, Plan, Size
 
@@ -33,9 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def studied(folder: Path, plan: Plan = PLAN) -> tuple[list[ParentOutcome], list[str]]:
-    said: list[str] = []
-    rows = engine.synthetic(Settings(), plan, SEEDS, ("BTCUSDT",), folder, 1, said.append)
-    return rows, said
+    progress: list[str] = []
+    rows = engine.synthetic(Settings(), plan, SEEDS, ("BTCUSDT",), folder, 1, progress.append)
+    return rows, progress
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +44,20 @@ def outcomes(folder: Path) -> list[ParentOutcome]:
 
 
 @pytest.fixture(scope="module")
-def found(outcomes: list[ParentOutcome]) -> dict[str, Any]:
+def result(outcomes: list[ParentOutcome]) -> dict[str, Any]:
     return {"synthetic": engine.as_data(outcomes)}
 
 
-def test_a_study_goes_on_where_it_stood(folder: Path, outcomes: list[ParentOutcome]) -> None:
+def test_a_study_resumes_with_the_days_that_are_missing(
+    folder: Path, outcomes: list[ParentOutcome]
+) -> None:
     files = sorted(folder.iterdir())
     assert [file.name for file in files] == ["BTCUSDT-412.parquet", "BTCUSDT-413.parquet"]
     before = {file: file.stat().st_mtime_ns for file in files}
     files[1].unlink()
-    again, said = studied(folder)
+    again, progress = studied(folder)
     assert files[0].stat().st_mtime_ns == before[files[0]]
-    assert len(said) == 2
+    assert len(progress) == 2
 
     def timeless(rows: list[ParentOutcome]) -> str:
         return str([msgspec.structs.replace(row, decision_us=0.0) for row in rows])
@@ -63,58 +65,58 @@ def test_a_study_goes_on_where_it_stood(folder: Path, outcomes: list[ParentOutco
     assert timeless(again) == timeless(outcomes)
 
 
-def test_a_file_of_another_plan_is_made_anew(tmp_path: Path) -> None:
+def test_a_file_of_another_plan_is_recomputed(tmp_path: Path) -> None:
     one = msgspec.structs.replace(PLAN, every_s=200)
     studied(tmp_path, one)
     rows, _ = studied(tmp_path, msgspec.structs.replace(one, deadlines_s=(6,)))
     assert {row.deadline_s for row in rows} == {6}
 
 
-def test_data_are_plain_json_without_what_is_no_number(found: dict[str, Any]) -> None:
-    text = json.dumps(found, allow_nan=False)
+def test_data_are_plain_json_without_nan(result: dict[str, Any]) -> None:
+    text = json.dumps(result, allow_nan=False)
     cells = json.loads(text)["synthetic"]["cells"]
     assert {cell["algorithm"] for cell in cells} == {"market", "router", "oracle"}
-    assert found["synthetic"]["seeds"] == list(SEEDS)
+    assert result["synthetic"]["seeds"] == list(SEEDS)
 
 
 class Page(HTMLParser):
-    """What a page holds: cells of tables, pictures, and addresses outside of itself."""
+    """Cells of tables, pictures, and addresses of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.cells: list[str] = []
         self.pictures = 0
-        self.outside: list[str] = []
+        self.addresses: list[str] = []
         self._cell = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.pictures += tag == "svg"
         self._cell = tag in ("td", "th")
-        self.outside += [value or "" for name, value in attrs if name in ("src", "href") and value]
+        self.addresses += [
+            value or "" for name, value in attrs if name in ("src", "href") and value
+        ]
 
     def handle_data(self, data: str) -> None:
         if self._cell:
             self.cells.append(data)
 
 
-def test_the_page_shows_the_figures_and_needs_nothing_else(
-    found: dict[str, Any], tmp_path: Path
-) -> None:
-    page.write(found, tmp_path / "study.html", "l2 study --synthetic")
+def test_the_report_shows_the_figures_in_one_file(result: dict[str, Any], tmp_path: Path) -> None:
+    study_report.write(result, tmp_path / "study.html", "l2 study --synthetic")
     seen = Page((tmp_path / "study.html").read_text())
-    for cell in found["synthetic"]["cells"]:
+    for cell in result["synthetic"]["cells"]:
         assert f"{cell['total']['mean']:.2f}" in seen.cells
-    for goal in found["synthetic"]["goals"]:
+    for goal in result["synthetic"]["goals"]:
         assert goal["found"] in seen.cells
     assert seen.pictures == 3
-    assert all(address.startswith("#") for address in seen.outside)
+    assert all(address.startswith("#") for address in seen.addresses)
 
 
-def test_the_page_as_markdown_has_its_pictures_beside_it(
-    found: dict[str, Any], tmp_path: Path
+def test_a_markdown_report_has_its_pictures_beside_it(
+    result: dict[str, Any], tmp_path: Path
 ) -> None:
-    page.write(found, tmp_path / "study.md", "l2 study --synthetic")
+    study_report.write(result, tmp_path / "study.md", "l2 study --synthetic")
     text = (tmp_path / "study.md").read_text()
     images = sorted(path.name for path in tmp_path.glob("*.png"))
     assert images == ["study-costs.png", "study-differences.png", "study-markouts.png"]
@@ -122,16 +124,20 @@ def test_the_page_as_markdown_has_its_pictures_beside_it(
     assert "    l2 study --synthetic" in text
 
 
-def test_what_cannot_be_studied_is_said_in_one_line(
+def test_wrong_calls_are_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("L2_ROOT", str(tmp_path))
-    for words, line in (
-        ((), "nothing to study: ask for --synthetic, or name captures with --frames"),
-        (("--frames", "none.zst"), "none.zst: no such capture"),
-        (("--synthetic", "--algorithms", "sniper"), "algorithm 'sniper': expected some of market,"),
+    for status, words, line in (
+        (2, (), "nothing to study: ask for --synthetic, or name captures with --frames"),
+        (1, ("--frames", "none.zst"), "none.zst: no such capture"),
+        (
+            2,
+            ("--synthetic", "--algorithms", "sniper"),
+            "algorithm 'sniper': expected some of market,",
+        ),
     ):
-        assert main(["study", *words]) == 1
+        assert main(["study", *words]) == status
         assert line in capsys.readouterr().err
 
 
@@ -142,9 +148,9 @@ def test_a_recording_is_studied_under_both_bounds(data_dir: Path) -> None:
         settings, market=msgspec.structs.replace(settings.market, symbols=("BTCUSDT",))
     )
     report = study.recorded(settings, path, ("market", "router"), (10_000.0,), lambda _: None, 1)
-    found = study.recorded_data(path.name, report)
-    by_name = {(s["algorithm"], s["venue"]): s for s in found["summaries"]}
+    result = study.recorded_data(path.name, report)
+    by_name = {(s["algorithm"], s["venue"]): s for s in result["summaries"]}
     assert set(by_name) == {(a, q) for a in ("market", "router") for q in study.QUEUES}
     for queue in study.QUEUES:
         assert by_name["router", queue]["total_bps"] < by_name["market", queue]["total_bps"]
-    assert page.recorded_rows(found)
+    assert study_report.recorded_rows(result)
