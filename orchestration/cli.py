@@ -66,7 +66,7 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
             "orchestration.tca.command", "show what orders cost, in parts, against what was expected"
         ),
         "fills": Verb(
-            "orchestration.fills", "judge the fill model by orders placed into market data"
+            "orchestration.fills.command", "judge the fill model by orders placed into market data"
         ),
         "study": Verb(
             "orchestration.study.command", "show what each execution algorithm costs, and which goals hold"

@@ -25,7 +25,7 @@ ALLOWED = {
 #: The only ways from the product into `proving`: module -> function -> what it imports there.
 EXCEPTIONS = {
     "assets.market_data": {"synthetic_bars": {"proving.synthetic", "proving.synthetic.reduced"}},
-    "orchestration.fills": {"_opened": {"proving.study.forecast"}},
+    "orchestration.fills.evaluation": {"_open": {"proving.study.forecast"}},
     "orchestration.study.command": {"command": {"proving.study.command"}},
 }
 NETWORK = {"socket", "ssl", "http", "urllib", "requests", "httpx", "aiohttp", "websockets", "ccxt"}

@@ -1,9 +1,10 @@
-"""`l2 fills`: sources, what is kept, and what is fitted on what."""
+"""`l2 fills`: sources, the cache of outcomes, and fits by kind of market."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -11,8 +12,10 @@ from execution import hazard
 from execution.hazard import COVARIATES
 from execution.hazard.placements import QUEUES, Placed
 from execution.hazard.survival import Lives
-from orchestration import fills
-from orchestration.fills import FillsError, Source, captures, page, synthetic
+from market.errors import DataError
+from market.settings import Settings
+from orchestration.fills import evaluation, fill_report
+from orchestration.fills.evaluation import FillsError, Source, captures, synthetic
 from tests.conftest import REPOSITORY
 
 
@@ -29,53 +32,50 @@ def some(count: int = 300, seed: int = 1) -> Placed:
     return Placed(dict.fromkeys(QUEUES, lives), dict.fromkeys(QUEUES, 3))
 
 
-def test_a_capture_that_is_not_there_is_named() -> None:
-    with pytest.raises(FillsError, match=r"nowhere\.frames\.zst: no such capture"):
+def test_a_missing_capture_is_named() -> None:
+    with pytest.raises(DataError, match=r"nowhere\.frames\.zst: no such capture"):
         captures(["nowhere.frames.zst"], ["BTCUSDT"])
 
 
-def test_without_a_source_there_is_nothing_to_do() -> None:
-    from market.settings import Settings
-
+def test_without_a_source_there_is_nothing_to_score() -> None:
     with pytest.raises(FillsError, match="name --frames or --seeds"):
-        fills.placed_in_all([], Settings(), lambda text: None)
+        evaluation.place_all([], Settings(), lambda text: None)
 
 
-def test_what_is_kept_is_what_was_found(tmp_path: Path) -> None:
+def test_outcomes_are_loaded_as_they_were_stored(tmp_path: Path) -> None:
     source = synthetic([5], ["BTCUSDT"])[0]
-    fills.store(tmp_path, source, some())
-    kept = fills._kept(tmp_path, source)
-    assert kept is not None
-    assert kept.refused == some().refused
+    evaluation.store(tmp_path, source, some())
+    loaded = evaluation.load(tmp_path, source)
+    assert loaded is not None
+    assert loaded.refused == some().refused
     for queue, lives in some().lives.items():
-        for mine, theirs in zip(kept.lives[queue], lives, strict=True):
+        for mine, theirs in zip(loaded.lives[queue], lives, strict=True):
             assert (mine == theirs).all()
-    assert fills._kept(tmp_path, synthetic([6], ["BTCUSDT"])[0]) is None
+    assert evaluation.load(tmp_path, synthetic([6], ["BTCUSDT"])[0]) is None
 
 
-def test_kinds_are_fitted_apart_and_one_that_is_not_named_stays() -> None:
+def test_kinds_are_fitted_apart_and_the_others_stay() -> None:
     """A fit on synthetic days leaves the recorded parameters alone, and the other way round."""
-    standing = hazard.committed()
+    previous = hazard.committed()
     source = Source(name="seed 5", symbol="BTCUSDT", seed=5)
-    found = fills.fitted({source: some()}, standing)
-    assert found.fits["recorded"] == standing.fits["recorded"]
-    assert found.fits["synthetic"]["power3"].fitted_on == ("seed 5",)
-    report = fills.judge({source: some(), Source(name="x", symbol="B", path="x"): some()}, found)
+    parameters = evaluation.fit({source: some()}, previous)
+    assert parameters.fits["recorded"] == previous.fits["recorded"]
+    assert parameters.fits["synthetic"]["power3"].fitted_on == ("seed 5",)
+    other = Source(name="x", symbol="B", path="x")
+    report = evaluation.evaluate({source: some(), other: some()}, parameters)
     assert {(row.source, row.fitted) for row in report.judged} == {("seed 5", True), ("x", False)}
     assert {row.refused for row in report.judged} == {3}
-    assert "| seed 5 | BTCUSDT | power3 | 300 |" in page.text(report, "picture.png")
+    assert "| seed 5 | BTCUSDT | power3 | 300 |" in fill_report.document(report, "picture.png")
 
 
 def test_parameters_are_read_as_they_were_written(tmp_path: Path) -> None:
-    import msgspec
-
-    path = fills.write(hazard.committed(), tmp_path / "parameters.json")
+    path = evaluation.write_parameters(hazard.committed(), tmp_path / "parameters.json")
     assert msgspec.json.decode(path.read_bytes(), type=hazard.Parameters) == hazard.committed()
     assert path.read_bytes() == hazard.PARAMETERS.read_bytes()
 
 
-def test_the_page_in_the_docs_says_what_the_code_does() -> None:
-    said = (REPOSITORY / "docs" / "fills.md").read_text(encoding="utf-8")
-    assert said.startswith(page.TEXT)
+def test_docs_fills_is_the_report_of_the_committed_parameters() -> None:
+    committed = (REPOSITORY / "docs" / "fills.md").read_text(encoding="utf-8")
+    assert committed.startswith(fill_report.TEXT)
     for kind, fits in hazard.committed().fits.items():
-        assert page.coefficients(fits) in said, kind
+        assert fill_report.coefficients(fits) in committed, kind
