@@ -113,10 +113,10 @@ def _cards(result: Mapping[str, Any], measured: Rows) -> str:
         row["filled_lots"] * as_float(row["maker_share"]) for row in measured if row["filled_lots"]
     )
     whole = result["overall"]
+    mean, low, high, _ = whole["total_bps"]
     states = ", ".join(f"{count:,} {state}" for state, count in result["states"].items())
     cards = [
-        (f"{bps(whole['total_bps'][0])} bps",
-         f"all-in, 95 % {interval(*whole['total_bps'][1:3], bps)}"),
+        (f"{bps(mean)} bps", f"all-in, 95 % {interval(low, high, bps)}"),
         (f"{result['parents']:,} parents", states),
         (f"{result['traded_usdt']:,.0f} USDT", "traded"),
         (percent(maker / lots if lots else None), "of the filled quantity as maker"),

@@ -154,7 +154,9 @@ def test_events_of_another_second_are_refused(market: Minutes, model: FixedModel
         traded.trader.on_events("BTCUSDT", rows[rows["receive_ns"] < market.start_ns + 3 * S])
 
 
-def test_a_gap_means_out_and_no_trading_until_warm_again(market: Minutes, model: FixedModel) -> None:
+def test_a_gap_means_out_and_no_trading_until_warm_again(
+    market: Minutes, model: FixedModel
+) -> None:
     settings = live_settings(Path("unused"), algorithm="market")
     events = market.events["BTCUSDT"].copy()
     broken_ns = market.start_ns + 10 * S
