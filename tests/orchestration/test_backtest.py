@@ -83,14 +83,14 @@ def warm_lake(root: Path, recording: Path, first_ns: int, until_ns: int) -> Reco
     ingest(
         lake, [str(opening), str(capture)], [(s, day) for s in SYMBOLS for day in dates], settings
     )
-    for symbol, found in parts.items():
-        values = np.concatenate([bars.values for bars in found])[2:]
+    for symbol, chunks in parts.items():
+        values = np.concatenate([bars.values for bars in chunks])[2:]
         back = np.arange(HISTORY_S, dtype=np.int64)[::-1]
         bars = Bars(t_ns=start_ns - S * back, values=values[back % len(values)])
         for day in sorted({utc_date(int(t) - 1) for t in bars.t_ns[[0, -1]]}):
             of_day = (bars.t_ns - 1) // DAY_NS == day_start_ns(day) // DAY_NS
-            held = Bars(t_ns=bars.t_ns[of_day], values=bars.values[of_day])
-            lake.write("bars", symbol, day, held.to_arrow())
+            of_date = Bars(t_ns=bars.t_ns[of_day], values=bars.values[of_day])
+            lake.write("bars", symbol, day, of_date.to_arrow())
     return Recorded(root, str(capture), Span(start_ns, lines[-1][0] + 1))
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 from functools import partial
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import msgspec
 import numpy as np
@@ -32,6 +30,7 @@ from orchestration.backtest.span import instruments_of_span, span_of
 from orchestration.cli import main
 from tests.live.live_market import live_settings, promote
 from tests.live.warm import planted, write
+from tests.orchestration.parsed_page import ParsedPage
 
 DAY = "2026-03-02"
 #: The least that the probes need for a verdict.
@@ -42,52 +41,6 @@ Vector = npt.NDArray[np.float64]
 def near(value: float) -> Any:
     """Sums of exact money as floats."""
     return pytest.approx(value, rel=1e-9, abs=1e-6)
-
-
-class Page(HTMLParser):
-    """The tables of a page by their headings, its pictures, and the addresses it would fetch."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tables: dict[str, list[list[str]]] = {}
-        self.fetched: list[str] = []
-        self._heading, self._tag, self._open = "", "", False
-        self.feed(text)
-        self.pictures = [
-            ElementTree.fromstring("<svg" + part.split("</svg>")[0] + "</svg>")
-            for part in text.split("<svg")[1:]
-        ]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._tag = tag
-        if tag in ("h1", "h2"):
-            self._heading = ""
-        elif tag == "tr":
-            self.tables.setdefault(self._heading, []).append([])
-        elif tag in ("td", "th"):
-            self.tables[self._heading][-1].append("")
-        self.fetched += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v]
-        self.fetched += [tag] * (tag in ("script", "link", "iframe"))
-
-    def handle_endtag(self, tag: str) -> None:
-        self._tag = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._tag in ("h1", "h2"):
-            self._heading += data
-        elif self._tag in ("td", "th"):
-            self.tables[self._heading][-1][-1] += data
-
-    def rows(self, heading: str) -> dict[str, dict[str, str]]:
-        """The last table under a heading: first cell of each line -> head -> cell."""
-        lines = self.tables[heading]
-        start = max(n for n, line in enumerate(lines) if line[1:2] and not _is_figure(line[1]))
-        head = lines[start]
-        return {line[0]: dict(zip(head, line, strict=True)) for line in lines[start + 1 :]}
-
-
-def _is_figure(cell: str) -> bool:
-    return cell == "–" or cell[:1] in "-0123456789"
 
 
 def shown(cell: str) -> float | None:
@@ -137,8 +90,8 @@ def printed(
             environment.delenv(name)
         environment.chdir(root)
         assert main(["backtest", "--root", str(root), *sets, *options, "--json"]) == status
-    found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
-    return found
+    report: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return report
 
 
 FIRST = f"{DAY}T00:00:02"
@@ -149,18 +102,18 @@ UNTIL = f"{DAY}T00:02:02"
 def reported(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """Two minutes with every part of a report."""
     page = tmp_path_factory.mktemp("page") / "sheet.html"
-    found = backtest(
+    report = backtest(
         live_settings(root), against=str(root / "other"), first=FIRST, last=UNTIL, page=str(page)
     )
-    return found, page
+    return report, page
 
 
 def test_the_verb_prints_the_result_of_the_function(
     root: Path, reported: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, _ = reported
+    report, _ = reported
     result = printed(root, capsys, "--from", FIRST, "--to", UNTIL, "--against", str(root / "other"))
-    expected = {k: v for k, v in found.items() if k not in ("seconds", "files")}
+    expected = {k: v for k, v in report.items() if k not in ("seconds", "files")}
     assert result.pop("seconds") > 0
     assert result == json.loads(json.dumps(expected))
 
@@ -168,50 +121,50 @@ def test_the_verb_prints_the_result_of_the_function(
 def test_the_books_close_at_every_fee_row(reported: tuple[dict[str, Any], Path]) -> None:
     """Net = gross − fees − funding; trades, regimes and symbols each add up to the same; at the
     break-even fee the net is zero; no drawdown is deeper than the stated one."""
-    found, page = reported
+    report, page = reported
     trades = pq.read_table(page.with_suffix(".trades.parquet"))
     curve = pq.read_table(page.with_suffix(".equity.parquet"))
-    assert found["round_trips"] == trades.num_rows > 50
-    assert len(found["regimes"]) >= 1
-    assert len(found["by_symbol"]) == 2
+    assert report["round_trips"] == trades.num_rows > 50
+    assert len(report["regimes"]) >= 1
+    assert len(report["by_symbol"]) == 2
     for row in FEE_ROWS_BPS:
-        figures = found["rows"][row]
+        figures = report["rows"][row]
         net = figures["net_usdt"]
-        funding = found["funding_usdt"]
-        assert net == near(found["gross_usdt"] - figures["fees_usdt"] - funding)
+        funding = report["funding_usdt"]
+        assert net == near(report["gross_usdt"] - figures["fees_usdt"] - funding)
         assert net == near(math.fsum(trades[f"net_usdt_{row}"].to_pylist()))
         equity = curve[f"net_{row}_usdt"].to_numpy()
         assert equity[-1] == near(net)
         fall = (np.maximum.accumulate(np.maximum(equity, 0.0)) - equity).max()
         assert figures["drawdown_usdt"] >= fall - 1e-6
-    vip0 = found["rows"]["vip0"]["fees_usdt"]
-    assert vip0 > found["rows"]["vip3"]["fees_usdt"] > found["rows"]["zero"]["fees_usdt"] == 0
-    turnover = found["turnover_usdt"]
+    vip0 = report["rows"]["vip0"]["fees_usdt"]
+    assert vip0 > report["rows"]["vip3"]["fees_usdt"] > report["rows"]["zero"]["fees_usdt"] == 0
+    turnover = report["turnover_usdt"]
     assert turnover == near(math.fsum(trades["turnover_usdt"].to_pylist()))
-    earned = found["gross_usdt"] - found["funding_usdt"]
-    assert earned == near(found["break_even_bps"] * turnover / 1e4)
-    at_row = found["rows"][found["fee_row"]]["net_usdt"]
-    for groups in (found["regimes"], found["by_symbol"]):
-        assert sum(group["trades"] for group in groups) == found["round_trips"]
+    earned = report["gross_usdt"] - report["funding_usdt"]
+    assert earned == near(report["break_even_bps"] * turnover / 1e4)
+    at_row = report["rows"][report["fee_row"]]["net_usdt"]
+    for groups in (report["regimes"], report["by_symbol"]):
+        assert sum(group["trades"] for group in groups) == report["round_trips"]
         assert math.fsum(group["net_usdt"] for group in groups) == near(at_row)
-    assert sum(group["time_share"] for group in found["regimes"]) == pytest.approx(1.0)
-    exposure = found["exposure"]
+    assert sum(group["time_share"] for group in report["regimes"]) == pytest.approx(1.0)
+    exposure = report["exposure"]
     assert 0 < exposure["invested_share"] <= 1
     assert abs(exposure["mean_net_usdt"]) <= exposure["mean_gross_usdt"] <= exposure["largest_usdt"]
-    assert found["worker"]["positions"] == {"BTCUSDT": 0, "ETHUSDT": 0}
-    assert found["errors"] == []
+    assert report["worker"]["positions"] == {"BTCUSDT": 0, "ETHUSDT": 0}
+    assert report["errors"] == []
 
 
 def test_the_tear_sheet_shows_the_figures_of_the_json(
     reported: tuple[dict[str, Any], Path],
 ) -> None:
     _, file = reported
-    found = json.loads(file.with_suffix(".json").read_text())
-    page = Page(file.read_text(encoding="utf-8"))
+    report = json.loads(file.with_suffix(".json").read_text())
+    page = ParsedPage(file.read_text(encoding="utf-8"))
     fees = page.rows("Profit after fees and funding")
-    assert set(fees) == set(found["rows"])
+    assert set(fees) == set(report["rows"])
     for name, line in fees.items():
-        figures = found["rows"][name]
+        figures = report["rows"][name]
         for head, key, digits in (
             ("taker", "taker_bps", 1), ("maker", "maker_bps", 1), ("fees", "fees_usdt", 2),
             ("net", "net_usdt", 2), ("net a day", "net_usdt_per_day", 2),
@@ -227,8 +180,8 @@ def test_the_tear_sheet_shows_the_figures_of_the_json(
         ("By regime", "regimes", "regime"),
     ):
         lines = page.rows(heading)
-        assert set(lines) == {group[key] for group in found[groups]}
-        for group in found[groups]:
+        assert set(lines) == {group[key] for group in report[groups]}
+        for group in report[groups]:
             line = lines[group[key]]
             for head, name, digits in (
                 ("trades", "trades", 0), ("gross bps", "gross_bps", 3),
@@ -237,45 +190,46 @@ def test_the_tear_sheet_shows_the_figures_of_the_json(
             ):  # fmt: skip
                 assert same(line[head], group[name], digits), (heading, head)
     lines = page.rows("Between the bounds of the queue")
-    assert list(lines) == [BOUNDS[0], found["queue"], BOUNDS[1]]
+    assert list(lines) == [BOUNDS[0], report["queue"], BOUNDS[1]]
     for name, line in lines.items():
-        run = found if name == found["queue"] else found["bounds"][name]
+        run = report if name == report["queue"] else report["bounds"][name]
         assert same(line["round trips"], run["round_trips"], 0)
         assert same(line["maker"], run["maker_share"], 3)
         assert same(line["break-even"], run["break_even_bps"], 3)
         for head, row in (("net at vip0", "vip0"), ("at vip3", "vip3"), ("at zero", "zero")):
             assert same(line[head], run["rows"][row]["net_usdt"], 2)
-    rival = found["against"]
+    rival = report["against"]
     lines = page.rows(f"Against {rival['model']} on the same events")
     for name, line in lines.items():
-        assert same(line["net"], found["rows"][name]["net_usdt"], 2)
+        assert same(line["net"], report["rows"][name]["net_usdt"], 2)
         assert same(line["the other's"], rival["rows"][name]["net_usdt"], 2)
         assert same(line["difference"], rival["difference"][name]["net_usdt"], 2)
-    about = {line[0]: line[1] for line in page.tables[f"Backtest of {found['model']}"]}
-    assert same(about["break-even fee"].split()[0], found["break_even_bps"], 3)
-    assert same(about["turnover"].split()[0], found["turnover_usdt"], 0)
-    assert f"{found['events']:,} events" in about["market"]
-    assert f"{found['round_trips']:,} round trips" in about["evidence"]
+    about = {line[0]: line[1] for line in page.tables[f"Backtest of {report['model']}"]}
+    assert same(about["break-even fee"].split()[0], report["break_even_bps"], 3)
+    assert same(about["turnover"].split()[0], report["turnover_usdt"], 0)
+    assert f"{report['events']:,} events" in about["market"]
+    assert f"{report['round_trips']:,} round trips" in about["evidence"]
     text = file.read_text(encoding="utf-8")
-    assert all(line.split("'")[0] in text for line in found["assumptions"])
+    assert all(line.split("'")[0] in text for line in report["assumptions"])
 
 
 def test_the_tear_sheet_is_one_file_with_its_tables_beside_it(
     reported: tuple[dict[str, Any], Path],
 ) -> None:
-    found, file = reported
-    page = Page(file.read_text(encoding="utf-8"))
+    report, file = reported
+    page = ParsedPage(file.read_text(encoding="utf-8"))
     assert len(page.pictures) == 3
     for picture in page.pictures:
         drawn = sum(1 for part in picture.iter() if part.tag.endswith("}path"))
         assert drawn > 10
-    # Inside a picture its own parts are referred to, and nothing else is.
-    assert [name for name in page.fetched if not name.startswith("#")] == []
-    assert all(Path(name).stat().st_size > 0 for name in found["files"])
+    assert page.fetched == []
+    assert all(Path(name).stat().st_size > 0 for name in report["files"])
     written = pacsv.read_csv(file.with_suffix(".trades.csv"))
-    kept = pq.read_table(file.with_suffix(".trades.parquet"))
-    assert written.num_rows == kept.num_rows
-    assert written["net_usdt_vip0"].to_pylist() == pytest.approx(kept["net_usdt_vip0"].to_pylist())
+    parquet = pq.read_table(file.with_suffix(".trades.parquet"))
+    assert written.num_rows == parquet.num_rows
+    assert written["net_usdt_vip0"].to_pylist() == pytest.approx(
+        parquet["net_usdt_vip0"].to_pylist()
+    )
     for table in ("orders", "fills", "parents", "tca"):
         assert pq.read_table(file.with_suffix(f".{table}.parquet")).num_rows > 50
 
@@ -283,43 +237,43 @@ def test_the_tear_sheet_is_one_file_with_its_tables_beside_it(
 def test_the_bounds_are_runs_with_these_queue_models(
     root: Path, reported: tuple[dict[str, Any], Path]
 ) -> None:
-    found, _ = reported
-    assert set(found["bounds"]) == set(BOUNDS)
+    report, _ = reported
+    assert set(report["bounds"]) == set(BOUNDS)
     for bound in BOUNDS:
         alone = backtest(live_settings(root, queue=bound), first=FIRST, last=UNTIL, bounded=False)
         assert "bounds" not in alone
-        assert bound_figures(alone) == found["bounds"][bound]
-    maker = [run["maker_share"] for run in (found["bounds"][BOUNDS[0]], found)]
-    maker.append(found["bounds"][BOUNDS[1]]["maker_share"])
+        assert bound_figures(alone) == report["bounds"][bound]
+    maker = [run["maker_share"] for run in (report["bounds"][BOUNDS[0]], report)]
+    maker.append(report["bounds"][BOUNDS[1]]["maker_share"])
     assert maker == sorted(maker)
 
 
 def test_a_second_model_trades_the_same_events_with_books_of_its_own(
     root: Path, reported: tuple[dict[str, Any], Path]
 ) -> None:
-    found, _ = reported
-    rival = found["against"]
+    report, _ = reported
+    rival = report["against"]
     alone = backtest(
         live_settings(root), model=str(root / "other"), first=FIRST, last=UNTIL, bounded=False
     )
     for name in set(alone) - {"seconds"}:
         assert rival[name] == alone[name], name
-    assert rival["inputs"] == found["inputs"]
+    assert rival["inputs"] == report["inputs"]
     for row, apart in rival["difference"].items():
-        gap = found["rows"][row]["net_usdt"] - rival["rows"][row]["net_usdt"]
+        gap = report["rows"][row]["net_usdt"] - rival["rows"][row]["net_usdt"]
         assert apart["net_usdt"] == near(gap)
         assert apart["net_usdt_per_day"] is apart["net_usdt_per_day_95"] is None, "two minutes"
 
 
 def test_a_model_against_itself_makes_no_difference(root: Path) -> None:
     until = f"{DAY}T00:00:42"
-    found = backtest(
+    report = backtest(
         live_settings(root), against="champion", first=FIRST, last=until, bounded=False
     )
-    assert found["round_trips"] > 10
+    assert report["round_trips"] > 10
     for row in FEE_ROWS_BPS:
-        assert found["against"]["difference"][row]["net_usdt"] == 0
-        assert found["against"]["rows"][row] == found["rows"][row]
+        assert report["against"]["difference"][row]["net_usdt"] == 0
+        assert report["against"]["rows"][row] == report["rows"][row]
 
 
 def test_a_run_that_begins_within_a_date_has_the_book_of_that_second(root: Path) -> None:
@@ -365,18 +319,18 @@ def test_features_one_bar_early_are_caught_on_the_planted_market(
 ) -> None:
     """Truncated, the past stays the same; a bar late, results change within their error; a bar early,
     they jump, and the probe says so."""
-    found = printed(root, capsys, "--probe", "1", "--from", FIRST)
-    assert [row["same"] for row in found["truncated"]] == [True]
-    assert found["truncated"][0]["records"] > 1_000
-    assert found["verdict"] == "clean"
-    assert found["would_be_caught"]
-    late, honest, early = found["shifts"]
-    assert (late["ahead_s"], honest["ahead_s"], early["ahead_s"]) == (-1, 0, 1)
-    assert honest["z"] > 10
+    report = printed(root, capsys, "--probe", "1", "--from", FIRST)
+    assert [row["same"] for row in report["truncated"]] == [True]
+    assert report["truncated"][0]["records"] > 1_000
+    assert report["verdict"] == "clean"
+    assert report["would_be_caught"]
+    late, unshifted, early = report["shifts"]
+    assert (late["ahead_s"], unshifted["ahead_s"], early["ahead_s"]) == (-1, 0, 1)
+    assert unshifted["z"] > 10
     assert early["z"] < -10
-    noise = math.hypot(honest["error_bps"], late["error_bps"])
-    assert abs(late["gross_bps"] - honest["gross_bps"]) < 3 * noise
-    assert early["gross_bps"] - honest["gross_bps"] > 3 * noise
+    noise = math.hypot(unshifted["error_bps"], late["error_bps"])
+    assert abs(late["gross_bps"] - unshifted["gross_bps"]) < 3 * noise
+    assert early["gross_bps"] - unshifted["gross_bps"] > 3 * noise
 
 
 class RecordingTrader(Trader):
@@ -399,13 +353,15 @@ def test_a_backtest_whose_features_are_one_bar_early_fails(root: Path) -> None:
     span = span_of(lake, settings.market.symbols, FIRST, None)
     instruments, _ = instruments_of_span(lake, settings.market.symbols, span)
     model = load_model(settings, "champion", settings.market.symbols)
-    honest = Run(settings, instruments, model, trader=partial(RecordingTrader, recorded=recorded))
-    replay(lake, instruments, span, [honest])
+    unshifted = Run(
+        settings, instruments, model, trader=partial(RecordingTrader, recorded=recorded)
+    )
+    replay(lake, instruments, span, [unshifted])
     early = partial(lookahead.ShiftedTrader, recorded=recorded, lead_s=1)
-    found = lookahead.probe(settings, first=FIRST, truncations=0, trader=early)
-    assert found["verdict"] == "LOOKS AHEAD"
-    assert found["failed"]
-    assert "LOOKS AHEAD" in lookahead.report_text(found)
+    report = lookahead.probe(settings, first=FIRST, truncations=0, trader=early)
+    assert report["verdict"] == "LOOKS AHEAD"
+    assert report["failed"]
+    assert "LOOKS AHEAD" in lookahead.report_text(report)
 
 
 class BiasedTrader(Trader):
@@ -425,9 +381,9 @@ class BiasedTrader(Trader):
 
 
 def test_records_that_change_with_later_events_fail(root: Path) -> None:
-    found = lookahead.probe(
+    report = lookahead.probe(
         live_settings(root), first=FIRST, last=f"{DAY}T00:00:32", truncations=1, trader=BiasedTrader
     )
-    assert [row["same"] for row in found["truncated"]] == [False]
-    assert found["failed"]
-    assert "DIFFER" in lookahead.report_text(found)
+    assert [row["same"] for row in report["truncated"]] == [False]
+    assert report["failed"]
+    assert "DIFFER" in lookahead.report_text(report)

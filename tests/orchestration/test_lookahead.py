@@ -78,9 +78,9 @@ def test_a_truncated_run_repeats_the_records_of_the_whole_one(
     settings = msgspec.structs.replace(live_settings(tmp_path), source="recorded")
     market = minutes(data_dir / "usdm-20240808.frames.zst", 30)
     write(Lake(tmp_path, "recorded"), market)
-    found = probe(settings, first=instant_text(market.start_ns).replace(" ", "T"), truncations=2)
-    assert [row["same"] for row in found["truncated"]] == [True, True]
-    assert all(row["records"] > 60 for row in found["truncated"])
-    assert found["verdict"] == "cannot tell", "half a minute is no evidence"
-    assert not found["failed"]
-    assert "are the same" in lookahead.report_text(found)
+    report = probe(settings, first=instant_text(market.start_ns).replace(" ", "T"), truncations=2)
+    assert [row["same"] for row in report["truncated"]] == [True, True]
+    assert all(row["records"] > 60 for row in report["truncated"])
+    assert report["verdict"] == "cannot tell", "half a minute is no evidence"
+    assert not report["failed"]
+    assert "are the same" in lookahead.report_text(report)

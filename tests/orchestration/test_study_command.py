@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from orchestration.study import command as study
 from orchestration.study import study_report
 from proving.study import command as engine
 from proving.study.days import ParentOutcome, Plan, Size
+from tests.orchestration.parsed_page import ParsedPage
 
 PLAN = Plan(
     contenders=engine.contenders(("market", "router")),
@@ -79,38 +79,15 @@ def test_data_are_plain_json_without_nan(result: dict[str, Any]) -> None:
     assert result["synthetic"]["seeds"] == list(SEEDS)
 
 
-class Page(HTMLParser):
-    """Cells of tables, pictures, and addresses of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.cells: list[str] = []
-        self.pictures = 0
-        self.addresses: list[str] = []
-        self._cell = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.pictures += tag == "svg"
-        self._cell = tag in ("td", "th")
-        self.addresses += [
-            value or "" for name, value in attrs if name in ("src", "href") and value
-        ]
-
-    def handle_data(self, data: str) -> None:
-        if self._cell:
-            self.cells.append(data)
-
-
 def test_the_report_shows_the_figures_in_one_file(result: dict[str, Any], tmp_path: Path) -> None:
     study_report.write(result, tmp_path / "study.html", "l2 study --synthetic")
-    seen = Page((tmp_path / "study.html").read_text())
+    page = ParsedPage((tmp_path / "study.html").read_text())
     for cell in result["synthetic"]["cells"]:
-        assert f"{cell['total']['mean']:.2f}" in seen.cells
+        assert f"{cell['total']['mean']:.2f}" in page.cells
     for goal in result["synthetic"]["goals"]:
-        assert goal["found"] in seen.cells
-    assert seen.pictures == 3
-    assert all(address.startswith("#") for address in seen.addresses)
+        assert goal["found"] in page.cells
+    assert len(page.pictures) == 3
+    assert page.fetched == []
 
 
 def test_a_markdown_report_has_its_pictures_beside_it(
