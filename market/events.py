@@ -55,8 +55,6 @@ class Field(IntEnum):
     LAST_PRICE = 8
 
 
-SCHEMA_VERSION: Final = 1
-
 #: Structured dtype of an event row. ``exchange_ns`` is the matching engine's time (``cts``, else
 #: ``ts``; ``T`` for trades), ``publish_ns`` the frame's ``ts``, ``update_id`` the book topic's ``u``
 #: or the trade's ``seq``. ``side``: +1 bid or buy, -1 ask or sell, 0 none.
