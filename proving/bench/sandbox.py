@@ -25,8 +25,8 @@ import numpy as np
 
 from market.units import MS_NS
 from proving.bench.command import Measure
+from proving.sandbox.protocol import signature
 from proving.sandbox.server import Sandbox, run
-from proving.sandbox.signing import signature
 
 CLIENTS: Final = 20
 ORDERS_PER_S: Final = 200

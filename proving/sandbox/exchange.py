@@ -1,11 +1,11 @@
-"""The exchange: running markets, clients and their orders, in time.
+"""The exchange in simulated time: running markets, clients and their orders; one thread, no network.
 
-Everything here happens in simulated time and in one thread; the world is a function of the profile,
-the seed and the requests with the times they came at, however finely time is let go on. What executions do to money is the `ledger`'s
-affair; what clients are told of it, the `notices`'.
+Its state is a function of the profile, the seed and the requests with their times, whatever the steps
+that time advances in: it acts at fixed cycles of 20 ms and at requests. `account_book` books what happens,
+`private_messages` tells clients of it.
 
-A market lasts for a day: at midnight (UTC, simulated) the next day's takes over with books of its
-own, and open orders are entered again, oldest first, behind what rests there.
+A market covers one UTC day of simulated time. At midnight the next day's market takes over with books of
+its own, and open orders are entered again, oldest first, behind the orders that rest there.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from execution.margin import MarginMode, Terms
-from market.units import DAY_NS, E8, MS_NS, SECOND_NS, day_start_ns
-from proving.sandbox.ledger import Ledger, Names
+from market.units import DAY_NS, E8, HOUR_NS, MINUTE_NS, MS_NS, SECOND_NS, day_start_ns, utc_date
+from proving.sandbox.account_book import AccountBook, IdGenerator
+from proving.sandbox.accounts import Client, VenueOrder
+from proving.sandbox.conditional import ConditionalOrders
 from proving.sandbox.listing import LISTINGS
-from proving.sandbox.notices import Notice, Notices
-from proving.sandbox.tape import DEEP, DEEP_NS, TICKER_NS, Listener, Tape
-from proving.sandbox.trading import Client, Order
-from proving.sandbox.triggers import Triggers
+from proving.sandbox.private_messages import PrivateMessage, PrivateMessages
+from proving.sandbox.tape import DEEP, DEEP_NS, TICKER_NS, Listener, PublicTape
 from proving.synthetic.background import BACKGROUND
 from proving.synthetic.encode import Encoder
 from proving.synthetic.marketplace import ExecutionReport, SyntheticMarket, built_in
@@ -31,45 +30,37 @@ from proving.synthetic.matching import Status, TimeInForce
 from proving.synthetic.profiles import Profile
 from proving.synthetic.publication import TOPICS
 
-#: The world begins on this day, so long after its midnight.
+#: Simulated time starts on this day, this long after midnight.
 FIRST_DAY: Final = "2026-03-01"
-START_S: Final = 300
-#: How long before midnight the next day's markets are begun to be made.
-AHEAD_NS: Final = 1800 * 1_000_000_000
+START_NS: Final = 300 * SECOND_NS
+#: How long before midnight the next day's markets begin to be built.
+PREBUILD_NS: Final = 30 * MINUTE_NS
 DEPOSIT_E8: Final = 100_000 * E8
-#: Prices and positions are looked at so often for what they mean to orders.
-BEAT_NS: Final = 20_000_000
-FUNDING_NS: Final = 8 * 3600 * 1_000_000_000
+#: Period of marks, triggers and everything else that follows prices and positions.
+CYCLE_NS: Final = 20 * MS_NS
+FUNDING_NS: Final = 8 * HOUR_NS
 
-
-FORCES: Final = {
+TIMES_IN_FORCE: Final = {
     "GTC": TimeInForce.GOOD_TILL_CANCELLED,
     "IOC": TimeInForce.IMMEDIATE_OR_CANCEL,
     "FOK": TimeInForce.FILL_OR_KILL,
     "PostOnly": TimeInForce.POST_ONLY,
 }
-#: Why an order that was not refused on arrival ended without resting.
-_REASONS: Final = {
+#: ``rejectReason`` of an order that the matching engine cancelled on arrival, by its status there.
+_ARRIVAL_REASONS: Final = {
     Status.WOULD_TAKE: "EC_PostOnlyWillTakeLiquidity",
     Status.CANNOT_FILL: "EC_NoEnoughQtyToFill",
 }
+#: ``rejectReason`` of a cancelled order by its ``cancelType``.
+_CANCEL_REASONS: Final = {
+    "CancelByUser": "EC_PerCancelRequest",
+    "CancelBySmp": "EC_BySelfMatch",
+}
 
 
-_SMP: Final = ("CancelBySmp", "EC_BySelfMatch")
-_CANCELLED: Final = {"CancelByUser": "EC_PerCancelRequest", "CancelBySmp": "EC_BySelfMatch"}
-
-
-def _unheard(topic: str, frame: bytes) -> None:
-    """Nobody listens."""
-
-
-def _untold(notice: Notice) -> None:
-    """Nobody listens."""
-
-
-class Exchange:
-    """``listen`` is called with every public frame and its topic, ``tell`` with every notice to a
-    client, each in order."""
+class SandboxExchange:
+    """``on_frame`` is called with the topic and bytes of every public frame, ``on_message`` with every
+    private message, each in order."""
 
     def __init__(
         self,
@@ -80,13 +71,15 @@ class Exchange:
         clients: int = 2,
         deposit_e8: int = DEPOSIT_E8,
         day: str = FIRST_DAY,
-        listen: Listener = _unheard,
-        tell: Callable[[Notice], None] = _untold,
+        on_frame: Listener = lambda topic, frame: None,
+        on_message: Callable[[PrivateMessage], None] = lambda message: None,
     ) -> None:
         self.profile, self.seed = profile, seed
         self.instruments = {symbol: built_in(symbol) for symbol in symbols}
-        self.tapes = {symbol: Tape(item, listen) for symbol, item in self.instruments.items()}
-        self.requests = 0
+        self.tapes = {
+            symbol: PublicTape(item, on_frame) for symbol, item in self.instruments.items()
+        }
+        self.now_ns = day_start_ns(day)
         keys = random.Random(f"{seed}/keys")
         self.clients = [
             Client(
@@ -99,46 +92,52 @@ class Exchange:
                     for symbol in self.instruments
                 },
                 deposit_e8,
-                day_start_ns(day) // MS_NS,
+                self.now_ms,
             )
             for owner in range(BACKGROUND + 1, BACKGROUND + 1 + clients)
         ]
-        self._names = Names(seed)
-        self.ledger = Ledger(self.tapes, self.clients, self._names)
-        self.notices = Notices(seed, self.tapes, self.ledger.marks, tell)
-        self.triggers = Triggers(self.tapes, self.notices, self.enter, self.order)
-        self._prints = {symbol: Encoder(item) for symbol, item in self.instruments.items()}
-        self._orders: dict[str, dict[int, Order]] = {}  # by symbol and handle
-        self._touched: dict[tuple[Client, str], None] = {}
-        self._entering_again = False
-        self.now_ns = day_start_ns(day)
-        # A day's markets take seconds to make: they are made beside what goes on, which does not show.
+        self._ids = IdGenerator(seed)
+        self.account_book = AccountBook(self.tapes, self.clients, self._ids)
+        self.private_messages = PrivateMessages(seed, self.tapes, self.marks, on_message)
+        self.conditional = ConditionalOrders(
+            self.tapes, self.private_messages, self.submit, self.new_order
+        )
+        self._encoders = {symbol: Encoder(item) for symbol, item in self.instruments.items()}
+        self._orders: dict[str, dict[int, VenueOrder]] = {}  #: by symbol and handle
+        self._changed_positions: dict[tuple[Client, str], None] = {}  #: in order of change
+        self._is_day_turn = False  #: while open orders are entered into the next day's markets
+        # Building a day's markets takes seconds of wall time; a thread does it before midnight.
         self._builder = ThreadPoolExecutor(1, "markets")
-        self._coming: Future[dict[str, SyntheticMarket]] | None = None
+        self._next_markets: Future[dict[str, SyntheticMarket]] | None = None
         self._open_day()
-        self.advance(self.now_ns + START_S * SECOND_NS)
+        self.advance(self.now_ns + START_NS)
         self.start_ns = self.now_ns
-
-    # -- time --------------------------------------------------------------------------------------
 
     @property
     def now_ms(self) -> int:
         return self.now_ns // MS_NS
 
-    def advance(self, until_ns: int) -> None:
-        """Let time go on."""
-        while self.now_ns < until_ns:
-            stop_ns = min(until_ns, self.now_ns - self.now_ns % BEAT_NS + BEAT_NS)
-            self._run(tuple(self.tapes), stop_ns)
-            self.now_ns = stop_ns
-            if stop_ns % BEAT_NS == 0:
-                self._beat()
-            self.notices.release(stop_ns)
+    @property
+    def marks(self) -> dict[str, int]:
+        """Mark prices at 1e-8 by symbol, as of the last cycle."""
+        return self.account_book.marks
 
-    def _beat(self) -> None:
-        """What is done at certain times, and not whenever somebody looks."""
+    # -- time --------------------------------------------------------------------------------------
+
+    def advance(self, until_ns: int) -> None:
+        """Advance simulated time."""
+        while self.now_ns < until_ns:
+            stop_ns = min(until_ns, self.now_ns - self.now_ns % CYCLE_NS + CYCLE_NS)
+            self._run_markets(tuple(self.tapes), stop_ns)
+            self.now_ns = stop_ns
+            if stop_ns % CYCLE_NS == 0:
+                self._cycle()
+            self.private_messages.release(stop_ns)
+
+    def _cycle(self) -> None:
+        """Everything that happens at fixed times."""
         now_ns = self.now_ns
-        self.ledger.mark()
+        self.account_book.update_marks()
         self._follow_up(tuple(self.tapes))
         if now_ns % TICKER_NS == 0:
             self._publish()
@@ -146,53 +145,50 @@ class Exchange:
             self._liquidate()
         if now_ns % FUNDING_NS == 0:
             for symbol in self.tapes:
-                self.settle(symbol)
-        if now_ns % DAY_NS == DAY_NS - AHEAD_NS:
-            self._coming = self._builder.submit(self._markets_of, now_ns + AHEAD_NS)
+                self.settle_funding(symbol)
+        if now_ns % DAY_NS == DAY_NS - PREBUILD_NS:
+            self._next_markets = self._builder.submit(self._build_markets, now_ns + PREBUILD_NS)
         if now_ns % DAY_NS == 0:
             self._open_day()
 
     def _open_day(self) -> None:
-        """The markets of the day that begins now."""
-        coming, self._coming = self._coming, None
-        self.markets = coming.result() if coming else self._markets_of(self.now_ns)
+        """Switch to the markets of the day that begins now, and enter open orders there."""
+        prebuilt, self._next_markets = self._next_markets, None
+        self.markets = prebuilt.result() if prebuilt else self._build_markets(self.now_ns)
         self._orders = {symbol: {} for symbol in self.instruments}
         resting = [order for client in self.clients for order in client.open.values()]
-        self._entering_again = True
+        self._is_day_turn = True
         for order in sorted(resting, key=lambda order: order.number):
-            self.enter(order)
-        self._entering_again = False
+            self.submit(order)
+        self._is_day_turn = False
 
-    def _markets_of(self, midnight_ns: int) -> dict[str, SyntheticMarket]:
+    def _build_markets(self, midnight_ns: int) -> dict[str, SyntheticMarket]:
         """The markets of the day that begins at a midnight."""
-        day = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=midnight_ns // SECOND_NS)
-        name = day.date().isoformat()
+        day = utc_date(midnight_ns)
         return {
-            symbol: SyntheticMarket(
-                self.profile, self.seed, symbol, name, instrument, topics=TOPICS
-            )
+            symbol: SyntheticMarket(self.profile, self.seed, symbol, day, instrument, topics=TOPICS)
             for symbol, instrument in self.instruments.items()
         }
 
-    def _run(self, symbols: Sequence[str], until_ns: int) -> None:
-        """Markets to a time, and what is heard of them, oldest first."""
-        heard: list[tuple[str, ExecutionReport]] = []
+    def _run_markets(self, symbols: Sequence[str], until_ns: int) -> None:
+        """Run markets up to a time and process their reports, oldest first."""
+        reports: list[tuple[str, ExecutionReport]] = []
         for symbol in symbols:
             market = self.markets[symbol]
-            self.tapes[symbol].take(market.advance(max(until_ns, market.now_ns)))
-            heard += [(symbol, report) for report in market.reports()]
-        for symbol, report in sorted(heard, key=lambda entry: entry[1].exchange_ns):
-            self._hear(symbol, report)
+            self.tapes[symbol].apply(market.advance(max(until_ns, market.now_ns)))
+            reports += [(symbol, report) for report in market.reports()]
+        for symbol, report in sorted(reports, key=lambda entry: entry[1].exchange_ns):
+            self._on_report(symbol, report)
 
     def _follow_up(self, symbols: Sequence[str]) -> None:
-        """What positions and prices that have changed mean for orders."""
-        while self._touched:
-            touched = next(iter(self._touched))
-            del self._touched[touched]
-            self._trim(*touched)
-            self.triggers.follow(*touched, self.now_ns)
+        """Adjust orders to changed positions, and trigger conditional orders at changed prices."""
+        while self._changed_positions:
+            client, symbol = next(iter(self._changed_positions))
+            del self._changed_positions[client, symbol]
+            self._trim_reduce_only(client, symbol)
+            self.conditional.on_position_change(client, symbol, self.now_ns)
         for symbol in symbols:
-            self.triggers.check(symbol, self.now_ns)
+            self.conditional.check(symbol, self.now_ns)
 
     def _publish(self) -> None:
         for symbol, tape in self.tapes.items():
@@ -200,44 +196,73 @@ class Exchange:
                 continue
             if self.now_ns % DEEP_NS == 0:
                 market = self.markets[symbol]
-                tape.deepen(market.levels(1, DEEP), market.levels(-1, DEEP), self.now_ns)
-            tape.tick(self.now_ns)
-
-    def marks(self) -> dict[str, int]:
-        """Mark prices at 1e-8 by symbol, as of the last beat."""
-        return self.ledger.marks
+                bids, asks = market.levels(1, DEEP), market.levels(-1, DEEP)
+                tape.publish_deep_book(bids, asks, self.now_ns)
+            tape.publish_ticker(self.now_ns)
 
     # -- orders ------------------------------------------------------------------------------------
 
-    def enter(self, order: Order) -> None:
-        """An order meets the market; it is open before, and may be closed after."""
+    def new_order(
+        self,
+        client: Client,
+        symbol: str,
+        side: int,
+        ticks: int,
+        lots: int,
+        *,
+        is_market: bool = False,
+        time_in_force: str = "IOC",
+        link_id: str = "",
+        reduce_only: bool = False,
+        close_on_trigger: bool = False,
+    ) -> VenueOrder:
+        """Create an order without submitting it."""
+        tape = self.tapes[symbol]
+        return VenueOrder(
+            client=client,
+            codec=tape.codec,
+            order_id=self._ids.next("order"),
+            number=self._ids.counts["order"],
+            link_id=link_id,
+            side=side,
+            is_market=is_market,
+            ticks=ticks,
+            lots=lots,
+            time_in_force=time_in_force,
+            reduce_only=reduce_only,
+            close_on_trigger=close_on_trigger,
+            created_ms=self.now_ms,
+            updated_ms=self.now_ms,
+            last_ticks=tape.last_ticks,
+        )
+
+    def submit(self, order: VenueOrder) -> None:
+        """Submit an open order (it is in ``client.open``) to the market; it may be closed afterwards."""
         market, owner = self.markets[order.symbol], order.client.owner
-        left, force = order.lots - order.executed_lots, FORCES[order.force]
-        if order.smp_type != "None" and order.force != "PostOnly" and not self._entering_again:
-            others = self._before_own(order, left)
-            if others < left:
-                order.cancel_type, order.reject_reason = _SMP
-                if not others or order.force == "FOK":
+        lots, time_in_force = order.lots - order.executed_lots, TIMES_IN_FORCE[order.time_in_force]
+        if order.smp_type != "None" and order.time_in_force != "PostOnly" and not self._is_day_turn:
+            matchable = self._prevent_self_match(order, lots)
+            if matchable < lots:
+                order.cancel_type, order.reject_reason = "CancelBySmp", "EC_BySelfMatch"
+                if not matchable or order.time_in_force == "FOK":
                     order.status = "Cancelled"
                     order.client.close(order)
                     sequence = self.tapes[order.symbol].sequence(self.now_ns)
-                    self.notices.order(order, [], self.now_ns, sequence)
+                    self.private_messages.order_changed(order, [], self.now_ns, sequence)
                     return
-                left, force = others, TimeInForce.IMMEDIATE_OR_CANCEL
-        if order.market:
-            order.handle = market.take(order.side, left, order.ticks, owner)
+                lots, time_in_force = matchable, TimeInForce.IMMEDIATE_OR_CANCEL
+        if order.is_market:
+            order.handle = market.take(order.side, lots, order.ticks, owner)
         else:
-            order.handle = market.submit(order.side, order.ticks, left, force, owner)
+            order.handle = market.submit(order.side, order.ticks, lots, time_in_force, owner)
         self._orders[order.symbol][order.handle] = order
-        self._now(order.symbol)
+        self._process(order.symbol)
 
-    def _before_own(self, order: Order, left: int) -> int:
-        """Lots that an incoming order can take before it meets one of its client's, if it may not.
-
-        Of those that it would meet, the ones that are to give way are cancelled first.
-        """
+    def _prevent_self_match(self, order: VenueOrder, lots: int) -> int:
+        """Self-match prevention: cancel the client's resting orders that an incoming one would match, if
+        its type says so; the lots that it may execute."""
         market = self.markets[order.symbol]
-        met = [
+        crossed = [
             own
             for own in order.client.open.values()
             if own.symbol == order.symbol
@@ -246,169 +271,132 @@ class Exchange:
             and market.lots_ahead(own.handle) is not None
         ]
 
-        def turn(own: Order) -> tuple[int, int]:
+        def priority(own: VenueOrder) -> tuple[int, int]:
             return order.side * own.ticks, market.lots_ahead(own.handle) or 0
 
-        for own in sorted(met, key=turn):
+        for own in sorted(crossed, key=priority):
             levels = market.levels(own.side)
-            better = sum(lots for ticks, lots in levels if order.side * (ticks - own.ticks) < 0)
-            others = better + (market.lots_ahead(own.handle) or 0)
-            if others >= left:
+            better = sum(qty for ticks, qty in levels if order.side * (ticks - own.ticks) < 0)
+            matchable = better + (market.lots_ahead(own.handle) or 0)
+            if matchable >= lots:
                 break
             if order.smp_type != "CancelTaker":
                 own.smp_order_id = order.order_id
                 self.cancel(own, "CancelBySmp")
             if order.smp_type != "CancelMaker":
                 order.smp_order_id = own.order_id
-                return others
-        return left
+                return matchable
+        return lots
 
-    def cancel(self, order: Order, cancel_type: str = "CancelByUser") -> None:
-        """Take an open order out of the market."""
+    def cancel(self, order: VenueOrder, cancel_type: str = "CancelByUser") -> None:
+        """Cancel an order that is in the market."""
         order.cancel_type = cancel_type
-        order.reject_reason = _CANCELLED.get(cancel_type, "EC_NoError")
+        order.reject_reason = _CANCEL_REASONS.get(cancel_type, "EC_NoError")
         self.markets[order.symbol].cancel(order.handle)
-        self._now(order.symbol)
+        self._process(order.symbol)
 
-    def amend(self, order: Order, ticks: int, lots: int) -> None:
-        """Another price or total quantity, more than is executed already."""
-        force = FORCES[order.force]
-        left = lots - order.executed_lots
+    def amend(self, order: VenueOrder, ticks: int, lots: int) -> None:
+        """Amend price and total quantity, which must exceed the executed quantity."""
+        remaining = lots - order.executed_lots
         order.ticks, order.lots, order.updated_ms = ticks, lots, self.now_ms
-        self.markets[order.symbol].amend(order.handle, ticks, left, force)
-        self._now(order.symbol)
+        self.markets[order.symbol].amend(
+            order.handle, ticks, remaining, TIMES_IN_FORCE[order.time_in_force]
+        )
+        self._process(order.symbol)
 
-    def _now(self, symbol: str) -> None:
-        """What comes of requests that were sent just now."""
-        self._run((symbol,), self.now_ns)
+    def _process(self, symbol: str) -> None:
+        """Run a market to now, so that a request just sent takes effect."""
+        self._run_markets((symbol,), self.now_ns)
         self._follow_up((symbol,))
-        self.notices.release(self.now_ns)
+        self.private_messages.release(self.now_ns)
 
-    def _hear(self, symbol: str, report: ExecutionReport) -> None:
-        order = self._orders[symbol][report.handle]
+    def _on_report(self, symbol: str, report: ExecutionReport) -> None:
+        """Book the executions of a report, and update its order."""
+        order, market = self._orders[symbol][report.handle], self.markets[symbol]
         status, at_ns, sequence = report.status, report.exchange_ns, report.sequence
-        maker = status is None
-        fills = []
+        executions = []
         for n, execution in enumerate(report.executions):
-            name = self._prints[symbol].trade_id(sequence, report.place + n)
-            fills.append(self.ledger.trade(order, execution, maker, name, at_ns, sequence))
-            self._touched[order.client, symbol] = None
-        if not self._entering_again or fills:
+            exec_id = self._encoders[symbol].trade_id(sequence, report.place + n)
+            row = self.account_book.book_trade(
+                order, execution, status is None, exec_id, at_ns, sequence
+            )
+            executions.append(row)
+            self._changed_positions[order.client, symbol] = None
+        if not self._is_day_turn or executions:
             order.updated_ms = at_ns // MS_NS
-        if status in _REASONS and order.executed_lots == 0:
-            order.reject_reason = _REASONS[status]
-        if (
-            status is Status.WOULD_TAKE
-            and self.markets[symbol].lots_ahead(order.handle) is not None
-        ):
-            # A resting order that was amended to a price at which it would take.
-            order.reject_reason = _REASONS[status]
-            self.markets[symbol].cancel(order.handle)
-            self._run((symbol,), self.now_ns)
+        if status in _ARRIVAL_REASONS and order.executed_lots == 0:
+            order.reject_reason = _ARRIVAL_REASONS[status]
+        if status is Status.WOULD_TAKE and market.lots_ahead(order.handle) is not None:
+            # A resting post-only order was amended to a price at which it would take: cancel it.
+            order.reject_reason = _ARRIVAL_REASONS[status]
+            market.cancel(order.handle)
+            self._run_markets((symbol,), self.now_ns)
             return
         if status is Status.RESTING or (status is None and report.left):
             order.status = "PartiallyFilled" if order.executed_lots else "New"
-            if self._entering_again and not fills:
+            if self._is_day_turn and not executions:
                 return
         elif order.executed_lots == order.lots:
             self._close(symbol, order, "Filled")
         else:
             if status is Status.EXPIRED:
-                some = (
+                order.reject_reason = (
                     "EC_CancelForNoFullFill" if order.executed_lots else "EC_NoImmediateQtyToFill"
                 )
-                order.reject_reason = some
             self._close(symbol, order, "Cancelled")
-        tape = self.tapes[symbol]
-        self.notices.order(order, fills, at_ns, sequence or tape.sequence(at_ns))
-        if fills and order.stops is not None:
-            lots = sum(execution.lots for execution in report.executions)
-            self.triggers.attach(order, lots, at_ns)
+        sequence = sequence or self.tapes[symbol].sequence(at_ns)
+        self.private_messages.order_changed(order, executions, at_ns, sequence)
+        if executions and order.stops is not None:
+            filled = sum(execution.lots for execution in report.executions)
+            self.conditional.on_fill(order, filled, at_ns)
 
-    def _close(self, symbol: str, order: Order, status: str) -> None:
+    def _close(self, symbol: str, order: VenueOrder, status: str) -> None:
         order.status = status
         order.client.close(order)
         del self._orders[symbol][order.handle]
 
-    def _trim(self, client: Client, symbol: str) -> None:
-        """Reduce-only orders never ask for more than there is to reduce; the newest give way."""
-        free = client.account.holdings[symbol].position_lots
+    def _trim_reduce_only(self, client: Client, symbol: str) -> None:
+        """Cut or cancel reduce-only orders that exceed the position, the newest first."""
+        position = client.position_lots(symbol)
         for order in list(client.open.values()):
             if order.symbol != symbol or not order.reduce_only or not order.is_open:
                 continue
-            room = max(0, -order.side * free)
+            room = max(0, -order.side * position)
             if room == 0:
                 self.cancel(order, "CancelByReduceOnly")
                 continue
             if order.leaves_lots > room:
                 self.amend(order, order.ticks, order.executed_lots + room)
-            free += order.side * order.leaves_lots
+            position += order.side * order.leaves_lots
 
     # -- funding and liquidation -------------------------------------------------------------------
 
-    def settle(self, symbol: str) -> None:
-        """Funding for what is held now."""
-        for client, row in self.ledger.settle(symbol, self.now_ns):
-            self.notices.settled(client, row, self.now_ns)
+    def settle_funding(self, symbol: str) -> None:
+        """Settle funding on all positions of a symbol."""
+        for client, row in self.account_book.settle_funding(symbol, self.now_ns):
+            self.private_messages.funding_settled(client, row, self.now_ns)
 
     def _liquidate(self) -> None:
-        """Positions that their margins no longer hold go to the fund."""
-        self.ledger.mark()
-        marks = self.marks()
+        """Transfer positions whose margin is used up to the insurance fund."""
+        self.account_book.update_marks()
         for client in self.clients:
-            if not any(h.position_lots for h in client.account.holdings.values()):
+            if not client.held_symbols():
                 continue
-            gone = client.margin.liquidated(marks)
+            symbols = client.margin.liquidated(self.marks)
             for order in list(client.open.values()):
-                if order.symbol in gone:
+                if order.symbol in symbols:
                     self.cancel(order, "CancelAllBeforeLiq")
-            for order in list(client.waiting.values()):
-                if order.symbol in gone:
-                    self.triggers.deactivate(order, "CancelAllBeforeLiq", self.now_ns)
-            prices = {s: self.ledger.bankruptcy_ticks(client, s, marks) for s in gone}
+            for order in list(client.untriggered.values()):
+                if order.symbol in symbols:
+                    self.conditional.deactivate(order, "CancelAllBeforeLiq", self.now_ns)
+            prices = {s: self.account_book.bankruptcy_ticks(client, s, self.marks) for s in symbols}
             for symbol, ticks in prices.items():
                 self._take_over(client, symbol, ticks)
 
     def _take_over(self, client: Client, symbol: str, ticks: int) -> None:
-        held = client.account.holdings[symbol].position_lots
-        side = -1 if held > 0 else 1
-        order = self.order(client, symbol, side, ticks, abs(held), market=True)
-        row = self.ledger.take_over(order, self.now_ns)
-        self.notices.order(order, [row], self.now_ns, row["seq"])
-        self.triggers.follow(client, symbol, self.now_ns)
-
-    # -- making orders -----------------------------------------------------------------------------
-
-    def order(
-        self,
-        client: Client,
-        symbol: str,
-        side: int,
-        ticks: int,
-        lots: int,
-        *,
-        market: bool = False,
-        force: str = "IOC",
-        link_id: str = "",
-        reduce_only: bool = False,
-        close_on_trigger: bool = False,
-    ) -> Order:
-        """A new order of a client, not entered yet."""
-        tape = self.tapes[symbol]
-        return Order(
-            client=client,
-            figures=tape.figures,
-            order_id=self._names.next("order"),
-            number=self._names.given["order"],
-            link_id=link_id,
-            side=side,
-            market=market,
-            ticks=ticks,
-            lots=lots,
-            force=force,
-            reduce_only=reduce_only,
-            close_on_trigger=close_on_trigger,
-            created_ms=self.now_ms,
-            updated_ms=self.now_ms,
-            last_ticks=tape.last_ticks,
-        )
+        lots = client.position_lots(symbol)
+        side = -1 if lots > 0 else 1
+        order = self.new_order(client, symbol, side, ticks, abs(lots), is_market=True)
+        row = self.account_book.take_over(order, self.now_ns)
+        self.private_messages.order_changed(order, [row], self.now_ns, row["seq"])
+        self.conditional.on_position_change(client, symbol, self.now_ns)

@@ -1,88 +1,101 @@
-"""Faults: what a venue does wrong, to whom and when, all of it on record.
+"""Fault injection: how the venue misbehaves, to whom and when; every fault is logged.
 
-A fault is commanded (`Faults.command`; over HTTP by `proving.sandbox.control`), or drawn from a seed at
-rates a simulated minute (`schedule`, `Faults.follow`); either way the log says what happened.
+A fault is commanded (`Faults.command`; over HTTP by `FaultControl`), or drawn from a seed at rates per
+simulated minute (`schedule`, `Faults.follow`).
 
-``to`` is a client's key or a connection ("public/1" is the first one to the public stream), empty for
-whoever comes next. ``what`` is the beginning of a route ("order/create") or topic ("orderbook.50"),
-empty for any. ``times`` is how often it happens, ``ms`` how long it lasts: simulated time, except for
-the clock. Faults act at three places: a request on its way in and its answer on its way out
-(`Faults.request`), a frame on its way to a reader (`Faults.frame`), and a connection. The exchange
-knows nothing of them; only a restart is told to it.
+``to`` is a client's key or a connection ("public/1" is the first to the public stream), empty for the
+next one. ``what`` is the prefix of a route ("order/create") or topic ("orderbook.50"), empty for any.
+``times`` is how often it happens, ``ms`` how long it lasts: simulated time, except for the clock. Faults
+act on requests and their answers (`Faults.take_request`), on frames (`Faults.deliver`) and on connections.
+The exchange knows nothing of them except a restart.
 
-Frames of one topic keep their order unless ``swap`` is asked for, which no venue does.
+Frames of one topic keep their order unless ``swap`` is requested, which no venue does.
+
+The control endpoint needs no key; its port is bound to loopback:
+
+    POST   /control/faults   {"kind": "answer_lost", "to": KEY, "what": "order/create", "times": 1}
+    GET    /control/faults   the kinds, pending faults, and the log
+    DELETE /control/faults   cancel pending faults, release held frames, correct the clock
 """
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
+from aiohttp import web
 
 from market.errors import UsageError
 from market.units import MINUTE_NS, MS_NS
-from proving.sandbox.connection import Connection
+from proving.sandbox.gateway import TradeRequest, put_delayed
+from proving.sandbox.streams import Connection
 
-#: What is held until something passes it goes out after so long all the same.
-_PATIENCE_MS: Final = 1000
-#: Entries of the log kept in memory; a file has all.
+#: Timeout of frames that wait to be overtaken.
+_OVERTAKE_TIMEOUT_MS: Final = 1000
+#: Log entries kept in memory; a log file has all.
 KEPT: Final = 10_000
+#: Polling interval and timeout of waiting for a client to hang up after a lost answer.
+_POLL_S: Final = 0.05
+_HANG_UP_TIMEOUT_S: Final = 120.0
 
 
-class Kind(NamedTuple):
-    """``place`` is where it acts, ``ms`` how long it lasts when nothing else is said."""
+class FaultKind(NamedTuple):
+    """``place`` is where it acts, ``ms`` its default duration."""
 
     place: str
     says: str
     ms: int = 0
 
 
-KINDS: Final[dict[str, Kind]] = {
-    "answer_lost": Kind("request", "carried out, and never answered"),
-    "answer_late": Kind("request", "carried out, and answered after ms", 2000),
-    "cut_before": Kind("request", "the connection is cut, and nothing is carried out"),
-    "cut_after": Kind("request", "carried out, and the connection is cut without an answer"),
-    "timed_out": Kind("request", "carried out, and answered with 10000, as if it might not be"),
-    "rate_limited": Kind("request", "refused with 10006"),
-    "maintenance": Kind("request", "refused with 10016"),
-    "overloaded": Kind("request", "refused with HTTP status 429"),
-    "banned": Kind("request", "refused with HTTP status 403"),
-    "drop": Kind("frame", "a frame is left out, which in a book is a gap"),
-    "duplicate": Kind("frame", "a frame is sent twice"),
-    "delay": Kind("frame", "a topic comes ms late, in its order", 2000),
-    "overtake": Kind("frame", "a frame waits until one of another topic has passed it"),
-    "swap": Kind("frame", "a frame waits until the next of its topic has passed it"),
-    "silence": Kind("connection", "nothing is sent for ms, all of it afterwards", 5000),
-    "close": Kind("connection", "the connection is closed"),
-    "abort": Kind("connection", "the connection is cut"),
-    "restart": Kind("venue", "every book begins anew with a snapshot of u = 1"),
-    "clock": Kind("venue", "the venue's wall clock is wrong by ms from now on", 5000),
+KINDS: Final[dict[str, FaultKind]] = {
+    "answer_lost": FaultKind("request", "carried out, and never answered"),
+    "answer_late": FaultKind("request", "carried out, and answered after ms", 2000),
+    "cut_before": FaultKind("request", "the connection is cut, and nothing is carried out"),
+    "cut_after": FaultKind("request", "carried out, and the connection is cut without an answer"),
+    "timed_out": FaultKind(
+        "request", "carried out, and answered with 10000, as if it might not be"
+    ),
+    "rate_limited": FaultKind("request", "refused with 10006"),
+    "maintenance": FaultKind("request", "refused with 10016"),
+    "overloaded": FaultKind("request", "refused with HTTP status 429"),
+    "banned": FaultKind("request", "refused with HTTP status 403"),
+    "drop": FaultKind("frame", "a frame is left out, which in a book is a gap"),
+    "duplicate": FaultKind("frame", "a frame is sent twice"),
+    "delay": FaultKind("frame", "a topic comes ms late, in its order", 2000),
+    "overtake": FaultKind("frame", "a frame waits until one of another topic has passed it"),
+    "swap": FaultKind("frame", "a frame waits until the next of its topic has passed it"),
+    "silence": FaultKind("connection", "nothing is sent for ms, all of it afterwards", 5000),
+    "close": FaultKind("connection", "the connection is closed"),
+    "abort": FaultKind("connection", "the connection is cut"),
+    "restart": FaultKind("venue", "every book begins anew with a snapshot of u = 1"),
+    "clock": FaultKind("venue", "the venue's wall clock is wrong by ms from now on", 5000),
 }
-#: Code, message and HTTP status of an answer that is made up.
-CODES: Final = {
+#: Code, message and HTTP status of the answers that a fault makes up.
+RESPONSES: Final = {
     "timed_out": (10000, "Server Timeout", 200),
     "rate_limited": (10006, "Too many visits. Exceeded the API Rate Limit.", 200),
     "maintenance": (10016, "Internal System Error. Services are restarting.", 200),
     "overloaded": (429, "System level frequency protection.", 429),
     "banned": (10010, "access too frequent", 403),
 }
-#: Kinds before which a request is not carried out.
-BEFORE: Final = ("cut_before", "rate_limited", "maintenance", "overloaded", "banned")
+#: Kinds whose request is not executed.
+NOT_EXECUTED: Final = ("cut_before", "rate_limited", "maintenance", "overloaded", "banned")
 
 
 class FaultError(UsageError):
-    """A fault, or a rate of faults, that cannot be; the message says what can."""
+    """An impossible fault or rate of faults; the message says what is possible."""
 
 
 class Fault(msgspec.Struct, forbid_unknown_fields=True):
-    """A fault that is to happen."""
+    """A pending fault."""
 
     kind: str
     to: str = ""
@@ -90,8 +103,8 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
     times: int = 1
     ms: int | None = None
 
-    def checked(self) -> Fault:
-        """With its duration; FaultError says what is wrong with it."""
+    def validated(self) -> Fault:
+        """A copy with its duration filled in; FaultError says what is wrong with it."""
         kind = KINDS.get(self.kind)
         if kind is None:
             raise FaultError(f"{self.kind}: no such fault; kinds are {', '.join(KINDS)}")
@@ -102,11 +115,15 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
             raise FaultError(f"ms {ms}: expected 0 to 86,400,000, less only for clock")
         return msgspec.structs.replace(self, ms=ms)
 
+    @property
+    def duration_ns(self) -> int:
+        return (self.ms or 0) * MS_NS
 
-class Happened(msgspec.Struct, frozen=True):
-    """A line of the log: what happened, when in simulated time, and to whom.
 
-    ``what`` is the route or topic, and of a fault that found nobody it is ``nobody``.
+class FaultEvent(msgspec.Struct, frozen=True):
+    """A line of the log: a fault that happened, when in simulated time, and to whom.
+
+    ``what`` is the route or topic, or ``nobody`` when there was no connection for it.
     """
 
     at_ns: int
@@ -116,11 +133,18 @@ class Happened(msgspec.Struct, frozen=True):
     ms: int
 
 
-class Faults:
-    """What is to go wrong, and what has.
+class _HeldFrames(NamedTuple):
+    """Frames of a topic held back for a time, or until a frame overtakes them."""
 
-    ``keys`` are those of the clients, ``connections`` gives those that are open, oldest first, and
-    ``restart`` begins all books anew.
+    kind: str
+    frames: list[bytes]
+
+
+class Faults:
+    """Pending, scheduled and logged faults.
+
+    ``keys`` are the clients' API keys, ``connections`` gives the open ones, oldest first, and ``restart``
+    publishes all books anew. ``log_path`` receives every `FaultEvent` as a JSON line.
     """
 
     def __init__(
@@ -128,224 +152,221 @@ class Faults:
         keys: Sequence[str],
         connections: Callable[[], Sequence[Connection]],
         restart: Callable[[], None],
-        log: Path | None = None,
+        log_path: Path | None = None,
     ) -> None:
-        self.now_ns = 0  #: simulated; nothing happens without `advance`
-        self.clock_ms = 0  #: how wrong the venue's wall clock is
-        self.log: deque[Happened] = deque(maxlen=KEPT)
+        self.now_ns = 0  #: simulated; only `advance` moves it
+        self.clock_error_ms = 0  #: of the venue's wall clock
+        self.log: deque[FaultEvent] = deque(maxlen=KEPT)
         self._keys, self._connections, self._restart = tuple(keys), connections, restart
-        self._path = log
-        self._armed: list[Fault] = []
-        self._timers: list[tuple[int, int, Callable[[], None]]] = []
+        self._log_path = log_path
+        self._pending: list[Fault] = []
+        self._timers: list[
+            tuple[int, int, Callable[[], None]]
+        ] = []  #: heap of (ns, number, action)
         self._numbers = itertools.count()
-        self._held: dict[tuple[Connection, str], _Held] = {}
-        self._plan: Iterator[Due] = iter(())
-        self._next: Due | None = None
-        if log is not None:
-            log.write_bytes(b"")
+        self._held: dict[tuple[Connection, str], _HeldFrames] = {}
+        self._schedule: Iterator[ScheduledFault] = iter(())
+        self._next: ScheduledFault | None = None
+        if log_path is not None:
+            log_path.write_bytes(b"")
 
-    # -- what is to happen -------------------------------------------------------------------------
+    # -- commands and the schedule -----------------------------------------------------------------
 
     @property
-    def waiting(self) -> tuple[Fault, ...]:
+    def pending(self) -> tuple[Fault, ...]:
         """Faults that wait for a request or a frame."""
-        return tuple(self._armed)
+        return tuple(self._pending)
 
     def command(self, fault: Fault) -> None:
-        """Let a fault happen: to the next request or frame that it fits, or at once."""
-        fault = fault.checked()
+        """Make a fault happen: to the next request or frame that it matches, or at once."""
+        fault = fault.validated()
         place = KINDS[fault.kind].place
         if place in ("request", "frame"):
-            self._armed.append(fault)
+            self._pending.append(fault)
         elif place == "venue":
-            self._of_venue(fault)
+            self._log(fault, "", "")
+            if fault.kind == "clock":
+                self.clock_error_ms = fault.ms or 0
+            else:
+                self._restart()
         else:
             for _ in range(fault.times):
-                self._of_connection(fault)
+                self._hit_connection(fault)
 
-    def follow(self, plan: Iterator[Due]) -> None:
-        """Let the faults of a schedule happen, each at its time."""
-        self._plan = plan
-        self._next = next(plan, None)
+    def follow(self, faults: Iterator[ScheduledFault]) -> None:
+        """Make the faults of a schedule happen, each at its time."""
+        self._schedule = faults
+        self._next = next(faults, None)
 
-    def _happen(self, due: Due) -> None:
+    def _command_scheduled(self, due: ScheduledFault) -> None:
         place = KINDS[due.kind].place
         if place == "request":
-            there = list(self._keys)
+            targets = list(self._keys)
         else:
-            there = [connection.name for connection in self._connections()]
+            targets = [connection.name for connection in self._connections()]
         fault = Fault(kind=due.kind, ms=due.ms)
         if place != "venue":
-            if not there:
-                self._note(fault, "", "nobody")
+            if not targets:
+                self._log(fault, "", "nobody")
                 return
-            fault.to = there[due.who % len(there)]
-        if not any((one.kind, one.to) == (fault.kind, fault.to) for one in self._armed):
+            fault.to = targets[due.target % len(targets)]
+        if not any((other.kind, other.to) == (fault.kind, fault.to) for other in self._pending):
             self.command(fault)
 
     def clear(self) -> None:
-        """Nothing waits any more, a schedule included; what is held goes out, the clock is right."""
-        self._armed.clear()
-        self.clock_ms = 0
+        """Cancel pending and scheduled faults, run all timers now, and correct the clock."""
+        self._pending.clear()
+        self.clock_error_ms = 0
         self.follow(iter(()))
-        held, self._timers = sorted(self._timers, key=lambda timer: timer[:2]), []
-        for _, _, happen in held:
-            happen()
+        timers, self._timers = sorted(self._timers, key=lambda timer: timer[:2]), []
+        for _, _, action in timers:
+            action()
 
-    def at(self, at_ns: int, happen: Callable[[], None]) -> None:
-        """Call at a simulated time."""
-        heapq.heappush(self._timers, (at_ns, next(self._numbers), happen))
+    def call_later(self, delay_ns: int, action: Callable[[], None]) -> None:
+        """Run an action after so much simulated time."""
+        heapq.heappush(self._timers, (self.now_ns + delay_ns, next(self._numbers), action))
 
     @property
     def next_ns(self) -> int | None:
-        """When the next thing happens that waits for time alone."""
+        """The next simulated time at which something happens by itself."""
         times = [self._timers[0][0]] if self._timers else []
         return min([*times, *([self._next.at_ns] if self._next else [])], default=None)
 
     def advance(self, now_ns: int) -> None:
-        """Simulated time has come to ``now_ns``, and stopped at `next_ns` on its way."""
+        """Advance simulated time, which must stop at `next_ns` on its way."""
         self.now_ns = now_ns
         while self._timers and self._timers[0][0] <= now_ns:
             heapq.heappop(self._timers)[2]()
         while self._next is not None and self._next.at_ns <= now_ns:
-            due, self._next = self._next, next(self._plan, None)
-            self._happen(due)
-
-    # -- where it happens --------------------------------------------------------------------------
+            due, self._next = self._next, next(self._schedule, None)
+            self._command_scheduled(due)
 
     def wall_ns(self) -> int:
-        """The venue's wall clock."""
-        return time.time_ns() + self.clock_ms * MS_NS
+        """The venue's wall clock, with its error."""
+        return time.time_ns() + self.clock_error_ms * MS_NS
 
-    def request(self, key: str, what: str) -> Fault | None:
-        """The fault that befalls a request of a client, None when there is none."""
-        return self._taken("request", (key,), what) if self._armed else None
+    # -- requests, frames and connections ----------------------------------------------------------
 
-    def frame(self, connection: Connection, topic: str, frame: bytes) -> None:
-        """Take a frame on its way to a reader, and put it where it waits to be sent."""
-        if not (self._armed or self._held):
+    def take_request(self, key: str, route: str) -> Fault | None:
+        """The fault that happens to a client's request; None when there is none."""
+        return self._take("request", (key,), route) if self._pending else None
+
+    def deliver(self, connection: Connection, topic: str, frame: bytes) -> None:
+        """Queue a frame for a subscriber, unless a fault drops, holds or repeats it."""
+        if not (self._pending or self._held):
             connection.put(frame)
             return
         held = self._held.get((connection, topic))
-        fault = None if held else self._taken("frame", connection.names, topic)
+        fault = None if held else self._take("frame", connection.names, topic)
         if fault is not None and fault.kind == "drop":
             return
         if fault is not None and fault.kind in ("delay", "overtake", "swap"):
             self._hold(connection, topic, frame, fault)
             return
-        if held is not None and held.until != "swap":
+        if held is not None and held.kind != "swap":
             held.frames.append(frame)
             return
         connection.put(frame)
         if fault is not None:  # a duplicate
             connection.put(frame)
-        for (other, theirs), waiting in list(self._held.items()):
-            passed = "swap" if theirs == topic else "overtake"
-            if other is connection and waiting.until == passed:
-                self._release(connection, theirs)
+        for (other, held_topic), waiting in list(self._held.items()):
+            overtaken = "swap" if held_topic == topic else "overtake"
+            if other is connection and waiting.kind == overtaken:
+                self._release(connection, held_topic)
 
     def _hold(self, connection: Connection, topic: str, frame: bytes, fault: Fault) -> None:
-        self._held[connection, topic] = _Held(fault.kind, [frame])
-        wait_ms = fault.ms if fault.kind == "delay" else (fault.ms or _PATIENCE_MS)
-        assert wait_ms is not None
-        self.at(self.now_ns + wait_ms * MS_NS, lambda: self._release(connection, topic))
+        self._held[connection, topic] = _HeldFrames(fault.kind, [frame])
+        timeout_ns = fault.duration_ns
+        if fault.kind != "delay" and not timeout_ns:
+            timeout_ns = _OVERTAKE_TIMEOUT_MS * MS_NS
+        self.call_later(timeout_ns, lambda: self._release(connection, topic))
 
     def _release(self, connection: Connection, topic: str) -> None:
         held = self._held.pop((connection, topic), None)
         for frame in held.frames if held else ():
             connection.put(frame)
 
-    def _of_connection(self, fault: Fault) -> None:
-        found = next((c for c in self._connections() if not fault.to or fault.to in c.names), None)
-        self._note(fault, found.name if found else fault.to, "" if found else "nobody")
-        if found is None:
+    def _hit_connection(self, fault: Fault) -> None:
+        target = next((c for c in self._connections() if not fault.to or fault.to in c.names), None)
+        self._log(fault, target.name if target else fault.to, "" if target else "nobody")
+        if target is None:
             return
         if fault.kind == "silence":
-            found.speaking.clear()
-            self.at(self.now_ns + (fault.ms or 0) * MS_NS, found.speaking.set)
+            target.unpaused.clear()
+            self.call_later(fault.duration_ns, target.unpaused.set)
         else:
-            found.end(orderly=fault.kind == "close")
+            target.end(orderly=fault.kind == "close")
 
-    def _of_venue(self, fault: Fault) -> None:
-        self._note(fault, "", "")
-        if fault.kind == "clock":
-            self.clock_ms = fault.ms or 0
-        else:
-            self._restart()
-
-    def _taken(self, place: str, names: tuple[str, ...], what: str) -> Fault | None:
-        """The oldest armed fault that fits, one time less of which is left."""
-        for at, fault in enumerate(self._armed):
+    def _take(self, place: str, names: tuple[str, ...], what: str) -> Fault | None:
+        """The oldest pending fault that matches; one of its times is used up."""
+        for at, fault in enumerate(self._pending):
             if (
                 KINDS[fault.kind].place == place
                 and (not fault.to or fault.to in names)
                 and what.startswith(fault.what)
             ):
-                self._note(fault, names[0], what)
+                self._log(fault, names[0], what)
                 fault.times -= 1
                 if not fault.times:
-                    del self._armed[at]
+                    del self._pending[at]
                 return fault
         return None
 
-    # -- what has happened -------------------------------------------------------------------------
-
-    def _note(self, fault: Fault, to: str, what: str) -> None:
-        happened = Happened(self.now_ns, fault.kind, to, what, fault.ms or 0)
-        self.log.append(happened)
-        if self._path is not None:
-            with self._path.open("ab") as file:
-                file.write(msgspec.json.encode(happened) + b"\n")
+    def _log(self, fault: Fault, to: str, what: str) -> None:
+        event = FaultEvent(self.now_ns, fault.kind, to, what, fault.ms or 0)
+        self.log.append(event)
+        if self._log_path is not None:
+            with self._log_path.open("ab") as file:
+                file.write(msgspec.json.encode(event) + b"\n")
 
 
-class _Held(NamedTuple):
-    """Frames of a topic that wait for time, or until something passes them."""
-
-    until: str
-    frames: list[bytes]
-
-
-def read_log(path: Path) -> list[Happened]:
-    """What a log says that happened, in order; ValueError for a line that is none."""
-    decode = msgspec.json.Decoder(Happened).decode
+def read_log(path: Path) -> list[FaultEvent]:
+    """The events of a log file, in order; ValueError for a malformed line."""
+    decode = msgspec.json.Decoder(FaultEvent).decode
     return [decode(line) for line in path.read_bytes().splitlines()]
 
 
-class Due(NamedTuple):
-    """A fault of a schedule: ``who`` is drawn too, and falls on one of those that are there then."""
+# -- schedules -------------------------------------------------------------------------------------
+
+
+class ScheduledFault(NamedTuple):
+    """A fault of a schedule; ``target`` is drawn, modulo the clients or connections at that time."""
 
     at_ns: int
     kind: str
-    who: int
+    target: int
     ms: int
 
 
-def schedule(seed: int, rates: Mapping[str, float], start_ns: int) -> Iterator[Due]:
-    """Faults at random, for ever: each kind a Poisson stream at its rate a simulated minute.
+def schedule(seed: int, rates: Mapping[str, float], start_ns: int) -> Iterator[ScheduledFault]:
+    """Endless random faults: each kind is a Poisson process at its rate per simulated minute.
 
-    What lasts for a time lasts 0.2 to 1.8 times as long as it does by default. FaultError for a kind
-    that does not exist and for a rate that is not from 0 to 60,000.
+    Durations are uniform from 0.2 to 1.8 times the default. FaultError for an unknown kind and for a rate
+    outside 0 to 60,000.
     """
     for kind, rate in rates.items():
         if kind not in KINDS:
             raise FaultError(f"{kind}: no such fault; kinds are {', '.join(KINDS)}")
         if not 0 <= rate <= 60_000:
             raise FaultError(f"{kind}={rate:g}: expected 0 to 60,000 a minute")
-    streams = [_stream(seed, kind, rate, start_ns) for kind, rate in sorted(rates.items()) if rate]
-    return heapq.merge(*streams)
+    return heapq.merge(
+        *(_poisson(seed, kind, rate, start_ns) for kind, rate in sorted(rates.items()) if rate)
+    )
 
 
-def _stream(seed: int, kind: str, rate: float, at_ns: int) -> Iterator[Due]:
+def _poisson(seed: int, kind: str, rate: float, at_ns: int) -> Iterator[ScheduledFault]:
     dice = random.Random(f"{seed}/faults/{kind}")
     while True:
         at_ns += round(dice.expovariate(rate) * MINUTE_NS)
         ms = round(KINDS[kind].ms * dice.uniform(0.2, 1.8))
-        yield Due(at_ns, kind, dice.getrandbits(32), ms)
+        yield ScheduledFault(at_ns, kind, dice.getrandbits(32), ms)
 
 
 def rates_of(text: str) -> dict[str, float]:
-    """Rates written as ``drop=6,abort=0.5``; ``all`` is every kind but ``swap``. FaultError says what
-    is wrong."""
+    """Rates written as ``drop=6,abort=0.5``; ``all`` is every kind but ``swap``.
+
+    FaultError says what is wrong with the text.
+    """
     rates: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         kind, _, number = part.partition("=")
@@ -356,3 +377,109 @@ def rates_of(text: str) -> dict[str, float]:
         kinds = [name for name in KINDS if name != "swap"] if kind == "all" else [kind]
         rates |= dict.fromkeys(kinds, rate)
     return rates
+
+
+# -- over HTTP and WebSocket -----------------------------------------------------------------------
+
+
+class FaultControl:
+    """The control endpoint, and the faults of requests; ``answer`` is the REST handler without faults."""
+
+    def __init__(
+        self, faults: Faults, answer: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> None:
+        self._faults, self._answer = faults, answer
+
+    async def command(self, request: web.Request) -> web.Response:
+        """Answer a request to the control endpoint."""
+        faults = self._faults
+        try:
+            if request.method == "POST":
+                faults.command(msgspec.json.decode(await request.read(), type=Fault))
+            elif request.method == "DELETE":
+                faults.clear()
+            elif request.method != "GET":
+                raise ValueError(f"{request.method}: expected GET, POST or DELETE")
+        except (msgspec.MsgspecError, ValueError) as error:
+            return _json({"error": str(error)}, 400)
+        return _json(
+            {
+                "kinds": {name: kind.says for name, kind in KINDS.items()},
+                "waiting": faults.pending,
+                "log": list(faults.log),
+            }
+        )
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """Answer a REST request, with the fault that happens to it."""
+        key, route = request.headers.get("X-BAPI-API-KEY", ""), request.path.removeprefix("/v5/")
+        fault = self._faults.take_request(key, route)
+        if fault is None:
+            return await self._answer(request)
+        if fault.kind not in NOT_EXECUTED:
+            response = await self._answer(request)
+        if fault.kind == "answer_late":
+            is_due = asyncio.Event()
+            self._faults.call_later(fault.duration_ns, is_due.set)
+            await is_due.wait()
+            return response
+        if fault.kind in RESPONSES:
+            return self._fault_response(fault.kind)
+        if fault.kind == "answer_lost":
+            await _hang_up(request)
+        if request.transport is not None:
+            request.transport.abort()
+        return web.Response()
+
+    def on_trade_request(self, connection: Connection, request: TradeRequest, now_ms: int) -> None:
+        """Answer an order-entry request over WebSocket, with the fault that happens to it."""
+        fault = self._faults.take_request(request.client.key, request.path)
+        if fault is None:
+            put_delayed(connection, request.execute(now_ms))
+            return
+        frame = request.execute(now_ms) if fault.kind not in NOT_EXECUTED else {}
+        if fault.kind in RESPONSES:
+            code, message, _ = RESPONSES[fault.kind]
+            put_delayed(connection, request.refuse(now_ms, code, message))
+        elif fault.kind == "answer_late":
+            self._faults.call_later(fault.duration_ns, lambda: connection.put_json(frame))
+        elif fault.kind != "answer_lost":
+            connection.end(orderly=False)
+
+    def _fault_response(self, kind: str) -> web.Response:
+        code, message, status = RESPONSES[kind]
+        now_ms = self._faults.wall_ns() // MS_NS
+        envelope = {
+            "retCode": code,
+            "retMsg": message,
+            "result": {},
+            "retExtInfo": {},
+            "time": now_ms,
+        }
+        headers = {
+            "X-Bapi-Limit": "10",
+            "X-Bapi-Limit-Status": "0",
+            "X-Bapi-Limit-Reset-Timestamp": str(now_ms + 100),
+        }
+        return _json(envelope, status, headers)
+
+
+async def _hang_up(request: web.Request) -> None:
+    """Wait until the client has closed its connection, or for the timeout."""
+    waited = 0.0
+    while (
+        waited < _HANG_UP_TIMEOUT_S
+        and request.transport is not None
+        and not request.transport.is_closing()
+    ):
+        await asyncio.sleep(_POLL_S)
+        waited += _POLL_S
+
+
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(content),
+        status=status,
+        headers=headers,
+        content_type="application/json",
+    )

@@ -1,8 +1,8 @@
-"""What the venue lists of a symbol beside its instrument: limits and filters.
+"""What the venue lists of a symbol: limits, risk tiers, and how its prices and quantities are written.
 
-Figures of BTCUSDT are the venue's of September 2026. Of ETHUSDT only the first risk tier has been seen
-(positions up to 900,000 at 0.5 %, its number 11); the others stand in: its limits are to those of
-BTCUSDT's tiers for the same leverage as the first is to the one of the same rate.
+Limits of BTCUSDT are the venue's of September 2026. Of ETHUSDT only the first risk tier was observed
+(positions up to 900,000 at 0.5 %, its number 11); the other tiers are scaled from BTCUSDT's: the ratio
+of two limits at the same leverage is the ratio of the two first tiers at the same rate.
 """
 
 from __future__ import annotations
@@ -14,7 +14,58 @@ import msgspec
 
 from execution.margin import BTC_TIERS, Tier, tiers
 from market.instruments import Instrument
-from proving.sandbox.tape import FUNDING_CAP
+from market.units import E8
+from proving.sandbox.protocol import RefusedError, Row, decimal
+
+FUNDING_CAP: Final = "0.00333"
+
+
+class DecimalCodec:
+    """Ticks and lots of one instrument ↔ the venue's decimal strings.
+
+    Market data are padded to the instrument's scale; orders, positions and candles have no trailing
+    zeros.
+    """
+
+    def __init__(self, instrument: Instrument) -> None:
+        self.instrument = instrument
+        self.tick_e8 = round(instrument.tick_size * E8)
+        self._tick, self._lot = Decimal(instrument.tick), Decimal(instrument.lot)
+        # The venue pads prices of linear perpetuals to two decimals at least.
+        self.price_places = max(2, _places(self._tick))
+        self.qty_places = _places(self._lot)
+
+    def price(self, ticks: int) -> str:
+        return _plain(self._tick * ticks)
+
+    def qty(self, lots: int) -> str:
+        return _plain(self._lot * lots)
+
+    def padded_price(self, ticks: int) -> str:
+        return f"{self._tick * ticks:.{self.price_places}f}"
+
+    def padded_qty(self, lots: int) -> str:
+        return f"{self._lot * lots:.{self.qty_places}f}"
+
+    def ticks(self, value: Any, name: str = "price") -> int:
+        """Ticks of a price parameter; refused when it is off the tick grid or zero."""
+        ticks, rest = divmod(decimal(value, name), self._tick)
+        if rest or not ticks:
+            raise RefusedError(110003, "price is invalid")
+        return int(ticks)
+
+    def lots(self, value: Any) -> int:
+        """Lots of a quantity parameter, truncated to whole lots as the venue does."""
+        return int(decimal(value, "qty") // self._lot)
+
+
+def _plain(value: Decimal) -> str:
+    digits = f"{value:f}"
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+def _places(step: Decimal) -> int:
+    return max(0, -int(step.normalize().as_tuple().exponent))
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -22,23 +73,22 @@ class Listing(msgspec.Struct, frozen=True):
 
     base: str
     name: str
-    number: int
+    symbol_id: int
     launch_ms: int
     min_price: str
     max_price: str
-    tick: str  #: as the venue writes it
+    tick: str  #: padded, as the venue writes it
     max_qty: str
     max_market_qty: str
     tiers: tuple[Tier, ...]
-    first_tier: int = 1  #: number of the lowest risk tier
+    first_tier: int = 1  #: id of the lowest risk tier
 
 
-#: BTCUSDT's tiers without the first, which has a leverage that ETHUSDT has not.
+#: Without BTCUSDT's first tier, whose leverage ETHUSDT does not offer.
 _ETH_TIERS: Final = tiers(
     (tier.limit * 9 // 20, tier.initial, tier.maintenance, tier.max_leverage)
     for tier in BTC_TIERS[1:]
 )
-
 
 LISTINGS: Final = {
     "BTCUSDT": Listing(
@@ -69,8 +119,8 @@ LISTINGS: Final = {
 }
 
 
-def info(instrument: Instrument) -> dict[str, Any]:
-    """A row of instruments-info."""
+def instrument_info(instrument: Instrument) -> Row:
+    """The row of a symbol in `market/instruments-info`."""
     listing = LISTINGS[instrument.symbol]
     return {
         "symbol": instrument.symbol,
@@ -113,7 +163,7 @@ def info(instrument: Instrument) -> dict[str, Any]:
         "fullName": listing.name,
         "forbidUplWithdrawal": False,
         "marketRegion": "",
-        "symbolId": listing.number,
+        "symbolId": listing.symbol_id,
         "symbolType": "",
         "underlyingTicker": "",
     }

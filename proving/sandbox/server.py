@@ -1,7 +1,7 @@
-"""The sandbox as a server on loopback: one port for REST and WebSocket, and the clock of the world.
+"""The sandbox as a server on loopback: one port for REST and WebSocket, and the simulated clock.
 
-Simulated time starts when the server does and runs at ``speed`` times the wall clock; when the
-machine cannot keep up it falls behind, and the mapping of the ``clock`` is what it would be without.
+Simulated time starts with the server and runs at ``speed`` times the wall clock. When the machine cannot
+keep up it falls behind; the ``clock`` that the server prints is the mapping without that lag.
 """
 
 from __future__ import annotations
@@ -20,26 +20,23 @@ from aiohttp import web
 
 from market.console import Result, names
 from market.settings import Settings
-from proving.sandbox.connection import Connection, Endpoint
-from proving.sandbox.control import Control
-from proving.sandbox.exchange import Exchange
-from proving.sandbox.faults import Faults, rates_of, schedule
-from proving.sandbox.private import PrivateStream
-from proving.sandbox.rest import Rest
-from proving.sandbox.stream import PublicStream
-from proving.sandbox.trade import Trade
+from proving.sandbox.exchange import SandboxExchange
+from proving.sandbox.faults import FaultControl, Faults, rates_of, schedule
+from proving.sandbox.gateway import Gateway, TradeSocket
+from proving.sandbox.streams import Connection, Endpoint, PrivateStream, PublicStream
 from proving.synthetic.profiles import profile
 
-#: How often the world moves, and how far at most before requests are heard again.
+#: How often simulated time advances, and how far at most before requests are served again.
 STEP_S: Final = 0.005
-STRIDE_NS: Final = 200_000_000
+MAX_ADVANCE_NS: Final = 200_000_000
 
 
 class Sandbox:
-    """A world and its endpoints; `start` and `stop` in one event loop.
+    """An exchange and its endpoints; call `start` and `stop` in one event loop.
 
-    ``fault_rates`` are of faults at random (`proving.sandbox.faults.schedule`), all of which a file
-    ``fault_log`` is written of, as JSON lines that `proving.sandbox.faults.read_log` reads.
+    ``fault_rates`` schedules random faults (`proving.sandbox.faults.schedule`); every fault is written to
+    ``fault_log`` as a JSON line that `proving.sandbox.faults.read_log` reads. ``limited`` turns rate
+    limits on. ValueError for a speed or number of clients out of range.
     """
 
     def __init__(
@@ -59,41 +56,41 @@ class Sandbox:
         if not 1 <= clients <= 1000:
             raise ValueError(f"{clients} accounts: expected 1 to 1000")
         self.speed = speed
-        self.stream, self.private = PublicStream(), PrivateStream()
-        self.exchange = Exchange(
+        self.public_stream, self.private_stream = PublicStream(), PrivateStream()
+        self.exchange = SandboxExchange(
             profile(profile_name),
             seed,
             symbols,
             clients=clients,
-            listen=self.stream.publish,
-            tell=self.private.tell,
+            on_frame=self.public_stream.publish,
+            on_message=self.private_stream.send,
         )
-        self.stream.follow(self.exchange)
         keys = [client.key for client in self.exchange.clients]
         self.faults = Faults(keys, self._connections, self._restart, fault_log)
         self.faults.advance(self.exchange.now_ns)
         self.faults.follow(schedule(seed, fault_rates or {}, self.exchange.now_ns))
-        self.stream.deliver = self.private.deliver = self.faults.frame
-        self.private.follow(self.exchange, self.catch_up, self.faults.wall_ns)
-        rest = Rest(self.exchange, self.catch_up, limited, self.faults.wall_ns)
-        self.trade = Trade(rest, self.faults.wall_ns)
-        self._control = Control(self.faults, rest.answer)
-        self.trade.answering = self._control.reply
-        self._wall_ns = self._begun_ns = 0
-        self._runner: web.AppRunner | None = None
-        self._moving: asyncio.Task[None] | None = None
+        self.public_stream.deliver = self.private_stream.deliver = self.faults.deliver
+        self.public_stream.attach(self.exchange)
+        self.private_stream.attach(self.exchange, self.catch_up, self.faults.wall_ns)
+        gateway = Gateway(self.exchange, self.catch_up, limited, self.faults.wall_ns)
+        self.trade_socket = TradeSocket(gateway, self.faults.wall_ns)
+        self._control = FaultControl(self.faults, gateway.answer)
+        self.trade_socket.on_request = self._control.on_trade_request
         self.address = ""
+        self._start_wall_ns = self._start_monotonic_ns = 0
+        self._runner: web.AppRunner | None = None
+        self._advancing: asyncio.Task[None] | None = None
 
     @property
     def _endpoints(self) -> dict[str, Endpoint]:
         return {
-            "/v5/public/linear": self.stream,
-            "/v5/private": self.private,
-            "/v5/trade": self.trade,
+            "/v5/public/linear": self.public_stream,
+            "/v5/private": self.private_stream,
+            "/v5/trade": self.trade_socket,
         }
 
     async def start(self, port: int = 0) -> dict[str, Any]:
-        """Serve on loopback; what a client has to know, once it can connect."""
+        """Serve on loopback; returns `description` once clients can connect."""
         app = web.Application(client_max_size=1 << 20)
         for path, endpoint in self._endpoints.items():
             app.router.add_get(path, endpoint.serve)
@@ -105,8 +102,8 @@ class Sandbox:
         await site.start()
         bound = self._runner.addresses[0][1]
         self.address = f"127.0.0.1:{bound}"
-        self._wall_ns, self._begun_ns = time.time_ns(), time.monotonic_ns()
-        self._moving = asyncio.create_task(self._move())
+        self._start_wall_ns, self._start_monotonic_ns = time.time_ns(), time.monotonic_ns()
+        self._advancing = asyncio.create_task(self._advance())
         return self.description()
 
     def description(self) -> dict[str, Any]:
@@ -118,32 +115,32 @@ class Sandbox:
             "ws_trade": f"ws://{self.address}/v5/trade",
             "keys": [{"key": c.key, "secret": c.secret} for c in self.exchange.clients],
             "clock": {
-                "wall_ns": self._wall_ns,
+                "wall_ns": self._start_wall_ns,
                 "simulated_ns": self.exchange.start_ns,
                 "speed": self.speed,
             },
         }
 
     async def stop(self) -> None:
-        """End connections and the world."""
-        if self._moving is not None:
-            self._moving.cancel()
-            await asyncio.gather(self._moving, return_exceptions=True)
+        """Stop simulated time and close all connections."""
+        if self._advancing is not None:
+            self._advancing.cancel()
+            await asyncio.gather(self._advancing, return_exceptions=True)
         for endpoint in self._endpoints.values():
             await endpoint.close()
         if self._runner is not None:
             await self._runner.cleanup()
 
     def catch_up(self) -> None:
-        """Let simulated time go on to the present, or a stride towards it."""
-        passed = int((time.monotonic_ns() - self._begun_ns) * self.speed)
+        """Advance simulated time to the present, by `MAX_ADVANCE_NS` at most."""
+        elapsed_ns = int((time.monotonic_ns() - self._start_monotonic_ns) * self.speed)
         exchange = self.exchange
-        due_ns = min(exchange.start_ns + passed, exchange.now_ns + STRIDE_NS)
-        while exchange.now_ns < due_ns:
-            stop_ns = self.faults.next_ns
-            exchange.advance(due_ns if stop_ns is None else min(due_ns, stop_ns))
+        until_ns = min(exchange.start_ns + elapsed_ns, exchange.now_ns + MAX_ADVANCE_NS)
+        while exchange.now_ns < until_ns:
+            fault_ns = self.faults.next_ns
+            exchange.advance(until_ns if fault_ns is None else min(until_ns, fault_ns))
             self.faults.advance(exchange.now_ns)
-        self.stream.candles()
+        self.public_stream.publish_candles()
 
     def _connections(self) -> list[Connection]:
         return [c for endpoint in self._endpoints.values() for c in endpoint.connections]
@@ -152,16 +149,16 @@ class Sandbox:
         for tape in self.exchange.tapes.values():
             tape.restart()
 
-    async def _move(self) -> None:
+    async def _advance(self) -> None:
         while True:
             self.catch_up()
             await asyncio.sleep(STEP_S)
 
 
 def run(sandbox: Sandbox, port: int, ready: Callable[[dict[str, Any]], None]) -> None:
-    """Serve until SIGTERM or SIGINT; ``ready`` is told what clients have to know.
+    """Serve until SIGTERM or SIGINT; ``ready`` is called with `Sandbox.description`.
 
-    Raises OSError when the port is taken, and what has stopped the world when something has.
+    OSError when the port is taken; an exception that stops simulated time is raised again.
     """
     asyncio.run(_serve(sandbox, port, ready))
 
@@ -170,19 +167,18 @@ async def _serve(sandbox: Sandbox, port: int, ready: Callable[[dict[str, Any]], 
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    # What was loaded stays: looking through it for garbage again and again would hold up answers.
+    # Exempt everything loaded so far from garbage collection, whose pauses would delay answers.
     gc.collect()
     gc.freeze()
     ready(await sandbox.start(port))
-    assert sandbox._moving is not None
+    advancing = sandbox._advancing
+    assert advancing is not None
     waiting = asyncio.create_task(stopped.wait())
-    done, _ = await asyncio.wait({waiting, sandbox._moving}, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait({waiting, advancing}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-    failed = sandbox._moving in done
-    moving = sandbox._moving
     await sandbox.stop()
-    if failed:
-        moving.result()
+    if advancing in done:
+        advancing.result()
 
 
 # -- the verb --------------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
-"""What the public may know of one symbol: books, trades, ticker and candles, from the market's rows.
+"""Public market data of one symbol: books, trades, candles, ticker and price limits.
 
-The tape keeps each topic's book as it was last published, so that a reader who comes late begins
-where the stream stands; frames go to whoever listens. The books of 50 and 200 levels and the best
-prices are the market's own topics; the one of 1000 is made here, five times a second.
+A `PublicTape` turns the market's event rows into the frames of the public topics and keeps each topic's
+book as last published, so that a late subscriber's snapshot joins the deltas without a gap. Books of 1,
+50 and 200 levels are the market's own topics; the book of 1000 is built here, five times a second.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -17,9 +18,9 @@ import numpy as np
 from execution.account import unit_e8
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import Instrument
-from market.units import E8, MS_NS
-from proving.sandbox.candles import Candles, end_of
-from proving.sandbox.figures import Figures, money, rounded
+from market.units import DAY_MS, E8, MS_NS
+from proving.sandbox.listing import FUNDING_CAP, DecimalCodec
+from proving.sandbox.protocol import Row, money, rounded
 from proving.synthetic.encode import Encoder
 from proving.synthetic.publication import TOPICS
 
@@ -27,32 +28,139 @@ DEPTHS: Final = (1, 50, 200, 1000)
 DEEP: Final = 1000
 DEEP_NS: Final = 200_000_000
 TICKER_NS: Final = 100_000_000
-#: Published every third time that the ticker is.
+#: Price limits are published with every third ticker.
 PRICE_LIMIT_NS: Final = 300_000_000
-#: The best prices are said again after so long without a change.
+#: An unchanged best bid and ask are repeated after this long.
 REPEAT_NS: Final = 3_000_000_000
 RECENT_TRADES: Final = 1000
-INTEREST_MS: Final = 300_000
-#: Seconds over which the price band takes the mean of mid less mark.
+OPEN_INTEREST_MS: Final = 300_000
+#: Seconds of the mean premium (mid less mark) in the price limits.
 PREMIUM_S: Final = 30
-FUNDING_CAP: Final = "0.00333"
+
+MINUTE_MS: Final = 60_000
+#: Minute candles kept: a week.
+KEPT_MINUTES: Final = 10_080
+INTERVALS: Final = ("1", "3", "5", "15", "30", "60", "120", "240", "360", "720", "D", "W", "M")
+
+Listener = Callable[[str, bytes], None]  #: called with a topic and a frame
 
 
-Listener = Callable[[str, bytes], None]
+# -- candles ---------------------------------------------------------------------------------------
 
 
-class _Book:
-    """One topic's book as last published."""
+class Candle(msgspec.Struct):
+    """Prices in the unit that they were added in, quantity in lots, turnover at 1e-8."""
+
+    start_ms: int
+    open: int
+    high: int
+    low: int
+    close: int
+    lots: int = 0
+    turnover_e8: int = 0
+
+
+def candle_start(at_ms: int, interval: str) -> int:
+    """Start of the candle that contains a time; ValueError for an unknown interval."""
+    if interval not in INTERVALS:
+        raise ValueError(f"{interval}: intervals are {', '.join(INTERVALS)}")
+    if interval == "M":
+        month = datetime.fromtimestamp(at_ms / 1000, UTC)
+        return int(datetime(month.year, month.month, 1, tzinfo=UTC).timestamp()) * 1000
+    if interval == "W":  # weeks begin on Monday; the epoch was a Thursday
+        return at_ms - (at_ms + 3 * DAY_MS) % (7 * DAY_MS)
+    length = DAY_MS if interval == "D" else int(interval) * MINUTE_MS
+    return at_ms - at_ms % length
+
+
+def candle_end(start_ms: int, interval: str) -> int:
+    """The first millisecond after a candle."""
+    if interval == "M":
+        return candle_start(start_ms + 32 * DAY_MS, "M")
+    lengths = {"W": 7 * DAY_MS, "D": DAY_MS}
+    return start_ms + (lengths.get(interval) or int(interval) * MINUTE_MS)
+
+
+class Candles:
+    """Minute candles of one price, aggregated to longer intervals on request.
+
+    ``unit_e8`` is the value of one lot at a price of one; 0 for prices that are not traded (mark, index,
+    premium).
+    """
+
+    def __init__(self, unit_e8: int) -> None:
+        self._unit_e8 = unit_e8
+        self._minutes: deque[Candle] = deque(maxlen=KEPT_MINUTES)
+        #: By length in minutes: start of the running minute, and the minutes before it as one candle.
+        self._cache: dict[int, tuple[int, Candle | None]] = {}
+
+    def add(self, at_ms: int, price: int, lots: int) -> None:
+        """A trade or a price at a time; minutes without one repeat the last close."""
+        minute = at_ms - at_ms % MINUTE_MS
+        while self._minutes and self._minutes[-1].start_ms < minute:
+            last = self._minutes[-1]
+            self._minutes.append(Candle(last.start_ms + MINUTE_MS, *[last.close] * 4))
+        if not self._minutes:
+            self._minutes.append(Candle(minute, price, price, price, price))
+        candle = self._minutes[-1]
+        candle.high, candle.low = max(candle.high, price), min(candle.low, price)
+        candle.close = price
+        candle.lots += lots
+        candle.turnover_e8 += price * lots * self._unit_e8
+
+    def trailing(self, minutes: int) -> Candle | None:
+        """The last minutes, the running one included, as one candle; None before the first trade."""
+        if not self._minutes:
+            return None
+        running = self._minutes[-1]
+        cached = self._cache.get(minutes)
+        if cached is None or cached[0] != running.start_ms:
+            cached = running.start_ms, _merged(list(self._minutes)[-minutes:-1])
+            self._cache[minutes] = cached
+        return _merged([candle for candle in (cached[1], running) if candle is not None])
+
+    def latest(self, interval: str, limit: int, start_ms: int, end_ms: int) -> list[Candle]:
+        """The last ``limit`` candles that start within two times (both included), oldest first."""
+        groups: dict[int, list[Candle]] = {}
+        for minute in self._minutes:
+            groups.setdefault(candle_start(minute.start_ms, interval), []).append(minute)
+        chosen = [group for start, group in groups.items() if start_ms <= start <= end_ms]
+        return [
+            msgspec.structs.replace(candle, start_ms=candle_start(candle.start_ms, interval))
+            for candle in map(_merged, chosen[-limit:])
+            if candle is not None
+        ]
+
+
+def _merged(minutes: list[Candle]) -> Candle | None:
+    if not minutes:
+        return None
+    return Candle(
+        minutes[0].start_ms,
+        minutes[0].open,
+        max(minute.high for minute in minutes),
+        min(minute.low for minute in minutes),
+        minutes[-1].close,
+        sum(minute.lots for minute in minutes),
+        sum(minute.turnover_e8 for minute in minutes),
+    )
+
+
+# -- books -----------------------------------------------------------------------------------------
+
+
+class PublishedBook:
+    """The book of one topic as last published."""
 
     def __init__(self, instrument: Instrument, depth: int) -> None:
         self.topic = f"orderbook.{depth}.{instrument.symbol}"
         self.encoder = Encoder(instrument, depth)
-        self.sides: dict[int, dict[int, int]] = {1: {}, -1: {}}
+        self.sides: dict[int, dict[int, int]] = {1: {}, -1: {}}  #: by side: lots by ticks
         self.update_id = self.exchange_ns = self.publish_ns = 0
-        self.origin = 0  #: how much more the market's update ids are
+        self.update_id_offset = 0  #: the market's update id less ours, since a restart
 
-    def take(self, rows: Events) -> None:
-        """Apply whole frames."""
+    def apply(self, rows: Events) -> None:
+        """Apply the snapshots and deltas of whole frames."""
         names = ("kind", "side", "flags", "price_ticks", "qty_lots")
         columns = [rows[name].tolist() for name in names]
         for kind, side, flags, ticks, lots in zip(*columns, strict=True):
@@ -71,7 +179,7 @@ class _Book:
         return sorted(self.sides[side].items(), reverse=side > 0)[:limit]
 
     def rows(self, kind: Kind, levels: list[tuple[int, int, int]]) -> Events:
-        """A frame of (side, ticks, lots) at the book's times."""
+        """The event rows of one frame of (side, ticks, lots) with the book's times and update id."""
         rows = np.zeros(max(1, len(levels)), EVENT)
         rows["kind"], rows["update_id"] = kind, self.update_id
         rows["exchange_ns"] = self.exchange_ns
@@ -83,71 +191,72 @@ class _Book:
         return rows
 
     def snapshot(self) -> bytes:
-        """The whole book as a frame."""
+        """The whole book as a snapshot frame."""
         levels = [(side, *level) for side in (1, -1) for level in self.levels(side, DEEP)]
         return next(self.encoder.frames(self.rows(Kind.SNAPSHOT, levels)))[1]
 
 
-class Tape:
-    """One symbol's public data; ``listen`` is called with each topic's frames, in order."""
+# -- the tape --------------------------------------------------------------------------------------
 
-    def __init__(self, instrument: Instrument, listen: Listener) -> None:
+
+class PublicTape:
+    """Public market data of one symbol; ``on_frame`` is called with each topic's frames, in order."""
+
+    def __init__(self, instrument: Instrument, on_frame: Listener) -> None:
         self.instrument, self.symbol = instrument, instrument.symbol
-        self.figures = Figures(instrument)
-        self.values: dict[int, int] = {}  #: ticker values by `events.Field`
-        self.trades: deque[dict[str, Any]] = deque(maxlen=RECENT_TRADES)
-        self.tick_e8 = self.figures.tick_e8
+        self.codec = DecimalCodec(instrument)
+        self.tick_e8 = self.codec.tick_e8
+        self.values: dict[int, int] = {}  #: ticker values at 1e-8 by `events.Field`
+        self.trades: deque[Row] = deque(maxlen=RECENT_TRADES)
         self.last_ticks = 0
-        self._span = (0, 0)  #: lowest and highest trade since it was last taken, ticks
-        unit = unit_e8(instrument)
         self.candles = {
-            "kline": Candles(unit),
+            "kline": Candles(unit_e8(instrument)),
             "mark-price-kline": Candles(0),
             "index-price-kline": Candles(0),
             "premium-index-price-kline": Candles(0),
         }
         self.funding: deque[tuple[int, int]] = deque(maxlen=200)  #: (ms, rate at 1e-8), newest last
         #: (ms, open interest at 1e-8) every five minutes for a week, newest last
-        self.interests: deque[tuple[int, int]] = deque(maxlen=2016)
-        self.books = {depth: _Book(instrument, depth) for depth in DEPTHS}
-        self._listen = listen
-        self._prints = Encoder(instrument)
+        self.open_interest: deque[tuple[int, int]] = deque(maxlen=2016)
+        self.books = {depth: PublishedBook(instrument, depth) for depth in DEPTHS}
+        self._on_frame = on_frame
+        self._encoder = Encoder(instrument)
+        self._trade_range = (0, 0)  #: lowest and highest trade since `pop_trade_range`, ticks
         self._premiums: deque[int] = deque(maxlen=PREMIUM_S)
         self._best: tuple[Any, ...] = ()
         self._best_frame, self._best_ns = b"", 0
         self._ticker: dict[str, str] = {}
         self._direction = "ZeroPlusTick"
-        self._opening_ticks = 0
+        self._first_ticks = 0
 
-    # -- what happens ------------------------------------------------------------------------------
+    # -- input -------------------------------------------------------------------------------------
 
-    def take(self, rows: Events) -> None:
-        """Rows of the market's topics, in its order."""
+    def apply(self, rows: Events) -> None:
+        """Publish the market's event rows, which come in its order."""
         if not len(rows):
             return
         for place, (depth, _) in enumerate(TOPICS):
-            frames = rows[(rows["kind"] <= Kind.DELTA) & (rows["pad"] == place)]
-            if len(frames):
-                self._take_book(depth, frames)
+            book_rows = rows[(rows["kind"] <= Kind.DELTA) & (rows["pad"] == place)]
+            if len(book_rows):
+                self._apply_book(depth, book_rows)
         trades = rows[rows["kind"] == Kind.TRADE]
         if len(trades):
-            self._take_trades(trades)
-        fallen = rows[rows["kind"] == Kind.LIQUIDATION]
-        for _, frame in self._prints.frames(fallen):
-            self._listen(f"allLiquidation.{self.symbol}", frame)
+            self._apply_trades(trades)
+        for _, frame in self._encoder.frames(rows[rows["kind"] == Kind.LIQUIDATION]):
+            self._on_frame(f"allLiquidation.{self.symbol}", frame)
         ticker = rows[rows["kind"] == Kind.TICKER]
         if len(ticker):
-            self._take_ticker(ticker)
+            self._apply_ticker(ticker)
 
-    def _take_book(self, depth: int, rows: Events) -> None:
+    def _apply_book(self, depth: int, rows: Events) -> None:
         book = self.books[depth]
-        rows["update_id"] -= book.origin
-        book.take(rows)
+        rows["update_id"] -= book.update_id_offset
+        book.apply(rows)
         if depth > 1:
             for _, frame in book.encoder.frames(rows):
-                self._listen(book.topic, frame)
+                self._on_frame(book.topic, frame)
             return
-        # Of the best prices only changes are news; the venue repeats the last after a silence.
+        # The book of one level is published when it changes, and repeated after a silence.
         ends = np.flatnonzero(rows["flags"] & Flag.LAST).tolist()
         start = 0
         for end, (_, frame) in zip(ends, book.encoder.frames(rows), strict=True):
@@ -157,85 +266,113 @@ class Tape:
             now_ns = int(part["exchange_ns"][0])
             if best != self._best:
                 self._best, self._best_frame, self._best_ns = best, frame, now_ns
-                self._listen(book.topic, frame)
+                self._on_frame(book.topic, frame)
             elif now_ns - self._best_ns >= REPEAT_NS:
                 self._best_ns = now_ns
-                self._listen(book.topic, self._best_frame)
+                self._on_frame(book.topic, self._best_frame)
 
-    def _take_trades(self, rows: Events) -> None:
-        for _, frame in self._prints.frames(rows):
-            self._listen(f"publicTrade.{self.symbol}", frame)
+    def _apply_trades(self, rows: Events) -> None:
+        for _, frame in self._encoder.frames(rows):
+            self._on_frame(f"publicTrade.{self.symbol}", frame)
             self.trades.extend(msgspec.json.decode(frame)["data"])
         self._direction = self.trades[-1]["L"]
         candles = self.candles["kline"]
         columns = [rows[name].tolist() for name in ("exchange_ns", "price_ticks", "qty_lots")]
         for exchange_ns, ticks, lots in zip(*columns, strict=True):
             candles.add(exchange_ns // MS_NS, ticks, lots)
-        self.last_ticks = int(rows["price_ticks"][-1])
         prices = rows["price_ticks"]
-        lowest, highest = self._span
-        self._span = (
-            min(lowest or self.last_ticks, int(prices.min())),
-            max(highest, int(prices.max())),
+        self.last_ticks = int(prices[-1])
+        low, high = self._trade_range
+        self._trade_range = (
+            min(low or self.last_ticks, int(prices.min())),
+            max(high, int(prices.max())),
         )
-        self._opening_ticks = self._opening_ticks or int(rows["price_ticks"][0])
+        self._first_ticks = self._first_ticks or int(prices[0])
 
-    def _take_ticker(self, rows: Events) -> None:
+    def _apply_ticker(self, rows: Events) -> None:
         self.values.update(zip(rows["field"].tolist(), rows["value_e8"].tolist(), strict=True))
         at_ms = int(rows["exchange_ns"][-1]) // MS_NS
         self.candles["mark-price-kline"].add(at_ms, self.mark_e8, 0)
         self.candles["index-price-kline"].add(at_ms, self.index_e8, 0)
         premium = (self._mid_e8() - self.index_e8) * E8 // self.index_e8
         self.candles["premium-index-price-kline"].add(at_ms, premium, 0)
-        begun_ms = at_ms - at_ms % INTEREST_MS
-        if not self.interests or self.interests[-1][0] < begun_ms:
-            self.interests.append((begun_ms, self.values.get(Field.OPEN_INTEREST, 0)))
+        period_ms = at_ms - at_ms % OPEN_INTEREST_MS
+        if not self.open_interest or self.open_interest[-1][0] < period_ms:
+            self.open_interest.append((period_ms, self.values.get(Field.OPEN_INTEREST, 0)))
         self._premiums.append(self._mid_e8() - self.mark_e8)
 
-    def deepen(self, bids: list[tuple[int, int]], asks: list[tuple[int, int]], now_ns: int) -> None:
-        """The market's levels as the next frame of the deep book."""
+    def publish_deep_book(
+        self, bids: list[tuple[int, int]], asks: list[tuple[int, int]], now_ns: int
+    ) -> None:
+        """Publish what differs from the market's levels (ticks, lots) as the deep book's next frame."""
         book = self.books[DEEP]
         first = not book.update_id
         changes: list[tuple[int, int, int]] = []
         for side, levels in ((1, bids), (-1, asks)):
-            shown, held = dict(levels), book.sides[side]
-            gone = [(ticks, 0) for ticks in held.keys() - shown.keys()]
-            news = [(ticks, lots) for ticks, lots in levels if held.get(ticks) != lots]
-            ordered = sorted(gone + news, reverse=side > 0)
+            current, published = dict(levels), book.sides[side]
+            removed = [(ticks, 0) for ticks in published.keys() - current.keys()]
+            changed = [(ticks, lots) for ticks, lots in levels if published.get(ticks) != lots]
+            ordered = sorted(removed + changed, reverse=side > 0)
             changes += [(side, ticks, lots) for ticks, lots in ordered]
         if not changes and not first:
             return
         book.update_id += 1
         book.exchange_ns, book.publish_ns = now_ns, now_ns + MS_NS
         rows = book.rows(Kind.SNAPSHOT if first else Kind.DELTA, changes)
-        book.take(rows)
+        book.apply(rows)
         for _, frame in book.encoder.frames(rows):
-            self._listen(book.topic, frame)
+            self._on_frame(book.topic, frame)
 
     def restart(self) -> None:
-        """Every book begins anew with a snapshot of update id 1, as after a restart of the service."""
+        """Publish every book anew as a snapshot of update id 1, as after a restart of the venue."""
         for depth, book in self.books.items():
             if not book.update_id:
                 continue
-            book.origin += book.update_id - 1
+            book.update_id_offset += book.update_id - 1
             book.update_id = 1
             frame = book.snapshot()
             if depth == 1:
                 self._best_frame = frame
-            self._listen(book.topic, frame)
+            self._on_frame(book.topic, frame)
 
-    def tick(self, now_ns: int) -> None:
-        """The ticker's next frame: what has changed since the last."""
-        fields = self.ticker()
-        news = {name: text for name, text in fields.items() if self._ticker.get(name) != text}
+    def publish_ticker(self, now_ns: int) -> None:
+        """Publish the ticker fields that changed since the last frame, and now and then price limits."""
+        fields = self.ticker_fields()
+        changed = {name: text for name, text in fields.items() if self._ticker.get(name) != text}
         kind = "delta" if self._ticker else "snapshot"
         self._ticker = fields
-        if news:
-            self._listen(f"tickers.{self.symbol}", self._ticker_frame(kind, news, now_ns))
+        if changed:
+            self._on_frame(f"tickers.{self.symbol}", self._ticker_frame(kind, changed, now_ns))
         if now_ns % PRICE_LIMIT_NS == 0:
             topic = f"priceLimit.{self.symbol}"
-            limits = {"topic": topic, "data": self.price_limit(), "ts": now_ns // MS_NS}
-            self._listen(topic, msgspec.json.encode(limits))
+            limits = {"topic": topic, "data": self.price_limit_row(), "ts": now_ns // MS_NS}
+            self._on_frame(topic, msgspec.json.encode(limits))
+
+    def publish_liquidation(self, side: int, ticks: int, lots: int, now_ns: int) -> None:
+        """Publish the liquidation of a position; ``side`` is the position's."""
+        row = np.zeros(1, EVENT)
+        row["kind"], row["side"], row["flags"] = Kind.LIQUIDATION, side, Flag.LAST
+        row["price_ticks"], row["qty_lots"] = ticks, lots
+        row["exchange_ns"] = row["publish_ns"] = row["receive_ns"] = now_ns
+        self.apply(row)
+
+    def pop_trade_range(self) -> tuple[int, int]:
+        """Lowest and highest trade since the last call, ticks; the last trade when there was none."""
+        low, high = self._trade_range if self._trade_range[0] else (self.last_ticks,) * 2
+        self._trade_range = (0, 0)
+        return low, high
+
+    # -- frames ------------------------------------------------------------------------------------
+
+    def snapshot(self, topic: str, now_ns: int) -> bytes | None:
+        """The first frame of a new subscriber; None for topics without a snapshot."""
+        kind = topic.partition(".")[0]
+        if kind == "orderbook":
+            book = self.books[int(topic.split(".")[1])]
+            return book.snapshot() if book.update_id else None
+        if kind == "tickers" and self._ticker:
+            return self._ticker_frame("snapshot", self._ticker, now_ns)
+        return None
 
     def _ticker_frame(self, kind: str, fields: dict[str, str], now_ns: int) -> bytes:
         frame = {
@@ -248,60 +385,37 @@ class Tape:
         return msgspec.json.encode(frame)
 
     def candle_frame(self, interval: str, now_ns: int) -> bytes | None:
-        """The running candle of an interval, or the one that has just ended; None before a trade."""
+        """The running candle of an interval, and the one before for a second; None before a trade."""
         now_ms = now_ns // MS_NS
-        found = self.candles["kline"].latest(interval, 2, 0, now_ms)
-        if not found:
+        candles = self.candles["kline"].latest(interval, 2, 0, now_ms)
+        if not candles:
             return None
-        rows = [candle for candle in found if now_ms - end_of(candle.start_ms, interval) < 1000]
+        price = self.codec.price
         data = [
             {
                 "start": candle.start_ms,
-                "end": end_of(candle.start_ms, interval) - 1,
+                "end": candle_end(candle.start_ms, interval) - 1,
                 "interval": interval,
-                "open": self.figures.price(candle.opening),
-                "close": self.figures.price(candle.close),
-                "high": self.figures.price(candle.high),
-                "low": self.figures.price(candle.low),
-                "volume": self.figures.qty(candle.lots),
+                "open": price(candle.open),
+                "close": price(candle.close),
+                "high": price(candle.high),
+                "low": price(candle.low),
+                "volume": self.codec.qty(candle.lots),
                 "turnover": money(candle.turnover_e8),
-                "confirm": now_ms >= end_of(candle.start_ms, interval),
+                "confirm": now_ms >= candle_end(candle.start_ms, interval),
                 "timestamp": now_ms,
             }
-            for candle in rows
+            for candle in candles
+            if now_ms - candle_end(candle.start_ms, interval) < 1000
         ]
         topic = f"kline.{interval}.{self.symbol}"
         frame = {"topic": topic, "data": data, "ts": now_ms, "type": "snapshot"}
         return msgspec.json.encode(frame)
 
-    def liquidate(self, side: int, ticks: int, lots: int, now_ns: int) -> None:
-        """Tell of a liquidated position; ``side`` is the position's."""
-        row = np.zeros(1, EVENT)
-        row["kind"], row["side"], row["flags"] = Kind.LIQUIDATION, side, Flag.LAST
-        row["price_ticks"], row["qty_lots"] = ticks, lots
-        row["exchange_ns"] = row["publish_ns"] = row["receive_ns"] = now_ns
-        self.take(row)
-
-    def take_span(self) -> tuple[int, int]:
-        """Lowest and highest price of trades since the last time, ticks; the last when there is none."""
-        lowest, highest = self._span if self._span[0] else (self.last_ticks, self.last_ticks)
-        self._span = (0, 0)
-        return lowest, highest
-
-    # -- what is known -----------------------------------------------------------------------------
-
-    def snapshot(self, topic: str, now_ns: int) -> bytes | None:
-        """What a reader of a topic is sent first; None where a topic begins with its next frame."""
-        kind = topic.partition(".")[0]
-        if kind == "orderbook":
-            book = self.books[int(topic.split(".")[1])]
-            return book.snapshot() if book.update_id else None
-        if kind == "tickers" and self._ticker:
-            return self._ticker_frame("snapshot", self._ticker, now_ns)
-        return None
+    # -- prices ------------------------------------------------------------------------------------
 
     def sequence(self, now_ns: int) -> int:
-        """The cross sequence at a time: frames of all topics are in its order."""
+        """The cross sequence at a time, which orders the frames of all topics."""
         return now_ns // MS_NS * 16 + 15
 
     @property
@@ -320,11 +434,11 @@ class Tape:
         book = self.books[1]
         return (next(iter(book.sides[1])) + next(iter(book.sides[-1]))) * self.tick_e8 // 2
 
-    def band(self) -> tuple[int, int]:
-        """Lowest price of a sell and highest of a buy order, ticks.
+    def price_limits(self) -> tuple[int, int]:
+        """Lowest price of a sell order and highest of a buy order, ticks.
 
-        With M the mark, I the index and P the mean of mid less mark over 30 s: a buy order may pay
-        min(1.02 M, max(I, 1.01 M + max(0, P))), and sell orders mirror it.
+        With mark M, index I and P the mean of mid less mark over 30 s, a buy order may pay at most
+        min(1.02 M, max(I, 1.01 M + max(0, P))); sell orders mirror it (the venue's rule).
         """
         mark, index = self.mark_e8, self.index_e8
         premium = sum(self._premiums) // max(1, len(self._premiums))
@@ -332,30 +446,30 @@ class Tape:
         lowest = max(-(-mark * 98 // 100), min(index, -(-mark * 99 // 100) + min(0, premium)))
         return -(-lowest // self.tick_e8), highest // self.tick_e8
 
-    def price_limit(self) -> dict[str, str]:
-        """The price band as the venue tells of it."""
-        lowest, highest = self.band()
-        price = self.figures.padded_price
+    def price_limit_row(self) -> dict[str, str]:
+        """The price limits as the venue writes them."""
+        lowest, highest = self.price_limits()
+        price = self.codec.padded_price
         return {"symbol": self.symbol, "buyLmt": price(highest), "sellLmt": price(lowest)}
 
-    def ticker(self) -> dict[str, str]:
+    def ticker_fields(self) -> dict[str, str]:
         """The ticker's fields as the venue writes them."""
-        price, value = self.figures.padded_price, self.values
+        price, value = self.codec.padded_price, self.values
         bids, asks = (self.books[1].levels(side, 1) or [(0, 0)] for side in (1, -1))
-        day, hour = self.candles["kline"].over(1440), self.candles["kline"].over(60)
-        opening = self._opening_ticks or self.last_ticks
-        change = (self.last_ticks - opening) / opening if opening else 0.0
+        day, hour = (self.candles["kline"].trailing(minutes) for minutes in (1440, 60))
+        first = self._first_ticks or self.last_ticks
+        change = (self.last_ticks - first) / first if first else 0.0
         interest = value.get(Field.OPEN_INTEREST, 0)
         interest_value = interest * value.get(Field.MARK_PRICE, 0) // E8
-        places = self.figures.qty_places
+        places = self.codec.qty_places
         return {
             "tickDirection": self._direction,
             "price24hPcnt": f"{change:.6f}",
             "lastPrice": price(self.last_ticks),
-            "prevPrice24h": price(opening),
+            "prevPrice24h": price(first),
             "highPrice24h": price(day.high if day else self.last_ticks),
             "lowPrice24h": price(day.low if day else self.last_ticks),
-            "prevPrice1h": price(hour.opening if hour else self.last_ticks),
+            "prevPrice1h": price(hour.open if hour else self.last_ticks),
             "markPrice": rounded(value.get(Field.MARK_PRICE, 0), 2),
             "indexPrice": rounded(value.get(Field.INDEX_PRICE, 0), 2),
             "openInterest": rounded(interest, places),
@@ -369,9 +483,9 @@ class Tape:
             "nextFundingTime": str(value.get(Field.NEXT_FUNDING_MS, 0)),
             "fundingRate": money(value.get(Field.FUNDING_RATE, 0)),
             "bid1Price": price(bids[0][0]),
-            "bid1Size": self.figures.padded_qty(bids[0][1]),
+            "bid1Size": self.codec.padded_qty(bids[0][1]),
             "ask1Price": price(asks[0][0]),
-            "ask1Size": self.figures.padded_qty(asks[0][1]),
+            "ask1Size": self.codec.padded_qty(asks[0][1]),
             "preOpenPrice": "",
             "preQty": "",
             "curPreListingPhase": "",

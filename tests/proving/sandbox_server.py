@@ -1,4 +1,4 @@
-"""A sandbox that serves from a thread of its own, for clients that block."""
+"""A sandbox that serves from its own thread, for clients that block, and signed requests to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,19 +18,19 @@ from proving.sandbox.server import Sandbox
 
 
 class Served(NamedTuple):
-    """A running sandbox, and what it told its clients."""
+    """A running sandbox, and the description that it gave its clients."""
 
     sandbox: Sandbox
-    told: dict[str, Any]
+    description: dict[str, Any]
     loop: asyncio.AbstractEventLoop
 
-    def now(self, ask: Any) -> Any:
-        """The answer of a function of the exchange, asked in the server's own thread."""
+    def run(self, function: Any) -> Any:
+        """The result of a function of the exchange, called in the server's thread."""
 
-        async def asked() -> Any:
-            return ask(self.sandbox.exchange)
+        async def call() -> Any:
+            return function(self.sandbox.exchange)
 
-        return asyncio.run_coroutine_threadsafe(asked(), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(10)
 
 
 @contextmanager
@@ -40,13 +40,26 @@ def served(sandbox: Sandbox) -> Iterator[Served]:
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
-        told = asyncio.run_coroutine_threadsafe(sandbox.start(), loop).result(10)
-        yield Served(sandbox, told, loop)
+        description = asyncio.run_coroutine_threadsafe(sandbox.start(), loop).result(10)
+        yield Served(sandbox, description, loop)
     finally:
         asyncio.run_coroutine_threadsafe(sandbox.stop(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
+
+
+def signed_headers(keys: Mapping[str, str], payload: bytes, stamp: int = 0) -> dict[str, str]:
+    """Headers of a request with key and secret; the signature is computed apart from the sandbox's."""
+    at, key = str(stamp or time.time_ns() // 1_000_000), keys["key"]
+    text = f"{at}{key}5000".encode() + payload
+    return {
+        "X-BAPI-API-KEY": key,
+        "X-BAPI-TIMESTAMP": at,
+        "X-BAPI-SIGN": hmac.new(keys["secret"].encode(), text, hashlib.sha256).hexdigest(),
+        "X-BAPI-RECV-WINDOW": "5000",
+        "Content-Type": "application/json",
+    }
 
 
 def ask(
@@ -55,29 +68,27 @@ def ask(
     body: bytes | None = None,
     *,
     client: int = 0,
-    key: str = "",
-    secret: str = "",
     stamp: int = 0,
     payload: bytes | None = None,
+    **wrong_keys: str,
 ) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """HTTP status, answer and headers of a signed request; a part may be given to be wrong."""
-    keys = venue.told["keys"][client]
-    key, secret = key or keys["key"], secret or keys["secret"]
-    at = str(stamp or time.time_ns() // 1_000_000)
+    """HTTP status, answer and headers of a signed request, a part of which may be wrong."""
     query = path.partition("?")[2].encode()
     signed = payload if payload is not None else (query if body is None else body)
-    sign = hmac.new(secret.encode(), f"{at}{key}5000".encode() + signed, hashlib.sha256).hexdigest()
-    headers = {
-        "X-BAPI-API-KEY": key,
-        "X-BAPI-TIMESTAMP": at,
-        "X-BAPI-SIGN": sign,
-        "X-BAPI-RECV-WINDOW": "5000",
-        "Content-Type": "application/json",
-    }
-    request = urllib.request.Request(venue.told["rest"] + path, body, headers)
+    headers = signed_headers({**venue.description["keys"][client], **wrong_keys}, signed, stamp)
+    request = urllib.request.Request(venue.description["rest"] + path, body, headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, json.load(answer), dict(answer.headers)
     except urllib.error.HTTPError as error:
         with error:
             return error.code, json.load(error), dict(error.headers)
+
+
+def eventually(condition: Callable[[], Any]) -> Any:
+    """The first true result within 20 seconds."""
+    deadline = time.monotonic() + 20
+    while not (result := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert result
+    return result

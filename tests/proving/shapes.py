@@ -1,4 +1,4 @@
-"""The shape of JSON: which fields there are, of what types, and how their strings are written."""
+"""The shape of JSON (its schema by example): fields, types, and the form of strings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MILLISECONDS = re.compile(r"1[0-9]{12}")
 STRINGS = {"empty", "uuid", "milliseconds", "padded", "number", "text"}
 DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
-#: Values of fields that take one of a list, as the venue's documentation enumerates them.
+#: Enumerations of the venue's documentation, by field.
 WORDS = {
     "side": {"Buy", "Sell", "", "None"},
     "S": {"Buy", "Sell"},
@@ -40,7 +40,7 @@ WORDS = {
 }
 
 
-#: Identities and texts that say nothing by their form; only that they are strings is compared.
+#: Ids and texts of any form; only that they are strings is compared.
 OPAQUE = {
     *("orderId", "orderLinkId", "nextPageCursor", "retMsg", "conn_id", "req_id", "id", "note"),
     *("connId", "reqId", "Traceid"),
@@ -49,7 +49,7 @@ OPAQUE = {
 
 
 def string_form(text: str) -> str:
-    """What a string is written as."""
+    """The form of a string, one of `STRINGS`."""
     if not text:
         return "empty"
     if UUID.fullmatch(text):
@@ -62,11 +62,11 @@ def string_form(text: str) -> str:
 
 
 class Shape:
-    """Forms by path, merged over any number of values. Items of a list share one path."""
+    """Forms by path, merged over any number of values; items of a list share one path."""
 
     def __init__(self, values: Iterable[Any] = ()) -> None:
         self.forms: dict[str, set[str]] = {}
-        self.texts: dict[str, set[str]] = {}  #: of strings, what they say
+        self.texts: dict[str, set[str]] = {}  #: of strings, their values
         for value in values:
             self.add("", value)
 
@@ -87,14 +87,14 @@ class Shape:
             forms.add(type(value).__name__)
 
     def fill(self, other: Shape) -> None:
-        """Take over what another has at paths that this has not."""
+        """Add the paths of another shape that this one lacks."""
         for path, forms in other.forms.items():
             if path not in self.forms:
                 self.forms[path] = forms
                 self.texts[path] = other.texts.get(path, set())
 
     def wrong_words(self) -> list[str]:
-        """Values that are none of their field's list."""
+        """Values outside their field's enumeration."""
         return [
             f"{path}: {text!r}"
             for path, texts in self.texts.items()
@@ -112,8 +112,8 @@ def _is_known(field: str, text: str) -> bool:
 def _unlike(path: str, ours: Shape, recorded: Shape) -> set[str]:
     """Forms of ours that were not recorded at a path.
 
-    A number that happens to end without a zero may be one of so many places; one that ends in zeros
-    has to have as many places as some that was recorded.
+    A number without a trailing zero may have any number of decimals; one with trailing zeros needs as
+    many decimals as a recorded one.
     """
     seen, shown = ours.forms[path], recorded.forms[path]
     if path.rpartition(".")[2] in OPAQUE:
@@ -134,28 +134,28 @@ def _places(text: str) -> int:
 
 
 def differences(
-    ours: Shape, recorded: Shape, *, gone: Iterable[str] = (), newer: Iterable[str] = ()
+    ours: Shape, recorded: Shape, *, removed: Iterable[str] = (), added: Iterable[str] = ()
 ) -> list[str]:
-    """What of ours is not as recorded: fields that lack, that are too many, that are written otherwise.
+    """How our shape differs from the recorded one: fields missing, unknown or of another form.
 
-    ``gone`` are patterns of recorded paths that the venue has no longer, ``newer`` of those that it has
+    ``removed`` are patterns of recorded paths that the venue no longer has, ``added`` of paths that it has
     added since, without a recording.
     """
-    told = [
+    lines = [
         f"{path} is missing"
         for path in recorded.forms
-        if path not in ours.forms and not _matches(path, gone)
+        if path not in ours.forms and not _matches(path, removed)
     ]
     for path in ours.forms:
         if path not in recorded.forms:
-            if not _matches(path, newer):
-                told.append(f"{path} is not recorded")
+            if not _matches(path, added):
+                lines.append(f"{path} is not recorded")
             continue
         wrong = _unlike(path, ours, recorded)
-        if wrong and not _matches(path, newer):
+        if wrong and not _matches(path, added):
             values = sorted(ours.texts.get(path, set()))[:3]
-            told.append(f"{path} is {sorted(wrong)} {values}, not {sorted(recorded.forms[path])}")
-    return told + ours.wrong_words()
+            lines.append(f"{path} is {sorted(wrong)} {values}, not {sorted(recorded.forms[path])}")
+    return lines + ours.wrong_words()
 
 
 def _matches(path: str, patterns: Iterable[str]) -> bool:

@@ -1,4 +1,4 @@
-"""The sandbox's benchmark: its rows are whole and goals name rows that exist. It judges speed, not tests."""
+"""The sandbox's benchmark: its rows are complete, and each goal names one. Speed is not tested."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from proving.bench import sandbox as bench
 from proving.bench.command import GOALS
 
 
-def test_a_quick_run_has_every_row_that_a_goal_is_set_for() -> None:
+def test_a_quick_run_has_a_row_for_every_goal() -> None:
     rows = {row.name: row for row in bench.measure(quick=True, say=lambda _: None)}
     assert set(GOALS["sandbox"]) <= set(rows)
     assert all(math.isfinite(row.ours) and row.how for row in rows.values())

@@ -1,4 +1,4 @@
-"""Our own recorder and worker on the sandbox: they go by its clock, and take down what its market said."""
+"""Our recorder and worker on the sandbox: they follow its clock and record its market exactly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SEED, SPEED = 31, 10.0
 SECOND = 1_000_000_000
 
 
-def test_a_venue_s_clock_follows_the_wall_clock_at_its_speed_and_never_goes_back() -> None:
+def test_the_venue_clock_maps_the_wall_clock_at_its_speed() -> None:
     wall = [1_000 * SECOND]
     clock = VenueClock(
         Clock(wall_ns=1_000 * SECOND, simulated_ns=7, speed=10.0), lambda: wall[0], lambda: wall[0]
@@ -48,7 +48,7 @@ def test_a_venue_s_clock_follows_the_wall_clock_at_its_speed_and_never_goes_back
     assert plain() == 1_795_000_000_123_456_789
 
 
-def test_a_step_back_of_the_wall_clock_is_none_of_the_venue_s() -> None:
+def test_the_venue_clock_never_goes_back_when_the_wall_clock_does() -> None:
     wall, monotonic = [1_000 * SECOND], [0]
     origin = Clock(wall_ns=1_000 * SECOND, speed=10.0)
     clock = VenueClock(origin, lambda: wall[0], lambda: monotonic[0])
@@ -68,36 +68,36 @@ def venue() -> Iterator[Served]:
 
 
 def clock_of(venue: Served) -> Clock:
-    return msgspec.convert(venue.told["clock"], Clock)
+    return msgspec.convert(venue.description["clock"], Clock)
 
 
 @pytest.fixture(scope="module")
 def recorded(venue: Served, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Any]:
-    """A minute of the venue's time, taken down in six seconds, or as long as the machine needs."""
+    """A minute of simulated time, recorded in six seconds, or as long as the machine needs."""
     settings = Settings(
         root=str(tmp_path_factory.mktemp("recorded")),
         market=Market(symbols=(SYMBOL,)),
-        record=Record(url=venue.told["ws_public"], rest_url=venue.told["rest"]),
+        record=Record(url=venue.description["ws_public"], rest_url=venue.description["rest"]),
         clock=clock_of(venue),
     )
-    said: list[str] = []
-    listed = instruments_listed(settings, said.append)
-    until_ns = venue.now(lambda exchange: exchange.now_ns) + 60 * SECOND
+    lines: list[str] = []
+    listed = instruments_listed(settings, lines.append)
+    until_ns = venue.run(lambda exchange: exchange.now_ns) + 60 * SECOND
 
-    def stop_in_time(feed: WireFeed) -> None:
-        while venue.now(lambda exchange: exchange.now_ns) < until_ns:
+    def stop_when_recorded(feed: WireFeed) -> None:
+        while venue.run(lambda exchange: exchange.now_ns) < until_ns:
             time.sleep(0.1)
         feed.stop()
 
     watching: list[threading.Thread] = []
 
     def started(feed: WireFeed) -> None:
-        watching.append(threading.Thread(target=stop_in_time, args=(feed,)))
+        watching.append(threading.Thread(target=stop_when_recorded, args=(feed,)))
         watching[0].start()
 
-    result = record(settings, listed=listed, say=said.append, started=started)
+    result = record(settings, listed=listed, say=lines.append, started=started)
     watching[0].join()
-    assert not [line for line in said if "built-in" in line]
+    assert not [line for line in lines if "built-in" in line]
     return settings, result
 
 
@@ -105,30 +105,30 @@ def rows_of(events: Events, *kinds: Kind) -> Events:
     return events[np.isin(events["kind"], [int(kind) for kind in kinds])]
 
 
-def shown(events: Events) -> list[tuple[int, ...]]:
-    """What rows say, whenever they were received."""
+def content(events: Events) -> list[tuple[int, ...]]:
+    """Rows without their receive times."""
     names = ("exchange_ns", "publish_ns", "update_id", "side", "price_ticks", "qty_lots")
     return list(zip(*(events[name].tolist() for name in names), strict=True))
 
 
-def test_a_recorded_minute_has_the_events_and_bars_of_the_market_itself(
+def test_a_recorded_minute_has_the_events_and_bars_of_the_market(
     recorded: tuple[Settings, Any],
 ) -> None:
-    """Nothing is quarantined; books and trades are those of the market made directly as events, and
-    bars of those events, with the times they were received at, are the bars of the recording."""
+    """Nothing is quarantined. Books and trades equal those of the market run directly as events, and
+    bars of those events at the recorded receive times equal the recording's bars."""
     settings, result = recorded
     assert (result["gaps"], result["broken_books"], result["unreadable"]) == (0, 0, 0)
     lake = Lake(settings.root)
     report = ingest(lake, result["files"], [(SYMBOL, FIRST_DAY)], settings)
     assert (report.quarantined, report.gaps, report.duplicates) == (0, 0, 0)
     make_bars(lake, SYMBOL, FIRST_DAY, settings)
-    taken = from_arrow(lake.read("events", SYMBOL, FIRST_DAY))
+    recorded_events = from_arrow(lake.read("events", SYMBOL, FIRST_DAY))
     bars = lake.read("bars", SYMBOL, FIRST_DAY)
 
     market = marketplace.SyntheticMarket(profile("default"), SEED, SYMBOL, FIRST_DAY, topics=TOPICS)
-    direct = market.advance(int(taken["exchange_ns"].max()) + SECOND)
+    direct = market.advance(int(recorded_events["exchange_ns"].max()) + SECOND)
     books = rows_of(direct[direct["pad"] == 0], Kind.SNAPSHOT, Kind.DELTA)
-    opening = rows_of(taken, Kind.SNAPSHOT)
+    opening = rows_of(recorded_events, Kind.SNAPSHOT)
     assert len(np.unique(opening["update_id"])) == 1
     joined = opening["update_id"][0]
     book = Book()
@@ -137,27 +137,27 @@ def test_a_recorded_minute_has_the_events_and_bars_of_the_market_itself(
     restated.apply(opening)
     assert (book.bids(), book.asks()) == (restated.bids(), restated.asks())
 
-    deltas = rows_of(taken, Kind.DELTA)
+    deltas = rows_of(recorded_events, Kind.DELTA)
     until = deltas["update_id"][-1]
-    meant = books[(books["update_id"] > joined) & (books["update_id"] <= until)]
-    assert len(np.unique(meant["update_id"])) > 400
-    assert shown(deltas) == shown(meant)
-    trades = rows_of(taken, Kind.TRADE)
+    expected_books = books[(books["update_id"] > joined) & (books["update_id"] <= until)]
+    assert len(np.unique(expected_books["update_id"])) > 400
+    assert content(deltas) == content(expected_books)
+    trades = rows_of(recorded_events, Kind.TRADE)
     prints = rows_of(direct, Kind.TRADE)
     first, last = np.searchsorted(prints["update_id"], trades["update_id"][[0, -1]])
-    told = prints[
+    expected_trades = prints[
         first : int(np.searchsorted(prints["update_id"], trades["update_id"][-1], "right"))
     ]
     assert last > first
-    assert shown(trades) == shown(told)
+    assert content(trades) == content(expected_trades)
 
-    remade = taken.copy()
-    for kind, rows in ((Kind.DELTA, meant), (Kind.TRADE, told)):
-        places = np.flatnonzero(taken["kind"] == int(kind))
+    remade = recorded_events.copy()
+    for kind, rows in ((Kind.DELTA, expected_books), (Kind.TRADE, expected_trades)):
+        places = np.flatnonzero(recorded_events["kind"] == int(kind))
         for name in ("price_ticks", "qty_lots", "side", "exchange_ns", "publish_ns"):
             remade[name][places] = rows[name]
         rpi = np.uint8(Flag.RPI)
-        remade["flags"][places] = (taken["flags"][places] & ~rpi) | (rows["flags"] & rpi)
+        remade["flags"][places] = (recorded_events["flags"][places] & ~rpi) | (rows["flags"] & rpi)
     again = bars_from_chunks(
         [remade],
         market.instrument,
@@ -168,26 +168,26 @@ def test_a_recorded_minute_has_the_events_and_bars_of_the_market_itself(
     assert again.equals(bars)
 
 
-def test_frames_are_received_when_the_venue_says_they_are(recorded: tuple[Settings, Any]) -> None:
-    """By the venue's clock a frame comes after it was sent, soon unless the machine is busy; by the
-    wall clock it would be on its way for months."""
+def test_receive_times_follow_the_venue_clock(recorded: tuple[Settings, Any]) -> None:
+    """Latency on the venue clock is positive and small unless the machine is busy; on the wall clock it
+    would be months."""
     settings, _ = recorded
-    taken = from_arrow(Lake(settings.root).read("events", SYMBOL, FIRST_DAY))
-    lag_s = (taken["receive_ns"] - taken["publish_ns"]) / 1e9
+    recorded_events = from_arrow(Lake(settings.root).read("events", SYMBOL, FIRST_DAY))
+    lag_s = (recorded_events["receive_ns"] - recorded_events["publish_ns"]) / 1e9
     assert lag_s.min() > -0.05
     assert lag_s.max() < 3600
-    assert {utc_date(int(ns)) for ns in taken["receive_ns"][[0, -1]]} == {FIRST_DAY}
+    assert {utc_date(int(ns)) for ns in recorded_events["receive_ns"][[0, -1]]} == {FIRST_DAY}
 
 
-def test_the_worker_decides_in_the_venue_s_seconds(venue: Served, tmp_path: Path) -> None:
+def test_the_worker_decides_every_second_of_simulated_time(venue: Served, tmp_path: Path) -> None:
     promote(tmp_path)
     settings = msgspec.structs.replace(live_settings(tmp_path), clock=clock_of(venue))
-    summary = run(settings, url=venue.told["ws_public"], duration_s=40.0)
+    summary = run(settings, url=venue.description["ws_public"], duration_s=40.0)
     assert summary["rejected"] == summary["gaps"] == 0
     assert summary["frames"] > 50
     lake = Lake(str(tmp_path))
     assert lake.partitions("decisions")
     for symbol in (SYMBOL, OTHER):
-        made = lake.read("decisions", symbol, FIRST_DAY)["t_ns"].to_numpy()
-        assert 30 <= len(made) <= 41
-        assert set(np.diff(made)) == {SECOND}
+        seconds = lake.read("decisions", symbol, FIRST_DAY)["t_ns"].to_numpy()
+        assert 30 <= len(seconds) <= 41
+        assert set(np.diff(seconds)) == {SECOND}

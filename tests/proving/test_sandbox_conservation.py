@@ -1,10 +1,10 @@
-"""Nothing appears and nothing vanishes in the sandbox, whatever its clients do and whatever goes wrong.
+"""Conservation of money, positions and orders in the sandbox, whatever clients do and faults happen.
 
-    money      a client's equity is its deposits, less what it has paid and with what it was paid in
-               every execution that it was told of, less fees and funding, and what it holds at mark
-    deposits   of clients and fund add up to what was paid in: who is made good is so by the fund
-    positions  of clients, fund and everybody else add up to nothing
-    orders     in the matching engine a client has what it has open, to the lot, and nothing else
+    money      a client's equity is its deposits, plus the cash flow of every execution that it was
+               told of, less fees and funding, plus the value of its position at mark
+    deposits   of clients and insurance fund sum to the initial ones: the fund covers negative balances
+    positions  of clients, fund and background traders sum to zero
+    orders     of a client in the matching engine are its open orders, to the lot
 
 Equity and executions are integers at 1e-8, so every equality is exact.
 """
@@ -26,34 +26,37 @@ from hypothesis import strategies as st
 from execution.account import value_e8
 from market.events import Field
 from market.units import E8
-from proving.sandbox.exchange import DEPOSIT_E8, Exchange
+from proving.sandbox.accounts import Client
+from proving.sandbox.exchange import DEPOSIT_E8, SandboxExchange
 from proving.sandbox.faults import rates_of
-from proving.sandbox.notices import Notice
-from proving.sandbox.rest import Rest
+from proving.sandbox.gateway import Gateway
+from proving.sandbox.private_messages import PrivateMessage
 from proving.sandbox.server import Sandbox
-from proving.sandbox.signing import signature
-from proving.sandbox.trading import Client
 from proving.synthetic.background import BACKGROUND
 from proving.synthetic.profiles import profile
-from tests.proving.sandbox_server import served
+from tests.proving.sandbox_server import served, signed_headers
 
 SYMBOL = "BTCUSDT"
 CLIENTS = 4
 MS = 1_000_000
 
 
-class Told:
-    """What clients have been told of their executions, and nothing else."""
+class MessageTotals:
+    """Cash flows and positions by client, from execution messages alone."""
 
     def __init__(self) -> None:
-        self.paid_e8: dict[int, int] = defaultdict(int)  #: by owner: values bought, fees, funding
+        self.paid_e8: dict[int, int] = defaultdict(
+            int
+        )  #: by owner: notional bought less sold, fees, funding
         self.lots: dict[int, int] = defaultdict(int)
-        self._sides: dict[str, list[int]] = defaultdict(list)  #: by trade: signed lots of clients
+        self._sides: dict[str, list[int]] = defaultdict(
+            list
+        )  #: by execution id: signed lots of clients
 
-    def hear(self, notice: Notice) -> None:
-        if notice.topic == "execution":
-            for row in msgspec.json.decode(notice.data):
-                self.take(notice.client.owner, row)
+    def on_message(self, message: PrivateMessage) -> None:
+        if message.topic == "execution":
+            for row in msgspec.json.decode(message.data):
+                self.take(message.client.owner, row)
 
     def take(self, owner: int, row: dict[str, Any]) -> None:
         self.paid_e8[owner] += int(Decimal(row["execFee"]) * E8)
@@ -67,29 +70,29 @@ class Told:
             self._sides[row["execId"]].append(lots)
 
     @property
-    def crowd_lots(self) -> int:
-        """The position of everybody else: the other side of trades with one client in them."""
+    def background_lots(self) -> int:
+        """The background traders' position: the counterparty of trades with one client."""
         return -sum(map(sum, self._sides.values()))
 
 
-def check(exchange: Exchange, told: Told) -> None:
-    """The four equalities of the module, all at this moment."""
-    exchange.notices.release(exchange.now_ns + 60_000 * MS)  # all of them, however late
-    clients, ledger = exchange.clients, exchange.ledger
+def check(exchange: SandboxExchange, totals: MessageTotals) -> None:
+    """Assert the four equalities above, now."""
+    exchange.private_messages.release(exchange.now_ns + 60_000 * MS)  # all that are queued
+    clients, book = exchange.clients, exchange.account_book
     instrument = exchange.instruments[SYMBOL]
-    mark = 1_000_000  # ticks; money is accounted for at any price
+    mark = 1_000_000  # ticks; the equality holds at any price
     for client in clients:
         holding = client.account.holdings[SYMBOL]
-        assert holding.position_lots == told.lots[client.owner]
+        assert holding.position_lots == totals.lots[client.owner]
         held = value_e8(instrument, mark, holding.position_lots)
-        paid = told.paid_e8[client.owner]
+        paid = totals.paid_e8[client.owner]
         equity = client.account.equity_e8({SYMBOL: mark})
         assert equity == client.account.opening_e8 + held - paid
     deposits = sum(client.account.opening_e8 for client in clients)
-    assert deposits + ledger.fund.opening_e8 == len(clients) * DEPOSIT_E8
-    fund = ledger.fund.holdings[SYMBOL].position_lots
-    assert ledger.crowd_lots[SYMBOL] == told.crowd_lots
-    assert sum(told.lots.values()) + fund + told.crowd_lots == 0
+    assert deposits + book.fund.opening_e8 == len(clients) * DEPOSIT_E8
+    fund = book.fund.holdings[SYMBOL].position_lots
+    assert book.background_lots[SYMBOL] == totals.background_lots
+    assert sum(totals.lots.values()) + fund + totals.background_lots == 0
     orders = exchange.markets[SYMBOL]._engine.state.orders
     live = orders[(orders["lots"] > 0) & (orders["owner"] != BACKGROUND)]
     assert sorted(
@@ -104,7 +107,7 @@ def check(exchange: Exchange, told: Told) -> None:
 
 # -- random clients ----------------------------------------------------------------------------------
 
-#: What a client does: a verb, a side, lots, ticks from the mid, and what else there is to choose.
+#: What a client does: verb, side, lots, ticks from the last price, and a number to choose by.
 Action = tuple[str, int, int, int, int]
 
 VERBS = (
@@ -123,7 +126,9 @@ VERBS = (
 )
 
 
-def request(exchange: Exchange, client: Client, action: Action) -> tuple[str, dict[str, Any]]:
+def request(
+    exchange: SandboxExchange, client: Client, action: Action
+) -> tuple[str, dict[str, Any]]:
     """Route and body of an action."""
     verb, side, lots, away, pick = action
     tape = exchange.tapes[SYMBOL]
@@ -145,7 +150,7 @@ def request(exchange: Exchange, client: Client, action: Action) -> tuple[str, di
     if verb == "reduce":
         return "order/create", {**order, "reduceOnly": True}
     if verb == "close":
-        held = client.account.holdings[SYMBOL].position_lots
+        held = client.position_lots(SYMBOL)
         body = {**order, "side": "Sell" if held > 0 else "Buy", "orderType": "Market", "qty": "0"}
         return "order/create", {**body, "reduceOnly": True, "closeOnTrigger": True}
     if verb == "amend":
@@ -187,47 +192,51 @@ STEPS = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def world() -> tuple[Exchange, Told]:
-    told = Told()
-    return Exchange(profile("default"), 17, clients=CLIENTS, tell=told.hear), told
+def world() -> tuple[SandboxExchange, MessageTotals]:
+    totals = MessageTotals()
+    return SandboxExchange(
+        profile("default"), 17, clients=CLIENTS, on_message=totals.on_message
+    ), totals
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(STEPS, min_size=10, max_size=40))
-def test_nothing_appears_and_nothing_vanishes(
-    world: tuple[Exchange, Told], steps: list[tuple[Any, Any]]
+def test_money_positions_and_orders_are_conserved(
+    world: tuple[SandboxExchange, MessageTotals], steps: list[tuple[Any, Any]]
 ) -> None:
-    """Random clients, funding at any time, and marks that jump so that positions are liquidated."""
-    exchange, told = world
-    rest = Rest(exchange, lambda: None, limited=False)
-    for who, what in steps:
-        if who == "wait":
-            exchange.advance(exchange.now_ns + what * MS)
-        elif who == "funding":
-            exchange.settle(SYMBOL)
-        elif who == "shock":
+    """Under random requests, funding at any time, and mark jumps that liquidate positions."""
+    exchange, totals = world
+    rest = Gateway(exchange, lambda: None, limited=False)
+    for actor, action in steps:
+        if actor == "wait":
+            exchange.advance(exchange.now_ns + action * MS)
+        elif actor == "funding":
+            exchange.settle_funding(SYMBOL)
+        elif actor == "shock":
             tape = exchange.tapes[SYMBOL]
             mark = tape.values[Field.MARK_PRICE]
-            tape.values[Field.MARK_PRICE] = mark * (100 + what) // 100
+            tape.values[Field.MARK_PRICE] = mark * (100 + action) // 100
             exchange._liquidate()
             tape.values[Field.MARK_PRICE] = mark
         else:
-            client = exchange.clients[who]
-            route, body = request(exchange, client, what)
-            rest.carry_out(client, route, body, exchange.now_ms)
-        check(exchange, told)
+            client = exchange.clients[actor]
+            route, body = request(exchange, client, action)
+            rest.execute(client, route, body, exchange.now_ms)
+        check(exchange, totals)
 
 
-def test_the_random_clients_do_what_they_are_there_for(world: tuple[Exchange, Told]) -> None:
-    """Their executions are of all kinds, or the property says less than it seems to."""
+def test_the_random_clients_cause_every_kind_of_execution(
+    world: tuple[SandboxExchange, MessageTotals],
+) -> None:
+    """Otherwise the property above would be weaker than it seems."""
     exchange, _ = world
-    rest, dice = Rest(exchange, lambda: None, limited=False), random.Random(1)
+    rest, dice = Gateway(exchange, lambda: None, limited=False), random.Random(1)
     for _ in range(600):
         client = dice.choice(exchange.clients)
-        route, body = request(exchange, client, drawn(dice))
-        rest.carry_out(client, route, body, exchange.now_ms)
+        route, body = request(exchange, client, random_action(dice))
+        rest.execute(client, route, body, exchange.now_ms)
         exchange.advance(exchange.now_ns + dice.randrange(50) * MS)
-    exchange.settle(SYMBOL)
+    exchange.settle_funding(SYMBOL)
     closed = [order for client in exchange.clients for order in client.closed]
     assert {"Filled", "Cancelled"} <= {order.status for order in closed}
     rows = [row for client in exchange.clients for row in client.executions]
@@ -235,7 +244,7 @@ def test_the_random_clients_do_what_they_are_there_for(world: tuple[Exchange, To
     assert {True, False} == {row["isMaker"] for row in rows}
 
 
-def drawn(dice: random.Random) -> Action:
+def random_action(dice: random.Random) -> Action:
     lots = dice.choice((dice.randint(1, 60), dice.randint(1, 2000)))
     return (
         dice.choice(VERBS),
@@ -246,43 +255,40 @@ def drawn(dice: random.Random) -> Action:
     )
 
 
-def test_after_faults_too() -> None:
-    """Answers lost, connections cut, codes made up: what the exchange holds is whole all the same."""
-    told, dice = Told(), random.Random(2)
+def test_conservation_holds_after_faults() -> None:
+    """Lost answers, cut connections and made-up error codes leave the exchange consistent."""
+    totals, dice = MessageTotals(), random.Random(2)
     sandbox = Sandbox(3, speed=2.0, clients=CLIENTS, limited=False, fault_rates=rates_of("all=200"))
-    tell = sandbox.exchange.notices.tell
-    sandbox.exchange.notices.tell = lambda notice: (told.hear(notice), tell(notice))[1]
-    sandbox.exchange.notices.heard = lambda client: True
+    tell = sandbox.exchange.private_messages.on_message
+    sandbox.exchange.private_messages.on_message = lambda notice: (
+        totals.on_message(notice),
+        tell(notice),
+    )[1]
+    sandbox.exchange.private_messages.has_reader = lambda client: True
     with served(sandbox) as venue:
-        done = 0
+        requests = 0
         until = time.monotonic() + 6
-        while time.monotonic() < until or done < 100:
+        while time.monotonic() < until or requests < 100:
             client = dice.choice(sandbox.exchange.clients)
-            action = drawn(dice)
-            route, body = venue.now(lambda exchange, a=action, c=client: request(exchange, c, a))
-            sent(venue.told["rest"], client, route, body)
-            done += 1
-        venue.now(lambda exchange: check(exchange, told))
-        happened = {line.kind for line in sandbox.faults.log}
-    assert {"cut_before", "cut_after", "timed_out", "rate_limited", "restart"} <= happened
-    assert told.lots
+            action = random_action(dice)
+            route, body = venue.run(lambda exchange, a=action, c=client: request(exchange, c, a))
+            send_request(venue.description["rest"], client, route, body)
+            requests += 1
+        venue.run(lambda exchange: check(exchange, totals))
+        kinds = {line.kind for line in sandbox.faults.log}
+    assert {"cut_before", "cut_after", "timed_out", "rate_limited", "restart"} <= kinds
+    assert totals.lots
 
 
-def sent(address: str, client: Client, route: str, body: dict[str, Any]) -> None:
-    """A request whose answer nobody waits long for."""
-    payload, at = msgspec.json.encode(body), str(time.time_ns() // MS)
-    signed = signature(client.secret, f"{at}{client.key}5000".encode() + payload)
-    headers = {
-        "X-BAPI-API-KEY": client.key,
-        "X-BAPI-TIMESTAMP": at,
-        "X-BAPI-SIGN": signed,
-        "X-BAPI-RECV-WINDOW": "5000",
-    }
+def send_request(address: str, client: Client, route: str, body: dict[str, Any]) -> None:
+    """Send a request and wait only briefly for its answer."""
+    payload = msgspec.json.encode(body)
+    headers = signed_headers({"key": client.key, "secret": client.secret}, payload)
     connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=0.2)
     try:
         connection.request("POST", f"/v5/{route}", payload, headers)
         connection.getresponse().read()
     except (OSError, http.client.HTTPException):
-        pass  # it may have been carried out, and it may not
+        pass  # it may have taken effect or not
     finally:
         connection.close()

@@ -7,24 +7,22 @@ from typing import Any, Final
 
 import ccxt
 import pytest
-from pybit.unified_trading import HTTP
 
-from proving.sandbox.rest import ROUTES
+from proving.sandbox.gateway import ROUTES
 from proving.sandbox.server import Sandbox
+from tests.proving.sandbox_clients import SYMBOL, ccxt_client, pybit_client
 from tests.proving.sandbox_server import Served, served
-from tests.proving.test_sandbox_rest import SYMBOL, client
 
 BTC: Final = {"category": "linear", "symbol": "BTCUSDT"}
 
 
 class Clients:
-    """Both clients of one account each, and orders for them to speak of."""
+    """ccxt and pybit on an account each, and orders for them to place."""
 
     def __init__(self, venue: Served) -> None:
-        self.ccxt = client(venue, 0)
-        keys = venue.told["keys"][1]
-        self.pybit = HTTP(api_key=keys["key"], api_secret=keys["secret"])
-        self.pybit.endpoint = venue.told["rest"]
+        self.ccxt = ccxt_client(venue)
+        self.ccxt.load_markets()
+        self.pybit = pybit_client(venue, 1)
         bid = self.ccxt.fetch_order_book(SYMBOL, 5)["bids"][0][0]
         self.far, self.near = f"{bid - 300:.1f}", f"{bid - 200:.1f}"
 
@@ -33,8 +31,8 @@ class Clients:
         return {**BTC, **fields}
 
     def ccxt_order(self) -> str:
-        made = self.ccxt.create_order(SYMBOL, "limit", "buy", 0.01, float(self.far))
-        return str(made["id"])
+        created = self.ccxt.create_order(SYMBOL, "limit", "buy", 0.01, float(self.far))
+        return str(created["id"])
 
     def pybit_order(self) -> str:
         return str(self.pybit.place_order(**self.order())["result"]["orderId"])
@@ -53,7 +51,7 @@ Call = Callable[[Clients], Any]
 
 
 def implicit(name: str, **params: Any) -> Call:
-    """A ccxt method without a unified form; its answer's code has to be 0."""
+    """A ccxt method without a unified form; asserts that its answer's code is 0."""
 
     def call(clients: Clients) -> Any:
         answer = getattr(clients.ccxt, name)(params)
@@ -71,7 +69,7 @@ def unified(name: str, *arguments: Any, **params: Any) -> Call:
     return lambda clients: getattr(clients.ccxt, name)(*arguments, params)
 
 
-#: By path: the call of ccxt and that of pybit; None where the client has no such call.
+#: By path: the call of ccxt and of pybit; None where the client has none.
 ENDPOINTS: Final[dict[str, tuple[Call | None, Call | None]]] = {
     "market/time": (lambda c: c.ccxt.fetch_time(), pybit("get_server_time")),
     "market/instruments-info": (
@@ -211,7 +209,7 @@ ENDPOINTS: Final[dict[str, tuple[Call | None, Call | None]]] = {
     "user/query-api": (implicit("privateGetV5UserQueryApi"), pybit("get_api_key_information")),
     "asset/coin/query-info": (implicit("privateGetV5AssetCoinQueryInfo"), pybit("get_coin_info")),
 }
-#: Settings whose only answer without an effect on the rest is a refusal: (ccxt, pybit, code).
+#: Settings that would disturb the other tests, so that their refusal is tested: (ccxt, pybit, code).
 REFUSED: Final[dict[str, tuple[Call, Call, str]]] = {
     "position/switch-mode": (
         lambda c: c.ccxt.set_position_mode(False, SYMBOL),
@@ -252,35 +250,35 @@ def test_every_symbol_has_its_own_market_tiers_and_leverage(clients: Clients) ->
         trader.public_get_v5_market_tickers({"category": "linear", "symbol": "XRPUSDT"})
 
 
-def test_every_route_is_called() -> None:
+def test_every_route_is_in_the_tables() -> None:
     assert {*ENDPOINTS, *REFUSED} == {*ROUTES, "market/time"}
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)
-def test_both_clients_understand_the_answer(clients: Clients, path: str) -> None:
+def test_ccxt_and_pybit_understand_the_answer(clients: Clients, path: str) -> None:
     for call in ENDPOINTS[path]:
         if call is not None:
             assert call(clients) is not None
 
 
-def test_histories_come_in_pages_newest_first(clients: Clients) -> None:
+def test_histories_are_paged_newest_first(clients: Clients) -> None:
     for _ in range(3):
         clients.pybit.cancel_order(**BTC, orderId=clients.pybit_order())
     whole = clients.pybit.get_order_history(**BTC)["result"]["list"]
     times = [int(row["createdTime"]) for row in whole]
     assert times == sorted(times, reverse=True)
-    cursor, found = "", []
+    cursor, rows = "", []
     for _ in range(3):
         page = clients.pybit.get_order_history(**BTC, limit=1, cursor=cursor)["result"]
-        found += page["list"]
+        rows += page["list"]
         cursor = page["nextPageCursor"]
-    assert found == whole[:3]
+    assert rows == whole[:3]
     one = clients.pybit.get_order_history(**BTC, orderId=whole[2]["orderId"])["result"]
     assert (one["list"], one["nextPageCursor"]) == (whole[2:3], "")
 
 
 @pytest.mark.parametrize("path", REFUSED)
-def test_both_clients_understand_the_refusal(clients: Clients, path: str) -> None:
+def test_ccxt_and_pybit_understand_the_refusal(clients: Clients, path: str) -> None:
     by_ccxt, by_pybit, code = REFUSED[path]
     with pytest.raises(ccxt.BaseError, match=code):
         by_ccxt(clients)

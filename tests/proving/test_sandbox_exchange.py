@@ -1,4 +1,4 @@
-"""The sandbox's exchange without a server: who meets whom, what it costs, and that nothing is lost."""
+"""The sandbox's exchange without a server: matching, fees, funding, liquidation and conservation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from execution.account import fee_e8, funding_e8, value_e8
 from execution.margin import MarginError, MarginMode
 from market.units import E8
-from proving.sandbox import entry
-from proving.sandbox.exchange import AHEAD_NS, Exchange
-from proving.sandbox.refusal import RefusedError
-from proving.sandbox.trading import Client, Order
+from proving.sandbox import order_entry
+from proving.sandbox.accounts import Client, VenueOrder
+from proving.sandbox.exchange import PREBUILD_NS, SandboxExchange
+from proving.sandbox.protocol import RefusedError
+from proving.sandbox.rows import order_row, position_row
 from proving.synthetic.profiles import profile
 
 SYMBOL = "BTCUSDT"
@@ -25,24 +26,24 @@ DAY_NS = 86_400 * SECOND
 
 
 @pytest.fixture(scope="module")
-def world() -> Exchange:
-    return Exchange(profile("default"), 11, clients=4)
+def world() -> SandboxExchange:
+    return SandboxExchange(profile("default"), 11, clients=4)
 
 
 @pytest.fixture
-def exchange(world: Exchange) -> Exchange:
-    """A world that goes on from test to test, in which nobody holds or asks for anything."""
+def exchange(world: SandboxExchange) -> SandboxExchange:
+    """A shared exchange, advanced from test to test, without positions and open orders."""
     for client in world.clients:
         flatten(world, client)
     world.advance(world.now_ns + SECOND)
     return world
 
 
-def flatten(exchange: Exchange, client: Client) -> None:
-    """Cancel and close everything a client has."""
-    entry.cancel_all(exchange, client, {"category": "linear", "settleCoin": "USDT"})
-    for _ in range(100):  # seconds, until prices are such that somebody takes it
-        held = client.account.holdings[SYMBOL].position_lots
+def flatten(exchange: SandboxExchange, client: Client) -> None:
+    """Cancel a client's orders and close its position."""
+    order_entry.cancel_all(exchange, client, {"category": "linear", "settleCoin": "USDT"})
+    for _ in range(100):  # seconds, until the market takes it
+        held = client.position_lots(SYMBOL)
         if not held:
             return
         side = "Sell" if held > 0 else "Buy"
@@ -52,34 +53,39 @@ def flatten(exchange: Exchange, client: Client) -> None:
 
 
 def send(
-    exchange: Exchange, client: Client, side: str, lots: int, ticks: int | None = None, **more: Any
-) -> Order:
+    exchange: SandboxExchange,
+    client: Client,
+    side: str,
+    lots: int,
+    ticks: int | None = None,
+    **more: Any,
+) -> VenueOrder:
     """A limit order, or a market order without a price."""
-    figures = exchange.tapes[SYMBOL].figures
+    codec = exchange.tapes[SYMBOL].codec
     body = {
         "category": "linear",
         "symbol": SYMBOL,
         "side": side,
         "orderType": "Market" if ticks is None else "Limit",
-        "qty": figures.qty(lots),
-        **({} if ticks is None else {"price": figures.price(ticks)}),
+        "qty": codec.qty(lots),
+        **({} if ticks is None else {"price": codec.price(ticks)}),
         **more,
     }
-    made = entry.create(exchange, client, body)["orderId"]
-    return next(o for o in [*client.open.values(), *client.closed] if o.order_id == made)
+    order_id = order_entry.create(exchange, client, body)["orderId"]
+    return next(o for o in [*client.open.values(), *client.closed] if o.order_id == order_id)
 
 
-def best(exchange: Exchange, side: int) -> int:
+def best(exchange: SandboxExchange, side: int) -> int:
     found = exchange.markets[SYMBOL].best(side)
     assert found is not None
     return found
 
 
-def check_books(exchange: Exchange) -> None:
-    """Positions of all add up to nothing, and every client's money is accounted for to the last unit."""
-    positions = [c.account.holdings[SYMBOL].position_lots for c in exchange.clients]
-    fund = exchange.ledger.fund.holdings[SYMBOL].position_lots
-    assert sum(positions) + fund + exchange.ledger.crowd_lots[SYMBOL] == 0
+def check_books(exchange: SandboxExchange) -> None:
+    """Assert that positions sum to zero, cash is accounted for to 1e-8, and open orders rest in the book."""
+    positions = [c.position_lots(SYMBOL) for c in exchange.clients]
+    fund = exchange.account_book.fund.holdings[SYMBOL].position_lots
+    assert sum(positions) + fund + exchange.account_book.background_lots[SYMBOL] == 0
     instrument = exchange.instruments[SYMBOL]
     resting: dict[int, int] = {}
     for client in exchange.clients:
@@ -97,7 +103,7 @@ def check_books(exchange: Exchange) -> None:
 
 
 def _cash_e8(row: dict[str, Any]) -> int:
-    """What an execution as the venue lists it has brought, before what is held is valued."""
+    """The cash flow of a listed execution."""
     fee = int(Decimal(row["execFee"]) * E8)
     if row["execType"] == "Funding":
         return -fee
@@ -105,21 +111,21 @@ def _cash_e8(row: dict[str, Any]) -> int:
     return (-value if row["side"] == "Buy" else value) - fee
 
 
-def test_a_world_is_a_function_of_its_seed_and_the_orders_it_receives() -> None:
-    told: list[list[tuple[str, bytes]]] = []
+def test_public_frames_are_a_function_of_seed_and_orders() -> None:
+    runs: list[list[tuple[str, bytes]]] = []
     for _ in range(2):
         frames: list[tuple[str, bytes]] = []
-        made = Exchange(
-            profile("default"), 5, clients=1, listen=lambda *frame, to=frames: to.append(frame)
+        exchange = SandboxExchange(
+            profile("default"), 5, clients=1, on_frame=lambda *frame, to=frames: to.append(frame)
         )
-        send(made, made.clients[0], "Buy", 500)
-        made.advance(made.now_ns + SECOND)
-        told.append([*frames, ("keys", made.clients[0].secret.encode())])
-    assert told[0] == told[1]
-    assert len(told[0]) > 1000
+        send(exchange, exchange.clients[0], "Buy", 500)
+        exchange.advance(exchange.now_ns + SECOND)
+        runs.append([*frames, ("keys", exchange.clients[0].secret.encode())])
+    assert runs[0] == runs[1]
+    assert len(runs[0]) > 1000
 
 
-def test_two_clients_meet_and_the_first_is_filled_in_part(exchange: Exchange) -> None:
+def test_a_resting_order_is_partially_filled_by_another_client(exchange: SandboxExchange) -> None:
     maker, taker = exchange.clients[:2]
     order = send(exchange, maker, "Buy", 1000, best(exchange, 1))
     ahead = exchange.markets[SYMBOL].lots_ahead(order.handle)
@@ -132,13 +138,13 @@ def test_two_clients_meet_and_the_first_is_filled_in_part(exchange: Exchange) ->
     value = value_e8(exchange.instruments[SYMBOL], order.ticks, 400)
     assert order.fee_e8 == fee_e8(value, "0.0002")
     exchange.cancel(order)
-    assert order.row()["orderStatus"] == "Cancelled"
-    assert order.row()["cumExecQty"] == "0.4"
-    assert order.row()["rejectReason"] == "EC_PerCancelRequest"
+    assert order_row(order)["orderStatus"] == "Cancelled"
+    assert order_row(order)["cumExecQty"] == "0.4"
+    assert order_row(order)["rejectReason"] == "EC_PerCancelRequest"
     check_books(exchange)
 
 
-def test_less_keeps_the_place_and_more_loses_it(exchange: Exchange) -> None:
+def test_amending_down_keeps_queue_position_and_up_loses_it(exchange: SandboxExchange) -> None:
     first, second = exchange.clients[:2]
     market = exchange.markets[SYMBOL]
     ticks = best(exchange, 1) - 50
@@ -152,7 +158,9 @@ def test_less_keeps_the_place_and_more_loses_it(exchange: Exchange) -> None:
     assert order.leaves_lots == 61
 
 
-def test_an_amended_order_can_take_and_a_post_only_one_ends(exchange: Exchange) -> None:
+def test_an_order_amended_through_the_spread_takes_and_post_only_ends(
+    exchange: SandboxExchange,
+) -> None:
     client = exchange.clients[0]
     order = send(exchange, client, "Buy", 10, best(exchange, 1) - 100)
     exchange.amend(order, best(exchange, -1), 10)
@@ -164,7 +172,7 @@ def test_an_amended_order_can_take_and_a_post_only_one_ends(exchange: Exchange) 
     check_books(exchange)
 
 
-def test_reduce_only_orders_give_way_to_what_there_is_to_reduce(exchange: Exchange) -> None:
+def test_reduce_only_orders_are_trimmed_to_the_position(exchange: SandboxExchange) -> None:
     client = exchange.clients[0]
     send(exchange, client, "Buy", 100)
     far = best(exchange, -1) + 300
@@ -178,16 +186,16 @@ def test_reduce_only_orders_give_way_to_what_there_is_to_reduce(exchange: Exchan
     assert (first.leaves_lots, second.status) == (40, "Cancelled")
     assert second.cancel_type == "CancelByReduceOnly"
     send(exchange, client, "Sell", 0, reduceOnly=True, closeOnTrigger=True, qty="0")
-    assert client.account.holdings[SYMBOL].position_lots == 0
+    assert client.position_lots(SYMBOL) == 0
     assert not client.open
 
 
-def test_funding_is_paid_by_longs_and_received_by_shorts(exchange: Exchange) -> None:
+def test_funding_is_paid_by_longs_and_received_by_shorts(exchange: SandboxExchange) -> None:
     long, short, tape = *exchange.clients[:2], exchange.tapes[SYMBOL]
     send(exchange, long, "Buy", 300)
     send(exchange, short, "Sell", 200)
     before = [client.account.balance_e8 for client in (long, short)]
-    exchange.settle(SYMBOL)
+    exchange.settle_funding(SYMBOL)
     rate, mark = tape.funding_rate_e8, tape.mark_e8
     for client, lots, balance in zip((long, short), (300, -200), before, strict=True):
         paid = funding_e8(tape.instrument, lots, mark, rate)
@@ -196,36 +204,36 @@ def test_funding_is_paid_by_longs_and_received_by_shorts(exchange: Exchange) -> 
         assert int(Decimal(row["execFee"]) * E8) == paid
         assert row["execType"] == "Funding"
         assert Decimal(row["feeRate"]) == Decimal(rate if lots > 0 else -rate).scaleb(-8)
-        assert Decimal(client.log[-1]["change"]) == -Decimal(row["execFee"])
+        assert Decimal(client.transactions[-1]["change"]) == -Decimal(row["execFee"])
     assert tape.funding[-1] == (exchange.now_ms, rate)
     check_books(exchange)
 
 
 @pytest.mark.parametrize("mode", list(MarginMode))
-def test_a_position_that_its_margin_no_longer_holds_goes_to_the_fund(
-    exchange: Exchange, mode: MarginMode, monkeypatch: pytest.MonkeyPatch
+def test_a_liquidated_position_goes_to_the_insurance_fund(
+    exchange: SandboxExchange, mode: MarginMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The price does not fall within a test: the mark is taken to the price of liquidation by hand."""
+    """The mark is set below the liquidation price by hand."""
     client, tape = exchange.clients[3], exchange.tapes[SYMBOL]
     client.set_mode(mode)
     if mode is MarginMode.CROSS:
         client.account.opening_e8 -= client.account.balance_e8 - 1500 * E8
     send(exchange, client, "Buy", 200)
     resting = send(exchange, client, "Buy", 1, best(exchange, 1) - 500)
-    fund = exchange.ledger.fund.holdings[SYMBOL].position_lots
-    fallen: list[bytes] = []
-    monkeypatch.setattr(tape, "_listen", lambda topic, frame: fallen.append(frame))
+    fund = exchange.account_book.fund.holdings[SYMBOL].position_lots
+    frames: list[bytes] = []
+    monkeypatch.setattr(tape, "_on_frame", lambda topic, frame: frames.append(frame))
     mark = tape.mark_e8
     tape.values[1] = mark * 87 // 100
     exchange._liquidate()
     tape.values[1] = mark
-    assert client.account.holdings[SYMBOL].position_lots == 0
-    assert exchange.ledger.fund.holdings[SYMBOL].position_lots == fund + 200
+    assert client.position_lots(SYMBOL) == 0
+    assert exchange.account_book.fund.holdings[SYMBOL].position_lots == fund + 200
     assert (resting.status, resting.cancel_type) == ("Cancelled", "CancelAllBeforeLiq")
     row = client.executions[-1]
     assert row["execType"] == "BustTrade"
-    assert b'"S":"Buy"' in fallen[0]
-    assert b"allLiquidation" in fallen[0]
+    assert b'"S":"Buy"' in frames[0]
+    assert b"allLiquidation" in frames[0]
     check_books(exchange)
     if mode is MarginMode.CROSS:
         assert abs(client.account.balance_e8) < 5 * E8
@@ -233,7 +241,7 @@ def test_a_position_that_its_margin_no_longer_holds_goes_to_the_fund(
     client.set_mode(MarginMode.CROSS)
 
 
-def test_open_orders_go_over_into_the_next_day(exchange: Exchange) -> None:
+def test_open_orders_carry_over_midnight(exchange: SandboxExchange) -> None:
     client = exchange.clients[0]
     ticks = best(exchange, 1) - 2000
     order = send(exchange, client, "Buy", 20, ticks)
@@ -246,19 +254,19 @@ def test_open_orders_go_over_into_the_next_day(exchange: Exchange) -> None:
     assert order.status == "Cancelled"
 
 
-def test_the_next_day_is_made_ahead_and_is_the_same(exchange: Exchange) -> None:
-    """Beside what goes on, so that midnight holds nobody up; a function of the seed all the same."""
+def test_the_prebuilt_market_of_the_next_day_is_the_same(exchange: SandboxExchange) -> None:
+    """Built in a thread before midnight, and still a function of the seed."""
     midnight_ns = exchange.now_ns // DAY_NS * DAY_NS + DAY_NS
-    exchange.now_ns = midnight_ns - AHEAD_NS
-    exchange._beat()
-    coming = exchange._coming
-    assert coming is not None
-    made = coming.result(60)[SYMBOL]
-    other = exchange._markets_of(midnight_ns)[SYMBOL]
-    assert (made.advance(midnight_ns + SECOND) == other.advance(midnight_ns + SECOND)).all()
+    exchange.now_ns = midnight_ns - PREBUILD_NS
+    exchange._cycle()
+    prebuilding = exchange._next_markets
+    assert prebuilding is not None
+    built = prebuilding.result(60)[SYMBOL]
+    rebuilt = exchange._build_markets(midnight_ns)[SYMBOL]
+    assert (built.advance(midnight_ns + SECOND) == rebuilt.advance(midnight_ns + SECOND)).all()
     exchange.now_ns = midnight_ns
     exchange._open_day()
-    assert exchange.markets[SYMBOL] is made
+    assert exchange.markets[SYMBOL] is built
 
 
 ACTIONS = st.tuples(
@@ -275,10 +283,10 @@ ACTIONS = st.tuples(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(actions=st.lists(ACTIONS, min_size=5, max_size=30))
-def test_nothing_is_lost_whatever_clients_do(
-    world: Exchange, actions: list[tuple[int, str, str, int, int, bool]]
+def test_money_and_positions_are_conserved_under_random_orders(
+    world: SandboxExchange, actions: list[tuple[int, str, str, int, int, bool]]
 ) -> None:
-    """Whatever is sent, positions add up to nothing, money to deposits, and open orders rest."""
+    """Positions sum to zero, money to deposits, and open orders rest in the book."""
     codes: list[int] = []
     for number, side, kind, lots, offset, reduce_only in actions:
         client = world.clients[number]
@@ -292,10 +300,12 @@ def test_nothing_is_lost_whatever_clients_do(
                 if order is not None and kind == "cancel":
                     world.cancel(order)
                 elif order is not None:
-                    figures = world.tapes[SYMBOL].figures
-                    price = figures.price(order.ticks + offset)
+                    codec = world.tapes[SYMBOL].codec
+                    price = codec.price(order.ticks + offset)
                     body = {"category": "linear", "symbol": SYMBOL, "orderId": order.order_id}
-                    entry.amend(world, client, {**body, "price": price, "qty": figures.qty(lots)})
+                    order_entry.amend(
+                        world, client, {**body, "price": price, "qty": codec.qty(lots)}
+                    )
             else:
                 ticks = best(world, 1) + offset
                 more = {"timeInForce": kind, "reduceOnly": reduce_only}
@@ -315,13 +325,13 @@ def test_nothing_is_lost_whatever_clients_do(
         ("CancelBoth", "Cancelled", "Cancelled", 200),
     ],
 )
-def test_a_client_s_orders_do_not_meet_when_the_incoming_one_says_so(
-    exchange: Exchange, tag: str, taker: str, maker: str, executed: int
+def test_self_match_prevention_cancels_maker_taker_or_both(
+    exchange: SandboxExchange, tag: str, taker: str, maker: str, executed: int
 ) -> None:
-    """200 lots of another client stand before 500 of the same one; 300 come in."""
+    """An order of 300 lots meets 200 of another client, then 500 of its own."""
     client, other = exchange.clients[:2]
     ticks = best(exchange, -1) - 1
-    if ticks == best(exchange, 1):  # room for a level of our own between the best prices
+    if ticks == best(exchange, 1):  # make room for a level inside the spread
         taken = dict(exchange.markets[SYMBOL].levels(-1))[ticks + 1]
         send(exchange, other, "Buy", taken, ticks + 1)
         ticks = best(exchange, -1) - 1
@@ -332,13 +342,13 @@ def test_a_client_s_orders_do_not_meet_when_the_incoming_one_says_so(
     assert incoming.executed_lots == executed
     if tag in ("CancelTaker", "CancelBoth"):
         assert (incoming.cancel_type, incoming.reject_reason) == ("CancelBySmp", "EC_BySelfMatch")
-        assert incoming.row()["smpOrderId"] == own.order_id
+        assert order_row(incoming)["smpOrderId"] == own.order_id
     if own.status == "Cancelled":
         assert (own.cancel_type, own.reject_reason) == ("CancelBySmp", "EC_BySelfMatch")
     check_books(exchange)
 
 
-def test_leverage_caps_the_tier_that_orders_may_reach(exchange: Exchange) -> None:
+def test_leverage_limits_the_risk_tier_of_orders(exchange: SandboxExchange) -> None:
     client, tape = exchange.clients[2], exchange.tapes[SYMBOL]
     old = client.margin.terms[SYMBOL].leverage
     client.margin.set_leverage(SYMBOL, "150")
@@ -354,8 +364,10 @@ def test_leverage_caps_the_tier_that_orders_may_reach(exchange: Exchange) -> Non
     client.margin.set_leverage(SYMBOL, old)
 
 
-def test_a_mark_that_takes_a_position_out_of_its_tier_is_no_fault(exchange: Exchange) -> None:
-    """At the most leverage of a tier, a rising mark may take the position into the next."""
+def test_a_rising_mark_may_move_a_position_into_the_next_tier(
+    exchange: SandboxExchange,
+) -> None:
+    """Even at the highest leverage of its tier."""
     client, tape = exchange.clients[2], exchange.tapes[SYMBOL]
     tape_leverage = client.margin.terms[SYMBOL].leverage
     client.margin.set_leverage(SYMBOL, "150")
@@ -364,14 +376,14 @@ def test_a_mark_that_takes_a_position_out_of_its_tier_is_no_fault(exchange: Exch
     mark = tape.mark_e8
     tape.values[1] = mark * 102 // 100
     exchange._liquidate()
-    assert client.position_row(tape.figures, tape.mark_e8)["riskId"] == 2
+    assert position_row(client, tape.codec, tape.mark_e8)["riskId"] == 2
     tape.values[1] = mark
     flatten(exchange, client)
     client.margin.set_leverage(SYMBOL, tape_leverage)
 
 
-def test_the_price_band_follows_mark_and_index(exchange: Exchange) -> None:
+def test_price_limits_follow_mark_and_index(exchange: SandboxExchange) -> None:
     tape = exchange.tapes[SYMBOL]
-    low, high = tape.band()
+    low, high = tape.price_limits()
     mark = Fraction(tape.mark_e8, E8) / Fraction(tape.instrument.tick)
     assert mark * Fraction(98, 100) <= low < mark < high <= mark * Fraction(102, 100)

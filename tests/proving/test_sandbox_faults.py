@@ -1,4 +1,4 @@
-"""The sandbox's faults: each is seen by real clients as it is named, logged, and nothing else changes."""
+"""Fault injection: real clients see each fault as named, the log has it, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,18 @@ from typing import Any
 
 import ccxt
 import pybit.exceptions
-import pybit.unified_trading
 import pytest
 from aiohttp import web
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from proving.sandbox.connection import Connection
-from proving.sandbox.exchange import Exchange
-from proving.sandbox.faults import KINDS, Fault, Faults, Happened, rates_of, read_log, schedule
+from proving.sandbox.exchange import SandboxExchange
+from proving.sandbox.faults import KINDS, Fault, FaultEvent, Faults, rates_of, read_log, schedule
 from proving.sandbox.server import Sandbox
-from proving.sandbox.signing import signature
-from proving.sandbox.stream import PublicStream
+from proving.sandbox.streams import Connection, PublicStream
 from proving.synthetic.profiles import profile
-from tests.proving.sandbox_server import Served, served
+from tests.proving.sandbox_clients import Wire, authentication, ccxt_client, pybit_client
+from tests.proving.sandbox_server import Served, served, signed_headers
 
 BOOK = "orderbook.50.BTCUSDT"
 TRADES = "publicTrade.BTCUSDT"
@@ -50,17 +48,17 @@ def venue(running: Served) -> Iterator[Served]:
 
 
 def control(venue: Served, method: str = "GET", **fault: Any) -> dict[str, Any]:
-    """What the control endpoint answers."""
-    url = venue.told["rest"] + "/control/faults"
+    """The answer of the control endpoint."""
+    url = venue.description["rest"] + "/control/faults"
     body = json.dumps(fault).encode() if fault else None
     request = urllib.request.Request(url, body, method=method)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
-            said: dict[str, Any] = json.load(answer)
+            answer: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
-            said = json.load(error)
-    return said
+            answer = json.load(error)
+    return answer
 
 
 def last(venue: Served) -> dict[str, Any]:
@@ -70,19 +68,13 @@ def last(venue: Served) -> dict[str, Any]:
 
 
 def post(
-    venue: Served, route: str, body: dict[str, Any], *, stamp: int = 0, timeout: float = 10.0
+    venue: Served, route: str, body: dict[str, Any], *, timeout: float = 10.0
 ) -> tuple[int, dict[str, Any]]:
-    """HTTP status and answer of a signed request, however the connection ends."""
-    keys, payload = venue.told["keys"][0], json.dumps(body)
-    at = str(stamp or time.time_ns() // 1_000_000)
-    headers = {
-        "X-BAPI-API-KEY": keys["key"],
-        "X-BAPI-TIMESTAMP": at,
-        "X-BAPI-SIGN": signature(keys["secret"], f"{at}{keys['key']}5000{payload}".encode()),
-        "X-BAPI-RECV-WINDOW": "5000",
-    }
+    """HTTP status and answer of a signed request; raises as the connection ends."""
+    payload = json.dumps(body).encode()
     connection = http.client.HTTPConnection(venue.sandbox.address, timeout=timeout)
     try:
+        headers = signed_headers(venue.description["keys"][0], payload)
         connection.request("POST", f"/v5/{route}", payload, headers)
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
@@ -91,8 +83,8 @@ def post(
 
 
 def resting(venue: Served, link: str) -> dict[str, Any]:
-    """A purchase far from the market, that a client knows again by its link id."""
-    price = venue.now(lambda exchange: exchange.tapes["BTCUSDT"].band()[0])
+    """A buy order far from the market, with a link id."""
+    price = venue.run(lambda exchange: exchange.tapes["BTCUSDT"].price_limits()[0])
     return {
         "category": "linear",
         "symbol": "BTCUSDT",
@@ -105,45 +97,28 @@ def resting(venue: Served, link: str) -> dict[str, Any]:
 
 
 def placed(venue: Served, link: str) -> bool:
-    """Whether an order has come to the exchange."""
-    found = venue.now(lambda exchange: link in exchange.clients[0].links)
-    return bool(found)
+    """Whether an order was created."""
+    exists: bool = venue.run(lambda exchange: link in exchange.clients[0].by_link_id)
+    return exists
 
 
 def newest(venue: Served) -> str:
-    """The name of the connection that was opened last."""
-    name: str = venue.now(lambda _: list(venue.sandbox.stream.connections)[-1].name)
+    """The name of the newest connection."""
+    name: str = venue.run(lambda _: list(venue.sandbox.public_stream.connections)[-1].name)
     return name
 
 
-class Wire:
-    """A connection to the public stream by hand."""
+def subscribed(socket: ClientConnection, *topics: str) -> Wire:
+    """A connection that has received its first frame of a topic."""
+    wire = Wire(socket)
+    assert wire.ask({"op": "subscribe", "args": list(topics)})["success"]
+    wire.next()
+    return wire
 
-    def __init__(self, socket: ClientConnection, *topics: str) -> None:
-        self.socket = socket
-        socket.send(json.dumps({"op": "subscribe", "args": topics}))
-        while "topic" not in self.next():
-            pass
 
-    def next(self) -> dict[str, Any]:
-        frame: dict[str, Any] = json.loads(self.socket.recv(timeout=10))
-        return frame
-
-    def frames(self, count: int) -> list[dict[str, Any]]:
-        """Frames of topics, as they come."""
-        found: list[dict[str, Any]] = []
-        while len(found) < count:
-            frame = self.next()
-            found += [frame] if "topic" in frame else []
-        return found
-
-    def updates(self, count: int) -> list[int]:
-        """Update ids of the next frames of the book."""
-        found: list[int] = []
-        while len(found) < count:
-            frame = self.next()
-            found += [frame["data"]["u"]] if frame.get("topic") == BOOK else []
-        return found
+def updates_of(wire: Wire, count: int) -> list[int]:
+    """Update ids of the next frames of the book."""
+    return [wire.next(BOOK)["data"]["u"] for _ in range(count)]
 
 
 def steps(updates: list[int]) -> list[int]:
@@ -154,7 +129,7 @@ def steps(updates: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "seen", "carried_out"),
+    ("kind", "seen", "executed"),
     [
         ("answer_lost", TimeoutError, True),
         ("answer_late", (200, 0), True),
@@ -167,10 +142,10 @@ def steps(updates: list[int]) -> list[int]:
         ("banned", (403, 10010), False),
     ],
 )
-def test_a_request_meets_its_fault_once_and_the_order_is_there_or_not(
-    venue: Served, kind: str, seen: Any, carried_out: bool
+def test_a_request_fault_happens_once_and_the_order_exists_or_not(
+    venue: Served, kind: str, seen: Any, executed: bool
 ) -> None:
-    key, link = venue.told["keys"][0]["key"], f"fault-{kind}"
+    key, link = venue.description["keys"][0]["key"], f"fault-{kind}"
     control(venue, "POST", kind=kind, to=key, what="order/create")
     if isinstance(seen, tuple):
         status, answer = post(venue, "order/create", resting(venue, link))
@@ -179,41 +154,25 @@ def test_a_request_meets_its_fault_once_and_the_order_is_there_or_not(
     else:
         with pytest.raises((seen, http.client.HTTPException)):
             post(venue, "order/create", resting(venue, link), timeout=0.5)
-    assert placed(venue, link) == carried_out
+    assert placed(venue, link) == executed
     line = last(venue)
     assert (line["kind"], line["to"], line["what"]) == (kind, key, "order/create")
     assert control(venue)["waiting"] == []
     assert post(venue, "order/create", resting(venue, f"{link}-2"))[1]["retCode"] == 0
 
 
-def test_a_late_answer_comes_when_it_was_to(venue: Served) -> None:
+def test_a_late_answer_comes_after_its_delay(venue: Served) -> None:
     control(venue, "POST", kind="answer_late", what="order/create", ms=3000)
-    before = venue.now(lambda exchange: exchange.now_ns)
+    before = venue.run(lambda exchange: exchange.now_ns)
     assert post(venue, "order/create", resting(venue, "late"))[1]["retCode"] == 0
-    assert venue.now(lambda exchange: exchange.now_ns) >= before + 3 * SECOND
+    assert venue.run(lambda exchange: exchange.now_ns) >= before + 3 * SECOND
 
 
-def test_other_clients_and_routes_go_on_as_ever(venue: Served) -> None:
-    control(venue, "POST", kind="maintenance", to=venue.told["keys"][1]["key"])
+def test_other_clients_and_routes_are_not_affected(venue: Served) -> None:
+    control(venue, "POST", kind="maintenance", to=venue.description["keys"][1]["key"])
     control(venue, "POST", kind="maintenance", what="order/amend")
     assert post(venue, "order/create", resting(venue, "as-ever"))[1]["retCode"] == 0
     assert len(control(venue)["waiting"]) == 2
-
-
-def ccxt_client(venue: Served, timeout_ms: int = 10_000) -> ccxt.bybit:
-    keys = venue.told["keys"][0]
-    client = ccxt.bybit(
-        {
-            "apiKey": keys["key"],
-            "secret": keys["secret"],
-            "timeout": timeout_ms,
-            "enableRateLimit": False,
-            "options": {"defaultType": "swap", "fetchMarkets": {"types": ["linear"]}},
-        }
-    )
-    for name in ("spot", "futures", "v2", "public", "private"):
-        client.urls["api"][name] = venue.told["rest"]
-    return client
 
 
 @pytest.mark.parametrize(
@@ -227,8 +186,10 @@ def ccxt_client(venue: Served, timeout_ms: int = 10_000) -> ccxt.bybit:
         ("overloaded", ccxt.ExchangeError),
     ],
 )
-def test_ccxt_names_the_fault(venue: Served, kind: str, raised: type[Exception]) -> None:
-    client = ccxt_client(venue, 1000)
+def test_ccxt_raises_the_matching_exception(
+    venue: Served, kind: str, raised: type[Exception]
+) -> None:
+    client = ccxt_client(venue, timeout=1000)
     control(venue, "POST", kind=kind, what="account/wallet-balance")
     with pytest.raises(raised):
         client.fetch_balance()
@@ -236,10 +197,8 @@ def test_ccxt_names_the_fault(venue: Served, kind: str, raised: type[Exception])
     assert last(venue)["what"] == "account/wallet-balance"
 
 
-def test_pybit_waits_out_a_limit_and_names_what_it_does_not_know(venue: Served) -> None:
-    keys = venue.told["keys"][0]
-    client = pybit.unified_trading.HTTP(api_key=keys["key"], api_secret=keys["secret"])
-    client.endpoint = venue.told["rest"]
+def test_pybit_retries_a_rate_limit_and_raises_other_codes(venue: Served) -> None:
+    client = pybit_client(venue)
     control(venue, "POST", kind="rate_limited", what="account/wallet-balance")
     assert client.get_wallet_balance(accountType="UNIFIED")["retCode"] == 0
     assert last(venue)["kind"] == "rate_limited"
@@ -251,8 +210,8 @@ def test_pybit_waits_out_a_limit_and_names_what_it_does_not_know(venue: Served) 
         client.get_wallet_balance(accountType="UNIFIED")
 
 
-def test_order_entry_over_websocket_meets_the_same_faults(venue: Served) -> None:
-    keys, seen = venue.told["keys"][0], {}
+def test_order_entry_over_websocket_has_the_same_faults(venue: Served) -> None:
+    keys, seen = venue.description["keys"][0], {}
     kinds = {
         "answer_lost": True,
         "answer_late": True,
@@ -264,23 +223,16 @@ def test_order_entry_over_websocket_meets_the_same_faults(venue: Served) -> None
     }
     for kind in kinds:
         control(venue, "POST", kind=kind, to=keys["key"], what="order/create", ms=300)
-        with connect(venue.told["ws_trade"]) as socket:
-            expires = time.time_ns() // 1_000_000 + 10_000
-            sign = signature(keys["secret"], f"GET/realtime{expires}".encode())
-            socket.send(json.dumps({"op": "auth", "args": [keys["key"], expires, sign]}))
-            assert json.loads(socket.recv(timeout=10))["retCode"] == 0
+        with connect(venue.description["ws_trade"]) as socket:
+            assert Wire(socket).ask(authentication(venue))["retCode"] == 0
             header = {"X-BAPI-TIMESTAMP": str(time.time_ns() // 1_000_000)}
             args = [resting(venue, f"trade-{kind}")]
-            ask = {"reqId": kind, "header": header, "op": "order.create", "args": args}
-            socket.send(json.dumps(ask))
-            replies = []
+            request = {"reqId": kind, "header": header, "op": "order.create", "args": args}
+            socket.send(json.dumps(request))
             try:
-                while not any(reply.get("reqId") for reply in replies):
-                    replies.append(json.loads(socket.recv(timeout=1)))
+                seen[kind] = json.loads(socket.recv(timeout=1))["retCode"]
             except (TimeoutError, ConnectionClosed) as ended:
                 seen[kind] = type(ended).__name__
-            else:
-                seen[kind] = replies[-1]["retCode"]
         assert placed(venue, f"trade-{kind}") == kinds[kind]
     assert seen == {
         "answer_lost": "TimeoutError",
@@ -297,112 +249,112 @@ def test_order_entry_over_websocket_meets_the_same_faults(venue: Served) -> None
 
 
 @pytest.mark.parametrize(
-    ("kind", "times", "found"),
+    ("kind", "times", "expected"),
     [("drop", 3, [4]), ("duplicate", 1, [0]), ("swap", 1, [-1, 2, 2])],
 )
-def test_a_book_shows_the_fault_in_its_update_ids(
-    venue: Served, kind: str, times: int, found: list[int]
+def test_update_ids_of_a_book_show_the_fault(
+    venue: Served, kind: str, times: int, expected: list[int]
 ) -> None:
-    with connect(venue.told["ws_public"]) as socket:
-        wire = Wire(socket, BOOK)
-        updates = wire.updates(2)
+    with connect(venue.description["ws_public"]) as socket:
+        wire = subscribed(socket, BOOK)
+        updates = updates_of(wire, 2)
         control(venue, "POST", kind=kind, what=BOOK, times=times)
-        updates += wire.updates(1)
-        while set(steps(updates)) == {1} and len(updates) < 5000:  # what was sent before it
-            updates += wire.updates(1)
-        seen = steps(updates + wire.updates(10))
-    assert sorted(step for step in seen if step != 1) == found
+        updates += updates_of(wire, 1)
+        while set(steps(updates)) == {1} and len(updates) < 5000:  # sent before the fault
+            updates += updates_of(wire, 1)
+        seen = steps(updates + updates_of(wire, 10))
+    assert sorted(step for step in seen if step != 1) == expected
     line = last(venue)
     assert (line["kind"], line["what"]) == (kind, BOOK)
     assert line["to"].startswith("public/")
 
 
-def test_a_delayed_topic_keeps_its_order_while_the_others_pass(venue: Served) -> None:
-    with connect(venue.told["ws_public"]) as socket:
-        wire = Wire(socket, BOOK, "orderbook.1.BTCUSDT")
-        frames, behind = wire.frames(1), 0
+def test_a_delayed_topic_keeps_its_order(venue: Served) -> None:
+    with connect(venue.description["ws_public"]) as socket:
+        wire = subscribed(socket, BOOK, "orderbook.1.BTCUSDT")
+        frames, behind = wire.topics(1), 0
         control(venue, "POST", kind="delay", what=BOOK, ms=1000)
         while behind < 500 and len(frames) < 5000:
-            frames += wire.frames(1)
+            frames += wire.topics(1)
             behind = max(frame["cts"] for frame in frames) - frames[-1]["cts"]
-        frames += wire.frames(50)
+        frames += wire.topics(50)
     books = [frame for frame in frames if frame["topic"] == BOOK and frame["type"] == "delta"]
     assert set(steps([frame["data"]["u"] for frame in books])) == {1}
-    assert 700 <= behind <= 1300  # what is held is held from the last time that the world stopped
+    assert 700 <= behind <= 1300  # the delay counts from the last advance of time
 
 
-def test_a_frame_is_overtaken_by_another_topic_only(venue: Served) -> None:
-    with connect(venue.told["ws_public"]) as socket:
-        wire = Wire(socket, BOOK, "orderbook.1.BTCUSDT")
-        wire.frames(5)
+def test_a_frame_is_overtaken_only_by_another_topic(venue: Served) -> None:
+    with connect(venue.description["ws_public"]) as socket:
+        wire = subscribed(socket, BOOK, "orderbook.1.BTCUSDT")
+        wire.topics(5)
         control(venue, "POST", kind="overtake", what=BOOK)
-        frames = wire.frames(200)
+        frames = wire.topics(200)
     books = [frame["data"]["u"] for frame in frames if frame["topic"] == BOOK]
     assert set(steps(books)) == {1}
     assert last(venue)["kind"] == "overtake"
 
 
-def test_a_silent_connection_says_all_of_it_afterwards(venue: Served) -> None:
-    with connect(venue.told["ws_public"]) as socket, connect(venue.told["ws_public"]) as other:
-        loud, quiet = Wire(socket, BOOK), Wire(other, BOOK)
+def test_a_silent_connection_delivers_everything_afterwards(venue: Served) -> None:
+    with (
+        connect(venue.description["ws_public"]) as socket,
+        connect(venue.description["ws_public"]) as other,
+    ):
+        loud, quiet = subscribed(socket, BOOK), subscribed(other, BOOK)
         name = newest(venue)
         control(venue, "POST", kind="silence", to=name, ms=4000)
-        before = quiet.updates(1)[0]
-        while (now := loud.updates(1)[0]) < before + 150:
+        before = updates_of(quiet, 1)[0]
+        while (now := updates_of(loud, 1)[0]) < before + 150:
             pass
-        assert quiet.updates(1)[0] < now - 100
-        assert set(steps(quiet.updates(100))) == {1}
+        assert updates_of(quiet, 1)[0] < now - 100
+        assert set(steps(updates_of(quiet, 100))) == {1}
     assert last(venue)["to"] == name
 
 
-def test_a_client_is_told_twice_of_one_execution(venue: Served) -> None:
-    keys = venue.told["keys"][0]
+def test_a_duplicate_fault_repeats_an_execution_message(venue: Served) -> None:
+    keys = venue.description["keys"][0]
     control(venue, "POST", kind="duplicate", to=keys["key"], what="execution")
-    with connect(venue.told["ws_private"]) as socket:
-        expires = time.time_ns() // 1_000_000 + 10_000
-        sign = signature(keys["secret"], f"GET/realtime{expires}".encode())
-        socket.send(json.dumps({"op": "auth", "args": [keys["key"], expires, sign]}))
-        socket.send(json.dumps({"op": "subscribe", "args": ["execution"]}))
-        while json.loads(socket.recv(timeout=10))["op"] != "subscribe":
-            pass
+    with connect(venue.description["ws_private"]) as socket:
+        wire = Wire(socket)
+        assert wire.ask(authentication(venue))["success"]
+        assert wire.ask({"op": "subscribe", "args": ["execution"]})["success"]
         body = {**resting(venue, ""), "orderType": "Market"}
         assert post(venue, "order/create", body)[1]["retCode"] == 0
-        first, second = (socket.recv(timeout=10) for _ in range(2))
+        first, second = wire.topics(2)
     assert first == second
-    assert json.loads(first)["topic"] == "execution"
+    assert first["topic"] == "execution"
     assert (last(venue)["kind"], last(venue)["to"]) == ("duplicate", keys["key"])
 
 
 @pytest.mark.parametrize(("kind", "code"), [("close", 1001), ("abort", None)])
-def test_a_connection_ends_and_the_next_begins_anew(
+def test_a_connection_ends_and_a_new_one_gets_a_snapshot(
     venue: Served, kind: str, code: int | None
 ) -> None:
-    with connect(venue.told["ws_public"]) as socket:
-        wire = Wire(socket, BOOK)
+    with connect(venue.description["ws_public"]) as socket:
+        wire = subscribed(socket, BOOK)
         control(venue, "POST", kind=kind, to=newest(venue))
         with pytest.raises(ConnectionClosed) as ended:
-            wire.updates(10_000)
+            updates_of(wire, 10_000)
     assert (ended.value.rcvd.code if ended.value.rcvd else None) == code
-    with connect(venue.told["ws_public"]) as socket:
-        assert set(steps(Wire(socket, BOOK).updates(10))) == {1}
+    with connect(venue.description["ws_public"]) as socket:
+        assert set(steps(updates_of(subscribed(socket, BOOK), 10))) == {1}
 
 
-def test_after_a_restart_books_count_from_one_and_are_the_same(venue: Served) -> None:
-    with connect(venue.told["ws_public"]) as socket:
-        wire = Wire(socket, BOOK)
+def test_update_ids_start_from_one_after_a_restart(venue: Served) -> None:
+    with connect(venue.description["ws_public"]) as socket:
+        wire = subscribed(socket, BOOK)
         control(venue, "POST", kind="restart")
         while (frame := wire.next())["data"]["u"] != 1:
             pass
         assert frame["type"] == "snapshot"
-        updates = wire.updates(20)
+        updates = updates_of(wire, 20)
         assert updates == list(range(2, 22))
-        assert wire.updates(1)[0] == updates[-1] + 1
-    url = venue.told["rest"] + "/v5/market/orderbook?category=linear&symbol=BTCUSDT"
+        assert updates_of(wire, 1)[0] == updates[-1] + 1
+    url = venue.description["rest"] + "/v5/market/orderbook?category=linear&symbol=BTCUSDT"
     with urllib.request.urlopen(url, timeout=10) as answer:
         assert json.load(answer)["result"]["u"] < 10_000
 
 
-def test_a_wrong_clock_refuses_those_who_go_by_the_right_one(venue: Served) -> None:
+def test_a_wrong_venue_clock_refuses_correct_timestamps(venue: Served) -> None:
     control(venue, "POST", kind="clock", ms=60_000)
     code = post(venue, "order/create", resting(venue, "clock"))[1]["retCode"]
     assert code == 10002
@@ -414,7 +366,7 @@ def test_a_wrong_clock_refuses_those_who_go_by_the_right_one(venue: Served) -> N
     assert post(venue, "order/create", resting(venue, "clock"))[1]["retCode"] == 0
 
 
-def test_the_control_endpoint_says_what_it_cannot_use(venue: Served) -> None:
+def test_the_control_endpoint_explains_invalid_commands(venue: Served) -> None:
     assert "kinds are answer_lost" in control(venue, "POST", kind="flood")["error"]
     assert "times" in control(venue, "POST", kind="drop", times=0)["error"]
     assert "ms" in control(venue, "POST", kind="delay", ms=-1)["error"]
@@ -424,10 +376,10 @@ def test_the_control_endpoint_says_what_it_cannot_use(venue: Served) -> None:
     assert set(control(venue)["kinds"]) == set(KINDS)
 
 
-# -- by seed -----------------------------------------------------------------------------------------
+# -- schedules -----------------------------------------------------------------------------------------
 
 
-def test_a_schedule_is_a_function_of_its_seed_and_kinds_do_not_disturb_each_other() -> None:
+def test_a_schedule_is_a_function_of_seed_and_kind() -> None:
     few, more = rates_of("drop=6,abort=2"), rates_of("all=2,drop=6")
     first = list(islice(schedule(3, few, 0), 400))
     assert first == list(islice(schedule(3, few, 0), 400))
@@ -435,82 +387,84 @@ def test_a_schedule_is_a_function_of_its_seed_and_kinds_do_not_disturb_each_othe
     among = [due for due in islice(schedule(3, more, 0), 4000) if due.kind in few]
     assert among[:400] == first
     minutes = first[-1].at_ns / 60e9
-    assert 0.8 < 400 / minutes / 8 < 1.25  # so many a minute, give or take four deviations
+    assert 0.8 < 400 / minutes / 8 < 1.25  # eight per minute, within four standard deviations
     assert "swap" not in more
 
 
 @pytest.mark.parametrize("text", ["drop", "drop=x", "flood=1", "drop=-1", "drop=1e9", "drop=nan"])
-def test_rates_that_cannot_be_are_refused(text: str) -> None:
+def test_invalid_rates_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=text.partition("=")[0]):
         schedule(1, rates_of(text), 0)
 
 
-def test_what_a_seed_draws_happens_at_its_time_and_is_written_down(tmp_path: Path) -> None:
+def test_scheduled_faults_happen_on_time_and_are_logged(tmp_path: Path) -> None:
     log = tmp_path / "faults.jsonl"
     rates = rates_of("restart=600,drop=600,rate_limited=600")
     sandbox = Sandbox(seed=21, speed=20.0, fault_rates=rates, fault_log=log)
     begun = sandbox.exchange.now_ns
-    with served(sandbox) as venue, connect(venue.told["ws_public"]) as socket:
-        wire = Wire(socket, BOOK)
-        while len(happened := read_log(log)) < 12 or {one.kind for one in happened} != set(rates):
+    with served(sandbox) as venue, connect(venue.description["ws_public"]) as socket:
+        wire = subscribed(socket, BOOK)
+        while len(events := read_log(log)) < 12 or {one.kind for one in events} != set(rates):
             wire.next()
             post(venue, "order/cancel-all", {"category": "linear", "symbol": "BTCUSDT"})
-    happened = read_log(log)
-    ends = happened[-1].at_ns
+    events = read_log(log)
+    ends = events[-1].at_ns
     due = takewhile(lambda one: one.at_ns <= ends, schedule(21, rates, begun))
-    assert [one.at_ns for one in happened if one.kind == "restart"] == [
+    assert [one.at_ns for one in events if one.kind == "restart"] == [
         one.at_ns for one in due if one.kind == "restart"
     ]
-    assert {one.kind for one in happened} == set(rates)
+    assert {one.kind for one in events} == set(rates)
     keys = {client.key for client in sandbox.exchange.clients}
-    assert {one.to for one in happened if one.kind == "rate_limited"} <= keys
+    assert {one.to for one in events if one.kind == "rate_limited"} <= keys
 
 
-# -- idle --------------------------------------------------------------------------------------------
+# -- without a server --------------------------------------------------------------------------------------------
 
 
-def test_with_no_fault_every_reader_has_every_frame_to_the_byte() -> None:
-    told: list[tuple[str, bytes]] = []
+def test_without_faults_subscribers_get_every_frame_unchanged() -> None:
+    published: list[tuple[str, bytes]] = []
 
     async def read() -> list[bytes]:
         stream = PublicStream()
-        exchange = Exchange(profile("default"), 5, clients=1, listen=stream.publish)
+        exchange = SandboxExchange(profile("default"), 5, clients=1, on_frame=stream.publish)
         faults = Faults(["key"], list, lambda: None)
         faults.follow(schedule(1, {}, 0))
-        stream.deliver = faults.frame
-        stream.follow(exchange)
+        stream.deliver = faults.deliver
+        stream.attach(exchange)
         reader = Connection(web.WebSocketResponse(), "public/1")
         for topic in (BOOK, TRADES, TICKERS):
-            stream.readers[topic] = {reader}
+            stream.subscribers[topic] = {reader}
         exchange.advance(exchange.now_ns + 5 * SECOND)
         faults.advance(exchange.now_ns)
-        return [reader.waiting.get_nowait() for _ in range(reader.waiting.qsize())]
+        return [reader.queue.get_nowait() for _ in range(reader.queue.qsize())]
 
-    bare = Exchange(profile("default"), 5, clients=1, listen=lambda *frame: told.append(frame))
-    told.clear()
+    bare = SandboxExchange(
+        profile("default"), 5, clients=1, on_frame=lambda *frame: published.append(frame)
+    )
+    published.clear()
     bare.advance(bare.now_ns + 5 * SECOND)
-    expected = [frame for topic, frame in told if topic in (BOOK, TRADES, TICKERS)]
+    expected = [frame for topic, frame in published if topic in (BOOK, TRADES, TICKERS)]
     assert len(expected) > 100
     assert asyncio.run(read()) == expected
 
 
-def test_what_lasts_ends_and_what_waits_can_be_taken_back() -> None:
-    async def run() -> list[Happened]:
+def test_clear_releases_held_frames_and_cancels_pending_faults() -> None:
+    async def run() -> list[FaultEvent]:
         reader = Connection(web.WebSocketResponse(), "public/1")
         faults = Faults(["key"], lambda: [reader], lambda: None)
         for kind in ("delay", "overtake", "drop"):
             faults.command(Fault(kind=kind, what=kind))
-        faults.frame(reader, "delay", b"1")
-        faults.frame(reader, "overtake", b"2")
+        faults.deliver(reader, "delay", b"1")
+        faults.deliver(reader, "overtake", b"2")
         faults.command(Fault(kind="silence"))
         faults.command(Fault(kind="clock", ms=-7))
-        assert (reader.waiting.qsize(), reader.speaking.is_set()) == (0, False)
+        assert (reader.queue.qsize(), reader.unpaused.is_set()) == (0, False)
         assert faults.wall_ns() < time.time_ns()
         faults.clear()
-        # In the order in which they would have gone by themselves: after one second, and after two.
-        assert [reader.waiting.get_nowait() for _ in range(2)] == [b"2", b"1"]
-        assert reader.speaking.is_set()
-        assert (faults.waiting, faults.next_ns, faults.clock_ms) == ((), None, 0)
+        # In the order of their timers: one second (overtake), two seconds (delay).
+        assert [reader.queue.get_nowait() for _ in range(2)] == [b"2", b"1"]
+        assert reader.unpaused.is_set()
+        assert (faults.pending, faults.next_ns, faults.clock_error_ms) == ((), None, 0)
         return list(faults.log)
 
     assert [line.kind for line in asyncio.run(run())] == ["delay", "overtake", "silence", "clock"]

@@ -1,13 +1,13 @@
-"""Whatever is sent to the sandbox, it answers as the venue does, goes on, and changes nothing by it.
+"""Fuzzing: malformed requests are answered in the venue's envelope and change nothing.
 
-What holds for every request, however it is made up:
+For every request:
 
-- there is an answer, in the venue's envelope, and it is never that something went wrong in here;
-- a request that is refused leaves positions, money, orders and settings as they were;
-- one that is carried out leaves the books balanced;
-- the connection goes on after it.
+- there is an answer in the venue's envelope, and it is never 10016 (a defect of ours);
+- a refused request leaves positions, money, orders and settings unchanged;
+- an executed one leaves the books balanced;
+- the connection stays open.
 
-``L2_FUZZ_EXAMPLES`` makes a campaign of it: so many examples of each kind instead of some dozens.
+``L2_FUZZ_EXAMPLES`` sets the number of examples per test.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.sync.client import ClientConnection, connect
 
-from proving.sandbox import entry
-from proving.sandbox.exchange import Exchange
-from proving.sandbox.rest import ROUTES
+from proving.sandbox import order_entry
+from proving.sandbox.exchange import SandboxExchange
+from proving.sandbox.gateway import ROUTES
+from proving.sandbox.protocol import signature
 from proving.sandbox.server import Sandbox
-from proving.sandbox.signing import signature
 from tests.proving.sandbox_server import Served, ask, served
 from tests.proving.test_sandbox_exchange import check_books
 
@@ -43,13 +43,13 @@ bounded = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
-#: Hypothesis sees that Python's own random numbers move on: the server's thread draws some.
+#: The server's thread draws from Python's global random numbers, which Hypothesis warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module")
 
 ENVELOPE: Final = {"retCode", "retMsg", "result", "retExtInfo", "time"}
 STATUSES: Final = {200, 400, 401, 403, 404}
 
-#: Fields of requests, and values of which some are good.
+#: Request fields with valid and invalid values.
 FIELDS: Final[dict[str, list[Any]]] = {
     "category": ["linear", "spot", "", None],
     "symbol": ["BTCUSDT", "NOPEUSDT", "btcusdt", ""],
@@ -109,7 +109,7 @@ anything = st.recursive(
 fields = st.sampled_from(sorted(FIELDS)).flatmap(
     lambda name: st.tuples(st.just(name), st.sampled_from(FIELDS[name]) | anything)
 )
-#: Something like a request: the parts of an order, with a few of them replaced.
+#: A valid order, of which fields are dropped and replaced.
 ORDER: Final = {
     "category": "linear",
     "symbol": "BTCUSDT",
@@ -123,17 +123,19 @@ requests = st.builds(
     st.sets(st.sampled_from(sorted(ORDER)), max_size=2),
     st.lists(fields, max_size=5),
 )
-#: Names a hair's breadth from right, beside the right ones.
+#: Valid routes, and near misses.
 paths = st.sampled_from(sorted(ROUTES)) | st.sampled_from(["", "order", "order/create/", "../x"])
 
 
 class Line:
-    """One connection kept over all requests; it is asked at the end whether it still lives."""
+    """One HTTP connection kept over all requests."""
 
     def __init__(self, venue: Served) -> None:
         self.venue = venue
-        self.keys = venue.told["keys"][0]
-        self.http = http.client.HTTPConnection(urlsplit(venue.told["rest"]).netloc, timeout=20)
+        self.keys = venue.description["keys"][0]
+        self.http = http.client.HTTPConnection(
+            urlsplit(venue.description["rest"]).netloc, timeout=20
+        )
         self.http.connect()
         self.socket = self.http.sock
 
@@ -144,9 +146,9 @@ class Line:
         body = payload if method == "POST" else None
         self.http.request(method, "/v5/" + quote(path) + query, body, headers)
         answer = self.http.getresponse()
-        told = answer.status, json.loads(answer.read())
-        assert self.http.sock is self.socket, "the connection was given up"
-        return told
+        result = answer.status, json.loads(answer.read())
+        assert self.http.sock is self.socket, "the connection was closed"
+        return result
 
     def signed(self, payload: bytes, **wrong: str) -> dict[str, str]:
         now, key = str(time.time_ns() // 1_000_000), self.keys["key"]
@@ -168,54 +170,59 @@ def venue() -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def line(venue: Served) -> Iterator[Line]:
-    made = Line(venue)
-    yield made
-    made.http.close()
+    connection = Line(venue)
+    yield connection
+    connection.http.close()
 
 
-def state(exchange: Exchange) -> Any:
-    """What a refused request must not change."""
+def state(exchange: SandboxExchange) -> Any:
+    """The state that a refused request must not change."""
     client = exchange.clients[0]
     terms = client.margin.terms["BTCUSDT"]
-    orders = [*client.open.values(), *client.waiting.values()]
+    orders = [*client.open.values(), *client.untriggered.values()]
     return (
         [(o.order_id, o.ticks, o.lots, o.status, o.trigger, o.stops) for o in orders],
-        (len(client.closed), len(client.executions), len(client.log), sorted(client.links)),
-        (client.account.holdings["BTCUSDT"].position_lots, client.account.balance_e8),
-        (terms, client.mode, client.moves_price, dict(client.windows)),
+        (
+            len(client.closed),
+            len(client.executions),
+            len(client.transactions),
+            sorted(client.by_link_id),
+        ),
+        (client.position_lots("BTCUSDT"), client.account.balance_e8),
+        (terms, client.mode, client.clamps_price, dict(client.dcp_windows_s)),
     )
 
 
-def settle(exchange: Exchange) -> None:
-    """The books balance; then the client has nothing open and holds nothing."""
+def check_and_flatten(exchange: SandboxExchange) -> None:
+    """Check the books, then cancel the client's orders and close its position."""
     check_books(exchange)
     client = exchange.clients[0]
     body = {"category": "linear", "symbol": "BTCUSDT"}
-    entry.cancel_all(exchange, client, body)
-    while held := client.account.holdings["BTCUSDT"].position_lots:
+    order_entry.cancel_all(exchange, client, body)
+    while held := client.position_lots("BTCUSDT"):
         side = "Sell" if held > 0 else "Buy"
         close = {"qty": "0", "reduceOnly": True, "closeOnTrigger": True}
-        entry.create(exchange, client, {**body, "side": side, "orderType": "Market", **close})
+        order_entry.create(exchange, client, {**body, "side": side, "orderType": "Market", **close})
 
 
-def judge(line: Line, send: Callable[[], tuple[int, Any]]) -> int:
-    """Send something and hold the answer and what it did to the rules; the code it was answered with."""
-    before = line.venue.now(state)
+def check_answer(line: Line, send: Callable[[], tuple[int, Any]]) -> int:
+    """Send a request and assert the rules above; its code."""
+    before = line.venue.run(state)
     status, answer = send()
     assert status in STATUSES
     assert set(answer) == ENVELOPE
-    assert answer["retCode"] != 10016, "something went wrong in here"
+    assert answer["retCode"] != 10016, "a defect"
     codes = [answer["retCode"], *(leg["code"] for leg in answer["retExtInfo"].get("list", []))]
     if all(codes):
-        assert line.venue.now(state) == before
+        assert line.venue.run(state) == before
     else:
-        line.venue.now(settle)
+        line.venue.run(check_and_flatten)
     return int(answer["retCode"])
 
 
 @bounded
 @given(path=paths, request=requests)
-def test_requests_with_wrong_parts(line: Line, path: str, request: dict[str, Any]) -> None:
+def test_requests_with_invalid_fields(line: Line, path: str, request: dict[str, Any]) -> None:
     route = ROUTES.get(path)
     if route is not None and route.method == "GET":
         pairs = [
@@ -224,10 +231,10 @@ def test_requests_with_wrong_parts(line: Line, path: str, request: dict[str, Any
             if "\ud800" not in str(value)
         ]
         payload = "&".join(pairs).encode()
-        judge(line, lambda: line.send("GET", path, payload, line.signed(payload)))
+        check_answer(line, lambda: line.send("GET", path, payload, line.signed(payload)))
         return
     payload = json.dumps(request).encode()
-    judge(line, lambda: line.send("POST", path, payload, line.signed(payload)))
+    check_answer(line, lambda: line.send("POST", path, payload, line.signed(payload)))
 
 
 @bounded
@@ -239,8 +246,8 @@ def test_requests_with_wrong_parts(line: Line, path: str, request: dict[str, Any
     | st.integers(0, 60).map(lambda cut: json.dumps(ORDER).encode()[:cut]),
     path=st.sampled_from(["order/create", "order/cancel", "order/create-batch", "order/amend"]),
 )
-def test_bodies_that_are_no_requests(line: Line, payload: bytes, path: str) -> None:
-    code = judge(line, lambda: line.send("POST", path, payload, line.signed(payload)))
+def test_malformed_bodies(line: Line, payload: bytes, path: str) -> None:
+    code = check_answer(line, lambda: line.send("POST", path, payload, line.signed(payload)))
     assert code in (10001, 110001)
 
 
@@ -252,11 +259,11 @@ def test_bodies_that_are_no_requests(line: Line, payload: bytes, path: str) -> N
         st.characters(min_codepoint=33, max_codepoint=255, exclude_characters="\x7f"), max_size=80
     ),
 )
-def test_signatures_keys_and_clocks_that_are_wrong(line: Line, name: str, value: str) -> None:
+def test_invalid_signatures_keys_and_timestamps(line: Line, name: str, value: str) -> None:
     payload = json.dumps(ORDER).encode()
     headers = line.signed(payload, **{name: value.strip()})
     encoded = {key: text.encode("latin-1") for key, text in headers.items()}
-    code = judge(line, lambda: line.send("POST", "order/create", payload, encoded))  # type: ignore[arg-type]
+    code = check_answer(line, lambda: line.send("POST", "order/create", payload, encoded))  # type: ignore[arg-type]
     assert code in (10001, 10002, 10003, 10004)
 
 
@@ -264,7 +271,7 @@ def test_signatures_keys_and_clocks_that_are_wrong(line: Line, name: str, value:
 def wires(venue: Served) -> Iterator[list[ClientConnection]]:
     with ExitStack() as stack:
         names = ("ws_public", "ws_private", "ws_trade")
-        yield [stack.enter_context(connect(venue.told[name])) for name in names]
+        yield [stack.enter_context(connect(venue.description[name])) for name in names]
 
 
 @bounded
@@ -279,23 +286,23 @@ def wires(venue: Served) -> Iterator[list[ClientConnection]]:
         max_size=6,
     )
 )
-def test_sockets_answer_whatever_is_said_on_them(
+def test_sockets_survive_malformed_frames(
     venue: Served, wires: list[ClientConnection], texts: list[str]
 ) -> None:
-    before = venue.now(state)
+    before = venue.run(state)
     for wire in wires:
         for text in texts:
             wire.send(text.encode("utf-8", "replace").decode())
-        # An answer that only this ping has: nothing before it has ended the connection.
+        # The answer to this ping shows that no frame before it ended the connection.
         wire.send('{"op":"ping","req_id":"still here","reqId":"still here"}')
         deadline = time.monotonic() + 10
         while "still here" not in str(wire.recv(timeout=10)):
             assert time.monotonic() < deadline
-    assert venue.now(state) == before
+    assert venue.run(state) == before
 
 
 @pytest.mark.parametrize(
-    "begun",
+    "prefix",
     [
         b"",
         b"GET",
@@ -308,23 +315,23 @@ def test_sockets_answer_whatever_is_said_on_them(
         b"\x00" * 5000,
     ],
 )
-def test_half_open_sockets_hold_nobody_up(venue: Served, begun: bytes) -> None:
-    address = urlsplit(venue.told["rest"])
-    before = venue.now(state)
+def test_half_open_sockets_do_not_block_others(venue: Served, prefix: bytes) -> None:
+    address = urlsplit(venue.description["rest"])
+    before = venue.run(state)
     with ExitStack() as stack:
         for _ in range(40):
             wire = stack.enter_context(
                 socket.create_connection((address.hostname, address.port), timeout=10)
             )
-            wire.sendall(begun)
+            wire.sendall(prefix)
         assert ask(venue, "/v5/account/info")[1]["retCode"] == 0
     assert ask(venue, "/v5/account/info")[1]["retCode"] == 0
-    assert venue.now(state) == before
+    assert venue.run(state) == before
 
 
-def test_a_slow_sender_is_answered_when_it_is_done(venue: Served) -> None:
-    """One that says a byte at a time, while others are answered at once."""
-    address = urlsplit(venue.told["rest"])
+def test_a_slow_sender_is_answered_and_blocks_nobody(venue: Served) -> None:
+    """A request sent byte by byte."""
+    address = urlsplit(venue.description["rest"])
     with socket.create_connection((address.hostname, address.port), timeout=10) as wire:
         for byte in b"GET /v5/market/time HTTP/1.1\r\nHost: x\r\n\r\n":
             wire.sendall(bytes([byte]))
@@ -336,33 +343,33 @@ def test_a_slow_sender_is_answered_when_it_is_done(venue: Served) -> None:
             assert piece, "the connection was closed"
 
 
-def test_a_body_that_is_too_large_is_refused(venue: Served) -> None:
-    address = urlsplit(venue.told["rest"])
-    before = venue.now(state)
+def test_a_body_over_the_size_limit_is_refused(venue: Served) -> None:
+    address = urlsplit(venue.description["rest"])
+    before = venue.run(state)
     connection = http.client.HTTPConnection(address.netloc, timeout=20)
     connection.request("POST", "/v5/order/create", b" " * (2 << 20))
     answer = connection.getresponse()
     assert answer.status == 413
     connection.close()
-    assert venue.now(state) == before
+    assert venue.run(state) == before
 
 
-def test_what_goes_wrong_in_here_is_told_and_answered(
+def test_a_defect_is_logged_and_answered_with_10016(
     venue: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(*arguments: Any) -> Any:
-        raise ZeroDivisionError("of our own making")
+    def fail(*arguments: Any) -> Any:
+        raise ZeroDivisionError("a defect")
 
     for path in ("market/tickers", "account/info"):
-        monkeypatch.setitem(ROUTES, path, ROUTES[path]._replace(run=broken))
+        monkeypatch.setitem(ROUTES, path, ROUTES[path]._replace(run=fail))
         status, answer, _ = ask(venue, f"/v5/{path}?category=linear")
         assert (status, answer["retCode"], answer["result"]) == (200, 10016, {})
-    assert caplog.text.count("ZeroDivisionError: of our own making") == 2
+    assert caplog.text.count("ZeroDivisionError: a defect") == 2
     assert ask(venue, "/v5/position/list?category=linear&symbol=BTCUSDT")[1]["retCode"] == 0
 
 
-def test_a_flood_is_told_to_wait_and_nothing_is_lost() -> None:
-    """Of ten orders a second the eleventh is refused, with when to come again; a batch goes in part."""
+def test_rate_limits_refuse_single_requests_and_split_batches() -> None:
+    """Ten orders per second: an eleventh is refused with a reset time, and a batch is executed in part."""
     with served(Sandbox(seed=19, clients=1)) as venue:
         leg = {name: value for name, value in ORDER.items() if name != "category"}
         leg["price"] = "55000"
@@ -374,12 +381,12 @@ def test_a_flood_is_told_to_wait_and_nothing_is_lost() -> None:
         again = ask(venue, "/v5/order/create-batch", batch)
         assert again[1]["retCode"] == 10006
         assert int(again[2]["X-Bapi-Limit-Reset-Timestamp"]) > again[1]["time"]
-        assert len(venue.now(lambda exchange: list(exchange.clients[0].open))) == 10
+        assert len(venue.run(lambda exchange: list(exchange.clients[0].open))) == 10
         line, query = Line(venue), b"category=linear&symbol=BTCUSDT"
         before = [line.send("GET", "market/price-limit", query, {}) for _ in range(700)]
         assert {status for status, _ in before[:590]} == {200}
         beyond = [answer["retCode"] for status, answer in before if status == 403]
         assert set(beyond) <= {10018}
-        # Where the machine is too slow for a flood there is none.
+        # A slow machine may not reach the limit.
         assert beyond or before[-1][1]["time"] - before[0][1]["time"] > 5000
         line.http.close()

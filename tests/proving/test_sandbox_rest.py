@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import ccxt
 import pytest
-from pybit.unified_trading import HTTP
 
+from proving.sandbox.protocol import signature
 from proving.sandbox.server import Sandbox
-from proving.sandbox.signing import signature
-from tests.proving.sandbox_server import Served, ask, served
-
-SYMBOL = "BTC/USDT:USDT"
+from tests.proving.sandbox_clients import SYMBOL, ccxt_client, pybit_client
+from tests.proving.sandbox_server import Served, ask, eventually, served
 
 
 @pytest.fixture(scope="module")
@@ -25,34 +23,11 @@ def venue() -> Iterator[Served]:
         yield running
 
 
-def client(venue: Served, number: int = 0) -> Any:
-    keys = venue.told["keys"][number]
-    exchange = ccxt.bybit(
-        {
-            "apiKey": keys["key"],
-            "secret": keys["secret"],
-            "enableRateLimit": False,
-            "options": {"defaultType": "swap", "fetchMarkets": {"types": ["linear"]}},
-        }
-    )
-    for name in ("spot", "futures", "v2", "public", "private"):
-        exchange.urls["api"][name] = venue.told["rest"]
-    exchange.load_markets()
-    return exchange
-
-
 @pytest.fixture(scope="module")
 def trader(venue: Served) -> Any:
-    return client(venue)
-
-
-def eventually(ask: Callable[[], Any]) -> Any:
-    """The first true answer within some seconds."""
-    deadline = time.monotonic() + 10
-    while not (answer := ask()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert answer
-    return answer
+    client = ccxt_client(venue)
+    client.load_markets()
+    return client
 
 
 def touch(trader: Any) -> tuple[float, float]:
@@ -60,7 +35,7 @@ def touch(trader: Any) -> tuple[float, float]:
     return book["bids"][0][0], book["asks"][0][0]
 
 
-def settled(trader: Any, order: dict[str, Any]) -> Any:
+def fetch(trader: Any, order: dict[str, Any]) -> Any:
     return trader.fetch_order(order["id"], SYMBOL, {"acknowledged": True})
 
 
@@ -105,7 +80,7 @@ def test_market_data_agree_with_each_other(trader: Any) -> None:
     assert all(after[0] - before[0] == 60_000 for before, after in pairwise(candles))
 
 
-def test_candles_of_five_minutes_are_those_of_one_joined(trader: Any) -> None:
+def test_five_minute_candles_aggregate_one_minute_candles(trader: Any) -> None:
     longer = trader.fetch_ohlcv(SYMBOL, "5m")[0]
     ones = trader.fetch_ohlcv(SYMBOL, "1m")[:5]
     assert longer[0] == ones[0][0]
@@ -131,9 +106,9 @@ def test_funding_tiers_limits_and_time(trader: Any) -> None:
 # -- orders ----------------------------------------------------------------------------------------
 
 
-def test_a_market_order_fills_and_is_paid_for(trader: Any) -> None:
+def test_a_market_order_fills_and_its_fee_is_paid(trader: Any) -> None:
     before = trader.fetch_balance()["USDT"]["total"]
-    order = settled(trader, trader.create_order(SYMBOL, "market", "buy", 0.01))
+    order = fetch(trader, trader.create_order(SYMBOL, "market", "buy", 0.01))
     assert order["status"] == "closed"
     assert order["filled"] == 0.01
     position = trader.fetch_position(SYMBOL)
@@ -159,16 +134,16 @@ def test_a_resting_order_is_amended_and_cancelled(trader: Any) -> None:
     created = trader.create_order(
         SYMBOL, "limit", "buy", 0.02, bid - 100, {"clientOrderId": "rest-1"}
     )
-    order = settled(trader, created)
+    order = fetch(trader, created)
     assert (order["status"], order["clientOrderId"]) == ("open", "rest-1")
     assert [o["id"] for o in trader.fetch_open_orders(SYMBOL)] == [created["id"]]
     trader.edit_order(created["id"], SYMBOL, "limit", "buy", 0.03, bid - 200)
-    order = settled(trader, created)
+    order = fetch(trader, created)
     assert (order["amount"], order["price"]) == (0.03, pytest.approx(bid - 200))
     with pytest.raises(ccxt.InvalidOrder):
         trader.create_order(SYMBOL, "limit", "buy", 0.02, bid - 90, {"clientOrderId": "rest-1"})
     trader.cancel_order(created["id"], SYMBOL)
-    order = settled(trader, created)
+    order = fetch(trader, created)
     assert (order["status"], order["filled"]) == ("canceled", 0)
     assert created["id"] in [o["id"] for o in trader.fetch_canceled_orders(SYMBOL)]
     with pytest.raises(ccxt.OrderNotFound):
@@ -182,8 +157,8 @@ def test_a_maker_order_is_filled_by_the_market_at_its_price(trader: Any) -> None
     created = trader.create_order(SYMBOL, "limit", "buy", 0.005, bid, {"postOnly": True})
 
     def filled() -> Any:
-        order = settled(trader, created)
-        if order["status"] == "open":  # follow the market until it comes to us
+        order = fetch(trader, created)
+        if order["status"] == "open":  # follow the best bid until it fills
             best, _ = touch(trader)
             if best > order["price"]:
                 trader.edit_order(created["id"], SYMBOL, "limit", "buy", 0.005, best)
@@ -197,19 +172,19 @@ def test_a_maker_order_is_filled_by_the_market_at_its_price(trader: Any) -> None
     flatten(trader)
 
 
-def test_what_cannot_rest_or_fill_ends_as_on_the_venue(trader: Any) -> None:
+def test_orders_that_cannot_rest_or_fill_are_cancelled_with_reasons(trader: Any) -> None:
     _, ask = touch(trader)
     crossing = ask + 50
     post = trader.create_order(SYMBOL, "limit", "buy", 0.01, crossing, {"postOnly": True})
-    row = settled(trader, post)
+    row = fetch(trader, post)
     assert (row["status"], row["filled"]) == ("canceled", 0)
     assert row["info"]["rejectReason"] == "EC_PostOnlyWillTakeLiquidity"
     away = trader.create_order(SYMBOL, "limit", "buy", 0.01, ask - 300, {"timeInForce": "IOC"})
-    assert settled(trader, away)["info"]["rejectReason"] == "EC_NoImmediateQtyToFill"
+    assert fetch(trader, away)["info"]["rejectReason"] == "EC_NoImmediateQtyToFill"
     whole = trader.create_order(SYMBOL, "limit", "buy", 3, ask - 300, {"timeInForce": "FOK"})
-    assert settled(trader, whole)["status"] == "canceled"
+    assert fetch(trader, whole)["status"] == "canceled"
     fok = trader.create_order(SYMBOL, "limit", "buy", 0.01, crossing, {"timeInForce": "FOK"})
-    assert settled(trader, fok)["status"] == "closed"
+    assert fetch(trader, fok)["status"] == "closed"
     flatten(trader)
 
 
@@ -226,7 +201,7 @@ def test_batches_answer_leg_by_leg(trader: Any) -> None:
     assert trader.fetch_open_orders() == []
 
 
-def test_what_the_venue_refuses(trader: Any) -> None:
+def test_ccxt_raises_the_matching_exception_for_refusals(trader: Any) -> None:
     bid, _ = touch(trader)
     with pytest.raises(ccxt.InsufficientFunds):
         trader.create_order(SYMBOL, "limit", "buy", 100, bid - 10)
@@ -238,12 +213,12 @@ def test_what_the_venue_refuses(trader: Any) -> None:
     assert trader.fetch_positions() == []
 
 
-def test_a_price_beyond_the_band_is_moved_to_its_edge(trader: Any) -> None:
+def test_a_price_beyond_the_limits_is_clamped(trader: Any) -> None:
     limit = trader.publicGetV5MarketPriceLimit({"category": "linear", "symbol": "BTCUSDT"})[
         "result"
     ]
     far = float(limit["sellLmt"]) - 500
-    order = settled(trader, trader.create_order(SYMBOL, "limit", "sell", 0.01, far))
+    order = fetch(trader, trader.create_order(SYMBOL, "limit", "sell", 0.01, far))
     assert order["status"] == "closed"
     assert order["price"] == pytest.approx(float(limit["sellLmt"]), rel=1e-3)
     assert order["average"] > order["price"]
@@ -251,7 +226,7 @@ def test_a_price_beyond_the_band_is_moved_to_its_edge(trader: Any) -> None:
 
 
 def test_leverage_and_margin_mode(venue: Served) -> None:
-    trader = client(venue, 2)
+    trader = ccxt_client(venue, 2)
     trader.set_leverage(5, SYMBOL)
     assert trader.fetch_position(SYMBOL)["leverage"] == 5
     with pytest.raises(ccxt.BadRequest, match="110043"):
@@ -270,13 +245,11 @@ def test_leverage_and_margin_mode(venue: Served) -> None:
 
 
 def test_pybit_trades_as_well(venue: Served) -> None:
-    keys = venue.told["keys"][1]
-    session = HTTP(api_key=keys["key"], api_secret=keys["secret"])
-    session.endpoint = venue.told["rest"]
+    session = pybit_client(venue, 1)
     assert session.get_server_time()["retCode"] == 0
     book = session.get_orderbook(category="linear", symbol="BTCUSDT", limit=5)["result"]
     price = f"{float(book['b'][0][0]) - 100:.1f}"
-    made = session.place_order(
+    created = session.place_order(
         category="linear",
         symbol="BTCUSDT",
         side="Buy",
@@ -286,7 +259,7 @@ def test_pybit_trades_as_well(venue: Served) -> None:
         orderLinkId="pybit-1",
     )["result"]
     rows = session.get_open_orders(category="linear", symbol="BTCUSDT")["result"]["list"]
-    assert [row["orderId"] for row in rows] == [made["orderId"]]
+    assert [row["orderId"] for row in rows] == [created["orderId"]]
     wallet = session.get_wallet_balance(accountType="UNIFIED")["result"]["list"][0]
     reserved = float(wallet["coin"][0]["totalOrderIM"])
     assert reserved == pytest.approx(float(price) * 0.01 * (0.1 + 0.00055 * 1.9), rel=1e-6)
@@ -297,15 +270,15 @@ def test_pybit_trades_as_well(venue: Served) -> None:
 # -- by hand ---------------------------------------------------------------------------------------
 
 
-def test_the_protocol_s_vectors_of_signing_hold() -> None:
+def test_signatures_match_the_documented_vectors() -> None:
     secret = "test-secret-0123456789abcdefghijklmnop"
     get = b"1658384314791TESTKEY0123456789A5000category=linear&symbol=BTCUSDT"
     post = (
         b'1658385579423TESTKEY0123456789A5000{"category":"linear","symbol":"BTCUSDT","side":"Buy",'
         b'"orderType":"Limit","qty":"0.001","price":"27000"}'
     )
-    found = [signature(secret, text) for text in (get, post, b"GET/realtime1662350400000")]
-    assert found == [
+    signatures = [signature(secret, text) for text in (get, post, b"GET/realtime1662350400000")]
+    assert signatures == [
         "e07d72ddf955f91ae8324849e079b7967637f4ab2832d7540565b6d9c7d8d7fa",
         "7a3128f3a1bcf098461b37624fb7e6b1e1030329e437266c8b7e3680b97aab2b",
         "2987088c04f750ac86546923537373d582f0d73b5a7ec33112e2f00faad8eac7",
@@ -381,15 +354,15 @@ def test_a_bad_order_is_refused_and_changes_nothing(
     status, answer, _ = ask(venue, "/v5/order/create", body)
     assert (status, answer["retCode"], answer["result"]) == (200, code, {})
     assert set(answer) == {"retCode", "retMsg", "result", "retExtInfo", "time"}
-    assert venue.now(lambda exchange: len(exchange.clients[0].open)) == 0
+    assert venue.run(lambda exchange: len(exchange.clients[0].open)) == 0
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b"null", b"[" * 5000])
-def test_what_is_no_json_object_is_refused(venue: Served, body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(venue: Served, body: bytes) -> None:
     assert ask(venue, "/v5/order/create", body)[1]["retCode"] == 10001
 
 
-def test_unknown_routes_and_verbs(venue: Served) -> None:
+def test_unknown_routes_and_wrong_methods_are_refused(venue: Served) -> None:
     assert ask(venue, "/v5/nothing")[0] == 404
     assert ask(venue, "/v5/order/create")[0] == 400
     assert ask(venue, "/v5/market/tickers?category=linear&symbol=btcusdt")[1]["retCode"] == 10001

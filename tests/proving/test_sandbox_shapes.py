@@ -1,7 +1,6 @@
 """Every answer and frame of the sandbox has the shape of the venue's recorded one of its kind.
 
-All recordings are walked. One that is asked for nowhere fails the suite, unless it is listed as not
-the sandbox's, with the reason.
+Every recording has to be requested by an entry of `KINDS` or listed in `NOT_OURS` with the reason.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from typing import Any, Final, NamedTuple
 import pytest
 from websockets.sync.client import connect
 
-from proving.sandbox.exchange import Exchange
+from proving.sandbox.exchange import SandboxExchange
 from proving.sandbox.server import Sandbox
-from proving.sandbox.signing import signature
 from tests.conftest import recordings
+from tests.proving.sandbox_clients import Wire, authentication
 from tests.proving.sandbox_server import Served, ask, served
 from tests.proving.shapes import Shape, differences
 
 FOLDER: Final = recordings().parent / "bybit"
 
-#: What this venue does not say, by file or by file and name.
+#: Recordings of what the sandbox does not send, by file or file/name, with the reason.
 NOT_OURS: Final = {
     "historical_ob200": "archives",
     "historical_ob500": "archives",
@@ -47,20 +46,20 @@ NOT_OURS: Final = {
 
 
 class Kind(NamedTuple):
-    """How the sandbox is asked for a kind of answer.
+    """How to get a kind of answer from the sandbox.
 
-    ``gone`` are patterns of recorded paths that the venue no longer has; ``newer`` of paths that it has
-    by its documentation and of which no recording shows the present form.
+    ``removed`` are patterns of recorded paths that the venue no longer has, ``added`` of paths that it
+    documents and no recording shows in their present form.
     """
 
-    asked: Callable[[World], list[Any]]
-    gone: tuple[str, ...] = ()
-    newer: tuple[str, ...] = ()
+    request: Callable[[World], list[Any]]
+    removed: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
     like: tuple[str, ...] = ()  #: other kinds whose recordings show the same rows
 
 
 class World:
-    """A served sandbox in which clients hold, asked, traded and were paid."""
+    """A served sandbox in which clients have positions, orders, executions and funding payments."""
 
     def __init__(self, venue: Served) -> None:
         self.venue = venue
@@ -72,7 +71,7 @@ class World:
         self.resting = self.order(price=self.far, orderLinkId="shape-1")["result"]
         crossing = f"{self.mark * 1.005:.1f}"
         self.order(price=crossing, timeInForce="PostOnly")
-        venue.now(lambda exchange: exchange.settle("BTCUSDT"))
+        venue.run(lambda exchange: exchange.settle_funding("BTCUSDT"))
 
     def get(self, path: str, query: str = "", client: int = 0) -> Any:
         """The answer to a signed GET in the linear category."""
@@ -88,13 +87,13 @@ class World:
         return self.post("order/create", {**body, **fields})
 
     def amended(self) -> Any:
-        made = self.order(price=self.far)["result"]
-        body = {"symbol": "BTCUSDT", "orderId": made["orderId"], "qty": "0.020"}
+        created = self.order(price=self.far)["result"]
+        body = {"symbol": "BTCUSDT", "orderId": created["orderId"], "qty": "0.020"}
         return self.post("order/amend", body)
 
     def cancelled(self) -> list[Any]:
-        made = self.order(price=self.far)["result"]
-        return [self.post("order/cancel", {"symbol": "BTCUSDT", "orderId": made["orderId"]})]
+        created = self.order(price=self.far)["result"]
+        return [self.post("order/cancel", {"symbol": "BTCUSDT", "orderId": created["orderId"]})]
 
     def all_cancelled(self) -> list[Any]:
         self.order(price=self.far, orderLinkId=f"shape-{time.monotonic_ns()}")
@@ -103,83 +102,69 @@ class World:
     def batch(self, verb: str) -> list[Any]:
         leg = {"symbol": "BTCUSDT", "side": "Buy", "orderType": "Limit", "qty": "0.010"}
         legs = [{**leg, "price": self.far}, {**leg, "qty": "9999", "price": self.far}]
-        made = self.post("order/create-batch", {"request": legs})
+        created = self.post("order/create-batch", {"request": legs})
         if verb == "create":
-            return [made]
-        ids = [row["orderId"] or "unknown" for row in made["result"]["list"]]
-        gone = [{"symbol": "BTCUSDT", "orderId": identity} for identity in ids]
-        return [self.post("order/cancel-batch", {"request": gone})]
+            return [created]
+        ids = [row["orderId"] or "unknown" for row in created["result"]["list"]]
+        removed = [{"symbol": "BTCUSDT", "orderId": identity} for identity in ids]
+        return [self.post("order/cancel-batch", {"request": removed})]
 
     def refused(self, **fields: Any) -> list[Any]:
         return [self.order(**{"price": self.far, **fields})]
 
     # -- streams -----------------------------------------------------------------------------------
 
-    def heard(
-        self, topic: str, kind: str = "", act: Callable[[Exchange], None] | None = None
+    def public_frames(
+        self, topic: str, kind: str = "", act: Callable[[SandboxExchange], None] | None = None
     ) -> Any:
-        """The first frames of a topic, of one kind if said; ``act`` makes something happen first."""
-        with connect(self.venue.told["ws_public"]) as socket:
-            socket.send(json.dumps({"op": "subscribe", "args": [topic]}))
-            while "success" not in json.loads(socket.recv(timeout=10)):
-                pass
+        """The first frames of a topic, of one type if given; ``act`` runs in the exchange before."""
+        with connect(self.venue.description["ws_public"]) as socket:
+            wire = Wire(socket)
+            wire.ask({"op": "subscribe", "args": [topic]})
             if act is not None:
-                self.venue.now(act)
+                self.venue.run(act)
             frames: list[Any] = []
             deadline = time.monotonic() + 10
             while len(frames) < 3 and time.monotonic() < deadline:
-                frame = json.loads(socket.recv(timeout=10))
-                if "topic" in frame and kind in ("", frame.get("type", "")):
+                frame = wire.next()
+                if kind in ("", frame.get("type", "")):
                     frames.append(frame)
                 if frames and (act is not None or kind == "snapshot"):
                     break
             return frames
 
-    def said(self, *requests: Any) -> list[Any]:
-        """The control frame that answers the last of some requests."""
-        with connect(self.venue.told["ws_public"]) as socket:
-            for request in requests:
-                socket.send(json.dumps(request))
-                while "success" not in (answer := json.loads(socket.recv(timeout=10))):
-                    pass
-            return [answer]
+    def control_answer(self, *requests: Any) -> list[Any]:
+        """The answer to the last of some requests on the public stream."""
+        with connect(self.venue.description["ws_public"]) as socket:
+            wire = Wire(socket)
+            return [wire.ask(request) for request in requests][-1:]
 
-    def spoken(self, where: str, *requests: Any) -> list[Any]:
-        """The answers to some requests on a private socket, after that to its authentication."""
-        with connect(self.venue.told[where]) as socket:
-            answers = []
-            for request in (self.authentication(), *requests):
-                socket.send(json.dumps(request))
-                answers.append(json.loads(socket.recv(timeout=10)))
-            return answers
+    def private_answers(self, where: str, *requests: Any) -> list[Any]:
+        """The answers to authentication and some requests on a private socket."""
+        with connect(self.venue.description[where]) as socket:
+            wire = Wire(socket)
+            return [wire.ask(request) for request in (self.authentication(), *requests)]
 
     def authentication(self) -> dict[str, Any]:
-        keys = self.venue.told["keys"][0]
-        expires = time.time_ns() // 1_000_000 + 10_000
-        sign = signature(keys["secret"], f"GET/realtime{expires}".encode())
-        return {"op": "auth", "req_id": "1", "args": [keys["key"], expires, sign]}
+        return {**authentication(self.venue), "req_id": "1"}
 
-    def told(self, topic: str) -> list[Any]:
-        """What the private stream says of an order that rests, is amended, ends, and of one that fills."""
-        with connect(self.venue.told["ws_private"]) as socket:
+    def private_frames(self, topic: str) -> list[Any]:
+        """Messages of an order that rests and is cancelled, and of one that fills."""
+        with connect(self.venue.description["ws_private"]) as socket:
+            wire = Wire(socket)
             for request in (self.authentication(), subscribe(topic)):
-                socket.send(json.dumps(request))
-                assert json.loads(socket.recv(timeout=10))["success"]
+                assert wire.ask(request)["success"]
             self.cancelled()
             self.order(orderType="Market", qty="0.001")
-            frames: list[Any] = []
-            most = {"order": 3, "execution": 1, "execution.fast": 1}.get(topic, 2)
-            while len(frames) < most:
-                frames.append(json.loads(socket.recv(timeout=10)))
-            return frames
+            return wire.topics({"order": 3, "execution": 1, "execution.fast": 1}.get(topic, 2))
 
-    def entered(self, op: str, *, batch: bool = False, **fields: Any) -> list[Any]:
+    def trade_answer(self, op: str, *, batch: bool = False, **fields: Any) -> list[Any]:
         """The answer to an operation of order entry over WebSocket."""
         header = {"X-BAPI-TIMESTAMP": str(time.time_ns() // 1_000_000)}
         order = {"category": "linear", "symbol": "BTCUSDT", **fields}
         args = {"category": "linear", "request": [order]} if batch else order
         request = {"op": op, "reqId": "r-1", "header": header, "args": [args]}
-        return self.spoken("ws_trade", request)[1:]
+        return self.private_answers("ws_trade", request)[1:]
 
     def resting_id(self) -> str:
         return str(self.order(price=self.far)["result"]["orderId"])
@@ -189,20 +174,20 @@ def market(path: str, query: str = "symbol=BTCUSDT") -> Callable[[World], list[A
     return lambda world: [world.get(f"market/{path}", query)]
 
 
-def own(path: str, query: str = "", client: int = 0) -> Callable[[World], list[Any]]:
+def account(path: str, query: str = "", client: int = 0) -> Callable[[World], list[Any]]:
     return lambda world: [world.get(path, query, client)]
 
 
-def fallen(exchange: Exchange) -> None:
+def liquidate(exchange: SandboxExchange) -> None:
     tape = exchange.tapes["BTCUSDT"]
-    tape.liquidate(1, tape.last_ticks, 7, exchange.now_ns)
+    tape.publish_liquidation(1, tape.last_ticks, 7, exchange.now_ns)
 
 
 def subscribe(*topics: str, **more: Any) -> dict[str, Any]:
     return {"op": "subscribe", "args": list(topics), **more}
 
 
-#: The venue documents these of an order; the recorded REST rows are older.
+#: Documented fields of an order; the recorded REST rows are older.
 ORDER_FIELDS = (
     r".*\.(createType|closedPnl|marketUnit|feeCurrency|parentOrderLinkId|brokerOrderPrice|USDT)",
 )
@@ -212,19 +197,19 @@ LEG: Final[dict[str, Any]] = {"side": "Buy", "orderType": "Limit", "qty": "0.010
 KINDS: Final[dict[str, Kind]] = {
     "rest_server_time": Kind(market("time", "")),
     "rest_instruments_info": Kind(market("instruments-info")),
-    # The recorded example is of another market, with sizes of six decimals.
-    "rest_orderbook": Kind(market("orderbook"), newer=(r"\.result\.[ab]\[\]\[\]",)),
+    # The recording is of another market, with sizes of six decimals.
+    "rest_orderbook": Kind(market("orderbook"), added=(r"\.result\.[ab]\[\]\[\]",)),
     "rest_tickers": Kind(
-        market("tickers"), newer=(r".*\.(singleOpenInterest(Value)?|(bid|ask)1Size)",)
+        market("tickers"), added=(r".*\.(singleOpenInterest(Value)?|(bid|ask)1Size)",)
     ),
-    "rest_recent_trade": Kind(market("recent-trade"), newer=(r".*\.(isRPITrade|seq)",)),
+    "rest_recent_trade": Kind(market("recent-trade"), added=(r".*\.(isRPITrade|seq)",)),
     "rest_kline": Kind(market("kline", "symbol=BTCUSDT&interval=1")),
     "rest_funding_history": Kind(market("funding/history")),
     "rest_open_interest": Kind(market("open-interest", "symbol=BTCUSDT&intervalTime=5min")),
     "rest_price_limit": Kind(market("price-limit")),
     "rest_risk_limit": Kind(market("risk-limit")),
-    "rest_account_misc/fee-rate": Kind(own("account/fee-rate"), newer=(r"\.result\.category",)),
-    "rest_account_misc/account": Kind(own("account/info")),
+    "rest_account_misc/fee-rate": Kind(account("account/fee-rate"), added=(r"\.result\.category",)),
+    "rest_account_misc/account": Kind(account("account/info")),
     "rest_account_misc/dcp-info": Kind(
         lambda world: [
             world.post(
@@ -249,11 +234,11 @@ KINDS: Final[dict[str, Kind]] = {
         lambda world: [world.post("account/set-margin-mode", {"setMarginMode": "ISOLATED_MARGIN"})]
     ),
     "rest_account_misc/GET /v5/user/query-api result (identity fields redacted here)": Kind(
-        own("user/query-api"), gone=(r"\.result\.permissions\..*\[\]",)
+        account("user/query-api"), removed=(r"\.result\.permissions\..*\[\]",)
     ),
-    "rest_closed_pnl_and_log/closed-pnl row": Kind(own("position/closed-pnl")),
+    "rest_closed_pnl_and_log/closed-pnl row": Kind(account("position/closed-pnl")),
     "rest_closed_pnl_and_log/transaction-log row of the same close": Kind(
-        own("account/transaction-log", "type=TRADE"), newer=(r".*\.id",)
+        account("account/transaction-log", "type=TRADE"), added=(r".*\.id",)
     ),
     "rest_errors/bad signature": Kind(
         lambda world: [world.post("order/create", {}, secret="wrong")]
@@ -287,8 +272,8 @@ KINDS: Final[dict[str, Kind]] = {
         ]
     ),
     "rest_execution_list": Kind(
-        own("execution/list", "symbol=BTCUSDT"),
-        newer=(r".*\.(execPnl|feeCurrency|isLeverage|extraFees)",),
+        account("execution/list", "symbol=BTCUSDT"),
+        added=(r".*\.(execPnl|feeCurrency|isLeverage|extraFees)",),
     ),
     "rest_order_ack/cancel-all (UTA)": Kind(World.all_cancelled),
     "rest_order_ack/amend": Kind(lambda world: [world.amended()]),
@@ -297,105 +282,114 @@ KINDS: Final[dict[str, Kind]] = {
     "rest_order_batch/batch-cancel": Kind(lambda world: world.batch("cancel")),
     "rest_order_batch": Kind(lambda world: world.batch("create")),
     "rest_order_history": Kind(
-        own("order/history"), gone=(r".*\.MNT",), newer=ORDER_FIELDS, like=("rest_order_realtime",)
+        account("order/history"),
+        removed=(r".*\.MNT",),
+        added=ORDER_FIELDS,
+        like=("rest_order_realtime",),
     ),
-    "rest_order_realtime/empty": Kind(own("order/realtime", "symbol=BTCUSDT", client=2)),
+    "rest_order_realtime/empty": Kind(account("order/realtime", "symbol=BTCUSDT", client=2)),
     "rest_order_realtime": Kind(
-        own("order/realtime", "symbol=BTCUSDT"),
-        gone=(r".*\.MNT",),
-        newer=ORDER_FIELDS,
+        account("order/realtime", "symbol=BTCUSDT"),
+        removed=(r".*\.MNT",),
+        added=ORDER_FIELDS,
         like=("rest_order_history",),
     ),
     "rest_position_list": Kind(
         lambda world: [world.get("position/list", "symbol=BTCUSDT", n) for n in (0, 2)],
-        newer=(r".*\.((position[IM]M)ByMp|breakEvenPrice|sessionAvgPrice|curRealisedPnl)",),
+        added=(r".*\.((position[IM]M)ByMp|breakEvenPrice|sessionAvgPrice|curRealisedPnl)",),
         like=("rest_position_list/long",),
     ),
     "rest_wallet_balance": Kind(
-        own("account/wallet-balance", "accountType=UNIFIED"),
-        gone=(r".*\.free",),
-        newer=(r".*\.(spotBorrow|colRes)",),
+        account("account/wallet-balance", "accountType=UNIFIED"),
+        removed=(r".*\.free",),
+        added=(r".*\.(spotBorrow|colRes)",),
     ),
-    "ws_public_orderbook_1": Kind(lambda world: world.heard("orderbook.1.BTCUSDT", "snapshot")),
-    "ws_public_orderbook_50": Kind(lambda world: world.heard("orderbook.50.BTCUSDT")),
-    "ws_public_orderbook_1000": Kind(lambda world: world.heard("orderbook.1000.BTCUSDT")),
-    "ws_public_trade": Kind(lambda world: world.heard("publicTrade.BTCUSDT")),
+    "ws_public_orderbook_1": Kind(
+        lambda world: world.public_frames("orderbook.1.BTCUSDT", "snapshot")
+    ),
+    "ws_public_orderbook_50": Kind(lambda world: world.public_frames("orderbook.50.BTCUSDT")),
+    "ws_public_orderbook_1000": Kind(lambda world: world.public_frames("orderbook.1000.BTCUSDT")),
+    "ws_public_trade": Kind(lambda world: world.public_frames("publicTrade.BTCUSDT")),
     "ws_public_tickers": Kind(
-        lambda world: world.heard("tickers.BTCUSDT"), newer=(r"\.data\.singleOpenInterest",)
+        lambda world: world.public_frames("tickers.BTCUSDT"), added=(r"\.data\.singleOpenInterest",)
     ),
-    "ws_public_kline": Kind(lambda world: world.heard("kline.5.BTCUSDT")),
+    "ws_public_kline": Kind(lambda world: world.public_frames("kline.5.BTCUSDT")),
     "ws_public_all_liquidation": Kind(
         # Prices of the recorded symbols have another scale.
-        lambda world: world.heard("allLiquidation.BTCUSDT", act=fallen),
-        newer=(r"\.data\[\]\.p",),
+        lambda world: world.public_frames("allLiquidation.BTCUSDT", act=liquidate),
+        added=(r"\.data\[\]\.p",),
     ),
-    "ws_public_price_limit": Kind(lambda world: world.heard("priceLimit.BTCUSDT")),
+    "ws_public_price_limit": Kind(lambda world: world.public_frames("priceLimit.BTCUSDT")),
     "ws_public_subscribe_ack/unsubscribe ack, contract": Kind(
-        lambda world: world.said(
+        lambda world: world.control_answer(
             subscribe("kline.D.BTCUSDT"),
             {"op": "unsubscribe", "args": ["kline.D.BTCUSDT"], "req_id": "3"},
         )
     ),
     "ws_public_subscribe_ack/linear ack without req_id in the request": Kind(
-        lambda world: world.said(subscribe("kline.D.BTCUSDT"))
+        lambda world: world.control_answer(subscribe("kline.D.BTCUSDT"))
     ),
     "ws_public_subscribe_ack": Kind(
-        lambda world: world.said(subscribe("kline.D.BTCUSDT", req_id="4"))
+        lambda world: world.control_answer(subscribe("kline.D.BTCUSDT", req_id="4"))
     ),
     "ws_public_ping_pong/linear pong without req_id": Kind(
-        lambda world: world.said({"op": "ping"})
+        lambda world: world.control_answer({"op": "ping"})
     ),
-    "ws_public_ping_pong": Kind(lambda world: world.said({"op": "ping", "req_id": "7"})),
+    "ws_public_ping_pong": Kind(lambda world: world.control_answer({"op": "ping", "req_id": "7"})),
     "ws_public_errors/duplicate subscribe": Kind(
-        lambda world: world.said(
+        lambda world: world.control_answer(
             subscribe("tickers.BTCUSDT"), subscribe("tickers.BTCUSDT", req_id="e6")
         )
     ),
     "ws_public_errors": Kind(
-        lambda world: world.said(subscribe("orderbook.50.NOPEUSDT", req_id="e1"))
+        lambda world: world.control_answer(subscribe("orderbook.50.NOPEUSDT", req_id="e1"))
     ),
-    "ws_private_auth": Kind(lambda world: world.spoken("ws_private")),
+    "ws_private_auth": Kind(lambda world: world.private_answers("ws_private")),
     "ws_private_pong": Kind(
-        lambda world: world.spoken("ws_private", {"op": "ping", "req_id": "2"})[1:]
+        lambda world: world.private_answers("ws_private", {"op": "ping", "req_id": "2"})[1:]
     ),
-    "ws_private_order": Kind(lambda world: world.told("order"), gone=(r".*\.(tpSlMode|MNT)",)),
+    "ws_private_order": Kind(
+        lambda world: world.private_frames("order"), removed=(r".*\.(tpSlMode|MNT)",)
+    ),
     # A tax of some countries is all that the recorded one has of extra fees.
     "ws_private_execution": Kind(
-        lambda world: world.told("execution"), gone=(r".*\.extraFees\[\].*",)
+        lambda world: world.private_frames("execution"), removed=(r".*\.extraFees\[\].*",)
     ),
-    "ws_private_execution_fast": Kind(lambda world: world.told("execution.fast")),
+    "ws_private_execution_fast": Kind(lambda world: world.private_frames("execution.fast")),
     "ws_private_position": Kind(
-        lambda world: world.told("position"), gone=(r".*\.(tpSlMode|CreatedTime)",)
+        lambda world: world.private_frames("position"), removed=(r".*\.(tpSlMode|CreatedTime)",)
     ),
     "ws_private_wallet": Kind(
-        lambda world: world.told("wallet"), newer=(r".*\.(colRes|spotBorrow)",)
+        lambda world: world.private_frames("wallet"), added=(r".*\.(colRes|spotBorrow)",)
     ),
-    "ws_trade/auth ok": Kind(lambda world: world.spoken("ws_trade")),
-    "ws_trade/reply pong": Kind(lambda world: world.spoken("ws_trade", {"op": "ping"})[1:]),
+    "ws_trade/auth ok": Kind(lambda world: world.private_answers("ws_trade")),
+    "ws_trade/reply pong": Kind(
+        lambda world: world.private_answers("ws_trade", {"op": "ping"})[1:]
+    ),
     "ws_trade/order.create failure": Kind(
-        lambda world: world.entered("order.create", **LEG, price="0.05")
+        lambda world: world.trade_answer("order.create", **LEG, price="0.05")
     ),
     "ws_trade/order.create": Kind(
-        lambda world: world.entered("order.create", **LEG, price=world.far)
+        lambda world: world.trade_answer("order.create", **LEG, price=world.far)
     ),
     "ws_trade/reply order.create": Kind(
-        lambda world: world.entered("order.create", **LEG, price=world.far)
+        lambda world: world.trade_answer("order.create", **LEG, price=world.far)
     ),
     "ws_trade/reply order.create-batch": Kind(
-        lambda world: world.entered("order.create-batch", batch=True, **LEG, positionIdx=1),
-        newer=(r"\.reqId",),  # the recorded request had none
+        lambda world: world.trade_answer("order.create-batch", batch=True, **LEG, positionIdx=1),
+        added=(r"\.reqId",),  # the recorded request had none
     ),
     "ws_trade/order.amend failure": Kind(
-        lambda world: world.entered("order.amend", orderId="nothing", qty="0.02")
+        lambda world: world.trade_answer("order.amend", orderId="nothing", qty="0.02")
     ),
     "ws_trade/order.amend": Kind(
-        lambda world: world.entered("order.amend", orderId=world.resting_id(), qty="0.02")
+        lambda world: world.trade_answer("order.amend", orderId=world.resting_id(), qty="0.02")
     ),
     "ws_trade/order.cancel failure": Kind(
-        lambda world: world.entered("order.cancel", orderId="nothing")
+        lambda world: world.trade_answer("order.cancel", orderId="nothing")
     ),
     "ws_trade/order.cancel": Kind(
-        lambda world: world.entered("order.cancel", orderId=world.resting_id())
+        lambda world: world.trade_answer("order.cancel", orderId=world.resting_id())
     ),
 }
 
@@ -413,7 +407,7 @@ def names() -> list[str]:
 
 
 def kind_of(name: str) -> str | None:
-    """The entry of the table that a recorded item belongs to: the longest that its name begins with."""
+    """The key of `KINDS` for a recorded item: the longest prefix of its name."""
     return max((kind for kind in KINDS if name.startswith(kind)), key=len, default=None)
 
 
@@ -422,7 +416,7 @@ def is_ours(name: str) -> bool:
 
 
 def recorded(kind: str) -> Shape:
-    """The shape of all items of a kind; older ones count only for what newer ones do not have."""
+    """The shape of all items of a kind; older ones only fill in what newer ones lack."""
     shape, older = Shape(), Shape()
     for file in FOLDER.glob("*.json"):
         for item in json.loads(file.read_bytes()).get("items", []):
@@ -432,7 +426,7 @@ def recorded(kind: str) -> Shape:
             ):
                 continue
             frame = item["frame"]
-            if name.startswith("rest_"):  # some recordings have no more than the result
+            if name.startswith("rest_"):  # some recordings hold the result only
                 frame = frame if "retCode" in frame else {"result": frame}
                 frame = {"retCode": 0, "retMsg": "OK", "retExtInfo": {}, "time": 1, **frame}
             is_old = "2023" in name and not name.startswith(KINDS[kind].like)
@@ -448,7 +442,7 @@ def world() -> Iterator[World]:
 
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no recorded frames in {FOLDER}")
-def test_every_recording_is_asked_for_or_listed_as_not_ours() -> None:
+def test_every_recording_is_requested_or_listed_as_not_ours() -> None:
     assert [name for name in names() if is_ours(name) and kind_of(name) is None] == []
     known = set(names()) | {name.partition("/")[0] for name in names()}
     assert set(NOT_OURS) <= known
@@ -457,8 +451,8 @@ def test_every_recording_is_asked_for_or_listed_as_not_ours() -> None:
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no recorded frames in {FOLDER}")
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_sandbox_answers_in_the_shape_recorded(world: World, kind: str) -> None:
+def test_answers_have_the_recorded_shape(world: World, kind: str) -> None:
     entry = KINDS[kind]
-    ours = Shape(entry.asked(world))
+    ours = Shape(entry.request(world))
     assert ours.forms
-    assert differences(ours, recorded(kind), gone=entry.gone, newer=entry.newer) == []
+    assert differences(ours, recorded(kind), removed=entry.removed, added=entry.added) == []

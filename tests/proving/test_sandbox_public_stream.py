@@ -12,15 +12,13 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-import ccxt.pro
 import pybit.unified_trading
 import pytest
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 from proving.sandbox.server import Sandbox
+from tests.proving.sandbox_clients import SYMBOL, Wire, ccxt_client
 from tests.proving.sandbox_server import Served, served
-
-SYMBOL = "BTC/USDT:USDT"
 
 
 @pytest.fixture(scope="module")
@@ -29,32 +27,14 @@ def venue() -> Iterator[Served]:
         yield running
 
 
-class Wire:
-    """A connection by hand."""
-
-    def __init__(self, socket: ClientConnection) -> None:
-        self.socket = socket
-
-    def ask(self, request: Any) -> dict[str, Any]:
-        """The control frame that answers; what a text that is no JSON is sent as it is."""
-        self.socket.send(request if isinstance(request, str) else json.dumps(request))
-        while "success" not in (frame := self.next()):
-            pass
-        return frame
-
-    def next(self) -> dict[str, Any]:
-        frame: dict[str, Any] = json.loads(self.socket.recv(timeout=10))
-        return frame
-
-
 @pytest.fixture
 def wire(venue: Served) -> Iterator[Wire]:
-    with connect(venue.told["ws_public"]) as socket:
+    with connect(venue.description["ws_public"]) as socket:
         yield Wire(socket)
 
 
 def book_of(frames: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    """Prices a side after a snapshot and deltas that follow on from each other."""
+    """Bid and ask prices after a snapshot and deltas; asserts that there is no sequence gap."""
     sides: dict[str, dict[float, str]] = {"b": {}, "a": {}}
     update = 0
     for frame in frames:
@@ -74,7 +54,7 @@ def book_of(frames: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.parametrize("depth", [50, 200, 1000])
-def test_a_book_followed_by_its_deltas_is_the_next_reader_s_snapshot(
+def test_a_book_built_from_deltas_equals_a_later_snapshot(
     venue: Served, wire: Wire, depth: int
 ) -> None:
     topic = f"orderbook.{depth}.BTCUSDT"
@@ -82,7 +62,7 @@ def test_a_book_followed_by_its_deltas_is_the_next_reader_s_snapshot(
     frames = [wire.next() for _ in range(15)]
     assert [frame["type"] for frame in frames] == ["snapshot"] + ["delta"] * 14
     assert {frame["topic"] for frame in frames} == {topic}
-    with connect(venue.told["ws_public"]) as socket:
+    with connect(venue.description["ws_public"]) as socket:
         late = Wire(socket)
         late.ask({"op": "subscribe", "args": [topic]})
         snapshot = late.next()
@@ -98,7 +78,7 @@ def test_a_book_followed_by_its_deltas_is_the_next_reader_s_snapshot(
         assert frame["ts"] >= frame["cts"]
 
 
-def test_best_prices_are_whole_and_tell_of_changes(wire: Wire) -> None:
+def test_the_one_level_book_sends_snapshots_only(wire: Wire) -> None:
     wire.ask({"op": "subscribe", "args": ["orderbook.1.BTCUSDT"], "req_id": 5})
     frames = [wire.next() for _ in range(20)]
     assert {frame["type"] for frame in frames} == {"snapshot"}
@@ -107,7 +87,7 @@ def test_best_prices_are_whole_and_tell_of_changes(wire: Wire) -> None:
     assert all(len(frame["data"][side]) == 1 for frame in frames for side in "ba")
 
 
-def test_tickers_begin_whole_and_go_on_with_what_changes(wire: Wire) -> None:
+def test_tickers_send_a_snapshot_then_changed_fields(wire: Wire) -> None:
     wire.ask({"op": "subscribe", "args": ["tickers.BTCUSDT"]})
     first, *later = [wire.next() for _ in range(5)]
     assert first["type"] == "snapshot"
@@ -117,7 +97,7 @@ def test_tickers_begin_whole_and_go_on_with_what_changes(wire: Wire) -> None:
     assert all(frame["data"]["symbol"] == "BTCUSDT" for frame in later)
 
 
-def test_trades_and_candles_come(wire: Wire) -> None:
+def test_trades_and_candles_are_published(wire: Wire) -> None:
     answer = wire.ask({"op": "subscribe", "args": ["publicTrade.BTCUSDT", "kline.1.BTCUSDT"]})
     assert answer["success"]
     seen: dict[str, dict[str, Any]] = {}
@@ -131,9 +111,9 @@ def test_trades_and_candles_come(wire: Wire) -> None:
     assert float(candle["low"]) <= float(candle["close"]) <= float(candle["high"])
 
 
-def test_requests_are_answered_and_refused_as_on_the_venue(wire: Wire) -> None:
-    asked = {"op": "subscribe", "args": ["allLiquidation.BTCUSDT"], "req_id": 3}
-    answer = wire.ask(asked)
+def test_public_requests_are_answered_and_refused_as_on_the_venue(wire: Wire) -> None:
+    request = {"op": "subscribe", "args": ["allLiquidation.BTCUSDT"], "req_id": 3}
+    answer = wire.ask(request)
     identity = answer["conn_id"]
     assert answer == {
         "success": True,
@@ -142,7 +122,7 @@ def test_requests_are_answered_and_refused_as_on_the_venue(wire: Wire) -> None:
         "req_id": "3",
         "op": "subscribe",
     }
-    again = wire.ask({**asked, "req_id": "e6"})
+    again = wire.ask({**request, "req_id": "e6"})
     assert again["ret_msg"] == "error:already subscribed,topic:allLiquidation.BTCUSDT"
     for topic in ("orderbook.500.BTCUSDT", "tickers.btcusdt", "order", "tickers.NOPEUSDT", 7):
         both = wire.ask({"op": "subscribe", "args": ["tickers.BTCUSDT", topic]})
@@ -157,7 +137,7 @@ def test_requests_are_answered_and_refused_as_on_the_venue(wire: Wire) -> None:
     assert wire.ask({"op": "subscribe", "args": ["allLiquidation.BTCUSDT"]})["success"]
 
 
-def test_the_command_says_where_it_is_and_ends_when_asked() -> None:
+def test_the_command_prints_its_addresses_and_ends_on_sigterm() -> None:
     command = [
         sys.executable,
         "-m",
@@ -171,22 +151,24 @@ def test_the_command_says_where_it_is_and_ends_when_asked() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            told = json.loads(process.stdout.readline())
-            with urllib.request.urlopen(told["rest"] + "/v5/market/time", timeout=10) as answer:
+            description = json.loads(process.stdout.readline())
+            with urllib.request.urlopen(
+                description["rest"] + "/v5/market/time", timeout=10
+            ) as answer:
                 assert json.load(answer)["retCode"] == 0
-            with connect(told["ws_public"]) as socket:
+            with connect(description["ws_public"]) as socket:
                 assert Wire(socket).ask({"op": "ping"})["success"]
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(15) == 0
         finally:
             process.kill()
-    assert len(told["keys"]) == 1
-    assert told["clock"]["speed"] == 1.0
+    assert len(description["keys"]) == 1
+    assert description["clock"]["speed"] == 1.0
 
 
-def test_pybit_keeps_its_book(venue: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its local book raises when a delta deletes a price that it does not hold."""
-    address = venue.told["ws_public"].replace("linear", "{CHANNEL_TYPE}")
+def test_pybit_keeps_a_local_book(venue: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its book raises when a delta deletes an unknown price."""
+    address = venue.description["ws_public"].replace("linear", "{CHANNEL_TYPE}")
     monkeypatch.setattr(pybit.unified_trading, "PUBLIC_WSS", address)
     stream = pybit.unified_trading.WebSocket(testnet=False, channel_type="linear")
     seen: list[dict[str, Any]] = []
@@ -200,20 +182,9 @@ def test_pybit_keeps_its_book(venue: Served, monkeypatch: pytest.MonkeyPatch) ->
     assert float(data["b"][0][0]) < float(data["a"][0][0])
 
 
-def test_ccxt_pro_watches(venue: Served) -> None:
+def test_ccxt_pro_watches_book_trades_and_ticker(venue: Served) -> None:
     async def watched() -> tuple[Any, Any, Any]:
-        keys = venue.told["keys"][0]
-        exchange = ccxt.pro.bybit(
-            {
-                "apiKey": keys["key"],
-                "secret": keys["secret"],
-                "enableRateLimit": False,
-                "options": {"defaultType": "swap", "fetchMarkets": {"types": ["linear"]}},
-            }
-        )
-        for name in ("spot", "futures", "v2", "public", "private"):
-            exchange.urls["api"][name] = venue.told["rest"]
-        exchange.urls["api"]["ws"]["public"]["linear"] = venue.told["ws_public"]
+        exchange = ccxt_client(venue, pro=True)
         try:
             for _ in range(20):
                 book = await exchange.watch_order_book(SYMBOL, 50)

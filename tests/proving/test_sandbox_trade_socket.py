@@ -15,8 +15,8 @@ import pytest
 from websockets.sync.client import connect
 
 from proving.sandbox.server import Sandbox
+from tests.proving.sandbox_clients import SYMBOL, Wire, authentication, ccxt_client
 from tests.proving.sandbox_server import Served, ask, served
-from tests.proving.sandbox_wire import SYMBOL, Wire, authentication, professional
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def venue() -> Iterator[Served]:
 
 @pytest.fixture
 def bare(venue: Served) -> Iterator[Wire]:
-    with connect(venue.told["ws_trade"]) as socket:
+    with connect(venue.description["ws_trade"]) as socket:
         yield Wire(socket)
 
 
@@ -42,33 +42,33 @@ def wire(venue: Served, bare: Wire) -> Wire:
 def request(op: str, name: str = "", *, header: Any = None, **fields: Any) -> dict[str, Any]:
     stamp = {"X-BAPI-TIMESTAMP": str(time.time_ns() // 1_000_000)}
     body = {"category": "linear", **fields}
-    made = {"op": op, "header": stamp if header is None else header, "args": [body]}
-    return {"reqId": name, **made} if name else made
+    created = {"op": op, "header": stamp if header is None else header, "args": [body]}
+    return {"reqId": name, **created} if name else created
 
 
 def far(venue: Served, away: int = 3000) -> dict[str, Any]:
     """A limit order to buy that rests."""
-    ticks = venue.now(lambda exchange: exchange.markets["BTCUSDT"].best(1)) - away
+    ticks = venue.run(lambda exchange: exchange.markets["BTCUSDT"].best(1)) - away
     order = {"symbol": "BTCUSDT", "side": "Buy", "orderType": "Limit", "qty": "0.010"}
     return {**order, "price": f"{ticks / 10:.1f}"}
 
 
 def open_ids(venue: Served, client: int = 0) -> set[str]:
-    found: set[str] = venue.now(lambda exchange: set(exchange.clients[client].open))
-    return found
+    ids: set[str] = venue.run(lambda exchange: set(exchange.clients[client].open))
+    return ids
 
 
 def test_an_order_is_created_amended_and_cancelled(venue: Served, wire: Wire) -> None:
-    made = wire.ask(request("order.create", "c-1", **far(venue), orderLinkId="t-1"))
-    assert list(made) == [
+    created = wire.ask(request("order.create", "c-1", **far(venue), orderLinkId="t-1"))
+    assert list(created) == [
         *("reqId", "retCode", "retMsg", "op", "data"),
         *("retExtInfo", "header", "connId"),
     ]
-    assert (made["reqId"], made["retCode"], made["retMsg"]) == ("c-1", 0, "OK")
-    assert (made["op"], made["retExtInfo"]) == ("order.create", {})
-    order = made["data"]["orderId"]
-    assert made["data"] == {"orderId": order, "orderLinkId": "t-1"}
-    header = made["header"]
+    assert (created["reqId"], created["retCode"], created["retMsg"]) == ("c-1", 0, "OK")
+    assert (created["op"], created["retExtInfo"]) == ("order.create", {})
+    order = created["data"]["orderId"]
+    assert created["data"] == {"orderId": order, "orderLinkId": "t-1"}
+    header = created["header"]
     assert (header["X-Bapi-Limit"], header["X-Bapi-Limit-Status"]) == ("10", "9")
     assert len(header["Traceid"]) == 32
     assert abs(int(header["Timenow"]) - time.time() * 1000) < 20_000
@@ -76,10 +76,10 @@ def test_an_order_is_created_amended_and_cancelled(venue: Served, wire: Wire) ->
     same = {"symbol": "BTCUSDT", "orderId": order}
     amended = wire.ask(request("order.amend", "a-1", **same, qty="0.020"))
     assert (amended["retCode"], amended["data"]["orderId"]) == (0, order)
-    assert venue.now(lambda exchange: exchange.clients[0].open[order].lots) == 20
-    gone = wire.ask(request("order.cancel", **same))
-    assert "reqId" not in gone
-    assert gone["retCode"] == 0
+    assert venue.run(lambda exchange: exchange.clients[0].open[order].lots) == 20
+    cancelled = wire.ask(request("order.cancel", **same))
+    assert "reqId" not in cancelled
+    assert cancelled["retCode"] == 0
     assert order not in open_ids(venue)
     late = wire.ask(request("order.cancel", "x-1", **same))
     assert (late["retCode"], late["data"]) == (110001, {})
@@ -91,17 +91,17 @@ def test_an_order_is_created_amended_and_cancelled(venue: Served, wire: Wire) ->
 
 def test_batches_answer_leg_by_leg(venue: Served, wire: Wire) -> None:
     good, bad = far(venue), {**far(venue), "price": "60000.05"}
-    made = wire.ask(request("order.create-batch", "b-1", request=[good, bad, good]))
-    assert made["retCode"] == 0
-    assert [leg["code"] for leg in made["retExtInfo"]["list"]] == [0, 110003, 0]
-    ids = [leg["orderId"] for leg in made["data"]["list"]]
+    created = wire.ask(request("order.create-batch", "b-1", request=[good, bad, good]))
+    assert created["retCode"] == 0
+    assert [leg["code"] for leg in created["retExtInfo"]["list"]] == [0, 110003, 0]
+    ids = [leg["orderId"] for leg in created["data"]["list"]]
     assert [bool(name) for name in ids] == [True, False, True]
     legs = [{"symbol": "BTCUSDT", "orderId": name, "qty": "0.030"} for name in ids if name]
     amended = wire.ask(request("order.amend-batch", "b-2", request=legs))
     assert [leg["code"] for leg in amended["retExtInfo"]["list"]] == [0, 0]
     legs = [{"symbol": "BTCUSDT", "orderId": name or "unknown"} for name in ids]
-    gone = wire.ask(request("order.cancel-batch", "b-3", request=legs))
-    assert [leg["code"] for leg in gone["retExtInfo"]["list"]] == [0, 110001, 0]
+    cancelled = wire.ask(request("order.cancel-batch", "b-3", request=legs))
+    assert [leg["code"] for leg in cancelled["retExtInfo"]["list"]] == [0, 110001, 0]
     assert not open_ids(venue)
 
 
@@ -175,22 +175,22 @@ def test_answers_come_before_and_after_what_the_private_stream_says(
     venue: Served, wire: Wire
 ) -> None:
     """Which comes first is drawn; whatever comes first, both say the same of the order."""
-    with connect(venue.told["ws_private"]) as socket:
+    with connect(venue.description["ws_private"]) as socket:
         private = Wire(socket)
         private.ask(authentication(venue))
         private.ask({"op": "subscribe", "args": ["order"]})
         for number in range(6):
-            made = wire.ask(request("order.create", f"p-{number}", **far(venue)))
-            (told,) = private.topics(1)
-            assert told["data"][0]["orderId"] == made["data"]["orderId"]
-            fields = {"symbol": "BTCUSDT", "orderId": made["data"]["orderId"]}
+            created = wire.ask(request("order.create", f"p-{number}", **far(venue)))
+            (message,) = private.topics(1)
+            assert message["data"][0]["orderId"] == created["data"]["orderId"]
+            fields = {"symbol": "BTCUSDT", "orderId": created["data"]["orderId"]}
             wire.ask(request("order.cancel", **fields))
             assert private.topics(1)[0]["data"][0]["orderStatus"] == "Cancelled"
 
 
 def test_pybit_trades(venue: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pybit._websocket_trading, "TRADE_WSS", venue.told["ws_trade"])
-    keys = venue.told["keys"][1]
+    monkeypatch.setattr(pybit._websocket_trading, "TRADE_WSS", venue.description["ws_trade"])
+    keys = venue.description["keys"][1]
     trading = pybit.unified_trading.WebSocketTrading(
         testnet=False,
         api_key=keys["key"],
@@ -211,11 +211,11 @@ def test_pybit_trades(venue: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     # pybit notes whom to call only after it has sent: two requests may not be under way at once.
     trading.place_order(answers.append, category="linear", **far(venue))
     time.sleep(0.2)
-    made = next_answer()["data"]["orderId"]
-    assert made in open_ids(venue, 1)
-    same = {"category": "linear", "symbol": "BTCUSDT", "orderId": made}
+    created = next_answer()["data"]["orderId"]
+    assert created in open_ids(venue, 1)
+    same = {"category": "linear", "symbol": "BTCUSDT", "orderId": created}
     trading.amend_order(answers.append, qty="0.050", **same)
-    assert next_answer()["data"]["orderId"] == made
+    assert next_answer()["data"]["orderId"] == created
     trading.cancel_order(answers.append, **same)
     assert next_answer()["op"] == "order.cancel"
     refusals: list[dict[str, Any]] = []
@@ -230,21 +230,21 @@ def test_pybit_trades(venue: Served, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ccxt_pro_trades(venue: Served) -> None:
     async def traded() -> dict[str, Any]:
-        exchange = professional(venue, 2)
+        exchange = ccxt_client(venue, 2, pro=True)
         seen: dict[str, Any] = {}
         try:
             await exchange.load_markets()
             price = float(far(venue)["price"])
-            made = await exchange.create_order_ws(SYMBOL, "limit", "buy", 0.01, price)
-            seen["created"] = made["id"], open_ids(venue, 2)
+            created = await exchange.create_order_ws(SYMBOL, "limit", "buy", 0.01, price)
+            seen["created"] = created["id"], open_ids(venue, 2)
             amended = await exchange.edit_order_ws(
-                made["id"], SYMBOL, "limit", "buy", 0.02, price - 10
+                created["id"], SYMBOL, "limit", "buy", 0.02, price - 10
             )
             seen["amended"] = amended["id"]
-            await exchange.cancel_order_ws(made["id"], SYMBOL)
+            await exchange.cancel_order_ws(created["id"], SYMBOL)
             seen["open"] = open_ids(venue, 2)
             with pytest.raises(ccxt.OrderNotFound):
-                await exchange.cancel_order_ws(made["id"], SYMBOL)
+                await exchange.cancel_order_ws(created["id"], SYMBOL)
             with pytest.raises(ccxt.InsufficientFunds):
                 await exchange.create_order_ws(SYMBOL, "market", "buy", 100)
         finally:
@@ -252,7 +252,7 @@ def test_ccxt_pro_trades(venue: Served) -> None:
         return seen
 
     seen = asyncio.run(asyncio.wait_for(traded(), 60))
-    made, resting = seen["created"]
-    assert resting == {made}
-    assert seen["amended"] == made
+    created, resting = seen["created"]
+    assert resting == {created}
+    assert seen["amended"] == created
     assert seen["open"] == set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,11 +14,10 @@ import pytest
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
-from proving.sandbox import private
+from proving.sandbox import streams
 from proving.sandbox.server import Sandbox
-from proving.sandbox.signing import signature
-from tests.proving.sandbox_server import Served, ask, served
-from tests.proving.sandbox_wire import SYMBOL, Wire, authentication, professional
+from tests.proving.sandbox_clients import SYMBOL, Wire, authentication, ccxt_client
+from tests.proving.sandbox_server import Served, ask, eventually, served
 
 TOPICS = ["order", "execution", "position", "wallet"]
 
@@ -32,7 +31,7 @@ def venue() -> Iterator[Served]:
 @contextmanager
 def private_wire(venue: Served, client: int = 0, *topics: str) -> Iterator[Wire]:
     """A connection that has authenticated and subscribed."""
-    with connect(venue.told["ws_private"]) as socket:
+    with connect(venue.description["ws_private"]) as socket:
         wire = Wire(socket)
         assert wire.ask(authentication(venue, client))["success"]
         if topics:
@@ -50,35 +49,20 @@ def post(venue: Served, path: str, client: int = 0, **body: Any) -> dict[str, An
 
 def rest_order(venue: Served, client: int = 0, **more: Any) -> str:
     """A limit order far from the market; its id."""
-    far = venue.now(lambda exchange: exchange.markets["BTCUSDT"].best(1)) - 3000
+    far = venue.run(lambda exchange: exchange.markets["BTCUSDT"].best(1)) - 3000
     fields = {"side": "Buy", "orderType": "Limit", "qty": "0.010", "price": f"{far / 10:.1f}"}
     order: str = post(venue, "order/create", client, **{**fields, **more})["orderId"]
     return order
 
 
 def market_order(venue: Served, client: int, side: str, qty: str = "0.010") -> str:
-    made = post(venue, "order/create", client, side=side, orderType="Market", qty=qty)
-    order: str = made["orderId"]
+    created = post(venue, "order/create", client, side=side, orderType="Market", qty=qty)
+    order: str = created["orderId"]
     return order
 
 
-def eventually(done: Callable[[], Any]) -> Any:
-    """The first true answer within some seconds."""
-    deadline = time.monotonic() + 20
-    while not (answer := done()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert answer
-    return answer
-
-
-def test_the_vector_of_the_socket_s_signature() -> None:
-    expected = "2987088c04f750ac86546923537373d582f0d73b5a7ec33112e2f00faad8eac7"
-    secret = "test-secret-0123456789abcdefghijklmnop"
-    assert signature(secret, b"GET/realtime1662350400000") == expected
-
-
 def test_authentication_is_answered_as_recorded(venue: Served) -> None:
-    with connect(venue.told["ws_private"]) as socket:
+    with connect(venue.description["ws_private"]) as socket:
         wire = Wire(socket)
         past = time.time_ns() // 1_000_000 - 1
         wrong: list[dict[str, Any]] = [
@@ -106,7 +90,7 @@ def test_authentication_is_answered_as_recorded(venue: Served) -> None:
         assert wire.ask({"op": "subscribe", "args": ["order"]})["success"]
 
 
-def test_requests_are_answered_and_refused_as_on_the_venue(venue: Served) -> None:
+def test_private_requests_are_answered_and_refused_as_on_the_venue(venue: Served) -> None:
     with private_wire(venue, 0, "order", "wallet") as wire:
         again = wire.ask({"op": "subscribe", "args": ["position", "order"], "req_id": 4})
         assert again["ret_msg"] == "error:already subscribed,topic:order"
@@ -127,7 +111,7 @@ def test_requests_are_answered_and_refused_as_on_the_venue(venue: Served) -> Non
         assert wire.ask("{")["ret_msg"].startswith("Failed to decode incoming data:")
 
 
-def test_messages_come_under_the_name_asked_for_to_every_connection_of_their_client(
+def test_messages_reach_every_connection_under_its_topic_name(
     venue: Served,
 ) -> None:
     with (
@@ -136,33 +120,33 @@ def test_messages_come_under_the_name_asked_for_to_every_connection_of_their_cli
         private_wire(venue, 1, *TOPICS) as other,
     ):
         order = rest_order(venue, orderLinkId="both-1")
-        told = first.topics(3)
-        assert [frame["topic"] for frame in told] == ["order", "wallet", "position"]
+        messages = first.topics(3)
+        assert [frame["topic"] for frame in messages] == ["order", "wallet", "position"]
         twin = second.topics(2)
         assert [frame["topic"] for frame in twin] == ["order.linear", "position.linear"]
-        assert [frame["id"] for frame in twin] == [told[0]["id"], told[2]["id"]]
-        assert twin[0]["data"] == told[0]["data"]
-        (row,) = told[0]["data"]
+        assert [frame["id"] for frame in twin] == [messages[0]["id"], messages[2]["id"]]
+        assert twin[0]["data"] == messages[0]["data"]
+        (row,) = messages[0]["data"]
         assert (row["orderId"], row["orderLinkId"]) == (order, "both-1")
         post(venue, "order/cancel", orderId=order)
         assert first.topics(3)[0]["data"][0]["cancelType"] == "CancelByUser"
-        assert other.silent()
+        assert other.is_silent()
 
 
-def test_nothing_is_forgotten_while_a_client_is_away(venue: Served) -> None:
-    """What changes between two connections is not sent again, and REST has all of it."""
+def test_rest_has_everything_missed_while_disconnected(venue: Served) -> None:
+    """Past messages are not sent again."""
     with private_wire(venue, 0, *TOPICS) as wire:
         order = rest_order(venue)
         wire.topics(3)
     post(venue, "order/amend", orderId=order, qty="0.020")
     taken = market_order(venue, 0, "Buy")
     with private_wire(venue, 0, *TOPICS) as wire:
-        assert wire.silent()
+        assert wire.is_silent()
         query = "/v5/order/realtime?category=linear&symbol=BTCUSDT"
         (row,) = ask(venue, query)[1]["result"]["list"]
         assert (row["orderId"], float(row["qty"])) == (order, 0.02)
-        found = ask(venue, f"/v5/execution/list?category=linear&orderId={taken}")[1]
-        assert found["result"]["list"]
+        executions = ask(venue, f"/v5/execution/list?category=linear&orderId={taken}")[1]
+        assert executions["result"]["list"]
         post(venue, "order/cancel", orderId=order)
         assert wire.topics(3)[0]["data"][0]["orderId"] == order
         market_order(venue, 0, "Sell")
@@ -172,29 +156,29 @@ def test_nothing_is_forgotten_while_a_client_is_away(venue: Served) -> None:
         assert flat["size"] == "0"
 
 
-def test_orders_end_when_all_protected_connections_have_been_gone_for_the_window(
+def test_disconnect_cancel_all_cancels_after_the_window(
     venue: Served,
 ) -> None:
-    """Another client's stay: one of its protected connections has come back in time."""
+    """Not for a client that has reconnected in time, nor for one without protection."""
     gone, back, bare = rest_order(venue, 2), rest_order(venue, 3), rest_order(venue, 1)
     for client in (2, 3):
         post(venue, "order/disconnected-cancel-all", client, product="DERIVATIVES", timeWindow=3)
     info = ask(venue, "/v5/account/query-dcp-info", client=2)[1]["result"]
     row = {"product": "DERIVATIVES", "dcpStatus": "ON", "timeWindow": "3"}
     assert info == {"dcpInfos": [row]}
-    with private_wire(venue, 2, private.PROTECTION), private_wire(venue, 3, private.PROTECTION):
+    with private_wire(venue, 2, streams.DCP_TOPIC), private_wire(venue, 3, streams.DCP_TOPIC):
         pass
     with private_wire(venue, 1, "wallet"):
         pass
     with (
         private_wire(venue, 2, "order") as wire,
-        private_wire(venue, 3, private.PROTECTION),
+        private_wire(venue, 3, streams.DCP_TOPIC),
     ):
         (ended,) = wire.topics(1)
         (row,) = ended["data"]
         assert (row["orderId"], row["orderStatus"]) == (gone, "Cancelled")
         assert row["cancelType"] == "CancelByDCP"
-        clients = venue.now(lambda exchange: [set(c.open) for c in exchange.clients])
+        clients = venue.run(lambda exchange: [set(c.open) for c in exchange.clients])
         assert back in clients[3]
         assert bare in clients[1]
         post(venue, "order/cancel", 3, orderId=back)
@@ -202,26 +186,26 @@ def test_orders_end_when_all_protected_connections_have_been_gone_for_the_window
 
 
 @pytest.mark.parametrize("window", [2, 301, "10", None])
-def test_a_window_out_of_range_is_refused(venue: Served, window: Any) -> None:
+def test_a_disconnect_window_out_of_range_is_refused(venue: Served, window: Any) -> None:
     body = json.dumps({"product": "DERIVATIVES", "timeWindow": window}).encode()
     answer = ask(venue, "/v5/order/disconnected-cancel-all", body)[1]
     assert answer["retCode"] == 10001
 
 
 @pytest.mark.parametrize(
-    ("asked", "seconds"),
+    ("requested", "seconds"),
     [("", 600), ("30s", 30), ("1m", 60), ("5s", 30), ("11m", 600), ("soon", 600)],
 )
-def test_how_long_a_silent_connection_lasts_can_be_asked_for(asked: str, seconds: int) -> None:
-    assert private.patience_s(asked) == seconds
+def test_the_idle_timeout_can_be_requested_within_bounds(requested: str, seconds: int) -> None:
+    assert streams.idle_timeout_s(requested) == seconds
 
 
-def test_a_connection_on_which_nobody_speaks_is_cut(
+def test_an_idle_connection_is_cut_and_a_pinging_one_stays(
     venue: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a closing frame; one that pings stays."""
-    monkeypatch.setattr(private, "_LEAST_PATIENCE_S", 2)
-    address = venue.told["ws_private"] + "?max_active_time=2s"
+    """Without a closing frame."""
+    monkeypatch.setattr(streams, "_MIN_IDLE_TIMEOUT_S", 2)
+    address = venue.description["ws_private"] + "?max_active_time=2s"
     with connect(address) as silent, connect(address) as speaking:
 
         def cut() -> bool:
@@ -232,54 +216,54 @@ def test_a_connection_on_which_nobody_speaks_is_cut(
                 return False
             except ConnectionClosedError:
                 return True
-            raise AssertionError("nobody has asked for anything")
+            raise AssertionError("an unexpected frame")
 
         eventually(cut)
         assert Wire(speaking).ask({"op": "ping"})["op"] == "pong"
 
 
-def test_pybit_hears_of_its_orders(venue: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pybit.unified_trading, "PRIVATE_WSS", venue.told["ws_private"])
-    keys = venue.told["keys"][0]
+def test_pybit_receives_its_private_topics(venue: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pybit.unified_trading, "PRIVATE_WSS", venue.description["ws_private"])
+    keys = venue.description["keys"][0]
     named = {"api_key": keys["key"], "api_secret": keys["secret"]}
     stream = pybit.unified_trading.WebSocket(
         testnet=False, channel_type="private", private_auth_expire=30, **named
     )
-    heard: dict[str, list[dict[str, Any]]] = {topic: [] for topic in (*TOPICS, "execution.fast")}
-    stream.order_stream(heard["order"].append)
-    stream.execution_stream(heard["execution"].append)
-    stream.fast_execution_stream(heard["execution.fast"].append)
-    stream.position_stream(heard["position"].append)
-    stream.wallet_stream(heard["wallet"].append)
+    frames: dict[str, list[dict[str, Any]]] = {topic: [] for topic in (*TOPICS, "execution.fast")}
+    stream.order_stream(frames["order"].append)
+    stream.execution_stream(frames["execution"].append)
+    stream.fast_execution_stream(frames["execution.fast"].append)
+    stream.position_stream(frames["position"].append)
+    stream.wallet_stream(frames["wallet"].append)
     session = pybit.unified_trading.HTTP(**named)
-    session.endpoint = venue.told["rest"]
-    eventually(lambda: venue.now(lambda _: len(venue.sandbox.private.readers)) >= 5)
-    made = session.place_order(
+    session.endpoint = venue.description["rest"]
+    eventually(lambda: venue.run(lambda _: len(venue.sandbox.private_stream.subscribers)) >= 5)
+    created = session.place_order(
         category="linear", symbol="BTCUSDT", side="Buy", orderType="Market", qty="0.02"
     )
     session.place_order(
         category="linear", symbol="BTCUSDT", side="Sell", orderType="Market", qty="0.02"
     )
-    eventually(lambda: len(heard["order"]) == len(heard["wallet"]) == 2)
+    eventually(lambda: len(frames["order"]) == len(frames["wallet"]) == 2)
     stream.exit()
-    (row,) = heard["order"][0]["data"]
-    assert row["orderId"] == made["result"]["orderId"]
+    (row,) = frames["order"][0]["data"]
+    assert row["orderId"] == created["result"]["orderId"]
     assert row["orderStatus"] == "Filled"
-    fills = [fill for frame in heard["execution"] for fill in frame["data"]]
-    fast = [fill for frame in heard["execution.fast"] for fill in frame["data"]]
+    fills = [fill for frame in frames["execution"] for fill in frame["data"]]
+    fast = [fill for frame in frames["execution.fast"] for fill in frame["data"]]
     assert [fill["execId"] for fill in fills] == [fill["execId"] for fill in fast]
-    assert heard["position"][0]["data"][0]["size"] == "0.02"
-    assert heard["position"][-1]["data"][0]["side"] == ""
+    assert frames["position"][0]["data"][0]["size"] == "0.02"
+    assert frames["position"][-1]["data"][0]["side"] == ""
 
 
 def test_ccxt_pro_watches_orders_trades_positions_and_balance(venue: Served) -> None:
     async def watched() -> dict[str, Any]:
-        exchange = professional(venue)
+        exchange = ccxt_client(venue, pro=True)
         seen: dict[str, Any] = {}
 
         async def held() -> list[Any]:
-            """The first positions that hold anything, as they are then: ccxt may first give once more
-            what REST had, and it changes what it has given."""
+            """A copy of the first non-empty positions: ccxt may repeat REST's first, and mutates what it
+            has returned."""
             while True:
                 rows = await exchange.watch_positions([SYMBOL])
                 if any(row["contracts"] for row in rows):
@@ -295,8 +279,8 @@ def test_ccxt_pro_watches_orders_trades_positions_and_balance(venue: Served) -> 
                 "positions": asyncio.create_task(held()),
                 "balance": asyncio.create_task(exchange.watch_balance()),
             }
-            stream = venue.sandbox.private
-            while not set(TOPICS) <= set(stream.readers):
+            stream = venue.sandbox.private_stream
+            while not set(TOPICS) <= set(stream.subscribers):
                 await asyncio.sleep(0.02)
             await exchange.create_order(SYMBOL, "market", "buy", 0.03)
             for name, watch in watches.items():

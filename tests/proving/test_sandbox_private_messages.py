@@ -1,4 +1,4 @@
-"""What the sandbox tells clients of their orders: for every fate the messages, in their order."""
+"""Private messages: every life of an order makes its messages, in order."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from proving.sandbox import desk, entry
-from proving.sandbox.exchange import Exchange
-from proving.sandbox.notices import Notice
-from proving.sandbox.refusal import RefusedError
-from proving.sandbox.trading import Client
+from proving.sandbox import account_requests, order_entry
+from proving.sandbox.accounts import Client
+from proving.sandbox.exchange import SandboxExchange
+from proving.sandbox.private_messages import PrivateMessage
+from proving.sandbox.protocol import RefusedError
+from proving.sandbox.rows import position_row
 from proving.synthetic.profiles import profile
 
 SYMBOL = "BTCUSDT"
@@ -22,20 +23,24 @@ SECOND = 1_000_000_000
 
 
 class World:
-    """An exchange, its first client and what that client is told."""
+    """An exchange with three clients, and the messages and public trades that it sent."""
 
     def __init__(self, seed: int = 11) -> None:
-        self.told: list[Notice] = []
+        self.sent: list[PrivateMessage] = []
         self.trades: list[dict[str, Any]] = []
-        self.exchange = Exchange(
-            profile("default"), seed, clients=3, listen=self._listen, tell=self._tell
+        self.exchange = SandboxExchange(
+            profile("default"),
+            seed,
+            clients=3,
+            on_frame=self._on_frame,
+            on_message=self._on_message,
         )
         self.client, self.other, self.third = self.exchange.clients
 
-    def _tell(self, notice: Notice) -> None:
-        self.told.append(notice)
+    def _on_message(self, message: PrivateMessage) -> None:
+        self.sent.append(message)
 
-    def _listen(self, topic: str, frame: bytes) -> None:
+    def _on_frame(self, topic: str, frame: bytes) -> None:
         if topic.startswith("publicTrade"):
             self.trades += json.loads(frame)["data"]
 
@@ -43,15 +48,15 @@ class World:
         self.exchange.advance(self.exchange.now_ns + ms * MS)
 
     def price(self, side: int, away: int = 0) -> str:
-        """So many ticks behind the best price of a side, or before it when it is negative."""
+        """The best price of a side, so many ticks worse, or better if negative."""
         best = self.exchange.markets[SYMBOL].best(side)
         assert best is not None
-        return self.exchange.tapes[SYMBOL].figures.price(best - side * away)
+        return self.exchange.tapes[SYMBOL].codec.price(best - side * away)
 
     def send(self, verb: str = "create", client: Client | None = None, **fields: Any) -> str:
-        """The id of the order that a request was about."""
+        """Send a request; the id of its order."""
         body = {"category": "linear", "symbol": SYMBOL, **fields}
-        run: Callable[..., Any] = getattr(entry, verb)
+        run: Callable[..., Any] = getattr(order_entry, verb)
         done: dict[str, str] = run(self.exchange, client or self.client, body)
         return done["orderId"]
 
@@ -61,67 +66,69 @@ class World:
     def market(self, side: str, qty: str, **more: Any) -> str:
         return self.send(side=side, orderType="Market", qty=qty, **more)
 
-    def heard(self, client: Client | None = None) -> list[tuple[str, dict[str, Any]]]:
-        """Topic and message of all that a client was told since it was asked last."""
+    def received(self, client: Client | None = None) -> list[tuple[str, dict[str, Any]]]:
+        """(topic, message) of everything sent to a client since the last call."""
         self.wait()
         client = client or self.client
-        mine = [notice for notice in self.told if notice.client is client]
-        self.told = [notice for notice in self.told if notice.client is not client]
-        return [(notice.topic, json.loads(notice.frame(notice.topic))) for notice in mine]
+        mine = [message for message in self.sent if message.client is client]
+        self.sent = [message for message in self.sent if message.client is not client]
+        return [(message.topic, json.loads(message.frame(message.topic))) for message in mine]
 
-    def quiet(self) -> None:
-        """Nobody holds or asks for anything, and nothing is left to be told."""
+    def reset(self) -> None:
+        """Close all orders and positions, and discard the messages."""
         for client in self.exchange.clients:
-            entry.cancel_all(self.exchange, client, {"category": "linear", "settleCoin": "USDT"})
-            while held := client.account.holdings[SYMBOL].position_lots:
-                qty = self.exchange.tapes[SYMBOL].figures.qty(abs(held))
+            order_entry.cancel_all(
+                self.exchange, client, {"category": "linear", "settleCoin": "USDT"}
+            )
+            while held := client.position_lots(SYMBOL):
+                qty = self.exchange.tapes[SYMBOL].codec.qty(abs(held))
                 side = "Sell" if held > 0 else "Buy"
                 self.market(side, qty, client=client, reduceOnly=True)
         self.wait()
-        self.told.clear()
+        self.sent.clear()
 
 
 @pytest.fixture(scope="module")
-def lasting() -> World:
+def shared() -> World:
     return World()
 
 
 @pytest.fixture
-def world(lasting: World) -> World:
-    lasting.quiet()
-    return lasting
+def world(shared: World) -> World:
+    shared.reset()
+    return shared
 
 
 def states(messages: list[tuple[str, dict[str, Any]]]) -> list[str]:
     return [topic for topic, _ in messages if topic in ("position", "wallet")]
 
 
-class Fate(NamedTuple):
-    """What is done to an order, and the statuses told of: (status, cancel type, reason, executed,
-    left), with the number of fills that come with each."""
+class Life(NamedTuple):
+    """What happens to an order, and the order messages expected: (status, cancel type, reject reason,
+    executed, remaining)."""
 
     name: str
     act: Callable[[World], None]
-    told: list[tuple[str, str, str, str, str]]
+    expected: list[tuple[str, str, str, str, str]]
 
 
-def rests(world: World) -> str:
+def resting_order(world: World) -> str:
     return world.limit("Buy", "0.1", world.price(1, 500))
 
 
-def at_best(world: World, **more: Any) -> str:
-    """An order at the best bid, behind those that are there."""
+def best_bid_order(world: World, **more: Any) -> str:
+    """A buy order at the best bid, at the end of the queue."""
     return world.limit("Buy", "0.1", world.price(1), **more)
 
 
-def filled_by_other(world: World, order: str, lots: int) -> None:
-    """The other client sells what stands before an order, and so many lots more."""
+def fill_by_other(world: World, order: str, lots: int) -> None:
+    """The other client sells into the bid: the queue ahead of an order, and so many lots of it."""
     made = world.client.open[order]
     ahead = world.exchange.markets[SYMBOL].lots_ahead(made.handle)
     assert ahead is not None
-    figures = world.exchange.tapes[SYMBOL].figures
-    limit = {"orderType": "Limit", "price": figures.price(made.ticks), "timeInForce": "IOC"}
-    qty = figures.qty(ahead + lots)
+    codec = world.exchange.tapes[SYMBOL].codec
+    limit = {"orderType": "Limit", "price": codec.price(made.ticks), "timeInForce": "IOC"}
+    qty = codec.qty(ahead + lots)
     world.send(client=world.other, side="Sell", qty=qty, **limit)
 
 
@@ -132,49 +139,49 @@ WOULD_TAKE = ("Cancelled", UNKNOWN, "EC_PostOnlyWillTakeLiquidity", "0", "0")
 
 
 def _cancelled(world: World) -> None:
-    world.send("cancel", orderId=rests(world))
+    world.send("cancel", orderId=resting_order(world))
 
 
 def _amended(world: World) -> None:
-    world.send("amend", orderId=rests(world), qty="0.2")
+    world.send("amend", orderId=resting_order(world), qty="0.2")
 
 
 def _amended_into_the_market(world: World) -> None:
-    world.send("amend", orderId=rests(world), price=world.price(-1, 50))
+    world.send("amend", orderId=resting_order(world), price=world.price(-1, 50))
 
 
 def _part_cancelled(world: World) -> None:
-    order = at_best(world)
-    filled_by_other(world, order, 40)
+    order = best_bid_order(world)
+    fill_by_other(world, order, 40)
     world.send("cancel", orderId=order)
 
 
 def _filled_in_two(world: World) -> None:
-    order = at_best(world)
-    filled_by_other(world, order, 40)
-    filled_by_other(world, order, 60)
+    order = best_bid_order(world)
+    fill_by_other(world, order, 40)
+    fill_by_other(world, order, 60)
 
 
-FATES = [
-    Fate("rests", lambda w: void(rests(w)), [NEW]),
-    Fate("is cancelled by its owner", _cancelled, [NEW, (*GONE, "0", "0")]),
-    Fate("is amended", _amended, [NEW, ("New", UNKNOWN, OK, "0", "0.2")]),
-    Fate(
+LIVES = [
+    Life("rests", lambda w: discard(resting_order(w)), [NEW]),
+    Life("is cancelled by its owner", _cancelled, [NEW, (*GONE, "0", "0")]),
+    Life("is amended", _amended, [NEW, ("New", UNKNOWN, OK, "0", "0.2")]),
+    Life(
         "is amended to a price at which it fills",
         _amended_into_the_market,
         [NEW, ("Filled", UNKNOWN, OK, "0.1", "0")],
     ),
-    Fate(
+    Life(
         "fills at once as a market order",
-        lambda w: void(w.market("Buy", "0.1")),
+        lambda w: discard(w.market("Buy", "0.1")),
         [("Filled", UNKNOWN, OK, "0.1", "0")],
     ),
-    Fate(
+    Life(
         "fills at once as a limit order",
-        lambda w: void(w.limit("Buy", "0.1", w.price(-1, 50))),
+        lambda w: discard(w.limit("Buy", "0.1", w.price(-1, 50))),
         [("Filled", UNKNOWN, OK, "0.1", "0")],
     ),
-    Fate(
+    Life(
         "fills in two parts",
         _filled_in_two,
         [
@@ -183,19 +190,19 @@ FATES = [
             ("Filled", UNKNOWN, OK, "0.1", "0"),
         ],
     ),
-    Fate(
+    Life(
         "fills in part and is cancelled",
         _part_cancelled,
         [NEW, ("PartiallyFilled", UNKNOWN, OK, "0.04", "0.06"), (*GONE, "0.04", "0")],
     ),
-    Fate(
+    Life(
         "is post-only and would take",
-        lambda w: void(w.limit("Buy", "0.1", w.price(-1), timeInForce="PostOnly")),
+        lambda w: discard(w.limit("Buy", "0.1", w.price(-1), timeInForce="PostOnly")),
         [WOULD_TAKE],
     ),
-    Fate(
+    Life(
         "is post-only and amended to a price at which it would take",
-        lambda w: void(
+        lambda w: discard(
             w.send(
                 "amend",
                 orderId=w.limit("Buy", "0.1", w.price(1, 500), timeInForce="PostOnly"),
@@ -204,31 +211,31 @@ FATES = [
         ),
         [NEW, WOULD_TAKE],
     ),
-    Fate(
+    Life(
         "is immediate and finds nothing",
-        lambda w: void(w.limit("Buy", "0.1", w.price(1), timeInForce="IOC")),
+        lambda w: discard(w.limit("Buy", "0.1", w.price(1), timeInForce="IOC")),
         [("Cancelled", UNKNOWN, "EC_NoImmediateQtyToFill", "0", "0")],
     ),
-    Fate(
+    Life(
         "is to be filled whole and cannot",
-        lambda w: void(w.limit("Buy", "0.1", w.price(1), timeInForce="FOK")),
+        lambda w: discard(w.limit("Buy", "0.1", w.price(1), timeInForce="FOK")),
         [("Cancelled", UNKNOWN, "EC_NoEnoughQtyToFill", "0", "0")],
     ),
 ]
 
 
-def void(_: Any) -> None:
-    """For what is done for its effect."""
+def discard(_: Any) -> None:
+    """Discard a result."""
 
 
-@pytest.mark.parametrize("fate", FATES, ids=lambda fate: fate.name)
-def test_every_fate_has_its_messages(world: World, fate: Fate) -> None:
-    """One order message a change, with an execution message of its id where it executed; then wallet
-    and position, changed or not."""
-    fate.act(world)
-    messages = world.heard()
+@pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name)
+def test_every_life_of_an_order_makes_its_messages(world: World, life: Life) -> None:
+    """One order message per change, with an execution message of the same id if it executed; then
+    wallet and position, changed or not."""
+    life.act(world)
+    messages = world.received()
     orders = [(message, message["data"][0]) for topic, message in messages if topic == "order"]
-    told = [
+    statuses = [
         (
             row["orderStatus"],
             row["cancelType"],
@@ -238,8 +245,8 @@ def test_every_fate_has_its_messages(world: World, fate: Fate) -> None:
         )
         for _, row in orders
     ]
-    assert told == fate.told
-    assert states(messages) == ["wallet", "position"] * len(told)
+    assert statuses == life.expected
+    assert states(messages) == ["wallet", "position"] * len(statuses)
     executed = Decimal(0)
     for message, row in orders:
         fills = [
@@ -259,21 +266,21 @@ def test_every_fate_has_its_messages(world: World, fate: Fate) -> None:
         assert 0 <= message["creationTime"] - int(row["updatedTime"]) <= 8 + 8
 
 
-def test_an_order_that_is_refused_is_not_told_of(world: World) -> None:
+def test_a_refused_order_makes_no_message(world: World) -> None:
     with pytest.raises(RefusedError):
         world.limit("Buy", "0.1", "61000.05")
     with pytest.raises(RefusedError):
         world.send("cancel", orderId="unknown")
-    assert world.heard() == []
+    assert world.received() == []
 
 
-def test_executions_are_trades_that_all_could_see(world: World) -> None:
-    """The id, price and quantity of each is a public trade's; maker and taker are told the same id."""
-    filled_by_other(world, at_best(world), 40)
+def test_executions_are_public_trades(world: World) -> None:
+    """With the same id, price and quantity; maker and taker share the id."""
+    fill_by_other(world, best_bid_order(world), 40)
     world.market("Buy", "2")
     names: dict[str, list[str]] = {}
     for client in (world.client, world.other):
-        for topic, message in world.heard(client):
+        for topic, message in world.received(client):
             for row in message["data"] if topic == "execution" else ():
                 names.setdefault(row["execId"], []).append("maker" if row["isMaker"] else "taker")
                 trade = next(t for t in world.trades if t["i"] == row["execId"])
@@ -283,10 +290,10 @@ def test_executions_are_trades_that_all_could_see(world: World) -> None:
     assert sorted(names.values(), key=len)[-1] == ["maker", "taker"]
 
 
-def test_fast_executions_come_first_and_do_not_name_a_maker_s_order(world: World) -> None:
-    order = at_best(world, orderLinkId="fast-1")
-    filled_by_other(world, order, 40)
-    messages = world.heard()
+def test_fast_executions_come_first_without_a_maker_s_link_id(world: World) -> None:
+    order = best_bid_order(world, orderLinkId="fast-1")
+    fill_by_other(world, order, 40)
+    messages = world.received()
     fast = [message for topic, message in messages if topic == "execution.fast"]
     whole = [message for topic, message in messages if topic == "execution"]
     assert len(fast) == len(whole) == 1
@@ -298,59 +305,59 @@ def test_fast_executions_come_first_and_do_not_name_a_maker_s_order(world: World
     assert whole[0]["data"][0]["orderLinkId"] == "fast-1"
 
 
-def test_the_last_position_and_wallet_are_those_of_the_account(world: World) -> None:
+def test_position_and_wallet_messages_match_the_account(world: World) -> None:
     world.market("Buy", "0.3")
     world.limit("Buy", "0.1", world.price(1, 300))
-    last = dict(world.heard())
+    last = dict(world.received())
     (position,), (wallet,) = last["position"]["data"], last["wallet"]["data"]
     account, tape = world.client.account, world.exchange.tapes[SYMBOL]
-    listed = world.client.position_row(tape.figures, world.exchange.marks()[SYMBOL])
+    listed = position_row(world.client, tape.codec, world.exchange.marks[SYMBOL])
     assert (position["side"], position["size"]) == ("Buy", "0.3")
     assert position["entryPrice"] == listed["avgPrice"]
     assert position["category"] == "linear"
     assert Decimal(wallet["totalWalletBalance"]).scaleb(8) == account.balance_e8
     assert Decimal(wallet["coin"][0]["totalOrderIM"]) > 0
     world.market("Sell", "0.3", reduceOnly=True)
-    (flat,) = dict(world.heard())["position"]["data"]
+    (flat,) = dict(world.received())["position"]["data"]
     assert (flat["side"], flat["size"], flat["entryPrice"], flat["positionValue"]) == (
         *("", "0"),
         *("0", "0"),
     )
 
 
-def test_settings_that_change_margins_are_told_of(world: World) -> None:
+def test_a_leverage_change_sends_wallet_and_position(world: World) -> None:
     body = {"category": "linear", "symbol": SYMBOL, "buyLeverage": "7", "sellLeverage": "7"}
-    desk.set_leverage(world.exchange, world.client, body)
-    messages = world.heard()
+    account_requests.set_leverage(world.exchange, world.client, body)
+    messages = world.received()
     assert states(messages) == ["wallet", "position"]
     assert dict(messages)["position"]["data"][0]["leverage"] == "7"
     world.client.margin.set_leverage(SYMBOL, "10")
 
 
-def test_funding_is_told_of_as_an_execution(world: World) -> None:
+def test_funding_is_sent_as_an_execution(world: World) -> None:
     world.market("Buy", "0.3")
-    world.heard()
-    world.exchange.settle(SYMBOL)
-    messages = world.heard()
+    world.received()
+    world.exchange.settle_funding(SYMBOL)
+    messages = world.received()
     assert [topic for topic, _ in messages] == ["execution", "wallet", "position"]
     (row,) = messages[0][1]["data"]
     assert (row["execType"], row["orderType"], row["execQty"]) == ("Funding", "UNKNOWN", "0.3")
 
 
-def test_liquidation_is_told_of_in_full(world: World) -> None:
-    """The mark is taken down by hand: orders end first, then the position goes over to the fund."""
+def test_liquidation_cancels_orders_then_reports_the_takeover(world: World) -> None:
+    """The mark is lowered by hand."""
     client, tape = world.third, world.exchange.tapes[SYMBOL]
     client.account.opening_e8 -= client.account.balance_e8 - 1500 * 10**8
     world.market("Buy", "0.2", client=client)
     world.limit("Buy", "0.001", world.price(1, 500), client=client)
-    world.heard(client)
+    world.received(client)
     mark = tape.values[1]
     tape.values[1] = mark * 87 // 100
     world.exchange._liquidate()
     tape.values[1] = mark
     orders = [
         (row["orderStatus"], row["cancelType"], row["createType"])
-        for topic, message in world.heard(client)
+        for topic, message in world.received(client)
         if topic == "order"
         for row in message["data"]
     ]
@@ -361,20 +368,20 @@ def test_liquidation_is_told_of_in_full(world: World) -> None:
     ]
 
 
-def test_an_order_that_goes_over_into_the_next_day_is_not_told_of(world: World) -> None:
-    order = rests(world)
-    world.heard()
+def test_an_order_carried_over_midnight_makes_no_message(world: World) -> None:
+    order = resting_order(world)
+    world.received()
     exchange, day_ns = world.exchange, 86_400 * SECOND
     exchange.now_ns = exchange.now_ns // day_ns * day_ns + day_ns
     exchange._open_day()
     exchange.advance(exchange.now_ns + 2 * SECOND)
-    assert world.heard() == []
+    assert world.received() == []
     assert world.client.open[order].updated_ms < exchange.now_ms - 1000
 
 
-def test_what_clients_are_told_is_a_function_of_seed_and_requests() -> None:
-    """However finely time is let go on between requests."""
-    told = []
+def test_messages_are_a_function_of_seed_and_requests() -> None:
+    """Whatever the steps that time advances in."""
+    statuses = []
     for step_ms in (100, 7):
         world = World(seed=5)
         until = world.exchange.start_ns
@@ -389,6 +396,8 @@ def test_what_clients_are_told_is_a_function_of_seed_and_requests() -> None:
             until += 130 * MS
             while world.exchange.now_ns < until:
                 world.exchange.advance(min(until, world.exchange.now_ns + step_ms * MS))
-        told.append([(notice.client.owner, notice.frame(notice.topic)) for notice in world.told])
-    assert told[0] == told[1]
-    assert len(told[0]) > 150
+        statuses.append(
+            [(message.client.owner, message.frame(message.topic)) for message in world.sent]
+        )
+    assert statuses[0] == statuses[1]
+    assert len(statuses[0]) > 150
