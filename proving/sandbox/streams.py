@@ -19,6 +19,7 @@ import msgspec
 from aiohttp import WSMsgType, web
 
 from market.units import MS_NS, SECOND_NS
+from market.wire import topics
 from proving.sandbox.accounts import Client
 from proving.sandbox.exchange import SandboxExchange
 from proving.sandbox.private_messages import PrivateMessage
@@ -37,10 +38,13 @@ DCP_TOPIC: Final = "dcp.future"
 #: The only text observed of an authentication that the venue refused.
 _AUTH_FAILED: Final = "error:USVC1111"
 
-_PUBLIC_TOPIC: Final = re.compile(
-    rf"(orderbook\.(?:{'|'.join(map(str, DEPTHS))})|kline\.(?:{'|'.join(INTERVALS)})"
-    r"|publicTrade|tickers|allLiquidation|priceLimit)\.([A-Z0-9]+)"
-)
+#: Public topics: the arguments that each stem takes.
+_PUBLIC_ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
+    topics.BOOK_STEM: tuple(map(str, DEPTHS)),
+    "kline": INTERVALS,
+    **dict.fromkeys((topics.TRADE_STEM, topics.TICKER_STEM, topics.LIQUIDATION_STEM), ("",)),
+    "priceLimit": ("",),
+}
 #: Private topics that take a category, the categories, and topics that take none.
 _CATEGORISED: Final = ("order", "execution", "execution.fast", "position")
 _CATEGORIES: Final = ("linear", "inverse", "spot", "option")
@@ -191,12 +195,12 @@ class Stream(Endpoint):
         elif op == "ping":
             connection.put_json(self.pong(echo))
         elif op in ("subscribe", "unsubscribe"):
-            topics = args if isinstance(args, list) else [args]
+            names = args if isinstance(args, list) else [args]
             subscribing = op == "subscribe"
-            error = self.refusal(connection, topics, subscribing)
+            error = self.refusal(connection, names, subscribing)
             connection.put_json({"success": not error, "ret_msg": error, **echo})
             if not error:
-                for topic in topics:
+                for topic in names:
                     (self.subscribe if subscribing else self.unsubscribe)(connection, topic)
         else:
             self.answer_other(connection, request, echo)
@@ -228,16 +232,16 @@ class Stream(Endpoint):
         for topic in list(connection.topics):
             self.unsubscribe(connection, topic)
 
-    def refusal(self, connection: Connection, topics: list[Any], subscribing: bool) -> str:
+    def refusal(self, connection: Connection, names: list[Any], subscribing: bool) -> str:
         """Why a list of topics is refused; empty when it is not."""
         seen: set[str] = set()
-        for topic in topics:
+        for topic in names:
             if not isinstance(topic, str) or not self.has_topic(topic):
                 return f"error:handler not found,topic:{topic}"
             if subscribing and (topic in connection.topics or topic in seen):
                 return f"error:already subscribed,topic:{topic}"
             seen.add(topic)
-        return "" if topics else "error:handler not found,topic:"
+        return "" if names else "error:handler not found,topic:"
 
 
 def _put(connection: Connection, topic: str, frame: bytes) -> None:
@@ -273,18 +277,22 @@ class PublicStream(Stream):
             return
         self._candle_second = second
         for topic in self.subscribers:
-            if topic.startswith("kline."):
-                _, interval, symbol = topic.split(".")
-                frame = exchange.tapes[symbol].candle_frame(interval, exchange.now_ns)
+            name = topics.parse(topic)
+            if name is not None and name.stem == "kline":
+                frame = exchange.tapes[name.symbol].candle_frame(name.argument, exchange.now_ns)
                 if frame is not None:
                     self.publish(topic, frame)
 
     def has_topic(self, topic: str) -> bool:
-        match = _PUBLIC_TOPIC.fullmatch(topic)
-        return match is not None and match[2] in self.exchange.tapes
+        name = topics.parse(topic)
+        return (
+            name is not None
+            and name.symbol in self.exchange.tapes
+            and name.argument in _PUBLIC_ARGUMENTS.get(name.stem, ())
+        )
 
     def subscribe(self, connection: Connection, topic: str) -> None:
-        tape = self.exchange.tapes[topic.rpartition(".")[2]]
+        tape = self.exchange.tapes[topics.symbol_of(topic)]
         snapshot = tape.snapshot(topic, self.exchange.now_ns)
         if snapshot is not None:
             connection.put(snapshot)
@@ -356,15 +364,15 @@ class PrivateStream(Stream):
         self._connections_of.setdefault(client, {})[connection] = None
         connection.put_json({"success": True, "ret_msg": "", **rest})
 
-    def refusal(self, connection: Connection, topics: list[Any], subscribing: bool) -> str:
+    def refusal(self, connection: Connection, names: list[Any], subscribing: bool) -> str:
         if connection.client is None:
             return "Request not authorized"
-        names = {topic for topic in topics if isinstance(topic, str)}
+        texts = {name for name in names if isinstance(name, str)}
         for topic in _CATEGORISED if subscribing else ():
-            with_category = {f"{topic}.{category}" for category in _CATEGORIES} & names
-            if topic in names and with_category:
+            with_category = {f"{topic}.{category}" for category in _CATEGORIES} & texts
+            if topic in texts and with_category:
                 return f"error:handler not found,topic:{min(with_category)}"
-        return super().refusal(connection, topics, subscribing)
+        return super().refusal(connection, names, subscribing)
 
     def has_topic(self, topic: str) -> bool:
         return _PRIVATE_TOPIC.fullmatch(topic) is not None

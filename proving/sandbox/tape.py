@@ -19,6 +19,7 @@ from execution.account import unit_e8
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import Instrument
 from market.units import DAY_MS, E8, MS_NS
+from market.wire.topics import book_topic, symbol_topics
 from proving.sandbox.listing import FUNDING_CAP, DecimalCodec
 from proving.sandbox.protocol import Row, money, rounded
 from proving.synthetic.encode import Encoder
@@ -153,7 +154,7 @@ class PublishedBook:
     """The book of one topic as last published."""
 
     def __init__(self, instrument: Instrument, depth: int) -> None:
-        self.topic = f"orderbook.{depth}.{instrument.symbol}"
+        self.topic = book_topic(depth, instrument.symbol)
         self.encoder = Encoder(instrument, depth)
         self.sides: dict[int, dict[int, int]] = {1: {}, -1: {}}  #: by side: lots by ticks
         self.update_id = self.exchange_ns = self.publish_ns = 0
@@ -204,6 +205,9 @@ class PublicTape:
 
     def __init__(self, instrument: Instrument, on_frame: Listener) -> None:
         self.instrument, self.symbol = instrument, instrument.symbol
+        _, self._trade_topic, self._ticker_topic, self._liquidation_topic = symbol_topics(
+            self.symbol, DEEP
+        )
         self.codec = DecimalCodec(instrument)
         self.tick_e8 = self.codec.tick_e8
         self.values: dict[int, int] = {}  #: ticker values at 1e-8 by `events.Field`
@@ -243,7 +247,7 @@ class PublicTape:
         if len(trades):
             self._apply_trades(trades)
         for _, frame in self._encoder.frames(rows[rows["kind"] == Kind.LIQUIDATION]):
-            self._on_frame(f"allLiquidation.{self.symbol}", frame)
+            self._on_frame(self._liquidation_topic, frame)
         ticker = rows[rows["kind"] == Kind.TICKER]
         if len(ticker):
             self._apply_ticker(ticker)
@@ -273,7 +277,7 @@ class PublicTape:
 
     def _apply_trades(self, rows: Events) -> None:
         for _, frame in self._encoder.frames(rows):
-            self._on_frame(f"publicTrade.{self.symbol}", frame)
+            self._on_frame(self._trade_topic, frame)
             self.trades.extend(msgspec.json.decode(frame)["data"])
         self._direction = self.trades[-1]["L"]
         candles = self.candles["kline"]
@@ -342,7 +346,7 @@ class PublicTape:
         kind = "delta" if self._ticker else "snapshot"
         self._ticker = fields
         if changed:
-            self._on_frame(f"tickers.{self.symbol}", self._ticker_frame(kind, changed, now_ns))
+            self._on_frame(self._ticker_topic, self._ticker_frame(kind, changed, now_ns))
         if now_ns % PRICE_LIMIT_NS == 0:
             topic = f"priceLimit.{self.symbol}"
             limits = {"topic": topic, "data": self.price_limit_row(), "ts": now_ns // MS_NS}
@@ -366,17 +370,16 @@ class PublicTape:
 
     def snapshot(self, topic: str, now_ns: int) -> bytes | None:
         """The first frame of a new subscriber; None for topics without a snapshot."""
-        kind = topic.partition(".")[0]
-        if kind == "orderbook":
-            book = self.books[int(topic.split(".")[1])]
-            return book.snapshot() if book.update_id else None
-        if kind == "tickers" and self._ticker:
+        for book in self.books.values():
+            if book.topic == topic:
+                return book.snapshot() if book.update_id else None
+        if topic == self._ticker_topic and self._ticker:
             return self._ticker_frame("snapshot", self._ticker, now_ns)
         return None
 
     def _ticker_frame(self, kind: str, fields: dict[str, str], now_ns: int) -> bytes:
         frame = {
-            "topic": f"tickers.{self.symbol}",
+            "topic": self._ticker_topic,
             "type": kind,
             "data": {"symbol": self.symbol, **fields},
             "cs": self.sequence(now_ns),
