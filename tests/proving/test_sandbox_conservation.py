@@ -82,12 +82,12 @@ def check(exchange: SandboxExchange, totals: MessageTotals) -> None:
     instrument = exchange.instruments[SYMBOL]
     mark = 1_000_000  # ticks; the equality holds at any price
     for client in clients:
-        holding = client.account.holdings[SYMBOL]
-        assert holding.position_lots == totals.lots[client.owner]
-        held = value_e8(instrument, mark, holding.position_lots)
+        position = client.position_lots(SYMBOL)
+        assert position == totals.lots[client.owner]
+        value = value_e8(instrument, mark, position)
         paid = totals.paid_e8[client.owner]
         equity = client.account.equity_e8({SYMBOL: mark})
-        assert equity == client.account.opening_e8 + held - paid
+        assert equity == client.account.opening_e8 + value - paid
     deposits = sum(client.account.opening_e8 for client in clients)
     assert deposits + book.fund.opening_e8 == len(clients) * DEPOSIT_E8
     fund = book.fund.holdings[SYMBOL].position_lots
@@ -150,8 +150,13 @@ def request(
     if verb == "reduce":
         return "order/create", {**order, "reduceOnly": True}
     if verb == "close":
-        held = client.position_lots(SYMBOL)
-        body = {**order, "side": "Sell" if held > 0 else "Buy", "orderType": "Market", "qty": "0"}
+        position = client.position_lots(SYMBOL)
+        body = {
+            **order,
+            "side": "Sell" if position > 0 else "Buy",
+            "orderType": "Market",
+            "qty": "0",
+        }
         return "order/create", {**body, "reduceOnly": True, "closeOnTrigger": True}
     if verb == "amend":
         return "order/amend", {**known, "price": price, "qty": order["qty"]}

@@ -43,13 +43,13 @@ def flatten(exchange: SandboxExchange, client: Client) -> None:
     """Cancel a client's orders and close its position."""
     order_entry.cancel_all(exchange, client, {"category": "linear", "settleCoin": "USDT"})
     for _ in range(100):  # seconds, until the market takes it
-        held = client.position_lots(SYMBOL)
-        if not held:
+        position = client.position_lots(SYMBOL)
+        if not position:
             return
-        side = "Sell" if held > 0 else "Buy"
-        send(exchange, client, side, abs(held), reduceOnly=True)
+        side = "Sell" if position > 0 else "Buy"
+        send(exchange, client, side, abs(position), reduceOnly=True)
         exchange.advance(exchange.now_ns + SECOND)
-    raise AssertionError(f"{client.key} still holds {held} lots")
+    raise AssertionError(f"{client.key} still holds {position} lots")
 
 
 def send(
@@ -76,9 +76,9 @@ def send(
 
 
 def best(exchange: SandboxExchange, side: int) -> int:
-    found = exchange.markets[SYMBOL].best(side)
-    assert found is not None
-    return found
+    ticks = exchange.markets[SYMBOL].best(side)
+    assert ticks is not None
+    return ticks
 
 
 def check_books(exchange: SandboxExchange) -> None:
@@ -89,11 +89,10 @@ def check_books(exchange: SandboxExchange) -> None:
     instrument = exchange.instruments[SYMBOL]
     resting: dict[int, int] = {}
     for client in exchange.clients:
-        holding = client.account.holdings[SYMBOL]
         mark = best(exchange, 1)
-        held = value_e8(instrument, mark, holding.position_lots)
+        value = value_e8(instrument, mark, client.position_lots(SYMBOL))
         cash = sum(_cash_e8(row) for row in client.executions)
-        assert client.account.equity_e8({SYMBOL: mark}) == client.account.opening_e8 + held + cash
+        assert client.account.equity_e8({SYMBOL: mark}) == client.account.opening_e8 + value + cash
         for order in client.open.values():
             assert order.leaves_lots > 0
             resting[order.ticks] = resting.get(order.ticks, 0) + order.leaves_lots
@@ -332,8 +331,8 @@ def test_self_match_prevention_cancels_maker_taker_or_both(
     client, other = exchange.clients[:2]
     ticks = best(exchange, -1) - 1
     if ticks == best(exchange, 1):  # make room for a level inside the spread
-        taken = dict(exchange.markets[SYMBOL].levels(-1))[ticks + 1]
-        send(exchange, other, "Buy", taken, ticks + 1)
+        level_lots = dict(exchange.markets[SYMBOL].levels(-1))[ticks + 1]
+        send(exchange, other, "Buy", level_lots, ticks + 1)
         ticks = best(exchange, -1) - 1
     send(exchange, other, "Sell", 200, ticks)
     own = send(exchange, client, "Sell", 500, ticks)

@@ -199,8 +199,8 @@ def check_and_flatten(exchange: SandboxExchange) -> None:
     client = exchange.clients[0]
     body = {"category": "linear", "symbol": "BTCUSDT"}
     order_entry.cancel_all(exchange, client, body)
-    while held := client.position_lots("BTCUSDT"):
-        side = "Sell" if held > 0 else "Buy"
+    while position := client.position_lots("BTCUSDT"):
+        side = "Sell" if position > 0 else "Buy"
         close = {"qty": "0", "reduceOnly": True, "closeOnTrigger": True}
         order_entry.create(exchange, client, {**body, "side": side, "orderType": "Market", **close})
 

@@ -16,10 +16,9 @@ from proving.sandbox.private_messages import PrivateMessage
 from proving.sandbox.protocol import RefusedError
 from proving.sandbox.rows import position_row
 from proving.synthetic.profiles import profile
+from tests.proving.test_sandbox_exchange import SECOND, SYMBOL, flatten
 
-SYMBOL = "BTCUSDT"
 MS = 1_000_000
-SECOND = 1_000_000_000
 
 
 class World:
@@ -57,8 +56,8 @@ class World:
         """Send a request; the id of its order."""
         body = {"category": "linear", "symbol": SYMBOL, **fields}
         run: Callable[..., Any] = getattr(order_entry, verb)
-        done: dict[str, str] = run(self.exchange, client or self.client, body)
-        return done["orderId"]
+        answer: dict[str, str] = run(self.exchange, client or self.client, body)
+        return answer["orderId"]
 
     def limit(self, side: str, qty: str, price: str, **more: Any) -> str:
         return self.send(side=side, orderType="Limit", qty=qty, price=price, **more)
@@ -77,13 +76,7 @@ class World:
     def reset(self) -> None:
         """Close all orders and positions, and discard the messages."""
         for client in self.exchange.clients:
-            order_entry.cancel_all(
-                self.exchange, client, {"category": "linear", "settleCoin": "USDT"}
-            )
-            while held := client.position_lots(SYMBOL):
-                qty = self.exchange.tapes[SYMBOL].codec.qty(abs(held))
-                side = "Sell" if held > 0 else "Buy"
-                self.market(side, qty, client=client, reduceOnly=True)
+            flatten(self.exchange, client)
         self.wait()
         self.sent.clear()
 
@@ -123,11 +116,11 @@ def best_bid_order(world: World, **more: Any) -> str:
 
 def fill_by_other(world: World, order: str, lots: int) -> None:
     """The other client sells into the bid: the queue ahead of an order, and so many lots of it."""
-    made = world.client.open[order]
-    ahead = world.exchange.markets[SYMBOL].lots_ahead(made.handle)
+    resting = world.client.open[order]
+    ahead = world.exchange.markets[SYMBOL].lots_ahead(resting.handle)
     assert ahead is not None
     codec = world.exchange.tapes[SYMBOL].codec
-    limit = {"orderType": "Limit", "price": codec.price(made.ticks), "timeInForce": "IOC"}
+    limit = {"orderType": "Limit", "price": codec.price(resting.ticks), "timeInForce": "IOC"}
     qty = codec.qty(ahead + lots)
     world.send(client=world.other, side="Sell", qty=qty, **limit)
 

@@ -139,13 +139,13 @@ def test_rest_has_everything_missed_while_disconnected(venue: Served) -> None:
         order = rest_order(venue)
         wire.topics(3)
     post(venue, "order/amend", orderId=order, qty="0.020")
-    taken = market_order(venue, 0, "Buy")
+    filled = market_order(venue, 0, "Buy")
     with private_wire(venue, 0, *TOPICS) as wire:
         assert wire.is_silent()
         query = "/v5/order/realtime?category=linear&symbol=BTCUSDT"
         (row,) = ask(venue, query)[1]["result"]["list"]
         assert (row["orderId"], float(row["qty"])) == (order, 0.02)
-        executions = ask(venue, f"/v5/execution/list?category=linear&orderId={taken}")[1]
+        executions = ask(venue, f"/v5/execution/list?category=linear&orderId={filled}")[1]
         assert executions["result"]["list"]
         post(venue, "order/cancel", orderId=order)
         assert wire.topics(3)[0]["data"][0]["orderId"] == order
@@ -156,11 +156,10 @@ def test_rest_has_everything_missed_while_disconnected(venue: Served) -> None:
         assert flat["size"] == "0"
 
 
-def test_disconnect_cancel_all_cancels_after_the_window(
-    venue: Served,
-) -> None:
+def test_disconnect_cancel_all_cancels_after_the_window(venue: Served) -> None:
     """Not for a client that has reconnected in time, nor for one without protection."""
-    gone, back, bare = rest_order(venue, 2), rest_order(venue, 3), rest_order(venue, 1)
+    orders = (rest_order(venue, client) for client in (2, 3, 1))
+    protected, reconnected, unprotected = orders
     for client in (2, 3):
         post(venue, "order/disconnected-cancel-all", client, product="DERIVATIVES", timeWindow=3)
     info = ask(venue, "/v5/account/query-dcp-info", client=2)[1]["result"]
@@ -176,13 +175,13 @@ def test_disconnect_cancel_all_cancels_after_the_window(
     ):
         (ended,) = wire.topics(1)
         (row,) = ended["data"]
-        assert (row["orderId"], row["orderStatus"]) == (gone, "Cancelled")
+        assert (row["orderId"], row["orderStatus"]) == (protected, "Cancelled")
         assert row["cancelType"] == "CancelByDCP"
         clients = venue.run(lambda exchange: [set(c.open) for c in exchange.clients])
-        assert back in clients[3]
-        assert bare in clients[1]
-        post(venue, "order/cancel", 3, orderId=back)
-        post(venue, "order/cancel", 1, orderId=bare)
+        assert reconnected in clients[3]
+        assert unprotected in clients[1]
+        post(venue, "order/cancel", 3, orderId=reconnected)
+        post(venue, "order/cancel", 1, orderId=unprotected)
 
 
 @pytest.mark.parametrize("window", [2, 301, "10", None])
@@ -261,7 +260,7 @@ def test_ccxt_pro_watches_orders_trades_positions_and_balance(venue: Served) -> 
         exchange = ccxt_client(venue, pro=True)
         seen: dict[str, Any] = {}
 
-        async def held() -> list[Any]:
+        async def open_positions() -> list[Any]:
             """A copy of the first non-empty positions: ccxt may repeat REST's first, and mutates what it
             has returned."""
             while True:
@@ -276,7 +275,7 @@ def test_ccxt_pro_watches_orders_trades_positions_and_balance(venue: Served) -> 
             watches = {
                 "order": asyncio.create_task(exchange.watch_orders(SYMBOL)),
                 "trades": asyncio.create_task(exchange.watch_my_trades(SYMBOL)),
-                "positions": asyncio.create_task(held()),
+                "positions": asyncio.create_task(open_positions()),
                 "balance": asyncio.create_task(exchange.watch_balance()),
             }
             stream = venue.sandbox.private_stream

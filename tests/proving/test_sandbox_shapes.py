@@ -396,14 +396,14 @@ KINDS: Final[dict[str, Kind]] = {
 
 def names() -> list[str]:
     """Every recorded item as file/name."""
-    found = []
+    items = []
     for file in sorted(FOLDER.glob("*.json")):
         items = json.loads(file.read_bytes()).get("items", [])
         if not items or file.stem in NOT_OURS:
-            found.append(file.stem)
+            items.append(file.stem)
         else:
-            found += [f"{file.stem}/{item['name']}" for item in items]
-    return found
+            items += [f"{file.stem}/{item['name']}" for item in items]
+    return items
 
 
 def kind_of(name: str) -> str | None:

@@ -150,8 +150,8 @@ def test_what_is_wrong_is_refused_and_changes_nothing(venue: Served, wire: Wire)
     assert not open_ids(venue)
     # A number is as good a time as a string.
     header = {"X-BAPI-TIMESTAMP": time.time_ns() // 1_000_000, "X-BAPI-RECV-WINDOW": 5000}
-    wanted = {"symbol": "BTCUSDT", "orderId": "unknown"}
-    answer = wire.ask(request("order.cancel", "n-2", header=header, **wanted))
+    unknown_order = {"symbol": "BTCUSDT", "orderId": "unknown"}
+    answer = wire.ask(request("order.cancel", "n-2", header=header, **unknown_order))
     assert answer["retCode"] == 110001
 
 
