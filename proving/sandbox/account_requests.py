@@ -32,10 +32,7 @@ from proving.sandbox.protocol import (
 from proving.sandbox.rows import closed_pnl_row, listed_order_row, position_row, wallet_row
 
 #: Margin modes by their names at the venue; portfolio margin is refused.
-MARGIN_MODES: Final = {
-    "ISOLATED_MARGIN": MarginMode.ISOLATED,
-    "REGULAR_MARGIN": MarginMode.CROSS,
-}
+MARGIN_MODES: Final = {"ISOLATED_MARGIN": MarginMode.ISOLATED, "REGULAR_MARGIN": MarginMode.CROSS}
 #: Closed orders that `order/realtime` still lists.
 RECENT_ORDERS: Final = 500
 _DCP_PRODUCTS: Final = ("OPTIONS", "DERIVATIVES", "SPOT")

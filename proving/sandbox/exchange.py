@@ -52,10 +52,7 @@ _ARRIVAL_REASONS: Final = {
     Status.CANNOT_FILL: "EC_NoEnoughQtyToFill",
 }
 #: ``rejectReason`` of a cancelled order by its ``cancelType``.
-_CANCEL_REASONS: Final = {
-    "CancelByUser": "EC_PerCancelRequest",
-    "CancelBySmp": "EC_BySelfMatch",
-}
+_CANCEL_REASONS: Final = {"CancelByUser": "EC_PerCancelRequest", "CancelBySmp": "EC_BySelfMatch"}
 
 
 class SandboxExchange:

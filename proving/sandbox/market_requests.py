@@ -20,14 +20,7 @@ from proving.sandbox.protocol import (
 from proving.sandbox.tape import DEEP, INTERVALS, MINUTE_MS, PublicTape
 
 #: Open-interest intervals in minutes.
-OPEN_INTEREST_MINUTES: Final = {
-    "5min": 5,
-    "15min": 15,
-    "30min": 30,
-    "1h": 60,
-    "4h": 240,
-    "1d": 1440,
-}
+INTEREST_MINUTES: Final = {"5min": 5, "15min": 15, "30min": 30, "1h": 60, "4h": 240, "1d": 1440}
 CATEGORIES: Final = ("linear", "inverse", "spot", "option")
 
 
@@ -156,7 +149,7 @@ def funding_history(exchange: SandboxExchange, query: Query) -> Row:
 def open_interest(exchange: SandboxExchange, query: Query) -> Row:
     """Open interest at the start of each interval, newest first."""
     tape, limit = _tape(exchange, query), page_limit(query, 50, 200)
-    minutes = OPEN_INTEREST_MINUTES.get(query.get("intervalTime", ""))
+    minutes = INTEREST_MINUTES.get(query.get("intervalTime", ""))
     if minutes is None:
         raise invalid("intervalTime")
     start, end = integer(query, "startTime", 0), integer(query, "endTime", 1 << 62)

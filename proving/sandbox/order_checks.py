@@ -19,9 +19,6 @@ MAX_OPEN: Final = 500
 MAX_CONDITIONAL: Final = 10
 
 
-# -- size and value --------------------------------------------------------------------------------
-
-
 def max_order_lots(tape: PublicTape, is_market: bool) -> int:
     """The largest order of a symbol."""
     listing = LISTINGS[tape.symbol]
@@ -43,9 +40,6 @@ def check_notional(tape: PublicTape, ticks: int, lots: int) -> None:
     minimum = tape.instrument.min_notional
     if value_e8(tape.instrument, ticks, lots) < Decimal(minimum).scaleb(8):
         raise RefusedError(110094, f"Order does not meet minimum order value {minimum}USDT")
-
-
-# -- price -----------------------------------------------------------------------------------------
 
 
 def check_price_range(tape: PublicTape, ticks: int) -> None:
@@ -94,9 +88,6 @@ def check_stop_sides(stops: Stops, side: int, base_e8: int) -> None:
                 f"{name}:{price_e8 / E8:.2f} set for {position} position should be {where} than "
                 f"base_price:{base_e8 / E8:.2f}",
             )
-
-
-# -- position, margin and number -------------------------------------------------------------------
 
 
 def reducible_lots(

@@ -48,9 +48,6 @@ def tape_of(exchange: SandboxExchange, body: Body) -> PublicTape:
     return tape
 
 
-# -- create ----------------------------------------------------------------------------------------
-
-
 def create(exchange: SandboxExchange, client: Client, body: Body) -> Row:
     """Create an order. The answer only acknowledges it; the private stream tells what becomes of it."""
     order = _validated_order(exchange, client, body)
@@ -132,9 +129,6 @@ def _validated_order(exchange: SandboxExchange, client: Client, body: Body) -> V
     return order
 
 
-# -- amend -----------------------------------------------------------------------------------------
-
-
 def amend(exchange: SandboxExchange, client: Client, body: Body) -> Row:
     """Amend price, total quantity, trigger or attached stops of an open order."""
     tape = tape_of(exchange, body)
@@ -182,9 +176,6 @@ def amend(exchange: SandboxExchange, client: Client, body: Body) -> Row:
     return _ids(order)
 
 
-# -- cancel ----------------------------------------------------------------------------------------
-
-
 def cancel(exchange: SandboxExchange, client: Client, body: Body) -> Row:
     """Cancel one order, by its id or else by its link id."""
     order = _open_order(client, tape_of(exchange, body), body, "to cancel")
@@ -230,9 +221,6 @@ def _is_chosen(order: VenueOrder, body: Body) -> bool:
 def matches_filter(order: VenueOrder, order_filter: str) -> bool:
     """Whether an order matches ``orderFilter``: plain, conditional (`StopOrder`) or all (empty)."""
     return order_filter == "" or (order_filter == "StopOrder") == (order.trigger is not None)
-
-
-# -- batches ---------------------------------------------------------------------------------------
 
 
 def batch(

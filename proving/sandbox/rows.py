@@ -28,14 +28,8 @@ _NOT_LINEAR: Final = {
     "underlyingPrice": "",
     "extraFees": "",
 }
-_FULL_STOP_FIELDS: Final = {
-    "TakeProfit": "takeProfit",
-    "StopLoss": "stopLoss",
-    "TrailingStop": "trailingStop",
-}
 
-
-# -- figures ---------------------------------------------------------------------------------------
+# -- decimals --------------------------------------------------------------------------------------
 
 
 def side_name(side: int) -> str:
@@ -378,10 +372,11 @@ def position_row(client: Client, codec: DecimalCodec, mark_e8: int) -> Row:
 
 def _stop_prices(client: Client, symbol: str) -> Row:
     prices = {"takeProfit": "", "stopLoss": "", "trailingStop": "0"}
+    fields = dict(zip(FULL_STOP_KINDS, prices, strict=True))
     for kind, order in client.full_stops(symbol).items():
         trigger = order.trigger
         if trigger is not None:
-            prices[_FULL_STOP_FIELDS[kind]] = money(trigger.distance_e8 or trigger.price_e8)
+            prices[fields[kind]] = money(trigger.distance_e8 or trigger.price_e8)
     return prices
 
 

@@ -111,18 +111,20 @@ def check(exchange: SandboxExchange, totals: MessageTotals) -> None:
 Action = tuple[str, int, int, int, int]
 
 VERBS = (
-    *("GTC", "GTC", "GTC", "IOC", "FOK", "PostOnly", "market", "market", "reduce", "close"),
     *(
+        "GTC",
+        "GTC",
+        "GTC",
+        "IOC",
+        "FOK",
+        "PostOnly",
+        "market",
+        "market",
+        "reduce",
+        "close",
         "amend",
-        "amend",
-        "cancel",
-        "cancel-all",
-        "batch",
-        "trigger",
-        "protected",
-        "leverage",
-        "mode",
     ),
+    *("amend", "cancel", "cancel-all", "batch", "trigger", "protected", "leverage", "mode"),
 )
 
 

@@ -396,14 +396,14 @@ KINDS: Final[dict[str, Kind]] = {
 
 def names() -> list[str]:
     """Every recorded item as file/name."""
-    items = []
+    names: list[str] = []
     for file in sorted(FOLDER.glob("*.json")):
         items = json.loads(file.read_bytes()).get("items", [])
         if not items or file.stem in NOT_OURS:
-            items.append(file.stem)
+            names.append(file.stem)
         else:
-            items += [f"{file.stem}/{item['name']}" for item in items]
-    return items
+            names += [f"{file.stem}/{item['name']}" for item in items]
+    return names
 
 
 def kind_of(name: str) -> str | None:

@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 
 from proving.sandbox.server import Sandbox
 from tests.proving.sandbox_clients import SYMBOL, Wire, authentication, ccxt_client
-from tests.proving.sandbox_server import Served, ask, served
+from tests.proving.sandbox_server import Served, ask, eventually, served
 
 
 @pytest.fixture(scope="module")
@@ -201,9 +201,7 @@ def test_pybit_trades(venue: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[dict[str, Any]] = []
 
     def next_answer() -> dict[str, Any]:
-        deadline = time.monotonic() + 20
-        while not answers and time.monotonic() < deadline:
-            time.sleep(0.02)
+        eventually(lambda: answers)
         return answers.pop()
 
     while not trading.auth:
@@ -220,9 +218,7 @@ def test_pybit_trades(venue: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     assert next_answer()["op"] == "order.cancel"
     refusals: list[dict[str, Any]] = []
     trading.cancel_order(answers.append, refusals.append, **same)
-    deadline = time.monotonic() + 20
-    while not refusals and time.monotonic() < deadline:
-        time.sleep(0.02)
+    eventually(lambda: refusals)
     trading.exit()
     assert refusals[0]["retCode"] == 110001
     assert not open_ids(venue, 1)
