@@ -1,4 +1,4 @@
-"""The model card: what a reviewer reads before promoting, and its pictures."""
+"""The model card for a reviewer, as Markdown and charts."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from models_registry import decay
+from models_registry.evaluation import Evaluation
 from models_registry.manifest import CalibrationBin, DecayReference
-from models_registry.study import Study
 from models_registry.trades import FeeResult
-from models_registry.training import Model
+from models_registry.training import TrainedModel
 
-#: What MLflow's database holds in a version's description.
+#: Maximum length of a version's description in MLflow.
 DESCRIPTION_LIMIT: Final = 5000
 
 _COLOURS: Final = {"vip0": "#c44e52", "vip3": "#dd8452", "zero": "#4c72b0"}
@@ -27,70 +28,71 @@ _VERDICTS: Final = {
 }
 
 
-class About:
-    """Where a card's study comes from: name, source, code, data, fee row, confidence settings."""
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """Origin of a card's evaluation; ``block_s`` is the mean block length of its bootstrap."""
 
-    def __init__(
-        self, *, name: str, source: str, git_sha: str, fingerprint: str, fee_row: str, block_s: int
-    ) -> None:
-        self.name = name
-        self.source = source
-        self.git_sha = git_sha
-        self.fingerprint = fingerprint
-        self.fee_row = fee_row
-        self.block_s = block_s
+    name: str
+    source: str
+    git_sha: str
+    fingerprint: str
+    fee_row: str
+    block_s: int
 
 
-def description(study: Study, about: About) -> str:
-    """The card's first sections, within what a version's description holds."""
-    return "\n\n".join([_verdict(study, about), _costs(study), _blocks(study)])[:DESCRIPTION_LIMIT]
+def description(evaluation: Evaluation, about: About) -> str:
+    """The card's first sections, truncated to MLflow's limit for descriptions."""
+    return "\n\n".join([_verdict(evaluation, about), _costs(evaluation), _blocks(evaluation)])[
+        :DESCRIPTION_LIMIT
+    ]
 
 
-def text(study: Study, model: Model | None, about: About) -> str:
+def text(evaluation: Evaluation, model: TrainedModel | None, about: About) -> str:
     """The whole card as Markdown."""
     sections = [
         f"# {about.name}",
-        _verdict(study, about),
-        _data(study, about),
-        _costs(study),
-        _versus(study),
-        _blocks(study),
-        _horizons(study),
+        _verdict(evaluation, about),
+        _data(evaluation, about),
+        _costs(evaluation),
+        _versus(evaluation),
+        _blocks(evaluation),
+        _horizons(evaluation),
     ]
     if model is not None:
         sections += [_recipe(model), _importance(model)]
-    sections.append(_limits(study, about))
+    sections.append(_limits(evaluation, about))
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _verdict(study: Study, about: About) -> str:
-    reasons = "\n".join(f"- {reason}" for reason in study.gate.reasons)
-    return f"## Verdict: {_VERDICTS[study.gate.verdict]} (fee row {about.fee_row})\n\n{reasons}"
+def _verdict(evaluation: Evaluation, about: About) -> str:
+    reasons = "\n".join(f"- {reason}" for reason in evaluation.gate.reasons)
+    return (
+        f"## Verdict: {_VERDICTS[evaluation.gate.verdict]} (fee row {about.fee_row})\n\n{reasons}"
+    )
 
 
-def _data(study: Study, about: About) -> str:
-    span = f"{study.dates[0]} to {study.dates[-1]}" if study.dates else "none"
+def _data(evaluation: Evaluation, about: About) -> str:
+    span = f"{evaluation.dates[0]} to {evaluation.dates[-1]}" if evaluation.dates else "none"
     return "\n".join(
         [
             "## Data",
             "",
             f"- source: **{about.source}**, fingerprint `{about.fingerprint}`, code "
             f"`{about.git_sha}`",
-            f"- symbols: {', '.join(study.symbols)}; dates with warm rows: {len(study.dates)} "
+            f"- symbols: {', '.join(evaluation.symbols)}; dates with warm rows: {len(evaluation.dates)} "
             f"({span})",
-            f"- training rows: {study.train_rows:,}; test blocks: {len(study.blocks)}; independent "
-            f"labels in them at {study.primary_s} s: {study.ic.n_eff:,.0f}",
-            *(f"- left out: {line}" for line in study.skipped),
+            f"- training rows: {evaluation.train_rows:,}; test blocks: {len(evaluation.blocks)}; independent "
+            f"labels in them at {evaluation.primary_s} s: {evaluation.ic.n_eff:,.0f}",
+            *(f"- left out: {line}" for line in evaluation.skipped),
         ]
     )
 
 
-def _costs(study: Study) -> str:
-    if not study.results:
+def _costs(evaluation: Evaluation) -> str:
+    if not evaluation.results:
         return ""
     return (
         "## Net of costs\n\nTaker on both legs, one second after the decision; bps per round trip, "
-        "bounds one-sided 95 %.\n\n" + _fee_table(study.results)
+        "bounds one-sided 95 %.\n\n" + _fee_table(evaluation.results)
     )
 
 
@@ -109,10 +111,10 @@ def _fee_table(results: tuple[FeeResult, ...]) -> str:
     return "\n".join([head, *lines])
 
 
-def _versus(study: Study) -> str:
-    if study.versus is None:
+def _versus(evaluation: Evaluation) -> str:
+    if evaluation.versus is None:
         return "## Against the champion\n\nThere is no champion yet."
-    found = study.versus
+    found = evaluation.versus
     title = f"## Against the champion (version {found.champion})"
     if found.note:
         return f"{title}\n\nNo comparison: {found.note}."
@@ -132,14 +134,14 @@ def _versus(study: Study) -> str:
     )
 
 
-def _blocks(study: Study) -> str:
-    if not study.blocks:
+def _blocks(evaluation: Evaluation) -> str:
+    if not evaluation.blocks:
         return ""
-    rows = list(study.blocks[0].trades)
+    rows = list(evaluation.blocks[0].trades)
     head = ["block", "dates", "train rows", "rank IC", "Pearson", "n_eff", "open regimes"]
     head += [f"net total, {row}" for row in rows]
     lines = []
-    for block in study.blocks:
+    for block in evaluation.blocks:
         dates = block.first_date
         if block.last_date != block.first_date:
             dates += f" – {block.last_date}"
@@ -155,7 +157,7 @@ def _blocks(study: Study) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     pooled = (
-        f"Pooled rank IC **{study.ic.rank:.4f}**, 95 % lower bound {study.ic_lower:.4f}. Net totals "
+        f"Pooled rank IC **{evaluation.ic.rank:.4f}**, 95 % lower bound {evaluation.ic_lower:.4f}. Net totals "
         "in bps, trades in brackets."
     )
     return "\n".join(
@@ -168,12 +170,12 @@ def _blocks(study: Study) -> str:
     )
 
 
-def _horizons(study: Study) -> str:
-    if not study.ic_by_horizon:
+def _horizons(evaluation: Evaluation) -> str:
+    if not evaluation.ic_by_horizon:
         return ""
     lines = [
         f"| {horizon} s | {ic.rank:.4f} | {ic.pearson:.4f} | {ic.n_eff:,.0f} |"
-        for horizon, ic in zip(study.horizons_s, study.ic_by_horizon, strict=True)
+        for horizon, ic in zip(evaluation.horizons_s, evaluation.ic_by_horizon, strict=True)
     ]
     return "\n".join(
         [
@@ -185,7 +187,7 @@ def _horizons(study: Study) -> str:
     )
 
 
-def _recipe(model: Model) -> str:
+def _recipe(model: TrainedModel) -> str:
     recipe = model.manifest.recipe
     lines = [
         f"| {m.horizon_s} s | {m.calibration.fitted:.3f} ± {_n(m.calibration.error)} "
@@ -209,7 +211,7 @@ def _recipe(model: Model) -> str:
     )
 
 
-def _importance(model: Model) -> str:
+def _importance(model: TrainedModel) -> str:
     lines = [f"| {name} | {_p(share)} |" for name, share in model.importance[:15] if share > 0]
     if not lines:
         return ""
@@ -218,7 +220,7 @@ def _importance(model: Model) -> str:
     )
 
 
-def _limits(study: Study, about: About) -> str:
+def _limits(evaluation: Evaluation, about: About) -> str:
     source = (
         "- The data are synthetic: the figures say that the pipeline finds what was planted, and "
         "nothing about Bybit."
@@ -253,14 +255,14 @@ def _p(value: float) -> str:
 # -- pictures ------------------------------------------------------------------------------------
 
 
-def pictures(study: Study, model: Model | None) -> dict[str, bytes]:
-    """PNG files by name; only those there is something to show for."""
-    if study.pooled is None:
+def pictures(evaluation: Evaluation, model: TrainedModel | None) -> dict[str, bytes]:
+    """Charts as PNG by file name; only those with data."""
+    if evaluation.pooled is None:
         return {}
-    found = {"ic_by_block.png": _ic_picture(study), "net.png": _net_picture(study)}
+    found = {"ic_by_block.png": _ic_picture(evaluation), "net.png": _net_picture(evaluation)}
     if model is not None:
         found["calibration.png"] = _calibration_picture(model)
-        found["decay.png"] = _decay_picture(study, model.manifest.decay)
+        found["decay.png"] = _decay_picture(evaluation, model.manifest.decay)
     return found
 
 
@@ -281,34 +283,38 @@ def _figure(title: str, columns: int = 1) -> tuple[Any, Any]:
 
 def _png(figure: Any) -> bytes:
     out = io.BytesIO()
-    # No software version in the file: the same figures are the same bytes.
+    # No software version in the file, so that equal charts are equal bytes.
     figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
     return out.getvalue()
 
 
-def _ic_picture(study: Study) -> bytes:
-    figure, axis = _figure(f"Rank IC at {study.primary_s} s by test block")
-    ranks = [block.ic.rank for block in study.blocks]
-    error = [1.96 / math.sqrt(block.ic.n_eff) for block in study.blocks]
+def _ic_picture(evaluation: Evaluation) -> bytes:
+    figure, axis = _figure(f"Rank IC at {evaluation.primary_s} s by test block")
+    ranks = [block.ic.rank for block in evaluation.blocks]
+    error = [1.96 / math.sqrt(block.ic.n_eff) for block in evaluation.blocks]
     position = np.arange(len(ranks))
     axis.bar(position, ranks, color="#4c72b0", width=0.6, yerr=error, ecolor=_INK, capsize=3)
     axis.axhline(0.0, color=_INK, linewidth=0.8)
-    if math.isfinite(study.ic_lower):
-        axis.axhline(study.ic.rank, color="#55a868", linewidth=1.2, label="pooled")
+    if math.isfinite(evaluation.ic_lower):
+        axis.axhline(evaluation.ic.rank, color="#55a868", linewidth=1.2, label="pooled")
         axis.axhline(
-            study.ic_lower, color="#55a868", linewidth=1.2, linestyle="--", label="95 % lower bound"
+            evaluation.ic_lower,
+            color="#55a868",
+            linewidth=1.2,
+            linestyle="--",
+            label="95 % lower bound",
         )
         axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    axis.set_xticks(position, [block.first_date[5:] for block in study.blocks])
+    axis.set_xticks(position, [block.first_date[5:] for block in evaluation.blocks])
     axis.set_ylabel("rank IC (± 1.96 / √n_eff)")
     return _png(figure)
 
 
-def _net_picture(study: Study) -> bytes:
-    figure, axes = _figure("Cumulative net result of the target rule, bps", len(study.results))
+def _net_picture(evaluation: Evaluation) -> bytes:
+    figure, axes = _figure("Cumulative net result of the target rule, bps", len(evaluation.results))
     axes = np.atleast_1d(axes)
-    for axis, result in zip(axes, study.results, strict=True):
-        found = study.round_trips[result.row]
+    for axis, result in zip(axes, evaluation.results, strict=True):
+        found = evaluation.round_trips[result.row]
         axis.set_title(
             f"{result.row}: {result.taker_bps:g} bps a side, {result.trades:,} trades", fontsize=9
         )
@@ -340,7 +346,7 @@ def _net_picture(study: Study) -> bytes:
     return _png(figure)
 
 
-def _calibration_picture(model: Model) -> bytes:
+def _calibration_picture(model: TrainedModel) -> bytes:
     members = model.manifest.recipe.members
     figure, axes = _figure("Predicted and realised return by decile, bps", len(members))
     for axis, member in zip(np.atleast_1d(axes), members, strict=True):
@@ -361,11 +367,11 @@ def _calibration_picture(model: Model) -> bytes:
     return _png(figure)
 
 
-def _decay_picture(study: Study, reference: DecayReference) -> bytes:
+def _decay_picture(evaluation: Evaluation, reference: DecayReference) -> bytes:
     figure, axis = _figure("Decay monitor over its own reference: CUSUM and its limit")
-    pooled = study.pooled
+    pooled = evaluation.pooled
     assert pooled is not None
-    label = pooled.rows.labels_bps[:, study.horizons_s.index(study.primary_s)]
+    label = pooled.rows.labels_bps[:, evaluation.horizons_s.index(evaluation.primary_s)]
     ends, x = decay.observations(
         pooled.rows.t_ns,
         pooled.rows.symbol,
@@ -397,14 +403,14 @@ def _dates(axis: Any) -> None:
     axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
 
-def fold_csv(study: Study) -> str:
-    """One line per test block: dates, IC at every horizon, trades and net by fee row."""
+def fold_csv(evaluation: Evaluation) -> str:
+    """CSV with one line per test block: dates, IC by horizon, trades and net result by fee row."""
     head = ["block", "first_date", "last_date", "train_rows", "calibration_rows", "rows", "n_eff"]
-    head += ["rank_ic", "pearson_ic", *(f"rank_ic_{h}s" for h in study.horizons_s)]
-    rows: Mapping[str, int] = study.blocks[0].trades if study.blocks else {}
+    head += ["rank_ic", "pearson_ic", *(f"rank_ic_{h}s" for h in evaluation.horizons_s)]
+    rows: Mapping[str, int] = evaluation.blocks[0].trades if evaluation.blocks else {}
     head += [f"{what}_{row}" for row in rows for what in ("trades", "net_total_bps")]
     lines = [",".join(head)]
-    for block in study.blocks:
+    for block in evaluation.blocks:
         cells: list[object] = [
             block.number + 1,
             block.first_date,

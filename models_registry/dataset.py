@@ -1,7 +1,7 @@
-"""Rows of the lake's training_set as arrays, read partition by partition and only where needed.
+"""The lake's training_set as arrays, read one partition at a time.
 
-A whole day of two symbols is about 140 MB, so training reads every n-th second of all days and
-judging reads every second of one day at a time.
+A day of two symbols is about 140 MB, so training reads every n-th second of all days, and validation
+every second of one day at a time.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ TABLE: Final = "training_set"
 
 
 class DatasetError(ModelError):
-    """The training set cannot serve what was asked; the message says what to materialise."""
+    """The training set lacks what was requested; the message says what to materialise."""
 
 
 class Features(msgspec.Struct, frozen=True, kw_only=True):
-    """Which columns a model takes, in the order of the live vector, and their definitions' hash."""
+    """Feature columns of a model, in the order of the live vector, and the hash of their definitions."""
 
     names: tuple[str, ...]
     hash: str
@@ -45,16 +45,16 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, names: Sequence[str]) -> Features:
-        """Columns that no definition stands behind; their hash is that of the list."""
+        """Columns without a definition; the hash is that of their names."""
         return cls(names=tuple(names), hash=list_hash(names))
 
 
 class Rows(msgspec.Struct, frozen=True, kw_only=True):
-    """n rows in time order, both symbols of a second side by side.
+    """n rows by time, then symbol.
 
-    ``t_ns`` (n,), ``symbol`` (n,) index into the symbols that were asked for, ``mid`` (n,) quote,
-    ``spread_bps`` (n,), ``features`` (n, f), ``labels_bps`` (n, horizons): log return in bps, NaN
-    for NULL.
+    ``t_ns`` (n,), ``symbol`` (n,) index into the requested symbols, ``mid`` (n,) in quote currency,
+    ``spread_bps`` (n,), ``features`` (n, f), ``labels_bps`` (n, horizons) log returns in bps; NaN for
+    NULL.
     """
 
     t_ns: Int
@@ -68,17 +68,18 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.t_ns)
 
     def where(self, mask: npt.NDArray[np.bool_]) -> Rows:
+        """The rows where ``mask`` (n,) is true."""
         return Rows(**{name: getattr(self, name)[mask] for name in self.__struct_fields__})
 
 
 def dates(lake: Lake, symbols: Iterable[str]) -> list[str]:
-    """Dates on which the training set has a partition of any of the symbols, sorted."""
+    """Dates with a training_set partition of any of the symbols, sorted."""
     wanted = set(symbols)
     return sorted({day for symbol, day in lake.partitions(TABLE) if symbol in wanted})
 
 
 def fingerprint(lake: Lake, symbols: Iterable[str], days: Iterable[str]) -> str:
-    """One name for the content of these partitions (16 hex digits)."""
+    """Fingerprint of the content of these partitions (16 hex digits)."""
     wanted, within = set(symbols), set(days)
     digest = hashlib.sha256()
     for symbol, day in lake.partitions(TABLE):
@@ -95,7 +96,7 @@ def load(
     horizons_s: Sequence[int],
     stride_s: int = 1,
 ) -> Rows:
-    """Rows whose second is a multiple of ``stride_s``; no rows when there is no partition.
+    """Rows at multiples of ``stride_s`` seconds; empty without a partition.
 
     DatasetError when a partition lacks a column, LakeError when it was made by other code.
     """
@@ -143,7 +144,7 @@ def _rows(
 
 
 def _column(table: pa.Table, name: str) -> Float:
-    # A NULL becomes NaN only where the column is cast first: an all-NULL column has no float type.
+    # Cast first: an all-NULL column has no float type, and its NULLs would not become NaN.
     values = table.column(name).cast(pa.float64()).to_numpy()
     return np.ascontiguousarray(values, np.float64)
 

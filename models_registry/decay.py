@@ -10,9 +10,9 @@ predictions move it. Page's CUSUM (1954) for a fall of the mean from mu to 0,
 
     S <- max(0, S + mu / 2 - x),        alarm when S > limit,
 
-with mu and the limit from the out-of-sample rows of validation; the limit is simulated for a stated
-mean time between false alarms (ARL0) on their stationary bootstrap. Every prediction counts, not
-only those that traded: trades are too few to tell anything in a day.
+with mu and the limit from the out-of-sample rows of validation; the limit is simulated for a given
+mean time between false alarms (in-control average run length, ARL0) on their stationary bootstrap.
+Every prediction counts, not only those that traded: the trades of a day are too few.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from market.settings import Settings
 from market.units import DAY_NS, SECOND_NS, utc_date
 from models_registry import dataset
 from models_registry.dataset import Features
-from models_registry.manifest import Bundle, DecayReference, Record, load_champion
+from models_registry.manifest import Bundle, DecayReference, StrictStruct, load_champion
 from models_registry.validation import bin_sums, effective_count, normal_scores, stationary_indices
 from models_registry.validation import information_coefficient as coefficient
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
-#: A record of what a champion was worth on a date; it outlives the champion.
+#: Out-of-sample performance of champions by date; it outlives them.
 SCORES: Final = Table("performance", version=1, record=True)
 
-#: Simulated monitors, each this many times the wanted ARL0 long.
+#: Simulated monitors, and the length of each in multiples of ARL0.
 PATHS: Final = 100
 PATH_LENGTH: Final = 3
 
-#: Limits tried, in units of the observation's standard deviation.
+#: Candidate limits, in standard deviations of the observation.
 _GRID: Final = np.geomspace(0.5, 500.0, 400)
 
 
-class DecayReport(Record, frozen=True, kw_only=True):
-    """What the monitor says about a stretch of predictions.
+class DecayReport(StrictStruct, frozen=True, kw_only=True):
+    """Result of the monitor over a stream of predictions.
 
-    ``statistic`` is the highest CUSUM reached, ``alarm_ns`` when it first passed ``limit``. ``note``
-    says why there is no statement when there is none.
+    ``statistic`` is the maximum of the CUSUM, ``alarm_ns`` when it first exceeded ``limit``; ``note`` is
+    the reason when the monitor could not run.
     """
 
     failed: bool
@@ -100,9 +100,9 @@ def observations(
     realised: Float,
     spacing_s: int,
 ) -> tuple[Int, Float]:
-    """The monitored stream: ends of the bins that hold anything (bins,), and x (bins,).
+    """The monitored stream: ends of the non-empty time bins (bins,), and x (bins,).
 
-    ``predicted`` and ``realised`` (n,) are divided by their scale; rows with NaN are left out.
+    ``predicted`` and ``realised`` (n,) are in units of their scale; rows with NaN are left out.
     """
     known = ~(np.isnan(predicted) | np.isnan(realised))
     t_ns, predicted, realised = t_ns[known], predicted[known], realised[known]
@@ -127,7 +127,10 @@ def make_reference(
     block_s: int,
     seed: int,
 ) -> DecayReference:
-    """The reference of out-of-sample rows (n,), scaled: what decay is measured from."""
+    """The decay reference from out-of-sample rows (n,), in units of their scale.
+
+    Honest only for predictions that were made out of sample, net of purging.
+    """
     _, x = observations(t_ns, symbol, predicted, realised, spacing_s)
     mean = float(x.mean()) if len(x) else 0.0
     limit = None
@@ -150,10 +153,10 @@ def make_reference(
 
 
 def simulate_limit(x: Float, drift: float, *, arl0: float, mean_block: float, seed: int) -> float:
-    """The CUSUM limit whose mean time to a false alarm is ``arl0`` observations.
+    """The CUSUM limit with a mean time to false alarm of ``arl0`` observations.
 
-    Monitors run over stationary resamples of ``x``; one that ends without an alarm is censored and
-    counts its time, so ARL = time watched / alarms.
+    Monitors run over stationary resamples of ``x``; those without an alarm are right-censored, so
+    ARL = total time / alarms.
     """
     generator = np.random.Generator(np.random.Philox(key=seed))
     length = math.ceil(PATH_LENGTH * arl0)
@@ -202,12 +205,12 @@ def monitor(
     predicted: Float,
     realised: Float,
 ) -> DecayReport:
-    """Run the monitor from zero over rows (n,) since promotion, scaled as in the reference."""
+    """Run the monitor from zero over rows (n,) since promotion, in units of their scale."""
     ends, x = observations(t_ns, symbol, predicted, realised, reference.spacing_s)
     known = ~(np.isnan(predicted) | np.isnan(realised))
     n_eff = effective_count(t_ns[known], reference.spacing_s)
     if reference.limit is None:
-        return _nothing(reference, "the reference shows no positive IC: nothing can decay")
+        return _nothing(reference, "the reference has no positive IC: nothing can decay")
     if not len(x):
         return _nothing(reference, "no prediction has a realised return yet")
     path = cusum(x, reference.drift)
@@ -240,7 +243,7 @@ def _nothing(reference: DecayReference | None, note: str) -> DecayReport:
 
 
 def monitor_days(lake: Lake, bundle: Bundle, days: Iterable[str], threads: int = 1) -> DecayReport:
-    """The monitor over these days' training set; predictions are made again, a day at a time."""
+    """Run the monitor over the training set of these days, predicting one day at a time."""
     manifest = bundle.manifest
     primary = manifest.horizons_s.index(manifest.primary_s)
     t_ns, symbol = [np.empty(0, np.int64)], [np.empty(0, np.int8)]
@@ -263,6 +266,7 @@ def monitor_days(lake: Lake, bundle: Bundle, days: Iterable[str], threads: int =
     )
 
 
+#: Columns of the table ``performance``.
 PERFORMANCE: Final = pa.schema(
     [
         pa.field("horizon_s", pa.int32(), nullable=False),
@@ -280,11 +284,11 @@ PERFORMANCE: Final = pa.schema(
 def score(
     lake: Lake, bundle: Bundle, version: str, symbol: str, day: str, threads: int = 1
 ) -> pa.Table:
-    """One row per horizon of what a bundle's predictions were worth on one day of one symbol.
+    """Performance of a bundle's predictions on one day of one symbol: one row per horizon.
 
     ``mean_edge_bps`` is the mean of sign(prediction) * realised return, ``hit_rate`` the share of
-    non-zero predictions whose sign came true; NULL when nothing was predicted. LakeError when the
-    day has no training set.
+    non-zero predictions with the realised sign; NULL without such predictions. LakeError when the day
+    has no training set.
     """
     manifest = bundle.manifest
     lake.open(dataset.TABLE, symbol, day).close()
@@ -313,7 +317,7 @@ def score(
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True):
-    """What `score_days` wrote."""
+    """Partitions that `score_days` wrote, and a summary line."""
 
     partitions: int
     summary: str
@@ -325,9 +329,9 @@ def score_days(
     keys: Iterable[tuple[str, str]],
     features: Features | None = None,
 ) -> Scored:
-    """Write the champion's `performance` partition for each (symbol, date) after its training.
+    """Write the champion's `performance` partition of each (symbol, date) after its training window.
 
-    Dates it was trained on, and dates without a training set, are left out and counted.
+    Dates within the window (in-sample) and dates without a training set are skipped and counted.
     """
     found = _champion(settings, features)
     if isinstance(found, str):
@@ -354,7 +358,7 @@ def score_days(
 
 
 def check(lake: Lake, settings: Settings, features: Features | None = None) -> DecayReport:
-    """The champion's monitor over every date after its training that the lake has."""
+    """Run the champion's monitor over all dates of the lake after its training window."""
     found = _champion(settings, features)
     if isinstance(found, str):
         return _nothing(None, found)
@@ -368,7 +372,7 @@ def check(lake: Lake, settings: Settings, features: Features | None = None) -> D
 
 
 def _champion(settings: Settings, features: Features | None) -> tuple[str, Bundle] | str:
-    """The promoted version and its bundle, or why there is none to look at."""
+    """The champion's version and bundle, or the reason why there is none to use."""
     champion = load_champion(settings.root, settings.model_name)
     if champion is None:
         return f"no champion of {settings.model_name} yet"

@@ -1,19 +1,19 @@
 """The ensemble: a LightGBM regressor per horizon, calibrated and combined into one expectation.
 
-Labels are divided by trailing volatility (`realised_vol_300`, scaled to the horizon by root time,
-floored) and clipped to five of those units for training only. In these units a quiet and a wild
-hour, BTC and ETH, weigh the same in a squared loss; in bps the loss would be that of the wildest
-hours. Expectations are multiplied back, and everything that is judged is judged unclipped in bps.
+Labels are divided by trailing volatility (`realised_vol_300`, scaled to the horizon by the square root
+of time, floored) and, for training only, clipped at five of those units. So quiet and volatile hours,
+BTC and ETH, weigh the same in the squared loss; in bps the most volatile hours would dominate it.
+Predictions are multiplied back, and all evaluation is unclipped in bps.
 
-Calibration and combination are lines through zero fitted on rows no booster has seen:
+Calibration and combination are lines through zero, fitted on rows that no booster was trained on:
 
     slope_h       label_h   on booster_h's output       -> the expectation at horizon h
     to_primary_h  label_p   on booster_h's output       -> booster_h as a predictor at the primary
     weight_h      max(0, rank IC of booster_h with label_p)², normalised to one
     gain          label_p   on sum weight_h to_primary_h output_h
 
-each slope shrunk by its own uncertainty (`shrunk`). A horizon without positive evidence gets weight
-zero; with none left the expectation is zero and the model abstains by itself.
+each slope shrunk by its own uncertainty (`shrunk`). A horizon without a positive IC gets weight zero;
+if all do, the prediction is zero and the model never trades.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from models_registry.manifest import (
 )
 from models_registry.validation import (
     Mask,
-    Span,
+    TimeSpan,
     effective_count,
     information_coefficient,
     normal_scores,
@@ -57,16 +57,16 @@ Int = npt.NDArray[np.int64]
 SCALE_FEATURE: Final = "realised_vol_300"
 SCALE_WINDOW_S: Final = 300
 
-#: Training labels are clipped here, in units of their scale.
+#: Training labels are clipped at this, in units of their scale.
 CLIP: Final = 5.0
 
 #: One-sided 95 % normal quantile.
 Z95: Final = 1.6448536269514722
 
-#: With fewer independent labels a regime stays closed and a block cannot be judged.
+#: With fewer independent labels a regime stays closed and a test block is skipped.
 MIN_EFFECTIVE: Final = 30.0
 
-#: Fewer rows than this train no booster.
+#: Minimum rows to train a booster.
 MIN_TRAIN_ROWS: Final = 500
 
 #: How features are binned; the same for every booster.
@@ -76,8 +76,8 @@ REGIMES: Final = ("low", "normal", "high")
 CALIBRATION_BINS: Final = 10
 
 
-class Parameters(msgspec.Struct, frozen=True, kw_only=True):
-    """What is tuned; shared by all horizons.
+class BoosterParameters(msgspec.Struct, frozen=True, kw_only=True):
+    """Tuned hyperparameters, shared by all horizons.
 
     ``leaf_labels`` is the least number of independent labels in a leaf: at a stride of 15 s a leaf
     of the 900 s horizon must hold 60 times as many rows as one of the 10 s horizon.
@@ -91,19 +91,20 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     l2: float = 10.0
 
 
-class Fitted(msgspec.Struct, frozen=True, kw_only=True):
-    """A booster before calibration: its horizon and text."""
+class FittedBooster(msgspec.Struct, frozen=True, kw_only=True):
+    """A trained booster before calibration: its horizon and its LightGBM text."""
 
     horizon_s: int
     text: str
 
     @property
     def file(self) -> str:
+        """Its file name in a bundle."""
         return f"booster_{self.horizon_s}s.txt"
 
 
 def scale_of(volatility: Float) -> Scale:
-    """The scale with a floor at the first percentile of the training rows' volatility."""
+    """The volatility scale, floored at the first percentile of the training rows' volatility."""
     known = volatility[volatility > 0]
     floor = float(np.quantile(known, 0.01)) if len(known) else 1.0
     return Scale(feature=SCALE_FEATURE, window_s=SCALE_WINDOW_S, floor_bps=floor)
@@ -120,7 +121,7 @@ def targets(labels_bps: Float, volatility: Float, scale: Scale, horizons_s: Sequ
 
 
 def bin_features(features: Float, names: Sequence[str], threads: int) -> lightgbm.Dataset:
-    """Rows (n, f) in LightGBM's bins, once for all horizons and trials that train on them."""
+    """Rows (n, f) as a binned LightGBM Dataset, shared by all horizons and trials."""
     import lightgbm
 
     data = lightgbm.Dataset(
@@ -136,17 +137,17 @@ def bin_features(features: Float, names: Sequence[str], threads: int) -> lightgb
 def fit_booster(
     data: lightgbm.Dataset,
     target: Float,
-    parameters: Parameters,
+    parameters: BoosterParameters,
     *,
     horizon_s: int,
     stride_s: int,
     seed: int,
     threads: int,
-) -> Fitted:
-    """Train one horizon on the binned rows whose target (n,) is known.
+) -> FittedBooster:
+    """Train one horizon on the binned rows whose target (n,) is not NaN.
 
-    The same inputs give the same text, whatever the number of threads: a histogram is summed by
-    one thread when LightGBM works column by column, which is also the faster way here.
+    Deterministic whatever the number of threads: with column-wise histograms, also the faster mode
+    here, one thread sums each.
     """
     import lightgbm
 
@@ -165,21 +166,21 @@ def fit_booster(
         "num_threads": threads,
         "seed": seed,
     }
-    # A subset takes its parent's labels when it is constructed, so its own come after.
+    # A subset gets its parent's labels when constructed, so its own are set afterwards.
     part = data.subset(known, params=settings).construct()
     part.set_label(np.clip(target[known], -CLIP, CLIP))
     booster = lightgbm.train(settings, part, num_boost_round=parameters.trees)
-    return Fitted(horizon_s=horizon_s, text=booster.model_to_string())
+    return FittedBooster(horizon_s=horizon_s, text=booster.model_to_string())
 
 
 def read_booster(text: str) -> lightgbm.Booster:
-    """A booster as it will be served: from its text, never the trained object itself."""
+    """A booster from its text, as it is served; the trained object itself is never used."""
     import lightgbm
 
     return lightgbm.Booster(model_str=text)
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True):
+class LineFit(msgspec.Struct, frozen=True, kw_only=True):
     """A least-squares line through zero; ``error`` is its slope's standard error."""
 
     slope: float
@@ -188,7 +189,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shrunk(self) -> float:
-        """Positive-part James–Stein: the slope times its share that is not noise, never negative."""
+        """Positive-part James–Stein shrinkage of the slope; never negative."""
         if not self.slope > 0:
             return 0.0
         return self.slope * max(0.0, 1.0 - (self.error / self.slope) ** 2)
@@ -199,21 +200,21 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
         return self.slope - Z95 * self.error
 
 
-def fit_line(x: Float, y: Float, t_ns: Int, horizon_s: int) -> Line:
-    """y on x through zero over rows where both are known; the error counts overlap once."""
+def fit_line(x: Float, y: Float, t_ns: Int, horizon_s: int) -> LineFit:
+    """y on x through zero over rows without NaN; the error allows for overlapping labels."""
     known = ~(np.isnan(x) | np.isnan(y))
     x, y = x[known], y[known]
     n_eff = effective_count(t_ns[known], horizon_s)
     power = float(x @ x)
     if power <= 0.0 or n_eff < 2.0:
-        return Line(slope=0.0, error=math.inf, n_eff=n_eff)
+        return LineFit(slope=0.0, error=math.inf, n_eff=n_eff)
     slope = float(x @ y) / power
     variance = float(np.mean((y - slope * x) ** 2)) / power
-    return Line(slope=slope, error=math.sqrt(variance * max(1.0, len(x) / n_eff)), n_eff=n_eff)
+    return LineFit(slope=slope, error=math.sqrt(variance * max(1.0, len(x) / n_eff)), n_eff=n_eff)
 
 
 def combine(
-    members: Sequence[Fitted],
+    members: Sequence[FittedBooster],
     output: Float,
     rows: Rows,
     volatility: Float,
@@ -222,9 +223,10 @@ def combine(
     features: Sequence[str],
     primary_s: int,
 ) -> Recipe:
-    """Calibrate and combine boosters by their ``output`` (n, horizons) on rows they never saw.
+    """Calibrate and combine boosters by their ``output`` (n, horizons) on ``rows``.
 
-    ``volatility`` (n,) is the scale feature of those rows, ``edges_bps`` the regimes' inner edges.
+    Honest only for rows that no booster was trained on, purged of overlap. ``volatility`` (n,) is the
+    scale feature of the rows, ``edges_bps`` the regimes' inner edges.
     """
     horizons_s = [member.horizon_s for member in members]
     goals = targets(rows.labels_bps, volatility, scale, horizons_s)
@@ -286,10 +288,9 @@ def _regimes(
     edges_bps: Sequence[float],
     primary_s: int,
 ) -> tuple[Regime, ...]:
-    """Open a regime only where its own rows show, at 95 %, that the expectation's slope is positive.
+    """Open a regime only if its own rows show, at 95 %, a positive slope of the prediction.
 
-    What acts beyond that is the cost, which the target rule knows better: an open regime's
-    threshold is zero.
+    An open regime's threshold is zero: the cost is the target rule's concern.
     """
     bands = [
         Regime(name=name, up_to_bps=edge, threshold_bps=None)
@@ -313,7 +314,7 @@ def regime_edges(volatility: Float) -> tuple[float, float]:
 
 
 def calibration_table(predicted_bps: Float, realised_bps: Float) -> tuple[CalibrationBin, ...]:
-    """Equally filled bins of the prediction with what was realised; empty when it is constant."""
+    """Equally filled bins of prediction against realised return; empty for a constant prediction."""
     known = ~(np.isnan(predicted_bps) | np.isnan(realised_bps))
     p, y = predicted_bps[known], realised_bps[known]
     if len(p) < CALIBRATION_BINS or p.min() == p.max():
@@ -335,13 +336,13 @@ def fit(
     scale: Scale,
     names: Sequence[str],
     horizons_s: Sequence[int],
-    parameters: Parameters,
+    parameters: BoosterParameters,
     *,
     stride_s: int,
     seed: int,
     threads: int,
-) -> tuple[Fitted, ...]:
-    """One booster per horizon over all rows given."""
+) -> tuple[FittedBooster, ...]:
+    """Train one booster per horizon on all rows."""
     goals = targets(rows.labels_bps, volatility, scale, horizons_s)
     data = bin_features(rows.features, names, threads)
     return tuple(
@@ -358,8 +359,8 @@ def fit(
     )
 
 
-def outputs(members: Sequence[Fitted], features: Float, threads: int) -> Float:
-    """The boosters' values for rows (n, f): float64 (n, horizons)."""
+def outputs(members: Sequence[FittedBooster], features: Float, threads: int) -> Float:
+    """The boosters' raw outputs for rows (n, f): float64 (n, horizons)."""
     if not len(features):
         return np.empty((0, len(members)))
     return np.column_stack(
@@ -367,14 +368,15 @@ def outputs(members: Sequence[Fitted], features: Float, threads: int) -> Float:
     )
 
 
-def predictor(recipe: Recipe, members: Sequence[Fitted]) -> Predictor:
+def predictor(recipe: Recipe, members: Sequence[FittedBooster]) -> Predictor:
+    """A predictor with these boosters, read from their texts."""
     return Predictor(recipe, [read_booster(member.text) for member in members])
 
 
 def tune(
     rows: Rows,
     volatility: Float,
-    span: Span,
+    span: TimeSpan,
     names: Sequence[str],
     *,
     column: int,
@@ -383,29 +385,32 @@ def tune(
     trials: int,
     seed: int,
     threads: int,
-) -> tuple[Parameters, float]:
-    """The best parameters by rank IC at one horizon, within ``span`` only, and that IC.
+) -> tuple[BoosterParameters, float]:
+    """The best hyperparameters by rank IC at one horizon, and that IC.
 
-    ``column`` is the horizon's column of the labels. The span's last quarter, purged, judges.
-    Callers give the first fold's training span: nothing that tunes is ever tested on. The defaults
-    are the first trial; they are the answer, with an IC of NaN, when there is too little to judge.
+    ``column`` is the horizon's column of the labels. Trials are scored on the span's last quarter,
+    purged. Honest only with a ``span`` that no test block overlaps: callers give the first fold's
+    training span. The defaults are the first trial, and the result, with an IC of NaN, when there are
+    too few rows.
     """
     import optuna
 
     head, tail = split_tail(rows.t_ns, span, 0.25, horizon_s)
-    train, held = rows.where(head.mask(rows.t_ns)), rows.where(tail.mask(rows.t_ns))
-    train_vol, held_vol = volatility[head.mask(rows.t_ns)], volatility[tail.mask(rows.t_ns)]
-    if trials < 1 or len(train) < MIN_TRAIN_ROWS or len(held) < MIN_EFFECTIVE:
-        return Parameters(), math.nan
+    train, scored = rows.where(head.mask(rows.t_ns)), rows.where(tail.mask(rows.t_ns))
+    train_vol, scored_vol = volatility[head.mask(rows.t_ns)], volatility[tail.mask(rows.t_ns)]
+    if trials < 1 or len(train) < MIN_TRAIN_ROWS or len(scored) < MIN_EFFECTIVE:
+        return BoosterParameters(), math.nan
     scale = scale_of(train_vol)
     only = slice(column, column + 1)
     goal = targets(train.labels_bps[:, only], train_vol, scale, (horizon_s,))[:, 0]
-    judge = normal_scores(targets(held.labels_bps[:, only], held_vol, scale, (horizon_s,))[:, 0])
+    realised = normal_scores(
+        targets(scored.labels_bps[:, only], scored_vol, scale, (horizon_s,))[:, 0]
+    )
 
     data = bin_features(train.features, names, threads)
 
     def objective(trial: optuna.Trial) -> float:
-        parameters = Parameters(
+        parameters = BoosterParameters(
             trees=trial.suggest_int("trees", 40, 160, step=20),
             learning_rate=trial.suggest_float("learning_rate", 0.02, 0.1, log=True),
             leaves=trial.suggest_int("leaves", 7, 31, step=4),
@@ -422,14 +427,14 @@ def tune(
             seed=seed,
             threads=threads,
         )
-        output = outputs((member,), held.features, threads)[:, 0]
-        return float(np.nanmean(normal_scores(output) * judge))
+        output = outputs((member,), scored.features, threads)[:, 0]
+        return float(np.nanmean(normal_scores(output) * realised))
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(
         seed=seed, multivariate=True, constant_liar=True, n_startup_trials=max(3, trials // 2)
     )
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.enqueue_trial(msgspec.to_builtins(Parameters()))
+    study.enqueue_trial(msgspec.to_builtins(BoosterParameters()))
     study.optimize(objective, n_trials=trials)
-    return msgspec.convert(study.best_params, Parameters), float(study.best_value)
+    return msgspec.convert(study.best_params, BoosterParameters), float(study.best_value)

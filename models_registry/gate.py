@@ -1,8 +1,8 @@
-"""The verdict on a model: promote, abstain, or not enough data. Nobody has to believe a good run.
+"""The promotion gate: promote, abstain, or not enough data.
 
-not_enough_data   fewer test blocks than asked for: no statement either way
-abstain           the evidence does not show, at 95 %, that it ranks returns and earns its costs
-promote           the lower bounds of the IC and of net expectancy are both above zero
+not_enough_data   fewer test blocks than required
+abstain           not significant at 95 % that it ranks returns and earns more than its costs
+promote           the lower bounds of the IC and of the net expectancy are both above zero
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from models_registry.manifest import Gate
 from models_registry.trades import FeeResult
 
 
-def judge(
+def decide(
     *,
     blocks: int,
     min_blocks: int,
@@ -23,10 +23,11 @@ def judge(
     min_trades: int,
     shortfall: tuple[str, ...] = (),
 ) -> Gate:
-    """The verdict with its reasons, one clear sentence each.
+    """The verdict with its reasons.
 
-    ``ic_lower`` is the one-sided 95 % lower bound of the pooled rank IC, ``result`` the rule at the
-    fee row that was asked for, ``shortfall`` why blocks are missing.
+    ``ic_lower`` is the one-sided 95 % lower bound of the pooled rank IC, ``result`` the target rule at
+    the fee row in force, honest when that row is what the account really pays; ``shortfall`` says why
+    blocks are missing.
     """
     if blocks < min_blocks or result is None:
         return Gate(

@@ -1,20 +1,20 @@
-"""What a model version is: LightGBM text boosters and one JSON manifest; inference, nothing else.
+"""The format of a model version (a bundle): LightGBM text boosters and one JSON manifest; inference.
 
 A bundle is a folder:
 
     manifest.json        `Manifest`; names each booster with its SHA-256
     booster_60s.txt ...  one LightGBM text model per horizon
 
-and a pointer file says which bundle is the champion (`read_pointer`); the resolver writes both, the
-trading process only reads. From a vector of features to an expected return:
+and a pointer file names the champion's bundle (`read_pointer`); the resolver writes both, the trading
+process only reads them. From a feature vector to an expected return:
 
     scale  = max(v[scale.feature], scale.floor_bps) * sqrt(primary / scale.window_s)      bps
     raw_h  = booster_h(v)                                      in units of scale at horizon h
     raw    = scale * gain * sum_h weight_h * to_primary_h * raw_h                         bps
     expected_bps = raw where |raw| reaches the regime's threshold, else 0
 
-The regime is the band of volatility that v[scale.feature] falls into. The module loads no MLflow,
-no pandas and no training code: the worker imports it.
+The regime is the volatility band of v[scale.feature]. This module imports no MLflow, pandas or training
+code, because the worker imports it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FORMAT: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
 POINTER_FILE: Final = "champion.json"
 
-#: Regime of a row without a volatility: it has no expectation either.
+#: Regime of a row without volatility, which has no prediction either.
 NO_REGIME: Final = "unknown"
 
 Verdict = Literal["promote", "abstain", "not_enough_data"]
@@ -50,20 +50,20 @@ class BundleError(ModelError):
     """A bundle or pointer cannot be used; the message names the file and what to do."""
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every part of the manifest: immutable, keyword-only, no unknown keys."""
+class StrictStruct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every JSON record here: immutable, keyword-only, unknown keys refused."""
 
 
-class CalibrationBin(Record, frozen=True, kw_only=True):
-    """One of equally filled bins of the calibrated prediction."""
+class CalibrationBin(StrictStruct, frozen=True, kw_only=True):
+    """One of equally filled bins of the calibrated prediction: means of prediction and outcome."""
 
     rows: int
     predicted_bps: float
     realised_bps: float
 
 
-class Calibration(Record, frozen=True, kw_only=True):
-    """From a booster's output to an expectation at its own horizon: a line through zero.
+class Calibration(StrictStruct, frozen=True, kw_only=True):
+    """From a booster's output to an expected return at its own horizon: a line through zero.
 
     ``fitted`` is the least-squares slope with standard error ``error`` over ``n_eff`` independent
     labels (None: too few to tell), ``slope = max(0, fitted) * max(0, 1 - error²/fitted²)`` (positive-part James–Stein).
@@ -76,8 +76,8 @@ class Calibration(Record, frozen=True, kw_only=True):
     table: tuple[CalibrationBin, ...]
 
 
-class Member(Record, frozen=True, kw_only=True):
-    """One horizon's booster and its part in the combination."""
+class Member(StrictStruct, frozen=True, kw_only=True):
+    """One horizon's booster, its calibration and its weight in the ensemble."""
 
     horizon_s: int
     booster: str
@@ -90,19 +90,19 @@ class Member(Record, frozen=True, kw_only=True):
     ic: float
 
 
-class Scale(Record, frozen=True, kw_only=True):
-    """Labels are divided by trailing volatility, expectations multiplied by it."""
+class Scale(StrictStruct, frozen=True, kw_only=True):
+    """Volatility scaling: labels are divided by trailing volatility, predictions multiplied by it."""
 
     feature: str
     window_s: int
     floor_bps: float
 
 
-class Regime(Record, frozen=True, kw_only=True):
-    """A band of trailing volatility, and from which expectation on it acts.
+class Regime(StrictStruct, frozen=True, kw_only=True):
+    """A band of trailing volatility, and the prediction that is acted on in it.
 
-    ``up_to_bps`` is the upper end of the band (None: open above); ``threshold_bps`` the smallest
-    absolute expectation that acts, None when the regime is closed: no positive slope was shown.
+    ``up_to_bps`` is the band's upper end (None: unbounded); ``threshold_bps`` the smallest absolute
+    prediction that is acted on, None in a closed regime, which has no significant positive slope.
     """
 
     name: str
@@ -110,16 +110,16 @@ class Regime(Record, frozen=True, kw_only=True):
     threshold_bps: float | None
 
 
-class Fees(Record, frozen=True, kw_only=True):
-    """The fees the verdict assumes, bps per side."""
+class Fees(StrictStruct, frozen=True, kw_only=True):
+    """The fee row that the verdict assumes, bps per side."""
 
     row: str
     taker_bps: float
     maker_bps: float
 
 
-class Window(Record, frozen=True, kw_only=True):
-    """What the final boosters were trained on; both ends included."""
+class TrainingWindow(StrictStruct, frozen=True, kw_only=True):
+    """Training data of the final boosters, both ends included."""
 
     first_date: str
     last_date: str
@@ -129,17 +129,19 @@ class Window(Record, frozen=True, kw_only=True):
     stride_s: int
 
 
-class Gate(Record, frozen=True, kw_only=True):
+class Gate(StrictStruct, frozen=True, kw_only=True):
+    """The promotion gate's verdict and its reasons."""
+
     verdict: Verdict
     reasons: tuple[str, ...]
 
 
-class DecayReference(Record, frozen=True, kw_only=True):
-    """What the live IC is held against; see `models_registry.decay`.
+class DecayReference(StrictStruct, frozen=True, kw_only=True):
+    """Reference of the decay monitor (`models_registry.decay`).
 
-    ``mean`` is the mean of the monitored stream, one observation every ``spacing_s``, over the
-    out-of-sample rows; ``limit`` is what the CUSUM with ``drift`` may reach, None when the mean is
-    not positive and there is nothing that could decay.
+    ``mean`` is the mean of the monitored stream over the out-of-sample rows, one observation per
+    ``spacing_s``; ``limit`` is the alarm limit of the CUSUM with ``drift``, None when the mean is not
+    positive and nothing could decay.
     """
 
     spacing_s: int
@@ -150,8 +152,8 @@ class DecayReference(Record, frozen=True, kw_only=True):
     observations: int
 
 
-class Recipe(Record, frozen=True, kw_only=True):
-    """How the boosters' outputs become an expectation; the arithmetic of this module's docstring."""
+class Recipe(StrictStruct, frozen=True, kw_only=True):
+    """How the boosters' outputs become an expected return, as in this module's docstring."""
 
     #: In the order of the vector.
     features: tuple[str, ...]
@@ -166,8 +168,8 @@ class Recipe(Record, frozen=True, kw_only=True):
         return tuple(member.horizon_s for member in self.members)
 
 
-class Manifest(Record, frozen=True, kw_only=True):
-    """Everything about a model version that is not a tree. Strict: unknown keys are refused."""
+class Manifest(StrictStruct, frozen=True, kw_only=True):
+    """Everything about a model version except its trees."""
 
     format: int
     name: str
@@ -180,7 +182,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     feature_list_hash: str
     recipe: Recipe
     fees: Fees
-    window: Window
+    window: TrainingWindow
     data_fingerprint: str
     git_sha: str
     seed: int
@@ -202,13 +204,13 @@ class Manifest(Record, frozen=True, kw_only=True):
         return self.recipe.primary_s
 
 
-class Prediction(Record, frozen=True, kw_only=True):
-    """An expectation for one row.
+class Prediction(StrictStruct, frozen=True, kw_only=True):
+    """The prediction for one row.
 
-    ``expected_bps`` is what the target rule takes: the expected return over the primary horizon in
-    bps, 0 where the regime's threshold is not reached, NaN when there is none. ``raw_bps`` is the
-    same before the threshold (what IC and decay are measured on), ``by_horizon`` the calibrated
-    expectation in bps at each of the recipe's ``horizons_s``.
+    ``expected_bps`` is the target rule's input: the expected return over the primary horizon in bps, 0
+    below the regime's threshold, NaN when there is none. ``raw_bps`` is the same before the threshold,
+    on which IC and decay are measured; ``by_horizon`` the calibrated expected returns in bps at the
+    recipe's ``horizons_s``.
     """
 
     expected_bps: float
@@ -218,9 +220,9 @@ class Prediction(Record, frozen=True, kw_only=True):
 
 
 class Predictions(msgspec.Struct, frozen=True, kw_only=True):
-    """Expectations for n rows: float64 of shape (n,), ``by_horizon`` (n, horizons).
+    """Predictions for n rows: float64 of shape (n,), ``by_horizon`` (n, horizons).
 
-    ``output`` are the boosters' own values (n, horizons); ``regime`` is an index into the recipe's
+    ``output`` are the boosters' raw outputs (n, horizons); ``regime`` is an index into the recipe's
     regimes, -1 for none; ``scale_bps`` is the scale at the primary horizon.
     """
 
@@ -232,7 +234,7 @@ class Predictions(msgspec.Struct, frozen=True, kw_only=True):
     scale_bps: Float
 
 
-class Pointer(Record, frozen=True, kw_only=True):
+class Pointer(StrictStruct, frozen=True, kw_only=True):
     """Which bundle is the champion: a folder below ``<root>/bundles/<name>`` and its checksum."""
 
     name: str
@@ -242,6 +244,7 @@ class Pointer(Record, frozen=True, kw_only=True):
 
 
 def sha256(data: bytes) -> str:
+    """Hex digest."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -250,14 +253,15 @@ def list_hash(names: Sequence[str]) -> str:
     return sha256("\n".join(names).encode())[:16]
 
 
-def encode(record: Record) -> bytes:
-    """Canonical JSON: the same record is the same bytes."""
+def encode(record: StrictStruct) -> bytes:
+    """Canonical JSON: equal records give equal bytes."""
     return msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=2) + b"\n"
 
 
 def bundles_folder(root: str | Path, name: str) -> Path:
+    """Where the bundles of a model are; BundleError when the root is not local."""
     if "://" in str(root):
-        raise BundleError(f"{root}: bundles are kept on a local disk; give a local root")
+        raise BundleError(f"{root}: bundles are stored on a local disk; use a local root")
     return Path(root) / "bundles" / name
 
 
@@ -277,23 +281,23 @@ def read_pointer(root: str | Path, name: str) -> Pointer | None:
 
 
 def scale_bps(volatility: Float, scale: Scale, horizon_s: int) -> Float:
-    """Expected size of a move over the horizon: trailing volatility (bps), floored, by root time.
+    """Volatility over the horizon in bps: trailing volatility, floored, by the square root of time.
 
-    NaN where the volatility is missing; shape as given.
+    NaN where the volatility is NaN; shape as given.
     """
     floored = np.where(np.isnan(volatility), np.nan, np.maximum(volatility, scale.floor_bps))
     return np.asarray(floored * math.sqrt(horizon_s / scale.window_s), np.float64)
 
 
 def regime_index(volatility: Float, regimes: Sequence[Regime]) -> npt.NDArray[np.int8]:
-    """Index of each row's regime, -1 where the volatility is missing."""
+    """Index of each row's regime, -1 where the volatility is NaN."""
     edges = np.array([r.up_to_bps for r in regimes if r.up_to_bps is not None], np.float64)
     index = np.searchsorted(edges, volatility, side="left")
     return np.where(np.isnan(volatility), -1, index).astype(np.int8)
 
 
 class Predictor:
-    """A recipe and its boosters: one arithmetic for validation, scoring and live."""
+    """A recipe and its boosters: the same arithmetic in validation, scoring and live."""
 
     def __init__(self, recipe: Recipe, boosters: Sequence[lightgbm.Booster]) -> None:
         self.recipe = recipe
@@ -309,7 +313,7 @@ class Predictor:
         return self.recipe.horizons_s
 
     def predict(self, vector: Float) -> Prediction:
-        """The expectation for one row: float64 of shape (features,), NaN for NULL."""
+        """The prediction for one row: float64 of shape (features,), NaN for NULL."""
         many = self.predict_many(np.ascontiguousarray(vector, np.float64)[np.newaxis, :])
         index = int(many.regime[0])
         return Prediction(
@@ -320,7 +324,7 @@ class Predictor:
         )
 
     def predict_many(self, matrix: Float, threads: int = 1) -> Predictions:
-        """Expectations for float64 rows of shape (n, features), n > 0; the numbers of `predict`."""
+        """Predictions for float64 rows of shape (n, features), n > 0; bit for bit those of `predict`."""
         recipe = self.recipe
         if matrix.ndim != 2 or matrix.shape[1] != len(recipe.features):
             raise ValueError(
@@ -366,8 +370,8 @@ class Bundle(Predictor):
     def load(cls, folder: str | Path, manifest_sha256: str = "") -> Bundle:
         """Read and verify a bundle.
 
-        Every file must have the SHA-256 it was registered with (the manifest's own is checked when
-        given), and the feature list its hash. BundleError, one line, otherwise.
+        BundleError unless every file has its registered SHA-256 (the manifest's own is checked when
+        given) and the feature list its hash.
         """
         import lightgbm
 
@@ -422,7 +426,7 @@ def load_champion(root: str | Path, name: str) -> tuple[Pointer, Bundle] | None:
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    """The manifest in ``data``; BundleError naming ``where`` when it is not a sound one."""
+    """The manifest in ``data``; BundleError naming ``where`` when it is not valid."""
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:

@@ -1,6 +1,4 @@
-"""Which version trades: promotion behind the gate, and rollback. Each moves the alias in MLflow, then
-the local pointer that the worker reads.
-"""
+"""Promotion and rollback: move the alias `champion` in MLflow, then the worker's local pointer."""
 
 from __future__ import annotations
 
@@ -22,10 +20,10 @@ from models_registry.resolver import resolve
 
 
 def promote(settings: Settings, version: str, *, in_spite_of_gate: bool = False) -> None:
-    """Make a version the champion, the old one `previous`, and renew the local pointer.
+    """Make a version the champion and the present one `previous`; update the local pointer.
 
-    RegistryError when there is no such version, or when its verdict is not `promote` and the gate
-    is not overruled.
+    RegistryError for an unknown version, or one whose verdict is not `promote` unless
+    ``in_spite_of_gate``.
     """
     name = settings.model_name
     with registry_client(settings) as client:
@@ -40,7 +38,7 @@ def promote(settings: Settings, version: str, *, in_spite_of_gate: bool = False)
         aliases = aliases_of(client, name)
         present = aliases.get(CHAMPION)
         if present != version:
-            # In this order a crash in between leaves a champion standing.
+            # In this order a crash in between leaves a valid champion.
             if present is not None:
                 client.set_registered_model_alias(name, PREVIOUS, present)
             client.set_registered_model_alias(name, CHAMPION, version)
@@ -50,7 +48,10 @@ def promote(settings: Settings, version: str, *, in_spite_of_gate: bool = False)
 
 
 def rollback(settings: Settings) -> str:
-    """Make `previous` the champion again (and the champion `previous`); its version."""
+    """Swap the aliases `champion` and `previous`; returns the new champion's version.
+
+    RegistryError without a previous champion.
+    """
     name = settings.model_name
     with registry_client(settings) as client:
         aliases = aliases_of(client, name)
@@ -65,7 +66,7 @@ def rollback(settings: Settings) -> str:
 
 
 def latest_verdict(settings: Settings) -> tuple[str, tuple[str, ...]]:
-    """Verdict and reasons of the newest attempt; ("none", ()) before the first."""
+    """Verdict and reasons of the latest attempt; ("none", ()) before the first."""
     with registry_client(settings) as client:
         run = latest_run(client, settings.model_name)
         if run is None:
@@ -75,9 +76,9 @@ def latest_verdict(settings: Settings) -> tuple[str, tuple[str, ...]]:
 
 
 def promote_latest(settings: Settings) -> tuple[bool, str | None]:
-    """Promote the newest attempt's version if the gate says so.
+    """Promote the latest attempt's version if its verdict is `promote`.
 
-    Whether the champion moved, and which version it is now (None: there is none).
+    Returns whether the champion changed, and its version, None without a champion.
     """
     name = settings.model_name
     with registry_client(settings) as client:
@@ -95,7 +96,7 @@ def promote_latest(settings: Settings) -> tuple[bool, str | None]:
 
 
 def _bring_local(settings: Settings) -> None:
-    """Where the registry is local, so is the worker's pointer: renew it at once."""
+    """Run the resolver once, as the registry and the worker share this machine."""
     bundles_folder(settings.root, settings.model_name).mkdir(parents=True, exist_ok=True)
     resolve(settings)
 
@@ -119,7 +120,7 @@ def promote_command(settings: Settings, options: argparse.Namespace) -> Result:
 
 
 def rollback_arguments(_: argparse.ArgumentParser) -> None:
-    """`l2 rollback` has no options of its own."""
+    """`l2 rollback` has no options."""
 
 
 def rollback_command(settings: Settings, _: argparse.Namespace) -> Result:

@@ -1,12 +1,12 @@
-"""The MLflow registry: every attempt a run, every judged model a version, promotion by alias.
+"""The MLflow registry: an attempt is a run, a validated model a version, promotion an alias.
 
-    challenger   the newest version that was registered
+    challenger   the latest registered version
     champion     what the live worker trades, through the resolver
-    previous     what was champion before, for `rollback`
+    previous     the champion before, for `rollback`
 
-Tracking lives in ``<root>/mlflow/mlflow.db`` with artifacts beside it. The same data, code and
-settings give the version that is there already, never a twin. MLflow is imported inside functions
-only: it takes seconds and hundreds of megabytes.
+Tracking is in ``<root>/mlflow/mlflow.db`` with artifacts beside it. Registration is idempotent: the
+same data, code and settings give the existing version. MLflow is imported only inside functions, as it
+takes seconds and hundreds of megabytes.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ Progress = Callable[[str], None]
 
 
 class RegistryError(ModelError):
-    """The registry cannot do what was asked; the message says what to do."""
+    """The registry cannot serve the request; the message says what to do."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a training attempt came to; ``version`` is None when none was registered."""
+    """Outcome of a training attempt; ``version`` is None when none was registered."""
 
     verdict: Verdict
     reasons: tuple[str, ...]
@@ -79,11 +79,10 @@ def train_and_register(
     progress: Progress = lambda line: None,
     features: Features | None = None,
 ) -> Outcome:
-    """One attempt on all of the lake's training set: walk-forward, verdict, run and version.
+    """One attempt on the lake's whole training set: walk-forward, verdict, run and version.
 
-    Always leaves an MLflow run; registers a version, as `challenger`, unless the verdict is
-    `not_enough_data`. An attempt with the data fingerprint, git sha and settings of a registered
-    version only notes that it is that version.
+    Always logs an MLflow run; registers a version, as `challenger`, unless the verdict is
+    `not_enough_data`. An attempt with the identity of a registered version logs a run that refers to it.
     """
     from models_registry import training
 
@@ -106,7 +105,7 @@ def train_and_register(
             return _note_reuse(client, settings, known, tags)
         champion = load_champion(settings.root, settings.model_name)
         rows = training.load_rows(lake, settings, features)
-        study = training.evaluate(
+        evaluation = training.evaluate(
             lake,
             settings,
             features,
@@ -115,9 +114,9 @@ def train_and_register(
             progress=progress,
         )
         model = None
-        if study.gate.verdict != "not_enough_data":
+        if evaluation.gate.verdict != "not_enough_data":
             model = training.finish(
-                study,
+                evaluation,
                 settings,
                 features,
                 rows,
@@ -126,11 +125,11 @@ def train_and_register(
                 git_sha=git_sha,
             )
             progress("final boosters fitted")
-        return _log(client, settings, lake.source, study, model, tags)
+        return _log(client, settings, lake.source, evaluation, model, tags)
 
 
 def identity(settings: Settings, features: Features, fingerprint: str, git_sha: str) -> str:
-    """A name for everything a version is a function of (16 hex digits)."""
+    """Hash of everything that determines a version (16 hex digits)."""
     import lightgbm
 
     parts = (
@@ -150,12 +149,12 @@ def identity(settings: Settings, features: Features, fingerprint: str, git_sha: 
 
 
 def _code() -> str:
-    """Hash of the code that trains and judges: a git sha says nothing of uncommitted changes."""
+    """Hash of the code that trains and validates, because a git sha misses uncommitted changes."""
     return closure_hash(__name__, "models_registry.training")
 
 
 def fetch_bundle(settings: Settings, version: str, folder: Path) -> str:
-    """Copy a version's bundle into ``folder`` (created), verified; its manifest's SHA-256."""
+    """Download and verify a version's bundle into a new ``folder``, with fsync; its manifest's SHA-256."""
     import mlflow
 
     name = settings.model_name
@@ -185,14 +184,14 @@ def _log(
     client: Any,
     settings: Settings,
     source: str,
-    study: Any,
+    evaluation: Any,
     model: Any,
     tags: Mapping[str, str],
 ) -> Outcome:
     import mlflow
 
     from models_registry import card
-    from models_registry.study import metrics
+    from models_registry.evaluation import metrics
 
     about = card.About(
         name=settings.model_name,
@@ -202,9 +201,9 @@ def _log(
         fee_row=settings.model.fee_row,
         block_s=settings.model.bootstrap_block_s,
     )
-    figures = metrics(study)
-    text = card.text(study, model, about)
-    verdict, reasons = study.gate.verdict, study.gate.reasons
+    figures = metrics(evaluation)
+    text = card.text(evaluation, model, about)
+    verdict, reasons = evaluation.gate.verdict, evaluation.gate.reasons
     tags = {**tags, "gate.verdict": verdict, "gate.reasons": "; ".join(reasons)}
     for figure in ("ic_mean", "ic_worst_fold"):
         tags[figure] = f"{figures[figure]:.4f}" if figure in figures else "none"
@@ -213,17 +212,20 @@ def _log(
         mlflow.log_params(
             {
                 **msgspec.to_builtins(settings.model),
-                **{f"lightgbm.{k}": v for k, v in msgspec.to_builtins(study.parameters).items()},
+                **{
+                    f"lightgbm.{k}": v
+                    for k, v in msgspec.to_builtins(evaluation.parameters).items()
+                },
             }
         )
         mlflow.log_metrics(figures)
-        for block in study.blocks:
+        for block in evaluation.blocks:
             mlflow.log_metric("ic_block", block.ic.rank, step=block.number)
         mlflow.log_text(text, CARD_FILE)
-        mlflow.log_text(card.fold_csv(study), "blocks.csv")
+        mlflow.log_text(card.fold_csv(evaluation), "blocks.csv")
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            for name, image in card.pictures(study, model).items():
+            for name, image in card.pictures(evaluation, model).items():
                 (folder / name).write_bytes(image)
                 mlflow.log_artifact(str(folder / name), "pictures")
             if model is not None:
@@ -234,7 +236,7 @@ def _log(
                     uri,
                     run.info.run_id,
                     {**tags, "manifest_sha256": sha256(model.files[MANIFEST_FILE])},
-                    card.description(study, about),
+                    card.description(evaluation, about),
                 )
                 mlflow.set_tag("model_version", version)
     return Outcome(
@@ -249,7 +251,7 @@ def _log(
 
 
 def _log_model(model: Any, folder: Path) -> str:
-    """Log the bundle with its serving code; the model's URI."""
+    """Log the bundle with its serving code; returns the model's URI."""
     import lightgbm
     import mlflow
     import numpy as np
@@ -328,11 +330,11 @@ def _note_reuse(client: Any, settings: Settings, known: Any, tags: Mapping[str, 
 
 @contextmanager
 def registry_client(settings: Settings) -> Iterator[Any]:
-    """MLflow pointed at this lake's store and experiment, and pointed back afterwards."""
+    """An MLflow client on this lake's store and experiment; restores MLflow's URIs afterwards."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     with warnings.catch_warnings():
-        # What MLflow's own code does with its dependencies is not ours to change.
+        # Warnings of MLflow's own dependencies.
         warnings.filterwarnings("ignore", module=_FOREIGN)
         yield from _pointed(settings)
 
@@ -340,7 +342,7 @@ def registry_client(settings: Settings) -> Iterator[Any]:
 def _pointed(settings: Settings) -> Iterator[Any]:
     import mlflow
 
-    # Neither the migrations of a new database nor a checked example are news to anyone.
+    # Silence the migrations of a new database and the check of the input example.
     for quiet in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
         logging.getLogger(quiet).setLevel(logging.WARNING)
     uri = tracking_uri(settings)
@@ -364,6 +366,7 @@ def _pointed(settings: Settings) -> Iterator[Any]:
 
 
 def model_version(client: Any, name: str, version: str) -> Any:
+    """MLflow's ModelVersion; RegistryError when there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -375,14 +378,15 @@ def model_version(client: Any, name: str, version: str) -> Any:
 
 
 def aliases_of(client: Any, name: str) -> dict[str, str]:
+    """Alias -> version of a registered model; empty before its first version."""
     from mlflow.exceptions import MlflowException
 
     try:
-        # Searching may return versions without their aliases; the model itself has them.
-        found = client.get_registered_model(name).aliases
+        # Version searches may omit aliases; the registered model has them.
+        aliases = client.get_registered_model(name).aliases
     except MlflowException:
         return {}
-    return {alias: str(version) for alias, version in found.items()}
+    return {alias: str(version) for alias, version in aliases.items()}
 
 
 def _version_with(client: Any, name: str, wanted: str) -> Any:
@@ -391,6 +395,7 @@ def _version_with(client: Any, name: str, wanted: str) -> Any:
 
 
 def latest_run(client: Any, name: str) -> Any:
+    """The latest finished run of a model's experiment, None before the first."""
     experiment = client.get_experiment_by_name(name)
     runs = client.search_runs(
         [experiment.experiment_id],

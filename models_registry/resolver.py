@@ -1,10 +1,10 @@
-"""From the alias `champion` to a local bundle and a pointer: the process between MLflow and live.
+"""The resolver: copies the version under the alias `champion` to a local bundle, and points to it.
 
     python -m models_registry.resolver --root lake --name btc-l2 [--every 5]
 
-A bundle is copied to a temporary folder, verified, and renamed to
-``<root>/bundles/<name>/<version>-<sha8>/``; then the pointer file is replaced. The worker sees the
-old champion or the new one, whole, and needs neither this process nor MLflow to go on.
+The process between MLflow and the worker. A bundle is downloaded to a temporary folder, verified, and
+renamed to ``<root>/bundles/<name>/<version>-<sha8>/``; then the pointer file is replaced. Both steps are
+atomic, and the worker needs neither this process nor MLflow to continue.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from models_registry.registry import RegistryError
 
 
 def resolve(settings: Settings) -> Pointer | None:
-    """Bring bundle and pointer in line with the alias; the pointer, None without a champion.
+    """Update bundle and pointer to the alias; returns the pointer, None without a champion.
 
-    BundleError when what the registry holds is not what was registered; the pointer then stays.
+    BundleError when the registry's files have not their registered checksums; the pointer then stays.
     """
     version = registry.champion_version(settings)
     if version is None:
         return None
     home = bundles_folder(settings.root, settings.model_name)
-    present = _standing(home, settings)
+    present = _valid_pointer(home, settings)
     if present is not None and present.version == version:
         return present
     fresh = home / f".{uuid.uuid4().hex}.tmp"
@@ -52,7 +52,7 @@ def resolve(settings: Settings) -> Pointer | None:
         digest = registry.fetch_bundle(settings, version, fresh)
         folder = home / f"{version}-{digest[:8]}"
         if folder.exists():
-            # Left by an earlier promotion, or damaged since: the fresh copy is the verified one.
+            # From an earlier promotion and perhaps damaged since; the new copy is verified.
             shutil.rmtree(folder)
         fresh.rename(folder)
     finally:
@@ -64,8 +64,8 @@ def resolve(settings: Settings) -> Pointer | None:
     return pointer
 
 
-def _standing(home: Path, settings: Settings) -> Pointer | None:
-    """The pointer, if what it points at is whole; a damaged one counts as none and is renewed."""
+def _valid_pointer(home: Path, settings: Settings) -> Pointer | None:
+    """The present pointer if its bundle is valid, else None, so that it is downloaded again."""
     try:
         pointer = read_pointer(settings.root, settings.model_name)
         if pointer is not None:
@@ -86,11 +86,11 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 0 with a champion, 3 without one, 1 on an error, which is one line."""
+    """The command line; exit status 0 with a champion, 3 without one, 1 on an error."""
     parser = argparse.ArgumentParser(prog="python -m models_registry.resolver")
     parser.add_argument("--root", help="the lake's root (default: the settings')")
     parser.add_argument("--name", choices=("btc-l2", "synthetic-l2"), help="registered model")
-    parser.add_argument("--every", type=float, metavar="SECONDS", help="look again and again")
+    parser.add_argument("--every", type=float, metavar="SECONDS", help="repeat until stopped")
     options = parser.parse_args(arguments)
     try:
         settings = load()
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _once(settings: Settings, seen: str | None) -> tuple[int, str]:
-    """Resolve and say what changed: exit code, and the line that was said or is still true."""
+    """Resolve once and print a changed status line: (exit status, line)."""
     try:
         pointer = resolve(settings)
     except (BundleError, RegistryError, OSError) as error:

@@ -1,12 +1,12 @@
-"""What the target rule would have earned over test blocks: trades, fee rows, break-even fee.
+"""Simulated trades of the target rule over test blocks, net of each fee row; break-even fee.
 
-The decision at t takes the expectation at t and is executed one second later, at the mid of t + 1 s
+The decision at t uses the prediction at t and is executed one second later, at the mid of t + 1 s
 plus or minus half the spread then; the taker fee is paid on both legs. The position is carried from
-second to second; a turn closes and opens at the same prices. The rule is
-`execution.sizing.next_target`, the one that runs live.
+second to second; a reversal closes and opens at the same prices. The rule is
+`execution.sizing.next_target`, the live one. Size, market impact and funding are not modelled.
 
-A break in the rows (not warm, a gap, the end of the block) closes the position at the last row
-before it and is counted: what lies behind a break is no price one could have had.
+A break in the rows (not warm, a gap, the end of the block) closes the position at the last row before
+it and is counted as ``cut``: later prices would be look-ahead.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _WIDTH: Final = 7
 
 
 class Trades(msgspec.Struct, frozen=True, kw_only=True):
-    """n round trips in order of entry; all float64 (n,) but the times and symbols.
+    """n round trips by entry time, arrays of shape (n,).
 
-    ``gross_bps`` mid to mid, ``spread_bps`` what crossing cost (positive = bad), ``turnover`` the
-    notional of both legs over that of the entry, on which fees are paid; ``cut`` marks trades that
-    a break closed. ``signals`` of ``seconds`` exceeded the cost.
+    ``gross_bps`` is mid to mid, ``spread_bps`` the cost of crossing the spread (positive = paid),
+    ``turnover`` the notional of both legs over that of the entry, on which fees are paid; ``cut`` marks
+    trades closed by a break. In ``signals`` of ``seconds`` the prediction exceeded the cost.
     """
 
     symbol: npt.NDArray[np.int8]
@@ -55,7 +55,7 @@ class Trades(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.entry_ns)
 
     def net_bps(self, fee_bps: float) -> Float:
-        """Result of each trade at a fee per side."""
+        """Net result of each trade (n,) at this fee per side."""
         return np.asarray(self.gross_bps - self.spread_bps - fee_bps * self.turnover)
 
 
@@ -150,8 +150,8 @@ def simulate(
 ) -> Trades:
     """Round trips of the target rule over rows (n,) of any symbols in time order.
 
-    ``expected_bps`` is NaN where there is no expectation; ``fee_bps`` is the taker fee per side
-    that the rule weighs its expectations against.
+    ``expected_bps`` is NaN without a prediction; ``fee_bps`` is the taker fee per side in the cost that
+    a prediction must exceed, honest when it is the one really paid.
     """
     parts = [np.empty((0, _WIDTH))]
     names = [np.empty(0, np.int8)]
@@ -190,10 +190,10 @@ def simulate(
     )
 
 
-def judge(
+def fee_result(
     trades: Trades, row: str, t_ns: Int, *, block_s: int, samples: int, seed: int
 ) -> FeeResult:
-    """The fee row's figures; ``t_ns`` (n,) are all decision times the rule ran over."""
+    """Figures of the trades at one fee row; ``t_ns`` (n,) are all decision times."""
     taker_bps = FEE_ROWS_BPS[row][0]
     net = trades.net_bps(taker_bps)
     count = len(trades)
@@ -229,7 +229,7 @@ def judge(
 
 
 def clopper_pearson_upper(failures: int, trials: int, confidence: float = 0.95) -> float:
-    """One-sided upper bound of a proportion; 1 without trials."""
+    """One-sided upper bound of a proportion (Clopper & Pearson 1934); 1 without trials."""
     from scipy.special import betaincinv
 
     if failures >= trials:

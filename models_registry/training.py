@@ -1,10 +1,9 @@
-"""From a training set to a judged model: walk-forward, verdict, final boosters.
+"""Training: walk-forward evaluation, verdict, final boosters.
 
-Walk-forward judges the procedure: in every fold boosters train, calibrate and then face a test
-block, second by second, through the predictor and the target rule that run live. The final boosters
-are then fitted by the same procedure on all rows; what calibrates them are the out-of-sample
-outputs of all test blocks, made by boosters that had not seen them. The figures that are reported
-are those of the folds, each with its own calibration, and never those of the final calibration.
+Walk-forward evaluates the procedure: in every fold boosters are trained, calibrated and tested on a
+later block, second by second, through the live predictor and target rule. The final boosters are fitted
+by the same procedure on all rows and calibrated on the out-of-sample outputs of all test blocks. The
+reported figures are those of the folds, each with its own calibration; never in-sample ones.
 """
 
 from __future__ import annotations
@@ -22,7 +21,18 @@ from market.settings import FEE_ROWS_BPS, Settings
 from market.units import DAY_NS, SECOND_NS, utc_date
 from models_registry import dataset, decay, ensemble
 from models_registry.dataset import Features, Rows
-from models_registry.ensemble import Fitted, Parameters
+from models_registry.ensemble import BoosterParameters, FittedBooster
+from models_registry.evaluation import (
+    BlockResult,
+    ChampionComparison,
+    Evaluation,
+    OutOfSample,
+    join,
+    make_block,
+    metrics,
+    rank_product,
+    summarise_blocks,
+)
 from models_registry.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -32,21 +42,10 @@ from models_registry.manifest import (
     Manifest,
     Predictor,
     Recipe,
-    Window,
+    TrainingWindow,
     encode,
     list_hash,
     parse_manifest,
-)
-from models_registry.study import (
-    Block,
-    OutOfSample,
-    Study,
-    Versus,
-    join,
-    judge,
-    make_block,
-    metrics,
-    rank_product,
 )
 from models_registry.validation import Fold, label_reach_ns, walk_forward
 
@@ -54,14 +53,14 @@ Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 Progress = Callable[[str], None]
 
-#: Stream of randomness, apart from those of the study.
+#: Stream of randomness, apart from those of the evaluation.
 _DECAY_STREAM: Final = 3
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished version: the files of its bundle by name, the manifest among them.
+class TrainedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A trained version: its manifest and the files of its bundle by name.
 
-    ``importance`` is the share of each feature in the boosters' gain, largest first.
+    ``importance`` is each feature's share of the boosters' gain, largest first.
     """
 
     manifest: Manifest
@@ -71,13 +70,13 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
 class _FoldModel(msgspec.Struct, frozen=True, kw_only=True):
     recipe: Recipe
-    members: tuple[Fitted, ...]
+    members: tuple[FittedBooster, ...]
     train_rows: int
     calibration_rows: int
 
 
 def load_rows(lake: Lake, settings: Settings, features: Features) -> Rows:
-    """The rows that train: every n-th second of all dates."""
+    """Training rows: every n-th second of all dates. DatasetError without the scale feature."""
     if ensemble.SCALE_FEATURE not in features.names:
         raise dataset.DatasetError(
             f"the features lack {ensemble.SCALE_FEATURE}, which scales the labels; define it"
@@ -101,11 +100,11 @@ def evaluate(
     *,
     champion: tuple[str, Bundle] | None = None,
     progress: Progress = lambda line: None,
-) -> Study:
-    """Walk-forward over ``rows`` (of `load_rows`), with every second of the test blocks read anew.
+) -> Evaluation:
+    """Walk-forward over ``rows`` (of `load_rows`); test blocks are read again at every second.
 
-    ``champion`` (version, bundle) is compared with where it can be: same features, later seconds.
-    Ends with a verdict whatever there is, nothing at all included.
+    ``champion`` (version, bundle) is compared on seconds after its training if it has the same
+    features. Gives a verdict even without any row.
     """
     model = settings.model
     volatility = _volatility(rows, features)
@@ -119,7 +118,7 @@ def evaluate(
         calibration_share=model.calibration_share,
         max_horizon_s=max(model.horizons_s),
     )
-    parameters, tuned_ic = Parameters(), math.nan
+    parameters, tuned_ic = BoosterParameters(), math.nan
     skipped: list[str] = []
     if folds:
         parameters, tuned_ic = ensemble.tune(
@@ -141,7 +140,7 @@ def evaluate(
             f"{model.min_train_days}"
         )
     rival, note = _rival(champion, features)
-    blocks: list[Block] = []
+    blocks: list[BlockResult] = []
     parts: list[OutOfSample] = []
     for number, fold in enumerate(folds):
         fitted = _fit_fold(rows, volatility, fold, features, settings, parameters)
@@ -169,11 +168,13 @@ def evaluate(
         progress(
             f"block {number + 1} of {len(folds)} ({block.first_date}): rank IC {block.ic.rank:.4f}"
         )
-    return judge(settings, len(rows), dates, parameters, tuned_ic, blocks, parts, skipped, note)
+    return summarise_blocks(
+        settings, len(rows), dates, parameters, tuned_ic, blocks, parts, skipped, note
+    )
 
 
 def finish(
-    study: Study,
+    evaluation: Evaluation,
     settings: Settings,
     features: Features,
     rows: Rows,
@@ -181,13 +182,13 @@ def finish(
     source: str,
     data_fingerprint: str,
     git_sha: str,
-) -> Model:
-    """Fit the final boosters on all rows and write down the version.
+) -> TrainedModel:
+    """Fit the final boosters on all rows and make the bundle.
 
-    ValueError when the study judged no block: there is nothing to calibrate on.
+    ValueError for an evaluation without test blocks, which leaves nothing to calibrate on.
     """
-    if study.pooled is None:
-        raise ValueError("a study without test blocks makes no model")
+    if evaluation.pooled is None:
+        raise ValueError("an evaluation without test blocks makes no model")
     model = settings.model
     volatility = _volatility(rows, features)
     scale = ensemble.scale_of(volatility)
@@ -197,13 +198,13 @@ def finish(
         scale,
         features.names,
         model.horizons_s,
-        study.parameters,
+        evaluation.parameters,
         stride_s=model.train_stride_s,
         seed=model.seed,
         threads=model.threads,
     )
-    seconds = study.pooled.rows.t_ns // SECOND_NS
-    seen = study.pooled.where(seconds % model.train_stride_s == 0)
+    seconds = evaluation.pooled.rows.t_ns // SECOND_NS
+    seen = evaluation.pooled.where(seconds % model.train_stride_s == 0)
     recipe = ensemble.combine(
         members,
         seen.output,
@@ -225,9 +226,9 @@ def finish(
         feature_list_hash=list_hash(features.names),
         recipe=recipe,
         fees=Fees(row=model.fee_row, taker_bps=taker_bps, maker_bps=maker_bps),
-        window=Window(
-            first_date=study.dates[0],
-            last_date=study.dates[-1],
+        window=TrainingWindow(
+            first_date=evaluation.dates[0],
+            last_date=evaluation.dates[-1],
             first_ns=int(rows.t_ns[0]),
             last_ns=int(rows.t_ns[-1]),
             rows=len(rows),
@@ -236,14 +237,14 @@ def finish(
         data_fingerprint=data_fingerprint,
         git_sha=git_sha,
         seed=model.seed,
-        parameters=msgspec.to_builtins(study.parameters),
-        gate=study.gate,
-        decay=_decay_reference(study.pooled, settings),
-        metrics=metrics(study),
+        parameters=msgspec.to_builtins(evaluation.parameters),
+        gate=evaluation.gate,
+        decay=_decay_reference(evaluation.pooled, settings),
+        metrics=metrics(evaluation),
     )
     files = {member.file: member.text.encode() for member in members}
     files[MANIFEST_FILE] = encode(manifest)
-    return Model(
+    return TrainedModel(
         manifest=parse_manifest(files[MANIFEST_FILE], MANIFEST_FILE),
         files=files,
         importance=_importance(members, features),
@@ -256,13 +257,13 @@ def _volatility(rows: Rows, features: Features) -> Float:
 
 def _rival(
     champion: tuple[str, Bundle] | None, features: Features
-) -> tuple[Bundle | None, Versus | None]:
+) -> tuple[Bundle | None, ChampionComparison | None]:
     if champion is None:
         return None, None
     version, bundle = champion
     if bundle.manifest.feature_hash != features.hash or bundle.manifest.features != features.names:
-        return None, Versus(champion=version, note="it takes other features")
-    return bundle, Versus(champion=version)
+        return None, ChampionComparison(champion=version, note="it takes other features")
+    return bundle, ChampionComparison(champion=version)
 
 
 def _fit_fold(
@@ -271,12 +272,12 @@ def _fit_fold(
     fold: Fold,
     features: Features,
     settings: Settings,
-    parameters: Parameters,
+    parameters: BoosterParameters,
 ) -> _FoldModel | str:
-    """The fold's model, or why there is too little to make one."""
+    """The fold's model, or the reason why it has too few rows."""
     model = settings.model
-    inside, held = fold.train.mask(rows.t_ns), fold.calibration.mask(rows.t_ns)
-    train, calibration = rows.where(inside), rows.where(held)
+    inside, calibrating = fold.train.mask(rows.t_ns), fold.calibration.mask(rows.t_ns)
+    train, calibration = rows.where(inside), rows.where(calibrating)
     scale = ensemble.scale_of(volatility[inside])
     for horizon, column in zip(model.horizons_s, train.labels_bps.T, strict=True):
         known = int(np.sum(~np.isnan(column)))
@@ -297,7 +298,7 @@ def _fit_fold(
         members,
         ensemble.outputs(members, calibration.features, model.threads),
         calibration,
-        volatility[held],
+        volatility[calibrating],
         scale,
         ensemble.regime_edges(volatility[inside]),
         features.names,
@@ -319,7 +320,7 @@ def _face(
     fitted: _FoldModel,
     rival: Bundle | None,
 ) -> OutOfSample:
-    """Every second of the test block through the fold's predictor, one date at a time."""
+    """Predict every second of the test block with the fold's model, one date at a time."""
     predictor: Predictor = ensemble.predictor(fitted.recipe, fitted.members)
     threads = settings.model.threads
     parts = []
@@ -368,7 +369,9 @@ def _decay_reference(pooled: OutOfSample, settings: Settings) -> DecayReference:
     )
 
 
-def _importance(members: Sequence[Fitted], features: Features) -> tuple[tuple[str, float], ...]:
+def _importance(
+    members: Sequence[FittedBooster], features: Features
+) -> tuple[tuple[str, float], ...]:
     total = np.zeros(len(features.names))
     for member in members:
         gain = np.asarray(ensemble.read_booster(member.text).feature_importance("gain"))

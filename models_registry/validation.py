@@ -1,17 +1,17 @@
 """Purged walk-forward, information coefficient, and the stationary bootstrap.
 
-Folds. The training span expands; its last part calibrates; the test block follows. `|` is a UTC
-midnight, `.` is dropped: a decision whose label would reach into what comes next.
+The training span expands, its last part is for calibration, the test block follows. `|` is a UTC
+midnight, `.` is purged: decisions whose labels overlap the next span.
 
     day      0      1      2      3      4      5
     fold 0   |TTTTTTTTTTTTT.CCCC.|######|
     fold 1   |TTTTTTTTTTTTTTTTTT.CCCCC.|######|
     fold 2   |TTTTTTTTTTTTTTTTTTTTTTT.CCCCCC.|######|
 
-The label of a decision at t is made from the mid at t + 1 s to t + 1 s + h, so a decision may train
-only if t + 1 s + h_max is not after the calibration's first instant, and calibrate only if it is
-not after the test block's (López de Prado 2018, ch. 7: purging). No embargo is needed because
-training data never come after test data.
+The label of a decision at t runs from t + 1 s to t + 1 s + h, so t is in the training span only if
+t + 1 s + h_max is not after the first instant of the calibration span, and in that one only if it is not
+after the first of the test block (purging: López de Prado 2018, ch. 7). No embargo is needed, because
+training data never follow test data.
 """
 
 from __future__ import annotations
@@ -31,44 +31,49 @@ Int = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
-#: From decision to the label's first price.
+#: Seconds from the decision to the label's first price.
 DELAY_S: Final = 1
 
-#: Time bins that the bootstrap resamples; its blocks are many of them.
+#: Seconds per time bin of the bootstrap; its blocks are many bins long.
 BIN_S: Final = 300
 
 
-class Span(msgspec.Struct, frozen=True):
-    """Decision times t with ``after_ns < t <= until_ns``: the way partitions count their rows."""
+class TimeSpan(msgspec.Struct, frozen=True):
+    """Decision times t with ``after_ns < t <= until_ns``, as the rows of a partition."""
 
     after_ns: int
     until_ns: int
 
     def mask(self, t_ns: Int) -> Mask:
+        """Which times are in the span, (n,)."""
         return np.asarray((t_ns > self.after_ns) & (t_ns <= self.until_ns))
 
 
 class Fold(msgspec.Struct, frozen=True, kw_only=True):
-    train: Span
-    calibration: Span
-    test: Span
+    """Training, calibration and test span of one fold, purged."""
+
+    train: TimeSpan
+    calibration: TimeSpan
+    test: TimeSpan
     #: UTC dates of the test block that have rows.
     test_dates: tuple[str, ...]
 
 
 def label_reach_ns(horizon_s: int) -> int:
-    """From a decision to the end of its label."""
+    """Time from a decision to the end of its label: the purge length."""
     return (DELAY_S + horizon_s) * SECOND_NS
 
 
-def split_tail(t_ns: Int, span: Span, share: float, max_horizon_s: int) -> tuple[Span, Span]:
-    """A span's head and, purged from it, the tail that holds ``share`` of its decisions."""
+def split_tail(
+    t_ns: Int, span: TimeSpan, share: float, max_horizon_s: int
+) -> tuple[TimeSpan, TimeSpan]:
+    """Split a span into a head and a tail with ``share`` of its decisions; the head is purged."""
     inside = np.sort(t_ns[span.mask(t_ns)])
     if not len(inside):
-        return Span(span.after_ns, span.after_ns), Span(span.after_ns, span.until_ns)
+        return TimeSpan(span.after_ns, span.after_ns), TimeSpan(span.after_ns, span.until_ns)
     first = int(inside[min(len(inside) - 1, int(len(inside) * (1.0 - share)))])
-    head = Span(span.after_ns, first - label_reach_ns(max_horizon_s))
-    return head, Span(first - 1, span.until_ns)
+    head = TimeSpan(span.after_ns, first - label_reach_ns(max_horizon_s))
+    return head, TimeSpan(first - 1, span.until_ns)
 
 
 def walk_forward(
@@ -79,11 +84,11 @@ def walk_forward(
     calibration_share: float,
     max_horizon_s: int,
 ) -> tuple[Fold, ...]:
-    """The folds over decision times ``t_ns`` (n,), any order, repeated times allowed.
+    """Folds over decision times ``t_ns`` (n,), in any order, duplicates allowed.
 
-    Dates without decisions count neither as training nor as test days. A test block is one date,
-    or as many as keep the number of blocks within ``max_test_blocks``. No folds when there are not
-    more dates than ``min_train_days``.
+    Dates without decisions do not count. A test block is one date, or as many as keep the number of
+    blocks within ``max_test_blocks``. No folds without more dates than ``min_train_days``. Free of
+    leakage only if ``max_horizon_s`` is the longest horizon of any label used.
     """
     days = np.unique((t_ns - 1) // DAY_NS)
     testable = days[min_train_days:]
@@ -92,8 +97,8 @@ def walk_forward(
     size = math.ceil(len(testable) / max_test_blocks)
     folds = []
     for block in (testable[i : i + size] for i in range(0, len(testable), size)):
-        test = Span(int(block[0]) * DAY_NS, (int(block[-1]) + 1) * DAY_NS)
-        past = Span(
+        test = TimeSpan(int(block[0]) * DAY_NS, (int(block[-1]) + 1) * DAY_NS)
+        past = TimeSpan(
             int(days[0]) * DAY_NS,
             test.after_ns - label_reach_ns(max_horizon_s),
         )
@@ -112,7 +117,7 @@ def walk_forward(
 def normal_scores(values: Float) -> Float:
     """Ranks as standard normal quantiles, mean 0 and variance 1 (van der Waerden); NaN stays NaN.
 
-    Ties share their mean rank; a constant gives zeros: it ranks nothing.
+    Ties share their mean rank; a constant gives zeros.
     """
     from scipy.special import ndtri
     from scipy.stats import rankdata
@@ -128,7 +133,10 @@ def normal_scores(values: Float) -> Float:
 
 
 class Coefficient(msgspec.Struct, frozen=True, kw_only=True):
-    """Correlation of prediction and realised return; ``rank`` is that of their normal scores."""
+    """Correlations of prediction and realised return; ``rank`` is that of their normal scores.
+
+    ``n_eff`` is the effective number of independent observations.
+    """
 
     rank: float
     pearson: float
@@ -139,10 +147,10 @@ class Coefficient(msgspec.Struct, frozen=True, kw_only=True):
 def information_coefficient(
     predicted: Float, realised: Float, t_ns: Int, horizon_s: int
 ) -> Coefficient:
-    """IC over rows (n,) where both are known; 0 where one side is constant.
+    """IC over rows (n,) without NaN; 0 if either side is constant.
 
-    ``n_eff`` is the time covered over the horizon: labels that overlap share their content, and so
-    do two symbols in the same second.
+    ``n_eff`` is the covered time over the horizon: overlapping labels are not independent, nor are
+    two symbols in the same second.
     """
     known = ~(np.isnan(predicted) | np.isnan(realised))
     p, y = predicted[known], realised[known]
@@ -171,9 +179,9 @@ def effective_count(t_ns: Int, horizon_s: int) -> float:
 
 
 def bin_sums(t_ns: Int, columns: Sequence[Float], bin_s: int = BIN_S) -> Float:
-    """Sums of columns (n,) over time bins that hold anything: float64 (bins, columns), in order.
+    """Sums of columns (n,) over the non-empty time bins: float64 (bins, columns), in time order.
 
-    Rows of several symbols at one time fall into one bin, so they are always resampled together.
+    Rows of several symbols at one time share a bin, so they are resampled together.
     """
     bins, index = np.unique(t_ns // (bin_s * SECOND_NS), return_inverse=True)
     out = np.empty((len(bins), len(columns)))
@@ -185,9 +193,9 @@ def bin_sums(t_ns: Int, columns: Sequence[Float], bin_s: int = BIN_S) -> Float:
 def stationary_indices(
     generator: np.random.Generator, count: int, mean_block: float, length: int | None = None
 ) -> npt.NDArray[np.int64]:
-    """A resample of 0..count-1 in blocks of geometric length, circular (Politis & Romano 1994).
+    """Stationary bootstrap: 0..count-1 resampled in circular blocks of geometric length.
 
-    As long as the original, or of the ``length`` given.
+    Politis & Romano (1994). As long as the original, or of the given ``length``.
     """
     length = count if length is None else length
     restart = generator.random(length) < 1.0 / max(mean_block, 1.0)
@@ -219,7 +227,7 @@ def bootstrap(
 
 
 def ratio(totals: Float) -> Float:
-    """First column over second; minus infinity where the second is empty: that proves nothing."""
+    """First column over second; minus infinity where the second is not positive."""
     out = np.full(len(totals), -np.inf)
     np.divide(totals[:, 0], totals[:, 1], out=out, where=totals[:, 1] > 0)
     return out
@@ -237,13 +245,13 @@ def lower_bound(
 ) -> float:
     """One-sided lower bound of the weighted mean of ``values`` (n,) at times ``t_ns`` (n,).
 
-    Percentile of the stationary bootstrap over time blocks. Times that carry nothing are given with
-    weight 0, so that blocks are stretches of time and not of happenings; a resample without weight
-    counts as minus infinity.
+    Percentile of the stationary bootstrap over time blocks. ``t_ns`` includes times without a value,
+    at weight 0, so that blocks are stretches of time and not of events; a resample without weight counts
+    as minus infinity.
     """
     if not (weights > 0).any():
         return -math.inf
     sums = bin_sums(t_ns, (np.where(weights > 0, values * weights, 0.0), weights))
     drawn = bootstrap(sums, ratio, mean_block=block_s / BIN_S, samples=samples, seed=seed)
-    # "lower" never interpolates between a number and minus infinity.
+    # "lower" does not interpolate between a number and minus infinity.
     return float(np.quantile(drawn, 1.0 - confidence, method="lower"))

@@ -1,4 +1,4 @@
-"""A champion small enough for a test, and settings for a synthetic lake."""
+"""A champion bundle small enough for a test, and settings of a synthetic lake."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from models_registry.manifest import (
     Recipe,
     Regime,
     Scale,
-    Window,
+    TrainingWindow,
     bundles_folder,
     encode,
     list_hash,
@@ -35,7 +35,7 @@ HORIZONS = (10, 60)
 
 
 def live_settings(root: Path, **execution: object) -> Settings:
-    """A synthetic lake judged without fees, so that a small signal trades."""
+    """Settings of a synthetic lake without fees, so that a small signal trades."""
     return Settings(
         root=str(root),
         source="synthetic",
@@ -45,19 +45,67 @@ def live_settings(root: Path, **execution: object) -> Settings:
 
 
 def promote(root: Path, version: str = "1", name: str = "synthetic-l2", **changes: object) -> str:
-    """Make a bundle whose expectation follows the trade flow of a minute, and point at it.
+    """Write a bundle whose prediction follows the trade flow of a minute, and point at it.
 
-    ``changes`` replace fields of the manifest; ``sign`` turns the expectation round, ``follows``
-    names another feature.
+    ``changes`` replace fields of the manifest; ``sign`` inverts the prediction, ``follows`` names
+    another feature.
     """
     names = feature_names()
-    rng = np.random.Generator(np.random.Philox(key=5))
-    rows = rng.normal(size=(2_000, len(names)))
     sign = float(changes.pop("sign", 1.0))  # type: ignore[arg-type]
-    follows = str(changes.pop("follows", "tfi_60"))
-    label = sign * np.sign(rows[:, names.index(follows)])
+    follows = names.index(str(changes.pop("follows", "tfi_60")))
     folder = bundles_folder(root, name) / f"{version}-test"
     folder.mkdir(parents=True)
+    members = _members(folder, len(names), follows, sign)
+    recipe = Recipe(
+        features=names,
+        primary_s=60,
+        scale=Scale(feature="realised_vol_300", window_s=300, floor_bps=1.0),
+        members=members,
+        gain=1.0,
+        regimes=(Regime(name="all", up_to_bps=None, threshold_bps=0.0),),
+    )
+    manifest = Manifest(
+        format=FORMAT,
+        name=name,
+        source="synthetic",
+        book_topic="orderbook.200",
+        symbols=("BTCUSDT", "ETHUSDT"),
+        feature_hash=feature_hash(),
+        feature_list_hash=list_hash(names),
+        recipe=recipe,
+        fees=Fees(row="zero", taker_bps=0.0, maker_bps=0.0),
+        window=TrainingWindow(
+            first_date="2026-03-01",
+            last_date="2026-03-01",
+            first_ns=0,
+            last_ns=1,
+            rows=1,
+            stride_s=1,
+        ),
+        data_fingerprint="test",
+        git_sha="test",
+        seed=1,
+        parameters={},
+        gate=Gate(verdict="promote", reasons=()),
+        decay=DecayReference(
+            spacing_s=60, mean=0.0, drift=0.0, limit=None, arl0_days=30.0, observations=0
+        ),
+        metrics={},
+    )
+    data = encode(msgspec.structs.replace(manifest, **changes))
+    (folder / MANIFEST_FILE).write_bytes(data)
+    pointer = Pointer(name=name, version=version, folder=folder.name, manifest_sha256=sha256(data))
+    temporary = folder.parent / ".pointer.tmp"
+    temporary.write_bytes(encode(pointer))
+    temporary.replace(folder.parent / POINTER_FILE)
+    return version
+
+
+def _members(folder: Path, features: int, follows: int, sign: float) -> tuple[Member, ...]:
+    """Boosters, one per horizon, trained on the sign of one column of random rows."""
+    rng = np.random.Generator(np.random.Philox(key=5))
+    rows = rng.normal(size=(2_000, features))
+    label = sign * np.sign(rows[:, follows])
     members = []
     for horizon in HORIZONS:
         booster = lightgbm.train(
@@ -85,51 +133,4 @@ def promote(root: Path, version: str = "1", name: str = "synthetic-l2", **change
                 ic=0.1,
             )
         )
-    recipe = Recipe(
-        features=names,
-        primary_s=60,
-        scale=Scale(feature="realised_vol_300", window_s=300, floor_bps=1.0),
-        members=tuple(members),
-        gain=1.0,
-        regimes=(Regime(name="all", up_to_bps=None, threshold_bps=0.0),),
-    )
-    manifest = Manifest(
-        format=FORMAT,
-        name=name,
-        source="synthetic",
-        book_topic="orderbook.200",
-        symbols=("BTCUSDT", "ETHUSDT"),
-        feature_hash=feature_hash(),
-        feature_list_hash=list_hash(names),
-        recipe=recipe,
-        fees=Fees(row="zero", taker_bps=0.0, maker_bps=0.0),
-        window=Window(
-            first_date="2026-03-01",
-            last_date="2026-03-01",
-            first_ns=0,
-            last_ns=1,
-            rows=1,
-            stride_s=1,
-        ),
-        data_fingerprint="test",
-        git_sha="test",
-        seed=1,
-        parameters={},
-        gate=Gate(verdict="promote", reasons=()),
-        decay=DecayReference(
-            spacing_s=60,
-            mean=0.0,
-            drift=0.0,
-            limit=None,
-            arl0_days=30.0,
-            observations=0,
-        ),
-        metrics={},
-    )
-    data = encode(msgspec.structs.replace(manifest, **changes))
-    (folder / MANIFEST_FILE).write_bytes(data)
-    pointer = Pointer(name=name, version=version, folder=folder.name, manifest_sha256=sha256(data))
-    temporary = folder.parent / ".pointer.tmp"
-    temporary.write_bytes(encode(pointer))
-    temporary.replace(folder.parent / POINTER_FILE)
-    return version
+    return tuple(members)

@@ -11,8 +11,8 @@ import pytest
 from market.lake import Lake
 from market.settings import Settings
 from models_registry import promotion, registry, training
-from models_registry.study import Study
-from models_registry.training import Model
+from models_registry.evaluation import Evaluation
+from models_registry.training import TrainedModel
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def planted_settings(planted_lake: Lake) -> Settings:
     return planted.settings(Path(planted_lake.uri))
 
 
-def train(lake: Lake, settings: Settings) -> tuple[Study, Model]:
+def train(lake: Lake, settings: Settings) -> tuple[Evaluation, TrainedModel]:
     rows = training.load_rows(lake, settings, planted.FEATURES)
     study = training.evaluate(lake, settings, planted.FEATURES, rows)
     model = training.finish(
@@ -41,12 +41,14 @@ def train(lake: Lake, settings: Settings) -> tuple[Study, Model]:
 
 
 @pytest.fixture(scope="session")
-def trained(planted_lake: Lake, planted_settings: Settings) -> tuple[Study, Model]:
+def trained(planted_lake: Lake, planted_settings: Settings) -> tuple[Evaluation, TrainedModel]:
     return train(planted_lake, planted_settings)
 
 
 @pytest.fixture(scope="session")
-def bundle_folder(trained: tuple[Study, Model], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_folder(
+    trained: tuple[Evaluation, TrainedModel], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     for name, data in trained[1].files.items():
         (folder / name).write_bytes(data)

@@ -46,14 +46,14 @@ def test_the_stream_s_mean_is_the_rank_ic(reference: DecayReference) -> None:
     assert reference.observations == 10 * MINUTES
 
 
-def test_false_alarms_come_about_as_rarely_as_stated(reference: DecayReference) -> None:
+def test_the_mean_time_between_false_alarms_is_as_stated(reference: DecayReference) -> None:
     # 60 fresh histories of 10 days at the reference's IC: 20 alarms expected at one in 30 days,
     # fewer because a monitor stops at its first.
     alarms = sum(monitor(reference, *rows(10, 0.10, 100 + n)).failed for n in range(60))
     assert 4 <= alarms <= 32
 
 
-def test_lost_information_is_found_within_days(reference: DecayReference) -> None:
+def test_a_lost_ic_is_detected_within_days(reference: DecayReference) -> None:
     delays = []
     for n in range(20):
         report = monitor(reference, *rows(6, 0.0, 200 + n))
@@ -63,7 +63,7 @@ def test_lost_information_is_found_within_days(reference: DecayReference) -> Non
     assert np.mean(delays) < 2.0
 
 
-def test_an_inverted_signal_is_found_sooner_than_a_lost_one(reference: DecayReference) -> None:
+def test_an_inverted_signal_is_detected_sooner_than_a_lost_one(reference: DecayReference) -> None:
     lost = monitor(reference, *rows(6, 0.0, 300))
     inverted = monitor(reference, *rows(6, -0.10, 300))
     assert inverted.alarm_ns < lost.alarm_ns
@@ -91,7 +91,7 @@ def test_two_symbols_in_a_minute_are_one_observation() -> None:
     assert twice == pytest.approx(once)
 
 
-def test_the_cusum_is_pages() -> None:
+def test_the_cusum_is_that_of_page() -> None:
     x = np.random.default_rng(3).normal(size=200)
     level, path = 0.0, []
     for value in x:

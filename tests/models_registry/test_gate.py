@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from models_registry.gate import judge
+from models_registry.gate import decide
 from models_registry.trades import FeeResult
 
 
@@ -48,7 +48,7 @@ def result(*, trades: int = 100, lower: float = 0.5) -> FeeResult:
     ],
 )
 def test_the_gate_promotes_only_on_both_bounds(blocks, ic_lower, found, verdict, said) -> None:
-    gate = judge(
+    gate = decide(
         blocks=blocks, min_blocks=5, ic=0.02, ic_lower=ic_lower, result=found, min_trades=30
     )
     assert gate.verdict == verdict
@@ -56,7 +56,7 @@ def test_the_gate_promotes_only_on_both_bounds(blocks, ic_lower, found, verdict,
 
 
 def test_missing_blocks_say_why_they_are_missing() -> None:
-    gate = judge(
+    gate = decide(
         blocks=1,
         min_blocks=5,
         ic=0.0,

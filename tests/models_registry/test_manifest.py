@@ -13,6 +13,7 @@ import pytest
 
 from market.lake import Lake
 from models_registry import dataset
+from models_registry.evaluation import Evaluation
 from models_registry.manifest import (
     MANIFEST_FILE,
     POINTER_FILE,
@@ -29,8 +30,7 @@ from models_registry.manifest import (
     scale_bps,
     sha256,
 )
-from models_registry.study import Study
-from models_registry.training import Model
+from models_registry.training import TrainedModel
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def copy(bundle_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def matrix(planted_lake: Lake, trained: tuple[Study, Model]) -> np.ndarray:
+def matrix(planted_lake: Lake, trained: tuple[Evaluation, TrainedModel]) -> np.ndarray:
     manifest = trained[1].manifest
     rows = dataset.load(
         planted_lake, manifest.symbols, ["2026-01-05"], manifest.features, manifest.horizons_s
@@ -60,8 +60,8 @@ def test_one_row_and_many_give_the_same_bits(bundle_folder: Path, matrix: np.nda
         assert one.regime == bundle.recipe.regimes[many.regime[row]].name
 
 
-def test_what_was_judged_is_what_is_served(
-    bundle_folder: Path, trained: tuple[Study, Model]
+def test_validation_and_serving_predict_the_same(
+    bundle_folder: Path, trained: tuple[Evaluation, TrainedModel]
 ) -> None:
     assert Bundle.load(bundle_folder).manifest == trained[1].manifest
 
@@ -80,7 +80,7 @@ def test_a_bundle_needs_neither_mlflow_nor_training_code(bundle_folder: Path) ->
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
-def test_a_row_without_volatility_has_no_expectation(
+def test_a_row_without_volatility_has_no_prediction(
     bundle_folder: Path, matrix: np.ndarray
 ) -> None:
     bundle = Bundle.load(bundle_folder)
@@ -91,8 +91,8 @@ def test_a_row_without_volatility_has_no_expectation(
     assert made.regime == "unknown"
 
 
-def test_a_closed_regime_expects_nothing_but_still_ranks(
-    bundle_folder: Path, trained: tuple[Study, Model], matrix: np.ndarray
+def test_a_closed_regime_predicts_zero_but_still_ranks(
+    bundle_folder: Path, trained: tuple[Evaluation, TrainedModel], matrix: np.ndarray
 ) -> None:
     open_bundle = Bundle.load(bundle_folder)
     recipe = open_bundle.recipe
@@ -155,7 +155,7 @@ def test_a_changed_manifest_is_refused_by_its_registered_checksum(copy: Path) ->
         (b'"booster_60s.txt"', b'"../booster_60s.txt"', "not a plain file name"),
     ],
 )
-def test_a_manifest_that_is_not_sound_is_refused_in_one_line(copy, old, new, said) -> None:
+def test_an_invalid_manifest_is_refused_in_one_line(copy, old, new, said) -> None:
     path = copy / MANIFEST_FILE
     data = path.read_bytes()
     assert old in data
@@ -181,7 +181,7 @@ def test_other_features_or_another_topic_are_refused(bundle_folder: Path) -> Non
         bundle.require(bundle.manifest.feature_hash, "orderbook.50")
 
 
-def test_the_pointer_names_the_champion_and_damage_is_told_from_absence(
+def test_the_pointer_names_the_champion_and_a_damaged_one_is_an_error(
     bundle_folder: Path, tmp_path: Path
 ) -> None:
     assert read_pointer(tmp_path, "btc-l2") is None

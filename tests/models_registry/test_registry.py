@@ -41,7 +41,7 @@ def client_of(settings: Settings):
     return mlflow.MlflowClient(uri, uri)
 
 
-def test_a_version_tells_a_reviewer_what_it_is(registered: tuple[Lake, Settings]) -> None:
+def test_a_version_describes_itself_to_a_reviewer(registered: tuple[Lake, Settings]) -> None:
     lake, settings = registered
     client = client_of(settings)
     version = client.get_model_version(settings.model_name, "1")
@@ -91,7 +91,9 @@ def test_the_served_model_predicts_as_the_bundle(registered: tuple[Lake, Setting
     assert np.array_equal(made["raw_bps"], champion[1].predict_many(rows).raw_bps)
 
 
-def test_the_same_attempt_finds_its_version_again(registered: tuple[Lake, Settings]) -> None:
+def test_registering_the_same_attempt_again_reuses_its_version(
+    registered: tuple[Lake, Settings],
+) -> None:
     lake, settings = registered
     again = attempt(lake, settings, "code")
     assert again.reused
@@ -170,7 +172,7 @@ def test_promotion_and_rollback_move_aliases_and_pointer(
     assert registry.champion_version(settings) == "1"
 
 
-def test_a_damaged_bundle_is_fetched_again(registered: tuple[Lake, Settings]) -> None:
+def test_a_damaged_bundle_is_downloaded_again(registered: tuple[Lake, Settings]) -> None:
     _, settings = registered
     home = bundles_folder(settings.root, settings.model_name)
     pointer = resolver.resolve(settings)
@@ -189,7 +191,7 @@ def test_a_damaged_bundle_is_fetched_again(registered: tuple[Lake, Settings]) ->
     assert not list(home.glob(".*"))
 
 
-def test_the_resolver_is_a_command_with_one_line(
+def test_the_resolver_prints_one_line(
     registered: tuple[Lake, Settings],
 ) -> None:
     _, settings = registered
@@ -212,7 +214,7 @@ def test_the_resolver_says_in_one_line_that_there_is_no_champion(
     assert "no champion of synthetic-l2" in said
 
 
-def test_an_object_store_is_no_place_for_the_registry() -> None:
+def test_the_registry_refuses_an_object_store() -> None:
     with pytest.raises(RegistryError, match="needs a local root"):
         registry.tracking_uri(planted.settings(Path("x")).__class__(root="s3://bucket/lake"))
 

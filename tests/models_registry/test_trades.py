@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 
 from execution.sizing import next_target
-from models_registry.trades import Trades, clopper_pearson_upper, judge, simulate
+from models_registry.trades import Trades, clopper_pearson_upper, fee_result, simulate
 
 SECOND = 1_000_000_000
 
@@ -65,7 +65,7 @@ def test_an_opposite_signal_turns_the_position_at_one_price() -> None:
     assert trades.gross_bps[1] == pytest.approx(-(99.0 - 101.0) / 101.0 * 1e4)
 
 
-def test_a_confirmed_position_grows_young_again() -> None:
+def test_a_repeated_signal_resets_the_age_of_the_position() -> None:
     quiet = run([100.0] * 9, [5.0, 0, 0, 0, 0, 0, 0, 0, 0], horizon=3)
     confirmed = run([100.0] * 9, [5.0, 0, 5.0, 0, 0, 0, 0, 0, 0], horizon=3)
     held = [(t.exit_ns - t.entry_ns)[0] // SECOND for t in (quiet, confirmed)]
@@ -156,16 +156,16 @@ def test_at_the_break_even_fee_the_trades_earn_nothing() -> None:
     expected = 5.0 * generator.normal(size=count)
     trades = run(mid.tolist(), expected.tolist(), spread=0.2)
     times = np.arange(1, count + 1) * SECOND
-    found = judge(trades, "zero", times, block_s=300, samples=50, seed=1)
+    found = fee_result(trades, "zero", times, block_s=300, samples=50, seed=1)
     assert trades.net_bps(found.break_even_bps).sum() == pytest.approx(0.0, abs=1e-6)
     assert found.net_bps == pytest.approx(found.gross_bps - found.spread_bps)
     assert found.net_lower_bps <= found.net_bps
     assert found.hit_rate + found.false_net == pytest.approx(1.0)
 
 
-def test_no_trade_is_no_evidence() -> None:
+def test_without_trades_there_is_no_lower_bound() -> None:
     trades = run([100.0] * 5, [0.0] * 5)
-    found = judge(trades, "vip0", np.arange(1, 6) * SECOND, block_s=300, samples=10, seed=1)
+    found = fee_result(trades, "vip0", np.arange(1, 6) * SECOND, block_s=300, samples=10, seed=1)
     assert found.trades == 0
     assert found.net_lower_bps == -np.inf
     assert np.isnan(found.net_bps)

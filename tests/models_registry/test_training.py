@@ -15,16 +15,18 @@ from market.settings import Settings
 from models_registry import card, dataset, ensemble, training
 from models_registry.dataset import DatasetError, Features
 from models_registry.ensemble import fit_line
-from models_registry.study import Study
-from models_registry.training import Model
+from models_registry.evaluation import Evaluation
+from models_registry.training import TrainedModel
 
 
-def study_of(lake: Lake, settings: Settings) -> Study:
+def study_of(lake: Lake, settings: Settings) -> Evaluation:
     rows = training.load_rows(lake, settings, planted.FEATURES)
     return training.evaluate(lake, settings, planted.FEATURES, rows)
 
 
-def test_a_planted_signal_is_found_and_promoted(trained: tuple[Study, Model]) -> None:
+def test_a_planted_signal_is_detected_and_promoted(
+    trained: tuple[Evaluation, TrainedModel],
+) -> None:
     study, model = trained
     assert study.gate.verdict == "promote"
     assert len(study.blocks) == 3
@@ -36,7 +38,7 @@ def test_a_planted_signal_is_found_and_promoted(trained: tuple[Study, Model]) ->
     assert model.manifest.decay.limit is not None
 
 
-def test_expectations_are_returns_in_bps(trained: tuple[Study, Model]) -> None:
+def test_expectations_are_returns_in_bps(trained: tuple[Evaluation, TrainedModel]) -> None:
     pooled = trained[0].pooled
     assert pooled is not None
     realised = pooled.rows.labels_bps[:, planted.HORIZONS.index(60)]
@@ -45,7 +47,7 @@ def test_expectations_are_returns_in_bps(trained: tuple[Study, Model]) -> None:
     assert line.error < 0.2
 
 
-def test_higher_fees_only_ever_cost(trained: tuple[Study, Model]) -> None:
+def test_higher_fees_only_ever_cost(trained: tuple[Evaluation, TrainedModel]) -> None:
     by_row = {result.row: result for result in trained[0].results}
     assert set(by_row) == {"vip0", "vip3", "zero"}
     assert by_row["vip0"].trades <= by_row["vip3"].trades <= by_row["zero"].trades
@@ -102,14 +104,17 @@ def test_a_few_minutes_a_day_are_too_few_to_train_or_judge(tmp_path: Path) -> No
 
 
 def test_the_same_data_and_code_are_the_same_bytes(
-    planted_lake: Lake, planted_settings: Settings, trained: tuple[Study, Model]
+    planted_lake: Lake, planted_settings: Settings, trained: tuple[Evaluation, TrainedModel]
 ) -> None:
     _, again = train(planted_lake, planted_settings)
     assert dict(again.files) == dict(trained[1].files)
 
 
-def test_what_lies_after_a_fold_cannot_change_it(
-    planted_lake: Lake, planted_settings: Settings, trained: tuple[Study, Model], tmp_path: Path
+def test_later_data_cannot_change_a_fold(
+    planted_lake: Lake,
+    planted_settings: Settings,
+    trained: tuple[Evaluation, TrainedModel],
+    tmp_path: Path,
 ) -> None:
     # The first block of a shorter lake is the first block of the longer one.
     shorter = Lake(tmp_path / "lake", "synthetic")
@@ -176,7 +181,7 @@ def test_strided_rows_are_the_full_rows_at_those_seconds(planted_lake: Lake) -> 
     assert (np.diff(every.t_ns) >= 0).all()
 
 
-def test_pictures_are_repeatable_png_files(trained: tuple[Study, Model]) -> None:
+def test_pictures_are_repeatable_png_files(trained: tuple[Evaluation, TrainedModel]) -> None:
     study, model = trained
     first, second = card.pictures(study, model), card.pictures(study, model)
     assert sorted(first) == ["calibration.png", "decay.png", "ic_by_block.png", "net.png"]

@@ -13,7 +13,7 @@ from sklearn.model_selection import TimeSeriesSplit
 
 from market.units import DAY_NS, SECOND_NS, day_start_ns
 from models_registry.validation import (
-    Span,
+    TimeSpan,
     bin_sums,
     effective_count,
     information_coefficient,
@@ -73,7 +73,7 @@ def test_no_label_reaches_into_what_comes_next(days, step, horizon, share, block
     assert np.array_equal(np.concatenate(seen), grid(dates, step))
 
 
-def test_the_last_training_row_is_the_one_scikit_learn_keeps() -> None:
+def test_purging_keeps_the_training_rows_of_scikit_learn() -> None:
     step, horizon = 60, 900
     t_ns = grid(list(range(6)), step)
     per_day = 86_400 // step
@@ -106,12 +106,12 @@ def test_too_few_days_make_no_fold() -> None:
 
 def test_a_tail_of_an_empty_span_is_empty() -> None:
     t_ns = grid([0], 60)
-    head, tail = split_tail(t_ns, Span(START + 5 * DAY_NS, START + 6 * DAY_NS), 0.2, 60)
+    head, tail = split_tail(t_ns, TimeSpan(START + 5 * DAY_NS, START + 6 * DAY_NS), 0.2, 60)
     assert not head.mask(t_ns).any()
     assert not tail.mask(t_ns).any()
 
 
-def test_normal_scores_rank_like_spearman_and_never_see_size() -> None:
+def test_normal_scores_rank_like_spearman_and_ignore_size() -> None:
     generator = np.random.default_rng(1)
     x = generator.normal(size=4000)
     y = 0.3 * x + generator.normal(size=4000)
@@ -124,7 +124,7 @@ def test_normal_scores_rank_like_spearman_and_never_see_size() -> None:
     assert not normal_scores(np.ones(10)).any()
 
 
-def test_ic_agrees_with_scipy_and_a_constant_knows_nothing() -> None:
+def test_ic_agrees_with_scipy_and_is_zero_for_a_constant() -> None:
     generator = np.random.default_rng(2)
     t_ns = START + np.arange(1, 2001) * SECOND_NS
     x = generator.normal(size=2000)
@@ -155,7 +155,7 @@ def test_bins_keep_symbols_of_one_second_together() -> None:
     assert sums.tolist() == [[6.0, 4.0], [9.0, 2.0]]
 
 
-def test_stationary_blocks_have_the_asked_mean_length_and_cover_evenly() -> None:
+def test_stationary_blocks_have_the_mean_length_and_cover_evenly() -> None:
     generator = np.random.Generator(np.random.Philox(key=3))
     count, mean = 500, 20.0
     drawn = np.concatenate([stationary_indices(generator, count, mean) for _ in range(200)])
@@ -165,7 +165,7 @@ def test_stationary_blocks_have_the_asked_mean_length_and_cover_evenly() -> None
     assert visits.min() > 0.5 * visits.mean()
 
 
-def test_the_bound_covers_as_often_as_it_says_on_autocorrelated_data() -> None:
+def test_the_lower_bound_has_its_coverage_on_autocorrelated_data() -> None:
     # AR(1) with a mean of zero: the lower bound lies above zero in about 5 % of histories; an
     # independent bootstrap would do so in far more.
     above, naive = 0, 0
@@ -186,7 +186,7 @@ def test_the_bound_covers_as_often_as_it_says_on_autocorrelated_data() -> None:
     assert naive / histories > 0.15
 
 
-def test_a_bound_is_repeatable_and_nothing_has_none() -> None:
+def test_a_bound_is_deterministic_and_without_weight_minus_infinity() -> None:
     t_ns = START + np.arange(100) * 300 * SECOND_NS
     values = np.random.default_rng(5).normal(size=100)
     first, second = (

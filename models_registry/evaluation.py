@@ -1,7 +1,7 @@
-"""What walk-forward found: blocks, out-of-sample rows, pooled figures, and the comparison.
+"""The evaluation of a walk-forward: test blocks, pooled out-of-sample figures, champion comparison.
 
-Ranks are taken within a block and symbol, so that neither a wild day nor the wilder symbol decides
-the IC; bounds come from the stationary bootstrap over the time of all test blocks together.
+Ranks are taken within a block and symbol, so that neither a volatile day nor the more volatile symbol
+dominates the IC; bounds are by stationary bootstrap over the time of all test blocks together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from market.settings import FEE_ROWS_BPS, Settings
 from models_registry import gate, trades
 from models_registry.dataset import Rows
-from models_registry.ensemble import Parameters
+from models_registry.ensemble import BoosterParameters
 from models_registry.manifest import Gate, Recipe
 from models_registry.trades import FeeResult, Trades
 from models_registry.validation import (
@@ -31,13 +31,13 @@ from models_registry.validation import (
 
 Float = npt.NDArray[np.float64]
 
-#: Streams of randomness, apart from each other.
+#: Offsets of the seed: independent random streams.
 _IC_STREAM: Final = 1
 _NET_STREAM: Final = 2
 
 
-class Block(msgspec.Struct, frozen=True, kw_only=True):
-    """One test block: its rows, what was known at each horizon, and the trades' net by fee row."""
+class BlockResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One test block: its dates, row counts, IC by horizon, and trades and net result by fee row."""
 
     number: int
     first_date: str
@@ -52,11 +52,11 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OutOfSample(msgspec.Struct, frozen=True, kw_only=True):
-    """Every second of every test block as its own fold saw it; n rows in time order.
+    """Every second of every test block, predicted by its own fold; n rows in time order.
 
     ``rank_product`` (n,) is the product of the normal scores of prediction and realised return
-    within a block and symbol: its mean is the rank IC. ``champion_bps`` (n,) is what the champion
-    expected, NaN where it was trained. ``rows`` keep no features.
+    within a block and symbol: its mean is the rank IC. ``champion_bps`` (n,) is the champion's
+    prediction, NaN where it was trained. ``rows`` have no features.
     """
 
     rows: Rows
@@ -69,15 +69,16 @@ class OutOfSample(msgspec.Struct, frozen=True, kw_only=True):
     rank_product: Float
 
     def where(self, mask: Mask) -> OutOfSample:
+        """The rows where ``mask`` (n,) is true."""
         kept = {name: getattr(self, name) for name in self.__struct_fields__}
         rows = kept.pop("rows").where(mask)
         return OutOfSample(rows=rows, **{name: values[mask] for name, values in kept.items()})
 
 
-class Versus(msgspec.Struct, frozen=True, kw_only=True):
-    """Candidate and champion over the same test seconds, all after the champion's training.
+class ChampionComparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Candidate against champion over the same test seconds, all after the champion's training.
 
-    Without such seconds the results are empty and ``note`` says why.
+    Without such seconds the results are empty and ``note`` gives the reason.
     """
 
     champion: str
@@ -87,17 +88,17 @@ class Versus(msgspec.Struct, frozen=True, kw_only=True):
     incumbent: tuple[FeeResult, ...] = ()
 
 
-class Study(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of walk-forward; ``pooled`` is None when no block could be judged."""
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of a walk-forward; ``pooled`` is None when no block could be evaluated."""
 
     symbols: tuple[str, ...]
     horizons_s: tuple[int, ...]
     primary_s: int
     dates: tuple[str, ...]
     train_rows: int
-    parameters: Parameters
+    parameters: BoosterParameters
     tuned_ic: float
-    blocks: tuple[Block, ...]
+    blocks: tuple[BlockResult, ...]
     skipped: tuple[str, ...]
     pooled: OutOfSample | None
     ic: Coefficient
@@ -105,30 +106,30 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     ic_by_horizon: tuple[Coefficient, ...]
     results: tuple[FeeResult, ...]
     round_trips: Mapping[str, Trades]
-    versus: Versus | None
+    versus: ChampionComparison | None
     gate: Gate
 
 
-def metrics(study: Study) -> dict[str, float]:
-    """The figures a reviewer searches by; only those that exist."""
+def metrics(evaluation: Evaluation) -> dict[str, float]:
+    """Metrics of the MLflow run; only the finite ones."""
     found: dict[str, float] = {
-        "blocks": float(len(study.blocks)),
-        "train_rows": float(study.train_rows),
-        "ic_tuned": study.tuned_ic,
+        "blocks": float(len(evaluation.blocks)),
+        "train_rows": float(evaluation.train_rows),
+        "ic_tuned": evaluation.tuned_ic,
     }
-    if study.blocks:
-        ranks = [block.ic.rank for block in study.blocks]
+    if evaluation.blocks:
+        ranks = [block.ic.rank for block in evaluation.blocks]
         found |= {
-            "ic_mean": study.ic.rank,
-            "ic_pearson": study.ic.pearson,
-            "ic_lower": study.ic_lower,
+            "ic_mean": evaluation.ic.rank,
+            "ic_pearson": evaluation.ic.pearson,
+            "ic_lower": evaluation.ic_lower,
             "ic_worst_fold": min(ranks),
             "ic_best_fold": max(ranks),
-            "n_eff": study.ic.n_eff,
+            "n_eff": evaluation.ic.n_eff,
         }
-        for horizon, ic in zip(study.horizons_s, study.ic_by_horizon, strict=True):
+        for horizon, ic in zip(evaluation.horizons_s, evaluation.ic_by_horizon, strict=True):
             found[f"ic_{horizon}s"] = ic.rank
-    for result in study.results:
+    for result in evaluation.results:
         for field in ("net_bps", "net_lower_bps", "gross_bps", "trades", "false_net", "coverage"):
             found[f"{result.row}.{field}"] = float(getattr(result, field))
         found[f"{result.row}.break_even_bps"] = result.break_even_bps
@@ -136,7 +137,7 @@ def metrics(study: Study) -> dict[str, float]:
 
 
 def rank_product(symbol: npt.NDArray[np.int8], predicted: Float, realised: Float) -> Float:
-    """Product of the normal scores within each symbol, over rows where both are known."""
+    """Product of the normal scores within each symbol (n,), NaN where either value is NaN."""
     out = np.full(len(symbol), np.nan)
     known = ~(np.isnan(predicted) | np.isnan(realised))
     for index in np.unique(symbol):
@@ -146,6 +147,7 @@ def rank_product(symbol: npt.NDArray[np.int8], predicted: Float, realised: Float
 
 
 def join(parts: Sequence[OutOfSample]) -> OutOfSample:
+    """Concatenate the rows of several parts."""
     if len(parts) == 1:
         return parts[0]
     values = {
@@ -170,7 +172,7 @@ def _coefficient(part: OutOfSample, primary: int, horizon_s: int) -> Coefficient
 
 
 def _by_horizon(part: OutOfSample, horizons_s: Sequence[int]) -> tuple[Coefficient, ...]:
-    """Each booster's own IC, uncalibrated: a slope shrunk to zero would hide what it ranks."""
+    """Each booster's own IC before calibration, as a slope shrunk to zero would hide it."""
     return tuple(
         information_coefficient(
             part.output[:, column], part.rows.labels_bps[:, column], part.rows.t_ns, horizon
@@ -200,11 +202,11 @@ def make_block(
     *,
     train_rows: int,
     calibration_rows: int,
-) -> Block:
-    """A test block's figures under the recipe of its fold."""
+) -> BlockResult:
+    """The figures of one test block under the recipe of its fold."""
     model = settings.model
     made = {row: _trade(part, part.expected_bps, row, model.primary_s) for row in FEE_ROWS_BPS}
-    return Block(
+    return BlockResult(
         number=number,
         first_date=fold.test_dates[0],
         last_date=fold.test_dates[-1],
@@ -226,7 +228,7 @@ def _results(
     model = settings.model
     made = {row: _trade(part, expected_bps, row, model.primary_s) for row in FEE_ROWS_BPS}
     return tuple(
-        trades.judge(
+        trades.fee_result(
             found,
             row,
             part.rows.t_ns,
@@ -238,17 +240,18 @@ def _results(
     ), made
 
 
-def judge(
+def summarise_blocks(
     settings: Settings,
     train_rows: int,
     dates: tuple[str, ...],
-    parameters: Parameters,
+    parameters: BoosterParameters,
     tuned_ic: float,
-    blocks: Sequence[Block],
+    blocks: Sequence[BlockResult],
     parts: Sequence[OutOfSample],
     skipped: Sequence[str],
-    versus: Versus | None,
-) -> Study:
+    versus: ChampionComparison | None,
+) -> Evaluation:
+    """Pool the test blocks, bound IC and net result, compare with the champion, and decide the gate."""
     model = settings.model
     pooled = join(parts) if parts else None
     ic = Coefficient(rank=0.0, pearson=0.0, rows=0, n_eff=0.0)
@@ -271,7 +274,7 @@ def judge(
         if versus is not None and not versus.note:
             versus = _compare(versus, pooled, settings)
     stated = next((r for r in results if r.row == model.fee_row), None)
-    return Study(
+    return Evaluation(
         symbols=settings.market.symbols,
         horizons_s=model.horizons_s,
         primary_s=model.primary_s,
@@ -288,7 +291,7 @@ def judge(
         results=results,
         round_trips=made,
         versus=versus,
-        gate=gate.judge(
+        gate=gate.decide(
             blocks=len(blocks),
             min_blocks=model.min_test_blocks,
             ic=ic.rank,
@@ -300,7 +303,9 @@ def judge(
     )
 
 
-def _compare(versus: Versus, pooled: OutOfSample, settings: Settings) -> Versus:
+def _compare(
+    versus: ChampionComparison, pooled: OutOfSample, settings: Settings
+) -> ChampionComparison:
     both = pooled.where(~np.isnan(pooled.champion_bps))
     if not len(both.rows):
         return msgspec.structs.replace(versus, note="it was trained on all of these test blocks")
