@@ -4,7 +4,7 @@ import warnings
 
 import dagster as dg
 
-# Single-run backfills are "beta" and partitions of checks "preview" in the version that is pinned;
-# both are used on purpose and under test, so the notices would only hide others.
+# Single-run backfills are "beta" and partitioned checks "preview" in the pinned version; both are used
+# deliberately and tested, so the warnings would only hide others.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)

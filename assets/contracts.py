@@ -1,9 +1,9 @@
-"""Columns of the dbt contracts that are decided elsewhere: bars, features and horizons.
+"""Generates the column lists of the dbt contracts: bars, features and labels.
 
-dbt wants every column of a contract written out, and the lists already stand in `market.bars`, in
-`market.features` and in the settings. ``python -m assets.contracts`` writes them into the marked
-places of the YAML files; what stands outside the marks is written by hand. Whoever has set other
-horizons runs a copy of the project whose contracts name those (`project_for`).
+A dbt contract lists every column, and these lists are defined in `market.columns`, `market.features` and
+the settings. ``python -m assets.contracts`` writes them between the markers of the YAML files; the rest
+of the files is written by hand. With other horizons in the settings dbt runs on a copy of the project
+(`project_for`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from assets.dbt import PROJECT
-from market.bars import COLUMNS
+from market.columns import COLUMNS
 from market.settings import Model
 
-#: What the contracts name as they are written.
+#: Horizons of the contracts in the repository.
 HORIZONS_S: Final = Model().horizons_s
-#: Files with marked places.
+#: Files with markers.
 FILES: Final = ("models/staging/staging.yml", "models/marts/marts.yml")
 
 _MARKED: Final = re.compile(
@@ -32,7 +32,7 @@ _MARKED: Final = re.compile(
 
 
 def columns(name: str, horizons_s: Sequence[int]) -> Iterator[tuple[str, str]]:
-    """(column, description) of one list, in table order; all are double."""
+    """(column, description) of one list, in table order; every column is a double."""
     if name == "bars":
         for column, (unit, meaning) in COLUMNS.items():
             yield column, f"{unit}: {meaning}"
@@ -45,11 +45,11 @@ def columns(name: str, horizons_s: Sequence[int]) -> Iterator[tuple[str, str]]:
         for horizon in horizons_s:
             yield f"y_{horizon}", f"Log return over {horizon} s from one second after the bar."
     else:
-        raise ValueError(f"no list of columns is called {name}: use bars, features or labels")
+        raise ValueError(f"no column list {name!r}: use bars, features or labels")
 
 
 def fill(text: str, horizons_s: Sequence[int] = HORIZONS_S) -> str:
-    """The YAML text with every marked place renewed."""
+    """The YAML text with every list between markers regenerated."""
 
     def block(match: re.Match[str]) -> str:
         indent, name = match["indent"], match["name"]
@@ -67,7 +67,7 @@ def fill(text: str, horizons_s: Sequence[int] = HORIZONS_S) -> str:
 
 
 def project_for(project: Path, horizons_s: Sequence[int], folder: Path) -> Path:
-    """The project, or where the horizons are not those it was written for, a copy in ``folder``."""
+    """The project, or for other horizons a copy in ``folder`` with regenerated contracts."""
     if tuple(horizons_s) == HORIZONS_S:
         return project
     copy = folder / "project"
@@ -79,6 +79,7 @@ def project_for(project: Path, horizons_s: Sequence[int], folder: Path) -> Path:
 
 
 def main() -> None:
+    """Regenerate the files in place."""
     for name in FILES:
         path = PROJECT / name
         path.write_text(fill(path.read_text()))

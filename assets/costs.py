@@ -1,10 +1,10 @@
-"""What was traded and what it cost, as tables: the worker's records through dbt, a date at a time.
+"""Transaction cost tables: the worker's records through dbt, one date at a time.
 
     parents, orders, fills, tca, markouts ─► parent_costs, order_outcomes, fill_markouts, cost_findings
 
-`build_costs` is the one way in, for Dagster and for `l2 tca`. A partition is made of the records of its
-date and its neighbours, because a parent may end after midnight; it is made again when one of them
-has changed.
+`build_costs` is the only entry point, for Dagster and for `l2 tca`. A partition depends on the records
+of its date and of both neighbours, because a parent may end after midnight; it is rebuilt when one of
+them has changed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ DECLARED: Final = (
         files=("dbt_project/models/costs/cost_findings.sql",),
     ),
 )
-#: Table -> what its partitions are sorted by.
+#: Table -> sort order of its partitions.
 TABLES: Final = {
     "parent_costs": ("decision_ns", "venue", "parent_id"),
     "order_outcomes": ("sent_ns", "venue", "client_id"),
@@ -78,15 +78,15 @@ def build_costs(
     to_date: str,
     progress: Callable[[str], None] | None = None,
 ) -> BuildReport:
-    """Build the tables of all dates of a range that have records, unless they are current.
+    """Build the tables for all dates of a range that have records, unless all are current.
 
-    Raises WarehouseError, and publishes nothing, when a model or a test fails.
+    WarehouseError, with nothing published, when a model or a test fails.
     """
     if not lake.is_local:
         raise WarehouseError(f"{lake.uri}: dbt stages on a local disk; use a local lake root")
     recorded = {table: set(lake.partitions(table)) for table in RECORDS}
-    wanted = [(s, day) for s in sorted(symbols) for day in days_between(from_date, to_date)]
-    keys = [key for key in wanted if any(key in found for found in recorded.values())]
+    requested = [(s, day) for s in sorted(symbols) for day in days_between(from_date, to_date)]
+    keys = [key for key in requested if any(key in present for present in recorded.values())]
     inputs = {key: _inputs(lake, recorded, key) for key in keys}
     if all(lake.is_current(table, *key, inputs[key]) for table in TABLES for key in keys):
         rows = {table: _rows(lake, table, keys) for table in TABLES}
@@ -99,12 +99,12 @@ def build_costs(
 
 
 def _inputs(lake: Lake, recorded: Mapping[str, set[Key]], key: Key) -> str:
-    """Fingerprint of the records that a partition is made from: their bytes, for they grow."""
+    """Fingerprint of a partition's records: of their bytes, because records are appended to."""
     symbol, day = key
     digest = hashlib.sha256()
     for date in (previous_day(day), day, next_day(day)):
-        for table, found in recorded.items():
-            if (symbol, date) in found:
+        for table, present in recorded.items():
+            if (symbol, date) in present:
                 with lake.fs.open_input_stream(lake.path(table, symbol, date)) as stream:
                     digest.update(f"{table} {date}".encode() + stream.read())
     return digest.hexdigest()[:16]
@@ -120,7 +120,7 @@ def _rows(lake: Lake, table: str, keys: Sequence[Key]) -> dict[str, int]:
 def cost_rows(
     lake: Lake, symbols: Sequence[str], from_date: str, to_date: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Rows of each table over a range, in time order; None where something is not known."""
+    """Rows of each table over a range, by date, then symbol; None for NULL."""
     keys = [(symbol, day) for day in days_between(from_date, to_date) for symbol in symbols]
     return {
         table: [
@@ -133,9 +133,9 @@ def cost_rows(
     }
 
 
-def markdown(told: Mapping[str, Any]) -> str:
-    """The main table as Markdown."""
-    head, *lines = main_table(told)
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The main table of `execution.tca.figures.figures` as Markdown."""
+    head, *lines = main_table(summary)
     if not lines:
         return "No parent was measured on these dates."
     rule = "|".join(["---"] * 3 + ["---:"] * (len(head) - 3))

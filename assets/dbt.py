@@ -1,8 +1,8 @@
-"""dbt as a process of its own: one build of tables into a staging folder, then their publication.
+"""dbt in a subprocess: one build of tables into a staging folder, then publication into the lake.
 
-Importing dbt takes seconds and its state is global, so it never runs in this process. A build stages
-a whole range of dates; only when every test has passed does each staged partition, sorted, replace
-the lake's. A failing model or test leaves the old partitions as they were.
+Importing dbt takes seconds and its state is global, so it never runs in this process. A build stages a
+whole range of dates; only when every test has passed is each staged partition sorted and replaces the
+lake's. A failing model or test leaves the old partitions in place.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ PROJECT: Final = ROOT / "dbt_project"
 
 
 class TableTest(msgspec.Struct, frozen=True, kw_only=True):
-    """One dbt test: ``failures`` is the number of rows that break it."""
+    """Result of one dbt test; ``failures`` counts failing rows."""
 
     name: str
     passed: bool
     failures: int
-    #: What dbt said of a test that could not run; empty otherwise.
+    #: dbt's error for a test that could not run; empty otherwise.
     message: str = ""
 
 
 class WarehouseError(DataError):
-    """A range could not be built and nothing was published; ``tests`` are the results until then."""
+    """A build failed and nothing was published; ``tests`` are the results until then."""
 
     def __init__(self, message: str, tests: Sequence[TableTest] = ()) -> None:
         super().__init__(message)
@@ -53,23 +53,23 @@ class WarehouseError(DataError):
 
 
 class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a build published, or found current."""
+    """Outcome of a build."""
 
     #: Table -> symbol -> rows.
     rows: dict[str, dict[str, int]]
     tests: tuple[TableTest, ...]
     #: (symbol, date) of the partitions of each table.
     keys: tuple[Key, ...]
-    #: (symbol, date) without input, which therefore have no partition either.
+    #: (symbol, date) skipped for lack of input.
     missing: tuple[Key, ...] = ()
-    #: All partitions were current, and nothing was run.
+    #: Whether all partitions were current, so that nothing was run.
     current: bool = False
 
 
 def dbt_vars(
     lake: Lake, settings: Settings, symbols: Sequence[str], from_date: str, to_date: str, out: str
 ) -> dict[str, Any]:
-    """The vars of one dbt run; ``out`` is the folder that its tables are staged in."""
+    """The vars of one dbt run; ``out`` is its staging folder."""
     return {
         "root": lake.base,
         "out": out,
@@ -83,7 +83,7 @@ def dbt_vars(
 
 @contextmanager
 def staging(lake: Lake) -> Iterator[Path]:
-    """A staging folder of this run alone, on the same disk as the tables."""
+    """A staging folder of its own, on the same disk as the tables; removed afterwards."""
     parent = Path(lake.base) / "staging"
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="warehouse-", dir=parent) as out:
@@ -100,7 +100,7 @@ def _dbt(project: Path, target: Path, *arguments: str) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    # Reports nothing home whatever the user's own dbt configuration says.
+    # No telemetry, whatever the user's own dbt configuration says.
     return {**os.environ, "DO_NOT_TRACK": "1", "PYTHONWARNINGS": "ignore"}
 
 
@@ -111,18 +111,21 @@ def run_dbt(
     tables: Sequence[str],
     progress: Callable[[str], None],
 ) -> tuple[TableTest, ...]:
-    """One `dbt build` of the tables and what they are made from; the results of its tests."""
+    """`dbt build` of the tables and their upstream models; the results of its tests.
+
+    WarehouseError when a model or test fails.
+    """
     target = out / "target"
     command = _dbt(
         project,
         target,
         "build",
         *("--select", *(f"+{table}" for table in tables)),
-        # A test of two tables runs when both are built; unit tests belong to the test suite.
+        # A test on two tables runs when both are built; unit tests belong to the test suite.
         *("--indirect-selection", "cautious", "--exclude-resource-type", "unit_test"),
         *("--vars", json.dumps(variables)),
     )
-    said: list[str] = []
+    errors: list[str] = []
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -132,29 +135,29 @@ def run_dbt(
         env=_environment(),
     ) as process:
         for line in process.stdout or ():
-            message = _message(line, said)
+            message = _message(line, errors)
             if message:
                 progress(message)
-    results = target / "run_results.json"
-    found = json.loads(results.read_bytes())["results"] if results.exists() else []
-    tests = tuple(_test(result) for result in found if result["unique_id"].startswith("test."))
-    broken = [_complaint(result) for result in found if result["status"] in ("error", "fail")]
-    if broken or process.returncode:
-        reason = "; ".join(broken) or f"dbt failed: {' '.join(said[-1:]) or process.returncode}"
+    file = target / "run_results.json"
+    results = json.loads(file.read_bytes())["results"] if file.exists() else []
+    tests = tuple(_test(result) for result in results if result["unique_id"].startswith("test."))
+    failed = [_failure(result) for result in results if result["status"] in ("error", "fail")]
+    if failed or process.returncode:
+        reason = "; ".join(failed) or f"dbt failed: {' '.join(errors[-1:]) or process.returncode}"
         raise WarehouseError(f"{reason}; nothing was published", tests)
     return tests
 
 
-def _message(line: str, said: list[str]) -> str:
-    """What to show of one line of dbt's log; errors are kept in ``said``."""
+def _message(line: str, errors: list[str]) -> str:
+    """The progress message of one line of dbt's log, "" for none; appends to ``errors``."""
     try:
         info = json.loads(line)["info"]
     except (ValueError, KeyError, TypeError):
-        said.append(line.strip())  # not dbt's own: an interpreter that could not start, say
+        errors.append(line.strip())  # not from dbt: the interpreter failed to start, for example
         return ""
     text = " ".join(str(info.get("msg", "")).split())
     if info.get("level") == "error":
-        said.append(text)
+        errors.append(text)
     return text if info.get("name") in ("LogModelResult", "LogTableTest") else ""
 
 
@@ -168,7 +171,7 @@ def _test(result: Mapping[str, Any]) -> TableTest:
     )
 
 
-def _complaint(result: Mapping[str, Any]) -> str:
+def _failure(result: Mapping[str, Any]) -> str:
     kind = result["unique_id"].split(".")[0]
     if result["status"] == "fail":
         return f"dbt {kind} {_name(result)} failed in {result['failures']} row(s)"
@@ -177,7 +180,7 @@ def _complaint(result: Mapping[str, Any]) -> str:
 
 
 def _name(result: Mapping[str, Any]) -> str:
-    """``test.l2.not_null_x.1a2b3c`` and ``model.l2.labels`` both have their name third."""
+    """The third part of ``test.l2.not_null_x.1a2b3c`` or ``model.l2.labels``."""
     return str(result["unique_id"].split(".")[2])
 
 
@@ -187,10 +190,10 @@ def _name(result: Mapping[str, Any]) -> str:
 def publish(
     lake: Lake, out: Path, table: str, inputs: Mapping[Key, str], order: Sequence[str]
 ) -> dict[str, int]:
-    """Replace one partition per key by what dbt staged; rows per symbol.
+    """Replace one partition per key of ``inputs`` by dbt's staged rows; rows by symbol.
 
-    DuckDB's partitioned write keeps no order, so rows are sorted by ``order``: same rows, same
-    bytes. A key for which nothing was staged becomes an empty partition, which says that it was built.
+    Rows are sorted by ``order``, as DuckDB's partitioned write keeps no order: same rows, same bytes.
+    A key without staged rows gets an empty partition, which records that it was built.
     """
     staged = out / table
     schema = pq.read_schema(next(staged.rglob("*.parquet"))).remove_metadata()
@@ -212,15 +215,18 @@ def publish(
 
 
 def manifest(project: Path = PROJECT) -> Path:
-    """The parsed project; dbt parses it when a file of it has changed since the last time."""
+    """dbt's manifest.json of the project, cached until a file of the project changes.
+
+    WarehouseError when dbt cannot parse it.
+    """
     digest = hashlib.sha256()
     for path in sorted(project.rglob("*")):
         if path.suffix in (".sql", ".yml") and "target" not in path.parts:
             digest.update(f"{path.relative_to(project)}\n".encode() + path.read_bytes())
     home = project / "target"
-    wanted = home / f"manifest-{digest.hexdigest()[:16]}.json"
-    if wanted.exists():
-        return wanted
+    cached = home / f"manifest-{digest.hexdigest()[:16]}.json"
+    if cached.exists():
+        return cached
     home.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="parse-", dir=home) as folder:
         done = subprocess.run(
@@ -232,12 +238,12 @@ def manifest(project: Path = PROJECT) -> Path:
             check=False,
         )
         if done.returncode:
-            said: list[str] = []
+            errors: list[str] = []
             for line in (done.stdout + done.stderr).splitlines():
-                _message(line, said)
-            raise WarehouseError(f"{project}: dbt cannot parse it: {' '.join(said[-1:])}")
+                _message(line, errors)
+            raise WarehouseError(f"{project}: dbt cannot parse it: {' '.join(errors[-1:])}")
         for old in home.glob("manifest-*.json"):
             old.unlink(missing_ok=True)
-        # Two processes may parse at once: either's result is the same.
-        shutil.move(Path(folder) / "manifest.json", wanted)
-    return wanted
+        # Two processes may parse at once, with the same result.
+        shutil.move(Path(folder) / "manifest.json", cached)
+    return cached

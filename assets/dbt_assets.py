@@ -1,4 +1,4 @@
-"""dbt's tables as Dagster assets, both groups by one factory."""
+"""dbt's tables as Dagster assets: `warehouse` and `costs`, made by one factory."""
 
 # No postponed annotations here: Dagster compares the type of `context` as it stands.
 
@@ -16,12 +16,12 @@ from execution.tca.figures import figures
 from market.lake import Lake, LakeError
 from market.settings import Settings
 
-#: Builds the tables named over a span; the last argument takes progress.
+#: Builds the named tables over a span; the last argument takes progress messages.
 Build = Callable[[Lake, Settings, Span, Collection[str], Callable[[str], None]], BuildReport]
 #: Metadata of each table after a run.
 Describe = Callable[[Lake, Sequence[Span], Sequence[BuildReport]], Mapping[str, dict[str, Any]]]
 
-#: What dbt calls otherwise than the assets that make it; the worker's records come with its decisions.
+#: dbt source or model -> the asset that makes it, where names differ.
 ASSETS: Final = {
     "stg_bars": "bars",
     **dict.fromkeys(("parents", "orders", "fills", "tca", "markouts"), "decisions"),
@@ -45,14 +45,14 @@ class Translator(DagsterDbtTranslator):  # type: ignore[misc]  # dagster_dbt is 
         return " ".join(str(dbt_resource_props["description"]).split())
 
 
-#: Several sources of dbt are one asset here: the worker's records.
+#: The worker's records are several dbt sources but one asset, ``decisions``.
 TRANSLATOR: Final = Translator(
     settings=DagsterDbtTranslatorSettings(enable_duplicate_source_asset_keys=True)
 )
 
 
 def table_assets(name: str, tables: Sequence[str], build: Build, describe: Describe) -> Any:
-    """The assets of a group of dbt's tables, partitioned, a range of dates in one dbt run."""
+    """Partitioned assets of a group of dbt tables; a range of dates is one dbt run."""
 
     @dbt_assets(  # type: ignore[untyped-decorator]
         manifest=manifest(),
@@ -75,7 +75,7 @@ def table_assets(name: str, tables: Sequence[str], build: Build, describe: Descr
                     yield from check_results(context, error.tests)
                 raise dg.Failure(str(error)) from error
             for symbol, day in reports[-1].missing:
-                context.log.warning(f"{symbol} {day} has no bars, so nothing was made of it")
+                context.log.warning(f"{symbol} {day}: no bars, skipped")
         metadata = describe(lake, spans, reports)
         for table in tables:
             if table in selected:
@@ -88,7 +88,7 @@ def table_assets(name: str, tables: Sequence[str], build: Build, describe: Descr
 def check_results(
     context: dg.AssetExecutionContext, tests: Sequence[TableTest]
 ) -> Iterator[dg.AssetCheckResult]:
-    """The selected checks' results; a test that ran for several spans passed if it always did."""
+    """Results of the selected checks; one that ran for several spans must pass in all."""
     for key in sorted(context.selected_asset_check_keys, key=lambda key: key.name):
         ran = [test for test in tests if test.name == key.name]
         if ran:
@@ -118,7 +118,7 @@ def _build_features(
 def _describe_features(
     lake: Lake, spans: Sequence[Span], reports: Sequence[BuildReport]
 ) -> dict[str, dict[str, Any]]:
-    """Rows of each table, in all and by symbol, over the spans of a run."""
+    """Row counts of each table over the spans of a run."""
     metadata = {}
     for table in {table for report in reports for table in report.rows}:
         by_symbol: dict[str, int] = {}
@@ -148,7 +148,7 @@ def _build_costs(
 def _describe_costs(
     lake: Lake, spans: Sequence[Span], reports: Sequence[BuildReport]
 ) -> dict[str, dict[str, Any]]:
-    """Rows of each table, and what parents cost over the spans of a run."""
+    """Row counts of each table and the cost summary over the spans of a run."""
     rows: dict[str, list[dict[str, Any]]] = {table: [] for table in cost_tables.TABLES}
     for span in spans:
         read = cost_tables.cost_rows(lake, span.symbols, span.from_date, span.to_date)

@@ -1,4 +1,4 @@
-"""What orders would have cost: the execution study over a partition's events."""
+"""The execution study as an asset: what the same parents would have cost under each algorithm."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,20 +17,23 @@ if TYPE_CHECKING:
 
 STUDY: Final = Table("study", version=1, upstream=("events",))
 
-#: Parents a study of one partition decides at most, per side, size and algorithm: enough for an
-#: interval, and a bound on what a whole day costs.
+#: Decision times of one partition at most, each with a parent per side, size and algorithm: enough for
+#: a confidence interval, and a bound on the computing time of a day.
 INSTANTS: Final = 120
-#: Decisions are at least this far apart (seconds).
+#: Minimum seconds between decision times.
 SPACING_S: Final = 45.0
 
 
 def spacing_s(span_s: float, instants: int = INSTANTS) -> float:
-    """Seconds between decisions so that a span gives at most ``instants`` of them."""
+    """Seconds between decision times so that a span has at most ``instants`` of them."""
     return max(SPACING_S, math.ceil(span_s / instants))
 
 
 def study_partition(root: str, settings: Settings, symbol: str, day: str) -> int:
-    """Run the study over one events partition into the lake's ``study`` table; rows written."""
+    """Run the study over one events partition into the table ``study``; returns its rows.
+
+    A worker process runs it. LakeError when the events are missing or were made by other code.
+    """
     from execution.study import study
     from execution.tca import Shortfall, to_table
     from market.events import Events, from_arrow
@@ -40,7 +43,7 @@ def study_partition(root: str, settings: Settings, symbol: str, day: str) -> int
     source = lake.open("events", symbol, day)
     instrument = partition_instrument(lake.metadata("events", symbol, day), symbol)
 
-    # statistics of the file's footer: no row is read for them
+    # From the statistics of the file's footer, without reading a row.
     column = source.schema_arrow.get_field_index("receive_ns")
     groups = [source.metadata.row_group(n).column(column) for n in range(source.num_row_groups)]
     first_ns = groups[0].statistics.min
@@ -53,14 +56,14 @@ def study_partition(root: str, settings: Settings, symbol: str, day: str) -> int
                 return
             yield part
 
-    found = study({symbol: chunks()}, {symbol: instrument}, settings, every_s=spacing_s(span_s))
+    report = study({symbol: chunks()}, {symbol: instrument}, settings, every_s=spacing_s(span_s))
     inputs = lake.fingerprint("events", symbol, day)
-    lake.write("study", symbol, day, to_table(found.rows, Shortfall), inputs=inputs)
-    return len(found.rows)
+    lake.write("study", symbol, day, to_table(report.rows, Shortfall), inputs=inputs)
+    return len(report.rows)
 
 
 def costs(rows: "Sequence[Shortfall]") -> list[dict[str, Any]]:
-    """The study's answer, one line per symbol, algorithm and queue bound."""
+    """Mean costs of both sides together, one line per symbol, size, algorithm and queue model."""
     from execution.tca import summarise
 
     return [
@@ -94,9 +97,9 @@ def costs(rows: "Sequence[Shortfall]") -> list[dict[str, Any]]:
 def execution_study(
     context: dg.AssetExecutionContext, platform: Platform
 ) -> dg.MaterializeResult[None]:
-    """The same buys and sells under each algorithm, replayed in the queue: all-in cost in bps.
+    """Implementation shortfall of the same parents under each algorithm, at both queue bounds, in bps.
 
-    Fees are those of the settings' fee row. Dates without events (straight as bars) have no study.
+    Fees are those of the settings' fee row. Dates that have only bars are skipped.
     """
     from msgspec import convert
 
@@ -104,12 +107,12 @@ def execution_study(
 
     settings, lake = platform.settings(), platform.lake()
     keys = [key for key in keys_of(context.partition_keys) if lake.exists("events", *key)]
-    done: dict[str, int] = {}
+    rows_of: dict[str, int] = {}
 
     def note(task: tuple[Any, ...], rows: int) -> None:
         symbol, day = task[2:]
-        done[f"{day} {symbol}"] = rows
-        context.log.info(f"{day} {symbol}: {rows} parents studied ({len(done)} of {len(keys)})")
+        rows_of[f"{day} {symbol}"] = rows
+        context.log.info(f"{day} {symbol}: {rows} parents studied ({len(rows_of)} of {len(keys)})")
 
     map_processes(
         study_partition,
@@ -117,15 +120,15 @@ def execution_study(
         platform.workers,
         note,
     )
-    found = [
+    shortfalls = [
         convert({k: math.nan if v is None else v for k, v in row.items()}, Shortfall)
         for key in keys
         for row in lake.read("study", *key).to_pylist()
     ]
     return dg.MaterializeResult(
         metadata={
-            "parents": len(found),
+            "parents": len(shortfalls),
             "fee row": settings.model.fee_row,
-            "cost by algorithm": dg.MetadataValue.json(costs(found)),
+            "cost by algorithm": dg.MetadataValue.json(costs(shortfalls)),
         }
     )

@@ -1,4 +1,4 @@
-"""From captures to bars: the first two assets of the path."""
+"""The first two assets: events from captures or archives, and bars from events."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,31 +15,34 @@ from market.units import previous_day
 
 
 def captures_for(lake: Lake, days: Iterable[str]) -> list[str]:
-    """Captures that may hold frames of these dates, in time order.
+    """Captures that may have frames of these dates, in time order.
 
-    A capture lies under the date of its first frame and may run past midnight, so the last one of
-    the day before belongs to it too.
+    A capture is filed under the date of its first frame and may run past midnight, so the last one of
+    the day before is included.
     """
-    found: dict[str, None] = {}
-    for day in sorted(set(days)):
-        for path in [*lake.captures(previous_day(day))[-1:], *lake.captures(day)]:
-            found[path] = None
-    return list(found)
+    return list(
+        dict.fromkeys(
+            path
+            for day in sorted(set(days))
+            for path in [*lake.captures(previous_day(day))[-1:], *lake.captures(day)]
+        )
+    )
 
 
-def archived_keys(lake: Lake, wanted: Sequence[Key], book_depth: int) -> list[Key]:
-    """The keys to read from the venue's archives: those that no capture of the recorder holds."""
+def archived_keys(lake: Lake, keys: Sequence[Key], book_depth: int) -> list[Key]:
+    """The keys to read from the venue's archives: those without frames in the recorder's captures."""
     from market.wire.survey import scan
 
-    archived = sorted(set(lake.archives()) & set(wanted), key=wanted.index)
+    archived = sorted(set(lake.archives()) & set(keys), key=keys.index)
     captures = captures_for(lake, (day for _, day in archived))
-    held = scan(captures, book_depth) if captures else {}
-    return [key for key in archived if key not in held]
+    recorded = scan(captures, book_depth) if captures else {}
+    return [key for key in archived if key not in recorded]
 
 
 def bars_of(root: str, settings: Settings, symbol: str, day: str) -> int:
-    """Make one bars partition from its events, in a synthetic lake without them from the market itself;
-    returns its rows. A partition that is current is left as it is: it would be the same.
+    """Make one bars partition from its events unless it is current; returns its rows.
+
+    In a synthetic lake without events it comes from the synthetic market. A worker process runs it.
     """
     from market.bars import make_bars
 
@@ -52,9 +55,10 @@ def bars_of(root: str, settings: Settings, symbol: str, day: str) -> int:
 
 
 def synthetic_bars(lake: Lake, settings: Settings, symbol: str, day: str) -> int:
-    """Make one bars partition straight from the synthetic market: in the reduced form where one is
-    fitted to its book and flow, else by way of the engine's events. The one place where an asset
-    reaches into `proving`.
+    """Make one bars partition from the synthetic market unless it is current; returns its rows.
+
+    By the reduced form if one is fitted to the symbol's book and flow, else from the engine's events.
+    The only place where an asset imports `proving`.
     """
     from proving import synthetic
     from proving.synthetic import reduced
@@ -77,22 +81,21 @@ def synthetic_bars(lake: Lake, settings: Settings, symbol: str, day: str) -> int
     kinds={"python", "parquet"},
 )
 def events(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
-    """Every book level, trade, ticker field and liquidation, one row each, in integers.
+    """One row per book level, trade, ticker field and liquidation, in integers.
 
-    Read from the recorder's captures of the date where they hold it, else from the venue's archive.
-    In a synthetic lake a date without a capture has no events: its bars come straight from the
-    generator.
+    From the recorder's captures if they have the date, else from the venue's archive. In a synthetic
+    lake a date without a capture has no events: its bars come from the generator.
     """
     from market.ingest import ingest
 
     settings, lake = platform.settings(), platform.lake()
-    wanted = keys_of(context.partition_keys)
-    captures = captures_for(lake, (day for _, day in wanted))
-    archived = archived_keys(lake, wanted, settings.market.book_depth)
-    # a recorded date without frames is an error, which ingest words; a synthetic one has bars only
+    requested = keys_of(context.partition_keys)
+    captures = captures_for(lake, (day for _, day in requested))
+    archived = archived_keys(lake, requested, settings.market.book_depth)
+    # A recorded date without frames is an error that ingest raises; a synthetic one has only bars.
     recorded = [
         key
-        for key in wanted
+        for key in requested
         if key not in archived and (settings.source == "recorded" or lake.captures(key[1]))
     ]
     if recorded and not captures:
@@ -100,12 +103,12 @@ def events(context: dg.AssetExecutionContext, platform: Platform) -> dg.Material
             f"no capture under {lake.base}/frames for {recorded[0][1]} to {recorded[-1][1]}, and no "
             "archive; record, ingest or fetch one, or choose other dates"
         )
-    # An archive is one symbol's date and reads alone, so that a range gives what its dates give.
+    # Each archive is ingested by itself, so that a range gives the same rows as its single dates.
     batches = [(captures, recorded)] if recorded else []
     batches += [([lake.archive(*key)], [key]) for key in archived]
     metadata: dict[str, Any] = {
         "source": settings.source,
-        "straight as bars": len(wanted) - len(recorded) - len(archived),
+        "straight as bars": len(requested) - len(recorded) - len(archived),
     }
     if archived:
         metadata["from archives"] = dg.MetadataValue.json([" ".join(key) for key in archived])
@@ -149,7 +152,7 @@ def events(context: dg.AssetExecutionContext, platform: Platform) -> dg.Material
     kinds={"numba", "parquet"},
 )
 def bars(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
-    """One row a second: book, order flow, trades and ticker as `market/bars.py` defines them."""
+    """One row per second: book, order flow, trades and ticker, as `market/columns.py` defines them."""
     settings = platform.settings()
     tasks = [(settings.root, settings, *key) for key in keys_of(context.partition_keys)]
     rows: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""From the training set to a champion: performance and decay, training, promotion."""
+"""Model assets: performance of the champion and its decay check, training, gate, promotion."""
 
 import subprocess
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from assets.platform import OWNERS, PARTITIONS, Platform, keys_of
 
 
 def git_sha() -> str:
-    """The commit that runs, with ``+`` when the work tree differs from it; "unknown" outside git."""
+    """The current commit, with ``+`` when the work tree is dirty; "unknown" outside git."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -36,7 +36,7 @@ def git_sha() -> str:
 def performance(
     context: dg.AssetExecutionContext, platform: Platform
 ) -> dg.MaterializeResult[None]:
-    """How the champion predicted each date it was not trained on: IC, hit rate, edge by horizon."""
+    """Out-of-sample performance of the champion by date and horizon: IC, hit rate, edge."""
     from models_registry.decay import score_days
 
     scored = score_days(platform.lake(), platform.settings(), keys_of(context.partition_keys))
@@ -48,9 +48,9 @@ def performance(
 
 @dg.asset_check(asset=performance)
 def decay(context: dg.AssetCheckExecutionContext, platform: Platform) -> dg.AssetCheckResult:
-    """CUSUM on the champion's standardised predictions: fails when its information is leaving.
+    """CUSUM on the champion's live IC: fails when the IC decays.
 
-    A failure does not block: it asks for a retrain (see `orchestration.automation`).
+    A failure does not block; it requests a retrain (`orchestration.automation`).
     """
     from models_registry.decay import check
 
@@ -78,9 +78,9 @@ def decay(context: dg.AssetCheckExecutionContext, platform: Platform) -> dg.Asse
     ),
 )
 def model(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
-    """A training attempt on all of the training set: walk-forward, gate, MLflow run and version.
+    """A training attempt on the whole training set: walk-forward, gate, MLflow run and version.
 
-    Ends well whatever the verdict; `not_enough_data` registers no version.
+    Succeeds whatever the verdict; `not_enough_data` registers no version.
     """
     from models_registry.registry import train_and_register
 
@@ -107,7 +107,7 @@ def model(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
 
 @dg.asset_check(asset=model)
 def gate(context: dg.AssetCheckExecutionContext, platform: Platform) -> dg.AssetCheckResult:
-    """Whether the latest attempt passed the promotion gate; a refusal warns and does not block."""
+    """Whether the latest attempt passed the promotion gate; a failure warns and does not block."""
     from models_registry.promotion import latest_verdict
 
     verdict, reasons = latest_verdict(platform.settings())
@@ -120,9 +120,9 @@ def gate(context: dg.AssetCheckExecutionContext, platform: Platform) -> dg.Asset
 
 @dg.asset(deps=[model], group_name="models", owners=OWNERS, kinds={"mlflow"})
 def champion(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
-    """The version that the live worker trades: the newest one that passed the gate.
+    """The version that the live worker trades: the alias `champion` in the registry.
 
-    Moves the alias `champion` when the latest attempt says `promote`, and leaves it otherwise.
+    Moves to the latest attempt's version if its verdict is `promote`.
     """
     from models_registry.promotion import promote_latest
 
@@ -133,7 +133,7 @@ def champion(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materi
 
 
 def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures as metadata; a missing number is text, since dagster refuses NaN nowhere but shows it badly."""
+    """Figures as metadata, "none" for None and NaN, which Dagster displays badly."""
     return {
         name: value if value == value and value is not None else "none"
         for name, value in figures.items()

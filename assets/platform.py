@@ -1,4 +1,4 @@
-"""What every asset shares: the platform resource, and partitions of one UTC date of one symbol."""
+"""Shared by every asset: the platform resource, and partitions by UTC date and symbol."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Platform(dg.ConfigurableResource["Platform"]):
 
     @property
     def workers(self) -> int:
-        """Processes for steps that split by partition: one per core this process may use."""
+        """Processes for steps parallel over partitions: one per core available to this process."""
         return len(os.sched_getaffinity(0))
 
     def folder(self, name: str) -> Path:
-        """A folder beside the tables of a local root, made if it is absent."""
+        """A folder beside the tables of a local root, created if missing."""
         path = Path(self.settings().root).absolute() / name
         path.mkdir(parents=True, exist_ok=True)
         return path
@@ -53,11 +53,10 @@ START: Final = "2023-01-01"
 
 
 def partitions(symbols: Iterable[str]) -> dg.MultiPartitionsDefinition:
-    """Dates times symbols.
+    """Dates × symbols.
 
-    The running day is a partition too, so that what was recorded this morning can be built this
-    afternoon; a table is replaced whole as often as its partition is built. The last partition is
-    therefore incomplete: whoever schedules asks for yesterday by name.
+    The current day is a partition too, so that today's recording can be built today; building replaces
+    the whole partition. It is incomplete, so schedules request yesterday explicitly.
     """
     return dg.MultiPartitionsDefinition(
         {
@@ -67,12 +66,12 @@ def partitions(symbols: Iterable[str]) -> dg.MultiPartitionsDefinition:
     )
 
 
-#: Dagster wants partitions when definitions are loaded, so the symbols are the configured ones.
+#: Dagster needs partitions when definitions are loaded, so the symbols are the configured ones.
 PARTITIONS: Final = partitions(load().market.symbols)
 
 
 class Span(msgspec.Struct, frozen=True):
-    """The rectangle of some symbols and all dates from ``from_date`` to ``to_date``, both in it."""
+    """Symbols × dates from ``from_date`` to ``to_date``, both included."""
 
     symbols: tuple[str, ...]
     from_date: str
@@ -84,7 +83,7 @@ class Span(msgspec.Struct, frozen=True):
 
     @property
     def keys(self) -> list[tuple[str, str]]:
-        """(symbol, date) of every partition in the rectangle."""
+        """(symbol, date) of every partition in it."""
         return [(symbol, day) for symbol in self.symbols for day in self.dates]
 
 
@@ -108,25 +107,25 @@ def split_key(key: str) -> tuple[str, str]:
 
 
 def spans(keys: Iterable[str]) -> tuple[Span, ...]:
-    """The fewest date ranges, by first date, that hold exactly these partition keys.
+    """The fewest spans, by first date, that contain exactly these partition keys.
 
-    A backfill over a range gives one span; keys picked one by one may give several.
+    A backfill over a range gives one span; keys selected one by one may give several.
     """
     by_day: dict[str, set[str]] = defaultdict(set)
     for key in keys:
         symbol, day = split_key(key)
         by_day[day].add(symbol)
-    found: list[Span] = []
+    merged: list[Span] = []
     for day in sorted(by_day):
         symbols = tuple(sorted(by_day[day]))
-        last = found[-1] if found else None
+        last = merged[-1] if merged else None
         if last and last.symbols == symbols and days_between(last.to_date, day)[1:] == [day]:
-            found[-1] = Span(symbols, last.from_date, day)
+            merged[-1] = Span(symbols, last.from_date, day)
         else:
-            found.append(Span(symbols, day, day))
-    return tuple(found)
+            merged.append(Span(symbols, day, day))
+    return tuple(merged)
 
 
 def context_spans(context: dg.AssetExecutionContext) -> tuple[Span, ...]:
-    """The spans a run was asked for, be it one partition or a range."""
+    """The spans that a run was requested for: one partition or a range."""
     return spans(context.partition_keys)

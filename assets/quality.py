@@ -1,13 +1,12 @@
-"""Great Expectations on events, bars and features, as blocking checks with Data Docs.
+"""Great Expectations suites on events, bars and features, as blocking asset checks with Data Docs.
 
-Each partition is first reduced to one row of figures (`assets.figures`); the suites here state what
-those figures may be. An expectation says what a dbt test does not: the dbt tests hold the shape of
-tables (keys, uniqueness, one row per bar), the suites hold the quality of what the venue sent and of
-what was made of it.
+Each partition is reduced to one row of figures (`assets.quality_figures`), whose allowed ranges are
+stated here. dbt's tests hold the shape of tables (keys, uniqueness, one row per bar); these suites hold
+the quality of the data.
 
-A breach of a ``critical`` expectation blocks what comes after and withholds the date from training: its
-training_set partition is taken away until the date passes. A ``warning`` is shown and does neither.
-Every verdict stands in the lake's table ``quality``, one row an expectation.
+A breach of a ``critical`` expectation blocks downstream assets and withholds the date from training: its
+training_set partition is removed until the date passes. A ``warning`` is only shown. Every result is a
+row of the lake's table ``quality``, one per expectation.
 """
 
 import math
@@ -21,9 +20,9 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.figures import summarise
 from assets.market_data import bars, events
 from assets.platform import PARTITIONS, Key, Platform, keys_of
+from assets.quality_figures import summarise
 from market.lake import Lake
 from market.provenance import Table
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 QUALITY: Final = Table("quality", version=1, record=True)
 
-#: Columns of the table ``quality``; ``judged`` is the table that the figure is of.
+#: Columns of the table ``quality``; ``judged`` is the table that was validated.
 VERDICTS: Final = pa.schema(
     [
         pa.field("judged", pa.string(), nullable=False),
@@ -49,7 +48,7 @@ VERDICTS: Final = pa.schema(
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True):
-    """One expectation: a figure of a partition lies between ``low`` and ``high`` (both allowed)."""
+    """One expectation: ``low`` <= figure <= ``high``, None for an open end; NaN passes."""
 
     figure: str
     low: float | None = None
@@ -59,6 +58,8 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Breach(msgspec.Struct, frozen=True):
+    """A failed expectation and its partitions ("DATE SYMBOL")."""
+
     severity: str
     figure: str
     partitions: tuple[str, ...]
@@ -72,17 +73,19 @@ EVENTS: Final = (
     Bound(
         figure="completeness",
         low=0.5,
-        why="most seconds must have a book frame; a quiet book still ticks ten times a second",
+        why="most seconds must have a book frame; even a quiet book sends ten a second",
     ),
     Bound(
         figure="completeness",
         low=0.98,
         severity="warning",
-        why="a recording in order misses hardly a second",
+        why="a sound recording misses hardly a second",
     ),
     Bound(figure="gap_share", high=0.01, why="book frames missing before more than 1 % of frames"),
     Bound(
-        figure="steps_back", high=0, why="ingest orders by receive time; a step back is its fault"
+        figure="steps_back",
+        high=0,
+        why="ingest orders by receive time; a step back is a defect of it",
     ),
     Bound(figure="nonpositive_price", high=0, why="no order and no trade has a price of zero"),
     Bound(figure="nonpositive_trade", high=0, why="a trade moves a quantity"),
@@ -95,7 +98,7 @@ EVENTS: Final = (
         figure="lag_min_s",
         low=0,
         severity="warning",
-        why="our clock runs behind the exchange's; lags are then only comparable among themselves",
+        why="our clock is behind the exchange's; only differences of lags are then meaningful",
     ),
     Bound(
         figure="lag_spread_s",
@@ -107,12 +110,12 @@ EVENTS: Final = (
         figure="clock_step_s",
         high=0.2,
         severity="warning",
-        why="the least lag of a minute moved: one of the two clocks was set",
+        why="the minimum lag per minute shifted: one of the two clocks was stepped",
     ),
     Bound(
         figure="crossed_share",
         high=0.01,
-        why="a book that is crossed after more than 1 % of its frames was put together wrongly",
+        why="a book crossed after more than 1 % of its frames was rebuilt wrongly",
     ),
     Bound(
         figure="crossed_share",
@@ -123,22 +126,22 @@ EVENTS: Final = (
     Bound(
         figure="one_sided_share",
         high=0.01,
-        why="a book without one side after more than 1 % of its frames is none",
+        why="a book with an empty side after more than 1 % of its frames is unusable",
     ),
     Bound(
         figure="steps_back_share",
         high=0.001,
         severity="warning",
-        why="frames received before their predecessors: the clock went back, or files are mixed",
+        why="frames received before their predecessors: the clock stepped back, or files are mixed",
     ),
     Bound(
-        figure="rejected_share", high=0.01, why="more than 1 % of the lines could not be understood"
+        figure="rejected_share", high=0.01, why="the decoder rejected more than 1 % of the lines"
     ),
     Bound(
         figure="rejected_share",
         high=0,
         severity="warning",
-        why="a line was refused; table quarantine has it with file, line and reason",
+        why="a line was rejected; table quarantine has it with file, line and reason",
     ),
 )
 
@@ -146,7 +149,7 @@ BARS: Final = (
     Bound(
         figure="gap_share",
         high=0.2,
-        why="a fifth of the seconds without a valid book trains nothing",
+        why="with a fifth of the seconds without a valid book hardly a row is warm",
     ),
     Bound(
         figure="gap_share",
@@ -160,7 +163,7 @@ BARS: Final = (
         figure="largest_jump_pct",
         high=1,
         severity="warning",
-        why="1 % in a second happens a few times a year; look at it before training",
+        why="1 % in a second happens a few times a year; inspect it before training",
     ),
     Bound(
         figure="spread_median_bps",
@@ -188,14 +191,14 @@ BARS: Final = (
         figure="volume_to_turnover",
         low=0.5,
         high=2,
-        why="trades add up to another market than the ticker's turnover of 24 h",
+        why="the sum of trades is far from the ticker's 24 h turnover: another market or scale",
     ),
     Bound(
         figure="volume_to_turnover",
         low=0.95,
         high=1.05,
         severity="warning",
-        why="trades and the ticker's turnover of 24 h are apart: some are missing or counted twice",
+        why="the sum of trades differs from the ticker's 24 h turnover: some are missing or doubled",
     ),
 )
 
@@ -203,13 +206,13 @@ FEATURES: Final = (
     Bound(
         figure="null_share",
         high=0.5,
-        why="half of the features do not exist in warm rows: an input is missing",
+        why="half of the features are NULL in warm rows: an input is missing",
     ),
     Bound(
         figure="null_share",
         high=0.25,
         severity="warning",
-        why="the ticker's features are some 15 %; more is missing",
+        why="the ticker's features are some 15 %; more than those are NULL",
     ),
     Bound(
         figure="absent",
@@ -221,34 +224,37 @@ FEATURES: Final = (
         figure="constant",
         high=20,
         severity="warning",
-        why="features that never change tell nothing; an input stands still",
+        why="features that never change: an input is frozen",
     ),
     Bound(
         figure="warm_share",
         low=0.9,
         severity="warning",
-        why="rows after a gap do not train; a date in order is warm but for its first hour",
+        why="rows after a gap do not train; a sound date is warm except for its first hour",
     ),
     Bound(
         figure="drift",
         high=20,
-        why="twenty quartile ranges from the week before is another unit, not another market",
+        why="20 interquartile ranges from the week before is another unit, not another market",
     ),
     Bound(
         figure="drift",
         high=1,
         severity="warning",
-        why="a steady feature left the range it kept over the week before",
+        why="a steady feature drifted from its median of the week before",
     ),
 )
-#: Table -> what its figures may be.
+#: Table -> its expectations.
 SUITES: Final = {"events": EVENTS, "bars": BARS, "features": FEATURES}
 
 
 def validate(
     frame: "pd.DataFrame", name: str, bounds: Sequence[Bound], folder: Path
 ) -> tuple[list[Breach], str]:
-    """Run one suite over a frame of figures; the breaches and the URL of the result's Data Docs."""
+    """Run one suite over rows of figures, as `summarise` makes them, in a GX project in ``folder``.
+
+    Returns the breaches and the URL of the result's page in Data Docs.
+    """
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
     import great_expectations.expectations as gxe
@@ -295,27 +301,27 @@ def validate(
         for result in validated.results:
             if not result.success:
                 bound = bounds[result.expectation_config.meta["order"]]
-                where = (row["partition"] for row in result.result["unexpected_index_list"])
-                breaches.append(Breach(bound.severity, bound.figure, tuple(where), bound.why))
-    # The result's own page: the site's index needs scripts from elsewhere to list anything.
+                failing = (row["partition"] for row in result.result["unexpected_index_list"])
+                breaches.append(Breach(bound.severity, bound.figure, tuple(failing), bound.why))
+    # The result's own page: the index of the site loads scripts from the Internet.
     (page,) = outcome.run_results
     return breaches, str(context.get_docs_sites_urls(resource_identifier=page)[0]["site_url"])
 
 
 def record(lake: Lake, table: str, frame: "pd.DataFrame", breaches: Sequence[Breach]) -> list[Key]:
-    """Write the verdicts into the lake's ``quality``, and withhold from training what failed.
+    """Write the results into the table ``quality``, and withhold failing dates from training.
 
-    Returns the (symbol, date) keys with a critical breach, whose training_set partitions are gone.
+    Returns the (symbol, date) keys with a critical breach, whose training_set partitions it removed.
     """
-    broken = {
-        (breach.severity, breach.figure, place)
+    failures = {
+        (breach.severity, breach.figure, partition)
         for breach in breaches
-        for place in breach.partitions
+        for partition in breach.partitions
     }
-    failed = []
+    failed_keys = []
     for figures in frame.to_dict("records"):
-        place = str(figures["partition"])
-        day, symbol = place.split(" ")
+        partition = str(figures["partition"])
+        day, symbol = partition.split(" ")
         rows = pa.Table.from_pylist(
             [
                 {
@@ -325,7 +331,7 @@ def record(lake: Lake, table: str, frame: "pd.DataFrame", breaches: Sequence[Bre
                     "low": bound.low,
                     "high": bound.high,
                     "severity": bound.severity,
-                    "passed": (bound.severity, bound.figure, place) not in broken,
+                    "passed": (bound.severity, bound.figure, partition) not in failures,
                     "why": bound.why,
                 }
                 for bound in SUITES[table]
@@ -341,27 +347,27 @@ def record(lake: Lake, table: str, frame: "pd.DataFrame", breaches: Sequence[Bre
             day,
             rows.sort_by([(name, "ascending") for name in ("judged", "figure", "severity")]),
         )
-        if any(severity == "critical" and at == place for severity, _, at in broken):
-            failed.append((symbol, day))
+        if any(severity == "critical" and of == partition for severity, _, of in failures):
+            failed_keys.append((symbol, day))
             lake.remove("training_set", symbol, day)
-    return failed
+    return failed_keys
 
 
 def withhold(lake: Lake, keys: Sequence[Key]) -> list[str]:
-    """Take from training what has a critical breach on record; each key with what broke."""
-    found = []
+    """Remove training_set partitions with a recorded critical breach; each with the reason."""
+    withheld = []
     for symbol, day in keys:
         if lake.exists("quality", symbol, day):
             rows = lake.read("quality", symbol, day).to_pylist()
-            broken = [
+            failed = [
                 f"{row['judged']}.{row['figure']}"
                 for row in rows
                 if row["severity"] == "critical" and not row["passed"]
             ]
-            if broken:
+            if failed:
                 lake.remove("training_set", symbol, day)
-                found.append(f"{day} {symbol}: {', '.join(broken)}")
-    return found
+                withheld.append(f"{day} {symbol}: {', '.join(failed)}")
+    return withheld
 
 
 def _check(
@@ -370,7 +376,7 @@ def _check(
     lake, bounds = platform.lake(), SUITES[table]
     frame = summarise(lake, table, keys_of(context.partition_keys))
     if frame.empty:
-        note = f"no {table} partition to judge: these dates are straight as bars"
+        note = f"no {table} partition to validate: these dates have only bars"
         return dg.AssetCheckResult(
             asset_key=table, check_name=f"{table}_quality", passed=True, metadata={"note": note}
         )
@@ -399,13 +405,13 @@ def _check(
 def events_quality(
     context: dg.AssetCheckExecutionContext, platform: Platform
 ) -> dg.AssetCheckResult:
-    """Completeness per second, gaps, order in time, clocks, crossed books, prices, refused lines."""
+    """Completeness per second, sequence gaps, time order, clocks, crossed books, prices, rejects."""
     return _check(context, platform, "events")
 
 
 @dg.asset_check(asset=bars, blocking=True, partitions_def=PARTITIONS)
 def bars_quality(context: dg.AssetCheckExecutionContext, platform: Platform) -> dg.AssetCheckResult:
-    """Gaps, missing mids, jumps, spreads, sides, volumes and turnover, the ticker's age."""
+    """Gaps, missing mids, jumps, spreads, empty sides, volumes and turnover, stale tickers."""
     return _check(context, platform, "bars")
 
 
@@ -416,26 +422,26 @@ def bars_quality(context: dg.AssetCheckExecutionContext, platform: Platform) -> 
             asset="features",
             blocking=True,
             partitions_def=PARTITIONS,
-            description="NULLs, features that stand still, warm rows, drift against the last week.",
+            description="NULLs, constant features, warm rows, drift against the week before.",
         ),
         dg.AssetCheckSpec(
             "sound_dates",
             asset="training_set",
             blocking=True,
             partitions_def=PARTITIONS,
-            description="No date that failed a critical expectation is in the training set.",
+            description="The training set has no date that failed a critical expectation.",
         ),
     ],
 )
 def features_quality(
     context: dg.AssetCheckExecutionContext, platform: Platform
 ) -> Iterator[dg.AssetCheckResult]:
-    """The suite over features. Both tables come from one dbt run, so training waits for this."""
+    """The suite over features, and `sound_dates`: one dbt run makes both tables, training waits."""
     yield _check(context, platform, "features")
-    found = withhold(platform.lake(), keys_of(context.partition_keys))
+    withheld = withhold(platform.lake(), keys_of(context.partition_keys))
     yield dg.AssetCheckResult(
         check_name="sound_dates",
         asset_key="training_set",
-        passed=not found,
-        metadata={"withheld from training": dg.MetadataValue.json(found)},
+        passed=not withheld,
+        metadata={"withheld from training": dg.MetadataValue.json(withheld)},
     )

@@ -1,21 +1,21 @@
-"""Skew between live and batch: logged decisions, made again from what the worker itself received.
+"""Live-batch skew: logged decisions recomputed from what the worker itself received.
 
-A run of the worker leaves its capture (`ROOT/live/frames/date=DATE/RUN.frames.zst`), the bars that it
-began with (`ROOT/live/history/RUN.parquet`, where it joined the lake's history) and its decisions, each
-with the vector it was made from. From the first two, and nothing else, this makes the bars of a date
-in one piece and the features by the batch's SQL, and compares every value; and from the logged vector
-and the bundle that it names, the expectation:
+A run of the worker leaves its own capture (`ROOT/live/frames/date=DATE/RUN.frames.zst`), the bars that it
+started with (`ROOT/live/history/RUN.parquet`, if it joined the lake's history) and its decisions with
+their feature vectors. From capture and history alone this rebuilds the bars of a date in one piece and
+the features by the batch's SQL, and compares every value; and from the logged vector and the bundle
+named with it, the expected return:
 
-    |live − batch| <= 1e-9 max(1, |live|), NULL where the other is NULL, the same bars, as warm
+    |live − batch| <= 1e-9 max(1, |live|), NULLs in the same places, the same bars, the same warm-up
 
-Another frame, another bar, another definition or another order of events shows as a difference.
+Another frame, bar, definition or order of events shows as a difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -39,20 +39,30 @@ from market.wire.survey import instruments_of
 from models_registry.manifest import MANIFEST_FILE, Bundle, BundleError, sha256
 
 TOLERANCE: Final = 1e-9
-#: Differences that are told in full; all are counted.
-TOLD: Final = 20
+#: Differences that a report lists; all are counted.
+EXAMPLES: Final = 20
 
-#: Columns of a decision that its bar has under the same meaning.
-_OF_BAR: Final = {"mid": "mid_close", "spread_bps": "spread_bps"}
+#: Columns of a decision -> the bar's column of the same meaning.
+_BAR_COLUMNS: Final = {"mid": "mid_close", "spread_bps": "spread_bps"}
 
-Key = tuple[str, str]
+Key = tuple[str, str]  #: (symbol, date)
 Floats = npt.NDArray[np.float64]
-#: Times, live values, batch values.
-Apart = tuple[npt.NDArray[np.int64], Floats, Floats]
+
+
+class SkewError(DataError):
+    """A run's decisions cannot be recomputed; the message says what is missing."""
+
+
+class Mismatches(NamedTuple):
+    """Rows of one column where live and batch differ; arrays of shape (n,)."""
+
+    t_ns: npt.NDArray[np.int64]
+    live: Floats
+    batch: Floats
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """One value that the batch does not confirm; None stands for NULL."""
+    """One value that the batch does not reproduce; None stands for NULL."""
 
     run: str
     symbol: str
@@ -69,92 +79,113 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SkewReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was compared. ``by_name`` counts differences by feature, ``told`` holds the first ones.
+    """Counts of a comparison: decisions, values compared, differences in all and by column.
 
-    ``unfounded`` names what cannot be recomputed, and why: it fails as a difference does.
+    ``examples`` are the first differences. ``not_recomputed`` names what could not be recomputed, and
+    why: the comparison fails on it as on a difference.
     """
 
     decisions: int
     values: int
     differences: int
     by_name: dict[str, int]
-    told: tuple[Difference, ...]
-    unfounded: tuple[str, ...]
+    examples: tuple[Difference, ...]
+    not_recomputed: tuple[str, ...]
 
     @property
     def passed(self) -> bool:
-        return not (self.differences or self.unfounded)
+        """Whether everything was recomputed without a difference."""
+        return not (self.differences or self.not_recomputed)
+
+    @property
+    def summary(self) -> str:
+        """The report in one line."""
+        if not self.decisions and not self.not_recomputed:
+            return "no decisions of the live worker on these dates"
+        text = f"{self.decisions:,} decisions, {self.values:,} values, {self.differences} differ"
+        if self.examples:
+            text += f"; first {self.examples[0]}"
+        return "; ".join([text, *self.not_recomputed])
 
 
-def judge(lake: Lake, settings: Settings, keys: Iterable[Key]) -> SkewReport:
-    """Recompute the decisions of these (symbol, date) keys; those without decisions say nothing."""
-    by_run: dict[tuple[str, str], list[str]] = {}
+def compare(lake: Lake, settings: Settings, keys: Iterable[Key]) -> SkewReport:
+    """Recompute and compare the decisions of these (symbol, date) keys; keys without any are skipped."""
+    symbols_of: dict[tuple[str, str], list[str]] = {}
     logged: dict[Key, pa.Table] = {}
     for symbol, day in keys:
         if lake.exists("decisions", symbol, day):
             rows = logged[symbol, day] = lake.read("decisions", symbol, day)
             for run in pc.unique(rows["run"]).to_pylist():
-                by_run.setdefault((run, day), []).append(symbol)
+                symbols_of.setdefault((run, day), []).append(symbol)
     decisions = values = 0
-    found: list[Difference] = []
+    examples: list[Difference] = []
     by_name: dict[str, int] = {}
-    unfounded: list[str] = []
-    for (run, day), symbols in sorted(by_run.items()):
-        mine = {
+    not_recomputed: list[str] = []
+    for (run, day), symbols in sorted(symbols_of.items()):
+        of_run = {
             symbol: logged[symbol, day].filter(pc.equal(logged[symbol, day]["run"], run))
             for symbol in symbols
         }
-        until_ns = max(pc.max(rows["t_ns"]).as_py() for rows in mine.values())
+        until_ns = max(pc.max(rows["t_ns"]).as_py() for rows in of_run.values())
         try:
-            batch = _recomputed(Path(lake.base) / "live", settings, run, day, symbols, until_ns)
+            batch = _recompute(Path(lake.base) / "live", settings, run, day, symbols, until_ns)
         except SkewError as error:
-            unfounded.append(str(error))
+            not_recomputed.append(str(error))
             continue
-        for symbol, rows in mine.items():
+        for symbol, rows in of_run.items():
             decisions += len(rows)
-            off = _compared(rows, batch[symbol])
+            mismatches = _compare_features(rows, batch[symbol])
             try:
-                off |= _expected(lake.base, rows)
+                mismatches |= _compare_predictions(lake.base, rows)
             except BundleError as error:
-                unfounded.append(f"{run} {day}: {error}")
-            values += len(rows) * len(off)
-            for name, (times, live, other) in off.items():
-                if len(times):
-                    by_name[name] = by_name.get(name, 0) + len(times)
-                found += [
-                    Difference(run=run, symbol=symbol, t_ns=t, name=name, live=a, batch=b)
-                    for t, a, b in list(
-                        zip(times.tolist(), _nulls(live), _nulls(other), strict=True)
-                    )[:TOLD]
-                ]
+                not_recomputed.append(f"{run} {day}: {error}")
+            values += len(rows) * len(mismatches)
+            for name, found in mismatches.items():
+                if len(found.t_ns):
+                    by_name[name] = by_name.get(name, 0) + len(found.t_ns)
+            examples += _examples(run, symbol, mismatches)
     return SkewReport(
         decisions=decisions,
         values=values,
         differences=sum(by_name.values()),
         by_name=dict(sorted(by_name.items(), key=lambda item: -item[1])),
-        told=tuple(sorted(found, key=lambda one: (one.t_ns, one.symbol))[:TOLD]),
-        unfounded=tuple(unfounded),
+        examples=tuple(sorted(examples, key=lambda each: (each.t_ns, each.symbol))[:EXAMPLES]),
+        not_recomputed=tuple(not_recomputed),
     )
 
 
-class SkewError(DataError):
-    """A run's decisions cannot be made again; the message says what is missing."""
+def _examples(run: str, symbol: str, mismatches: Mapping[str, Mismatches]) -> list[Difference]:
+    """The first `EXAMPLES` differences of each column."""
+
+    def nulls(values: Floats) -> list[float | None]:
+        return [None if value != value else value for value in values[:EXAMPLES].tolist()]
+
+    return [
+        Difference(run=run, symbol=symbol, t_ns=t_ns, name=name, live=live, batch=batch)
+        for name, rows in mismatches.items()
+        for t_ns, live, batch in zip(
+            rows.t_ns[:EXAMPLES].tolist(), nulls(rows.live), nulls(rows.batch), strict=True
+        )
+    ]
 
 
-# -- the batch's side ----------------------------------------------------------------------------
+# -- recomputing -----------------------------------------------------------------------------------
 
 
-def _recomputed(
+def _recompute(
     live: Path, settings: Settings, run: str, day: str, symbols: Sequence[str], until_ns: int
 ) -> dict[str, pa.Table]:
-    """Symbol -> t_ns, warm, features and the bar's columns of one run on one date."""
+    """Symbol -> t_ns, warm, features and the bar's columns of one run on one date.
+
+    SkewError when the run's capture is gone or its history has other columns.
+    """
     import duckdb
     import jinja2
 
     from market.features.rendering import render_model
 
-    wanted = list(dict.fromkeys([*symbols, *map(leader, symbols)]))
-    before = _capture(live, run, previous_day(day))
+    needed = list(dict.fromkeys([*symbols, *map(leader, symbols)]))
+    eve_capture = _capture(live, run, previous_day(day))
     capture = _capture(live, run, day)
     if capture is None:
         raise SkewError(
@@ -162,18 +193,18 @@ def _recomputed(
             "their date was checked"
         )
     history = _history(live / "history" / f"{run}.parquet")
-    midnight = day_start_ns(day)
+    midnight_ns = day_start_ns(day)
+    date_bars = _bars(capture, settings, needed, min(until_ns, midnight_ns + DAY_NS))
+    eve_bars = _bars(eve_capture, settings, needed, midnight_ns) if eve_capture is not None else {}
     parts = []
-    of_date = _bars(capture, settings, wanted, min(until_ns, midnight + DAY_NS))
-    of_eve = _bars(before, settings, wanted, midnight) if before is not None else {}
-    for symbol in wanted:
-        pieces = [*history.get(symbol, ()), *of_eve.get(symbol, ()), *of_date.get(symbol, ())]
+    for symbol in needed:
+        pieces = [*history.get(symbol, ()), *eve_bars.get(symbol, ()), *date_bars.get(symbol, ())]
         rows = pa.concat_tables([ARROW_SCHEMA.empty_table(), *pieces])
-        rows = rows.filter(pc.greater(rows["t_ns"], midnight - MEMORY_S * SECOND_NS))
+        rows = rows.filter(pc.greater(rows["t_ns"], midnight_ns - MEMORY_S * SECOND_NS))
         parts.append(
             rows.append_column("symbol", pa.array([symbol] * len(rows), pa.string()))
             .append_column("date", pa.array([day] * len(rows), pa.string()))
-            .append_column("wanted", pc.greater(rows["t_ns"], midnight))
+            .append_column("wanted", pc.greater(rows["t_ns"], midnight_ns))
         )
     sql = jinja2.Environment().from_string(render_model()).render(ref=lambda name: name)
     with duckdb.connect() as connection:
@@ -181,14 +212,14 @@ def _recomputed(
         bars = pa.concat_tables(parts)
         connection.register("stg_bars", bars)
         features = connection.execute(f"from ({sql}) order by symbol, t_ns").to_arrow_table()
-    found = {}
+    batch = {}
     for symbol in symbols:
-        mine = features.filter(pc.equal(features["symbol"], symbol))
-        seen = bars.filter(pc.and_(pc.equal(bars["symbol"], symbol), bars["wanted"]))
-        for name in _OF_BAR.values():
-            mine = mine.append_column(f"bar.{name}", seen.sort_by("t_ns")[name])
-        found[symbol] = mine
-    return found
+        rows = features.filter(pc.equal(features["symbol"], symbol))
+        own_bars = bars.filter(pc.and_(pc.equal(bars["symbol"], symbol), bars["wanted"]))
+        for name in _BAR_COLUMNS.values():
+            rows = rows.append_column(f"bar.{name}", own_bars.sort_by("t_ns")[name])
+        batch[symbol] = rows
+    return batch
 
 
 def _capture(live: Path, run: str, day: str) -> Path | None:
@@ -197,7 +228,7 @@ def _capture(live: Path, run: str, day: str) -> Path | None:
 
 
 def _history(path: Path) -> dict[str, list[pa.Table]]:
-    """The bars that the run began with, by symbol."""
+    """The bars that the run started with, by symbol."""
     if not path.exists():
         return {}
     rows = pq.read_table(path, partitioning=None)
@@ -212,13 +243,13 @@ def _history(path: Path) -> dict[str, list[pa.Table]]:
 def _bars(
     capture: Path, settings: Settings, symbols: Sequence[str], until_ns: int
 ) -> dict[str, list[pa.Table]]:
-    """Bars of a capture in one piece up to ``until_ns``."""
+    """Bars of a whole capture up to ``until_ns``, by symbol."""
     depth = settings.market.book_depth
     instruments: dict[str, Instrument] = instruments_of([str(capture)], symbols, depth)
     decoder = Decoder(instruments, depth, symbols, follow=False)
     builders = {
-        symbol: BarBuilder(found, settings.market.stale_after_s)
-        for symbol, found in instruments.items()
+        symbol: BarBuilder(instrument, settings.market.stale_after_s)
+        for symbol, instrument in instruments.items()
     }
     parts: dict[str, list[Bars]] = {symbol: [] for symbol in symbols}
     for block in read_blocks(capture):
@@ -226,49 +257,47 @@ def _bars(
             parts[symbol].append(builders[symbol].push(events))
     for symbol, builder in builders.items():
         parts[symbol].append(builder.close_until(until_ns))
-    return {symbol: [bars.to_arrow() for bars in found] for symbol, found in parts.items()}
+    return {symbol: [bars.to_arrow() for bars in of_symbol] for symbol, of_symbol in parts.items()}
 
 
-# -- the comparison ------------------------------------------------------------------------------
+# -- comparing -------------------------------------------------------------------------------------
 
 
-def _compared(rows: pa.Table, batch: pa.Table) -> dict[str, Apart]:
-    """Name -> (times, live values, batch values) where the two differ, over all that is compared."""
-    t_ns, other_ns = rows["t_ns"].to_numpy(), batch["t_ns"].to_numpy()
-    place = np.searchsorted(other_ns, t_ns)
-    place = np.minimum(place, max(len(other_ns) - 1, 0))
-    there = other_ns[place] == t_ns if len(other_ns) else np.zeros(len(t_ns), bool)
-    found = {}
-    names = {name: name for name in ("warm", *feature_names())}
-    names |= {name: f"bar.{column}" for name, column in _OF_BAR.items()}
-    for name, theirs in names.items():
-        live = _floats(rows, name)
-        other = np.full(len(t_ns), np.nan)
-        if len(other_ns):
-            other = np.where(there, _floats(batch, theirs)[place], np.nan)
-        found[name] = _apart(t_ns, live, other)
-    return found
+def _compare_features(rows: pa.Table, batch: pa.Table) -> dict[str, Mismatches]:
+    """Column -> mismatches, for every compared column of the decisions."""
+    live_ns, batch_ns = rows["t_ns"].to_numpy(), batch["t_ns"].to_numpy()
+    index = np.minimum(np.searchsorted(batch_ns, live_ns), max(len(batch_ns) - 1, 0))
+    matched = batch_ns[index] == live_ns if len(batch_ns) else np.zeros(len(live_ns), bool)
+    columns = {name: name for name in ("warm", *feature_names())}
+    columns |= {name: f"bar.{column}" for name, column in _BAR_COLUMNS.items()}
+    mismatches = {}
+    for name, batch_name in columns.items():
+        recomputed = np.full(len(live_ns), np.nan)
+        if len(batch_ns):
+            recomputed = np.where(matched, _floats(batch, batch_name)[index], np.nan)
+        mismatches[name] = _mismatches(live_ns, _floats(rows, name), recomputed)
+    return mismatches
 
 
-def _expected(root: str, rows: pa.Table) -> dict[str, Apart]:
-    """The same for the expectations, by the bundles that the decisions name.
+def _compare_predictions(root: str, rows: pa.Table) -> dict[str, Mismatches]:
+    """The same for expected returns, predicted again by the bundles that the decisions name.
 
-    BundleError when one is not kept any more.
+    BundleError when one is gone.
     """
     shas = np.array(rows["bundle_sha"].to_pylist())
-    sound = (_floats(rows, "warm") == 1) & ~np.isnan(_floats(rows, "mid"))
-    made = {name: np.full(len(rows), np.nan) for name in ("expected_bps", "raw_bps")}
+    predicted = (_floats(rows, "warm") == 1) & ~np.isnan(_floats(rows, "mid"))
+    batch = {name: np.full(len(rows), np.nan) for name in ("expected_bps", "raw_bps")}
     for sha in sorted(set(shas.tolist())):
         bundle = _bundle(root, sha)
-        mine = np.flatnonzero(sound & (shas == sha))
+        chosen = np.flatnonzero(predicted & (shas == sha))
         names = bundle.manifest.features
-        vectors = np.column_stack([_floats(rows, name)[mine] for name in names])
-        if len(mine):
-            found = bundle.predict_many(vectors)
-            made["expected_bps"][mine] = found.expected_bps
-            made["raw_bps"][mine] = found.raw_bps
+        vectors = np.column_stack([_floats(rows, name)[chosen] for name in names])
+        if len(chosen):
+            predictions = bundle.predict_many(vectors)
+            batch["expected_bps"][chosen] = predictions.expected_bps
+            batch["raw_bps"][chosen] = predictions.raw_bps
     t_ns = rows["t_ns"].to_numpy()
-    return {name: _apart(t_ns, _floats(rows, name), other) for name, other in made.items()}
+    return {name: _mismatches(t_ns, _floats(rows, name), values) for name, values in batch.items()}
 
 
 def _bundle(root: str, sha: str) -> Bundle:
@@ -281,28 +310,15 @@ def _bundle(root: str, sha: str) -> Bundle:
     )
 
 
-def _apart(t_ns: npt.NDArray[np.int64], live: Floats, other: Floats) -> Apart:
-    off = np.isnan(live) != np.isnan(other)
-    off |= np.abs(live - other) > TOLERANCE * np.maximum(1.0, np.abs(live))
-    return t_ns[off], live[off], other[off]
+def _mismatches(t_ns: npt.NDArray[np.int64], live: Floats, batch: Floats) -> Mismatches:
+    differs = np.isnan(live) != np.isnan(batch)
+    differs |= np.abs(live - batch) > TOLERANCE * np.maximum(1.0, np.abs(live))
+    return Mismatches(t_ns[differs], live[differs], batch[differs])
 
 
 def _floats(rows: pa.Table, name: str) -> Floats:
+    """A column as float64, NaN for NULL; all NaN when the table has no such column."""
     if name not in rows.column_names:
         return np.full(len(rows), np.nan)
     column: Any = rows[name]
     return np.asarray(pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False), np.float64)
-
-
-def _nulls(values: Floats) -> list[float | None]:
-    return [None if value != value else value for value in values.tolist()]
-
-
-def said(report: SkewReport) -> str:
-    """The report in one line."""
-    if not report.decisions and not report.unfounded:
-        return "no decisions of the live worker on these dates"
-    text = f"{report.decisions:,} decisions, {report.values:,} values, {report.differences} differ"
-    if report.told:
-        text += f"; first {report.told[0]}"
-    return "; ".join([text, *report.unfounded])

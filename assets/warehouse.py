@@ -1,7 +1,7 @@
 """Features, labels and training set: a range of dates in one dbt run.
 
-`build_range` is the one way in, for Dagster and for everybody else. dbt reads bars in place and
-stages the range; every partition of it is replaced when all tests have passed.
+`build_range` is the only entry point, for Dagster and all others. dbt reads bars in place and stages
+the range; its partitions are replaced when all tests have passed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from market.provenance import Table
 from market.settings import Settings
 from market.units import days_between, previous_day
 
-#: What dbt makes, in the order it is published in: a table after the ones it is made from.
+#: dbt's tables in order of publication: each after those it is made from.
 DECLARED: Final = (
     Table(
         "features",
@@ -77,13 +77,13 @@ def build_range(
 ) -> BuildReport:
     """Build ``tables`` for all symbols and dates (both ends included) in one dbt run, and publish.
 
-    Dates without bars are left out and reported. Raises WarehouseError, and publishes nothing, when
-    no date has bars or when a model or a test fails; LakeError when bars were made by other code.
+    Dates without bars are skipped and reported. WarehouseError, with nothing published, when no date
+    has bars or a model or test fails; LakeError when bars were made by other code.
     """
     if not lake.is_local:
         raise WarehouseError(f"{lake.uri}: dbt stages on a local disk; use a local lake root")
-    wanted = [(s, day) for s in sorted(symbols) for day in days_between(from_date, to_date)]
-    present = [key for key in wanted if lake.exists("bars", *key)]
+    requested = [(s, day) for s in sorted(symbols) for day in days_between(from_date, to_date)]
+    present = [key for key in requested if lake.exists("bars", *key)]
     if not present:
         raise WarehouseError(
             f"{lake.uri}: no bars of {', '.join(symbols)} from {from_date} to {to_date}; "
@@ -105,19 +105,18 @@ def build_range(
         rows=rows,
         tests=tests,
         keys=tuple(present),
-        missing=tuple(key for key in wanted if key not in set(present)),
+        missing=tuple(key for key in requested if key not in set(present)),
     )
 
 
 def _inputs(lake: Lake, settings: Settings, keys: Sequence[Key]) -> dict[str, dict[Key, str]]:
-    """Table -> partition -> fingerprint of everything that it is made from.
+    """Table -> key -> fingerprint of everything that the partition is made from.
 
-    Raises LakeError when one of the bars partitions was made by other code: a table is never made
-    of two meanings.
+    LakeError when a bars partition was made by other code: a table never mixes two versions.
     """
     bars: dict[Key, str] = {}
 
-    def of(symbol: str, day: str) -> str:
+    def bars_fingerprint(symbol: str, day: str) -> str:
         if (symbol, day) not in bars:
             exists = lake.exists("bars", symbol, day)
             if exists:
@@ -128,10 +127,14 @@ def _inputs(lake: Lake, settings: Settings, keys: Sequence[Key]) -> dict[str, di
     features, labels, training = {}, {}, {}
     for symbol, day in keys:
         read = [
-            of(name, date) for name in (symbol, leader(symbol)) for date in (day, previous_day(day))
+            bars_fingerprint(name, date)
+            for name in (symbol, leader(symbol))
+            for date in (day, previous_day(day))
         ]
         features[symbol, day] = _digest(read)
-        labels[symbol, day] = _digest([of(symbol, day), *map(str, settings.model.horizons_s)])
+        labels[symbol, day] = _digest(
+            [bars_fingerprint(symbol, day), *map(str, settings.model.horizons_s)]
+        )
         training[symbol, day] = _digest([features[symbol, day], labels[symbol, day]])
     return {"features": features, "labels": labels, "training_set": training}
 

@@ -52,18 +52,17 @@ def live_batch_skew(
     context: dg.AssetCheckExecutionContext, platform: Platform
 ) -> dg.AssetCheckResult:
     """Decisions recomputed from the worker's own capture by the batch SQL; any difference fails."""
-    from assets.skew import judge, said
+    from assets.skew import compare
 
-    report = judge(platform.lake(), platform.settings(), keys_of(context.partition_keys))
-    summary = said(report)
-    context.log.info(summary)
+    report = compare(platform.lake(), platform.settings(), keys_of(context.partition_keys))
+    context.log.info(report.summary)
     metadata: dict[str, Any] = {
-        "summary": summary,
+        "summary": report.summary,
         "decisions": report.decisions,
         "values compared": report.values,
         "differences": report.differences,
         "by name": dg.MetadataValue.json(report.by_name),
-        "first differences": dg.MetadataValue.json([str(one) for one in report.told]),
-        "cannot be recomputed": dg.MetadataValue.json(list(report.unfounded)),
+        "first differences": dg.MetadataValue.json([str(one) for one in report.examples]),
+        "cannot be recomputed": dg.MetadataValue.json(list(report.not_recomputed)),
     }
     return dg.AssetCheckResult(passed=report.passed, metadata=metadata)

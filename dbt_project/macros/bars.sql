@@ -1,7 +1,7 @@
 {#
-    The bars that a range needs, as a table function: asked symbols and their leaders, from the day
-    before to the last date. The files are named one by one, so that no other is opened: an old
-    one may have other columns.
+    Table function of the bars that a range needs: the symbols and their leaders, from the day before
+    to the last date. Files are listed one by one, because an old one outside the range may have
+    other columns.
 #}
 {% macro bars() -%}
     {%- set files = [] -%}

@@ -1,8 +1,7 @@
 {#
-    Rows of a record table (parents, orders, fills, tca, markouts) of the asked symbols, as a table
-    function: from the day before the range to the day after it, since what becomes of a parent may
-    fall on another date than its decision. The columns are those of the source's description: one
-    that an older file lacks is NULL, and a table without any file is empty.
+    Table function of a record table (parents, orders, fills, tca, markouts) for the symbols, from the
+    day before the range to the day after it, because a parent may end after midnight. The columns are
+    those of the source's schema: one that an older file lacks is NULL; without files it is empty.
 #}
 {% macro records(table) -%}
     {%- set files = [] -%}
@@ -39,6 +38,6 @@
 {%- endmacro %}
 
 {# The dates that a run builds, as a condition on `date`. #}
-{% macro asked() -%}
+{% macro requested_dates() -%}
     date between '{{ from_date() }}' and '{{ to_date() }}'
 {%- endmacro %}

@@ -1,9 +1,9 @@
-{# Where dbt-duckdb writes a model that is materialised as `external`. #}
+{# Where dbt-duckdb writes an `external` model. #}
 {% macro external_location(relation, config) -%}
     {{ var('out') }}/{{ relation.identifier }}
 {%- endmacro %}
 
-{% macro asked_date(name) -%}
+{% macro date_var(name) -%}
     {%- set day = var(name) -%}
     {%- if execute and not modules.re.fullmatch('\\d{4}-\\d{2}-\\d{2}', day) -%}
         {%- do exceptions.raise_compiler_error(
@@ -14,11 +14,11 @@
 {%- endmacro %}
 
 {% macro from_date() -%}
-    {{ asked_date('from_date') }}
+    {{ date_var('from_date') }}
 {%- endmacro %}
 
 {% macro to_date() -%}
-    {{ asked_date('to_date') }}
+    {{ date_var('to_date') }}
 {%- endmacro %}
 
 {% macro day_before(day) -%}

@@ -1,6 +1,6 @@
--- A label exists exactly where every second of (t, t + 1 s + h] of the same date is a bar without
--- a gap: as many good bars stand up to its last second, over those up to t, as there are seconds.
--- The model finds stretches instead, so one cannot share the other's mistake.
+-- A label exists exactly where every second of (t, t + 1 s + h] of the same date is a bar without a
+-- gap. Counted here by running totals of such bars; the model uses gaps and islands, so that the two
+-- do not share a mistake.
 {{ config(meta={'dagster': {'ref': {'name': 'labels'}}}) }}
 
 with counted as (

@@ -169,7 +169,7 @@ def built(lake: Lake) -> dict[str, list[dict[str, Any]]]:
     return cost_rows(lake, ("BTCUSDT",), FRIDAY, SATURDAY)
 
 
-def test_a_parent_stands_with_its_cost_its_estimate_and_what_was_booked(built: Any) -> None:
+def test_a_parent_has_its_cost_its_estimate_and_its_fills(built: Any) -> None:
     """Its fill came behind midnight, in another partition."""
     rows = {row["parent_id"]: row for row in built["parent_costs"]}
     good = rows["good"]
@@ -189,7 +189,7 @@ def test_a_parent_stands_with_its_cost_its_estimate_and_what_was_booked(built: A
     }
 
 
-def test_everything_that_is_wrong_is_named_once(built: Any) -> None:
+def test_every_finding_is_reported_once(built: Any) -> None:
     found = sorted(
         (row["kind"], row["client_id"] or row["parent_id"]) for row in built["cost_findings"]
     )
@@ -207,7 +207,7 @@ def test_everything_that_is_wrong_is_named_once(built: Any) -> None:
     ]
 
 
-def test_nothing_that_is_wrong_is_left_out_or_counted_twice(built: Any) -> None:
+def test_no_finding_is_missing_or_counted_twice(built: Any) -> None:
     """Executions add up by order and by parent, those of nobody among them."""
     fills = [row for row in built["fill_markouts"] if row["exec_id"]]
     assert sum(row["qty_lots"] for row in fills) == 10 + 1 + 3 + 12 + 2
@@ -221,7 +221,7 @@ def test_nothing_that_is_wrong_is_left_out_or_counted_twice(built: Any) -> None:
     assert (unknown["algorithm"], unknown["markout_1s_bps"]) == ("unknown", None)
 
 
-def test_an_order_stands_with_its_queue_its_times_and_what_its_rest_missed(built: Any) -> None:
+def test_an_order_has_its_queue_its_times_and_its_opportunity_cost(built: Any) -> None:
     rows = {row["client_id"]: row for row in built["order_outcomes"]}
     good, empty = rows["good-1"], rows["empty-1"]
     assert (good["queue_ahead_lots"], good["maker_lots"], good["fill_rate"]) == (7.0, 10, 1.0)
@@ -261,7 +261,7 @@ def hashes(lake: Lake) -> dict[str, str]:
     }
 
 
-def test_tables_are_made_again_only_when_records_have_grown(lake: Lake, built: Any) -> None:
+def test_cost_tables_are_rebuilt_only_when_records_have_grown(lake: Lake, built: Any) -> None:
     before = hashes(lake)
     assert build_costs(lake, SETTINGS, ("BTCUSDT",), FRIDAY, SATURDAY).current
     Path(lake.path("cost_findings", "BTCUSDT", SATURDAY)).unlink()
@@ -269,7 +269,7 @@ def test_tables_are_made_again_only_when_records_have_grown(lake: Lake, built: A
     assert hashes(lake) == before, "the same records give the same bytes"
 
 
-def test_parts_that_do_not_add_up_publish_nothing(tmp_path: Path) -> None:
+def test_parts_that_do_not_sum_to_the_total_publish_nothing(tmp_path: Path) -> None:
     lake, good = Lake(tmp_path / "lake"), parent("good")
     keep(lake, "parents", FRIDAY, [good])
     keep(lake, "tca", FRIDAY, [msgspec.structs.replace(cost(good, 10), delay_bps=0.26)])
@@ -278,9 +278,7 @@ def test_parts_that_do_not_add_up_publish_nothing(tmp_path: Path) -> None:
     assert not lake.partitions("parent_costs")
 
 
-def test_records_of_an_older_version_lack_columns_and_are_read_all_the_same(
-    lake: Lake, built: Any
-) -> None:
+def test_records_of_an_older_schema_without_some_columns_are_read(lake: Lake, built: Any) -> None:
     (row,) = cost_rows(lake, ("ETHUSDT",), SATURDAY, SATURDAY)["parent_costs"]
     assert (row["impact_bps"], row["impact_by"], row["arrival_sound"]) == (0.0, "none", True)
     assert (row["spread_regime"], row["estimate_bps"]) == ("unknown", None)

@@ -11,7 +11,6 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from assets.figures import STEADY, summarise
 from assets.platform import PARTITIONS, Platform, partition_key
 from assets.quality import (
     BARS,
@@ -25,6 +24,7 @@ from assets.quality import (
     validate,
     withhold,
 )
+from assets.quality_figures import STEADY, summarise
 from market.bars import COLUMNS, bars_from_chunks
 from market.events import Events, Flag, Kind, to_arrow
 from market.instruments import BUILT_IN
@@ -69,7 +69,7 @@ def critical(breaches: list[Breach]) -> set[str]:
     return {breach.figure for breach in breaches if breach.severity == "critical"}
 
 
-def test_a_market_in_order_breaks_nothing_critical(minute: Events, tmp_path: Path) -> None:
+def test_a_sound_market_breaches_nothing_critical(minute: Events, tmp_path: Path) -> None:
     lake = Lake(tmp_path / "lake", "synthetic")
     store(lake, minute)
     found = judged(lake, tmp_path / "quality")
@@ -120,7 +120,7 @@ def lake_of(events: Events, folder: Path) -> Lake:
     return lake
 
 
-def test_a_clock_that_was_set_is_told_from_one_that_is_behind(
+def test_a_clock_step_is_distinguished_from_a_clock_that_is_behind(
     minute: Events, tmp_path: Path
 ) -> None:
     stepped = minute.copy()
@@ -143,7 +143,7 @@ def test_a_crossed_book_blocks(minute: Events, tmp_path: Path) -> None:
     )
 
 
-def test_refused_lines_and_steps_back_are_read_from_what_ingest_counted(
+def test_rejected_lines_and_steps_back_come_from_the_ingest_counts(
     minute: Events, tmp_path: Path
 ) -> None:
     lake = lake_of(minute, tmp_path)
@@ -169,9 +169,7 @@ def good(bounds: tuple[Bound, ...]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("table", SUITES)
-def test_every_expectation_of_a_suite_names_the_partition_that_breaks_it(
-    table: str, tmp_path: Path
-) -> None:
+def test_every_expectation_names_the_partition_that_breaches_it(table: str, tmp_path: Path) -> None:
     """One partition breaks each bound alone, as far beyond it as it takes; the good one never."""
     bounds = SUITES[table]
     cases = [
@@ -192,7 +190,7 @@ def test_every_expectation_of_a_suite_names_the_partition_that_breaks_it(
     assert not {"good", "absent"} & {place for _, _, place in found}
 
 
-def test_no_suite_says_what_a_dbt_test_says() -> None:
+def test_no_suite_repeats_a_dbt_test() -> None:
     """dbt tests keys, rows per bar, whole seconds, finite values and the sign of a price."""
     said = {bound.figure for suite in SUITES.values() for bound in suite}
     assert len(EVENTS) >= 12
@@ -250,7 +248,7 @@ def test_features_are_counted_in_warm_rows(tmp_path: Path) -> None:
     assert np.isnan(figures["null_share"])
 
 
-def test_drift_is_told_against_the_week_before_once_it_has_three_dates(tmp_path: Path) -> None:
+def test_drift_is_measured_once_the_week_before_has_three_dates(tmp_path: Path) -> None:
     lake = Lake(tmp_path, "synthetic")
     week = [f"2026-03-{n:02d}" for n in (2, 3, 4, 5)]
     for day in week[:3]:
@@ -266,7 +264,7 @@ def test_drift_is_told_against_the_week_before_once_it_has_three_dates(tmp_path:
 # -- what fails does not train -----------------------------------------------------------------
 
 
-def test_a_date_that_fails_is_on_record_and_withheld_until_it_passes(
+def test_a_failing_date_is_recorded_and_withheld_until_it_passes(
     minute: Events, tmp_path: Path
 ) -> None:
     lake, other = lake_of(minute, tmp_path), ("ETHUSDT", DAY)

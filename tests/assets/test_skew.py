@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from assets.platform import Platform, partition_key
-from assets.skew import judge, said
+from assets.skew import compare
 from live.worker import run
 from market.bars import make_bars
 from market.ingest import ingest
@@ -71,15 +71,15 @@ def root(worked: Path, tmp_path: Path) -> Path:
     return tmp_path / "lake"
 
 
-def test_an_honest_worker_passes_on_both_sides_of_midnight(worked: Path) -> None:
-    report = judge(Lake(worked), live_settings(worked), KEYS)
-    assert report.passed, said(report)
+def test_an_unaltered_run_has_no_skew_on_both_sides_of_midnight(worked: Path) -> None:
+    report = compare(Lake(worked), live_settings(worked), KEYS)
+    assert report.passed, report.summary
     assert report.decisions == sum(Lake(worked).rows("decisions", *key) for key in KEYS)
     assert report.values > 160 * report.decisions
-    assert said(report).endswith("0 differ")
+    assert report.summary.endswith("0 differ")
 
 
-def test_the_batch_makes_the_bars_of_the_worker_up_to_midnight(worked: Path, root: Path) -> None:
+def test_the_batch_makes_the_same_bars_up_to_midnight(worked: Path, root: Path) -> None:
     """Ingest and bars of the worker's capture, one date alone: the seconds of a silent symbol stand."""
     lake = Lake(root)
     settings = live_settings(root)
@@ -96,7 +96,7 @@ def test_the_batch_makes_the_bars_of_the_worker_up_to_midnight(worked: Path, roo
             assert found[row["t_ns"]] == row["mid"]
 
 
-def test_one_altered_value_fails_and_is_named(root: Path) -> None:
+def test_one_altered_value_fails_and_is_reported(root: Path) -> None:
     lake, key = Lake(root), ("ETHUSDT", DAY)
     rows = lake.read("decisions", *key)
     place = rows.column_names.index("tfi_60")
@@ -104,16 +104,16 @@ def test_one_altered_value_fails_and_is_named(root: Path) -> None:
     before, values[7] = values[7], values[7] + 1e-6
     altered = rows.set_column(place, "tfi_60", pa.array(values))
     lake.write("decisions", *key, altered.replace_schema_metadata())
-    report = judge(lake, live_settings(root), KEYS)
+    report = compare(lake, live_settings(root), KEYS)
     assert (report.differences, report.by_name) == (1, {"tfi_60": 1})
-    (told,) = report.told
+    (told,) = report.examples
     assert (told.symbol, told.t_ns, told.name) == ("ETHUSDT", MIDNIGHT + 8 * S, "tfi_60")
     assert told.live == values[7]
     assert told.batch == pytest.approx(before, abs=1e-12)
-    assert "tfi_60: live" in said(report)
+    assert "tfi_60: live" in report.summary
 
 
-def test_an_expectation_that_does_not_follow_from_its_vector_fails(root: Path) -> None:
+def test_a_prediction_that_does_not_follow_from_its_vector_fails(root: Path) -> None:
     lake, key = Lake(root), ("BTCUSDT", DAY)
     rows = lake.read("decisions", *key)
     values = rows["expected_bps"].to_numpy().copy()
@@ -122,11 +122,11 @@ def test_an_expectation_that_does_not_follow_from_its_vector_fails(root: Path) -
         rows.column_names.index("expected_bps"), "expected_bps", pa.array(values, from_pandas=True)
     )
     lake.write("decisions", *key, altered.replace_schema_metadata())
-    report = judge(lake, live_settings(root), [key])
+    report = compare(lake, live_settings(root), [key])
     assert report.by_name == {"expected_bps": 1}
-    assert report.told[0].batch == pytest.approx(values[3] - 1e-3)
+    assert report.examples[0].batch == pytest.approx(values[3] - 1e-3)
     shutil.rmtree(root / "bundles")
-    assert "the bundle" in said(judge(lake, live_settings(root), [key]))
+    assert "the bundle" in compare(lake, live_settings(root), [key]).summary
 
 
 def alter_one_quantity(root: Path, after_ns: int) -> int:
@@ -147,24 +147,24 @@ def alter_one_quantity(root: Path, after_ns: int) -> int:
 
 def test_one_altered_frame_fails_from_its_second_on(root: Path) -> None:
     changed = alter_one_quantity(root, MIDNIGHT + 20 * S)
-    report = judge(Lake(root), live_settings(root), KEYS)
+    report = compare(Lake(root), live_settings(root), KEYS)
     assert not report.passed
-    first = report.told[0]
+    first = report.examples[0]
     assert first.symbol == "BTCUSDT"
     assert first.t_ns == (changed // S + 1) * S
     assert first.live != first.batch
     assert {"ofi_now", "lead_ofi_15"} <= set(report.by_name)
 
 
-def test_a_capture_that_is_gone_is_no_proof(root: Path) -> None:
+def test_a_missing_capture_fails(root: Path) -> None:
     shutil.rmtree(root / "live" / "frames" / f"date={DAY}")
-    report = judge(Lake(root), live_settings(root), KEYS)
+    report = compare(Lake(root), live_settings(root), KEYS)
     assert not report.passed
-    assert "has no capture of it" in said(report)
+    assert "has no capture of it" in report.summary
 
 
 @pytest.mark.parametrize("honest", [True, False])
-def test_the_check_in_dagster_says_what_differs(root: Path, honest: bool) -> None:
+def test_the_dagster_check_reports_the_differences(root: Path, honest: bool) -> None:
     if not honest:
         alter_one_quantity(root, MIDNIGHT + 20 * S)
     overrides = [f"root={root}", "source=synthetic"]
@@ -183,6 +183,6 @@ def test_the_check_in_dagster_says_what_differs(root: Path, honest: bool) -> Non
 
 
 def test_dates_without_a_worker_pass_and_say_so(tmp_path: Path) -> None:
-    report = judge(Lake(tmp_path), Settings(), KEYS)
+    report = compare(Lake(tmp_path), Settings(), KEYS)
     assert report.passed
-    assert said(report) == "no decisions of the live worker on these dates"
+    assert report.summary == "no decisions of the live worker on these dates"

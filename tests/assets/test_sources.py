@@ -50,7 +50,7 @@ def best_bid(lake: Lake, symbol: str) -> int:
     return price
 
 
-def test_the_archive_serves_what_was_not_recorded(tmp_path: Path) -> None:
+def test_events_come_from_the_archive_where_nothing_was_recorded(tmp_path: Path) -> None:
     lake = Lake(tmp_path, "recorded")
     capture(lake.archive("BTCUSDT", DAY), "BTCUSDT", "100.0")
     capture(lake.archive("ETHUSDT", DAY), "ETHUSDT", "10.00")

@@ -139,7 +139,7 @@ def _floats(table: pa.Table, name: str) -> Any:
     return table[name].to_numpy(zero_copy_only=False)
 
 
-def test_a_partition_says_what_made_it_and_from_what(built: Any) -> None:
+def test_a_partition_records_its_code_and_its_inputs(built: Any) -> None:
     lake, _, _ = built
     found = {table: lake.metadata(table, "BTCUSDT", SUNDAY) for table in TABLES}
     for table in TABLES:
@@ -170,7 +170,7 @@ def test_one_date_alone_through_dagster_gives_the_bytes_of_the_range(
     assert all(check.passed for check in checks)
 
 
-def test_the_assets_hang_below_bars_and_are_described() -> None:
+def test_the_assets_are_downstream_of_bars_and_have_descriptions() -> None:
     assert {key.to_user_string() for key in warehouse.keys} == set(TABLES)
     assert warehouse.partitions_def == PARTITIONS
     upstream = {d.asset_key.to_user_string() for spec in warehouse.specs for d in spec.deps}
@@ -199,7 +199,7 @@ def test_a_failing_test_publishes_nothing_and_is_named(built: Any, tmp_path: Pat
     assert not any((Path(lake.base) / "staging").iterdir())
 
 
-def test_bars_that_are_absent_or_of_other_code_are_refused_before_dbt_runs(tmp_path: Path) -> None:
+def test_missing_bars_and_bars_of_other_code_are_refused_before_dbt_runs(tmp_path: Path) -> None:
     lake = Lake(tmp_path / "lake")
     with pytest.raises(WarehouseError, match=r"no bars of BTCUSDT.*materialise bars first"):
         build_range(lake, SETTINGS, ("BTCUSDT",), SUNDAY, SUNDAY)
@@ -240,7 +240,7 @@ def test_dbt_build_by_hand_passes_the_unit_tests_and_leaves_the_lake_alone(
     assert content(lake) == before
 
 
-def test_other_horizons_are_a_contract_like_the_written_ones(tmp_path: Path) -> None:
+def test_other_horizons_give_a_contract_like_the_written_ones(tmp_path: Path) -> None:
     lake = Lake(tmp_path)
     write_bars(lake, "BTCUSDT", SUNDAY, 1, 3_700)
     settings = load(environ={}, overrides=["model.horizons_s=7,60,120"])
@@ -252,7 +252,7 @@ def test_other_horizons_are_a_contract_like_the_written_ones(tmp_path: Path) -> 
     assert report.rows["training_set"]["BTCUSDT"] == 3_700 - 3_600 - 1 - 7 + 1
 
 
-def test_keys_become_the_fewest_ranges_that_hold_exactly_them() -> None:
+def test_keys_become_the_fewest_ranges_that_contain_exactly_them() -> None:
     def keys(*pairs: tuple[str, str]) -> list[str]:
         return [partition_key(symbol, day) for symbol, day in pairs]
 
@@ -268,7 +268,7 @@ def test_keys_become_the_fewest_ranges_that_hold_exactly_them() -> None:
     assert set(keys(*both)) <= set(PARTITIONS.get_partition_keys())
 
 
-def test_vars_name_the_leaders_of_the_asked_symbols_and_the_settings_horizons(
+def test_vars_have_the_leaders_of_the_symbols_and_the_settings_horizons(
     tmp_path: Path,
 ) -> None:
     settings = load(environ={}, overrides=["model.horizons_s=5,10"])

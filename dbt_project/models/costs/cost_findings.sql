@@ -1,5 +1,4 @@
--- One row for everything in the records that is not as it should be, by name; nothing of it is left
--- out of the other tables.
+-- One row per inconsistency in the records, by kind; the other tables leave none of these rows out.
 -- depends_on: {{ source('lake', 'parents') }}, {{ source('lake', 'orders') }}
 -- depends_on: {{ source('lake', 'fills') }}, {{ source('lake', 'tca') }}
 
@@ -19,7 +18,7 @@ booked as (
 
 ),
 
-found as (
+findings as (
 
     select
         symbol, date, 'fill told twice' as kind, venue, parent_id, client_id, exec_id, time_ns,
@@ -94,7 +93,7 @@ found as (
 
     union all
 
-    -- A fill that was told after its parent had been measured is in the fills and not in the cost.
+    -- A late fill, reported after its parent was measured, is in the fills but not in the cost.
     select
         costs.symbol, costs.date, 'fills and cost differ', costs.venue, costs.parent_id, '', '',
         costs.end_ns,
@@ -106,5 +105,5 @@ found as (
 )
 
 select symbol, date, kind, venue, parent_id, client_id, exec_id, time_ns, detail
-from found
-where {{ asked() }}
+from findings
+where {{ requested_dates() }}

@@ -1,4 +1,4 @@
--- One row per execution, and one per rest of an order that did not fill: where the mid went then.
+-- One row per execution and one per unfilled rest of an order, with their markouts.
 -- depends_on: {{ source('lake', 'fills') }}, {{ source('lake', 'markouts') }}
 -- depends_on: {{ source('lake', 'parents') }}
 
@@ -6,7 +6,7 @@ with fills as (
 
     select *
     from {{ records('fills') }}
-    where {{ asked() }}
+    where {{ requested_dates() }}
     qualify row_number() over (partition by symbol, venue, client_id, exec_id) = 1
 
 ),
@@ -26,7 +26,7 @@ parents as (
 
 ),
 
--- An execution has no markouts when its order is unknown, or when it was told too late.
+-- An execution of an unknown order, or one that was reported late, has no markouts.
 executed as (
 
     select
@@ -56,7 +56,7 @@ given_up as (
 
     select *, cast(0 as bigint) as fee_e8
     from markouts
-    where exec_id = '' and {{ asked() }}
+    where exec_id = '' and {{ requested_dates() }}
 
 ),
 

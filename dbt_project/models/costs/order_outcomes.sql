@@ -1,4 +1,4 @@
--- One row per order: what became of it, how soon, and where the mid went after what it gave up.
+-- One row per order: outcome, times, queue position, and markouts of its unfilled rest.
 -- depends_on: {{ source('lake', 'orders') }}, {{ source('lake', 'parents') }}
 -- depends_on: {{ source('lake', 'fills') }}, {{ source('lake', 'markouts') }}
 
@@ -6,7 +6,7 @@ with orders as (
 
     select *
     from {{ records('orders') }}
-    where {{ asked() }}
+    where {{ requested_dates() }}
     qualify row_number() over (partition by symbol, venue, client_id) = 1
 
 ),
@@ -36,7 +36,7 @@ filled as (
 
 ),
 
-after_it as (
+markouts as (
 
     select
         symbol,
@@ -77,12 +77,12 @@ select
     (orders.changed_ns - orders.sent_ns) / 1e9 as lived_s,
     (filled.first_fill_ns - orders.sent_ns) / 1e9 as first_fill_s,
     (filled.last_fill_ns - orders.sent_ns) / 1e9 as last_fill_s,
-    after_it.queue_ahead_lots,
-    after_it.rest_markout_1s_bps,
-    after_it.rest_markout_5s_bps,
-    after_it.rest_markout_30s_bps,
-    after_it.rest_markout_60s_bps
+    markouts.queue_ahead_lots,
+    markouts.rest_markout_1s_bps,
+    markouts.rest_markout_5s_bps,
+    markouts.rest_markout_30s_bps,
+    markouts.rest_markout_60s_bps
 from orders
 left join parents using (symbol, venue, parent_id)
 left join filled using (symbol, venue, client_id)
-left join after_it using (symbol, venue, client_id)
+left join markouts using (symbol, venue, client_id)

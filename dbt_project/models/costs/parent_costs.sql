@@ -1,4 +1,4 @@
--- One row per parent order: what it cost, in parts, beside what it was expected to cost.
+-- One row per parent order: implementation shortfall in parts, beside the pre-trade estimate.
 -- depends_on: {{ source('lake', 'parents') }}, {{ source('lake', 'tca') }}
 -- depends_on: {{ source('lake', 'orders') }}, {{ source('lake', 'fills') }}
 
@@ -6,7 +6,7 @@ with parents as (
 
     select *
     from {{ records('parents') }}
-    where {{ asked() }}
+    where {{ requested_dates() }}
     qualify row_number() over (partition by symbol, venue, parent_id) = 1
 
 ),

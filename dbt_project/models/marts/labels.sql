@@ -1,5 +1,5 @@
--- What a bar's close was followed by: y_h(t) = ln mid(t + 1 s + h) - ln mid(t + 1 s).
--- The second between the close and the first price is the time to decide and to reach the venue.
+-- Forward log returns: y_h(t) = ln mid(t + 1 s + h) - ln mid(t + 1 s).
+-- The second between close and first price is the time to decide and to reach the venue.
 
 with bars as (
 
@@ -11,7 +11,7 @@ with bars as (
 
 valid as (
 
-    -- Neighbouring seconds without a gap share a stretch: time and row number grow in step.
+    -- Gaps and islands: in a run of seconds without a gap, time minus row number is constant.
     select
         symbol,
         date,

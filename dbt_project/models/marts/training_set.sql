@@ -1,4 +1,4 @@
--- What a model may learn from: warm rows with a price and at least one label.
+-- Rows to train on: warm, with a mid and at least one label.
 
 select
     features.symbol,

@@ -1,9 +1,9 @@
 -- One row per symbol, date and second. A date's rows are its own bars (`wanted`) and, before them,
--- the tail of the day before, which only fills windows. A tail row carries the date it warms up,
--- not the one it was received on: windows partitioned by symbol and date then see the same rows
--- whatever range is built, and give the same bits.
+-- the tail of the day before, for warm-up only. A tail row carries the date that it warms up, not
+-- its own: windows partitioned by symbol and date then see the same rows whatever range is built,
+-- and give the same bits.
 --
--- DuckDB would materialise an expression that is used twice, every column and date of it.
+-- `not materialized`: DuckDB would materialise an expression used twice, with all columns and dates.
 
 with bars as not materialized (
 

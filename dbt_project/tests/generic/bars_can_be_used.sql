@@ -1,4 +1,4 @@
-{# Bars say whether they have a gap, and a bar without one closes at a positive, finite price. #}
+{# `gap` is 0 or 1, and a bar without a gap closes at a positive, finite mid. #}
 {% test bars_can_be_used(model) %}
 select symbol, date, t_ns, gap, mid_close
 from {{ model }}

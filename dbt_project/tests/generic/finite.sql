@@ -1,4 +1,4 @@
-{# No floating-point column holds NaN or infinity: what does not exist is NULL. #}
+{# No floating-point column has NaN or infinity: missing values are NULL. #}
 {% test finite(model) %}
 {%- set floats = [] -%}
 {%- if execute -%}

@@ -1,4 +1,4 @@
-{# A value lies between `low` and `high`, both allowed; NULL and an absent bound always pass. #}
+{# `low` <= value <= `high`; NULL passes, and so does an absent bound. #}
 {% test in_range(model, column_name, low=none, high=none) %}
 select {{ column_name }}
 from {{ model }}

@@ -1,4 +1,4 @@
-{# The table has the seconds of the wanted bars, no more and no fewer. #}
+{# The table has exactly the seconds of the wanted bars. #}
 {% test one_row_per_bar(model) %}
 select coalesce(rows.symbol, bars.symbol) as symbol, coalesce(rows.t_ns, bars.t_ns) as t_ns
 from {{ model }} as rows

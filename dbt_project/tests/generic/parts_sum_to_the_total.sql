@@ -1,4 +1,4 @@
-{# The parts of every measured parent's cost add up to its total, to 1e-9 bps. #}
+{# The parts of every measured parent's shortfall sum to its total, to 1e-9 bps. #}
 {% test parts_sum_to_the_total(model) %}
 select symbol, parent_id, total_bps
 from {{ model }}

@@ -1,4 +1,4 @@
-{# The columns are never NULL and name a row once. #}
+{# The columns are a primary key: unique, never NULL. #}
 {% test row_key(model, columns) %}
 select {{ columns | join(', ') }}, count(*) as rows
 from {{ model }}

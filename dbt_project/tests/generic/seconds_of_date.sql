@@ -1,6 +1,6 @@
 {#
-    Rows stand on whole seconds of their date, which begins one second after midnight and ends with
-    the next midnight; `tail_s` allows rows before it.
+    Rows are at whole seconds of their date, from one second after midnight to the next midnight
+    included; `tail_s` allows earlier rows.
 #}
 {% test seconds_of_date(model, tail_s=0) %}
 select symbol, date, t_ns

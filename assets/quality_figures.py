@@ -1,12 +1,13 @@
-"""Figures of quality: what a partition of events, bars or features amounts to, one row each.
+"""Data-quality figures of a partition of events, bars or features: one row of numbers each.
 
-They say what no dbt test says: the tests hold the shape of tables (keys, one row a bar, finite values),
-these how good the record is. `assets.quality` states what they may be. A figure that does not exist is
-NaN: no ticker, no trade, too few dates before.
+dbt's tests hold the shape of tables (primary keys, one row per bar, finite values); these measure how
+good the data is. `assets.quality` states their allowed ranges. A figure that cannot be computed is NaN:
+no ticker, no trade, too few earlier dates.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -42,14 +43,14 @@ _EVENTS: Final = {
     "lag_spread_s": f"""quantile_cont((receive_ns - exchange_ns) / 1e9, 0.999) filter ({_FRAME})
         - min((receive_ns - exchange_ns) / 1e9) filter ({_FRAME})""",
 }
-#: A window without an order follows the file and streams: a day of events is never held at once.
+#: A window without ORDER BY follows file order and streams: a day of events never fits in memory.
 _EVENTS_SOURCE: Final = f"""select *, lag(receive_ns) over () as previous_ns from read_parquet($path),
     (select median(price_ticks) as trade_median from read_parquet($path) where {_TRADE})"""
 
-#: A step of either clock moves the smallest lag of a minute, and leaves it there.
-_CLOCK_STEP: Final = f"""select max(abs(least_s - before_s)) from (
-    select least_s, lag(least_s) over (order by minute) as before_s from (
-        select receive_ns // 60000000000 as minute, min((receive_ns - exchange_ns) / 1e9) as least_s
+#: A step of either clock shifts the minimum lag per minute for good.
+_CLOCK_STEP: Final = f"""select max(abs(lag_s - previous_s)) from (
+    select lag_s, lag(lag_s) over (order by minute) as previous_s from (
+        select receive_ns // 60000000000 as minute, min((receive_ns - exchange_ns) / 1e9) as lag_s
         from read_parquet($path) where {_FRAME} group by minute))"""
 
 _BARS: Final = {
@@ -62,9 +63,9 @@ _BARS: Final = {
     "volume_without_trades": "count(*) filter ((buy_n = 0) != (buy_qty = 0) or (sell_n = 0) != (sell_qty = 0))",
     "truncated_share": "avg(truncated)",
     "silent_share": "count(*) filter (frames = 0) / count(*)",
-    # Archives have no ticker, but for the funding rate.
+    # Archives have no ticker except the funding rate.
     "ticker_silent_share": "avg(case when ticker_age_s > 60 then 1 else 0 end) filter (mark is not null)",
-    # What the venue says it turned over in 24 h, once the partition holds as much.
+    # Against the ticker's 24 h turnover, for partitions of nearly 24 h.
     "volume_to_turnover": """case when count(*) > 84600 then
         sum(buy_notional + sell_notional) / nullif(last(turnover_24h order by t_ns), 0) end""",
 }
@@ -72,89 +73,87 @@ _BARS_SOURCE: Final = (
     "select *, lag(mid_close) over (order by t_ns) as previous_mid from read_parquet($path)"
 )
 
-#: One feature of each family that should look about the same from day to day.
+#: One feature of each family whose distribution should be stable from day to day.
 STEADY: Final = (
     *("ofi_60", "imbalance_10_now", "micro_now", "slope_tilt_now", "cancel_ratio_60"),
     *("level_share_300", "tfi_60", "vpin_volume_now", "realised_vol_300", "return_60"),
     *("premium_now", "lead_return_15"),
 )
-#: Fewer dates of the week before say nothing about drift.
+#: Drift needs at least so many dates of the week before.
 WEEK_AT_LEAST: Final = 3
 
 
 def summarise(lake: Lake, table: str, keys: Sequence[Key]) -> pd.DataFrame:
-    """One row of figures per partition that stands, with a ``partition`` column ("DATE SYMBOL")."""
+    """One row of figures per existing partition, with a ``partition`` column ("DATE SYMBOL")."""
     import pandas as pd
 
-    found = [
+    rows = [
         {"partition": f"{day} {symbol}", **FIGURES[table](lake, symbol, day)}
         for symbol, day in keys
         if lake.exists(table, symbol, day)
     ]
-    return pd.DataFrame(found)
+    return pd.DataFrame(rows)
 
 
-def of_events(lake: Lake, symbol: str, day: str) -> Figures:
-    """Completeness a second, gaps, order in time, clocks, prices, and the book that follows."""
+def event_figures(lake: Lake, symbol: str, day: str) -> Figures:
+    """Completeness per second, sequence gaps, time order, clocks, prices, and the replayed book."""
     path = lake.path("events", symbol, day)
-    found = _selected(_EVENTS, _EVENTS_SOURCE, path)
-    found["clock_step_s"] = _number(_query(_CLOCK_STEP, path)[0])
+    figures = _select(_EVENTS, _EVENTS_SOURCE, path)
+    figures["clock_step_s"] = _float(_query(_CLOCK_STEP, path)[0])
     book = Book()
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=1 << 18):
             book.apply(from_arrow(batch))
     counters = book.counters
     frames = max(1, counters["frames"])
-    found["crossed_share"] = counters["crossed"] / frames
-    found["one_sided_share"] = counters["one_sided"] / frames
-    found["steps_back_share"] = found["rejected_share"] = float("nan")
+    figures["crossed_share"] = counters["crossed"] / frames
+    figures["one_sided_share"] = counters["one_sided"] / frames
+    figures["steps_back_share"] = figures["rejected_share"] = math.nan
     if lake.exists("ingests", symbol, day):
-        told = """select sum(steps_back) / nullif(sum(frames), 0),
+        sql = """select sum(steps_back) / nullif(sum(frames), 0),
             sum(rejected) / nullif(sum(frames) + sum(rejected), 0) from read_parquet($path)"""
-        shares = _query(told, lake.path("ingests", symbol, day))
-        found["steps_back_share"], found["rejected_share"] = map(_number, shares)
-    return found
+        shares = _query(sql, lake.path("ingests", symbol, day))
+        figures["steps_back_share"], figures["rejected_share"] = map(_float, shares)
+    return figures
 
 
-def of_bars(lake: Lake, symbol: str, day: str) -> Figures:
-    """Gaps, prices, spreads, volumes, and the ticker beside them."""
-    found = _selected(_BARS, _BARS_SOURCE, lake.path("bars", symbol, day))
+def bar_figures(lake: Lake, symbol: str, day: str) -> Figures:
+    """Gaps, prices, spreads, volumes, and staleness of the ticker."""
+    figures = _select(_BARS, _BARS_SOURCE, lake.path("bars", symbol, day))
     if lake.source == "synthetic":
-        found["volume_to_turnover"] = float("nan")  # drawn there, not added up
-    return found
+        figures["volume_to_turnover"] = math.nan  # synthetic turnover is drawn, not summed
+    return figures
 
 
-def of_features(lake: Lake, symbol: str, day: str) -> Figures:
-    """What of the features exists and moves, in warm rows, and how far they are from the last week."""
+def feature_figures(lake: Lake, symbol: str, day: str) -> Figures:
+    """NULLs and constants of the features in warm rows, and drift from the week before."""
     path = lake.path("features", symbol, day)
-    names = [name for name in _columns(path) if name not in ("t_ns", "warm")]
+    names = [name for name in pq.read_schema(path).names if name not in ("t_ns", "warm")]
     counts = ", ".join(f"count({name}), min({name}) = max({name})" for name in names)
     rows, *by_name = _query(f"select count(*), {counts} from read_parquet($path) where warm", path)
-    exists, still = by_name[::2], by_name[1::2]
-    found = {"warm_share": rows / max(1, lake.rows("features", symbol, day))}
+    present, constant = by_name[::2], by_name[1::2]
+    figures = dict.fromkeys(("null_share", "absent", "constant"), math.nan)
+    figures["warm_share"] = rows / max(1, lake.rows("features", symbol, day))
     if rows:
-        found["null_share"] = 1 - sum(exists) / (rows * len(names))
-        found["absent"] = float(sum(count == 0 for count in exists))
-        found["constant"] = float(sum(bool(one) for one in still))
-    return (
-        dict.fromkeys(("null_share", "absent", "constant"), float("nan"))
-        | found
-        | {"drift": _drift(lake, symbol, day)}
-    )
+        figures["null_share"] = 1 - sum(present) / (rows * len(names))
+        figures["absent"] = float(sum(count == 0 for count in present))
+        figures["constant"] = float(sum(map(bool, constant)))
+    figures["drift"] = _drift(lake, symbol, day)
+    return figures
 
 
 def _drift(lake: Lake, symbol: str, day: str) -> float:
-    """The largest distance of a steady feature's median from the week's, in its quartile ranges."""
+    """Largest shift of a steady feature's median from the week before, in interquartile ranges."""
     week = [(date.fromisoformat(day) - timedelta(days=n)).isoformat() for n in range(1, 8)]
     paths = [
-        lake.path("features", symbol, one)
-        for one in week
-        if lake.is_current("features", symbol, one)
+        lake.path("features", symbol, earlier)
+        for earlier in week
+        if lake.is_current("features", symbol, earlier)
     ]
     if len(paths) < WEEK_AT_LEAST:
-        return float("nan")
+        return math.nan
     quartiles = ", ".join(f"quantile_cont({name}, [0.25, 0.5, 0.75])" for name in STEADY)
-    # A row of every quarter of a minute says as much about quartiles.
+    # A row every 15 s is enough for quartiles.
     rows = "from read_parquet($path) where warm and t_ns // 1000000000 % 15 = 0"
     sql = f"select {quartiles} {rows}"
     shifts = [
@@ -164,20 +163,21 @@ def _drift(lake: Lake, symbol: str, day: str) -> float:
         )
         if now is not None and before is not None and before[2] > before[0]
     ]
-    return max(shifts, default=float("nan"))
+    return max(shifts, default=math.nan)
 
 
+#: Table -> its figures.
 FIGURES: Final[dict[str, Callable[[Lake, str, str], Figures]]] = {
-    "events": of_events,
-    "bars": of_bars,
-    "features": of_features,
+    "events": event_figures,
+    "bars": bar_figures,
+    "features": feature_figures,
 }
 
 
-def _selected(figures: dict[str, str], source: str, path: str) -> Figures:
+def _select(figures: dict[str, str], source: str, path: str) -> Figures:
     select = ", ".join(f"({sql})::double" for sql in figures.values())
     row = _query(f"select {select} from ({source})", path)
-    return dict(zip(figures, map(_number, row), strict=True))
+    return dict(zip(figures, map(_float, row), strict=True))
 
 
 def _query(sql: str, path: str | list[str]) -> tuple[Any, ...]:
@@ -187,9 +187,5 @@ def _query(sql: str, path: str | list[str]) -> tuple[Any, ...]:
         return connection.execute(sql, {"path": path}).fetchone() or ()
 
 
-def _columns(path: str) -> list[str]:
-    return list(pq.read_schema(path).names)
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
+def _float(value: Any) -> float:
+    return math.nan if value is None else float(value)
