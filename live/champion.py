@@ -1,7 +1,7 @@
-"""The model that trades: the promoted bundle, swapped between two decisions when another is promoted.
+"""The champion: the promoted model bundle, swapped between two decisions when another is promoted.
 
-The worker sees only the pointer file and the bundle that it names; who promotes, and how a bundle
-gets onto this machine, is the resolver's business in another process.
+The worker reads only the pointer file and the bundle that it names; the resolver, in another process,
+copies bundles from the registry (`models_registry.resolver`).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from models_registry.manifest import (
 
 
 class NoChampionError(ModelError):
-    """Nothing has been promoted; the message says how to get there."""
+    """No version has been promoted; the message says how to promote one."""
 
 
 class Champion:
-    """The bundle in force. `refresh` costs one stat unless the pointer changed.
+    """The bundle in force; `refresh` costs one stat unless the pointer changed.
 
-    ``feature_hash``, ``book_topic``, ``source`` and ``symbols`` are what this process runs on; a
-    bundle made for anything else is refused with a BundleError at the start, and later with one
-    logged line while the bundle in force stays.
+    ``feature_hash``, ``book_topic``, ``source`` and ``symbols`` are those of this process. A bundle
+    trained for others is refused: at the start with BundleError (NoChampionError without one), later
+    with a logged error while the bundle in force stays.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Champion:
         self._source, self._symbols = source, tuple(symbols)
         self._log = log
         self._file = bundles_folder(root, name) / POINTER_FILE
-        self._seen = self._stamp()
-        # Reading boosters takes longer than a frame may wait.
+        self._stamped = self._stamp()
+        # Loaded in a thread: reading boosters takes longer than a frame may wait.
         self._loader = ThreadPoolExecutor(1, "champion")
         self._loading: Future[tuple[Pointer, Bundle]] | None = None
         self.swaps = 0
@@ -61,7 +61,7 @@ class Champion:
         self.pointer, self.bundle = self._load()
 
     def refresh(self) -> bool:
-        """Look at the pointer; True when another bundle came into force just now."""
+        """Check the pointer; True when another bundle was swapped in just now."""
         swapped = False
         if self._loading is not None and self._loading.done():
             future, self._loading = self._loading, None
@@ -69,27 +69,30 @@ class Champion:
                 pointer, bundle = future.result()
             except (BundleError, NoChampionError) as error:
                 self.refused += 1
-                self._log.error("champion refused", reason=str(error), stays=self.pointer.version)
+                self._log.error("champion refused", reason=str(error), kept=self.pointer.version)
             else:
                 swapped = pointer != self.pointer
                 if swapped:
-                    self._log.info("swap", old=self.pointer.version, new=pointer.version)
+                    self._log.info(
+                        "champion swapped", old=self.pointer.version, new=pointer.version
+                    )
                     self.pointer, self.bundle = pointer, bundle
                     self.swaps += 1
-        if self._loading is None and (stamp := self._stamp()) != self._seen:
-            self._seen = stamp
+        if self._loading is None and (stamp := self._stamp()) != self._stamped:
+            self._stamped = stamp
             self._loading = self._loader.submit(self._load)
         return swapped
 
     def close(self) -> None:
+        """Wait for a load in progress."""
         self._loader.shutdown(wait=True)
 
     def _stamp(self) -> tuple[int, int, int]:
         try:
-            found = os.stat(self._file)
+            stat = os.stat(self._file)
         except FileNotFoundError:
             return (0, 0, 0)
-        return (found.st_ino, found.st_mtime_ns, found.st_size)
+        return (stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
     def _load(self) -> tuple[Pointer, Bundle]:
         champion = load_champion(self._root, self._name)
@@ -110,6 +113,6 @@ class Champion:
                 f"model {self._name} {pointer.version} was not trained on "
                 f"{', '.join(sorted(missing))}; set market.symbols accordingly or train again"
             )
-        # The first prediction pays for what LightGBM sets up lazily; better here than in a decision.
+        # The first prediction pays for LightGBM's lazy set-up: here, not in a decision.
         bundle.predict(np.zeros(len(bundle.manifest.features)))
         return pointer, bundle

@@ -1,8 +1,8 @@
-"""Clocks for receive times: the wall clock's, without its steps back, and a venue's whose time is its own.
+"""Clocks for receive times: a monotonic wall clock, and the simulated clock of a sandbox venue.
 
-A sandbox runs at a speed of its own on a day of its own, and says how that follows the wall clock.
-Whoever takes its frames goes by its time in everything: receive times, staleness, seconds, dates,
-funding. With the settings' default the venue's time is the wall clock's.
+A sandbox runs at its own speed on its own date, and states how that maps to the wall clock. Its clients
+use the venue's time for everything: receive times, staleness, seconds, dates, funding. By default the
+venue's time is the wall clock's.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from typing import Final
 
 from market.settings import Clock
 
-#: A smaller disagreement of the two clocks is adjustment, not a step.
+#: A smaller difference between wall and monotonic clock is slewing (NTP), not a step.
 STEP_NS: Final = 100_000_000
 
 
 class SteadyClock:
-    """Epoch ns that only grow.
+    """Wall clock time in epoch ns that never decreases.
 
-    Normally it tells the wall clock's time, and a step forward is followed at once. After a step
-    back it goes on at half speed until the wall clock has caught up: frames keep their order and
-    their distance, where a clock that stood still would give an hour of them one time. Every step is
-    put into ``steps`` (ns, negative = back), for whoever reads the clock to write down.
+    A step forward is followed at once. After a step back the clock runs at half speed until the wall
+    clock has caught up, so that frames keep their order and distances; standing still would give an
+    hour of frames the same time. Every step is appended to ``steps`` (ns, negative = back).
     """
 
     def __init__(
@@ -49,9 +48,9 @@ class SteadyClock:
 
 
 class VenueClock(SteadyClock):
-    """A venue's time in ns, by how it follows a steady wall clock.
+    """A sandbox's time in epoch ns: ``simulated_ns`` + ``speed`` · (wall - ``wall_ns``).
 
-    The time is ``simulated_ns`` + ``speed`` · (wall - ``wall_ns``), as the sandbox's ``clock`` says.
+    The three constants are the settings' ``[clock]``, which the sandbox prints at its start.
     """
 
     def __init__(

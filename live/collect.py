@@ -1,7 +1,7 @@
-"""From the worker's state folder to the lake: decisions, orders, fills, parents and their cost.
+"""Collects the worker's state folder into the lake: decisions, orders, fills, parents and their cost.
 
-The journal is read, never changed, and each row goes to the partition of its UTC date; hours of
-decisions are moved. Doing it again changes nothing, and it may be done beside a running worker.
+The journal is only read, and each row goes to the partition of its UTC date; finished hours of
+decisions are moved. Idempotent, and safe beside a running worker.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from execution.tca import (
 from live.decisions import collect_decisions, write_merged
 from live.journal import (
     Entry,
-    Order,
+    JournalOrder,
     after_action,
     after_event,
+    open_read_only,
     order_row,
     read_entries,
-    read_only,
 )
 from market.lake import Lake
 from market.provenance import Table
@@ -49,7 +49,7 @@ RECORDS: Final = (
     Table("markouts", version=1, record=True),
 )
 
-#: What names a row of each table; a venue numbers its own orders.
+#: Primary key of each table; order ids are unique per venue.
 KEYS: Final = {
     "parents": ("venue", "parent_id"),
     "orders": ("venue", "client_id"),
@@ -65,36 +65,36 @@ _EVENT = msgspec.json.Decoder(Event)
 
 
 def _read(kind: type[R], fields: dict[str, object]) -> R:
-    """A row as the journal holds it; JSON has no NaN, so null stands for it."""
+    """A row from its JSON, which has null for NaN."""
     return msgspec.convert({k: math.nan if v is None else v for k, v in fields.items()}, kind)
 
 
 def collect(lake: Lake, state: str | Path, venue: str) -> dict[str, int]:
-    """Bring a worker's state folder into the lake; rows by table.
+    """Upsert a worker's state folder into the lake; rows by table.
 
-    JournalError when the journal is of another schema.
+    JournalError when the journal is of another schema version.
     """
     state = Path(state)
-    done = {"decisions": sum(collect_decisions(lake, state / "decisions").values())}
-    database = read_only(state / "journal.sqlite3")
+    collected = {"decisions": sum(collect_decisions(lake, state / "decisions").values())}
+    database = open_read_only(state / "journal.sqlite3")
     try:
         rows = journal_rows(read_entries(database), venue)
     finally:
         database.close()
-    for table, found in rows.items():
+    for table, timed_rows in rows.items():
         parts: dict[tuple[str, str], list[Row]] = defaultdict(list)
-        for time_ns, row in found:
+        for time_ns, row in timed_rows:
             parts[getattr(row, "symbol"), utc_date(time_ns)].append(row)  # noqa: B009
         for (symbol, day), part in sorted(parts.items()):
             columns = to_table(part, TABLES[table]).drop(["symbol"])
-            held = _held(lake, table, symbol, day)
-            write_merged(lake, table, symbol, day, columns, KEYS[table], held)
-        done[table] = len(found)
-    return done
+            present = _present_rows(lake, table, symbol, day)
+            write_merged(lake, table, symbol, day, columns, KEYS[table], present)
+        collected[table] = len(timed_rows)
+    return collected
 
 
-def _held(lake: Lake, table: str, symbol: str, day: str) -> pa.Table | None:
-    """A partition's rows, those of an older version of this code in the present columns."""
+def _present_rows(lake: Lake, table: str, symbol: str, day: str) -> pa.Table | None:
+    """A partition's rows in the present columns, whatever version of the schema wrote them."""
     if not lake.exists(table, symbol, day):
         return None
     rows = lake.as_written(table, symbol, day)
@@ -103,14 +103,14 @@ def _held(lake: Lake, table: str, symbol: str, day: str) -> pa.Table | None:
 
 
 def journal_rows(entries: Iterable[Entry], venue: str) -> dict[str, list[tuple[int, Row]]]:
-    """Rows of the execution tables with the times that date them."""
+    """Table -> (time that dates the row, row) for every row in these journal entries."""
     parents: list[tuple[int, Row]] = []
     fills: list[tuple[int, Row]] = []
     costs: list[tuple[int, Row]] = []
-    after: list[tuple[int, Row]] = []
-    orders: dict[str, Order] = {}
+    markouts: list[tuple[int, Row]] = []
+    orders: dict[str, JournalOrder] = {}
     amends: dict[str, int] = defaultdict(int)
-    told: set[tuple[str, str]] = set()
+    executions: set[tuple[str, str]] = set()
     for entry in entries:
         if entry.kind == "parent":
             parent = _read(ParentRow, msgspec.json.decode(entry.body))
@@ -119,21 +119,23 @@ def journal_rows(entries: Iterable[Entry], venue: str) -> dict[str, list[tuple[i
             cost = _read(Shortfall, msgspec.json.decode(entry.body))
             costs.append((cost.decision_ns, cost))
         elif entry.kind == "markouts":
-            told_of = [_read(MarkoutRow, fields) for fields in msgspec.json.decode(entry.body)]
-            after += [(row.time_ns, row) for row in told_of]
+            of_parent = [_read(MarkoutRow, fields) for fields in msgspec.json.decode(entry.body)]
+            markouts += [(row.time_ns, row) for row in of_parent]
         elif entry.kind == "intent":
             action = _ACTION.decode(entry.body)
             if isinstance(action, Submit):
-                orders[action.client_id] = Order.submitted(action, entry.parent_id, entry.time_ns)
+                orders[action.client_id] = JournalOrder.submitted(
+                    action, entry.parent_id, entry.time_ns
+                )
             elif (order := orders.get(action.client_id)) is not None:
                 amends[action.client_id] += isinstance(action, Amend)
                 orders[action.client_id] = after_action(order, action, entry.time_ns)
         elif entry.kind == "event":
             event = _EVENT.decode(entry.body)
             if isinstance(event, Filled):
-                if (event.client_id, event.exec_id) in told:
+                if (event.client_id, event.exec_id) in executions:
                     continue
-                told.add((event.client_id, event.exec_id))
+                executions.add((event.client_id, event.exec_id))
                 fill: FillRow = fill_row(event, entry.parent_id, venue)
                 fills.append((event.time_ns, fill))
             if (order := orders.get(event.client_id)) is not None:
@@ -147,5 +149,5 @@ def journal_rows(entries: Iterable[Entry], venue: str) -> dict[str, list[tuple[i
         "orders": placed,
         "fills": fills,
         "tca": costs,
-        "markouts": after,
+        "markouts": markouts,
     }

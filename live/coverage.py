@@ -1,7 +1,7 @@
-"""What a lake holds of the market: by symbol and date, from where, and with which gaps.
+"""Coverage of a lake: which symbols and dates it has, from which source, with which gaps.
 
-A capture is read once; what it says is kept beside the frames, so that the next look costs only what
-is new. Gaps are told of the one book topic that bars are made of.
+A capture is scanned once; its summary is cached beside it, so that a repeated scan costs only what is
+new. Sequence gaps and holes are those of the book topic that bars are made of.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 from market.console import Result, names, say, table
 from market.lake import Lake
 from market.settings import Settings
-from market.units import DAY_NS, day_start_ns, days_between, utc_date
+from market.units import DAY_NS, SECOND_NS, day_start_ns, days_between, utc_date
 from market.wire.capture import Block, read_blocks
 from market.wire.topics import book_topic
 
@@ -37,22 +37,24 @@ HEAD: Final = (
     "torn",
     "tables",
 )
-#: A book topic silent for longer has a hole.
-HOLE_NS: Final = 10_000_000_000
-#: Tables that say how far a date has come.
+#: A longer silence of the book topic is a hole.
+HOLE_NS: Final = 10 * SECOND_NS
+#: Tables that are listed for a date.
 _TABLES: Final = ("events", "bars", "features", "labels")
+#: Of the cached summaries; raised when they change.
 _VERSION: Final = 1
 
 _LINE: Final = re.compile(
     rb'^([0-9]{1,19}) \{[^\n]*?"topic"\s*:\s*"([A-Za-z0-9._-]+)"([^\n]*)', re.MULTILINE
 )
-_UPDATE: Final = re.compile(rb'"u"\s*:\s*([0-9]{1,18})')
+_UPDATE_ID: Final = re.compile(rb'"u"\s*:\s*([0-9]{1,18})')
 
 
-class Stretch(msgspec.Struct):
-    """What one capture holds of one symbol on one date. Times are receive times (epoch ns).
+class CapturePart(msgspec.Struct):
+    """What one capture has of one symbol on one date. Times are receive times (epoch ns).
 
-    ``first_ns``, ``last_ns`` and the holes are those of the book topic, ``frames`` of all topics.
+    ``first_ns``, ``last_ns`` and ``holes`` (start, end) are those of the book topic, ``frames`` counts
+    all topics, ``gaps`` the sequence gaps of the book.
     """
 
     symbol: str
@@ -64,18 +66,22 @@ class Stretch(msgspec.Struct):
     holes: list[tuple[int, int]] = []
 
 
-class Contents(msgspec.Struct):
-    """What one capture holds. ``size`` tells whether it has grown since it was read."""
+class CaptureSummary(msgspec.Struct):
+    """Cached summary of one capture, valid while the file has ``size`` bytes."""
 
     version: int
     size: int
     depth: int
     torn: bool
-    stretches: list[Stretch]
+    stretches: list[CapturePart]
 
 
-class Day(msgspec.Struct, frozen=True, kw_only=True):
-    """One symbol's date. ``holes`` are silences of the book longer than 10 s, between captures too."""
+class DayCoverage(msgspec.Struct, frozen=True, kw_only=True):
+    """One symbol's date from one source.
+
+    ``holes`` are (start, end) of silences of the book above 10 s, those between captures included;
+    ``torn`` counts captures with a torn tail, ``tables`` names those that have the date.
+    """
 
     day: str
     symbol: str
@@ -91,19 +97,20 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def covered_s(self) -> float:
-        """Seconds from first to last frame, less the holes."""
-        silent = sum(stop - start for start, stop in self.holes)
-        return (self.last_ns - self.first_ns - silent) / 1e9
+        """Seconds from first to last frame, holes excluded."""
+        silent_ns = sum(stop - start for start, stop in self.holes)
+        return (self.last_ns - self.first_ns - silent_ns) / 1e9
 
     def row(self) -> tuple[object, ...]:
+        """Cells under `HEAD`."""
         longest = max((stop - start for start, stop in self.holes), default=0) / 1e9
         return (
             self.day,
             self.symbol,
             self.source,
             self.files,
-            _clock(self.first_ns, self.day),
-            _clock(self.last_ns, self.day),
+            _time_of_day(self.first_ns, self.day),
+            _time_of_day(self.last_ns, self.day),
             f"{self.covered_s / 3600:.2f}",
             f"{self.frames:,}",
             self.gaps,
@@ -114,8 +121,9 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def data(self) -> dict[str, Any]:
-        found: dict[str, Any] = msgspec.to_builtins(self)
-        return found | {"covered_s": self.covered_s}
+        """Plain data for JSON."""
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        return fields | {"covered_s": self.covered_s}
 
 
 def coverage(
@@ -123,26 +131,24 @@ def coverage(
     book_depth: int,
     symbols: Collection[str] | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> list[Day]:
-    """Every (symbol, date) that captures, archives or tables hold, by date and symbol.
+) -> list[DayCoverage]:
+    """Coverage of every (date, symbol, source) in captures, archives or tables, in this order.
 
     CaptureError when a capture is damaged before its tail.
     """
-    found: dict[tuple[str, str, str], list[tuple[Stretch, bool]]] = {}
+    parts: dict[tuple[str, str, str], list[tuple[CapturePart, bool]]] = {}
     for source, path in _captures(lake):
-        contents = _contents(path, book_depth, say)
-        for stretch in contents.stretches:
-            found.setdefault((stretch.day, stretch.symbol, source), []).append(
-                (stretch, contents.torn)
-            )
-    built: dict[tuple[str, str], list[str]] = {}
+        summary = _summary(path, book_depth, say)
+        for part in summary.stretches:
+            parts.setdefault((part.day, part.symbol, source), []).append((part, summary.torn))
+    tables: dict[tuple[str, str], list[str]] = {}
     for name in _TABLES:
         for symbol, day in lake.partitions(name):
-            built.setdefault((day, symbol), []).append(name)
-    days = [_joined(*key, parts, tuple(built.get(key[:2], ()))) for key, parts in found.items()]
-    held = {(day.day, day.symbol) for day in days}
+            tables.setdefault((day, symbol), []).append(name)
+    days = [_merged(*key, of_day, tuple(tables.get(key[:2], ()))) for key, of_day in parts.items()]
+    captured = {(day.day, day.symbol) for day in days}
     days += [
-        Day(
+        DayCoverage(
             day=day,
             symbol=symbol,
             source="tables only",
@@ -153,28 +159,27 @@ def coverage(
             gaps=0,
             holes=(),
             torn=0,
-            tables=tuple(tables),
+            tables=tuple(names),
         )
-        for (day, symbol), tables in built.items()
-        if (day, symbol) not in held
+        for (day, symbol), names in tables.items()
+        if (day, symbol) not in captured
     ]
-    wanted = [day for day in days if symbols is None or day.symbol in symbols]
-    return sorted(wanted, key=lambda day: (day.day, day.symbol, day.source))
+    selected = [day for day in days if symbols is None or day.symbol in symbols]
+    return sorted(selected, key=lambda day: (day.day, day.symbol, day.source))
 
 
-def missing(days: Collection[Day]) -> list[tuple[str, str, str, int]]:
-    """(symbol, first date, last date, how many) of dates in between of which nothing is held."""
-    held: dict[str, set[str]] = {}
+def missing(days: Collection[DayCoverage]) -> list[tuple[str, str, str, int]]:
+    """(symbol, first date, last date, number) of each range of dates missing between two others."""
+    dates_of: dict[str, set[str]] = {}
     for day in days:
-        held.setdefault(day.symbol, set()).add(day.day)
-    found = []
-    for symbol, dates in sorted(held.items()):
-        ordered = sorted(dates)
-        for before, after in pairwise(ordered):
+        dates_of.setdefault(day.symbol, set()).add(day.day)
+    ranges = []
+    for symbol, dates in sorted(dates_of.items()):
+        for before, after in pairwise(sorted(dates)):
             between = days_between(before, after)[1:-1]
             if between:
-                found.append((symbol, between[0], between[-1], len(between)))
-    return found
+                ranges.append((symbol, between[0], between[-1], len(between)))
+    return ranges
 
 
 def _captures(lake: Lake) -> Iterator[tuple[str, str]]:
@@ -187,99 +192,101 @@ def _captures(lake: Lake) -> Iterator[tuple[str, str]]:
         yield "archive", lake.archive(symbol, day)
 
 
-def _contents(path: str, book_depth: int, say: Callable[[str], None]) -> Contents:
-    kept = Path(path).with_suffix(".coverage.json")
+def _summary(path: str, book_depth: int, say: Callable[[str], None]) -> CaptureSummary:
+    """The cached summary of a capture, or a new scan of it."""
+    cache = Path(path).with_suffix(".coverage.json")
     size = Path(path).stat().st_size
-    if kept.exists():
+    if cache.exists():
         try:
-            known = msgspec.json.decode(kept.read_bytes(), type=Contents)
+            cached = msgspec.json.decode(cache.read_bytes(), type=CaptureSummary)
         except msgspec.MsgspecError:
-            known = None  # of another version, or torn: read anew
-        if known and (known.version, known.size, known.depth) == (_VERSION, size, book_depth):
-            return known
+            cached = None  # of another version, or torn
+        if cached and (cached.version, cached.size, cached.depth) == (_VERSION, size, book_depth):
+            return cached
     if not size:
-        return Contents(_VERSION, 0, book_depth, True, [])
+        return CaptureSummary(_VERSION, 0, book_depth, True, [])
     say(f"reading {Path(path).name}")
-    contents = _read(path, size, book_depth)
-    kept.write_bytes(msgspec.json.encode(contents))
-    return contents
+    summary = _scan(path, size, book_depth)
+    cache.write_bytes(msgspec.json.encode(summary))
+    return summary
 
 
-def _read(path: str, size: int, book_depth: int) -> Contents:
-    reader = _Reader(book_depth)
+def _scan(path: str, size: int, book_depth: int) -> CaptureSummary:
+    scanner = _Scanner(book_depth)
     torn = False
     for block in read_blocks(path):
-        reader.take(block)
+        scanner.scan(block)
         torn |= block.torn
-    stretches = sorted(reader.stretches.values(), key=lambda held: (held.day, held.symbol))
-    return Contents(_VERSION, size, book_depth, torn, stretches)
+    parts = sorted(scanner.parts.values(), key=lambda part: (part.day, part.symbol))
+    return CaptureSummary(_VERSION, size, book_depth, torn, parts)
 
 
-class _Reader:
-    """Gathers stretches from the lines of one capture."""
+class _Scanner:
+    """Collects the parts of one capture, without decoding its frames."""
 
     def __init__(self, book_depth: int) -> None:
         self._book = book_topic(book_depth, "").encode()
-        self.stretches: dict[tuple[str, str], Stretch] = {}
-        self._clock = 0
-        self._day, self._turn = "", 0
-        self._update: dict[bytes, int] = {}
+        self.parts: dict[tuple[str, str], CapturePart] = {}
+        self._now_ns = 0
+        self._day, self._day_end_ns = "", 0
+        self._update_ids: dict[bytes, int] = {}
 
-    def take(self, block: Block) -> None:
+    def scan(self, block: Block) -> None:
         for line in _LINE.finditer(block.data):
-            stamp, topic, rest = int(line[1]), line[2], line[3]
-            if line[0].find(b'{"l2"', 0, 32) > 0:
-                if topic.startswith(self._book) and (named := _UPDATE.search(rest)):
-                    self._update[topic] = int(named[1])
+            receive_ns, topic, rest = int(line[1]), line[2], line[3]
+            if line[0].find(b'{"l2"', 0, 32) > 0:  # a checkpoint: the state, not a frame
+                if topic.startswith(self._book) and (match := _UPDATE_ID.search(rest)):
+                    self._update_ids[topic] = int(match[1])
                 continue
-            self._clock = max(self._clock, stamp)
-            if self._clock >= self._turn:
-                self._day = utc_date(self._clock)
-                self._turn = day_start_ns(self._day) + DAY_NS
+            self._now_ns = max(self._now_ns, receive_ns)
+            if self._now_ns >= self._day_end_ns:
+                self._day = utc_date(self._now_ns)
+                self._day_end_ns = day_start_ns(self._day) + DAY_NS
             symbol = topic.rpartition(b".")[2].decode()
-            stretch = self.stretches.get((self._day, symbol))
-            if stretch is None:
-                stretch = self.stretches[self._day, symbol] = Stretch(symbol, self._day)
-            stretch.frames += 1
+            part = self.parts.get((self._day, symbol))
+            if part is None:
+                part = self.parts[self._day, symbol] = CapturePart(symbol, self._day)
+            part.frames += 1
             if topic.startswith(self._book):
-                self._follow(stretch, topic, line[0], rest)
+                self._scan_book(part, topic, line[0], rest)
 
-    def _follow(self, stretch: Stretch, topic: bytes, line: bytes, rest: bytes) -> None:
-        now = self._clock
-        if stretch.last_ns and now - stretch.last_ns > HOLE_NS:
-            stretch.holes.append((stretch.last_ns, now))
-        stretch.first_ns = stretch.first_ns or now
-        stretch.last_ns = now
-        named = _UPDATE.search(rest)
-        if named is None:
+    def _scan_book(self, part: CapturePart, topic: bytes, line: bytes, rest: bytes) -> None:
+        now_ns = self._now_ns
+        if part.last_ns and now_ns - part.last_ns > HOLE_NS:
+            part.holes.append((part.last_ns, now_ns))
+        part.first_ns = part.first_ns or now_ns
+        part.last_ns = now_ns
+        match = _UPDATE_ID.search(rest)
+        if match is None:
             return
-        update, last = int(named[1]), self._update.get(topic)
-        if b'"snapshot"' not in line and (last is None or update > last + 1):
-            stretch.gaps += 1
-        self._update[topic] = update
+        update_id, last_id = int(match[1]), self._update_ids.get(topic)
+        if b'"snapshot"' not in line and (last_id is None or update_id > last_id + 1):
+            part.gaps += 1
+        self._update_ids[topic] = update_id
 
 
-def _joined(
+def _merged(
     day: str,
     symbol: str,
     source: str,
-    parts: list[tuple[Stretch, bool]],
+    parts: list[tuple[CapturePart, bool]],
     tables: tuple[str, ...],
-) -> Day:
+) -> DayCoverage:
+    """A date's parts as one; a silence between two of them is a hole too."""
     ordered = sorted((part for part, _ in parts if part.first_ns), key=lambda part: part.first_ns)
     holes = [hole for part in ordered for hole in part.holes]
-    last = 0
+    last_ns = 0
     for part in ordered:
-        if last and part.first_ns - last > HOLE_NS:
-            holes.append((last, part.first_ns))
-        last = max(last, part.last_ns)
-    return Day(
+        if last_ns and part.first_ns - last_ns > HOLE_NS:
+            holes.append((last_ns, part.first_ns))
+        last_ns = max(last_ns, part.last_ns)
+    return DayCoverage(
         day=day,
         symbol=symbol,
         source=source,
         files=len(parts),
         first_ns=ordered[0].first_ns if ordered else 0,
-        last_ns=last,
+        last_ns=last_ns,
         frames=sum(part.frames for part, _ in parts),
         gaps=sum(part.gaps for part in ordered),
         holes=tuple(sorted(holes)),
@@ -288,11 +295,11 @@ def _joined(
     )
 
 
-def _clock(ns: int, day: str) -> str:
-    """Time of day of a receive time, a dash when there is none."""
+def _time_of_day(ns: int, day: str) -> str:
+    """HH:MM:SS of a receive time, a dash when there is none."""
     if not ns:
         return "–"
-    seconds = (ns - day_start_ns(day)) // 1_000_000_000
+    seconds = (ns - day_start_ns(day)) // SECOND_NS
     return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
@@ -301,20 +308,20 @@ def _clock(ns: int, day: str) -> str:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `l2 coverage`."""
-    parser.add_argument("--symbols", metavar="A,B", help="default: every symbol held")
+    parser.add_argument("--symbols", metavar="A,B", help="default: every symbol")
 
 
 def command(settings: Settings, options: argparse.Namespace) -> Result:
-    """`l2 coverage`: a line a date, and the ranges of dates that nothing is held of."""
+    """`l2 coverage`: one line per date and source, and the ranges of missing dates."""
     lake = Lake(settings.root)
     days = coverage(lake, settings.market.book_depth, names(options.symbols) or None, say)
-    lacking = missing(days)
+    gaps = missing(days)
     if not options.json:
         print(table([day.row() for day in days], HEAD) if days else f"{lake.uri}: holds no day")
-        for symbol, first, last, count in lacking:
-            print(f"{symbol}: nothing of {count} dates, {first} to {last}")
+        for symbol, first, last, count in gaps:
+            print(f"{symbol}: {count} dates are missing, {first} to {last}")
     return {
         "source": lake.source,
         "days": [day.data() for day in days],
-        "missing": [list(span) for span in lacking],
+        "missing": [list(each) for each in gaps],
     }

@@ -1,10 +1,10 @@
-"""Decisions: each with the very vector it was made from, kept in hourly Parquet files.
+"""The decision log: every decision with its feature vector, in hourly Parquet files.
 
-    STATE/decisions/date=YYYY-MM-DD/hour=HH/RUN-N.arrows     the hour under way, appended
+    STATE/decisions/date=YYYY-MM-DD/hour=HH/RUN-N.arrows     the current hour, appended
     STATE/decisions/date=YYYY-MM-DD/hour=HH/RUN-N.parquet    a finished hour, renamed into place
 
-A Parquet file cannot be read before it is finished, so the hour under way is an Arrow stream: after
-a crash everything but a torn last batch is recovered from it, and the torn batch is counted.
+A Parquet file cannot be read before it is finished, so the current hour is an Arrow stream: after a
+crash everything but a torn last batch is recovered from it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from market.units import HOUR_NS, utc_date
 
 DECISIONS: Final = Table("decisions", version=1, record=True)
 
-#: Rows kept in memory before they are appended to the hour's stream.
+#: Rows buffered in memory before they are appended to the hour's stream.
 BATCH_ROWS: Final = 60
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """One second of one symbol. Times in ns, expectations and cost in bps, NaN for NULL.
+    """The decision for one symbol at one second. Times in ns, returns and cost in bps, NaN for NULL.
 
-    ``expected_bps`` is what the target rule took, ``raw_bps`` the same before the regime's
-    threshold; ``target`` is the position's sign that was decided, ``position_lots`` the position
-    that stood; ``vector`` is float64 of shape (features,).
+    ``expected_bps`` is the expected return that the target rule used, ``raw_bps`` the same before the
+    regime's threshold; ``target`` is the sign of the target position, ``position_lots`` the position
+    at that time; ``vector`` are the features, float64 of shape (features,).
     """
 
     symbol: str
@@ -75,7 +75,7 @@ _LEADING: Final = (
 
 
 def schema(horizons_s: Sequence[int], features: Sequence[str]) -> pa.Schema:
-    """Columns of the decision files; the lake's partitions are the same without ``symbol``."""
+    """Arrow schema of the decision files; the lake's partitions have no ``symbol``."""
     return pa.schema(
         [
             pa.field("symbol", pa.string(), nullable=False),
@@ -87,13 +87,18 @@ def schema(horizons_s: Sequence[int], features: Sequence[str]) -> pa.Schema:
 
 
 class Recovered(NamedTuple):
+    """A file recovered after a crash; ``torn`` when its last batch was incomplete."""
+
     path: Path
     rows: int
     torn: bool
 
 
 class DecisionLog:
-    """Appends decisions of one run. A change of the hour or of the horizons finishes the file."""
+    """Appends the decisions of one run; a new hour or new horizons finish the file.
+
+    Opening it recovers what earlier runs left unfinished in ``folder`` (``recovered``).
+    """
 
     def __init__(self, folder: str | Path, run: str, features: Sequence[str]) -> None:
         self.folder = Path(folder)
@@ -108,11 +113,12 @@ class DecisionLog:
         self._path: Path | None = None
         self._sink: pa.OSFile | None = None
         self._stream: pa.RecordBatchStreamWriter | None = None
-        # Turning an hour into Parquet takes longer than a frame may wait.
+        # In a thread: converting an hour to Parquet takes longer than a frame may wait.
         self._finisher = ThreadPoolExecutor(1, "decisions")
         self._finishing: list[Future[int]] = []
 
     def add(self, decision: Decision, horizons_s: Sequence[int]) -> None:
+        """Append a decision; ``horizons_s`` are those of its ``by_horizon``."""
         key = ((decision.t_ns - 1) // HOUR_NS, tuple(horizons_s))
         if key != self._key:
             self._finish()
@@ -123,7 +129,7 @@ class DecisionLog:
             self._append()
 
     def close(self) -> None:
-        """Finish the file under way; raises what finishing an earlier one raised."""
+        """Finish the current file; raises what finishing an earlier one raised."""
         self._finish()
         self._finisher.shutdown(wait=True)
         for future in self._finishing:
@@ -173,15 +179,15 @@ class DecisionLog:
 
 
 def recover(folder: Path) -> list[Recovered]:
-    """Finish the hours that a crash left under way, in name order."""
-    found = []
+    """Finish the files that a crash left unfinished, in name order."""
+    recovered = []
     for path in sorted(folder.glob("date=*/hour=*/*.arrows")):
         rows, torn = _read_stream(path)
         _write_parquet(rows, path)
-        found.append(
+        recovered.append(
             Recovered(path.with_suffix(".parquet"), 0 if rows is None else len(rows), torn)
         )
-    return found
+    return recovered
 
 
 def _to_parquet(path: Path) -> int:
@@ -191,13 +197,13 @@ def _to_parquet(path: Path) -> int:
 
 
 def _read_stream(path: Path) -> tuple[pa.Table | None, bool]:
-    """The whole batches of a stream, and whether something was left over behind them."""
+    """The complete batches of a stream, and whether an incomplete one follows."""
     batches: list[pa.RecordBatch] = []
     with pa.OSFile(str(path), "rb") as source:
         try:
             reader = pa.ipc.open_stream(source)
             for batch in reader:
-                batches.append(batch)  # noqa: PERF402 - what was read before an error is kept
+                batches.append(batch)  # noqa: PERF402 - keeps the batches before an error
         except (pa.ArrowInvalid, OSError):
             return (pa.Table.from_batches(batches) if batches else None), True
     return pa.Table.from_batches(batches, reader.schema), False
@@ -214,8 +220,8 @@ def _write_parquet(rows: pa.Table | None, path: Path) -> None:
 def collect_decisions(lake: Lake, folder: str | Path) -> dict[tuple[str, str], int]:
     """Move finished files into the lake's ``decisions`` partitions; rows by (symbol, date).
 
-    A partition is rewritten with its old rows and the new ones, a decision (run, time) once, and
-    only then are the files removed: a crash anywhere between loses and doubles nothing.
+    A partition is rewritten with its old and new rows, deduplicated by (run, time), and only then are
+    the files removed: idempotent, so a crash in between loses and duplicates nothing.
     """
     moved: dict[tuple[str, str], int] = {}
     by_day: dict[str, list[Path]] = {}
@@ -226,9 +232,9 @@ def collect_decisions(lake: Lake, folder: str | Path) -> dict[tuple[str, str], i
         rows = pa.concat_tables(tables, promote_options="default")
         for symbol in sorted(set(rows.column("symbol").to_pylist())):
             mine = rows.filter(pc.equal(rows.column("symbol"), symbol)).drop(["symbol"])
-            stands = lake.exists("decisions", symbol, day)
-            held = lake.read("decisions", symbol, day) if stands else None
-            write_merged(lake, "decisions", symbol, day, mine, ("run", "t_ns"), held)
+            exists = lake.exists("decisions", symbol, day)
+            present = lake.read("decisions", symbol, day) if exists else None
+            write_merged(lake, "decisions", symbol, day, mine, ("run", "t_ns"), present)
             moved[symbol, day] = len(mine)
         for path in paths:
             path.unlink()
@@ -242,14 +248,15 @@ def write_merged(
     day: str,
     rows: pa.Table,
     key: tuple[str, ...],
-    held: pa.Table | None,
+    present: pa.Table | None,
 ) -> None:
-    """Put rows into a partition beside those it held; of the same key, the new row stays."""
-    if held is not None:
-        rows = pa.concat_tables([rows, held], promote_options="default")
-    keys = list(zip(*(rows.column(name).to_pylist() for name in key), strict=True))
+    """Upsert rows into a partition by primary key: a new row replaces the ``present`` one."""
+    if present is not None:
+        rows = pa.concat_tables([rows, present], promote_options="default")
     first: dict[tuple[object, ...], int] = {}
-    for index, found in enumerate(keys):
-        first.setdefault(found, index)
-    order = [first[found] for found in sorted(first)]
+    for index, values in enumerate(
+        zip(*(rows.column(name).to_pylist() for name in key), strict=True)
+    ):
+        first.setdefault(values, index)
+    order = [first[values] for values in sorted(first)]
     lake.write(table, symbol, day, rows.take(pa.array(order, pa.int64())).replace_schema_metadata())

@@ -1,16 +1,15 @@
-"""The desk: from target positions to orders, each on record before it leaves.
+"""The desk: from target positions to parent orders and child orders, each journalled before it is sent.
 
-One parent order a symbol at a time. A new target while one is under way abandons it: its open order
-is cancelled, what filled stays, and the next decision opens a parent for what is then missing. A
-parent that ends short of its quantity is not followed by another for a deadline's length, so that a
-venue that refuses is not asked every second.
+One parent order per symbol at a time. A new target abandons the active parent: its open order is
+cancelled, its fills stay, and the next decision opens a parent for the remaining quantity. After a
+parent that ends short of its quantity the symbol pauses for a deadline's length, so that a venue that
+rejects is not tried every second.
 
-The symbols do not wait for each other: what a desk does about one depends on that one's frames and
-on the clock, never on how the frames of several symbols were interleaved. Hence a replay of each
-symbol's events by itself repeats what a worker did on the stream of them all.
+Symbols are independent: what the desk does for one depends on its own frames and the clock, never on
+the interleaving of several symbols' frames. So replaying each symbol by itself repeats a live run.
 
-Identities are deterministic and never come twice in a journal: ``SYMBOL-<decision s>-<number>``,
-the number counting the journal's parents, and an order of it ``<parent>-<n>``.
+Order ids are deterministic and unique in a journal: ``SYMBOL-<decision s>-<number>`` for the journal's
+n-th parent, ``<parent>-<n>`` for its orders.
 """
 
 from __future__ import annotations
@@ -47,32 +46,32 @@ from execution.tca import (
     shortfall,
 )
 from execution.venue import View
-from live.journal import Ledger, order_row
+from live.journal import MemoryJournal, order_row
 from live.paper import LiveVenue
 from market.events import Events
 from market.instruments import Instrument
 from market.settings import Execution, Risk
 from market.units import E8, SECOND_NS
 
-#: An algorithm is stepped at least this often.
+#: An active algorithm is stepped at least this often.
 TIMER_NS: Final = 100_000_000
 
-#: Markouts look this far behind a fill; a parent's cost is final only then.
+#: Longest markout after a fill; a parent's cost is final only then.
 MARKOUT_NS: Final = 60 * SECOND_NS
 
-#: Depth on record is what stands within this many bps of the mid.
+#: Recorded depth is the quantity within this many bps of the mid.
 DEPTH_BPS: Final = 3.0
 
 
-class Work(msgspec.Struct, kw_only=True):
-    """A parent order under way."""
+class ActiveParent(msgspec.Struct, kw_only=True):
+    """A parent order being worked by its algorithm."""
 
     parent: Parent
     algorithm: Working
     name: str
     inbox: list[Event]
     row: ParentRow
-    #: What was displayed in front of each limit order when it was sent.
+    #: Client id -> displayed quantity (lots) in front of a limit order when it was sent.
     ahead: dict[str, float] = {}
     abandoned: bool = False
     touch: tuple[int | None, int | None] = (None, None)
@@ -80,8 +79,8 @@ class Work(msgspec.Struct, kw_only=True):
     expected_bps: float | None = None
 
 
-class Ended(msgspec.Struct, kw_only=True):
-    """A finished parent order whose markouts are still to come."""
+class FinishedParent(msgspec.Struct, kw_only=True):
+    """A finished parent order whose markouts are not known yet."""
 
     row: ParentRow
     parent: Parent
@@ -94,12 +93,12 @@ class Ended(msgspec.Struct, kw_only=True):
 
     @property
     def due_ns(self) -> int:
-        """When the last markout, and the close at the deadline, are known."""
+        """When its last markout and the mid at its deadline are known."""
         return max(self.end_ns + MARKOUT_NS, self.parent.deadline_ns)
 
 
-class Funding(msgspec.Struct, frozen=True, kw_only=True):
-    """One settlement: position, mark price and rate at 1e-8, and what was paid (positive) at 1e-8."""
+class FundingPayment(msgspec.Struct, frozen=True, kw_only=True):
+    """One funding settlement: mark price, rate and payment (positive = paid) at 1e-8."""
 
     symbol: str
     time_ns: int
@@ -110,16 +109,17 @@ class Funding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Desk:
-    """Works targets into positions. All times are the receive clock's, ns.
+    """Turns target positions into orders. All times are receive times, epoch ns.
 
-    ``venues`` gives each symbol the venue that it trades at. ``costs`` are the fees and parameters
-    that estimates are made with, ``signal_s`` is the horizon of what is expected.
+    ``venues`` maps symbols to venues, ``name`` is the venue's name in records. ``costs`` are the fees
+    and parameters of pre-trade cost estimates, honest when they are the fee row that is really paid;
+    ``signal_s`` is the horizon of the expected return.
     """
 
     def __init__(
         self,
         venues: Mapping[str, LiveVenue],
-        journal: Ledger,
+        journal: MemoryJournal,
         instruments: Mapping[str, Instrument],
         settings: Execution,
         risk: Risk,
@@ -141,21 +141,21 @@ class Desk:
         self._monitors = {symbol: Monitor() for symbol in instruments}
         self._recorders = {symbol: MidRecorder() for symbol in instruments}
         self.mids = {symbol: recorder.mids for symbol, recorder in self._recorders.items()}
-        self._work: dict[str, Work] = {}
+        self._work: dict[str, ActiveParent] = {}
         self._fills: dict[str, list[Filled]] = {}
-        self._ended: list[Ended] = []
+        self._ended: list[FinishedParent] = []
         self._rest_until: dict[str, int] = {}
 
     def position_lots(self, symbol: str) -> int:
-        """Signed position as far as we have heard: the sum of the executions on record."""
+        """Signed position: the sum of the journal's executions."""
         return self._journal.positions.get(symbol, 0)
 
-    def working(self, symbol: str) -> bool:
-        """Whether a parent order of the symbol is under way."""
+    def has_parent(self, symbol: str) -> bool:
+        """Whether the symbol has an active parent order."""
         return symbol in self._work
 
     def size_lots(self, symbol: str, mid: float) -> int:
-        """A full position: the settings' share of capital at this mid (quote currency), in lots."""
+        """Lots of a full position, a share of capital at this mid (quote currency); 0 below the minimum."""
         instrument = self._instruments[symbol]
         notional = self._settings.capital_usdt * self._settings.size_share
         lots = round(notional / (mid * instrument.lot_size))
@@ -163,15 +163,20 @@ class Desk:
 
     # -- targets -------------------------------------------------------------------------------
 
-    def aim(self, symbol: str, target_lots: int, now_ns: int, expected_bps: float | None) -> None:
-        """Work towards a position of ``target_lots`` (signed); asked once a second."""
+    def set_target(
+        self, symbol: str, target_lots: int, now_ns: int, expected_bps: float | None
+    ) -> None:
+        """Work towards a signed position of ``target_lots``; called once a second.
+
+        ``expected_bps`` is the decision's expected return, None when there is none.
+        """
         self._monitors[symbol].see(self._venues[symbol].view(symbol))
         missing = target_lots - self.position_lots(symbol)
         work = self._work.get(symbol)
         if work is not None:
             work.expected_bps = expected_bps
-            ahead = work.parent.side * (work.parent.qty_lots - work.algorithm.filled_lots)
-            if missing != ahead:
+            remaining_lots = work.parent.side * (work.parent.qty_lots - work.algorithm.filled_lots)
+            if missing != remaining_lots:
                 self._abandon(work, now_ns)
             return
         if missing and now_ns >= self._rest_until.get(symbol, 0):
@@ -183,7 +188,7 @@ class Desk:
         view = self._venues[symbol].view(symbol)
         if view.stale:
             return
-        held = self.position_lots(symbol)
+        position_lots = self.position_lots(symbol)
         parent = Parent(
             id=f"{symbol}-{now_ns // SECOND_NS}-{self._journal.parents + 1}",
             symbol=symbol,
@@ -192,7 +197,7 @@ class Desk:
             decision_ns=now_ns,
             deadline_ns=now_ns + round(self._settings.deadline_s * 1e9),
             decision_mid_ticks=view.mid_ticks,
-            reduce_only=held * lots < 0 and abs(lots) <= abs(held),
+            reduce_only=position_lots * lots < 0 and abs(lots) <= abs(position_lots),
         )
         view = msgspec.structs.replace(view, signal_bps=expected_bps)
         parameters = {"costs": self._estimates} if algorithm == "router" else {}
@@ -205,11 +210,11 @@ class Desk:
             self._instruments[symbol],
             circumstances=self._circumstances(working, algorithm, view),
         )
-        self._journal.note("parent", now_ns, msgspec.json.encode(row), symbol, parent.id)
+        self._journal.append("parent", now_ns, msgspec.json.encode(row), symbol, parent.id)
         self.parents += 1
-        self._log.info("parent", id=parent.id, side=parent.side, lots=parent.qty_lots)
+        self._log.info("parent opened", id=parent.id, side=parent.side, lots=parent.qty_lots)
         self._fills[parent.id] = []
-        self._work[symbol] = Work(
+        self._work[symbol] = ActiveParent(
             parent=parent,
             algorithm=working,
             inbox=[],
@@ -221,7 +226,7 @@ class Desk:
         )
 
     def _circumstances(self, working: Working, algorithm: str, view: View) -> Circumstances:
-        """What is known of the market when a parent starts, and what it should cost."""
+        """The market at a parent's start, and its pre-trade cost estimate."""
         parent = working.parent
         monitor = self._monitors[parent.symbol]
         taken = view.asks if parent.side > 0 else view.bids
@@ -240,25 +245,25 @@ class Desk:
             ),
         )
 
-    def _abandon(self, work: Work, now_ns: int) -> None:
+    def _abandon(self, work: ActiveParent, now_ns: int) -> None:
         work.algorithm.abandon()
         work.abandoned = True
         work.timer_ns = now_ns
 
     # -- the market moves, the venue answers -----------------------------------------------------
 
-    def settled(self, events: Sequence[Event]) -> None:
-        """What a venue knows at once of orders that an earlier process left."""
-        self.guard.apply(self._journal.record(events))
+    def apply_reconciliation(self, events: Sequence[Event]) -> None:
+        """Record the outcomes, found by reconciliation, of orders of an earlier process."""
+        self.guard.apply(self._journal.record_events(events))
 
     def on_events(self, symbol: str, events: Events) -> None:
-        """Rows of the symbol that were just received: its mids are what costs are measured by."""
+        """Take event rows of a symbol as received: costs are measured by its mids and trades."""
         self._recorders[symbol].push(events)
 
     def step(self, symbol: str, now_ns: int) -> None:
-        """Take the venue's answers, and let the symbol's algorithm react if it has a reason to."""
+        """Take the venue's order events, and step the algorithm on one, a new touch or its timer."""
         venue = self._venues[symbol]
-        for event in self._journal.record(venue.poll()):
+        for event in self._journal.record_events(venue.poll()):
             self._take(event)
         work = self._work.get(symbol)
         if work is not None:
@@ -267,8 +272,8 @@ class Desk:
                 work.touch = touch
                 self._let(work, now_ns)
 
-    def _let(self, work: Work, now_ns: int) -> None:
-        """One step of an algorithm: its intents on disk, then its actions on their way."""
+    def _let(self, work: ActiveParent, now_ns: int) -> None:
+        """Step an algorithm: journal the intents, then send the actions."""
         parent = work.parent
         venue = self._venues[parent.symbol]
         work.timer_ns = now_ns + TIMER_NS
@@ -278,7 +283,7 @@ class Desk:
         events, work.inbox = work.inbox, []
         actions = self._allowed(work, now_ns, view, work.algorithm.step(now_ns, view, events))
         if actions:
-            self._journal.intend(now_ns, parent.symbol, parent.id, actions)
+            self._journal.record_intents(now_ns, parent.symbol, parent.id, actions)
             venue.send(actions)
             for action in actions:
                 if isinstance(action, Submit):
@@ -288,9 +293,9 @@ class Desk:
             self._end(work, now_ns)
 
     def _allowed(
-        self, work: Work, now_ns: int, view: View, actions: Sequence[Action]
+        self, work: ActiveParent, now_ns: int, view: View, actions: Sequence[Action]
     ) -> list[Action]:
-        """The actions that pass every limit; the algorithm hears of the others as refused."""
+        """Actions within every risk limit; the others come back to the algorithm as rejected."""
         passed = []
         for action in actions:
             denial = self.guard.allow(now_ns, action, view)
@@ -306,15 +311,15 @@ class Desk:
             )
             work.inbox.append(event)
             body, symbol = msgspec.json.encode(event), work.parent.symbol
-            self._journal.note("denied", now_ns, body, symbol, work.parent.id)
-            self._log.warning("denied", id=action.client_id, reason=str(denial))
+            self._journal.append("denied", now_ns, body, symbol, work.parent.id)
+            self._log.warning("order denied by risk limit", id=action.client_id, reason=str(denial))
         return passed
 
     def _take(self, event: Event) -> None:
         self.guard.apply([event])
         order = self._journal.orders.get(event.client_id)
         if order is None:
-            self._log.error("answer to an order that the journal does not name", event=repr(event))
+            self._log.error("event of an order unknown to the journal", order_event=repr(event))
             return
         if isinstance(event, Filled):
             self._book(event)
@@ -330,14 +335,14 @@ class Desk:
         self._filled_e8 += value
         self._maker_e8 += value * (fill.liquidity is Liquidity.MAKER)
 
-    def _end(self, work: Work, now_ns: int) -> None:
+    def _end(self, work: ActiveParent, now_ns: int) -> None:
         parent, filled = work.parent, work.algorithm.filled_lots
         del self._work[parent.symbol]
         if filled < parent.qty_lots and not work.abandoned:
             self._rest_until[parent.symbol] = now_ns + round(self._settings.deadline_s * 1e9)
         self._log.info("parent ended", id=parent.id, filled=filled, lots=parent.qty_lots)
         self._ended.append(
-            Ended(
+            FinishedParent(
                 row=work.row,
                 parent=parent,
                 fills=self._fills[parent.id],
@@ -350,22 +355,21 @@ class Desk:
         )
 
     def settle_funding(self, symbol: str, time_ns: int, mark_e8: int, rate_e8: int) -> None:
-        """Funding at its instant on what is held then, by the data's own mark and rate."""
-        held = self.account.holdings[symbol].position_lots
-        funding = Funding(
+        """Settle funding on the present position at this mark price and rate (1e-8), and record it."""
+        funding = FundingPayment(
             symbol=symbol,
             time_ns=time_ns,
-            position_lots=held,
+            position_lots=self.account.holdings[symbol].position_lots,
             mark_e8=mark_e8,
             rate_e8=rate_e8,
             paid_e8=self.account.settle(symbol, mark_e8, rate_e8),
         )
-        self._journal.note("funding", time_ns, msgspec.json.encode(funding), symbol)
+        self._journal.append("funding", time_ns, msgspec.json.encode(funding), symbol)
 
     def measure(self, now_ns: int) -> None:
-        """Measure the parents whose last markout is known, and forget the mids nobody asks for."""
+        """Mark to market, measure the cost of parents that are due, and drop mids no longer needed."""
         for recorder in self._recorders.values():
-            recorder.mids.until_ns = now_ns  # without a sound book the last mid known stands
+            recorder.mids.until_ns = now_ns  # without a valid book the last mid is carried forward
         gross, fees, funding = self._money()
         equity = self._settings.capital_usdt + gross - fees - funding
         known = {symbol: mids.at(mids.until_ns) for symbol, mids in self.mids.items()}
@@ -380,7 +384,7 @@ class Desk:
                 waiting.append(self._work[symbol].parent.decision_ns)
             recorder.forget(min(waiting, default=now_ns))
 
-    def _measure(self, ended: Ended) -> None:
+    def _measure(self, ended: FinishedParent) -> None:
         parent, row = ended.parent, ended.row
         record, venue = self._recorders[parent.symbol], self._venues[parent.symbol]
         cost = shortfall(
@@ -411,24 +415,27 @@ class Desk:
                 sums[1] += 1.0
         for kind, body in (("markouts", after), ("end", cost)):
             encoded = msgspec.json.encode(body)
-            self._journal.note(kind, ended.end_ns, encoded, parent.symbol, parent.id)
+            self._journal.append(kind, ended.end_ns, encoded, parent.symbol, parent.id)
         self._fills.pop(parent.id, None)
 
     # -- the end -------------------------------------------------------------------------------
 
     def abandon(self, now_ns: int) -> None:
-        """Give up every parent under way: the next step cancels what is open."""
+        """Abandon every active parent: the next step cancels its open order."""
         for work in self._work.values():
             self._abandon(work, now_ns)
 
     def flatten(self, now_ns: int) -> None:
-        """Begin to close every position across the spread."""
+        """Open market parents that close every position."""
         for symbol in self._instruments:
             if (lots := self.position_lots(symbol)) and symbol not in self._work:
                 self._open(symbol, -lots, now_ns, "market", None)
 
     def finish(self, now_ns: int, flattened: bool) -> None:
-        """Measure what ended, with the markouts that are known; log what is left open."""
+        """Measure all finished parents with the markouts known so far; log open orders as errors.
+
+        With ``flattened`` a remaining position is an error too.
+        """
         self.measure(now_ns)
         for ended in self._ended:
             self._measure(ended)
@@ -437,10 +444,10 @@ class Desk:
             self._log.error("order still open", id=order.submit.client_id, state=order.state)
         for symbol in self._instruments:
             if (lots := self.position_lots(symbol)) and flattened:
-                self._log.error("position left", symbol=symbol, lots=lots)
+                self._log.error("position still open", symbol=symbol, lots=lots)
 
     def summary(self) -> dict[str, Any]:
-        """Orders, fills, what they cost and brought; bps over parents, money in quote currency."""
+        """Counts, costs (mean bps over parents) and profit (quote currency); plain data."""
 
         def mean(name: str) -> float | None:
             total, count = self._costs.get(name, (0.0, 0.0))
@@ -465,7 +472,7 @@ class Desk:
         }
 
     def _money(self) -> tuple[float, float, float]:
-        """Gross profit at the last mids, fees and funding paid so far (quote currency)."""
+        """Gross profit marked at the last mids, fees and funding paid (quote currency)."""
         gross = fees = funding = 0.0
         for symbol, holding in self.account.holdings.items():
             open_profit = 0.0

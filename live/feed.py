@@ -1,15 +1,14 @@
-"""Feeds: market frames in the order of their receipt, from captures or from the wire.
+"""Feeds: market frames in receive order, from captures or from a WebSocket.
 
-A feed is an iterator of `Item`. Besides frames it hands over bare time on a fixed grid of the
-receive clock, so that a second closes when it ends and not when the next frame happens to come.
-Time and frames arrive in one order: after a tick at t no frame older than t follows. Both feeds
-keep this, hence a worker cannot tell them apart:
+A feed is an iterator of `Item`: frames, and ticks (bare time) on a fixed grid of the receive clock, so
+that a second closes when it ends and not with the next frame. Both share one order: after a tick at t
+no earlier frame follows. The two feeds are interchangeable for a worker:
 
-    ReplayFeed   captures; first as fast as possible (warm-up), then at `speed` times real time
-    WireFeed     a public V5 WebSocket; subscribes, pings, reconnects, stamps at the socket read
+    ReplayFeed   captures; first as fast as possible (warm-up), then at ``speed`` times real time
+    WireFeed     public V5 WebSocket; subscribes, sends heartbeats, reconnects, stamps at the socket read
 
-Control lines (``{"l2": …}``) stand among the frames, and go into the worker's own capture as they
-do into every other: a reconnect must be visible to whoever reads that capture later.
+Control lines (``{"l2": …}``) are passed on among the frames, so that the worker's own capture shows
+reconnects too.
 """
 
 from __future__ import annotations
@@ -26,48 +25,48 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 
 from market.errors import VenueError
+from market.units import MS_NS, SECOND_NS
 from market.wire.capture import read_blocks
 
-#: Spacing of bare time, on multiples of the receive clock.
-TICK_NS: Final = 100_000_000
+#: Ticks are at multiples of this receive time.
+TICK_NS: Final = 100 * MS_NS
 
-#: A replayed silence hands over this much bare time, then jumps to the next frame.
-SILENCE_NS: Final = 60_000_000_000
+#: A longer silence in a replay gets ticks for this long, then jumps to the next frame.
+SILENCE_NS: Final = 60 * SECOND_NS
 
-
-#: Captures are read in small blocks: unpacking a large one would hold up the frames behind it.
+#: Captures are read in small blocks: decompressing a large one would delay the frames in it.
 BLOCK_BYTES: Final = 1 << 16
 
 
 class FeedError(VenueError):
-    """The feed cannot start or go on; the message is one line that says what to do."""
+    """The feed cannot start or continue; the message says what to do."""
 
 
 class Item(NamedTuple):
-    """One step of a feed. ``frame`` is None when only time passed."""
+    """A frame, or a tick when ``frame`` is None."""
 
-    receive_ns: int  #: epoch ns at which the frame was received
+    receive_ns: int  #: receive time, epoch ns
     frame: bytes | None
-    due_ns: int  #: monotonic ns at which it was due here or read; 0 when nothing paces it
+    due_ns: int  #: monotonic ns at which it was due (replay) or read (wire); 0 when not paced
 
 
 class Feed(Protocol):
-    """Where frames come from."""
+    """A source of frames and ticks."""
 
     def __iter__(self) -> Iterator[Item]: ...
 
     def stop(self) -> None:
-        """End the iteration soon; callable from a signal handler and from any thread."""
+        """End the iteration soon; may be called from a signal handler or another thread."""
         ...
 
 
 class ReplayFeed:
-    """Captures, one after the other, paced by their receive times.
+    """Captures one after the other, paced by their receive times.
 
-    The first ``warm_up_s`` of the captures' time come as fast as they are consumed, what follows at
-    ``speed`` times real time; a speed of zero paces nothing. ``duration_s`` is in real seconds after
-    the warm-up, that is ``duration_s * speed`` of the captures' time, so that the end does not
-    depend on how fast the machine is.
+    The first ``warm_up_s`` of capture time are not paced, the rest runs at ``speed`` times real time;
+    with a speed of zero nothing is paced. ``duration_s`` is in real seconds after the warm-up, that is
+    ``duration_s * speed`` of capture time, so that the end does not depend on the machine. FeedError
+    without a capture, for a negative speed or warm-up, or a file without a receive time.
     """
 
     def __init__(
@@ -96,62 +95,62 @@ class ReplayFeed:
         self._stopped = True
 
     def __iter__(self) -> Iterator[Item]:
-        now = paced_from = end = anchor = 0
+        now_ns = paced_from_ns = end_ns = anchor_ns = 0
         for receive_ns, frame in self._with_ticks():
-            if not now:
-                paced_from = receive_ns + self._warm_up_ns
-                end = paced_from + self._duration_ns if self._duration_ns is not None else 0
-            now = max(now, receive_ns)
-            if self._stopped or (end and now > end):
+            if not now_ns:
+                paced_from_ns = receive_ns + self._warm_up_ns
+                end_ns = 0 if self._duration_ns is None else paced_from_ns + self._duration_ns
+            now_ns = max(now_ns, receive_ns)
+            if self._stopped or (end_ns and now_ns > end_ns):
                 return
-            due = 0
-            if self._speed and now >= paced_from:
-                anchor = anchor or self._monotonic_ns()
-                due = anchor + round((now - paced_from) / self._speed)
-                self._wait(due)
-            yield Item(receive_ns, frame, due)
+            due_ns = 0
+            if self._speed and now_ns >= paced_from_ns:
+                anchor_ns = anchor_ns or self._monotonic_ns()
+                due_ns = anchor_ns + round((now_ns - paced_from_ns) / self._speed)
+                self._wait(due_ns)
+            yield Item(receive_ns, frame, due_ns)
 
     def _wait(self, due_ns: int) -> None:
-        # In slices, so that a stop is noticed at slow speeds too.
-        while not self._stopped and (ahead := due_ns - self._monotonic_ns()) > 0:
-            self._sleep(min(ahead / 1e9, 0.1))
+        # In slices, so that a stop takes effect at slow speeds too.
+        while not self._stopped and (wait_ns := due_ns - self._monotonic_ns()) > 0:
+            self._sleep(min(wait_ns / 1e9, 0.1))
 
     def _with_ticks(self) -> Iterator[tuple[int, bytes | None]]:
-        """The captures' lines with bare time on the grid between them."""
-        now = 0
+        """The captures' lines with ticks between them."""
+        now_ns = 0
         for receive_ns, frame in self._lines():
-            if now:
-                tick = (now // TICK_NS + 1) * TICK_NS
-                last = min(receive_ns, now + SILENCE_NS)
-                while tick <= last:
-                    yield tick, None
-                    tick += TICK_NS
-            now = max(now, receive_ns)
+            if now_ns:
+                tick_ns = (now_ns // TICK_NS + 1) * TICK_NS
+                last_ns = min(receive_ns, now_ns + SILENCE_NS)
+                while tick_ns <= last_ns:
+                    yield tick_ns, None
+                    tick_ns += TICK_NS
+            now_ns = max(now_ns, receive_ns)
             yield receive_ns, frame
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """Lines with their times; one without a usable time is passed on whole, at the last time.
+        """(receive time, frame) of every line; a line without a time is passed on whole.
 
-        The decoder rejects such a line, which is where rejects are counted and kept.
+        It gets the last time, and the decoder rejects it, which counts and quarantines it.
         """
-        now = 0
+        now_ns = 0
         for path in self._captures:
             for block in read_blocks(path, BLOCK_BYTES):
                 for line in block.data.split(b"\n")[:-1]:
                     stamp, _, frame = line.partition(b" ")
                     if frame and stamp.isdigit() and len(stamp) < 20:
-                        now = int(stamp)
-                        yield now, frame
-                    elif now:
-                        yield now, line
-            if not now:
-                raise FeedError(f"{path}: no line of it has a receive time; is it a capture?")
+                        now_ns = int(stamp)
+                        yield now_ns, frame
+                    elif now_ns:
+                        yield now_ns, line
+            if not now_ns:
+                raise FeedError(f"{path}: no line has a receive time; is it a capture?")
 
 
 class Backoff:
-    """Waiting times between attempts: doubling from ``first_s`` to ``limit_s``, with full jitter.
+    """Exponential backoff from ``first_s`` to ``limit_s``, drawn uniformly from the upper half.
 
-    The jitter keeps workers that lost the same venue from coming back in one instant.
+    The jitter keeps clients that lost the same venue from reconnecting at the same instant.
     """
 
     def __init__(
@@ -162,24 +161,26 @@ class Backoff:
         self._attempt = 0
 
     def reset(self) -> None:
+        """Start again at ``first_s``, after a success."""
         self._attempt = 0
 
     def next_s(self) -> float:
+        """Seconds to wait before the next attempt."""
         ceiling = min(self._limit_s, self._first_s * 2**self._attempt)
         self._attempt = min(self._attempt + 1, 32)
         return self._random.uniform(ceiling / 2, ceiling)
 
 
 class WireFeed:
-    """A public V5 WebSocket endpoint.
+    """A public V5 WebSocket.
 
-    One thread reads the socket, stamps each frame at the read and makes the ticks, so that stamps
-    and ticks have one order; the consumer iterates in its own thread. A lost connection is made
-    again after a wait that grows (`Backoff`), for ever; only the first one must succeed at once,
-    because a wrong address never will: FeedError. A refused subscription is a FeedError too, as the
-    venue then sends nothing at all. A connection that gives no sign of life between two pings is
-    closed and made again. ``clock_ns`` stamps, and counts ``duration_s``; ``speed`` says how much
-    faster than the wall clock it runs.
+    One thread reads the socket, stamps each frame at the read and makes the ticks, which gives both
+    one order; the consumer iterates in its own thread over an unbounded queue. A lost connection is
+    replaced for ever, with `Backoff`. FeedError when the first connection fails, as a wrong address
+    always will, or when a subscription is refused, after which the venue sends nothing at all. A
+    connection without a message between two heartbeats is replaced. ``clock_ns`` stamps frames and
+    measures ``duration_s``; ``speed`` is its speed relative to the wall clock. ``keep_replies`` passes
+    on replies to our requests too.
     """
 
     def __init__(
@@ -207,22 +208,21 @@ class WireFeed:
         self._keep_replies = keep_replies
         self._loop: asyncio.AbstractEventLoop | None = None
         self._renewals: asyncio.Queue[list[str]] = asyncio.Queue()
-        self._renewing = False
+        self._renewing = False  #: on this connection, whose subscriptions were accepted before
         self._queue: queue.SimpleQueue[Item | FeedError | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._last_ns = 0
-        self._heard = False
+        self._received = False  #: a message since the last ping
         self.reconnects = 0
-        self.deepest_queue = 0  #: most items that ever waited for the consumer
+        self.deepest_queue = 0  #: largest queue length, a measure of backpressure
 
     def stop(self) -> None:
         self._stopped.set()
 
     def renew(self, topics: Sequence[str]) -> None:
-        """Unsubscribe and subscribe these topics, so that each begins anew with a snapshot.
+        """Resubscribe these topics, which gives each a new snapshot; without any, reconnect.
 
-        Callable from the consumer's thread. No topics at all: close the connection, which is then
-        made again.
+        May be called from the consumer's thread.
         """
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._renewals.put_nowait, list(topics))
@@ -247,7 +247,7 @@ class WireFeed:
             asyncio.run(self._serve())
         except FeedError as error:
             self._queue.put(error)
-        except Exception as error:  # the consumer raises it: nothing dies unseen in a thread
+        except Exception as error:  # raised by the consumer: a thread's own would be lost
             self._queue.put(FeedError(f"{self._url}: reader failed: {error!r}"))
         finally:
             self._queue.put(None)
@@ -260,7 +260,7 @@ class WireFeed:
         self._put(msgspec.json.encode({"l2": kind, **fields}))
 
     async def _serve(self) -> None:
-        """Ticks until the stop, sessions beside them; the first of the two that ends, ends both."""
+        """Run ticks and connections until either ends."""
         self._loop = asyncio.get_running_loop()
         sessions = asyncio.create_task(self._sessions())
         ticks = asyncio.create_task(self._ticks())
@@ -297,7 +297,7 @@ class WireFeed:
                 async with connect(
                     self._url,
                     open_timeout=self._connect_s,
-                    ping_interval=None,  # the venue's own JSON ping is used
+                    ping_interval=None,  # the venue has its own JSON ping
                     max_size=1 << 24,
                     max_queue=None,
                 ) as socket:
@@ -324,7 +324,7 @@ class WireFeed:
         try:
             while True:
                 message = await socket.recv(decode=False)
-                self._heard = True
+                self._received = True
                 if b'"topic"' in message[:256]:
                     self._backoff.reset()
                     self._put(message)
@@ -337,19 +337,18 @@ class WireFeed:
 
     async def _renew(self, socket: Any) -> None:
         while not self._renewals.empty():
-            self._renewals.get_nowait()  # asked for on a connection that is gone
+            self._renewals.get_nowait()  # requested on a previous connection
         while topics := await self._renewals.get():
             self._renewing = True
             self._control("renew", topics=topics)
             for op in ("unsubscribe", "subscribe"):
                 await socket.send(msgspec.json.encode({"op": op, "args": topics}).decode())
-        await socket.close(code=1001, reason="begin anew")
+        await socket.close(code=1001, reason="reconnect")
 
     def _reply(self, message: bytes) -> None:
-        """An answer to a request of ours: not market data, so the worker's capture has none.
+        """Check the reply to a request; dropped, unless ``keep_replies``, as it is no market data.
 
-        With ``keep_replies`` it is handed on like any frame. A refusal of what was renewed is no
-        error, since the running subscription may have gone on.
+        A refused resubscription is not an error: the subscription may still be running.
         """
         if self._keep_replies:
             self._put(message)
@@ -359,7 +358,7 @@ class WireFeed:
             reply = None
         if not isinstance(reply, dict) or "op" not in reply:
             if not self._keep_replies:
-                self._put(message)  # unknown: the decoder rejects it where it is counted and kept
+                self._put(message)  # unknown: the decoder rejects, counts and quarantines it
         elif self._renewing:
             return
         elif reply["op"] == "subscribe" and reply.get("success") is False:
@@ -370,9 +369,9 @@ class WireFeed:
 
     async def _ping(self, socket: Any) -> None:
         while True:
-            self._heard = False
+            self._received = False
             await socket.send('{"op":"ping"}')
             await asyncio.sleep(self._ping_s)
-            if not self._heard:
+            if not self._received:
                 await socket.close(code=1001, reason="silent")
                 return

@@ -1,11 +1,11 @@
-"""What the lake knows up to this second, so that a worker need not warm up from frames.
+"""Warm-up from the lake: the last hour of bars, so that a worker does not need an hour of frames.
 
-History joins without a break when the lake's bars of every symbol end exactly at the second in which
-the feed begins, and the events behind them say which book stood then. Otherwise there is nothing to
-join: a minute missing is a break like any other, and 3,600 s of frames follow it.
+History joins without a break only if the lake's bars of every symbol end exactly at the second in
+which the feed starts, and the events behind them give the book at that second. Otherwise there is no
+history: a single missing minute is a gap, and features need 3,600 s without one.
 
-What a run began with is kept beside its capture (`keep`), because the lake's may be made anew: the
-two say all that the run's decisions were made of.
+What a run started with is saved beside its capture (`save_history`), because the lake's partitions may
+be rebuilt: capture and history together reproduce every decision of the run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from live.recorder import Held
+from live.own_capture import TickerState
 from market.bars import COLUMNS, Bars
 from market.book import Book
 from market.events import from_arrow
@@ -28,60 +28,62 @@ from market.instruments import Instrument, partition_instrument
 from market.lake import Lake
 from market.units import SECOND_NS, previous_day, utc_date
 
-#: Features look back an hour; a little more costs nothing.
+#: Features look back 3,600 s; a margin costs nothing.
 HISTORY_S: Final = 3_700
 
 
-class History(NamedTuple):
+class SymbolHistory(NamedTuple):
+    """What the lake knows of one symbol up to a whole second."""
+
     bars: Bars
-    book: Book  #: as it stood when the last bar closed
-    held: Held
+    book: Book  #: at the close of the last bar
+    ticker: TickerState  #: at the close of the last bar
 
 
-def join(
+def join_history(
     lake: Lake, instruments: Mapping[str, Instrument], now_ns: int
-) -> dict[str, History] | None:
-    """The hour before ``now_ns`` (a whole second) of every symbol, None when one does not reach it.
+) -> dict[str, SymbolHistory] | None:
+    """History of every symbol up to ``now_ns`` (a whole second); None if any symbol's ends earlier.
 
-    LakeError when a partition that is needed was made by other code.
+    LakeError when a partition was made by other code.
     """
-    found = {}
+    histories = {}
     for symbol in instruments:
         bars = _bars(lake, symbol, now_ns)
         if bars is None:
             return None
-        book, held = Book(), Held()
-        if not _replay(lake, instruments[symbol], now_ns, book, held):
+        book, ticker = Book(), TickerState()
+        if not _replay(lake, instruments[symbol], now_ns, book, ticker):
             return None
-        found[symbol] = History(bars, book, held)
-    return found
+        histories[symbol] = SymbolHistory(bars, book, ticker)
+    return histories
 
 
-def stood(
+def book_states(
     lake: Lake, instruments: Mapping[str, Instrument], now_ns: int
-) -> dict[str, History] | None:
-    """Book and ticker of every symbol as the events of the date say that they stood at ``now_ns``.
+) -> dict[str, SymbolHistory] | None:
+    """Book and ticker of every symbol at ``now_ns`` from the events of its date, without bars.
 
-    Without bars: for who begins in the midst of a date and warms up from there. None when the events
-    do not say it of every symbol.
+    For a backtest that starts within a date and warms up from there. None unless the events give a
+    synchronised book for every symbol.
     """
-    nothing = Bars(t_ns=np.zeros(0, np.int64), values=np.zeros((0, len(COLUMNS))))
-    found = {}
+    no_bars = Bars(t_ns=np.zeros(0, np.int64), values=np.zeros((0, len(COLUMNS))))
+    histories = {}
     for symbol in instruments:
-        book, held = Book(), Held()
-        if not _replay(lake, instruments[symbol], now_ns, book, held):
+        book, ticker = Book(), TickerState()
+        if not _replay(lake, instruments[symbol], now_ns, book, ticker):
             return None
-        found[symbol] = History(nothing, book, held)
-    return found
+        histories[symbol] = SymbolHistory(no_bars, book, ticker)
+    return histories
 
 
-def keep(root: str | Path, run: str, history: Mapping[str, History]) -> str:
-    """Write the bars that a run begins with, all symbols in one file; returns its path."""
+def save_history(root: str | Path, run: str, history: Mapping[str, SymbolHistory]) -> str:
+    """Write the bars that a run starts with, all symbols in one Parquet file; returns its path."""
     path = Path(root) / "live" / "history" / f"{run}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [
-        found.bars.to_arrow().add_column(0, "symbol", pa.array([symbol] * len(found.bars)))
-        for symbol, found in history.items()
+        each.bars.to_arrow().add_column(0, "symbol", pa.array([symbol] * len(each.bars)))
+        for symbol, each in history.items()
     ]
     temporary = path.with_suffix(".tmp")
     pq.write_table(
@@ -98,10 +100,10 @@ def _bars(lake: Lake, symbol: str, now_ns: int) -> Bars | None:
         if lake.exists("bars", symbol, date):
             rows = lake.read("bars", symbol, date)
             times = rows.column("t_ns")
-            inside = pc.and_(
+            recent = pc.and_(
                 pc.greater(times, now_ns - HISTORY_S * SECOND_NS), pc.less_equal(times, now_ns)
             )
-            parts.append(rows.filter(inside))
+            parts.append(rows.filter(recent))
     rows = pa.concat_tables(parts) if parts else None
     if rows is None or not len(rows) or rows.column("t_ns")[-1].as_py() != now_ns:
         return None
@@ -111,10 +113,12 @@ def _bars(lake: Lake, symbol: str, now_ns: int) -> Bars | None:
     return Bars(t_ns=rows.column("t_ns").to_numpy(), values=values)
 
 
-def _replay(lake: Lake, instrument: Instrument, now_ns: int, book: Book, held: Held) -> bool:
-    """Bring book and ticker to where they stood at ``now_ns`` by the events of that date.
+def _replay(
+    lake: Lake, instrument: Instrument, now_ns: int, book: Book, ticker: TickerState
+) -> bool:
+    """Replay the date's events before ``now_ns`` into book and ticker.
 
-    False when the events do not say, or count in another tick or lot than the feed will.
+    False without events, without a synchronised book, or when their tick or lot is not the feed's.
     """
     key = "events", instrument.symbol, utc_date(now_ns - 1)
     if not lake.exists(*key):
@@ -128,5 +132,5 @@ def _replay(lake: Lake, instrument: Instrument, now_ns: int, book: Book, held: H
             break
         events = events[events["receive_ns"] < now_ns]
         book.apply(events)
-        held.apply_many(events)
+        ticker.apply(events)
     return book.synchronised

@@ -1,22 +1,23 @@
-"""The journal: what we meant to do and what became of it, in SQLite, written before it happens.
+"""The journal: a write-ahead log of order intents and order events, in SQLite.
 
-One table of entries that can only grow. What an entry says is in its ``kind``:
+One append-only table. The ``kind`` of an entry says what its body is:
 
-    run      a worker began
-    parent   a parent order was opened          body: whatever the desk says of it
-    intent   an action is about to be sent      body: `execution.orders.Action`
-    event    the venue told us an outcome       body: `execution.orders.Event`
-    markouts where the mid went after it        body: list of `execution.tca.MarkoutRow`
-    end      a parent order is finished         body: its shortfall and times
-    funding  funding was settled                body: `live.desk.Funding`
+    run      a worker started                   run id, model, symbols
+    parent   a parent order was opened          `execution.tca.ParentRow`
+    intent   an action is about to be sent      `execution.orders.Action`
+    event    an order event of the venue        `execution.orders.Event`
+    denied   a risk limit denied an action      the rejection
+    markouts mids after a parent's fills        list of `execution.tca.MarkoutRow`
+    end      a parent order is finished         `execution.tca.Shortfall`
+    funding  funding was settled                `live.desk.FundingPayment`
 
-An intent is on the disk (WAL, synchronous=FULL) before `Journal.intend` returns, and only then may
-its action leave: after a crash there is no order at the venue that the journal does not name.
-Events need less (synchronous=NORMAL: they outlive the process, not a power cut), because the venue
-can tell them again; the next intent makes them durable with it.
+An intent is durable (WAL, synchronous=FULL: fsync) before `Journal.record_intents` returns, and only
+then may its action be sent: after a crash no order is at the venue that the journal does not name.
+Events are written with synchronous=NORMAL, which survives a crash of the process but not a power cut,
+because the venue can report them again; the next intent makes them durable too.
 
-Opening a journal replays it: `Journal.orders` and `Journal.positions` are what the entries add up
-to, then and after every new entry. Position is the signed sum of executions, each counted once.
+Opening a journal replays it: `Journal.orders` and `Journal.positions` are the state after all entries.
+A position is the signed sum of executions; one reported twice counts once (idempotent).
 """
 
 from __future__ import annotations
@@ -48,8 +49,7 @@ from execution.orders import (
 from execution.tca import OrderRow
 from market.errors import DataError
 
-#: What each schema version adds; version n is the first n scripts applied in order. Scripts that
-#: have been released never change.
+#: Schema migrations: version n is the first n scripts in order. Released scripts never change.
 MIGRATIONS: Final = (
     """
     create table entries (
@@ -77,6 +77,8 @@ class JournalError(DataError):
 
 
 class Entry(NamedTuple):
+    """A row of the table ``entries``; ids are empty where they do not apply."""
+
     seq: int
     time_ns: int
     kind: str
@@ -86,12 +88,15 @@ class Entry(NamedTuple):
     body: bytes
 
 
-#: An entry without its number.
+#: An entry without ``seq``.
 Row = tuple[int, str, str, str, str, bytes]
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """An order as the journal knows it. Quantities in lots, prices in ticks, times in ns."""
+class JournalOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """An order and its state. Quantities in lots, prices in ticks, times in ns.
+
+    ``price_ticks`` and ``qty_lots`` are the present ones, after amends.
+    """
 
     submit: Submit
     parent_id: str
@@ -104,7 +109,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
     @classmethod
-    def submitted(cls, submit: Submit, parent_id: str, time_ns: int) -> Order:
+    def submitted(cls, submit: Submit, parent_id: str, time_ns: int) -> JournalOrder:
+        """A new order, sent at ``time_ns``."""
         return cls(
             submit=submit,
             parent_id=parent_id,
@@ -116,17 +122,17 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def order_row(order: Order, venue: str, amends: int = 0) -> OrderRow:
-    """The order as a row of the lake's table."""
-    asked = order.submit
+def order_row(order: JournalOrder, venue: str, amends: int = 0) -> OrderRow:
+    """The order as a row of the lake's table ``orders``."""
+    submit = order.submit
     return OrderRow(
-        client_id=asked.client_id,
+        client_id=submit.client_id,
         parent_id=order.parent_id,
-        symbol=asked.symbol,
-        side=asked.side,
+        symbol=submit.symbol,
+        side=submit.side,
         venue=venue,
-        order_type=str(asked.order_type),
-        time_in_force=str(asked.time_in_force),
+        order_type=str(submit.order_type),
+        time_in_force=str(submit.time_in_force),
         qty_lots=order.qty_lots,
         price_ticks=order.price_ticks,
         filled_lots=order.filled_lots,
@@ -142,17 +148,17 @@ _ACTION = msgspec.json.Decoder(Action)
 _EVENT = msgspec.json.Decoder(Event)
 
 
-def after_action(order: Order, action: Amend | Cancel, time_ns: int) -> Order:
-    """The order once we asked for a change; an order whose fate is final or unknown stays so."""
+def after_action(order: JournalOrder, action: Amend | Cancel, time_ns: int) -> JournalOrder:
+    """The order after a cancel or amend request; a final or UNKNOWN order keeps its state."""
     if isinstance(action, Amend) or order.state.is_final or order.state is OrderState.UNKNOWN:
         return order
     return msgspec.structs.replace(order, state=OrderState.PENDING_CANCEL, changed_ns=time_ns)
 
 
-def after_event(order: Order, event: Event) -> Order:
-    """The order once an outcome is known (see the state diagram in `execution.orders`).
+def after_event(order: JournalOrder, event: Event) -> JournalOrder:
+    """The order after an order event (see the state diagram in `execution.orders`).
 
-    An execution that is told late still counts, also on an order that was already final.
+    A late execution counts even on an order that is final already.
     """
     change: dict[str, Any] = {"changed_ns": event.time_ns}
     open_state = OrderState.PARTIALLY_FILLED if order.filled_lots else OrderState.NEW
@@ -182,48 +188,52 @@ def after_event(order: Order, event: Event) -> Order:
     return msgspec.structs.replace(order, **change)
 
 
-class Ledger:
-    """What intents and outcomes add up to, in memory; `Journal` is the one that outlives a process."""
+class MemoryJournal:
+    """A journal in memory, for backtests; `Journal` is the durable one."""
 
-    #: How errors name it.
-    name: str = "ledger"
+    #: Its name in error messages.
+    name: str = "journal in memory"
 
     def __init__(self) -> None:
-        self.orders: dict[str, Order] = {}
+        self.orders: dict[str, JournalOrder] = {}
         self.positions: dict[str, int] = {}
         self.parents = 0  #: parent orders ever opened; the next one's number
         self._executions: dict[str, set[str]] = {}
-        self._kept: list[Entry] = []
-        self._written = 0
+        self._entries: list[Entry] = []
+        self._last_seq = 0
 
     # -- writing -------------------------------------------------------------------------------
 
-    def note(
+    def append(
         self, kind: str, time_ns: int, body: bytes, symbol: str = "", parent_id: str = ""
     ) -> None:
-        """Add an entry that is neither an intent nor an event."""
+        """Append an entry that is neither an intent nor an event."""
         self._add([(time_ns, kind, symbol, parent_id, "", body)], durable=False)
 
-    def intend(self, time_ns: int, symbol: str, parent_id: str, actions: Sequence[Action]) -> None:
-        """Make actions durable; only then may they be sent. JournalError on an id used before."""
+    def record_intents(
+        self, time_ns: int, symbol: str, parent_id: str, actions: Sequence[Action]
+    ) -> None:
+        """Append actions durably; only then may they be sent. JournalError for a used client id."""
         rows = []
         for action in actions:
             if isinstance(action, Submit) and action.client_id in self.orders:
-                raise JournalError(f"{self.name}: client order id {action.client_id} was used")
+                raise JournalError(
+                    f"{self.name}: client order id {action.client_id} was used before"
+                )
             body = msgspec.json.encode(action)
             rows.append((time_ns, "intent", symbol, parent_id, action.client_id, body))
         self._add(rows, durable=True)
 
-    def record(self, events: Iterable[Event]) -> list[Event]:
-        """Add outcomes; returns those that say something new (an execution is told once)."""
+    def record_events(self, events: Iterable[Event]) -> list[Event]:
+        """Append order events; returns them without executions that were recorded before."""
         rows, fresh = [], []
-        told: set[tuple[str, str]] = set()
+        seen: set[tuple[str, str]] = set()
         for event in events:
             if isinstance(event, Filled):
                 key = (event.client_id, event.exec_id)
-                if event.exec_id in self._executions.get(event.client_id, ()) or key in told:
+                if event.exec_id in self._executions.get(event.client_id, ()) or key in seen:
                     continue
-                told.add(key)
+                seen.add(key)
             order = self.orders.get(event.client_id)
             symbol, parent = (order.submit.symbol, order.parent_id) if order else ("", "")
             body = msgspec.json.encode(event)
@@ -238,34 +248,31 @@ class Ledger:
                 self._apply(entry)
 
     def _keep(self, rows: Sequence[Row], durable: bool) -> list[Entry]:
-        """Number the rows and keep them, whole or not at all."""
-        entries = [Entry(self._written + n, *row) for n, row in enumerate(rows, 1)]
-        self._written += len(rows)
-        self._kept += entries
+        """Number and store the rows, atomically."""
+        entries = [Entry(self._last_seq + n, *row) for n, row in enumerate(rows, 1)]
+        self._last_seq += len(rows)
+        self._entries += entries
         return entries
 
     # -- reading -------------------------------------------------------------------------------
 
     def entries(self, kind: str | None = None) -> Iterator[Entry]:
-        """Entries in the order in which they were written, of one kind or all."""
-        return (entry for entry in self._kept if kind in (None, entry.kind))
+        """Entries of one kind, or all, in the order they were written."""
+        return (entry for entry in self._entries if kind in (None, entry.kind))
 
-    def open_orders(self) -> list[Order]:
-        """Orders that are not final, oldest first; UNKNOWN ones are among them."""
+    def open_orders(self) -> list[JournalOrder]:
+        """Orders that are not final, UNKNOWN ones included, oldest first."""
         return [order for order in self.orders.values() if not order.state.is_final]
 
-    def drain(self) -> list[Entry]:
-        """Take out what is settled, so that memory does not grow with the days.
-
-        Settled are the entries of parents that have ended, with their orders, and those of no parent.
-        """
-        ended = {entry.parent_id for entry in self._kept if entry.kind == "end"} | {""}
-        settled = [entry for entry in self._kept if entry.parent_id in ended]
-        self._kept = [entry for entry in self._kept if entry.parent_id not in ended]
-        for client_id in {entry.client_id for entry in settled}:
+    def drain_finished(self) -> list[Entry]:
+        """Remove and return entries of finished parents and of no parent, to bound memory."""
+        ended = {entry.parent_id for entry in self._entries if entry.kind == "end"} | {""}
+        finished = [entry for entry in self._entries if entry.parent_id in ended]
+        self._entries = [entry for entry in self._entries if entry.parent_id not in ended]
+        for client_id in {entry.client_id for entry in finished}:
             self.orders.pop(client_id, None)
             self._executions.pop(client_id, None)
-        return settled
+        return finished
 
     def _apply(self, entry: Entry) -> None:
         if entry.kind == "parent":
@@ -277,24 +284,29 @@ class Ledger:
 
     def _apply_intent(self, action: Action, entry: Entry) -> None:
         if isinstance(action, Submit):
-            self.orders[action.client_id] = Order.submitted(action, entry.parent_id, entry.time_ns)
+            self.orders[action.client_id] = JournalOrder.submitted(
+                action, entry.parent_id, entry.time_ns
+            )
         elif (order := self.orders.get(action.client_id)) is not None:
             self.orders[action.client_id] = after_action(order, action, entry.time_ns)
 
     def _apply_event(self, event: Event) -> None:
         if isinstance(event, Filled):
-            told = self._executions.setdefault(event.client_id, set())
-            if event.exec_id in told:
+            executions = self._executions.setdefault(event.client_id, set())
+            if event.exec_id in executions:
                 return
-            told.add(event.exec_id)
-            held = self.positions.get(event.symbol, 0)
-            self.positions[event.symbol] = held + event.side * event.qty_lots
+            executions.add(event.exec_id)
+            position = self.positions.get(event.symbol, 0)
+            self.positions[event.symbol] = position + event.side * event.qty_lots
         if (order := self.orders.get(event.client_id)) is not None:
             self.orders[event.client_id] = after_event(order, event)
 
 
-class Journal(Ledger):
-    """An open journal; one process at a time writes it. Use as a context manager, or `close`."""
+class Journal(MemoryJournal):
+    """A journal in a SQLite file, locked for one writing process. A context manager.
+
+    JournalError when another process holds it, or the file is no journal or of a newer schema.
+    """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
@@ -318,14 +330,16 @@ class Journal(Ledger):
         self.close()
 
     def close(self) -> None:
+        """Close the file and release its lock."""
         self._db.close()
         os.close(self._lock)
 
     def entries(self, kind: str | None = None) -> Iterator[Entry]:
+        """Entries of one kind, or all, in the order they were written."""
         return read_entries(self._db, kind)
 
-    def drain(self) -> list[Entry]:
-        """Nothing: a journal keeps everything."""
+    def drain_finished(self) -> list[Entry]:
+        """Nothing: the file keeps every entry."""
         return []
 
     def _keep(self, rows: Sequence[Row], durable: bool) -> list[Entry]:
@@ -343,21 +357,22 @@ class Journal(Ledger):
 
 
 def read_entries(db: sqlite3.Connection, kind: str | None = None) -> Iterator[Entry]:
+    """Entries of an open journal file, of one kind or all, in the order they were written."""
     where, values = ("", ()) if kind is None else (" where kind = ?", (kind,))
     for row in db.execute(f"select * from entries{where} order by seq", values):
         yield Entry(*row)
 
 
-def read_only(path: str | Path) -> sqlite3.Connection:
-    """A reader beside a running writer; JournalError when the file is not a current journal."""
+def open_read_only(path: str | Path) -> sqlite3.Connection:
+    """Open a journal for reading, also beside its writer; JournalError for another schema version."""
     path = Path(path)
     if not path.exists():
         raise JournalError(f"{path}: no such journal")
     db = _connect(path)
-    if (found := _version(db, path)) != len(MIGRATIONS):
+    if (version := _version(db, path)) != len(MIGRATIONS):
         db.close()
         raise JournalError(
-            f"{path}: schema {found}, this code reads {len(MIGRATIONS)}; start a worker once to "
+            f"{path}: schema {version}, this code reads {len(MIGRATIONS)}; start a worker once to "
             "migrate an older journal, or use the version that wrote a newer one"
         )
     db.execute("pragma query_only = on")
@@ -365,7 +380,7 @@ def read_only(path: str | Path) -> sqlite3.Connection:
 
 
 def _lock(path: Path) -> int:
-    """Hold the journal for this process; the kernel lets go when the process ends, however."""
+    """Lock the journal for this process; the kernel releases it when the process ends, however."""
     handle = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -398,16 +413,16 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    found = _version(db, path)
-    if found > len(MIGRATIONS):
+    present = _version(db, path)
+    if present > len(MIGRATIONS):
         db.close()
         raise JournalError(
-            f"{path}: schema {found} is newer than {len(MIGRATIONS)}, the newest known here; "
+            f"{path}: schema {present} is newer than {len(MIGRATIONS)}, the newest known here; "
             "use the version of the platform that wrote it"
         )
     db.execute("pragma synchronous = full")
-    for version, script in enumerate(MIGRATIONS[found:], found + 1):
-        # One transaction a version: a crash leaves a whole version behind, never half of one.
+    for version, script in enumerate(MIGRATIONS[present:], present + 1):
+        # One transaction per version: a crash leaves a whole version.
         db.executescript(
             "begin exclusive;\n"
             "create table if not exists schema_version (version integer primary key);\n"

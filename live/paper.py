@@ -1,8 +1,7 @@
-"""The paper venue: the simulator fed live, so that orders meet the market of this very moment.
+"""The paper venue: the execution simulator fed live, so that orders meet the present market.
 
-It is the simulator and nothing else: what the study measured and what paper trading does are one
-set of rules. What is added is what a process has and a replay has not: positions that outlive it,
-and orders that do not.
+The rules are the simulator's, so paper trading and the execution study agree. What a process adds to a
+replay: positions that outlive it, and orders that do not.
 """
 
 from __future__ import annotations
@@ -14,49 +13,51 @@ from execution.account import rate_of_bps
 from execution.orders import Cancelled, Event
 from execution.simulation.simulator import Simulator, latency_of
 from execution.venue import Venue, View
-from live.journal import Order
+from live.journal import JournalOrder
 from market.events import Events
 from market.instruments import Instrument
 from market.settings import FEE_ROWS_BPS, Settings
 
 
 class LiveVenue(Venue, Protocol):
-    """A venue and our local picture of its market, as the worker drives them."""
+    """A venue and our local picture of its market, as the trader drives them."""
 
     def on_events(self, symbol: str, events: Events) -> None:
-        """Rows of whole frames that were just received."""
+        """Take event rows of whole frames as received."""
         ...
 
     def advance(self, now_ns: int, *, stop_at_outcome: bool = False) -> int:
-        """The receive clock stands at ``now_ns``; returns that, or with ``stop_at_outcome`` the
-        earlier time at which an outcome that was under way reached us."""
+        """Advance to receive time ``now_ns``; returns the time reached, which with
+        ``stop_at_outcome`` is that of the first order event that arrives earlier."""
         ...
 
     @property
     def moves_market(self) -> bool:
-        """Whether our orders are in the market that we see, and our trades on its tape."""
+        """Whether our orders are in the market data that we receive, and our fills among its trades."""
         ...
 
     @property
     def idle(self) -> bool:
-        """No order is open, under way or about to be answered."""
+        """No order is open, and no request or event in flight."""
         ...
 
     def view(self, symbol: str) -> View: ...
 
     def touch(self, symbol: str) -> tuple[int | None, int | None]:
-        """Best bid and ask in ticks."""
+        """Best bid and ask in ticks, None for an empty side."""
         ...
 
-    def settle(self, orders: Iterable[Order], now_ns: int) -> list[Event]:
-        """What this venue knows at once of orders that an earlier process left open."""
+    def reconcile(self, orders: Iterable[JournalOrder], now_ns: int) -> list[Event]:
+        """Outcomes of orders that an earlier process left open, as far as known at once."""
         ...
 
 
 class PaperVenue(Simulator):
     """A simulator with the settings' latencies, queue model and fee row.
 
-    ``positions`` are signed lots that earlier runs left.
+    Its results are honest when the latencies are no shorter and the fees no lower than the real ones;
+    the queue model is an assumption whose bounds a backtest reports. ``positions`` are signed lots of
+    earlier runs.
     """
 
     moves_market = False
@@ -79,8 +80,8 @@ class PaperVenue(Simulator):
             positions={symbol: lots for symbol, lots in (positions or {}).items() if lots},
         )
 
-    def settle(self, orders: Iterable[Order], now_ns: int) -> list[Event]:
-        """A paper order lives in its process, whose end is the evidence that it is gone."""
+    def reconcile(self, orders: Iterable[JournalOrder], now_ns: int) -> list[Event]:
+        """All cancelled: a paper order ends with its process."""
         return [
             Cancelled(
                 client_id=order.submit.client_id,
@@ -98,7 +99,7 @@ def paper_venues(
     settings: Settings,
     positions: Mapping[str, int] | None = None,
 ) -> dict[str, PaperVenue]:
-    """A venue a symbol, so that no symbol's clock depends on another's frames."""
+    """One venue per symbol, so that no symbol's clock depends on another's frames."""
     return {
         symbol: PaperVenue(
             {symbol: instrument}, settings, {symbol: (positions or {}).get(symbol, 0)}

@@ -1,15 +1,14 @@
-"""What each topic has said so far, kept in the venue's own words.
+"""The current state of each topic, in the venue's own text.
 
-A recorder needs it for two things: to notice at once that a topic can no longer be followed, so that
-it is asked for anew, and to open a file with the state the stream was in. Prices and quantities stay
-the text that came, so that no instrument's grid has a say in what can be recorded.
+The recorder uses it to detect that a topic is out of sync and must be resubscribed, and to open a file
+with checkpoints. Prices and sizes stay text as received, so that recording needs no tick or lot.
 
-    book frame                          becomes
-    snapshot                            the book; with the same ``u`` again it is a repeat
+    book frame                          effect
+    snapshot                            replaces the book; with an unchanged ``u`` counted as a repeat
     delta, ``u`` = last + 1             applied
-    delta, ``u`` <= last                a duplicate
-    delta, ``u`` > last + 1             a gap: stale until the next snapshot
-    crossed or overfull                 broken: stale until the next snapshot; looked for by `check`
+    delta, ``u`` <= last                ignored as a duplicate
+    delta, ``u`` > last + 1             sequence gap: stale until the next snapshot
+    crossed, or too many levels         broken, found by `check`: stale until the next snapshot
     unreadable                          stale until the next snapshot
 """
 
@@ -22,7 +21,7 @@ import msgspec
 
 from market.wire.topics import BOOK_STEM, TICKER_STEM, parse, topic_in
 
-#: A book may hold so many more levels than its topic's depth before it counts as overfull.
+#: Levels a side beyond the topic's depth before a book counts as broken.
 SLACK: Final = 20
 
 
@@ -48,7 +47,7 @@ _ticker_frame = msgspec.json.Decoder(_TickerFrame).decode
 
 
 class Topic:
-    """One topic's stream: what was counted, and whether it can be followed."""
+    """A topic that has no state: counts frames. Base of the others."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -58,22 +57,22 @@ class Topic:
 
     @property
     def stale(self) -> bool:
-        """Whether the state is not known, so that only a new snapshot helps."""
+        """Whether the state is unknown until the next snapshot."""
         return False
 
     def follow(self, frame: bytes) -> None:
-        """Take a frame of this topic."""
+        """Apply a frame of this topic."""
 
     def forget(self) -> None:
-        """The connection is gone: what is held no longer holds."""
+        """The connection is lost, and the state with it."""
 
     def state(self) -> object | None:
-        """The ``data`` of a checkpoint, None when nothing is held."""
+        """The ``data`` of a checkpoint, None when the state is unknown."""
         return None
 
 
 class BookTopic(Topic):
-    """A book topic: on either side the size by price, both in the venue's text."""
+    """A book topic: sizes by price for each side, both in the venue's text."""
 
     def __init__(self, name: str, depth: int, symbol: str) -> None:
         super().__init__(name)
@@ -82,33 +81,33 @@ class BookTopic(Topic):
         self.bids: dict[str, str] = {}
         self.asks: dict[str, str] = {}
         self.update_id = 0
-        self.held = False
+        self.synchronised = False
         self.duplicates = self.repeats = self.gaps = self.broken = 0
 
     @property
     def stale(self) -> bool:
-        return not self.held
+        return not self.synchronised
 
     def follow(self, frame: bytes) -> None:
         try:
             content = _book_frame(frame)
         except msgspec.MsgspecError:
             self.unreadable += 1
-            self.held = False
+            self.synchronised = False
             return
         data = content.data
         if content.type == "snapshot":
-            self.repeats += self.held and data.u == self.update_id
+            self.repeats += self.synchronised and data.u == self.update_id
             self.bids, self.asks = dict(data.b), dict(data.a)
-            self.held = True
-        elif not self.held:
+            self.synchronised = True
+        elif not self.synchronised:
             return
         elif data.u <= self.update_id:
             self.duplicates += 1
             return
         elif data.u != self.update_id + 1:
             self.gaps += 1
-            self.held = False
+            self.synchronised = False
             return
         else:
             _apply(self.bids, data.b)
@@ -116,12 +115,12 @@ class BookTopic(Topic):
         self.update_id = data.u
 
     def check(self) -> None:
-        """Go stale when the book is crossed, overfull or no book at all.
+        """Go stale if the book is crossed, has too many levels or a price that is no number.
 
-        Whoever follows calls it now and then: what breaks a book stays in it, and to look after
-        every frame would cost more than to follow it.
+        Called about once a second: a broken book stays broken, and checking every frame would cost
+        more than applying it.
         """
-        if not self.held:
+        if not self.synchronised:
             return
         try:
             crossed = max(map(float, self.bids), default=-math.inf) >= min(
@@ -131,14 +130,14 @@ class BookTopic(Topic):
             crossed = True
         if crossed or max(len(self.bids), len(self.asks)) > self.limit:
             self.broken += 1
-            self.held = False
+            self.synchronised = False
 
     def forget(self) -> None:
-        self.held = False
+        self.synchronised = False
 
     def state(self) -> object | None:
         self.check()
-        if not self.held:
+        if not self.synchronised:
             return None
         return {
             "s": self.symbol,
@@ -150,7 +149,7 @@ class BookTopic(Topic):
 
 def _apply(levels: dict[str, str], changes: list[tuple[str, str]]) -> None:
     for price, size in changes:
-        # A size that begins with another digit than 0 is not zero, which settles most of them.
+        # Fast path: most sizes start with a digit other than 0.
         if size[:1] != "0" or size.strip("0."):
             levels[price] = size
         else:
@@ -162,7 +161,7 @@ def _price(level: tuple[str, str]) -> float:
 
 
 class TickerTopic(Topic):
-    """A ticker topic: fields as last sent."""
+    """A ticker topic: the latest value of each field."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -186,15 +185,15 @@ class TickerTopic(Topic):
 
 
 class Replica:
-    """The topics of one connection."""
+    """The subscribed topics of one connection."""
 
     def __init__(self, names: list[str]) -> None:
         self.topics: dict[str, Topic] = {name: _topic(name) for name in names}
-        #: Frames of no topic that was asked for: replies, strangers, garbage.
+        #: Frames of no subscribed topic: replies, unknown topics, garbage.
         self.others = 0
 
     def follow(self, receive_ns: int, frame: bytes) -> Topic | None:
-        """Take a frame; returns its topic, None when it is of none that was asked for."""
+        """Apply a frame; returns its topic, None when it is not a subscribed one."""
         topic = self.topics.get(topic_in(frame, 4096))
         if topic is None:
             self.others += 1
@@ -205,11 +204,12 @@ class Replica:
         return topic
 
     def forget(self) -> None:
+        """The connection is lost, and the state of every topic with it."""
         for topic in self.topics.values():
             topic.forget()
 
     def checkpoints(self) -> list[bytes]:
-        """Control lines that restate what is held."""
+        """Checkpoint lines of every topic whose state is known."""
         return [
             msgspec.json.encode({"l2": "checkpoint", "topic": topic.name, "data": state})
             for topic in self.topics.values()

@@ -1,23 +1,22 @@
-"""The trader: events and time in, decisions every second, orders out. One for live and backtest.
+"""The trader: events and time in, decisions every second, orders out; one code for live and backtest.
 
-    events ─► bars (book inside) ─► the venue's market
-    second ends ─► bars close ─► features ─► model ─► decision ─► target
-    venue's answers, touch, time ─► desk ─► algorithm ─► journal ─► venue
+    events ─► bars (with the book) ─► the venue's picture of the market
+    second ends ─► bars close ─► features ─► model ─► decision ─► target position
+    venue's order events, touch, time ─► desk ─► execution algorithm ─► journal ─► venue
 
-A driver feeds it: the worker with what it receives, the backtest with what the lake holds. All time is
-that of the stream, so what happens is a function of the events:
+A driver feeds it: the worker from its feed, the backtest from the lake. All times are receive times of
+the stream, so a run is deterministic, a function of its events:
 
-- a symbol's market, orders and bars are touched at the receive times of its own frames, on a grid of
-  `GRID_NS`, and when an answer that is under way arrives; bare time adds no other instant;
-- bars close and decisions fall on whole seconds t, from what was received before t. Orders of the
-  decision leave at t: the time to compute it belongs to the settings' entry latency;
-- the symbols meet at whole seconds only, so it does not matter how their frames were interleaved.
+- a symbol's market, orders and bars change at the receive times of its own frames, on a time grid of
+  `GRID_NS`, and when an order event in flight arrives; bare time adds no other instant;
+- bars close and decisions are made at whole seconds t from what was received before t (no look-ahead).
+  Their orders leave at t: the time to compute them is part of the settings' entry latency;
+- symbols interact at whole seconds only, so the interleaving of their frames does not matter.
 
-At midnight UTC the bars begin anew from the book and ticker held, exactly as the batch does with a
-date's partition; positions, orders and the evaluator's memory go on.
+At midnight UTC bars restart from checkpoints of book and ticker, as a date's partition does in the
+batch; positions, orders and the evaluator's memory continue.
 
-Out of a market that cannot be judged: while a row is not warm (a gap, a stale or crossed book, the first
-hour) the target is flat.
+While features are not warm (after a gap, a stale or crossed book, in the first hour) the target is flat.
 """
 
 from __future__ import annotations
@@ -33,30 +32,30 @@ from execution.liquidity import Costs
 from execution.sizing import next_target
 from live.decisions import Decision
 from live.desk import TIMER_NS, Desk
-from live.history import History
-from live.journal import Ledger
+from live.history import SymbolHistory
+from live.journal import MemoryJournal
+from live.own_capture import TickerState
 from live.paper import LiveVenue
-from live.recorder import Held
 from market.bars import COLUMNS, BarBuilder, Bars
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.features import FeatureEvaluator, feature_names
 from market.ingest import MAX_SILENCE_NS
 from market.instruments import Instrument
 from market.settings import FEE_ROWS_BPS, Settings
-from market.units import DAY_NS, SECOND_NS
+from market.units import DAY_NS, HOUR_NS, MS_NS, SECOND_NS
 from models_registry.manifest import NO_REGIME, Bundle, Pointer, Prediction
 
-#: Bare time acts at multiples of this.
+#: Between frames the market advances on multiples of this.
 GRID_NS: Final = TIMER_NS
 
-#: When no symbol has said anything for longer, seconds pass without a decision.
+#: After a longer silence of all symbols, seconds pass without a decision.
 SILENCE_NS: Final = 60 * SECOND_NS
 
-#: At the end orders get this much time to be answered.
+#: At the end of a run open orders get this long to be cancelled, and positions to be closed.
 CLOSING_NS: Final = 5 * SECOND_NS
 
-#: The venue settles funding at these times of the UTC day unless its ticker says otherwise.
-FUNDING_NS: Final = 8 * 3_600 * SECOND_NS
+#: Funding interval of the UTC day unless the ticker names the next settlement.
+FUNDING_NS: Final = 8 * HOUR_NS
 
 _MID, _SPREAD = (list(COLUMNS).index(name) for name in ("mid_close", "spread_bps"))
 _TICKER, _TRADE = int(Kind.TICKER), int(Kind.TRADE)
@@ -64,7 +63,7 @@ _LAST, _CHECKPOINT = int(Flag.LAST), int(Flag.CHECKPOINT)
 
 
 class Model(Protocol):
-    """What decides: a bundle in force, and the version it is."""
+    """A model in force: its bundle, and the pointer that names its version."""
 
     @property
     def pointer(self) -> Pointer: ...
@@ -73,34 +72,35 @@ class Model(Protocol):
     def bundle(self) -> Bundle: ...
 
     def refresh(self) -> bool:
-        """Look for another bundle; True when one came into force just now."""
+        """Check for a newly promoted bundle; True when one was swapped in just now."""
         ...
 
 
-class Lane:
-    """One symbol: its bars under way, how far its market has come, and what was decided last."""
+class SymbolState:
+    """State of one symbol: its bar builder and ticker, and its latest bar, decision and funding."""
 
     def __init__(self, instrument: Instrument, stale_after_s: float) -> None:
         self.instrument = instrument
         self.stale_after_s = stale_after_s
         self.builder = BarBuilder(instrument, stale_after_s)
-        self.held = Held()
-        self.row: npt.NDArray[np.float64] | None = None  #: the bar that closed last
+        self.ticker = TickerState()
+        self.row: npt.NDArray[np.float64] | None = None  #: the last closed bar
         self.row_ns = 0
-        self.now_ns = 0  #: up to where its market was brought
+        self.now_ns = 0  #: receive time that its market has reached
         self.target = 0
         self.target_lots = 0
-        self.since_ns = 0  #: when the target was taken or last confirmed
+        self.signal_ns = 0  #: of the last signal in the target's direction
         self.signals = 0
         self.entries = 0
-        self.funding_ns = 0  #: when funding is settled next
-        self.funding: tuple[int, int] | None = None  #: mark and rate at 1e-8 as known before that
+        self.next_funding_ns = 0
+        #: Last known mark price and funding rate, both at 1e-8.
+        self.funding_terms: tuple[int, int] | None = None
 
-    def restate(self, now_ns: int) -> Events:
-        """Rows that say what is held of the book and the ticker, for who begins anew at ``now_ns``."""
+    def checkpoint_rows(self, now_ns: int) -> Events:
+        """Checkpoint rows of book and ticker at ``now_ns``."""
         book = self.builder.book.snapshot_rows(now_ns)
-        ticker = np.zeros(len(self.held.ticker), EVENT)
-        for row, (field, value) in zip(ticker, sorted(self.held.ticker.items()), strict=True):
+        ticker = np.zeros(len(self.ticker.fields), EVENT)
+        for row, (field, value) in zip(ticker, sorted(self.ticker.fields.items()), strict=True):
             row["field"], row["value_e8"] = field, value
         for name in ("receive_ns", "exchange_ns", "publish_ns"):
             ticker[name] = now_ns
@@ -108,8 +108,8 @@ class Lane:
         ticker["flags"][-1:] |= _LAST
         return np.concatenate([book, ticker])
 
-    def restart(self, rows: Events) -> None:
-        """Begin bars anew, as a date's partition does, from what was held."""
+    def restart_bars(self, rows: Events) -> None:
+        """Restart the bar builder from checkpoint rows, as a date's partition does."""
         self.builder = BarBuilder(self.instrument, self.stale_after_s)
         self.builder.push(rows)
 
@@ -117,9 +117,9 @@ class Lane:
 class Trader:
     """Drives model, desk and venues from events and time.
 
-    ``venues`` gives each symbol the venue it trades at, ``journal`` keeps intents and outcomes,
-    ``name`` is the venue's name on record. ``decided`` gets every decision with the model's horizons,
-    ``turned`` every midnight before the bars begin anew.
+    ``venues`` maps symbols to venues, ``journal`` records order intents and events, ``name`` is the
+    venue's name in records. ``on_decision`` gets every decision with the model's horizons (seconds),
+    ``on_midnight`` the time of each UTC midnight before bars restart.
     """
 
     def __init__(
@@ -129,16 +129,18 @@ class Trader:
         *,
         model: Model,
         venues: Mapping[str, LiveVenue],
-        journal: Ledger,
+        journal: MemoryJournal,
         name: str,
         log: Any,
-        decided: Callable[[Decision, tuple[int, ...]], None] | None = None,
-        turned: Callable[[int], None] | None = None,
+        on_decision: Callable[[Decision, tuple[int, ...]], None] | None = None,
+        on_midnight: Callable[[int], None] | None = None,
     ) -> None:
         self._settings, self._model, self._log = settings, model, log
-        self._venues, self._decided, self._turned = venues, decided, turned
+        self._venues, self._on_decision, self._on_midnight = venues, on_decision, on_midnight
         stale_after_s = settings.market.stale_after_s
-        self.lanes = {symbol: Lane(found, stale_after_s) for symbol, found in instruments.items()}
+        self.symbols = {
+            symbol: SymbolState(found, stale_after_s) for symbol, found in instruments.items()
+        }
         taker_bps, maker_bps = FEE_ROWS_BPS[settings.model.fee_row]
         self.desk = Desk(
             venues,
@@ -155,35 +157,35 @@ class Trader:
         self._names = feature_names()
         self._columns = self._of_model()
         self._fees_bps = 2 * FEE_ROWS_BPS[settings.model.fee_row][0]
-        self.second_ns = 0  #: the last second that was closed
-        self.heard_ns = 0  #: receive time of the last event
+        self.second_ns = 0  #: end of the last closed second
+        self.last_event_ns = 0  #: receive time of the last event
         self._was_warm = False
         self.decisions = self.warm_decisions = self.skipped_seconds = 0
-        self.unpriced_funding = 0  #: settlements of a position whose rate the data do not say
+        self.unpriced_funding = 0  #: settlements of a position without a known mark price or rate
 
     # -- the stream ------------------------------------------------------------------------------
 
-    def begin(self, second_ns: int, history: Mapping[str, History] | None = None) -> None:
-        """Start at a whole second, with the hour before it where the lake holds it."""
-        self.second_ns = self.heard_ns = second_ns
-        for symbol, lane in self.lanes.items():
-            lane.now_ns = second_ns
+    def begin(self, second_ns: int, history: Mapping[str, SymbolHistory] | None = None) -> None:
+        """Start at a whole second, with the history before it if there is one."""
+        self.second_ns = self.last_event_ns = second_ns
+        for symbol, state in self.symbols.items():
+            state.now_ns = second_ns
             if history is not None:
-                bars, book, held = history[symbol]
+                bars, book, ticker = history[symbol]
                 self._evaluator.push_many(symbol, bars.t_ns, bars.values)
-                lane.builder.book = book
-                lane.held.ticker = dict(held.ticker)
-                rows = lane.restate(second_ns)
-                lane.restart(rows)
+                state.builder.book = book
+                state.ticker.fields = dict(ticker.fields)
+                rows = state.checkpoint_rows(second_ns)
+                state.restart_bars(rows)
                 self._venues[symbol].on_events(symbol, rows)
                 self.desk.on_events(symbol, rows)
-            self._note_funding(lane, second_ns)
+            self._note_funding(state, second_ns)
 
     def on_events(self, symbol: str, events: Events) -> None:
-        """Rows of one or more whole frames of a symbol, in receive order, of one second.
+        """Take event rows of whole frames of one symbol and one second, in receive order.
 
-        What comes of them does not depend on how they were cut into calls. ValueError when they
-        reach into another second than the one in progress after `advance`.
+        The result does not depend on how a second's rows are split into calls. ValueError when they
+        are not all of the second that follows the last closed one.
         """
         if not len(events):
             return
@@ -195,136 +197,138 @@ class Trader:
                 f"{symbol}: events from {first} to {last} are not of the second that began at "
                 f"{self.second_ns}; push one second at a time"
             )
-        lane = self.lanes[symbol]
-        self.heard_ns = max(self.heard_ns, last)
+        state = self.symbols[symbol]
+        self.last_event_ns = max(self.last_event_ns, last)
         restates = bool((events["flags"] & _CHECKPOINT).any())
         start = 0
         while start < len(events):
             if self._at_rest(symbol) and not restates:
-                self._take(lane, events[start:])
-                lane.now_ns = last
+                self._take(state, events[start:])
+                state.now_ns = last
                 return
             ends = events["flags"][start:] & _LAST
             end = start + int(ends.argmax()) + 1 if ends.any() else len(events)
-            self._frame(lane, events[start:end])
+            self._frame(state, events[start:end])
             start = end
 
     def advance(self, now_ns: int) -> None:
-        """Time has come to ``now_ns``, and every event before it is in."""
+        """Advance time to ``now_ns``; all earlier events must have been taken.
+
+        Closes the seconds before it, and advances each market to the last instant of the grid.
+        """
         self._close_until(now_ns)
-        for lane in self.lanes.values():
-            self._pass(lane, now_ns // GRID_NS * GRID_NS)
+        for state in self.symbols.values():
+            self._pass(state, now_ns // GRID_NS * GRID_NS)
 
     def _close_until(self, now_ns: int) -> None:
         target_ns = now_ns // SECOND_NS * SECOND_NS
         while self.second_ns < target_ns:
             self._close_second(target_ns)
 
-    def reach(self, now_ns: int) -> None:
-        """Bring every symbol's market to ``now_ns``, also between two instants of the grid.
-
-        For where a stream ends: in the midst of one, bare time is `advance`'s.
-        """
+    def advance_exactly(self, now_ns: int) -> None:
+        """`advance`, and every market to ``now_ns`` itself instead of the grid: at a stream's end."""
         self.advance(now_ns)
-        for lane in self.lanes.values():
-            self._pass(lane, now_ns)
+        for state in self.symbols.values():
+            self._pass(state, now_ns)
 
     def close(self, flatten: bool) -> None:
-        """The stream has ended: cancel what is open, flatten if asked, measure what ended.
+        """End of the stream: cancel open orders, with ``flatten`` close positions, measure costs.
 
-        Orders get `CLOSING_NS` each for cancelling and for flattening; what is left is logged and
-        stays in the journal.
+        Cancelling and flattening take at most `CLOSING_NS` each; what is left is logged as an error
+        and stays in the journal.
         """
-        now_ns = max(self.heard_ns, *(lane.now_ns for lane in self.lanes.values()))
-        self.reach(now_ns)
+        now_ns = max(self.last_event_ns, *(state.now_ns for state in self.symbols.values()))
+        self.advance_exactly(now_ns)
         self.desk.abandon(now_ns)
         now_ns = self._wait(now_ns)
         if flatten:
             for venue in self._venues.values():
-                venue.advance(now_ns)  # one at rest was left where its last second ended
+                venue.advance(now_ns)  # an idle one was left at the end of the last second
             self.desk.flatten(now_ns)
             now_ns = self._wait(now_ns)
         self.desk.finish(now_ns, flatten)
 
     def summary(self) -> dict[str, Any]:
-        """What was decided and done, and what it cost; plain data."""
+        """Counts of decisions and orders, and their costs (`Desk.summary`); plain data."""
         return {
             "decisions": self.decisions,
             "warm_decisions": self.warm_decisions,
             "skipped_seconds": self.skipped_seconds,
-            "signals": {symbol: lane.signals for symbol, lane in self.lanes.items()},
-            "entries": {symbol: lane.entries for symbol, lane in self.lanes.items()},
+            "signals": {symbol: state.signals for symbol, state in self.symbols.items()},
+            "entries": {symbol: state.entries for symbol, state in self.symbols.items()},
             **self.desk.summary(),
         }
 
     def _wait(self, now_ns: int) -> int:
         until_ns = now_ns + CLOSING_NS
-        for symbol in self.lanes:
+        for symbol in self.symbols:
             self.desk.step(symbol, now_ns)
-        while any(not self._at_rest(symbol) for symbol in self.lanes) and now_ns < until_ns:
+        while any(not self._at_rest(symbol) for symbol in self.symbols) and now_ns < until_ns:
             now_ns = (now_ns // GRID_NS + 1) * GRID_NS
-            for lane in self.lanes.values():
-                self._pass(lane, now_ns)
+            for state in self.symbols.values():
+                self._pass(state, now_ns)
         return now_ns
 
     # -- a symbol's market -----------------------------------------------------------------------
 
     def _at_rest(self, symbol: str) -> bool:
-        """Nothing of ours is under way, so only the second's end has to look."""
-        return not self.desk.working(symbol) and self._venues[symbol].idle
+        """No parent or order is open, so the market need not be stepped within the second."""
+        return not self.desk.has_parent(symbol) and self._venues[symbol].idle
 
-    def _take(self, lane: Lane, events: Events) -> None:
-        symbol = lane.instrument.symbol
+    def _take(self, state: SymbolState, events: Events) -> None:
+        symbol = state.instrument.symbol
         # A restated book is news to a venue only when its own is not known.
-        restated = events["flags"][0] & _CHECKPOINT and lane.builder.book.valid
-        lane.held.apply_many(events)
-        if len(lane.builder.push(events)):
+        restated = events["flags"][0] & _CHECKPOINT and state.builder.book.valid
+        state.ticker.apply(events)
+        if len(state.builder.push(events)):
             # Cannot be: seconds are closed before the first event behind them is pushed.
-            raise RuntimeError(f"{symbol}: an event closed a bar before the clock")
+            raise RuntimeError(f"{symbol}: an event closed a bar that time had not closed")
         if not restated:
             self._venues[symbol].on_events(symbol, events)
             self.desk.on_events(symbol, events)
 
-    def _frame(self, lane: Lane, frame: Events) -> None:
-        """One frame, with orders under way: what was due before it, the frame, what it caused."""
-        symbol, now_ns = lane.instrument.symbol, int(frame["receive_ns"][0])
+    def _frame(self, state: SymbolState, frame: Events) -> None:
+        """One frame while orders are open: advance to it, apply it, let the desk react."""
+        symbol, now_ns = state.instrument.symbol, int(frame["receive_ns"][0])
         if frame["kind"][0] > _TRADE:
-            self._take(lane, frame)
+            self._take(state, frame)
             return
-        self._pass(lane, now_ns)
-        self._take(lane, frame)
+        self._pass(state, now_ns)
+        self._take(state, frame)
         self._venues[symbol].advance(now_ns)
         self.desk.step(symbol, now_ns)
 
-    def _pass(self, lane: Lane, until_ns: int) -> None:
-        """Bring a symbol's market to ``until_ns``, stopping at the grid and at each answer."""
-        symbol = lane.instrument.symbol
-        while lane.now_ns < until_ns:
+    def _pass(self, state: SymbolState, until_ns: int) -> None:
+        """Advance a symbol's market, stopping at the grid and at each order event."""
+        symbol = state.instrument.symbol
+        while state.now_ns < until_ns:
             if self._at_rest(symbol):
-                lane.now_ns = until_ns
+                state.now_ns = until_ns
                 return
-            stop_ns = min(until_ns, (lane.now_ns // GRID_NS + 1) * GRID_NS)
-            while lane.now_ns < stop_ns:
-                lane.now_ns = self._venues[symbol].advance(stop_ns, stop_at_outcome=True)
-                self.desk.step(symbol, lane.now_ns)
+            stop_ns = min(until_ns, (state.now_ns // GRID_NS + 1) * GRID_NS)
+            while state.now_ns < stop_ns:
+                state.now_ns = self._venues[symbol].advance(stop_ns, stop_at_outcome=True)
+                self.desk.step(symbol, state.now_ns)
 
     # -- a second ends ---------------------------------------------------------------------------
 
     def _close_second(self, target_ns: int) -> None:
-        """Close the second in progress; in a long silence all seconds up to ``target_ns`` at once."""
+        """Close the next second; in a long silence all seconds up to ``target_ns`` at once."""
         end_ns = self.second_ns + SECOND_NS
-        silent = end_ns - self.heard_ns > SILENCE_NS
+        silent = end_ns - self.last_event_ns > SILENCE_NS
         midnight = (self.second_ns // DAY_NS + 1) * DAY_NS
         if silent:
-            # Up to the next midnight or funding at once: there something happens all the same.
-            end_ns = min(target_ns, midnight, *(lane.funding_ns for lane in self.lanes.values()))
+            # No further than the next midnight or funding settlement.
+            end_ns = min(
+                target_ns, midnight, *(state.next_funding_ns for state in self.symbols.values())
+            )
             self.skipped_seconds += (end_ns - self.second_ns) // SECOND_NS
-        for symbol, lane in self.lanes.items():
-            self._pass(lane, end_ns)
+        for symbol, state in self.symbols.items():
+            self._pass(state, end_ns)
             self._venues[symbol].advance(end_ns)
         self.second_ns = end_ns
         self._push(
-            {symbol: lane.builder.close_until(end_ns) for symbol, lane in self.lanes.items()}
+            {symbol: state.builder.close_until(end_ns) for symbol, state in self.symbols.items()}
         )
         self._settle_funding()
         if end_ns == midnight:
@@ -334,41 +338,43 @@ class Trader:
             self._decide(end_ns)
 
     def _push(self, closed: Mapping[str, Bars]) -> None:
-        """Hand bars to the evaluator, all symbols of a second before those of the next."""
+        """Push closed bars to the evaluator by time, then symbol."""
         rows = sorted(
             (int(t_ns), symbol, n)
             for symbol, bars in closed.items()
             for n, t_ns in enumerate(bars.t_ns)
         )
         for t_ns, symbol, n in rows:
-            lane = self.lanes[symbol]
-            lane.row, lane.row_ns = closed[symbol].values[n], t_ns
-            self._evaluator.push(symbol, t_ns, lane.row)
+            state = self.symbols[symbol]
+            state.row, state.row_ns = closed[symbol].values[n], t_ns
+            self._evaluator.push(symbol, t_ns, state.row)
 
     def _new_date(self) -> None:
-        """Midnight: bars begin anew from what is held, unless it was said too long ago."""
-        if self._turned is not None:
-            self._turned(self.second_ns)
-        fresh = self.second_ns - self.heard_ns <= MAX_SILENCE_NS
-        for lane in self.lanes.values():
-            lane.restart(lane.restate(self.second_ns)[: None if fresh else 0])
+        """Midnight: restart bars, from checkpoints unless the last event is too old."""
+        if self._on_midnight is not None:
+            self._on_midnight(self.second_ns)
+        fresh = self.second_ns - self.last_event_ns <= MAX_SILENCE_NS
+        for state in self.symbols.values():
+            state.restart_bars(state.checkpoint_rows(self.second_ns)[: None if fresh else 0])
 
     def _settle_funding(self) -> None:
-        """Settle what fell due by this second with the mark and rate known before it."""
-        for symbol, lane in self.lanes.items():
-            if self.second_ns >= lane.funding_ns and self.desk.position_lots(symbol):
-                if lane.funding is None:
+        """Settle funding that is due by this second, at the last known mark price and rate."""
+        for symbol, state in self.symbols.items():
+            if self.second_ns >= state.next_funding_ns and self.desk.position_lots(symbol):
+                if state.funding_terms is None:
                     self.unpriced_funding += 1
                 else:
-                    self.desk.settle_funding(symbol, lane.funding_ns, *lane.funding)
-            self._note_funding(lane, self.second_ns)
+                    self.desk.settle_funding(symbol, state.next_funding_ns, *state.funding_terms)
+            self._note_funding(state, self.second_ns)
 
-    def _note_funding(self, lane: Lane, now_ns: int) -> None:
-        ticker = lane.held.ticker
+    def _note_funding(self, state: SymbolState, now_ns: int) -> None:
+        ticker = state.ticker.fields
         mark, rate = ticker.get(Field.MARK_PRICE), ticker.get(Field.FUNDING_RATE)
-        lane.funding = None if mark is None or rate is None else (mark, rate)
-        told_ns = ticker.get(Field.NEXT_FUNDING_MS, 0) * 1_000_000
-        lane.funding_ns = told_ns if told_ns > now_ns else (now_ns // FUNDING_NS + 1) * FUNDING_NS
+        state.funding_terms = None if mark is None or rate is None else (mark, rate)
+        next_ns = ticker.get(Field.NEXT_FUNDING_MS, 0) * MS_NS
+        if next_ns <= now_ns:
+            next_ns = (now_ns // FUNDING_NS + 1) * FUNDING_NS
+        state.next_funding_ns = next_ns
 
     # -- decisions -------------------------------------------------------------------------------
 
@@ -377,32 +383,32 @@ class Trader:
         if model.refresh():
             self._columns = self._of_model()
         for symbol in self._settings.market.symbols:
-            lane = self.lanes[symbol]
-            if lane.row is None or lane.row_ns != t_ns:
-                lane.target = lane.target_lots = 0
-                self.desk.aim(symbol, 0, t_ns, None)
+            state = self.symbols[symbol]
+            if state.row is None or state.row_ns != t_ns:
+                state.target = state.target_lots = 0
+                self.desk.set_target(symbol, 0, t_ns, None)
                 continue
             vector, warm = self._evaluator.evaluate(symbol)
-            mid, spread_bps = float(lane.row[_MID]), float(lane.row[_SPREAD])
+            mid, spread_bps = float(state.row[_MID]), float(state.row[_SPREAD])
             if warm and not self._was_warm:
                 self._was_warm = True
                 self._log.info("warm", symbol=symbol, t_ns=t_ns)
             sound = warm and not math.isnan(mid)
-            found = self._expect(symbol, t_ns, vector) if sound else self._nothing()
-            expected = found.expected_bps
+            prediction = self._expect(symbol, t_ns, vector) if sound else self._nothing()
+            expected = prediction.expected_bps
             cost_bps = self._fees_bps + spread_bps
-            target = self._target(lane, t_ns, expected, cost_bps, mid, sound)
-            if self._decided is not None:
-                self._decided(
+            target = self._target(state, t_ns, expected, cost_bps, mid, sound)
+            if self._on_decision is not None:
+                self._on_decision(
                     Decision(
                         symbol=symbol,
                         t_ns=t_ns,
                         model_version=model.pointer.version,
                         bundle_sha=model.pointer.manifest_sha256,
                         expected_bps=expected,
-                        raw_bps=found.raw_bps,
-                        by_horizon=found.by_horizon,
-                        regime=found.regime,
+                        raw_bps=prediction.raw_bps,
+                        by_horizon=prediction.by_horizon,
+                        regime=prediction.regime,
                         warm=warm,
                         target=target,
                         position_lots=self.desk.position_lots(symbol),
@@ -415,8 +421,8 @@ class Trader:
                 )
             self.decisions += 1
             self.warm_decisions += warm
-            self.desk.aim(
-                symbol, lane.target_lots, t_ns, None if math.isnan(expected) else expected
+            self.desk.set_target(
+                symbol, state.target_lots, t_ns, None if math.isnan(expected) else expected
             )
             self.desk.step(symbol, t_ns)
 
@@ -425,7 +431,7 @@ class Trader:
         return self._model.bundle.predict(vector[self._columns])
 
     def _nothing(self) -> Prediction:
-        """The expectation where the market cannot be judged."""
+        """The prediction for a row that is not warm or has no mid: NaN."""
         horizons = len(self._model.bundle.horizons_s)
         return Prediction(
             expected_bps=math.nan,
@@ -435,26 +441,32 @@ class Trader:
         )
 
     def _target(
-        self, lane: Lane, t_ns: int, expected_bps: float, cost_bps: float, mid: float, sound: bool
+        self,
+        state: SymbolState,
+        t_ns: int,
+        expected_bps: float,
+        cost_bps: float,
+        mid: float,
+        sound: bool,
     ) -> int:
-        """The rule's next target; a market that cannot be judged means out."""
+        """The target rule's next position, flat unless the row is ``sound``."""
         signal_now = abs(expected_bps) > cost_bps
-        lane.signals += signal_now
+        state.signals += signal_now
         target = 0
         if sound:
-            age_s = (t_ns - lane.since_ns) / 1e9
+            age_s = (t_ns - state.signal_ns) / 1e9
             horizon_s = float(self._model.bundle.manifest.primary_s)
-            target = next_target(lane.target, age_s, expected_bps, cost_bps, horizon_s)
+            target = next_target(state.target, age_s, expected_bps, cost_bps, horizon_s)
         if signal_now and target:
-            lane.since_ns = t_ns
-        if target != lane.target:
-            lane.entries += target != 0
-            lane.target = target
-            symbol = lane.instrument.symbol
-            lane.target_lots = target * self.desk.size_lots(symbol, mid) if target else 0
+            state.signal_ns = t_ns
+        if target != state.target:
+            state.entries += target != 0
+            state.target = target
+            symbol = state.instrument.symbol
+            state.target_lots = target * self.desk.size_lots(symbol, mid) if target else 0
         return target
 
     def _of_model(self) -> npt.NDArray[np.intp]:
-        """Where the model's features stand in the evaluator's vector."""
+        """Columns of the model's features in the evaluator's vector."""
         place = {name: n for n, name in enumerate(self._names)}
         return np.array([place[name] for name in self._model.bundle.manifest.features], np.intp)

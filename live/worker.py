@@ -1,15 +1,15 @@
-"""The worker: frames in, decisions every second, orders through the venue, all of it on record.
+"""The worker: frames in, decisions every second, orders to the venue, all of it recorded.
 
     frame ─► decoder ─► own capture ─► trader (bars, features, champion, desk) ─► venue
                                           └─► decision log, journal
 
-One thread, one loop. What is decided and ordered is the `live.trader`'s, which a backtest drives too;
-it depends on the events alone, so that any replay of them repeats bit by bit. Only reading a bundle,
-finishing an hour's file and reading the socket run elsewhere. What matters is on record before it
-acts: the frame before anything is made of it, the intent before it is sent.
+One thread, one loop. Decisions and orders are made by `live.trader`, which a backtest drives too; they
+are a function of the events, so that a replay repeats them bit for bit. Only loading a bundle, finishing
+an hour's file and reading the socket run in other threads. Records come before effects: the frame is
+captured before it is used, the intent journalled before the order is sent.
 
-At midnight UTC the capture begins a new file with the book and the ticker held at its head, as the
-bars of the date begin; so live and batch have one meaning on every date.
+At midnight UTC the own capture starts a new file with checkpoints of books and tickers, from which the
+bars of the date start too; so live and batch agree on every date.
 """
 
 from __future__ import annotations
@@ -29,18 +29,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import structlog
 
 from live.champion import Champion
 from live.clock import VenueClock
 from live.collect import collect
 from live.decisions import Decision, DecisionLog
 from live.feed import Feed, Item, ReplayFeed, WireFeed
-from live.history import join, keep
+from live.history import join_history, save_history
 from live.journal import Journal
+from live.own_capture import OwnCapture, checkpoints
 from live.paper import LiveVenue, paper_venues
-from live.recorder import Recorder, checkpoints
-from live.report import logger
-from live.report import summary_text as summary_text
 from live.trader import Trader
 from market.console import Result
 from market.errors import UsageError
@@ -57,10 +56,10 @@ from market.wire.topics import public_topics
 
 
 class Worker:
-    """Drives one feed through one venue. `run` does all of it; `handle` takes one item.
+    """Drives the trader from one feed: `run` to its end, `handle` for one item.
 
-    ``champion``, ``journal`` and ``venues`` are used, not owned. ``monotonic_ns`` is the clock that
-    the feed's ``due_ns`` is of.
+    ``champion``, ``journal`` and ``venues`` stay the caller's to close. ``monotonic_ns`` must be the
+    clock of the feed's ``due_ns``.
     """
 
     def __init__(
@@ -89,11 +88,11 @@ class Worker:
             journal=journal,
             name=settings.live.venue,
             log=log,
-            decided=self._decided,
-            turned=self._turned,
+            on_decision=self._decided,
+            on_midnight=self._midnight,
         )
         self.run_id = ""
-        self._recorder: Recorder | None = None
+        self._own_capture: OwnCapture | None = None
         self._decisions: DecisionLog | None = None
         self._paced = False
         self._latencies_ns = array("q")
@@ -103,8 +102,8 @@ class Worker:
     # -- one item of the feed --------------------------------------------------------------------
 
     def handle(self, item: Item) -> None:
-        """Take one step: bare time or a frame."""
-        if self._recorder is None:
+        """Process a tick or a frame."""
+        if self._own_capture is None:
             self._begin(item.receive_ns)
         second_ns = self.trader.second_ns
         started = item.due_ns or self._monotonic_ns()
@@ -119,12 +118,12 @@ class Worker:
             self._latencies_ns.append(self._monotonic_ns() - started)
 
     def _take(self, receive_ns: int, frame: bytes) -> None:
-        assert self._recorder is not None
+        assert self._own_capture is not None
         self.frames += 1
         decoded = self._decoder.decode_frame(receive_ns, frame)
-        # Not the stamp as it stands: one that the decoder does not believe moves no clock.
+        # The decoder's clock: a stamp that it rejects moves no time.
         self.trader.advance(self._decoder.clock_ns)
-        self._recorder.append(receive_ns, frame)
+        self._own_capture.append(receive_ns, frame)
         for symbol, events in decoded.events.items():
             self.events += len(events)
             self.trader.on_events(symbol, events)
@@ -133,7 +132,7 @@ class Worker:
             self._note_reject(reject)
 
     def _note_reject(self, reject: Reject) -> None:
-        """Count a refused frame; the capture has it. Of the same kind the 1st, 10th, 100th … is told."""
+        """Count a rejected frame; of each (topic, reason) the 1st, 10th, 100th, ... is logged."""
         kind = reject.topic, reject.reason
         times = self.rejects[kind] = self.rejects.get(kind, 0) + 1
         if str(times).strip("0") == "1":
@@ -146,29 +145,29 @@ class Worker:
             )
 
     def _begin(self, first_ns: int) -> None:
-        """Name the run, open its files, and join the lake's history where it ends at this second."""
+        """Name the run, open its files, reconcile orders and join the lake's history."""
         runs = sum(1 for _ in self._journal.entries("run"))
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(first_ns // SECOND_NS))
         self.run_id = f"{self._settings.live.venue}-{stamp}-{runs + 1}"
         second_ns = first_ns // SECOND_NS * SECOND_NS
-        self._recorder = Recorder(self._settings.root, self.run_id, self._instruments)
+        self._own_capture = OwnCapture(self._settings.root, self.run_id, self._instruments)
         self._decisions = DecisionLog(
             self._journal.path.parent / "decisions", self.run_id, feature_names()
         )
-        for found in self._decisions.recovered:
+        for file in self._decisions.recovered:
             self._log.warning(
-                "decisions recovered", file=str(found.path), rows=found.rows, torn=found.torn
+                "decisions recovered", file=str(file.path), rows=file.rows, torn=file.torn
             )
         about = {"model": self._champion.pointer.version, "symbols": list(self._instruments)}
-        self._journal.note("run", first_ns, msgspec.json.encode({"run": self.run_id, **about}))
-        left = self._journal.open_orders()
+        self._journal.append("run", first_ns, msgspec.json.encode({"run": self.run_id, **about}))
+        left_open = self._journal.open_orders()
         for symbol, venue in self._venues.items():
-            mine = [order for order in left if order.submit.symbol == symbol]
-            self.trader.desk.settled(venue.settle(mine, first_ns))
-        self._log.info("start", run=self.run_id, orders_settled=len(left), **about)
-        history = join(self._lake, self._instruments, second_ns)
+            mine = [order for order in left_open if order.submit.symbol == symbol]
+            self.trader.desk.apply_reconciliation(venue.reconcile(mine, first_ns))
+        self._log.info("worker started", run=self.run_id, orders_reconciled=len(left_open), **about)
+        history = join_history(self._lake, self._instruments, second_ns)
         if history is not None:
-            keep(self._settings.root, self.run_id, history)
+            save_history(self._settings.root, self.run_id, history)
             self._log.info(
                 "history joined", seconds=min(len(bars) for bars, *_ in history.values())
             )
@@ -176,23 +175,23 @@ class Worker:
         self._open_capture(second_ns)
 
     def _open_capture(self, now_ns: int) -> None:
-        """Begin a file of the own capture with what is held."""
-        assert self._recorder is not None
+        """Start a file of the own capture with checkpoints, unless the last event is too old."""
+        assert self._own_capture is not None
         restated: list[bytes] = []
-        if now_ns - self.trader.heard_ns <= MAX_SILENCE_NS:
-            for symbol, lane in self.trader.lanes.items():
+        if now_ns - self.trader.last_event_ns <= MAX_SILENCE_NS:
+            for symbol, state in self.trader.symbols.items():
                 restated += checkpoints(
                     self._instruments[symbol],
-                    lane.builder.book,
-                    lane.held,
+                    state.builder.book,
+                    state.ticker,
                     self._settings.market.book_depth,
                 )
-        self._recorder.open(now_ns, restated)
+        self._own_capture.open(now_ns, restated)
 
-    def _turned(self, midnight_ns: int) -> None:
-        assert self._recorder is not None
+    def _midnight(self, midnight_ns: int) -> None:
+        assert self._own_capture is not None
         self._open_capture(midnight_ns)
-        self._log.info("new date", date=utc_date(midnight_ns), capture=self._recorder.paths[-1])
+        self._log.info("new date", date=utc_date(midnight_ns), capture=self._own_capture.paths[-1])
 
     def _decided(self, decision: Decision, horizons_s: tuple[int, ...]) -> None:
         assert self._decisions is not None
@@ -201,7 +200,7 @@ class Worker:
     # -- from beginning to end -------------------------------------------------------------------
 
     def run(self, flatten: bool = True) -> dict[str, Any]:
-        """Consume the feed to its end; returns the summary. Whatever happens, files are finished."""
+        """Consume the feed to its end; returns `summary`. Files are finished even on an error."""
         with ExitStack() as stack:
             stack.callback(self._finish)
             for item in self._feed:
@@ -209,17 +208,17 @@ class Worker:
             if self.run_id:
                 self.trader.close(flatten)
         summary = self.summary()
-        self._log.info("stop", **summary)
+        self._log.info("worker stopped", **summary)
         return summary
 
     def _finish(self) -> None:
         if self._decisions is not None:
             self._decisions.close()
-        if self._recorder is not None:
-            self._recorder.close()
+        if self._own_capture is not None:
+            self._own_capture.close()
 
     def summary(self) -> dict[str, Any]:
-        """What the run saw, decided, did, and what it cost; plain data."""
+        """Counts, costs and latencies of the run; plain data, printed by `summary_text`."""
         latencies = np.array(self._latencies_ns or [0], np.float64) / 1e3
         p50, p99, p999 = np.percentile(latencies, (50, 99, 99.9)).round(1).tolist()
         return {
@@ -234,7 +233,7 @@ class Worker:
             "swaps": self._champion.swaps,
             "bundles_refused": self._champion.refused,
             "latency_us": {"p50": p50, "p99": p99, "p99.9": p999, "n": len(self._latencies_ns)},
-            "captures": self._recorder.paths if self._recorder is not None else [],
+            "captures": self._own_capture.paths if self._own_capture is not None else [],
         }
 
 
@@ -255,7 +254,7 @@ def run(
 
     The feed ends with its captures, after ``duration_s`` seconds, or at SIGTERM or SIGINT; open
     orders are then cancelled and, with ``flatten``, positions closed. Returns `Worker.summary`.
-    Raises NoChampionError, BundleError, FeedError, JournalError, LakeError, one line each.
+    Raises UsageError, NoChampionError, BundleError, FeedError, JournalError or LakeError.
     """
     log = logger()
     symbols = followed(settings.market.symbols)
@@ -297,29 +296,41 @@ def run(
 
 
 def followed(symbols: Sequence[str]) -> list[str]:
-    """The symbols traded, and those whose bars enter their features."""
+    """The traded symbols, and those whose bars enter their features."""
     return list(dict.fromkeys([*symbols, *(leader(symbol) for symbol in symbols)]))
 
 
 def known_instruments(
     symbols: Sequence[str], captures: Sequence[str], book_depth: int
 ) -> dict[str, Instrument]:
-    """The instruments behind the symbols: what the captures say of them, else the built-in ones.
+    """The instruments of the symbols: those of the captures, else the built-in ones.
 
-    ValueError when neither knows a symbol.
+    UsageError when neither has a symbol.
     """
     known = BUILT_IN | (instruments_of(captures, symbols, book_depth) if captures else {})
     if missing := [symbol for symbol in symbols if symbol not in known]:
-        raise ValueError(
+        raise UsageError(
             f"{', '.join(missing)}: tick and lot are not known; use a capture that opens with its "
             "instruments, or add the symbol to market/instruments.py"
         )
     return {symbol: known[symbol] for symbol in symbols}
 
 
+def logger() -> Any:
+    """Structured logging, one JSON line each, to stderr."""
+    return structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+    )
+
+
 @contextmanager
 def stopping(feed: Feed, log: Any) -> Iterator[None]:
-    """SIGTERM and the first SIGINT end the feed, so that the worker stops in order."""
+    """SIGTERM and the first SIGINT stop the feed, so that the worker shuts down cleanly."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -335,6 +346,35 @@ def stopping(feed: Feed, log: Any) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """`Worker.summary` as a table."""
+
+    def number(value: float | None, unit: str, digits: int = 2) -> str:
+        return "none" if value is None else f"{value:,.{digits}f} {unit}"
+
+    parts = summary["cost_parts_bps"]
+    latency = summary["latency_us"]
+    share = summary["maker_share"]
+    rows = [
+        ("run", f"{summary['run']}, {summary['model']}, fees of {summary['fee_row']}"),
+        ("market", f"{summary['frames']:,} frames, {summary['events']:,} events, "
+                   f"{summary['gaps']} gaps, {summary['rejected']} rejected"),
+        ("decisions", f"{summary['decisions']:,}, {summary['warm_decisions']:,} of them warm"),
+        ("signals", ", ".join(f"{n:,} {symbol}" for symbol, n in summary["signals"].items())),
+        ("orders", f"{summary['parents']} parents, {summary['orders']} orders, "
+                   f"{summary['fills']} fills, maker {'none' if share is None else f'{share:.1%}'}"),
+        ("all-in cost", f"{number(summary['all_in_cost_bps'], 'bps')} = "
+                        + " + ".join(f"{name.removesuffix('_bps')} {number(value, '').strip()}"
+                                     for name, value in parts.items())),
+        ("profit", f"gross {number(summary['gross_pnl_usdt'], 'USDT')}, "
+                   f"net {number(summary['net_pnl_usdt'], 'USDT')}"),
+        ("latency", f"p50 {latency['p50']:,.0f} us, p99 {latency['p99']:,.0f} us, "
+                    f"p99.9 {latency['p99.9']:,.0f} us over {latency['n']:,} seconds"),
+        ("captures", ", ".join(summary["captures"]) or "none"),
+    ]  # fmt: skip
+    return "\n".join(f"{name:<12} {value}" for name, value in rows)
 
 
 # -- the verb --------------------------------------------------------------------------------------
@@ -382,14 +422,14 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
 
 @contextmanager
 def _resolver(settings: Settings) -> Iterator[None]:
-    """The process that turns the promoted alias into a local bundle while the worker trades.
+    """The resolver as a child process, which copies a promoted version to a local bundle.
 
-    It is another process so that the worker never loads MLflow; if it dies the worker goes on with
-    the champion that it has.
+    A process of its own, so that the worker never loads MLflow; if it dies, the worker keeps its
+    champion.
     """
     every = str(settings.live.resolve_every_s)
     command = [sys.executable, "-m", "models_registry.resolver", "--every", every]
-    # a result must be the last line of standard output, so the resolver speaks on standard error
+    # stdout is reserved for the result, so the resolver writes to stderr
     process = subprocess.Popen(command, stdout=2)
     try:
         yield
@@ -398,6 +438,6 @@ def _resolver(settings: Settings) -> Iterator[None]:
         try:
             process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            # A library that loads may keep the signal to itself; nothing is half-written by a kill.
+            # A library being imported may block the signal; a kill leaves no partial file.
             process.kill()
             process.wait()

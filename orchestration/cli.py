@@ -40,7 +40,7 @@ class Verb(NamedTuple):
 #: only way into that room, by name.
 VERBS: Final[dict[str, dict[str, Verb]]] = {
     "data": {
-        "record": Verb("live.recording", "record the venue's public data into the lake's captures"),
+        "record": Verb("live.market_recorder", "record the venue's public data into the lake's captures"),
         "fetch": Verb("live.archives.download", "fetch the venue's archives of past dates"),
         "coverage": Verb("live.coverage", "show which dates are held, from where, and their gaps"),
         "ingest": Verb("orchestration.commands", "take captures into the lake: frames to events"),

@@ -35,7 +35,7 @@ from websockets.protocol import State
 
 from live.clock import SteadyClock
 from live.feed import Backoff, WireFeed
-from live.recording import Recording
+from live.market_recorder import Recorder
 from market.console import say
 from market.instruments import BUILT_IN
 from market.settings import Settings
@@ -104,7 +104,7 @@ def soak(
             keep_replies=True,
             backoff=Backoff(0.05, 0.5, _BACKOFF_SEED),
         )
-        recording = Recording(
+        recording = Recorder(
             Settings(root=str(root / "lake")),
             feed,
             list(TOPICS),

@@ -1,1 +1,1 @@
-"""The venue's public archives: downloaded, cut, and read as captures."""
+"""The venue's public archives: download, depth truncation, conversion to captures."""

@@ -1,12 +1,12 @@
-"""Downloads of the venue's public archives into a lake: parallel, polite, resumable.
+"""Downloads of the venue's public archives into a lake: parallel, rate-limited, resumable.
 
-    ROOT/archive/raw/SYMBOL/…                the files as the venue serves them
-    ROOT/archive/date=DATE/SYMBOL.frames.zst what they become: one capture a symbol and date
-    ROOT/archive/date=DATE/SYMBOL.json       what was found in them, and by which settings they were read
+    ROOT/archive/raw/SYMBOL/…                files as the venue serves them
+    ROOT/archive/date=DATE/SYMBOL.frames.zst the capture converted from them, one per symbol and date
+    ROOT/archive/date=DATE/SYMBOL.json       counts of the archives, and the settings of the conversion
     ROOT/archive/funding/SYMBOL.csv          settled funding rates
 
-A date that stands is not asked for again. A file that was cut short goes on where it ended; one that
-cannot be read is fetched once more from its beginning.
+Idempotent: a date whose note matches the present settings is not requested again. A partial file is
+resumed where it ends; one that cannot be read is downloaded once more from its start.
 """
 
 from __future__ import annotations
@@ -24,37 +24,42 @@ from typing import Final
 
 import msgspec
 
-from live.archives.archive import ArchiveDay, ArchiveError, Settled, convert
-from live.archives.rest import Patience, RequestError, funding, request
+from live.archives.conversion import ArchiveDay, ArchiveError, SettledRate, convert
+from live.archives.rest import RequestError, RetryPolicy, funding_rates, request
 from market.console import Result, names, say, table
 from market.errors import DataError
 from market.lake import Lake
 from market.settings import Settings
-from market.units import DAY_NS, day_start_ns, days_between, previous_day
+from market.units import DAY_NS, MS_NS, day_start_ns, days_between, previous_day
 
-#: The first date whose book archive has 200 levels instead of 500.
+#: First date whose book archive has 200 levels a side instead of 500.
 SWITCH_DAY: Final = "2025-08-21"
-_CHUNK: Final = 1 << 18
-#: Changes when archives are read in another way: what stands is then made anew.
+_CHUNK_BYTES: Final = 1 << 18
+#: Of the conversion; raised when it changes, so that existing captures are converted again.
 _VERSION: Final = 2
 
 
 class FetchError(DataError):
-    """Nothing can be fetched as asked; the message says what to change."""
+    """Nothing can be fetched; the message says what to change."""
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """The note beside a fetched date: what it holds, and what it was read by."""
+class DayNote(msgspec.Struct, frozen=True, kw_only=True):
+    """The note beside a converted date: its counts, and everything the conversion depended on."""
 
     version: int
     latency_ms: float
     depth: int
-    funding: tuple[Settled, ...]
+    funding: tuple[SettledRate, ...]
     day: ArchiveDay
 
 
 class Fetched(msgspec.Struct, frozen=True, kw_only=True):
-    """What a fetch did. ``lacking`` names what the venue has not; ``failures`` what may be tried again."""
+    """Outcome of a fetch, which is also the JSON of `l2 fetch`.
+
+    ``made`` are the dates converted now, ``standing`` counts those that were current already,
+    ``lacking`` names what the venue does not have, ``failures`` what may be tried again, and
+    ``funding_rates`` counts the settled rates stored by symbol.
+    """
 
     made: tuple[ArchiveDay, ...]
     standing: int
@@ -66,9 +71,9 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
 def fetch(
     settings: Settings, symbols: Sequence[str], first: str, last: str, say: Callable[[str], None]
 ) -> Fetched:
-    """Bring the archives of these symbols from the first to the last date, both included.
+    """Fetch the archives of these symbols from the first to the last date, both included.
 
-    One date's failure does not stop the others. FetchError when the range or the root is unusable.
+    A failing date does not stop the others. FetchError when the range or the lake is unusable.
     """
     try:
         days = days_between(first, last)
@@ -82,172 +87,168 @@ def fetch(
             "archives are recorded data and need a local root whose source is recorded"
         )
     fetcher = _Fetcher(settings, lake)
-    made: list[ArchiveDay] = []
+    converted: list[ArchiveDay] = []
     lacking: list[str] = []
     failures: list[str] = []
-    rates = {}
+    rate_counts = {}
     for symbol in symbols:
         try:
-            rates[symbol] = fetcher.funding(symbol, previous_day(days[0]), days[-1])
+            rate_counts[symbol] = fetcher.store_funding(symbol, previous_day(days[0]), days[-1])
         except RequestError as error:
             failures.append(f"{symbol} funding: {error}")
             say(failures[-1])
     keys = [(symbol, day) for day in days for symbol in symbols]
-    wanted = [key for key in keys if not fetcher.stands(*key)]
-    if len(wanted) < len(keys):
-        say(f"{len(keys) - len(wanted)} of {len(keys)} dates stand already")
+    pending = [key for key in keys if not fetcher.is_current(*key)]
+    if len(pending) < len(keys):
+        say(f"{len(keys) - len(pending)} of {len(keys)} dates are current already")
     with ThreadPoolExecutor(max(1, settings.history.connections)) as pool:
-        waiting = {pool.submit(fetcher.download, *key): key for key in wanted}
-        for number, future in enumerate(as_completed(waiting), 1):
-            symbol, day = waiting[future]
+        downloads = {pool.submit(fetcher.download, *key): key for key in pending}
+        for number, future in enumerate(as_completed(downloads), 1):
+            symbol, day = downloads[future]
             try:
-                lacks = future.result()
-                if lacks:
-                    lacking.append(f"{symbol} {day}: {' and '.join(lacks)}")
-                    text = f"the venue has no {' and no '.join(lacks)}"
+                missing = future.result()
+                if missing:
+                    lacking.append(f"{symbol} {day}: {' and '.join(missing)}")
+                    text = f"the venue has no {' and no '.join(missing)}"
                 else:
-                    made.append(fetcher.make(symbol, day))
-                    text = _told(made[-1])
+                    converted.append(fetcher.convert(symbol, day))
+                    text = _counts_text(converted[-1])
             except (RequestError, ArchiveError, OSError) as error:
                 failures.append(f"{symbol} {day}: {error}")
                 text = f"failed: {error}"
-            say(f"{number} of {len(wanted)}: {symbol} {day}: {text}")
+            say(f"{number} of {len(pending)}: {symbol} {day}: {text}")
     return Fetched(
-        made=tuple(sorted(made, key=lambda found: (found.day, found.symbol))),
-        standing=len(keys) - len(wanted),
+        made=tuple(sorted(converted, key=lambda each: (each.day, each.symbol))),
+        standing=len(keys) - len(pending),
         lacking=tuple(sorted(lacking)),
         failures=tuple(sorted(failures)),
-        funding_rates=rates,
+        funding_rates=rate_counts,
     )
 
 
 class _Fetcher:
-    """The steps of one (symbol, date)."""
+    """The steps of one (symbol, date); `download` may run in several threads."""
 
     def __init__(self, settings: Settings, lake: Lake) -> None:
-        self.history, self.market = settings.history, settings.market
-        self.lake = lake
-        self.root = Path(lake.base) / "archive"
-        self.patience = Patience(
+        self._history, self._market = settings.history, settings.market
+        self._lake = lake
+        self._root = Path(lake.base) / "archive"
+        self._retry = RetryPolicy(
             settings.history.attempts, settings.history.wait_s, settings.history.timeout_s
         )
 
-    def stands(self, symbol: str, day: str) -> bool:
-        note = self._note(symbol, day)
-        if not (note.exists() and Path(self.lake.archive(symbol, day)).exists()):
+    def is_current(self, symbol: str, day: str) -> bool:
+        """Whether the date's capture exists and was converted by the present settings and rates."""
+        path = self._note_path(symbol, day)
+        if not (path.exists() and Path(self._lake.archive(symbol, day)).exists()):
             return False
         try:
-            found = msgspec.json.decode(note.read_bytes(), type=Standing)
+            note = msgspec.json.decode(path.read_bytes(), type=DayNote)
         except msgspec.MsgspecError:
-            return False  # written by another version: made anew from the files that are there
-        return found == self._standing(found.day)
+            return False  # of another version: converted again from the raw files
+        return note == self._note(note.day)
 
     def download(self, symbol: str, day: str) -> list[str]:
-        """Bring both archives of a date; what the venue has not got."""
-        lacks = []
+        """Download both archives of a date; names of those that the venue does not have."""
+        missing = []
         if self._raw_trades(symbol, day) is None:
-            lacks.append("trades")
+            missing.append("trades")
         if self._raw_books(symbol, day) is None:
-            lacks.append("books")
-        return lacks
+            missing.append("books")
+        return missing
 
-    def make(self, symbol: str, day: str) -> ArchiveDay:
-        """The capture of a date from its archives; a damaged one is fetched once more."""
+    def convert(self, symbol: str, day: str) -> ArchiveDay:
+        """Convert a date's archives into its capture; damaged ones are downloaded once more."""
         try:
-            return self._make(symbol, day)
+            return self._convert(symbol, day)
         except ArchiveError:
             for path in (*self._book_paths(symbol, day), self._trades_path(symbol, day)):
                 path.unlink(missing_ok=True)
             self.download(symbol, day)
-            return self._make(symbol, day)
+            return self._convert(symbol, day)
 
-    def _make(self, symbol: str, day: str) -> ArchiveDay:
+    def _convert(self, symbol: str, day: str) -> ArchiveDay:
         books, trades = self._raw_books(symbol, day), self._raw_trades(symbol, day)
         if books is None or trades is None:
-            raise ArchiveError(f"{symbol} {day}: an archive is gone")
-        out = Path(self.lake.archive(symbol, day))
-        note = self._note(symbol, day)
-        note.unlink(missing_ok=True)
-        found = convert(
+            raise ArchiveError(f"{symbol} {day}: the venue no longer has an archive of it")
+        note_path = self._note_path(symbol, day)
+        note_path.unlink(missing_ok=True)
+        counts = convert(
             books,
             trades,
-            out,
+            Path(self._lake.archive(symbol, day)),
             symbol=symbol,
             day=day,
-            depth=self.market.book_depth,
-            latency_ns=round(self.market.archive_latency_ms * 1e6),
-            funding=self._rates(symbol, day),
+            depth=self._market.book_depth,
+            latency_ns=round(self._market.archive_latency_ms * MS_NS),
+            funding=self._rates_for(symbol, day),
         )
-        note.write_bytes(msgspec.json.encode(self._standing(found)))
-        return found
+        note_path.write_bytes(msgspec.json.encode(self._note(counts)))
+        return counts
 
-    def funding(self, symbol: str, first: str, last: str) -> int:
-        """Add the settled rates of these dates to the symbol's table; how many it then holds."""
-        start, stop = day_start_ns(first), day_start_ns(last) + DAY_NS
-        rates = funding(
-            self.history.rest_url,
-            symbol,
-            start // 1_000_000,
-            stop // 1_000_000 - 1,
-            self.patience,
+    def store_funding(self, symbol: str, first: str, last: str) -> int:
+        """Add the settled rates of these dates to the symbol's file; how many it then has."""
+        start_ns, stop_ns = day_start_ns(first), day_start_ns(last) + DAY_NS
+        rates = funding_rates(
+            self._history.rest_url, symbol, start_ns // MS_NS, stop_ns // MS_NS - 1, self._retry
         )
         path = self._funding_path(symbol)
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = self._held_rates(symbol) | dict(rates)
+        stored = self._stored_rates(symbol) | dict(rates)
         part = path.with_suffix(".part")
         with part.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["settled_ms", "settled_utc", "rate"])
-            for at, rate in sorted(held.items()):
-                when = datetime.fromtimestamp(at / 1000, UTC).isoformat()
-                writer.writerow([at, when, rate])
+            for settled_ms, rate in sorted(stored.items()):
+                settled_utc = datetime.fromtimestamp(settled_ms / 1000, UTC).isoformat()
+                writer.writerow([settled_ms, settled_utc, rate])
         os.replace(part, path)
-        return len(held)
+        return len(stored)
 
-    def _held_rates(self, symbol: str) -> dict[int, str]:
+    def _stored_rates(self, symbol: str) -> dict[int, str]:
         path = self._funding_path(symbol)
         if not path.exists():
             return {}
         with path.open(newline="") as file:
             return {int(row["settled_ms"]): row["rate"] for row in csv.DictReader(file)}
 
-    def _rates(self, symbol: str, day: str) -> tuple[Settled, ...]:
-        """What the symbol's table holds of a date and the one before, oldest first."""
-        start, stop = day_start_ns(previous_day(day)), day_start_ns(day) + DAY_NS
+    def _rates_for(self, symbol: str, day: str) -> tuple[SettledRate, ...]:
+        """Stored rates of a date and of the one before, oldest first."""
+        start_ns, stop_ns = day_start_ns(previous_day(day)), day_start_ns(day) + DAY_NS
         return tuple(
-            (at, rate)
-            for at, rate in sorted(self._held_rates(symbol).items())
-            if start <= at * 1_000_000 < stop
+            (settled_ms, rate)
+            for settled_ms, rate in sorted(self._stored_rates(symbol).items())
+            if start_ns <= settled_ms * MS_NS < stop_ns
         )
 
-    def _funding_path(self, symbol: str) -> Path:
-        return self.root / "funding" / f"{symbol}.csv"
-
-    def _standing(self, day: ArchiveDay) -> Standing:
-        return Standing(
+    def _note(self, day: ArchiveDay) -> DayNote:
+        return DayNote(
             version=_VERSION,
-            latency_ms=self.market.archive_latency_ms,
-            depth=self.market.book_depth,
-            funding=self._rates(day.symbol, day.day),
+            latency_ms=self._market.archive_latency_ms,
+            depth=self._market.book_depth,
+            funding=self._rates_for(day.symbol, day.day),
             day=day,
         )
 
-    def _note(self, symbol: str, day: str) -> Path:
-        return Path(self.lake.archive(symbol, day)).with_name(f"{symbol}.json")
+    def _funding_path(self, symbol: str) -> Path:
+        return self._root / "funding" / f"{symbol}.csv"
+
+    def _note_path(self, symbol: str, day: str) -> Path:
+        return Path(self._lake.archive(symbol, day)).with_name(f"{symbol}.json")
 
     def _trades_path(self, symbol: str, day: str) -> Path:
-        return self.root / "raw" / symbol / f"{symbol}{day}.csv.gz"
+        return self._root / "raw" / symbol / f"{symbol}{day}.csv.gz"
 
     def _book_paths(self, symbol: str, day: str) -> list[Path]:
-        """Both names that a date's book archive can have, the likelier one first."""
+        """Both possible names of a date's book archive, the likelier one first."""
         depths = (500, 200) if day < SWITCH_DAY else (200, 500)
-        folder = self.root / "raw" / symbol
+        folder = self._root / "raw" / symbol
         return [folder / f"{day}_{symbol}_ob{depth}.data.zip" for depth in depths]
 
     def _raw_trades(self, symbol: str, day: str) -> Path | None:
         path = self._trades_path(symbol, day)
-        url = f"{self.history.trades_url}/{symbol}/{path.name}"
-        return path if download(url, path, self.patience) else None
+        url = f"{self._history.trades_url}/{symbol}/{path.name}"
+        return path if download(url, path, self._retry) else None
 
     def _raw_books(self, symbol: str, day: str) -> Path | None:
         paths = self._book_paths(symbol, day)
@@ -255,23 +256,23 @@ class _Fetcher:
             if path.exists():
                 return path
         for path in paths:
-            url = f"{self.history.books_url}/{symbol}/{path.name}"
-            if download(url, path, self.patience):
+            url = f"{self._history.books_url}/{symbol}/{path.name}"
+            if download(url, path, self._retry):
                 return path
         return None
 
 
-def download(url: str, path: Path, patience: Patience) -> bool:
-    """Bring one file, which appears whole or not at all; False when the server has none (404).
+def download(url: str, path: Path, retry: RetryPolicy) -> bool:
+    """Download one file atomically, unless it exists; False when the server has none (404).
 
-    Nothing is asked when the file is there. RequestError when it cannot be had.
+    RequestError when retries do not help.
     """
     if path.exists():
         return True
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     try:
-        patience.insist(url, lambda: _go_on(url, part, patience.timeout_s))
+        retry.run(url, lambda: _resume(url, part, retry.timeout_s))
     except RequestError as error:
         if error.status == 404:
             return False
@@ -280,31 +281,33 @@ def download(url: str, path: Path, patience: Patience) -> bool:
     return True
 
 
-def _go_on(url: str, part: Path, timeout_s: float) -> None:
-    """Fetch what of a file is not there yet. OSError when the body ends before its announced size."""
-    held = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={held}-"} if held else {}
+def _resume(url: str, part: Path, timeout_s: float) -> None:
+    """Append the missing rest of a file. OSError when the body ends before its announced size."""
+    offset = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={offset}-"} if offset else {}
     try:
-        answer = urllib.request.urlopen(request(url, **headers), timeout=timeout_s)
+        response = urllib.request.urlopen(request(url, **headers), timeout=timeout_s)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
         error.close()
         part.unlink(missing_ok=True)
-        raise OSError(f"{url}: no more than {held} bytes; begun anew") from error
-    with answer, part.open("ab") as file:
-        if answer.status != 206:
+        raise OSError(
+            f"{url}: has no more than {offset} bytes; downloaded from its start"
+        ) from error
+    with response, part.open("ab") as file:
+        if response.status != 206:  # the whole file instead of the range
             file.truncate(0)
-            held = 0
-        announced = answer.headers.get("Content-Length")
-        while piece := answer.read(_CHUNK):
-            file.write(piece)
+            offset = 0
+        length = response.headers.get("Content-Length")
+        while chunk := response.read(_CHUNK_BYTES):
+            file.write(chunk)
         size = file.tell()
-    if announced is not None and size != held + int(announced):
-        raise OSError(f"{url}: ended after {size} of {held + int(announced)} bytes")
+    if length is not None and size != offset + int(length):
+        raise OSError(f"{url}: ended after {size} of {offset + int(length)} bytes")
 
 
-def _told(day: ArchiveDay) -> str:
+def _counts_text(day: ArchiveDay) -> str:
     late = f", starts {day.starts_late_s:.0f} s late" if day.starts_late_s >= 1 else ""
     return f"{day.book_lines:,} book frames, {day.gaps} gaps, {day.trades:,} trades{late}"
 
@@ -326,9 +329,9 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
     if not options.json:
         rows: list[tuple[str, object]] = [
             ("dates fetched", len(fetched.made)),
-            ("dates that stood already", fetched.standing),
+            ("dates that were current", fetched.standing),
             *(("the venue lacks", text) for text in fetched.lacking),
-            *(("FAILED, ask again", text) for text in fetched.failures),
+            *(("FAILED, run it again", text) for text in fetched.failures),
         ]
         print(table(rows))
     return {"failed": bool(fetched.failures), **msgspec.to_builtins(fetched)}

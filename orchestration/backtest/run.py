@@ -20,9 +20,9 @@ from execution.simulation.queue import BOUNDS
 from execution.tca import Row
 from live.collect import journal_rows
 from live.decisions import Decision
-from live.desk import Funding
-from live.history import join, stood
-from live.journal import Entry, Ledger
+from live.desk import FundingPayment
+from live.history import book_states, join_history
+from live.journal import Entry, MemoryJournal
 from live.paper import paper_venues
 from live.trader import Model, Trader
 from market.columns import C
@@ -50,7 +50,7 @@ FLUSH_NS: Final = HOUR_NS
 PROGRESS_EVERY_S: Final = 10.0
 
 _EVENT = msgspec.json.Decoder(Event)
-_FUNDING = msgspec.json.Decoder(Funding)
+_FUNDING = msgspec.json.Decoder(FundingPayment)
 _SWEEPS: Final = {
     side: tuple(getattr(C, f"sweep_{name}_{size}") for size in ("10k", "100k", "1m"))
     for side, name in ((1, "buy"), (-1, "sell"))
@@ -238,7 +238,7 @@ class EquityCurve:
             self.price[symbol].append(price)
 
 
-class _BlotterLedger(Ledger):
+class _BlotterLedger(MemoryJournal):
     """A ledger that feeds a blotter: parents opened, fills and funding."""
 
     def __init__(
@@ -320,7 +320,7 @@ class Run:
             journal=self.ledger,
             name="backtest",
             log=self.log,
-            decided=self._note,
+            on_decision=self._note,
         )
 
     def _note(self, decision: Decision, _: tuple[int, ...]) -> None:
@@ -331,7 +331,7 @@ class Run:
 
     def _reason(self, symbol: str, side: int) -> EntryReason:
         regime, expected_bps = self._latest.get(symbol, ("unknown", math.nan))
-        row = self.trader.lanes[symbol].row
+        row = self.trader.symbols[symbol].row
         sweeps = (math.nan,) * 3 if row is None else tuple(float(row[c]) for c in _SWEEPS[side])
         return EntryReason(regime=regime, expected_bps=expected_bps, sweeps_bps=sweeps)
 
@@ -365,7 +365,7 @@ class Run:
 
     def flush(self) -> None:
         """Hand on the rows of finished orders and parents, and drop them from memory."""
-        entries = self.ledger.drain()
+        entries = self.ledger.drain_finished()
         if self._rows is not None:
             for table, rows in journal_rows(entries, "backtest").items():
                 self._rows(table, [row for _, row in rows])
@@ -373,7 +373,7 @@ class Run:
     def close(self) -> None:
         """At the end of the events: close open positions, value the books a last time."""
         self.trader.close(flatten=True)
-        now_ns = max(lane.now_ns for lane in self.trader.lanes.values())
+        now_ns = max(state.now_ns for state in self.trader.symbols.values())
         self.sample(-(-now_ns // SECOND_NS) * SECOND_NS)
         if self.curve.t_ns[-1] < self._sampled_ns:
             prices = self._prices(self._mids())
@@ -395,7 +395,7 @@ def replay(
 ) -> int:
     """Drive runs over the lake's events of a span, all of them over the same rows; the rows read.
 
-    The hour before is joined where the lake holds it (`live.history.join`); else runs begin with the
+    The hour before is joined where the lake holds it (`live.history.join_history`); else runs begin with the
     book of the first second and warm up from there. At the end runs are closed, or without ``close``
     left with what is open at the span's end. BacktestError when the span holds no event.
     """
@@ -403,7 +403,9 @@ def replay(
     events = flushed = 0
     for second_ns, rows in merged({s: seconds_of(lake, s, span) for s in instruments}):
         if not flushed:
-            history = join(lake, instruments, second_ns) or stood(lake, instruments, second_ns)
+            history = join_history(lake, instruments, second_ns) or book_states(
+                lake, instruments, second_ns
+            )
             for run in runs:
                 run.trader.begin(second_ns, history)
         elif second_ns // FLUSH_NS != flushed:
@@ -427,5 +429,5 @@ def replay(
         if close:
             run.close()
         else:
-            run.trader.reach(span.until_ns)
+            run.trader.advance_exactly(span.until_ns)
     return events

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from live.archives.archive import ArchiveDay, convert
+from live.archives.conversion import ArchiveDay, convert
 from market.bars import make_bars
 from market.console import Say
 from market.events import EVENT, Events, Flag, Kind

@@ -42,7 +42,7 @@ def book_lines(start_s: float, count: int, u: int) -> list[tuple[int, bytes]]:
     ]
 
 
-def test_holes_gaps_and_the_turn_of_the_date_are_told(tmp_path: Path) -> None:
+def test_holes_gaps_and_the_turn_of_the_date_are_reported(tmp_path: Path) -> None:
     lake = Lake(tmp_path, "recorded")
     late = 86_400 - 100
     first = book_lines(0, 60, 1)
@@ -63,7 +63,7 @@ def test_holes_gaps_and_the_turn_of_the_date_are_told(tmp_path: Path) -> None:
     assert days[1].first_ns == T + DAY_NS
 
 
-def test_dates_in_between_that_nothing_holds_are_named(tmp_path: Path) -> None:
+def test_missing_dates_between_two_others_are_reported(tmp_path: Path) -> None:
     lake = Lake(tmp_path, "recorded")
     write(lake, "a", book_lines(0, 5, 1))
     for symbol, day in (("BTCUSDT", "2026-03-05"), ("ETHUSDT", "2026-02-27")):
@@ -74,7 +74,7 @@ def test_dates_in_between_that_nothing_holds_are_named(tmp_path: Path) -> None:
     assert missing(coverage(lake, 200)) == [("BTCUSDT", "2026-03-02", "2026-03-04", 3)]
 
 
-def test_a_capture_is_read_again_only_when_it_has_grown(tmp_path: Path) -> None:
+def test_a_capture_is_scanned_again_only_when_it_has_grown(tmp_path: Path) -> None:
     lake = Lake(tmp_path, "recorded")
     path = write(lake, "a", book_lines(0, 10, 1))
     said: list[str] = []

@@ -74,7 +74,9 @@ def test_a_change_of_horizons_begins_a_new_file(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.parquet"))) == 2
 
 
-def test_after_a_crash_whole_batches_are_recovered_and_the_torn_one_is_told(tmp_path: Path) -> None:
+def test_after_a_crash_whole_batches_are_recovered_and_a_torn_one_is_reported(
+    tmp_path: Path,
+) -> None:
     crashed = DecisionLog(tmp_path, "r1", FEATURES)
     for n in range(2 * BATCH_ROWS):
         crashed.add(decision(T + n * S // BATCH_ROWS), HORIZONS)
@@ -98,9 +100,7 @@ def lake(tmp_path: Path) -> Lake:
     return Lake(tmp_path / "lake", "synthetic")
 
 
-def test_collecting_moves_each_decision_once_however_often_it_is_done(
-    tmp_path: Path, lake: Lake
-) -> None:
+def test_collecting_decisions_is_idempotent(tmp_path: Path, lake: Lake) -> None:
     folder = tmp_path / "decisions"
     write(folder, "r1", range(T, T + 90 * S, S))
     kept = {path: path.read_bytes() for path in folder.rglob("*.parquet")}
@@ -135,7 +135,7 @@ def test_runs_and_models_with_other_features_share_a_partition(tmp_path: Path, l
     assert {"alpha", "beta", "gamma"} < set(rows.column_names)
 
 
-def test_the_hour_is_that_of_the_utc_clock(tmp_path: Path) -> None:
+def test_files_are_by_hour_of_utc(tmp_path: Path) -> None:
     write(tmp_path, "r1", range(HOUR_NS * 5 + S, HOUR_NS * 5 + 2 * S, S))
     [path] = tmp_path.rglob("*.parquet")
     assert path.parent.name == "hour=05"

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from live.archives.download import Fetched, FetchError, fetch
-from live.archives.rest import Patience, RequestError, instruments
+from live.archives.rest import RequestError, RetryPolicy, instruments
 from live.coverage import coverage
 from market.bars import make_bars
 from market.ingest import ingest
@@ -18,7 +18,7 @@ from market.settings import Settings, load
 from market.units import day_start_ns
 from market.wire.capture import read_lines
 from orchestration.cli import main
-from tests.live.archives import Archives, archives, book_zip, trade_gz
+from tests.live.archive_files import Archives, archives, book_zip, trade_gz
 
 SYMBOL = "BTCUSDT"
 DAYS = ("2025-08-20", "2025-08-21", "2025-08-22")
@@ -57,7 +57,7 @@ def run(served: Archives, root: Path, days: tuple[str, ...] = DAYS) -> Fetched:
     return fetch(settings_of(served, root), [SYMBOL], days[0], days[-1], lambda text: None)
 
 
-def test_a_range_is_brought_once_with_the_depth_of_its_dates(tmp_path: Path) -> None:
+def test_a_range_is_downloaded_once_at_the_depth_of_its_dates(tmp_path: Path) -> None:
     with archives() as served:
         for day, depth in zip(DAYS, (500, 500, 200), strict=True):
             put(served, day, depth)
@@ -65,7 +65,7 @@ def test_a_range_is_brought_once_with_the_depth_of_its_dates(tmp_path: Path) -> 
             (day_start_ns(DAYS[0]) // 1_000_000 + n * 8 * HOUR_MS, f"0.000{n}") for n in range(9)
         ]
         first = run(served, tmp_path)
-        asked = served.asked.copy()
+        requests = served.requests.copy()
         second = run(served, tmp_path)
 
     assert [(day.day, day.depth, day.book_lines, day.trades) for day in first.made] == [
@@ -75,7 +75,7 @@ def test_a_range_is_brought_once_with_the_depth_of_its_dates(tmp_path: Path) -> 
     ]
     assert (first.lacking, first.failures) == ((), ())
     assert (second.made, second.standing) == ((), 3)
-    again = {path: n - asked[path] for path, n in served.asked.items() if n > asked[path]}
+    again = {path: n - requests[path] for path, n in served.requests.items() if n > requests[path]}
     assert again == {"/rest/v5/market/funding/history": 1}
     assert served.busiest <= Settings().history.connections
     rates = (tmp_path / "archive" / "funding" / f"{SYMBOL}.csv").read_text().splitlines()
@@ -83,7 +83,7 @@ def test_a_range_is_brought_once_with_the_depth_of_its_dates(tmp_path: Path) -> 
     assert rates[1].endswith("2025-08-20T00:00:00+00:00,0.0000")
 
 
-def test_bodies_cut_short_stalled_busy_and_damaged_are_overcome(tmp_path: Path) -> None:
+def test_short_stalled_busy_and_damaged_responses_are_retried(tmp_path: Path) -> None:
     day = DAYS[2]
     books = f"/books/{SYMBOL}/{day}_{SYMBOL}_ob200.data.zip"
     trades = f"/trades/{SYMBOL}/{SYMBOL}{day}.csv.gz"
@@ -103,7 +103,7 @@ def test_bodies_cut_short_stalled_busy_and_damaged_are_overcome(tmp_path: Path) 
     assert list(read_lines(captures[0])) == list(read_lines(captures[1]))
 
 
-def test_an_interrupted_download_goes_on_where_it_ended(tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes_where_it_ended(tmp_path: Path) -> None:
     day = DAYS[2]
     path = f"/books/{SYMBOL}/{day}_{SYMBOL}_ob200.data.zip"
     with archives() as served:
@@ -115,7 +115,7 @@ def test_an_interrupted_download_goes_on_where_it_ended(tmp_path: Path) -> None:
         assert served.ranges == [f"{path} 1000"]
 
 
-def test_days_that_the_venue_lacks_are_listed_and_do_not_stop_the_others(tmp_path: Path) -> None:
+def test_dates_missing_at_the_venue_are_listed_and_do_not_stop_the_others(tmp_path: Path) -> None:
     with archives() as served:
         put(served, DAYS[0], 500)
         put(served, DAYS[1], 200, trades=False)
@@ -129,7 +129,7 @@ def test_days_that_the_venue_lacks_are_listed_and_do_not_stop_the_others(tmp_pat
     assert found.failures == ()
 
 
-def test_a_venue_that_stays_down_is_a_failure_that_names_the_date(
+def test_a_venue_that_stays_down_fails_with_the_date(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     day = DAYS[2]
@@ -144,30 +144,30 @@ def test_a_venue_that_stays_down_is_a_failure_that_names_the_date(
     assert "HTTP 503" in result["failures"][0]
 
 
-def test_another_latency_reads_the_files_that_are_there_anew(tmp_path: Path) -> None:
+def test_another_latency_converts_the_downloaded_files_again(tmp_path: Path) -> None:
     day = DAYS[2]
     with archives() as served:
         put(served, day, 200)
         run(served, tmp_path, (day,))
         before = [ns for ns, _ in read_lines(Lake(tmp_path).archive(SYMBOL, day))]
-        books = served.asked[f"/books/{SYMBOL}/{day}_{SYMBOL}_ob200.data.zip"]
+        books = served.requests[f"/books/{SYMBOL}/{day}_{SYMBOL}_ob200.data.zip"]
         slower = load(
             environ={}, overrides=[*served.settings(tmp_path), "market.archive_latency_ms=50"]
         )
         assert len(fetch(slower, [SYMBOL], day, day, lambda text: None).made) == 1
-        assert served.asked[f"/books/{SYMBOL}/{day}_{SYMBOL}_ob200.data.zip"] == books
+        assert served.requests[f"/books/{SYMBOL}/{day}_{SYMBOL}_ob200.data.zip"] == books
     after = [ns for ns, _ in read_lines(Lake(tmp_path).archive(SYMBOL, day))]
     assert [b - a for a, b in zip(before[1:], after[1:], strict=True)] == [30_000_000] * 600
 
 
-def test_funding_comes_in_pages_newest_first(tmp_path: Path) -> None:
+def test_funding_rates_are_paged_backwards(tmp_path: Path) -> None:
     day = DAYS[2]
     start = day_start_ns(day) // 1_000_000
     with archives() as served:
         put(served, day, 200)
         served.funding = [(start + n * 60_000, f"{n}e-6") for n in range(450)]
         assert run(served, tmp_path, (day,)).funding_rates == {SYMBOL: 450}
-        assert served.asked["/rest/v5/market/funding/history"] == 3
+        assert served.requests["/rest/v5/market/funding/history"] == 3
 
 
 def test_coverage_names_the_archive_as_the_source(tmp_path: Path) -> None:
@@ -179,16 +179,16 @@ def test_coverage_names_the_archive_as_the_source(tmp_path: Path) -> None:
     assert len(day.holes) == 299  # a frame a minute
 
 
-def test_a_range_or_an_address_that_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_range_or_address_is_refused(tmp_path: Path) -> None:
     wrong = Settings(root=str(tmp_path))
     for first, last in (("2026-03-02", "2026-03-01"), ("yesterday", "today")):
         with pytest.raises(FetchError, match=first):
             fetch(wrong, [SYMBOL], first, last, lambda text: None)
     with pytest.raises(RequestError, match="expected an http"):
-        instruments("file:///etc", [SYMBOL], Patience(1, 0.0, 1.0))
+        instruments("file:///etc", [SYMBOL], RetryPolicy(1, 0.0, 1.0))
 
 
-def test_settled_funding_enters_the_stream_and_the_bars_once_it_is_known(tmp_path: Path) -> None:
+def test_settled_funding_reaches_the_bars_without_look_ahead(tmp_path: Path) -> None:
     """A date fetched while the rates could not be had is made anew, from its files, when they can."""
     day, path = DAYS[2], "/rest/v5/market/funding/history"
     start = day_start_ns(day)
@@ -199,10 +199,10 @@ def test_settled_funding_enters_the_stream_and_the_bars_once_it_is_known(tmp_pat
         served.faults[path] = ["503"] * 20
         without = run(served, tmp_path, (day,))
         served.faults[path].clear()
-        asked = served.asked[f"/trades/{SYMBOL}/{SYMBOL}{day}.csv.gz"]
+        requests = served.requests[f"/trades/{SYMBOL}/{SYMBOL}{day}.csv.gz"]
         found = run(served, tmp_path, (day,))
         again = run(served, tmp_path, (day,))
-        assert served.asked[f"/trades/{SYMBOL}/{SYMBOL}{day}.csv.gz"] == asked
+        assert served.requests[f"/trades/{SYMBOL}/{SYMBOL}{day}.csv.gz"] == requests
     assert [text.split(":")[0] for text in without.failures] == [f"{SYMBOL} funding"]
     assert (len(without.made), len(found.made), again.standing) == (1, 1, 1)
 

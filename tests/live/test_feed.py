@@ -57,7 +57,7 @@ def frames(items: list[Item]) -> list[Item]:
     return [item for item in items if item.frame is not None]
 
 
-def test_frames_come_as_fast_as_consumed_during_warm_up_and_paced_afterwards(
+def test_frames_are_not_paced_during_warm_up_and_paced_afterwards(
     tmp_path: Path,
 ) -> None:
     path = capture(tmp_path / "a.frames.zst", *(n * S // 2 for n in range(9)))
@@ -92,7 +92,7 @@ def test_a_slow_consumer_does_not_shift_when_later_frames_are_due(tmp_path: Path
 
 @settings(derandomize=True, max_examples=25, deadline=None)
 @given(gaps=st.lists(st.integers(0, 3 * S), min_size=1, max_size=12))
-def test_bare_time_comes_on_the_grid_and_never_before_an_older_frame(
+def test_ticks_are_on_the_grid_and_never_before_an_older_frame(
     gaps: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Invariants: items never go back in time; between two frames every multiple of the grid comes
@@ -110,7 +110,7 @@ def test_bare_time_comes_on_the_grid_and_never_before_an_older_frame(
         assert not (after.frame is None and before.frame and before.receive_ns == after.receive_ns)
 
 
-def test_a_long_silence_is_told_for_a_while_and_then_jumped(tmp_path: Path) -> None:
+def test_a_long_silence_gets_ticks_for_a_while_and_is_then_skipped(tmp_path: Path) -> None:
     path = capture(tmp_path / "a.frames.zst", 0, 10 * SILENCE_NS)
     items = list(ReplayFeed([path], speed=0))
     ticks = [item.receive_ns for item in items if item.frame is None]
@@ -118,7 +118,7 @@ def test_a_long_silence_is_told_for_a_while_and_then_jumped(tmp_path: Path) -> N
     assert items[-1].receive_ns == T + 10 * SILENCE_NS
 
 
-def test_receive_times_that_step_back_are_handed_on_as_they_were_stamped(tmp_path: Path) -> None:
+def test_receive_times_that_step_back_are_passed_on_unchanged(tmp_path: Path) -> None:
     path = capture(tmp_path / "a.frames.zst", 0, S, S // 2, S + 1)
     items = frames(list(ReplayFeed([path], speed=0)))
     assert [item.receive_ns - T for item in items] == [0, S, S // 2, S + 1]
@@ -154,7 +154,7 @@ def test_captures_follow_one_another_and_a_stop_ends_the_iteration(tmp_path: Pat
     assert seen == [0, 1, 2]
 
 
-def test_a_line_without_a_time_is_handed_on_for_the_decoder_to_reject(tmp_path: Path) -> None:
+def test_a_line_without_a_time_is_passed_on_for_the_decoder_to_reject(tmp_path: Path) -> None:
     with CaptureWriter(tmp_path / "a.frames.zst") as writer:
         writer.append_block(b"%d {}\nnot a line of a capture\n" % T)
     items = list(ReplayFeed([writer.path], speed=0))
@@ -171,12 +171,14 @@ def test_a_line_without_a_time_is_handed_on_for_the_decoder_to_reject(tmp_path: 
         ({"captures": ["x"], "speed": -1.0}, "must not be negative"),
     ],
 )
-def test_a_replay_that_makes_no_sense_is_refused(arguments: dict[str, Any], message: str) -> None:
+def test_a_replay_with_invalid_arguments_is_refused(
+    arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(FeedError, match=message):
         ReplayFeed(**arguments)
 
 
-def test_waits_between_attempts_grow_to_a_limit_and_start_again_after_success() -> None:
+def test_backoff_grows_to_a_limit_and_resets_after_success() -> None:
     backoff = Backoff(first_s=1, limit_s=8, seed=1)
     waits = [backoff.next_s() for _ in range(6)]
     for wait, ceiling in zip(waits, (1, 2, 4, 8, 8, 8), strict=True):
@@ -211,7 +213,7 @@ def kinds(items: list[Item]) -> list[str]:
     return found
 
 
-def test_the_wire_feed_subscribes_stamps_in_order_and_keeps_replies_out_of_the_stream() -> None:
+def test_the_wire_feed_subscribes_stamps_in_order_and_drops_replies() -> None:
     asked: list[list[str]] = []
 
     async def handler(socket: ServerConnection) -> None:
@@ -239,7 +241,7 @@ def test_the_wire_feed_subscribes_stamps_in_order_and_keeps_replies_out_of_the_s
     assert all(item.receive_ns % TICK_NS == 0 for item in ticks)
 
 
-def test_a_lost_connection_is_told_made_again_and_subscribed_again() -> None:
+def test_a_lost_connection_is_marked_reconnected_and_resubscribed() -> None:
     async def handler(socket: ServerConnection) -> None:
         await acknowledge(socket)
         await socket.send('{"topic":"publicTrade.BTCUSDT"}')
@@ -253,7 +255,7 @@ def test_a_lost_connection_is_told_made_again_and_subscribed_again() -> None:
     assert feed.reconnects >= 2
 
 
-def test_the_feed_pings_and_replaces_a_connection_that_gives_no_sign_of_life() -> None:
+def test_the_feed_pings_and_replaces_a_silent_connection() -> None:
     pings = 0
     connections = 0
 
@@ -279,7 +281,7 @@ def test_the_feed_pings_and_replaces_a_connection_that_gives_no_sign_of_life() -
     assert pings > 4
 
 
-def test_an_address_nobody_listens_at_is_one_clear_line() -> None:
+def test_an_address_that_refuses_connections_is_one_clear_line() -> None:
     async def handler(socket: ServerConnection) -> None:
         await socket.close()
 
@@ -302,6 +304,6 @@ def test_a_refused_subscription_is_one_clear_line() -> None:
         list(wire(url))
 
 
-def test_an_address_of_another_kind_is_refused() -> None:
+def test_an_address_that_is_no_websocket_is_refused() -> None:
     with pytest.raises(FeedError, match="expected a ws"):
         WireFeed("https://example.org", [])

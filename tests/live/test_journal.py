@@ -27,7 +27,7 @@ from execution.orders import (
     Rejected,
     Submit,
 )
-from live.journal import MIGRATIONS, Journal, JournalError, read_entries, read_only
+from live.journal import MIGRATIONS, Journal, JournalError, open_read_only, read_entries
 
 T = 1_700_000_000_000_000_000
 
@@ -64,56 +64,56 @@ def test_an_order_follows_its_state_diagram(tmp_path: Path) -> None:
         def state() -> OrderState:
             return journal.orders["p-1"].state
 
-        journal.intend(T, "BTCUSDT", "p", [submit()])
+        journal.record_intents(T, "BTCUSDT", "p", [submit()])
         assert state() is OrderState.PENDING_NEW
-        journal.record([outcome(Accepted)])
+        journal.record_events([outcome(Accepted)])
         assert state() is OrderState.NEW
-        journal.record([filled("p-1", "e1", 4, 6)])
+        journal.record_events([filled("p-1", "e1", 4, 6)])
         assert state() is OrderState.PARTIALLY_FILLED
-        journal.intend(T, "BTCUSDT", "p", [Amend(client_id="p-1", price_ticks=600_001)])
-        journal.record([outcome(Amended, price_ticks=600_001, qty_lots=10)])
+        journal.record_intents(T, "BTCUSDT", "p", [Amend(client_id="p-1", price_ticks=600_001)])
+        journal.record_events([outcome(Amended, price_ticks=600_001, qty_lots=10)])
         assert journal.orders["p-1"].price_ticks == 600_001
-        journal.intend(T, "BTCUSDT", "p", [Cancel(client_id="p-1")])
+        journal.record_intents(T, "BTCUSDT", "p", [Cancel(client_id="p-1")])
         assert state() is OrderState.PENDING_CANCEL
-        journal.record([outcome(CancelRejected, reason="too late")])
+        journal.record_events([outcome(CancelRejected, reason="too late")])
         assert state() is OrderState.PARTIALLY_FILLED
-        journal.record([outcome(Lost, reason="no answer")])
+        journal.record_events([outcome(Lost, reason="no answer")])
         assert state() is OrderState.UNKNOWN
-        journal.intend(T, "BTCUSDT", "p", [Cancel(client_id="p-1")])
+        journal.record_intents(T, "BTCUSDT", "p", [Cancel(client_id="p-1")])
         assert state() is OrderState.UNKNOWN, "asking is no evidence"
         assert [order.submit.client_id for order in journal.open_orders()] == ["p-1"]
-        journal.record([outcome(Cancelled, reason="by us", leaves_lots=6)])
+        journal.record_events([outcome(Cancelled, reason="by us", leaves_lots=6)])
         assert state() is OrderState.CANCELLED
         assert journal.open_orders() == []
 
 
 def test_a_late_execution_of_a_cancelled_order_still_moves_the_position(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.sqlite3") as journal:
-        journal.intend(T, "BTCUSDT", "p", [submit()])
-        journal.record([outcome(Cancelled, reason="by us", leaves_lots=10)])
-        journal.record([filled("p-1", "e1", 4, 6)])
+        journal.record_intents(T, "BTCUSDT", "p", [submit()])
+        journal.record_events([outcome(Cancelled, reason="by us", leaves_lots=10)])
+        journal.record_events([filled("p-1", "e1", 4, 6)])
         assert journal.orders["p-1"].state is OrderState.CANCELLED
         assert journal.orders["p-1"].filled_lots == 4
         assert journal.positions == {"BTCUSDT": 4}
 
 
-def test_an_execution_told_twice_counts_once(tmp_path: Path) -> None:
+def test_an_execution_reported_twice_counts_once(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.sqlite3") as journal:
-        journal.intend(T, "BTCUSDT", "p", [submit()])
+        journal.record_intents(T, "BTCUSDT", "p", [submit()])
         event = filled("p-1", "e1", 4, 6)
-        assert journal.record([event, event]) == [event]
-        assert journal.record([event]) == []
+        assert journal.record_events([event, event]) == [event]
+        assert journal.record_events([event]) == []
         assert journal.positions == {"BTCUSDT": 4}
 
 
 def test_a_client_order_id_is_never_used_twice(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.sqlite3") as journal:
-        journal.intend(T, "BTCUSDT", "p", [submit()])
+        journal.record_intents(T, "BTCUSDT", "p", [submit()])
     with (
         Journal(tmp_path / "journal.sqlite3") as journal,
         pytest.raises(JournalError, match="p-1 was used"),
     ):
-        journal.intend(T, "BTCUSDT", "p", [submit()])
+        journal.record_intents(T, "BTCUSDT", "p", [submit()])
 
 
 IDS = ("p-1", "p-2", "q-1")
@@ -138,7 +138,7 @@ STEPS = st.lists(
 
 @settings(derandomize=True, max_examples=40, deadline=None)
 @given(steps=STEPS)
-def test_whatever_happened_a_reopened_journal_says_the_same(
+def test_a_reopened_journal_replays_to_the_same_state(
     steps: list[tuple[object, ...]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Invariants: replay of the file gives the state that was held in memory; the position is the
@@ -147,26 +147,30 @@ def test_whatever_happened_a_reopened_journal_says_the_same(
     executions: dict[tuple[str, str], int] = {}
     with Journal(path) as journal:
         for number, client_id in enumerate(IDS):
-            journal.intend(T, "BTCUSDT", client_id[0], [submit(client_id, side=(1, -1, 1)[number])])
+            journal.record_intents(
+                T, "BTCUSDT", client_id[0], [submit(client_id, side=(1, -1, 1)[number])]
+            )
         for step in steps:
             kind, client_id = str(step[0]), str(step[1])
             side = journal.orders[client_id].submit.side
             final = {c for c, order in journal.orders.items() if order.state.is_final}
             match kind:
                 case "cancel":
-                    journal.intend(T, "BTCUSDT", client_id[0], [Cancel(client_id=client_id)])
+                    journal.record_intents(
+                        T, "BTCUSDT", client_id[0], [Cancel(client_id=client_id)]
+                    )
                 case "accept":
-                    journal.record([outcome(Accepted, client_id)])
+                    journal.record_events([outcome(Accepted, client_id)])
                 case "reject":
-                    journal.record([outcome(Rejected, client_id, reason="r")])
+                    journal.record_events([outcome(Rejected, client_id, reason="r")])
                 case "lose":
-                    journal.record([outcome(Lost, client_id, reason="l")])
+                    journal.record_events([outcome(Lost, client_id, reason="l")])
                 case "cancelled":
-                    journal.record([outcome(Cancelled, client_id, reason="c")])
+                    journal.record_events([outcome(Cancelled, client_id, reason="c")])
                 case _:
                     qty, leaves, number = int(step[2]), int(step[3]), step[4]  # type: ignore[call-overload]
                     executions.setdefault((client_id, f"e{number}"), side * qty)
-                    journal.record([filled(client_id, f"e{number}", qty, leaves, side)])
+                    journal.record_events([filled(client_id, f"e{number}", qty, leaves, side)])
             assert final <= {c for c, order in journal.orders.items() if order.state.is_final}
         orders, positions = dict(journal.orders), dict(journal.positions)
     assert positions.get("BTCUSDT", 0) == sum(executions.values())
@@ -180,7 +184,7 @@ import os, signal, sys
 from execution.orders import Submit
 from live.journal import Journal
 journal = Journal(sys.argv[1])
-journal.intend(5, "BTCUSDT", "p", [Submit(client_id="p-1", symbol="BTCUSDT", side=1, qty_lots=1)])
+journal.record_intents(5, "BTCUSDT", "p", [Submit(client_id="p-1", symbol="BTCUSDT", side=1, qty_lots=1)])
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -194,7 +198,7 @@ def test_an_intent_outlives_a_process_killed_right_after_it(tmp_path: Path) -> N
         assert journal.orders["p-1"].state is OrderState.PENDING_NEW
 
 
-def test_intents_are_synchronised_to_the_disk_and_outcomes_follow_the_next_intent(
+def test_intents_are_fsynced_and_events_become_durable_with_the_next_intent(
     tmp_path: Path,
 ) -> None:
     with Journal(tmp_path / "journal.sqlite3") as journal:
@@ -202,17 +206,17 @@ def test_intents_are_synchronised_to_the_disk_and_outcomes_follow_the_next_inten
         def level() -> int:
             return int(journal._db.execute("pragma synchronous").fetchone()[0])
 
-        journal.intend(T, "BTCUSDT", "p", [submit()])
+        journal.record_intents(T, "BTCUSDT", "p", [submit()])
         assert level() == 2
-        journal.record([outcome(Accepted)])
+        journal.record_events([outcome(Accepted)])
         assert level() == 1
-        journal.intend(T, "BTCUSDT", "p", [Cancel(client_id="p-1")])
+        journal.record_intents(T, "BTCUSDT", "p", [Cancel(client_id="p-1")])
         assert level() == 2
 
 
 def test_entries_can_neither_be_changed_nor_deleted(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.sqlite3") as journal:
-        journal.intend(T, "BTCUSDT", "p", [submit()])
+        journal.record_intents(T, "BTCUSDT", "p", [submit()])
         for statement in ("delete from entries", "update entries set time_ns = 0"):
             with pytest.raises(sqlite3.IntegrityError, match="never"):
                 journal._db.execute(statement)
@@ -231,10 +235,10 @@ def test_a_journal_of_the_first_schema_is_migrated_and_keeps_its_entries(tmp_pat
         )
     old.close()
     with pytest.raises(JournalError, match="schema 1, this code reads 2"):
-        read_only(path)
+        open_read_only(path)
     with Journal(path) as journal:
         assert journal.orders["p-1"].qty_lots == 10
-    reader = read_only(path)
+    reader = open_read_only(path)
     assert [entry.client_id for entry in read_entries(reader)] == ["p-1"]
     reader.close()
 

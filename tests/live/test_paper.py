@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from execution.orders import Cancelled, Filled, OrderState, Submit
-from live.journal import Order
+from live.journal import JournalOrder
 from live.paper import PaperVenue
 from market.settings import Execution, Model, Settings
 from tests.execution.tape import INSTRUMENT, SYMBOL, Tape, limit, market
@@ -70,8 +70,8 @@ def test_positions_of_earlier_runs_are_carried_on() -> None:
     assert tape.position == -3
 
 
-def test_orders_of_a_process_that_is_gone_are_settled_as_cancelled() -> None:
-    order = Order(
+def test_orders_of_an_earlier_process_are_reconciled_as_cancelled() -> None:
+    order = JournalOrder(
         submit=Submit(client_id="p-1", symbol=SYMBOL, side=1, qty_lots=10, price_ticks=100),
         parent_id="p",
         state=OrderState.UNKNOWN,
@@ -81,7 +81,7 @@ def test_orders_of_a_process_that_is_gone_are_settled_as_cancelled() -> None:
         changed_ns=2,
         filled_lots=4,
     )
-    [event] = paper().settle([order], 9)
+    [event] = paper().reconcile([order], 9)
     assert isinstance(event, Cancelled)
     assert (event.client_id, event.time_ns, event.leaves_lots) == ("p-1", 9, 6)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from live.decisions import Decision
-from live.journal import Ledger
+from live.journal import MemoryJournal
 from live.paper import paper_venues
 from live.trader import Trader
 from market.events import EVENT, Events, Field, Flag, Kind
@@ -49,7 +49,7 @@ class Traded:
     """A trader under test, and all that it did."""
 
     def __init__(self, model: FixedModel, settings: Settings, market: Minutes) -> None:
-        self.ledger = Ledger()
+        self.ledger = MemoryJournal()
         self.log = ErrorLog()
         self.decisions: list[Decision] = []
         self.trader = Trader(
@@ -60,7 +60,7 @@ class Traded:
             journal=self.ledger,
             name="test",
             log=self.log,
-            decided=lambda decision, _: self.decisions.append(decision),
+            on_decision=lambda decision, _: self.decisions.append(decision),
         )
         self.trader.begin(market.start_ns, fresh(market.history))
 
@@ -104,7 +104,7 @@ def frames_of(rows: Events) -> list[Events]:
 
 
 @pytest.mark.parametrize("algorithm", ["passive", "market"])
-def test_frames_as_they_come_and_whole_seconds_by_symbol_give_the_same(
+def test_interleaved_frames_and_whole_seconds_by_symbol_decide_the_same(
     algorithm: str, market: Minutes, model: FixedModel, tmp_path: Path
 ) -> None:
     """Live hands over each frame with ticks between them, a backtest seconds of one symbol."""
@@ -132,7 +132,7 @@ def test_frames_as_they_come_and_whole_seconds_by_symbol_give_the_same(
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_how_seconds_are_cut_into_calls_changes_nothing(
+def test_splitting_a_second_into_calls_changes_nothing(
     seed: int, market: Minutes, model: FixedModel, whole: dict[str, list[Any]]
 ) -> None:
     """Invariant: for every division of a second's rows at ends of frames, the record is the same."""
@@ -154,7 +154,7 @@ def test_events_of_another_second_are_refused(market: Minutes, model: FixedModel
         traded.trader.on_events("BTCUSDT", rows[rows["receive_ns"] < market.start_ns + 3 * S])
 
 
-def test_a_gap_means_out_and_no_trading_until_warm_again(
+def test_a_gap_flattens_and_stops_trading_until_warm_again(
     market: Minutes, model: FixedModel
 ) -> None:
     settings = live_settings(Path("unused"), algorithm="market")
@@ -196,7 +196,7 @@ def ticker(time_ns: int, values: dict[Field, int]) -> Events:
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_funding_is_settled_on_the_position_at_its_instant_by_what_was_known_before(
+def test_funding_is_settled_at_its_instant_by_the_last_known_mark_and_rate(
     told: bool, market: Minutes, model: FixedModel
 ) -> None:
     """A rate that is told at the settlement belongs to the next one."""
@@ -209,8 +209,8 @@ def test_funding_is_settled_on_the_position_at_its_instant_by_what_was_known_bef
         Field.NEXT_FUNDING_MS: due_ns // 1_000_000,
     }
     traded = Traded(model, settings, market)
-    for lane in traded.trader.lanes.values():
-        lane.held.ticker = {}
+    for state in traded.trader.symbols.values():
+        state.ticker.fields = {}
     frames = [f for f in frames_of(market.events["BTCUSDT"]) if f["kind"][0] != int(Kind.TICKER)]
     if told:
         frames.append(ticker(due_ns - 3 * S // 2, known))

@@ -25,10 +25,9 @@ from execution.orders import Action, Cancelled, Filled, OrderState, Submit
 from live.champion import Champion, NoChampionError
 from live.collect import collect
 from live.feed import FeedError, Item, ReplayFeed
-from live.journal import Journal, read_entries, read_only
+from live.journal import Journal, open_read_only, read_entries
 from live.paper import paper_venues
-from live.report import logger
-from live.worker import Worker, followed, known_instruments, run, summary_text
+from live.worker import Worker, followed, known_instruments, logger, run, summary_text
 from market.bars import BarBuilder, Bars, make_bars
 from market.features import FeatureEvaluator, feature_hash, feature_names
 from market.features.rendering import render_model
@@ -104,7 +103,7 @@ def decisions(root: Path) -> list[dict[str, Any]]:
 
 
 def entries(root: Path) -> list[tuple[Any, ...]]:
-    reader = read_only(root / "live" / "paper" / "journal.sqlite3")
+    reader = open_read_only(root / "live" / "paper" / "journal.sqlite3")
     try:
         return [tuple(entry) for entry in read_entries(reader)]
     finally:
@@ -157,7 +156,7 @@ def traded(root: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def test_every_parent_stands_with_its_estimate_and_its_cost_against_an_unmoved_market(
+def test_every_parent_has_its_estimate_and_its_cost_against_an_unmoved_market(
     worked: tuple[Path, dict[str, Any]],
 ) -> None:
     root, _ = worked
@@ -217,7 +216,7 @@ def test_records_of_an_older_version_are_brought_up_to_date_when_more_is_collect
     assert (kept["spread_regime"], kept["sigma_bps"]) == ("unknown", None)
 
 
-def test_the_own_capture_holds_every_frame_behind_what_the_worker_started_from(
+def test_the_own_capture_has_checkpoints_and_then_every_frame(
     worked: tuple[Path, dict[str, Any]], market: Market
 ) -> None:
     _, summary = worked
@@ -228,7 +227,7 @@ def test_the_own_capture_holds_every_frame_behind_what_the_worker_started_from(
     assert [line["l2"] for line in opening] == ["instrument"] * 2 + ["checkpoint"] * 4
 
 
-def test_every_action_was_intended_and_no_order_stayed_open(
+def test_every_action_has_an_intent_and_no_order_stays_open(
     worked: tuple[Path, dict[str, Any]],
 ) -> None:
     root, summary = worked
@@ -284,7 +283,7 @@ def batch_bars(capture: str, settings: Settings, until_ns: int = 0) -> dict[str,
     }
 
 
-def test_logged_vectors_are_recomputed_from_the_own_capture_by_the_batch_engines(
+def test_logged_vectors_are_recomputed_from_the_own_capture_by_the_batch(
     worked: tuple[Path, dict[str, Any]],
 ) -> None:
     """Parity: |live − batch| <= 1e-9 max(1, |live|), and the same NULLs, on every feature."""
@@ -413,7 +412,7 @@ def wait_for(champion: Champion) -> Callable[[], None]:
     return wait
 
 
-def test_another_champion_comes_into_force_between_two_seconds(root: Path, market: Market) -> None:
+def test_a_promoted_champion_is_swapped_in_between_two_seconds(root: Path, market: Market) -> None:
     promote(root, "1")
     at: dict[int, Callable[[], object]] = {}
     worker, journal, champion = build(root, market.fresh, at)
@@ -470,7 +469,7 @@ def test_a_champion_for_another_market_does_not_start(
     assert [p.name for p in tmp_path.iterdir()] == ["bundles"], "nothing was begun"
 
 
-def test_without_a_champion_nothing_is_written_and_the_way_there_is_named(
+def test_without_a_champion_nothing_is_written_and_the_error_says_how_to_promote(
     tmp_path: Path, market: Market
 ) -> None:
     root = tmp_path / "none"
@@ -482,7 +481,7 @@ def test_without_a_champion_nothing_is_written_and_the_way_there_is_named(
 # -- when things break --------------------------------------------------------------------------
 
 
-def test_a_book_that_lost_frames_ends_trading_until_the_features_are_warm_again(
+def test_a_sequence_gap_stops_trading_until_the_features_are_warm_again(
     root: Path, market: Market, tmp_path: Path
 ) -> None:
     promote(root)
@@ -506,7 +505,7 @@ def test_a_book_that_lost_frames_ends_trading_until_the_features_are_warm_again(
     assert max(entry[1] for entry in kinds) <= cut + S
 
 
-def test_a_worker_that_died_is_settled_and_its_position_closed_by_the_next(
+def test_orders_of_a_killed_worker_are_reconciled_and_its_position_closed(
     root: Path, market: Market
 ) -> None:
     promote(root)
@@ -556,9 +555,7 @@ def event_of(entry: Any) -> Any:
 # -- the lake -----------------------------------------------------------------------------------
 
 
-def test_collecting_brings_a_run_into_the_lake_and_repeating_it_changes_nothing(
-    root: Path, market: Market
-) -> None:
+def test_collecting_a_run_into_the_lake_is_idempotent(root: Path, market: Market) -> None:
     promote(root)
     worker, journal, champion = build(root, market.fresh, {})
     with journal:
@@ -657,7 +654,7 @@ print(json.dumps({"summary": summary, "modules": sorted(sys.modules)}))
 """
 
 
-def test_sigterm_ends_a_worker_in_order_and_it_never_loaded_what_trading_does_not_need(
+def test_sigterm_stops_a_worker_cleanly_and_it_loads_no_heavy_module(
     root: Path, market: Market
 ) -> None:
     promote(root)

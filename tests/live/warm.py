@@ -12,8 +12,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from live.history import History
-from live.recorder import Held
+from live.history import SymbolHistory
+from live.own_capture import TickerState
 from market.bars import BarBuilder, Bars
 from market.book import Book
 from market.events import ARROW_SCHEMA, Events, Flag, to_arrow
@@ -37,7 +37,7 @@ class Minutes(NamedTuple):
     start_ns: int
     instruments: dict[str, Instrument]
     events: dict[str, Events]
-    history: dict[str, History]
+    history: dict[str, SymbolHistory]
 
 
 def repeated(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], until_ns: int) -> Bars:
@@ -80,17 +80,17 @@ def _begun(
 ) -> Minutes:
     """Rows cut to [start_ns, until_ns), with what was before them as history."""
     events: dict[str, Events] = {}
-    history: dict[str, History] = {}
+    history: dict[str, SymbolHistory] = {}
     for symbol, rows in whole.items():
         times = rows["receive_ns"]
-        book, held = Book(), Held()
+        book, held = Book(), TickerState()
         book.apply(rows[times < start_ns])
         opening = book.snapshot_rows(start_ns)
         stretch = rows[(times >= start_ns) & (times < until_ns)]
         events[symbol] = np.concatenate([opening, stretch])
         builder = BarBuilder(instruments[symbol], 5.0)
         values = np.concatenate([builder.push(events[symbol]).values, builder.finish().values])
-        history[symbol] = History(repeated(values[2:], start_ns), book, held)
+        history[symbol] = SymbolHistory(repeated(values[2:], start_ns), book, held)
     return Minutes(start_ns, instruments, events, history)
 
 
@@ -127,12 +127,12 @@ def snapshot(market: Minutes, symbol: str, time_ns: int) -> Events:
     return sent
 
 
-def fresh(history: Mapping[str, History]) -> dict[str, History]:
+def fresh(history: Mapping[str, SymbolHistory]) -> dict[str, SymbolHistory]:
     """The same history for one more trader, which may write on its own copy."""
     copies = {}
     for symbol, (bars, book, held) in history.items():
-        own, ticker = Book(), Held()
+        own, ticker = Book(), TickerState()
         own.apply(book.snapshot_rows(book.receive_ns))
-        ticker.ticker = dict(held.ticker)
-        copies[symbol] = History(bars, own, ticker)
+        ticker.fields = dict(held.fields)
+        copies[symbol] = SymbolHistory(bars, own, ticker)
     return copies

@@ -13,7 +13,7 @@ import pytest
 from execution.tca import Row
 from live.collect import collect
 from live.decisions import Decision
-from live.recorder import Held, checkpoints
+from live.own_capture import TickerState, checkpoints
 from live.worker import followed
 from live.worker import run as run_live
 from market.bars import BarBuilder, Bars
@@ -62,7 +62,7 @@ def warm_lake(root: Path, recording: Path, first_ns: int, until_ns: int) -> Reco
                 restated = [
                     line
                     for symbol, builder in builders.items()
-                    for line in checkpoints(instruments[symbol], builder.book, Held(), 200)
+                    for line in checkpoints(instruments[symbol], builder.book, TickerState(), 200)
                 ]
             lines.append((receive_ns, frame))
         for symbol, events in decoder.decode_frame(receive_ns, frame).events.items():

@@ -14,7 +14,7 @@ import pytest
 
 from live.clock import VenueClock
 from live.feed import WireFeed
-from live.recording import instruments_listed, record
+from live.market_recorder import instruments_listed, record
 from live.worker import run
 from market.bars import bars_from_chunks, make_bars
 from market.book import Book

@@ -1,9 +1,8 @@
-"""The worker's own capture: every frame as it was received, before anything is made of it.
+"""The worker's own capture: every frame as received, written before it is decoded.
 
-One file a run and UTC date, under ``ROOT/live/frames``. A file reads alone: it opens with the
-instruments, and where a book or a ticker was held, with checkpoints of them. The same lines open the
-worker's own bars of that date, so whoever recomputes a date from its file starts from what the
-worker started from.
+One file per run and UTC date under ``ROOT/live/frames``. Each file can be read alone: it opens with the
+instruments and with checkpoints of every known book and ticker. The worker's bars of that date start
+from the same checkpoints, so recomputing a date from its file starts where the worker did.
 """
 
 from __future__ import annotations
@@ -21,15 +20,13 @@ from market.units import utc_date
 from market.wire.capture import CaptureWriter
 from market.wire.topics import TICKER_FIELDS, book_topic, ticker_topic
 
-#: Ticker field id -> (name in the venue's frames, decimal places of the integer kept).
+#: Ticker field id -> (JSON key in the venue's frames, decimal places of the stored integer).
 _NAMES = {int(field): (name, places) for name, (field, places) in TICKER_FIELDS.items()}
-
-
 _TICKER = int(Kind.TICKER)
 
 
-class Recorder:
-    """Writes the capture of one run; `open` begins the file of a date."""
+class OwnCapture:
+    """Writes the capture of one run; `open` starts the file of a date."""
 
     def __init__(self, root: str | Path, run: str, instruments: Mapping[str, Instrument]) -> None:
         self._folder = Path(root) / "live" / "frames"
@@ -39,9 +36,9 @@ class Recorder:
         self.paths: list[str] = []
 
     def open(self, now_ns: int, checkpoints: Iterable[bytes] = ()) -> None:
-        """Begin the file of the date of ``now_ns``, with these control lines at its head.
+        """Start the file of the UTC date of ``now_ns``; ``checkpoints`` are control lines for its head.
 
-        The file before it ends with a ``turn`` line: read alone, it says that the stream went on.
+        The previous file ends with a ``turn`` line, which tells a reader that the stream went on.
         """
         if self._writer is not None:
             self._writer.control(now_ns, {"l2": "turn"})
@@ -55,37 +52,35 @@ class Recorder:
             self._writer.append(now_ns, line)
 
     def append(self, receive_ns: int, frame: bytes) -> None:
+        """Write one frame; `open` must have been called."""
         if self._writer is None:
-            raise RuntimeError("no file is open: call open before the first frame")
+            raise RuntimeError("no capture file is open: call open() before the first frame")
         self._writer.append(receive_ns, frame)
 
     def close(self) -> None:
+        """Flush and close the current file; no-op when none is open."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
 
-class Held:
-    """What a stream has said last of one symbol, apart from its book: the ticker's fields."""
+class TickerState:
+    """The latest value of each ticker field of one symbol: field id -> integer at its own scale."""
 
     def __init__(self) -> None:
-        self.ticker: dict[int, int] = {}
+        self.fields: dict[int, int] = {}
 
     def apply(self, events: Events) -> None:
-        if len(events) and events["kind"][0] == _TICKER:
-            self.ticker.update(
-                zip(events["field"].tolist(), events["value_e8"].tolist(), strict=True)
-            )
-
-    def apply_many(self, events: Events) -> None:
-        """`apply` for rows of many frames, of all kinds."""
+        """Take event rows of any kind and number of frames, in receive order."""
         rows = events[events["kind"] == _TICKER]
         for field in np.unique(rows["field"]).tolist():
-            self.ticker[field] = int(rows["value_e8"][rows["field"] == field][-1])
+            self.fields[field] = int(rows["value_e8"][rows["field"] == field][-1])
 
 
-def checkpoints(instrument: Instrument, book: Book, held: Held, book_depth: int) -> list[bytes]:
-    """Control lines that restate a book and a ticker; none of what is not held."""
+def checkpoints(
+    instrument: Instrument, book: Book, ticker: TickerState, book_depth: int
+) -> list[bytes]:
+    """Checkpoint lines of a book and a ticker; none for a book that is not synchronised."""
     symbol = instrument.symbol
     lines = []
     if book.synchronised:
@@ -94,17 +89,17 @@ def checkpoints(instrument: Instrument, book: Book, held: Held, book_depth: int)
             for name, levels in (("b", book.bids()), ("a", book.asks()))
         }
         data = {"s": symbol, **sides, "u": book.update_id}
-        lines.append(_line(book_topic(book_depth, symbol), data))
-    if held.ticker:
+        lines.append(_checkpoint(book_topic(book_depth, symbol), data))
+    if ticker.fields:
         fields = {}
-        for field, value in sorted(held.ticker.items()):
+        for field, value in sorted(ticker.fields.items()):
             name, places = _NAMES[field]
             fields[name] = (
                 f"{value // 10**places}.{value % 10**places:0{places}d}" if places else str(value)
             )
-        lines.append(_line(ticker_topic(symbol), {"symbol": symbol, **fields}))
+        lines.append(_checkpoint(ticker_topic(symbol), {"symbol": symbol, **fields}))
     return lines
 
 
-def _line(topic: str, data: object) -> bytes:
+def _checkpoint(topic: str, data: object) -> bytes:
     return msgspec.json.encode({"l2": "checkpoint", "topic": topic, "data": data})

@@ -1,19 +1,21 @@
-"""The market recorder: everything the venue sends, exactly as it came, in hourly captures.
+"""The market recorder: every message of the venue, byte for byte, in hourly captures.
 
-What arrived is what is stored: duplicates, replies to our own requests and garbage too, for it is
-decoding that judges. Each file opens with the instruments and with checkpoints of every book and
-ticker, so it reads alone.
+Messages are stored as received, duplicates, replies to our own requests and garbage included:
+validation is the decoder's task. Each file opens with the instruments and with checkpoints of every
+book and ticker, so it can be read alone.
 
-    what happens                    what the recorder does
-    a book topic cannot be followed asks for the topic anew; again after a wait that doubles, and
-                                    after four times in vain makes the connection anew
-    a book topic is silent 60 s     the same
-    the connection is lost          `WireFeed` makes it again; a ``disconnect`` line says so
-    the clock steps                 receive times go on (`SteadyClock`); a ``clock`` line says by how much
-    the disk refuses                keeps lines in memory and tries every second; when that is full,
-                                    new lines are lost and counted, and a ``disconnect`` line says so
-    the process is killed           at the next start the torn tail of the last file is cut off
-    SIGTERM                         writes what was received and closes
+    fault                           reaction
+    sequence gap or crossed book    resubscribe for a new snapshot; retry with a wait that doubles,
+                                    and after four retries reconnect
+    book topic silent for 60 s      the same
+    lost connection                 `WireFeed` reconnects; a ``disconnect`` line marks it
+    step of the system clock        receive times stay monotonic (`SteadyClock`); a ``clock`` line
+                                    gives the size of the step
+    failed write (disk full, ...)   lines are buffered in memory and the write is retried every second;
+                                    when the buffer is full new lines are dropped and counted, and a
+                                    ``disconnect`` line marks the loss
+    killed process                  the next start truncates the torn tail of the last file
+    SIGTERM                         flushes and closes
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from live.archives.rest import Patience, RequestError, instruments
+from live.archives.rest import RequestError, RetryPolicy, instruments
 from live.clock import SteadyClock, VenueClock
 from live.feed import Feed, WireFeed
 from live.replica import BookTopic, Replica
@@ -39,30 +41,36 @@ from market.errors import DataError
 from market.instruments import BUILT_IN, Instrument
 from market.lake import Lake
 from market.settings import Settings, with_symbols
-from market.units import HOUR_NS, SECOND_NS, utc_date
+from market.units import DAY_NS, HOUR_NS, SECOND_NS, utc_date
 from market.wire.capture import CaptureError, CaptureWriter
 from market.wire.topics import public_topics
 
 SUFFIX: Final = "-recorder.frames.zst"
 
-#: Text that is written without waiting for the second to end.
+#: This much text is flushed before the second is over.
 _BATCH_BYTES: Final = 4 << 20
-_OURS: Final = b'{"l2":'
+#: How control lines of our own start.
+_CONTROL: Final = b'{"l2":'
+#: A book topic without a frame for longer is resubscribed.
 _SILENT_NS: Final = 60 * SECOND_NS
-_RENEW_FIRST_NS: Final = 2 * SECOND_NS
+#: Wait before the first retry of a resubscription; it doubles with each.
+_RESUBSCRIBE_NS: Final = 2 * SECOND_NS
+#: Resubscriptions of a topic before the connection is replaced.
 _RENEWALS: Final = 4
 _STATUS_NS: Final = 60 * SECOND_NS
 
 
-class RecordingError(DataError):
-    """The recorder cannot start; the message is one line that says what to do."""
+class RecorderError(DataError):
+    """The recorder cannot start or finish; the message says what to do."""
 
 
-class Spool:
-    """Lines on their way to the hourly files.
+class CaptureBuffer:
+    """Write buffer in front of the hourly files.
 
-    Lines are written and synced about once a second. A write that fails is undone, so that a file
-    never has a hole before its end, and is made again later with the same lines.
+    Flushes with fsync about once a second. A failed write is rolled back, so that a file never has a
+    hole, and retried later with the same lines. ``head`` gives the control lines that open a file,
+    ``hold_bytes`` limits the buffer while writes fail, ``span_ns`` is the receive time per file.
+    ``stored``, ``text_bytes``, ``lost`` (lines) and ``failures`` (writes) count.
     """
 
     def __init__(
@@ -76,42 +84,42 @@ class Spool:
     ) -> None:
         self._lake, self._head, self._hold_bytes, self._say = lake, head, hold_bytes, say
         self._monotonic_ns = monotonic_ns
-        self._span_ns = span_ns  #: of receive time in a file
+        self._span_ns = span_ns
         self._writer: CaptureWriter | None = None
-        self._synced = 0  #: bytes of the file that are whole and on disk
+        self._synced = 0  #: bytes of the current file that are whole and on disk
         self._lines: list[bytes] = []
         self._bytes = 0
-        self._tried = monotonic_ns()
+        self._flushed_ns = monotonic_ns()  #: of the last attempt
         self._period = -1
-        self._losing = 0
-        self._refused = False
+        self._dropping = 0  #: lines dropped since the buffer is full
+        self._failing = False
         self.paths: list[str] = []
         self.stored = self.text_bytes = self.lost = self.failures = 0
 
     def add(self, receive_ns: int, frame: bytes) -> None:
-        """Take a line; it is on disk within about a second."""
+        """Buffer a line; it is on disk within about a second, unless writes fail."""
         if receive_ns // self._span_ns != self._period:
-            self._turn(receive_ns)
-        if self._losing or self._bytes > self._hold_bytes:
-            self._losing += 1
+            self._start_file(receive_ns)
+        if self._dropping or self._bytes > self._hold_bytes:
+            self._dropping += 1
             self.lost += 1
             return
         if b"\n" in frame:
             frame = frame.replace(b"\n", b" ")
         self._append(receive_ns, frame)
-        if self._bytes >= _BATCH_BYTES and not self._refused:
+        if self._bytes >= _BATCH_BYTES and not self._failing:
             self.flush()
 
     def tick(self, now_ns: int) -> None:
-        """Time passed: write what a second has brought, and come back from a loss."""
-        if self._monotonic_ns() - self._tried >= SECOND_NS:
+        """Time passed: flush once a second, and resume after dropped lines."""
+        if self._monotonic_ns() - self._flushed_ns >= SECOND_NS:
             self.flush()
-            if self._losing and not self._lines:
+            if self._dropping and not self._lines:
                 self._resume(now_ns)
 
     def flush(self) -> bool:
-        """Write and sync everything held; False when the disk refuses, and it is held on."""
-        self._tried = self._monotonic_ns()
+        """Write and fsync the buffer; False when that fails, and the buffer is kept."""
+        self._flushed_ns = self._monotonic_ns()
         if not self._lines:
             return True
         try:
@@ -121,28 +129,28 @@ class Spool:
             self._writer.sync()
             self._synced = os.path.getsize(self.paths[-1])
         except (CaptureError, OSError) as error:
-            self._undo()
+            self._roll_back()
             self.failures += 1
-            if not self._refused:
-                self._say(f"not written, will be tried again every second: {error}")
-            self._refused = True
+            if not self._failing:
+                self._say(f"write failed, retried every second: {error}")
+            self._failing = True
             return False
-        if self._refused:
-            self._say(f"{self.paths[-1]}: written again")
-        self._refused = False
+        if self._failing:
+            self._say(f"{self.paths[-1]}: writes succeed again")
+        self._failing = False
         self.stored += len(self._lines)
         self.text_bytes += self._bytes
         self._lines, self._bytes = [], 0
         return True
 
     def close(self) -> None:
-        """Write what is held and close. RecordingError when the disk refuses to the end."""
-        written = self.flush()
+        """Flush and close. RecorderError when the last flush fails."""
+        flushed = self.flush()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        if not written:
-            raise RecordingError(
+        if not flushed:
+            raise RecorderError(
                 f"{self.paths[-1]}: the last {len(self._lines)} lines could not be written; "
                 "free space on the disk"
             )
@@ -152,14 +160,14 @@ class Spool:
         self._lines.append(line)
         self._bytes += len(line)
 
-    def _turn(self, now_ns: int, *first: bytes) -> bool:
-        """Begin the file of an hour; False when the old one's lines cannot be written yet.
+    def _start_file(self, now_ns: int, *first: bytes) -> bool:
+        """Start the file of an hour; False while the old one's lines cannot be written.
 
-        The old file ends with a ``turn`` line of the new one's time, unless lines are missing
-        between the two: read alone, it says that the stream went on.
+        The old file ends with a ``turn`` line at the new one's time, which tells its reader that the
+        stream went on; not so when ``first`` lines of the new file mark a loss between the two.
         """
         if self.paths:
-            if self._refused:
+            if self._failing:
                 return False
             if not first:
                 self._append(now_ns, _control("turn"))
@@ -178,24 +186,24 @@ class Spool:
         return True
 
     def _resume(self, now_ns: int) -> None:
-        """Lines are taken again: in a new file, which says what is missing before it."""
-        lost, self._losing = self._losing, 0
-        reason = f"{lost} lines lost: the disk refused longer than memory could hold"
-        self._turn(now_ns, _control("disconnect", reason=reason, lost=lost))
+        """Accept lines again, in a new file that opens with the loss."""
+        lost, self._dropping = self._dropping, 0
+        reason = f"{lost} lines lost: writes failed for longer than the buffer lasts"
+        self._start_file(now_ns, _control("disconnect", reason=reason, lost=lost))
         self._say(reason)
 
-    def _undo(self) -> None:
-        """Close the writer and cut the file back to what was synced."""
+    def _roll_back(self) -> None:
+        """Close the writer and truncate the file to what was synced."""
         if self._writer is not None:
-            with suppress(CaptureError):  # the very failure that is being undone
+            with suppress(CaptureError):  # the failure that is being rolled back
                 self._writer.close()
             self._writer = None
         if self.paths and os.path.exists(self.paths[-1]):
             os.truncate(self.paths[-1], self._synced)
 
 
-class Source(Feed, Protocol):
-    """A feed whose topics can be asked for anew."""
+class RenewableFeed(Feed, Protocol):
+    """A feed whose topics can be resubscribed (`WireFeed`)."""
 
     @property
     def deepest_queue(self) -> int: ...
@@ -203,13 +211,13 @@ class Source(Feed, Protocol):
     def renew(self, topics: Sequence[str]) -> None: ...
 
 
-class Recording:
-    """One run of the recorder over a feed."""
+class Recorder:
+    """One run of the recorder over a feed; ``names`` are its topics, ``listed`` the instruments."""
 
     def __init__(
         self,
         settings: Settings,
-        feed: Source,
+        feed: RenewableFeed,
         names: list[str],
         listed: Mapping[str, Instrument],
         clock: SteadyClock,
@@ -220,7 +228,7 @@ class Recording:
         self._feed, self._clock, self._say = feed, clock, say
         self._listed = listed
         self.replica = Replica(names)
-        self.spool = Spool(
+        self.buffer = CaptureBuffer(
             Lake(settings.root, settings.source),
             self._head,
             settings.record.hold_mb << 20,
@@ -230,46 +238,47 @@ class Recording:
         self._books = [
             topic for topic in self.replica.topics.values() if isinstance(topic, BookTopic)
         ]
-        #: Book topic -> (how often it was asked for anew, when last), while it has no answer.
+        #: Book topic without a snapshot yet -> (resubscriptions, time of the last one).
         self._renewed: dict[str, tuple[int, int]] = {}
         self._connected = False
         self.connections = self.disconnects = self.resyncs = self.frames = 0
         self.clock_steps = 0
 
     def run(self) -> dict[str, Any]:
-        """Record until the feed ends; what was done."""
-        second = status = now = 0
+        """Record until the feed ends; returns `summary`."""
+        checked_ns = status_ns = now_ns = 0
         try:
             for item in self._feed:
-                now = item.receive_ns
+                now_ns = item.receive_ns
                 if item.frame is not None:
-                    self._take(item.receive_ns, item.frame)
+                    self._store(now_ns, item.frame)
                     continue
-                self.spool.tick(item.receive_ns)
-                self._note_steps(item.receive_ns)
-                if item.receive_ns - second >= SECOND_NS:
-                    second = item.receive_ns
-                    self._watch(second)
-                if item.receive_ns - status >= _STATUS_NS:
-                    if status:
+                self.buffer.tick(now_ns)
+                self._note_clock_steps(now_ns)
+                if now_ns - checked_ns >= SECOND_NS:
+                    checked_ns = now_ns
+                    self._resubscribe(now_ns)
+                if now_ns - status_ns >= _STATUS_NS:
+                    if status_ns:
                         self._say(self._status())
-                    status = item.receive_ns
+                    status_ns = now_ns
             if self.frames or self.connections:
-                self.spool.add(now, _control("disconnect", reason="recorder stopped"))
+                self.buffer.add(now_ns, _control("disconnect", reason="recorder stopped"))
         finally:
-            self.spool.close()
+            self.buffer.close()
         return self.summary()
 
     def summary(self) -> dict[str, Any]:
+        """Counts of the run, plain data."""
         books = self._books
         return {
             "frames": {topic.name: topic.frames for topic in self.replica.topics.values()},
             "other_frames": self.replica.others,
             "received": self.frames,
-            "stored_lines": self.spool.stored,
-            "lost": self.spool.lost,
-            "text_bytes": self.spool.text_bytes,
-            "files": self.spool.paths,
+            "stored_lines": self.buffer.stored,
+            "lost": self.buffer.lost,
+            "text_bytes": self.buffer.text_bytes,
+            "files": self.buffer.paths,
             "connections": self.connections,
             "disconnects": self.disconnects,
             "gaps": sum(book.gaps for book in books),
@@ -279,7 +288,7 @@ class Recording:
             "unreadable": sum(topic.unreadable for topic in self.replica.topics.values()),
             "resyncs": self.resyncs,
             "clock_steps": self.clock_steps,
-            "disk_failures": self.spool.failures,
+            "disk_failures": self.buffer.failures,
             "deepest_queue": self._feed.deepest_queue,
         }
 
@@ -290,59 +299,59 @@ class Recording:
         ]
         return [*lines, *self.replica.checkpoints()]
 
-    def _take(self, receive_ns: int, frame: bytes) -> None:
-        # Stored first: a file that this frame opens begins with the state before it.
-        self.spool.add(receive_ns, frame)
-        if frame.startswith(_OURS):
-            self._controlled(receive_ns, frame)
+    def _store(self, receive_ns: int, frame: bytes) -> None:
+        # Stored before it is applied: a file that this frame opens starts with the state before it.
+        self.buffer.add(receive_ns, frame)
+        if frame.startswith(_CONTROL):
+            self._follow_connection(receive_ns, frame)
         else:
             self.frames += 1
             self.replica.follow(receive_ns, frame)
 
-    def _controlled(self, now_ns: int, line: bytes) -> None:
-        connected = line.startswith(_OURS + b'"connect"')
-        if connected or line.startswith(_OURS + b'"disconnect"'):
+    def _follow_connection(self, now_ns: int, line: bytes) -> None:
+        connected = line.startswith(_CONTROL + b'"connect"')
+        if connected or line.startswith(_CONTROL + b'"disconnect"'):
             self._connected = connected
             self.connections += connected
             self.disconnects += not connected
             self.replica.forget()
-            # Every subscription is answered by a snapshot: give it a moment.
+            # A snapshot follows every subscription: count its wait from here.
             self._renewed = {book.name: (0, now_ns) for book in self._books}
 
-    def _note_steps(self, now_ns: int) -> None:
+    def _note_clock_steps(self, now_ns: int) -> None:
         while self._clock.steps:
             step = self._clock.steps.popleft()
             self.clock_steps += 1
-            self.spool.add(now_ns, _control("clock", step_ns=step))
+            self.buffer.add(now_ns, _control("clock", step_ns=step))
             self._say(f"the system clock stepped by {step / 1e9:+.3f} s")
 
-    def _watch(self, now_ns: int) -> None:
-        """Ask anew for the book topics that cannot be followed, and not too often."""
+    def _resubscribe(self, now_ns: int) -> None:
+        """Resubscribe stale or silent book topics with a growing wait, in the end reconnect."""
         if not self._connected:
             return
-        wanted = []
+        due = []
         for book in self._books:
             book.check()
             if not (book.stale or now_ns - book.last_ns > _SILENT_NS):
                 self._renewed.pop(book.name, None)
                 continue
-            count, last = self._renewed.get(book.name, (0, 0))
-            if now_ns - last >= _RENEW_FIRST_NS << count:
-                wanted.append(book.name)
+            count, last_ns = self._renewed.get(book.name, (0, 0))
+            if now_ns - last_ns >= _RESUBSCRIBE_NS << count:
+                due.append(book.name)
                 self._renewed[book.name] = (count + 1, now_ns)
-        if any(self._renewed[name][0] > _RENEWALS for name in wanted):
-            self._say(f"{', '.join(wanted)}: no snapshot comes; connecting anew")
+        if any(self._renewed[name][0] > _RENEWALS for name in due):
+            self._say(f"{', '.join(due)}: no snapshot after {_RENEWALS} retries; reconnecting")
             self._feed.renew([])
-        elif wanted:
-            self.resyncs += len(wanted)
-            self._feed.renew(wanted)
+        elif due:
+            self.resyncs += len(due)
+            self._feed.renew(due)
 
     def _status(self) -> str:
         stale = [topic.name for topic in self.replica.topics.values() if topic.stale]
         waiting = f"; stale: {', '.join(stale)}" if stale else ""
         return (
-            f"{self.frames:,} frames, {self.spool.text_bytes / 1e6:,.0f} MB of text, "
-            f"{self.spool.lost} lost, {self.disconnects} disconnects, {self.resyncs} resyncs{waiting}"
+            f"{self.frames:,} frames, {self.buffer.text_bytes / 1e6:,.0f} MB of text, "
+            f"{self.buffer.lost} lost, {self.disconnects} disconnects, {self.resyncs} resyncs{waiting}"
         )
 
 
@@ -355,18 +364,19 @@ def record(
     say: Callable[[str], None],
     started: Callable[[WireFeed], None] = lambda feed: None,
 ) -> dict[str, Any]:
-    """Record into the lake's frames until ``duration_s`` is over or the feed is stopped.
+    """Record into the lake's captures until ``duration_s`` is over or the feed is stopped.
 
-    ``started`` is handed the feed, whose `stop` ends the run. Raises RecordingError when another
-    recorder writes into this lake, FeedError when the venue cannot be reached or refuses a topic.
+    ``started`` gets the feed, whose `stop` ends the run. Returns `Recorder.summary`. RecorderError for
+    unusable settings or when another recorder writes into this lake, FeedError when the venue cannot
+    be reached or refuses a topic.
     """
     depth = settings.market.book_depth
     if depth not in settings.record.depths:
-        raise RecordingError(
+        raise RecorderError(
             f"record.depths lacks market.book_depth {depth}, which bars are made of; add it"
         )
     if settings.source != "recorded" or "://" in settings.root:
-        raise RecordingError("a recorder needs a local root whose source is recorded")
+        raise RecorderError("a recorder needs a local root whose source is recorded")
     names = public_topics(settings.market.symbols, settings.record.depths)
     clock = VenueClock(settings.clock)
     feed = WireFeed(
@@ -378,42 +388,40 @@ def record(
         keep_replies=True,
     )
     lake = Lake(settings.root, settings.source)
-    with _alone(lake):
-        mend(lake, clock(), say)
-        recording = Recording(settings, feed, names, listed, clock, say)
+    with _exclusive_lock(lake):
+        repair_torn_tail(lake, clock(), say)
+        recorder = Recorder(settings, feed, names, listed, clock, say)
         started(feed)
-        return recording.run()
+        return recorder.run()
 
 
 def instruments_listed(settings: Settings, say: Callable[[str], None]) -> dict[str, Instrument]:
-    """The instruments as the venue lists them, else as built in.
+    """The settings' instruments as the venue lists them, else as built in.
 
-    A symbol that neither knows is recorded without its instrument: whoever reads the capture finds
-    the grid in its figures.
+    A symbol that neither knows is recorded without its instrument; ingest then infers tick and lot
+    from the prices and sizes of the capture.
     """
-    patience = Patience(attempts=2, wait_s=0.5, timeout_s=10.0)
-    found = {}
+    retry = RetryPolicy(attempts=2, wait_s=0.5, timeout_s=10.0)
+    listed = {}
     for symbol in settings.market.symbols:
         try:
-            (found[symbol],) = instruments(settings.record.rest_url, [symbol], patience)
+            (listed[symbol],) = instruments(settings.record.rest_url, [symbol], retry)
         except RequestError as error:
-            say(
-                f"{error}; going on with {'the built-in' if symbol in BUILT_IN else 'no'} instrument"
-            )
+            say(f"{error}; using {'the built-in' if symbol in BUILT_IN else 'no'} instrument")
             if symbol in BUILT_IN:
-                found[symbol] = BUILT_IN[symbol]
-    return found
+                listed[symbol] = BUILT_IN[symbol]
+    return listed
 
 
-def mend(lake: Lake, now_ns: int, say: Callable[[str], None]) -> None:
-    """Cut off what a killed recorder left torn at the end of its last file."""
-    yesterday, today = utc_date(now_ns - 24 * HOUR_NS), utc_date(now_ns)
-    ours = [
+def repair_torn_tail(lake: Lake, now_ns: int, say: Callable[[str], None]) -> None:
+    """Truncate an unfinished line or block that a killed recorder left at the end of its last file."""
+    yesterday, today = utc_date(now_ns - DAY_NS), utc_date(now_ns)
+    recorded = [
         path for day in (yesterday, today) for path in lake.captures(day) if path.endswith(SUFFIX)
     ]
-    if not ours:
+    if not recorded:
         return
-    path = Path(ours[-1])
+    path = Path(recorded[-1])
     before = path.stat().st_size
     with CaptureWriter(path) as writer:
         dropped = writer.dropped_bytes
@@ -421,19 +429,20 @@ def mend(lake: Lake, now_ns: int, say: Callable[[str], None]) -> None:
     if after == 0:
         path.unlink()
     if after != before or dropped:
-        say(f"{path}: torn tail mended, {dropped} bytes of an unfinished line dropped")
+        say(f"{path}: torn tail repaired, {dropped} bytes of an unfinished line dropped")
 
 
 @contextmanager
-def _alone(lake: Lake) -> Iterator[None]:
+def _exclusive_lock(lake: Lake) -> Iterator[None]:
+    """Hold the lake's recorder lock; RecorderError when another process holds it."""
     folder = Path(lake.base) / "frames"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "recorder.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RecordingError(
-                f"{folder}: another recorder writes here; stop it, or take another --root"
+            raise RecorderError(
+                f"{folder}: another recorder writes here; stop it, or use another --root"
             ) from error
         yield
 
@@ -455,7 +464,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(settings: Settings, options: argparse.Namespace) -> Result:
-    """`l2 record`: until SIGTERM or SIGINT, or for as long as asked."""
+    """`l2 record`: until SIGTERM or SIGINT, or for the given time."""
     settings = with_symbols(settings, names(options.symbols))
 
     def started(feed: WireFeed) -> None:

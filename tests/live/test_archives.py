@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from live.archives.archive import ArchiveDay, ArchiveError, convert, funding_frames
-from live.archives.cut import Cut
+from live.archives.conversion import ArchiveDay, ArchiveError, convert, funding_frames
+from live.archives.truncation import BookTruncator
 from market.book import Book
 from market.events import from_arrow
 from market.ingest import ingest
@@ -21,7 +21,7 @@ from market.units import DAY_NS, day_start_ns
 from market.wire.capture import read_lines
 from market.wire.decode import Decoder
 from proving.bench import capture as bench
-from tests.live.archives import HEADER, book_zip, trade_gz
+from tests.live.archive_files import HEADER, book_zip, trade_gz
 
 DAY = "2026-03-01"
 START_MS = day_start_ns(DAY) // 1_000_000
@@ -82,7 +82,7 @@ def ids(lines: list[tuple[int, bytes]]) -> list[str]:
     return found
 
 
-def test_trades_come_first_at_ties_and_receive_times_are_publish_times_plus_the_latency(
+def test_receive_times_are_publish_times_plus_latency_and_trades_precede_books(
     tmp_path: Path,
 ) -> None:
     rows = [row(100, "a"), row(600.0, "b"), row(600.7, "c", "Sell"), row(601, "d", rpi=1)]
@@ -133,7 +133,7 @@ def test_the_order_of_a_trade_archive_does_not_matter(tmp_path: Path) -> None:
         (BOOKS, ["." + row(1, "a")], "line 2: not a trade"),
     ],
 )
-def test_what_is_no_archive_of_the_symbol_is_named(
+def test_a_file_that_is_no_archive_of_the_symbol_is_refused_with_its_line(
     tmp_path: Path, books: list[bytes], rows: list[str], said: str
 ) -> None:
     with pytest.raises(ArchiveError, match=said):
@@ -142,7 +142,7 @@ def test_what_is_no_archive_of_the_symbol_is_named(
 
 
 @pytest.mark.parametrize("name", ["books.zip", "trades.csv.gz"])
-def test_a_torn_archive_is_damaged_wherever_it_is_torn(tmp_path: Path, name: str) -> None:
+def test_an_archive_truncated_anywhere_is_refused_as_damaged(tmp_path: Path, name: str) -> None:
     noise = random.Random(1)
     rows = [row(n, f"{noise.random()}") for n in range(500)]
     converted(tmp_path, BOOKS, trade_gz(rows))
@@ -168,11 +168,11 @@ CHANGES = st.lists(
 
 @settings(derandomize=True, max_examples=150, deadline=None)
 @given(st.integers(1, 5), CHANGES, CHANGES)
-def test_a_cut_book_is_the_top_of_the_whole_book_after_every_frame(
+def test_a_truncated_book_equals_the_best_levels_of_the_book_after_every_frame(
     depth: int, bids: list[list[tuple[int, int]]], asks: list[list[tuple[int, int]]]
 ) -> None:
     """Applying the cut frames to an empty book gives the best levels of the whole book, no more."""
-    cut = Cut(SYMBOL, 500, depth)
+    cut = BookTruncator(SYMBOL, 500, depth)
     whole: dict[str, dict[int, int]] = {"b": {1: 1}, "a": {100: 1}}
     shown: dict[str, dict[str, str]] = {"b": {}, "a": {}}
     steps: list[tuple[str, dict[str, list[tuple[int, int]]]]]
@@ -197,8 +197,8 @@ def test_a_cut_book_is_the_top_of_the_whole_book_after_every_frame(
             assert shown[side] == {str(price): str(held[price]) for price in best}
 
 
-def test_a_cut_reads_any_json_and_keeps_the_digits_that_came() -> None:
-    plain, spaced = Cut(SYMBOL, 500, 1), Cut(SYMBOL, 500, 1)
+def test_truncation_reads_any_json_layout_and_keeps_digits_as_received() -> None:
+    plain, spaced = BookTruncator(SYMBOL, 500, 1), BookTruncator(SYMBOL, 500, 1)
     opening = frame("snapshot", 0, 1, [["9.50", "1.0"], ["9.4", "2"]], [["10.00", "0.10"]], 500)
     leaving = frame("delta", 1, 2, [["9.50", "0.000"]], [], 500)
     said = [plain.frame(text) for text in (opening, leaving)]
@@ -222,7 +222,7 @@ def test_a_cut_reads_any_json_and_keeps_the_digits_that_came() -> None:
         ([[f"{n + 1}", "1"] for n in range(10_001)], "more than 10,000 levels"),
     ],
 )
-def test_a_deep_frame_that_cannot_be_cut_names_its_line(
+def test_a_frame_that_cannot_be_truncated_is_refused_with_its_line(
     tmp_path: Path, bids: object, said: str
 ) -> None:
     deep = [frame("snapshot", n, n + 1, [["1.0", "1"]], [], 500) for n in range(3)]
@@ -231,7 +231,7 @@ def test_a_deep_frame_that_cannot_be_cut_names_its_line(
         converted(tmp_path, deep, trade_gz([row(1, "a")]))
 
 
-def test_an_archive_of_500_levels_gives_the_top_of_its_book_after_decoding(tmp_path: Path) -> None:
+def test_an_archive_of_500_levels_decodes_to_the_best_200(tmp_path: Path) -> None:
     noise = random.Random(7)
     size = lambda: f"{noise.randint(1, 900) / 1000:.3f}"  # noqa: E731
     bids = {1000 - n: size() for n in range(500)}
@@ -259,7 +259,7 @@ def test_an_archive_of_500_levels_gives_the_top_of_its_book_after_decoding(tmp_p
         assert [(int(price), int(qty)) for price, qty in levels] == expected
 
 
-def test_trades_keep_their_text_and_their_milliseconds(tmp_path: Path) -> None:
+def test_trades_keep_their_text_and_are_grouped_by_millisecond(tmp_path: Path) -> None:
     """Seconds with any number of decimals; those of one millisecond are one frame."""
     tail = f"{SYMBOL},Sell,1e-3,100.10,ZeroMinusTick,id-1,x,x,x,1"
     seconds = START_MS // 1000
@@ -286,12 +286,12 @@ def test_trades_keep_their_text_and_their_milliseconds(tmp_path: Path) -> None:
     }
 
 
-def test_a_day_without_a_trade_is_a_day(tmp_path: Path) -> None:
+def test_an_archive_without_trades_converts(tmp_path: Path) -> None:
     day, lines = converted(tmp_path, BOOKS, trade_gz([]))
     assert (day.trades, len(lines)) == (0, len(BOOKS))
 
 
-def test_ingest_takes_an_archive_whole(tmp_path: Path) -> None:
+def test_ingest_rejects_nothing_of_a_converted_archive(tmp_path: Path) -> None:
     rows = [row(n, str(n)) for n in range(0, 80_000, 100)]
     converted(tmp_path, BOOKS, trade_gz(rows))
     lake = Lake(tmp_path / "lake", "recorded")
@@ -300,7 +300,7 @@ def test_ingest_takes_an_archive_whole(tmp_path: Path) -> None:
     assert report.frames == {f"orderbook.200.{SYMBOL}": 4, f"publicTrade.{SYMBOL}": 800}
 
 
-def test_a_made_up_day_is_whole_and_follows_from_its_seed(tmp_path: Path) -> None:
+def test_a_synthetic_archive_day_converts_and_is_deterministic_by_seed(tmp_path: Path) -> None:
     one = bench.write_archives(tmp_path / "one", 2000, 3000)
     two = bench.write_archives(tmp_path / "two", 2000, 3000)
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
@@ -333,7 +333,7 @@ def told(funding: list[tuple[int, str]]) -> list[tuple[int, str, int]]:
     return found
 
 
-def test_the_rate_settled_last_stands_until_the_next_settlement() -> None:
+def test_the_last_settled_rate_is_in_force_until_the_next_settlement() -> None:
     def rates(*hours: int) -> list[tuple[int, str]]:
         return [(START_MS + hour * HOUR_MS, f"{hour}e-5") for hour in hours]
 
@@ -350,7 +350,9 @@ def test_the_rate_settled_last_stands_until_the_next_settlement() -> None:
     assert told([]) == []
 
 
-def test_the_benchmark_reads_a_day_and_tells_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_benchmark_converts_a_day_and_reports_each_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(bench, "BOOK_FRAMES", 30_000)
     monkeypatch.setattr(bench, "TRADES", 30_000)
     whole, *steps = bench.measure(quick=True, say=lambda text: None)

@@ -19,10 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.asyncio.server import ServerConnection
 
-from live import recording
+from live import market_recorder
 from live.clock import SteadyClock
 from live.feed import Backoff, Item, WireFeed
-from live.recording import Recording, RecordingError, Spool, mend, record
+from live.market_recorder import (
+    CaptureBuffer,
+    Recorder,
+    RecorderError,
+    record,
+    repair_torn_tail,
+)
 from live.replica import BookTopic, Replica
 from market.book import Book
 from market.instruments import BUILT_IN, Instrument
@@ -90,8 +96,8 @@ def recorded(
     names: list[str] | None = None,
     listed: Mapping[str, Instrument] = BUILT_IN,
     span_ns: int = HOUR,
-) -> Recording:
-    return Recording(
+) -> Recorder:
+    return Recorder(
         Settings(root=str(root)),
         feed,
         names or public_topics(("BTCUSDT", "ETHUSDT"), (200,)),
@@ -128,7 +134,7 @@ def books_after(paths: Sequence[str]) -> dict[str, tuple[object, object, int]]:
 
 
 @pytest.mark.parametrize("name", ["bybit-linear-20260809", "usdm-20240808"])
-def test_a_recording_is_stored_line_by_line_and_each_file_of_it_reads_alone(
+def test_a_recording_is_stored_line_by_line_and_each_file_reads_alone(
     name: str, data_dir: Path, tmp_path: Path
 ) -> None:
     path = str(data_dir / f"{name}.frames.zst")
@@ -147,7 +153,7 @@ def test_a_recording_is_stored_line_by_line_and_each_file_of_it_reads_alone(
     assert books_after(files[-1:]) == whole
 
 
-def test_a_file_reads_from_the_state_that_stood_before_its_first_frame(tmp_path: Path) -> None:
+def test_a_file_opens_with_checkpoints_of_the_state_before_its_first_frame(tmp_path: Path) -> None:
     lines = [
         (T, snapshot(7)),
         (T + S, b'{"topic":"tickers.BTCUSDT","type":"snapshot","data":{"markPrice":"5","x":"1"}}'),
@@ -165,7 +171,7 @@ def test_a_file_reads_from_the_state_that_stood_before_its_first_frame(tmp_path:
     assert ticker["data"] == {"markPrice": "6", "x": "1"}
 
 
-def test_a_file_that_was_left_ends_with_the_time_of_the_one_after_it(tmp_path: Path) -> None:
+def test_a_finished_file_ends_with_the_start_time_of_the_next(tmp_path: Path) -> None:
     """So a date's last file says itself whether the stream went on past midnight."""
     lines = [(T, snapshot(7)), (T + HOUR + 5, delta(8)), (T + 2 * HOUR + 7, delta(9))]
     files = recorded(tmp_path, Script(lines)).run()["files"]
@@ -175,7 +181,7 @@ def test_a_file_that_was_left_ends_with_the_time_of_the_one_after_it(tmp_path: P
     assert last[2][1].startswith(b'{"l2":"disconnect"')
 
 
-def test_a_gap_or_a_crossed_book_is_asked_for_anew_once_and_again_after_a_while(
+def test_a_gap_or_a_crossed_book_is_resubscribed_and_retried_after_a_wait(
     tmp_path: Path,
 ) -> None:
     connect = b'{"l2":"connect"}'
@@ -191,12 +197,12 @@ def test_a_gap_or_a_crossed_book_is_asked_for_anew_once_and_again_after_a_while(
     assert (result["gaps"], result["broken_books"], result["resyncs"]) == (1, 1, 3)
 
 
-def test_a_topic_that_never_answers_makes_the_connection_anew(tmp_path: Path) -> None:
+def test_a_topic_without_a_snapshot_after_all_retries_reconnects(tmp_path: Path) -> None:
     lines = [(T, b'{"l2":"connect"}'), *((T + n * S, b"{}") for n in range(200))]
     feed = Script(lines)
     recorded(tmp_path, feed, [BOOK]).run()
     assert [] in feed.renewed
-    assert feed.renewed.index([]) == recording._RENEWALS
+    assert feed.renewed.index([]) == market_recorder._RENEWALS
 
 
 def test_duplicates_and_repeats_are_counted_and_stored(tmp_path: Path) -> None:
@@ -226,58 +232,60 @@ def noise(count: int, start_ns: int) -> list[tuple[int, bytes]]:
     return [(start_ns + n, os.urandom(300).hex().encode()) for n in range(count)]
 
 
-def test_nothing_is_lost_when_the_disk_refuses_for_a_while(
+def test_nothing_is_lost_while_writes_fail_and_the_buffer_lasts(
     tmp_path: Path, file_limit: None
 ) -> None:
     ticks = iter(range(0, 1000 * S, S))
     said: list[str] = []
-    spool = Spool(Lake(tmp_path), list, 1 << 20, said.append, lambda: next(ticks))
+    buffer = CaptureBuffer(Lake(tmp_path), list, 1 << 20, said.append, lambda: next(ticks))
     first, second, third = noise(50, T), noise(200, T + S), noise(50, T + HOUR)
 
     for line in first:
-        spool.add(*line)
-    assert spool.flush()
+        buffer.add(*line)
+    assert buffer.flush()
     refuse_beyond(20_000)
     for line in second:
-        spool.add(*line)
-    assert not spool.flush()
+        buffer.add(*line)
+    assert not buffer.flush()
     for line in third:
-        spool.add(*line)
+        buffer.add(*line)
     refuse_beyond(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-    spool.close()
+    buffer.close()
 
-    assert stored(spool.paths) == first + second + third
-    assert (spool.failures, spool.lost) == (1, 0)
-    assert "tried again" in said[0]
+    assert stored(buffer.paths) == first + second + third
+    assert (buffer.failures, buffer.lost) == (1, 0)
+    assert "retried every second" in said[0]
 
 
-def test_what_memory_cannot_hold_is_lost_counted_and_said_in_the_capture(
+def test_lines_beyond_the_buffer_are_dropped_counted_and_marked(
     tmp_path: Path, file_limit: None
 ) -> None:
     ticks = iter(range(0, 1000 * S, S))
-    spool = Spool(Lake(tmp_path), lambda: [b'{"l2":"x"}'], 30_000, quiet, lambda: next(ticks))
+    buffer = CaptureBuffer(
+        Lake(tmp_path), lambda: [b'{"l2":"x"}'], 30_000, quiet, lambda: next(ticks)
+    )
     kept, later = noise(100, T), noise(10, T + 20)
-    spool.add(*kept[0])
-    assert spool.flush()
+    buffer.add(*kept[0])
+    assert buffer.flush()
     refuse_beyond(100)
     for line in kept[1:]:
-        spool.add(*line)
-        spool.tick(line[0])
+        buffer.add(*line)
+        buffer.tick(line[0])
     refuse_beyond(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-    spool.tick(T + 10)
+    buffer.tick(T + 10)
     for line in later:
-        spool.add(*line)
-    spool.close()
+        buffer.add(*line)
+    buffer.close()
 
-    assert 0 < spool.lost < 100
-    assert stored(spool.paths) == kept[: 100 - spool.lost] + later
-    assert len(spool.paths) == 2
-    assert [line["lost"] for line in controls(spool.paths[1:], "disconnect")] == [spool.lost]
+    assert 0 < buffer.lost < 100
+    assert stored(buffer.paths) == kept[: 100 - buffer.lost] + later
+    assert len(buffer.paths) == 2
+    assert [line["lost"] for line in controls(buffer.paths[1:], "disconnect")] == [buffer.lost]
 
 
-def test_a_torn_tail_is_cut_off_at_the_next_start(tmp_path: Path) -> None:
+def test_a_torn_tail_is_truncated_at_the_next_start(tmp_path: Path) -> None:
     lake = Lake(tmp_path)
-    path = Path(lake.frames_dir(utc_date(T))) / f"{T}{recording.SUFFIX}"
+    path = Path(lake.frames_dir(utc_date(T))) / f"{T}{market_recorder.SUFFIX}"
     with CaptureWriter(path) as writer:
         writer.append_block(b"".join(b"%d {}\n" % (T + n) for n in range(100)))
     whole = path.read_bytes()
@@ -286,11 +294,11 @@ def test_a_torn_tail_is_cut_off_at_the_next_start(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
     said: list[str] = []
 
-    mend(lake, T, said.append)
+    repair_torn_tail(lake, T, said.append)
 
     assert path.read_bytes().startswith(whole)
     assert not [block for block in read_blocks(path) if block.torn]
-    assert "mended" in said[0]
+    assert "repaired" in said[0]
 
 
 # -- the wire --------------------------------------------------------------------------------------
@@ -301,8 +309,8 @@ PATIENCE_S = 90.0
 
 
 def recorded_from(
-    url: str, root: Path, names: list[str], enough: Callable[[Recording], bool]
-) -> tuple[dict[str, object], Recording]:
+    url: str, root: Path, names: list[str], enough: Callable[[Recorder], bool]
+) -> tuple[dict[str, object], Recorder]:
     """Record until ``enough`` of the recording."""
     clock = SteadyClock()
     feed = WireFeed(
@@ -313,7 +321,7 @@ def recorded_from(
         keep_replies=True,
         backoff=Backoff(0.05, 0.1, seed=1),
     )
-    run = Recording(Settings(root=str(root)), feed, names, BUILT_IN, clock, quiet)
+    run = Recorder(Settings(root=str(root)), feed, names, BUILT_IN, clock, quiet)
     ended = threading.Event()
 
     def watch() -> None:
@@ -330,7 +338,7 @@ def recorded_from(
         watcher.join()
 
 
-def test_a_venue_that_misbehaves_is_stored_as_it_was_and_followed_again(tmp_path: Path) -> None:
+def test_a_misbehaving_venue_is_stored_as_received_and_resynchronised(tmp_path: Path) -> None:
     """Gap, garbage, duplicates, a crossed book, 2 MB frames, a connection cut within a message."""
     sent: list[bytes] = []
     asked: list[str] = []
@@ -362,7 +370,7 @@ def test_a_venue_that_misbehaves_is_stored_as_it_was_and_followed_again(tmp_path
                 return
         await socket.wait_closed()
 
-    def at_last(run: Recording) -> bool:
+    def at_last(run: Recorder) -> bool:
         held = run.replica.topics[BOOK]
         return isinstance(held, BookTopic) and held.update_id == 1003
 
@@ -452,12 +460,12 @@ def test_the_command_survives_kill_and_stops_cleanly_on_sigterm(tmp_path: Path) 
     assert "another recorder writes here" in complaint
 
 
-def test_a_recorder_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+def test_a_recorder_refuses_unusable_settings_and_a_second_recorder(tmp_path: Path) -> None:
     for wrong, said in (
         (Settings(root=str(tmp_path), record=Record(depths=(1, 50))), "lacks market.book_depth"),
         (Settings(root=str(tmp_path), source="synthetic"), "source is recorded"),
     ):
-        with pytest.raises(RecordingError, match=said):
+        with pytest.raises(RecorderError, match=said):
             record(wrong, url="ws://127.0.0.1:9", listed={}, say=quiet)
 
 
@@ -466,7 +474,9 @@ def test_a_recorder_refuses_what_it_cannot_do(tmp_path: Path) -> None:
 
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 10**10), st.integers(-(10**12), 10**12)), max_size=30))
-def test_receive_times_grow_whatever_the_system_clock_does(steps: list[tuple[int, int]]) -> None:
+def test_receive_times_never_decrease_whatever_the_system_clock_does(
+    steps: list[tuple[int, int]],
+) -> None:
     """Between two readings time passes at least half as fast as it does, and never stands still."""
     monotonic, wall = 0, T
     clock = SteadyClock(lambda: wall, lambda: monotonic)
@@ -481,14 +491,14 @@ def test_receive_times_grow_whatever_the_system_clock_does(steps: list[tuple[int
     assert list(clock.steps) == [step for _, step in steps if abs(step) > 100_000_000]
 
 
-def test_a_step_of_the_system_clock_is_written_down(tmp_path: Path) -> None:
+def test_a_step_of_the_system_clock_is_recorded(tmp_path: Path) -> None:
     wall = iter([T, T + S, T - 3600 * S, T - 3599 * S])
     monotonic = iter(range(T, T + 100 * S, S))
     clock = SteadyClock(lambda: next(wall), lambda: next(monotonic))
     stamps = [clock() for _ in range(3)]
     said: list[str] = []
     feed = Script([(stamp, snapshot(1)) for stamp in stamps])
-    run = Recording(Settings(root=str(tmp_path)), feed, [BOOK], BUILT_IN, clock, said.append)
+    run = Recorder(Settings(root=str(tmp_path)), feed, [BOOK], BUILT_IN, clock, said.append)
 
     result = run.run()
 
@@ -499,7 +509,7 @@ def test_a_step_of_the_system_clock_is_written_down(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["bybit-linear-20260809", "usdm-20240718"])
-def test_a_replica_holds_the_book_that_decoding_makes(name: str, data_dir: Path) -> None:
+def test_a_replica_has_the_book_of_the_decoder(name: str, data_dir: Path) -> None:
     names = [f"orderbook.200.{symbol}" for symbol in BUILT_IN]
     path = str(data_dir / f"{name}.frames.zst")
     listed = instruments_of([path], BUILT_IN)
