@@ -1,9 +1,8 @@
-"""The live path under `l2 bench market`: decode, book, bars and all features of two symbols, in time.
+"""Latency of the live path, for `l2 bench market`: decode, book, bars and all features of two symbols.
 
-Open loop: every frame has an instant at which it is due, its recorded receive time scaled by the
-speed, whatever the path is doing then. Its latency counts from that instant until everything that
-follows from it is done, so a frame that waits behind a slow one counts its wait. Frames that have
-come due meanwhile are taken together, and are done together.
+Open loop: every frame is due at its recorded receive time divided by the speed, whatever the path is
+doing then. Its latency runs from then until everything that follows from it is done, queueing included
+(no coordinated omission). Frames that have come due meanwhile are processed as one batch.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _GAP: Final = list(COLUMNS).index("gap")
 
 
 class LivePath:
-    """What the worker does with a frame before anything is decided: events, book, bars, features.
+    """The worker's path from a frame to features, before any decision: events, book, bars, features.
 
     A frame that comes after the end of a second first closes that second for every symbol and
     evaluates all features of every symbol.
@@ -53,7 +52,7 @@ class LivePath:
         self._second_ns = 0
 
     def remember(self, symbol: str, bars: npt.NDArray[np.float64], before_ns: int) -> None:
-        """Fill the evaluator's memory with bars (n, len(COLUMNS)), repeated, up to an instant."""
+        """Warm up the evaluator with bars (n, len(COLUMNS)), repeated, up to an instant."""
         last = before_ns // SECOND_NS * SECOND_NS
         for n in range(RING_S):
             t_ns = last - (RING_S - 1 - n) * SECOND_NS
@@ -61,7 +60,7 @@ class LivePath:
         self._second_ns = last
 
     def take(self, frames: Sequence[Frame]) -> int:
-        """Take the frames that have come, in order; the number of seconds they closed."""
+        """Process frames in order; returns the number of seconds that they closed."""
         closed = self._reach(frames[0][0])
         if len(frames) == 1:
             self._push(self.decoder.decode_frame(*frames[0]))
@@ -80,7 +79,7 @@ class LivePath:
             self.builders[symbol].push(events)
 
     def _reach(self, receive_ns: int) -> int:
-        """Close the seconds that end at or before a receive time; how many there were."""
+        """Close the seconds that end at or before a receive time; returns how many."""
         last = receive_ns // SECOND_NS * SECOND_NS
         closed = (last - self._second_ns) // SECOND_NS
         if closed <= 0:
@@ -105,8 +104,8 @@ def live(
 ) -> Iterator[Measure]:
     """Latencies of the live path over one capture, and the evaluator's alone.
 
-    The first ``warm_up_s`` of the capture's time come unpaced, the next ``paced_s`` at the recorded
-    pace, what follows at ten times that for ``burst_s`` of wall-clock time at most.
+    The first ``warm_up_s`` of the capture are unpaced, the next ``paced_s`` at the recorded pace, the
+    rest at ten times that for at most ``burst_s`` of wall-clock time.
     """
     settings = Settings()
     instruments = instruments_of([capture], symbols)
@@ -143,7 +142,7 @@ def live(
 
 
 def _stalls(span_s: float) -> Measure:
-    """How long the machine itself takes this process away, which no latency above can be free of."""
+    """The longest time for which the machine descheduled this process: a floor of the latencies above."""
     clock = time.perf_counter_ns
     before = started = clock()
     longest = 0
@@ -163,7 +162,7 @@ def _stalls(span_s: float) -> Measure:
 def _whole_bars(
     symbol: str, instrument: Instrument, lines: Sequence[Frame], settings: Settings
 ) -> npt.NDArray[np.float64]:
-    """The bars of the capture's whole seconds, without those in which the book was not valid."""
+    """The bars of the capture's whole seconds in which the book was valid."""
     decoder = Decoder({symbol: instrument}, settings.market.book_depth, [symbol], follow=False)
     found = (decoder.decode_frame(*line).events for line in lines)
     chunks = [events[symbol] for events in found if symbol in events]
@@ -175,7 +174,7 @@ def _whole_bars(
 def _replayed(
     take: Callable[[Sequence[Frame]], int], lines: Sequence[Frame], speed: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Latency of every frame in ns, and which of them were done with the close of a second."""
+    """Latency (ns) of every frame, and which frames came with the close of a second."""
     latencies = np.zeros(len(lines), np.int64)
     closing = np.zeros(len(lines), np.bool_)
     received = np.maximum.accumulate(np.array([receive_ns for receive_ns, _ in lines]))
@@ -185,8 +184,8 @@ def _replayed(
     due: list[int] = due_ns.tolist()
     at = 0
     while at < len(lines):
-        while (ahead := due[at] - clock()) > 0:
-            time.sleep(ahead / 1e9)  # as a worker sleeps until its socket has something
+        while (wait_ns := due[at] - clock()) > 0:
+            time.sleep(wait_ns / SECOND_NS)  # as a worker sleeps until its socket has something
         stop = bisect_right(due, clock(), at + 1, min(len(lines), at + _MOST_AT_ONCE))
         closing[at:stop] = take(lines[at:stop]) > 0
         latencies[at:stop] = clock() - due_ns[at:stop]

@@ -1,8 +1,8 @@
-"""What `l2 bench sandbox` measures: how soon orders are acknowledged and frames come, and memory.
+"""`l2 bench sandbox`: latency of order entry and of market data, and the server's memory.
 
-The server is a process of its own with twenty accounts and no limits; this process is all twenty
-clients, each with a connection for orders, its own stream and one of market data. What it costs to be them is
-not in the figures as long as this process has a core of its own.
+The server is a process of its own with twenty accounts and no rate limits; this process is all twenty
+clients, each with a connection for orders, a private stream and a public one. The cost of the clients
+is not in the figures as long as this process has a core of its own.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ FAST: Final = 20.0
 HOURS: Final = 4
 
 _MB: Final = 1e6
-#: Orders of a client between two times that it cancels what rests.
+#: Orders of a client between two cancels of all its resting orders.
 _SWEEP: Final = 10
-#: The engine's time in a frame of news: the book's in a delta, else the first trade's.
+#: The matching engine's time in a frame: ``cts`` of a book delta, or the first trade's ``T``.
 _ENGINE_MS: Final = re.compile(r'"type":"delta".*"cts":([0-9]+)}$|"data":\[{"T":([0-9]+)')
 
 
 def measure(quick: bool, say: Callable[[str], None]) -> Iterator[Measure]:
-    """Every figure of this area, as it is found."""
+    """Every figure of this area, as it is measured."""
     seconds, hours = (1, 0.002) if quick else (LOAD_S, HOURS)
     say(f"{CLIENTS} clients, {ORDERS_PER_S} orders a second, {seconds} s")
-    with _served(1.0) as (told, _):
-        load = asyncio.run(_loaded(told, ORDERS_PER_S, seconds))
+    with _served(1.0) as (server_info, _):
+        load = asyncio.run(_loaded(server_info, ORDERS_PER_S, seconds))
     yield from _answers(load, seconds)
     say(f"{hours:g} simulated hours at speed {FAST:g}, {3600 / FAST * hours / 60:.0f} minutes")
-    with _served(FAST) as (told, server):
-        samples = asyncio.run(_sampled(told, server, hours))
+    with _served(FAST) as (server_info, server):
+        samples = asyncio.run(_sampled(server_info, server, hours))
     yield from _memory(samples, hours)
 
 
@@ -104,25 +104,25 @@ def _memory(samples: list[float], hours: float) -> Iterator[Measure]:
 
 @contextmanager
 def _served(speed: float) -> Iterator[tuple[dict[str, Any], int]]:
-    """A server, as what it tells its clients and its process id."""
+    """A running server: the addresses and keys that it prints, and its process id."""
     spawn = multiprocessing.get_context("spawn")
-    told = spawn.Queue()
-    process = spawn.Process(target=_serve, args=(speed, told), daemon=True, name="sandbox")
+    server_info = spawn.Queue()
+    process = spawn.Process(target=_serve, args=(speed, server_info), daemon=True, name="sandbox")
     process.start()
     assert process.pid is not None
     try:
-        yield told.get(timeout=120), process.pid
+        yield server_info.get(timeout=120), process.pid
     finally:
         process.terminate()
         process.join(30)
 
 
-def _serve(speed: float, told: Any) -> None:
-    run(Sandbox(SEED, speed=speed, clients=CLIENTS, limited=False), 0, told.put)
+def _serve(speed: float, server_info: Any) -> None:
+    run(Sandbox(SEED, speed=speed, clients=CLIENTS, limited=False), 0, server_info.put)
 
 
 def _resident_mb(process: int) -> float:
-    """Memory that a process holds now, MB (1e6 bytes)."""
+    """Resident memory of a process, MB (1e6 bytes)."""
     status = Path(f"/proc/{process}/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1]) * 1024 / _MB
@@ -132,30 +132,32 @@ def _resident_mb(process: int) -> float:
 
 
 class _Load:
-    """What the clients saw."""
+    """Latencies and counts that the clients measured."""
 
-    def __init__(self, told: Mapping[str, Any]) -> None:
-        self.told = told
+    def __init__(self, server_info: Mapping[str, Any]) -> None:
+        self.server_info = server_info
         #: ns from request to answer, over REST (True) and WebSocket (False)
         self.answers = {True: array("q"), False: array("q")}
         self.late = array("q")  #: ns of frames after their due time
         self.refused = 0
-        self.own = 0  #: frames of clients' own affairs
+        self.own = 0  #: frames of private streams
 
     def due_ns(self, simulated_ns: int) -> int:
-        """Wall-clock time of a simulated one."""
-        clock = self.told["clock"]
+        """Wall-clock time of a simulated time."""
+        clock = self.server_info["clock"]
         passed = (simulated_ns - clock["simulated_ns"]) / clock["speed"]
         return int(clock["wall_ns"] + passed)
 
 
-async def _loaded(told: Mapping[str, Any], rate: float, seconds: float) -> _Load:
-    """Orders at a rate from all clients in turn, each of which reads market data and its own affairs."""
-    load = _Load(told)
+async def _loaded(server_info: Mapping[str, Any], rate: float, seconds: float) -> _Load:
+    """Orders at a rate from all clients in turn, each of which reads its public and private stream."""
+    load = _Load(server_info)
     async with AsyncExitStack() as stack:
         connector = aiohttp.TCPConnector(limit=0)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
-        clients = [await _Client.connected(stack, session, load, keys) for keys in told["keys"]]
+        clients = [
+            await _Client.connected(stack, session, load, keys) for keys in server_info["keys"]
+        ]
         reading = [asyncio.create_task(part) for client in clients for part in client.reading()]
         await asyncio.sleep(1)
         del load.late[:]
@@ -175,7 +177,7 @@ async def _loaded(told: Mapping[str, Any], rate: float, seconds: float) -> _Load
 
 
 class _Client:
-    """One account: REST, order entry over WebSocket, its own stream and one of market data."""
+    """One account: REST, order entry over WebSocket, a private and a public stream."""
 
     def __init__(
         self,
@@ -185,7 +187,7 @@ class _Client:
         sockets: Mapping[str, aiohttp.ClientWebSocketResponse],
     ) -> None:
         self._session, self._load, self._keys, self._sockets = session, load, keys, sockets
-        self._asked: dict[str, asyncio.Future[int]] = {}
+        self._acknowledgements: dict[str, asyncio.Future[int]] = {}
         self._numbers = itertools.count(1)
 
     @classmethod
@@ -196,10 +198,10 @@ class _Client:
         load: _Load,
         keys: Mapping[str, str],
     ) -> _Client:
-        """A client that has said who it is and what it wants to read."""
+        """A client that is authenticated and subscribed."""
         sockets = {
             name: await stack.enter_async_context(
-                session.ws_connect(load.told[f"ws_{name}"], max_msg_size=1 << 24)
+                session.ws_connect(load.server_info[f"ws_{name}"], max_msg_size=1 << 24)
             )
             for name in ("public", "private", "trade")
         }
@@ -229,10 +231,10 @@ class _Client:
     async def _read_answers(self) -> None:
         async for message in self._sockets["trade"]:
             answer = msgspec.json.decode(message.data)
-            self._asked.pop(answer["reqId"]).set_result(answer["retCode"])
+            self._acknowledgements.pop(answer["reqId"]).set_result(answer["retCode"])
 
     async def place(self, body: dict[str, Any], over_rest: bool) -> None:
-        """An order; how long its answer took is noted."""
+        """Place an order and record its latency to the acknowledgement."""
         began = time.perf_counter_ns()
         code = await (self.post("create", body) if over_rest else self._ask(body))
         self._load.answers[over_rest].append(time.perf_counter_ns() - began)
@@ -240,7 +242,7 @@ class _Client:
 
     async def _ask(self, body: dict[str, Any]) -> int:
         name = str(next(self._numbers))
-        answer = self._asked[name] = asyncio.get_running_loop().create_future()
+        answer = self._acknowledgements[name] = asyncio.get_running_loop().create_future()
         header = {"X-BAPI-TIMESTAMP": str(time.time_ns() // MS_NS)}
         frame = {"reqId": name, "header": header, "op": "order.create", "args": [body]}
         await self._sockets["trade"].send_str(msgspec.json.encode(frame).decode())
@@ -248,7 +250,7 @@ class _Client:
         return code
 
     async def post(self, path: str, body: dict[str, Any]) -> int:
-        """A signed request; its code."""
+        """Send a signed request; returns its retCode."""
         payload = msgspec.json.encode(body)
         stamp = str(time.time_ns() // MS_NS)
         signed = f"{stamp}{self._keys['key']}5000".encode() + payload
@@ -259,24 +261,24 @@ class _Client:
             "X-BAPI-SIGN": signature(self._keys["secret"], signed),
             "Content-Type": "application/json",
         }
-        url = f"{self._load.told['rest']}/v5/order/{path}"
+        url = f"{self._load.server_info['rest']}/v5/order/{path}"
         async with self._session.post(url, data=payload, headers=headers) as response:
             answer = msgspec.json.decode(await response.read())
         code: int = answer["retCode"]
         return code
 
     async def last_price(self) -> float:
-        url = f"{self._load.told['rest']}/v5/market/tickers?category=linear&symbol={SYMBOL}"
+        url = f"{self._load.server_info['rest']}/v5/market/tickers?category=linear&symbol={SYMBOL}"
         async with self._session.get(url) as response:
             answer = msgspec.json.decode(await response.read())
         return float(answer["result"]["list"][0]["lastPrice"])
 
 
 async def _trade(clients: Sequence[_Client], load: _Load, rate: float, seconds: float) -> None:
-    """Orders of all clients in turn, every other one over REST; now and then what rests is cancelled."""
+    """Place orders of all clients in turn, half over REST; every `_SWEEP` orders a client cancels all."""
     price = await clients[0].last_price()
     began = time.monotonic()
-    under_way: set[asyncio.Task[Any]] = set()
+    in_flight: set[asyncio.Task[Any]] = set()
     for number, body in zip(range(round(rate * seconds)), _orders(price), strict=False):
         await asyncio.sleep(began + number / rate - time.monotonic())
         turn, place = divmod(number, CLIENTS)
@@ -286,15 +288,15 @@ async def _trade(clients: Sequence[_Client], load: _Load, rate: float, seconds: 
             wanted.append(client.post("cancel-all", {"category": "linear", "symbol": SYMBOL}))
         for part in wanted:
             task = asyncio.create_task(part)
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
-    await asyncio.gather(*under_way)
+            in_flight.add(task)
+            task.add_done_callback(in_flight.discard)
+    await asyncio.gather(*in_flight)
 
 
 def _orders(price: float) -> Iterator[dict[str, Any]]:
-    """Orders of each client in turn: one in five at the market, the others up to 10 bps behind it.
+    """Orders of each client in turn: one in five a market order, the others limits up to 10 bps behind.
 
-    Buying and selling alternate, so that nobody holds much.
+    Sides alternate, so that positions stay small.
     """
     for turn in itertools.count():
         for client in range(CLIENTS):
@@ -313,13 +315,13 @@ def _orders(price: float) -> Iterator[dict[str, Any]]:
                 yield {**order, "orderType": "Limit", "price": limit}
 
 
-async def _sampled(told: Mapping[str, Any], server: int, hours: float) -> list[float]:
+async def _sampled(server_info: Mapping[str, Any], server: int, hours: float) -> list[float]:
     """The server's memory under load after each simulated hour, and at the end."""
     samples = []
     left = hours
     while left > 0:
         span = min(1.0, left)
-        await _loaded(told, ORDERS_PER_S, span * 3600 / FAST)
+        await _loaded(server_info, ORDERS_PER_S, span * 3600 / FAST)
         samples.append(_resident_mb(server))
         left -= span
     return samples

@@ -1,1 +1,1 @@
-"""Execution algorithms on the same parents in the synthetic market's engine, and whether goals hold."""
+"""The execution study: algorithms on the same parent orders in the synthetic market, and its goals."""

@@ -41,7 +41,7 @@ def made_by(plan: Plan, settings: Settings) -> str:
 
 
 def day_file(folder: str, plan: Plan, seed: int, symbol: str, settings: Settings, made: str) -> int:
-    """Study one day into its file, unless it stands; returns the number of outcomes."""
+    """Study one day into its file, unless it is there already; returns the number of outcomes."""
     path = Path(folder) / f"{symbol}-{seed}.parquet"
     if path.exists():
         metadata = pq.read_schema(path).metadata or {}
@@ -74,7 +74,7 @@ def synthetic(
     workers: int,
     say: Say,
 ) -> list[ParentOutcome]:
-    """Study the day of every seed and symbol; days whose files stand are not run again."""
+    """Study the day of every seed and symbol; days whose files are current are not run again."""
     folder.mkdir(parents=True, exist_ok=True)
     made = made_by(plan, settings)
     tasks = [

@@ -1,9 +1,9 @@
-"""A synthetic day under study: the same parents, from the same instants, under every algorithm.
+"""A day of the execution study: the same parent orders, from the same instants, under every algorithm.
 
-One market of the day runs without us. At every instant of a grid each algorithm works a buy and a sell
-in a branch of that market (`proving.study.branch`), and the market without us goes on: it is the
-control that own impact is measured by, and it knows what an oracle would have paid. Sizes and
-deadlines take turns from instant to instant, so that each meets every hour of a day.
+One market of the day, the control, runs without our orders. At every instant of a grid each algorithm
+works a buy and a sell in a branch of that market (`proving.study.branch`); the control runs on, so that
+own market impact and the cost of an oracle are measured against it. Sizes and deadlines rotate from
+instant to instant, so that each meets every hour of a day.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from market.units import BPS, E8, SECOND_NS, day_start_ns
 from proving.study.venue import EngineVenue
 from proving.synthetic.profiles import profile
 
-#: The day that is made of every seed.
+#: The date that is generated from every seed.
 DAY: Final = "2026-03-01"
-#: The market settles, and what is seen of it is enough to judge by.
+#: Warm-up of the market and of the monitor before the first instant (s).
 FIRST_S: Final = 600
-#: How often an algorithm is stepped when nothing happens: waiting is most of what a day costs to run.
+#: Interval between steps of an algorithm when nothing happens; most of the running time is waiting.
 TIMER_NS: Final = 250_000_000
-#: Before an instant the market is looked at every second for so long.
+#: The monitor observes the market every second for so long before an instant (s).
 WATCH_S: Final = 180
-#: Depth that a size may be a share of is counted within so much of the mid.
+#: Depth is counted within so much of the mid (bps).
 DEPTH_BPS: Final = 3.0
-#: Name of the oracle in the rows: it knows every print to come.
+#: Name of the oracle in the rows: it knows every future trade.
 ORACLE: Final = "oracle"
 
 _MARKOUT_NS: Final = MARKOUTS_S[-1] * SECOND_NS
 
 
 class Contender(msgspec.Struct, frozen=True):
-    """An algorithm under study, by a name of its own, with parameters that are not the default."""
+    """An algorithm under study: its name in the rows, and parameters other than the default."""
 
     name: str
     algorithm: str
@@ -63,7 +63,7 @@ class Size(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is decided over a day."""
+    """The design of the study of a day."""
 
     contenders: tuple[Contender, ...]
     sizes: tuple[Size, ...] = (
@@ -77,13 +77,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     profile: str = "default"
 
     def turn(self, number: int) -> tuple[Size, int]:
-        """Size and deadline of the instant of that number; all of them in turn."""
+        """Size and deadline of the instant of that number, in rotation."""
         cells = [(size, span) for span in self.deadlines_s for size in self.sizes]
         return cells[number % len(cells)]
 
 
 class ParentOutcome(Row, frozen=True, kw_only=True):
-    """What one parent came to. Costs as in `tca.Shortfall`; NaN where nothing is to measure."""
+    """The outcome of one parent. Costs as in `tca.Shortfall`; NaN where undefined."""
 
     seed: int
     symbol: str
@@ -92,7 +92,7 @@ class ParentOutcome(Row, frozen=True, kw_only=True):
     size: str
     deadline_s: int
     algorithm: str
-    #: What worked it: the same, or what a router picked.
+    #: The algorithm that worked it: the same, or the one a router picked.
     picked: str
     qty_lots: int
     filled_lots: int
@@ -110,7 +110,7 @@ class ParentOutcome(Row, frozen=True, kw_only=True):
     markout_5s_bps: float
     markout_30s_bps: float
     markout_60s_bps: float
-    #: What was expected before the trade; NaN for algorithms that expect nothing.
+    #: Pre-trade estimate; NaN without one.
     estimate_bps: float
     #: The market at the decision: spread, volatility (per √s), depth within `DEPTH_BPS`, mean of sides.
     market_spread_bps: float
@@ -120,8 +120,8 @@ class ParentOutcome(Row, frozen=True, kw_only=True):
     decision_us: float
 
 
-class _Worked(msgspec.Struct):
-    """A parent that was worked, until the control has seen enough to judge it."""
+class _WorkedParent(msgspec.Struct):
+    """A parent that has been worked, waiting for the control to be measured against."""
 
     contender: Contender
     parent: Parent
@@ -138,7 +138,7 @@ def run_day(
     settings: Settings,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[ParentOutcome]:
-    """Every parent of a day under every contender, and the oracle; what each came to."""
+    """Outcomes of every parent of a day under every contender, and of the oracle."""
     control, branch = _venue(plan, seed, symbol, settings), _venue(plan, seed, symbol, settings)
     midnight_ns = day_start_ns(DAY)
     span_ns = max(plan.deadlines_s) * SECOND_NS + Working.grace_ns + _MARKOUT_NS + 2 * SECOND_NS
@@ -151,7 +151,7 @@ def run_day(
     # Each seed begins its turns elsewhere.
     number, now_ns = seed, midnight_ns + FIRST_S * SECOND_NS
     while now_ns <= end_ns:
-        monitor = _watched(control, now_ns)
+        monitor = _monitored(control, now_ns)
         view = control.view(symbol)
         if not view.stale:
             size, deadline_s = plan.turn(number)
@@ -184,8 +184,8 @@ def _venue(plan: Plan, seed: int, symbol: str, settings: Settings) -> EngineVenu
     )
 
 
-def _watched(control: EngineVenue, until_ns: int) -> Monitor:
-    """Let the market without us go on, looked at as a worker does that trades nothing."""
+def _monitored(control: EngineVenue, until_ns: int) -> Monitor:
+    """Advance the control, observed once a second as by a worker that does not trade."""
     monitor = Monitor()
     control.advance(until_ns - WATCH_S * SECOND_NS)
     while control.now_ns < until_ns:
@@ -211,8 +211,8 @@ def _work(
     branch: EngineVenue,
     monitor: Monitor,
     settings: Settings,
-) -> _Worked:
-    """One parent under one contender, in a branch from the present on."""
+) -> _WorkedParent:
+    """Work one parent under one contender, in a branch from the present on."""
     branch.take_over(control)
     symbol, now_ns = control.instrument.symbol, control.now_ns
     view = branch.view(symbol)
@@ -233,13 +233,13 @@ def _work(
     estimate = working.estimate(view) or liquidity.estimate(
         contender.algorithm, monitor, view, side, parent.qty_lots, deadline_s, Costs()
     )
-    task = _Timed(parent, working)
+    task = _TimedTask(parent, working)
     drive(branch, [task], parent.deadline_ns + Working.grace_ns + SECOND_NS, TIMER_NS)
     if task.end_ns is None:
         raise RuntimeError(f"parent {parent.id} never ended: {working.children}")
     last_ns = max((fill.venue_ns for fill in task.fills), default=task.end_ns)
     branch.advance(max(task.end_ns, last_ns + _MARKOUT_NS))
-    return _Worked(
+    return _WorkedParent(
         contender,
         parent,
         task,
@@ -249,8 +249,8 @@ def _work(
     )
 
 
-class _Timed(Task):
-    """A task that knows how long its decisions took."""
+class _TimedTask(Task):
+    """A task that measures the time of its decisions."""
 
     def __init__(self, parent: Parent, working: Working) -> None:
         super().__init__(parent, working)
@@ -265,7 +265,7 @@ class _Timed(Task):
 
 
 def _mids(venue: EngineVenue, since_ns: int, mid_ticks: float) -> Mids:
-    """The local mids since an instant at which they stood at ``mid_ticks``."""
+    """The local mids since an instant at which the mid was ``mid_ticks``."""
     times, ticks = venue.market.mids()
     kept = times > since_ns
     return Mids([since_ns, *times[kept].tolist()], [mid_ticks, *ticks[kept].tolist()], venue.now_ns)
@@ -276,13 +276,13 @@ def _judge(
     seed: int,
     size: Size,
     deadline_s: int,
-    worked: Sequence[_Worked],
+    worked: Sequence[_WorkedParent],
     control: EngineVenue,
     monitor: Monitor,
     view: View,
     settings: Settings,
 ) -> list[ParentOutcome]:
-    """Let the control go on until what was worked can be judged by it."""
+    """Advance the control past the parents' markouts, and measure their costs against it."""
     now_ns, instrument = control.now_ns, control.instrument
     sigma_bps, depth = monitor.sigma_bps, _depth(control, view.mid_ticks)
     spread_bps = (view.asks[0][0] - view.bids[0][0]) / view.mid_ticks * BPS
@@ -319,11 +319,11 @@ def _judge(
             end_ns=each.task.end_ns or now_ns,
             control=mids,
         )
-        same = {name: getattr(cost, name) for name in _SAME}
+        measured = {name: getattr(cost, name) for name in _SHORTFALL_FIELDS}
         outcomes.append(
             ParentOutcome(
                 **shared,
-                **same,
+                **measured,
                 algorithm=each.contender.name,
                 picked=each.task.working.picked or each.contender.algorithm,
                 estimate_bps=each.estimate_bps,
@@ -337,8 +337,8 @@ def _judge(
     ]
 
 
-#: Fields of an outcome that are those of a shortfall.
-_SAME: Final = tuple(
+#: Fields that an outcome takes from a shortfall.
+_SHORTFALL_FIELDS: Final = tuple(
     name
     for name in ParentOutcome.__struct_fields__
     if (name.endswith("_bps") and name not in ("estimate_bps", "market_spread_bps", "sigma_bps"))
@@ -347,11 +347,11 @@ _SAME: Final = tuple(
 
 
 def _oracle(
-    shared: Mapping[str, Any], each: _Worked, extreme_ticks: int, settings: Settings
+    shared: Mapping[str, Any], each: _WorkedParent, extreme_ticks: int, settings: Settings
 ) -> ParentOutcome:
-    """A maker's fill at the best price that anybody took on its side before the deadline.
+    """A maker's fill at the best price of any trade against its side before the deadline.
 
-    It neither queues nor moves the market. Where nobody took, it is left out as NaN.
+    It has no queue and no market impact; NaN where nothing traded.
     """
     parent = each.parent
     decided, traded = parent.decision_mid_ticks, abs(extreme_ticks) != -NO_LEVEL

@@ -1,8 +1,8 @@
-"""What studied days say: cost by algorithm, size and deadline, and the goals with their verdicts.
+"""Summary of studied days: cost by algorithm, size and deadline, and the goals with their verdicts.
 
-The unit of chance is the day: hours of one market resemble each other, days of different seeds do not.
-Intervals come from resampling whole days (the bootstrap of day blocks), and differences are of the same
-parent under two algorithms, from the same instant of the same market.
+Observations of one day are dependent, days of different seeds are not: intervals come from a bootstrap
+of whole days. Differences are paired: the same parent under two algorithms, from the same instant of the
+same market.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Group = Callable[[ParentOutcome], str]
 
 
 class DayMean(msgspec.Struct, frozen=True, kw_only=True):
-    """A mean over days: its 95 % interval, and what it is below with 95 % (``upper``).
+    """A mean over parents with its 95 % interval and one-sided 95 % upper bound, by the day bootstrap.
 
     NaN bounds below two days. ``n`` counts parents.
     """
@@ -42,15 +42,15 @@ class DayMean(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AlgorithmSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One algorithm in one group of parents; costs in bps, positive = paid."""
+    """One algorithm in one group of parents; costs in bps, positive when paid."""
 
     group: str
     algorithm: str
-    #: Mean worth of its parents, and their mean deadline.
+    #: Mean notional of its parents, and their mean deadline.
     size_usdt: float
     deadline_s: float
     total: DayMean
-    #: Against the baseline, the same parents.
+    #: From the baseline, paired by parent.
     difference: DayMean
     delay_bps: float
     spread_bps: float
@@ -59,7 +59,7 @@ class AlgorithmSummary(msgspec.Struct, frozen=True, kw_only=True):
     opportunity_bps: float
     fees_bps: float
     completion: float
-    #: Of what was filled, by makers' fills.
+    #: Share of the filled quantity that filled as maker.
     maker_share: float
     time_to_fill_s: float
     markout_1s_bps: float
@@ -72,7 +72,7 @@ class AlgorithmSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
-    """A goal of the study, what was found, and whether it holds."""
+    """A goal of the study, the figure found, and whether it holds."""
 
     name: str
     wanted: str
@@ -100,16 +100,16 @@ def day_mean(values: Iterable[tuple[int, float]]) -> DayMean:
 
 
 def lines(outcomes: Sequence[ParentOutcome], group: Group) -> list[AlgorithmSummary]:
-    """A line for every algorithm of every group, in the order in which they come."""
+    """The summary of every algorithm in every group, in order of appearance."""
     base = {_parent(row): row.total_bps for row in outcomes if row.algorithm == BASELINE}
-    found: dict[tuple[str, str], list[ParentOutcome]] = {}
+    members: dict[tuple[str, str], list[ParentOutcome]] = {}
     for row in outcomes:
-        found.setdefault((group(row), row.algorithm), []).append(row)
-    return [_line(name, algorithm, rows, base) for (name, algorithm), rows in found.items()]
+        members.setdefault((group(row), row.algorithm), []).append(row)
+    return [_line(name, algorithm, rows, base) for (name, algorithm), rows in members.items()]
 
 
 def by_cell(row: ParentOutcome) -> str:
-    """Size and deadline."""
+    """Group by size and deadline."""
     return f"{row.size}, {row.deadline_s} s"
 
 
@@ -151,7 +151,7 @@ def _line(
 
 
 def regimes(outcomes: Sequence[ParentOutcome]) -> dict[str, Group]:
-    """Ways to divide parents by the market at their decision."""
+    """Groupings of parents by the state of the market at their decision."""
     volatility = thirds(row.sigma_bps for row in outcomes)
     depth = thirds(float(row.depth_lots) for row in outcomes)
     tight = min((row.market_spread_bps for row in outcomes), default=math.nan) * 1.5
@@ -164,7 +164,7 @@ def regimes(outcomes: Sequence[ParentOutcome]) -> dict[str, Group]:
 
 
 def goals(outcomes: Sequence[ParentOutcome]) -> list[Goal]:
-    """The goals of the router, each with what was found."""
+    """The goals of the router, each with its figure and verdict."""
     cells = {(line.group, line.algorithm): line for line in lines(outcomes, by_cell)}
     names = list(dict.fromkeys(group for group, _ in cells))
     found: list[Goal] = []
@@ -230,7 +230,7 @@ def _bound(found: DayMean) -> float:
 
 
 def text(outcomes: Sequence[ParentOutcome]) -> str:
-    """The table for people, and the goals below it."""
+    """The table as text, and the goals below it."""
     head = (
         f"{'size, deadline':22}{'algorithm':16}{'n':>6}{'cost bps [95 %]':>23}{'less market [95 %]':>27}"
         f"{'spread':>8}{'impact':>8}{'timing':>8}{'fees':>6}{'filled':>8}{'maker':>7}{'time s':>8}"

@@ -1,10 +1,18 @@
-"""A synthetic L2 market with planted, known alpha: events, bars, frames and the truth of a symbol-day.
+"""A synthetic L2 market with a planted, known alpha: events, bars, frames and ground truth.
 
-`proving.synthetic.profiles` says what is planted, `proving.synthetic.latent` makes the hidden day, and in
-`proving.synthetic.marketplace` everybody else's orders meet in a matching engine, of which the venue publishes a
-book of 200 levels a side every 100 ms, trades, tickers and liquidations. `proving.synthetic.transport` brings it
-to us, with faults where the profile has some. Everything follows from (profile, seed, symbol, day),
-bit for bit and in any order. The truth is a table of its own and never enters the data.
+    profiles, planted       parameters, named profiles; closed forms of what they plant
+    latent                  the latent day: alpha, score, efficient price, state of the market
+    arrivals, background    order arrivals (Hawkes); parameters and state of everybody else's orders
+    makers, flow            what market makers do; all other background requests
+    matching, engine        the matching engine: kernels, and the same for Python code
+    publication, transport  market data of it; faults on the way to us
+    marketplace, encode     the running market with our orders in it; its frames as the venue's JSON
+    touch, primitives, reduced, calibration
+                            bars without events, and their fit
+    tables, command         ground truth beside the data; `l2 synth`
+
+Everything is a function of (profile, seed, symbol, day), bit for bit and in any order. The ground truth
+has tables of its own and never enters the data.
 """
 
 from __future__ import annotations
@@ -65,13 +73,12 @@ def generate(
     stop_s: int = SECONDS,
     instrument: Instrument | None = None,
 ) -> Iterator[Events]:
-    """One symbol-day of the synthetic market in receive order, in chunks of about 250,000 rows.
+    """Events of one symbol-day in receive order, in chunks of about 250,000 rows and whole frames.
 
-    Only what is received in [start_s, stop_s) after midnight UTC, opening with a book snapshot and a
-    full ticker. A part is the same market as the whole day: ``generate(…, 0, 3600)`` is how
-    ``generate(…)`` begins, and a later start only adds its opening. Chunks hold whole frames.
-    Raises ProfileError for a symbol without a listing or instrument, ValueError for an impossible
-    span.
+    Only those received in [start_s, stop_s) after midnight UTC, opening with a book snapshot and a full
+    ticker. A part is the same market as the whole day: ``generate(…, 0, 3600)`` is how ``generate(…)``
+    begins, and a later start only adds its opening. ProfileError for a symbol without a listing or
+    instrument, ValueError for an impossible span.
     """
     if not 0 <= start_s < stop_s <= SECONDS:
         raise ValueError(f"span [{start_s}, {stop_s}) s: expected 0 <= start < stop <= {SECONDS}")
@@ -90,8 +97,8 @@ def _published(
     instrument: Instrument,
     topic: tuple[int, int] = TOPICS[0],
 ) -> Iterator[Events]:
-    """What the venue publishes within a span: of the first topic with all that comes beside it, or the
-    book of another."""
+    """Market data published within a span: the first topic of the book and everything beside it, or
+    another topic of the book alone."""
     start_s, stop_s = span
     topics = TOPICS[:1] if topic == TOPICS[0] else (TOPICS[0], topic)
     market = SyntheticMarket(profile, seed, symbol, day, instrument, start_s=start_s, topics=topics)
@@ -101,7 +108,7 @@ def _published(
         if len(topics) > 1:
             rows = rows[rows["pad"] == 1]
             rows["pad"] = 0
-        # Receive times rise, so what comes after the span is a tail of whole frames.
+        # Receive times rise, so rows after the span are a tail of whole frames.
         inside = int(np.searchsorted(rows["receive_ns"], end_ns))
         if inside:
             yield rows[:inside]
@@ -115,7 +122,7 @@ def _arriving(
     span: tuple[int, int],
     instrument: Instrument,
 ) -> Iterator[tuple[Events, npt.NDArray[np.int64]]]:
-    """What arrives of it, and which frames of a chunk come twice."""
+    """Market data as received, and which frames of each chunk come twice."""
     transport = None
     if has_faults(profile):
         transport = Transport(profile, seed, symbol, day, first_update(day), TOPICS[0][0])
@@ -126,7 +133,7 @@ def _arriving(
 def fingerprint(
     profile: Profile, seed: int, symbol: str, day: str, start_s: int = 0, stop_s: int = SECONDS
 ) -> str:
-    """What a partition of synthetic data was made from: profile, seed, span and code."""
+    """Fingerprint of a partition of synthetic data: profile, seed, span and code."""
     digest = hashlib.sha256(msgspec.json.encode((profile, seed, symbol, day, start_s, stop_s)))
     digest.update(closure_hash(__name__).encode())
     return f"synthetic {profile.name} {seed} {digest.hexdigest()[:16]}"
@@ -142,9 +149,9 @@ def write_bars(
     start_s: int = 0,
     stop_s: int = SECONDS,
 ) -> int:
-    """Write the `bars` partition straight from generated events; returns the number of bars.
+    """Write the `bars` partition from generated events; returns the number of bars.
 
-    The same bars as by way of frames and ingest, without storing either.
+    The bars that ingest would make of the frames, without storing frames or events.
     """
     from market.bars import bars_from_chunks
 
@@ -170,9 +177,9 @@ def write_frames(
 ) -> str:
     """Write a capture of several symbols, merged in receive order; returns its path.
 
-    ``depths``: levels of further topics of the book, 50 or 1, each at the venue's own pace; such a
-    topic runs the market once more. ValueError for others. ``target`` is a file, or a lake, where the
-    capture goes under its date's frames. It opens with the symbols' instrument lines. Written beside its place and renamed: it stands whole or not at all.
+    ``depths``: levels of further topics of the book, 50 or 1, each at the venue's own rate; each runs
+    the market once more. ValueError for others. ``target`` is a file, or a lake, where the capture goes
+    to its date's frames. It opens with the instruments. Written to a temporary file and renamed.
     """
     if isinstance(target, Lake):
         _synthetic(target)
@@ -216,7 +223,7 @@ def write_frames(
 def _skewed(
     profile: Profile, chunks: Iterator[Events]
 ) -> Iterator[tuple[Events, npt.NDArray[np.int64]]]:
-    """A further topic is late or early as the rest is; frames are neither lost nor doubled."""
+    """A further topic with the clock's skew; its frames are neither lost nor duplicated."""
     for rows in chunks:
         rows["receive_ns"] += round(profile.skew_ms * 1e6)
         yield rows, np.zeros(0, np.int64)
@@ -231,7 +238,7 @@ def _encoded(
 
 
 def _repeated(lines: Lines, twice: npt.NDArray[np.int64]) -> Lines:
-    """The same with some lines a second time, just after the first."""
+    """The lines, some of them duplicated."""
     order = np.sort(np.concatenate([np.arange(len(lines.ends)), twice]))
     sizes = np.diff(lines.ends, prepend=0)
     starts = lines.ends - sizes
@@ -241,26 +248,26 @@ def _repeated(lines: Lines, twice: npt.NDArray[np.int64]) -> Lines:
 
 def _merged(streams: Sequence[Iterator[Lines]]) -> Iterator[bytes]:
     """Lines of several streams in order of receive time; at ties the earlier stream comes first."""
-    held: dict[int, Lines] = {}
+    pending: dict[int, Lines] = {}
     open_streams = set(range(len(streams)))
     while True:
         for place in sorted(open_streams):
-            while place not in held or len(held[place].ends) == 0:
+            while place not in pending or len(pending[place].ends) == 0:
                 lines = next(streams[place], None)
                 if lines is None:
                     open_streams.discard(place)
-                    held.pop(place, None)
+                    pending.pop(place, None)
                     break
-                held[place] = lines
-        if not held:
+                pending[place] = lines
+        if not pending:
             return
-        # Whoever's last line comes first may have more just after it, so the merge stops there.
-        horizon = min(int(lines.receive_ns[-1]) for lines in held.values())
+        # The stream whose last line is earliest may have more just after it: merge up to there.
+        horizon = min(int(lines.receive_ns[-1]) for lines in pending.values())
         taken, left = {}, {}
-        for place, lines in held.items():
+        for place, lines in pending.items():
             n = int(np.searchsorted(lines.receive_ns, horizon, "right"))
             taken[place], left[place] = _split(lines, n)
-        held = left
+        pending = left
         yield _woven([taken[place] for place in sorted(taken)])
 
 

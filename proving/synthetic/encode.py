@@ -1,10 +1,10 @@
-"""Event rows → Bybit V5 public frames: the inverse of `market.wire.decode`, byte for byte of one shape.
+"""Event rows → Bybit V5 public frames: the inverse of `market.wire.decode`.
 
-A frame is what stands between a row flagged FIRST and one flagged LAST. Numbers are written as the
-venue writes them: decimal strings padded to the instrument's scale, a deleted level as ``"0"``.
-What an event row does not carry is made from what it does: ``seq`` of books and ``cs`` of tickers
-grow with time and order them against trades, ``L`` follows from the trade before, and a trade's
-``i`` is a hash of its ``seq``, place and symbol.
+A frame is the rows from one flagged FIRST to one flagged LAST. Numbers are formatted as the venue's:
+decimal strings padded to the instrument's scale, a deleted level as ``"0"``. Fields that an event row
+does not have are derived: ``seq`` of books and ``cs`` of tickers grow with time and order them against
+trades, ``L`` (tick direction) follows from the trade before, and a trade's ``i`` (id) is a hash of its
+``seq``, place and symbol.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NEXT_FUNDING: Final = int(Field.NEXT_FUNDING_MS)
 
 #: Sequence numbers of one millisecond; a book's comes after those of the trades in it.
 _SEQ_PER_MS: Final = 16
-#: Bytes that a row of a kind and a frame need at most.
+#: Most bytes of a level, of another row, and of the rest of a frame.
 _LEVEL_BYTES: Final = 56
 _OTHER_BYTES: Final = 320
 _FRAME_BYTES: Final = 400
@@ -88,7 +88,7 @@ for _field, _name in _KEYS.items():
 
 
 class _Style(NamedTuple):
-    """How one symbol's frames are written."""
+    """Constant parts and formats of one symbol's frames."""
 
     symbol: Text
     snapshot: Text  #: up to and with ``"ts":``, as the next two
@@ -114,10 +114,7 @@ class Lines(NamedTuple):
 
 
 class Encoder:
-    """Writes one symbol's frames; keeps what they need to know of the frames before.
-
-    The first ticker frame is written as a snapshot, later ones as deltas.
-    """
+    """Encodes one symbol's frames in order; the first ticker frame is a snapshot, later ones are deltas."""
 
     def __init__(self, instrument: Instrument, book_depth: int = 200) -> None:
         self._style = _style(instrument, book_depth)
@@ -154,7 +151,7 @@ class Encoder:
         return Lines(text[:used], ends, events["receive_ns"][lasts])
 
     def frames(self, events: Events) -> Iterator[tuple[int, bytes]]:
-        """(receive_ns, frame) one by one, as a socket would give them."""
+        """(receive_ns, frame) one by one, as from a socket."""
         lines = self.encode(events)
         start = 0
         for end, receive_ns in zip(lines.ends.tolist(), lines.receive_ns.tolist(), strict=True):
@@ -200,7 +197,7 @@ def _places(step: str) -> int:
 
 @compiled
 def _value(text: Text, at: int, value: int, places: int) -> int:
-    """An integer at 1e-8 with as many decimals as it needs, and ``places`` at least."""
+    """An integer at 1e-8 with as many decimals as it needs, at least ``places``."""
     if value < 0:
         text[at] = 45
         at += 1
@@ -244,7 +241,7 @@ def _uuid(text: Text, at: int, seq: int, place: int, salt: np.uint64) -> int:
 def _levels(
     text: Text, at: int, events: Events, first: int, last: int, side: int, style: _Style
 ) -> int:
-    """One side's changed levels, without the comma that would follow the last."""
+    """One side's changed levels, separated by commas."""
     some = False
     for n in range(first, last + 1):
         if events[n].side != side:
@@ -310,7 +307,7 @@ def _write(
     style: _Style,
     state: npt.NDArray[np.int64],
 ) -> int:
-    """All frames as lines; returns the bytes used."""
+    """Write all frames as lines; returns the number of bytes."""
     at = first = 0
     for line in range(len(lasts)):
         last = lasts[line]

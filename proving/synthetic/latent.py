@@ -1,25 +1,24 @@
-"""The hidden day of a synthetic symbol: alpha, score, efficient price, and the market's state.
+"""The latent day of a synthetic symbol: alpha, score, efficient price, and the market's state.
 
-Everything here is a function of (profile, seed, symbol, day) alone, so days can be made in any order.
-They join at midnight because what each process is at midnight is a keyed draw of its own, and the day
-between two of them is a bridge. Midnight prices are independent draws around the listing's price, with
-the standard deviation that gives their differences the variance of a free day; the bridge then has,
-within the day, the law of the free path. Midnight states of the Ornstein-Uhlenbeck processes and of
-the regime are independent draws of their stationary laws: over a day they forget where they were.
+Everything is a function of (profile, seed, symbol, day), so days can be generated in any order. They
+join at midnight because each process has a keyed draw of its own at each midnight, and the day between
+two of them is a bridge. Midnight prices are independent draws around the listing's price, with the
+standard deviation that gives their differences the variance of a free day; the bridge then has, within
+the day, the law of the free path. Midnight states of the Ornstein-Uhlenbeck processes and of the regime
+are independent draws from their stationary laws: over a day they forget their start.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from datetime import date, timedelta
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from market.kernel import compiled
-from market.units import day_start_ns
+from market.units import day_start_ns, next_day
 from proving.synthetic.planted import alpha_sd, best_filter, follower_share, level
 from proving.synthetic.profiles import STEP_S, Listing, Profile
 
@@ -29,7 +28,7 @@ PER_SECOND: Final = round(1 / STEP_S)
 
 #: Multipliers of alpha are rounded to this before a filter is made for them.
 _STRENGTH_STEP: Final = 1 / 16
-#: Half-life of what makes displayed quantities vary (s), and its log standard deviation.
+#: Half-life of the multiplier of displayed quantities (s), and its log standard deviation.
 _DEPTH_HALF_LIFE_S: Final = 60.0
 _DEPTH_LOG_SD: Final = 0.35
 
@@ -37,20 +36,19 @@ Floats = npt.NDArray[np.float64]
 
 
 def generator(seed: int, symbol: str, day: str, stream: str) -> np.random.Generator:
-    """Philox keyed by all that names a stream: the same bits in any order and any process."""
+    """Philox keyed by the name of a stream: the same bits in any order and any process."""
     digest = hashlib.blake2b(f"{seed}/{symbol}/{day}/{stream}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, np.uint64)))
 
 
 class Drivers(NamedTuple):
-    """What moves a symbol; arrays of shape (FRAMES + 1,), entry j at j · 0.1 s after midnight."""
+    """Latent paths of a symbol; arrays of shape (FRAMES + 1,), entry j at j · 0.1 s after midnight."""
 
     x: Floats  #: the planted process, unit variance
     strength: Floats  #: multiplier of alpha by regime and schedule
     alpha: Floats  #: drift of the efficient price, bp/s: alpha_sd · strength · x
-    score: (
-        Floats  #: what flow and quotes follow: x and noise flow, unit variance, shifted by schedule
-    )
+    #: what flow and quotes follow: x and noise flow, unit variance, shifted by schedule
+    score: Floats
     log_price: Floats  #: log of the efficient price
     move: Floats  #: its own moves over the frame before, without jumps, in units of their noise
     volatility: Floats  #: multiplier of the listing's sigma, mean square one but for its schedule
@@ -61,7 +59,7 @@ class Drivers(NamedTuple):
 
 
 def drivers(profile: Profile, seed: int, symbol: str, day: str) -> Drivers:
-    """Everything hidden of a symbol's day, a follower's from its leader's."""
+    """The latent paths of a symbol's day, a follower's from its leader's."""
     listing = profile.listing(symbol)
     share = follower_share(profile, symbol)
     followed = drivers(profile, seed, listing.follows, day) if listing.follows else None
@@ -91,7 +89,7 @@ def drivers(profile: Profile, seed: int, symbol: str, day: str) -> Drivers:
     gone = np.zeros(FRAMES + 1)
     np.cumsum(np.square(volatility[:-1]), out=gone[1:])
     start = midnight_log_price(profile, seed, symbol, day)
-    end = midnight_log_price(profile, seed, symbol, _next(day))
+    end = midnight_log_price(profile, seed, symbol, next_day(day))
     path += start + (end - start - path[-1]) * (gone / gone[-1])
     path[-1] = end
 
@@ -109,7 +107,7 @@ def drivers(profile: Profile, seed: int, symbol: str, day: str) -> Drivers:
 
 
 def filtered_alphas(profile: Profile, seed: int, day: str) -> dict[str, Floats]:
-    """The best filter's alpha of each symbol at each frame, bp/s, from all scores and prices.
+    """The Kalman filter's alpha of each symbol by frame, bp/s, from all scores and prices so far.
 
     It knows the regime, the schedules and the jumps (`planted.Filter`).
     """
@@ -129,13 +127,13 @@ def filtered_alphas(profile: Profile, seed: int, day: str) -> dict[str, Floats]:
     states = _kalman(seen, filters[0].decay, gains, observed, which.astype(np.int64))
     # Written out: a library's matrix product may round otherwise on another machine.
     own = [states[:, place] for place in range(len(symbols))]
-    found = [
+    filtered = [
         sum((share * path for share, path in zip(row, own, strict=True)), np.zeros(FRAMES + 1))
         for row in filters[0].loading
     ]
     grown = level(profile.changes, "volatility", t_ns)
     return {
-        symbol: alpha_sd(profile, symbol) * hidden[place].strength * grown * found[place]
+        symbol: alpha_sd(profile, symbol) * hidden[place].strength * grown * filtered[place]
         for place, symbol in enumerate(symbols)
     }
 
@@ -156,15 +154,11 @@ def midnight_log_price(profile: Profile, seed: int, symbol: str, day: str) -> fl
     return math.log(listing.price) + listing.beta * moved + own
 
 
-def _next(day: str) -> str:
-    return (date.fromisoformat(day) + timedelta(days=1)).isoformat()
-
-
 def _market_regimes(profile: Profile, seed: int, symbol: str, day: str) -> npt.NDArray[np.int64]:
     """The regime at each frame: a Markov chain by the second between keyed midnight states."""
     ends = [
         int(generator(seed, symbol, d, "regime midnight").integers(len(profile.regimes)))
-        for d in (day, _next(day))
+        for d in (day, next_day(day))
     ]
     uniform = generator(seed, symbol, day, "regime").random(SECONDS)
     chain = _bridged_chain(
@@ -201,10 +195,10 @@ def _jumps(profile: Profile, seed: int, symbol: str, day: str, sigma_bps: Floats
 
 
 def _ou(seed: int, symbol: str, day: str, stream: str, half_life_s: float) -> Floats:
-    """An Ornstein-Uhlenbeck path of unit variance, a frame a step, between keyed midnight values."""
+    """An Ornstein-Uhlenbeck path of unit variance by frame, between keyed midnight values."""
     ends = [
         float(generator(seed, symbol, d, f"{stream} midnight").standard_normal())
-        for d in (day, _next(day))
+        for d in (day, next_day(day))
     ]
     path = generator(seed, symbol, day, stream).standard_normal(FRAMES + 1)
     _bridge_ou(path, math.exp(-math.log(2) / half_life_s * STEP_S), ends[0], ends[1])
@@ -213,10 +207,10 @@ def _ou(seed: int, symbol: str, day: str, stream: str, half_life_s: float) -> Fl
 
 @compiled
 def _bridge_ou(path: Floats, decay: float, start: float, end: float) -> None:
-    """Turn normal draws into the path: free from ``start``, then led to ``end``.
+    """Turn normal draws into the bridge, in place: free from ``start``, then corrected to ``end``.
 
-    What is missing at the end is added in proportion to the covariance with the end,
-    e^(-κ(T-t)) (1 - e^(-2κt)) / (1 - e^(-2κT)), which makes the exact law of the bridge.
+    The difference at the end is added in proportion to the covariance with the end,
+    e^(-κ(T-t)) (1 - e^(-2κt)) / (1 - e^(-2κT)), which gives the exact law of the bridge.
     """
     last = len(path) - 1
     fresh = math.sqrt(1 - decay * decay)
@@ -276,9 +270,9 @@ def _bridged_chain(
 def _kalman(
     seen: Floats, decay: Floats, gains: Floats, observed: Floats, which: npt.NDArray[np.int64]
 ) -> Floats:
-    """The filtered states after each frame; ``which`` names the frame's gains and observation."""
+    """The filtered states after each frame; ``which`` is the frame's place in gains and observations."""
     n, m = seen.shape
-    found = np.empty((n, m))
+    states = np.empty((n, m))
     state = np.zeros(m)
     surprise = np.empty(m)
     for j in range(n):
@@ -293,8 +287,8 @@ def _kalman(
         for i in range(m):
             for k in range(m):
                 state[i] += gain[i, k] * surprise[k]
-            found[j, i] = state[i]
-    return found
+            states[j, i] = state[i]
+    return states
 
 
 class Reference(NamedTuple):
@@ -361,7 +355,7 @@ def _bridged(symbol: str, seed: int, day: str, stream: str, roughness: float) ->
     """
     ends = [
         float(generator(seed, symbol, d, f"{stream} midnight").standard_normal())
-        for d in (day, _next(day))
+        for d in (day, next_day(day))
     ]
     share = np.arange(SECONDS + 1) / SECONDS
     steps: npt.NDArray[Any] = generator(seed, symbol, day, stream).standard_normal(SECONDS)

@@ -1,15 +1,15 @@
-"""What follows in closed form from what is planted: information coefficients, filter, schedules.
+"""Closed forms of the planted alpha: information coefficients, the Kalman filter, schedules.
 
-One score drives everything that a trader could see of the alpha. Per symbol,
+One score drives everything observable about the alpha. Per symbol,
 
     x_t   Ornstein-Uhlenbeck with unit variance and the profile's half-life
     α_t = a·g_t·d_t·x_t             drift of the efficient price, bp/s; g_t the regime's multiplier,
                                     d_t the schedule's (`Change`)
     u_t ∝ x_t + n_t                 the score; n_t is noise flow, a faster Ornstein-Uhlenbeck process
 
-and quotes and trade signs follow u_t. On a null market a = 0: the book and the tape obey the same
-law, and mean nothing. Everything is linear and Gaussian, so the information coefficient of the alpha
-itself, and of the best that could be known of it, are known before a market is made.
+and quotes and trade signs follow u_t. On a null market a = 0: book and trades have the same law but
+predict nothing. Everything is linear and Gaussian, so the information coefficient (IC) of the alpha, and
+of its best estimate, are known before a market is generated.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from proving.synthetic.profiles import STEP_S, Change, Profile, ProfileError, in
 
 Floats = npt.NDArray[np.float64]
 
-#: A score that is seen exactly makes the filter's equations singular; this is close to it.
-_SEEN_SD = 1e-3
+#: Observation noise of the score: zero would make the filter's equations singular.
+_SCORE_NOISE_SD = 1e-3
 
 
 def alpha_sd(profile: Profile, symbol: str) -> float:
@@ -55,7 +55,7 @@ def moments(rate: float, horizon_s: float) -> tuple[float, float]:
 def closed_form_ic(
     profile: Profile, horizon_s: float, delay_s: float = 0.0, strength: float = 1.0
 ) -> float:
-    """The IC of the alpha now with the return from δ to δ + h seconds ahead.
+    """The IC of the alpha now with the return from δ to δ + h seconds later.
 
     With one regime IC* = a·B(h)·e^(-κδ) / √(σ²h + a²V(h)). Regimes change independently of x, with
     E[g_t g_t+s] = m² + v·e^(-μs) of their multipliers' mean m and variance v, so that B and V are
@@ -83,10 +83,10 @@ def closed_form_ic(
 def filterable_ic(
     profile: Profile, horizon_s: float, delay_s: float = 1.0, symbol: str = ""
 ) -> float:
-    """The IC of the best filter (`Filter`), with the label's delay of a second.
+    """The IC of the best filter (`Filter`), with the label's delay of a second: an upper bound.
 
     E[R|filter] is proportional to the filtered alpha, so its IC is that of the alpha times the
-    correlation of filter and alpha. Of the leader unless ``symbol`` says another.
+    correlation of filter and alpha. Of the leader unless ``symbol`` names another.
     """
     names = [listing.symbol for listing in profile.listings]
     place = names.index(symbol or profile.leader.symbol)
@@ -94,7 +94,7 @@ def filterable_ic(
 
 
 def regime_rate(profile: Profile) -> float:
-    """Rate μ (1/s) at which the regime's chain forgets: leaving hazard times K/(K - 1)."""
+    """Rate μ (1/s) of mean reversion of the regime's chain: leaving hazard times K/(K - 1)."""
     states = len(profile.regimes)
     return states / (states - 1) / profile.regime_stay_s if states > 1 else 0.0
 
@@ -107,9 +107,9 @@ def _rate(profile: Profile) -> float:
 
 
 def level(changes: Iterable[Change], what: str, t_ns: npt.NDArray[np.int64]) -> Floats:
-    """What the changes of one thing come to at instants: multipliers, or shifts of features.
+    """Combined effect of the changes of one kind at instants: a multiplier, or a shift of features.
 
-    A change takes what it changes from its neutral value (one; zero for features) to ``to``.
+    A change goes from the neutral value (one; zero for features) to ``to``.
     """
     shift = what == "features"
     out = np.full(len(t_ns), 0.0 if shift else 1.0)
@@ -122,7 +122,7 @@ def level(changes: Iterable[Change], what: str, t_ns: npt.NDArray[np.int64]) -> 
 
 
 def _share(change: Change, t_ns: npt.NDArray[np.int64]) -> Floats:
-    """How much of a change has happened, 0 to 1."""
+    """Progress of a change, 0 to 1."""
     hours = (t_ns - instant_ns(change.starts)) / 3.6e12
     if change.shape == "step":
         return (hours >= 0).astype(np.float64)
@@ -138,9 +138,9 @@ class Filter(msgspec.Struct, frozen=True):
     """The steady-state Kalman filter of every symbol's own x and n from all scores and prices.
 
     States are the symbols' own x (a follower's x is ``loading`` of all of them), then their n.
-    Observations are the scores, seen exactly, then the own parts of the efficient prices' moves over a
-    frame, at mean volatility. Nothing that is made of flow, quotes and prices can know more of the
-    alpha, but for the part of a move's noise that a volatility known from elsewhere would take away.
+    Observations are the scores, observed exactly, then the own parts of the efficient prices' moves over
+    a frame, at mean volatility. No function of flow, quotes and prices knows the alpha better, except by
+    knowing volatility better.
     """
 
     loading: Floats  #: (m, m) of each symbol's x on the own ones; rows have unit length
@@ -173,10 +173,10 @@ def follower_share(profile: Profile, symbol: str) -> float:
 
 @lru_cache(maxsize=64)
 def best_filter(profile: Profile, strength: float = 1.0) -> Filter:
-    """The filter of a profile; n is as large as makes it find the ``filterable`` share of alpha.
+    """The filter of a profile, with n scaled so that its correlation with the alpha is ``filterable``.
 
     ``strength`` is the multiplier of alpha by regime and schedule, which the filter knows.
-    ProfileError when prices alone tell more of the alpha than that.
+    ProfileError when prices alone give a higher correlation.
     """
     return solve(profile, _noise_sd(profile), strength)
 
@@ -203,7 +203,7 @@ def _noise_sd(profile: Profile) -> float:
 
 
 def solve(profile: Profile, noise_sd: float, strength: float = 1.0) -> Filter:
-    """The filter for noise of a given size."""
+    """The filter for noise flow of a given standard deviation."""
     m = len(profile.listings)
     loading = loadings(profile)
     half_lives = np.repeat([profile.half_life_s, profile.noise_half_life_s], m)
@@ -215,7 +215,7 @@ def solve(profile: Profile, noise_sd: float, strength: float = 1.0) -> Filter:
     seen[:m, :m] = loading
     seen[:m, m:] = np.eye(m)
     seen[m:, :m] = drift * np.eye(m)
-    errors = np.diag(np.repeat([_SEEN_SD**2, 1.0], m))
+    errors = np.diag(np.repeat([_SCORE_NOISE_SD**2, 1.0], m))
     shocks = np.diag(np.repeat([1.0, noise_sd**2], m) * (1 - decay**2))
     predicted = _riccati(np.diag(decay), seen, shocks, errors)
     gain = predicted @ seen.T @ np.linalg.inv(seen @ predicted @ seen.T + errors)

@@ -1,10 +1,10 @@
-"""A second of book and flow taken apart into quantities that are free to vary, and put together again.
+"""Primitives of a bar: independent quantities into which its columns decompose, and the inverse.
 
-The columns of a bar are bound to each other: bands of depth grow, a sweep within the touch costs half
-the spread, sums have parts, a mean size needs a trade. `decompose` gives one quantity for each way in
-which a second can differ given its touch, each with any value above its bound; `compose` inverts it,
-for whatever values it is given. What follows from the touch alone is `proving.synthetic.touch`, what follows from
-the order of trades in the second is derived by `trades`.
+The columns of a bar constrain each other: depth bands grow, a sweep within the touch costs half the
+spread, sums have parts, a mean size needs a trade. `decompose` gives one quantity per degree of freedom
+of a second given its touch, each free above a bound; `compose` inverts it and gives consistent columns
+for any values. Columns of the touch are made by `proving.synthetic.touch`, those that depend on the order
+of trades within the second by `trades`.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ _LIQUIDATED: Final = {"buy": "liq_short", "sell": "liq_long"}
 def decompose(values: Floats) -> Floats:
     """Primitives (n, len(NAMES)) of bars (n, len(COLUMNS)); NaN where a second has no such quantity.
 
-    Distances in the book are in ticks. Slope and convexity are relative to depth over reach. Prices of
-    trades are placed between the second's worst and best touch, 0 to 1, and beyond in ticks. A sweep is the cost beyond half the spread, or if the touch suffices, in
-    the negative, the log of how far it does.
+    Distances in the book are in ticks. Slope and convexity are relative to depth over reach. Trade prices
+    are placed between the second's worst and best touch, 0 to 1, and beyond in ticks. A sweep is its cost
+    beyond half the spread; if the touch suffices, the (negative) log of notional over touch.
     """
     bar = {name: values[:, place] for place, name in enumerate(COLUMNS)}
-    found: dict[str, Floats] = {name: bar[name] for name in _WHOLE if name in bar}
+    part: dict[str, Floats] = {name: bar[name] for name in _WHOLE if name in bar}
     mid, half = bar["mid_close"], 0.5 * bar["spread_bps"]
     ticks = bar["spread_ticks"] / bar["spread_bps"]
-    found["vamp"] = (bar["vamp_close"] / mid - 1) * 1e4 * ticks
+    part["vamp"] = (bar["vamp_close"] / mid - 1) * 1e4 * ticks
     with np.errstate(invalid="ignore", divide="ignore"):
         for side in SIDES:
             of = {name: bar[f"{side}_{name}"] for name in ("q1", "q5", "q10", "depth", "reach")}
@@ -67,7 +67,7 @@ def decompose(values: Floats) -> Floats:
             # Beyond the last level a band holds what there is.
             held = [np.where(np.isnan(band), of["depth"], band) for band in bands]
             unit = of["depth"] / of["reach"]
-            parts = {
+            own = {
                 "q1": of["q1"],
                 "q1_mean": bar[f"{side}_q1_mean"],
                 "to_q5": of["q5"] - of["q1"],
@@ -85,11 +85,11 @@ def decompose(values: Floats) -> Floats:
                 "add_rest": bar[f"{side}_add"] - bar[f"{side}_add_1"],
                 "cancel_rest": bar[f"{side}_cancel"] - bar[f"{side}_cancel_1"],
             }
-            found |= {f"{side}_{name}": part for name, part in parts.items()}
+            part |= {f"{side}_{name}": column for name, column in own.items()}
         for sign, taker, side in ((1, "buy", "ask"), (-1, "sell", "bid")):
             qty, n = bar[f"{taker}_qty"], bar[f"{taker}_n"]
             paid = bar[f"{taker}_notional"] / qty
-            parts = {
+            own = {
                 "n": n,
                 "qty": qty,
                 "off": _placed(sign * paid, sign, bar),
@@ -100,24 +100,24 @@ def decompose(values: Floats) -> Floats:
             for name, notional in zip(("10k", "100k", "1m"), SWEEPS, strict=True):
                 beyond = (bar[f"sweep_{taker}_{name}"] - half) * ticks
                 inside = np.minimum(np.log(notional / touch), 0)
-                parts[f"sweep_{name}"] = np.where(beyond > 1e-6, beyond, inside)
-            found |= {f"{taker}_{name}": part for name, part in parts.items()}
+                own[f"sweep_{name}"] = np.where(beyond > 1e-6, beyond, inside)
+            part |= {f"{taker}_{name}": column for name, column in own.items()}
         low = np.fmax(bar["buy_qty"] / bar["buy_n"], bar["sell_qty"] / bar["sell_n"])
         high = np.fmax(bar["buy_qty"], bar["sell_qty"])
-        found["largest"] = (bar["max_trade"] - low) / (high - low)
+        part["largest"] = (bar["max_trade"] - low) / (high - low)
         traded = bar["buy_n"] + bar["sell_n"] > 0
-        found["trade_age_s"] = np.where(traded, bar["trade_age_s"], 1.0)
+        part["trade_age_s"] = np.where(traded, bar["trade_age_s"], 1.0)
         last = np.sign(bar["run_length"]) * (bar["last_price"] / mid - 1) * 1e4 - half
-        found["last_off"] = np.where(traded, last, np.nan)
-    found |= {f"ofi_{level}": bar[f"ofi_{level}"] for level in range(1, 11)}
-    return np.stack([found[name] for name in NAMES], axis=1)
+        part["last_off"] = np.where(traded, last, np.nan)
+    part |= {f"ofi_{level}": bar[f"ofi_{level}"] for level in range(1, 11)}
+    return np.stack([part[name] for name in NAMES], axis=1)
 
 
 def compose(parts: Floats, values: Floats, lot: float) -> None:
-    """Write what primitives say into bars that hold the columns of the touch already, in place.
+    """Write primitives into bars that have the columns of the touch already, in place.
 
-    The inverse of `decompose`: quantities come out as whole lots, counts whole, NULL where the book
-    does not reach or nobody traded.
+    The inverse of `decompose`: quantities in whole lots, whole counts, NULL where the book does not
+    reach or nothing traded.
     """
     bar = {name: values[:, place] for place, name in enumerate(COLUMNS)}
     part = {name: parts[:, place] for place, name in enumerate(NAMES)}
@@ -158,7 +158,7 @@ def compose(parts: Floats, values: Floats, lot: float) -> None:
 
 
 def _touch_range(sign: int, bar: dict[str, Floats]) -> tuple[Floats, Floats]:
-    """Signed prices of the lowest and highest touch that takers of a side met, about."""
+    """Approximate signed prices of the lowest and highest touch that takers of a side met."""
     half = (
         0.5 * bar["spread_mean"] * bar["mid_close"] * bar["spread_bps"] / bar["spread_ticks"] * 1e-4
     )
@@ -189,7 +189,7 @@ def _lots(quantity: Floats, lot: float) -> Floats:
 def _compose_book(
     side: str, bar: dict[str, Floats], part: dict[str, Floats], mid: Floats, lot: float
 ) -> npt.NDArray[np.bool_]:
-    """One side of the book; True where a band passes its last level."""
+    """Write one side of the book; True where a depth band reaches beyond its last level."""
     of = {name: np.maximum(part[f"{side}_{name}"], 0) for name in _BOOK if name != "convexity"}
     q1 = bar[f"{side}_q1"]
     q1[:] = np.maximum(_lots(of["q1"], lot), lot)
@@ -220,7 +220,7 @@ def _compose_book(
 
 
 def _compose_trades(bar: dict[str, Floats], part: dict[str, Floats], lot: float) -> None:
-    """Counts, quantities and prices of the second's takers."""
+    """Write counts, quantities and prices of the second's takers."""
     sizes = []
     for sign, taker in ((1, "buy"), (-1, "sell")):
         n, qty = bar[f"{taker}_n"], bar[f"{taker}_qty"]
@@ -242,20 +242,19 @@ def _compose_trades(bar: dict[str, Floats], part: dict[str, Floats], lot: float)
     bar["vwap"][:] = np.divide(notional, volume, out=np.full(len(volume), np.nan), where=volume > 0)
 
 
-# -- what the order of trades in a second makes ----------------------------------------------------
+# -- columns that depend on the order of trades ----------------------------------------------------
 
 _HAWKES_S: Final = (1.0, 10.0, 100.0)
 
 
 @compiled
 def trades(values: Floats, age: Floats, off: Floats, uniform: Floats, stick: float) -> None:
-    """Draw the order and the times of each second's trades and write what follows, in place.
+    """Draw the order and times of each second's trades; write the columns that follow, in place.
 
-    Runs, last price, age of the last trade and Hawkes sums, by the rules of `market.second`.
-    ``age`` and ``off`` (seconds,) are the last trade's age and how far beyond the touch it was (bps),
-    in a second that has one. ``uniform`` (seconds, 64)
-    drives the draws; ``stick`` is how much likelier than by counts alone a trade has the side of the
-    one before.
+    Runs, last price, age of the last trade and Hawkes sums, by the rules of `market.second`. ``age`` and
+    ``off`` (seconds,) are the last trade's age and its distance beyond the touch (bps) in a second with
+    trades. ``uniform`` (seconds, 64) drives the draws; ``stick`` is the excess probability that a trade
+    has the side of the one before.
     """
     hawkes = np.zeros((3, 2))
     run, last = 0.0, np.nan

@@ -1,8 +1,8 @@
-"""What a synthetic market is made of, and what is planted in it: parameters and named profiles.
+"""Parameters and named profiles of synthetic markets.
 
-The named profiles are data (`profiles.toml`); this module says what a parameter means, in which unit,
-where its value comes from, and what is impossible. What follows from the parameters in closed form is
-in `proving.synthetic.planted`, the hidden day they make in `proving.synthetic.latent`.
+The named profiles are data (`profiles.toml`); this module defines each parameter: its meaning, unit,
+source and admissible range. Closed forms are in `proving.synthetic.planted`, the latent day in
+`proving.synthetic.latent`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from market.errors import UsageError
+from market.units import SECOND_NS
 
 #: Seconds between book frames (`orderbook.200` is pushed every 100 ms) and steps of every process.
 STEP_S: Final = 0.1
@@ -31,7 +32,7 @@ Count = Annotated[float, Meta(ge=0)]
 
 
 class ProfileError(UsageError):
-    """A synthetic market with these parameters cannot exist; the message gives the range."""
+    """Impossible parameters of a synthetic market; the message gives the admissible range."""
 
 
 class Regime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,7 +51,7 @@ class Regime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Something that is different from an instant on; changes of the same thing multiply or add.
+    """A scheduled change of the market; changes of the same kind multiply or add.
 
     Only ``alpha`` is decay. The others are confounders: the alpha's relation to returns stays as it
     is, so that an alarm of decay is a false one. In particular the alpha is planted by its information
@@ -110,7 +111,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Parameters of a synthetic market; a parameter without a recorded value is a choice."""
+    """Parameters of a synthetic market; those without a recorded value are choices."""
 
     name: str
     #: What the profile is for, in a sentence.
@@ -316,7 +317,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def ic_limit(half_life_s: float, horizon_s: float) -> float:
-    """The information coefficient of an alpha without any noise beside it.
+    """The highest possible information coefficient: that of an alpha without noise.
 
     B/√V with B = (1 - e^(-κh))/κ the expected integral of an OU process of unit variance per unit of
     its value now, and V = (2/κ²)(κh - 1 + e^(-κh)) the integral's variance; κ is its rate of return.
@@ -343,7 +344,7 @@ def _converted(tree: dict[str, Any]) -> Profile:
 
 
 def _explained(message: str) -> str:
-    """A decoder's message with what the parameter means."""
+    """A decoder's message with the meaning of the parameter."""
     place = re.search(r"`\$\.([^`]+)`", message)
     if place is None:
         return message
@@ -358,7 +359,7 @@ HOLDERS: Final[dict[str, Any]] = {"listings": Listing, "regimes": Regime, "chang
 
 
 def parameters(kind: Any) -> Iterator[tuple[str, str]]:
-    """(name, what it means) of each parameter that the source of a struct explains."""
+    """(name, meaning) of each parameter, from the comments in the source of a struct."""
     said: list[str] = []
     for line in inspect.getsource(kind).splitlines():
         text = line.strip()
@@ -381,19 +382,19 @@ def _instant(text: str, where: str) -> datetime:
 
 def instant_ns(text: str) -> int:
     """ISO date and time of UTC as epoch ns."""
-    return int(_instant(text, "instant").timestamp()) * 1_000_000_000
+    return int(_instant(text, "instant").timestamp()) * SECOND_NS
 
 
 def read_profiles(path: Path) -> dict[str, Profile]:
-    """The profiles of a TOML file; each takes from its ``base`` what it does not say itself."""
+    """The profiles of a TOML file; each inherits from its ``base`` the parameters it does not set."""
     trees: dict[str, dict[str, Any]] = tomllib.loads(path.read_text())
-    made: dict[str, dict[str, Any]] = {}
+    profiles: dict[str, dict[str, Any]] = {}
     for name, own in trees.items():
         base = own.pop("base", None)
-        if base is not None and base not in made:
-            raise ProfileError(f"{path.name}: profile {name}: its base {base} must stand before it")
-        made[name] = {**made.get(base, {}), **own, "name": name}
-    return {name: _converted(tree) for name, tree in made.items()}
+        if base is not None and base not in profiles:
+            raise ProfileError(f"{path.name}: profile {name}: its base {base} must come before it")
+        profiles[name] = {**profiles.get(base, {}), **own, "name": name}
+    return {name: _converted(tree) for name, tree in profiles.items()}
 
 
 @cache
