@@ -49,7 +49,7 @@ $(PEER)/.ready: tests/peers/hftbacktest.lock $(READY)
 generate: $(READY)
 	@$(BIN)/python -m market.features.rendering
 	@$(BIN)/python -m assets.contracts
-	@$(BIN)/python -m proving.synthetic.tables
+	@$(BIN)/python -m proving.synthetic.page
 	@$(BIN)/python -m proving.rooms
 
 # Renews the lock files: ours from pyproject.toml, the peer's from the one line that names it.

@@ -40,7 +40,7 @@ from proving.synthetic.marketplace import SyntheticMarket, built_in, first_updat
 from proving.synthetic.planted import closed_form_ic, filterable_ic
 from proving.synthetic.profiles import PROFILES, Listing, Profile, ProfileError, altered, profile
 from proving.synthetic.publication import TOPICS
-from proving.synthetic.tables import truth, write_truth
+from proving.synthetic.tables import require_synthetic, truth, write_truth
 from proving.synthetic.transport import Transport, has_faults
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def write_bars(
     """
     from market.bars import bars_from_chunks
 
-    _synthetic(lake)
+    require_synthetic(lake)
     chunks = generate(profile, seed, symbol, day, start_s, stop_s)
     rows = bars_from_chunks(chunks, built_in(symbol), settings).to_arrow()
     made_from = fingerprint(profile, seed, symbol, day, start_s, stop_s)
@@ -182,7 +182,7 @@ def write_frames(
     to its date's frames. It opens with the instruments. Written to a temporary file and renamed.
     """
     if isinstance(target, Lake):
-        _synthetic(target)
+        require_synthetic(target)
         if not target.is_local:
             raise LakeError(f"{target.uri}: captures are written to a local lake only")
         part = "" if (start_s, stop_s) == (0, SECONDS) else f"-{start_s}-{stop_s}"
@@ -301,10 +301,3 @@ def _gathered(
         out[at : at + sizes[line]] = text[starts[line] : starts[line] + sizes[line]]
         at += sizes[line]
     return out
-
-
-def _synthetic(lake: Lake) -> None:
-    if lake.source != "synthetic":
-        raise LakeError(
-            f"{lake.uri}: holds {lake.source} data; synthetic data needs a root of its own"
-        )

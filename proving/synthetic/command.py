@@ -27,7 +27,7 @@ from market.console import Result, Say, names, say, table
 from market.errors import UsageError
 from market.events import ARROW_SCHEMA, to_arrow
 from market.instruments import BUILT_IN
-from market.lake import Lake, LakeError
+from market.lake import Lake
 from market.settings import Settings
 from market.units import BPS, DAY_S, SECOND_NS, day_start_ns, days_between
 from proving import synthetic
@@ -35,6 +35,7 @@ from proving.synthetic import latent, reduced, touch
 from proving.synthetic.latent import FRAMES, PER_SECOND, SECONDS
 from proving.synthetic.planted import closed_form_ic
 from proving.synthetic.profiles import Profile
+from proving.synthetic.tables import require_synthetic
 
 Kind = Literal["frames", "events", "bars"]
 
@@ -128,10 +129,7 @@ def write_events(
 
     The rows are those that ingest makes of the frames.
     """
-    if lake.source != "synthetic":
-        raise LakeError(
-            f"{lake.uri}: holds {lake.source} data; synthetic data needs a root of its own"
-        )
+    require_synthetic(lake)
     start_s, stop_s = span
     until_ns = day_start_ns(day) + stop_s * SECOND_NS
     notes = {

@@ -28,13 +28,14 @@ from market.bars import Bars
 from market.columns import COLUMNS, C
 from market.instruments import BUILT_IN, Instrument
 from market.kernel import compiled
-from market.lake import Lake, LakeError
+from market.lake import Lake
 from market.provenance import closure_hash
 from market.units import day_start_ns
 from proving.synthetic import latent, touch
 from proving.synthetic.latent import SECONDS, Drivers, generator
 from proving.synthetic.primitives import NAMES, P, compose, trades
 from proving.synthetic.profiles import Listing, Profile, ProfileError
+from proving.synthetic.tables import require_synthetic
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -345,10 +346,7 @@ def fingerprint(profile: Profile, seed: int, symbol: str, day: str) -> str:
 
 def write_bars(lake: Lake, profile: Profile, seed: int, symbol: str, day: str) -> int:
     """Write the `bars` partition of a symbol's day in the reduced form; returns the number of bars."""
-    if lake.source != "synthetic":
-        raise LakeError(
-            f"{lake.uri}: holds {lake.source} data; synthetic data needs a root of its own"
-        )
+    require_synthetic(lake)
     rows = bars(profile, seed, symbol, day).to_arrow()
     made_from = fingerprint(profile, seed, symbol, day)
     extra = {"made": "in the reduced form", "profile": profile.name, "seed": seed}

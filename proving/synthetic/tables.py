@@ -5,19 +5,13 @@
     decoys    per second: features of noise, features that work in sample only, and one with leakage
 
 The first two are for judges. Decoys test feature selection: they join the bars on ``t_ns``.
-
-    python -m proving.synthetic.tables
-
-writes docs/profiles.md: every parameter of a market, the named profiles, and these tables.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -30,15 +24,7 @@ from market.units import SECOND_NS, day_start_ns
 from proving.synthetic import latent
 from proving.synthetic.latent import FRAMES, PER_SECOND, SECONDS, Drivers, generator
 from proving.synthetic.planted import alpha_sd, best_filter, closed_form_ic, level
-from proving.synthetic.profiles import (
-    HOLDERS,
-    PROFILES,
-    STEP_S,
-    Listing,
-    Profile,
-    instant_ns,
-    parameters,
-)
+from proving.synthetic.profiles import STEP_S, Profile, instant_ns
 
 TABLES: Final = (
     Table("truth", version=2),
@@ -215,12 +201,17 @@ def fingerprint(profile: Profile, seed: int, symbol: str, day: str) -> str:
     return f"planted {profile.name} {seed} {digest.hexdigest()[:16]}"
 
 
-def write_truth(lake: Lake, profile: Profile, seed: int, symbol: str, day: str) -> str:
-    """Write truth, log and decoys of a symbol-day; returns the truth's path."""
+def require_synthetic(lake: Lake) -> None:
+    """LakeError for a lake of recorded data, which takes no synthetic data."""
     if lake.source != "synthetic":
         raise LakeError(
             f"{lake.uri}: holds {lake.source} data; synthetic data needs a root of its own"
         )
+
+
+def write_truth(lake: Lake, profile: Profile, seed: int, symbol: str, day: str) -> str:
+    """Write truth, log and decoys of a symbol-day; returns the truth's path."""
+    require_synthetic(lake)
     made_from = fingerprint(profile, seed, symbol, day)
     notes = {"profile": profile.name, "seed": seed}
     lake.write("planted", symbol, day, planted_log(profile, seed, symbol, day), made_from, notes)
@@ -230,76 +221,3 @@ def write_truth(lake: Lake, profile: Profile, seed: int, symbol: str, day: str) 
 
 def _place(profile: Profile, symbol: str) -> int:
     return [listing.symbol for listing in profile.listings].index(symbol)
-
-
-# -- docs/profiles.md -------------------------------------------------------------------------------
-
-PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "profiles.md"
-_HEAD: Final = """\
-# Parameters of the synthetic market
-
-Written by `make generate` from `proving/synthetic/profiles.py` and `proving/synthetic/profiles.toml`; what it all means is in
-[synthetic.md](synthetic.md). *Recorded* are figures of the recordings that calibration used, *choice* is
-what nobody can record. `l2 synth --profile NAME` and the setting `synthetic.profile` take these names.
-"""
-
-
-def page() -> str:
-    """The text of docs/profiles.md."""
-    lines = [_HEAD, "## Named profiles", "", "| name | what it is | differs in |", "|---|---|---|"]
-    default = msgspec.to_builtins(PROFILES["default"])
-    for name, profile in PROFILES.items():
-        own = msgspec.to_builtins(profile)
-        changed = ", ".join(
-            f"`{key}`" + ("" if key in HOLDERS else f" {_text(value)}")
-            for key, value in own.items()
-            if value != default[key] and key not in ("name", "about")
-        )
-        lines.append(f"| `{name}` | {profile.about} | {changed} |")
-    lines += ["", "## Of the market", *_parameter_table(Profile, default)]
-    listings = {
-        listing.symbol: msgspec.to_builtins(listing) for listing in PROFILES["default"].listings
-    }
-    lines += [
-        "",
-        "## Of a listing",
-        *_parameter_table(Listing, *listings.values(), names=tuple(listings)),
-    ]
-    for kind in HOLDERS.values():
-        if kind is not Listing:
-            lines += ["", f"## Of a {kind.__name__.lower()}", *_parameter_table(kind)]
-    lines += ["", "## The table of truth", "", "| column | unit | meaning |", "|---|---|---|"]
-    lines += [f"| `{name}` | {unit} | {said} |" for name, (_, unit, said) in TRUTH_COLUMNS.items()]
-    lines += [
-        "",
-        "## The decoys",
-        "",
-        f"`noise_1` to `noise_{len(NOISE_HALF_LIVES_S)}`: noise with half-lives of "
-        f"{', '.join(map(str, NOISE_HALF_LIVES_S))} s (0: white), those of even number cubed.",
-    ]
-    lines += [
-        f"`{name}`: correlation {correlation:g} with the return to come over {horizon_s} s"
-        + (", always." if name == "leaky" else ", until `in_sample_until` and none afterwards.")
-        for name, (horizon_s, correlation) in FORETELLING.items()
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _parameter_table(
-    kind: Any, *values: dict[str, Any], names: tuple[str, ...] = ("default",)
-) -> Iterator[str]:
-    columns = names if values else ()
-    yield ""
-    yield "| parameter | meaning (unit), source |" + "".join(f" {name} |" for name in columns)
-    yield "|---|---|" + "---|" * len(columns)
-    for name, said in parameters(kind):
-        cells = "".join(f" {'' if name in HOLDERS else _text(v[name])} |" for v in values)
-        yield f"| `{name}` | {said} |{cells}"
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page())

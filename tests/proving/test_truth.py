@@ -10,9 +10,9 @@ import pytest
 from market.lake import Lake, LakeError
 from market.units import day_start_ns
 from proving.synthetic import latent, tables, write_truth
+from proving.synthetic.page import PAGE, page
 from proving.synthetic.planted import alpha_sd
 from proving.synthetic.profiles import instant_ns, profile
-from proving.synthetic.tables import PAGE, page
 
 DAY = "2026-03-08"
 
