@@ -48,7 +48,7 @@ def test_verdicts(
     assert judge(value, accepted, recorded) == verdict
 
 
-def test_the_range_spans_the_recordings_and_a_share_more_on_either_side() -> None:
+def test_the_range_spans_the_recordings_widened_on_both_sides() -> None:
     assert span([found(2.0), found(4.0), found(math.nan)], 0.1) == pytest.approx((1.8, 4.4))
     assert span([found(-2.0)], 0.1) == pytest.approx((-2.2, -1.8))
     assert span([found(math.nan)], 0.1) is None
@@ -56,7 +56,7 @@ def test_the_range_spans_the_recordings_and_a_share_more_on_either_side() -> Non
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.lists(st.integers(20, 90), min_size=1, max_size=4), st.integers(2, 12))
-def test_each_second_is_left_out_once(lengths: list[int], blocks: int) -> None:
+def test_jackknife_blocks_leave_each_second_out_once(lengths: list[int], blocks: int) -> None:
     """Invariant: over all blocks, every second of every observation is missing exactly once."""
     market = [
         msgspec.structs.replace(observation(seconds), label=str(place))
@@ -104,7 +104,7 @@ def test_a_table_has_a_row_per_statistic_and_judges_like_with_like() -> None:
     assert wild["volatility of 1 s"].verdict == "OUT"
 
 
-def test_without_recordings_what_needs_them_is_not_judged() -> None:
+def test_without_recordings_their_rows_are_reported_not_judged() -> None:
     rows = acceptance.table([busy(3)], [], null=False)
     like = {statistic.name for statistic in STATISTICS if statistic.like is not None}
     assert {row.verdict for row in rows if row.name in like} <= {"reported", "too short"}
@@ -121,7 +121,7 @@ def test_forward_rows_are_judged_on_the_null_market_only() -> None:
     assert null.accepted == (-0.05, 0.05)
 
 
-def test_a_row_as_plain_data_holds_no_number_that_json_lacks() -> None:
+def test_a_row_as_plain_data_has_no_nan_or_infinity() -> None:
     rows = acceptance.table([busy(3)], [busy(1)], null=True)
     text = msgspec.json.encode([acceptance.as_data(row) for row in rows])
     assert len(msgspec.json.decode(text)) == len(STATISTICS)
@@ -135,7 +135,7 @@ def root_impact(share: float, rng: np.random.Generator, left: float = 0.5) -> Im
     return Impact(share=share, path=path)
 
 
-def test_square_root_impact_and_what_is_left_of_it_are_found() -> None:
+def test_square_root_impact_and_its_retention_are_estimated() -> None:
     rng = np.random.default_rng(11)
     impacts = [root_impact(share, rng) for share in metaorders.SHARES]
     assert metaorders.concavity(impacts) == pytest.approx(0.5, abs=0.05)
@@ -145,7 +145,7 @@ def test_square_root_impact_and_what_is_left_of_it_are_found() -> None:
     assert all(row.found.low < row.found.value < row.found.high for row in rows)
 
 
-def test_impact_is_the_difference_the_metaorders_make_on_their_side() -> None:
+def test_impact_is_the_signed_difference_of_mids() -> None:
     """Two markets that differ by +1 bps after a buy and -1 bps after a sell: impact 1 each."""
     seconds = 3 * 900
     without = np.random.default_rng(3).normal(0, 1e-4, seconds).cumsum()
@@ -158,7 +158,7 @@ def test_impact_is_the_difference_the_metaorders_make_on_their_side() -> None:
     assert made.path[:, 0] == pytest.approx(np.zeros(3))
 
 
-def test_a_metaorder_moves_the_market_it_trades_in_and_nothing_before_it() -> None:
+def test_a_metaorder_has_impact_and_none_before_it_trades() -> None:
     """A large buy in the same market of the same seed: equal mids before it, higher ones after."""
     market = profile("null")
     runs = [metaorders.mids(market, 202, "BTCUSDT", "2026-03-01", 0.15, q) for q in (0.0, 2.0)]
@@ -168,5 +168,5 @@ def test_a_metaorder_moves_the_market_it_trades_in_and_nothing_before_it() -> No
     assert np.nanmean(runs[1][during] - runs[0][during]) > 0
 
 
-def test_no_metaorders_no_rows_to_judge() -> None:
+def test_without_metaorders_there_are_no_impact_rows() -> None:
     assert [row.verdict for row in acceptance.impact_rows([])] == ["too short", "too short"]

@@ -34,7 +34,7 @@ def words(key: tuple[int, int], counter: tuple[int, int, int, int]) -> list[int]
     return [int(u * 2**32) for u in out]
 
 
-def test_the_generator_gives_the_published_answers_of_philox4x32_10() -> None:
+def test_philox4x32_10_gives_its_published_test_vectors() -> None:
     ones = 0xFFFFFFFF
     assert words((0, 0), (0, 0, 0, 0)) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
     assert words((ones, ones), (ones,) * 4) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
@@ -68,7 +68,7 @@ def counted(law: HawkesLaw, seconds: int, activity: float = 1.0) -> Integers:
 
 
 @pytest.mark.parametrize("branching", [0.0, 0.75])
-def test_requests_come_at_the_mean_rates_asked_for(branching: float) -> None:
+def test_requests_arrive_at_their_mean_rates(branching: float) -> None:
     found = counted(hawkes_law(RATES, branching), 4000).sum(axis=1).reshape(-1, 200)
     rates = counted(hawkes_law(RATES, branching), 4000).mean(axis=0) * 10
     # A cluster has 1 / (1 - n) members, so counts vary 1 / (1 - n)² times as much as Poisson ones.
@@ -78,7 +78,7 @@ def test_requests_come_at_the_mean_rates_asked_for(branching: float) -> None:
     assert (fano == pytest.approx(1, abs=0.35)) if branching == 0 else fano > 3
 
 
-def test_activity_multiplies_what_comes() -> None:
+def test_activity_multiplies_arrival_rates() -> None:
     twice = counted(hawkes_law(RATES, 0.5), 1000, 2.0).mean(axis=0) * 10
     assert twice == pytest.approx(2 * RATES, rel=0.15)
 
@@ -98,11 +98,11 @@ def test_the_branching_ratio_is_the_spectral_radius(rates: list[float], branchin
 
 
 @pytest.mark.parametrize("branching", [1.0, 1.5, -0.1])
-def test_a_process_that_would_explode_is_refused(branching: float) -> None:
+def test_a_branching_ratio_of_one_or_more_is_rejected(branching: float) -> None:
     with pytest.raises(ValueError, match="admissible is 0 <= branching < 1"):
         hawkes_law(RATES, branching)
 
 
-def test_negative_rates_are_refused() -> None:
+def test_negative_rates_are_rejected() -> None:
     with pytest.raises(ValueError, match="none negative"):
         hawkes_law(-RATES, 0.5)

@@ -20,12 +20,12 @@ def rows() -> Events:
     return visible(generated_rows(30_000))
 
 
-def test_rows_happen_in_order_and_are_received_later(rows: Events) -> None:
+def test_exchange_times_rise_and_receipt_has_the_feed_latency(rows: Events) -> None:
     assert (np.diff(rows["exchange_ns"]) >= 0).all()
     assert set(rows["receive_ns"] - rows["exchange_ns"]) == {FEED_NS}
 
 
-def test_a_strategy_asked_only_at_news_sends_what_it_sends_when_asked_at_every_step(
+def test_a_strategy_called_at_news_sends_the_same_as_at_every_step(
     rows: Events,
 ) -> None:
     sent = quotes(rows)
@@ -39,7 +39,7 @@ def quick_rows() -> list[Any]:
 
 
 @pytest.mark.peers
-def test_both_engines_are_sent_the_same_and_every_goal_has_a_figure(
+def test_both_engines_receive_equal_requests_and_goals_have_figures(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where requests differ, `measure` raises."""

@@ -45,7 +45,7 @@ def market() -> Iterator[dict[str, Any]]:
         yield run("market", quick=True, say=lambda _: None)
 
 
-def test_every_row_of_a_quick_run_is_whole(market: dict[str, Any]) -> None:
+def test_every_row_of_a_quick_run_is_complete(market: dict[str, Any]) -> None:
     rows = market["rows"]
     assert len({row["name"] for row in rows}) == len(rows)
     for row in rows:
@@ -57,7 +57,7 @@ def test_every_row_of_a_quick_run_is_whole(market: dict[str, Any]) -> None:
         assert (row["peer"] is None) == (row["ratio"] is None)
 
 
-def test_every_goal_is_of_a_row_that_is_measured(market: dict[str, Any], data_dir: Path) -> None:
+def test_every_goal_names_a_measured_row(market: dict[str, Any], data_dir: Path) -> None:
     assert set(GOALS["market"]) <= {row["name"] for row in market["rows"]}
 
 
@@ -65,11 +65,11 @@ def test_a_quick_run_judges_no_goal(market: dict[str, Any]) -> None:
     assert all(row["goal"] is None and row["met"] is None for row in market["rows"])
 
 
-def test_a_run_says_what_it_was_measured_on(market: dict[str, Any]) -> None:
+def test_a_run_records_its_machine_and_commit(market: dict[str, Any]) -> None:
     assert {"date", "cores", "processor", "python", "commit", "peer"} <= set(market)
 
 
-def test_without_the_peer_its_columns_are_null_and_one_line_says_how_to_make_it(
+def test_without_the_peer_its_columns_are_null_and_a_hint_is_printed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("proving.bench.command._PEER", tmp_path / "none")
@@ -86,7 +86,7 @@ def few() -> Any:
 
 
 @pytest.mark.peers
-def test_with_the_peer_its_figures_stand_beside_ours() -> None:
+def test_with_the_peer_its_figures_are_beside_ours() -> None:
     assert peer_ready(), "make bench-peers installs the peer"
     rows = {row["name"]: row for row in run("market", quick=True, say=lambda _: None)["rows"]}
     for name in ("book", "book and bars", "frames to events"):
@@ -95,7 +95,7 @@ def test_with_the_peer_its_figures_stand_beside_ours() -> None:
 
 
 @pytest.mark.peers
-def test_the_peers_book_is_ours_level_by_level(tmp_path: Path) -> None:
+def test_the_peers_book_equals_ours_level_by_level(tmp_path: Path) -> None:
     rows = bench.book_rows(few())
     book = Book()
     book.apply(rows)
@@ -107,7 +107,7 @@ def test_the_peers_book_is_ours_level_by_level(tmp_path: Path) -> None:
 
 
 @pytest.mark.peers
-def test_a_peer_that_dies_is_an_error_with_its_name(tmp_path: Path) -> None:
+def test_a_peer_that_exits_is_an_error_with_its_name(tmp_path: Path) -> None:
     with (
         Peer("hftbacktest_book.py", tmp_path / "missing.npz") as peer,
         pytest.raises(PeerError, match=r"hftbacktest_book\.py ended with status 1"),
@@ -115,7 +115,7 @@ def test_a_peer_that_dies_is_an_error_with_its_name(tmp_path: Path) -> None:
         peer.ask("seconds")
 
 
-def test_books_that_differ_are_an_error_that_counts_the_levels() -> None:
+def test_books_that_differ_are_an_error_with_the_number_of_levels() -> None:
     book = Book()
     book.apply(bench.book_rows(few()))
     theirs = [[1, *level] for level in book.bids()] + [[-1, *level] for level in book.asks()]
@@ -125,7 +125,7 @@ def test_books_that_differ_are_an_error_that_counts_the_levels() -> None:
         bench.check_equal("few", book, theirs)
 
 
-def test_a_ratio_counts_above_one_where_ours_is_better() -> None:
+def test_a_ratio_above_one_means_ours_is_better() -> None:
     fast = Measure(name="a", ours=30.0, peer=10.0, unit="M rows/s", how="")
     small = Measure(name="b", ours=10.0, peer=30.0, unit="MB", how="", better="less")
     assert fast.ratio == small.ratio == 3.0
@@ -142,14 +142,14 @@ def test_a_goal_is_met_missed_or_not_judged() -> None:
     assert _row(measure, ()).goal is None
 
 
-def test_the_table_for_people_names_what_was_missed() -> None:
+def test_the_table_marks_missed_goals() -> None:
     measure = Measure(name="a", ours=30.0, unit="M rows/s", how="")
     row = _row(measure, (Threshold("ours", ">=", 31.0),))
     cells = lines({"rows": [{name: getattr(row, name) for name in ResultRow.__struct_fields__}]})
     assert cells == [("a", "30", "–", "–", "M rows/s", "ours >= 31", "MISSED")]
 
 
-def test_the_page_has_a_line_of_the_table_and_one_of_meaning_per_row(
+def test_the_markdown_has_a_table_row_and_a_meaning_per_measure(
     market: dict[str, Any],
 ) -> None:
     page = markdown(market).splitlines()
@@ -159,7 +159,7 @@ def test_the_page_has_a_line_of_the_table_and_one_of_meaning_per_row(
         assert f"- **{row['name']}**: {row['how']}" in page
 
 
-def test_works_are_measured_in_turn_and_the_best_of_each_is_kept() -> None:
+def test_works_run_in_turn_and_the_best_time_of_each_is_kept() -> None:
     order: list[str] = []
     times = {"a": [3.0, 1.0, 2.0], "b": [5.0, 6.0, 4.0]}
 

@@ -47,7 +47,7 @@ def taken(batches: Sequence[Sequence[Frame]]) -> tuple[int, list[bytes], list[di
 
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(cuts=st.lists(st.integers(0, 10_000), max_size=12))
-def test_frames_taken_together_or_one_by_one_give_the_same_features(cuts: list[int]) -> None:
+def test_batches_and_single_frames_give_the_same_features(cuts: list[int]) -> None:
     frames = lines()
     places = sorted({0, len(frames), *(cut % len(frames) for cut in cuts)})
     together = taken([frames[a:b] for a, b in pairwise(places)])
@@ -61,7 +61,7 @@ def one_by_one() -> tuple[int, list[bytes], list[dict[str, int]]]:
     return taken([[frame] for frame in lines()])
 
 
-def test_a_replay_hands_every_frame_on_once_and_in_order() -> None:
+def test_a_replay_passes_every_frame_on_once_and_in_order() -> None:
     seen: list[Frame] = []
 
     def take(frames: Sequence[Frame]) -> int:
@@ -76,7 +76,7 @@ def test_a_replay_hands_every_frame_on_once_and_in_order() -> None:
     assert not closing[0]
 
 
-def test_peak_memory_is_this_programs_own_and_not_its_parents() -> None:
+def test_peak_memory_excludes_the_parents() -> None:
     held = np.ones(60_000_000)
     ours = peak_mb()
     assert ours > held.nbytes / 1e6

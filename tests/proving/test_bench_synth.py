@@ -6,7 +6,7 @@ from proving.bench.command import GOALS
 from proving.bench.synthetic import measure, run
 
 
-def test_every_goal_has_its_figure_and_figures_agree_with_each_other() -> None:
+def test_every_goal_has_its_figure() -> None:
     said: list[str] = []
     rows = {row.name: row for row in measure(True, said.append)}
     assert set(GOALS["synth"]) <= set(rows)
@@ -15,7 +15,7 @@ def test_every_goal_has_its_figure_and_figures_agree_with_each_other() -> None:
     assert len(said) == 4
 
 
-def test_events_are_counted_from_stop_to_stop() -> None:
+def test_l3_events_are_counted_between_stops() -> None:
     took, events = run("BTCUSDT", "2026-03-01", [0, 30, 60])
     again = run("BTCUSDT", "2026-03-01", [0, 60])[1]
     assert len(took) == 3

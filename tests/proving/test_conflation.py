@@ -32,7 +32,7 @@ def levels(events: Events, until_ns: int) -> tuple[bool, object, object]:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(streams())
-def test_at_every_frame_the_book_is_the_one_of_the_feed(frames: list[Events]) -> None:
+def test_at_every_frame_the_conflated_book_equals_the_feeds(frames: list[Events]) -> None:
     """Invariant: after each frame shown, at its instant, both feeds give the same book."""
     feed = np.concatenate(frames)
     slower = np.concatenate(list(conflated([feed])))
@@ -42,7 +42,7 @@ def test_at_every_frame_the_book_is_the_one_of_the_feed(frames: list[Events]) ->
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(streams())
-def test_one_frame_a_period_at_its_end_and_only_when_the_feed_spoke(frames: list[Events]) -> None:
+def test_one_frame_per_period_with_an_update_at_its_end(frames: list[Events]) -> None:
     """Invariant: frames stand at multiples of the period, one for each period with a frame."""
     feed = np.concatenate(frames)
     slower = np.concatenate(list(conflated([feed])))
@@ -55,7 +55,7 @@ def test_one_frame_a_period_at_its_end_and_only_when_the_feed_spoke(frames: list
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(streams())
-def test_what_is_not_the_book_passes_unchanged_and_nothing_goes_back(
+def test_other_events_pass_unchanged_and_receive_times_never_fall(
     frames: list[Events],
 ) -> None:
     feed = np.concatenate(frames)
@@ -66,23 +66,21 @@ def test_what_is_not_the_book_passes_unchanged_and_nothing_goes_back(
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(streams(), st.lists(st.integers(0, 400), max_size=6))
-def test_the_result_does_not_depend_on_how_the_feed_is_cut(
-    frames: list[Events], cuts: list[int]
-) -> None:
+def test_conflation_does_not_depend_on_chunk_sizes(frames: list[Events], cuts: list[int]) -> None:
     feed = np.concatenate(frames)
     pieces = np.split(feed, sorted(cut for cut in cuts if cut < len(feed)))
     once, cut = list(conflated([feed])), list(conflated(pieces))
     assert np.concatenate(cut).tobytes() == np.concatenate(once).tobytes()
 
 
-def test_a_feed_without_events_gives_none() -> None:
+def test_an_empty_feed_conflates_to_nothing() -> None:
     feed = Conflation()
     assert len(feed.push(np.zeros(0, EVENT))) == 0
     assert len(feed.finish()) == 0
 
 
 @pytest.mark.parametrize("name", ["usdm-20240718", "bybit-linear-20260809"])
-def test_recorded_books_are_followed_frame_by_frame(name: str, data_dir: Path) -> None:
+def test_recorded_books_are_conflated_without_loss(name: str, data_dir: Path) -> None:
     """The end of the recording, and twenty instants of it: the same 200 levels a side."""
     feed = recorded(data_dir, name, "BTCUSDT", 30)
     slower = np.concatenate(list(conflated([feed[:20_000], feed[20_000:]])))

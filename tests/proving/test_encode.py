@@ -56,7 +56,7 @@ KEPT = [name for name in EVENT.names or () if name != "pad"]
 FIRST, LAST = int(Flag.FIRST), int(Flag.LAST)
 
 
-def test_a_book_frame_is_spelled_as_the_venue_spells_it() -> None:
+def test_a_book_frame_has_the_venues_format() -> None:
     events = rows(
         row(Kind.DELTA, update_id=17, side=1, price_ticks=867_234, qty_lots=194, flags=FIRST),
         row(Kind.DELTA, update_id=17, side=-1, price_ticks=867_235, qty_lots=0),
@@ -71,14 +71,14 @@ def test_a_book_frame_is_spelled_as_the_venue_spells_it() -> None:
     )
 
 
-def test_an_empty_book_frame_keeps_its_place() -> None:
+def test_an_empty_book_frame_is_kept() -> None:
     events = rows(row(Kind.DELTA, update_id=18, flags=FIRST | LAST))
     data = one(events)["data"]
     assert isinstance(data, dict)
     assert (data["b"], data["a"], data["u"]) == ([], [], 18)
 
 
-def test_trades_have_every_field_of_the_venue() -> None:
+def test_trades_have_every_field_of_the_venues() -> None:
     common = {"side": 1, "qty_lots": 20, "update_id": 99}
     events = rows(
         row(Kind.TRADE, price_ticks=600_000, **common),
@@ -146,7 +146,7 @@ def test_a_liquidation_has_the_side_of_its_position() -> None:
 
 
 @pytest.mark.parametrize("symbol", sorted(BUILT_IN))
-def test_a_synthetic_market_comes_back_exactly(symbol: str) -> None:
+def test_a_synthetic_market_round_trips_exactly(symbol: str) -> None:
     events = np.concatenate(list(generate(profile("default"), 3, symbol, "2026-02-03", 0, 200)))
     lines = Encoder(BUILT_IN[symbol]).encode(events)
     assert decoded(lines.text.tobytes(), BUILT_IN[symbol]).tobytes() == events.tobytes()
@@ -154,7 +154,7 @@ def test_a_synthetic_market_comes_back_exactly(symbol: str) -> None:
     assert (lines.text[lines.ends - 1] == ord("\n")).all()
 
 
-def test_the_lines_do_not_depend_on_how_the_stream_is_cut() -> None:
+def test_encoded_lines_do_not_depend_on_chunk_sizes() -> None:
     events = np.concatenate(list(generate(profile("demo"), 3, "BTCUSDT", "2026-02-03", 0, 60)))
     whole = Encoder(BTC).encode(events).text.tobytes()
     lasts = np.flatnonzero(events["flags"] & Flag.LAST) + 1
@@ -190,7 +190,7 @@ def test_recorded_frames_survive_the_round_trip(data_dir: Path, name: str) -> No
     st.sampled_from(["0.001", "1", "0.01", "10"]),
 )
 @settings(derandomize=True, max_examples=60, deadline=None)
-def test_any_grid_and_size_comes_back(
+def test_any_tick_lot_and_size_round_trips(
     levels: list[tuple[int, int, int]], tick: str, lot: str
 ) -> None:
     instrument = Instrument(symbol="X1", tick=tick, lot=lot, min_qty=lot, min_notional="5")
@@ -209,7 +209,7 @@ def test_any_grid_and_size_comes_back(
     assert decoded(text, instrument).tobytes() == events.tobytes()
 
 
-def test_what_is_no_frame_is_refused() -> None:
+def test_incomplete_or_restated_frames_are_rejected() -> None:
     part = rows(row(Kind.DELTA, update_id=1, side=1, price_ticks=5, qty_lots=5, flags=FIRST))
     with pytest.raises(ValueError, match="not whole"):
         Encoder(BTC).encode(part)

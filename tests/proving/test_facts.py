@@ -72,7 +72,7 @@ def test_volatility_kurtosis_and_signature_of_a_random_walk(rng: np.random.Gener
     assert facts.jumps(market) < 0.03
 
 
-def test_a_minute_return_that_repeats_is_found_out(rng: np.random.Generator) -> None:
+def test_autocorrelated_minute_returns_have_a_high_score(rng: np.random.Generator) -> None:
     minutes = rng.normal(size=601)
     repeated = minutes[1:] + 0.5 * minutes[:-1]
     market = [observation(36_000, bars=walk(np.repeat(repeated / 60, 60)))]
@@ -89,7 +89,7 @@ def test_imbalance_explains_the_same_bar_as_planted_and_not_the_next(
     assert abs(facts.ofi_next_60s(market)) < 0.03
 
 
-def test_imbalance_that_leads_is_seen_in_the_next_bar(rng: np.random.Generator) -> None:
+def test_leading_imbalance_correlates_with_the_next_bar(rng: np.random.Generator) -> None:
     flow = rng.normal(size=60_000)
     late = np.concatenate([np.zeros(10), flow[:-10]])
     market = [observation(60_000, bars=walk(late) | {"ofi_1": flow})]
@@ -109,7 +109,7 @@ def test_the_exponent_of_depth_is_the_planted_one(
     )
 
 
-def test_depth_that_falls_as_volatility_rises_does_not_mislead_at_like_volatility(
+def test_the_depth_exponent_at_equal_volatility_is_not_confounded(
     rng: np.random.Generator,
 ) -> None:
     """Slope ∝ depth^-1 · volatility^0.6, and volatile minutes are thin."""
@@ -214,14 +214,14 @@ def test_markouts_and_times_to_fill_by_hand() -> None:
     assert liquidity.markout_gap([market]) == pytest.approx(-9.95 - 5.05, abs=1e-3)
 
 
-def test_lifetimes_are_those_of_best_prices_seen_from_beginning_to_end() -> None:
+def test_lifetimes_leave_out_the_first_and_last_best_price() -> None:
     market = observation(10)
     for second, price in ((2, 99_999), (5, 100_000), (5.5, 99_998)):
         market.frames["bid"][market.frames["t_ns"] >= START + round(second * SECOND)] = price
     assert facts.lifetimes([market]).tolist() == [3.0, 0.5]
 
 
-def test_the_profile_is_known_as_far_as_half_of_the_books_reach() -> None:
+def test_the_depth_profile_ends_where_half_of_the_books_end() -> None:
     profile = np.empty((10, 2, len(PROFILE_BPS)))
     profile[:, 0], profile[:, 1] = 1e6 * PROFILE_BPS, 2e6 * PROFILE_BPS
     profile[:6, :, PROFILE_BPS > 3.0] = np.nan
@@ -232,7 +232,7 @@ def test_the_profile_is_known_as_far_as_half_of_the_books_reach() -> None:
     assert facts.asymmetry(market) == pytest.approx(-math.log(2))
 
 
-def test_what_leaves_the_book_is_cancelled_or_traded() -> None:
+def test_the_cancelled_share_of_the_quantity_that_leaves() -> None:
     flows = {"bid_cancel": 3.0, "ask_cancel": 6.0, "buy_qty": 0.5, "sell_qty": 0.5}
     bars = {name: np.full(20, value) for name, value in flows.items()}
     assert facts.cancelled([observation(20, bars=bars)]) == pytest.approx(0.9)
@@ -246,7 +246,7 @@ def test_moves_of_the_mid_from_frame_to_frame() -> None:
     assert facts.move([market]) == pytest.approx(2.0, rel=1e-3)
 
 
-def test_nothing_is_said_of_a_market_without_trades_or_moves() -> None:
+def test_a_market_without_trades_or_moves_gives_nan_or_zero() -> None:
     """Invariant: a quiet market gives NaN or zero, never an error."""
     quiet = [observation(600)]
     found = {

@@ -37,7 +37,7 @@ def after(market: SyntheticMarket, seconds: float) -> Events:
 
 
 @pytest.mark.parametrize("seed", [1])
-def test_nothing_is_lost_and_the_book_is_never_crossed(seed: int) -> None:
+def test_lots_are_conserved_and_the_book_is_never_crossed(seed: int) -> None:
     market, rng = running(seed, 10), np.random.default_rng(seed)
     handles = [0]
     for _ in range(300):
@@ -64,7 +64,7 @@ def test_nothing_is_lost_and_the_book_is_never_crossed(seed: int) -> None:
     assert set(handles) - {0} <= answered
 
 
-def test_the_published_book_is_the_venues() -> None:
+def test_the_published_book_equals_the_engines() -> None:
     market, book = SyntheticMarket(profile("null"), 3, "BTCUSDT", DAY), Book()
     for _ in range(50):
         rows = after(market, 1.0)
@@ -80,7 +80,7 @@ def test_the_published_book_is_the_venues() -> None:
     assert again.levels(-1, 200) == book.asks()
 
 
-def test_where_a_caller_stops_changes_nothing() -> None:
+def test_stops_of_the_caller_do_not_change_the_market() -> None:
     whole, steps = (
         SyntheticMarket(profile("null"), 5, "BTCUSDT", DAY),
         SyntheticMarket(profile("null"), 5, "BTCUSDT", DAY),
@@ -93,7 +93,7 @@ def test_where_a_caller_stops_changes_nothing() -> None:
     assert np.concatenate(pieces).tobytes() == expected.tobytes()
 
 
-def test_an_order_that_does_nothing_leaves_the_market_as_it_was() -> None:
+def test_an_order_far_from_the_touch_has_no_impact() -> None:
     plain, ours = running(), running()
     bid = ours.best(1)
     assert bid is not None
@@ -106,7 +106,7 @@ def test_an_order_that_does_nothing_leaves_the_market_as_it_was() -> None:
     assert statuses == [Status.RESTING, Status.CANCELLED]
 
 
-def test_an_order_that_takes_moves_the_market_and_it_comes_back() -> None:
+def test_a_taker_order_has_transient_impact() -> None:
     """The same market with and without one large buy: up at once, and most of it gone in minutes."""
     moved = []
     for seed in range(5):
@@ -125,7 +125,7 @@ def test_an_order_that_takes_moves_the_market_and_it_comes_back() -> None:
     assert minute < at_once
 
 
-def test_latency_lies_between_a_request_its_arrival_and_its_answer() -> None:
+def test_requests_and_reports_have_their_latencies() -> None:
     market = SyntheticMarket(
         profile("null"), 7, "BTCUSDT", DAY, entry_ns=5_000_000, response_ns=3_000_000
     )
@@ -145,7 +145,7 @@ def test_latency_lies_between_a_request_its_arrival_and_its_answer() -> None:
     )
 
 
-def test_an_order_at_the_touch_waits_its_turn_and_is_filled_by_takers() -> None:
+def test_an_order_at_the_touch_queues_and_is_filled_by_takers() -> None:
     filled = 0
     for seed in range(2):
         market = running(seed)
@@ -180,7 +180,7 @@ def test_the_day_ends() -> None:
         market.advance(market.midnight_ns + 86_401 * SECOND)
 
 
-def test_faster_topics_tell_the_same_book() -> None:
+def test_faster_topics_give_the_same_book() -> None:
     market = SyntheticMarket(profile("null"), 7, "BTCUSDT", DAY, topics=TOPICS)
     plain = SyntheticMarket(profile("null"), 7, "BTCUSDT", DAY)
     rows, alone = after(market, 20), after(plain, 20)
@@ -216,7 +216,7 @@ def taken(market: SyntheticMarket, side: int, lots: int) -> float:
     return sum(fill.lots * fill.ticks for fill in fills) / lots
 
 
-def test_a_taker_without_information_loses_fees_half_spreads_and_impact_and_no_more() -> None:
+def test_an_uninformed_taker_loses_fees_half_spreads_and_impact_alone() -> None:
     """Round trips of ten seconds, of random side, each beside the same market without them.
 
     What they lose is two fees, two half-spreads and the levels behind the touch, less what impact the
@@ -278,7 +278,7 @@ def test_a_random_maker_earns_nothing_net() -> None:
     assert found.mean() < 2 * found.std() / np.sqrt(len(found))
 
 
-def test_the_mid_tells_of_the_alpha_what_the_efficient_price_does() -> None:
+def test_the_mid_has_the_ic_of_the_efficient_price() -> None:
     """Quoting, impact and takers add noise to the mid, and neither hide the alpha nor tell it early.
 
     Both information coefficients are of one path, so their difference is far more certain than they
@@ -301,7 +301,7 @@ def test_the_mid_tells_of_the_alpha_what_the_efficient_price_does() -> None:
         assert moves[0].var() / moves[1].var() == pytest.approx(1, abs=0.2)
 
 
-def test_thousands_of_our_orders_met_at_once_are_all_reported() -> None:
+def test_fills_of_thousands_of_our_orders_at_once_are_all_reported() -> None:
     """More than the outbox and the rows have room for at first; nothing is lost."""
     market = running(seconds=5)
     bid, ask = market.best(1), market.best(-1)
@@ -318,7 +318,7 @@ def test_thousands_of_our_orders_met_at_once_are_all_reported() -> None:
     assert np.count_nonzero(rows["kind"] == Kind.TRADE) >= count
 
 
-def test_an_execution_says_which_public_trade_it_is() -> None:
+def test_a_fill_names_its_public_trade() -> None:
     """What maker and taker are told of has the price, quantity and id of one trade that all see."""
     market = running(seconds=5)
     ((ask, shown),) = market.levels(-1, 1)
@@ -346,7 +346,7 @@ def test_an_execution_says_which_public_trade_it_is() -> None:
     assert all(handles & set(resting) for handles in both)
 
 
-def test_an_order_that_is_gone_is_forgotten() -> None:
+def test_a_finished_order_is_no_longer_tracked() -> None:
     """Whoever trades for a day does not fill the market's memory with what is over."""
     market = running()
     bid, ask = market.best(1), market.best(-1)

@@ -49,7 +49,7 @@ def test_the_best_price_executes_first_and_at_a_price_the_oldest(side: int) -> N
     assert engine.levels(-side) == [(1000 + side, 2)]
 
 
-def test_what_does_not_execute_rests_or_expires_by_its_time_in_force() -> None:
+def test_unexecuted_quantity_rests_or_expires_by_time_in_force() -> None:
     engine = MatchingEngine()
     engine.limit(-1, 100, 3)
     assert engine.limit(1, 100, 4, force=FOK).status is Status.CANNOT_FILL
@@ -76,7 +76,7 @@ def test_a_market_order_stops_at_its_bound() -> None:
     assert engine.market(-1, 1).status is Status.EXPIRED
 
 
-def test_less_quantity_keeps_the_place_and_every_other_change_loses_it() -> None:
+def test_only_a_smaller_quantity_keeps_the_queue_position() -> None:
     engine = MatchingEngine()
     a, b, c = (engine.limit(1, 100, 5).reference for _ in range(3))
     assert engine.amend(a, 100, 3).status is Status.RESTING
@@ -90,7 +90,7 @@ def test_less_quantity_keeps_the_place_and_every_other_change_loses_it() -> None
     assert engine.levels(1) == [(100, 14)]
 
 
-def test_an_amended_price_may_execute_and_post_only_refuses_that() -> None:
+def test_an_amended_price_may_execute_unless_post_only() -> None:
     engine = MatchingEngine()
     ask = engine.limit(-1, 105, 4).reference
     bid = engine.limit(1, 100, 6).reference
@@ -134,9 +134,7 @@ def test_a_reference_is_void_once_its_order_is_gone() -> None:
         (1, 100 + bk.WIDTH, 1, Status.OUT_OF_REACH),
     ],
 )
-def test_bad_requests_are_refused_and_change_nothing(
-    side: int, ticks: int, lots: int, status: Status
-) -> None:
+def test_rejected_requests_change_nothing(side: int, ticks: int, lots: int, status: Status) -> None:
     engine = MatchingEngine()
     resting = engine.limit(1, 100, 5).reference
     before = engine.counts
@@ -160,7 +158,7 @@ def test_the_pool_grows_and_keeps_references_and_queues() -> None:
     assert engine.counts["orders"] == 0
 
 
-def test_a_full_pool_refuses_inside_a_kernel() -> None:
+def test_a_full_pool_rejects_inside_a_kernel() -> None:
     from proving.synthetic.matching import enter
 
     state = new_engine(1)
@@ -266,7 +264,7 @@ class Pair:
 
 @given(st.lists(REQUESTS, max_size=80))
 @settings(max_examples=150, deadline=None)
-def test_any_stream_of_requests_does_what_the_reference_does(requests: list) -> None:  # type: ignore[type-arg]
+def test_any_stream_of_requests_matches_the_reference(requests: list) -> None:  # type: ignore[type-arg]
     pair = Pair()
     for request in requests:
         pair.ask(request)
@@ -274,7 +272,7 @@ def test_any_stream_of_requests_does_what_the_reference_does(requests: list) -> 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_long_streams_do_what_the_reference_does(seed: int) -> None:
+def test_long_streams_of_requests_match_the_reference(seed: int) -> None:
     rng = np.random.default_rng(seed)
     pair = Pair()
     forces = list(TimeInForce)

@@ -38,19 +38,19 @@ def probed(*rows: Events) -> dict[tuple[int, int], float]:
     }
 
 
-def test_the_first_print_fills_the_front_and_the_one_past_the_queue_the_back() -> None:
+def test_the_front_fills_at_the_first_trade_the_back_past_the_queue() -> None:
     # Ten lots stand at the best bid: the eleventh sold there is the back order's.
     sells = [trade(at(1), -1, 100, 4), trade(at(2), -1, 100, 6), trade(at(3), -1, 100, 1)]
     found = probed(*sells)
     assert found == {(1, 0): 1.0, (1, 1): 3.0, (-1, 0): -1.0, (-1, 1): -1.0}
 
 
-def test_a_smaller_display_moves_the_back_forward_as_far_as_it_must() -> None:
+def test_a_smaller_displayed_quantity_bounds_the_queue_ahead() -> None:
     found = probed(frame(at(1), [(100, 3)]), trade(at(2), -1, 100, 3), trade(at(3), -1, 100, 1))
     assert found[1, 1] == 3.0
 
 
-def test_a_print_through_the_price_and_an_opposite_best_that_reaches_it_fill_both() -> None:
+def test_a_trade_through_or_an_opposite_best_at_the_price_fills_both() -> None:
     through = probed(trade(at(1), -1, 99, 1))
     assert (through[1, 0], through[1, 1]) == (1.0, 1.0)
     # All asks are lifted and the bids follow: the ask orders at 101 are reached.
@@ -59,24 +59,24 @@ def test_a_print_through_the_price_and_an_opposite_best_that_reaches_it_fill_bot
     assert (reached[-1, 0], reached[-1, 1]) == (2.0, 2.0)
 
 
-def test_prints_that_the_book_does_not_show_fill_nobody() -> None:
+def test_rpi_and_block_trades_fill_no_probe() -> None:
     hidden = [trade(at(1), -1, 100, 50, flag) for flag in (Flag.RPI, Flag.BLOCK)]
     assert set(probed(*hidden).values()) == {-1.0}
 
 
-def test_after_the_deadline_nothing_fills() -> None:
+def test_probes_do_not_fill_after_their_deadline() -> None:
     assert probed(trade(at(9.9), -1, 100, 1))[1, 0] == 9.9
     assert probed(trade(at(10.1), -1, 100, 1))[1, 0] == -1.0
 
 
-def test_orders_whose_deadline_the_stream_does_not_cover_are_left_out() -> None:
+def test_probes_with_a_deadline_past_the_stream_are_left_out() -> None:
     prober = Prober(every_ns=SECOND, deadline_ns=10 * SECOND)
     prober.push(np.concatenate([snapshot(at(0)), *(frame(at(n)) for n in range(1, 21))]))
     found = prober.finish()
     assert sorted(set(found["placed_ns"].tolist())) == [at(n) for n in range(11)]
 
 
-def test_front_orders_never_fill_after_back_ones(data_dir: Path) -> None:
+def test_the_front_never_fills_after_the_back(data_dir: Path) -> None:
     """Invariant, on a recording: more queue in front never fills earlier."""
     prober = Prober()
     prober.push(recorded(data_dir, "usdm-20240718", "BTCUSDT", 120))
@@ -123,7 +123,7 @@ def test_an_observation_by_hand() -> None:
     assert seen.level_lots[0].tolist() == [[10] * 20] * 2
 
 
-def test_a_profile_past_the_last_level_is_missing_not_flat() -> None:
+def test_a_depth_profile_is_nan_past_the_last_level() -> None:
     # Twenty levels a side reach 1.95 bps of the mid.
     bids, asks = ([(100_000 + s * n + (s > 0), 10) for n in range(20)] for s in (-1, 1))
     seen = observe("short", [snapshot(at(0), bids, asks), frame(at(1))], INSTRUMENT, Settings())

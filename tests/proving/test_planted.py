@@ -51,20 +51,20 @@ def each_second(values: Floats) -> Floats:
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_every_named_profile_can_exist(name: str) -> None:
+def test_every_named_profile_is_valid(name: str) -> None:
     found = profile(name)
     assert found.about
     assert best_filter(found).correlation[0] == pytest.approx(found.filterable, abs=1e-6)
 
 
-def test_every_parameter_says_what_it_is() -> None:
+def test_every_parameter_is_documented() -> None:
     for kind in (Profile, Listing, *HOLDERS.values()):
         said = dict(parameters(kind))
         silent = set(kind.__struct_fields__) - set(said) - {"name", "symbol"}
         assert not silent
 
 
-def test_a_profile_takes_from_its_base_what_it_does_not_say(tmp_path: Path) -> None:
+def test_a_profile_inherits_from_its_base(tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     file.write_text('[a]\nic = 0.05\n[[a.listings]]\n' + "\n".join(
         f"{key} = {value!r}" for key, value in msgspec.to_builtins(
@@ -103,27 +103,27 @@ def test_a_profile_takes_from_its_base_what_it_does_not_say(tmp_path: Path) -> N
         ),
     ],
 )
-def test_impossible_parameters_are_refused_with_the_reason(
+def test_impossible_parameters_are_rejected_with_the_reason(
     changes: dict[str, object], said: str
 ) -> None:
     with pytest.raises(ProfileError, match=said):
         altered(profile("demo"), **changes)
 
 
-def test_a_negative_rate_is_refused_where_it_stands() -> None:
+def test_a_negative_rate_is_rejected_with_its_path() -> None:
     listings = msgspec.to_builtins(profile("demo").listings)
     listings[1]["orders_per_s"] = -1.0
     with pytest.raises(ProfileError, match=r"listings\[1\].orders_per_s: expected float >= 0"):
         altered(profile("demo"), listings=listings)
 
 
-def test_a_follower_cannot_carry_more_than_its_own_volatility() -> None:
+def test_a_follower_cannot_exceed_its_own_volatility() -> None:
     btc, eth = profile("demo").listings
     with pytest.raises(ProfileError, match=r"admissible is 0 <= beta < 1\.11"):
         Profile(name="x", listings=(btc, msgspec.structs.replace(eth, beta=1.2)))
 
 
-def test_a_filter_cannot_find_less_than_prices_alone_tell() -> None:
+def test_filterable_below_what_prices_give_is_rejected() -> None:
     with pytest.raises(ProfileError, match=r"prices alone tell .* admissible is 0\.4"):
         best_filter(altered(profile("demo"), filterable=0.2))
 
@@ -136,7 +136,7 @@ def test_a_filter_cannot_find_less_than_prices_alone_tell() -> None:
 
 @given(st.floats(0, 1), st.floats(5, 600), st.floats(1, 900))
 @settings(derandomize=True, max_examples=60, deadline=None)
-def test_alpha_is_as_large_as_its_ic_asks(ic: float, half_life_s: float, horizon_s: float) -> None:
+def test_alpha_is_scaled_to_its_ic(ic: float, half_life_s: float, horizon_s: float) -> None:
     free = altered(profile("demo"), ic=0.0, half_life_s=half_life_s, ic_horizon_s=horizon_s)
     if ic >= ic_limit(half_life_s, horizon_s):
         with pytest.raises(ProfileError, match="admissible"):
@@ -194,7 +194,7 @@ def test_a_weaker_schedule_gives_a_smaller_ic() -> None:
 
 @given(st.floats(1e-3, 1.0), st.floats(0.1, 3600))
 @settings(derandomize=True, max_examples=50, deadline=None)
-def test_moments_are_the_integrals_they_claim_to_be(rate: float, horizon_s: float) -> None:
+def test_moments_equal_their_integrals(rate: float, horizon_s: float) -> None:
     gain, spread = moments(rate, horizon_s)
     s = np.linspace(0, horizon_s, 200_001)
     kernel = np.exp(-rate * s)
@@ -224,7 +224,7 @@ def change(**said: object) -> Change:
         (change(shape="exponential", lasts_h=1.0, to=0.5), [1, 1, 0.75, 0.5 + 0.5**9]),
     ],
 )
-def test_changes_take_their_shapes(planted: Change, expected: list[float]) -> None:
+def test_changes_follow_their_shapes(planted: Change, expected: list[float]) -> None:
     found = level([planted], "alpha", at(-1, 0, 1, 8))
     assert found == pytest.approx(expected)
     assert level([planted], "depth", at(-1, 0, 1, 8)) == pytest.approx([1, 1, 1, 1])
@@ -249,7 +249,7 @@ def test_confounders_leave_the_alphas_relation_to_returns() -> None:
     assert np.allclose(shaken.move, plain.move)
 
 
-def test_decay_takes_the_alpha_and_nothing_else() -> None:
+def test_decay_changes_the_alpha_alone() -> None:
     plain = latent.drivers(profile("default"), 3, "BTCUSDT", "2026-03-09")
     gone = latent.drivers(profile("decay"), 3, "BTCUSDT", "2026-03-09")
     assert not gone.alpha.any()
@@ -294,7 +294,7 @@ def test_a_bridge_keeps_the_law_of_the_free_path() -> None:
     assert lagged == pytest.approx(np.full(41, decay**10), abs=0.08)
 
 
-def test_a_bridged_chain_ends_where_it_must_and_stays_as_long_as_it_should() -> None:
+def test_a_bridged_chain_has_its_end_state_and_mean_stay() -> None:
     rng = np.random.default_rng(3)
     stays, visits = [], np.zeros(3)
     for _ in range(60):
@@ -357,7 +357,7 @@ def test_more_noise_never_helps_the_filter(noise_sd: float) -> None:
     assert solve(demo, noise_sd * 1.1).correlation[0] < solve(demo, noise_sd).correlation[0]
 
 
-def test_the_filter_finds_what_it_should_and_errs_without_bias() -> None:
+def test_the_filter_is_unbiased_and_has_its_correlation() -> None:
     demo = profile("demo")
     true, found = [], []
     for seed in range(3):

@@ -38,7 +38,7 @@ def shell(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return out
 
 
-def test_what_is_taken_apart_goes_together_again(bars: Bars) -> None:
+def test_compose_inverts_decompose(bars: Bars) -> None:
     values = bars.values[60:]
     again = shell(values)
     compose(decompose(values), again, LOT)
@@ -55,7 +55,7 @@ def test_what_is_taken_apart_goes_together_again(bars: Bars) -> None:
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 1e6))
 @settings(derandomize=True, max_examples=60, deadline=None)
-def test_no_impossible_second_comes_out(bars: Bars, seed: int, width: float) -> None:
+def test_composed_bars_satisfy_every_constraint(bars: Bars, seed: int, width: float) -> None:
     rng = np.random.default_rng(seed)
     values = shell(bars.values[60:160])
     parts = rng.standard_normal((100, len(NAMES))) * width * rng.random(len(NAMES))
@@ -108,7 +108,7 @@ def test_trades_are_counted_into_hawkes_sums_and_runs() -> None:
     assert values[149, C.hawkes_buy_100] == pytest.approx(steady, rel=0.01)
 
 
-def test_seconds_without_trades_let_their_sums_fade() -> None:
+def test_hawkes_sums_decay_in_seconds_without_trades() -> None:
     values = np.zeros((3, len(COLUMNS)))
     values[:, C.mid_close], values[:, C.spread_bps] = 100.0, 0.2
     values[0, C.buy_n] = 1.0

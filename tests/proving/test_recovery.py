@@ -19,7 +19,7 @@ def efficient_mids(market: Profile, seed: int, symbol: str, day: str) -> npt.NDA
     ]
 
 
-def test_a_market_without_quotes_shows_the_closed_form() -> None:
+def test_the_efficient_price_has_the_closed_form_ic() -> None:
     strong = profile("strong")
     sums = [synth.day_sums(strong, seed, efficient_mids) for seed in range(4)]
     for row in synth.pooled(strong, sums):
@@ -30,7 +30,7 @@ def test_a_market_without_quotes_shows_the_closed_form() -> None:
         assert 0.001 < row.error < 0.04
 
 
-def test_mids_of_the_reduced_form_show_it_too() -> None:
+def test_mids_of_the_reduced_form_have_the_planted_ic() -> None:
     strong = profile("strong")
     sums = [synth.day_sums(strong, 50 + seed, synth.reduced_mids) for seed in range(3)]
     rows = synth.pooled(strong, sums)
@@ -38,7 +38,7 @@ def test_mids_of_the_reduced_form_show_it_too() -> None:
     assert rows[1].found == pytest.approx(rows[1].planted, abs=0.06)
 
 
-def test_an_alpha_that_is_not_there_is_not_found() -> None:
+def test_a_null_market_has_no_measured_ic() -> None:
     """Prices of the null market beside the alpha that the same seed would have had."""
     null, weak = altered(profile("null"), filterable=0.65), profile("strong")
 

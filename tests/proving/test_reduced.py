@@ -105,7 +105,7 @@ def test_columns_are_distributed_as_the_engines(likeness: dict[str, Likeness], s
 
 
 @pytest.mark.parametrize("symbol", SYMBOLS)
-def test_columns_move_together_and_in_time_as_the_engines(
+def test_columns_have_the_engines_correlations_and_memory(
     likeness: dict[str, Likeness], symbol: str
 ) -> None:
     found = likeness[symbol]
@@ -117,7 +117,7 @@ def test_columns_move_together_and_in_time_as_the_engines(
 
 
 @pytest.mark.parametrize("symbol", SYMBOLS)
-def test_features_tell_as_much_of_the_alpha_as_the_engines(
+def test_features_have_the_engines_correlation_with_the_alpha(
     likeness: dict[str, Likeness], symbol: str
 ) -> None:
     for each in likeness[symbol].features:
@@ -130,7 +130,7 @@ def test_features_tell_as_much_of_the_alpha_as_the_engines(
 # -- what it is for --------------------------------------------------------------------------------
 
 
-def test_another_signal_needs_no_other_law_and_another_book_does() -> None:
+def test_another_signal_needs_no_new_fit_and_another_book_does() -> None:
     market = profile("default")
     key = reduced.book_key(market, "BTCUSDT")
     assert reduced.book_key(altered(market, ic=0.2, half_life_s=90.0), "BTCUSDT") == key
@@ -145,7 +145,7 @@ def test_another_signal_needs_no_other_law_and_another_book_does() -> None:
         reduced.bars(other, 1, "BTCUSDT", DAY)
 
 
-def test_partitions_say_how_they_were_made(tmp_path: Path) -> None:
+def test_partitions_record_their_provenance(tmp_path: Path) -> None:
     lake = Lake(tmp_path, "synthetic")
     assert reduced.write_bars(lake, profile("null"), 3, "BTCUSDT", DAY) == 86_400
     assert lake.metadata("bars", "BTCUSDT", DAY)["made"] == "in the reduced form"
@@ -155,7 +155,7 @@ def test_partitions_say_how_they_were_made(tmp_path: Path) -> None:
         reduced.write_bars(Lake(tmp_path / "r", "recorded"), profile("null"), 3, "BTCUSDT", DAY)
 
 
-def test_on_null_flow_says_nothing_of_the_next_minute() -> None:
+def test_on_null_flow_predicts_nothing_of_the_next_minute() -> None:
     """Pooled over days: order flow, queues and trades of a minute against the return of the next."""
     sums = np.zeros((3, 3, 3))
     for seed in range(3):
@@ -178,7 +178,7 @@ def test_on_null_flow_says_nothing_of_the_next_minute() -> None:
     assert np.abs(found).max() < 0.045
 
 
-def test_signals_are_seen_where_they_were_planted() -> None:
+def test_features_follow_the_planted_signal() -> None:
     strong, null = profile("strong"), profile("null")
     ics = []
     for market in (strong, null):

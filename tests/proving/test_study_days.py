@@ -28,7 +28,7 @@ def outcomes() -> list[ParentOutcome]:
     return run_day(PLAN, SEED, "BTCUSDT", Settings())
 
 
-def test_every_parent_is_worked_by_every_contender_both_ways(outcomes: list[ParentOutcome]) -> None:
+def test_every_contender_works_every_parent_on_both_sides(outcomes: list[ParentOutcome]) -> None:
     found: dict[tuple[int, int], list[ParentOutcome]] = {}
     for row in outcomes:
         found.setdefault((row.decision_ns, row.side), []).append(row)
@@ -40,7 +40,7 @@ def test_every_parent_is_worked_by_every_contender_both_ways(outcomes: list[Pare
     assert {side for _, side in found} == {1, -1}
 
 
-def test_parts_add_up_and_everything_is_filled(outcomes: list[ParentOutcome]) -> None:
+def test_cost_parts_sum_to_the_total_and_parents_complete(outcomes: list[ParentOutcome]) -> None:
     for row in outcomes:
         if row.algorithm == ORACLE:
             continue
@@ -50,7 +50,7 @@ def test_parts_add_up_and_everything_is_filled(outcomes: list[ParentOutcome]) ->
         assert row.filled_lots == row.qty_lots
 
 
-def test_market_orders_pay_the_taker_fee_and_the_book_at_once(
+def test_market_orders_pay_taker_fee_spread_and_depth(
     outcomes: list[ParentOutcome],
 ) -> None:
     for row in outcomes:
@@ -85,7 +85,7 @@ def test_the_same_seed_gives_the_same_outcomes() -> None:
     assert str(again()) == str(again())
 
 
-def test_instants_that_leave_no_time_to_judge_are_refused() -> None:
+def test_instants_too_close_to_measure_markouts_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"an instant every 60 s: each needs the 77 s after it"):
         run_day(msgspec.structs.replace(PLAN, every_s=60), SEED, "BTCUSDT", Settings())
 
@@ -118,7 +118,7 @@ def days(totals: Sequence[float], algorithm: str, **more: Any) -> list[ParentOut
     return [made(algorithm, seed, total, **more) for seed, total in enumerate(totals)]
 
 
-def test_days_are_what_is_resampled() -> None:
+def test_the_bootstrap_resamples_days() -> None:
     """A hundred equal parents of a day say no more than one."""
     few = day_mean([(1, 2.0), (2, 3.0), (3, 4.0)])
     many = day_mean([(1, 2.0)] * 100 + [(2, 3.0)] * 100 + [(3, 4.0)] * 100)
@@ -127,7 +127,7 @@ def test_days_are_what_is_resampled() -> None:
     assert (few.n, many.n, few.days) == (3, 300, 3)
 
 
-def test_one_day_has_no_bounds_and_passes_no_goal_that_asks_for_one() -> None:
+def test_one_day_has_no_interval_and_meets_no_goal_on_one() -> None:
     alone = day_mean([(1, 2.0), (1, 3.0)])
     assert (alone.mean, alone.days) == (2.5, 1)
     assert math.isnan(alone.upper)
@@ -135,7 +135,7 @@ def test_one_day_has_no_bounds_and_passes_no_goal_that_asks_for_one() -> None:
     assert not any(g.holds for g in goals(rows) if g.name.startswith("never worse"))
 
 
-def test_differences_are_of_the_same_parents() -> None:
+def test_differences_are_paired_by_parent() -> None:
     """What both algorithms suffered alike is not in their difference."""
     shocks = (30.0, -20.0, 5.0, 0.0)
     rows = days([5.5 + s for s in shocks], "market") + days([2.5 + s for s in shocks], "router")
@@ -145,7 +145,7 @@ def test_differences_are_of_the_same_parents() -> None:
     assert found["router"].total.high > 10
 
 
-def test_goals_hold_and_fail_by_their_figures() -> None:
+def test_goals_are_judged_by_their_figures() -> None:
     good = days([5.5] * 4, "market") + days([2.6] * 4, "router")
     assert all(goal.holds for goal in goals(good))
     poor = days([5.5] * 4, "market") + days(
@@ -154,7 +154,7 @@ def test_goals_hold_and_fail_by_their_figures() -> None:
     assert not any(goal.holds for goal in goals(poor))
 
 
-def test_a_regime_in_which_it_is_worse_is_found() -> None:
+def test_a_regime_with_higher_cost_fails_its_goal() -> None:
     calm = [{"sigma_bps": 0.1 + 0.01 * n, "number": n} for n in range(4)]
     wild = [{"sigma_bps": 5.0 + n, "number": 10 + n} for n in range(2)]
     rows = [row for m in calm for row in days([5.5] * 4, "market", **m)]

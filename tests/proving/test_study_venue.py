@@ -91,7 +91,7 @@ def pictures(branch: EngineVenue, seconds: int) -> list[View]:
     return seen
 
 
-def test_the_picture_is_that_of_the_published_market(control: EngineVenue) -> None:
+def test_the_local_picture_equals_the_published_market(control: EngineVenue) -> None:
     """Levels and tape at an instant are those of the rows that had been received by then."""
     from market.book import Book
     from market.events import Kind
@@ -107,7 +107,7 @@ def test_the_picture_is_that_of_the_published_market(control: EngineVenue) -> No
     assert 0 < view.bought_lots <= bought
 
 
-def test_a_branch_without_orders_is_the_market_it_left(control: EngineVenue) -> None:
+def test_a_branch_without_orders_equals_its_market(control: EngineVenue) -> None:
     ours, other = venue(), venue()
     ours.take_over(control)
     alone = pictures(ours, 10)
@@ -120,16 +120,14 @@ def test_a_branch_without_orders_is_the_market_it_left(control: EngineVenue) -> 
     assert pictures(whole, 10) == alone
 
 
-def test_a_branch_leaves_the_market_that_it_left_alone(
-    control: EngineVenue, branch: EngineVenue
-) -> None:
+def test_a_branch_does_not_change_its_market(control: EngineVenue, branch: EngineVenue) -> None:
     before = control.view(SYMBOL), control.market.counts
     send(branch, order("a", 1, 50_000))
     wait(branch, 2)
     assert (control.view(SYMBOL), control.market.counts) == before
 
 
-def test_a_market_order_takes_the_book_from_the_touch_on_and_moves_it(
+def test_a_market_order_walks_the_book_and_has_impact(
     control: EngineVenue, branch: EngineVenue
 ) -> None:
     asks = control.market.levels(-1)
@@ -149,7 +147,7 @@ def test_a_market_order_takes_the_book_from_the_touch_on_and_moves_it(
 
 
 @pytest.mark.parametrize("side", [1, -1])
-def test_a_resting_order_queues_behind_what_stands_there_and_fills_as_maker(
+def test_a_resting_order_queues_behind_others_and_fills_as_maker(
     control: EngineVenue, branch: EngineVenue, side: int
 ) -> None:
     ticks = control.market.best(side)
@@ -177,7 +175,7 @@ def test_post_only_never_takes(control: EngineVenue, branch: EngineVenue) -> Non
     assert branch.position_lots(SYMBOL) == 0
 
 
-def test_an_amendment_never_asks_for_what_has_filled_meanwhile(
+def test_an_amendment_accounts_for_fills_in_between(
     control: EngineVenue, branch: EngineVenue
 ) -> None:
     """An order whose price is amended all the time never fills more than it was for."""
@@ -195,9 +193,7 @@ def test_an_amendment_never_asks_for_what_has_filled_meanwhile(
     assert branch.idle
 
 
-def test_cancels_give_up_what_is_left_and_come_once(
-    control: EngineVenue, branch: EngineVenue
-) -> None:
+def test_a_cancel_releases_the_rest_once(control: EngineVenue, branch: EngineVenue) -> None:
     send(branch, order("a", 1, 7, (control.market.best(1) or 0) - 2_000))
     (cancelled,) = send(branch, Cancel(client_id="a"))
     assert isinstance(cancelled, Cancelled)
@@ -207,7 +203,7 @@ def test_cancels_give_up_what_is_left_and_come_once(
     assert all(isinstance(event, CancelRejected) and event.reason for event in late)
 
 
-def test_what_cannot_be_an_order_is_rejected_with_a_reason(branch: EngineVenue) -> None:
+def test_invalid_orders_are_rejected_with_a_reason(branch: EngineVenue) -> None:
     wrong = [
         order("zero", 1, 0, 600_000),
         order("negative", 1, -3, 600_000),
@@ -226,7 +222,7 @@ def test_what_cannot_be_an_order_is_rejected_with_a_reason(branch: EngineVenue) 
     assert kinds(again) == ["Accepted", "Rejected"]
 
 
-def test_requests_arrive_after_the_entry_latency_and_are_heard_after_the_response(
+def test_requests_and_events_take_entry_and_response_latency(
     control: EngineVenue, scratch: EngineVenue
 ) -> None:
     sent_ns = control.now_ns
@@ -248,7 +244,7 @@ def _until_heard(branch: EngineVenue, action: Submit) -> Sequence[Event]:
     return []
 
 
-def test_latencies_that_the_engine_cannot_have_are_refused() -> None:
+def test_latencies_below_the_minimum_are_rejected() -> None:
     with pytest.raises(ValueError, match="entry latency of 1 ms or more"):
         venue(entry_ns=0)
 

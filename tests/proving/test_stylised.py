@@ -143,7 +143,7 @@ def test_power_exponent_of_a_square_root() -> None:
     assert stylised.power_exponent(size, 3 * np.sqrt(size)) == pytest.approx(0.5)
 
 
-def test_a_partial_exponent_is_not_misled_by_what_moves_with_its_variable(
+def test_a_partial_exponent_is_not_confounded(
     rng: np.random.Generator,
 ) -> None:
     depth = np.exp(rng.normal(size=500))
@@ -167,7 +167,7 @@ def test_poisson_counts_have_a_fano_factor_of_one_and_no_branching(
 
 
 @pytest.mark.parametrize("ratio", [0.4, 0.7])
-def test_the_branching_ratio_of_a_hawkes_process_is_found(
+def test_the_branching_ratio_of_a_hawkes_process_is_estimated(
     ratio: float, rng: np.random.Generator
 ) -> None:
     times = hawkes(rng, 200_000, 1.0, ratio)

@@ -29,7 +29,7 @@ def silent(_: str) -> None:
     pass
 
 
-def test_events_straight_into_the_lake_give_the_bars_of_the_generator(settings: Settings) -> None:
+def test_events_written_directly_give_the_generators_bars(settings: Settings) -> None:
     written = synth.write(settings, "events", [DAY], (0, 120), (), silent)
     lake = Lake(settings.root, "synthetic")
     assert written["written"] == {f"{DAY} BTCUSDT": lake.rows("events", "BTCUSDT", DAY)}
@@ -43,7 +43,7 @@ def test_events_straight_into_the_lake_give_the_bars_of_the_generator(settings: 
         assert lake.is_current(name, "BTCUSDT", DAY)
 
 
-def test_whatever_the_number_of_workers_the_files_are_the_same_bytes(tmp_path: Path) -> None:
+def test_files_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     files = []
     for workers in (1, 2):
         root = tmp_path / str(workers)
@@ -61,14 +61,14 @@ def test_whatever_the_number_of_workers_the_files_are_the_same_bytes(tmp_path: P
     assert files[0] == files[1]
 
 
-def test_bars_are_made_by_the_day(settings: Settings) -> None:
+def test_a_part_of_a_day_of_bars_is_rejected(settings: Settings) -> None:
     with pytest.raises(ValueError, match="leave out --start and --stop"):
         synth.write(settings, "bars", [DAY], (0, 120), (), silent)
     written = synth.write(settings, "bars", [DAY], (0, 86_400), (), silent)
     assert written["written"] == {f"{DAY} BTCUSDT": 86_400}
 
 
-def test_the_verb_writes_a_capture_and_says_where(
+def test_the_verb_writes_a_capture_and_prints_its_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("L2_SOURCE", "synthetic")
@@ -80,12 +80,12 @@ def test_the_verb_writes_a_capture_and_says_where(
     assert "-null-" in said["capture"]
 
 
-def test_the_verb_asks_for_a_day(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_requires_a_day(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synth"]) == 2
     assert "say which day to make" in capsys.readouterr().err
 
 
-def test_the_study_says_when_it_cannot_agree(settings: Settings) -> None:
+def test_the_ic_study_fails_when_the_error_is_large(settings: Settings) -> None:
     """Two days leave too large an error for a verdict."""
     rows = synth.recovered(settings, "bars", 2, silent)
     assert [row.horizon_s for row in rows] == [10, 60, 300, 900]
@@ -94,7 +94,7 @@ def test_the_study_says_when_it_cannot_agree(settings: Settings) -> None:
     assert all(abs(row.z) < 8 for row in rows)
 
 
-def test_a_study_goes_on_where_it_was_stopped_and_its_workers_do_not_matter(
+def test_an_ic_study_resumes_and_does_not_depend_on_workers(
     settings: Settings, tmp_path: Path
 ) -> None:
     """Days that the file holds are not made again; a torn line is; figures are the same bytes."""

@@ -101,7 +101,7 @@ def test_another_seed_or_day_gives_another_market(other: tuple[int, str, str]) -
     assert first["price_ticks"][0] != second["price_ticks"][0]
 
 
-def test_a_part_of_the_day_is_how_the_day_begins() -> None:
+def test_a_part_of_a_day_is_a_prefix_of_the_day() -> None:
     part, more = events("demo", "BTCUSDT", 300), events("demo", "BTCUSDT", 420)
     assert part.tobytes() == more[: len(part)].tobytes()
     assert more["receive_ns"][len(part)] >= day_start_ns(DAY) + 300 * 10**9
@@ -183,7 +183,7 @@ def test_a_level_row_always_changes_its_level() -> None:
         held[key] = int(row["qty_lots"])
 
 
-def test_trades_happen_at_the_touch_where_it_stands_still() -> None:
+def test_trades_are_at_the_touch_while_it_is_unchanged() -> None:
     """Within 100 ms the touch may go and come back, so not every trade is there; most are."""
     rows = events("demo", "BTCUSDT", 600)
     book, waiting = Book(), rows[:0]
@@ -203,7 +203,7 @@ def test_trades_happen_at_the_touch_where_it_stands_still() -> None:
     assert np.mean(at_touch) > 0.95
 
 
-def test_what_trades_take_is_missing_in_the_next_frame() -> None:
+def test_traded_quantity_is_missing_in_the_next_frame() -> None:
     rows = events("demo", "BTCUSDT", 3600)
     # (side, price) -> lots taken since the last frame; only at a touch that stays.
     book = Book()
@@ -231,7 +231,7 @@ def test_what_trades_take_is_missing_in_the_next_frame() -> None:
     assert abs(slope + 1) < max(0.35, 4 * error)
 
 
-def test_the_ticker_sends_everything_once_and_then_what_changed() -> None:
+def test_the_ticker_sends_a_snapshot_and_then_changes() -> None:
     rows = events("demo", "BTCUSDT", 600)
     ticker = rows[rows["kind"] == Kind.TICKER]
     frames = np.split(ticker, np.flatnonzero(ticker["flags"] & Flag.LAST != 0)[:-1] + 1)
@@ -327,7 +327,7 @@ def test_bars_show_the_alpha_that_the_filter_finds(hours: dict[tuple[str, str], 
 # -- refusals --------------------------------------------------------------------------------------
 
 
-def test_unknown_names_and_spans_are_refused_at_once() -> None:
+def test_unknown_names_and_spans_are_rejected_at_once() -> None:
     with pytest.raises(ProfileError, match="known are default, null, demo"):
         profile("nulll")
     with pytest.raises(ProfileError, match="it lists BTCUSDT, ETHUSDT"):
@@ -361,7 +361,7 @@ def test_frames_and_events_give_the_same_bars(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.frames.zst"]
 
 
-def test_partitions_say_what_they_were_made_from(tmp_path: Path) -> None:
+def test_partitions_record_their_fingerprint(tmp_path: Path) -> None:
     lake = Lake(tmp_path, "synthetic")
     assert write_bars(lake, profile("demo"), 7, "BTCUSDT", DAY, SETTINGS, 0, 60) == 60
     notes = lake.metadata("bars", "BTCUSDT", DAY)
@@ -375,7 +375,7 @@ def test_partitions_say_what_they_were_made_from(tmp_path: Path) -> None:
     assert set(planted.column_names).isdisjoint(lake.read("bars", "BTCUSDT", DAY).column_names[1:])
 
 
-def test_a_capture_in_the_lake_stands_under_its_date(tmp_path: Path) -> None:
+def test_a_capture_in_the_lake_is_under_its_date(tmp_path: Path) -> None:
     lake = Lake(tmp_path, "synthetic")
     path = write_frames(lake, profile("demo"), 7, SYMBOLS, DAY, 0, 5)
     assert lake.captures(DAY) == [path]

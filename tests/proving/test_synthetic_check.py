@@ -34,7 +34,7 @@ def checked(data_dir: Path) -> Checked:
     )
 
 
-def test_every_statistic_stands_beside_every_recording(checked: Checked) -> None:
+def test_every_statistic_is_compared_with_every_recording(checked: Checked) -> None:
     rows = checked.rows["BTCUSDT"]
     assert [row.name for row in rows[: len(STATISTICS)]] == [each.name for each in STATISTICS]
     assert [each.label for each in rows[0].recorded] == [
@@ -44,7 +44,7 @@ def test_every_statistic_stands_beside_every_recording(checked: Checked) -> None
     ]
 
 
-def test_recordings_show_what_is_known_of_them(checked: Checked) -> None:
+def test_recordings_have_their_known_statistics(checked: Checked) -> None:
     """One-tick spreads, the volatilities of a quiet and of a fast day, and no crossed book."""
     rows = {row.name: row for row in checked.rows["BTCUSDT"]}
     spread = [each.value for each in rows["spread of one tick"].recorded]
@@ -61,16 +61,14 @@ def test_recordings_show_what_is_known_of_them(checked: Checked) -> None:
         assert back.value < front.value < 0
 
 
-def test_even_minutes_of_the_default_market_look_like_one(checked: Checked) -> None:
+def test_minutes_of_the_default_market_are_not_out_of_range(checked: Checked) -> None:
     """What a few minutes can tell: the shape of the book, and that it is sound."""
     verdicts = {row.name: row.verdict for row in checked.rows["BTCUSDT"]}
     for name in ("spread of one tick", "crossed frames", "depth within 1 bps, median"):
         assert verdicts[name] == "in", name
 
 
-def test_the_page_holds_pictures_and_table_and_needs_nothing_else(
-    checked: Checked, tmp_path: Path
-) -> None:
+def test_the_html_report_is_self_contained(checked: Checked, tmp_path: Path) -> None:
     acceptance_page.write(checked, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "data:image/png;base64,iVBOR" in text
@@ -79,7 +77,7 @@ def test_the_page_holds_pictures_and_table_and_needs_nothing_else(
         assert html.escape(row.name) in text
 
 
-def test_the_page_in_markdown_names_its_pictures(checked: Checked, tmp_path: Path) -> None:
+def test_the_markdown_report_names_its_pictures(checked: Checked, tmp_path: Path) -> None:
     acceptance_page.write(checked, tmp_path / "check.md")
     text = (tmp_path / "check.md").read_text(encoding="utf-8")
     assert "(check-btcusdt.png)" in text
@@ -101,7 +99,7 @@ def test_the_table_is_text_and_data(checked: Checked) -> None:
     assert first["found"]["n"] >= 720
 
 
-def test_rows_can_be_asked_for_by_name(
+def test_rows_are_selected_by_name(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then there is no page, and a null market's flow is judged by what it says of the next bar."""
@@ -117,7 +115,7 @@ def test_rows_can_be_asked_for_by_name(
 
 
 @pytest.mark.parametrize("hours", [0.0, 25.0])
-def test_impossible_spans_are_refused(hours: float) -> None:
+def test_impossible_spans_are_rejected(hours: float) -> None:
     with pytest.raises(AcceptanceError, match="0 < hours <= 24"):
         acceptance.check(SETTINGS, name="default", hours=hours, say=print)
 
@@ -131,7 +129,7 @@ def test_impossible_spans_are_refused(hours: float) -> None:
         (["--only", "nothing"], "--only nothing: no statistic's name holds this"),
     ],
 )
-def test_bad_requests_are_one_clear_line(
+def test_bad_requests_give_one_error_line(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["synth", "--check", *arguments]) == 1

@@ -27,7 +27,7 @@ def market() -> tuple[Bars, touch.TouchRecorder]:
     return bars_from_chunks(chunks, BUILT_IN["BTCUSDT"], Settings()), watch
 
 
-def test_columns_of_the_watched_touch_are_those_of_its_bars(
+def test_columns_of_the_recorded_touch_equal_those_of_its_bars(
     market: tuple[Bars, touch.TouchRecorder],
 ) -> None:
     bars, watch = market
@@ -44,7 +44,7 @@ def test_columns_of_the_watched_touch_are_those_of_its_bars(
             assert same.mean() > 0.99, name
 
 
-def test_a_law_is_found_again_in_what_it_draws() -> None:
+def test_a_fit_recovers_the_model_that_was_drawn_from() -> None:
     hidden = latent.drivers(profile("default"), 5, "BTCUSDT", DAY)
     bins = 24
     edges = np.geomspace(2e-6, 2e-4, bins - 1)
@@ -80,7 +80,7 @@ def test_a_law_is_found_again_in_what_it_draws() -> None:
     assert np.abs(found.mood[0]).max() < 0.2
 
 
-def test_the_touch_is_never_crossed_and_stays_near_the_value() -> None:
+def test_the_drawn_touch_is_never_crossed_and_follows_the_price() -> None:
     from proving.synthetic import reduced
 
     market = profile("default")

@@ -44,7 +44,7 @@ def sound() -> Events:
     return events(profile("demo"))
 
 
-def test_a_gap_is_flagged_and_a_snapshot_heals_it(sound: Events) -> None:
+def test_a_gap_is_flagged_and_a_snapshot_resynchronises(sound: Events) -> None:
     rows = events(faulty(gaps_per_h=60.0))
     firsts = books(rows)
     after = np.flatnonzero(firsts["flags"] & Flag.GAP)
@@ -78,7 +78,7 @@ def test_a_reset_restates_the_book_and_counts_from_one(sound: Events) -> None:
     assert book.counters["gaps"] == 0
 
 
-def test_a_wrong_clock_moves_receive_times_and_nothing_else(sound: Events) -> None:
+def test_clock_skew_shifts_receive_times_alone(sound: Events) -> None:
     rows = events(faulty(skew_ms=-1500.0))
     assert (rows["receive_ns"] == sound["receive_ns"] - 1_500_000_000).all()
     rows["receive_ns"] = sound["receive_ns"]
@@ -104,7 +104,7 @@ def test_frames_with_every_fault_decode_to_the_same_events(tmp_path: Path) -> No
     assert by_frames.column("gap").sum() > 0
 
 
-def test_faster_topics_pass_ingest_and_change_no_bar(tmp_path: Path) -> None:
+def test_faster_topics_are_ingested_and_change_no_bar(tmp_path: Path) -> None:
     lake = Lake(tmp_path / "lake", "synthetic")
     market = faulty(duplicates_per_h=90.0)
     path = write_frames(tmp_path / "x.frames.zst", market, 7, [BTC], DAY, 0, 60, depths=(50, 1))

@@ -17,11 +17,11 @@ from proving.synthetic.profiles import instant_ns, profile
 DAY = "2026-03-08"
 
 
-def test_the_page_of_parameters_is_the_written_one() -> None:
+def test_the_committed_profiles_page_is_current() -> None:
     assert PAGE.read_text() == page(), "run make generate"
 
 
-def test_the_truth_is_the_hidden_day_at_the_ends_of_seconds() -> None:
+def test_the_truth_is_the_latent_day_at_the_ends_of_seconds() -> None:
     market = profile("regimes")
     found = tables.truth(market, 3, "BTCUSDT", DAY)
     hidden = latent.drivers(market, 3, "BTCUSDT", DAY)
@@ -39,7 +39,7 @@ def test_on_null_the_truth_is_zero() -> None:
     assert not found["filtered_alpha"].to_numpy().any()
 
 
-def test_the_log_says_what_changed_and_when() -> None:
+def test_the_log_has_every_change_at_its_instant() -> None:
     log = tables.planted_log(profile("decay"), 3, "BTCUSDT", DAY).to_pylist()
     assert [row["t_ns"] for row in log] == sorted(row["t_ns"] for row in log)
     changes = [row for row in log if row["what"] == "change"]
@@ -55,7 +55,7 @@ def test_the_log_says_what_changed_and_when() -> None:
     assert sum(jumps) == pytest.approx(hidden.jumps.sum() * 1e4)
 
 
-def test_fees_stand_in_the_log_alone() -> None:
+def test_fee_changes_are_in_the_log_alone() -> None:
     log = tables.planted_log(profile("confounded"), 3, "BTCUSDT", "2026-03-09").to_pylist()
     assert [r["value"] for r in log if r["note"].startswith("fee")] == [7.5]
 
@@ -71,7 +71,7 @@ def correlations(seed: int, day: str) -> dict[str, float]:
     }
 
 
-def test_decoys_hold_what_they_pretend_and_no_more() -> None:
+def test_decoys_have_their_stated_correlations() -> None:
     early, late = correlations(4, "2026-03-02"), correlations(4, "2026-03-12")
     noise = [name for name in early if name.startswith("noise")]
     assert len(noise) >= 20
@@ -85,7 +85,7 @@ def test_decoys_hold_what_they_pretend_and_no_more() -> None:
     assert late["leaky"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_everything_planted_goes_beside_the_data(tmp_path: Path) -> None:
+def test_ground_truth_is_written_beside_the_data(tmp_path: Path) -> None:
     lake = Lake(tmp_path, "synthetic")
     write_truth(lake, profile("default"), 7, "BTCUSDT", DAY)
     for name in ("truth", "planted", "decoys"):
