@@ -132,8 +132,8 @@ def live(
             stop += 1
         if stop > at:
             with real_time() as priority:
-                found = _replayed(path.take, lines[at:stop], speed)
-            yield from _percentiles(f"{data}, {priority}", pace, *found)
+                latencies = _replayed(path.take, lines[at:stop], speed)
+            yield from _percentiles(f"{data}, {priority}", pace, *latencies)
         at = stop
     with real_time() as priority:
         alone = _evaluator_alone(f"{data}, {priority}", history, start)
@@ -164,8 +164,8 @@ def _whole_bars(
 ) -> npt.NDArray[np.float64]:
     """The bars of the capture's whole seconds in which the book was valid."""
     decoder = Decoder({symbol: instrument}, settings.market.book_depth, [symbol], follow=False)
-    found = (decoder.decode_frame(*line).events for line in lines)
-    chunks = [events[symbol] for events in found if symbol in events]
+    decoded = (decoder.decode_frame(*line).events for line in lines)
+    chunks = [events[symbol] for events in decoded if symbol in events]
     values = bars_from_chunks([np.concatenate(chunks)], instrument, settings).values
     whole: npt.NDArray[np.float64] = values[values[:, _GAP] == 0.0]
     return whole
@@ -207,9 +207,9 @@ def _percentiles(
         ("p99 of closes", latencies[closing], 99.0),
     ):
         if len(of):
-            found = float(np.percentile(of, share)) / 1e6
+            value = float(np.percentile(of, share)) / 1e6
             yield Measure(
-                name=f"live, {pace}: {name}", ours=found, unit="ms", better="less", how=how
+                name=f"live, {pace}: {name}", ours=value, unit="ms", better="less", how=how
             )
 
 

@@ -100,12 +100,12 @@ def measure(quick: bool, say: Say) -> Iterator[Measure]:
 def generated_rows(count: int) -> Events:
     """The first ``count`` book and trade rows of a synthetic BTCUSDT day, whole frames."""
     parts: list[Events] = []
-    held = 0
+    rows = 0
     for chunk in generate(profile("default"), _SEED, "BTCUSDT", _DAY):
         part = chunk[(chunk["kind"] == Kind.TRADE) | _is_book(chunk)]
         parts.append(part)
-        held += len(part)
-        if held >= count:
+        rows += len(part)
+        if rows >= count:
             break
     return np.concatenate(parts)[:count]
 

@@ -89,22 +89,22 @@ def estimated(
     return Estimate(label=label, value=value, low=low, high=high, n=n)
 
 
-def judge(found: Estimate, accepted: Range | None, recorded: Sequence[Estimate] = ()) -> Verdict:
+def judge(estimate: Estimate, accepted: Range | None, recorded: Sequence[Estimate] = ()) -> Verdict:
     """The verdict on a value (see the module); ``recorded`` are the values that made the range."""
-    if not math.isfinite(found.value):
+    if not math.isfinite(estimate.value):
         return "too short"
     if accepted is None:
         return "reported"
-    if accepted[0] <= found.value <= accepted[1]:
+    if accepted[0] <= estimate.value <= accepted[1]:
         return "in"
-    reaches = found.low <= accepted[1] and found.high >= accepted[0]
-    reached = any(each.low <= found.value <= each.high for each in recorded)
+    reaches = estimate.low <= accepted[1] and estimate.high >= accepted[0]
+    reached = any(each.low <= estimate.value <= each.high for each in recorded)
     return "open" if reaches or reached else "OUT"
 
 
 def span(recorded: Sequence[Estimate], widened: float) -> Range | None:
     """From the least to the greatest recorded value, each moved outwards by a share of itself."""
-    values = [found.value for found in recorded if math.isfinite(found.value)]
+    values = [each.value for each in recorded if math.isfinite(each.value)]
     if not values:
         return None
     low, high = min(values), max(values)
@@ -133,18 +133,18 @@ def compare(
         return Estimate(label=label, value=math.nan, n=len(mine)), beside, None
     # 95 % quantile of the distance of two independent samples of one law; dependence makes it larger.
     noise = 1.36 * math.sqrt(1 / len(mine) + 1 / near.n) if len(mine) else math.nan
-    found = Estimate(
+    estimate = Estimate(
         label=label,
         value=near.value,
         low=max(0.0, near.value - noise),
         high=near.value + noise,
         n=len(mine),
     )
-    return found, beside, (0.0, max([0.1, *between]))
+    return estimate, beside, (0.0, max([0.1, *between]))
 
 
-def _value(found: Estimate) -> float:
-    return found.value
+def _value(estimate: Estimate) -> float:
+    return estimate.value
 
 
 def table(
@@ -169,9 +169,9 @@ def table(
         note = statistic.note
         bounds: tuple[Estimate, ...] = ()
         if statistic.sample is not None:
-            found, beside, accepted = compare(statistic, label, market, recorded)
+            estimate, beside, accepted = compare(statistic, label, market, recorded)
         else:
-            found = estimated(statistic, label, market, left)
+            estimate = estimated(statistic, label, market, left)
             beside = tuple(
                 estimated(statistic, each.label, [each], without)
                 for each, without in zip(recorded, left_of, strict=True)
@@ -183,7 +183,7 @@ def table(
                     accepted = accepted[0], min(1.0, accepted[1])
             if statistic.null_only and not null:
                 accepted, note = None, "alpha is planted: judged on the null profile only"
-        verdict = judge(found, accepted, bounds)
+        verdict = judge(estimate, accepted, bounds)
         if verdict == "OUT" and statistic.exception:
             note = "; ".join(filter(None, (note, f"out of range: {statistic.exception}")))
         rows.append(
@@ -191,7 +191,7 @@ def table(
                 name=statistic.name,
                 group=statistic.group,
                 unit=statistic.unit,
-                found=found,
+                found=estimate,
                 recorded=beside,
                 accepted=accepted,
                 verdict=verdict,
@@ -235,7 +235,7 @@ def impact_rows(impacts: list[Impact]) -> list[JudgedStatistic]:
     for name, estimate, accepted, note in IMPACT:
         value = estimate(impacts) if numbers else math.nan
         low, high = jackknife(estimate, left, value)
-        found = Estimate(
+        measured = Estimate(
             label="injected", value=value, low=low, high=high, n=numbers * len(impacts)
         )
         rows.append(
@@ -243,10 +243,10 @@ def impact_rows(impacts: list[Impact]) -> list[JudgedStatistic]:
                 name=name,
                 group="impact",
                 unit="",
-                found=found,
+                found=measured,
                 recorded=(),
                 accepted=accepted,
-                verdict=judge(found, accepted),
+                verdict=judge(measured, accepted),
                 note=note,
             )
         )

@@ -79,7 +79,7 @@ def recordings(
     captures = sorted(folder.glob("*.frames.zst"))
     if not captures:
         raise AcceptanceError(f"{folder}: holds no *.frames.zst; name a folder of captures")
-    found: dict[str, list[Observation]] = {symbol: [] for symbol in symbols}
+    observed: dict[str, list[Observation]] = {symbol: [] for symbol in symbols}
     for path in captures:
         name = path.name.removesuffix(".frames.zst")
         instruments = instruments_of([str(path)], symbols, settings.market.book_depth)
@@ -90,8 +90,8 @@ def recordings(
                 chunks[symbol].append(events)
         for symbol, parts in chunks.items():
             if parts:
-                found[symbol].append(observe(name, parts, instruments[symbol], settings))
-    return found
+                observed[symbol].append(observe(name, parts, instruments[symbol], settings))
+    return observed
 
 
 def _observed(
@@ -151,9 +151,11 @@ def check(
     known = [each.name for each in STATISTICS] + [name for name, *_ in IMPACT]
     if not any(only in each for each in known):
         raise AcceptanceError(f"--only {only}: no statistic's name holds this")
-    held = min(hours, metaorder_hours) if any(only in name for name, *_ in IMPACT) else 0.0
-    shares = (0.0, *metaorders.SHARES) if held > 0 else ()
-    runs = [(market, seeds[0], symbol, day, held, share) for symbol in symbols for share in shares]
+    injected_h = min(hours, metaorder_hours) if any(only in name for name, *_ in IMPACT) else 0.0
+    shares = (0.0, *metaorders.SHARES) if injected_h > 0 else ()
+    runs = [
+        (market, seeds[0], symbol, day, injected_h, share) for symbol in symbols for share in shares
+    ]
     tasks = [(_observed, each) for each in days] + [(metaorders.mids, each) for each in runs]
     results = _results(tasks, workers or os.cpu_count() or 1, say)
     markets: dict[str, list[Observation]] = {symbol: [] for symbol in symbols}

@@ -279,16 +279,16 @@ class Observer:
         self._keep(self._bars.push(events))
         self._prober.push(events)
         # The last order may continue in the next chunk.
-        held = len(self._open_order)
-        room = len(events) + held
+        open_orders = len(self._open_order)
+        room = len(events) + open_orders
         frames, orders = np.empty(room, FRAME), np.empty(room, ORDER)
         samples = room // _SAMPLE_EVERY + 2
         sampled_ns = np.empty(samples, np.int64)
         level_lots = np.empty((samples, 2, _SAMPLED), np.int64)
         profile = np.empty((samples, 2, len(PROFILE_BPS)))
-        orders[:held] = self._open_order
+        orders[:open_orders] = self._open_order
         head = self._head[0]
-        head["frames"], head["orders"], head["samples"] = 0, held, 0
+        head["frames"], head["orders"], head["samples"] = 0, open_orders, 0
         _observe(
             self._state,
             events,

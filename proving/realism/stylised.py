@@ -148,10 +148,10 @@ def decay_exponent(curve: Floats, first: int = 1, bins: int = 16) -> float:
     edges = np.geomspace(lags[0], lags[-1] + 1, bins + 1)
     place = np.clip(np.searchsorted(edges, lags, "right") - 1, 0, bins - 1)
     weight = np.bincount(place, minlength=bins).astype(float)
-    held = weight > 0
-    at = np.exp(np.bincount(place, np.log(lags), bins)[held] / weight[held])
-    value = np.bincount(place, curve, bins)[held] / weight[held]
-    weight = np.sqrt(weight[held])
+    filled = weight > 0
+    at = np.exp(np.bincount(place, np.log(lags), bins)[filled] / weight[filled])
+    value = np.bincount(place, curve, bins)[filled] / weight[filled]
+    weight = np.sqrt(weight[filled])
 
     def residual(exponent: float) -> float:
         shape = at**-exponent
@@ -160,10 +160,10 @@ def decay_exponent(curve: Floats, first: int = 1, bins: int = 16) -> float:
 
     grid = np.linspace(0.0, 3.0, 61)
     start = float(grid[np.argmin([residual(exponent) for exponent in grid])])
-    found = optimize.minimize_scalar(
+    minimum = optimize.minimize_scalar(
         residual, bounds=(max(0.0, start - 0.05), start + 0.05), method="bounded"
     )
-    return float(found.x)
+    return float(minimum.x)
 
 
 def power_exponent(x: Floats, y: Floats) -> float:
@@ -182,8 +182,8 @@ def partial_exponent(x: Floats, beside: Floats, y: Floats) -> float:
     if kept.sum() < 4:
         return math.nan
     columns = np.stack([np.ones(kept.sum()), np.log(x[kept]), np.log(beside[kept])], axis=1)
-    found, _, rank, _ = np.linalg.lstsq(columns, np.log(y[kept]), rcond=None)
-    return float(found[1]) if rank == 3 else math.nan
+    coefficients, _, rank, _ = np.linalg.lstsq(columns, np.log(y[kept]), rcond=None)
+    return float(coefficients[1]) if rank == 3 else math.nan
 
 
 def counts(times: Pieces, spans: Sequence[tuple[float, float]], window: float) -> Floats:
@@ -238,10 +238,10 @@ def half_life(recovery: Floats, step_s: float) -> float:
     grid = np.linspace(math.log(1e-3 / step_s), math.log(1e2 / step_s), 200)
     start = float(grid[np.argmin([residual(at) for at in grid])])
     width = float(grid[1] - grid[0])
-    found = optimize.minimize_scalar(
+    minimum = optimize.minimize_scalar(
         residual, bounds=(start - width, start + width), method="bounded"
     )
-    return math.log(2) / math.exp(float(found.x))
+    return math.log(2) / math.exp(float(minimum.x))
 
 
 def jackknife(estimate: Callable[[T], float], without: Sequence[T], value: float) -> Any:

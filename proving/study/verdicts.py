@@ -167,12 +167,12 @@ def goals(outcomes: Sequence[ParentOutcome]) -> list[Goal]:
     """The goals of the router, each with its figure and verdict."""
     cells = {(line.group, line.algorithm): line for line in lines(outcomes, by_cell)}
     names = list(dict.fromkeys(group for group, _ in cells))
-    found: list[Goal] = []
+    verdicts: list[Goal] = []
     for name in names:
         if name.startswith(f"{GOAL_SIZE},") and (name, ROUTER) in cells:
             total, base = cells[name, ROUTER].total, cells[name, BASELINE].total
             saved = 1 - total.mean / base.mean
-            found += [
+            verdicts += [
                 Goal(
                     name=f"cost below immediate market orders, {name}",
                     wanted=f"≥ {share:.0%}",
@@ -188,7 +188,7 @@ def goals(outcomes: Sequence[ParentOutcome]) -> list[Goal]:
         if ours:
             worst = max(ours, key=lambda line: _bound(line.difference))
             bound = worst.difference.upper
-            found.append(
+            verdicts.append(
                 Goal(
                     name=f"never worse than market, by {label}",
                     wanted="95 % upper bound ≤ +0.3 bps",
@@ -201,7 +201,7 @@ def goals(outcomes: Sequence[ParentOutcome]) -> list[Goal]:
         least = min(ours, key=lambda line: line.completion)
         makers = min(ours, key=lambda line: line.maker_share)
         whole = lines([row for row in outcomes if row.algorithm == ROUTER], lambda _: "all")[0]
-        found += [
+        verdicts += [
             Goal(
                 name="completion",
                 wanted="≥ 99 %",
@@ -222,11 +222,11 @@ def goals(outcomes: Sequence[ParentOutcome]) -> list[Goal]:
                 holds=whole.bias.low <= 0 <= whole.bias.high,
             ),
         ]
-    return found
+    return verdicts
 
 
-def _bound(found: DayMean) -> float:
-    return math.inf if math.isnan(found.upper) else found.upper
+def _bound(mean: DayMean) -> float:
+    return math.inf if math.isnan(mean.upper) else mean.upper
 
 
 def text(outcomes: Sequence[ParentOutcome]) -> str:

@@ -7,7 +7,7 @@ still and then moves by many ticks at once, with a spread of one tick.
 
 Impact is transient: an execution moves the price that makers see by c·√(q/q̄)·(s - E[s]), s the taker's
 side and E[s] the sign expected from score and gap; it decays as a sum of exponentials that approximates
-a power of time. It does not depend on who traded.
+a power of time. It is the same for every trader.
 """
 
 from __future__ import annotations

@@ -65,17 +65,17 @@ def decompose(values: Floats) -> Floats:
             of = {name: bar[f"{side}_{name}"] for name in ("q1", "q5", "q10", "depth", "reach")}
             bands = [bar[f"{side}_d{bps}"] for bps in BANDS_BPS]
             # Beyond the last level a band holds what there is.
-            held = [np.where(np.isnan(band), of["depth"], band) for band in bands]
+            depths = [np.where(np.isnan(band), of["depth"], band) for band in bands]
             unit = of["depth"] / of["reach"]
             own = {
                 "q1": of["q1"],
                 "q1_mean": bar[f"{side}_q1_mean"],
                 "to_q5": of["q5"] - of["q1"],
                 "to_q10": of["q10"] - of["q5"],
-                "to_d1": held[0] - of["q1"] * mid,
-                "to_d2": held[1] - held[0],
-                "to_d3": held[2] - held[1],
-                "to_depth": of["depth"] - held[2],
+                "to_d1": depths[0] - of["q1"] * mid,
+                "to_d2": depths[1] - depths[0],
+                "to_d3": depths[2] - depths[1],
+                "to_depth": of["depth"] - depths[2],
                 "reach": of["reach"] * ticks,
                 "slope": bar[f"{side}_slope"] / unit,
                 "convexity": bar[f"{side}_convexity"] / (unit / of["reach"]),
@@ -200,15 +200,15 @@ def _compose_book(
     reach[:] = np.maximum(of["reach"], 10) * bar["spread_bps"] / bar["spread_ticks"]
     # A book that ends within a band has nothing in the bands beyond.
     step = [q1 * mid + of["to_d1"], of["to_d2"], of["to_d3"]]
-    held = np.zeros(len(mid))
+    within = np.zeros(len(mid))
     ends = np.zeros(len(mid), bool)
     for bps, more in zip(BANDS_BPS, step, strict=True):
-        held = held + more
+        within = within + more
         short = reach < bps
-        bar[f"{side}_d{bps}"][:] = np.where(short, np.nan, held)
+        bar[f"{side}_d{bps}"][:] = np.where(short, np.nan, within)
         ends |= short
     depth = bar[f"{side}_depth"]
-    depth[:] = np.maximum(held + of["to_depth"], bar[f"{side}_q10"] * mid)
+    depth[:] = np.maximum(within + of["to_depth"], bar[f"{side}_q10"] * mid)
     bar[f"{side}_slope"][:] = part[f"{side}_slope"] * depth / reach
     bar[f"{side}_convexity"][:] = part[f"{side}_convexity"] * depth / reach**2
     bar[f"{side}_gap"][:] = np.maximum(np.rint(of["gap"]), 1)

@@ -59,7 +59,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     #: What changes: a multiplier of alpha, volatility or depth; the taker fee in bps (public data do
-    #: not show it: it stands in the log alone); or features, a shift of the score in its standard
+    #: not show it: it is in the log alone); or features, a shift of the score in its standard
     #: deviations, seen in flow and quotes and without any meaning.
     what: Literal["alpha", "volatility", "depth", "fee", "features"]
     #: step: at once; ramp: evenly over ``lasts_h``; exponential: with the half-life ``lasts_h``.

@@ -93,14 +93,14 @@ def seconds_of(day: str) -> npt.NDArray[np.int64]:
 def truth(profile: Profile, seed: int, symbol: str, day: str) -> pa.Table:
     """Ground truth per second of the day, on the bars' time axis (`TRUTH_COLUMNS`)."""
     hidden = latent.drivers(profile, seed, symbol, day)
-    found = latent.filtered_alphas(profile, seed, day)[symbol]
+    filtered = latent.filtered_alphas(profile, seed, day)[symbol]
     at = slice(PER_SECOND, None, PER_SECOND)
-    # The filter has seen the frames that bar t holds, and they end before t.
-    seen = slice(PER_SECOND - 1, -1, PER_SECOND)
+    # The filter has at_seconds the frames that bar t holds, and they end before t.
+    at_seconds = slice(PER_SECOND - 1, -1, PER_SECOND)
     columns = (
         seconds_of(day),
         hidden.alpha[at],
-        found[seen],
+        filtered[at_seconds],
         hidden.x[at],
         hidden.strength[at],
         hidden.score[at],
