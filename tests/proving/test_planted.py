@@ -74,7 +74,7 @@ def test_a_profile_inherits_from_its_base(tmp_path: Path) -> None:
     assert found["b"].ic == found["a"].ic == 0.05
     assert found["b"].half_life_s == 90
     file.write_text('[b]\nbase = "a"\n')
-    with pytest.raises(ProfileError, match="its base a must stand before it"):
+    with pytest.raises(ProfileError, match="its base a must come before it"):
         read_profiles(file)
 
 
