@@ -13,13 +13,13 @@ import msgspec
 from execution.simulation.queue import BOUNDS
 from live.worker import followed
 from market.console import Result, Say, names, say
+from market.errors import UsageError
 from market.lake import Lake
 from market.settings import Settings, with_symbols
 from orchestration.backtest import lookahead
 from orchestration.backtest.figures import bound_figures, difference, figures
 from orchestration.backtest.report_tables import report_text
 from orchestration.backtest.run import (
-    BacktestError,
     Run,
     SharedPredictionTrader,
     bound_settings,
@@ -33,7 +33,7 @@ from orchestration.backtest.tear_sheet import TableWriter, write
 def with_options(
     settings: Settings, fee_row: str | None = None, algorithm: str | None = None
 ) -> Settings:
-    """The settings with another fee row or algorithm; BacktestError when there is none such."""
+    """The settings with another fee row or algorithm; UsageError when there is none such."""
     data = msgspec.to_builtins(settings)
     if fee_row is not None:
         data["model"]["fee_row"] = fee_row
@@ -42,7 +42,7 @@ def with_options(
     try:
         return msgspec.convert(data, Settings)
     except msgspec.ValidationError as error:
-        raise BacktestError(f"--fees {fee_row} --algorithm {algorithm}: {error}") from error
+        raise UsageError(f"--fees {fee_row} --algorithm {algorithm}: {error}") from error
 
 
 def backtest(
@@ -63,7 +63,8 @@ def backtest(
 
     ``against`` names a second model, which trades the same events with books of its own. ``bounded``
     repeats the run at both bounds of the queue models (`run.bound_settings`). ``page`` is the HTML file
-    to write, with the tables beside it. Raises BacktestError, SpanError, BundleError, LakeError.
+    to write, with the tables beside it. Raises UsageError, BacktestError, SpanError,
+    BundleError, LakeError.
     """
     settings = with_options(settings, fee_row, algorithm)
     lake = Lake(settings.root, settings.source)

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from market.errors import DataError
+from market.errors import DataError, UsageError
 from market.events import Events, from_arrow
 from market.instruments import Instrument, partition_instrument
 from market.lake import Lake
@@ -40,7 +40,7 @@ class Span(msgspec.Struct, frozen=True):
 def span_of(lake: Lake, symbols: Sequence[str], first: str | None, last: str | None) -> Span:
     """The span from ``first`` to ``last``: UTC dates, both included, or instants; default: all dates.
 
-    SpanError when it is empty or cannot be parsed, or the lake holds no events.
+    UsageError when it is empty or cannot be parsed, SpanError when the lake holds no events.
     """
     dates = sorted({day for symbol, day in lake.partitions("events") if symbol in symbols})
     if not dates:
@@ -49,7 +49,7 @@ def span_of(lake: Lake, symbols: Sequence[str], first: str | None, last: str | N
         )
     span = Span(_parse(first or dates[0])[0], _parse(last or dates[-1])[1])
     if span.first_ns >= span.until_ns:
-        raise SpanError(f"--from {first} --to {last}: the end is not after the beginning")
+        raise UsageError(f"--from {first} --to {last}: the end is not after the beginning")
     return span
 
 
@@ -58,7 +58,7 @@ def _parse(text: str) -> tuple[int, int]:
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError:
-        raise SpanError(
+        raise UsageError(
             f"{text}: expected a UTC date (2026-03-03) or instant (2026-03-03T10:30)"
         ) from None
     if len(text) == len("2026-03-03"):

@@ -23,7 +23,7 @@ from execution.hazard.survival import Bin, Lives, Score
 from execution.simulation.simulator import latency_of
 from market.compute import map_processes
 from market.console import Say
-from market.errors import DataError
+from market.errors import DataError, UsageError
 from market.events import Events
 from market.instruments import Instrument
 from market.settings import Settings
@@ -45,7 +45,7 @@ HORIZONS_S: Final = (1.0, 5.0, 30.0)
 
 
 class FillsError(DataError):
-    """The sources cannot be fitted or scored; the message says what to change."""
+    """No parameters are fitted on a kind of source."""
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,13 +125,13 @@ def place_all(
     workers: int = 2,
     cache: Path | None = None,
 ) -> dict[Source, Placed]:
-    """`place` for each source, in worker processes. FillsError without sources.
+    """`place` for each source, in worker processes. UsageError without sources.
 
     ``cache`` is a folder of outcomes, one file a source, from which an interrupted run resumes. It is
     honest only while code and settings stay the same: empty it when they change.
     """
     if not sources:
-        raise FillsError("nothing to place orders into: name --frames or --seeds")
+        raise UsageError("nothing to place orders into: name --frames or --seeds")
     outcomes = {s: load(cache, s) for s in sources} if cache else dict.fromkeys(sources)
     tasks = [(source, settings) for source, cached in outcomes.items() if cached is None]
     done = 0

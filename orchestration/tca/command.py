@@ -22,7 +22,7 @@ from assets.costs import build_costs, cost_rows
 from execution.tca import TABLES
 from execution.tca.figures import figures, main_table
 from market.console import Result, Say, bps, estimate, percent, say, table
-from market.errors import DataError
+from market.errors import DataError, UsageError
 from market.lake import Lake
 from market.settings import Settings
 from market.units import utc_date
@@ -55,13 +55,14 @@ def analyse(
     """Figures of the parents decided from ``first`` to ``last`` (default: all on record); plain data.
 
     ``beside`` is a backtest's tear sheet whose tables are read instead of the lake's; ``page`` is the
-    HTML file to write. Raises TcaError without records, WarehouseError when a dbt test fails.
+    HTML file to write. Raises UsageError for malformed dates, TcaError without records,
+    WarehouseError when a dbt test fails.
     """
     for day in (first, last):
         if day is not None and not _is_date(day):
-            raise TcaError(f"{day}: not a date; expected YYYY-MM-DD")
+            raise UsageError(f"{day}: not a date; expected YYYY-MM-DD")
     if first is not None and last is not None and first > last:
-        raise TcaError(f"--from {first} is after --to {last}")
+        raise UsageError(f"--from {first} is after --to {last}")
     if beside is None:
         return _analyse(
             Lake(settings.root, settings.source), settings, first, last, symbols, page, say

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 
+from market.errors import UsageError
 from orchestration.backtest.figures import MIN_BLOCKS, bootstrap_interval, plain
-from orchestration.backtest.span import Span, SpanError, _parse
+from orchestration.backtest.span import Span, _parse
 
 S = 1_000_000_000
 
@@ -47,5 +48,5 @@ def test_a_span_is_of_utc_dates_or_instants() -> None:
     assert _parse("1970-01-03T06:00+02:00") == (2 * day + day // 6,) * 2
     assert Span(2 * day, 3 * day).dates == ["1970-01-03"]
     assert Span(2 * day + 1, 3 * day + 1).dates == ["1970-01-03", "1970-01-04"]
-    with pytest.raises(SpanError, match="expected a UTC date"):
+    with pytest.raises(UsageError, match="expected a UTC date"):
         _parse("yesterday")

@@ -12,10 +12,10 @@ from execution import hazard
 from execution.hazard import COVARIATES
 from execution.hazard.placements import QUEUES, Placed
 from execution.hazard.survival import Lives
-from market.errors import DataError
+from market.errors import DataError, UsageError
 from market.settings import Settings
 from orchestration.fills import evaluation, fill_report
-from orchestration.fills.evaluation import FillsError, Source, captures, synthetic
+from orchestration.fills.evaluation import Source, captures, synthetic
 from tests.conftest import REPOSITORY
 
 
@@ -38,7 +38,7 @@ def test_a_missing_capture_is_named() -> None:
 
 
 def test_without_a_source_there_is_nothing_to_score() -> None:
-    with pytest.raises(FillsError, match="name --frames or --seeds"):
+    with pytest.raises(UsageError, match="name --frames or --seeds"):
         evaluation.place_all([], Settings(), lambda text: None)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from execution.study import StudyReport, study
 from execution.tca import TABLES, summarise
+from market.errors import UsageError
 from market.instruments import BUILT_IN
 from market.lake import Lake
 from market.settings import Settings
@@ -130,9 +131,9 @@ def test_a_lake_without_orders_and_malformed_dates_are_refused(tmp_path: Path) -
     with pytest.raises(TcaError, match="no orders on record of BTCUSDT"):
         analyse(settings, symbols=["BTCUSDT"])
     for wrong in ("20260101", "yesterday", "2026-02-30"):
-        with pytest.raises(TcaError, match=f"{wrong}: not a date"):
+        with pytest.raises(UsageError, match=f"{wrong}: not a date"):
             analyse(settings, first=wrong)
-    with pytest.raises(TcaError, match="is after"):
+    with pytest.raises(UsageError, match="is after"):
         analyse(settings, first="2026-01-02", last="2026-01-01")
 
 
