@@ -16,7 +16,7 @@ from proving.sandbox.private_messages import PrivateMessage
 from proving.sandbox.protocol import RefusedError
 from proving.sandbox.rows import position_row
 from proving.synthetic.profiles import profile
-from tests.proving.test_sandbox_exchange import SECOND, SYMBOL, flatten
+from tests.proving.test_sandbox_exchange import SECOND, SYMBOL
 
 MS = 1_000_000
 
@@ -76,7 +76,12 @@ class World:
     def reset(self) -> None:
         """Close all orders and positions, and discard the messages."""
         for client in self.exchange.clients:
-            flatten(self.exchange, client)
+            every = {"category": "linear", "settleCoin": "USDT"}
+            order_entry.cancel_all(self.exchange, client, every)
+            while position := client.position_lots(SYMBOL):
+                qty = self.exchange.tapes[SYMBOL].codec.qty(abs(position))
+                side = "Sell" if position > 0 else "Buy"
+                self.market(side, qty, client=client, reduceOnly=True)
         self.wait()
         self.sent.clear()
 
