@@ -1,11 +1,11 @@
-"""The picture of the rooms and of the imports between them, drawn from the code: docs/rooms.svg.
+"""The map of the code, made from the code: the picture docs/rooms.svg and the list docs/modules.md.
 
-    python -m proving.rooms        writes it (`make generate`)
+    python -m proving.rooms        writes both (`make generate`)
 
 A box is a room, with the first sentence of its package's docstring; an arrow from a room points at
 one whose modules it imports. Arrows that follow from others are left out (who imports a room may
 import what that room imports); those into `proving` are the product's named exceptions
-(tests/test_imports.py), drawn dashed.
+(tests/test_imports.py), drawn dashed. The list has the first line of every module's docstring.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import ast
 import html
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from market.provenance import ROOMS, ROOT, imports
 
 PICTURE: Final = ROOT / "docs" / "rooms.svg"
+LIST: Final = ROOT / "docs" / "modules.md"
 
 _WIDTH, _HEIGHT = 196, 112
 #: Where a room is drawn: column and row of its box. Imports point to the left.
@@ -65,13 +67,31 @@ def drawn(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
     }
 
 
+def first_line(path: Path) -> str:
+    """The first paragraph of a module's docstring; empty where there is none."""
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return " ".join(docstring.partition("\n\n")[0].split())
+
+
 def sentences() -> dict[str, str]:
-    """Room -> the first sentence of its docstring."""
-    docstrings = {
-        room: ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text())) or ""
-        for room in ROOMS
-    }
-    return {room: text.partition("\n\n")[0] for room, text in docstrings.items()}
+    """Room -> what it is for."""
+    return {room: first_line(ROOT / room / "__init__.py") for room in ROOMS}
+
+
+def listing() -> str:
+    """Every module by room and package, in the words of its docstring, as Markdown."""
+    lines = [
+        "# Modules",
+        "",
+        "Written by `make generate`; the map is [architecture.md](architecture.md).",
+    ]
+    for room in ROOMS:
+        lines += ["", f"## {room}", "", first_line(ROOT / room / "__init__.py"), ""]
+        for path in sorted((ROOT / room).rglob("*.py"), key=lambda p: (len(p.parents), p)):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            if path.parent != ROOT / room or path.name != "__init__.py":
+                lines.append(f"- `{name.removesuffix('.__init__')}` {first_line(path)}")
+    return "\n".join(lines) + "\n"
 
 
 def svg(edges: set[tuple[str, str]], texts: Mapping[str, str]) -> str:
@@ -120,9 +140,10 @@ def _edge(inside: tuple[float, float], towards: tuple[float, float]) -> tuple[fl
 
 
 def main() -> None:
-    """Write the picture."""
+    """Write the picture and the list."""
     PICTURE.write_text(svg(drawn(arrows()), sentences()))
-    print(f"wrote {PICTURE.relative_to(ROOT)}")
+    LIST.write_text(listing())
+    print(f"wrote {PICTURE.relative_to(ROOT)} and {LIST.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

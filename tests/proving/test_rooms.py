@@ -10,6 +10,10 @@ def test_the_committed_picture_is_what_the_code_draws() -> None:
     assert rooms.PICTURE.read_text() == drawn, "it is stale: run make generate"
 
 
+def test_the_committed_list_has_every_module_in_its_own_words() -> None:
+    assert rooms.LIST.read_text() == rooms.listing(), "it is stale: run make generate"
+
+
 def test_arrows_that_follow_from_others_are_left_out() -> None:
     edges = {("execution", "market"), ("live", "market"), ("live", "execution")}
     assert rooms.drawn(edges) == {("execution", "market"), ("live", "execution")}
