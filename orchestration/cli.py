@@ -155,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if given else 2
     name, *rest = given
     debug = "--debug" in rest
+    before = {key: os.environ.get(key) for key in _EXPORTED}
     try:
         _export(common().parse_known_args(rest)[0])
         parser, run = loaded(name)
@@ -171,9 +172,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = "" if ours or debug else f" ({type(error).__name__}; --debug shows where)"
         print(f"l2 {name}: {text}{hint}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    finally:
+        # Another call in this process starts from the environment that this one found.
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
     if options.json and result is not None:
         print(json.dumps(result, default=str))
     return int(bool(result and result.get("failed")))
+
+
+_EXPORTED: Final = ("L2_CONFIG", "L2_ROOT", "L2_SET")
 
 
 def _export(options: argparse.Namespace) -> None:

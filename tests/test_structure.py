@@ -52,7 +52,7 @@ def error_tree() -> list[str]:
         for module, tree in TREES.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
-        for base in node.bases
+        for base in node.bases[:1]
         if isinstance(base, ast.Name)
     }
 

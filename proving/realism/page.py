@@ -6,6 +6,7 @@ dashed lines are the recordings; a recording that is too short for a chart is le
 
 from __future__ import annotations
 
+import argparse
 import base64
 import html
 import io
@@ -17,9 +18,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from market.console import significant
+from market.console import Result, names, say, seeds, significant, table
+from market.settings import Settings, with_symbols
 from proving.realism import facts, liquidity, metaorders, stylised
-from proving.realism.command import HEAD, Checked, lines
+from proving.realism.check import DAY, HEAD, HOURS, SEEDS, Checked, check, lines, remarks
 from proving.realism.facts import Observations
 from proving.realism.metaorders import READ_S, Impact
 from proving.realism.observation import PROFILE_BPS
@@ -359,3 +361,34 @@ def _impact(axes: Any, impacts: Sequence[Impact]) -> None:
     axes.legend(fontsize=8, frameon=False)
     delta = significant(metaorders.concavity(list(impacts)))
     axes.set(title=f"impact of metaorders, bps; exponent of quantity {delta}", xlabel="s")
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 synth --check`: the table on standard output, the pictures in a page."""
+    settings = with_symbols(settings, names(options.symbols))
+    checked = check(
+        settings,
+        name=options.profile or settings.synthetic.profile,
+        seeds=seeds(options.seeds) or SEEDS,
+        hours=HOURS if options.hours is None else options.hours,
+        day=options.day or DAY,
+        folder=Path(options.recordings) if options.recordings else None,
+        only=options.only,
+        workers=options.workers,
+        say=say,
+    )
+    if not options.json:
+        for symbol, rows in checked.rows.items():
+            print(f"\n{symbol}\n{table(lines(rows), HEAD)}\n")
+            print(table(remarks(rows)))
+    say(", ".join(f"{count} rows {verdict}" for verdict, count in checked.counted().items()))
+    result = {"failed": checked.counted().get("OUT", 0) > 0, **checked.data()}
+    if options.only:
+        return result
+    target = Path(options.page or "synthetic-check.html")
+    write(checked, target)
+    say(f"pictures in {target}")
+    return {"page": str(target), **result}

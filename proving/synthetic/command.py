@@ -366,9 +366,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def command(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 synth`: write days of the market, or measure (--ic) or judge (--check) it."""
     if options.check:
-        from proving.realism import command as realism
+        from proving.realism import page
 
-        return realism.command(settings, options)
+        return page.command(settings, options)
     if options.profile:
         changed = msgspec.structs.replace(settings.synthetic, profile=options.profile)
         settings = msgspec.structs.replace(settings, synthetic=changed)

@@ -60,10 +60,17 @@ def test_a_bad_value_blames_the_option_that_was_typed(
 ) -> None:
     assert main(["config", "--set", "model.fee_row=vip9"]) == 2
     assert one_line(capsys).startswith("l2 config: --set model.fee_row=vip9: model.fee_row: ")
-    monkeypatch.delenv("L2_SET")
     monkeypatch.setenv("L2_MODEL__FEE_ROW", "vip9")
     assert main(["config"]) == 2
     assert "environment L2_MODEL__FEE_ROW" in one_line(capsys)
+
+
+def test_options_of_one_call_do_not_reach_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--json", "--set", "model.fee_row=zero", "--root", "here"]) == 0
+    capsys.readouterr()
+    assert main(["config", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["model"]["fee_row"], printed["root"]) == ("vip0", "lake")
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 from market.console import table
 from market.settings import Market, Settings
 from orchestration.cli import main
-from proving.realism import command as acceptance
+from proving.realism import check as acceptance
 from proving.realism import page as acceptance_page
-from proving.realism.command import AcceptanceError, Checked
+from proving.realism.check import AcceptanceError, Checked
 from proving.realism.criteria import STATISTICS
 
 SETTINGS = Settings(source="synthetic", market=Market(symbols=("BTCUSDT",)))

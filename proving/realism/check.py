@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -13,11 +12,11 @@ from typing import Any, Final
 
 import msgspec
 
-from market.console import Result, Say, interval, names, say, seeds, significant, table
+from market.console import Say, interval, significant
 from market.errors import UsageError
 from market.events import Events
 from market.instruments import BUILT_IN, Instrument
-from market.settings import Settings, with_symbols
+from market.settings import Settings
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
@@ -225,36 +224,3 @@ def _range(row: JudgedStatistic) -> str:
     if math.isinf(high):
         return f"≥ {significant(low)}"
     return interval(low, high, significant)
-
-
-# -- the verb --------------------------------------------------------------------------------------
-
-
-def command(settings: Settings, options: argparse.Namespace) -> Result:
-    """`l2 synth --check`: the table on standard output, the pictures in a page."""
-    from proving.realism import page
-
-    settings = with_symbols(settings, names(options.symbols))
-    checked = check(
-        settings,
-        name=options.profile or settings.synthetic.profile,
-        seeds=seeds(options.seeds) or SEEDS,
-        hours=HOURS if options.hours is None else options.hours,
-        day=options.day or DAY,
-        folder=Path(options.recordings) if options.recordings else None,
-        only=options.only,
-        workers=options.workers,
-        say=say,
-    )
-    if not options.json:
-        for symbol, rows in checked.rows.items():
-            print(f"\n{symbol}\n{table(lines(rows), HEAD)}\n")
-            print(table(remarks(rows)))
-    say(", ".join(f"{count} rows {verdict}" for verdict, count in checked.counted().items()))
-    result = {"failed": checked.counted().get("OUT", 0) > 0, **checked.data()}
-    if options.only:
-        return result
-    target = Path(options.page or "synthetic-check.html")
-    page.write(checked, target)
-    say(f"pictures in {target}")
-    return {"page": str(target), **result}
