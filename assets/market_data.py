@@ -44,12 +44,12 @@ def bars_of(root: str, settings: Settings, symbol: str, day: str) -> int:
 
     In a synthetic lake without events it comes from the synthetic market. A worker process runs it.
     """
-    from market.bars import make_bars
+    from market.bars import bar_inputs, make_bars
 
     lake = Lake(root, settings.source)
     if not lake.exists("events", symbol, day) and settings.source == "synthetic":
         return synthetic_bars(lake, settings, symbol, day)
-    if lake.is_current("bars", symbol, day, lake.fingerprint("events", symbol, day)):
+    if lake.is_current("bars", symbol, day, bar_inputs(lake, symbol, day, settings)):
         return lake.rows("bars", symbol, day)
     return make_bars(lake, symbol, day, settings)
 

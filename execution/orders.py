@@ -41,7 +41,7 @@ class OrderType(StrEnum):
 
 
 class TimeInForce(StrEnum):
-    """Good till cancelled, immediate or cancel, fill or kill, or post-only."""
+    """Time in force: good till cancelled, immediate or cancel, fill or kill, or post-only."""
 
     GTC = "GTC"
     IOC = "IOC"

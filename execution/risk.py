@@ -7,7 +7,8 @@ completely at once. A request is allowed when all limits hold even then:
     Σ over symbols of the larger of the two            ≤ gross limit and leverage × equity
 
 So no sequence of fills, rejections or duplicates can carry a position past a limit: only the price
-can, and then requests that increase it are denied. After a loss limit only reducing orders pass.
+can, and then requests that increase it are denied. A loss limit is the kill switch: after it only
+reducing orders pass.
 
 Limits shared by symbols (gross, leverage, rate limit) are split into equal parts at every `mark`, so
 that a symbol's decisions never depend on the order in which other symbols' events arrive.

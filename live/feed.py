@@ -368,6 +368,7 @@ class WireFeed:
             )
 
     async def _ping(self, socket: Any) -> None:
+        """The heartbeat: a venue that answers no ping is disconnected, and the feed reconnects."""
         while True:
             self._received = False
             await socket.send('{"op":"ping"}')

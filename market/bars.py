@@ -24,7 +24,7 @@ from market.instruments import Instrument, partition_instrument
 from market.lake import Lake, LakeError
 from market.provenance import Table
 from market.second import advance, new_second, pass_seconds, within
-from market.settings import Settings
+from market.settings import Settings, changed
 from market.units import SECOND_NS
 
 BARS: Final = Table("bars", version=1, upstream=("events",))
@@ -145,6 +145,11 @@ def bars_from_chunks(
     )
 
 
+def bar_inputs(lake: Lake, symbol: str, day: str, settings: Settings) -> str:
+    """What a partition of bars is made from: its events, and the settings that decide it."""
+    return lake.fingerprint("events", symbol, day) + changed(settings.market, "stale_after_s")
+
+
 def make_bars(lake: Lake, symbol: str, day: str, settings: Settings) -> int:
     """Make one bars partition of one events partition; returns the number of bars.
 
@@ -161,6 +166,6 @@ def make_bars(lake: Lake, symbol: str, day: str, settings: Settings) -> int:
         ) from None
     chunks = (from_arrow(batch) for batch in source.iter_batches(batch_size=1 << 18))
     bars = bars_from_chunks(chunks, instrument, settings, int(notes.get("until_ns", 0)))
-    inputs = lake.fingerprint("events", symbol, day)
+    inputs = bar_inputs(lake, symbol, day, settings)
     lake.write("bars", symbol, day, bars.to_arrow(), inputs=inputs)
     return len(bars)

@@ -1,4 +1,4 @@
-"""Instruments: tick and lot sizes, and exact conversion of prices and quantities to integers.
+"""Instruments: tick size, lot size, and exact conversion of prices and quantities to integers.
 
 A price in ticks times ``tick`` is the price in quote currency; a quantity in lots times ``lot`` is
 the quantity in base currency. Both scales are exact decimals, never floats.

@@ -1,4 +1,4 @@
-"""Which code makes which table, told by the code itself.
+"""Provenance and lineage: which code makes which table, and from which tables.
 
 A producer declares its tables beside the code that makes them, at module level:
 

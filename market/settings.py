@@ -283,6 +283,18 @@ def with_symbols(settings: Settings, symbols: Sequence[str]) -> Settings:
     return replace(settings, market=replace(settings.market, symbols=tuple(symbols)))
 
 
+def changed(section: Struct, *names: str) -> str:
+    """The named settings that differ from their defaults, as `` name=value``: what a partition's inputs
+    say of the settings that decide it.
+    """
+    defaults = type(section)()
+    return "".join(
+        f" {name}={getattr(section, name)}"
+        for name in names
+        if getattr(section, name) != getattr(defaults, name)
+    )
+
+
 def effective(settings: Settings) -> dict[str, Any]:
     """Plain data for printing; holds no secret because settings hold none."""
     data: dict[str, Any] = msgspec.to_builtins(settings)

@@ -19,6 +19,7 @@ import pytest
 from assets.costs import build_costs, cost_rows
 from assets.warehouse import build_range
 from execution.tca.figures import figures
+from live.collect import collect
 from live.journal import Journal
 from market import provenance
 from market.bars import make_bars
@@ -115,9 +116,20 @@ def test_costs_are_figured_from_the_records_of_an_earlier_worker(earlier: Lake) 
     assert sum(result["states"].values()) == 68
 
 
-def test_a_journal_of_an_earlier_worker_goes_on(earlier: Lake) -> None:
-    path = Path(earlier.base) / "live" / "paper" / "journal.sqlite3"
-    with Journal(path) as journal:
+def test_a_journal_of_an_earlier_worker_goes_on_and_gives_the_same_rows(earlier: Lake) -> None:
+    state = Path(earlier.base) / "live" / "paper"
+    tables = ("parents", "orders", "fills", "tca", "markouts")
+    before = {
+        (table, *key): plain(earlier.read(table, *key))
+        for table in tables
+        for key in earlier.partitions(table)
+    }
+    for table, symbol, day in before:
+        earlier.remove(table, symbol, day)
+    collect(earlier, state, "paper")
+    for (table, *key), rows in before.items():
+        assert plain(earlier.read(table, *key)).equals(rows), (table, key)
+    with Journal(state / "journal.sqlite3") as journal:
         assert journal.positions == {"BTCUSDT": 0, "ETHUSDT": 0}
 
 

@@ -67,6 +67,30 @@ def error_tree() -> list[str]:
     return ["    L2Error", *below("L2Error", "")]
 
 
+def test_the_fields_terms_are_found_where_the_glossary_leads() -> None:
+    table = (REPOSITORY / "docs" / "glossary.md").read_text().partition("Where the field")[2]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if "`" in line and "|" in line]
+    terms = [
+        (term.strip(), module.strip(" `")) for cell, module in rows for term in cell.split(",")
+    ]
+    assert len(terms) >= 40
+    missing = [
+        f"{term} in {module}"
+        for term, module in terms
+        if term.lower() not in " ".join(MODULES[module].read_text().lower().split())
+    ]
+    assert not missing
+
+
+def test_every_module_that_the_map_names_exists() -> None:
+    path = MAP.read_text().partition("## Rooms")[0]
+    named = [
+        line.split("`")[1] for line in path.splitlines() if line.startswith("| ") and "`" in line
+    ]
+    assert len(named) == 20
+    assert [name for name in named if name not in MODULES] == []
+
+
 def test_every_markdown_link_of_the_docs_leads_somewhere() -> None:
     for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]:
         for target in links(page):

@@ -2,7 +2,7 @@
 
     twap             evenly, by a randomised clock
     vwap             as the day's volume usually runs
-    pov              a share of what the market trades
+    pov              a participation rate: a share of what the market trades
     almgren_chriss   faster first, as fast as aversion to risk asks
 
 The quantity due rests at the own touch; what has been due for longer than ``patience_ns`` is taken,

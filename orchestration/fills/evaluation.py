@@ -150,12 +150,16 @@ def place_all(
     return {source: placed for source, placed in outcomes.items() if placed is not None}
 
 
+#: Names of fields in cached files, where they differ: folders of earlier versions stay readable.
+_STORED: Final = {"observed_s": "looked_s"}
+
+
 def store(folder: Path, source: Source, placed: Placed) -> None:
     """Cache the outcomes of a source, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     path = _file(folder, source)
     arrays: dict[str, Any] = {
-        f"{queue}/{field}": values
+        f"{queue}/{_STORED.get(field, field)}": values
         for queue, lives in placed.lives.items()
         for field, values in lives._asdict().items()
     }
@@ -173,7 +177,7 @@ def load(folder: Path, source: Source) -> Placed | None:
     with np.load(path) as arrays:
         return Placed(
             {
-                queue: Lives(*(arrays[f"{queue}/{field}"] for field in Lives._fields))
+                queue: Lives(*(arrays[f"{queue}/{_STORED.get(f, f)}"] for f in Lives._fields))
                 for queue in placements.QUEUES
             },
             {queue: int(arrays[f"{queue}/refused"]) for queue in placements.QUEUES},

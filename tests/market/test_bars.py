@@ -19,6 +19,7 @@ from market.bars import (
     MAX_BARS,
     BarBuilder,
     Bars,
+    bar_inputs,
     bars_from_chunks,
     make_bars,
 )
@@ -27,7 +28,7 @@ from market.events import ARROW_SCHEMA as EVENT_SCHEMA
 from market.events import EVENT, Events, Field, Flag, Kind, to_arrow
 from market.instruments import BUILT_IN, Instrument
 from market.lake import Lake, LakeError
-from market.settings import Settings
+from market.settings import Settings, load
 from market.units import MS_NS, SECOND_NS
 
 BTC = BUILT_IN["BTCUSDT"]
@@ -382,6 +383,14 @@ def test_a_partition_of_bars_holds_what_its_events_give_and_names_them(lake: Lak
     assert make_bars(lake, "X", DAY, Settings()) == 3
     assert lake.read("bars", "X", DAY).equals(bars_of(events).to_arrow())
     assert lake.is_current("bars", "X", DAY, inputs=lake.fingerprint("events", "X", DAY))
+
+
+def test_bars_of_another_stale_limit_are_not_current(lake: Lake):
+    write_events(lake, opening(), instrument=msgspec.json.encode(COARSE).decode())
+    make_bars(lake, "X", DAY, Settings())
+    other = load(environ={}, overrides=["market.stale_after_s=9"])
+    assert lake.is_current("bars", "X", DAY, bar_inputs(lake, "X", DAY, Settings()))
+    assert not lake.is_current("bars", "X", DAY, bar_inputs(lake, "X", DAY, other))
 
 
 def test_bars_without_events_or_an_instrument_are_errors(lake: Lake):
