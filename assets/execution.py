@@ -10,7 +10,7 @@ from assets.platform import OWNERS, PARTITIONS, Platform, keys_of
 from market.compute import map_processes
 from market.lake import Lake
 from market.provenance import Table
-from market.settings import Settings
+from market.settings import Settings, changed
 
 if TYPE_CHECKING:
     from execution.tca import Shortfall
@@ -57,7 +57,13 @@ def study_partition(root: str, settings: Settings, symbol: str, day: str) -> int
             yield part
 
     report = study({symbol: chunks()}, {symbol: instrument}, settings, every_s=spacing_s(span_s))
-    inputs = lake.fingerprint("events", symbol, day)
+    inputs = lake.fingerprint("events", symbol, day) + "".join(
+        (
+            changed(settings.model, "fee_row"),
+            changed(settings.execution, "entry_latency_ms", "response_latency_ms"),
+            changed(settings.execution, "busy_latency_ms", "study_span_s"),
+        )
+    )
     lake.write("study", symbol, day, to_table(report.rows, Shortfall), inputs=inputs)
     return len(report.rows)
 

@@ -7,7 +7,8 @@ and quantities lots, integers both. Times are epoch ns.
          │           │            │
          │           └──► PENDING_CANCEL ──► CANCELLED
          ├──► REJECTED
-         └──► UNKNOWN (no answer; only reconciliation with the venue leads out of it)
+         └──► UNKNOWN, from any state not final: no answer came (`Lost`); the venue's next event about
+              the order, or reconciliation, leads out of it
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Accepted(OrderEvent, frozen=True, kw_only=True):
 
 
 class Rejected(OrderEvent, frozen=True, kw_only=True):
-    """The venue did not take the order."""
+    """The venue did not take the order, or our own guard denied it (reason ``risk: …``)."""
 
     reason: str
 
@@ -152,7 +153,9 @@ class CancelRejected(OrderEvent, frozen=True, kw_only=True):
 
 
 class Lost(OrderEvent, frozen=True, kw_only=True):
-    """No answer came (timeout): the order is UNKNOWN until it is reconciled with the venue."""
+    """No answer came: the order is UNKNOWN until the venue says what became of it. No venue here produces
+    it yet; the paper venue answers every request.
+    """
 
     reason: str
 

@@ -45,7 +45,7 @@ from market.units import BPS, DAY_NS, SECOND_NS
 
 
 class Denial(StrEnum):
-    """Why a request was not sent; the list is closed."""
+    """Why a request was not sent; the list is closed. STALE_MARKET: no view, a stale or one-sided one."""
 
     UNKNOWN_SYMBOL = "unknown_symbol"
     UNKNOWN_ORDER = "unknown_order"

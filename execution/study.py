@@ -2,7 +2,7 @@
 
 At every instant of a fixed grid one buy and one sell of each size are decided, so the market's drift
 cancels out of their mean. Each algorithm works them in a simulator of its own, once per queue model:
-``risk_averse`` is the pessimistic bound of passive fills and ``power3`` the optimistic one. Parents
+``risk_averse`` is the pessimistic bound of passive fills, ``power3`` a generous model and no bound. Parents
 of one side never overlap, so none competes with another for the recorded quantity.
 """
 

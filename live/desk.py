@@ -253,7 +253,7 @@ class Desk:
     # -- the market moves, the venue answers -----------------------------------------------------
 
     def apply_reconciliation(self, events: Sequence[Event]) -> None:
-        """Record the outcomes, found by reconciliation, of orders of an earlier process."""
+        """Record what became of the orders that an earlier process left open; done once, at the start."""
         self.guard.apply(self._journal.record_events(events))
 
     def on_events(self, symbol: str, events: Events) -> None:

@@ -48,12 +48,13 @@ class LiveVenue(Venue, Protocol):
         ...
 
     def reconcile(self, orders: Iterable[JournalOrder], now_ns: int) -> list[Event]:
-        """Outcomes of orders that an earlier process left open, as far as known at once."""
+        """What became of orders that an earlier process left open; on paper, all are cancelled."""
         ...
 
 
 class PaperVenue(Simulator):
-    """A simulator with the settings' latencies, queue model and fee row.
+    """A simulator with the settings' latencies, queue model and fee row, in mode ``partial``: matching and
+    queue positions are `execution.simulation.queue`.
 
     Its results are honest when the latencies are no shorter and the fees no lower than the real ones;
     the queue model is an assumption whose bounds a backtest reports. ``positions`` are signed lots of

@@ -6,8 +6,8 @@
     ROOT/TABLE/symbol=S/date=YYYY-MM-DD/part.parquet
 
 Every file carries its schema version, the hash of the code that made it, its source and a
-fingerprint of its inputs; `Lake.read` refuses a file whose code differs from what is running, so a
-read never mixes two meanings. A write goes to a temporary name in the same folder and is renamed:
+fingerprint of its inputs; `Lake.open`, `read` and `load` refuse a file whose code differs from what is
+running, so a read never mixes two meanings (`connect`, for SQL, shows what is there). A write goes to a temporary name in the same folder and is renamed:
 whoever looks sees the old partition or the new one.
 
 The module is the only one, besides the capture module, that touches market files.
@@ -256,7 +256,7 @@ class Lake:
     ) -> Iterator[pq.ParquetWriter]:
         """A Parquet writer for one partition, which replaces the old one when the block ends well.
 
-        ``inputs`` names what the content was made from (see `stands`); ``extra`` goes into the
+        ``inputs`` names what the content was made from (see `is_current`); ``extra`` goes into the
         file's metadata. A ``dictionary``, of all columns or of those named, costs time and space in
         columns that hardly repeat a value; ``encodings`` are Parquet's names for columns without one.
         Writing the same rows in the same chunks gives the same bytes.

@@ -6,14 +6,18 @@ A producer declares its tables beside the code that makes them, at module level:
 
 A table's code hash covers the schema version, the syntax tree of every module that the producer
 imports at any remove (comments, docstrings and layout do not count), the SQL that it runs, and the
-code hashes of the tables it is made from. So better words never make a lake stale, and a changed
-fee always does. Declarations are read from the source, not by importing it: whoever reads a table
+code hashes of the tables it is made from. So better words never make a lake stale, and changed
+fee arithmetic always does (fee rates are settings, which belong to a partition's inputs). Declarations are read from the source, not by importing it: whoever reads a table
 need not load the room that makes it.
 
 Code that was changed but still makes the same rows is written down in ``equivalent_code.toml``:
 partitions of a hash in it are read as if the present code had made them.
 tests/test_earlier_lakes.py holds that to be true for what earlier versions left.
-`python -m market.provenance` shows the hashes, with ``same`` or ``changed`` it renews the file.
+
+    python -m market.provenance                     the tables, their hashes and producers
+    python -m market.provenance of MODULE           the tables that a module decides
+    python -m market.provenance same [TABLE…]       the edited code makes the same rows (of all, or these)
+    python -m market.provenance changed [TABLE…]    it makes other rows: users make them again
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import hashlib
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -255,13 +259,13 @@ def is_current(table: str, code: str | None) -> bool:
     return noted is not None and noted.code == code_hash(table) and code in noted.same
 
 
-def _renewed(equal: bool) -> dict[str, Equivalent]:
-    """The file for the present code: earlier hashes are kept where rows are ``equal``."""
+def _renewed(equal: bool, named: Collection[str]) -> dict[str, Equivalent]:
+    """The file for the present code of the tables named: earlier hashes are kept where rows are equal."""
     noted = _equivalent()
     renewed: dict[str, Equivalent] = {}
     for table in tables():
         before = noted.get(table, Equivalent(code=code_hash(table)))
-        if before.code == code_hash(table):
+        if before.code == code_hash(table) or table not in named:
             renewed[table] = before
         else:
             same = [*before.same, before.code] if equal else []
@@ -270,22 +274,33 @@ def _renewed(equal: bool) -> dict[str, Equivalent]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``same`` or ``changed``: what the edited code does to rows; without: show each table's code."""
-    word = arguments[0] if arguments else ""
-    if word not in ("", "same", "changed") or len(arguments) > 1:
-        print("usage: python -m market.provenance [same | changed]", file=sys.stderr)
-        return 2
-    if word:
+    """The command of the module's docstring; the exit status."""
+    word, *named = arguments or ("",)
+    if word in ("same", "changed"):
+        for table in named:
+            declaration(table)
         lines = ["# Written by `python -m market.provenance same` or `changed`; see there."]
-        for table, each in _renewed(word == "same").items():
+        for table, each in _renewed(word == "same", named or tables()).items():
             same = ", ".join(f'"{code}"' for code in each.same)
             lines += ["", f"[{table}]", f'code = "{each.code}"', f"same = [{same}]"]
         EQUIVALENT.write_text("\n".join(lines) + "\n")
-        return 0
-    for table, (_, module) in tables().items():
-        known = _equivalent().get(table)
-        noted = "" if known and known.code == code_hash(table) else "  (not written down)"
-        print(f"{table:15} {code_hash(table)}  {module}, {len(closure(module))} modules{noted}")
+    elif word == "of" and len(named) == 1:
+        for table, (_, producer) in tables().items():
+            if named[0] in closure(producer) and not declaration(table).record:
+                print(table)
+    elif not word:
+        for table, (_, producer) in tables().items():
+            known = _equivalent().get(table)
+            noted = "" if known and known.code == code_hash(table) else "  (not written down)"
+            print(
+                f"{table:15} {code_hash(table)}  {producer}, {len(closure(producer))} modules{noted}"
+            )
+    else:
+        print(
+            "usage: python -m market.provenance [of MODULE | same [TABLE…] | changed [TABLE…]]",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

@@ -110,7 +110,7 @@ Positive = Annotated[float, Meta(gt=0)]
 
 
 class Risk(Struct, frozen=True, kw_only=True):
-    """Limits that no order passes, in quote currency unless they say otherwise."""
+    """Limits that no order may exceed, in quote currency unless they say otherwise."""
 
     order_usdt: Positive = 50_000.0
     #: Value of a symbol's position with all open orders of one side filled.
@@ -125,7 +125,8 @@ class Risk(Struct, frozen=True, kw_only=True):
     drawdown_usdt: Positive = 15_000.0
     #: Requests a second, shared equally by the symbols; cancels are never stopped.
     actions_per_s: Annotated[int, Meta(gt=0)] = 20
-    #: A position nearer to its liquidation price than this is not increased (bps).
+    #: A position nearer to its liquidation price than this is not increased (bps). Not in force yet: the
+    #: worker does not tell the guard a liquidation price.
     liquidation_bps: Positive = 500.0
 
 

@@ -12,7 +12,8 @@ import pytest
 from orchestration.cli import VERBS
 from tests.conftest import REPOSITORY
 
-#: Room -> rooms it may import. Nothing of the product imports `proving`, which may import all of it.
+#: Room -> rooms it may import. The product imports `proving` in the functions of
+#: EXCEPTIONS alone; `proving` may import all of the product.
 ALLOWED = {
     "market": set(),
     "execution": {"market"},

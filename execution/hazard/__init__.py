@@ -81,7 +81,7 @@ class Queued(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ) -> Queued:
         """An order of ``lots`` that joins the own touch now, or that rests at a queue position.
 
-        ``ahead_lots`` is the queue ahead of it (see `QueuePosition`), ``price_ticks`` its price. The view
+        ``ahead_lots`` is the queue ahead of it (see `QueueEstimate`), ``price_ticks`` its price. The view
         must be sound (not stale); an order nearer than the touch is taken as at the touch.
         """
         own, other = (view.bids, view.asks)[::side]
@@ -122,7 +122,7 @@ class Queued(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return msgspec.structs.replace(self, ahead_usdt=self.own_usdt, distance_bps=0.0)
 
 
-class QueuePosition:
+class QueueEstimate:
     """Queue position of a resting order of ours from views alone: an upper bound of the queue ahead.
 
     Cancels are assumed to come from behind us: only trades at our price move us forward, and the
@@ -217,7 +217,7 @@ class FillModel:
     """The fitted model under one queue model; plain floats, microseconds a call, and no state.
 
     Honest for the venue and the queue model that it was fitted on: ``risk_averse`` bounds fills from
-    below (pessimistic), ``power3`` is optimistic.
+    below (pessimistic), ``power3`` is a generous model and no bound.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 Every `EVERY_S` a bid and an ask join their touch in a simulator, at its latencies. An order lives
 until all of it is filled, until the price has run away from it (it is cancelled then), or until
 `WATCH_S` have passed. It is observed when it is sent and again at the ages `AGES_S`, with the queue
-position that our own view gives then (`QueuePosition`), so that the model is fitted on orders in the
+position that our own view gives then (`QueueEstimate`), so that the model is fitted on orders in the
 middle of their lives too. The same orders are sent to one simulator for each queue model.
 """
 
@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from execution.hazard import COVARIATES, Queued, QueuePosition
+from execution.hazard import COVARIATES, Queued, QueueEstimate
 from execution.hazard.survival import CENSORED, FILLED, RAN_AWAY, Lives
 from execution.liquidity import Monitor
 from execution.orders import Cancel, Cancelled, Filled, OrderType, Rejected, Submit, TimeInForce
@@ -62,7 +62,7 @@ class _Order:
 
     __slots__ = ("ended_ns", "observations", "outcome", "position", "until_ns")
 
-    def __init__(self, position: QueuePosition, first: _Observation, until_ns: int) -> None:
+    def __init__(self, position: QueueEstimate, first: _Observation, until_ns: int) -> None:
         self.position, self.until_ns = position, until_ns
         self.observations = [first]
         self.outcome = CENSORED
@@ -92,7 +92,7 @@ class _Orders:
         self._ended: list[_Order] = []
         self.refused = 0
 
-    def submit(self, name: str, position: QueuePosition, first: _Observation, end_ns: int) -> None:
+    def submit(self, name: str, position: QueueEstimate, first: _Observation, end_ns: int) -> None:
         """Send an order that is watched for `WATCH_S`, and no longer than to ``end_ns``."""
         until_ns = min(first.time_ns + round(WATCH_S * SECOND_NS), end_ns)
         self._live[name] = _Order(position, first, until_ns)
@@ -253,7 +253,7 @@ def place_orders(
                 number += 1
                 first = _Observation(now_ns, Queued.of(monitor, view, side, lots).covariates())
                 for orders in models.values():
-                    position = QueuePosition(side, view.touch(side), view)
+                    position = QueueEstimate(side, view.touch(side), view)
                     orders.submit(str(number), position, first, clock.span.end_ns)
     return Placed(
         {queue: orders.lives(clock.now_ns) for queue, orders in models.items()},

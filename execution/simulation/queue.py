@@ -39,7 +39,8 @@ from market.book import (
 from market.events import Flag, Kind
 from market.kernel import inlined, kernel
 
-#: Queue models by name, as in ``settings.execution.queue``.
+#: Queue models by name, as in ``settings.execution.queue``; ``pessimistic`` is another name of the rule of
+#: ``risk_averse``.
 MODELS: Final = {
     "risk_averse": 0,
     "power1": 1,

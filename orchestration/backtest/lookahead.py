@@ -4,7 +4,8 @@ truncation   The run is repeated on events that end at random instants T. Everyt
              times before T (decisions with their vectors, parents, orders, fills, funding) must be
              bit-identical: later events changed nothing.
 shift        The run is repeated on expectations one bar late and one bar early. A late run stays near
-             the unshifted one; an early one must jump, or the probe could not detect a leak.
+             the unshifted one; an early one should jump: whether it does says if a leak
+             would have shown. Neither decides the verdict; the unshifted run and the truncations do.
 
 Leakage shows in the innovations of the expectation. With e(t) the expectation at t (bps, before its
 threshold), u(t) its innovation (the residual of e(t) on e(t-1)), and r(t) the return of the mid from t

@@ -56,7 +56,7 @@ survival up to it, with probability
 **Data.** A bid and an ask of the venue's least quantity join their touch every second in the
 simulator, with the settings' latencies, and are watched for a minute; they are observed when sent
 and again after 2, 5 and 15 s, with the queue ahead as our own views estimate it. Both bounds of
-the queue model are used: `risk_averse` (only trades move an order forward) and `power3`.
+the queue model are used: `risk_averse` (cancels all come from behind, until less is shown than stood ahead) and `power3`, a generous one.
 Post-only orders that would have crossed on arrival are rejected, never rest, and are counted
 apart. Of synthetic days the first {MINUTES:g} minutes of every hour are used, with the best signal that
 can be known there; recordings have none. Intervals that a watch would not have covered whole are

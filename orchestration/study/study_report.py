@@ -40,7 +40,7 @@ the deadline, without queue or impact: a bound, not an algorithm."""
 RECORDED: Final = """\
 Recordings are minutes long: their results illustrate, and judge nothing. Parents overlap in time (each \
 round of them in a market of its own), so there are fewer independent observations than parents. The \
-queue model is bounded both ways: risk_averse is the pessimistic bound, power3 the optimistic one."""
+queue models are shown beside each other: risk_averse is the pessimistic bound, power3 a generous model."""
 
 GOAL_HEAD: Final = ("goal", "wanted", "found", "verdict")
 CELL_HEAD: Final = (

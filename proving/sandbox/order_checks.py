@@ -1,4 +1,4 @@
-"""Pre-trade checks: what refuses an order before it may enter the market, with the venue's codes."""
+"""The sandbox venue's order checks, with the venue's codes (our own limits are `execution.risk`)."""
 
 from __future__ import annotations
 

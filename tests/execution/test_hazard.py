@@ -20,7 +20,7 @@ from execution.hazard import (
     Fitted,
     Parameters,
     Queued,
-    QueuePosition,
+    QueueEstimate,
 )
 from execution.hazard import committed as committed_parameters
 from execution.hazard.placements import QUEUES, place_orders
@@ -233,7 +233,7 @@ def test_a_market_and_its_mirror_are_one_state() -> None:
 
 
 def test_only_trades_and_displayed_depth_move_a_queue_position_forward() -> None:
-    place = QueuePosition(1, 100, picture())
+    place = QueueEstimate(1, 100, picture())
     assert place.ahead_lots == 10
     place.see(picture(1, sold_lots=3))
     assert place.ahead_lots == 7
@@ -246,7 +246,7 @@ def test_only_trades_and_displayed_depth_move_a_queue_position_forward() -> None
 
 
 def test_trades_at_better_prices_move_no_queue_position() -> None:
-    place = QueuePosition(1, 99, picture())
+    place = QueueEstimate(1, 99, picture())
     assert place.ahead_lots == 20
     place.see(picture(1, sold_lots=8))
     assert place.ahead_lots == 20

@@ -128,6 +128,27 @@ def test_code_written_down_as_equivalent_is_current_until_the_code_changes(proje
     assert not provenance.is_current("bars", earlier)
 
 
+def test_one_table_can_have_changed_while_others_make_the_same_rows(project: Path) -> None:
+    before = hashes()
+    edit(project / "market/second.py", lambda text: text + "\nANOTHER = 1\n")
+    forget()
+    assert provenance.main(["changed", "bars"]) == 0
+    forget()
+    assert provenance.main(["same"]) == 0
+    forget()
+    assert not provenance.is_current("bars", before["bars"])
+    assert provenance.is_current("features", before["features"])
+
+
+def test_the_tables_that_a_module_decides_are_listed(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert provenance.main(["of", "execution.account"]) == 0
+    listed = capsys.readouterr().out.split()
+    assert {"study", "parent_costs"} <= set(listed)
+    assert not {"bars", "fills"} & set(listed)
+
+
 def test_every_table_names_declared_tables_upstream_and_one_producer(project: Path) -> None:
     declared = provenance.tables()
     order = list(declared)
