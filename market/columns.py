@@ -138,7 +138,10 @@ COLUMNS: Final[dict[str, tuple[str, str]]] = {
         "running estimate of the next funding rate; of archives the last settled rate",
     ),
     "funding_mean": ("1", "the same, time-weighted mean over the known part of the second"),
-    "funding_in_s": ("s", "time to the next funding"),
+    "funding_in_s": (
+        "s",
+        "until the next funding settlement; NULL without a ticker, as in archives",
+    ),
     "open_interest": ("base", "open interest"),
     "turnover_24h": ("quote", "turnover over 24 h"),
     "ticker_age_s": ("s", "time from the last ticker frame to the close"),

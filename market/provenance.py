@@ -42,8 +42,16 @@ ROOMS: Final = (
 )  # fmt: skip
 #: Modules that store, configure, report and fail, and decide no value of any table: what a setting
 #: decides is part of a partition's inputs. A change of these leaves every code hash as it is.
+#: The definitions of features decide by the SQL that is generated of them, which is hashed itself.
 NEUTRAL: Final = frozenset(
-    {"market.console", "market.errors", "market.lake", "market.provenance", "market.settings"}
+    {
+        "market.console",
+        "market.errors",
+        "market.features.definitions",
+        "market.lake",
+        "market.provenance",
+        "market.settings",
+    }
 )
 EQUIVALENT: Final = Path(__file__).with_name("equivalent_code.toml")
 

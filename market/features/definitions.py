@@ -402,7 +402,7 @@ funding_gap_900  -  He, Manela, Ross & von Wachter 2022
     | Premium of 900 s above the predicted funding rate, bps: the rate is going to rise.
 funding_due_now  -  practice
     funding_mean * 1e4 * clip(1 - funding_in_s / 28800, 0, 1)
-    | Funding rate, weighted by how near its payment is, bps.
+    | Funding rate times the share of an eight-hour interval that has passed, bps.
 oi_change_{60,300}  0  Bessembinder & Seguin 1993
     log(div(open_interest, lag(open_interest, {}))) * 1e4
     | Growth of open interest over {} s, bps: positions are opened.
