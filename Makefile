@@ -6,13 +6,26 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEER := peers/hftbacktest
 
-.PHONY: demo test bench-peers check lint types generate lock clean
+.PHONY: demo test coverage proof bench-peers check lint types generate lock clean
 
 demo: $(READY)
 	@$(BIN)/l2 demo
 
 test: $(READY)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# The same tests with coverage: 90 % of what is not a compiled kernel, in every room.
+coverage: $(READY)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=
+	@$(BIN)/python -m tests.coverage_by_room --least 90
+
+# Every long proof, one after the other, in hours; results go to docs/ by hand, with seeds and date.
+proof: $(READY) bench-peers
+	$(BIN)/l2 synth --check --profile default --seeds 502,503
+	$(BIN)/l2 synth --ic 48
+	$(BIN)/l2 study --synthetic --days 20 --every 3000
+	$(BIN)/python -m proving.soak --seconds 600 --rate 10000
+	for area in market capture execution synth sandbox; do $(BIN)/l2 bench $$area || exit 1; done
 
 # The independent engine, in an environment of its own; then what is marked for it: the simulator
 # must answer as it does, order for order.

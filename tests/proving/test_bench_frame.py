@@ -174,7 +174,7 @@ def test_works_run_in_turn_and_the_best_time_of_each_is_kept() -> None:
 def test_an_unknown_area_is_an_error_that_names_the_known_ones(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["bench", "weather"]) == 1
+    assert main(["bench", "weather"]) == 2
     error = capsys.readouterr().err
     assert all(area in error for area in AREAS)
     with pytest.raises(BenchError):

@@ -124,7 +124,7 @@ def test_impossible_spans_are_rejected(hours: float) -> None:
     ("arguments", "said"),
     [
         (["--recordings", "nowhere"], "nowhere: holds no *.frames.zst"),
-        (["--seeds", "1,two"], "--seeds 1,two: expected whole numbers"),
+        (["--seeds", "1,two"], "--seeds 1,two: expected seeds and ranges"),
         (["--profile", "nobody"], "nobody"),
         (["--only", "nothing"], "--only nothing: no statistic's name holds this"),
     ],
@@ -132,5 +132,5 @@ def test_impossible_spans_are_rejected(hours: float) -> None:
 def test_bad_requests_give_one_error_line(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["synth", "--check", *arguments]) == 1
+    assert main(["synth", "--check", *arguments]) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
