@@ -6,18 +6,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEER := peers/hftbacktest
 
-.PHONY: demo test coverage proof bench-peers check lint types generate lock clean
+.PHONY: demo test proof bench-peers check lint types generate lock clean
 
 demo: $(READY)
 	@$(BIN)/l2 demo
 
+# With COVERAGE=1 the same tests are measured: every room needs 90 % of what is not a compiled kernel.
 test: $(READY)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
-
-# The same tests with coverage: 90 % of what is not a compiled kernel, in every room.
-coverage: $(READY)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=
-	@$(BIN)/python -m tests.coverage_by_room --least 90
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(if $(COVERAGE),--cov --cov-report=)
+	@$(if $(COVERAGE),$(BIN)/python -m tests.coverage_by_room --least 90)
 
 # Every long proof, one after the other, in hours; results go to docs/ by hand, with seeds and date.
 proof: $(READY) bench-peers
