@@ -391,7 +391,7 @@ class TradeSocket(Endpoint):
         """The validated request of a frame; RefusedError says what is wrong with it."""
         if connection.client is None:
             raise RefusedError(10004, "Request not authorized")
-        if frame.get("op") not in OPERATIONS:
+        if not isinstance(frame.get("op"), str) or frame["op"] not in OPERATIONS:
             raise RefusedError(10404, "op type is not found")
         req_id = frame.get("reqId", "")
         if not isinstance(req_id, str) or len(req_id) > MAX_REQ_ID:

@@ -124,6 +124,7 @@ def test_authentication_and_pings(venue: Served, bare: Wire) -> None:
 WRONG: list[tuple[int, dict[str, Any]]] = [
     (10404, {"op": "order.dance"}),
     (10404, {"op": 7}),
+    (10404, {"op": ["order.create"]}),
     (10001, {"reqId": "x" * 37}),
     (10001, {"reqId": 5}),
     (10001, {"args": []}),
