@@ -8,20 +8,20 @@ from the same checkpoints, so recomputing a date from its file starts where the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from market.book import Book
-from market.events import Events, Kind
+from market.events import PLACES, Events, Field, Kind
 from market.instruments import Instrument
 from market.units import utc_date
 from market.wire.capture import CaptureWriter
 from market.wire.topics import TICKER_FIELDS, book_topic, ticker_topic
 
-#: Ticker field id -> (JSON key in the venue's frames, decimal places of the stored integer).
-_NAMES = {int(field): (name, places) for name, (field, places) in TICKER_FIELDS.items()}
+_NAMES = {field: name for name, field in TICKER_FIELDS.items()}
 _TICKER = int(Kind.TICKER)
 
 
@@ -74,7 +74,7 @@ class TickerState:
         """Take event rows of any kind and number of frames, in receive order."""
         rows = events[events["kind"] == _TICKER]
         for field in np.unique(rows["field"]).tolist():
-            self.fields[field] = int(rows["value_e8"][rows["field"] == field][-1])
+            self.fields[field] = int(rows["value"][rows["field"] == field][-1])
 
 
 def checkpoints(
@@ -91,12 +91,10 @@ def checkpoints(
         data = {"s": symbol, **sides, "u": book.update_id}
         lines.append(_checkpoint(book_topic(book_depth, symbol), data))
     if ticker.fields:
-        fields = {}
-        for field, value in sorted(ticker.fields.items()):
-            name, places = _NAMES[field]
-            fields[name] = (
-                f"{value // 10**places}.{value % 10**places:0{places}d}" if places else str(value)
-            )
+        fields = {
+            _NAMES[Field(field)]: f"{Decimal(value).scaleb(-PLACES[Field(field)]):f}"
+            for field, value in sorted(ticker.fields.items())
+        }
         lines.append(_checkpoint(ticker_topic(symbol), {"symbol": symbol, **fields}))
     return lines
 

@@ -101,7 +101,7 @@ class SymbolState:
         book = self.builder.book.snapshot_rows(now_ns)
         ticker = np.zeros(len(self.ticker.fields), EVENT)
         for row, (field, value) in zip(ticker, sorted(self.ticker.fields.items()), strict=True):
-            row["field"], row["value_e8"] = field, value
+            row["field"], row["value"] = field, value
         for name in ("receive_ns", "exchange_ns", "publish_ns"):
             ticker[name] = now_ns
         ticker["kind"], ticker["flags"] = _TICKER, _CHECKPOINT

@@ -28,7 +28,7 @@ class Kind(IntEnum):
     DELTA = 2  #: a book level with its new absolute quantity; zero deletes it
     TRADE = 3  #: a public trade; ``side`` is the taker's
     LIQUIDATION = 4  #: a liquidation; ``side`` is that of the liquidated position
-    TICKER = 5  #: one field of the ticker; ``field`` names it, ``value_e8`` is its value
+    TICKER = 5  #: one field of the ticker; ``field`` names it, ``value`` is its value
 
 
 class Flag(IntFlag):
@@ -43,16 +43,34 @@ class Flag(IntFlag):
 
 
 class Field(IntEnum):
-    """Ticker fields that become rows (venue names: `market.wire.topics`); values are integers of 1e-8."""
+    """Ticker fields that become rows (venue names: `market.wire.topics`); scales are in `PLACES`."""
 
     MARK_PRICE = 1
     INDEX_PRICE = 2
     FUNDING_RATE = 3
-    NEXT_FUNDING_MS = 4  #: epoch milliseconds, at 1 (not 1e-8)
+    NEXT_FUNDING_MS = 4  #: epoch milliseconds
     OPEN_INTEREST = 5
     TURNOVER_24H = 6
     VOLUME_24H = 7
     LAST_PRICE = 8
+
+
+#: Decimals of a field's integer: prices and rates are exact at 1e-8. Sums are cut where int64 holds the
+#: largest that a market has: 9e15 of a coin that is worth nothing, 9e12 of the quote currency.
+PLACES: Final[dict[Field, int]] = {
+    Field.MARK_PRICE: 8,
+    Field.INDEX_PRICE: 8,
+    Field.FUNDING_RATE: 8,
+    Field.NEXT_FUNDING_MS: 0,
+    Field.OPEN_INTEREST: 3,
+    Field.TURNOVER_24H: 6,
+    Field.VOLUME_24H: 3,
+    Field.LAST_PRICE: 8,
+}
+#: Fields whose further decimals are cut; of others a value between two integers is none.
+SUMS: Final = frozenset({Field.OPEN_INTEREST, Field.TURNOVER_24H, Field.VOLUME_24H})
+#: What one of the field's unit is in its integers, by the field's number.
+UNITS: Final = np.array([1] + [10 ** PLACES[field] for field in Field], np.int64)
 
 
 #: Structured dtype of an event row. ``exchange_ns`` is the matching engine's time (``cts``, else
@@ -66,7 +84,7 @@ EVENT: Final = np.dtype(
         ("update_id", "i8"),
         ("price_ticks", "i8"),
         ("qty_lots", "i8"),
-        ("value_e8", "i8"),
+        ("value", "i8"),
         ("kind", "u1"),
         ("side", "i1"),
         ("flags", "u1"),
@@ -115,7 +133,7 @@ def begin_row(
     out[n].update_id = update
     out[n].price_ticks = 0
     out[n].qty_lots = 0
-    out[n].value_e8 = 0
+    out[n].value = 0
     out[n].kind = kind
     out[n].side = 0
     out[n].flags = 0

@@ -8,8 +8,9 @@ groups of a fixed size: memory does not grow with the day, and the same captures
 
     events       one row per book level, trade, liquidation and ticker field
     ingests      one row per topic: frames, events, rejections, duplicates, gaps, lags
-    quarantine   every rejected line as received, with file, line number and reason; lines that name
-                 no symbol are under the symbol ``unattributed``
+    quarantine   every rejected line as received, with file, line number and reason, and every
+                 accepted one of which a ticker field was left out; lines that name no symbol are
+                 under the symbol ``unattributed``
 
 An events partition names the instant up to which the stream is known (``until_ns``): midnight when
 one of the date's captures goes on past it, else the end of the second of the stream's last line, of
@@ -54,7 +55,7 @@ UNATTRIBUTED: Final = "unattributed"
 
 #: Parquet encodings of events: a dictionary for values that repeat, delta encoding for values near
 #: the row before. A quarter smaller than a dictionary of everything, and faster.
-_DICTIONARY: Final = ("kind", "side", "flags", "field", "value_e8")
+_DICTIONARY: Final = ("kind", "side", "flags", "field", "value")
 _ENCODINGS: Final = {"price_ticks": "DELTA_BINARY_PACKED", "qty_lots": "DELTA_BINARY_PACKED"}
 
 _PROGRESS_BYTES: Final = 256 << 20
@@ -89,7 +90,7 @@ QUARANTINE_SCHEMA: Final = pa.schema(
 
 
 TABLES: Final = (
-    Table("events", version=1),
+    Table("events", version=2),
     Table("ingests", version=1, upstream=("events",)),
     Table("quarantine", version=1, upstream=("events",)),
 )

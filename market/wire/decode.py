@@ -91,6 +91,7 @@ class Decoder:
         self._others: dict[str, TopicCounts] = {}
         self._other_names: set[str] = set()
         self._rejects: list[Reject] = []
+        self._left_out: list[RejectedError] = []
         self._controls: list[Control] = []
         # The same memory twice: numpy copies plain words several times faster than structured rows.
         self._words = np.empty((_BUFFER_ROWS, EVENT.itemsize // 8), np.int64)
@@ -271,6 +272,7 @@ class Decoder:
     def _received(
         self, receive_ns: int, frame: bytes, line: bytes, number: int, until_ns: int
     ) -> _Rows | None:
+        self._left_out = []
         try:
             if not 0 < receive_ns < stream.NEVER:
                 raise RejectedError("bad receive time", f"{receive_ns} is no epoch ns")
@@ -283,11 +285,21 @@ class Decoder:
             if "l2" in content:
                 return self._control_line(receive_ns, content, number, until_ns)
             if "topic" in content:
-                return self._topic_frame(receive_ns, content, until_ns)
+                rows = self._topic_frame(receive_ns, content, until_ns)
+                self._note_left_out(number, content["topic"], line)
+                return rows
             self._reply(content)
         except RejectedError as rejection:
             self._reject(number, rejection.reason, rejection.detail, line)
         return None
+
+    def _note_left_out(self, number: int, name: str, line: bytes) -> None:
+        """Keep a line of which a field was left out: its frame counts as accepted."""
+        symbol = topics.symbol_of(name)
+        for each in self._left_out:
+            self._rejects.append(
+                Reject(number, each.reason, each.detail, symbol, name, bytes(line))
+            )
 
     def _reject(self, number: int, reason: str, detail: str, line: bytes) -> None:
         """Keep a rejected line. A book frame that is lost makes the topic's next delta a GAP."""
@@ -346,8 +358,10 @@ class Decoder:
         family = index % FAMILIES
         if family == BOOK:
             return reference.book_rows(grid, data)
-        rows = reference.ticker_rows if family == TICKER else reference.print_rows
-        return 0, rows(grid, data)
+        if family == TICKER:
+            rows, self._left_out = reference.ticker_rows(grid, data)
+            return 0, rows
+        return 0, reference.print_rows(grid, data)
 
     def _accept(self, index: int, rows: Events, head: Head, until_ns: int) -> bool:
         """Whether the rows are kept; RejectedError or _EndReachedError when the frame is not."""

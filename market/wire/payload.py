@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from market.events import Events, Flag, begin_row
+from market.events import PLACES, SUMS, Events, Flag, begin_row
 from market.kernel import inlined, kernel
 from market.units import MS_NS
 from market.wire.jsontext import (
@@ -61,9 +61,12 @@ _SELL: Final = np.frombuffer(b'"Sell"', np.uint8)
 _TRUE: Final = np.frombuffer(b"true", np.uint8)
 _FALSE: Final = np.frombuffer(b"false", np.uint8)
 
-#: Ticker fields: the packed name, the field's number, its decimals.
+#: Ticker fields: the packed name, the field's number, its decimals, and whether further ones are cut.
 _FIELD_KEYS: Final = np.array(
-    [[*packed(name), int(field), places] for name, (field, places) in TICKER_FIELDS.items()],
+    [
+        [*packed(name), int(field), PLACES[field], field in SUMS]
+        for name, field in TICKER_FIELDS.items()
+    ],
     np.int64,
 )
 _SYMBOL_BIT: Final = 1 << 40  #: beyond the bits of the ticker fields
@@ -292,13 +295,17 @@ def ticker(topic: Any, text: Text, at: int, end: int, rows: Events, n: int) -> t
             value, decimals, at = decimal(text, at, end)
             if at < 0:
                 return n, NOT_PLAIN
-            value = scaled(value, decimals, _FIELD_KEYS[field, 3], 1, MAX_INT)
+            places = _FIELD_KEYS[field, 3]
+            while decimals > places and _FIELD_KEYS[field, 4]:
+                value //= 10
+                decimals -= 1
+            value = scaled(value, decimals, places, 1, MAX_INT)
             if value < 0:
                 return n, NOT_PLAIN
             if n >= len(rows):
                 return n, NO_ROOM
             begin_row(rows, n, 0, 0, 0, 0, 0)
-            rows[n].value_e8 = value
+            rows[n].value = value
             rows[n].field = _FIELD_KEYS[field, 2]
             n += 1
         elif low == _SYMBOL and high == 0:

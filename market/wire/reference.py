@@ -13,14 +13,16 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from market.events import EVENT, Events, Flag
+from market.events import EVENT, PLACES, SUMS, Events, Field, Flag
 from market.instruments import Instrument
 from market.units import MS_NS
 from market.wire.stream import MAX_LEVELS, MAX_MS, MAX_PRINTS, MAX_UNITS, NEVER
 from market.wire.topics import TICKER_FIELDS
 
-_DECIMAL: Final = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?")
+_DECIMAL: Final = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,2}))?")
 _MAX_NUMBER: Final = 40
+#: Decimals of a tick or lot at most, and of the whole numbers that they are made of.
+_MAX_PLACES: Final = 12
 
 
 class RejectedError(Exception):
@@ -100,15 +102,27 @@ def print_rows(grid: Grid, data: list[Any]) -> Events:
     return rows
 
 
-def ticker_rows(grid: Grid, data: dict[str, Any]) -> Events:
-    """One row for each known field that the frame carries with a value."""
+def ticker_rows(grid: Grid, data: dict[str, Any]) -> tuple[Events, list[RejectedError]]:
+    """One row for each known field that the frame carries with a value, and the fields left out.
+
+    A field is left out alone when its value is malformed, too fine or too large.
+    """
     _check_symbol(grid, data, "symbol")
-    fields = [(name, text) for name, text in data.items() if name in TICKER_FIELDS and text != ""]
-    rows = np.zeros(len(fields), EVENT)
-    for row, (name, text) in zip(rows, fields, strict=True):
-        row["field"], places = TICKER_FIELDS[name]
-        row["value_e8"] = _units(text, Unit(1, places), name, "finer than 1e-8", NEVER)
-    return rows
+    values: list[tuple[Field, int]] = []
+    left_out = []
+    for name, text in data.items():
+        field = TICKER_FIELDS.get(name)
+        if field is None or text == "":
+            continue
+        finer = "" if field in SUMS else f"finer than {10.0 ** -PLACES[field]:g}"
+        try:
+            values.append((field, _units(text, Unit(1, PLACES[field]), name, finer, NEVER)))
+        except RejectedError as error:
+            left_out.append(RejectedError(f"{name} left out", f"{error.reason}: {error.detail}"))
+    rows = np.zeros(len(values), EVENT)
+    if values:
+        rows["field"], rows["value"] = zip(*values, strict=True)
+    return rows, left_out
 
 
 def _check_symbol(grid: Grid, data: dict[str, Any], name: str) -> None:
@@ -144,22 +158,31 @@ def int_in(data: Mapping[str, Any], name: str, limit: int) -> int:
 
 
 def _units(text: Any, unit: Unit, name: str, off_grid: str, limit: int) -> int:
-    """A decimal string as an exact number of units; ``off_grid`` is the reason when it is none."""
+    """A decimal string as an exact number of units; ``off_grid`` is the reason when it is none.
+
+    Without a reason, what is less than a unit is cut.
+    """
     if type(text) is not str:
         raise RejectedError("wrong type", f"{name} is not a string")
     parts = _DECIMAL.fullmatch(text) if len(text) <= _MAX_NUMBER else None
     if parts is None:
         reason = "absurd size" if len(text) > _MAX_NUMBER else "wrong type"
         raise RejectedError(reason, f"{name} {text[:_MAX_NUMBER]!r} is no decimal number")
-    sign, whole, fraction = parts[1], parts[2], parts[3] or ""
-    scaled = int(whole + fraction) * 10**unit.places
+    digits, shift = _digits(parts)
+    shift += unit.places
     count: int
-    count, rest = divmod(scaled, unit.unit * 10 ** len(fraction))
-    if rest:
+    count, rest = divmod(digits * 10 ** max(shift, 0), unit.unit * 10 ** max(-shift, 0))
+    if rest and off_grid:
         raise RejectedError(off_grid, f"{name} {text}")
     if count > limit:
         raise RejectedError("absurd size", f"{name} {text}")
-    return -count if sign else count
+    return -count if parts[1] else count
+
+
+def _digits(parts: re.Match[str]) -> tuple[int, int]:
+    """A decimal number as an integer and the power of ten that it is multiplied by."""
+    fraction = parts[3] or ""
+    return int(parts[2] + fraction), int(parts[4] or 0) - len(fraction)
 
 
 def _price(text: Any, tick: Unit) -> int:
@@ -179,7 +202,9 @@ def _quantity(text: Any, lot: Unit) -> int:
 def _unit(decimal: str) -> Unit:
     """A positive decimal string as ``unit * 10^-places``; ValueError when it is not one."""
     parts = _DECIMAL.fullmatch(decimal) if len(decimal) <= 16 else None
-    if parts is None or parts[1] or not int(parts[2] + (parts[3] or "")):
-        raise ValueError(f"{decimal[:16]!r} is not a positive decimal number")
-    fraction = (parts[3] or "").rstrip("0")
-    return Unit(int(parts[2] + fraction), len(fraction))
+    digits, shift = _digits(parts) if parts else (0, 0)
+    while digits and digits % 10 == 0 and shift < 0:
+        digits, shift = digits // 10, shift + 1
+    if parts is None or parts[1] or not digits or abs(shift) > _MAX_PLACES:
+        raise ValueError(f"{decimal[:16]!r} is not a positive decimal number of at most 1e-12")
+    return Unit(digits * 10 ** max(shift, 0), max(-shift, 0))

@@ -28,16 +28,16 @@ MAX_TOPIC: Final = 64
 _NAME: Final = re.compile(r"([A-Za-z][A-Za-z0-9]*)((?:\.[A-Za-z0-9_-]+)*)\.([A-Za-z0-9_-]+)")
 _IN_TEXT: Final = re.compile(rb'"topic"\s*:\s*"([A-Za-z0-9._-]{1,64})"')
 
-#: Ticker fields by the venue's name: (field, decimals of the stored integer).
-TICKER_FIELDS: Final[dict[str, tuple[Field, int]]] = {
-    "markPrice": (Field.MARK_PRICE, 8),
-    "indexPrice": (Field.INDEX_PRICE, 8),
-    "fundingRate": (Field.FUNDING_RATE, 8),
-    "nextFundingTime": (Field.NEXT_FUNDING_MS, 0),
-    "openInterest": (Field.OPEN_INTEREST, 8),
-    "turnover24h": (Field.TURNOVER_24H, 8),
-    "volume24h": (Field.VOLUME_24H, 8),
-    "lastPrice": (Field.LAST_PRICE, 8),
+#: Ticker fields by the venue's name.
+TICKER_FIELDS: Final[dict[str, Field]] = {
+    "markPrice": Field.MARK_PRICE,
+    "indexPrice": Field.INDEX_PRICE,
+    "fundingRate": Field.FUNDING_RATE,
+    "nextFundingTime": Field.NEXT_FUNDING_MS,
+    "openInterest": Field.OPEN_INTEREST,
+    "turnover24h": Field.TURNOVER_24H,
+    "volume24h": Field.VOLUME_24H,
+    "lastPrice": Field.LAST_PRICE,
 }
 
 

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from execution.account import unit_e8
-from market.events import EVENT, Events, Field, Flag, Kind
+from market.events import EVENT, UNITS, Events, Field, Flag, Kind
 from market.instruments import Instrument
 from market.units import DAY_MS, E8, MS_NS
 from market.wire.topics import book_topic, symbol_topics
@@ -210,7 +210,8 @@ class PublicTape:
         )
         self.codec = DecimalCodec(instrument)
         self.tick_e8 = self.codec.tick_e8
-        self.values: dict[int, int] = {}  #: ticker values at 1e-8 by `events.Field`
+        #: ticker values at 1e-8 (times in ms) by `events.Field`
+        self.values: dict[int, int] = {}
         self.trades: deque[Row] = deque(maxlen=RECENT_TRADES)
         self.last_ticks = 0
         self.candles = {
@@ -294,7 +295,9 @@ class PublicTape:
         self._first_ticks = self._first_ticks or int(prices[0])
 
     def _apply_ticker(self, rows: Events) -> None:
-        self.values.update(zip(rows["field"].tolist(), rows["value_e8"].tolist(), strict=True))
+        for field, value in zip(rows["field"].tolist(), rows["value"].tolist(), strict=True):
+            timed = field == Field.NEXT_FUNDING_MS
+            self.values[field] = value if timed else value * (E8 // int(UNITS[field]))
         at_ms = int(rows["exchange_ns"][-1]) // MS_NS
         self.candles["mark-price-kline"].add(at_ms, self.mark_e8, 0)
         self.candles["index-price-kline"].add(at_ms, self.index_e8, 0)

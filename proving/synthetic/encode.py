@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from market.events import EVENT, Events, Field, Flag, Kind
+from market.events import EVENT, PLACES, Events, Field, Flag, Kind
 from market.instruments import Instrument
 from market.kernel import compiled
 from market.units import MS_NS
@@ -33,7 +33,7 @@ _TICKER: Final = int(Kind.TICKER)
 _LAST: Final = int(Flag.LAST)
 _RPI: Final = int(Flag.RPI)
 _BLOCK: Final = int(Flag.BLOCK)
-_NEXT_FUNDING: Final = int(Field.NEXT_FUNDING_MS)
+_PLACES: Final = np.array([0] + [PLACES[field] for field in Field])
 
 #: Sequence numbers of one millisecond; a book's comes after those of the trades in it.
 _SEQ_PER_MS: Final = 16
@@ -78,7 +78,7 @@ _DIRECTIONS: Final = tuple(
 )
 _PLUS, _ZERO_PLUS, _MINUS, _ZERO_MINUS = _DIRECTIONS
 _HEX: Final = _bytes("0123456789abcdef")
-_KEYS: Final = {field: name for name, (field, _) in TICKER_FIELDS.items()}
+_KEYS: Final = {field: name for name, field in TICKER_FIELDS.items()}
 _NAMES: Final = np.zeros((len(_KEYS) + 1, 20), np.uint8)
 _NAME_SIZES: Final = np.zeros(len(_KEYS) + 1, np.int64)
 for _field, _name in _KEYS.items():
@@ -196,13 +196,15 @@ def _places(step: str) -> int:
 
 
 @compiled
-def _value(text: Text, at: int, value: int, places: int) -> int:
-    """An integer at 1e-8 with as many decimals as it needs, at least ``places``."""
+def _value(text: Text, at: int, value: int, decimals: int, places: int) -> int:
+    """An integer of so many decimals with as many as it needs, at least ``places``."""
     if value < 0:
         text[at] = 45
         at += 1
         value = -value
-    decimals = 8
+    while decimals < places:
+        value *= 10
+        decimals += 1
     while decimals > places and value % 10 == 0:
         value //= 10
         decimals -= 1
@@ -338,11 +340,7 @@ def _write(
             for n in range(first, last + 1):
                 field = events[n].field
                 at = put(text, at, _NAMES[field, : _NAME_SIZES[field]])
-                value = events[n].value_e8
-                if field == _NEXT_FUNDING:
-                    at = put_number(text, at, value, 0)
-                else:
-                    at = _value(text, at, value, style.places[field])
+                at = _value(text, at, events[n].value, _PLACES[field], style.places[field])
                 text[at] = 34
                 at += 1
             at = put(text, at, _CS)

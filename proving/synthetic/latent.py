@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from market.events import PLACES, Field
 from market.kernel import compiled
 from market.units import day_start_ns, next_day
 from proving.synthetic.planted import alpha_sd, best_filter, follower_share, level
@@ -333,19 +334,19 @@ def reference(
     shown = funding[seconds - seconds % 60]
     due = midnight_ns // 1_000_000 + (seconds // 28_800 + 1) * 28_800_000
     return Reference(
-        _decimals(price * (1 + 0.1 * premium), 2),
-        _decimals(index, 2),
-        _decimals(shown, 8),
+        _decimals(price * (1 + 0.1 * premium), 2, Field.MARK_PRICE),
+        _decimals(index, 2, Field.INDEX_PRICE),
+        _decimals(shown, 8, Field.FUNDING_RATE),
         due.astype(np.int64),
-        np.rint(interest / lot).astype(np.int64) * round(lot * 1e8),
-        _decimals(turnover, 4),
-        _decimals(turnover / price, 4),
+        _decimals(np.rint(interest / lot) * lot, 3, Field.OPEN_INTEREST),
+        _decimals(turnover, 4, Field.TURNOVER_24H),
+        _decimals(turnover / price, 3, Field.VOLUME_24H),
     )
 
 
-def _decimals(values: Floats, places: int) -> npt.NDArray[np.int64]:
+def _decimals(values: Floats, places: int, field: Field) -> npt.NDArray[np.int64]:
     scaled = np.rint(values * 10.0**places).astype(np.int64)
-    return np.asarray(scaled * 10 ** (8 - places))
+    return np.asarray(scaled * 10 ** (PLACES[field] - places))
 
 
 def _bridged(symbol: str, seed: int, day: str, stream: str, roughness: float) -> Floats:

@@ -329,7 +329,7 @@ def _ticker(
             continue
         state.ticker[field] = value
         begin_row(out, n, receive, publish, publish, 0, _TICKER)
-        out[n].value_e8 = value
+        out[n].value = value
         out[n].field = field
         n += 1
     if n > first:

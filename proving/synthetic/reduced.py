@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from market.bars import Bars
 from market.columns import COLUMNS, C
+from market.events import UNITS, Field
 from market.instruments import BUILT_IN, Instrument
 from market.kernel import compiled
 from market.lake import Lake
@@ -319,14 +320,14 @@ def _tickers(
     midnight = day_start_ns(day)
     known = latent.reference(listing, seed, day, midnight, hidden.log_price, instrument.lot_size)
     at = np.arange(SECONDS)
-    for name, series in (
-        ("mark", known.mark),
-        ("index_price", known.index_price),
-        ("funding_rate", known.funding),
-        ("open_interest", known.open_interest),
-        ("turnover_24h", known.turnover),
+    for name, series, field in (
+        ("mark", known.mark, Field.MARK_PRICE),
+        ("index_price", known.index_price, Field.INDEX_PRICE),
+        ("funding_rate", known.funding, Field.FUNDING_RATE),
+        ("open_interest", known.open_interest, Field.OPEN_INTEREST),
+        ("turnover_24h", known.turnover, Field.TURNOVER_24H),
     ):
-        values[:, getattr(C, name)] = series[at] / 1e8
+        values[:, getattr(C, name)] = series[at] / UNITS[field]
     rate, age = values[:, C.funding_rate], values[:, C.ticker_age_s]
     share = np.clip(age, 0, 1)
     before = np.concatenate([rate[:1], rate[:-1]])

@@ -190,7 +190,7 @@ def ticker(time_ns: int, values: dict[Field, int]) -> Events:
     rows = np.zeros(len(values), EVENT)
     rows["receive_ns"] = rows["exchange_ns"] = rows["publish_ns"] = time_ns
     rows["kind"] = int(Kind.TICKER)
-    rows["field"], rows["value_e8"] = list(values), list(values.values())
+    rows["field"], rows["value"] = list(values), list(values.values())
     rows["flags"][-1:] = int(Flag.LAST)
     return rows
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from market.columns import COLUMNS
-from market.events import Events, Field, Flag, Kind
+from market.events import PLACES, Events, Field, Flag, Kind
 from market.instruments import Instrument
 from market.units import SECOND_NS
 
@@ -156,7 +156,7 @@ class ReferenceBars:
                 name = "liq_long" if side > 0 else "liq_short"
                 sums[name] += lots * self.lot * price * self.tick
             case Kind.TICKER:
-                value = int(event["value_e8"])
+                value = int(event["value"])
                 self.quotes.append((now, int(event["field"]), value, bool(flags & Flag.CHECKPOINT)))
 
     def book_row(self, event: Any, second: Second) -> None:
@@ -286,7 +286,7 @@ class ReferenceBars:
         bar["vpin"] = self.one_sidedness(t)
         known = {number: value for ns, number, value, _ in self.quotes if ns < t}
         for name, number in QUOTES.items():
-            bar[name] = known[number] / 1e8 if number in known else NAN
+            bar[name] = known[number] / 10 ** PLACES[Field(number)] if number in known else NAN
         both = known.get(Field.MARK_PRICE, 0), known.get(Field.INDEX_PRICE, 0)
         bar["basis_bps"] = math.log(both[0] / both[1]) * 1e4 if min(both) > 0 else NAN
         rates = [(ns, value / 1e8) for ns, n, value, _ in self.quotes if n == Field.FUNDING_RATE]

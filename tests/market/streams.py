@@ -79,7 +79,7 @@ def streams(draw: Any, max_frames: int = 30) -> list[Events]:
             rows = [np.zeros(1, EVENT)]
             rows[0]["kind"] = Kind.TICKER
             rows[0]["field"] = draw(st.sampled_from(list(Field)))
-            rows[0]["value_e8"] = draw(st.integers(1, 10**12))
+            rows[0]["value"] = draw(st.integers(1, 10**12))
         elif happening in ("snapshot", "checkpoint"):
             if happening == "snapshot":
                 held = {(side, price): lots for side, price, lots in full_book(draw, base)}

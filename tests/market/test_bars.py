@@ -261,7 +261,7 @@ def test_ticker_values_hold_until_they_change():
 
 def ticker(ms: float, field: Field, value_e8: int) -> Events:
     row = np.zeros(1, EVENT)
-    row["kind"], row["field"], row["value_e8"] = Kind.TICKER, field, value_e8
+    row["kind"], row["field"], row["value"] = Kind.TICKER, field, value_e8
     return framed([row], START_NS + round(ms * MS_NS), 1)
 
 

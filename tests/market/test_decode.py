@@ -105,7 +105,7 @@ def test_a_snapshot_becomes_levels_in_ticks_and_lots(decoder: Decoder) -> None:
     assert set(rows["exchange_ns"].tolist()) == {(MS - 7) * 10**6}
     assert set(rows["publish_ns"].tolist()) == {MS * 10**6}
     assert set(rows["update_id"].tolist()) == {7}
-    assert not rows["value_e8"].any()
+    assert not rows["value"].any()
     assert not rows["pad"].any()
 
 
@@ -161,11 +161,11 @@ def test_only_known_ticker_fields_become_rows(decoder: Decoder) -> None:
         openInterestValue="nonsense",
     )
     rows = btc(decoder.decode_frame(NS, pack(frame)))
-    assert dict(zip(rows["field"].tolist(), rows["value_e8"].tolist(), strict=True)) == {
+    assert dict(zip(rows["field"].tolist(), rows["value"].tolist(), strict=True)) == {
         Field.LAST_PRICE: 6511430000000,
         Field.MARK_PRICE: 6511744000000,
-        Field.OPEN_INTEREST: 5989173200000,
-        Field.TURNOVER_24H: 427302771642940000,
+        Field.OPEN_INTEREST: 59891732,
+        Field.TURNOVER_24H: 4273027716429400,
         Field.FUNDING_RATE: 10000,
         Field.NEXT_FUNDING_MS: 1786320000000,
     }
@@ -175,7 +175,7 @@ def test_only_known_ticker_fields_become_rows(decoder: Decoder) -> None:
 
 def test_a_negative_funding_rate_is_read(decoder: Decoder) -> None:
     (row,) = btc(decoder.decode_frame(NS, pack(ticker(fundingRate="-0.00012345"))))
-    assert row["value_e8"] == -12345
+    assert row["value"] == -12345
 
 
 def test_a_ticker_without_a_known_field_is_counted_only(decoder: Decoder) -> None:
@@ -358,7 +358,7 @@ def test_a_ticker_checkpoint_restates_its_fields(decoder: Decoder) -> None:
     data = {"symbol": "BTCUSDT", "markPrice": "100.5"}
     line = {"l2": "checkpoint", "topic": "tickers.BTCUSDT", "data": data}
     (row,) = btc(decoder.decode_block(stamped(line)))
-    assert (row["field"], row["value_e8"]) == (Field.MARK_PRICE, 100_50000000)
+    assert (row["field"], row["value"]) == (Field.MARK_PRICE, 100_50000000)
     assert row["flags"] == Flag.CHECKPOINT | Flag.LAST
 
 
@@ -409,7 +409,7 @@ REJECTED: list[tuple[str, Any]] = [
     ("wrong type", book(1, [[1.0, "1"]])),
     ("wrong type", book(1, [["1.0", "one"]])),
     ("wrong type", book(1, [["", "1"]])),
-    ("wrong type", book(1, [["1e3", "1"]])),
+    ("wrong type", book(1, [["1e", "1"]])),
     ("wrong type", book(1, [["1.", "1"]])),
     ("wrong type", book(1, [["NaN", "1"]])),
     ("wrong type", book(1, LEVEL, ts="5")),
@@ -442,7 +442,6 @@ REJECTED: list[tuple[str, Any]] = [
     ("bad venue time", book(1, LEVEL, cts=MS - 86_400_001)),
     ("bad venue time", book(1, LEVEL, cts=MS + 86_400_001)),
     ("bad venue time", trade(T=5)),
-    ("finer than 1e-8", ticker(fundingRate="0.000000001")),
     ("bad control line", {"l2": 5}),
     ("bad control line", {"l2": "instrument", "symbol": "BTCUSDT"}),
     (

@@ -119,7 +119,7 @@ def test_the_new_date_opens_with_book_and_ticker_restated(
     assert np.array_equal(restated, second[: len(restated)])
     assert set(restated["receive_ns"].tolist()) == {MIDNIGHT}
     ticker = restated[restated["kind"] == Kind.TICKER]
-    assert ticker["value_e8"].tolist() == [100_50000000, 10000]
+    assert ticker["value"].tolist() == [100_50000000, 10000]
     whole, alone = Book(), Book()
     whole.apply(first)
     alone.apply(second[: len(restated)])

@@ -113,13 +113,13 @@ def test_trades_have_every_field_of_the_venues() -> None:
 
 def test_a_ticker_is_a_snapshot_once_and_pads_to_the_scale() -> None:
     def frame(ms: int, field: Field, value: int) -> tuple[int, ...]:
-        return row(Kind.TICKER, ms, field=int(field), value_e8=value, flags=LAST)
+        return row(Kind.TICKER, ms, field=int(field), value=value, flags=LAST)
 
     events = rows(
         frame(0, Field.MARK_PRICE, 8_671_630 * 10**6),
         frame(100, Field.FUNDING_RATE, -12_500),
-        frame(200, Field.OPEN_INTEREST, 52_774_528 * 10**5),
-        frame(300, Field.TURNOVER_24H, 42 * 10**8),
+        frame(200, Field.OPEN_INTEREST, 52_774_528),
+        frame(300, Field.TURNOVER_24H, 42 * 10**6),
         frame(400, Field.NEXT_FUNDING_MS, T0),
         frame(500, Field.INDEX_PRICE, 12_345_678_912_345),
     )

@@ -239,8 +239,8 @@ def test_the_ticker_sends_a_snapshot_and_then_changes() -> None:
     assert set(frames[0]["field"]) == {int(f) for f in Field} - {int(Field.LAST_PRICE)}
     known: dict[int, int] = {}
     for row in ticker:
-        assert known.get(int(row["field"])) != row["value_e8"]
-        known[int(row["field"])] = int(row["value_e8"])
+        assert known.get(int(row["field"])) != row["value"]
+        known[int(row["field"])] = int(row["value"])
     assert known[Field.NEXT_FUNDING_MS] == day_start_ns(DAY) // 10**6 + 8 * 3_600_000
     assert abs(known[Field.MARK_PRICE] / known[Field.INDEX_PRICE] - 1) < 2e-3
     assert abs(known[Field.FUNDING_RATE]) < 1e5 * 3
