@@ -32,7 +32,7 @@ from market.kernel import compiled
 from market.lake import Lake
 from market.settings import Settings
 from market.units import DAY_NS, MS_NS, day_start_ns
-from proving.bench.command import Measure
+from proving.bench.goals import Measure
 from proving.synthetic.encode import Encoder
 
 SYMBOL: Final = "BTCUSDT"

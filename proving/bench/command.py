@@ -4,8 +4,8 @@ To add an area, write a module here with a function
 
     measure(quick: bool, say: Say) -> Iterator[Measure]
 
-that yields figures as they are measured, name it in `AREAS`, and put its goals into `GOALS` under the
-names of its measures. With ``quick`` it does the same work on so little data that a test can run it;
+that yields figures as they are measured, name it in `AREAS`, and put its goals into
+`proving.bench.goals.GOALS` under the names of its measures. With ``quick`` it does the same work on so little data that a test can run it;
 the figures then mean nothing, and no goal is judged.
 
 The speed of a machine drifts while a benchmark runs, so competitors are measured in turn: ours,
@@ -16,26 +16,25 @@ for both sides alike. Latencies are never a best: their percentiles are over one
 from __future__ import annotations
 
 import argparse
-import operator
 import os
 import platform
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
 import msgspec
 
-from execution.algorithms import ALGORITHMS
 from market.console import Result, Say, say, significant, table
 from market.errors import DataError, UsageError
 from market.settings import Settings
+from proving.bench.calibration import REFERENCE_MACHINE, REFERENCE_MS, between, calibrate, factors
+from proving.bench.goals import GOALS, Measure, Threshold
 
 _REPOSITORY: Final = Path(__file__).resolve().parents[2]
 _PEER: Final = _REPOSITORY / "peers" / "hftbacktest" / "bin" / "python"
@@ -50,118 +49,17 @@ AREAS: Final[dict[str, str]] = {
     "sandbox": "proving.bench.sandbox",
 }
 
-_OPERATORS: Final[dict[str, Callable[[float, float], bool]]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-}
-
-
-class Measure(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure, and the peer's for the same work on the same data where there is one.
-
-    ``better`` is "more" or "less"; ``how`` says what was measured, on which data, and which of several
-    repetitions this is.
-    """
-
-    name: str
-    ours: float
-    unit: str
-    how: str
-    peer: float | None = None
-    better: str = "more"
-
-    @property
-    def ratio(self) -> float | None:
-        """How many times better ours is than the peer's; None without a peer."""
-        if self.peer is None:
-            return None
-        return self.ours / self.peer if self.better == "more" else self.peer / self.ours
-
-
-class Threshold(msgspec.Struct, frozen=True):
-    """A goal: the bound that ``ours``, or the ``ratio`` to the peer, has to keep."""
-
-    of: str
-    relation: str
-    value: float
-
-    def __str__(self) -> str:
-        return f"{self.of} {self.relation} {self.value:g}"
-
-    def met(self, measure: Measure) -> bool | None:
-        """Whether the figure keeps the bound; None when it does not exist (no peer)."""
-        figure = measure.ratio if self.of == "ratio" else measure.ours
-        return None if figure is None else _OPERATORS[self.relation](figure, self.value)
-
-
-def _ratio(value: float) -> Threshold:
-    return Threshold("ratio", ">=", value)
-
-
-def _at_least(value: float) -> Threshold:
-    return Threshold("ours", ">=", value)
-
-
-def _at_most(value: float) -> Threshold:
-    return Threshold("ours", "<=", value)
-
-
-#: Area -> name of a measure -> its goals. Ratios count from 1: above it ours is better.
-GOALS: Final[dict[str, dict[str, tuple[Threshold, ...]]]] = {
-    "market": {
-        "book, generated": (_ratio(1.5),),
-        "book, recorded": (_ratio(1.5),),
-        "book and bars, generated": (_ratio(0.5),),
-        "book and bars, recorded": (_ratio(0.5),),
-        "frames to events, generated": (_ratio(10), _at_least(60)),
-        "frames to events, recorded": (_ratio(10), _at_least(60)),
-        "live, recorded pace: p99": (_at_most(1),),
-        "live, recorded pace: p99.9": (_at_most(10),),
-        "live, 10x burst: p99": (_at_most(1),),
-        "live, 10x burst: p99.9": (_at_most(10),),
-        "evaluator alone: p99": (_at_most(100),),
-        "a day taken in: peak memory": (_at_most(1000),),
-        "a day taken in: time per event over its first quarter": (_at_most(1.2),),
-        "query: last hour, 20 features of one symbol": (_at_most(10),),
-        "query: last hour, all features of both symbols": (_at_most(60),),
-        "query: aggregate of one feature over all days": (_at_most(100),),
-    },
-    "capture": {
-        "archive day to events and bars": (_at_most(30),),
-    },
-    "execution": {
-        "replay without a strategy, generated": (_ratio(1),),
-        "replay without a strategy, recorded": (_ratio(1),),
-        "quotes in plain Python, generated": (_ratio(2),),
-        "quotes in plain Python, recorded": (_ratio(2),),
-        "quotes, peak memory, generated": (_ratio(1),),
-        "quotes, peak memory, recorded": (_ratio(1),),
-        "quotes, cost per row of 4 spans over one": (_at_most(1.1),),
-        "fill probability of one state": (_at_most(20),),
-        **{f"decision, {name}: p99": (_at_most(200),) for name in ALGORITHMS},
-    },
-    "sandbox": {
-        "order over REST to answer: p99": (_at_most(20),),
-        "order over WebSocket to answer: p99": (_at_most(20),),
-        # A push interval of the topic.
-        "frames late: most": (_at_most(100),),
-        "memory after the last hour over the second": (_at_most(1.05),),
-    },
-    "synth": {
-        "a day to events, BTCUSDT": (_at_most(30),),
-        "a day to events, ETHUSDT": (_at_most(30),),
-        "cost per L3 event, a day over its first hour, BTCUSDT": (_at_most(1.1),),
-        "cost per L3 event, a day over its first hour, ETHUSDT": (_at_most(1.1),),
-        # A thousand symbol-days an hour.
-        "a day to bars in the reduced form, BTCUSDT": (_at_most(3.6),),
-        "a day to bars in the reduced form, ETHUSDT": (_at_most(3.6),),
-        "peak memory, two days over one": (_at_most(1.1),),
-    },
-}
+#: A row's factor is of the calibrations before and after it, which are never further apart than it takes.
+_CALIBRATED_FOR_S: Final = 20.0
 
 
 class ResultRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the result; ``goal`` is null where none is set, ``met`` where none was judged."""
+    """A row of the result; ``goal`` is null where none is set, ``met`` where none was judged.
+
+    ``goal`` is as stated, for the reference machine; ``bound`` is what it comes to on this one, where
+    work of the row's ``kind`` takes ``factor`` times as long, and what ``met`` judges.
+    ``met_unscaled`` judges the goal as stated.
+    """
 
     name: str
     ours: float
@@ -169,7 +67,11 @@ class ResultRow(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float | None
     unit: str
     goal: str | None
+    kind: str | None
+    factor: float | None
+    bound: str | None
     met: bool | None
+    met_unscaled: bool | None
     how: str
 
 
@@ -193,23 +95,48 @@ def run(area: str, quick: bool, say: Say) -> dict[str, Any]:
     """Measure an area; plain data, with the machine and commit it was measured on."""
     if not peer_ready():
         say("the peer is not installed, so its columns stay empty; make bench-peers installs it")
+    passes = 1 if quick else 25
     started = time.monotonic()
-    rows = []
+    load = os.getloadavg()[0]
+    calibrations = [calibrate(passes)]
+    calibrated = time.monotonic()
+    taken: list[tuple[Measure, int]] = []
     for measure in measures(area, quick, say):
-        rows.append(_row(measure, () if quick else GOALS.get(area, {}).get(measure.name, ())))
+        taken.append((measure, len(calibrations)))
         say(f"{measure.name}: {significant(measure.ours)} {measure.unit}")
+        if time.monotonic() > calibrated + _CALIBRATED_FOR_S:
+            calibrations.append(calibrate(passes))
+            calibrated = time.monotonic()
+    calibrations.append(calibrate(passes))
+    goals = {} if quick else GOALS.get(area, {})
+    rows = [
+        _row(
+            measure,
+            goals.get(measure.name, ()),
+            factors(between(calibrations[after - 1], calibrations[after])),
+        )
+        for measure, after in taken
+    ]
     return {
         "area": area,
         "quick": quick,
         "peer": "hftbacktest 2.4.4" if peer_ready() else None,
         **_environment(),
+        "load_at_start": round(load, 2),
+        "reference": {"machine": REFERENCE_MACHINE, "ms": REFERENCE_MS},
+        "calibrations_ms": calibrations,
         "seconds": round(time.monotonic() - started, 1),
         "rows": [msgspec.structs.asdict(row) for row in rows],
     }
 
 
-def _row(measure: Measure, goals: tuple[Threshold, ...]) -> ResultRow:
-    judged = [goal.met(measure) for goal in goals]
+def _row(
+    measure: Measure,
+    goals: tuple[Threshold, ...],
+    factor: Mapping[str, float] = MappingProxyType({}),
+) -> ResultRow:
+    bounds = [goal.scaled(factor) for goal in goals]
+    kind = next((goal.kind for goal in goals if goal.kind), None)
     return ResultRow(
         name=measure.name,
         ours=measure.ours,
@@ -217,9 +144,19 @@ def _row(measure: Measure, goals: tuple[Threshold, ...]) -> ResultRow:
         ratio=measure.ratio,
         unit=measure.unit,
         goal=", ".join(map(str, goals)) or None,
-        met=None if not judged or None in judged else all(judged),
+        kind=kind,
+        factor=factor[kind] if kind else None,
+        bound=", ".join(map(str, bounds)) or None,
+        met=_all_met(measure, bounds),
+        met_unscaled=_all_met(measure, goals),
         how=measure.how,
     )
+
+
+def _all_met(measure: Measure, goals: Sequence[Threshold]) -> bool | None:
+    """Whether every goal is met; None where one cannot be judged, or there is none."""
+    judged = [goal.met(measure) for goal in goals]
+    return None if not judged or None in judged else all(judged)
 
 
 def _environment() -> dict[str, Any]:
@@ -262,6 +199,8 @@ def lines(result: dict[str, Any]) -> list[tuple[object, ...]]:
             significant(row["ratio"]),
             row["unit"],
             row["goal"] or "",
+            f"{row['factor']:.2f} {row['kind']}" if row["kind"] else "",
+            row["bound"] if row["kind"] else "",
             {True: "met", False: "MISSED", None: ""}[row["met"]],
         )
         for row in result["rows"]
@@ -277,8 +216,8 @@ def markdown(result: dict[str, Any]) -> str:
             f"## {result['area']}",
             "",
             f"{result['date']}, commit {result['commit']}, {result['cores']} cores of "
-            f"{result['processor']}, Python {result['python']}, load {result['load']:g} at the end"
-            f"{peer}; the run took {result['seconds']:.0f} s.",
+            f"{result['processor']}, Python {result['python']}, load {result['load_at_start']:g} at the start and {result['load']:g} at the end"
+            f"{peer}; the run took {result['seconds']:.0f} s. {speeds(result)}",
             "",
             *("| " + " | ".join(str(cell) or " " for cell in row) + " |" for row in table),
             "",
@@ -287,11 +226,18 @@ def markdown(result: dict[str, Any]) -> str:
     )
 
 
-HEAD: Final = ("what", "ours", "peer", "ratio", "unit", "goal", "")
+def speeds(result: dict[str, Any]) -> str:
+    """One sentence: how long each kind of calibration takes here, relative to the reference machine."""
+    taken = result["calibrations_ms"]
+    reference = result["reference"]
+    spans = ", ".join(
+        f"{kind} {min(each[kind] for each in taken) / ms:.2f}–{max(each[kind] for each in taken) / ms:.2f}"
+        for kind, ms in reference["ms"].items()
+    )
+    return f"Times relative to the reference machine ({reference['machine']}): {spans}."
 
 
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+HEAD: Final = ("what", "ours", "peer", "ratio", "unit", "goal", "machine", "goal here", "")
 
 
 # -- the verb --------------------------------------------------------------------------------------
@@ -315,6 +261,7 @@ def command(_: Settings, options: argparse.Namespace) -> Result:
         print(markdown(result))
     elif not options.json:
         print(table(lines(result), HEAD))
+        print(speeds(result))
     return result
 
 
@@ -338,24 +285,6 @@ def recorded() -> list[Path]:
     """The recorded captures of busy markets in the folder that ``L2_TEST_DATA`` names, in time order."""
     folder = os.environ.get("L2_TEST_DATA")
     return sorted(Path(folder).glob("usdm-*.frames.zst")) if folder else []
-
-
-@contextmanager
-def real_time() -> Iterator[str]:
-    """Real-time scheduling (SCHED_FIFO), so that other programs do not count; yields which priority.
-
-    Normal priority where the system does not grant it. Not for work that keeps a core busy for a
-    second or more: the kernel then throttles real-time processes.
-    """
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    except (AttributeError, OSError):
-        yield "normal priority"
-        return
-    try:
-        yield "real-time priority"
-    finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def peak_mb() -> float:

@@ -37,7 +37,6 @@ from market.events import EVENT, Events, Flag, Kind
 from market.instruments import BUILT_IN
 from market.units import SECOND_NS
 from proving.bench.command import (
-    Measure,
     Peer,
     PeerError,
     in_turn,
@@ -46,6 +45,7 @@ from proving.bench.command import (
     run_peer,
     seconds,
 )
+from proving.bench.goals import Measure
 from proving.bench.market import generated_rows, recorded_rows
 from proving.bench.quotes import FEED_NS, ORDER_NS, STEP_NS, SYMBOL, Sent, quotes, replay
 

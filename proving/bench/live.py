@@ -25,7 +25,8 @@ from market.wire.capture import Block, read_lines
 from market.wire.decode import Decoder
 from market.wire.results import Decoded
 from market.wire.survey import instruments_of
-from proving.bench.command import Measure, real_time
+from proving.bench.calibration import real_time
+from proving.bench.goals import Measure
 
 Frame = tuple[int, bytes]
 

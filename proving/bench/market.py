@@ -42,7 +42,6 @@ from market.wire.decode import Decoder
 from market.wire.survey import first_frame_ns, scan
 from market.wire.topics import symbol_topics
 from proving.bench.command import (
-    Measure,
     Peer,
     PeerError,
     in_turn,
@@ -51,6 +50,7 @@ from proving.bench.command import (
     recorded,
     seconds,
 )
+from proving.bench.goals import Measure
 from proving.synthetic import generate, profile, write_frames
 
 SYMBOLS: Final = ("BTCUSDT", "ETHUSDT")

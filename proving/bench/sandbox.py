@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 
 from market.units import MS_NS
-from proving.bench.command import Measure
+from proving.bench.goals import Measure
 from proving.sandbox.protocol import signature
 from proving.sandbox.server import Sandbox, run
 

@@ -20,7 +20,7 @@ from typing import Final
 from market.console import Say
 from market.lake import Lake
 from market.units import DAY_S, SECOND_NS
-from proving.bench.command import Measure
+from proving.bench.goals import Measure
 from proving.synthetic import reduced
 from proving.synthetic.marketplace import SyntheticMarket
 from proving.synthetic.profiles import profile

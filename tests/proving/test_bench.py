@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from market.events import Events
-from proving.bench.command import GOALS, peer_ready
+from proving.bench.command import (
+    peer_ready,
+)
 from proving.bench.execution import measure, visible
 from proving.bench.market import generated_rows
 from proving.bench.quotes import FEED_NS, STEP_NS, quotes
+from tests.proving.bench_goals import check_goals
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def test_both_engines_receive_equal_requests_and_goals_have_figures(
         pytest.skip("the peer is not installed: make bench-peers")
     monkeypatch.setenv("L2_TEST_DATA", str(data_dir))
     found = quick_rows()
-    assert set(GOALS["execution"]) <= {row.name for row in found}
+    check_goals("execution", {row.name: row.unit for row in found})
     for row in found:
         assert row.ours > 0
         alone = ("cost per row", "decision", "fill probability")

@@ -8,22 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from market.book import Book
 from orchestration.cli import main
 from proving.bench import market as bench
+from proving.bench.calibration import REFERENCE_MACHINE, REFERENCE_MS, between, factors
 from proving.bench.command import (
     AREAS,
-    GOALS,
     HEAD,
     BenchError,
-    Measure,
     Peer,
     PeerError,
     ResultRow,
-    Threshold,
     _row,
     in_turn,
     lines,
@@ -31,7 +30,9 @@ from proving.bench.command import (
     peer_ready,
     run,
 )
+from proving.bench.goals import Measure, Threshold
 from tests.conftest import recordings
+from tests.proving.bench_goals import check_goals
 
 UNITS = {"M rows/s", "MB/s of JSON", "ms", "µs", "s", "MB", "times"}
 
@@ -58,7 +59,7 @@ def test_every_row_of_a_quick_run_is_complete(market: dict[str, Any]) -> None:
 
 
 def test_every_goal_names_a_measured_row(market: dict[str, Any], data_dir: Path) -> None:
-    assert set(GOALS["market"]) <= {row["name"] for row in market["rows"]}
+    check_goals("market", {row["name"]: row["unit"] for row in market["rows"]})
 
 
 def test_a_quick_run_judges_no_goal(market: dict[str, Any]) -> None:
@@ -142,11 +143,59 @@ def test_a_goal_is_met_missed_or_not_judged() -> None:
     assert _row(measure, ()).goal is None
 
 
+def test_a_goal_in_absolute_time_is_judged_at_the_machines_speed() -> None:
+    factor = {"compiled": 1.25, "query": 4.0}
+    slow = Measure(name="a", ours=120.0, unit="µs", how="", better="less")
+    row = _row(slow, (Threshold("ours", "<=", 100, "compiled"),), factor)
+    assert (row.met, row.met_unscaled) == (True, False)
+    assert (row.goal, row.bound) == ("ours <= 100", "ours <= 125")
+    assert (row.kind, row.factor) == ("compiled", 1.25)
+    beyond = msgspec.structs.replace(slow, ours=125.1)
+    assert _row(beyond, (Threshold("ours", "<=", 100, "compiled"),), factor).met is False
+
+
+def test_a_rate_is_asked_less_of_on_a_slower_machine_and_more_on_a_faster() -> None:
+    goals = (Threshold("ours", ">=", 60, "compiled"), Threshold("ratio", ">=", 10))
+    measure = Measure(name="a", ours=50.0, peer=5.0, unit="MB/s of JSON", how="")
+    slower = _row(measure, goals, {"compiled": 1.25})
+    assert slower.bound == "ours >= 48, ratio >= 10"
+    assert (slower.met, slower.met_unscaled) == (True, False)
+    fast = _row(msgspec.structs.replace(measure, ours=70.0), goals, {"compiled": 0.8})
+    assert fast.bound == "ours >= 75, ratio >= 10"
+    assert (fast.met, fast.met_unscaled) == (False, True)
+
+
+def test_goals_that_are_no_time_are_the_same_on_every_machine() -> None:
+    factor = dict.fromkeys(REFERENCE_MS, 3.0)
+    row = _row(
+        Measure(name="a", ours=30.0, unit="MB", how=""), (Threshold("ours", "<=", 20),), factor
+    )
+    assert (row.bound, row.kind, row.factor, row.met) == ("ours <= 20", None, None, False)
+
+
+def test_calibrations_of_the_run_are_in_it_and_the_factor_lies_between_them(
+    market: dict[str, Any],
+) -> None:
+    assert len(market["calibrations_ms"]) >= 2
+    for taken in market["calibrations_ms"]:
+        assert set(taken) == set(REFERENCE_MS)
+        assert min(taken.values()) > 0
+    twice = {kind: 2 * ms for kind, ms in REFERENCE_MS.items()}
+    eight = {kind: 8 * ms for kind, ms in REFERENCE_MS.items()}
+    assert factors(between(twice, eight)) == pytest.approx(dict.fromkeys(REFERENCE_MS, 4.0))
+
+
+def test_the_page_states_the_machines_speed_beside_the_reference(market: dict[str, Any]) -> None:
+    page = markdown(market)
+    assert REFERENCE_MACHINE in page
+    assert all(f"{kind} " in page for kind in REFERENCE_MS)
+
+
 def test_the_table_marks_missed_goals() -> None:
     measure = Measure(name="a", ours=30.0, unit="M rows/s", how="")
     row = _row(measure, (Threshold("ours", ">=", 31.0),))
     cells = lines({"rows": [{name: getattr(row, name) for name in ResultRow.__struct_fields__}]})
-    assert cells == [("a", "30", "–", "–", "M rows/s", "ours >= 31", "MISSED")]
+    assert cells == [("a", "30", "–", "–", "M rows/s", "ours >= 31", "", "", "MISSED")]
 
 
 def test_the_markdown_has_a_table_row_and_a_meaning_per_measure(

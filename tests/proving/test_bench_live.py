@@ -19,7 +19,8 @@ from market.bars import COLUMNS
 from market.instruments import BUILT_IN
 from market.settings import Settings
 from market.wire.capture import read_lines
-from proving.bench.command import peak_mb, real_time
+from proving.bench.calibration import real_time
+from proving.bench.command import peak_mb
 from proving.bench.live import Frame, LivePath, _replayed
 from proving.synthetic import profile, write_frames
 
@@ -80,7 +81,7 @@ def test_peak_memory_excludes_the_parents() -> None:
     held = np.ones(60_000_000)
     ours = peak_mb()
     assert ours > held.nbytes / 1e6
-    command = "from proving.bench.command import peak_mb, real_time; print(peak_mb())"
+    command = "from proving.bench.command import peak_mb; print(peak_mb())"
     child = subprocess.run(
         [sys.executable, "-c", command], stdout=subprocess.PIPE, text=True, check=True
     )
