@@ -113,9 +113,11 @@ def run_dbt(
 ) -> tuple[TableTest, ...]:
     """`dbt build` of the tables and their upstream models; the results of its tests.
 
-    WarehouseError when a model or test fails.
+    WarehouseError when a model or test fails. dbt works in ``out``, which takes what DuckDB spills, and
+    names all files relative to it: dbt-duckdb quotes no path, and DuckDB takes each for a glob.
     """
     target = out / "target"
+    place = os.path.relpath(os.path.realpath(variables["root"]), os.path.realpath(out))
     command = _dbt(
         project,
         target,
@@ -123,7 +125,7 @@ def run_dbt(
         *("--select", *(f"+{table}" for table in tables)),
         # A test on two tables runs when both are built; unit tests belong to the test suite.
         *("--indirect-selection", "cautious", "--exclude-resource-type", "unit_test"),
-        *("--vars", json.dumps(variables)),
+        *("--vars", json.dumps({**variables, "root": place, "out": "."})),
     )
     errors: list[str] = []
     with subprocess.Popen(
@@ -131,7 +133,7 @@ def run_dbt(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        cwd=project,
+        cwd=out,
         env=_environment(),
     ) as process:
         for line in process.stdout or ():

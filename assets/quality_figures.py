@@ -97,11 +97,11 @@ def summarise(lake: Lake, table: str, keys: Sequence[Key]) -> pd.DataFrame:
 
 def event_figures(lake: Lake, symbol: str, day: str) -> Figures:
     """Completeness per second, sequence gaps, time order, clocks, prices, and the replayed book."""
-    path = lake.path("events", symbol, day)
+    path = lake.pattern("events", symbol, day)
     figures = _select(_EVENTS, _EVENTS_SOURCE, path)
     figures["clock_step_s"] = _float(_query(_CLOCK_STEP, path)[0])
     book = Book()
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(lake.path("events", symbol, day)) as file:
         for batch in file.iter_batches(batch_size=1 << 18):
             book.apply(from_arrow(batch))
     counters = book.counters
@@ -112,14 +112,14 @@ def event_figures(lake: Lake, symbol: str, day: str) -> Figures:
     if lake.exists("ingests", symbol, day):
         sql = """select sum(steps_back) / nullif(sum(frames), 0),
             sum(rejected) / nullif(sum(frames) + sum(rejected), 0) from read_parquet($path)"""
-        shares = _query(sql, lake.path("ingests", symbol, day))
+        shares = _query(sql, lake.pattern("ingests", symbol, day))
         figures["steps_back_share"], figures["rejected_share"] = map(_float, shares)
     return figures
 
 
 def bar_figures(lake: Lake, symbol: str, day: str) -> Figures:
     """Gaps, prices, spreads, volumes, and staleness of the ticker."""
-    figures = _select(_BARS, _BARS_SOURCE, lake.path("bars", symbol, day))
+    figures = _select(_BARS, _BARS_SOURCE, lake.pattern("bars", symbol, day))
     if lake.source == "synthetic":
         figures["volume_to_turnover"] = math.nan  # synthetic turnover is drawn, not summed
     return figures
@@ -127,8 +127,9 @@ def bar_figures(lake: Lake, symbol: str, day: str) -> Figures:
 
 def feature_figures(lake: Lake, symbol: str, day: str) -> Figures:
     """NULLs and constants of the features in warm rows, and drift from the week before."""
-    path = lake.path("features", symbol, day)
-    names = [name for name in pq.read_schema(path).names if name not in ("t_ns", "warm")]
+    path = lake.pattern("features", symbol, day)
+    schema = pq.read_schema(lake.path("features", symbol, day))
+    names = [name for name in schema.names if name not in ("t_ns", "warm")]
     counts = ", ".join(f"count({name}), min({name}) = max({name})" for name in names)
     rows, *by_name = _query(f"select count(*), {counts} from read_parquet($path) where warm", path)
     present, constant = by_name[::2], by_name[1::2]
@@ -146,7 +147,7 @@ def _drift(lake: Lake, symbol: str, day: str) -> float:
     """Largest shift of a steady feature's median from the week before, in interquartile ranges."""
     week = [(date.fromisoformat(day) - timedelta(days=n)).isoformat() for n in range(1, 8)]
     paths = [
-        lake.path("features", symbol, earlier)
+        lake.pattern("features", symbol, earlier)
         for earlier in week
         if lake.is_current("features", symbol, earlier)
     ]
@@ -159,7 +160,7 @@ def _drift(lake: Lake, symbol: str, day: str) -> float:
     shifts = [
         abs(now[1] - before[1]) / (before[2] - before[0])
         for now, before in zip(
-            _query(sql, lake.path("features", symbol, day)), _query(sql, paths), strict=True
+            _query(sql, lake.pattern("features", symbol, day)), _query(sql, paths), strict=True
         )
         if now is not None and before is not None and before[2] > before[0]
     ]

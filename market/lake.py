@@ -15,6 +15,7 @@ The module is the only one, besides the capture module, that touches market file
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -33,6 +34,7 @@ import pyarrow.parquet as pq
 from market.errors import DataError
 from market.provenance import code_hash, declaration, is_current
 from market.provenance import tables as declared
+from market.settings import unusable
 from market.units import days_between
 
 #: Rows of a row group: two hours of seconds. A query of the last hour unpacks that and not the day,
@@ -50,6 +52,8 @@ class Lake:
 
     def __init__(self, root: str | Path, source: str | None = None) -> None:
         self.uri = str(root)
+        if wrong := unusable(self.uri):
+            raise LakeError(f"root {wrong}")
         if "://" in self.uri:
             self.fs, self.base = pafs.FileSystem.from_uri(self.uri)
         else:
@@ -118,6 +122,10 @@ class Lake:
                 *_, symbol, day, _ = info.path.split("/")
                 found.append((symbol.removeprefix("symbol="), day.removeprefix("date=")))
         return sorted(found)
+
+    def pattern(self, table: str, symbol: str = "*", day: str = "*") -> str:
+        """What DuckDB finds partitions by: it takes every path for a glob, one without a * too."""
+        return f"{glob.escape(self.base)}/{table}/symbol={symbol}/date={day}/part.parquet"
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -219,7 +227,7 @@ class Lake:
         connection.execute("set parquet_metadata_cache = true")
         for table in self.tables() if tables is None else tables:
             if self.partitions(table):
-                files = f"{self.base}/{table}/symbol=*/date=*/part.parquet"
+                files = self.pattern(table).replace("'", "''")
                 connection.execute(
                     f"create view {table} as select * from read_parquet('{files}', "
                     "hive_partitioning=true, hive_types={'symbol': varchar, 'date': varchar})"

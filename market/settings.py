@@ -9,6 +9,7 @@ error that names it, never ignored.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -242,10 +243,32 @@ def load(
         if not eq:
             raise SettingsError(f"--set {override}: expected section.key=value")
         _put(tree, origin, key.strip(), value, f"--set {override}")
+    if isinstance(root := tree.get("root"), str):
+        tree["root"] = os.path.expanduser(root)
+        if wrong := unusable(tree["root"]):
+            raise SettingsError(f"{origin['root']}: root: {wrong}")
     try:
         return msgspec.convert(tree, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(_explain(str(error), origin)) from error
+
+
+#: In the name of a folder: DuckDB takes key=value for a column of the tables below and ends a name at
+#: a backslash, whatever is quoted; Dagster's database URLs end at ? and decode %20.
+_UNUSABLE = re.compile(r"[^/=]+=[^/]*|[\\?]|%[0-9a-fA-F]{2}|[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def unusable(root: str) -> str:
+    """Why a lake cannot live at ``root``, and what to do; empty for one that can."""
+    if not root:
+        return "is empty; name a folder"
+    found = None if "://" in root else _UNUSABLE.search(os.path.abspath(root))
+    if found is None:
+        return ""
+    return (
+        f"{root!r}: DuckDB or Dagster cannot read below a folder named with {found[0]!r} "
+        "(key=value, ?, %20, backslash, control character); use another folder"
+    )
 
 
 def _put(tree: dict[str, Any], origin: dict[str, str], key: str, value: str, where: str) -> None:

@@ -240,8 +240,9 @@ def test_dbt_build_by_hand_passes_the_unit_tests_and_leaves_the_lake_alone(
     assert content(lake) == before
 
 
-def test_other_horizons_give_a_contract_like_the_written_ones(tmp_path: Path) -> None:
-    lake = Lake(tmp_path)
+def test_other_horizons_have_their_contract_in_a_lake_of_any_name(tmp_path: Path) -> None:
+    write_bars(Lake(tmp_path / "1"), "ETHUSDT", SUNDAY, 1, 600)
+    lake = Lake(tmp_path / "it's {a,b} *[1]")
     write_bars(lake, "BTCUSDT", SUNDAY, 1, 3_700)
     settings = load(environ={}, overrides=["model.horizons_s=7,60,120"])
     report = build_range(lake, settings, ("BTCUSDT",), SUNDAY, SUNDAY)
@@ -250,6 +251,8 @@ def test_other_horizons_give_a_contract_like_the_written_ones(tmp_path: Path) ->
         names = lake.read(table, "BTCUSDT", SUNDAY).column_names
         assert [name for name in names if name.startswith("y_")] == ["y_7", "y_60", "y_120"]
     assert report.rows["training_set"]["BTCUSDT"] == 3_700 - 3_600 - 1 - 7 + 1
+    assert lake.tables() == ["bars", *sorted(TABLES)]
+    assert not any((Path(lake.base) / "staging").iterdir())
 
 
 def test_keys_become_the_fewest_ranges_that_contain_exactly_them() -> None:

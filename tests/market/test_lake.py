@@ -15,6 +15,7 @@ import pytest
 
 from market import lake as lake_module
 from market.lake import Lake, LakeError
+from market.settings import SettingsError, load
 
 KEY = ("BTCUSDT", "2026-03-02")
 OLD = pa.table({"t_ns": [1, 2], "mid_close": [10.0, 11.0]})
@@ -95,6 +96,62 @@ def test_an_absent_partition_says_how_to_make_it(lake: Lake) -> None:
 def test_views_carry_symbol_and_date_as_text(lake: Lake) -> None:
     found = lake.connect().sql("select symbol, date, count(*) from bars group by all").fetchall()
     assert found == [("BTCUSDT", "2026-03-02", 2)]
+
+
+#: Names that DuckDB takes for globs: of nothing, or of the folders beside.
+NAMES = (
+    *("lake[1]", "[!a]", "]x[", "a*", "**", "a{1,2}", "{a}", "it's", 'a"b', "a b", "100% #1; --"),
+    *("湖 ü", "-r", "a:b", "~", "$HOME", ". .", "l" * 200),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lake_lives_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
+    for beside in ("1", "a", "ab", "a1"):
+        Lake(tmp_path / beside).write("bars", "BTCUSDT", "2026-01-01", OLD)
+    lake = Lake(tmp_path / name)
+    lake.write("bars", *KEY, OLD)
+    sql = "select symbol, date, count(*) from {} group by all"
+    assert lake.connect().sql(sql.format("bars")).fetchall() == [(*KEY, 2)]
+    one = lake.connect().execute(
+        "select count(*) from read_parquet($path)", {"path": lake.pattern("bars", *KEY)}
+    )
+    assert one.fetchall() == [(2,)]
+    assert lake.load("bars", [KEY[0]], "2026-01-01", "2026-03-03").num_rows == 2
+
+
+def test_a_relative_root_and_links_to_and_in_a_lake_are_that_lake(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("big").mkdir()
+    (tmp_path / "lake" / "bars").rename("big/bars")
+    (tmp_path / "lake" / "bars").symlink_to(tmp_path / "big" / "bars")
+    Path("link").symlink_to("lake")
+    for root in ("lake", "lake/", "link", "big/../lake", "./link//", tmp_path / "lake"):
+        found = Lake(root)
+        assert found.partitions("bars") == [KEY]
+        assert found.connect().sql("select count(*) from bars").fetchall() == [(2,)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["symbol=BTCUSDT", "env=prod/lake", "a?b", "a%20b", "a\\b", "a\nb", "a\udcffb", "x\0y"],
+)
+def test_a_place_that_queries_cannot_read_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(LakeError, match="DuckDB or Dagster cannot read below") as refused:
+        Lake(tmp_path / name)
+    assert str(refused.value).isprintable()
+    with pytest.raises(SettingsError, match=r"(?s)--set root=.*use another folder"):
+        load(environ={}, overrides=[f"root={tmp_path / name}"])
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_empty_root_is_no_lake_and_a_tilde_is_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="environment L2_ROOT: root: is empty; name a folder"):
+        load(environ={"L2_ROOT": ""})
+    monkeypatch.setenv("HOME", "/home/of-one")
+    assert load(environ={"L2_ROOT": "~/lake"}).root == "/home/of-one/lake"
 
 
 def test_an_open_connection_sees_a_partition_that_was_replaced(tmp_path: Path) -> None:
