@@ -97,7 +97,7 @@ def _present_rows(lake: Lake, table: str, symbol: str, day: str) -> pa.Table | N
     """A partition's rows in the present columns, whatever version of the schema wrote them."""
     if not lake.exists(table, symbol, day):
         return None
-    rows = lake.as_written(table, symbol, day)
+    rows = lake.as_written(table, symbol, day).read()
     named = rows.append_column("symbol", pa.array([symbol] * rows.num_rows, pa.string()))
     return fitted(named, TABLES[table]).drop(["symbol"])
 

@@ -35,7 +35,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from market.book import Book
-from market.events import ARROW_SCHEMA, EVENT, Events, Flag, Kind, to_arrow
+from market.events import ARROW_SCHEMA, DICTIONARY, ENCODINGS, EVENT, Events, Flag, Kind, to_arrow
 from market.instruments import Instrument
 from market.lake import Lake
 from market.provenance import Table
@@ -52,11 +52,6 @@ ROW_GROUP: Final = 1 << 18
 #: restated, because it says nothing about the new one.
 MAX_SILENCE_NS: Final = 10 * MINUTE_NS
 UNATTRIBUTED: Final = "unattributed"
-
-#: Parquet encodings of events: a dictionary for values that repeat, delta encoding for values near
-#: the row before. A quarter smaller than a dictionary of everything, and faster.
-_DICTIONARY: Final = ("kind", "side", "flags", "field", "value")
-_ENCODINGS: Final = {"price_ticks": "DELTA_BINARY_PACKED", "qty_lots": "DELTA_BINARY_PACKED"}
 
 _PROGRESS_BYTES: Final = 256 << 20
 _NO_EVENTS: Final = np.zeros(0, EVENT)
@@ -241,7 +236,7 @@ class _Partition:
 
     def _flush(self, count: int) -> None:
         if self._events is None:
-            self._events = self._open("events", ARROW_SCHEMA, _DICTIONARY, _ENCODINGS)
+            self._events = self._open("events", ARROW_SCHEMA, DICTIONARY, ENCODINGS)
         rows = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
         table = to_arrow(rows[:count]).replace_schema_metadata(self._events.schema.metadata)
         self._events.write_table(table, row_group_size=ROW_GROUP)

@@ -32,6 +32,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from market.errors import DataError
+from market.migration import steps_of
 from market.provenance import code_hash, declaration, is_current
 from market.provenance import tables as declared
 from market.settings import unusable
@@ -162,23 +163,27 @@ class Lake:
         path = self.path(table, symbol, day)
         if not self.exists(table, symbol, day):
             raise LakeError(f"{path}: no such partition; materialise {table} for {symbol} {day}")
-        code = self.metadata(table, symbol, day).get("code")
+        notes = self.metadata(table, symbol, day)
+        code = notes.get("code")
         if not is_current(table, code):
+            way = ", or run `l2 migrate`" if steps_of(table, notes) else ""
             raise LakeError(
                 f"{path}: made by other code ({code}, now {code_hash(table)}); "
-                f"materialise {table} for {symbol} {day} again"
+                f"materialise {table} for {symbol} {day} again{way}"
             )
-        # Buffered ahead, a reader keeps what it has read until it is closed: a day in memory.
-        return pq.ParquetFile(self.fs.open_input_file(path), pre_buffer=False)
+        return self.as_written(table, symbol, day)
 
     def read(
         self, table: str, symbol: str, day: str, columns: Sequence[str] | None = None
     ) -> pa.Table:
         return self.open(table, symbol, day).read(columns=list(columns) if columns else None)
 
-    def as_written(self, table: str, symbol: str, day: str) -> pa.Table:
-        """A partition whatever code made it: for who keeps records, which cannot be made again."""
-        return pq.ParquetFile(self.fs.open_input_file(self.path(table, symbol, day))).read()
+    def as_written(self, table: str, symbol: str, day: str) -> pq.ParquetFile:
+        """A partition whatever code made it: for records, which cannot be made again, and to migrate."""
+        # Buffered ahead, a reader keeps what it has read until it is closed: a day in memory.
+        return pq.ParquetFile(
+            self.fs.open_input_file(self.path(table, symbol, day)), pre_buffer=False
+        )
 
     def load(
         self,

@@ -45,6 +45,7 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
         "coverage": Verb("live.coverage", "show which dates are held, from where, and their gaps"),
         "ingest": Verb("orchestration.commands", "take captures into the lake: frames to events"),
         "liquidity": Verb("orchestration.liquidity_report", "show what markets could bear: depth to fills"),
+        "migrate": Verb("orchestration.migrate", "rewrite what an earlier schema wrote, in place"),
         "sql": Verb("orchestration.commands", "query the lake's tables with SQL"),
     },
     "models": {
