@@ -69,8 +69,8 @@ PLACES: Final[dict[Field, int]] = {
 }
 #: Fields whose further decimals are cut; of others a value between two integers is none.
 SUMS: Final = frozenset({Field.OPEN_INTEREST, Field.TURNOVER_24H, Field.VOLUME_24H})
-#: What one of the field's unit is in its integers, by the field's number.
-UNITS: Final = np.array([1] + [10 ** PLACES[field] for field in Field], np.int64)
+#: What one of a field's integers is in units of 1e-8, by the field's number (times: one).
+STEP_E8: Final = np.array([1.0] + [10.0 ** (8 - (PLACES[field] or 8)) for field in Field])
 
 
 #: Structured dtype of an event row. ``exchange_ns`` is the matching engine's time (``cts``, else

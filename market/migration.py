@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from market.events import ARROW_SCHEMA, DICTIONARY, ENCODINGS, PLACES, Field
+from market.events import ARROW_SCHEMA, DICTIONARY, ENCODINGS, STEP_E8
 from market.provenance import declaration
 
 
@@ -32,10 +32,7 @@ class Migration(msgspec.Struct, frozen=True, kw_only=True):
 
 def _events_2(rows: pa.Table) -> pa.Table:
     """Ticker values at 1e-8 become values at their field's own scale, further decimals cut."""
-    step = np.ones(256, np.int64)
-    for field, places in PLACES.items():
-        step[field] = 1 if field == Field.NEXT_FUNDING_MS else 10 ** (8 - places)
-    old = rows["value_e8"].to_numpy()
+    old, step = rows["value_e8"].to_numpy(), STEP_E8.astype(np.int64)
     values = np.sign(old) * (np.abs(old) // step[rows["field"].to_numpy()])
     place = rows.column_names.index("value_e8")
     return rows.set_column(place, ARROW_SCHEMA.field("value"), pa.array(values))

@@ -26,9 +26,9 @@ from market import book as bk
 from market.book import BookState
 from market.columns import COLUMNS, C
 from market.depth import LADDER, SHAPE, mid_price, write_book, write_no_book
-from market.events import UNITS, Events, Field, Flag, Kind
+from market.events import STEP_E8, Events, Field, Flag, Kind
 from market.kernel import kernel
-from market.units import BPS, MS_NS, SECOND_NS
+from market.units import BPS, E8, MS_NS, SECOND_NS
 
 _TRADE: Final = int(Kind.TRADE)
 _TICKER: Final = int(Kind.TICKER)
@@ -42,7 +42,7 @@ _GAP: Final = int(Flag.GAP)
 _CHECKPOINT: Final = int(Flag.CHECKPOINT)
 _NEXT_FUNDING: Final = int(Field.NEXT_FUNDING_MS)
 _FUNDING: Final = int(Field.FUNDING_RATE)
-_TICKER_FIELDS: Final = len(UNITS)
+_TICKER_FIELDS: Final = len(STEP_E8)
 #: Columns that repeat the last value of a ticker field.
 _TICKER_COLUMNS: Final = (
     (C.mark, int(Field.MARK_PRICE)),
@@ -375,7 +375,7 @@ def _ticker(s: Any, event: Any, now: int) -> None:
     if event.field == _NEXT_FUNDING:
         s.next_funding_ms = event.value
     elif event.field < _TICKER_FIELDS:
-        s.ticker[event.field] = event.value / UNITS[event.field]
+        s.ticker[event.field] = event.value * STEP_E8[event.field] / E8
     if event.flags & _CHECKPOINT == 0 or s.ticker_ns == 0:
         s.ticker_ns = now
 

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from execution.account import unit_e8
-from market.events import EVENT, UNITS, Events, Field, Flag, Kind
+from market.events import EVENT, STEP_E8, Events, Field, Flag, Kind
 from market.instruments import Instrument
 from market.units import DAY_MS, E8, MS_NS
 from market.wire.topics import book_topic, symbol_topics
@@ -296,8 +296,7 @@ class PublicTape:
 
     def _apply_ticker(self, rows: Events) -> None:
         for field, value in zip(rows["field"].tolist(), rows["value"].tolist(), strict=True):
-            timed = field == Field.NEXT_FUNDING_MS
-            self.values[field] = value if timed else value * (E8 // int(UNITS[field]))
+            self.values[field] = value * int(STEP_E8[field])
         at_ms = int(rows["exchange_ns"][-1]) // MS_NS
         self.candles["mark-price-kline"].add(at_ms, self.mark_e8, 0)
         self.candles["index-price-kline"].add(at_ms, self.index_e8, 0)

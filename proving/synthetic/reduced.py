@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from market.bars import Bars
 from market.columns import COLUMNS, C
-from market.events import UNITS, Field
+from market.events import STEP_E8, Field
 from market.instruments import BUILT_IN, Instrument
 from market.kernel import compiled
 from market.lake import Lake
@@ -327,7 +327,7 @@ def _tickers(
         ("open_interest", known.open_interest, Field.OPEN_INTEREST),
         ("turnover_24h", known.turnover, Field.TURNOVER_24H),
     ):
-        values[:, getattr(C, name)] = series[at] / UNITS[field]
+        values[:, getattr(C, name)] = series[at] * STEP_E8[field] / 1e8
     rate, age = values[:, C.funding_rate], values[:, C.ticker_age_s]
     share = np.clip(age, 0, 1)
     before = np.concatenate([rate[:1], rate[:-1]])
