@@ -32,6 +32,8 @@ from market.settings import Settings
 Key = tuple[str, str]
 
 PROJECT: Final = ROOT / "dbt_project"
+#: Metadata of a check that had nothing to judge.
+NOT_RUN: Final = "not run"
 
 
 class TableTest(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,11 @@ from market.units import days_between
 
 OWNERS = ["team:platform"]
 
+#: Tags by which Dagster says which partitions a run is of.
+PARTITION: Final = "dagster/partition"
+RANGE_START: Final = "dagster/asset_partition_range_start"
+RANGE_END: Final = "dagster/asset_partition_range_end"
+
 
 class Platform(dg.ConfigurableResource["Platform"]):
     """Settings as the `l2` command reads them: file < environment < overrides.
@@ -26,6 +32,13 @@ class Platform(dg.ConfigurableResource["Platform"]):
 
     file: str = ""
     overrides: list[str] = []  # noqa: RUF012 (a pydantic field, copied per instance)
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Platform]:
+        """Hold the run's dates: another run over one of them waits (`Lake.working_on`)."""
+        days = run_dates(context.run.tags if context.run else {})
+        with self.lake().working_on(*days) if days else nullcontext():
+            yield self
 
     def settings(self) -> Settings:
         return load(self.file or None, overrides=self.overrides)
@@ -90,6 +103,13 @@ class Span(msgspec.Struct, frozen=True):
 def partition_key(symbol: str, day: str) -> str:
     """The Dagster partition key of one symbol's date."""
     return dg.MultiPartitionKey({"date": day, "symbol": symbol})
+
+
+def run_dates(tags: Mapping[str, str]) -> tuple[str, str] | None:
+    """First and last date of the partitions that a run's tags name; None for a run without."""
+    first = tags.get(RANGE_START) or tags.get(PARTITION)
+    last = tags.get(RANGE_END) or first
+    return (split_key(first)[1], split_key(last)[1]) if first and last else None
 
 
 Key = tuple[str, str]

@@ -24,6 +24,7 @@ from assets.market_data import bars, events
 from assets.platform import PARTITIONS, Key, Platform, keys_of
 from assets.quality_figures import summarise
 from market.lake import Lake
+from market.locks import exclusive
 from market.provenance import Table
 
 if TYPE_CHECKING:
@@ -380,7 +381,10 @@ def _check(
         return dg.AssetCheckResult(
             asset_key=table, check_name=f"{table}_quality", passed=True, metadata={"note": note}
         )
-    breaches, docs = validate(frame, table, bounds, platform.folder("quality"))
+    folder = platform.folder("quality")
+    # One project for all runs: its definitions are read, changed and written back.
+    with exclusive(folder / "project.lock", "the quality project"):
+        breaches, docs = validate(frame, table, bounds, folder)
     withheld = record(lake, table, frame, breaches)
     for breach in breaches:
         context.log.warning(str(breach))

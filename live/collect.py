@@ -38,6 +38,7 @@ from live.journal import (
     read_entries,
 )
 from market.lake import Lake
+from market.locks import exclusive
 from market.provenance import Table
 from market.units import utc_date
 
@@ -72,9 +73,15 @@ def _read(kind: type[R], fields: dict[str, object]) -> R:
 def collect(lake: Lake, state: str | Path, venue: str) -> dict[str, int]:
     """Upsert a worker's state folder into the lake; rows by table.
 
-    JournalError when the journal is of another schema version.
+    JournalError when the journal is of another schema version. Rows are merged into partitions that
+    stand, so a second collection waits for the first.
     """
     state = Path(state)
+    with exclusive(state / "collect.lock", "the worker's records"):
+        return _collect(lake, state, venue)
+
+
+def _collect(lake: Lake, state: Path, venue: str) -> dict[str, int]:
     collected = {"decisions": sum(collect_decisions(lake, state / "decisions").values())}
     database = open_read_only(state / "journal.sqlite3")
     try:

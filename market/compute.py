@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -23,7 +24,14 @@ def map_processes(
             done(task, function(*task))
         return
     # spawn: a forked child would inherit the locks of dagster's threads
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(tasks)), mp_context=get_context("spawn"), initializer=_leave_interrupts
+    ) as pool:
         futures = {pool.submit(function, *task): task for task in tasks}
         for future in as_completed(futures):
             done(futures[future], future.result())
+
+
+def _leave_interrupts() -> None:
+    """A terminal's Ctrl-C reaches workers too; the process that has them ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -23,6 +23,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from market.errors import DataError
+from market.locks import exclusive
 from market.migration import steps_of
 from market.provenance import code_hash, declaration, is_current
 from market.provenance import tables as declared
@@ -240,6 +242,23 @@ class Lake:
         return connection
 
     # -- writing -------------------------------------------------------------------------------
+
+    @contextmanager
+    def working_on(self, first: str, last: str) -> Iterator[None]:
+        """Keep other runs from these dates, both included; who comes second waits, and says so.
+
+        Unfinished files that a killed run left there are removed. An object store has no such lock.
+        """
+        if not self.is_local:
+            yield
+            return
+        begin, end = (date.fromisoformat(day).toordinal() for day in (first, last))
+        what = f"{first} to {last} in {self.uri}" if first != last else f"{first} in {self.uri}"
+        with exclusive(Path(self.base) / "dates.lock", what, begin, end - begin + 1):
+            for day in days_between(first, last):
+                for left in Path(self.base).glob(f"*/symbol=*/date={day}/.*.tmp"):
+                    left.unlink(missing_ok=True)
+            yield
 
     def put(self, path: str, data: bytes) -> None:
         """Write a small file whole."""

@@ -48,7 +48,9 @@ NEUTRAL: Final = frozenset(
         "market.console",
         "market.errors",
         "market.features.definitions",
+        "market.interruption",
         "market.lake",
+        "market.locks",
         "market.provenance",
         "market.settings",
     }

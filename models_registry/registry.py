@@ -24,6 +24,7 @@ import msgspec
 
 from market.errors import ModelError
 from market.lake import Lake
+from market.locks import exclusive
 from market.provenance import closure_hash
 from market.settings import FEE_ROWS_BPS, Settings
 from models_registry import dataset
@@ -352,13 +353,15 @@ def _pointed(settings: Settings) -> Iterator[Any]:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
-        client = mlflow.MlflowClient(uri, uri)
-        experiment = client.get_experiment_by_name(settings.model_name)
-        if experiment is None:
-            client.create_experiment(
-                settings.model_name, artifact_location=(home / "artifacts").as_uri()
-            )
-        mlflow.set_experiment(settings.model_name)
+        # Opening makes the database and the experiment; two processes at once would both do it.
+        with exclusive(home / "created.lock", "MLflow's database"):
+            client = mlflow.MlflowClient(uri, uri)
+            experiment = client.get_experiment_by_name(settings.model_name)
+            if experiment is None:
+                client.create_experiment(
+                    settings.model_name, artifact_location=(home / "artifacts").as_uri()
+                )
+            mlflow.set_experiment(settings.model_name)
         yield client
     finally:
         mlflow.set_tracking_uri(before[0])

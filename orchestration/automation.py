@@ -3,15 +3,12 @@
 import json
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any
 
 import dagster as dg
 
-from assets.platform import Platform, partition_key
+from assets.platform import RANGE_END, RANGE_START, Platform, partition_key
 from market.settings import load
-
-RANGE_START: Final = "dagster/asset_partition_range_start"
-RANGE_END: Final = "dagster/asset_partition_range_end"
 
 #: Everything, over a range of partitions, in one run.
 pipeline_job = dg.define_asset_job(

@@ -24,23 +24,25 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from market import interruption
 from market.console import Result
 from market.errors import L2Error, UsageError
 from market.settings import Settings, SettingsError, load
 
 
 class Verb(NamedTuple):
-    """A verb: the module that has it, and what it does in a line."""
+    """A verb: the module that has it, what it does in a line, and whether it ends itself at a signal."""
 
     module: str
     text: str
+    daemon: bool = False
 
 
 #: Group -> name -> verb, in the order of `l2 --help`. The verbs of proving are the command line's
 #: only way into that room, by name.
 VERBS: Final[dict[str, dict[str, Verb]]] = {
     "data": {
-        "record": Verb("live.market_recorder", "record the venue's public data into the lake's captures"),
+        "record": Verb("live.market_recorder", "record the venue's public data into the lake's captures", daemon=True),
         "fetch": Verb("live.archives.download", "fetch the venue's archives of past dates"),
         "coverage": Verb("live.coverage", "show which dates are held, from where, and their gaps"),
         "ingest": Verb("orchestration.commands", "take captures into the lake: frames to events"),
@@ -59,10 +61,10 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
         "rollback": Verb(
             "models_registry.promotion", "make the previous champion the champion again"
         ),
-        "ui": Verb("orchestration.ui", "open the Dagster and MLflow pages of a lake"),
+        "ui": Verb("orchestration.ui", "open the Dagster and MLflow pages of a lake", daemon=True),
     },
     "trading": {
-        "live": Verb("live.worker", "run the worker: predict and trade with the champion"),
+        "live": Verb("live.worker", "run the worker: predict and trade with the champion", daemon=True),
         "tca": Verb(
             "orchestration.tca.command", "show what orders cost, in parts, against what was expected"
         ),
@@ -79,7 +81,7 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
             "proving.synthetic.command", "make days of a synthetic market, or judge that market"
         ),
         "sandbox": Verb(
-            "proving.sandbox.server", "serve an exchange on loopback for real clients to trade on"
+            "proving.sandbox.server", "serve an exchange on loopback for real clients to trade on", daemon=True
         ),
         "bench": Verb(
             "proving.bench.command", "measure speed and memory against goals and a peer"
@@ -159,13 +161,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = {key: os.environ.get(key) for key in _EXPORTED}
     try:
         _export(common().parse_known_args(rest)[0])
-        parser, run = loaded(name)
-        options = parser.parse_args(rest)
-        result = run(load(), options)
-    except KeyboardInterrupt:
-        print(f"l2 {name}: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:  # the boundary where an error becomes a line for a person
+        with interruption.watched(name):
+            parser, run = loaded(name)
+            options = parser.parse_args(rest)
+            settings = load()
+            if not _verb(name).daemon:
+                result = run(settings, options)
+                interruption.check()
+        if _verb(name).daemon:
+            result = run(settings, options)
+    except BaseException as error:  # the boundary where an error becomes a line for a person
+        if interruption.received() or isinstance(error, KeyboardInterrupt):
+            print(f"l2 {name}: interrupted", file=sys.stderr)
+            return interruption.STATUS
+        if not isinstance(error, Exception):
+            raise
         if debug:
             traceback.print_exc()
         text = " ".join(str(error).split()) or type(error).__name__

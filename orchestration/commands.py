@@ -33,11 +33,15 @@ def ingest_command(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 ingest`: adopt captures into the lake, and make events of every date they hold."""
     from market.ingest import adopt, ingest
     from market.lake import Lake
+    from market.units import utc_date
     from market.wire.survey import scan
 
     lake = Lake(settings.root, settings.source)
     captures = [adopt(lake, path) for path in options.paths]
-    report = ingest(lake, captures, list(scan(captures)), settings, progress=say)
+    keys = list(scan(captures))
+    days = sorted(day for _, day in keys) or [utc_date(0)]
+    with lake.working_on(days[0], days[-1]):
+        report = ingest(lake, captures, keys, settings, progress=say)
     if not options.json:
         print(
             table(

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
 
 import dagster as dg
 
+from assets.dbt import NOT_RUN
+from market import interruption
 from market.console import Result, say, table
 from market.ingest import adopt
 from market.lake import Lake, LakeError
@@ -15,6 +21,9 @@ from market.settings import Settings
 from market.wire.survey import scan
 from orchestration.automation import range_tags
 from orchestration.ui import dagster_instance
+
+#: Tag of a run: the process that it lives in.
+_PROCESS: Final = "l2/process"
 
 
 def run(
@@ -36,15 +45,38 @@ def run(
     from orchestration.definitions import defs  # after settings are exported: partitions need them
 
     job = defs.resolve_job_def("pipeline")
-    result = job.execute_in_process(
-        instance=dagster_instance(settings),
-        tags=range_tags(first, last, symbols),
-        # without a mention dagster falls back to its own, wordy console
-        run_config={"loggers": {"console": {}}},
-        asset_selection=[dg.AssetKey(name) for name in selection] if selection else None,
-        raise_on_error=False,
-    )
+    instance, run_id = dagster_instance(settings), str(uuid4())
+    _cancel_killed(instance)
+    with interruption.told(
+        at_signal=lambda: instance.report_run_canceling(_run(instance, run_id)),
+        at_kill=lambda: instance.report_run_canceled(_run(instance, run_id)),
+    ):
+        result = job.execute_in_process(
+            run_id=run_id,
+            instance=instance,
+            tags=range_tags(first, last, symbols) | {_PROCESS: str(os.getpid())},
+            # without a mention dagster falls back to its own, wordy console
+            run_config={"loggers": {"console": {}}},
+            asset_selection=[dg.AssetKey(name) for name in selection] if selection else None,
+            raise_on_error=False,
+        )
+        interruption.check()
     return report(lake, symbols, first, last, result)
+
+
+def _run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
+    found = instance.get_run_by_id(run_id)
+    assert found is not None
+    return found
+
+
+def _cancel_killed(instance: dg.DagsterInstance) -> None:
+    """Close the runs of processes that are gone, which the pages would show as running for ever."""
+    active = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
+    for run in instance.get_runs(active):
+        process = run.tags.get(_PROCESS)
+        if process and not Path(f"/proc/{process}").exists():
+            instance.report_run_canceled(run, "its process was killed")
 
 
 def _range(
@@ -152,19 +184,37 @@ def _checks(result: dg.ExecuteInProcessResult) -> list[dict[str, Any]]:
             "check": evaluation.check_name,
             "passed": evaluation.passed,
             "severity": evaluation.severity.value,
-            **_breaches(evaluation.metadata),
+            **{
+                name: evaluation.metadata[name].value
+                for name in ("breaches", NOT_RUN)
+                if name in evaluation.metadata
+            },
         }
         for evaluation in evaluations
     ]
 
 
-def _breaches(metadata: Any) -> dict[str, Any]:
-    return {"breaches": metadata["breaches"].value} if "breaches" in metadata else {}
+def outcomes(checks: Sequence[dict[str, Any]]) -> str:
+    """How many checks passed, warned, failed and were not run, in words."""
+    counts = Counter(
+        NOT_RUN
+        if NOT_RUN in check
+        else "passed"
+        if check["passed"]
+        else "failed"
+        if check["severity"] == "ERROR"
+        else "warned"
+        for check in checks
+    )
+    return ", ".join(
+        f"{counts[outcome]} {outcome}"
+        for outcome in ("passed", "warned", "failed", NOT_RUN)
+        if counts[outcome] or outcome == "passed"
+    )
 
 
 def report_text(found: dict[str, Any]) -> str:
     """The report for people."""
-    passed = [check for check in found["checks"] if check["passed"]]
     lines = [
         table(
             [
@@ -178,7 +228,7 @@ def report_text(found: dict[str, Any]) -> str:
                     (f"feature rows {symbol}", f"{n:,}")
                     for symbol, n in found["feature_rows"].items()
                 ),
-                ("checks", f"{len(passed)} of {len(found['checks'])} passed"),
+                ("checks", outcomes(found["checks"])),
                 ("verdict", found["verdict"]),
                 ("champion", found["champion"]),
             ]
@@ -187,7 +237,8 @@ def report_text(found: dict[str, Any]) -> str:
     lines += [f"  {'; '.join(found['reasons'])}"] if found["reasons"] else []
     for check in found["checks"]:
         if not check["passed"]:
-            lines.append(f"  {check['severity']} {check['asset']}.{check['check']}")
+            word = "failed" if check["severity"] == "ERROR" else "warning"
+            lines.append(f"  {word}: {check['asset']}.{check['check']}")
             lines += [f"    {breach}" for breach in check.get("breaches", [])]
     if found["execution"]:
         lines += ["", "What orders would have cost:", ""]

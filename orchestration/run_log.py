@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 
+from market import interruption
 from market.console import say
 
 
@@ -22,7 +23,10 @@ class _ProgressHandler(logging.Handler):
         elif getattr(event, "event_type_value", "") == "STEP_START":
             say(f"{step}: started")
         elif getattr(event, "event_type_value", "") == "STEP_FAILURE":
-            say(f"{step}: FAILED: {_root_cause(event)}")
+            if interruption.received():
+                say(f"{step}: interrupted")
+            else:
+                say(f"{step}: FAILED: {_root_cause(event)}")
 
 
 def _root_cause(event: dg.DagsterEvent) -> str:

@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from market.console import Result, say
 from market.errors import UsageError
+from market.locks import exclusive
 from market.settings import Settings
 
 if TYPE_CHECKING:
@@ -45,8 +47,13 @@ def dagster_instance(settings: Settings) -> dg.DagsterInstance:
     """The Dagster instance of a lake, whose runs `l2 ui` shows; sets DAGSTER_HOME."""
     import dagster as dg
 
-    os.environ["DAGSTER_HOME"] = str(dagster_home(settings))
-    return dg.DagsterInstance.get()
+    home = dagster_home(settings)
+    os.environ["DAGSTER_HOME"] = str(home)
+    with exclusive(home / "created.lock", "Dagster's databases"):
+        instance = dg.DagsterInstance.get()
+        # Each makes its tables when it is first used; two processes at once would both do it.
+        instance.run_storage, instance.event_log_storage, instance.schedule_storage  # noqa: B018
+    return instance
 
 
 def require_free(port: int, option: str) -> None:
@@ -107,14 +114,15 @@ def _mlflow(port: int, root: Path) -> list[str]:
 
 
 def _stop(servers: list[subprocess.Popen[bytes]]) -> None:
-    """Stop servers and their children: each leads a process group. SIGKILL after a timeout."""
-    for number, timeout_s in ((signal.SIGINT, 20), (signal.SIGKILL, 5)):
+    """Stop servers and their children: each leads a process group. By force after some seconds."""
+    for number, timeout_s in ((signal.SIGINT, 4), (signal.SIGTERM, 2), (signal.SIGKILL, 2)):
         for server in servers:
             with suppress(ProcessLookupError):
                 os.killpg(server.pid, number)
+        deadline = time.monotonic() + timeout_s
         for server in servers:
             with suppress(subprocess.TimeoutExpired):
-                server.wait(timeout=timeout_s)
+                server.wait(timeout=max(0.0, deadline - time.monotonic()))
 
 
 # -- the verb --------------------------------------------------------------------------------------

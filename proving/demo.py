@@ -218,9 +218,10 @@ def _live(folder: str, lake: Lake, fresh: str) -> dict[str, Any]:
 
 
 def _text(folder: str, summary: dict[str, Any], settings: Settings) -> str:
+    from orchestration.pipeline import outcomes
+
     report, live = summary["pipeline"], summary["live"]
     metrics = report["metrics"]
-    passed = sum(check["passed"] for check in report["checks"])
     primary = f"{settings.model.primary_s}s"
     planted = summary["planted"][primary]
     fee_row = settings.model.fee_row
@@ -238,7 +239,7 @@ def _text(folder: str, summary: dict[str, Any], settings: Settings) -> str:
         ("ingested", f"{sum(report['frames'].values()):,} frames, {report['events']:,} events, "
                      f"{report['quarantined']} quarantined"),
         ("bars", ", ".join(f"{n:,} {symbol}" for symbol, n in report["bars"].items())),
-        ("data checks", f"{passed} of {len(report['checks'])} passed"),
+        ("data checks", outcomes(report["checks"])),
         ("planted signal", f"IC {planted['closed form IC']:.3f} at {primary}, of which "
                            f"{planted['filterable IC']:.3f} by the best filter of flow and prices"),
         ("walk-forward", f"rank IC {figure('ic_mean')}, 95 % lower bound {figure('ic_lower')}, over "
