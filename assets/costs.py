@@ -92,7 +92,7 @@ def build_costs(
         rows = {table: _rows(lake, table, keys) for table in TABLES}
         return BuildReport(rows=rows, tests=(), keys=tuple(keys), current=True)
     with staging(lake) as out:
-        variables = dbt_vars(lake, settings, symbols, from_date, to_date, str(out))
+        variables = dbt_vars(lake, settings, symbols, from_date, to_date, str(out), tuple(RECORDS))
         tests = run_dbt(PROJECT, out, variables, tuple(TABLES), progress or (lambda line: None))
         rows = {table: publish(lake, out, table, inputs, order) for table, order in TABLES.items()}
     return BuildReport(rows=rows, tests=tests, keys=tuple(keys))

@@ -28,6 +28,7 @@ from market.instruments import leader
 from market.lake import Lake
 from market.provenance import ROOT
 from market.settings import Settings
+from market.units import next_day, previous_day
 
 Key = tuple[str, str]
 
@@ -69,11 +70,21 @@ class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def dbt_vars(
-    lake: Lake, settings: Settings, symbols: Sequence[str], from_date: str, to_date: str, out: str
+    lake: Lake,
+    settings: Settings,
+    symbols: Sequence[str],
+    from_date: str,
+    to_date: str,
+    out: str,
+    reads: Sequence[str],
 ) -> dict[str, Any]:
-    """The vars of one dbt run; ``out`` is its staging folder."""
+    """The vars of one dbt run; ``out`` is its staging folder, ``reads`` are the tables that it reads.
+
+    It reads them as they stand now, whatever other runs replace meanwhile.
+    """
+    days = previous_day(from_date), next_day(to_date)
     return {
-        "root": lake.base,
+        "root": lake.freeze(Path(out) / "lake", reads, *days),
         "out": out,
         "symbols": sorted(symbols),
         "leaders": sorted({leader(symbol) for symbol in symbols}),
@@ -86,9 +97,7 @@ def dbt_vars(
 @contextmanager
 def staging(lake: Lake) -> Iterator[Path]:
     """A staging folder of its own, on the same disk as the tables; removed afterwards."""
-    parent = Path(lake.base) / "staging"
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="warehouse-", dir=parent) as out:
+    with tempfile.TemporaryDirectory(prefix="warehouse-", dir=lake.scratch()) as out:
         yield Path(out)
 
 

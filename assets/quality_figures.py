@@ -146,24 +146,24 @@ def feature_figures(lake: Lake, symbol: str, day: str) -> Figures:
 def _drift(lake: Lake, symbol: str, day: str) -> float:
     """Largest shift of a steady feature's median from the week before, in interquartile ranges."""
     week = [(date.fromisoformat(day) - timedelta(days=n)).isoformat() for n in range(1, 8)]
-    paths = [
-        lake.pattern("features", symbol, earlier)
-        for earlier in week
-        if lake.is_current("features", symbol, earlier)
-    ]
-    if len(paths) < WEEK_AT_LEAST:
+    days = [earlier for earlier in week if lake.is_current("features", symbol, earlier)]
+    if len(days) < WEEK_AT_LEAST:
         return math.nan
     quartiles = ", ".join(f"quantile_cont({name}, [0.25, 0.5, 0.75])" for name in STEADY)
-    # A row every 15 s is enough for quartiles.
-    rows = "from read_parquet($path) where warm and t_ns // 1000000000 % 15 = 0"
-    sql = f"select {quartiles} {rows}"
-    shifts = [
-        abs(now[1] - before[1]) / (before[2] - before[0])
-        for now, before in zip(
-            _query(sql, lake.pattern("features", symbol, day)), _query(sql, paths), strict=True
-        )
-        if now is not None and before is not None and before[2] > before[0]
-    ]
+
+    def of(dates: Sequence[str]) -> tuple[Any, ...]:
+        listed = ", ".join(f"'{name}'" for name in dates)
+        # A row every 15 s is enough for quartiles.
+        sql = f"""select {quartiles} from features where symbol = '{symbol}' and date in ({listed})
+            and warm and t_ns // 1000000000 % 15 = 0"""
+        return connection.execute(sql).fetchone() or ()
+
+    with lake.connect(["features"]) as connection:
+        shifts = [
+            abs(now[1] - before[1]) / (before[2] - before[0])
+            for now, before in zip(of([day]), of(days), strict=True)
+            if now is not None and before is not None and before[2] > before[0]
+        ]
     return max(shifts, default=math.nan)
 
 
@@ -181,7 +181,7 @@ def _select(figures: dict[str, str], source: str, path: str) -> Figures:
     return dict(zip(figures, map(_float, row), strict=True))
 
 
-def _query(sql: str, path: str | list[str]) -> tuple[Any, ...]:
+def _query(sql: str, path: str) -> tuple[Any, ...]:
     import duckdb
 
     with duckdb.connect() as connection:

@@ -91,7 +91,7 @@ def build_range(
         )
     inputs = _inputs(lake, settings, present)
     with staging(lake) as out:
-        variables = dbt_vars(lake, settings, symbols, from_date, to_date, str(out))
+        variables = dbt_vars(lake, settings, symbols, from_date, to_date, str(out), ("bars",))
         project = project_for(project, settings.model.horizons_s, out)
         built = [table for table in TABLES if table in tables]
         tests = run_dbt(project, out, variables, built, progress or (lambda line: None))

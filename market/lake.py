@@ -15,17 +15,19 @@ The module is the only one, besides the capture module, that touches market file
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import hashlib
 import json
 import os
 import shutil
 import uuid
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import duckdb
 import pyarrow as pa
@@ -63,6 +65,7 @@ class Lake:
             self.fs, self.base = pafs.LocalFileSystem(), str(Path(root).absolute())
         self.base = self.base.rstrip("/")
         self.source = self._claim(source)
+        self._scratch: Path | None = None
 
     def _claim(self, source: str | None) -> str:
         path = f"{self.base}/lake.json"
@@ -126,9 +129,9 @@ class Lake:
                 found.append((symbol.removeprefix("symbol="), day.removeprefix("date=")))
         return sorted(found)
 
-    def pattern(self, table: str, symbol: str = "*", day: str = "*") -> str:
+    def pattern(self, table: str, symbol: str = "*", day: str = "*", base: str = "") -> str:
         """What DuckDB finds partitions by: it takes every path for a glob, one without a * too."""
-        return f"{glob.escape(self.base)}/{table}/symbol={symbol}/date={day}/part.parquet"
+        return f"{glob.escape(base or self.base)}/{table}/symbol={symbol}/date={day}/part.parquet"
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -223,18 +226,46 @@ class Lake:
         names = {f.base_name for f in self.fs.get_file_info(selector) if f.type == _FOLDER}
         return sorted(names & set(declared()))
 
+    def freeze(
+        self, folder: Path, tables: Iterable[str], first: str = "", last: str = "9999-12-31"
+    ) -> str:
+        """Hard links, under ``folder``, of partitions as they stand; returns the base to read from.
+
+        DuckDB opens a file again for each of its threads: were it replaced in between, the footer of
+        one version would be read with the data of another. A file system without hard links gives
+        the lake itself.
+        """
+        try:
+            for table in tables:
+                for symbol, day in self.partitions(table):
+                    path = self.path(table, symbol, day)
+                    if first <= day <= last:
+                        link = folder / Path(path).relative_to(self.base)
+                        link.parent.mkdir(parents=True, exist_ok=True)
+                        with suppress(FileNotFoundError):  # taken away since it was listed
+                            link.hardlink_to(path)
+        except OSError:
+            return str(self.base)
+        return str(folder)
+
     def connect(self, tables: Iterable[str] | None = None) -> duckdb.DuckDBPyConnection:
         """An in-memory DuckDB with one view per table that has a partition (default: all).
 
-        A view carries ``symbol`` and ``date`` from the path, both as text. Local roots only: an
-        object store needs its own DuckDB extension and credentials. What Parquet files say of
-        themselves is kept between queries, until a file changes.
+        The views are of the partitions as they stand now, until the connection is gone: whoever wants
+        newer ones connects again. A view carries ``symbol`` and ``date`` from the path, both as text.
+        Local roots only: an object store needs its own DuckDB extension and credentials.
         """
+        tables = self.tables() if tables is None else list(tables)
         connection = duckdb.connect()
         connection.execute("set parquet_metadata_cache = true")
-        for table in self.tables() if tables is None else tables:
+        base = self.base
+        with suppress(OSError):  # a lake that may only be read: one does not write beside readers
+            folder = self.scratch() / f"read-{uuid.uuid4().hex}"
+            weakref.finalize(connection, shutil.rmtree, folder, ignore_errors=True)
+            base = self.freeze(folder, tables)
+        for table in tables:
             if self.partitions(table):
-                files = self.pattern(table).replace("'", "''")
+                files = self.pattern(table, base=base).replace("'", "''")
                 connection.execute(
                     f"create view {table} as select * from read_parquet('{files}', "
                     "hive_partitioning=true, hive_types={'symbol': varchar, 'date': varchar})"
@@ -243,11 +274,32 @@ class Lake:
 
     # -- writing -------------------------------------------------------------------------------
 
+    def scratch(self) -> Path:
+        """A folder of this process on the lake's disk: removed at its end, or by a later run."""
+        if self._scratch is None or not self._scratch.exists():
+            folder = Path(self.base) / "staging" / uuid.uuid4().hex
+            folder.mkdir(parents=True)
+            held = (folder / "held").open("w")
+            fcntl.flock(held, fcntl.LOCK_EX)  # until the process ends, however it ends
+            weakref.finalize(self, _drop, folder, held)
+            self._scratch = folder
+        return self._scratch
+
+    def _sweep(self, first: str, last: str) -> None:
+        """Remove what killed runs left: their scratch folders, unfinished files of these dates."""
+        for held in Path(self.base).glob("staging/*/held"):
+            with held.open("w") as file, suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(held.parent, ignore_errors=True)
+        for day in days_between(first, last):
+            for left in Path(self.base).glob(f"*/symbol=*/date={day}/.*.tmp"):
+                left.unlink(missing_ok=True)
+
     @contextmanager
     def working_on(self, first: str, last: str) -> Iterator[None]:
         """Keep other runs from these dates, both included; who comes second waits, and says so.
 
-        Unfinished files that a killed run left there are removed. An object store has no such lock.
+        What killed runs left is removed. An object store has no such lock.
         """
         if not self.is_local:
             yield
@@ -255,9 +307,7 @@ class Lake:
         begin, end = (date.fromisoformat(day).toordinal() for day in (first, last))
         what = f"{first} to {last} in {self.uri}" if first != last else f"{first} in {self.uri}"
         with exclusive(Path(self.base) / "dates.lock", what, begin, end - begin + 1):
-            for day in days_between(first, last):
-                for left in Path(self.base).glob(f"*/symbol=*/date={day}/.*.tmp"):
-                    left.unlink(missing_ok=True)
+            self._sweep(first, last)
             yield
 
     def put(self, path: str, data: bytes) -> None:
@@ -357,3 +407,8 @@ class Lake:
             if self.fs.get_file_info(temporary).type == pafs.FileType.File:
                 self.fs.delete_file(temporary)
             raise
+
+
+def _drop(folder: Path, held: IO[str]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    held.close()

@@ -74,8 +74,9 @@ def sql_command(settings: Settings, options: argparse.Namespace) -> Result:
 
     from market.lake import Lake
 
+    connection = Lake(settings.root).connect()
     try:
-        answer: duckdb.DuckDBPyRelation | None = Lake(settings.root).connect().sql(options.query)
+        answer: duckdb.DuckDBPyRelation | None = connection.sql(options.query)
     except duckdb.Error as error:
         raise UsageError(str(error).splitlines()[0]) from error
     if answer is None:

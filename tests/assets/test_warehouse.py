@@ -82,7 +82,7 @@ def test_a_range_reports_rows_missing_partitions_and_tests_by_name(built: Any) -
     assert len(report.keys) == 3
     assert all(test.passed for test in report.tests)
     assert {"labels_stop_at_gaps", "one_row_per_bar_features_"} <= {t.name for t in report.tests}
-    assert not any((Path(lake.base) / "staging").iterdir())
+    assert not any(lake.scratch().glob("warehouse-*"))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_failing_test_publishes_nothing_and_is_named(built: Any, tmp_path: Pat
     assert "\n" not in str(caught.value)
     assert {test.name for test in caught.value.tests if not test.passed} == {"nobody_moves"}
     assert content(lake) == before
-    assert not any((Path(lake.base) / "staging").iterdir())
+    assert not any(lake.scratch().glob("warehouse-*"))
 
 
 def test_missing_bars_and_bars_of_other_code_are_refused_before_dbt_runs(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_other_horizons_have_their_contract_in_a_lake_of_any_name(tmp_path: Path
         assert [name for name in names if name.startswith("y_")] == ["y_7", "y_60", "y_120"]
     assert report.rows["training_set"]["BTCUSDT"] == 3_700 - 3_600 - 1 - 7 + 1
     assert lake.tables() == ["bars", *sorted(TABLES)]
-    assert not any((Path(lake.base) / "staging").iterdir())
+    assert not any(lake.scratch().glob("warehouse-*"))
 
 
 def test_keys_become_the_fewest_ranges_that_contain_exactly_them() -> None:
@@ -275,10 +275,13 @@ def test_vars_have_the_leaders_of_the_symbols_and_the_settings_horizons(
     tmp_path: Path,
 ) -> None:
     settings = load(environ={}, overrides=["model.horizons_s=5,10"])
-    found = dbt_vars(Lake(tmp_path), settings, ["SOLUSDT", "BTCUSDT"], SATURDAY, SUNDAY, "/out")
+    out = str(tmp_path / "out")
+    found = dbt_vars(
+        Lake(tmp_path), settings, ["SOLUSDT", "BTCUSDT"], SATURDAY, SUNDAY, out, ["bars"]
+    )
     assert found == {
-        "root": str(tmp_path),
-        "out": "/out",
+        "root": f"{out}/lake",
+        "out": out,
         "symbols": ["BTCUSDT", "SOLUSDT"],
         "leaders": ["BTCUSDT", "ETHUSDT"],
         "from_date": SATURDAY,

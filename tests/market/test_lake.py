@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import pytest
 from market import lake as lake_module
 from market.lake import Lake, LakeError
 from market.settings import SettingsError, load
+from market.units import days_between
 
 KEY = ("BTCUSDT", "2026-03-02")
 OLD = pa.table({"t_ns": [1, 2], "mid_close": [10.0, 11.0]})
@@ -154,17 +155,74 @@ def test_an_empty_root_is_no_lake_and_a_tilde_is_home(monkeypatch: pytest.Monkey
     assert load(environ={"L2_ROOT": "~/lake"}).root == "/home/of-one/lake"
 
 
-def test_an_open_connection_sees_a_partition_that_was_replaced(tmp_path: Path) -> None:
+def test_a_connection_keeps_the_partitions_it_began_with(tmp_path: Path) -> None:
     lake = Lake(tmp_path)
-    for age_s, rows in ((7200, 100), (3600, 50)):
+    connections = []
+    for rows in (100, 50):
         table = pa.table({"t_ns": pa.array(range(rows)), "value": pa.array([1.0] * rows)})
-        path = lake.write("features", "BTCUSDT", "2026-01-05", table)
-        # files of the last seconds are never kept in mind, older ones are
-        os.utime(path, (time.time() - age_s,) * 2)
-        if rows == 100:
-            connection = lake.connect(["features"])
-        for _ in range(2):
-            assert connection.sql("select sum(value) from features").fetchall() == [(rows,)]
+        lake.write("features", "BTCUSDT", "2026-01-05", table)
+        connections.append(lake.connect(["features"]))
+        for connection, seen in zip(connections, (100, 50), strict=False):
+            assert connection.sql("select sum(value) from features").fetchall() == [(seen,)]
+    lake.remove("features", "BTCUSDT", "2026-01-05")
+    assert connections[1].sql("select count(*) from features").fetchall() == [(50,)]
+    del connections, connection
+    assert not list(tmp_path.glob("staging/*/read-*"))
+
+
+def test_a_reader_sees_every_partition_whole_while_it_is_replaced(tmp_path: Path) -> None:
+    """Each query: each date has all rows of one version, whatever is written meanwhile."""
+    lake, days, rows = Lake(tmp_path), days_between("2026-01-01", "2026-01-06"), 40_000
+    noise = np.random.default_rng(5).normal(size=rows)
+
+    def write(version: int) -> None:
+        columns = {"version": pa.array([version] * rows), "noise": noise * version}
+        for day in days:
+            lake.write("bars", "BTCUSDT", day, pa.table(columns))
+
+    write(1)
+    stop = threading.Event()
+
+    def keep_writing() -> None:
+        for version in itertools.count(2):
+            if stop.is_set():
+                return
+            write(version)
+
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    try:
+        for _ in range(30):
+            found = lake.connect(["bars"]).sql(
+                "select count(*), max(version) - min(version), sum(noise) / max(version)"
+                "from bars group by date"
+            )
+            for count, spread, mean in found.fetchall():
+                assert (count, spread) == (rows, 0)
+                assert mean == pytest.approx(noise.sum())
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    text = f"""
+import os, signal
+from market.lake import Lake
+lake = Lake({str(tmp_path)!r})
+(lake.scratch() / "staged").write_text("half")
+schema = __import__("pyarrow").schema([("a", "int64")])
+with lake.working_on("2026-01-05", "2026-01-05"), lake.writer("bars", "BTCUSDT", "2026-01-05", schema):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", text], check=False).returncode == -9
+    living = Lake(tmp_path)
+    mine = living.scratch()
+    left = [*tmp_path.glob("staging/*/staged"), *tmp_path.rglob(".*.tmp")]
+    assert len(left) == 2
+    with Lake(tmp_path).working_on("2026-01-05", "2026-01-06"):
+        assert not any(path.exists() for path in left)
+    assert [path.parent for path in tmp_path.glob("staging/*/held")] == [mine]
 
 
 def test_a_day_of_seconds_is_stored_in_groups_of_two_hours(tmp_path: Path) -> None:
