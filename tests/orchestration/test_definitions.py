@@ -128,9 +128,10 @@ def test_a_closed_date_of_captures_without_events_asks_for_one_run(tmp_path: Pat
     for day in ("2026-03-02", "2026-03-03"):
         lake.put(f"{lake.frames_dir(day)}/a.frames.zst", b"frames")
     platform = Platform(overrides=[f"root={tmp_path}"])
-    context = dg.build_sensor_context(resources={"platform": platform})
-    asked = [item for item in new_captures(context) if isinstance(item, dg.RunRequest)]
+    with dg.build_sensor_context(resources={"platform": platform}) as context:
+        asked = [item for item in new_captures(context) if isinstance(item, dg.RunRequest)]
+        cursor = context.cursor
     # the newest date may still be written
     assert [item.tags[RANGE_START].split("|")[0] for item in asked] == ["2026-03-02"]
-    later = dg.build_sensor_context(resources={"platform": platform}, cursor=context.cursor)
-    assert not [item for item in new_captures(later) if isinstance(item, dg.RunRequest)]
+    with dg.build_sensor_context(resources={"platform": platform}, cursor=cursor) as later:
+        assert not [item for item in new_captures(later) if isinstance(item, dg.RunRequest)]
