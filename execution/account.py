@@ -12,6 +12,7 @@ position (partial close), so that money neither appears nor vanishes.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
@@ -21,7 +22,7 @@ import msgspec
 
 from execution.orders import Filled
 from market.instruments import Instrument
-from market.units import E8
+from market.units import E8, HOUR_NS
 
 
 @lru_cache(maxsize=256)
@@ -142,6 +143,9 @@ class Account:
             symbol: Holding(instrument=instrument) for symbol, instrument in instruments.items()
         }
         self._executions: set[str] = set()
+        self._recent: dict[str, deque[tuple[int, int]]] = {
+            symbol: deque() for symbol in instruments
+        }
 
     def apply(self, fill: Filled) -> bool:
         """Book a fill; False for a duplicate, an execution that is booked already.
@@ -152,12 +156,24 @@ class Account:
             return False
         self.holdings[fill.symbol].trade(fill.side * fill.qty_lots, fill.price_ticks, fill.fee_e8)
         self._executions.add(fill.exec_id)
+        recent = self._recent[fill.symbol]
+        recent.append((fill.venue_ns, fill.side * fill.qty_lots))
+        while recent[0][0] < fill.venue_ns - HOUR_NS:
+            recent.popleft()
         return True
 
-    def settle(self, symbol: str, mark_e8: int, rate_e8: int) -> int:
-        """Settle funding on the present position; returns the payment (positive = paid)."""
+    def position_lots_at(self, symbol: str, time_ns: int) -> int:
+        """The position at an instant of the last hour, of what was executed before it."""
+        later = sum(lots for venue_ns, lots in self._recent[symbol] if venue_ns >= time_ns)
+        return self.holdings[symbol].position_lots - later
+
+    def settle(
+        self, symbol: str, mark_e8: int, rate_e8: int, position_lots: int | None = None
+    ) -> int:
+        """Settle funding on a position, by default the present one; the payment (positive = paid)."""
         holding = self.holdings[symbol]
-        paid = funding_e8(holding.instrument, holding.position_lots, mark_e8, rate_e8)
+        lots = holding.position_lots if position_lots is None else position_lots
+        paid = funding_e8(holding.instrument, lots, mark_e8, rate_e8)
         holding.funding_e8 += paid
         return paid
 

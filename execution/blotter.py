@@ -21,7 +21,7 @@ from execution.account import fee_e8, rate_of_bps, unit_e8, value_e8
 from execution.orders import Filled, Liquidity
 from execution.tca import Row
 from market.instruments import Instrument
-from market.units import BPS, E8
+from market.units import BPS, E8, SECOND_NS
 
 #: Sizes (quote currency) at which bars have the cost of sweeping the book.
 SWEEP_SIZES: Final = (10_000.0, 100_000.0, 1_000_000.0)
@@ -168,10 +168,24 @@ class Blotter:
         if opening:
             self._add(fill, opening, fees, closes=False)
 
-    def funded(self, symbol: str, paid_e8: int) -> None:
-        """Book a funding payment (positive = paid)."""
+    def funded(self, symbol: str, paid_e8: int, time_ns: int) -> None:
+        """Book a funding payment (positive = paid) of a settlement, to the round trip that was open."""
         self.totals[symbol].funding_e8 += paid_e8
         self.changes += 1
+        for n in range(len(self.trades) - 1, -1, -1):
+            trade = self.trades[n]
+            if trade.exit_ns <= time_ns - SECOND_NS:
+                break
+            if trade.symbol == symbol and trade.entry_ns <= time_ns < trade.exit_ns:
+                paid = paid_e8 / E8
+                self.trades[n] = msgspec.structs.replace(
+                    trade,
+                    funding_usdt=trade.funding_usdt + paid,
+                    net_usdt_vip0=trade.net_usdt_vip0 - paid,
+                    net_usdt_vip3=trade.net_usdt_vip3 - paid,
+                    net_usdt_zero=trade.net_usdt_zero - paid,
+                )
+                return
         if symbol in self._open:
             self._open[symbol].funding_e8 += paid_e8
 

@@ -354,15 +354,17 @@ class Desk:
             )
         )
 
-    def settle_funding(self, symbol: str, time_ns: int, mark_e8: int, rate_e8: int) -> None:
-        """Settle funding on the present position at this mark price and rate (1e-8), and record it."""
+    def settle_funding(
+        self, symbol: str, time_ns: int, lots: int, mark_e8: int, rate_e8: int
+    ) -> None:
+        """Settle funding on a position of then at this mark price and rate (1e-8), and record it."""
         funding = FundingPayment(
             symbol=symbol,
             time_ns=time_ns,
-            position_lots=self.account.holdings[symbol].position_lots,
+            position_lots=lots,
             mark_e8=mark_e8,
             rate_e8=rate_e8,
-            paid_e8=self.account.settle(symbol, mark_e8, rate_e8),
+            paid_e8=self.account.settle(symbol, mark_e8, rate_e8, lots),
         )
         self._journal.append("funding", time_ns, msgspec.json.encode(funding), symbol)
 

@@ -32,17 +32,18 @@ from execution.liquidity import Costs
 from execution.sizing import next_target
 from live.decisions import Decision
 from live.desk import TIMER_NS, Desk
+from live.funding import Settlement, Settlements
 from live.history import SymbolHistory
 from live.journal import MemoryJournal
 from live.own_capture import TickerState
 from live.paper import LiveVenue
 from market.bars import COLUMNS, BarBuilder, Bars
-from market.events import EVENT, Events, Field, Flag, Kind
+from market.events import EVENT, Events, Flag, Kind
 from market.features import FeatureEvaluator, feature_names
 from market.ingest import MAX_SILENCE_NS
 from market.instruments import Instrument
 from market.settings import FEE_ROWS_BPS, Settings
-from market.units import DAY_NS, HOUR_NS, MS_NS, SECOND_NS
+from market.units import DAY_NS, E8, SECOND_NS
 from models_registry.manifest import NO_REGIME, Bundle, Pointer, Prediction
 
 #: Between frames the market advances on multiples of this.
@@ -55,7 +56,6 @@ SILENCE_NS: Final = 60 * SECOND_NS
 CLOSING_NS: Final = 5 * SECOND_NS
 
 #: Funding interval of the UTC day unless the ticker names the next settlement.
-FUNDING_NS: Final = 8 * HOUR_NS
 
 _MID, _SPREAD = (list(COLUMNS).index(name) for name in ("mid_close", "spread_bps"))
 _TICKER, _TRADE = int(Kind.TICKER), int(Kind.TRADE)
@@ -92,9 +92,8 @@ class SymbolState:
         self.signal_ns = 0  #: of the last signal in the target's direction
         self.signals = 0
         self.entries = 0
-        self.next_funding_ns = 0
-        #: Last known mark price and funding rate, both at 1e-8.
-        self.funding_terms: tuple[int, int] | None = None
+        self.settlements = Settlements()
+        self.unpaid: list[Settlement] = []  #: settled within the last second
 
     def checkpoint_rows(self, now_ns: int) -> Events:
         """Checkpoint rows of book and ticker at ``now_ns``."""
@@ -179,7 +178,7 @@ class Trader:
                 state.restart_bars(rows)
                 self._venues[symbol].on_events(symbol, rows)
                 self.desk.on_events(symbol, rows)
-            self._note_funding(state, second_ns)
+            state.settlements.begin(state.ticker.fields, second_ns)
 
     def on_events(self, symbol: str, events: Events) -> None:
         """Take event rows of whole frames of one symbol and one second, in receive order.
@@ -239,6 +238,7 @@ class Trader:
         """
         now_ns = max(self.last_event_ns, *(state.now_ns for state in self.symbols.values()))
         self.advance_exactly(now_ns)
+        self._settle_funding(wait_ns=0)
         self.desk.abandon(now_ns)
         now_ns = self._wait(now_ns)
         if flatten:
@@ -319,9 +319,8 @@ class Trader:
         midnight = (self.second_ns // DAY_NS + 1) * DAY_NS
         if silent:
             # No further than the next midnight or funding settlement.
-            end_ns = min(
-                target_ns, midnight, *(state.next_funding_ns for state in self.symbols.values())
-            )
+            due = (state.settlements.next_ns for state in self.symbols.values())
+            end_ns = min(target_ns, midnight, *(ns for ns in due if ns > self.second_ns))
             self.skipped_seconds += (end_ns - self.second_ns) // SECOND_NS
         for symbol, state in self.symbols.items():
             self._pass(state, end_ns)
@@ -357,24 +356,25 @@ class Trader:
         for state in self.symbols.values():
             state.restart_bars(state.checkpoint_rows(self.second_ns)[: None if fresh else 0])
 
-    def _settle_funding(self) -> None:
-        """Settle funding that is due by this second, at the last known mark price and rate."""
+    def _settle_funding(self, wait_ns: int = SECOND_NS) -> None:
+        """Pay what was settled, once executions before the settlement have been reported."""
         for symbol, state in self.symbols.items():
-            if self.second_ns >= state.next_funding_ns and self.desk.position_lots(symbol):
-                if state.funding_terms is None:
-                    self.unpriced_funding += 1
-                else:
-                    self.desk.settle_funding(symbol, state.next_funding_ns, *state.funding_terms)
-            self._note_funding(state, self.second_ns)
+            settled = state.settlements.until(state.ticker.fields, self.second_ns)
+            state.unpaid += [settled] if settled is not None else []
+            while state.unpaid and self.second_ns >= state.unpaid[0].time_ns + wait_ns:
+                self._pay(symbol, state, state.unpaid.pop(0))
 
-    def _note_funding(self, state: SymbolState, now_ns: int) -> None:
-        ticker = state.ticker.fields
-        mark, rate = ticker.get(Field.MARK_PRICE), ticker.get(Field.FUNDING_RATE)
-        state.funding_terms = None if mark is None or rate is None else (mark, rate)
-        next_ns = ticker.get(Field.NEXT_FUNDING_MS, 0) * MS_NS
-        if next_ns <= now_ns:
-            next_ns = (now_ns // FUNDING_NS + 1) * FUNDING_NS
-        state.next_funding_ns = next_ns
+    def _pay(self, symbol: str, state: SymbolState, settled: Settlement) -> None:
+        lots = self.desk.account.position_lots_at(symbol, settled.time_ns)
+        mark_e8 = settled.mark_e8
+        if mark_e8 is None and state.row is not None and not math.isnan(state.row[_MID]):
+            mark_e8 = round(float(state.row[_MID]) * E8)
+        if not lots:
+            return
+        if mark_e8 is None or settled.rate_e8 is None:
+            self.unpriced_funding += 1
+        else:
+            self.desk.settle_funding(symbol, settled.time_ns, lots, mark_e8, settled.rate_e8)
 
     # -- decisions -------------------------------------------------------------------------------
 

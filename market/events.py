@@ -53,6 +53,12 @@ class Field(IntEnum):
     TURNOVER_24H = 6
     VOLUME_24H = 7
     LAST_PRICE = 8
+    #: Of archives, which say what was paid and not what was expected: when the next settlement comes if
+    #: the interval stays, and the last one's time, rate and mark price.
+    EXPECTED_FUNDING_MS = 9
+    SETTLED_MS = 10
+    SETTLED_RATE = 11
+    SETTLED_MARK = 12
 
 
 #: Decimals of a field's integer: prices and rates are exact at 1e-8. Sums are cut where int64 holds the
@@ -66,6 +72,10 @@ PLACES: Final[dict[Field, int]] = {
     Field.TURNOVER_24H: 6,
     Field.VOLUME_24H: 3,
     Field.LAST_PRICE: 8,
+    Field.EXPECTED_FUNDING_MS: 0,
+    Field.SETTLED_MS: 0,
+    Field.SETTLED_RATE: 8,
+    Field.SETTLED_MARK: 8,
 }
 #: Fields whose further decimals are cut; of others a value between two integers is none.
 SUMS: Final = frozenset({Field.OPEN_INTEREST, Field.TURNOVER_24H, Field.VOLUME_24H})

@@ -41,6 +41,7 @@ _BLOCK: Final = int(Flag.BLOCK)
 _GAP: Final = int(Flag.GAP)
 _CHECKPOINT: Final = int(Flag.CHECKPOINT)
 _NEXT_FUNDING: Final = int(Field.NEXT_FUNDING_MS)
+_EXPECTED_FUNDING: Final = int(Field.EXPECTED_FUNDING_MS)
 _FUNDING: Final = int(Field.FUNDING_RATE)
 _TICKER_FIELDS: Final = len(STEP_E8)
 #: Columns that repeat the last value of a ticker field.
@@ -372,7 +373,7 @@ def _ticker(s: Any, event: Any, now: int) -> None:
     """A ticker field."""
     if event.field == _FUNDING:
         _extend_funding(s, now)
-    if event.field == _NEXT_FUNDING:
+    if event.field == _NEXT_FUNDING or event.field == _EXPECTED_FUNDING:
         s.next_funding_ms = event.value
     elif event.field < _TICKER_FIELDS:
         s.ticker[event.field] = event.value * STEP_E8[event.field] / E8

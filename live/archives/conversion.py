@@ -7,8 +7,8 @@ the depth that bars are made of (`live.archives.truncation`).
 
     books    zip with one member: WebSocket frames, one per line, CRLF or LF; snapshots may repeat
     trades   gzip CSV, timestamps in seconds with four decimals, oldest or newest first
-    funding  settled rates from the REST API: no archive has the predicted rate, so each settled rate
-             stands in for it from its settlement to the next
+    funding  settlements from the REST API: no archive has the predicted rate, so each settled rate
+             stands in for it from its settlement to the next; beside it stands what was paid
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from live.archives.rest import Settlement
 from live.archives.trades import TradeArchive
 from live.archives.truncation import BookTruncator
 from market.errors import DataError
@@ -43,10 +45,7 @@ _TOPIC: Final = re.compile(rb'"topic"\s*:\s*"orderbook\.([0-9]{1,4})\.([A-Za-z0-
 
 #: (publish time in epoch ms, frame)
 TimedFrame = tuple[int, bytes]
-#: (settlement time in epoch ms, rate as the venue writes it)
-SettledRate = tuple[int, str]
-
-#: Interval between settlements until two of them show another.
+#: Interval between settlements until two of them show another; the venue's longest.
 _FUNDING_INTERVAL_MS: Final = 8 * HOUR_NS // MS_NS
 
 
@@ -82,11 +81,11 @@ def convert(
     day: str,
     depth: int,
     latency_ns: int,
-    funding: Sequence[SettledRate] = (),
+    funding: Sequence[Settlement] = (),
 ) -> ArchiveDay:
     """Write the capture ``out`` of one symbol's date from its two archives, atomically.
 
-    ``funding`` are the settled rates of the date and of the one before, oldest first. ``latency_ns``
+    ``funding`` are the settlements of the date and of the one before, oldest first. ``latency_ns``
     is honest when it is no smaller than what a recorder at the same place measures: a smaller one lets
     a backtest react earlier than it could have. ArchiveError when an archive is damaged, or of another
     symbol or a smaller depth; reading it to the end is the check.
@@ -131,23 +130,44 @@ def convert(
 
 
 def funding_frames(
-    funding: Sequence[SettledRate], symbol: str, start_ms: int
+    funding: Sequence[Settlement], symbol: str, start_ms: int
 ) -> Iterator[TimedFrame]:
     """Ticker frames of the rate in force at ``start_ms`` and of each one settled within that date.
 
-    No look-ahead: the next settlement time is predicted from the last interval, not read ahead.
+    No look-ahead: when the next one is expected comes of the last interval and is not read ahead.
     """
     stop_ms = start_ms + DAY_MS
-    for n, (settled_ms, rate) in enumerate(funding):
-        until_ms = funding[n + 1][0] if n + 1 < len(funding) else stop_ms
+    for n, (settled_ms, rate, mark) in enumerate(funding):
+        until_ms = funding[n + 1].ms if n + 1 < len(funding) else stop_ms
         if until_ms <= start_ms or settled_ms >= stop_ms:
             continue
-        interval_ms = settled_ms - funding[n - 1][0] if n else _FUNDING_INTERVAL_MS
-        next_ms = str(settled_ms + interval_ms)
-        data = {"symbol": symbol, "fundingRate": rate, "nextFundingTime": next_ms}
+        interval_ms = settled_ms - funding[n - 1].ms if n else _FUNDING_INTERVAL_MS
+        data = {
+            "symbol": symbol,
+            "fundingRate": rate,
+            "expectedFunding": str(settled_ms + interval_ms),
+            "settledTime": str(settled_ms),
+            "settledRate": rate,
+            "settledMark": mark,
+        }
         publish_ms = max(settled_ms, start_ms)
         frame = {"topic": f"tickers.{symbol}", "type": "delta", "ts": publish_ms, "data": data}
         yield publish_ms, msgspec.json.encode(frame)
+
+
+def doubtful(funding: Sequence[Settlement]) -> list[tuple[int, int]]:
+    """Spans (epoch ms) in which a settlement may be missing from the venue's history.
+
+    Such a span is longer than any interval of the venue, or than those on both sides of it.
+    """
+    times = [each.ms for each in funding]
+    gaps = [after - before for before, after in pairwise(times)]
+    return [
+        (times[n], times[n + 1])
+        for n, gap in enumerate(gaps)
+        if gap > _FUNDING_INTERVAL_MS
+        or (0 < n < len(gaps) - 1 and gap > max(gaps[n - 1], gaps[n + 1]))
+    ]
 
 
 class BookReader:

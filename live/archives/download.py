@@ -24,8 +24,8 @@ from typing import Final
 
 import msgspec
 
-from live.archives.conversion import ArchiveDay, ArchiveError, SettledRate, convert
-from live.archives.rest import RequestError, RetryPolicy, funding_rates, request
+from live.archives.conversion import ArchiveDay, ArchiveError, convert, doubtful
+from live.archives.rest import RequestError, RetryPolicy, Settlement, request, settlements
 from market.console import Result, names, say, table
 from market.errors import DataError
 from market.lake import Lake
@@ -36,7 +36,7 @@ from market.units import DAY_NS, MS_NS, day_start_ns, days_between, previous_day
 SWITCH_DAY: Final = "2025-08-21"
 _CHUNK_BYTES: Final = 1 << 18
 #: Of the conversion; raised when it changes, so that existing captures are converted again.
-_VERSION: Final = 2
+_VERSION: Final = 3
 
 
 class FetchError(DataError):
@@ -49,7 +49,7 @@ class DayNote(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     latency_ms: float
     depth: int
-    funding: tuple[SettledRate, ...]
+    funding: tuple[Settlement, ...]
     day: ArchiveDay
 
 
@@ -57,8 +57,9 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
     """Outcome of a fetch, which is also the JSON of `l2 fetch`.
 
     ``made`` are the dates converted now, ``standing`` counts those that were current already,
-    ``lacking`` names what the venue does not have, ``failures`` what may be tried again, and
-    ``funding_rates`` counts the settled rates stored by symbol.
+    ``lacking`` names what the venue does not have, ``failures`` what may be tried again,
+    ``funding_rates`` counts the settlements stored by symbol, and ``doubtful`` names spans in which
+    one may be missing.
     """
 
     made: tuple[ArchiveDay, ...]
@@ -66,6 +67,7 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
     lacking: tuple[str, ...]
     failures: tuple[str, ...]
     funding_rates: dict[str, int]
+    doubtful: tuple[str, ...] = ()
 
 
 def fetch(
@@ -91,9 +93,15 @@ def fetch(
     lacking: list[str] = []
     failures: list[str] = []
     rate_counts = {}
+    gaps: list[str] = []
     for symbol in symbols:
         try:
-            rate_counts[symbol] = fetcher.store_funding(symbol, previous_day(days[0]), days[-1])
+            stored = fetcher.store_funding(symbol, previous_day(days[0]), days[-1])
+            rate_counts[symbol], fetched = stored
+            gaps += [
+                f"{symbol}: {utc_text(before)} to {utc_text(after)}"
+                for before, after in doubtful(fetched)
+            ]
         except RequestError as error:
             failures.append(f"{symbol} funding: {error}")
             say(failures[-1])
@@ -123,6 +131,7 @@ def fetch(
         lacking=tuple(sorted(lacking)),
         failures=tuple(sorted(failures)),
         funding_rates=rate_counts,
+        doubtful=tuple(gaps),
     )
 
 
@@ -186,40 +195,39 @@ class _Fetcher:
         note_path.write_bytes(msgspec.json.encode(self._note(counts)))
         return counts
 
-    def store_funding(self, symbol: str, first: str, last: str) -> int:
-        """Add the settled rates of these dates to the symbol's file; how many it then has."""
+    def store_funding(self, symbol: str, first: str, last: str) -> tuple[int, list[Settlement]]:
+        """Add the settlements of these dates to the symbol's file; how many it then has, and they."""
         start_ns, stop_ns = day_start_ns(first), day_start_ns(last) + DAY_NS
-        rates = funding_rates(
+        fetched = settlements(
             self._history.rest_url, symbol, start_ns // MS_NS, stop_ns // MS_NS - 1, self._retry
         )
         path = self._funding_path(symbol)
         path.parent.mkdir(parents=True, exist_ok=True)
-        stored = self._stored_rates(symbol) | dict(rates)
+        known = {each.ms: each for each in (*self._stored(symbol), *fetched)}
+        stored = sorted(known.values())
         part = path.with_suffix(".part")
         with part.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["settled_ms", "settled_utc", "rate"])
-            for settled_ms, rate in sorted(stored.items()):
-                settled_utc = datetime.fromtimestamp(settled_ms / 1000, UTC).isoformat()
-                writer.writerow([settled_ms, settled_utc, rate])
+            writer.writerow(["settled_ms", "settled_utc", "rate", "mark"])
+            for ms, rate, mark in stored:
+                writer.writerow([ms, utc_text(ms), rate, mark])
         os.replace(part, path)
-        return len(stored)
+        return len(stored), fetched
 
-    def _stored_rates(self, symbol: str) -> dict[int, str]:
+    def _stored(self, symbol: str) -> list[Settlement]:
         path = self._funding_path(symbol)
         if not path.exists():
-            return {}
+            return []
         with path.open(newline="") as file:
-            return {int(row["settled_ms"]): row["rate"] for row in csv.DictReader(file)}
+            return [
+                Settlement(int(row["settled_ms"]), row["rate"], row.get("mark") or "")
+                for row in csv.DictReader(file)
+            ]
 
-    def _rates_for(self, symbol: str, day: str) -> tuple[SettledRate, ...]:
-        """Stored rates of a date and of the one before, oldest first."""
+    def _rates_for(self, symbol: str, day: str) -> tuple[Settlement, ...]:
+        """Stored settlements of a date and of the one before, oldest first."""
         start_ns, stop_ns = day_start_ns(previous_day(day)), day_start_ns(day) + DAY_NS
-        return tuple(
-            (settled_ms, rate)
-            for settled_ms, rate in sorted(self._stored_rates(symbol).items())
-            if start_ns <= settled_ms * MS_NS < stop_ns
-        )
+        return tuple(each for each in self._stored(symbol) if start_ns <= each.ms * MS_NS < stop_ns)
 
     def _note(self, day: ArchiveDay) -> DayNote:
         return DayNote(
@@ -307,6 +315,11 @@ def _resume(url: str, part: Path, timeout_s: float) -> None:
         raise OSError(f"{url}: ended after {size} of {offset + int(length)} bytes")
 
 
+def utc_text(ms: int) -> str:
+    """An instant in epoch ms as ISO 8601 text."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat()
+
+
 def _counts_text(day: ArchiveDay) -> str:
     late = f", starts {day.starts_late_s:.0f} s late" if day.starts_late_s >= 1 else ""
     return f"{day.book_lines:,} book frames, {day.gaps} gaps, {day.trades:,} trades{late}"
@@ -330,6 +343,7 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
         rows: list[tuple[str, object]] = [
             ("dates fetched", len(fetched.made)),
             ("dates that were current", fetched.standing),
+            *(("a funding settlement may be missing", text) for text in fetched.doubtful),
             *(("the venue lacks", text) for text in fetched.lacking),
             *(("FAILED, run it again", text) for text in fetched.failures),
         ]

@@ -1,4 +1,4 @@
-"""The venue's public REST API: instruments and settled funding rates; HTTP with retries.
+"""The venue's public REST API: instruments and funding settlements; HTTP with retries.
 
 A request that fails for a transient reason (HTTP 408, 425, 429, 5xx, a timeout, a reset connection) is
 retried after a wait that doubles, or after the server's ``Retry-After``.
@@ -22,8 +22,9 @@ from market.instruments import Instrument
 USER_AGENT: Final = "l2-platform/0.1"
 _TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_WAIT_S: Final = 60.0
-#: Rates per page; the venue's limit.
+#: Rates and candles per page; the venue's limits.
 _FUNDING_PAGE: Final = 200
+_CANDLE_PAGE: Final = 1000
 
 _T = TypeVar("_T")
 
@@ -97,41 +98,65 @@ def _instrument(base_url: str, symbol: str, retry: RetryPolicy) -> Instrument:
         raise RequestError(f"{base_url}: {symbol} is not listed as a linear instrument") from error
 
 
-def funding_rates(
-    base_url: str, symbol: str, from_ms: int, to_ms: int, retry: RetryPolicy
-) -> list[tuple[int, str]]:
-    """(settlement time in epoch ms, rate per interval) in [from_ms, to_ms], oldest first.
+class Settlement(NamedTuple):
+    """A funding settlement: its time (epoch ms), rate and mark price as the venue writes them.
 
-    The venue returns at most 200 rates, newest first, so pages go backwards in time. RequestError.
+    ``mark`` is empty where the venue does not say it.
     """
-    rates: dict[int, str] = {}
-    end_ms = to_ms
+
+    ms: int
+    rate: str
+    mark: str = ""
+
+
+def settlements(
+    base_url: str, symbol: str, from_ms: int, to_ms: int, retry: RetryPolicy
+) -> list[Settlement]:
+    """The funding settlements in [from_ms, to_ms], oldest first. RequestError.
+
+    Settlements are on whole hours, and an hour's candle opens at the mark price of that instant.
+    """
+    query = {"category": "linear", "symbol": symbol}
+    rates = _pages(
+        base_url, "/v5/market/funding/history", query, ("startTime", "endTime"), _FUNDING_PAGE,
+        (from_ms, to_ms), retry, lambda row: (int(row["fundingRateTimestamp"]), row["fundingRate"]),
+    )  # fmt: skip
+    if not rates:
+        return []
+    marks = _pages(
+        base_url, "/v5/market/mark-price-kline", query | {"interval": "60"}, ("start", "end"),
+        _CANDLE_PAGE, (min(rates), max(rates)), retry, lambda row: (int(row[0]), row[1]),
+    )  # fmt: skip
+    return [Settlement(ms, rate, marks.get(ms, "")) for ms, rate in sorted(rates.items())]
+
+
+def _pages(
+    base_url: str,
+    path: str,
+    query: dict[str, str],
+    bounds: tuple[str, str],
+    limit: int,
+    span_ms: tuple[int, int],
+    retry: RetryPolicy,
+    read: Callable[[Any], tuple[int, Any]],
+) -> dict[int, str]:
+    """All rows in a span by their time; the venue gives the newest first, a page at a time."""
+    found: dict[int, str] = {}
+    from_ms, end_ms = span_ms
     while end_ms >= from_ms:
-        result = _get(
-            base_url,
-            "/v5/market/funding/history",
-            {
-                "category": "linear",
-                "symbol": symbol,
-                "startTime": str(from_ms),
-                "endTime": str(end_ms),
-                "limit": str(_FUNDING_PAGE),
-            },
-            retry,
-        )
+        span = dict(zip(bounds, (str(from_ms), str(end_ms)), strict=True))
+        result = _get(base_url, path, query | span | {"limit": str(limit)}, retry)
         try:
-            page = {
-                int(entry["fundingRateTimestamp"]): str(entry["fundingRate"])
-                for entry in result["list"]
-            }
-        except (KeyError, TypeError, ValueError) as error:
-            raise RequestError(f"{base_url}: funding rates of {symbol} cannot be read") from error
-        page = {ms: rate for ms, rate in page.items() if from_ms <= ms <= end_ms}
-        rates |= page
-        if len(result["list"]) < _FUNDING_PAGE or not page:
+            rows = result["list"]
+            page = {ms: str(value) for ms, value in map(read, rows)}
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise RequestError(f"{base_url}{path}: {query['symbol']} cannot be read") from error
+        page = {ms: value for ms, value in page.items() if from_ms <= ms <= end_ms}
+        found |= page
+        if len(rows) < limit or not page:
             break
         end_ms = min(page) - 1
-    return sorted(rates.items())
+    return found
 
 
 def _get(base_url: str, path: str, query: dict[str, str], retry: RetryPolicy) -> dict[str, Any]:

@@ -28,7 +28,7 @@ MAX_TOPIC: Final = 64
 _NAME: Final = re.compile(r"([A-Za-z][A-Za-z0-9]*)((?:\.[A-Za-z0-9_-]+)*)\.([A-Za-z0-9_-]+)")
 _IN_TEXT: Final = re.compile(rb'"topic"\s*:\s*"([A-Za-z0-9._-]{1,64})"')
 
-#: Ticker fields by the venue's name.
+#: Ticker fields by the venue's name; the last four are those of our archives' frames.
 TICKER_FIELDS: Final[dict[str, Field]] = {
     "markPrice": Field.MARK_PRICE,
     "indexPrice": Field.INDEX_PRICE,
@@ -38,6 +38,10 @@ TICKER_FIELDS: Final[dict[str, Field]] = {
     "turnover24h": Field.TURNOVER_24H,
     "volume24h": Field.VOLUME_24H,
     "lastPrice": Field.LAST_PRICE,
+    "expectedFunding": Field.EXPECTED_FUNDING_MS,
+    "settledTime": Field.SETTLED_MS,
+    "settledRate": Field.SETTLED_RATE,
+    "settledMark": Field.SETTLED_MARK,
 }
 
 

@@ -110,8 +110,8 @@ def assumptions(run: Run, model: FixedModel) -> list[str]:
         f"Queue model {execution.queue} decides when resting orders fill; our own orders have no market "
         "impact.",
         f"Decisions and orders were made at fee row {row}; the other rows price the same fills again.",
-        "Every fill pays the fee of its actual liquidity (maker or taker). Funding is settled at the "
-        "data's own mark price and rate.",
+        "Every fill pays the fee of its actual liquidity (maker or taker). Funding is paid at "
+        "the settlements that were, at their own rate and mark price.",
         "While a market cannot be judged (sequence gap, stale book, warm-up) the target is flat.",
     ]
     if run.trader.unpriced_funding:

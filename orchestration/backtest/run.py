@@ -263,7 +263,7 @@ class _BlotterLedger(MemoryJournal):
                 self._blotter.filled(event)
         elif entry.kind == "funding":
             funding = _FUNDING.decode(entry.body)
-            self._blotter.funded(funding.symbol, funding.paid_e8)
+            self._blotter.funded(funding.symbol, funding.paid_e8, funding.time_ns)
 
 
 class ErrorLog:

@@ -59,7 +59,7 @@ def test_equity_at_a_fee_row_is_that_of_an_account_that_pays_it(
         executed = fill(n, side, lots, price, maker, row)
         blotter.filled(executed)
         account.apply(executed)
-        blotter.funded("BTCUSDT", paid)
+        blotter.funded("BTCUSDT", paid, n)
         account.holdings["BTCUSDT"].funding_e8 += paid
     assert blotter.totals["BTCUSDT"].fees_e8[row] == account.holdings["BTCUSDT"].fees_e8
     expected = account.equity_e8({"BTCUSDT": mid})

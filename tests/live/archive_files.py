@@ -53,6 +53,11 @@ class Archives:
         return [f"root={root}", *named, "history.wait_s=0.01", "history.timeout_s=0.5"]
 
 
+def _answer(entries: list[Any]) -> dict[str, Any]:
+    result = {"category": "linear", "list": entries}
+    return {"retCode": 0, "retMsg": "OK", "result": result, "retExtInfo": {}, "time": 1}
+
+
 class _Handler(BaseHTTPRequestHandler):
     """Serves ``served``, which a subclass sets."""
 
@@ -84,6 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = json.dumps(self._funding(dict(urllib.parse.parse_qsl(query)))).encode()
         elif path in self.served.files:
             body = self.served.files[path]
+        elif path == "/rest/v5/market/mark-price-kline":
+            body = json.dumps(self._marks(dict(urllib.parse.parse_qsl(query)))).encode()
         else:
             self.send_error(404)
             return
@@ -116,13 +123,15 @@ class _Handler(BaseHTTPRequestHandler):
             {"symbol": query["symbol"], "fundingRate": rate, "fundingRateTimestamp": str(at)}
             for at, rate in newest
         ]
-        return {
-            "retCode": 0,
-            "retMsg": "OK",
-            "result": {"category": "linear", "list": entries},
-            "retExtInfo": {},
-            "time": 1,
-        }
+        return _answer(entries)
+
+    def _marks(self, query: dict[str, str]) -> dict[str, Any]:
+        """Hourly candles of the mark price: the hour of the epoch is its opening price."""
+        hour = 3_600_000
+        assert query["interval"] == "60"
+        start, end, limit = (int(query[key]) for key in ("start", "end", "limit"))
+        starts = range(end - end % hour, start - 1, -hour)[:limit]
+        return _answer([[str(at), str(at // hour), "0", "0", "0"] for at in starts])
 
     def log_message(self, format: str, *args: Any) -> None:
         """Silent: requests are counted in `Archives.requests`."""

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from live.archives.conversion import ArchiveDay, ArchiveError, convert, funding_frames
+from live.archives.rest import Settlement
 from live.archives.truncation import BookTruncator
 from market.book import Book
 from market.events import from_arrow
@@ -323,19 +324,19 @@ def test_a_synthetic_archive_day_converts_and_is_deterministic_by_seed(tmp_path:
 HOUR_MS = 3_600_000
 
 
-def told(funding: list[tuple[int, str]]) -> list[tuple[int, str, int]]:
+def told(funding: list[Settlement]) -> list[tuple[int, str, int]]:
     """(hour of the date, rate, hours to the next settlement) of each frame."""
     found = []
     for sent_ms, text in funding_frames(funding, SYMBOL, START_MS):
         data = msgspec.json.decode(text)["data"]
-        away = int(data["nextFundingTime"]) - sent_ms
+        away = int(data["expectedFunding"]) - sent_ms
         found.append(((sent_ms - START_MS) // HOUR_MS, data["fundingRate"], away // HOUR_MS))
     return found
 
 
 def test_the_last_settled_rate_is_in_force_until_the_next_settlement() -> None:
-    def rates(*hours: int) -> list[tuple[int, str]]:
-        return [(START_MS + hour * HOUR_MS, f"{hour}e-5") for hour in hours]
+    def rates(*hours: int) -> list[Settlement]:
+        return [Settlement(START_MS + hour * HOUR_MS, f"{hour}e-5") for hour in hours]
 
     assert told(rates(0, 8, 16)) == [(0, "0e-5", 8), (8, "8e-5", 8), (16, "16e-5", 8)]
     # What was settled before midnight is known at midnight; the next date is not.

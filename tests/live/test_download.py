@@ -12,6 +12,7 @@ from live.archives.download import Fetched, FetchError, fetch
 from live.archives.rest import RequestError, RetryPolicy, instruments
 from live.coverage import coverage
 from market.bars import make_bars
+from market.events import Field, from_arrow
 from market.ingest import ingest
 from market.lake import Lake
 from market.settings import Settings, load
@@ -76,11 +77,14 @@ def test_a_range_is_downloaded_once_at_the_depth_of_its_dates(tmp_path: Path) ->
     assert (first.lacking, first.failures) == ((), ())
     assert (second.made, second.standing) == ((), 3)
     again = {path: n - requests[path] for path, n in served.requests.items() if n > requests[path]}
-    assert again == {"/rest/v5/market/funding/history": 1}
+    assert again == {
+        f"/rest/v5/market/{name}": 1 for name in ("funding/history", "mark-price-kline")
+    }
     assert served.busiest <= Settings().history.connections
     rates = (tmp_path / "archive" / "funding" / f"{SYMBOL}.csv").read_text().splitlines()
     assert len(rates) == 10
-    assert rates[1].endswith("2025-08-20T00:00:00+00:00,0.0000")
+    assert rates[1].endswith(f"2025-08-20T00:00:00+00:00,0.0000,{served.funding[0][0] // HOUR_MS}")
+    assert first.doubtful == ()
 
 
 def test_short_stalled_busy_and_damaged_responses_are_retried(tmp_path: Path) -> None:
@@ -216,3 +220,14 @@ def test_settled_funding_reaches_the_bars_without_look_ahead(tmp_path: Path) -> 
     assert set(rate[second > 4 * 3600 + 1]) == {-0.0001}
     assert bars["funding_in_s"][0].as_py() == 4 * 3600 - second[0]
     assert bars["mark"].null_count == len(bars)
+    events = from_arrow(lake.read("events", SYMBOL, day))
+    settled = {
+        field: events["value"][events["field"] == field].tolist()
+        for field in (Field.SETTLED_MS, Field.SETTLED_RATE, Field.SETTLED_MARK)
+    }
+    times = [start // 1_000_000 + n * 4 * HOUR_MS for n in (-1, 1)]
+    assert settled == {
+        Field.SETTLED_MS: times,
+        Field.SETTLED_RATE: [30_000, -10_000],
+        Field.SETTLED_MARK: [ms // HOUR_MS * 10**8 for ms in times],
+    }

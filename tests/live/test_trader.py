@@ -195,11 +195,11 @@ def ticker(time_ns: int, values: dict[Field, int]) -> Events:
     return rows
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_funding_is_settled_at_its_instant_by_the_last_known_mark_and_rate(
-    told: bool, market: Minutes, model: FixedModel
+@pytest.mark.parametrize("source", ["recorder", "archive", "archive without a mark", "no rate"])
+def test_funding_is_settled_at_its_instant_by_its_own_mark_and_rate(
+    source: str, market: Minutes, model: FixedModel
 ) -> None:
-    """A rate that is told at the settlement belongs to the next one."""
+    """A recorder's rate that is told at the settlement belongs to the next one; an archive's is its own."""
     settings = live_settings(Path("unused"), algorithm="market")
     due_ns = market.start_ns + 12 * S
     rate, mark = 10_000, 58_000 * 100_000_000
@@ -212,9 +212,17 @@ def test_funding_is_settled_at_its_instant_by_the_last_known_mark_and_rate(
     for state in traded.trader.symbols.values():
         state.ticker.fields = {}
     frames = [f for f in frames_of(market.events["BTCUSDT"]) if f["kind"][0] != int(Kind.TICKER)]
-    if told:
+    told = source != "no rate"
+    if source == "recorder":
         frames.append(ticker(due_ns - 3 * S // 2, known))
         frames.append(ticker(due_ns, {Field.FUNDING_RATE: 99 * rate}))
+    elif told:
+        at_ms = due_ns // 1_000_000
+        before = {Field.FUNDING_RATE: 99 * rate, Field.EXPECTED_FUNDING_MS: at_ms - 3000}
+        settled = {Field.FUNDING_RATE: rate, Field.SETTLED_MS: at_ms, Field.SETTLED_RATE: rate}
+        if source == "archive":
+            settled[Field.SETTLED_MARK] = mark
+        frames += [ticker(due_ns - 5 * S, before), ticker(due_ns + 20_000_000, settled)]
     else:
         frames.append(ticker(due_ns - 3 * S // 2, {Field.NEXT_FUNDING_MS: due_ns // 1_000_000}))
     frames.sort(key=lambda frame: int(frame["receive_ns"][0]))
@@ -222,15 +230,20 @@ def test_funding_is_settled_at_its_instant_by_the_last_known_mark_and_rate(
     by_seconds(traded, market._replace(events=events))
     held = next(d.position_lots for d in traded.decisions if d.t_ns == due_ns)
     assert held != 0
-    settled = list(traded.ledger.entries("funding"))
+    payments = list(traded.ledger.entries("funding"))
     assert traded.trader.unpriced_funding == (not told)
     if told:
-        [entry] = settled
+        [entry] = payments
         paid = msgspec.json.decode(entry.body)
-        assert (paid["time_ns"], paid["rate_e8"], paid["mark_e8"]) == (due_ns, rate, mark)
+        assert (paid["time_ns"], paid["rate_e8"]) == (due_ns, rate)
+        if source == "archive without a mark":
+            # The middle of the book stands in for it.
+            assert paid["mark_e8"] == pytest.approx(mark, rel=0.1)
+            return
+        assert paid["mark_e8"] == mark
         assert paid["position_lots"] == held
         # lots of 0.001 at 58,000 and 1 bp: 0.0058 each, rounded against us at 1e-8
         assert paid["paid_e8"] == math.ceil(held * 0.001 * 58_000 * 1e-4 * 1e8 - 1e-6)
         assert traded.trader.summary()["funding_usdt"] == paid["paid_e8"] / 1e8
     else:
-        assert settled == []
+        assert payments == []

@@ -298,7 +298,8 @@ class ReferenceBars:
         ]
         known_ns = sum(span for span, _ in held)
         bar["funding_mean"] = sum(s * r for s, r in held) / known_ns if held else NAN
-        funding = known.get(Field.NEXT_FUNDING_MS)
+        dues = [value for ns, number, value, _ in self.quotes if ns < t and number in DUE]
+        funding = dues[-1] if dues else None
         bar["funding_in_s"] = (funding * 1_000_000 - t) / 1e9 if funding else NAN
         heard = [q[0] for n, q in enumerate(self.quotes) if q[0] < t and (n == 0 or not q[3])]
         bar["ticker_age_s"] = (t - heard[-1]) / 1e9 if heard else NAN
@@ -390,6 +391,8 @@ SHAPE = [
     ),
     *(f"sweep_{side}_{size}" for side in ("buy", "sell") for size in ("10k", "100k", "1m")),
 ]
+
+DUE = (Field.NEXT_FUNDING_MS, Field.EXPECTED_FUNDING_MS)
 
 QUOTES = {
     "mark": Field.MARK_PRICE,
