@@ -1,13 +1,15 @@
 """Captures → the lake: events partitions, counts by topic, and quarantined lines.
 
-Captures are read once, in the order of their first frames, as one stream. A partition is the UTC
+Captures are read once, as one stream in time order (`market.wire.merge`: files side by side, a backup of
+the same topics, in any order and cut). A partition is the UTC
 date of receive time; when the stream crosses midnight the new one opens with the book and the ticker
 restated, flagged CHECKPOINT, so that it can be read alone. Rows are written as they come, in row
 groups of a fixed size: memory does not grow with the day, and the same captures give the same bytes
 (ingest is idempotent).
 
     events       one row per book level, trade, liquidation and ticker field
-    ingests      one row per topic: frames, events, rejections, duplicates, gaps, lags
+    ingests      one row per topic: frames, events, rejections, duplicates, gaps, lags; its metadata
+                 ``files`` says what became of the lines of each file
     quarantine   every rejected line as received, with file, line number and reason, and every
                  accepted one of which a ticker field was left out; lines that name no symbol are
                  under the symbol ``unattributed``
@@ -41,8 +43,9 @@ from market.lake import Lake
 from market.provenance import Table
 from market.settings import Settings
 from market.units import DAY_NS, MINUTE_NS, SECOND_NS, day_start_ns, utc_date
-from market.wire.capture import Block, content_hash, read_blocks
+from market.wire.capture import Block, content_hash
 from market.wire.decode import Decoder
+from market.wire.merge import LeftOut, Merge, Piece, Usage, left_out_of
 from market.wire.results import Decoded, Reject, TopicCounts
 from market.wire.survey import IngestError, Key, first_frame_ns, instruments_of, starts_of
 from market.wire.topics import symbol_of, symbol_topics
@@ -66,6 +69,7 @@ INGESTS_SCHEMA: Final = pa.schema(
         pa.field("duplicates", pa.int64(), nullable=False),
         pa.field("gaps", pa.int64(), nullable=False),
         pa.field("steps_back", pa.int64(), nullable=False),
+        pa.field("left_out", pa.int64(), nullable=False),
         pa.field("torn", pa.int64(), nullable=False),
         pa.field("min_lag_ns", pa.int64()),
         pa.field("max_lag_ns", pa.int64()),
@@ -86,7 +90,7 @@ QUARANTINE_SCHEMA: Final = pa.schema(
 
 TABLES: Final = (
     Table("events", version=2),
-    Table("ingests", version=1, upstream=("events",)),
+    Table("ingests", version=2, upstream=("events",)),
     Table("quarantine", version=1, upstream=("events",)),
 )
 
@@ -97,7 +101,8 @@ class IngestReport(msgspec.Struct, frozen=True, kw_only=True):
     ``frames`` counts by topic, ``events`` by ``"SYMBOL DATE"``, ``reasons`` quarantined lines by
     reason. ``elsewhere`` counts rejected lines of configured symbols that were not requested: the
     ingest of their own partition keeps them. ``torn`` is the number of captures with a torn tail,
-    ``torn_bytes`` the bytes dropped there.
+    ``torn_bytes`` the bytes dropped there. ``files`` says what became of each capture's frames,
+    ``findings`` what a person has to see, a sentence each.
     """
 
     captures: tuple[str, ...]
@@ -113,6 +118,8 @@ class IngestReport(msgspec.Struct, frozen=True, kw_only=True):
     steps_back: int
     torn: int
     torn_bytes: int
+    files: dict[str, Usage]
+    findings: tuple[str, ...]
 
 
 def ingest(
@@ -138,8 +145,8 @@ def ingest(
     ordered = list(starts)
     run = _Run(lake, ordered, keys, settings, starts[ordered[0]])
     try:
-        for path in ordered:
-            run.read(path, starts[path], progress)
+        for piece in Merge(starts):
+            run.read(piece, progress)
             if run.done:
                 break
         run.close_day(run.seen_until_ns)
@@ -211,12 +218,12 @@ class _Partition:
         if self._pending_rows >= ROW_GROUP:
             self._flush(self._pending_rows - self._pending_rows % ROW_GROUP)
 
-    def quarantine(self, file: str, rejects: Sequence[Reject]) -> None:
+    def quarantine(self, places: Sequence[tuple[str, int]], rejects: Sequence[Reject]) -> None:
         if self._quarantine is None:
             self._quarantine = self._open("quarantine", QUARANTINE_SCHEMA, True, None)
         columns = [
-            [file] * len(rejects),
-            [reject.line for reject in rejects],
+            [Path(file).name for file, _ in places],
+            [line for _, line in places],
             [reject.reason for reject in rejects],
             [reject.detail for reject in rejects],
             [reject.topic for reject in rejects],
@@ -285,7 +292,11 @@ class _Run:
         self.reasons: Counter[str] = Counter()
         self.lines = self.torn = self.torn_bytes = self.elsewhere = 0
         self.duplicates = self.gaps = self.steps_back = 0
-        self._torn_today = 0
+        self.files: dict[str, Usage] = {}
+        self.findings: list[str] = []
+        self._read: Counter[str] = Counter()  #: lines, by capture
+        self._understood: Counter[str] = Counter()
+        self._shown = 0
         self._seen_ns = 0
         self.done = False
         self._open_day(utc_date(first_ns))
@@ -300,6 +311,8 @@ class _Run:
             symbol: self._partition(symbol) for symbol in self.symbols if (symbol, day) in self.keys
         }
         self._torn_today = 0
+        self._usage: dict[tuple[str, str], Usage] = {}
+        self._left_out: dict[tuple[str, int], LeftOut] = {}
         self.done = day > self.last_day
 
     def _partition(self, symbol: str) -> _Partition:
@@ -315,6 +328,7 @@ class _Run:
     def close_day(self, until_ns: int) -> None:
         """Publish the date's partitions; the stream is known up to ``until_ns``."""
         if self.open:
+            self._keep_left_out()
             self._unattributed().finish(until_ns)
         for partition in self.open.values():
             partition.finish(until_ns)
@@ -365,40 +379,94 @@ class _Run:
 
     # -- the stream ----------------------------------------------------------------------------
 
-    def read(self, path: str, began_ns: int, progress: Callable[[str], None] | None) -> None:
-        name = Path(path).name
-        lines = understood = shown = text = 0
-        size = Path(path).stat().st_size
-        for block in read_blocks(path):
-            rest: Block | None = block
-            while rest is not None and not self.done:
-                part = self.decoder.decode_part(rest, self.until_ns)
-                self._take(part, name)
-                lines += part.lines
-                understood += len(part.controls) + sum(n.frames for n in part.counts.values())
-                rest = part.rest
-                if part.reached and rest is not None:
-                    self._turn(int(rest.data.partition(b" ")[0]), began_ns)
-            if self.done:
-                break
-            text += len(block.data)
-            if progress is not None and text - shown >= _PROGRESS_BYTES:
-                shown = text
-                progress(f"{name}: {block.compressed_bytes / size:.0%}, {lines:,} lines")
-            if block.torn:
-                self._torn_today += 1
-                if self.open:
-                    self.torn += 1
-                    self.torn_bytes += block.torn_bytes
-        if not understood and not self.done:
+    def read(self, piece: Piece, progress: Callable[[str], None] | None) -> None:
+        """Take a piece of the stream in; lines after the last date are not read."""
+        block, path = piece.block, piece.files[0] if piece.files else ""
+        rest: Block | None = block
+        while rest is not None and not self.done:
+            state = self.decoder.clock_ns, self.decoder.in_stretch
+            part = self.decoder.decode_part(rest, self.until_ns)
+            self._take(part, piece)
+            if piece.numbers is None:
+                self._note_alone(path, part, rest, *state)
+            rest = part.rest
+            if part.reached and rest is not None:
+                self._turn(int(rest.data.partition(b" ")[0]), piece.began_ns)
+        if self.done:
+            return
+        self._note(piece.usage, piece.left_out)
+        for (file, _), usage in piece.usage.items():
+            self._understood[file] += 1
+            self._read[file] += usage.used + usage.repeated + usage.copies + usage.left_out
+        if block.torn:
+            self._torn_today += 1
+            if self.open:
+                self.torn += 1
+                self.torn_bytes += block.torn_bytes
+        if block.last and not self._understood[path]:
             raise IngestError(
-                f"{path}: not one of its {lines} lines is a frame; a capture holds lines of "
+                f"{path}: not one of its {self._read[path]} lines is a frame; a capture holds lines of "
                 "`<receive time, epoch ns> <frame JSON>`"
             )
-        if progress is not None:
-            progress(f"{name}: read, {lines:,} lines")
+        self._shown += len(block.data)
+        if progress is not None and (block.last or self._shown >= _PROGRESS_BYTES):
+            self._shown = 0
+            done = block.compressed_bytes / Path(path).stat().st_size
+            state_of = "read" if block.last else f"{done:.0%}"
+            progress(f"{Path(path).name}: {state_of}, {self._read[path]:,} lines")
 
-    def _take(self, part: Decoded, file: str) -> None:
+    def _note_alone(
+        self, path: str, part: Decoded, block: Block, clock_ns: int, in_stretch: bool
+    ) -> None:
+        """Note what became of the lines of a file that is alone in time."""
+        self._read[path] += part.lines
+        self._understood[path] += len(part.controls) + sum(n.frames for n in part.counts.values())
+        first_ns, last_ns = clock_ns or self.decoder.clock_ns, self.decoder.clock_ns
+        usage = {
+            (path, topic): Usage(n.frames - n.left_out, 0, 0, n.left_out, first_ns, last_ns)
+            for topic, n in part.counts.items()
+        }
+        left_out: list[LeftOut] = []
+        if part.left_out:
+            rest = 0 if part.rest is None else len(part.rest.data)
+            read = msgspec.structs.replace(block, data=block.data[: len(block.data) - rest])
+            left_out = left_out_of(read, clock_ns, in_stretch)
+        self._note(usage, left_out)
+
+    def _note(self, usage: Mapping[tuple[str, str], Usage], left_out: Iterable[LeftOut]) -> None:
+        for key, more in usage.items():
+            self._usage[key] = self._usage.get(key, Usage()) + more
+            if self.open:
+                self.files[key[0]] = self.files.get(key[0], Usage()) + more
+        for stretch in left_out:
+            found = self._left_out.setdefault((stretch.file, stretch.clock_ns), stretch)
+            if found is not stretch:
+                found.last_line = stretch.last_line
+                found.frames += stretch.frames
+                found.behind_ns = max(found.behind_ns, stretch.behind_ns)
+                found.symbols |= stretch.symbols
+
+    def _keep_left_out(self) -> None:
+        """A row of quarantine and a finding for each stretch of lines without a time."""
+        for stretch in self._left_out.values():
+            why = (
+                f"the clock was set back by {stretch.behind_ns / 1e9:.3f} s"
+                if stretch.clock_ns
+                else f"the clock is {stretch.behind_ns / 1e9:.3f} s off the recording's beside it"
+            )
+            text = (
+                f"lines {stretch.first_line} to {stretch.last_line}: {why}; "
+                f"{stretch.frames} frames have no time and are left out"
+            )
+            name = Path(stretch.file).name
+            self.findings.append(f"{name}, {text}")
+            rejects = [
+                Reject(stretch.first_line, "clock set back", text, symbol, "", stretch.raw)
+                for symbol in sorted(stretch.symbols & self.open.keys())
+            ]
+            self._quarantine(rejects, lambda line, name=name: (name, line))
+
+    def _take(self, part: Decoded, piece: Piece) -> None:
         if self.decoder.clock_ns:
             self._seen_ns = self.decoder.clock_ns
         if self.day < self.last_day:
@@ -419,7 +487,7 @@ class _Run:
                 before = partition.counts.get(topic, TopicCounts())
                 partition.counts[topic] = before + counts
         if part.rejects:
-            self._quarantine(part.rejects, file)
+            self._quarantine(part.rejects, piece.place)
 
     def _carry(self, events: Mapping[str, Events]) -> None:
         """Apply rows to book and ticker, for the restatement at the next midnight."""
@@ -429,7 +497,10 @@ class _Run:
             for field in np.unique(fields["field"]):
                 self.tickers[symbol][int(field)] = fields[fields["field"] == field][-1:].copy()
 
-    def _quarantine(self, rejects: Sequence[Reject], file: str) -> None:
+    def _quarantine(
+        self, rejects: Sequence[Reject], place: Callable[[int], tuple[str, int]]
+    ) -> None:
+        """Keep rejected lines; ``place`` gives the (file, line number) of a line."""
         by_symbol: dict[str, list[Reject]] = {}
         for reject in rejects:
             if reject.symbol in self.open:
@@ -440,7 +511,7 @@ class _Run:
                 self.elsewhere += 1
         for symbol, rejected in by_symbol.items():
             partition = self._unattributed() if symbol == UNATTRIBUTED else self.open[symbol]
-            partition.quarantine(file, rejected)
+            partition.quarantine([place(reject.line) for reject in rejected], rejected)
             self.reasons.update(reject.reason for reject in rejected)
 
     def _unattributed(self) -> _Partition:
@@ -468,9 +539,21 @@ class _Run:
             for topic, count in counts.items()
         ]
         table = pa.Table.from_pylist(rows, schema=INGESTS_SCHEMA)
-        self.lake.write("ingests", *partition.key, table, self.inputs)
+        files = [
+            {"file": Path(file).name, "topic": topic, **msgspec.to_builtins(usage)}
+            for (file, topic), usage in sorted(self._usage.items())
+            if symbol_of(topic) == symbol
+        ]
+        extra = {"files": msgspec.json.encode(files).decode()}
+        self.lake.write("ingests", *partition.key, table, self.inputs, extra)
 
     def report(self) -> IngestReport:
+        left_out = sum(usage.left_out for usage in self.files.values())
+        if self.steps_back > left_out:
+            self.findings.append(
+                f"{self.steps_back - left_out} frames were received up to a second before earlier ones "
+                "(a clock stepped back) and have the earlier ones' time"
+            )
         return IngestReport(
             captures=tuple(self.captures),
             inputs=self.inputs,
@@ -485,4 +568,6 @@ class _Run:
             steps_back=self.steps_back,
             torn=self.torn,
             torn_bytes=self.torn_bytes,
+            files={Path(path).name: usage for path, usage in sorted(self.files.items())},
+            findings=tuple(self.findings),
         )

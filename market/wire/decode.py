@@ -86,7 +86,7 @@ class Decoder:
         self._index: dict[str, int] = {}
         self._passed: list[str] = []
         self._tables = stream.Tables(
-            stream.new_topics(0), stream.new_topics(stream.MAX_PASSED), np.zeros(1, np.int64)
+            stream.new_topics(0), stream.new_topics(stream.MAX_PASSED), np.zeros(2, np.int64)
         )
         self._others: dict[str, TopicCounts] = {}
         self._other_names: set[str] = set()
@@ -105,6 +105,11 @@ class Decoder:
     def clock_ns(self) -> int:
         """Running maximum of receive time, zero before the first frame."""
         return int(self._tables.clock[0])
+
+    @property
+    def in_stretch(self) -> bool:
+        """Whether frames are left out until the running maximum is passed: the clock was set back."""
+        return bool(self._tables.clock[1])
 
     # -- entry points --------------------------------------------------------------------------
 
@@ -406,7 +411,9 @@ class Decoder:
         kind = fields["l2"]
         rows = None
         if kind == "disconnect":
-            self._tables.topics["gap_pending"][BOOK::FAMILIES] = 1
+            kept = fields.get("except")  # topics of other connections, where captures are merged
+            for topic, name in zip(self._tables.topics, self._topics, strict=True):
+                topic["gap_pending"] |= not isinstance(kept, list) or name not in kept
         elif kind == "instrument":
             self._instrument_line(fields)
         elif kind == "checkpoint":

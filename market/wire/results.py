@@ -38,7 +38,7 @@ class TopicCounts(msgspec.Struct, frozen=True):
     """Counts of one topic. Lags are receive − exchange time; None when no row was made.
 
     ``frames`` counts accepted frames, duplicates included; ``steps_back`` those whose receive time is
-    before an earlier frame's.
+    before an earlier frame's, ``left_out`` those of them that have no time: over a second before.
     """
 
     frames: int = 0
@@ -47,6 +47,7 @@ class TopicCounts(msgspec.Struct, frozen=True):
     duplicates: int = 0
     gaps: int = 0
     steps_back: int = 0
+    left_out: int = 0
     min_lag_ns: int | None = None
     max_lag_ns: int | None = None
 
@@ -60,6 +61,7 @@ class TopicCounts(msgspec.Struct, frozen=True):
             self.duplicates + other.duplicates,
             self.gaps + other.gaps,
             self.steps_back + other.steps_back,
+            self.left_out + other.left_out,
             min(lows, default=None),
             max(highs, default=None),
         )
@@ -89,6 +91,10 @@ class Decoded(msgspec.Struct, frozen=True):
     @property
     def gaps(self) -> int:
         return sum(counts.gaps for counts in self.counts.values())
+
+    @property
+    def left_out(self) -> int:
+        return sum(counts.left_out for counts in self.counts.values())
 
     @property
     def steps_back(self) -> int:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from market.events import Events, Flag, Kind
 from market.kernel import kernel
-from market.units import DAY_NS
+from market.units import DAY_NS, SECOND_NS
 from market.wire.jsontext import Text
 from market.wire.topics import BOOK, FAMILIES, LIQUIDATION, MAX_TOPIC, TICKER, TRADE
 
@@ -24,6 +24,9 @@ NEVER: Final = (1 << 63) - 1
 #: A frame received later than this after the venue sent it has a wrong receive time; one whose own
 #: times lie further apart, or ahead of its receipt, has a wrong one of the venue's.
 MAX_LAG_NS: Final = DAY_NS
+#: Frames received up to this long before an earlier one take its time; after a longer step back of
+#: the clock frames are left out until it has passed the earlier time again.
+MAX_STEP_BACK_NS: Final = SECOND_NS
 #: Quantities and prices stay exact when a float holds them.
 MAX_UNITS: Final = 1 << 53
 #: Milliseconds of epoch time that fit in int64 ns and are no typing error (the year 2100).
@@ -56,11 +59,12 @@ COUNTS: Final = np.dtype(
         ("duplicates", "i8"),
         ("gaps", "i8"),
         ("steps_back", "i8"),
+        ("left_out", "i8"),
         ("min_lag_ns", "i8"),
         ("max_lag_ns", "i8"),
     ]
 )
-NO_COUNTS: Final = np.array((0, 0, 0, 0, 0, 0, NEVER, -NEVER), COUNTS)
+NO_COUNTS: Final = np.array((0, 0, 0, 0, 0, 0, 0, NEVER, -NEVER), COUNTS)
 
 #: A topic: its name, its symbol's grid, and where its sequence of frames is.
 TOPIC: Final = np.dtype(
@@ -85,7 +89,7 @@ class Tables(NamedTuple):
 
     topics: npt.NDArray[np.void]  #: (4 * symbols,) of TOPIC; index is 4 * symbol + family
     passed: npt.NDArray[np.void]  #: (MAX_PASSED,) of TOPIC: frames are checked and counted only
-    clock: Words  #: (1,) running maximum of receive time
+    clock: Words  #: (2,) running maximum of receive time; whether frames are left out until it
 
 
 class Head(NamedTuple):
@@ -121,7 +125,8 @@ def accept(
     """Apply the rules of time, sequence and flags to a frame's rows ``[first, stop)``.
 
     Rows come with price, quantity, value, side and field set (trades and liquidations with
-    their own exchange time and sequence as well). Returns ACCEPTED, or DUPLICATE: drop the rows; or
+    their own exchange time and sequence as well). Returns ACCEPTED, or DUPLICATE: drop the rows (an old ``u``,
+    or a clock that was set back); or
     BEYOND_END, BAD_RECEIVE_TIME or BAD_VENUE_TIME, and then nothing was changed.
     """
     topic = tables.topics[index]
@@ -143,7 +148,12 @@ def accept(
         return BEYOND_END
     if not restated:
         counts.frames += 1
-        counts.steps_back += head.receive_ns < tables.clock[0]
+        behind_ns = tables.clock[0] - head.receive_ns
+        counts.steps_back += behind_ns > 0
+        tables.clock[1] = behind_ns > MAX_STEP_BACK_NS or (behind_ns > 0 and tables.clock[1] != 0)
+        if tables.clock[1] != 0:
+            counts.left_out += 1
+            return DUPLICATE
     tables.clock[0] = now
     kind = _KINDS[family]
     first_flags = head.flags
