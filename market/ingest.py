@@ -1,11 +1,9 @@
 """Captures → the lake: events partitions, counts by topic, and quarantined lines.
 
-Captures are read once, as one stream in time order (`market.wire.merge`: files side by side, a backup of
-the same topics, in any order and cut). A partition is the UTC
-date of receive time; when the stream crosses midnight the new one opens with the book and the ticker
-restated, flagged CHECKPOINT, so that it can be read alone. Rows are written as they come, in row
-groups of a fixed size: memory does not grow with the day, and the same captures give the same bytes
-(ingest is idempotent).
+Captures are read once, as one stream in time order (`market.wire.merge`). A partition is the UTC date
+of receive time; when the stream crosses midnight the new one opens with the book and the ticker
+restated, flagged CHECKPOINT, so that it can be read alone. Rows are written as they come, in row groups
+of a fixed size: memory does not grow with the day, and the same captures give the same bytes.
 
     events       one row per book level, trade, liquidation and ticker field
     ingests      one row per topic: frames, events, rejections, duplicates, gaps, lags; its metadata
@@ -27,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,23 +33,22 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from market.book import Book
-from market.events import ARROW_SCHEMA, DICTIONARY, ENCODINGS, EVENT, Events, Flag, Kind, to_arrow
-from market.instruments import Instrument
+from market.event_partition import Partition
+from market.events import EVENT, Events, Flag, Kind
 from market.lake import Lake
 from market.provenance import Table
 from market.settings import Settings
 from market.units import DAY_NS, MINUTE_NS, SECOND_NS, day_start_ns, utc_date
 from market.wire.capture import Block, content_hash
 from market.wire.decode import Decoder
-from market.wire.merge import LeftOut, Merge, Piece, Usage, left_out_of
+from market.wire.lines import LeftOut, Piece, Usage, left_out_of
+from market.wire.merge import Merge
 from market.wire.results import Decoded, Reject, TopicCounts
 from market.wire.survey import IngestError, Key, first_frame_ns, instruments_of, starts_of
 from market.wire.topics import symbol_of, symbol_topics
 
-ROW_GROUP: Final = 1 << 18
 #: After a longer silence across midnight the stream has ended with the old date: its book is not
 #: restated, because it says nothing about the new one.
 MAX_SILENCE_NS: Final = 10 * MINUTE_NS
@@ -73,17 +71,6 @@ INGESTS_SCHEMA: Final = pa.schema(
         pa.field("torn", pa.int64(), nullable=False),
         pa.field("min_lag_ns", pa.int64()),
         pa.field("max_lag_ns", pa.int64()),
-    ]
-)
-
-QUARANTINE_SCHEMA: Final = pa.schema(
-    [
-        pa.field("file", pa.string(), nullable=False),
-        pa.field("line", pa.int64(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-        pa.field("topic", pa.string(), nullable=False),
-        pa.field("raw", pa.binary(), nullable=False),
     ]
 )
 
@@ -196,74 +183,8 @@ def _check_key(symbol: str, day: str) -> None:
         raise IngestError(f"{symbol} {day}: not a symbol and a date (YYYY-MM-DD)")
 
 
-class _Partition:
-    """One (symbol, date) being written."""
-
-    def __init__(self, lake: Lake, stack: ExitStack, key: Key, inputs: str) -> None:
-        self.lake, self.stack, self.key, self.inputs = lake, stack, key, inputs
-        self.rows = 0
-        self.restated = 0
-        self.counts: dict[str, TopicCounts] = {}
-        self.quarantined = 0
-        self.instrument: Instrument | None = None
-        self._pending: list[Events] = []
-        self._pending_rows = 0
-        self._events: pq.ParquetWriter | None = None
-        self._quarantine: pq.ParquetWriter | None = None
-
-    def add(self, events: Events) -> None:
-        self.rows += len(events)
-        self._pending.append(events)
-        self._pending_rows += len(events)
-        if self._pending_rows >= ROW_GROUP:
-            self._flush(self._pending_rows - self._pending_rows % ROW_GROUP)
-
-    def quarantine(self, places: Sequence[tuple[str, int]], rejects: Sequence[Reject]) -> None:
-        if self._quarantine is None:
-            self._quarantine = self._open("quarantine", QUARANTINE_SCHEMA, True, None)
-        columns = [
-            [Path(file).name for file, _ in places],
-            [line for _, line in places],
-            [reject.reason for reject in rejects],
-            [reject.detail for reject in rejects],
-            [reject.topic for reject in rejects],
-            [reject.raw for reject in rejects],
-        ]
-        self._quarantine.write_table(pa.table(columns, schema=self._quarantine.schema))
-        self.quarantined += len(rejects)
-
-    def finish(self, until_ns: int) -> None:
-        """Write the rest; a date with nothing but restated rows has no events."""
-        if self._pending_rows and self.rows > self.restated:
-            self._flush(self._pending_rows)
-        if self._events is not None:
-            self._events.add_key_value_metadata({"l2.until_ns": str(until_ns)})
-        if not self.quarantined:
-            self.lake.remove("quarantine", *self.key)
-
-    def _flush(self, count: int) -> None:
-        if self._events is None:
-            self._events = self._open("events", ARROW_SCHEMA, DICTIONARY, ENCODINGS)
-        rows = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
-        table = to_arrow(rows[:count]).replace_schema_metadata(self._events.schema.metadata)
-        self._events.write_table(table, row_group_size=ROW_GROUP)
-        self._pending = [rows[count:].copy()] if count < len(rows) else []
-        self._pending_rows = len(rows) - count
-
-    def _open(
-        self,
-        table: str,
-        schema: pa.Schema,
-        dictionary: bool | Sequence[str],
-        encodings: Mapping[str, str] | None,
-    ) -> pq.ParquetWriter:
-        extra = {}
-        if self.instrument is not None:
-            extra["instrument"] = msgspec.json.encode(self.instrument).decode()
-        writer = self.lake.writer(
-            table, *self.key, schema, self.inputs, extra, dictionary, encodings
-        )
-        return self.stack.enter_context(writer)
+def _in_file(file: str, line: int) -> tuple[str, int]:
+    return file, line
 
 
 class _Run:
@@ -315,8 +236,8 @@ class _Run:
         self._left_out: dict[tuple[str, int], LeftOut] = {}
         self.done = day > self.last_day
 
-    def _partition(self, symbol: str) -> _Partition:
-        partition = _Partition(self.lake, self.stack, (symbol, self.day), self.inputs)
+    def _partition(self, symbol: str) -> Partition:
+        partition = Partition(self.lake, self.stack, (symbol, self.day), self.inputs)
         partition.instrument = self.instruments.get(symbol)
         return partition
 
@@ -464,7 +385,7 @@ class _Run:
                 Reject(stretch.first_line, "clock set back", text, symbol, "", stretch.raw)
                 for symbol in sorted(stretch.symbols & self.open.keys())
             ]
-            self._quarantine(rejects, lambda line, name=name: (name, line))
+            self._quarantine(rejects, partial(_in_file, name))
 
     def _take(self, part: Decoded, piece: Piece) -> None:
         if self.decoder.clock_ns:
@@ -514,17 +435,23 @@ class _Run:
             partition.quarantine([place(reject.line) for reject in rejected], rejected)
             self.reasons.update(reject.reason for reject in rejected)
 
-    def _unattributed(self) -> _Partition:
+    def _unattributed(self) -> Partition:
         if UNATTRIBUTED not in self.open:
             self.open[UNATTRIBUTED] = self._partition(UNATTRIBUTED)
         return self.open[UNATTRIBUTED]
 
     # -- results -------------------------------------------------------------------------------
 
-    def _write_counts(self, partition: _Partition) -> None:
+    def _write_counts(self, partition: Partition) -> None:
         symbol = partition.key[0]
         converted = symbol_topics(symbol, self.settings.market.book_depth)
         counts = dict(sorted(partition.counts.items()))
+        lags = [n.min_lag_ns for n in counts.values() if n.min_lag_ns is not None]
+        if min(lags, default=0) < -SECOND_NS:
+            self.findings.append(
+                f"{symbol} {self.day}: frames were received up to {-min(lags) / 1e9:.3f} s before the venue "
+                "sent them: the recorder's clock was behind"
+            )
         if partition.restated:
             counts["restated"] = TopicCounts(events=partition.restated)
         if unattributed := self.open[UNATTRIBUTED].quarantined:

@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from market.kernel import kernel
 from market.units import MS_NS
+from market.wire.capture import Block
 from market.wire.jsontext import NEWLINE, QUOTE, SPACE, Text, integer, same, starts, string_end
 from market.wire.stream import MAX_LAG_NS, MAX_MS, MAX_STEP_BACK_NS
-from market.wire.topics import BOOK_STEM, TRADE_STEM
+from market.wire.topics import BOOK_STEM, TRADE_STEM, symbol_of, topic_in
 
 #: Kinds of lines. ODD ones are not in the plain form that the kernel reads.
 TEXT, ODD, CONTROL, FRAME, PRINTS, SNAPSHOT, DELTA = range(7)
@@ -49,6 +50,8 @@ MARK: Final = np.dtype([("mark", "i8"), ("line", "i8")])
 
 Lines = npt.NDArray[np.void]
 
+#: An update waits for those before it, of which so many may be missing; further apart ``u`` started anew.
+_MOST_MISSING: Final = 1000
 #: A message is compared with so many of its copies.
 _MOST_COPIES: Final = 64
 
@@ -135,6 +138,88 @@ def set_times(lines: Lines, clock_ns: int, left_out: bool) -> tuple[int, bool]:
     lines["fate"] = np.where(frame & (own < before) & stretch, LEFT_OUT, USED)
     lines["behind_ns"] = np.where(lines["fate"] == LEFT_OUT, before - own, 0)
     return int(clock[-1]), bool(stretch[-1])
+
+
+class Usage(msgspec.Struct):
+    """What became of the lines of one file and topic; times are receive times."""
+
+    used: int = 0
+    repeated: int = 0
+    copies: int = 0
+    left_out: int = 0
+    first_ns: int = 0
+    last_ns: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.used + other.used,
+            self.repeated + other.repeated,
+            self.copies + other.copies,
+            self.left_out + other.left_out,
+            min(self.first_ns, other.first_ns) if self.first_ns else other.first_ns,
+            max(self.last_ns, other.last_ns),
+        )
+
+
+class LeftOut(msgspec.Struct):
+    """Lines of a file without a time: its clock was set back, or lies far from the primary's.
+
+    They were received up to ``behind_ns`` before ``clock_ns``, which its clock had reached; that is 0
+    when the other recording's clock is meant.
+    """
+
+    file: str
+    clock_ns: int
+    first_line: int
+    last_line: int
+    frames: int
+    behind_ns: int
+    symbols: set[str]
+    raw: bytes
+
+
+class Piece(msgspec.Struct):
+    """Lines in order, all of one UTC date when they are merged.
+
+    ``files`` and ``numbers`` say where each merged line was; a block as it is has its one file.
+    ``began_ns`` is when the first file began that has lines of this date.
+    """
+
+    block: Block
+    began_ns: int
+    files: list[str]
+    numbers: npt.NDArray[np.int64] | None = None
+    usage: dict[tuple[str, str], Usage] = {}
+    left_out: list[LeftOut] = []
+
+    def place(self, line: int) -> tuple[str, int]:
+        """(file, line number) of a line of the block."""
+        if self.numbers is None:
+            return self.files[0], line
+        return self.files[line - 1], int(self.numbers[line - 1])
+
+
+def left_out_of(block: Block, clock_ns: int, in_stretch: bool) -> list[LeftOut]:
+    """The stretches of a block that are behind the clock, given the state before it."""
+    lines, _ = index_lines(block.data, 0, block.first_line)
+    set_times(lines, clock_ns, in_stretch)
+    return stretches(lines[lines["fate"] == LEFT_OUT], block.data, [block.path])
+
+
+def stretches(lines: Lines, text: bytes, paths: list[str]) -> list[LeftOut]:
+    found: dict[tuple[int, int], LeftOut] = {}
+    for line in lines:
+        raw = text[line["start"] : line["stop"] - 1]
+        key = int(line["file"]), 0 if line["other_clock"] else int(line["key_ns"])
+        number = int(line["number"])
+        if key not in found:
+            found[key] = LeftOut(paths[key[0]], key[1], number, number, 0, 0, set(), raw)
+        stretch = found[key]
+        stretch.last_line = number
+        stretch.frames += 1
+        stretch.behind_ns = max(stretch.behind_ns, int(line["behind_ns"]))
+        stretch.symbols.add(symbol_of(topic_in(raw)))
+    return list(found.values())
 
 
 @kernel
@@ -292,7 +377,7 @@ def put_in_order(lines: Lines, order: Any, near_ns: int, moved: Any) -> None:
     for n in range(1, len(order)):
         line, before = lines[order[n]], lines[order[n - 1]]
         wait_ns = before.at_ns - line.at_ns
-        follows = line.order == before.order + 1 or line.order == before.order
-        if line.topic == before.topic and line.kind == DELTA and follows and 0 < wait_ns <= near_ns:
+        follows = line.topic == before.topic and line.order - before.order <= _MOST_MISSING
+        if follows and line.kind == DELTA and 0 < wait_ns <= near_ns:
             moved[order[n]] = before.file != line.file or moved[order[n - 1]]
             line.at_ns = before.at_ns

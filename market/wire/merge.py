@@ -39,14 +39,17 @@ from market.wire.lines import (
     SNAPSHOT,
     USED,
     Lines,
+    Piece,
+    Usage,
     find_copies,
     gather,
     index_lines,
     is_repeated,
     put_in_order,
     set_times,
+    stretches,
 )
-from market.wire.topics import symbol_of, topic_in
+from market.wire.topics import topic_in
 
 #: Copies of one message are received within this time, in recordings whose clocks are right.
 NEAR_NS: Final = 10 * SECOND_NS
@@ -57,91 +60,7 @@ _WINDOW_BYTES: Final = 16 << 20
 
 _STAMP: Final = re.compile(rb"[0-9]{1,18}(?= )|[1-8][0-9]{18}(?= )")
 _ALL: Final = 1 << 62
-
-
-class Usage(msgspec.Struct):
-    """What became of the lines of one file and topic; times are receive times."""
-
-    used: int = 0
-    repeated: int = 0
-    copies: int = 0
-    left_out: int = 0
-    first_ns: int = 0
-    last_ns: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.used + other.used,
-            self.repeated + other.repeated,
-            self.copies + other.copies,
-            self.left_out + other.left_out,
-            min(self.first_ns, other.first_ns) if self.first_ns else other.first_ns,
-            max(self.last_ns, other.last_ns),
-        )
-
-
 _FATES: Final = {USED: "used", REPEATED: "repeated", COPY: "copies", LEFT_OUT: "left_out"}
-
-
-class LeftOut(msgspec.Struct):
-    """Lines of a file without a time: its clock was set back, or lies far from the primary's.
-
-    They were received up to ``behind_ns`` before ``clock_ns``, which its clock had reached; that is 0
-    when the other recording's clock is meant.
-    """
-
-    file: str
-    clock_ns: int
-    first_line: int
-    last_line: int
-    frames: int
-    behind_ns: int
-    symbols: set[str]
-    raw: bytes
-
-
-class Piece(msgspec.Struct):
-    """Lines in order, all of one UTC date when they are merged.
-
-    ``files`` and ``numbers`` say where each merged line was; a block as it is has its one file.
-    ``began_ns`` is when the first file began that has lines of this date.
-    """
-
-    block: Block
-    began_ns: int
-    files: list[str]
-    numbers: npt.NDArray[np.int64] | None = None
-    usage: dict[tuple[str, str], Usage] = {}
-    left_out: list[LeftOut] = []
-
-    def place(self, line: int) -> tuple[str, int]:
-        """(file, line number) of a line of the block."""
-        if self.numbers is None:
-            return self.files[0], line
-        return self.files[line - 1], int(self.numbers[line - 1])
-
-
-def left_out_of(block: Block, clock_ns: int, in_stretch: bool) -> list[LeftOut]:
-    """The stretches of a block that are behind the clock, given the state before it."""
-    lines, _ = index_lines(block.data, 0, block.first_line)
-    set_times(lines, clock_ns, in_stretch)
-    return _stretches(lines[lines["fate"] == LEFT_OUT], block.data, [block.path])
-
-
-def _stretches(lines: Lines, text: bytes, paths: list[str]) -> list[LeftOut]:
-    found: dict[tuple[int, int], LeftOut] = {}
-    for line in lines:
-        raw = text[line["start"] : line["stop"] - 1]
-        key = int(line["file"]), 0 if line["other_clock"] else int(line["key_ns"])
-        number = int(line["number"])
-        if key not in found:
-            found[key] = LeftOut(paths[key[0]], key[1], number, number, 0, 0, set(), raw)
-        stretch = found[key]
-        stretch.last_line = number
-        stretch.frames += 1
-        stretch.behind_ns = max(stretch.behind_ns, int(line["behind_ns"]))
-        stretch.symbols.add(symbol_of(topic_in(raw)))
-    return list(found.values())
 
 
 class _File:
@@ -154,6 +73,7 @@ class _File:
         self.in_stretch = self.ended = False
         self.recording = -1
         self.compared: set[int] = set()  #: ended files that it may go on from
+        self.chain = number  #: the file that it goes on from in the end
 
 
 class Merge:
@@ -165,6 +85,8 @@ class Merge:
         self._active: list[_File] = []
         self._lines, self._marks = np.zeros(0, LINE), np.zeros(0, MARK)
         self._text = b""
+        self._parts: list[tuple[Lines, Lines, bytes]] = []  #: read, and not in the window yet
+        self._first_ns = _ALL  #: of the lines that were not given out
         self._names: dict[int, str] = {}
         self._turns: dict[int, int] = {}  #: time of a turn line -> its file
         self._ranks: dict[int, list[int]] = {}  #: day -> recordings, the primary first
@@ -174,7 +96,7 @@ class Merge:
         while self._pending or self._active:
             if not self._active:
                 self._active.append(self._pending.popleft())
-            if len(self._active) > 1 or len(self._lines):
+            if len(self._active) > 1 or len(self._lines) or self._parts:
                 yield from self._merged()
                 continue
             (file,) = self._active
@@ -211,15 +133,25 @@ class Merge:
         for line in lines[lines["kind"] == CONTROL]:
             if b'"turn"' in block.data[line["start"] : line["stop"]]:
                 self._turns[int(line["receive_ns"])] = file.number
-        lines["start"] += len(self._text)
-        lines["stop"] += len(self._text)
-        marks["line"] += len(self._lines)
-        self._lines = np.concatenate([self._lines, lines])
-        self._marks = np.concatenate([self._marks, marks])
-        self._text += block.data
+        self._parts.append((lines, marks, block.data))
+        self._first_ns = min([self._first_ns, *lines["key_ns"][:1].tolist()])
         file.ended = block.last
         if block.last:
             self._ends.append(msgspec.structs.replace(block, data=b""))
+
+    def _join(self) -> None:
+        """Put what was read into the window."""
+        parts = [(self._lines, self._marks, self._text), *self._parts]
+        texts = np.cumsum([0, *(len(text) for _, _, text in parts)])
+        counts = np.cumsum([0, *(len(lines) for lines, _, _ in parts)])
+        for n, (lines, marks, _) in enumerate(parts):
+            lines["start"] += texts[n]
+            lines["stop"] += texts[n]
+            marks["line"] += counts[n]
+        self._lines = np.concatenate([lines for lines, _, _ in parts])
+        self._marks = np.concatenate([marks for _, marks, _ in parts])
+        self._text = b"".join(text for _, _, text in parts)
+        self._parts = []
 
     def _read_on(self) -> int:
         """Read a window of all active files; returns the time up to which it can be given out."""
@@ -235,7 +167,7 @@ class Merge:
             slowest = min(unread, key=lambda file: file.clock_ns)
             # Read ahead: copies are looked for NEAR_NS on, and whose they are another NEAR_NS.
             limit_ns = slowest.clock_ns - 2 * NEAR_NS
-            if read >= _WINDOW_BYTES and (self._lines["key_ns"] < limit_ns).any():
+            if read >= _WINDOW_BYTES and self._first_ns < limit_ns:
                 break
             block = next(slowest.blocks)
             self._add(slowest, block)
@@ -253,6 +185,7 @@ class Merge:
     def _merged(self) -> Iterator[Piece]:
         """The next window: its lines up to a time, in order."""
         limit_ns = self._read_on()
+        self._join()
         lines = self._lines
         open_ = lines["done"] == 0
         lines["fate"][open_ & (lines["fate"] == COPY)] = USED
@@ -265,7 +198,8 @@ class Merge:
         rewritten = self._find_copies(ranks)
         moved = self._set_places()
         rewritten |= self._controls(ranks)
-        for place in np.flatnonzero(moved & (lines["done"] == 0) & (lines["fate"] == USED)):
+        waiting = moved & (lines["done"] == 0) & (lines["fate"] == USED)
+        for place in np.flatnonzero(waiting).tolist():
             raw = rewritten.get(place) or self._raw(lines[place])
             rewritten[place] = b"%d %b" % (lines["at_ns"][place], raw.partition(b" ")[2])
         yield from self._give(limit_ns, rewritten)
@@ -285,9 +219,9 @@ class Merge:
     def _live_marks(self) -> Lines:
         """Marks of frames that count."""
         lines = self._lines[self._marks["line"]]
-        return self._marks[
-            (lines["kind"] >= FRAME) & ((lines["fate"] == USED) | (lines["fate"] == COPY))
-        ]
+        live = (lines["kind"] >= FRAME) & ((lines["fate"] == USED) | (lines["fate"] == COPY))
+        found: Lines = self._marks[live]
+        return found
 
     def _recording_of(self, file: _File) -> int:
         """The recording that a file is part of: the first without a message in common.
@@ -325,6 +259,7 @@ class Merge:
                     >= ours["sent_ns"][ours["topic"] == topic].max()
                     for topic in shared
                 ):
+                    after.chain = before.chain
                     mine = (lines["file"] == second) & (lines["done"] == 0)
                     part = lines[mine]
                     fates = part["fate"].copy()
@@ -379,15 +314,14 @@ class Merge:
         of = np.bincount(owners[copied], minlength=len(lines))
         open_ = lines["done"] == 0
         lines["fate"][open_ & (of > 0) & (of == all_of)] = COPY
+        gone = np.empty_like(copied)
+        gone[order] = copied
         rests = {}
-        missing = set(marks["mark"][order][~copied].tolist())
         for place in np.flatnonzero(open_ & (of > 0) & (of < all_of)):
             stamp, _, frame = self._raw(lines[place]).partition(b" ")
-            names = marks["mark"][marks["line"] == place].tolist()
             content = msgspec.json.decode(frame)
-            content["data"] = [
-                each for each, name in zip(content["data"], names, strict=True) if name in missing
-            ]
+            among = zip(content["data"], gone[marks["line"] == place], strict=True)
+            content["data"] = [each for each, has in among if not has]
             rests[int(place)] = b"%b %b\n" % (stamp, msgspec.json.encode(content))
         return rests
 
@@ -442,7 +376,8 @@ class Merge:
         gone = lines[dropped]
         text = self._text
         order = np.flatnonzero(used)
-        order = order[_in_order(lines[order])]
+        chains = np.array([file.chain for file in self._files])
+        order = order[_in_order(lines[order], chains[lines["file"][order]])]
         starts, stops = lines["start"].copy(), lines["stop"].copy()
         for place in sorted(rewritten):
             starts[place], stops[place] = len(text), len(text) + len(rewritten[place])
@@ -461,7 +396,7 @@ class Merge:
                 fallen, gone = gone[day_of <= day], gone[day_of > day]
             out = np.empty(int((part["stop"] - part["start"]).sum()), np.uint8)
             gather(np.frombuffer(text, np.uint8), part, out)
-            left = _stretches(fallen[fallen["fate"] == LEFT_OUT], text, paths)
+            left = stretches(fallen[fallen["fate"] == LEFT_OUT], text, paths)
             yield Piece(
                 Block(
                     paths[part["file"][0]] if len(part) else "",
@@ -502,6 +437,7 @@ class Merge:
         if limit_ns == _ALL:
             self._lines, self._marks, self._text = lines[:0], self._marks[:0], b""
             self._active = [file for file in self._active if not file.ended]
+            self._first_ns = _ALL
             return
         kept = (lines["done"] == 0) | (lines["key_ns"] >= limit_ns - _MEMORY_NS)
         places = np.cumsum(kept) - 1
@@ -516,14 +452,15 @@ class Merge:
         lines["stop"] = np.cumsum(sizes)
         lines["start"] = lines["stop"] - sizes
         self._lines, self._marks, self._text = lines, marks, out.tobytes()
+        self._first_ns = int(part["key_ns"].min(initial=_ALL))
 
 
-def _in_order(lines: Lines) -> npt.NDArray[np.intp]:
-    """Order by time; at ties of several files by content, else as in the file."""
+def _in_order(lines: Lines, chains: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Order by time; at ties of several chains of files by content, else as in the file."""
     times, first, group = np.unique(lines["at_ns"], return_index=True, return_inverse=True)
     mixed = np.zeros(len(times), np.bool_)
-    mixed[group[lines["file"] != lines["file"][first][group]]] = True
+    mixed[group[chains != chains[first][group]]] = True
     tied = mixed[group]
     kind = np.where(lines["kind"] == CONTROL, 0, 1 + (lines["kind"] >= SNAPSHOT))
     keys = [np.where(tied, key, 0) for key in (lines["mark"], lines["order"], kind)]
-    return np.lexsort((np.arange(len(lines)), *keys, group))
+    return np.lexsort((lines["number"], lines["file"], *keys, group))

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from market import ingest as ingest_module
+from market import event_partition
 from market.bars import make_bars
 from market.book import Book
 from market.events import EVENT, Events, Flag, Kind, from_arrow
@@ -196,7 +196,7 @@ def test_the_order_of_captures_does_not_matter(tmp_path: Path, capture: Callable
 def test_row_groups_do_not_depend_on_blocks(
     lake: Lake, capture: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest_module, "ROW_GROUP", 16)
+    monkeypatch.setattr(event_partition, "ROW_GROUP", 16)
     ingest(lake, [capture(across_midnight())], KEYS, Settings())
     metadata = lake.open("events", *KEYS[0]).metadata
     sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
@@ -279,7 +279,7 @@ def test_counts_by_topic_add_up_to_the_rows(lake: Lake, capture: Callable[..., s
     counts = {row["topic"]: row for row in rows}
     assert counts["orderbook.200.BTCUSDT"]["min_lag_ns"] == 5_000_000
     assert counts["kline.1.BTCUSDT"] == {
-        **dict.fromkeys(("events", "rejected", "duplicates", "gaps", "torn"), 0),
+        **dict.fromkeys(("events", "rejected", "duplicates", "gaps", "left_out", "torn"), 0),
         "topic": "kline.1.BTCUSDT",
         "converted": False,
         "frames": 1,
