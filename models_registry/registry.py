@@ -16,7 +16,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ from models_registry.manifest import (
     load_champion,
     sha256,
 )
+from models_registry.relocation import artifacts_uri, here, relocate
 
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
@@ -65,11 +66,19 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     reused: bool
 
 
-def tracking_uri(settings: Settings) -> str:
-    """MLflow's store for this lake. RegistryError when the root is not local."""
+def registry_home(settings: Settings) -> Path:
+    """The lake's folder of MLflow's files, behind any link, as MLflow keeps what it has opened by name.
+
+    RegistryError when the root is not local.
+    """
     if "://" in settings.root:
         raise RegistryError(f"{settings.root}: the model registry needs a local root")
-    return f"sqlite:///{Path(settings.root).absolute() / 'mlflow' / 'mlflow.db'}"
+    return Path(settings.root).resolve() / "mlflow"
+
+
+def tracking_uri(settings: Settings) -> str:
+    """MLflow's store for this lake. RegistryError when the root is not local."""
+    return f"sqlite:///{registry_home(settings) / 'mlflow.db'}"
 
 
 def train_and_register(
@@ -161,9 +170,9 @@ def fetch_bundle(settings: Settings, version: str, folder: Path) -> str:
     name = settings.model_name
     with registry_client(settings) as client, tempfile.TemporaryDirectory() as scratch:
         wanted = str(model_version(client, name, version).tags["manifest_sha256"])
+        logged = here(registry_home(settings), client.get_model_version_download_uri(name, version))
         local = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"models:/{name}/{version}/artifacts/{BUNDLE_ARTIFACT}",
-            dst_path=scratch,
+            artifact_uri=f"{logged}/artifacts/{BUNDLE_ARTIFACT}", dst_path=scratch
         )
         Bundle.load(local, wanted)
         folder.mkdir(parents=True)
@@ -347,20 +356,22 @@ def _pointed(settings: Settings) -> Iterator[Any]:
     for quiet in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
         logging.getLogger(quiet).setLevel(logging.WARNING)
     uri = tracking_uri(settings)
-    home = Path(settings.root).absolute() / "mlflow"
+    home = registry_home(settings)
     home.mkdir(parents=True, exist_ok=True)
     before = (mlflow.get_tracking_uri(), mlflow.get_registry_uri())
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
         # Opening makes the database and the experiment; two processes at once would both do it.
-        with exclusive(home / "created.lock", "MLflow's database"):
+        may_write = os.access(home, os.W_OK)
+        lock = exclusive(home / "created.lock", "MLflow's database") if may_write else nullcontext()
+        with lock:
+            relocate(home)
             client = mlflow.MlflowClient(uri, uri)
             experiment = client.get_experiment_by_name(settings.model_name)
             if experiment is None:
-                client.create_experiment(
-                    settings.model_name, artifact_location=(home / "artifacts").as_uri()
-                )
+                location = artifacts_uri(home)
+                client.create_experiment(settings.model_name, artifact_location=location)
             mlflow.set_experiment(settings.model_name)
         yield client
     finally:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from market.errors import ModelError
 from market.settings import Settings, SettingsError, load
 from models_registry import registry
 from models_registry.manifest import (
@@ -32,7 +33,6 @@ from models_registry.manifest import (
     encode,
     read_pointer,
 )
-from models_registry.registry import RegistryError
 
 
 def resolve(settings: Settings) -> Pointer | None:
@@ -117,7 +117,7 @@ def _once(settings: Settings, seen: str | None) -> tuple[int, str]:
     """Resolve once and print a changed status line: (exit status, line)."""
     try:
         pointer = resolve(settings)
-    except (BundleError, RegistryError, OSError) as error:
+    except (ModelError, OSError) as error:
         code, line = 1, f"resolver: {error}"
     else:
         if pointer is None:

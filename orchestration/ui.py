@@ -17,6 +17,7 @@ from market.console import Result, say
 from market.errors import UsageError
 from market.locks import exclusive
 from market.settings import Settings
+from models_registry.relocation import relocate
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -72,6 +73,7 @@ def serve(settings: Settings, dagster_port: int, mlflow_port: int) -> None:
     require_free(mlflow_port, "--mlflow-port")
     root = Path(settings.root).absolute()
     (root / "mlflow").mkdir(parents=True, exist_ok=True)
+    relocate(root / "mlflow")
     environment = os.environ | {
         "DAGSTER_HOME": str(dagster_home(settings)),
         "L2_ROOT": str(root),
