@@ -23,6 +23,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from market.cache import user_folder
 from market.errors import DataError
 from market.instruments import leader
 from market.lake import Lake
@@ -236,7 +237,7 @@ def manifest(project: Path = PROJECT) -> Path:
     for path in sorted(project.rglob("*")):
         if path.suffix in (".sql", ".yml") and "target" not in path.parts:
             digest.update(f"{path.relative_to(project)}\n".encode() + path.read_bytes())
-    home = project / "target"
+    home = project / "target" if os.access(project, os.W_OK) else user_folder()
     cached = home / f"manifest-{digest.hexdigest()[:16]}.json"
     if cached.exists():
         return cached

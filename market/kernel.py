@@ -14,9 +14,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit
+from numba import config, njit
 
-from market.provenance import closure_hash, module_file
+from market.cache import beside, user_folder
+from market.provenance import ROOT, closure_hash, module_file
+
+if not (config.CACHE_DIR or beside(ROOT / "market")):
+    # numba itself gives up where neither the code's folder nor a home can be written
+    config.CACHE_DIR = str(user_folder() / "numba")
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -45,6 +45,7 @@ ROOMS: Final = (
 #: The definitions of features decide by the SQL that is generated of them, which is hashed itself.
 NEUTRAL: Final = frozenset(
     {
+        "market.cache",
         "market.console",
         "market.errors",
         "market.features.definitions",

@@ -185,7 +185,15 @@ def test_what_is_no_database_is_named(tmp_path: Path) -> None:
 
 def test_two_processes_that_open_a_moved_lake_at_once_both_work(origin: Path) -> None:
     root = origin.rename(origin.with_name("moved"))
-    command = [sys.executable, "-m", "models_registry.resolver", "--name", NAME, "--root", str(root)]
+    command = [
+        sys.executable,
+        "-m",
+        "models_registry.resolver",
+        "--name",
+        NAME,
+        "--root",
+        str(root),
+    ]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [each.communicate()[0] for each in both] == [f"champion of {NAME}: version 1\n"] * 2
     assert locations(root) == {root.as_uri()}
