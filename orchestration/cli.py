@@ -46,6 +46,8 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
         "fetch": Verb("live.archives.download", "fetch the venue's archives of past dates"),
         "coverage": Verb("live.coverage", "show which dates are held, from where, and their gaps"),
         "ingest": Verb("orchestration.commands", "take captures into the lake: frames to events"),
+        "convert": Verb("live.archives.doors", "make a capture of data in other formats: Tardis, hftbacktest"),
+        "export": Verb("live.archives.doors", "write a date of events for hftbacktest"),
         "liquidity": Verb("orchestration.liquidity_report", "show what markets could bear: depth to fills"),
         "migrate": Verb("orchestration.migrate", "rewrite what an earlier schema wrote, in place"),
         "sql": Verb("orchestration.commands", "query the lake's tables with SQL"),

@@ -32,8 +32,8 @@ from market.kernel import compiled
 from market.lake import Lake
 from market.settings import Settings
 from market.units import DAY_NS, MS_NS, day_start_ns
+from market.wire.encode import Encoder
 from proving.bench.goals import Measure
-from proving.synthetic.encode import Encoder
 
 SYMBOL: Final = "BTCUSDT"
 DAY: Final = "2025-08-01"

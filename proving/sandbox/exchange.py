@@ -17,6 +17,7 @@ from typing import Final
 
 from execution.margin import MarginMode, Terms
 from market.units import DAY_NS, E8, HOUR_NS, MINUTE_NS, MS_NS, SECOND_NS, day_start_ns, utc_date
+from market.wire.encode import Encoder
 from proving.sandbox.account_book import AccountBook, IdGenerator
 from proving.sandbox.accounts import Client, VenueOrder
 from proving.sandbox.conditional import ConditionalOrders
@@ -24,7 +25,6 @@ from proving.sandbox.listing import LISTINGS
 from proving.sandbox.private_messages import PrivateMessage, PrivateMessages
 from proving.sandbox.tape import DEEP, DEEP_NS, TICKER_NS, Listener, PublicTape
 from proving.synthetic.background import BACKGROUND
-from proving.synthetic.encode import Encoder
 from proving.synthetic.marketplace import ExecutionReport, SyntheticMarket, built_in
 from proving.synthetic.matching import Status, TimeInForce
 from proving.synthetic.profiles import Profile

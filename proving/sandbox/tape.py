@@ -19,10 +19,10 @@ from execution.account import unit_e8
 from market.events import EVENT, STEP_E8, Events, Field, Flag, Kind
 from market.instruments import Instrument
 from market.units import DAY_MS, E8, MS_NS
+from market.wire.encode import Encoder
 from market.wire.topics import book_topic, symbol_topics
 from proving.sandbox.listing import FUNDING_CAP, DecimalCodec
 from proving.sandbox.protocol import Row, money, rounded
-from proving.synthetic.encode import Encoder
 from proving.synthetic.publication import TOPICS
 
 DEPTHS: Final = (1, 50, 200, 1000)

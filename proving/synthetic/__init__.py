@@ -34,7 +34,7 @@ from market.lake import Lake, LakeError
 from market.provenance import closure_hash
 from market.units import SECOND_NS, day_start_ns
 from market.wire.capture import CaptureWriter
-from proving.synthetic.encode import Encoder, Lines, Text
+from market.wire.encode import Encoder, Lines, Text
 from proving.synthetic.latent import SECONDS
 from proving.synthetic.marketplace import SyntheticMarket, built_in, first_update
 from proving.synthetic.planted import closed_form_ic, filterable_ic

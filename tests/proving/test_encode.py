@@ -17,8 +17,8 @@ from market.events import EVENT, Events, Field, Flag, Kind
 from market.instruments import BUILT_IN, Instrument
 from market.wire.capture import Block, read_blocks
 from market.wire.decode import Decoder
+from market.wire.encode import Encoder
 from proving.synthetic import generate, profile
-from proving.synthetic.encode import Encoder
 
 BTC = BUILT_IN["BTCUSDT"]
 T0 = 1_767_225_600_000  #: epoch ms

@@ -9,7 +9,7 @@ import pytest
 
 from market.book import Book
 from market.events import Events, Flag, Kind
-from proving.synthetic.encode import Encoder
+from market.wire.encode import Encoder
 from proving.synthetic.marketplace import OURS, ExecutionReport, SyntheticMarket
 from proving.synthetic.matching import Status, TimeInForce
 from proving.synthetic.profiles import profile
