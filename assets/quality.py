@@ -136,6 +136,13 @@ EVENTS: Final = (
         why="frames received before their predecessors: the clock stepped back, or files are mixed",
     ),
     Bound(
+        figure="left_out",
+        high=0,
+        severity="warning",
+        why="the clock was set back over a second: frames have no time; table quarantine has file, lines "
+        "and seconds",
+    ),
+    Bound(
         figure="rejected_share", high=0.01, why="the decoder rejected more than 1 % of the lines"
     ),
     Bound(

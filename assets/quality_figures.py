@@ -108,12 +108,15 @@ def event_figures(lake: Lake, symbol: str, day: str) -> Figures:
     frames = max(1, counters["frames"])
     figures["crossed_share"] = counters["crossed"] / frames
     figures["one_sided_share"] = counters["one_sided"] / frames
-    figures["steps_back_share"] = figures["rejected_share"] = math.nan
+    figures["steps_back_share"] = figures["rejected_share"] = figures["left_out"] = math.nan
     if lake.exists("ingests", symbol, day):
         sql = """select sum(steps_back) / nullif(sum(frames), 0),
             sum(rejected) / nullif(sum(frames) + sum(rejected), 0) from read_parquet($path)"""
         shares = _query(sql, lake.pattern("ingests", symbol, day))
         figures["steps_back_share"], figures["rejected_share"] = map(_float, shares)
+        if "left_out" in pq.read_schema(lake.path("ingests", symbol, day)).names:
+            sql = "select sum(left_out) from read_parquet($path)"
+            figures["left_out"] = _float(_query(sql, lake.path("ingests", symbol, day))[0])
     return figures
 
 

@@ -217,7 +217,7 @@ class _Run:
         self.findings: list[str] = []
         self._read: Counter[str] = Counter()  #: lines, by capture
         self._understood: Counter[str] = Counter()
-        self._shown = 0
+        self._shown = self._waited = 0
         self._seen_ns = 0
         self.done = False
         self._open_day(utc_date(first_ns))
@@ -362,27 +362,15 @@ class _Run:
         for stretch in left_out:
             found = self._left_out.setdefault((stretch.file, stretch.clock_ns), stretch)
             if found is not stretch:
-                found.last_line = stretch.last_line
-                found.frames += stretch.frames
-                found.behind_ns = max(found.behind_ns, stretch.behind_ns)
-                found.symbols |= stretch.symbols
+                found.extend(stretch)
 
     def _keep_left_out(self) -> None:
         """A row of quarantine and a finding for each stretch of lines without a time."""
         for stretch in self._left_out.values():
-            why = (
-                f"the clock was set back by {stretch.behind_ns / 1e9:.3f} s"
-                if stretch.clock_ns
-                else f"the clock is {stretch.behind_ns / 1e9:.3f} s off the recording's beside it"
-            )
-            text = (
-                f"lines {stretch.first_line} to {stretch.last_line}: {why}; "
-                f"{stretch.frames} frames have no time and are left out"
-            )
             name = Path(stretch.file).name
-            self.findings.append(f"{name}, {text}")
+            self.findings.append(f"{name}, {stretch.text}")
             rejects = [
-                Reject(stretch.first_line, "clock set back", text, symbol, "", stretch.raw)
+                Reject(stretch.first_line, "clock set back", stretch.text, symbol, "", stretch.raw)
                 for symbol in sorted(stretch.symbols & self.open.keys())
             ]
             self._quarantine(rejects, partial(_in_file, name))
@@ -403,6 +391,7 @@ class _Run:
             self.duplicates += counts.duplicates
             self.gaps += counts.gaps
             self.steps_back += counts.steps_back
+            self._waited += counts.steps_back - counts.left_out
             partition = self.open.get(symbol_of(topic))
             if partition is not None:
                 before = partition.counts.get(topic, TopicCounts())
@@ -456,12 +445,16 @@ class _Run:
             counts["restated"] = TopicCounts(events=partition.restated)
         if unattributed := self.open[UNATTRIBUTED].quarantined:
             counts[UNATTRIBUTED] = TopicCounts(rejected=unattributed)
+        left_out: Counter[str] = Counter()  # those that a merge left out were not decoded
+        for (_, topic), usage in self._usage.items():
+            left_out[topic] += usage.left_out
         rows: list[dict[str, Any]] = [
             {
                 "topic": topic,
                 "converted": topic in converted,
                 "torn": self._torn_today,
                 **msgspec.structs.asdict(count),
+                "left_out": left_out[topic],
             }
             for topic, count in counts.items()
         ]
@@ -475,10 +468,9 @@ class _Run:
         self.lake.write("ingests", *partition.key, table, self.inputs, extra)
 
     def report(self) -> IngestReport:
-        left_out = sum(usage.left_out for usage in self.files.values())
-        if self.steps_back > left_out:
+        if self._waited:
             self.findings.append(
-                f"{self.steps_back - left_out} frames were received up to a second before earlier ones "
+                f"{self._waited} frames were received up to a second before earlier ones "
                 "(a clock stepped back) and have the earlier ones' time"
             )
         return IngestReport(

@@ -53,6 +53,15 @@ def ingest_command(settings: Settings, options: argparse.Namespace) -> Result:
                 ]
             )
         )
+        if len(report.files) > 1:
+            head = ("file", "frames used", "repeated", "copies", "left out")
+            rows = [
+                (name, of.used, of.repeated, of.copies, of.left_out)
+                for name, of in report.files.items()
+            ]
+            print("\n" + table(rows, head))
+        for finding in report.findings:
+            print(f"finding: {finding}")
     return {
         "frames": report.frames,
         "events": sum(report.events.values()),
@@ -60,6 +69,8 @@ def ingest_command(settings: Settings, options: argparse.Namespace) -> Result:
         "reasons": report.reasons,
         "refused_elsewhere": report.elsewhere,
         "torn": report.torn,
+        "files": msgspec.to_builtins(report.files),
+        "findings": report.findings,
     }
 
 

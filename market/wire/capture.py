@@ -29,7 +29,8 @@ BLOCK_BYTES: Final = 1 << 20
 MAX_LINE_BYTES: Final = 16 << 20
 KEPT_HEAD_BYTES: Final = 4096
 
-_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+#: How a zstd frame begins.
+MAGIC: Final = b"\x28\xb5\x2f\xfd"
 #: Compressed bytes per step. zstd expands at most some 32,768-fold, so a step stays under 64 MB.
 _STEP: Final = 2048
 #: Text per step; the length of a line is checked in steps of this size.
@@ -121,12 +122,12 @@ def _opened(path: str | Path) -> BinaryIO:
     head = file.read(4)
     file.seek(0)
     skippable = len(head) == 4 and head[1:] == b"\x2a\x4d\x18" and head[0] >> 4 == 5
-    if head == _MAGIC or skippable:
+    if head == MAGIC or skippable:
         return file
     file.close()
     if not head:
         raise CaptureError(f"{path}: the file is empty; a capture holds at least one zstd frame")
-    if _MAGIC.startswith(head):
+    if MAGIC.startswith(head):
         raise CaptureError(f"{path}: only {len(head)} bytes; nothing of the capture was written")
     raise CaptureError(f"{path}: not a zstd file; a capture is zstd-compressed text")
 
@@ -352,7 +353,7 @@ class CaptureWriter:
     def _mend(self) -> None:
         """Truncate a torn tail; whole lines of an unfinished frame are kept in a frame of their own."""
         self._whole = os.fstat(self._file.fileno()).st_size
-        if self._whole < len(_MAGIC):
+        if self._whole < len(MAGIC):
             self._whole = self._file.truncate(0)
             return
         with _opened(self.path) as file:

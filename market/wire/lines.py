@@ -177,6 +177,23 @@ class LeftOut(msgspec.Struct):
     symbols: set[str]
     raw: bytes
 
+    def extend(self, more: LeftOut) -> None:
+        """Add later lines of the same stretch."""
+        self.last_line = more.last_line
+        self.frames += more.frames
+        self.behind_ns = max(self.behind_ns, more.behind_ns)
+        self.symbols |= more.symbols
+
+    @property
+    def text(self) -> str:
+        """Where and why, for people."""
+        how = "was set back by {} s" if self.clock_ns else "is {} s off the recording's beside it"
+        return (
+            f"lines {self.first_line} to {self.last_line}: the clock "
+            f"{how.format(f'{self.behind_ns / 1e9:.3f}')}; "
+            f"{self.frames} frames have no time and are left out"
+        )
+
 
 class Piece(msgspec.Struct):
     """Lines in order, all of one UTC date when they are merged.

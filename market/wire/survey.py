@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import numpy as np
+import zstandard
 
 from market.errors import DataError
 from market.events import Kind
 from market.instruments import BUILT_IN, Instrument
 from market.units import DAY_NS, MS_NS, day_start_ns, utc_date
-from market.wire.capture import Block, read_blocks
+from market.wire.capture import MAGIC, Block, read_blocks
 from market.wire.decode import Decoder
 from market.wire.stream import MAX_LAG_NS
 from market.wire.topics import symbol_of, symbol_topics
@@ -26,6 +29,10 @@ _LINE: Final = re.compile(
     rb'^([0-9]{1,19}) \{[^\n]*?"topic"\s*:\s*"([A-Za-z0-9._-]+)"', re.MULTILINE
 )
 _CONTROL: Final = re.compile(rb'^([0-9]{1,19}) \{"l2"', re.MULTILINE)
+_ANY: Final = re.compile(rb"^([0-9]{1,19}) \{[^\n]*\}$", re.MULTILINE)
+#: Of a capture's end are read so many bytes, and so many of text.
+_TAIL_BYTES: Final = 4 << 20
+_MOST_TEXT: Final = 64 << 20
 _FINEST: Final = "0.00000001"
 
 
@@ -40,9 +47,9 @@ def scan(captures: Iterable[str], book_depth: int = 200) -> dict[Key, dict[str, 
     one topic that becomes events.
     """
     frames: dict[Key, Counter[str]] = {}
-    clock = 0
-    day, day_end = "", 0
     for path in starts_of(captures):
+        clock = 0  # of its file: others may lie beside it
+        day, day_end = "", 0
         for block in read_blocks(path):
             for line in _LINE.finditer(block.data):
                 stamp = int(line[1])
@@ -78,6 +85,27 @@ def starts_of(captures: Iterable[str]) -> dict[str, int]:
     """Captures in the order of their first lines, with those lines' receive times."""
     starts = {str(path): min(filter(None, _first_stamps(path))) for path in captures}
     return dict(sorted(starts.items(), key=lambda item: (item[1], item[0])))
+
+
+def last_receive_ns(path: str | Path) -> int:
+    """The last receive time of a capture; of one of many zstd frames only the end is read.
+
+    CaptureError when it cannot be read.
+    """
+    with suppress(OSError), open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL_BYTES))
+        tail = file.read()
+        at = len(tail)
+        while (at := tail.rfind(MAGIC, 0, at)) >= 0:
+            unpacker = zstandard.ZstdDecompressor().stream_reader(
+                tail[at:], read_across_frames=True
+            )
+            with suppress(zstandard.ZstdError):
+                if stamps := [int(line[1]) for line in _ANY.finditer(unpacker.read(_MOST_TEXT))]:
+                    return max(stamps)
+    blocks = (_ANY.finditer(block.data) for block in read_blocks(path))
+    return max((int(line[1]) for lines in blocks for line in lines), default=0)
 
 
 def _first_stamps(path: str | Path) -> tuple[int, int]:

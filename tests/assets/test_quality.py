@@ -157,6 +157,17 @@ def test_rejected_lines_and_steps_back_come_from_the_ingest_counts(
     assert warned(found) == {"rejected_share", "steps_back_share"}
 
 
+def test_frames_without_a_time_are_a_warning(minute: Events, tmp_path: Path) -> None:
+    lake = lake_of(minute, tmp_path)
+    row = {"topic": "t", "converted": True, "frames": 90, "events": 1, "rejected": 0}
+    row |= {"duplicates": 0, "gaps": 0, "steps_back": 9, "left_out": 9, "torn": 0}
+    lake.write("ingests", *KEY, pa.Table.from_pylist([row]))
+    assert summarise(lake, "events", [KEY]).iloc[0]["left_out"] == 9
+    found = judged(lake, tmp_path / "quality")["events"]
+    assert critical(found) == set()
+    assert "left_out" in warned(found)
+
+
 def good(bounds: tuple[Bound, ...]) -> dict[str, float]:
     """A figure within all its bounds, for every figure of a suite."""
     figures: dict[str, float] = {}

@@ -18,7 +18,8 @@ from market.lake import Lake
 from market.settings import Settings
 from market.units import HOUR_NS, MS_NS, SECOND_NS
 from market.wire import merge
-from market.wire.survey import scan
+from market.wire.capture import read_lines as corpus_lines
+from market.wire.survey import last_receive_ns, scan
 from tests.conftest import recordings
 from tests.market import corpus
 from tests.market.corpus import (
@@ -341,6 +342,41 @@ def test_a_backup_whose_clock_is_another_is_left_out_beside_the_primary() -> Non
     assert made == made_of(primary)
     (finding,) = made.report.findings
     assert "off the recording's beside it" in finding
+
+
+def test_frames_left_out_beside_another_recording_are_in_the_counts(tmp_path: Path) -> None:
+    primary = received(SENT, 1)
+    astray = received(SENT, 2, clock=lambda ns: ns + 15 * SECOND_NS)
+    astray = [line for line in astray if stamp(line) < stamp(primary[-1])]
+    lake = Lake(tmp_path / "lake")
+    ingest(lake, [write(tmp_path, "a", primary), write(tmp_path, "b", astray)], [BTC], Settings())
+    counts = lake.read("ingests", *BTC).to_pandas()
+    assert counts["left_out"].sum() == len(astray)
+    (row,) = lake.read("quarantine", *BTC).to_pylist()
+    assert (row["file"], row["line"]) == ("b.frames.zst", 1)
+
+
+# -- which captures --------------------------------------------------------------------------------
+
+
+def test_a_capture_tells_its_last_time_by_its_end(tmp_path: Path) -> None:
+    path = write(tmp_path, "one", WHOLE)
+    assert last_receive_ns(path) == stamp(WHOLE[-1])
+    later = write(tmp_path, "later", [b"%d {}" % (stamp(WHOLE[-1]) + n) for n in range(1, 999)])
+    torn = Path(path).read_bytes() + Path(later).read_bytes()
+    for cut in (0, 9, 90):
+        Path(path).write_bytes(torn[: len(torn) - cut])
+        read = [ns for ns, _ in corpus_lines(path)]
+        assert last_receive_ns(path) == max(read)
+    empty = write(tmp_path, "two", [b"no line", b"5 rubbish"])
+    assert last_receive_ns(empty) == 0
+
+
+def test_dates_of_files_side_by_side_are_their_own() -> None:
+    """The first goes on past midnight before the second is read."""
+    first = received(messages("BTCUSDT", MIDNIGHT - 10 * SECOND_NS, 20, 5), 1)
+    second = received(messages("ETHUSDT", MIDNIGHT - 9 * SECOND_NS, 5, 5), 2)
+    assert [*made_of(first, second).events] == [BTC, ("BTCUSDT", "2026-11-21"), ETH]
 
 
 # -- the corpus ------------------------------------------------------------------------------------
