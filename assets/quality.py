@@ -261,8 +261,16 @@ def validate(
 ) -> tuple[list[Breach], str]:
     """Run one suite over rows of figures, as `summarise` makes them, in a GX project in ``folder``.
 
-    Returns the breaches and the URL of the result's page in Data Docs.
+    Returns the breaches and the URL of the result's page in Data Docs. The project's definitions are
+    read, changed and written back, so one run at a time does this.
     """
+    with exclusive(folder / "project.lock", "the quality project"):
+        return _validate(frame, name, bounds, folder)
+
+
+def _validate(
+    frame: "pd.DataFrame", name: str, bounds: Sequence[Bound], folder: Path
+) -> tuple[list[Breach], str]:
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
     import great_expectations.expectations as gxe
@@ -388,10 +396,7 @@ def _check(
         return dg.AssetCheckResult(
             asset_key=table, check_name=f"{table}_quality", passed=True, metadata={"note": note}
         )
-    folder = platform.folder("quality")
-    # One project for all runs: its definitions are read, changed and written back.
-    with exclusive(folder / "project.lock", "the quality project"):
-        breaches, docs = validate(frame, table, bounds, folder)
+    breaches, docs = validate(frame, table, bounds, platform.folder("quality"))
     withheld = record(lake, table, frame, breaches)
     for breach in breaches:
         context.log.warning(str(breach))

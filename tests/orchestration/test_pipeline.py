@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +98,34 @@ def test_the_recording_crosses_midnight_into_two_partitions(
     ]
 
 
+def test_an_interrupted_run_ends_as_such_and_leaves_no_trace(
+    run: tuple[Path, dict[str, Any]], data_dir: Path
+) -> None:
+    """Interrupted while bars are made by worker processes; the next test runs the range again."""
+    root, _ = run
+    frames = str(data_dir / "usdm-20240718.frames.zst")
+    command = [sys.executable, "-m", "orchestration.cli", "pipeline"]
+    process = subprocess.Popen(
+        [*command, "--frames", frames, "--root", str(root)],
+        cwd=root.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "bars: started" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said[-3000:]
+    assert said.splitlines()[-1] == "l2 pipeline: interrupted"
+    assert "FAILED" not in said + printed
+    with sqlite3.connect(root / "dagster" / "history" / "runs.db") as database:
+        states = database.execute("select status from runs order by id").fetchall()
+    assert [state for (state,) in states] == ["SUCCESS", "CANCELED"]
+
+
 def test_running_again_leaves_the_same_bytes(
     run: tuple[Path, dict[str, Any]], data_dir: Path
 ) -> None:
@@ -110,6 +140,8 @@ def test_running_again_leaves_the_same_bytes(
     assert len(before) >= 20
     for path, content in before.items():
         assert path.read_bytes() == content, path
+    # what the interrupted run had begun is gone
+    assert not [*root.rglob(".*.tmp"), *root.glob("staging/*")]
     again = json.loads(done.stdout.splitlines()[-1])
     for key in ("frames", "events", "bars", "feature_rows", "verdict"):
         assert again[key] == first[key]
