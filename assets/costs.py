@@ -61,6 +61,8 @@ DECLARED: Final = (
         files=("dbt_project/models/costs/cost_findings.sql",),
     ),
 )
+#: Partitions of one dbt run: records are small, and each run reads a day more on either side.
+BATCH: Final = 62
 #: Table -> sort order of its partitions.
 TABLES: Final = {
     "parent_costs": ("decision_ns", "venue", "parent_id"),

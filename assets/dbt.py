@@ -25,6 +25,8 @@ import pyarrow.parquet as pq
 
 from market.cache import user_folder
 from market.errors import DataError
+from market.features import feature_names
+from market.features.precision import rounded
 from market.instruments import leader
 from market.lake import Lake
 from market.provenance import ROOT
@@ -158,7 +160,8 @@ def run_dbt(
     failed = [_failure(result) for result in results if result["status"] in ("error", "fail")]
     if failed or process.returncode:
         reason = "; ".join(failed) or f"dbt failed: {' '.join(errors[-1:]) or process.returncode}"
-        raise WarehouseError(f"{reason}; nothing was published", tests)
+        dates = f"{variables['from_date']} to {variables['to_date']}"
+        raise WarehouseError(f"{reason}; nothing of {dates} was published", tests)
     return tests
 
 
@@ -207,6 +210,7 @@ def publish(
     """Replace one partition per key of ``inputs`` by dbt's staged rows; rows by symbol.
 
     Rows are sorted by ``order``, as DuckDB's partitioned write keeps no order: same rows, same bytes.
+    Features are kept as `market.features.precision` says.
     A key without staged rows gets an empty partition, which records that it was built.
     """
     staged = out / table
@@ -215,7 +219,7 @@ def publish(
     for (symbol, day), fingerprint in inputs.items():
         files = sorted((staged / f"symbol={symbol}" / f"date={day}").glob("*.parquet"))
         parts = [pq.read_table(file, partitioning=None) for file in files]
-        content = pa.concat_tables(parts) if parts else schema.empty_table()
+        content = _kept(pa.concat_tables(parts) if parts else schema.empty_table())
         lake.write(
             table,
             symbol,
@@ -225,6 +229,15 @@ def publish(
             dictionary=False,
         )
         rows[symbol] = rows.get(symbol, 0) + content.num_rows
+    return rows
+
+
+def _kept(rows: pa.Table) -> pa.Table:
+    """The rows with their features rounded."""
+    for name in set(feature_names()) & set(rows.column_names):
+        values = rounded(rows[name].to_numpy())
+        column = pa.array(values, from_pandas=True)  # NaN back to NULL
+        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
     return rows
 
 

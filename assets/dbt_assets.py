@@ -11,7 +11,7 @@ from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_
 from assets import costs as cost_tables
 from assets import warehouse as feature_tables
 from assets.dbt import NOT_RUN, BuildReport, TableTest, WarehouseError, manifest
-from assets.platform import OWNERS, PARTITIONS, Platform, Span, context_spans
+from assets.platform import OWNERS, PARTITIONS, Platform, Span, context_spans, partition_key
 from execution.tca.figures import figures
 from market.lake import Lake, LakeError
 from market.settings import Settings
@@ -51,8 +51,10 @@ TRANSLATOR: Final = Translator(
 )
 
 
-def table_assets(name: str, tables: Sequence[str], build: Build, describe: Describe) -> Any:
-    """Partitioned assets of a group of dbt tables; a range of dates is one dbt run."""
+def table_assets(
+    name: str, tables: Sequence[str], build: Build, describe: Describe, batch: int
+) -> Any:
+    """Partitioned assets of a group of dbt tables; a dbt run is of at most ``batch`` partitions."""
 
     @dbt_assets(  # type: ignore[untyped-decorator]
         manifest=manifest(),
@@ -65,7 +67,7 @@ def table_assets(name: str, tables: Sequence[str], build: Build, describe: Descr
     def run(context: dg.AssetExecutionContext, platform: Platform) -> Iterator[Any]:
         settings, lake = platform.settings(), platform.lake()
         selected = {key.to_user_string() for key in context.selected_asset_keys}
-        spans = context_spans(context)
+        spans = [part for span in context_spans(context) for part in span.batches(batch)]
         reports: list[BuildReport] = []
         for span in spans:
             try:
@@ -76,6 +78,8 @@ def table_assets(name: str, tables: Sequence[str], build: Build, describe: Descr
                 raise dg.Failure(str(error)) from error
             for symbol, day in reports[-1].missing:
                 context.log.warning(f"{symbol} {day}: no bars, skipped")
+            if len(spans) > 1:
+                log_published(context, reports[-1], f"batch {len(reports)} of {len(spans)}")
         metadata = describe(lake, spans, reports)
         for table in tables:
             if table in selected:
@@ -83,6 +87,18 @@ def table_assets(name: str, tables: Sequence[str], build: Build, describe: Descr
         yield from check_results(context, [test for report in reports for test in report.tests])
 
     return run
+
+
+def log_published(context: dg.AssetExecutionContext, report: BuildReport, which: str) -> None:
+    """Show what a batch has published at once: it stands, whatever becomes of the rest of the run."""
+    for table in report.rows:
+        for key in report.keys:
+            context.log_event(
+                dg.AssetMaterialization(
+                    table, partition=partition_key(*key), metadata={"published": which}
+                )
+            )
+    context.log.info(f"{which}: {len(report.keys)} partitions published")
 
 
 def check_results(
@@ -174,5 +190,9 @@ def _describe_costs(
     return metadata
 
 
-warehouse = table_assets("warehouse", feature_tables.TABLES, _build_features, _describe_features)
-costs = table_assets("costs", tuple(cost_tables.TABLES), _build_costs, _describe_costs)
+warehouse = table_assets(
+    "warehouse", feature_tables.TABLES, _build_features, _describe_features, feature_tables.BATCH
+)
+costs = table_assets(
+    "costs", tuple(cost_tables.TABLES), _build_costs, _describe_costs, cost_tables.BATCH
+)

@@ -99,6 +99,14 @@ class Span(msgspec.Struct, frozen=True):
         """(symbol, date) of every partition in it."""
         return [(symbol, day) for symbol in self.symbols for day in self.dates]
 
+    def batches(self, size: int) -> list[Span]:
+        """Spans of at most ``size`` partitions that make it up, by date, then symbol."""
+        groups = [self.symbols[n : n + size] for n in range(0, len(self.symbols), size)]
+        dates, days = self.dates, max(1, size // len(self.symbols))
+        starts = range(0, len(dates), days)
+        spans = [(dates[n], dates[n : n + days][-1]) for n in starts]
+        return [Span(group, first, last) for first, last in spans for group in groups]
+
 
 def partition_key(symbol: str, day: str) -> str:
     """The Dagster partition key of one symbol's date."""

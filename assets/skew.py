@@ -111,11 +111,9 @@ class SkewReport(msgspec.Struct, frozen=True, kw_only=True):
 def compare(lake: Lake, settings: Settings, keys: Iterable[Key]) -> SkewReport:
     """Recompute and compare the decisions of these (symbol, date) keys; keys without any are skipped."""
     symbols_of: dict[tuple[str, str], list[str]] = {}
-    logged: dict[Key, pa.Table] = {}
     for symbol, day in keys:
         if lake.exists("decisions", symbol, day):
-            rows = logged[symbol, day] = lake.read("decisions", symbol, day)
-            for run in pc.unique(rows["run"]).to_pylist():
+            for run in pc.unique(lake.read("decisions", symbol, day, ["run"])["run"]).to_pylist():
                 symbols_of.setdefault((run, day), []).append(symbol)
     decisions = values = 0
     examples: list[Difference] = []
@@ -123,8 +121,9 @@ def compare(lake: Lake, settings: Settings, keys: Iterable[Key]) -> SkewReport:
     not_recomputed: list[str] = []
     for (run, day), symbols in sorted(symbols_of.items()):
         of_run = {
-            symbol: logged[symbol, day].filter(pc.equal(logged[symbol, day]["run"], run))
+            symbol: rows.filter(pc.equal(rows["run"], run))
             for symbol in symbols
+            for rows in [lake.read("decisions", symbol, day)]
         }
         until_ns = max(pc.max(rows["t_ns"]).as_py() for rows in of_run.values())
         try:

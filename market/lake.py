@@ -340,7 +340,8 @@ class Lake:
 
         ``inputs`` names what the content was made from (see `is_current`); ``extra`` goes into the
         file's metadata. A ``dictionary``, of all columns or of those named, costs time and space in
-        columns that hardly repeat a value; ``encodings`` are Parquet's names for columns without one.
+        columns that hardly repeat a value; ``encodings`` are Parquet's names for columns without one, by
+        default `_encodings` where no column has one.
         Writing the same rows in the same chunks gives the same bytes.
         """
         notes = {
@@ -351,6 +352,8 @@ class Lake:
             **{key: str(value) for key, value in (extra or {}).items()},
         }
         schema = schema.with_metadata({f"l2.{k}".encode(): v.encode() for k, v in notes.items()})
+        if encodings is None and dictionary is False:
+            encodings = _encodings(schema)
         path = self.path(table, symbol, day)
         with (
             self._replacing(path) as temporary,
@@ -412,3 +415,14 @@ class Lake:
 def _drop(folder: Path, held: IO[str]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     held.close()
+
+
+def _encodings(schema: pa.Schema) -> dict[str, str]:
+    """Parquet encodings by type: sorted integers as differences, floats byte by byte of significance."""
+    return {
+        field.name: "BYTE_STREAM_SPLIT"
+        if pa.types.is_floating(field.type)
+        else "DELTA_BINARY_PACKED"
+        for field in schema
+        if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
+    }

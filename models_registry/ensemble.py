@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from market.features.precision import Float32
 from models_registry.dataset import Rows
 from models_registry.manifest import (
     Calibration,
@@ -120,7 +121,7 @@ def targets(labels_bps: Float, volatility: Float, scale: Scale, horizons_s: Sequ
     )
 
 
-def bin_features(features: Float, names: Sequence[str], threads: int) -> lightgbm.Dataset:
+def bin_features(features: Float32, names: Sequence[str], threads: int) -> lightgbm.Dataset:
     """Rows (n, f) as a binned LightGBM Dataset, shared by all horizons and trials."""
     import lightgbm
 
@@ -359,7 +360,7 @@ def fit(
     )
 
 
-def outputs(members: Sequence[FittedBooster], features: Float, threads: int) -> Float:
+def outputs(members: Sequence[FittedBooster], features: Float32, threads: int) -> Float:
     """The boosters' raw outputs for rows (n, f): float64 (n, horizons)."""
     if not len(features):
         return np.empty((0, len(members)))

@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from market.errors import ModelError
+from market.features.precision import rounded
 
 if TYPE_CHECKING:
     import lightgbm
@@ -312,9 +313,9 @@ class Predictor:
     def horizons_s(self) -> tuple[int, ...]:
         return self.recipe.horizons_s
 
-    def predict(self, vector: Float) -> Prediction:
-        """The prediction for one row: float64 of shape (features,), NaN for NULL."""
-        many = self.predict_many(np.ascontiguousarray(vector, np.float64)[np.newaxis, :])
+    def predict(self, vector: npt.NDArray[np.floating]) -> Prediction:
+        """The prediction for one row of shape (features,), NaN for NULL."""
+        many = self.predict_many(vector[np.newaxis, :])
         index = int(many.regime[0])
         return Prediction(
             expected_bps=float(many.expected_bps[0]),
@@ -323,13 +324,17 @@ class Predictor:
             regime=self.recipe.regimes[index].name if index >= 0 else NO_REGIME,
         )
 
-    def predict_many(self, matrix: Float, threads: int = 1) -> Predictions:
-        """Predictions for float64 rows of shape (n, features), n > 0; bit for bit those of `predict`."""
+    def predict_many(self, matrix: npt.NDArray[np.floating], threads: int = 1) -> Predictions:
+        """Predictions for rows of shape (n, features), n > 0; bit for bit those of `predict`.
+
+        Features are rounded as the training set keeps them, whoever computed them.
+        """
         recipe = self.recipe
         if matrix.ndim != 2 or matrix.shape[1] != len(recipe.features):
             raise ValueError(
                 f"the model takes {len(recipe.features)} features, got shape {matrix.shape}"
             )
+        matrix = rounded(matrix)
         volatility = np.asarray(matrix[:, self._scale_column], np.float64)
         output = np.empty((len(matrix), len(recipe.members)))
         by_horizon = np.empty_like(output)

@@ -252,7 +252,8 @@ def finish(
 
 
 def _volatility(rows: Rows, features: Features) -> Float:
-    return np.ascontiguousarray(rows.features[:, features.names.index(ensemble.SCALE_FEATURE)])
+    column = features.names.index(ensemble.SCALE_FEATURE)
+    return np.ascontiguousarray(rows.features[:, column], np.float64)
 
 
 def _rival(
