@@ -14,19 +14,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from assets.dbt import PROJECT, BuildReport, WarehouseError, dbt_vars
-from assets.dbt_assets import warehouse
+from assets.dbt_assets import (
+    _build_features,
+    _describe_features,
+    table_assets,
+    warehouse,
+)
 from assets.platform import PARTITIONS, Platform, Span, partition_key, spans
 from assets.warehouse import (
     TABLES,
     build_range,
 )
 from market.bars import COLUMNS
+from market.features import feature_names
 from market.lake import Lake, LakeError
 from market.provenance import code_hash
 from market.settings import Settings, load
 from market.units import day_start_ns
+from orchestration.automation import range_tags
 
 SECOND = 1_000_000_000
 SATURDAY, SUNDAY = "2026-01-31", "2026-02-01"
@@ -137,6 +146,70 @@ def test_the_training_set_is_the_warm_rows_with_a_label(built: Any) -> None:
 
 def _floats(table: pa.Table, name: str) -> Any:
     return table[name].to_numpy(zero_copy_only=False)
+
+
+def test_features_are_stored_rounded_and_all_else_as_computed(built: Any) -> None:
+    lake, _, _ = built
+    for table in ("features", "training_set"):
+        schema = lake.open(table, "BTCUSDT", SUNDAY).schema_arrow
+        kinds = {str(schema.field(name).type) for name in feature_names()}
+        others = {f.name: str(f.type) for f in schema if f.name not in feature_names()}
+        assert kinds == {"float"}
+        assert set(others.values()) <= {"int64", "bool", "double"}
+        assert others.get("mid_close", "double") == "double"
+    file = Path(lake.path("features", "BTCUSDT", SUNDAY))
+    assert file.stat().st_size < 1.1 * 5_000 * len(feature_names()) * 4
+
+
+def test_batches_show_as_they_end_and_a_failure_keeps_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second date's bars fail a test of dbt: the first is published and shows as materialised."""
+    lake = Lake(tmp_path / "lake")
+    monkeypatch.setenv("L2_ROOT", lake.base)
+    write_bars(lake, "BTCUSDT", SATURDAY, 1, 100)
+    write_bars(lake, "BTCUSDT", SUNDAY, 1, 100)
+    wrong = lake.read("bars", "BTCUSDT", SUNDAY)
+    gap = wrong.schema.get_field_index("gap")
+    wrong = wrong.set_column(gap, "gap", pa.array([2.0] * len(wrong)))
+    lake.write("bars", "BTCUSDT", SUNDAY, wrong, inputs="wrong")
+    one_by_one = table_assets("warehouse", TABLES, _build_features, _describe_features, batch=1)
+    instance = dg.DagsterInstance.ephemeral()
+    dg.materialize(
+        [one_by_one],
+        tags=range_tags(SATURDAY, SUNDAY, ("BTCUSDT",)),
+        resources={"platform": Platform()},
+        instance=instance,
+        raise_on_error=False,
+    )
+    assert {table: lake.partitions(table) for table in TABLES} == {
+        table: [("BTCUSDT", SATURDAY)] for table in TABLES
+    }
+    for table in TABLES:
+        shown = instance.get_materialized_partitions(dg.AssetKey(table))
+        assert shown == {partition_key("BTCUSDT", SATURDAY)}
+    assert not any((Path(lake.base) / "staging").iterdir())
+
+
+@given(
+    st.lists(st.sampled_from(["A", "B", "C", "D", "E", "F", "G"]), min_size=1, unique=True),
+    st.integers(0, 40),
+    st.integers(1, 9),
+)
+def test_batches_hold_every_partition_once_and_no_more_than_they_may(
+    symbols: list[str], days: int, size: int
+) -> None:
+    last = str(np.datetime64(SATURDAY) + days)
+    span = Span(tuple(symbols), SATURDAY, last)
+    batches = span.batches(size)
+    keys = [key for batch in batches for key in batch.keys]
+    assert sorted(keys) == sorted(span.keys)
+    assert all(len(batch.keys) <= size for batch in batches)
+    starts = [batch.from_date for batch in batches]
+    assert starts == sorted(starts)  # a failure keeps what is earlier
+    if len(symbols) <= size:
+        fewest = -(-len(span.dates) // (size // len(symbols)))
+        assert len(batches) == fewest
 
 
 def test_a_partition_records_its_code_and_its_inputs(built: Any) -> None:

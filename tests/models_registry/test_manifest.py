@@ -60,6 +60,24 @@ def test_one_row_and_many_give_the_same_bits(bundle_folder: Path, matrix: np.nda
         assert one.regime == bundle.recipe.regimes[many.regime[row]].name
 
 
+def test_a_model_is_asked_on_the_values_that_the_training_set_keeps(
+    bundle_folder: Path, matrix: np.ndarray
+) -> None:
+    """Live features are float64: what float32 does not tell apart is one value, and so one answer."""
+    bundle = Bundle.load(bundle_folder)
+    assert matrix.dtype == np.float32
+    kept = bundle.predict_many(matrix)
+    exact = matrix.astype(np.float64)
+    nudges = np.random.default_rng(3).uniform(-0.49, 0.49, matrix.shape) * 2.0**-25
+    for live in (exact, exact * (1 + nudges)):
+        assert np.array_equal(bundle.predict_many(live).raw_bps, kept.raw_bps, equal_nan=True)
+    beyond, missing = exact.copy(), exact.copy()
+    beyond[:, 1], missing[:, 1] = 1e39, np.nan
+    assert np.array_equal(
+        bundle.predict_many(beyond).raw_bps, bundle.predict_many(missing).raw_bps, equal_nan=True
+    )
+
+
 def test_validation_and_serving_predict_the_same(
     bundle_folder: Path, trained: tuple[Evaluation, TrainedModel]
 ) -> None:
