@@ -1,7 +1,8 @@
-"""Features, labels and training set: a range of dates in one dbt run.
+"""Features, labels and training set: a span of dates in one dbt run.
 
 `build_range` is the only entry point, for Dagster and all others. dbt reads bars in place and stages
-the range; its partitions are replaced when all tests have passed.
+the span; its partitions are replaced when all tests have passed. Memory and staging grow with the
+span: whoever builds a long range gives it in batches (`Span.batches`).
 """
 
 from __future__ import annotations

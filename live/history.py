@@ -17,7 +17,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from live.own_capture import TickerState
@@ -98,12 +97,8 @@ def _bars(lake: Lake, symbol: str, now_ns: int) -> Bars | None:
     parts = []
     for date in (previous_day(day), day):
         if lake.exists("bars", symbol, date):
-            rows = lake.read("bars", symbol, date)
-            times = rows.column("t_ns")
-            recent = pc.and_(
-                pc.greater(times, now_ns - HISTORY_S * SECOND_NS), pc.less_equal(times, now_ns)
-            )
-            parts.append(rows.filter(recent))
+            since_ns = now_ns - HISTORY_S * SECOND_NS
+            parts.append(lake.between("bars", symbol, date, since_ns, now_ns))
     rows = pa.concat_tables(parts) if parts else None
     if rows is None or not len(rows) or rows.column("t_ns")[-1].as_py() != now_ns:
         return None

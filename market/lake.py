@@ -183,6 +183,20 @@ class Lake:
     ) -> pa.Table:
         return self.open(table, symbol, day).read(columns=list(columns) if columns else None)
 
+    def between(self, table: str, symbol: str, day: str, after_ns: int, until_ns: int) -> pa.Table:
+        """Rows with ``after_ns`` < t_ns <= ``until_ns``; only row groups that may have some are read."""
+        file = self.open(table, symbol, day)
+        column = file.schema_arrow.get_field_index("t_ns")
+        times = [
+            file.metadata.row_group(n).column(column).statistics for n in range(file.num_row_groups)
+        ]
+        groups = [
+            n for n, t in enumerate(times) if t is None or (t.max > after_ns and t.min <= until_ns)
+        ]
+        rows = file.read_row_groups(groups)
+        t_ns = rows["t_ns"].to_numpy()
+        return rows.filter((t_ns > after_ns) & (t_ns <= until_ns))
+
     def as_written(self, table: str, symbol: str, day: str) -> pq.ParquetFile:
         """A partition whatever code made it: for records, which cannot be made again, and to migrate."""
         # Buffered ahead, a reader keeps what it has read until it is closed: a day in memory.
@@ -352,7 +366,8 @@ class Lake:
             **{key: str(value) for key, value in (extra or {}).items()},
         }
         schema = schema.with_metadata({f"l2.{k}".encode(): v.encode() for k, v in notes.items()})
-        if encodings is None and dictionary is False:
+        split = encodings is None and dictionary is False
+        if split:
             encodings = _encodings(schema)
         path = self.path(table, symbol, day)
         with (
@@ -361,7 +376,8 @@ class Lake:
                 temporary,
                 schema,
                 filesystem=self.fs,
-                compression="zstd",
+                # Of split floats zstd makes 4 % less than lz4, and a query takes a fifth longer.
+                compression="lz4" if split else "zstd",
                 use_dictionary=dictionary if isinstance(dictionary, bool) else list(dictionary),
                 column_encoding=None if encodings is None else dict(encodings),
             ) as out,

@@ -43,6 +43,7 @@ _PEER_PROGRAMS: Final = _REPOSITORY / "tests" / "peers"
 #: Area -> the module that measures it.
 AREAS: Final[dict[str, str]] = {
     "market": "proving.bench.market",
+    "lake": "proving.bench.lake",
     "capture": "proving.bench.capture",
     "execution": "proving.bench.execution",
     "synth": "proving.bench.synthetic",

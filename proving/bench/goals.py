@@ -100,9 +100,21 @@ GOALS: Final[dict[str, dict[str, tuple[Threshold, ...]]]] = {
         "evaluator alone: p99": (_at_most(100, "compiled"),),
         "a day taken in: peak memory": (_at_most(1000),),
         "a day taken in: time per event over its first quarter": (_at_most(1.2),),
+    },
+    "lake": {
         "query: last hour, 20 features of one symbol": (_at_most(10, "query"),),
-        "query: last hour, all features of both symbols": (_at_most(60, "query"),),
-        "query: aggregate of one feature over all days": (_at_most(100, "query"),),
+        "query: aggregate of one feature over a day": (_at_most(10, "query"),),
+        "query: last hour of bars of one symbol, by the worker": (_at_most(10, "query"),),
+        "query: last hour, all features of both symbols": (_at_most(30, "query"),),
+        "query: aggregate of one feature over all days": (_at_most(50, "query"),),
+        **{
+            f"feature tables of {days} days: {figure}": (_at_most(value),)
+            for days in (2, 6, 30)
+            for figure, value in (
+                *(("peak memory", 3000.0), ("peak staging", 3000.0)),
+                ("stored a symbol and day", 100.0),
+            )
+        },
     },
     "capture": {
         "archive day to events and bars": (_at_most(30, "compiled"),),

@@ -1,4 +1,4 @@
-"""`l2 bench market`: the book, bars, decoding, the live path (`proving.bench.live`), ingest, the lake.
+"""`l2 bench market`: the book, bars, decoding, the live path (`proving.bench.live`), ingest.
 
 Generated data come from the ``default`` synthetic market, whose rates are those of recorded days.
 Recorded data are the captures of `command.recorded`; their rows are left out where there are none.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,18 +24,16 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from market.bars import BarBuilder, make_bars
 from market.book import Book
 from market.console import Say
 from market.events import Events, Kind
-from market.features import feature_names
 from market.ingest import ingest
 from market.instruments import BUILT_IN
 from market.lake import Lake
 from market.settings import Settings
-from market.units import SECOND_NS, day_start_ns, days_between
+from market.units import SECOND_NS
 from market.wire.capture import CaptureWriter, read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import first_frame_ns, scan
@@ -92,9 +89,6 @@ def measure(quick: bool, say: Say) -> Iterator[Measure]:
         yield from live(data, capture, SYMBOLS, *spans)
     with tempfile.TemporaryDirectory() as folder:
         yield from ingested_day(SYMBOLS, 60 if quick else 86_400, Path(folder), say)
-    with tempfile.TemporaryDirectory() as folder:
-        month = (2, 4000, 1) if quick else (30, 86_400, 21)
-        yield from queries(SYMBOLS, *month, Path(folder), say)
 
 
 def generated_rows(count: int) -> Events:
@@ -363,68 +357,6 @@ def main(capture: str, root: str) -> None:
             }
         )
     )
-
-
-# -- a month of features -----------------------------------------------------------------------------
-
-
-def queries(
-    symbols: Sequence[str],
-    days: int,
-    rows: int,
-    repetitions: int,
-    folder: Path,
-    say: Say,
-) -> Iterator[Measure]:
-    """Median times of warm queries over a lake of features: ``days`` dates of ``rows`` seconds each."""
-    say(f"writing {days} days of features")
-    lake = Lake(folder / "month", "synthetic")
-    dates = days_between(_DAY, "2026-12-31")[:days]
-    for symbol in symbols:
-        _write_features(lake, symbol, dates, rows)
-    names = feature_names()
-    last, end_ns = dates[-1], day_start_ns(dates[-1]) + rows * SECOND_NS
-    hour = f"date = '{last}' and t_ns > {end_ns - 3600 * SECOND_NS}"
-    statements = {
-        "last hour, 20 features of one symbol": (
-            f"select t_ns, {', '.join(names[:20])} from features "
-            f"where symbol = '{symbols[0]}' and {hour} order by t_ns"
-        ),
-        "last hour, all features of both symbols": (
-            f"select symbol, t_ns, {', '.join(names)} from features where {hour}"
-        ),
-        "aggregate of one feature over all days": (
-            f"select symbol, avg({names[0]}), stddev_pop({names[0]}) from features group by symbol"
-        ),
-    }
-    connection = lake.connect(["features"])
-    say("querying")
-    for name, query in statements.items():
-        returned = connection.execute(query).to_arrow_table().num_rows
-        times = [
-            seconds(lambda: connection.execute(query).to_arrow_table())  # noqa: B023
-            for _ in range(repetitions)
-        ]
-        yield Measure(
-            name=f"query: {name}",
-            ours=statistics.median(times) * 1e3,
-            unit="ms",
-            better="less",
-            how=f"median of {repetitions} warm, to an Arrow table of {returned:,} rows; {days} days of "
-            f"{len(symbols)} symbols, {rows:,} rows of {len(names)} random features a day",
-        )
-    connection.close()
-
-
-def _write_features(lake: Lake, symbol: str, dates: Sequence[str], rows: int) -> None:
-    """Partitions of random values, which hardly compress, the same on every date."""
-    names = feature_names()
-    draws = np.random.default_rng(_SEED).standard_normal((len(names), rows))
-    columns = [pa.array(np.ones(rows, np.bool_)), *map(pa.array, draws)]
-    for day in dates:
-        t_ns = day_start_ns(day) + np.arange(1, rows + 1) * SECOND_NS
-        table = pa.table([pa.array(t_ns), *columns], names=["t_ns", "warm", *names])
-        lake.write("features", symbol, day, table, dictionary=False)
 
 
 if __name__ == "__main__":

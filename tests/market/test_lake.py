@@ -232,6 +232,56 @@ def test_a_day_of_seconds_is_stored_in_groups_of_two_hours(tmp_path: Path) -> No
     assert lake.open("features", "BTCUSDT", "2026-01-05").num_row_groups == 12
 
 
+def test_columns_without_a_dictionary_are_encoded_by_type_and_read_back(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    rng = np.random.default_rng(3)
+    rows = pa.table(
+        {
+            "t_ns": pa.array(np.arange(20_000) * 1_000_000_000),
+            "single": pa.array(rng.normal(size=20_000).astype(np.float32), from_pandas=True),
+            "double": pa.array([None if n % 7 == 0 else n / 3 for n in range(20_000)]),
+            "text": pa.array([str(n) for n in range(20_000)]),
+            "flag": pa.array([n % 2 == 0 for n in range(20_000)]),
+        }
+    )
+    lake.write("features", *KEY, rows, dictionary=False)
+    file = lake.open("features", *KEY)
+    group = file.metadata.row_group(0)
+    used = {group.column(n).path_in_schema: group.column(n).encodings for n in range(5)}
+    assert "DELTA_BINARY_PACKED" in used["t_ns"]
+    assert "BYTE_STREAM_SPLIT" in used["single"]
+    assert "BYTE_STREAM_SPLIT" in used["double"]
+    assert lake.read("features", *KEY).equals(rows)
+    assert (
+        lake.connect()
+        .execute("select * exclude (symbol, date) from features")
+        .to_arrow_table()["double"]
+        .combine_chunks()
+        == rows["double"].combine_chunks()
+    )
+
+
+@pytest.mark.parametrize(
+    ("after", "until", "expected"),
+    [
+        (7_198, 7_202, [7_199, 7_200, 7_201, 7_202]),  # across two row groups
+        (-5, 1, [0, 1]),
+        (19_998, 50_000, [19_999]),
+        (30_000, 40_000, []),
+        (7_199, 7_199, []),
+        (14_399, 14_400, [14_400]),
+    ],
+)
+def test_rows_between_two_times_are_those_and_no_others(
+    tmp_path: Path, after: int, until: int, expected: list[int]
+) -> None:
+    lake = Lake(tmp_path)
+    lake.write("bars", *KEY, pa.table({"t_ns": pa.array(range(20_000)), "x": [0.5] * 20_000}))
+    assert lake.between("bars", *KEY, after, until)["t_ns"].to_pylist() == expected
+    lake.write("bars", *KEY, lake.read("bars", *KEY).slice(0, 0))
+    assert lake.between("bars", *KEY, after, until).num_rows == 0
+
+
 def test_a_partition_is_streamed_in_the_memory_of_a_batch(lake: Lake) -> None:
     """Whatever was read before is let go while reading goes on."""
     rng = np.random.Generator(np.random.Philox(key=3))
