@@ -21,18 +21,19 @@ from functools import lru_cache
 import msgspec
 
 from execution.orders import Filled
+from market.errors import DataError
 from market.instruments import Instrument
 from market.units import E8, HOUR_NS
 
 
 @lru_cache(maxsize=256)
 def unit_e8(instrument: Instrument) -> int:
-    """Notional of one lot at a price of one tick, at 1e-8; ValueError when it is not whole."""
+    """Notional of one lot at a price of one tick, at 1e-8; DataError when it is not whole."""
     unit = Decimal(instrument.tick) * Decimal(instrument.lot) * E8
     if unit != int(unit) or unit <= 0:
-        raise ValueError(
+        raise DataError(
             f"{instrument.symbol}: tick {instrument.tick} × lot {instrument.lot} is not a positive "
-            "multiple of 1e-8; correct the instrument"
+            "multiple of 1e-8, in which money is counted; it can be recorded, and not traded"
         )
     return int(unit)
 

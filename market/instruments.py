@@ -6,6 +6,7 @@ the quantity in base currency. Both scales are exact decimals, never floats.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 
@@ -60,6 +61,25 @@ def _units(value: Decimal, unit: Decimal, name: str, grid: str) -> int:
     if rest:
         raise ValueError(f"{name} is not a multiple of the {grid} {unit}")
     return int(units)
+
+
+_INVERSE = re.compile(r"[A-Z0-9]+USD([HMUZ][0-9]{2})?")
+_DATED = re.compile(r"[A-Z0-9]+-[0-9]{1,2}[A-Z]{3}[0-9]{2}(-.+)?")
+
+
+def refusal(symbol: str) -> str:
+    """Why a symbol is not taken in, one line; empty for what may be a linear perpetual.
+
+    Those are settled in USDT (BTCUSDT) or USDC (BTCPERP). Of the others positions, profit or funding
+    would be wrong: an inverse contract is worth a fixed sum of dollars, and settled in its coin.
+    """
+    if _INVERSE.fullmatch(symbol):
+        kind = "an inverse contract, settled in its coin"
+    elif _DATED.fullmatch(symbol):
+        kind = "a contract with a delivery date"
+    else:
+        return ""
+    return f"{symbol}: {kind}; only linear perpetuals are taken in (BTCUSDT, or BTCPERP in USDC)"
 
 
 #: Used where neither the capture nor an events partition names an instrument.

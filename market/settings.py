@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from market.errors import UsageError
+from market.instruments import refusal
 
 
 class SettingsError(UsageError):
@@ -248,9 +249,17 @@ def load(
         if wrong := unusable(tree["root"]):
             raise SettingsError(f"{origin['root']}: root: {wrong}")
     try:
-        return msgspec.convert(tree, Settings, strict=False)
+        settings = msgspec.convert(tree, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(_explain(str(error), origin)) from error
+    _check_symbols(settings.market.symbols, origin.get("market.symbols", "settings"))
+    return settings
+
+
+def _check_symbols(symbols: Iterable[str], where: str) -> None:
+    for symbol in symbols:
+        if why := refusal(symbol):
+            raise SettingsError(f"{where}: {why}")
 
 
 #: In the name of a folder: DuckDB takes key=value for a column of the tables below and ends a name at
@@ -303,6 +312,7 @@ def with_symbols(settings: Settings, symbols: Sequence[str]) -> Settings:
     """The settings with other symbols in place of ``market.symbols``; the same for none."""
     if not symbols:
         return settings
+    _check_symbols(symbols, "--symbols")
     replace = msgspec.structs.replace
     return replace(settings, market=replace(settings.market, symbols=tuple(symbols)))
 

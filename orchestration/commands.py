@@ -32,13 +32,20 @@ def ingest_arguments(parser: argparse.ArgumentParser) -> None:
 def ingest_command(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 ingest`: adopt captures into the lake, and make events of every date they hold."""
     from market.ingest import adopt, ingest
+    from market.instruments import refusal
     from market.lake import Lake
     from market.units import utc_date
     from market.wire.survey import scan
 
     lake = Lake(settings.root, settings.source)
     captures = [adopt(lake, path) for path in options.paths]
-    keys = list(scan(captures))
+    found = scan(captures)
+    refused = {symbol: why for symbol, _ in found if (why := refusal(symbol))}
+    keys = [key for key in found if key[0] not in refused]
+    if refused and not keys:
+        raise UsageError("; ".join(refused.values()))
+    for why in refused.values():
+        say(f"left out: {why}")
     days = sorted(day for _, day in keys) or [utc_date(0)]
     with lake.working_on(days[0], days[-1]):
         report = ingest(lake, captures, keys, settings, progress=say)
@@ -67,6 +74,7 @@ def ingest_command(settings: Settings, options: argparse.Namespace) -> Result:
         "events": sum(report.events.values()),
         "quarantined": report.quarantined,
         "reasons": report.reasons,
+        "left_out": refused,
         "refused_elsewhere": report.elsewhere,
         "torn": report.torn,
         "files": msgspec.to_builtins(report.files),

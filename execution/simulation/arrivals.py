@@ -175,7 +175,8 @@ def _rejection(state: ReplayState, order: Any) -> int:
         return _NOT_REDUCING if order.side * scalars.position_lots >= 0 else 0
     price = best(book, -order.side) if market else order.price_ticks
     # The least price of enough notional: the notional itself might not fit into 64 bits.
-    if price < -(-scalars.min_value_e8 // (scalars.unit_e8 * order.qty_lots)):
+    # Rounded up twice, which is rounding up once: unit × quantity can be beyond int64.
+    if price < -(-scalars.min_value_e8 // scalars.unit_e8 // order.qty_lots):
         return _MIN_NOTIONAL
     return 0
 

@@ -28,6 +28,7 @@ from live.archives.conversion import ArchiveDay, ArchiveError, convert, doubtful
 from live.archives.rest import RequestError, RetryPolicy, Settlement, request, settlements
 from market.console import Result, names, say, table
 from market.errors import DataError
+from market.instruments import refusal
 from market.lake import Lake
 from market.settings import Settings
 from market.units import DAY_NS, MS_NS, day_start_ns, days_between, previous_day
@@ -83,6 +84,8 @@ def fetch(
         raise FetchError(f"{first} to {last}: expected dates as YYYY-MM-DD ({error})") from error
     if not days:
         raise FetchError(f"{first} to {last}: the range is empty")
+    if refused := [why for symbol in symbols if (why := refusal(symbol))]:
+        raise FetchError("; ".join(refused))
     lake = Lake(settings.root, settings.source)
     if settings.source != "recorded" or not lake.is_local:
         raise FetchError(

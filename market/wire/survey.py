@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -20,6 +21,7 @@ from market.instruments import BUILT_IN, Instrument
 from market.units import DAY_NS, MS_NS, day_start_ns, utc_date
 from market.wire.capture import MAGIC, Block, read_blocks
 from market.wire.decode import Decoder
+from market.wire.results import Decoded
 from market.wire.stream import MAX_LAG_NS
 from market.wire.topics import symbol_of, symbol_topics
 
@@ -34,6 +36,8 @@ _ANY: Final = re.compile(rb"^([0-9]{1,19}) \{[^\n]*\}$", re.MULTILINE)
 _TAIL_BYTES: Final = 4 << 20
 _MOST_TEXT: Final = 64 << 20
 _FINEST: Final = "0.00000001"
+#: For quantities that are too many of the finest lot: of a coin that is worth next to nothing.
+_COARSE: Final = "1"
 
 
 class IngestError(DataError):
@@ -164,7 +168,7 @@ def _receive_time(line: bytes) -> int | None:
 
 
 class _Openings:
-    """The first block of each capture, decoded on the finest grid that events can have."""
+    """The first block of each capture, decoded on the finest grid that its quantities fit on."""
 
     def __init__(self, symbols: set[str], book_depth: int) -> None:
         self.symbols, self.book_depth = symbols, book_depth
@@ -172,23 +176,28 @@ class _Openings:
         self.quoted: dict[str, tuple[int, int]] = {}
 
     def read(self, path: str) -> None:
-        fine = {
-            symbol: msgspec.structs.replace(_blank(symbol), tick=_FINEST, lot=_FINEST)
-            for symbol in self.symbols
-        }
-        decoder = Decoder(fine, self.book_depth, self.symbols, follow=False)
-        opening = decoder.decode_block(next(iter(read_blocks(path))))
+        block = next(iter(read_blocks(path)))
+        opening = self._opening(block, _FINEST, self.symbols)
         for control in opening.controls:
             if control.fields["l2"] == "instrument":
                 instrument = msgspec.convert(control.fields, Instrument)
                 self.listed.setdefault(instrument.symbol, []).append(instrument)
+        too_many = {each.symbol for each in opening.rejects if each.reason == "absurd size"}
+        self._opening(block, _COARSE, (too_many & self.symbols) - self.listed.keys())
+
+    def _opening(self, block: Block, lot: str, symbols: set[str]) -> Decoded:
+        """Decode a block on a grid, and keep what divides the prices and quantities of each symbol."""
+        grid = {s: msgspec.structs.replace(_blank(s), lot=lot) for s in symbols}
+        opening = Decoder(grid, self.book_depth, symbols, follow=False).decode_block(block)
+        units = round(float(lot) * 1e8)
         for symbol, events in opening.events.items():
             quotes = events[(events["kind"] != Kind.TICKER) & (events["side"] != 0)]
-            tick, lot = self.quoted.get(symbol, (0, 0))
+            tick, qty = self.quoted.get(symbol, (0, 0))
             self.quoted[symbol] = (
-                int(np.gcd.reduce(quotes["price_ticks"], initial=tick)),
-                int(np.gcd.reduce(quotes["qty_lots"], initial=lot)),
+                math.gcd(int(np.gcd.reduce(quotes["price_ticks"], initial=0)), tick),
+                math.gcd(int(np.gcd.reduce(quotes["qty_lots"], initial=0)) * units, qty),
             )
+        return opening
 
     def instruments(self) -> dict[str, Instrument]:
         return {

@@ -17,6 +17,7 @@ from execution.account import (
     value_e8,
 )
 from execution.orders import Filled, Liquidity
+from market.errors import DataError
 from market.instruments import BUILT_IN, Instrument
 
 BTC, ETH = BUILT_IN["BTCUSDT"], BUILT_IN["ETHUSDT"]
@@ -62,8 +63,25 @@ def test_funding_follows_the_venues_example() -> None:
 
 def test_an_instrument_finer_than_the_unit_is_refused() -> None:
     fine = Instrument(symbol="X", tick="0.00001", lot="0.0001", min_qty="1", min_notional="5")
-    with pytest.raises(ValueError, match=r"X: tick 0\.00001 × lot 0\.0001"):
+    with pytest.raises(DataError, match=r"X: tick 0\.00001 × lot 0\.0001"):
         unit_e8(fine)
+
+
+GRIDS = [("0.00000001", "1000"), ("0.00000001", "1000000"), ("1000", "0.001"), ("1000", "1000000")]
+
+
+@pytest.mark.parametrize(("tick", "lot"), GRIDS)
+def test_money_is_exact_on_the_venues_coarsest_and_finest_grids(tick: str, lot: str) -> None:
+    of = Instrument(symbol="X", tick=tick, lot=lot, min_qty=lot, min_notional="5")
+    account = Account({"X": of})
+    bought, sold, lots = 10**9, 10**9 + 7, 10**12
+    account.apply(filled(1, "X", 1, lots, bought, 0))
+    assert account.equity_e8({"X": sold}) == value_e8(of, sold - bought, lots)
+    mark_e8 = int(of.price(bought) * 10**8)
+    assert account.settle("X", mark_e8, -30) == -(value_e8(of, bought, lots) * 30 // 10**8)
+    account.apply(filled(2, "X", -1, lots, sold, 0))
+    profit = of.price(sold - bought) * of.qty(lots) * 10**8
+    assert account.holdings["X"].realised_e8 == profit
 
 
 def test_round_trip_realises_the_difference_and_leaves_nothing() -> None:

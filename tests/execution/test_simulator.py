@@ -62,6 +62,19 @@ def test_a_view_counts_taker_volume_of_the_visible_book(tape: Tape) -> None:
     assert (view.bought_lots, view.sold_lots) == (3, 5)
 
 
+@pytest.mark.parametrize("lots", [1, 899, 900, 901, 1000, 93_000, 10**6, 10**9])
+def test_the_least_notional_is_judged_beyond_int64(lots: int) -> None:
+    """A lot at a tick is worth 1e16 units of 1e-8, so that 923 lots do not fit into 64 bits."""
+    coarse = msgspec.structs.replace(
+        INSTRUMENT, tick="100", lot="1000000", min_qty="1000000", min_notional="90000000000"
+    )
+    simulator = Simulator({SYMBOL: coarse}, entry_latency_ns=0, response_latency_ns=0)
+    tape = Tape(simulator).opens(bids=(), asks=((1, 10**9),))
+    events = tape.send(limit("a", 1, 1, lots))
+    assert fills(events) == ([(1, lots)] if lots >= 900 else [])
+    assert bool(reasons(events)) == (lots < 900)
+
+
 # -- takers ----------------------------------------------------------------------------------------
 
 

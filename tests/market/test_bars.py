@@ -79,6 +79,31 @@ def test_every_column_follows_its_definition_on_random_streams(frames):
     assert_as_reference(bars_of(events), events, COARSE)
 
 
+CORNERS = [(tick, lot) for tick in ("0.00000001", "1000") for lot in ("0.001", "1000000")]
+
+
+@pytest.mark.parametrize(("tick", "lot"), CORNERS)
+@given(frames=streams())
+@settings(max_examples=8, deadline=None, derandomize=True)
+def test_columns_follow_their_definition_on_coarse_and_fine_grids(tick, lot, frames):
+    """Lots by the billion. Trades are left out: the plain VPIN counts every bucket."""
+    events = np.concatenate(frames)
+    events = events[events["kind"] != Kind.TRADE]
+    events["qty_lots"] *= 1_000_000_000
+    grid = Instrument(symbol="X", tick=tick, lot=lot, min_qty=lot, min_notional="5")
+    assert_as_reference(bars_of(events, grid), events, grid)
+
+
+def test_trades_beyond_int64_have_their_notional():
+    grid = Instrument(symbol="X", tick="1000", lot="1000000", min_qty="1000000", min_notional="5")
+    lots, price = 1 << 45, 1_000_000_007
+    events = np.concatenate([opening(), trade(1, 1, price, lots), trade(2, -1, price, lots)])
+    bars = bars_of(events, grid)
+    for name in ("buy_notional", "sell_notional"):
+        assert bars.column(name)[0] == pytest.approx(float(lots) * price * 1e9, rel=1e-12)
+    assert bars.column("vwap")[0] == pytest.approx(price * 1e3, rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("name", "seconds"),
     [("bybit-linear-20260809", 42), ("usdm-20240718", 12), ("usdm-20240808", 12)],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,12 +16,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market.events import EVENT, PLACES, Field
-from market.instruments import Instrument
-from market.wire.capture import Block
+from live.archives.download import FetchError, fetch
+from market.events import EVENT, PLACES, Field, from_arrow
+from market.ingest import ingest
+from market.instruments import Instrument, partition_instrument, refusal
+from market.lake import Lake
+from market.settings import Settings, SettingsError, load, with_symbols
+from market.wire.capture import Block, CaptureWriter
 from market.wire.decode import Decoder
 from market.wire.results import Decoded
+from market.wire.survey import IngestError, scan
 from market.wire.topics import TICKER_FIELDS
+from orchestration.cli import main
 
 NS = 1_790_134_716_200_000_000
 MS = 1_790_134_716_101
@@ -174,3 +181,85 @@ def test_every_value_that_fits_is_held(name: str, count: int, zeros: int) -> Non
     result = decoded(PEPE, ticker(PEPE.symbol, **{name: text}))
     assert result.rejects == ()
     assert result.events[PEPE.symbol]["value"].tolist() == [count]
+
+
+# -- symbols -----------------------------------------------------------------------------------------
+
+LINEAR = ["BTCUSDT", "1000PEPEUSDT", "SHIB1000USDT", "BTCPERP", "USDCUSDT", "10000SATSUSDT", "TEST"]
+INVERSE = ["BTCUSD", "XRPUSD", "BTCUSDH26", "ETHUSDZ25"]
+DATED = ["BTC-26DEC25", "BTCUSDT-26DEC25", "ETH-3JAN26", "BTC-31JAN25-60000-C"]
+
+
+def test_linear_perpetuals_are_taken_in_and_others_refused_by_name() -> None:
+    assert [refusal(symbol) for symbol in LINEAR] == [""] * len(LINEAR)
+    assert all(f"{symbol}: an inverse contract" in refusal(symbol) for symbol in INVERSE)
+    assert all(f"{symbol}: a contract with a delivery date" in refusal(symbol) for symbol in DATED)
+
+
+@pytest.mark.parametrize("symbol", ["BTCUSD", "BTC-26DEC25"])
+def test_settings_fetch_and_ingest_refuse_in_one_line(symbol: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingsError, match=rf"^--set market.symbols=BTCUSDT,{symbol}: {symbol}: a"
+    ):
+        load(environ={}, overrides=[f"market.symbols=BTCUSDT,{symbol}"])
+    with pytest.raises(SettingsError, match=f"^--symbols: {symbol}: a"):
+        with_symbols(Settings(), ["ETHUSDT", symbol])
+    with pytest.raises(FetchError, match=f"^{symbol}: a"):
+        fetch(Settings(root=str(tmp_path)), [symbol], "2026-01-01", "2026-01-01", print)
+    with pytest.raises(IngestError, match=f"^{symbol}: a"):
+        ingest(Lake(tmp_path), ["x"], [(symbol, "2026-01-01")], Settings())
+
+
+def capture(path: Path, *frames: Any) -> str:
+    with CaptureWriter(path) as writer:
+        for n, frame in enumerate(frames):
+            writer.append(NS + n, json.dumps(frame, separators=(",", ":")).encode())
+    return str(path)
+
+
+def book_of(symbol: str, qty: str) -> dict[str, Any]:
+    data = {"s": symbol, "b": [["0.0000045", qty]], "a": [["0.0000046", "1200"]], "u": 1}
+    return {"topic": f"orderbook.200.{symbol}", "type": "snapshot", "ts": MS, "data": data}
+
+
+def test_a_recording_beside_an_inverse_contract_is_taken_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = capture(tmp_path / "a.frames.zst", book_of("SHIB1000USDT", "1"), book_of("BTCUSD", "1"))
+    inverse = capture(tmp_path / "b.frames.zst", book_of("BTCUSD", "1"))
+    root = f"--root={tmp_path / 'lake'}"
+    assert main(["ingest", mixed, root]) == 0
+    assert "left out: BTCUSD: an inverse contract" in capsys.readouterr().err
+    assert {symbol for symbol, _ in Lake(tmp_path / "lake").partitions("events")} == {
+        "SHIB1000USDT"
+    }
+    assert main(["ingest", inverse, root]) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "BTCUSD: an inverse contract" in line
+
+
+@pytest.mark.parametrize("qty", ["300", "212345678900", "1000000000000000"])
+def test_quantities_of_any_size_are_read_without_an_instrument(qty: str, tmp_path: Path) -> None:
+    """A foreign recording says no lot; that of its quantities must hold the largest too."""
+    symbol = "SHIB1000USDT"
+    path = capture(
+        tmp_path / "a.frames.zst",
+        book_of(symbol, qty),
+        ticker(
+            symbol, markPrice="0.00000455", volume24h=qty, fundingRate="-0.0001", turnover24h="x"
+        ),
+    )
+    lake = Lake(tmp_path / "lake")
+    ((key, _),) = scan([path]).items()
+    report = ingest(lake, [path], [key], Settings())
+    assert report.reasons == {"turnover24h left out": 1}
+    of = partition_instrument(lake.metadata("events", *key), symbol)
+    rows = from_arrow(lake.read("events", *key))
+    assert [of.qty(lots) for lots in rows["qty_lots"][:2].tolist()] == [Decimal(qty), 1200]
+    assert [of.price(n) for n in rows["price_ticks"][:2].tolist()] == [
+        Decimal("0.0000045"), Decimal("0.0000046"),
+    ]  # fmt: skip
+    assert rows["value"][2:].tolist() == [455, int(qty) * 1000, -10_000]
+    (lost,) = lake.read("quarantine", *key).to_pylist()
+    assert (lost["file"], lost["line"]) == ("a.frames.zst", 2)
+    assert lost["detail"] == "wrong type: turnover24h 'x' is no decimal number"
