@@ -37,7 +37,6 @@ import pyarrow.fs as pafs
 from market.book import Book
 from market.event_partition import Partition
 from market.events import EVENT, Events, Flag, Kind
-from market.instruments import refusal
 from market.lake import Lake
 from market.provenance import Table
 from market.settings import Settings
@@ -182,8 +181,6 @@ def _check_key(symbol: str, day: str) -> None:
         whole = False
     if not whole or not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", symbol):
         raise IngestError(f"{symbol} {day}: not a symbol and a date (YYYY-MM-DD)")
-    if why := refusal(symbol):
-        raise IngestError(why)
 
 
 def _in_file(file: str, line: int) -> tuple[str, int]:

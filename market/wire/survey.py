@@ -17,7 +17,7 @@ import zstandard
 
 from market.errors import DataError
 from market.events import Kind
-from market.instruments import BUILT_IN, Instrument
+from market.instruments import BUILT_IN, Instrument, refusal
 from market.units import DAY_NS, MS_NS, day_start_ns, utc_date
 from market.wire.capture import MAGIC, Block, read_blocks
 from market.wire.decode import Decoder
@@ -140,9 +140,13 @@ def instruments_of(
     Captures without instrument lines are foreign recordings and may quote on a finer lot than the
     built-in instrument, or a symbol without one. Then tick and lot are the largest powers of ten that
     divide every price and quantity of the captures' first blocks. Several lines on one symbol give
-    the finest grid of all, on which every price and quantity stays exact.
+    the finest grid of all, on which every price and quantity stays exact. IngestError for a symbol that is
+    no linear perpetual.
     """
-    openings = _Openings(set(symbols), book_depth)
+    symbols = set(symbols)
+    if refused := [why for symbol in sorted(symbols) if (why := refusal(symbol))]:
+        raise IngestError("; ".join(refused))
+    openings = _Openings(symbols, book_depth)
     for path in captures:
         openings.read(path)
     return openings.instruments()

@@ -206,8 +206,9 @@ def test_settings_fetch_and_ingest_refuse_in_one_line(symbol: str, tmp_path: Pat
         with_symbols(Settings(), ["ETHUSDT", symbol])
     with pytest.raises(FetchError, match=f"^{symbol}: a"):
         fetch(Settings(root=str(tmp_path)), [symbol], "2026-01-01", "2026-01-01", print)
+    path = capture(tmp_path / "a.frames.zst", book_of(symbol, "1"))
     with pytest.raises(IngestError, match=f"^{symbol}: a"):
-        ingest(Lake(tmp_path), ["x"], [(symbol, "2026-01-01")], Settings())
+        ingest(Lake(tmp_path), [path], [(symbol, "2026-01-01")], Settings())
 
 
 def capture(path: Path, *frames: Any) -> str:
