@@ -27,7 +27,7 @@ import numpy.typing as npt
 from live.archives.conversion import ArchiveError
 from live.archives.truncation import ROOM, BookTruncator
 from market.events import EVENT, Events, Flag, Kind
-from market.instruments import BUILT_IN, Instrument
+from market.instruments import BUILT_IN, Instrument, refusal
 from market.units import MS_NS
 from market.wire.capture import CaptureWriter
 from market.wire.encode import Encoder
@@ -38,7 +38,6 @@ Integers = npt.NDArray[np.int64]
 
 #: Powers of ten from 1 to 1e-8.
 _STEPS: Final = ("1", *(f"0.{'0' * n}1" for n in range(8)))
-_INVERSE: Final = re.compile(r"[A-Z0-9]+USD([HMUZ][0-9]{2})?")
 
 
 class Refused:
@@ -134,8 +133,8 @@ def instrument_of(symbol: str, sources: Iterable[Source], tick: str, lot: str) -
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", symbol):
         raise ArchiveError(f"{symbol}: not a symbol of the venue, such as BTCUSDT")
-    if _INVERSE.fullmatch(symbol):
-        raise ArchiveError(f"{symbol}: an inverse contract, whose quantities are in USD; not taken")
+    if why := refusal(symbol):
+        raise ArchiveError(why)
     known = BUILT_IN.get(symbol)
     samples = [source.sample() for source in sources]
     prices, quantities = (np.concatenate(column) for column in zip(*samples, strict=True))
