@@ -252,7 +252,8 @@ class Merge:
             shared = np.intersect1d(ours["topic"], theirs["topic"])
             if not len(shared) or after.start_ns > before.clock_ns:
                 continue
-            if before.ended and first not in after.compared:
+            same = before.recording == after.recording >= 0
+            if same and before.ended and first not in after.compared:
                 after.compared.add(first)
                 if all(
                     theirs["sent_ns"][theirs["topic"] == topic].min()
@@ -261,10 +262,9 @@ class Merge:
                 ):
                     after.chain = before.chain
                     mine = (lines["file"] == second) & (lines["done"] == 0)
+                    mine &= lines["fate"] != REPEATED
                     part = lines[mine]
-                    fates = part["fate"].copy()
                     after.clock_ns, after.in_stretch = set_times(part, before.clock_ns, False)
-                    part["fate"] = np.where(fates == REPEATED, fates, part["fate"])
                     lines[mine] = part
                     continue
             lags = [(each["receive_ns"] - each["sent_ns"]).min() for each in (ours, theirs)]
