@@ -226,11 +226,17 @@ class Merge:
     def _recording_of(self, file: _File) -> int:
         """The recording that a file is part of: the first without a message in common.
 
-        The file that it turned from says it for certain.
+        A file that it turned from, or with which it shares lines, says it for certain.
         """
-        turned = self._turns.get(file.start_ns)
-        if turned is not None and turned != file.number and self._files[turned].recording >= 0:
-            return self._files[turned].recording
+        lines = self._lines
+        again = lines[(lines["file"] == file.number) & (lines["fate"] == REPEATED)]
+        twins = lines["file"][
+            np.isin(lines["receive_ns"], again["receive_ns"])
+            & np.isin(lines["mark"], again["mark"])
+        ]
+        for other in (self._turns.get(file.start_ns, file.number), *np.unique(twins)):
+            if other != file.number and self._files[other].recording >= 0:
+                return self._files[other].recording
         marks = self._live_marks()
         files = self._lines["file"][marks["line"]]
         ours = np.unique(marks["mark"][files == file.number])

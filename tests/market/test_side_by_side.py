@@ -217,6 +217,13 @@ def test_two_recorders_that_turn_at_the_same_hour_stay_who_they_are() -> None:
     assert made_of(files[2], files[1], files[0], files[3]) == expected
 
 
+def test_a_torn_copy_beside_its_original_and_a_backup_adds_nothing() -> None:
+    sides = [received(SENT, n, delay_ms=20 + 9 * n, loss=0.1) for n in range(2)]
+    for copied in range(2):
+        torn = sides[copied][: len(sides[copied]) * 2 // 3]
+        assert made_of(torn, *sides) == made_of(*sides, torn) == made_of(*sides)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_midnight_between_files_side_by_side(count: int) -> None:
     sent = messages("BTCUSDT", MIDNIGHT - 20 * SECOND_NS, 40, 3)
