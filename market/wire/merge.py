@@ -234,7 +234,11 @@ class Merge:
             np.isin(lines["receive_ns"], again["receive_ns"])
             & np.isin(lines["mark"], again["mark"])
         ]
-        for other in (self._turns.get(file.start_ns, file.number), *np.unique(twins)):
+        certain: list[int] = [
+            self._turns.get(file.start_ns, file.number),
+            *np.unique(twins).tolist(),
+        ]
+        for other in certain:
             if other != file.number and self._files[other].recording >= 0:
                 return self._files[other].recording
         marks = self._live_marks()
