@@ -468,6 +468,11 @@ class _Run:
         self.lake.write("ingests", *partition.key, table, self.inputs, extra)
 
     def report(self) -> IngestReport:
+        if self.duplicates:
+            self.findings.append(
+                f"{self.duplicates} updates of books came again and are dropped; if a file holds two "
+                "recordings of a topic, give them apart: its trades count twice"
+            )
         if self._waited:
             self.findings.append(
                 f"{self._waited} frames were received up to a second before earlier ones "

@@ -257,6 +257,13 @@ def test_a_stalled_recording_gives_no_trade_twice() -> None:
     assert np.array_equal(book_rows(made)["update_id"], sorted(times(lines)))
 
 
+def test_two_recordings_in_one_file_are_found() -> None:
+    """Nothing tells whose line is whose."""
+    lines = sorted(received(SENT, 1) + received(SENT, 2), key=stamp)
+    assert "two recordings of a topic" in made_of(lines).report.findings[0]
+    assert made_of(lines[::2], lines[1::2]).report.events
+
+
 # -- clocks ----------------------------------------------------------------------------------------
 
 
