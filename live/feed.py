@@ -51,7 +51,13 @@ class Item(NamedTuple):
 
 
 class Feed(Protocol):
-    """A source of frames and ticks."""
+    """A source of frames and ticks.
+
+    ``first_ns`` is the receive time of the first item where it is known before, else 0.
+    """
+
+    @property
+    def first_ns(self) -> int: ...
 
     def __iter__(self) -> Iterator[Item]: ...
 
@@ -93,6 +99,11 @@ class ReplayFeed:
 
     def stop(self) -> None:
         self._stopped = True
+
+    @property
+    def first_ns(self) -> int:
+        """Receive time of the first line that has one."""
+        return next((receive_ns for receive_ns, _ in self._lines()), 0)
 
     def __iter__(self) -> Iterator[Item]:
         now_ns = paced_from_ns = end_ns = anchor_ns = 0
@@ -198,6 +209,7 @@ class WireFeed:
     ) -> None:
         if not url.startswith(("ws://", "wss://")):
             raise FeedError(f"{url}: expected a ws:// or wss:// address")
+        self.first_ns = 0  #: only the venue knows
         self._url = url
         self._topics = list(topics)
         self._duration_s = duration_s

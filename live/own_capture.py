@@ -72,9 +72,9 @@ class TickerState:
 
     def apply(self, events: Events) -> None:
         """Take event rows of any kind and number of frames, in receive order."""
-        rows = events[events["kind"] == _TICKER]
-        for field in np.unique(rows["field"]).tolist():
-            self.fields[field] = int(rows["value"][rows["field"] == field][-1])
+        rows = np.flatnonzero(events["kind"] == _TICKER)
+        names, values = events["field"][rows], events["value"][rows]
+        self.fields.update(zip(names.tolist(), values.tolist(), strict=True))
 
 
 def checkpoints(

@@ -57,6 +57,8 @@ CLOSING_NS: Final = 5 * SECOND_NS
 
 #: Funding interval of the UTC day unless the ticker names the next settlement.
 
+Floats = npt.NDArray[np.float64]
+
 _MID, _SPREAD = (list(COLUMNS).index(name) for name in ("mid_close", "spread_bps"))
 _TICKER, _TRADE = int(Kind.TICKER), int(Kind.TRADE)
 _LAST, _CHECKPOINT = int(Flag.LAST), int(Flag.CHECKPOINT)
@@ -74,6 +76,16 @@ class Model(Protocol):
     def refresh(self) -> bool:
         """Check for a newly promoted bundle; True when one was swapped in just now."""
         ...
+
+
+class Evaluates(Protocol):
+    """What makes feature vectors of bars, as `market.features.FeatureEvaluator` does."""
+
+    def push(self, symbol: str, t_ns: int, bar: Floats, /) -> None: ...
+
+    def push_many(self, symbol: str, t_ns: npt.NDArray[np.int64], bars: Floats, /) -> None: ...
+
+    def evaluate(self, symbol: str) -> tuple[Floats, bool]: ...
 
 
 class SymbolState:
@@ -118,7 +130,8 @@ class Trader:
 
     ``venues`` maps symbols to venues, ``journal`` records order intents and events, ``name`` is the
     venue's name in records. ``on_decision`` gets every decision with the model's horizons (seconds),
-    ``on_midnight`` the time of each UTC midnight before bars restart.
+    ``on_midnight`` the time of each UTC midnight before bars restart. ``evaluator`` replaces the features'
+    own.
     """
 
     def __init__(
@@ -133,6 +146,7 @@ class Trader:
         log: Any,
         on_decision: Callable[[Decision, tuple[int, ...]], None] | None = None,
         on_midnight: Callable[[int], None] | None = None,
+        evaluator: Evaluates | None = None,
     ) -> None:
         self._settings, self._model, self._log = settings, model, log
         self._venues, self._on_decision, self._on_midnight = venues, on_decision, on_midnight
@@ -152,9 +166,8 @@ class Trader:
             costs=Costs(taker_bps=taker_bps, maker_bps=maker_bps),
             signal_s=float(settings.model.primary_s),
         )
-        self._evaluator = FeatureEvaluator(settings.market.symbols)
-        self._names = feature_names()
-        self._columns = self._of_model()
+        self._evaluator = evaluator or FeatureEvaluator(settings.market.symbols)
+        self._columns = columns_of(model.bundle)
         self._fees_bps = 2 * FEE_ROWS_BPS[settings.model.fee_row][0]
         self.second_ns = 0  #: end of the last closed second
         self.last_event_ns = 0  #: receive time of the last event
@@ -381,7 +394,7 @@ class Trader:
     def _decide(self, t_ns: int) -> None:
         model = self._model
         if model.refresh():
-            self._columns = self._of_model()
+            self._columns = columns_of(model.bundle)
         for symbol in self._settings.market.symbols:
             state = self.symbols[symbol]
             if state.row is None or state.row_ns != t_ns:
@@ -466,7 +479,8 @@ class Trader:
             state.target_lots = target * self.desk.size_lots(symbol, mid) if target else 0
         return target
 
-    def _of_model(self) -> npt.NDArray[np.intp]:
-        """Columns of the model's features in the evaluator's vector."""
-        place = {name: n for n, name in enumerate(self._names)}
-        return np.array([place[name] for name in self._model.bundle.manifest.features], np.intp)
+
+def columns_of(bundle: Bundle) -> npt.NDArray[np.intp]:
+    """Columns of a model's features in the evaluator's vector."""
+    place = {name: n for n, name in enumerate(feature_names())}
+    return np.array([place[name] for name in bundle.manifest.features], np.intp)

@@ -40,6 +40,7 @@ from live.history import join_history, save_history
 from live.journal import Journal
 from live.own_capture import OwnCapture, checkpoints
 from live.paper import LiveVenue, paper_venues
+from live.rehearsal import rehearse
 from live.trader import Trader
 from market.console import Result
 from market.errors import UsageError
@@ -96,6 +97,7 @@ class Worker:
         self._decisions: DecisionLog | None = None
         self._paced = False
         self._latencies_ns = array("q")
+        self._unpaced = 0
         self.frames = self.events = self.gaps = 0
         self.rejects: dict[tuple[str, str], int] = {}
 
@@ -109,7 +111,8 @@ class Worker:
         started = item.due_ns or self._monotonic_ns()
         if item.due_ns and not self._paced:
             self._paced = True
-            del self._latencies_ns[:]  # a warm-up is not paced, so it has no latency
+            self._unpaced = len(self._latencies_ns)  # of `--warm-up`: due at no time
+            del self._latencies_ns[:]
         if item.frame is None:
             self.trader.advance(item.receive_ns)
         else:
@@ -203,6 +206,8 @@ class Worker:
         """Consume the feed to its end; returns `summary`. Files are finished even on an error."""
         with ExitStack() as stack:
             stack.callback(self._finish)
+            if first_ns := self._feed.first_ns:
+                self._begin(first_ns)  # before the first frame is due
             for item in self._feed:
                 self.handle(item)
             if self.run_id:
@@ -232,7 +237,13 @@ class Worker:
             **self.trader.summary(),
             "swaps": self._champion.swaps,
             "bundles_refused": self._champion.refused,
-            "latency_us": {"p50": p50, "p99": p99, "p99.9": p999, "n": len(self._latencies_ns)},
+            "latency_us": {
+                "p50": p50,
+                "p99": p99,
+                "p99.9": p999,
+                "n": len(self._latencies_ns),
+                "unpaced": self._unpaced,
+            },
             "captures": self._own_capture.paths if self._own_capture is not None else [],
         }
 
@@ -290,6 +301,8 @@ def run(
             journal=journal,
             log=log,
         )
+        took_s = rehearse(settings, instruments, champion)
+        log.info("rehearsed", seconds=round(took_s, 3))
         stack.enter_context(stopping(feed, log))
         summary = worker.run(flatten)
     return summary | {"collected": collect(lake, state, settings.live.venue)}

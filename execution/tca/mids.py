@@ -13,10 +13,14 @@ import numpy.typing as npt
 from market.book import BookState, apply, is_valid, mid_ticks, new_state
 from market.events import Events, Flag, Kind
 from market.kernel import compiled
+from market.units import MINUTE_NS
 
 #: Kernel's mid of an invalid book, and before the first; a mid is never negative.
 _INVALID: Final = -1.0
 _NONE_YET: Final = -2.0
+
+#: A recorder lets go of the past in steps of this.
+FORGET_NS: Final = MINUTE_NS
 
 _TRADE, _BLOCK = int(Kind.TRADE), int(Flag.BLOCK)
 
@@ -117,7 +121,8 @@ class TradedVolume:
     def _merge(self) -> None:
         if not self._pending:
             return
-        trades = np.concatenate(self._pending)
+        # The dtype is given because numpy would work it out anew at every array.
+        trades = np.concatenate(self._pending, dtype=self._pending[0].dtype)
         self._pending.clear()
         lots = trades["qty_lots"]
         values = np.column_stack([lots, lots * trades["price_ticks"]]).astype(np.int64)
@@ -154,6 +159,7 @@ class MidRecorder:
         self.mids = Mids()
         self.traded = TradedVolume()
         self._state = new_state()
+        self._forgotten_ns = 0
 
     def push(self, events: Events) -> None:
         """Add rows of whole frames."""
@@ -166,6 +172,11 @@ class MidRecorder:
             self.mids.until_ns = max(self.mids.until_ns, int(events["receive_ns"][-1]))
 
     def forget(self, before_ns: int) -> None:
-        """Drop what is older than the earliest instant still needed."""
-        self.mids.forget(before_ns)
-        self.traded.forget(before_ns)
+        """Let go of what is older than the earliest instant still needed, every `FORGET_NS` of it.
+
+        Every second it would cost more than recording does.
+        """
+        if before_ns - self._forgotten_ns >= FORGET_NS:
+            self._forgotten_ns = before_ns
+            self.mids.forget(before_ns)
+            self.traded.forget(before_ns)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,21 +16,26 @@ import msgspec
 
 from execution.simulation.queue import BOUNDS
 from live.worker import followed
+from market.compute import map_processes
 from market.console import Result, Say, names, say
 from market.errors import UsageError
+from market.instruments import Instrument
 from market.lake import Lake
 from market.settings import Settings, with_symbols
+from market.units import HOUR_NS
 from orchestration.backtest import lookahead
 from orchestration.backtest.figures import bound_figures, difference, figures
+from orchestration.backtest.foresight import ForesightTrader, file_of, foresee
 from orchestration.backtest.report_tables import report_text
 from orchestration.backtest.run import (
+    Books,
+    FixedModel,
     Run,
-    SharedPredictionTrader,
     bound_settings,
     load_model,
     replay,
 )
-from orchestration.backtest.span import instruments_of_span, span_of
+from orchestration.backtest.span import Span, instruments_of_span, span_of
 from orchestration.backtest.tear_sheet import TableWriter, write
 
 
@@ -75,33 +84,113 @@ def backtest(
         load_model(settings, which, settings.market.symbols, in_spite_of_source=in_spite_of_source)
         for which in (model, *([against] if against is not None else []))
     ]
-    writer = TableWriter(Path(page).with_suffix("")) if page else None
-    trader = partial(SharedPredictionTrader, predictions={})
-    run = Run(settings, instruments, models[0], trader=trader, rows=writer)
-    bounds = [
-        Run(at_bound, instruments, models[0], trader=trader)
-        for at_bound in (bound_settings(settings) if bounded else ())
-    ]
-    rivals = [Run(settings, instruments, rival) for rival in models[1:]]
+    variants = [(settings, 0), *((one, 0) for one in (bound_settings(settings) if bounded else ()))]
+    variants += [(settings, number) for number in range(1, len(models))]
     started = time.monotonic()
-    try:
-        events = replay(lake, instruments, span, [run, *bounds, *rivals], say)
-    finally:
-        if writer is not None:
-            writer.close()
-    result = figures(run, models[0], span, inputs, lake.source, events)
+    with tempfile.TemporaryDirectory(prefix="l2-backtest-") as scratch:
+        workers = processes(span)
+        foreseen = foresee_all(settings, instruments, span, models, Path(scratch), workers, say)
+        books = trade_all(instruments, span, models, variants, foreseen, page, workers, say)
+    run, *others = books
+    bounds = others[: len(others) - len(models) + 1]
+    result = figures(run, models[0], span, inputs, lake.source, run.events)
     result["seconds"] = time.monotonic() - started
     if bounded:
         result["bounds"] = {
-            bound: bound_figures(figures(one, models[0], span, inputs, lake.source, events))
+            bound: bound_figures(figures(one, models[0], span, inputs, lake.source, one.events))
             for bound, one in zip(BOUNDS, bounds, strict=True)
         }
-    for rival, its_model in zip(rivals, models[1:], strict=True):
-        of_rival = figures(rival, its_model, span, inputs, lake.source, events)
+    for rival, its_model in zip(others[len(bounds) :], models[1:], strict=True):
+        of_rival = figures(rival, its_model, span, inputs, lake.source, rival.events)
         result["against"] = of_rival | {"difference": difference(run, rival)}
     if page:
         result["files"] = write(run, bounds, result, Path(page))
     return result
+
+
+def processes(span: Span) -> int:
+    """How many to use: a short span is over before a second one has started."""
+    return len(os.sched_getaffinity(0)) if span.until_ns - span.first_ns > HOUR_NS else 1
+
+
+def foresee_all(
+    settings: Settings,
+    instruments: Mapping[str, Instrument],
+    span: Span,
+    models: Sequence[FixedModel],
+    folder: Path,
+    workers: int,
+    say: Say | None,
+) -> list[dict[str, Path]]:
+    """Features and predictions of all symbols, a process for a part of them; files by model, symbol."""
+    symbols = settings.market.symbols
+    parts = [symbols[n :: max(1, workers)] for n in range(min(max(1, workers), len(symbols)))]
+    begun = time.monotonic()
+
+    def done(task: tuple[Any, ...], _: object) -> None:
+        if say is not None:
+            say(f"{' and '.join(task[4])}: foreseen in {time.monotonic() - begun:.0f} s")
+
+    tasks = [(settings, instruments, span, models, part, folder) for part in parts]
+    map_processes(foresee, tasks, workers, done)
+    return [
+        {symbol: file_of(folder, number, symbol) for symbol in symbols}
+        for number in range(len(models))
+    ]
+
+
+def trade(
+    settings: Settings,
+    instruments: Mapping[str, Instrument],
+    span: Span,
+    model: FixedModel,
+    files: Mapping[str, Path],
+    page: str | None,
+    say: Say | None,
+) -> Books:
+    """One run over the span by what was foreseen; the execution tables go beside ``page``."""
+    with ExitStack() as stack:
+        writer = None
+        if page is not None:
+            writer = TableWriter(Path(page).with_suffix(""))
+            stack.callback(writer.close)
+        trader = partial(ForesightTrader, files=files)
+        run = Run(settings, instruments, model, trader=trader, rows=writer)
+        lake = Lake(settings.root, settings.source)
+        return run.books(replay(lake, instruments, span, [run], say))
+
+
+def trade_all(
+    instruments: Mapping[str, Instrument],
+    span: Span,
+    models: Sequence[FixedModel],
+    variants: Sequence[tuple[Settings, int]],
+    foreseen: Sequence[Mapping[str, Path]],
+    page: str | None,
+    workers: int,
+    say: Say | None,
+) -> list[Books]:
+    """The books of each variant (settings, number of its model), in their order.
+
+    The first one writes the tables and, where it is a module's function, calls ``say``.
+    """
+    tasks = [
+        (one, instruments, span, models[number], foreseen[number], None if n else page,
+         None if n else say)
+        for n, (one, number) in enumerate(variants)
+    ]  # fmt: skip
+    books: dict[int, Books] = {}
+
+    def done(task: tuple[Any, ...], result: Books) -> None:
+        (number,) = (n for n, one in enumerate(tasks) if one is task)
+        books[number] = result
+        if say is not None:
+            say(
+                f"queue {result.settings.execution.queue}: {len(result.blotter.trades):,} round trips"
+            )
+
+    map_processes(trade, tasks, workers, done)
+    return [books[n] for n in range(len(tasks))]
 
 
 # -- the verb --------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from execution.blotter import Trade, break_even_bps, capacity_usdt
 from market.settings import FEE_ROWS_BPS
 from market.units import DAY_NS, DAY_S, E8, MINUTE_NS, SECOND_NS
 from models_registry.validation import BIN_S, bin_sums, bootstrap
-from orchestration.backtest.run import FixedModel, Run
+from orchestration.backtest.run import Books, FixedModel
 from orchestration.backtest.span import Span, instant_text
 
 #: An interval needs this many mean block lengths of data.
@@ -40,7 +40,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def figures(
-    run: Run, model: FixedModel, span: Span, inputs: Mapping[str, str], source: str, events: int
+    run: Books, model: FixedModel, span: Span, inputs: Mapping[str, str], source: str, events: int
 ) -> dict[str, Any]:
     """Every figure of a run, as plain data without NaN; money in quote currency.
 
@@ -74,13 +74,13 @@ def figures(
         "events": events,
         "hours": curve.seconds / 3_600,
         # Labels of neighbouring seconds overlap, and symbols are correlated: neither counts twice.
-        "independent_labels": run.trader.warm_decisions
+        "independent_labels": run.warm_decisions
         / len(settings.market.symbols)
         / manifest.primary_s,
         "round_trips": len(trades),
         "gross_usdt": gross,
         "funding_usdt": funding,
-        "unpriced_funding": run.trader.unpriced_funding,
+        "unpriced_funding": run.unpriced_funding,
         "turnover_usdt": turnover,
         "turnover_per_day": turnover / capital / days if days else math.nan,
         "maker_share": _ratio(sum(h.maker_e8 for h in totals) / E8, turnover),
@@ -94,13 +94,13 @@ def figures(
         "rows": {name: _at_row(run, name, fees[name], net[name], days) for name in FEE_ROWS_BPS},
         "regimes": _by_regime(run, trades, row),
         "by_symbol": _by_symbol(trades, row),
-        "worker": run.trader.summary(),
-        "errors": run.log.errors,
+        "worker": run.worker,
+        "errors": run.errors,
     }
     return plain(result)  # type: ignore[no-any-return]
 
 
-def assumptions(run: Run, model: FixedModel) -> list[str]:
+def assumptions(run: Books, model: FixedModel) -> list[str]:
     """The assumptions under which the figures hold, in sentences."""
     execution, row = run.settings.execution, run.settings.model.fee_row
     sentences = [
@@ -114,9 +114,9 @@ def assumptions(run: Run, model: FixedModel) -> list[str]:
         "the settlements that were, at their own rate and mark price.",
         "While a market cannot be judged (sequence gap, stale book, warm-up) the target is flat.",
     ]
-    if run.trader.unpriced_funding:
+    if run.unpriced_funding:
         sentences.append(
-            f"{run.trader.unpriced_funding} funding settlements of an open position are left out: the "
+            f"{run.unpriced_funding} funding settlements of an open position are left out: the "
             "data do not hold their rate."
         )
     if model.foreign:
@@ -124,7 +124,7 @@ def assumptions(run: Run, model: FixedModel) -> list[str]:
     return sentences
 
 
-def _at_row(run: Run, row: str, fees: float, net: float, days: float) -> dict[str, Any]:
+def _at_row(run: Books, row: str, fees: float, net: float, days: float) -> dict[str, Any]:
     """Figures at a fee row."""
     trades, model = run.blotter.trades, run.settings.model
     bps = np.array([trade.net_bps(row) for trade in trades])
@@ -186,7 +186,7 @@ def bootstrap_interval(
     return low, high
 
 
-def difference(run: Run, other: Run) -> dict[str, Any]:
+def difference(run: Books, other: Books) -> dict[str, Any]:
     """Net of one run less the other's over the same minutes, by fee row: in all, and a day.
 
     The figure of a day is None for spans of less than a day.
@@ -218,7 +218,7 @@ def bound_figures(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _by_regime(run: Run, trades: Sequence[Trade], row: str) -> list[dict[str, Any]]:
+def _by_regime(run: Books, trades: Sequence[Trade], row: str) -> list[dict[str, Any]]:
     decisions = sum(run.regimes.values())
     return [
         {

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from execution.blotter import Blotter, EntryReason
 from execution.orders import Event, Filled
@@ -21,7 +19,7 @@ from execution.tca import Row
 from live.collect import journal_rows
 from live.decisions import Decision
 from live.desk import FundingPayment
-from live.history import book_states, join_history
+from live.history import SymbolHistory, book_states, join_history
 from live.journal import Entry, MemoryJournal
 from live.paper import paper_venues
 from live.trader import Model, Trader
@@ -38,7 +36,6 @@ from models_registry.manifest import (
     Bundle,
     BundleError,
     Pointer,
-    Prediction,
     load_champion,
 )
 from orchestration.backtest.span import Span, instant_text, merged, seconds_of
@@ -55,9 +52,6 @@ _SWEEPS: Final = {
     side: tuple(getattr(C, f"sweep_{name}_{size}") for size in ("10k", "100k", "1m"))
     for side, name in ((1, "buy"), (-1, "sell"))
 }
-
-#: The latest prediction by symbol, with its time.
-Predictions = dict[str, tuple[int, Prediction]]
 
 
 class BacktestError(DataError):
@@ -169,23 +163,6 @@ def bound_settings(settings: Settings) -> list[Settings]:
     ]
 
 
-class SharedPredictionTrader(Trader):
-    """One of several traders over the same rows that share predictions through ``predictions``.
-
-    Features describe the market and none of our orders, so each prediction is computed once.
-    """
-
-    def __init__(self, *arguments: Any, predictions: Predictions, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._predictions = predictions
-
-    def _expect(self, symbol: str, t_ns: int, vector: npt.NDArray[np.float64]) -> Prediction:
-        cached = self._predictions.get(symbol)
-        if cached is None or cached[0] != t_ns:
-            cached = self._predictions[symbol] = t_ns, super()._expect(symbol, t_ns, vector)
-        return cached[1]
-
-
 # -- the books -------------------------------------------------------------------------------------
 
 
@@ -281,6 +258,24 @@ class ErrorLog:
     def error(self, event: str, **about: object) -> None:
         """Collected in `errors`."""
         self.errors.append(f"{event}: {', '.join(f'{k} {v}' for k, v in about.items())}")
+
+
+class Books(msgspec.Struct, frozen=True, kw_only=True):
+    """What a finished run leaves: the data of its figures and pages, which may cross processes.
+
+    ``worker`` is `Trader.summary`; the rest is as in `Run` and `Trader`.
+    """
+
+    settings: Settings
+    symbols: tuple[str, ...]
+    blotter: Blotter
+    curve: EquityCurve
+    regimes: dict[str, int]
+    errors: list[str]
+    events: int
+    warm_decisions: int
+    unpriced_funding: int
+    worker: dict[str, Any]
 
 
 class Run:
@@ -380,8 +375,32 @@ class Run:
             self.curve.append(self._sampled_ns, self._equity, {}, prices)
         self.flush()
 
+    def books(self, events: int) -> Books:
+        """The books of a run that is closed, over ``events`` rows."""
+        trader = self.trader
+        return Books(
+            settings=self.settings,
+            symbols=self.symbols,
+            blotter=self.blotter,
+            curve=self.curve,
+            regimes=self.regimes,
+            errors=self.log.errors,
+            events=events,
+            warm_decisions=trader.warm_decisions,
+            unpriced_funding=trader.unpriced_funding,
+            worker=trader.summary(),
+        )
+
 
 # -- the replay ------------------------------------------------------------------------------------
+
+
+def opening(
+    lake: Lake, instruments: Mapping[str, Instrument], second_ns: int
+) -> dict[str, SymbolHistory] | None:
+    """What a run begins with at ``second_ns``: the hour before, or only the books, or nothing."""
+    joined = join_history(lake, instruments, second_ns)
+    return joined or book_states(lake, instruments, second_ns)
 
 
 def replay(
@@ -403,9 +422,7 @@ def replay(
     events = flushed = 0
     for second_ns, rows in merged({s: seconds_of(lake, s, span) for s in instruments}):
         if not flushed:
-            history = join_history(lake, instruments, second_ns) or book_states(
-                lake, instruments, second_ns
-            )
+            history = opening(lake, instruments, second_ns)
             for run in runs:
                 run.trader.begin(second_ns, history)
         elif second_ns // FLUSH_NS != flushed:

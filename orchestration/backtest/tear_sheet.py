@@ -31,7 +31,7 @@ from orchestration.backtest.report_tables import (
     group_rows,
     summary_rows,
 )
-from orchestration.backtest.run import Run
+from orchestration.backtest.run import Books
 from orchestration.backtest.span import instant_text
 
 _COLOURS: Final = {"vip0": "#c44e52", "vip3": "#dd8452", "zero": "#4c72b0"}
@@ -69,7 +69,7 @@ class TableWriter:
         self._stack.close()
 
 
-def write(run: Run, bounds: Sequence[Run], result: Mapping[str, Any], page: Path) -> list[str]:
+def write(run: Books, bounds: Sequence[Books], result: Mapping[str, Any], page: Path) -> list[str]:
     """Write the page, and beside it the trade list, the equity curve and the figures; their paths.
 
     ``bounds`` are the runs at the bounds of the queue models, if any.
@@ -86,7 +86,7 @@ def write(run: Run, bounds: Sequence[Run], result: Mapping[str, Any], page: Path
     return [str(path) for path in paths]
 
 
-def _curve(run: Run) -> pa.Table:
+def _curve(run: Books) -> pa.Table:
     """The equity curve, a row a minute."""
     curve = run.curve
     columns: dict[str, Any] = {"t_ns": np.array(curve.t_ns, np.int64)}
@@ -100,7 +100,7 @@ def _curve(run: Run) -> pa.Table:
 # -- the page --------------------------------------------------------------------------------------
 
 
-def document(run: Run, bounds: Sequence[Run], result: Mapping[str, Any]) -> str:
+def document(run: Books, bounds: Sequence[Books], result: Mapping[str, Any]) -> str:
     """The page: one HTML file that needs nothing else."""
     row = result["fee_row"]
     by_net = sorted(run.blotter.trades, key=lambda trade: trade.net_usdt(row))
@@ -174,13 +174,13 @@ def _trade_rows(trades: Sequence[Trade], row: str) -> list[tuple[str, ...]]:
 # -- pictures --------------------------------------------------------------------------------------
 
 
-def _thinned(run: Run) -> tuple[Any, slice]:
+def _thinned(run: Books) -> tuple[Any, slice]:
     """Times to draw, and the slice of the curve's points that they are."""
     step = slice(None, None, max(1, len(run.curve.t_ns) // _POINTS))
     return np.array(run.curve.t_ns, np.int64)[step].astype("datetime64[ns]"), step
 
 
-def _equity_picture(run: Run, bounds: Sequence[Run]) -> str:
+def _equity_picture(run: Books, bounds: Sequence[Books]) -> str:
     """Equity and drawdown at every fee row, with the band between the queue bounds."""
     times, step = _thinned(run)
     figure, [[top], [below]] = report_page.axes(2, (3, 1), 4.2)
@@ -201,7 +201,7 @@ def _equity_picture(run: Run, bounds: Sequence[Run]) -> str:
     return report_page.svg(figure)
 
 
-def _position_picture(run: Run) -> str:
+def _position_picture(run: Books) -> str:
     """Price and position of each symbol."""
     times, step = _thinned(run)
     symbols = run.settings.market.symbols
@@ -216,7 +216,7 @@ def _position_picture(run: Run) -> str:
     return report_page.svg(figure)
 
 
-def _trades_picture(run: Run, result: Mapping[str, Any]) -> str:
+def _trades_picture(run: Books, result: Mapping[str, Any]) -> str:
     """Distribution of net results, and net profit against the fee."""
     figure, [[left, right]] = report_page.axes(1, (1,), 2.8, columns=2)
     row, turnover = result["fee_row"], result["turnover_usdt"]

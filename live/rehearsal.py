@@ -1,0 +1,105 @@
+"""A rehearsal before the first frame: the worker's whole path once, on made-up frames.
+
+The first call of compiled code loads it, or compiles it where no process has before, which takes
+seconds to minutes; pyarrow, LightGBM and the algorithms are lazy too. All of it is paid here, by a trader
+of its own that is thrown away, so that no frame waits for it and no latency is of a warm-up.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from live.journal import MemoryJournal
+from live.paper import paper_venues
+from live.trader import Model, Trader
+from market.instruments import Instrument
+from market.settings import Settings
+from market.units import MS_NS, SECOND_NS
+from market.wire.decode import Decoder
+from market.wire.topics import symbol_topics
+
+#: Any whole second; the made-up market opens at it.
+_START_NS: Final = 1_700_000_000 * SECOND_NS
+_SECONDS: Final = 3
+_ORDER_NS: Final = _START_NS + SECOND_NS + 500 * MS_NS
+_MID_TICKS: Final = 100_000
+
+
+class _Silent:
+    """A log that keeps nothing."""
+
+    def __getattr__(self, _: str) -> Any:
+        return lambda *_, **__: None
+
+
+def rehearse(settings: Settings, instruments: Mapping[str, Instrument], model: Model) -> float:
+    """Decode, decide, order and fill for `_SECONDS` of a made-up market; the seconds that it took.
+
+    Leaves nothing behind: no file, no entry of a journal, no state.
+    """
+    started = time.monotonic()
+    depth = settings.market.book_depth
+    decoder = Decoder(instruments, depth, instruments, follow=False)
+    trader = Trader(
+        settings,
+        instruments,
+        model=model,
+        venues=paper_venues(instruments, settings),
+        journal=MemoryJournal(),
+        name="rehearsal",
+        log=_Silent(),
+    )
+    trader.begin(_START_NS)
+    for now_ns, frame in _frames(instruments, depth):
+        trader.advance(now_ns)
+        for symbol, events in decoder.decode_frame(now_ns, frame).events.items():
+            trader.on_events(symbol, events)
+            if now_ns == _ORDER_NS and not trader.desk.has_parent(symbol):
+                trader.desk.set_target(symbol, _least_lots(instruments[symbol]), now_ns, 1.0)
+    trader.close(flatten=True)
+    model.bundle.predict(np.zeros(len(model.bundle.manifest.features)))
+    return time.monotonic() - started
+
+
+def _least_lots(instrument: Instrument) -> int:
+    """Twice what the venue takes at least."""
+    value = _MID_TICKS * instrument.tick_size * instrument.lot_size
+    least = math.ceil(float(instrument.min_notional) / value)
+    return 2 * max(instrument.qty_lots(instrument.min_qty), least)
+
+
+def _frames(instruments: Mapping[str, Instrument], depth: int) -> Iterator[tuple[int, bytes]]:
+    """Frames of every kind of every symbol with their receive times, ten a second."""
+    instants = range(_START_NS, _START_NS + _SECONDS * SECOND_NS, 100 * MS_NS)
+    for u, now_ns in enumerate(instants, 1):
+        opens, ms = u == 1, now_ns // MS_NS
+        for symbol, instrument in instruments.items():
+            lots = _least_lots(instrument)
+            shown, sold = str(instrument.qty(lots)), str(instrument.qty(9 * lots))
+            price = {side: str(instrument.price(_MID_TICKS + side)) for side in (-1, 1)}
+            book = {
+                "s": symbol,
+                "b": [[price[-1], shown]],
+                "a": [[price[1], shown]],
+                "u": u,
+                "seq": u,
+            }
+            trade = {"T": ms, "s": symbol, "S": "Sell", "v": sold, "p": price[-1], "i": str(u)}
+            quote = {"symbol": symbol, "markPrice": price[1], "fundingRate": "0.0001"}
+            liquidation = [{"T": ms, "s": symbol, "S": "Buy", "v": sold, "p": price[1]}]
+            change = "snapshot" if opens else "delta"
+            kinds = (change, "snapshot", change, "snapshot")
+            for topic, kind, data in zip(
+                symbol_topics(symbol, depth),
+                kinds,
+                (book, [trade], quote, liquidation),
+                strict=True,
+            ):
+                frame = {"topic": topic, "type": kind, "ts": ms, "cts": ms, "data": data}
+                yield now_ns, msgspec.json.encode(frame)
