@@ -32,11 +32,12 @@ def run(
     first: str | None = None,
     last: str | None = None,
     selection: Sequence[str] | None = None,
+    without: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Take captures in, materialise the graph over their dates, and report.
 
     ``frames`` are capture files to adopt; their dates are the range unless ``first`` and ``last``
-    say otherwise. ``selection`` names assets (default: all). The report has ``failed`` set when a
+    say otherwise. ``selection`` names assets (default: all), of which those ``without`` are left out. The report has ``failed`` set when a
     step failed or a blocking check stopped the run; LakeError when there is nothing to run on.
     """
     lake = Lake(settings.root, settings.source)
@@ -45,6 +46,10 @@ def run(
     from orchestration.definitions import defs  # after settings are exported: partitions need them
 
     job = defs.resolve_job_def("pipeline")
+    chosen = selection and [dg.AssetKey(name) for name in selection]
+    if without:
+        keys = chosen or defs.resolve_asset_graph().materializable_asset_keys
+        chosen = [key for key in keys if key.to_user_string() not in without]
     instance, run_id = dagster_instance(settings), str(uuid4())
     _cancel_killed(instance)
     with interruption.told(
@@ -57,7 +62,7 @@ def run(
             tags=range_tags(first, last, symbols) | {_PROCESS: str(os.getpid())},
             # without a mention dagster falls back to its own, wordy console
             run_config={"loggers": {"console": {}}},
-            asset_selection=[dg.AssetKey(name) for name in selection] if selection else None,
+            asset_selection=chosen or None,
             raise_on_error=False,
         )
         interruption.check()

@@ -16,16 +16,28 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import msgspec
+import numpy as np
+
+from assets.execution import study_partition
 from assets.market_data import bars_of
+from assets.quality_figures import event_figures
+from market.bars import COLUMNS
 from market.compute import map_processes
 from market.console import Result, say, table
+from market.features import FeatureEvaluator
+from market.ingest import ingest
 from market.lake import Lake
 from market.settings import FEE_ROWS_BPS, Settings, load
-from market.units import days_between, previous_day
+from market.units import day_start_ns, days_between, previous_day
 from proving.synthetic import (
     closed_form_ic,
     filterable_ic,
@@ -61,6 +73,7 @@ study_span_s = 10800
 """
 
 TABLES: Final = ("bars", "features", "labels", "training_set")
+_STUDY: Final = "execution_study"
 
 
 def run(folder: str, days: int, quiet: bool = False) -> dict[str, Any]:
@@ -88,19 +101,21 @@ def run(folder: str, days: int, quiet: bool = False) -> dict[str, Any]:
     if stands:
         say("tables stand as this code would make them: training and promotion only")
     selection = ("model", "champion", "performance") if stands else None
-    report = pipeline.run(settings, (), first, last, selection)
-    if report["failed"]:
-        print(pipeline.report_text(report), file=sys.stderr)
-        raise RuntimeError(
-            f"the pipeline failed at {', '.join(report['failed_steps']) or 'a check'}"
-        )
-
-    live = _live(folder, lake, fresh)
+    report = pipeline.run(settings, (), first, last, selection, without=(_STUDY,))
+    _require(report)
+    with _worker(folder, lake, fresh) as live:
+        # Beside the worker, which trades for a minute and hardly needs its core.
+        if not stands:
+            studied = pipeline.run(settings, (), first, last, (_STUDY,))
+            _require(studied)
+            report |= {"execution": studied["execution"]}
+            report["checks"] += studied["checks"]
+        traded = live()
     summary = {
         "source": settings.source,
         "capture": str(capture),
         "pipeline": report,
-        "live": live,
+        "live": traded,
         "planted": {
             f"{h}s": {
                 "closed form IC": closed_form_ic(profile(settings.synthetic.profile), h),
@@ -134,8 +149,8 @@ def _market(lake: Lake, settings: Settings, first: str, last: str, fresh: str) -
     the other core while the capture, which is one stream, is written.
     """
     tasks: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+        # First the long one, which compiles the engine; what needs the engine too comes last.
         (write_capture, (settings, last, 0, 86_400)),
-        (write_capture, (settings, fresh, 0, LIVE_S * SPEED + 60)),
         *(
             (bars_of, (settings.root, settings, symbol, day))
             for day in days_between(first, previous_day(last))
@@ -146,11 +161,16 @@ def _market(lake: Lake, settings: Settings, first: str, last: str, fresh: str) -
             for day in days_between(first, last)
             for symbol in settings.market.symbols
         ),
+        (compile_ahead, (settings, last)),
+        (write_capture, (settings, fresh, 0, LIVE_S * SPEED + 60)),
     ]
     say(f"{len(tasks)} pieces of market to make, {len(os.sched_getaffinity(0))} at a time")
-    map_processes(
-        _call, tasks, len(os.sched_getaffinity(0)), lambda _, done: say(done) if done else None
-    )
+    with ThreadPoolExecutor(1) as beside:
+        loaded = beside.submit(import_module, "orchestration.definitions")  # and dbt's manifest
+        map_processes(
+            _call, tasks, len(os.sched_getaffinity(0)), lambda _, done: say(done) if done else None
+        )
+        loaded.result()
     return Path(lake.captures(last)[0])
 
 
@@ -183,6 +203,32 @@ def write_capture(settings: Settings, day: str, start_s: int, stop_s: int) -> st
     return f"{day}: {path.stat().st_size / 1e6:.0f} MB of frames"
 
 
+def compile_ahead(settings: Settings, day: str) -> str:
+    """Compile what the later steps run, on two minutes of market in a lake that is thrown away.
+
+    Compiled code is kept on disk, so it does its work here, while a core is free, and once: steps that
+    use both cores would compile it twice.
+    """
+    lake, symbols = Lake(settings.root, settings.source), settings.market.symbols
+    keys = [(symbol, day) for symbol in symbols]
+    if all(lake.is_current("events", *key) for key in keys):
+        return ""
+    with TemporaryDirectory() as folder:
+        own = msgspec.structs.replace(settings, root=folder)
+        lake = Lake(folder, own.source)
+        law, seed = profile(own.synthetic.profile), own.synthetic.seed
+        write_frames(lake, law, seed, symbols, day, 0, 120)
+        ingest(lake, lake.captures(day), keys, own)
+        evaluator = FeatureEvaluator(symbols)
+        for symbol, _ in keys:
+            event_figures(lake, symbol, day)
+            bars_of(folder, own, symbol, day)
+            study_partition(folder, own, symbol, day)
+            evaluator.push(symbol, day_start_ns(day), np.full(len(COLUMNS), np.nan))
+            evaluator.evaluate(symbol)
+    return "compiled"
+
+
 def add_truth(settings: Settings, symbol: str, day: str) -> str:
     """What was planted, beside the data."""
     lake = Lake(settings.root, settings.source)
@@ -191,30 +237,45 @@ def add_truth(settings: Settings, symbol: str, day: str) -> str:
     return ""
 
 
-def _live(folder: str, lake: Lake, fresh: str) -> dict[str, Any]:
-    """The worker as people run it, in its own process, on data that the model has not seen."""
+def _require(report: dict[str, Any]) -> None:
+    if report["failed"]:
+        from orchestration import pipeline
+
+        print(pipeline.report_text(report), file=sys.stderr)
+        raise RuntimeError(
+            f"the pipeline failed at {', '.join(report['failed_steps']) or 'a check'}"
+        )
+
+
+@contextmanager
+def _worker(folder: str, lake: Lake, fresh: str) -> Iterator[Callable[[], dict[str, Any]]]:
+    """The worker as people run it, in its own process, on data that the model has not seen.
+
+    Yields what waits for its end and returns what it printed; an error here ends the worker too.
+    """
     command = [
         sys.executable, "-m", "orchestration.cli", "live", "--venue", "paper", "--json",
         "--frames", *lake.captures(fresh), "--speed", str(SPEED), "--for", str(LIVE_S),
     ]  # fmt: skip
     say(f"live worker: paper venue, {LIVE_S} s at {SPEED}x, warmed up from {previous_day(fresh)}")
     log = Path(folder) / "live.log"
-    begun = time.monotonic()
+
+    def wait() -> dict[str, Any]:
+        printed, _ = process.communicate()
+        if process.returncode != 0:
+            last = log.read_text().splitlines()[-1:]
+            raise RuntimeError(f"the live worker failed: {' '.join(last)} (all it said: {log})")
+        result: dict[str, Any] = json.loads(printed.splitlines()[-1])
+        return result
+
     with (
         log.open("wb") as said,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
     ):
-        while process.poll() is None:
-            try:
-                process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                say(f"live worker: trading for {time.monotonic() - begun:.0f} s")
-        printed = process.stdout.read() if process.stdout else ""
-    if process.returncode != 0:
-        last = log.read_text().splitlines()[-1:]
-        raise RuntimeError(f"the live worker failed: {' '.join(last)} (all it said: {log})")
-    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    return result
+        try:
+            yield wait
+        finally:
+            process.terminate()  # does nothing to one that has ended
 
 
 def _text(folder: str, summary: dict[str, Any], settings: Settings) -> str:

@@ -87,7 +87,7 @@ class Watcher(Trader):
             self._write(symbol)
 
     def _write(self, symbol: str) -> None:
-        started = time.perf_counter()
+        started = time.process_time()
         pending = self._pending[symbol]
         warm = np.array([row[1] for row in pending], np.bool_)
         for number, (bundle, columns) in enumerate(self._models):
@@ -101,7 +101,7 @@ class Watcher(Trader):
             with file_of(self._folder, number, symbol).open("ab") as sink:
                 rows.tofile(sink)
         pending.clear()
-        self.seconds["predictions"] += time.perf_counter() - started
+        self.seconds["predictions"] += time.process_time() - started
 
 
 def foresee(
@@ -112,8 +112,8 @@ def foresee(
     watched: Sequence[str],
     folder: Path,
 ) -> dict[str, float]:
-    """Write the records of the ``watched`` symbols by each model; seconds by stage."""
-    started = time.perf_counter()
+    """Write the records of the ``watched`` symbols by each model; processor seconds by stage."""
+    started = time.process_time()
     lake = Lake(settings.root, settings.source)
     watcher = Watcher(
         settings,
@@ -139,7 +139,7 @@ def foresee(
             watcher.on_events(symbol, part)
     if begun:
         watcher.finish(span.until_ns)
-    spent = time.perf_counter() - started - watcher.seconds["predictions"]
+    spent = time.process_time() - started - watcher.seconds["predictions"]
     return watcher.seconds | {"features": spent}
 
 

@@ -46,6 +46,7 @@ AREAS: Final[dict[str, str]] = {
     "lake": "proving.bench.lake",
     "capture": "proving.bench.capture",
     "execution": "proving.bench.execution",
+    "backtest": "proving.bench.backtest",
     "synth": "proving.bench.synthetic",
     "sandbox": "proving.bench.sandbox",
 }

@@ -130,6 +130,10 @@ GOALS: Final[dict[str, dict[str, tuple[Threshold, ...]]]] = {
         "fill probability of one state": (_at_most(20, "python"),),
         **{f"decision, {name}: p99": (_at_most(200, "python"),) for name in ALGORITHMS},
     },
+    "backtest": {
+        # A day of two symbols in a minute on two cores.
+        "backtest: total, with both bounds": (_at_most(60, "python"),),
+    },
     "sandbox": {
         "order over REST to answer: p99": (_at_most(20, "waking"),),
         "order over WebSocket to answer: p99": (_at_most(20, "waking"),),

@@ -79,6 +79,11 @@ def test_frames_are_not_paced_during_warm_up_and_paced_afterwards(
     ]
 
 
+def test_a_replay_knows_the_time_of_its_first_item(tmp_path: Path) -> None:
+    feed = ReplayFeed([capture(tmp_path / "a.frames.zst", 3 * S, 5 * S)], speed=0)
+    assert feed.first_ns == T + 3 * S == next(iter(feed)).receive_ns
+
+
 def test_a_slow_consumer_does_not_shift_when_later_frames_are_due(tmp_path: Path) -> None:
     path = capture(tmp_path / "a.frames.zst", 0, S, 2 * S)
     clock = FakeClock()

@@ -357,6 +357,7 @@ class Steps:
 
     def __init__(self, feed: ReplayFeed, at: dict[int, Callable[[], object]]) -> None:
         self._feed, self._at = feed, at
+        self.first_ns = feed.first_ns
 
     def __iter__(self) -> Iterator[Item]:
         due = dict(self._at)
@@ -400,6 +401,28 @@ def build(root: Path, capture: str, at: dict[int, Callable[[], object]]) -> Setu
         log=log,
     )
     return Setup(worker, journal, champion)
+
+
+def test_a_replay_begins_before_its_first_frame_is_due(root: Path, market: Market) -> None:
+    """Reading the history takes seconds, for which no frame shall wait."""
+    promote(root, "1")
+    begun: list[str] = []
+    worker, journal, champion = build(root, market.fresh, {0: lambda: begun.append(worker.run_id)})
+    with journal:
+        summary = worker.run()
+        champion.close()
+    assert begun == [summary["run"]]
+    assert summary["run"]
+    assert summary["warm_decisions"] > 0, "the history was joined"
+
+
+def test_unpaced_seconds_are_counted_beside_the_latencies(root: Path, market: Market) -> None:
+    promote(root, "1")
+    every = run(live_settings(root), frames=[market.fresh], speed=0)["latency_us"]
+    paced = run(live_settings(root), frames=[market.fresh], speed=1_000, warm_up_s=10)["latency_us"]
+    assert every["unpaced"] == 0
+    assert paced["unpaced"] > 0
+    assert paced["n"] + paced["unpaced"] == every["n"]
 
 
 def wait_for(champion: Champion) -> Callable[[], None]:
