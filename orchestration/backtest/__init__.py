@@ -1,7 +1,8 @@
 """The backtest: the live trader over recorded events, with its books kept at every fee row.
 
-    lake's events ─► seconds of all symbols ─► live.trader ─► paper venue
-        (span)                                    └─► ledger ─► blotter ─► figures ─► report, tear sheet
+    lake's events ─► features ─► predictions, once, in processes by symbol        (foresight)
+      (span)   └───► seconds of all symbols ─► live.trader ─► paper venue, in processes by run
+                                                  └─► ledger ─► blotter ─► figures ─► report, tear sheet
                                                         (run)
 
 `live.trader` and `live.paper` decide, order and fill, fed with the same rows at the same times as live:
