@@ -18,13 +18,14 @@ import pytest
 from execution.simulation.queue import BOUNDS
 from live.decisions import Decision
 from live.trader import Trader
+from market.console import say
 from market.lake import Lake
 from market.settings import FEE_ROWS_BPS
 from market.units import SECOND_NS
 from models_registry.manifest import Prediction
 from orchestration.backtest import lookahead
 from orchestration.backtest.command import backtest
-from orchestration.backtest.figures import bound_figures
+from orchestration.backtest.figures import bound_figures, figures
 from orchestration.backtest.run import Run, load_model, replay
 from orchestration.backtest.span import instruments_of_span, span_of
 from orchestration.cli import main
@@ -292,6 +293,36 @@ def test_a_run_that_begins_within_a_date_has_the_book_of_that_second(root: Path)
     whole, late = mids
     assert len(late) == 2 * 9
     assert all(whole[key] == mid for key, mid in late.items())
+
+
+def test_runs_by_foresight_are_those_of_the_trader_to_the_last_bit(
+    root: Path, reported: tuple[dict[str, Any], Path]
+) -> None:
+    """Row by row, with features and predictions of its own: every figure is the same."""
+    report, _ = reported
+    settings = live_settings(root)
+    lake = Lake(settings.root, settings.source)
+    span = span_of(lake, settings.market.symbols, FIRST, UNTIL)
+    instruments, inputs = instruments_of_span(lake, settings.market.symbols, span)
+    for which, found in (("champion", report), (str(root / "other"), report["against"])):
+        model = load_model(settings, which, settings.market.symbols)
+        run = Run(settings, instruments, model)
+        events = replay(lake, instruments, span, [run])
+        direct = figures(run.books(events), model, span, inputs, lake.source, events)
+        assert direct["round_trips"] > 50
+        assert direct == {name: found[name] for name in direct}
+
+
+def test_processes_change_no_figure(
+    root: Path, reported: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, _ = reported
+    monkeypatch.setattr("orchestration.backtest.command.processes", lambda _: 2)
+    settings, other = live_settings(root), str(root / "other")
+    again = backtest(settings, against=other, first=FIRST, last=UNTIL, say=say)
+    assert again | {"seconds": 0} == {n: v for n, v in report.items() if n != "files"} | {
+        "seconds": 0
+    }
 
 
 def test_how_often_a_run_flushes_finished_rows_changes_nothing(
