@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Protocol
+
+
+class Map(Protocol):
+    """``function(*task)`` for each task; ``done(task, result)`` as they end."""
+
+    def __call__(
+        self,
+        function: Callable[..., Any],
+        tasks: Sequence[tuple[Any, ...]],
+        done: Callable[[tuple[Any, ...], Any], None],
+    ) -> None: ...
 
 
 def map_processes(
@@ -19,17 +31,40 @@ def map_processes(
 
     Functions are pure and importable, so a cluster's ``map`` can take this one's place.
     """
-    if workers <= 1 or len(tasks) <= 1:
-        for task in tasks:
-            done(task, function(*task))
+    with mapping(min(workers, len(tasks))) as mapped:
+        mapped(function, tasks, done)
+
+
+@contextmanager
+def mapping(workers: int) -> Iterator[Map]:
+    """`map_processes` for several calls one after the other, in the same processes."""
+    if workers <= 1:
+        yield _map_here
         return
     # spawn: a forked child would inherit the locks of dagster's threads
     with ProcessPoolExecutor(
-        min(workers, len(tasks)), mp_context=get_context("spawn"), initializer=_leave_interrupts
+        workers, mp_context=get_context("spawn"), initializer=_leave_interrupts
     ) as pool:
-        futures = {pool.submit(function, *task): task for task in tasks}
-        for future in as_completed(futures):
-            done(futures[future], future.result())
+
+        def mapped(
+            function: Callable[..., Any],
+            tasks: Sequence[tuple[Any, ...]],
+            done: Callable[[tuple[Any, ...], Any], None],
+        ) -> None:
+            futures = {pool.submit(function, *task): task for task in tasks}
+            for future in as_completed(futures):
+                done(futures[future], future.result())
+
+        yield mapped
+
+
+def _map_here(
+    function: Callable[..., Any],
+    tasks: Sequence[tuple[Any, ...]],
+    done: Callable[[tuple[Any, ...], Any], None],
+) -> None:
+    for task in tasks:
+        done(task, function(*task))
 
 
 def _leave_interrupts() -> None:

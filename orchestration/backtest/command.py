@@ -16,7 +16,7 @@ import msgspec
 
 from execution.simulation.queue import BOUNDS
 from live.worker import followed
-from market.compute import map_processes
+from market.compute import Map, mapping
 from market.console import Result, Say, names, say
 from market.errors import UsageError
 from market.instruments import Instrument
@@ -87,10 +87,20 @@ def backtest(
     variants = [(settings, 0), *((one, 0) for one in (bound_settings(settings) if bounded else ()))]
     variants += [(settings, number) for number in range(1, len(models))]
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="l2-backtest-") as scratch:
-        workers = processes(span)
-        foreseen = foresee_all(settings, instruments, span, models, Path(scratch), workers, say)
-        books = trade_all(instruments, span, models, variants, foreseen, page, workers, say)
+    workers = processes(span)
+    with tempfile.TemporaryDirectory(prefix="l2-backtest-") as scratch, mapping(workers) as mapped:
+        parts = [settings.market.symbols[n::workers] for n in range(workers)]
+        foresee_tasks = [
+            (settings, instruments, span, models, part, Path(scratch), say)
+            for part in parts
+            if part
+        ]
+        mapped(foresee, foresee_tasks, lambda *_: None)
+        foreseen = [
+            {symbol: file_of(Path(scratch), number, symbol) for symbol in settings.market.symbols}
+            for number in range(len(models))
+        ]
+        books = trade_all(instruments, span, models, variants, foreseen, page, mapped, say)
     run, *others = books
     bounds = others[: len(others) - len(models) + 1]
     result = figures(run, models[0], span, inputs, lake.source, run.events)
@@ -111,32 +121,6 @@ def backtest(
 def processes(span: Span) -> int:
     """How many to use: a short span is over before a second one has started."""
     return len(os.sched_getaffinity(0)) if span.until_ns - span.first_ns > HOUR_NS else 1
-
-
-def foresee_all(
-    settings: Settings,
-    instruments: Mapping[str, Instrument],
-    span: Span,
-    models: Sequence[FixedModel],
-    folder: Path,
-    workers: int,
-    say: Say | None,
-) -> list[dict[str, Path]]:
-    """Features and predictions of all symbols, a process for a part of them; files by model, symbol."""
-    symbols = settings.market.symbols
-    parts = [symbols[n :: max(1, workers)] for n in range(min(max(1, workers), len(symbols)))]
-    begun = time.monotonic()
-
-    def done(task: tuple[Any, ...], _: object) -> None:
-        if say is not None:
-            say(f"{' and '.join(task[4])}: foreseen in {time.monotonic() - begun:.0f} s")
-
-    tasks = [(settings, instruments, span, models, part, folder) for part in parts]
-    map_processes(foresee, tasks, workers, done)
-    return [
-        {symbol: file_of(folder, number, symbol) for symbol in symbols}
-        for number in range(len(models))
-    ]
 
 
 def trade(
@@ -167,12 +151,12 @@ def trade_all(
     variants: Sequence[tuple[Settings, int]],
     foreseen: Sequence[Mapping[str, Path]],
     page: str | None,
-    workers: int,
+    mapped: Map,
     say: Say | None,
 ) -> list[Books]:
     """The books of each variant (settings, number of its model), in their order.
 
-    The first one writes the tables and, where it is a module's function, calls ``say``.
+    The first one writes the tables and calls ``say``, which must be a module's function.
     """
     tasks = [
         (one, instruments, span, models[number], foreseen[number], None if n else page,
@@ -189,7 +173,7 @@ def trade_all(
                 f"queue {result.settings.execution.queue}: {len(result.blotter.trades):,} round trips"
             )
 
-    map_processes(trade, tasks, workers, done)
+    mapped(trade, tasks, done)
     return [books[n] for n in range(len(tasks))]
 
 

@@ -20,13 +20,14 @@ import numpy.typing as npt
 from live.journal import MemoryJournal
 from live.paper import paper_venues
 from live.trader import SymbolState, Trader, columns_of
+from market.console import Say
 from market.events import Events
 from market.instruments import Instrument
 from market.lake import Lake
 from market.settings import Settings
 from models_registry.manifest import NO_REGIME, Prediction
-from orchestration.backtest.run import ErrorLog, FixedModel, opening
-from orchestration.backtest.span import Span, merged, seconds_of
+from orchestration.backtest.run import PROGRESS_EVERY_S, ErrorLog, FixedModel, opening
+from orchestration.backtest.span import Span, instant_text, merged, seconds_of
 
 #: Rows that are predicted at once.
 BATCH: Final = 4096
@@ -111,9 +112,10 @@ def foresee(
     models: Sequence[FixedModel],
     watched: Sequence[str],
     folder: Path,
+    say: Say | None = None,
 ) -> dict[str, float]:
     """Write the records of the ``watched`` symbols by each model; processor seconds by stage."""
-    started = time.process_time()
+    started, progress = time.process_time(), time.monotonic()
     lake = Lake(settings.root, settings.source)
     watcher = Watcher(
         settings,
@@ -137,6 +139,9 @@ def foresee(
         watcher.advance(second_ns)
         for symbol, part in rows.items():
             watcher.on_events(symbol, part)
+        if say is not None and time.monotonic() - progress >= PROGRESS_EVERY_S:
+            progress = time.monotonic()
+            say(f"{instant_text(second_ns)}: features of {' and '.join(watched)}")
     if begun:
         watcher.finish(span.until_ns)
     spent = time.process_time() - started - watcher.seconds["predictions"]
