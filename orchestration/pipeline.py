@@ -46,7 +46,7 @@ def run(
     from orchestration.definitions import defs  # after settings are exported: partitions need them
 
     job = defs.resolve_job_def("pipeline")
-    chosen = selection and [dg.AssetKey(name) for name in selection]
+    chosen = [dg.AssetKey(name) for name in selection or ()]
     if without:
         keys = chosen or defs.resolve_asset_graph().materializable_asset_keys
         chosen = [key for key in keys if key.to_user_string() not in without]
