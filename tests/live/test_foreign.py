@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from live.archives.conversion import ArchiveError
 from live.archives.foreign import Converted, instrument_of, units, write_capture
@@ -349,6 +353,33 @@ def test_days_and_symbols_in_any_order_are_one_stream(tmp_path: Path) -> None:
         converted(
             tmp_path / "c.frames.zst", one, csv(tmp_path / "c.csv", BOOK_HEADER, lines_of(one))
         )
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_division_of_rows_into_files_gives_the_same_capture(data: st.DataObject) -> None:
+    """Files may be cut between any two instants, and given in any order."""
+    steps = data.draw(st.lists(st.integers(1, 3), min_size=6, max_size=30))
+    times = np.cumsum(steps).tolist()
+    prices = data.draw(st.lists(st.integers(980, 999), min_size=len(times), max_size=len(times)))
+    levels = [(0, "true", "bid", "98.0", "1"), (0, "true", "ask", "101.0", "1")]
+    levels += [
+        (ms, "false", "bid", f"{n / 10:.1f}", str(n % 3))
+        for ms, n in zip(times, prices, strict=True)
+    ]
+    cuts = sorted(set(data.draw(st.lists(st.integers(2, len(levels)), max_size=5))))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pieces = [
+            csv(folder / f"{n}.csv", BOOK_HEADER, book_rows(levels[a:b]))
+            for n, (a, b) in enumerate(pairwise([0, *cuts, len(levels)]))
+            if a < b
+        ]
+        whole = csv(folder / "all.csv", BOOK_HEADER, book_rows(levels))
+        converted(folder / "a.frames.zst", whole, tick="0.1", lot="1")
+        order = data.draw(st.permutations(pieces))
+        converted(folder / "b.frames.zst", *order, tick="0.1", lot="1")
+        assert same_frames(folder / "a.frames.zst", folder / "b.frames.zst")
 
 
 def lines_of(path: Path) -> list[str]:
