@@ -263,7 +263,9 @@ def command(_: Settings, options: argparse.Namespace) -> Result:
         print(markdown(result))
     elif not options.json:
         print(table(lines(result), HEAD))
-        print(speeds(result))
+        print(
+            f"{speeds(result)} Load {result['load_at_start']:g} at the start, {result['load']:g} at the end."
+        )
     return result
 
 
