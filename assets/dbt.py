@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from market.cache import user_folder
-from market.errors import DataError
+from market.errors import DataError, no_space
 from market.features import feature_names
 from market.features.precision import rounded
 from market.instruments import leader
@@ -159,7 +159,8 @@ def run_dbt(
     tests = tuple(_test(result) for result in results if result["unique_id"].startswith("test."))
     failed = [_failure(result) for result in results if result["status"] in ("error", "fail")]
     if failed or process.returncode:
-        reason = "; ".join(failed) or f"dbt failed: {' '.join(errors[-1:]) or process.returncode}"
+        told = [line for line in errors if no_space(line)] or errors
+        reason = "; ".join(failed) or f"dbt failed: {' '.join(told[-1:]) or process.returncode}"
         dates = f"{variables['from_date']} to {variables['to_date']}"
         raise WarehouseError(f"{reason}; nothing of {dates} was published", tests)
     return tests

@@ -212,8 +212,11 @@ def _read_stream(path: Path) -> tuple[pa.Table | None, bool]:
 def _write_parquet(rows: pa.Table | None, path: Path) -> None:
     if rows is not None:
         temporary = path.with_suffix(".tmp")
-        pq.write_table(rows, temporary, compression="zstd")
-        os.replace(temporary, path.with_suffix(".parquet"))
+        try:
+            pq.write_table(rows, temporary, compression="zstd")
+            os.replace(temporary, path.with_suffix(".parquet"))
+        finally:
+            temporary.unlink(missing_ok=True)
     path.unlink()
 
 

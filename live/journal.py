@@ -26,6 +26,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -315,8 +316,9 @@ class Journal(MemoryJournal):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path)
         try:
-            self._db = _connect(self.path)
-            _migrate(self._db, self.path)
+            with _written(self.path):
+                self._db = _connect(self.path)
+                _migrate(self._db, self.path)
         except BaseException:
             os.close(self._lock)
             raise
@@ -343,16 +345,20 @@ class Journal(MemoryJournal):
         return []
 
     def _keep(self, rows: Sequence[Row], durable: bool) -> list[Entry]:
-        self._db.execute(f"pragma synchronous = {'full' if durable else 'normal'}")
-        self._db.execute("begin immediate")
-        try:
-            first = self._db.execute("select coalesce(max(seq), 0) + 1 from entries").fetchone()[0]
-            entries = [Entry(first + n, *row) for n, row in enumerate(rows)]
-            self._db.executemany("insert into entries values (?, ?, ?, ?, ?, ?, ?)", entries)
-            self._db.execute("commit")
-        except BaseException:
-            self._db.execute("rollback")
-            raise
+        with _written(self.path):
+            self._db.execute(f"pragma synchronous = {'full' if durable else 'normal'}")
+            self._db.execute("begin immediate")
+            try:
+                first = self._db.execute(
+                    "select coalesce(max(seq), 0) + 1 from entries"
+                ).fetchone()[0]
+                entries = [Entry(first + n, *row) for n, row in enumerate(rows)]
+                self._db.executemany("insert into entries values (?, ?, ?, ?, ?, ?, ?)", entries)
+                self._db.execute("commit")
+            except BaseException:
+                if self._db.in_transaction:  # SQLite ends it itself where the disk is full
+                    self._db.execute("rollback")
+                raise
         return entries
 
 
@@ -368,7 +374,8 @@ def open_read_only(path: str | Path) -> sqlite3.Connection:
     path = Path(path)
     if not path.exists():
         raise JournalError(f"{path}: no such journal")
-    db = _connect(path)
+    with _written(path):
+        db = _connect(path)
     if (version := _version(db, path)) != len(MIGRATIONS):
         db.close()
         raise JournalError(
@@ -392,12 +399,26 @@ def _lock(path: Path) -> int:
     return handle
 
 
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """JournalError for what SQLite says of the disk."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise JournalError(
+            f"{path}: cannot be written ({error}), and what is not in it is never sent; it needs space "
+            "and a folder that may be written; a worker that starts again settles its open orders"
+        ) from error
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
     try:
         db.execute("pragma journal_mode = wal")
     except sqlite3.DatabaseError as error:
         db.close()
+        if isinstance(error, sqlite3.OperationalError):
+            raise
         raise JournalError(f"{path}: not a journal ({error}); move it away") from error
     return db
 

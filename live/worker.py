@@ -217,10 +217,11 @@ class Worker:
         return summary
 
     def _finish(self) -> None:
-        if self._decisions is not None:
-            self._decisions.close()
-        if self._own_capture is not None:
-            self._own_capture.close()
+        with ExitStack() as stack:  # both, whatever the first raises
+            if self._own_capture is not None:
+                stack.callback(self._own_capture.close)
+            if self._decisions is not None:
+                stack.callback(self._decisions.close)
 
     def summary(self) -> dict[str, Any]:
         """Counts, costs and latencies of the run; plain data, printed by `summary_text`."""

@@ -15,6 +15,19 @@ the whole tree.
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+#: What the kernel says, SQLite, and Python of a limit on file sizes; libraries pass on the words alone.
+_NO_SPACE: Final = re.compile(
+    "No space left on device|disk is full|Disk quota exceeded|File too large"
+)
+
+
+def no_space(error: BaseException | str) -> bool:
+    """Whether an error, or a line that a library printed, says that the disk took no more."""
+    return _NO_SPACE.search(str(error)) is not None
+
 
 class L2Error(Exception):
     """Base of every error whose message is written for a person."""

@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from market.errors import DataError
+from market.errors import DataError, no_space
 from market.locks import exclusive
 from market.migration import steps_of
 from market.provenance import code_hash, declaration, is_current
@@ -417,14 +417,20 @@ class Lake:
     @contextmanager
     def _replacing(self, path: str) -> Iterator[str]:
         folder = path.rsplit("/", 1)[0]
-        self.fs.create_dir(folder, recursive=True)
         temporary = f"{folder}/.{uuid.uuid4().hex}.tmp"
         try:
+            self.fs.create_dir(folder, recursive=True)
             yield temporary
             self.fs.move(temporary, path)
-        except BaseException:
+        except BaseException as error:
             if self.fs.get_file_info(temporary).type == pafs.FileType.File:
                 self.fs.delete_file(temporary)
+            if isinstance(error, OSError) and no_space(error):
+                # without its cause, which names no file and is all that a run's log would show
+                raise LakeError(
+                    f"{path}: not written, and what was there stands: no space left on its disk; "
+                    "free some and run it again"
+                ) from None
             raise
 
 

@@ -353,8 +353,10 @@ def _pointed(settings: Settings) -> Iterator[Any]:
     import mlflow
 
     # Silence the migrations of a new database and the check of the input example.
-    for quiet in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
+    for quiet in ("alembic", "mlflow.pyfunc"):
         logging.getLogger(quiet).setLevel(logging.WARNING)
+    # It prints the traceback of what it raises.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     uri = tracking_uri(settings)
     home = registry_home(settings)
     home.mkdir(parents=True, exist_ok=True)

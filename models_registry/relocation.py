@@ -60,7 +60,7 @@ def relocate(home: Path) -> None:
             db.execute("commit")
     except sqlite3.DatabaseError as error:
         raise RelocationError(
-            f"{database}: cannot be read as MLflow's database ({error})"
+            f"{database}: cannot be used as MLflow's database ({error})"
         ) from error
 
 

@@ -18,6 +18,7 @@ import difflib
 import json
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -26,7 +27,7 @@ from typing import Any, Final, NamedTuple
 
 from market import interruption
 from market.console import Result
-from market.errors import L2Error, UsageError
+from market.errors import L2Error, UsageError, no_space
 from market.settings import Settings, SettingsError, load
 
 
@@ -181,7 +182,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         text = " ".join(str(error).split()) or type(error).__name__
-        ours = isinstance(error, L2Error | OSError)
+        ours = isinstance(error, L2Error | OSError) or no_space(error)
+        if no_space(error):
+            text += (
+                f"; free space in {tempfile.gettempdir()} or in the lake's root and run it again"
+            )
         hint = "" if ours or debug else f" ({type(error).__name__}; --debug shows where)"
         print(f"l2 {name}: {text}{hint}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,3 +25,21 @@ def data_dir() -> Path:
     if not any(folder.glob("*.frames.zst")):
         pytest.skip(f"no recorded market data in {folder} (set L2_TEST_DATA)")
     return folder
+
+
+#: Limits the size of files within a block, as a full disk does.
+Limit = Callable[[int], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def file_limit() -> Limit:
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

@@ -28,6 +28,7 @@ from execution.orders import (
     Submit,
 )
 from live.journal import MIGRATIONS, Journal, JournalError, open_read_only, read_entries
+from tests.conftest import Limit
 
 T = 1_700_000_000_000_000_000
 
@@ -85,6 +86,25 @@ def test_an_order_follows_its_state_diagram(tmp_path: Path) -> None:
         journal.record_events([outcome(Cancelled, reason="by us", leaves_lots=6)])
         assert state() is OrderState.CANCELLED
         assert journal.open_orders() == []
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_written(
+    tmp_path: Path, file_limit: Limit
+) -> None:
+    path = tmp_path / "journal.sqlite3"
+    with Journal(path) as journal:
+        journal.record_intents(T, "BTCUSDT", "p", [submit()])
+        with file_limit(4096):
+            with pytest.raises(JournalError, match=r"cannot be written .* is never sent"):
+                journal.record_intents(T, "BTCUSDT", "p", [submit("p-2")])
+            with pytest.raises(
+                JournalError, match=r"other\.sqlite3: cannot be written .* needs space"
+            ):
+                Journal(tmp_path / "other.sqlite3").record_intents(T, "", "p", [submit("o-1")])
+        assert list(journal.orders) == ["p-1"]
+        journal.record_intents(T, "BTCUSDT", "p", [submit("p-2")])
+    with Journal(path) as again:
+        assert [order.submit.client_id for order in again.open_orders()] == ["p-1", "p-2"]
 
 
 def test_a_late_execution_of_a_cancelled_order_still_moves_the_position(tmp_path: Path) -> None:

@@ -25,20 +25,22 @@ from execution.orders import Action, Cancelled, Filled, OrderState, Submit
 from live.champion import Champion, NoChampionError
 from live.collect import collect
 from live.feed import FeedError, Item, ReplayFeed
-from live.journal import Journal, open_read_only, read_entries
+from live.journal import Journal, JournalError, open_read_only, read_entries
 from live.paper import paper_venues
 from live.worker import Worker, followed, known_instruments, logger, run, summary_text
 from market.bars import BarBuilder, Bars, make_bars
+from market.errors import no_space
 from market.features import FeatureEvaluator, feature_hash, feature_names
 from market.features.rendering import render_model
 from market.ingest import ingest
 from market.lake import Lake
 from market.settings import Settings
 from market.units import day_start_ns
-from market.wire.capture import CaptureWriter, read_blocks, read_lines
+from market.wire.capture import CaptureError, CaptureWriter, read_blocks, read_lines
 from market.wire.decode import Decoder
 from models_registry.manifest import BundleError
 from proving.synthetic import profile, write_frames
+from tests.conftest import Limit
 from tests.live.exchange import acknowledge, exchange
 from tests.live.live_market import live_settings, promote
 from tests.market.feature_bars import run_model, staged
@@ -132,6 +134,23 @@ def test_a_run_decides_every_second_trades_and_ends_flat(
     assert summary["positions"] == dict.fromkeys(SYMBOLS, 0)
     assert summary["rejected"] == summary["gaps"] == summary["skipped_seconds"] == 0
     assert "decisions" in summary_text(summary)
+
+
+@pytest.mark.parametrize("size", [0, 30_000, 60_000, 150_000])
+def test_a_worker_whose_disk_is_full_stops_and_later_goes_on(
+    size: int, root: Path, market: Market, file_limit: Limit, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """At whatever file: it trades no further, and the next run starts from what is written."""
+    promote(root)
+    settings = live_settings(root)
+    with file_limit(size), pytest.raises((CaptureError, JournalError, OSError)) as stopped:
+        run(settings, frames=[market.fresh], speed=0)
+    assert no_space(stopped.value) or isinstance(stopped.value, JournalError)
+    summary = run(settings, frames=[market.fresh], speed=0)
+    assert summary["positions"] == dict.fromkeys(SYMBOLS, 0)
+    left = [path.name for path in (root / "live").rglob("*") if path.suffix in (".tmp", ".arrows")]
+    assert not left
+    assert summary["collected"]["decisions"] >= summary["decisions"]
 
 
 def test_the_cost_of_a_run_is_the_sum_of_its_parts(

@@ -17,6 +17,7 @@ from market import lake as lake_module
 from market.lake import Lake, LakeError
 from market.settings import SettingsError, load
 from market.units import days_between
+from tests.conftest import Limit
 
 KEY = ("BTCUSDT", "2026-03-02")
 OLD = pa.table({"t_ns": [1, 2], "mid_close": [10.0, 11.0]})
@@ -42,6 +43,25 @@ def test_a_writer_that_fails_leaves_the_old_partition_and_nothing_else(lake: Lak
     folder = Path(lake.path("bars", *KEY)).parent
     assert [path.name for path in folder.iterdir()] == ["part.parquet"]
     assert Path(lake.path("bars", *KEY)).read_bytes() == before
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_partition(
+    lake: Lake, file_limit: Limit
+) -> None:
+    rows = pa.table({"t_ns": np.random.default_rng(3).integers(0, 1 << 62, 50_000)})
+    capture = Path(lake.base) / "capture"
+    capture.write_bytes(bytes(50_000))
+    said = "not written, and what was there stands: no space left"
+    with file_limit(10_000):
+        with pytest.raises(LakeError, match=f"BTCUSDT.*{said}"):
+            lake.write("bars", *KEY, rows)
+        with pytest.raises(LakeError, match=f"ETHUSDT.*{said}"):
+            lake.write("bars", "ETHUSDT", "2026-03-02", rows)
+        with pytest.raises(LakeError, match=rf"a\.frames\.zst: {said}"):
+            lake.put_file(f"{lake.frames_dir(KEY[1])}/a.frames.zst", capture)
+    assert lake.read("bars", *KEY).equals(OLD)
+    left = {path.name for path in Path(lake.base).rglob("*") if path.is_file()}
+    assert left == {"lake.json", "part.parquet", "capture"}
 
 
 def test_a_writer_that_is_killed_leaves_the_old_partition(lake: Lake) -> None:

@@ -179,7 +179,7 @@ def test_a_copy_that_can_only_be_read_is_read(
 def test_what_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow").mkdir()
     (tmp_path / "mlflow" / "mlflow.db").write_bytes(b"not a database" * 100)
-    with pytest.raises(RelocationError, match=r"mlflow\.db: cannot be read as MLflow's database"):
+    with pytest.raises(RelocationError, match=r"mlflow\.db: cannot be used as MLflow's database"):
         registry.champion_version(settings_of(tmp_path))
 
 
