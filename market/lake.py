@@ -19,7 +19,6 @@ import fcntl
 import glob
 import hashlib
 import json
-import os
 import shutil
 import uuid
 import weakref
@@ -401,13 +400,6 @@ class Lake:
                 rows.replace_schema_metadata(out.schema.metadata), row_group_size=ROW_GROUP
             )
         return self.path(table, symbol, day)
-
-    def publish(self, staged: str, table: str, symbol: str, day: str) -> str:
-        """Move a finished local file into place as one partition (a rename, so atomic)."""
-        path = self.path(table, symbol, day)
-        self.fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
-        os.replace(staged, path)
-        return path
 
     def remove(self, table: str, symbol: str, day: str) -> None:
         """Take a partition away, if it stands."""

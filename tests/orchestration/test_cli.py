@@ -13,7 +13,7 @@ import pytest
 
 from orchestration.cli import VERBS, main
 from orchestration.ui import PortError, require_free
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Limit
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +89,21 @@ def test_a_wrong_call_is_told_in_the_words_that_were_typed(
 ) -> None:
     assert main(arguments) == 2
     assert one_line(capsys).startswith(f"l2 {arguments[0]}: {expected}")
+
+
+def test_a_full_disk_is_one_line_of_what_to_do(
+    tmp_path: Path, file_limit: Limit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ["--root", str(tmp_path / "lake")]
+    with file_limit(0):
+        assert main(["sql", "select 1", *root]) == 1
+        assert "lake.json: not written" in one_line(capsys)
+    assert main(["sql", "select 1", *root]) == 0
+    capsys.readouterr()
+    copy = f"copy (select uuid() from range(99999)) to '{tmp_path}/out.csv'"
+    with file_limit(10_000):
+        assert main(["sql", copy, *root]) != 0
+        assert "free space in" in one_line(capsys)
 
 
 def test_an_unknown_option_shows_the_usage_of_its_own_verb(
