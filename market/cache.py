@@ -33,3 +33,9 @@ def user_folder() -> Path:
         if found.st_uid == os.getuid() and not found.st_mode & 0o022 and os.access(folder, os.W_OK):
             return folder
     return Path(tempfile.mkdtemp(prefix="l2-cache-"))
+
+
+def settle_home() -> None:
+    """Give a user whom the machine does not know, as in a container, a home: libraries ask for one."""
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = str(user_folder())

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from market.cache import settle_home
 from market.errors import ModelError
 from market.settings import Settings, SettingsError, load
 from models_registry import registry
@@ -92,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", choices=("btc-l2", "synthetic-l2"), help="registered model")
     parser.add_argument("--every", type=float, metavar="SECONDS", help="repeat until stopped")
     options = parser.parse_args(arguments)
+    settle_home()
     try:
         settings = load()
     except SettingsError as error:

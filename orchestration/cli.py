@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from market import interruption
+from market.cache import settle_home
 from market.console import Result
 from market.errors import L2Error, UsageError, no_space
 from market.settings import Settings, SettingsError, load
@@ -163,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in rest
     before = {key: os.environ.get(key) for key in _EXPORTED}
     try:
+        settle_home()
         _export(common().parse_known_args(rest)[0])
         with interruption.watched(name):
             parser, run = loaded(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from market.cache import user_folder
+from market.cache import settle_home, user_folder
 from market.provenance import ROOT
 
 TINY = "from market.kernel import kernel\n\n@kernel\ndef add(n):\n    return n + 1\n"
@@ -49,6 +49,18 @@ def test_a_home_comes_first_and_is_never_a_folder_named_tilde(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     assert found() == tmp_path / "caches" / "l2"
     assert not Path("~").exists()
+
+
+def test_a_user_unknown_to_the_machine_gets_a_home_and_others_keep_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle_home()
+    assert os.environ["HOME"] == str(tmp_path / "file" / "home")
+    monkeypatch.setenv("HOME", "~")  # what such a user's home is read as
+    user_folder.cache_clear()
+    settle_home()
+    assert os.environ["HOME"] == str(tmp_path / f"l2-cache-{os.getuid()}")
+    user_folder.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["writable by others", "a link", "a file"])
