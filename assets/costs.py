@@ -123,16 +123,20 @@ def cost_rows(
     lake: Lake, symbols: Sequence[str], from_date: str, to_date: str
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows of each table over a range, by date, then symbol; None for NULL."""
-    keys = [(symbol, day) for day in days_between(from_date, to_date) for symbol in symbols]
-    return {
-        table: [
-            {"symbol": symbol, "date": day, **row}
-            for symbol, day in keys
-            if lake.exists(table, symbol, day)
-            for row in lake.read(table, symbol, day).to_pylist()
-        ]
-        for table in TABLES
-    }
+    return {table: table_rows(lake, table, symbols, from_date, to_date) for table in TABLES}
+
+
+def table_rows(
+    lake: Lake, table: str, symbols: Sequence[str], from_date: str, to_date: str
+) -> list[dict[str, Any]]:
+    """The same of one table."""
+    return [
+        {"symbol": symbol, "date": day, **row}
+        for day in days_between(from_date, to_date)
+        for symbol in symbols
+        if lake.exists(table, symbol, day)
+        for row in lake.read(table, symbol, day).to_pylist()
+    ]
 
 
 def markdown(summary: Mapping[str, Any]) -> str:

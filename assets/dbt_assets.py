@@ -174,14 +174,20 @@ def _build_costs(
 def _describe_costs(
     lake: Lake, spans: Sequence[Span], reports: Sequence[BuildReport]
 ) -> dict[str, dict[str, Any]]:
-    """Row counts of each table and the cost summary over the spans of a run."""
-    rows: dict[str, list[dict[str, Any]]] = {table: [] for table in cost_tables.TABLES}
+    """Row counts of each table and the cost summary over the spans of a run.
+
+    Orders and markouts, of which there are many for each parent, are counted and not read.
+    """
+    parents: list[dict[str, Any]] = []
+    findings: list[dict[str, Any]] = []
     for span in spans:
-        read = cost_tables.cost_rows(lake, span.symbols, span.from_date, span.to_date)
-        for table, part in read.items():
-            rows[table] += part
-    summary = figures(*rows.values())
-    metadata: dict[str, dict[str, Any]] = {table: {"rows": len(rows[table])} for table in rows}
+        for table, into in (("parent_costs", parents), ("cost_findings", findings)):
+            into += cost_tables.table_rows(lake, table, span.symbols, span.from_date, span.to_date)
+    summary = figures(parents, (), (), findings)
+    metadata: dict[str, dict[str, Any]] = {
+        table: {"rows": sum(sum(report.rows[table].values()) for report in reports)}
+        for table in cost_tables.TABLES
+    }
     metadata["parent_costs"] |= {
         "cost": dg.MetadataValue.md(cost_tables.markdown(summary)),
         "states": summary["states"],
