@@ -128,10 +128,6 @@ class Lake:
                 found.append((symbol.removeprefix("symbol="), day.removeprefix("date=")))
         return sorted(found)
 
-    def pattern(self, table: str, symbol: str = "*", day: str = "*", base: str = "") -> str:
-        """What DuckDB finds partitions by: it takes every path for a glob, one without a * too."""
-        return f"{glob.escape(base or self.base)}/{table}/symbol={symbol}/date={day}/part.parquet"
-
     # -- reading -------------------------------------------------------------------------------
 
     def exists(self, table: str, symbol: str, day: str) -> bool:
@@ -278,7 +274,8 @@ class Lake:
             base = self.freeze(folder, tables)
         for table in tables:
             if self.partitions(table):
-                files = self.pattern(table, base=base).replace("'", "''")
+                files = f"{glob.escape(base)}/{table}/symbol=*/date=*/part.parquet"
+                files = files.replace("'", "''")
                 connection.execute(
                     f"create view {table} as select * from read_parquet('{files}', "
                     "hive_partitioning=true, hive_types={'symbol': varchar, 'date': varchar})"

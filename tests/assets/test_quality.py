@@ -24,7 +24,7 @@ from assets.quality import (
     validate,
     withhold,
 )
-from assets.quality_figures import STEADY, summarise
+from assets.quality_figures import STEADY, _query, summarise
 from market.bars import COLUMNS, bars_from_chunks
 from market.events import Events, Flag, Kind, to_arrow
 from market.instruments import BUILT_IN
@@ -346,3 +346,12 @@ def test_training_waits_for_the_features_suite_and_does_not_get_a_failed_date(
     assert len(trained) == 1
     assert not lake.exists("training_set", "BTCUSDT", "2026-03-05")
     assert lake.exists("training_set", "BTCUSDT", "2026-03-04")
+
+
+def test_figures_are_of_the_partition_alone_whatever_its_lake_is_named(tmp_path: Path) -> None:
+    key = ("bars", "BTCUSDT", "2026-03-02")
+    for name, rows in (("a*", 2), ("ab", 3), ("[1]", 4), ("1", 5)):
+        Lake(tmp_path / name).write(*key, pa.table({"t_ns": range(rows)}))
+    for name, rows in (("a*", 2), ("[1]", 4)):
+        path = Lake(tmp_path / name).path(*key)
+        assert _query("select count(*) from read_parquet($path)", path) == (rows,)
