@@ -163,7 +163,7 @@ BARS: Final = (
         figure="gap_share",
         high=0.01,
         severity="warning",
-        why="every gap costs an hour of warm-up after it",
+        why="rows after a gap are not warm: up to a minute for 60 s of it, 12 minutes for more than three",
     ),
     Bound(figure="mid_null_share", high=0.2, why="bars without a mid have no label"),
     Bound(figure="largest_jump_pct", high=5, why="5 % in a second is a wrong price, not a market"),
@@ -238,7 +238,7 @@ FEATURES: Final = (
         figure="warm_share",
         low=0.9,
         severity="warning",
-        why="rows after a gap do not train; a sound date is warm except for its first hour",
+        why="rows after a gap do not train; a sound date is warm but for minutes",
     ),
     Bound(
         figure="drift",

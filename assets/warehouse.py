@@ -33,7 +33,7 @@ from market.units import days_between, previous_day
 DECLARED: Final = (
     Table(
         "features",
-        version=2,
+        version=3,
         upstream=("bars",),
         files=(
             "dbt_project/dbt_project.yml",
@@ -57,7 +57,7 @@ DECLARED: Final = (
     ),
     Table(
         "training_set",
-        version=2,
+        version=3,
         upstream=("features", "labels"),
         files=("dbt_project/models/marts/training_set.sql",),
     ),

@@ -1,8 +1,8 @@
-"""Warm-up from the lake: the last hour of bars, so that a worker does not need an hour of frames.
+"""Warm-up from the lake: the last hour of bars, so that a worker is warm from its first second.
 
 History joins without a break only if the lake's bars of every symbol end exactly at the second in
 which the feed starts, and the events behind them give the book at that second. Otherwise there is no
-history: a single missing minute is a gap, and features need 3,600 s without one.
+history, and the worker is warm after 12 minutes of its own frames.
 
 What a run started with is saved beside its capture (`save_history`), because the lake's partitions may
 be rebuilt: capture and history together reproduce every decision of the run.

@@ -16,7 +16,8 @@ the stream, so a run is deterministic, a function of its events:
 At midnight UTC bars restart from checkpoints of book and ticker, as a date's partition does in the
 batch; positions, orders and the evaluator's memory continue.
 
-While features are not warm (after a gap, a stale or crossed book, in the first hour) the target is flat.
+While features are not warm (in a gap, a minute after a short one, 12 minutes after a long one or a start
+without history) the target is flat.
 """
 
 from __future__ import annotations

@@ -21,15 +21,18 @@ from market.features.expression import (
     DAY_S,
     LIMIT,
     MEMORY_S,
-    NEGLIGIBLE,
     OPERATIONS,
+    WARM_S,
     Call,
     Column,
     Const,
     Node,
     Window,
+    needed,
+    spans,
     walk,
 )
+from market.features.statistics import count_and_sum, extreme, pair, std
 from market.kernel import compiled
 from market.units import SECOND_NS
 
@@ -49,7 +52,7 @@ _SQRT, _SIGN, _SIN, _COS = _CODE["sqrt"], _CODE["sign"], _CODE["sin"], _CODE["co
 _CLIP, _LEAST, _GREATEST = _CODE["clip"], _CODE["least"], _CODE["greatest"]
 
 _AGGREGATE: Final = {name: code for code, name in enumerate(AGGREGATES)}
-_SUM, _MEAN, _MIN, _MAX = (_AGGREGATE[name] for name in ("sum", "mean", "min", "max"))
+_MEAN, _MIN, _MAX = (_AGGREGATE[name] for name in ("mean", "min", "max"))
 _STD, _CORR = _AGGREGATE["std"], _AGGREGATE["corr"]
 
 
@@ -59,6 +62,7 @@ _INSTRUCTION: Final = np.dtype(
 _WINDOW: Final = np.dtype(
     [("op", "i8"), ("target", "i8"), ("x", "i8"), ("y", "i8"), ("seconds", "i8")]
 )
+_SPAN: Final = np.dtype([("output", "i8"), ("seconds", "i8"), ("needed", "i8"), ("led", "i8")])
 
 
 class _Machine:
@@ -151,6 +155,16 @@ class Program:
             ],
             _WINDOW,
         )
+        #: What must be covered: output -1 is the row, for it to be warm.
+        self.spans = np.array(
+            [(-1, seconds, needed(seconds), 0) for seconds in WARM_S]
+            + [
+                (n, seconds, needed(seconds), led)
+                for n, one in enumerate(named.values())
+                for seconds, led in spans(one)
+            ],
+            _SPAN,
+        )
 
 
 class Evaluator:
@@ -158,8 +172,8 @@ class Evaluator:
 
     Push every symbol's bar of a second, then evaluate; a leader's bar that arrives after its follower
     was evaluated still counts from the next second on. Seconds that were never pushed are missing
-    rows, as in a table. Warm-up pushes history the same way (`push_many`): after 3,600 s of bars, a
-    new evaluator and an old one return the same.
+    rows, as in a table. Warm-up pushes history the same way (`push_many`), with the breaks that it
+    has: after the bars of 3,600 s, a new evaluator and an old one return the same.
 
     ``leaders`` gives the symbol whose bars `lead` reads; bars of other symbols are an error.
     """
@@ -181,11 +195,11 @@ class Evaluator:
             for symbol in dict.fromkeys([*symbols, *(leaders[one] for one in symbols)])
         }
         self._last = dict.fromkeys(self._bars, -1)
-        self._unbroken = dict.fromkeys(self._bars, 0)
         self._leader = {symbol: leaders[symbol] for symbol in symbols}
         self._rings = {
             symbol: (
                 np.full((program.rows, 2 * RING_S), np.nan),
+                np.zeros((2, RING_S), np.int64),
                 program.term_registers.copy(),
                 program.final_registers.copy(),
             )
@@ -217,8 +231,6 @@ class Evaluator:
         slot = second % RING_S
         rows[slot] = bar
         seconds[slot] = second
-        whole = self._unbroken[symbol] if second == self._last[symbol] + 1 else 0
-        self._unbroken[symbol] = whole + 1 if bar[self._gap] == 0.0 else 0
         self._last[symbol] = second
         for follower, leader in self._leader.items():
             if leader == symbol and self._derived[follower] >= second:
@@ -238,7 +250,7 @@ class Evaluator:
         if last < 0:
             raise ValueError(f"{symbol}: no bar has been pushed")
         program = self.program
-        ring, term_registers, final_registers = self._rings[symbol]
+        ring, existing, term_registers, final_registers = self._rings[symbol]
         rows, seconds = self._bars[symbol]
         lead_rows, lead_seconds = self._bars[self._leader[symbol]]
         _derive(
@@ -248,18 +260,28 @@ class Evaluator:
             seconds,
             lead_rows,
             lead_seconds,
+            self._gap,
             program.sources,
             program.term_code,
             program.terms,
             term_registers,
             ring,
+            existing,
         )
         self._derived[symbol] = last
         out = np.empty(len(program.outputs))
-        _evaluate(
-            last, ring, program.windows, program.final_code, program.outputs, final_registers, out
+        warm = _evaluate(
+            last,
+            ring,
+            existing,
+            program.windows,
+            program.final_code,
+            program.outputs,
+            program.spans,
+            final_registers,
+            out,
         )
-        return out, self._unbroken[symbol] >= MEMORY_S
+        return out, bool(warm)
 
 
 @compiled
@@ -331,20 +353,28 @@ def _derive(
     seconds: Ints,
     lead_rows: Floats,
     lead_seconds: Ints,
+    gap: int,
     sources: Ints,
     code: Records,
     terms: Ints,
     registers: Floats,
     ring: Floats,
+    existing: Ints,
 ) -> None:
-    """Fill the ring for the seconds first..last: columns, then terms; all NaN without a bar."""
+    """Fill the ring for the seconds first..last: columns, then terms; all NaN without a whole bar.
+
+    ``existing`` (2, RING_S) counts the seconds that exist, and that exist of the leader too, up to each.
+    """
     for second in range(first, last + 1):
         slot = second % RING_S
-        if seconds[slot] != second:
+        whole = seconds[slot] == second and rows[slot, gap] == 0.0
+        led = whole and lead_seconds[slot] == second and lead_rows[slot, gap] == 0.0
+        existing[0, slot] = existing[0, slot - 1] + whole
+        existing[1, slot] = existing[1, slot - 1] + led
+        if not whole:
             for row in range(ring.shape[0]):
                 ring[row, slot] = ring[row, slot + RING_S] = np.nan
             continue
-        led = lead_seconds[slot] == second
         for row in range(sources.shape[0]):
             column, leader = sources[row, 0], sources[row, 1]
             value = np.nan
@@ -365,128 +395,44 @@ def _derive(
 def _evaluate(
     last: int,
     ring: Floats,
+    existing: Ints,
     windows: Records,
     code: Records,
     outputs: Ints,
+    spans: Records,
     registers: Floats,
     out: Floats,
-) -> None:
-    """Aggregate the windows that end at the second ``last``, then compute the features."""
+) -> bool:
+    """Aggregate the windows that end at the second ``last``, then compute the features.
+
+    Returns whether the row is warm.
+    """
+    slot = last % RING_S
+    if existing[0, slot] == existing[0, slot - 1]:
+        out[:] = np.nan
+        return False
     stop = last % RING_S + RING_S + 1
     for n in range(windows.shape[0]):
         op, target, start = windows[n].op, windows[n].target, stop - windows[n].seconds
         x, y = ring[windows[n].x, start:stop], ring[windows[n].y, start:stop]
-        if op in (_SUM, _MEAN):
-            count, total = _sum(x)
-            registers[target] = (total if op == _SUM else total / count) if count else np.nan
+        if op == _MEAN:
+            count, total = count_and_sum(x)
+            registers[target] = total / count if count else np.nan
         elif op in (_MIN, _MAX):
-            registers[target] = _extreme(x, 1.0 if op == _MAX else -1.0)
+            registers[target] = extreme(x, 1.0 if op == _MAX else -1.0)
         elif op == _STD:
-            registers[target] = _std(x)
+            registers[target] = std(x)
         else:
-            registers[target] = _pair(x, y, op == _CORR)
+            registers[target] = pair(x, y, op == _CORR)
     _run(code, registers, ring, stop)
     for n in range(outputs.shape[0]):
         out[n] = _keep(registers[outputs[n]])
-
-
-# Most windows have no NaN, and kept values are too small to overflow: a plain sum in four independent
-# accumulators is NaN only when a value is missing. Then the loop that skips NaN runs.
-
-
-@compiled
-def _sum(x: Floats) -> tuple[int, float]:
-    """Count and sum of the values that are not NaN."""
-    s0 = s1 = s2 = s3 = 0.0
-    for k in range(x.size // 4):
-        i = 4 * k
-        s0 += x[i]
-        s1 += x[i + 1]
-        s2 += x[i + 2]
-        s3 += x[i + 3]
-    total = (s0 + s1) + (s2 + s3)
-    for i in range(x.size // 4 * 4, x.size):
-        total += x[i]
-    if total == total:
-        return x.size, total
-    count, total = 0, 0.0
-    for i in range(x.size):
-        if x[i] == x[i]:
-            total += x[i]
-            count += 1
-    return count, total
-
-
-@compiled
-def _products(x: Floats, mean_x: float, y: Floats, mean_y: float) -> float:
-    """Sum of products of centred values, over the rows where both exist."""
-    s0 = s1 = s2 = s3 = 0.0
-    for k in range(x.size // 4):
-        i = 4 * k
-        s0 += (x[i] - mean_x) * (y[i] - mean_y)
-        s1 += (x[i + 1] - mean_x) * (y[i + 1] - mean_y)
-        s2 += (x[i + 2] - mean_x) * (y[i + 2] - mean_y)
-        s3 += (x[i + 3] - mean_x) * (y[i + 3] - mean_y)
-    total = (s0 + s1) + (s2 + s3)
-    for i in range(x.size // 4 * 4, x.size):
-        total += (x[i] - mean_x) * (y[i] - mean_y)
-    if total == total:
-        return total
-    total = 0.0
-    for i in range(x.size):
-        if x[i] == x[i] and y[i] == y[i]:
-            total += (x[i] - mean_x) * (y[i] - mean_y)
-    return total
-
-
-@compiled
-def _extreme(x: Floats, sign: float) -> float:
-    """The largest value that is not NaN, or with sign -1 the smallest; NaN when there is none."""
-    best = -np.inf
-    for i in range(x.size):
-        if sign * x[i] > best:
-            best = sign * x[i]
-    return sign * best if best > -np.inf else np.nan
-
-
-@compiled
-def _negligible(variance: float, mean: float) -> bool:
-    return variance < NEGLIGIBLE * (mean * mean + 1.0)
-
-
-@compiled
-def _std(x: Floats) -> float:
-    """Population standard deviation; 0 when the variance is negligible, NaN without a value."""
-    count, total = _sum(x)
-    if count == 0:
-        return np.nan
-    mean = total / count
-    variance = _products(x, mean, x, mean) / count
-    return 0.0 if _negligible(variance, mean) else np.sqrt(variance)
-
-
-@compiled
-def _pair(x: Floats, y: Floats, correlation: bool) -> float:
-    """Correlation of x and y, or slope of x on y, where both exist."""
-    count, total_x = _sum(x)
-    count_y, total_y = _sum(y)
-    if count < x.size or count_y < y.size:
-        x, y = x.copy(), y.copy()
-        for i in range(x.size):
-            if x[i] != x[i] or y[i] != y[i]:
-                x[i] = y[i] = np.nan
-        count, total_x = _sum(x)
-        count_y, total_y = _sum(y)
-    if count == 0:
-        return np.nan
-    mean_x, mean_y = total_x / count, total_y / count
-    var_y = _products(y, mean_y, y, mean_y) / count
-    if _negligible(var_y, mean_y):
-        return np.nan
-    cov: float = _products(x, mean_x, y, mean_y) / count
-    if not correlation:
-        return float(cov / var_y)
-    var_x = _products(x, mean_x, x, mean_x) / count
-    if _negligible(var_x, mean_x):
-        return np.nan
-    return float(cov / (np.sqrt(var_x) * np.sqrt(var_y)))
+    warm = True
+    for n in range(spans.shape[0]):
+        output, led = spans[n].output, spans[n].led
+        if existing[led, slot] - existing[led, slot - spans[n].seconds] < spans[n].needed:
+            if output < 0:
+                warm = False
+            else:
+                out[output] = np.nan
+    return warm

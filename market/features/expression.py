@@ -18,11 +18,18 @@ defined here only.
 ``least(a, b)``           the smaller of two; ``greatest`` the larger; NULL when either is
 ``lag(a, s)``             a as it was at exactly t - s seconds; NULL when that second has no bar
 ``lead(a)``               a of the leader symbol, at the seconds of this one's bars
-``sum mean min max (a, w)`` over the bars of (t - w, t], NULLs skipped; NULL when nothing is left
+``mean min max (a, w)``   over the bars of (t - w, t], NULLs skipped; NULL when nothing is left
+``sum(a, w)``             w times the mean: a second that is missing does not make it smaller
 ``std(a, w)``             population standard deviation; 0 when the variance is negligible
 ``corr(a, b, w)``         Pearson correlation; NULL when either variance is negligible
 ``slope(y, x, w)``        least-squares slope of y on x; NULL when the variance of x is negligible
 ========================= =========================================================================
+
+A second exists when it has a bar without a gap (of the leader too, where `lead` is used); what an
+expression reads of another second is NULL, and so is its value at one. A span of w seconds that ends at t is covered when at least
+four fifths of its seconds exist. A value is NULL unless all its `spans` are covered: its windows, and
+the time constants of the event-time averages (`AVERAGES`) that it reads. Statistics are of the seconds
+that exist.
 
 NULL in, NULL out. A variance is negligible below 1e-8 (mean^2 + 1): the engines add in different
 orders, and nearer to a constant than that the rounding of a mean decides the ninth digit of a slope.
@@ -46,8 +53,17 @@ import msgspec
 
 from market.errors import UsageError
 
-#: The longest look-back of an expression, seconds; equal to the history that makes a row warm.
+#: The longest look-back of an expression, seconds.
 MEMORY_S: Final = 3600
+#: A row is warm when its second exists and these spans are covered.
+WARM_S: Final = (15, 60, 300, 900)
+#: Bar columns that are averages over event time: name -> time constant, seconds. Events that a break
+#: hid are missing from them as from a window.
+AVERAGES: Final = {
+    "quote_life": 100,
+    "vpin": 100,
+    **{f"hawkes_{side}_{tau}": tau for side in ("buy", "sell") for tau in (10, 100)},
+}
 LIMIT: Final = 1e100
 NEGLIGIBLE: Final = 1e-8
 DAY_S: Final = "day_s"
@@ -79,7 +95,7 @@ class Call(msgspec.Struct, frozen=True, tag=True):
 
 
 class Window(msgspec.Struct, frozen=True, tag=True):
-    """An aggregate over the rows of (t - seconds, t]; ``op`` is a key of `AGGREGATES`."""
+    """An aggregate over the seconds of (t - seconds, t]; ``op`` is a key of `AGGREGATES`."""
 
     op: str
     args: tuple[Node, ...]
@@ -108,7 +124,6 @@ OPERATIONS: Final[dict[str, int]] = {
 }
 #: Aggregate -> number of series.
 AGGREGATES: Final[dict[str, int]] = {
-    "sum": 1,
     "mean": 1,
     "min": 1,
     "max": 1,
@@ -205,8 +220,9 @@ class Language:
             if windows(node):
                 raise ExpressionError("lag() of a window")
             return node
-        if name in AGGREGATES:
-            *series, seconds = _expect(name, args, AGGREGATES[name] + 1)
+        op = "mean" if name == "sum" else name
+        if op in AGGREGATES:
+            *series, seconds = _expect(name, args, AGGREGATES[op] + 1)
             nodes = [self._node(part, leader=leader, ago=ago) for part in series]
             for node in nodes:
                 if windows(node):
@@ -214,7 +230,8 @@ class Language:
                 if not uses_columns(node):
                     raise ExpressionError(f"{name}() of a constant")
             series_nodes = tuple(kept(node, _SERIES) for node in nodes)
-            return Window(name, series_nodes, _seconds(seconds, name))
+            window = Window(op, series_nodes, _seconds(seconds, name))
+            return call("mul", window, Const(float(window.seconds))) if name == "sum" else window
         if name in OPERATIONS and name not in {"keep", "add", "sub", "mul", "neg"}:
             parts = _expect(name, args, OPERATIONS[name])
             return call(name, *(self._node(part, leader=leader, ago=ago) for part in parts))
@@ -282,7 +299,7 @@ def reach(node: Node) -> float:
             return 100.0
         case Window(op, args, _):
             a = reach(args[0])
-            return {"sum": a + 4, "corr": 1.0, "slope": a + reach(args[-1]) + 12}.get(op, a)
+            return {"corr": 1.0, "slope": a + reach(args[-1]) + 12}.get(op, a)
         case Call(op, args):
             return _reach(op, args)
 
@@ -338,13 +355,31 @@ def uses_columns(node: Node) -> bool:
     return any(isinstance(one, Column) for one in walk(node))
 
 
+def needed(seconds: int) -> int:
+    """How many seconds of a span must exist for it to be covered."""
+    return -(-4 * seconds // 5)
+
+
+def spans(node: Node) -> list[tuple[int, bool]]:
+    """The spans that must be covered for a value to exist: (seconds, whether by the leader too)."""
+    match node:
+        case Const():
+            return []
+        case Column(name, leader, ago):
+            return [(ago + AVERAGES[name], leader)] if name in AVERAGES else []
+        case Window(_, args, seconds):
+            return [(seconds, any(isinstance(one, Column) and one.leader for one in walk(node)))]
+        case Call(_, args):
+            return sorted({span for arg in args for span in spans(arg)})
+
+
 def memory(node: Node) -> int:
     """Seconds of bars that decide the value (look-back): w for a window of w, s + 1 for a lag of s."""
     match node:
         case Const():
             return 0
-        case Column(_, _, ago):
-            return ago + 1
+        case Column(name, _, ago):
+            return ago + AVERAGES.get(name, 1)
         case Window(_, args, seconds):
             return seconds - 1 + max(memory(arg) for arg in args)
         case Call(_, args):

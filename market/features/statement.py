@@ -1,7 +1,7 @@
 """Expressions as one SQL statement for DuckDB.
 
-Stages, each a CTE: the seconds of a date, the bars on them, lagged values, row terms, window
-aggregates, moments of several aggregates, features. Every second of a date's grid has a row, so a
+Stages, each a CTE: the seconds of a date, which of them exist, the spans that they cover, the bars on
+them, lagged values, row terms, window aggregates, moments of several aggregates, features. Every second of a date's grid has a row, so a
 window of w seconds is one of w rows: DuckDB finds its frames by counting (ROWS), several times faster
 than by comparing times (RANGE).
 
@@ -21,15 +21,17 @@ from typing import Final
 from market.features.expression import (
     DAY_S,
     LIMIT,
-    MEMORY_S,
     NEGLIGIBLE,
+    WARM_S,
     Call,
     Column,
     Const,
     ExpressionError,
     Node,
     Window,
+    needed,
     number,
+    spans,
     text,
     walk,
 )
@@ -76,21 +78,14 @@ grid as (
 
 ),
 
-bars as (
+seconds as (
 
     select
-        grid.symbol,
-        grid.date,
-        grid.t_s,
+        grid.*,
         own.t_ns,
         own.wanted,
-        cast(own.t_ns // 1000000000 % 86400 as double) as {day_s}
-        {{%- for column in own_columns %}},
-        {{{{ kept.format('own.' ~ column) }}}} as {{{{ column }}}}
-        {{%- endfor %}}
-        {{%- for column in leader_columns %}},
-        {{{{ kept.format('leader.' ~ column) }}}} as lead_{{{{ column }}}}
-        {{%- endfor %}}
+        case when own.gap = 0 then own.t_ns end as own_ns,
+        case when own.gap = 0 and leader.gap = 0 then own.t_ns end as lead_ns
     from grid
     left join {source} as own
         on
@@ -105,9 +100,46 @@ bars as (
 
 ),
 
+coverage as (
+
+    select
+        *,
+        {covered}
+    from seconds
+    window
+    {frames}
+
+),
+
+bars as (
+
+    -- A second that does not exist has no values.
+    select
+        coverage.* exclude (leader),
+        cast(own.t_ns // 1000000000 % 86400 as double) as {day_s}
+        {{%- for column in own_columns %}},
+        {{{{ kept.format('own.' ~ column) }}}} as {{{{ column }}}}
+        {{%- endfor %}}
+        {{%- for column in leader_columns %}},
+        {{{{ kept.format('leader.' ~ column) }}}} as lead_{{{{ column }}}}
+        {{%- endfor %}}
+    from coverage
+    left join {source} as own
+        on
+            coverage.symbol = own.symbol
+            and coverage.date = own.date
+            and coverage.own_ns = own.t_ns
+    left join {source} as leader
+        on
+            coverage.leader = leader.symbol
+            and coverage.date = leader.date
+            and coverage.lead_ns = leader.t_ns
+
+),
+
 ago as (
 
-    -- A second without a bar has no values, not even past ones: windows must not see any.
+    -- Not even past values: windows must not see any.
     select
         *,
         {lags}
@@ -129,9 +161,6 @@ aggregates as (
 
     select
         *,
-        coalesce(
-            sum(case when gap = 0 then 1e0 end) over last_{memory_s} = {memory_s}, false
-        ) as warm,
         {aggregates}
     from terms
     window
@@ -155,7 +184,7 @@ finals as (
         date,
         t_ns,
         wanted,
-        warm,
+        {warm} as warm,
         {finals}
     from moments
 
@@ -347,28 +376,34 @@ class Statement:
         ``source`` has symbol, date, t_ns, wanted and the bar columns; ``leaders`` says whose bars
         lead a symbol. One row comes out per wanted bar: symbol, date, t_ns, warm, features.
         """
-        own = sorted({column.name for column in self.columns} | {"gap"})
+        own = sorted({column.name for column in self.columns})
         lead = sorted(column.name for column in self.leader_columns)
-        sizes = sorted({node.seconds for node in self.windows} | {MEMORY_S})
+        conditions = {name: spans(node) for name, node in self.named.items()}
+        warm = [(seconds, False) for seconds in WARM_S]
+        tested = sorted({span for found in conditions.values() for span in found} | set(warm))
         cases = " ".join(f"when '{a}' then '{b}'" for a, b in sorted(leaders.items()))
         lags = [
-            f"case when t_ns is not null then lag({self.name(Column(one.name, one.leader))}, "
+            f"case when own_ns is not null then lag({self.name(Column(one.name, one.leader))}, "
             f"{one.ago}) over by_second end as {self.name(one)}"
             for one in sorted(self.lags, key=self.name)
         ]
+        covered = [
+            f"own_ns is not null and count({'lead' if led else 'own'}_ns) over last_{w} >= {needed(w)}"
+            f" as {_covered(w, led)}"
+            for w, led in tested
+        ]
         terms = [f"{self._written(node)} as {name}" for node, name in self._term_names.items()]
         aggregates = [f"{sql} as {name}" for name, sql in self._aggregates.items()]
-        frames = [
-            f"last_{w} as (\n        partition by symbol, date order by t_s\n"
-            f"        rows between {w - 1} preceding and current row\n    )"
-            for w in sizes
-        ]
         moments = [
             f"{self._window(node)} as {self.name(node)}"
             for node in self.windows
             if self._parts(node)
         ]
-        finals = [f"{self.sql(node)} as {name}" for name, node in self.named.items()]
+        finals = []
+        for name, node in self.named.items():
+            where = " and ".join(_covered(*span) for span in conditions[name])
+            value = f"case when {where} then {self.sql(node)} end" if where else self.sql(node)
+            finals.append(f"{value} as {name}")
         return _MODEL.format(
             source=source,
             cases=cases,
@@ -379,14 +414,23 @@ class Statement:
             lags=_joined(lags),
             terms=_joined(terms),
             aggregates=_joined(aggregates),
-            frames=",\n    ".join(frames),
+            frames=",\n    ".join(
+                f"last_{w} as (\n        partition by symbol, date order by t_s\n"
+                f"        rows between {w - 1} preceding and current row\n    )"
+                for w in sorted({w for w, _ in tested})
+            ),
+            covered=_joined(covered),
+            warm=" and ".join(_covered(*span) for span in warm),
             moments=_joined(moments),
             finals=_joined(finals),
             limit=LIMIT,
             block_s=BLOCK_S,
             day_s=DAY_S,
-            memory_s=MEMORY_S,
         )
+
+
+def _covered(seconds: int, led: bool) -> str:
+    return f"{'lead_' if led else ''}covered_{seconds}"
 
 
 def _implies(a: Node, b: Node) -> bool:

@@ -323,7 +323,7 @@ def test_other_horizons_have_their_contract_in_a_lake_of_any_name(tmp_path: Path
     for table in ("labels", "training_set"):
         names = lake.read(table, "BTCUSDT", SUNDAY).column_names
         assert [name for name in names if name.startswith("y_")] == ["y_7", "y_60", "y_120"]
-    assert report.rows["training_set"]["BTCUSDT"] == 3_700 - 3_600 - 1 - 7 + 1
+    assert report.rows["training_set"]["BTCUSDT"] == 3_700 - 720 - 1 - 7 + 1
     assert lake.tables() == ["bars", *sorted(TABLES)]
     assert not any(lake.scratch().glob("warehouse-*"))
 

@@ -25,7 +25,7 @@ from market.features import (
     read_table,
 )
 from market.features.definitions import TERMS
-from market.features.expression import ExpressionError
+from market.features.expression import ExpressionError, memory
 from market.features.rendering import generated, render_model
 from market.ingest import ingest
 from market.lake import Lake
@@ -90,13 +90,19 @@ def two_symbols(seed, start, n, missing=0.0, null=0.0):
     return data
 
 
+HOUR = {"volume_rel_60", "realised_vol_3600", "vol_ratio_300_3600"}
+
 # -- parity ------------------------------------------------------------------------------------
 
 
 def test_a_whole_record_is_equal_in_both_engines_warm_and_not_null():
     values, warm = assert_parity(two_symbols(1, MIDNIGHT - 3650, 4000), [DAY, NEXT])
-    assert 600 < sum(warm) < len(warm)
-    assert not np.isnan(values[warm]).any()
+    assert sum(warm) == 2 * (4000 - 719)
+    missing = np.isnan(values[warm]).sum(axis=0)
+    assert dict(zip(feature_names(), missing.tolist(), strict=True)) == {
+        name: 2 * (2880 - 720) if name in HOUR else 2 * 181 if name == "return_900" else 0
+        for name in feature_names()
+    }
 
 
 # With missing seconds, values, or a symbol for a while, with constants and values out of scale, both
@@ -177,9 +183,7 @@ def test_offset_bars_are_equal_in_both_engines(seed):
     assert_parity(data, [DAY, NEXT])
 
 
-WITHOUT_TICKER = {
-    name for name in feature_names() if name.endswith(("_now", "_15", "_60", "_300"))
-} - {"liq_tilt_300"}
+WITHOUT_TICKER = {name for name, node in nodes().items() if memory(node) <= 400} - {"liq_tilt_300"}
 TICKER = {
     *(one.name for one in FEATURES if one.family == "perpetual" and not one.name.startswith("liq")),
     "activity_day_300",
@@ -206,8 +210,8 @@ TICKER = {
             "bybit-linear-20260809.frames.zst",
             ["2026-08-09"],
             80,
-            {"basis_now", "premium_now", "funding_now", "activity_day_300", "funding_sin"},
-            {"return_60", "oi_change_60", "lead_return_60"},
+            {"basis_now", "premium_now", "funding_now", "funding_sin"},
+            {"return_60", "oi_change_60", "lead_return_60", "activity_day_300"},
         ),
     ],
 )
@@ -322,26 +326,6 @@ def test_a_late_leaders_bar_counts_from_the_next_second():
         assert np.isnan(vector[feature_names().index("lead_queue_now")])
         late.push("ETHUSDT", second * SECOND_NS, eth[n])
     assert on_time.evaluate("BTCUSDT")[0].tobytes() == late.evaluate("BTCUSDT")[0].tobytes()
-
-
-def test_warm_needs_an_hour_without_a_missing_second_or_a_gap():
-    bars = random_bars(np.random.default_rng(12), 1)[0]
-    evaluator = FeatureEvaluator(SYMBOLS[:1])
-
-    def push(seconds, gap=0.0):
-        bars[NAMES.index("gap")] = gap
-        for second in seconds:
-            evaluator.push("BTCUSDT", second * SECOND_NS, bars)
-        return evaluator.evaluate("BTCUSDT")[1]
-
-    assert not push(range(1, 3600))
-    assert push([3600])
-    assert not push([3602]), "a second is missing"
-    assert not push(range(3603, 7201))
-    assert push([7201])
-    assert not push([7202], gap=1.0)
-    assert not push([7203], gap=np.nan)
-    assert not push([7204])
 
 
 def test_bars_out_of_order_or_of_wrong_shape_are_errors():
