@@ -270,7 +270,8 @@ class Lake:
         base = self.base
         with suppress(OSError):  # a lake that may only be read: one does not write beside readers
             folder = self.scratch() / f"read-{uuid.uuid4().hex}"
-            weakref.finalize(connection, shutil.rmtree, folder, ignore_errors=True)
+            # Holds this lake too, whose end would remove all of its scratch.
+            weakref.finalize(connection, _forget, self, folder)
             base = self.freeze(folder, tables)
         for table in tables:
             if self.partitions(table):
@@ -421,6 +422,10 @@ class Lake:
                     "free some and run it again"
                 ) from None
             raise
+
+
+def _forget(_: Lake, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _drop(folder: Path, held: IO[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import signal
 import subprocess
@@ -112,6 +113,12 @@ def test_load_gives_the_dates_that_stand_with_their_symbol(lake: Lake) -> None:
 def test_an_absent_partition_says_how_to_make_it(lake: Lake) -> None:
     with pytest.raises(LakeError, match="no such partition; materialise bars for ETHUSDT"):
         lake.read("bars", "ETHUSDT", "2026-03-02")
+
+
+def test_views_stand_as_long_as_their_connection(lake: Lake) -> None:
+    connection = Lake(lake.base).connect()
+    gc.collect()
+    assert connection.sql("select count(*) from bars").fetchall() == [(2,)]
 
 
 def test_views_carry_symbol_and_date_as_text(lake: Lake) -> None:
