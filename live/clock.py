@@ -1,8 +1,8 @@
 """Clocks for receive times: a monotonic wall clock, and the simulated clock of a sandbox venue.
 
-A sandbox runs at its own speed on its own date, and states how that maps to the wall clock. Its clients
-use the venue's time for everything: receive times, staleness, seconds, dates, funding. By default the
-venue's time is the wall clock's.
+A sandbox may run at its own speed on its own date, and states how that maps to the wall clock. Its
+clients use the venue's time for everything: receive times, staleness, seconds, dates, funding. By default
+the venue's time is the wall clock's.
 """
 
 from __future__ import annotations
@@ -10,10 +10,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from http.client import HTTPException
 from typing import Final
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
+import msgspec
+
+from market.console import utc_time
 from market.settings import Clock
 
+#: Where a venue on loopback says its `Clock`, as JSON.
+CLOCK_PATH: Final = "/control/clock"
 #: A smaller difference between wall and monotonic clock is slewing (NTP), not a step.
 STEP_NS: Final = 100_000_000
 
@@ -45,6 +53,26 @@ class SteadyClock:
         self._now = max(wall, self._now + passed // 2)
         self._wall, self._monotonic = wall, monotonic
         return self._now
+
+
+def clock_of(url: str, configured: Clock, say: Callable[[str], None]) -> Clock:
+    """The clock to follow a venue by: the configured one, else what a venue on loopback says of its own.
+
+    Any other venue keeps the time of the world, and one that does not answer is taken to.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if configured != Clock() or not (host in ("localhost", "::1") or host.startswith("127.")):
+        return configured
+    try:
+        with urlopen(f"http://{parts.netloc}{CLOCK_PATH}", timeout=5.0) as answer:
+            clock = msgspec.json.decode(answer.read(), type=Clock)
+    except (OSError, HTTPException, msgspec.MsgspecError):
+        return configured
+    say(
+        f"following the clock of {parts.netloc}: {utc_time(VenueClock(clock)())}, {clock.speed:g} x"
+    )
+    return clock
 
 
 class VenueClock(SteadyClock):

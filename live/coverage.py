@@ -42,11 +42,12 @@ HOLE_NS: Final = 10 * SECOND_NS
 #: Tables that are listed for a date.
 _TABLES: Final = ("events", "bars", "features", "labels")
 #: Of the cached summaries; raised when they change.
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 _LINE: Final = re.compile(
     rb'^([0-9]{1,19}) \{[^\n]*?"topic"\s*:\s*"([A-Za-z0-9._-]+)"([^\n]*)', re.MULTILINE
 )
+_REFUSED: Final = re.compile(rb'^([0-9]{1,19}) (\{"l2":"refused"[^\n]*)', re.MULTILINE)
 _UPDATE_ID: Final = re.compile(rb'"u"\s*:\s*([0-9]{1,18})')
 
 
@@ -64,6 +65,7 @@ class CapturePart(msgspec.Struct):
     frames: int = 0
     gaps: int = 0
     holes: list[tuple[int, int]] = []
+    refused: str = ""  #: why the venue refused a topic of it
 
 
 class CaptureSummary(msgspec.Struct):
@@ -94,6 +96,8 @@ class DayCoverage(msgspec.Struct, frozen=True, kw_only=True):
     holes: tuple[tuple[int, int], ...]
     torn: int
     tables: tuple[str, ...]
+    #: Why the venue refused a topic of the symbol; empty when it did not.
+    refused: str = ""
 
     @property
     def covered_s(self) -> float:
@@ -232,6 +236,10 @@ class _Scanner:
         self._update_ids: dict[bytes, int] = {}
 
     def scan(self, block: Block) -> None:
+        for refusal in _REFUSED.finditer(block.data):
+            told = msgspec.json.decode(refusal[2])
+            for symbol in {topic.rpartition(".")[2] for topic in told["topics"]}:
+                self._part(utc_date(int(refusal[1])), symbol).refused = told["reason"]
         for line in _LINE.finditer(block.data):
             receive_ns, topic, rest = int(line[1]), line[2], line[3]
             if line[0].find(b'{"l2"', 0, 32) > 0:  # a checkpoint: the state, not a frame
@@ -243,12 +251,13 @@ class _Scanner:
                 self._day = utc_date(self._now_ns)
                 self._day_end_ns = day_start_ns(self._day) + DAY_NS
             symbol = topic.rpartition(b".")[2].decode()
-            part = self.parts.get((self._day, symbol))
-            if part is None:
-                part = self.parts[self._day, symbol] = CapturePart(symbol, self._day)
+            part = self._part(self._day, symbol)
             part.frames += 1
             if topic.startswith(self._book):
                 self._scan_book(part, topic, line[0], rest)
+
+    def _part(self, day: str, symbol: str) -> CapturePart:
+        return self.parts.setdefault((day, symbol), CapturePart(symbol, day))
 
     def _scan_book(self, part: CapturePart, topic: bytes, line: bytes, rest: bytes) -> None:
         now_ns = self._now_ns
@@ -292,6 +301,7 @@ def _merged(
         holes=tuple(sorted(holes)),
         torn=sum(torn for _, torn in parts),
         tables=tables,
+        refused=next((part.refused for part, _ in parts if part.refused), ""),
     )
 
 
@@ -318,6 +328,9 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
     gaps = missing(days)
     if not options.json:
         print(table([day.row() for day in days], HEAD) if days else f"{lake.uri}: holds no day")
+        for day in days:
+            if day.refused:
+                print(f"{day.day} {day.symbol}: the venue refused it ({day.refused})")
         for symbol, first, last, count in gaps:
             print(f"{symbol}: {count} dates are missing, {first} to {last}")
     return {

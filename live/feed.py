@@ -17,15 +17,18 @@ import asyncio
 import math
 import queue
 import random
+import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
+from market.console import utc_time
 from market.errors import VenueError
-from market.units import MS_NS, SECOND_NS
+from market.units import DAY_NS, MS_NS, SECOND_NS
 from market.wire.capture import read_blocks
 
 #: Ticks are at multiples of this receive time.
@@ -33,6 +36,9 @@ TICK_NS: Final = 100 * MS_NS
 
 #: A longer silence in a replay gets ticks for this long, then jumps to the next frame.
 SILENCE_NS: Final = 60 * SECOND_NS
+
+#: So many first frames, all of another date than our clock, end a feed: one alone may be wrong.
+MISDATED: Final = 20
 
 #: Captures are read in small blocks: decompressing a large one would delay the frames in it.
 BLOCK_BYTES: Final = 1 << 16
@@ -64,6 +70,15 @@ class Feed(Protocol):
     def stop(self) -> None:
         """End the iteration soon; may be called from a signal handler or another thread."""
         ...
+
+
+class RenewableFeed(Feed, Protocol):
+    """A feed whose topics can be resubscribed (`WireFeed`)."""
+
+    @property
+    def deepest_queue(self) -> int: ...
+
+    def renew(self, topics: Sequence[str]) -> None: ...
 
 
 class ReplayFeed:
@@ -187,11 +202,16 @@ class WireFeed:
 
     One thread reads the socket, stamps each frame at the read and makes the ticks, which gives both
     one order; the consumer iterates in its own thread over an unbounded queue. A lost connection is
-    replaced for ever, with `Backoff`. FeedError when the first connection fails, as a wrong address
-    always will, or when a subscription is refused, after which the venue sends nothing at all. A
-    connection without a message between two heartbeats is replaced. ``clock_ns`` stamps frames and
-    measures ``duration_s``; ``speed`` is its speed relative to the wall clock. ``keep_replies`` passes
-    on replies to our requests too.
+    replaced for ever, with `Backoff`. A connection without a message between two heartbeats is replaced.
+
+    The venue refuses a whole request for one topic that it does not have, a delisted symbol's for one.
+    The others are asked for again at once, and the refused ones later, after waits of ``ask_again``; a
+    control line ``refused`` names them, and one ``restored`` those that are back.
+
+    FeedError when the first connection fails, as a wrong address always will, when every topic is
+    refused, and when the first frames are all over a day off our clock, so that none can be used.
+    ``clock_ns`` stamps frames and measures ``duration_s``; ``speed`` is its speed relative to the wall
+    clock. ``keep_replies`` passes on replies to our requests too.
     """
 
     def __init__(
@@ -203,6 +223,7 @@ class WireFeed:
         ping_s: float = 20.0,
         connect_s: float = 10.0,
         backoff: Backoff | None = None,
+        ask_again: Backoff | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         speed: float = 1.0,
         keep_replies: bool = False,
@@ -216,11 +237,16 @@ class WireFeed:
         self._ping_s = ping_s
         self._connect_s = connect_s
         self._backoff = backoff or Backoff()
+        self._ask_again = ask_again or Backoff(60.0, 900.0)
         self._clock_ns, self._speed = clock_ns, speed
         self._keep_replies = keep_replies
         self._loop: asyncio.AbstractEventLoop | None = None
         self._renewals: asyncio.Queue[list[str]] = asyncio.Queue()
-        self._renewing = False  #: on this connection, whose subscriptions were accepted before
+        #: Subscriptions without a reply yet: their topics, and those refused before, with the reason.
+        self._asked: deque[tuple[list[str], dict[str, str]]] = deque()
+        self._accepted = False  #: a subscription was, once
+        self._refused: dict[str, str] = {}  #: topic -> reason, as of its last reply
+        self._misdated = 0  #: frames over a day off our clock, until one is not; -1 from then on
         self._queue: queue.SimpleQueue[Item | FeedError | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._last_ns = 0
@@ -326,12 +352,13 @@ class WireFeed:
             await asyncio.sleep(self._backoff.next_s())
 
     async def _session(self, socket: Any) -> None:
-        await socket.send(msgspec.json.encode({"op": "subscribe", "args": self._topics}).decode())
+        self._asked.clear()
+        await self._subscribe(socket, self._topics, {})
         self._control("subscribe", topics=self._topics)
-        self._renewing = False
         helpers = [
             asyncio.create_task(self._ping(socket)),
             asyncio.create_task(self._renew(socket)),
+            asyncio.create_task(self._retry_refused(socket)),
         ]
         try:
             while True:
@@ -340,28 +367,38 @@ class WireFeed:
                 if b'"topic"' in message[:256]:
                     self._backoff.reset()
                     self._put(message)
+                    if self._misdated >= 0:
+                        self._check_date(message)
                 else:
-                    self._reply(message)
+                    await self._reply(socket, message)
         finally:
             for helper in helpers:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
 
+    async def _subscribe(self, socket: Any, topics: list[str], refused: dict[str, str]) -> None:
+        self._asked.append((topics, refused))
+        await socket.send(msgspec.json.encode({"op": "subscribe", "args": topics}).decode())
+
     async def _renew(self, socket: Any) -> None:
         while not self._renewals.empty():
             self._renewals.get_nowait()  # requested on a previous connection
         while topics := await self._renewals.get():
-            self._renewing = True
             self._control("renew", topics=topics)
-            for op in ("unsubscribe", "subscribe"):
-                await socket.send(msgspec.json.encode({"op": op, "args": topics}).decode())
+            await socket.send(msgspec.json.encode({"op": "unsubscribe", "args": topics}).decode())
+            await self._subscribe(socket, topics, {})
         await socket.close(code=1001, reason="reconnect")
 
-    def _reply(self, message: bytes) -> None:
-        """Check the reply to a request; dropped, unless ``keep_replies``, as it is no market data.
+    async def _retry_refused(self, socket: Any) -> None:
+        while True:
+            await asyncio.sleep(self._ask_again.next_s())
+            if self._refused:
+                await self._subscribe(socket, list(self._refused), {})
+            else:
+                self._ask_again.reset()
 
-        A refused resubscription is not an error: the subscription may still be running.
-        """
+    async def _reply(self, socket: Any, message: bytes) -> None:
+        """Check the reply to a request; dropped, unless ``keep_replies``, as it is no market data."""
         if self._keep_replies:
             self._put(message)
         try:
@@ -371,12 +408,45 @@ class WireFeed:
         if not isinstance(reply, dict) or "op" not in reply:
             if not self._keep_replies:
                 self._put(message)  # unknown: the decoder rejects, counts and quarantines it
-        elif self._renewing:
+        elif reply["op"] == "subscribe" and self._asked:
+            topics, refused = self._asked.popleft()
+            if reply.get("success") is False:
+                reason = str(reply.get("ret_msg", ""))
+                named = set(re.findall(r"[\w.]+", reason))
+                bad = [topic for topic in topics if topic in named] or topics
+                if "already subscribed" not in reason:  # then it goes on
+                    refused |= dict.fromkeys(bad, reason)
+                if rest := [topic for topic in topics if topic not in bad]:
+                    await self._subscribe(socket, rest, refused)
+                    return
+            self._settle([topic for topic in topics if topic not in refused], refused)
+
+    def _settle(self, accepted: list[str], refused: dict[str, str]) -> None:
+        """A subscription is answered for every topic."""
+        self._accepted |= bool(accepted)
+        for reason in list(refused.values())[:1]:
+            if not self._accepted:
+                raise FeedError(
+                    f"{self._url}: every subscription refused ({reason}); check market.symbols and "
+                    "market.book_depth"
+                )
+            self._control("refused", topics=list(refused), reason=reason)
+        if back := [topic for topic in accepted if self._refused.pop(topic, "")]:
+            self._control("restored", topics=back)
+        self._refused |= refused
+
+    def _check_date(self, message: bytes) -> None:
+        """FeedError when the first frames are all over a day off our clock."""
+        stamp = re.search(rb'"ts"\s*:\s*([0-9]{13})\b', message)
+        if stamp is None:
             return
-        elif reply["op"] == "subscribe" and reply.get("success") is False:
+        sent_ns = int(stamp[1]) * MS_NS
+        self._misdated = self._misdated + 1 if abs(self._last_ns - sent_ns) > DAY_NS else -1
+        if self._misdated == MISDATED:
             raise FeedError(
-                f"{self._url}: subscription refused ({reply.get('ret_msg')}); "
-                "check market.symbols and market.book_depth"
+                f"{self._url}: the venue stands at {utc_time(sent_ns)}, our clock at "
+                f"{utc_time(self._last_ns)}: over a day apart, so that no frame can be used; correct "
+                "this machine's clock, or set [clock] as the venue says it"
             )
 
     async def _ping(self, socket: Any) -> None:

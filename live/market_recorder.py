@@ -8,6 +8,7 @@ book and ticker, so it can be read alone.
     sequence gap or crossed book    resubscribe for a new snapshot; retry with a wait that doubles,
                                     and after four retries reconnect
     book topic silent for 60 s      the same
+    topic refused by the venue      the others are recorded; it is asked for again after minutes
     lost connection                 `WireFeed` reconnects; a ``disconnect`` line marks it
     step of the system clock        receive times stay monotonic (`SteadyClock`); a ``clock`` line
                                     gives the size of the step
@@ -25,16 +26,16 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
 from live.archives.rest import RequestError, RetryPolicy, instruments
-from live.clock import SteadyClock, VenueClock
-from live.feed import Feed, WireFeed
+from live.clock import SteadyClock, VenueClock, clock_of
+from live.feed import RenewableFeed, WireFeed
 from live.replica import BookTopic, Replica
 from market.console import Result, names, say, table
 from market.errors import DataError
@@ -43,7 +44,7 @@ from market.lake import Lake
 from market.settings import Settings, with_symbols
 from market.units import DAY_NS, HOUR_NS, SECOND_NS, utc_date
 from market.wire.capture import CaptureError, CaptureWriter
-from market.wire.topics import public_topics
+from market.wire.topics import public_topics, symbol_of
 
 SUFFIX: Final = "-recorder.frames.zst"
 
@@ -202,15 +203,6 @@ class CaptureBuffer:
             os.truncate(self.paths[-1], self._synced)
 
 
-class RenewableFeed(Feed, Protocol):
-    """A feed whose topics can be resubscribed (`WireFeed`)."""
-
-    @property
-    def deepest_queue(self) -> int: ...
-
-    def renew(self, topics: Sequence[str]) -> None: ...
-
-
 class Recorder:
     """One run of the recorder over a feed; ``names`` are its topics, ``listed`` the instruments."""
 
@@ -241,6 +233,7 @@ class Recorder:
         #: Book topic without a snapshot yet -> (resubscriptions, time of the last one).
         self._renewed: dict[str, tuple[int, int]] = {}
         self._connected = False
+        self.refused: dict[str, str] = {}  #: topic -> the venue's reason, as of now
         self.connections = self.disconnects = self.resyncs = self.frames = 0
         self.clock_steps = 0
 
@@ -286,6 +279,7 @@ class Recorder:
             "repeated_snapshots": sum(book.repeats for book in books),
             "broken_books": sum(book.broken for book in books),
             "unreadable": sum(topic.unreadable for topic in self.replica.topics.values()),
+            "refused": self.refused,
             "resyncs": self.resyncs,
             "clock_steps": self.clock_steps,
             "disk_failures": self.buffer.failures,
@@ -317,6 +311,25 @@ class Recorder:
             self.replica.forget()
             # A snapshot follows every subscription: count its wait from here.
             self._renewed = {book.name: (0, now_ns) for book in self._books}
+        elif line.startswith((_CONTROL + b'"refused"', _CONTROL + b'"restored"')):
+            self._follow_refusals(now_ns, msgspec.json.decode(line))
+
+    def _follow_refusals(self, now_ns: int, told: Mapping[str, Any]) -> None:
+        topics = told["topics"]
+        symbols = ", ".join(dict.fromkeys(symbol_of(topic) for topic in topics))
+        if told["l2"] == "restored":
+            for topic in topics:
+                self.refused.pop(topic, None)
+                self._renewed[topic] = (0, now_ns)
+            self._say(f"{symbols}: the venue has {', '.join(topics)} again")
+            return
+        self.refused |= dict.fromkeys(topics, told["reason"])
+        for topic in topics:
+            self.replica.topics[topic].forget()  # what it was is no checkpoint of the next file
+        self._say(
+            f"WARN {symbols}: the venue refuses {', '.join(topics)} ({told['reason']}); the rest is "
+            "recorded, and these are asked for again later"
+        )
 
     def _note_clock_steps(self, now_ns: int) -> None:
         while self._clock.steps:
@@ -332,7 +345,8 @@ class Recorder:
         due = []
         for book in self._books:
             book.check()
-            if not (book.stale or now_ns - book.last_ns > _SILENT_NS):
+            fresh = not (book.stale or now_ns - book.last_ns > _SILENT_NS)
+            if fresh or book.name in self.refused:
                 self._renewed.pop(book.name, None)
                 continue
             count, last_ns = self._renewed.get(book.name, (0, 0))
@@ -378,9 +392,10 @@ def record(
     if settings.source != "recorded" or "://" in settings.root:
         raise RecorderError("a recorder needs a local root whose source is recorded")
     names = public_topics(settings.market.symbols, settings.record.depths)
-    clock = VenueClock(settings.clock)
+    url = url or settings.record.url
+    clock = VenueClock(clock_of(url, settings.clock, say))
     feed = WireFeed(
-        url or settings.record.url,
+        url,
         names,
         duration_s=duration_s,
         clock_ns=clock,

@@ -25,17 +25,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 import structlog
 
 from live.champion import Champion
-from live.clock import VenueClock
+from live.clock import VenueClock, clock_of
 from live.collect import collect
 from live.decisions import Decision, DecisionLog
-from live.feed import Feed, Item, ReplayFeed, WireFeed
+from live.feed import Feed, FeedError, Item, ReplayFeed, WireFeed
 from live.history import join_history, save_history
 from live.journal import Journal
 from live.own_capture import OwnCapture, checkpoints
@@ -54,6 +54,9 @@ from market.wire.decode import Decoder
 from market.wire.results import Reject
 from market.wire.survey import instruments_of
 from market.wire.topics import public_topics
+
+#: So many refused frames, and none accepted, end a run: nothing can come of it.
+_REFUSED: Final = 200
 
 
 class Worker:
@@ -131,8 +134,24 @@ class Worker:
             self.events += len(events)
             self.trader.on_events(symbol, events)
         self.gaps += decoded.gaps
+        for control in decoded.controls:
+            if control.fields["l2"] in ("refused", "restored"):
+                self._log.warning("topics " + control.fields["l2"], **control.fields)
         for reject in decoded.rejects:
             self._note_reject(reject)
+        if decoded.rejects and not self.events and self._rejected >= _REFUSED:
+            raise self._all_refused()
+
+    @property
+    def _rejected(self) -> int:
+        return sum(self.rejects.values())
+
+    def _all_refused(self) -> FeedError:
+        (topic, reason), _ = max(self.rejects.items(), key=lambda item: item[1])
+        return FeedError(
+            f"{self._rejected} frames were refused and none accepted, most of {topic or 'no topic'}: "
+            f"{reason}; the log shows the first"
+        )
 
     def _note_reject(self, reject: Reject) -> None:
         """Count a rejected frame; of each (topic, reason) the 1st, 10th, 100th, ... is logged."""
@@ -212,6 +231,8 @@ class Worker:
                 self.handle(item)
             if self.run_id:
                 self.trader.close(flatten)
+        if self.rejects and not self.events:
+            raise self._all_refused()
         summary = self.summary()
         self._log.info("worker stopped", **summary)
         return summary
@@ -233,7 +254,7 @@ class Worker:
             "fee_row": self._settings.model.fee_row,
             "frames": self.frames,
             "events": self.events,
-            "rejected": sum(self.rejects.values()),
+            "rejected": self._rejected,
             "gaps": self.gaps,
             **self.trader.summary(),
             "swaps": self._champion.swaps,
@@ -284,7 +305,7 @@ def run(
         feed: ReplayFeed | WireFeed
         if url is not None:
             wanted = public_topics(symbols, [settings.market.book_depth])
-            clock = VenueClock(settings.clock)
+            clock = VenueClock(clock_of(url, settings.clock, lambda text: log.info(text)))
             feed = WireFeed(url, wanted, duration_s=duration_s, clock_ns=clock, speed=clock.speed)
         else:
             feed = ReplayFeed(frames, speed=speed, warm_up_s=warm_up_s, duration_s=duration_s)

@@ -29,6 +29,11 @@ def say(message: str) -> None:
     print(f"[{time.monotonic() - _START:6.1f} s] {message}", file=sys.stderr, flush=True)
 
 
+def utc_time(ns: int) -> str:
+    """An epoch time in ns to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(ns // 1_000_000_000))
+
+
 # -- what is typed ---------------------------------------------------------------------------------
 
 

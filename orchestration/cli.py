@@ -85,7 +85,7 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
             "proving.synthetic.command", "make days of a synthetic market, or judge that market"
         ),
         "sandbox": Verb(
-            "proving.sandbox.server", "serve an exchange on loopback for real clients to trade on", daemon=True
+            "proving.sandbox.command", "serve an exchange on loopback for real clients to trade on", daemon=True
         ),
         "bench": Verb(
             "proving.bench.command", "measure speed and memory against goals and a peer"

@@ -4,7 +4,7 @@ Its state is a function of the profile, the seed and the requests with their tim
 that time advances in: it acts at fixed cycles of 20 ms and at requests. `account_book` books what happens,
 `private_messages` tells clients of it.
 
-A market covers one UTC day of simulated time. At midnight the next day's market takes over with books of
+A market covers one UTC day of simulated time; the first may begin at any second. At midnight the next day's market takes over with books of
 its own, and open orders are entered again, oldest first, behind the orders that rest there.
 """
 
@@ -30,7 +30,7 @@ from proving.synthetic.matching import Status, TimeInForce
 from proving.synthetic.profiles import Profile
 from proving.synthetic.publication import TOPICS
 
-#: Simulated time starts on this day, this long after midnight.
+#: Simulated time starts on this day at midnight, unless said otherwise, and clients come so much later.
 FIRST_DAY: Final = "2026-03-01"
 START_NS: Final = 300 * SECOND_NS
 #: How long before midnight the next day's markets begin to be built.
@@ -67,7 +67,7 @@ class SandboxExchange:
         *,
         clients: int = 2,
         deposit_e8: int = DEPOSIT_E8,
-        day: str = FIRST_DAY,
+        begins_ns: int = day_start_ns(FIRST_DAY),
         on_frame: Listener = lambda topic, frame: None,
         on_message: Callable[[PrivateMessage], None] = lambda message: None,
     ) -> None:
@@ -76,7 +76,7 @@ class SandboxExchange:
         self.tapes = {
             symbol: PublicTape(item, on_frame) for symbol, item in self.instruments.items()
         }
-        self.now_ns = day_start_ns(day)
+        self.now_ns = begins_ns
         keys = random.Random(f"{seed}/keys")
         self.clients = [
             Client(
@@ -159,12 +159,14 @@ class SandboxExchange:
             self.submit(order)
         self._is_day_turn = False
 
-    def _build_markets(self, midnight_ns: int) -> dict[str, SyntheticMarket]:
-        """The markets of the day that begins at a midnight."""
-        day = utc_date(midnight_ns)
+    def _build_markets(self, begins_ns: int) -> dict[str, SyntheticMarket]:
+        """The markets of the day that begins at a midnight, or the first one's at their beginning."""
+        day = utc_date(begins_ns)
         return {
-            symbol: SyntheticMarket(self.profile, self.seed, symbol, day, instrument, topics=TOPICS)
-            for symbol, instrument in self.instruments.items()
+            symbol: SyntheticMarket(
+                self.profile, self.seed, symbol, day, item, begins_ns=begins_ns, topics=TOPICS
+            )
+            for symbol, item in self.instruments.items()
         }
 
     def _run_markets(self, symbols: Sequence[str], until_ns: int) -> None:

@@ -76,6 +76,7 @@ KINDS: Final[dict[str, FaultKind]] = {
     "close": FaultKind("connection", "the connection is closed"),
     "abort": FaultKind("connection", "the connection is cut"),
     "restart": FaultKind("venue", "every book begins anew with a snapshot of u = 1"),
+    "delist": FaultKind("venue", "symbols that begin with what have no stream for ms", 60_000),
     "clock": FaultKind("venue", "the venue's wall clock is wrong by ms from now on", 5000),
 }
 #: Code, message and HTTP status of the answers that a fault makes up.
@@ -160,6 +161,7 @@ class Faults:
         self._keys, self._connections, self._restart = tuple(keys), connections, restart
         self._log_path = log_path
         self._pending: list[Fault] = []
+        self._delisted: list[str] = []
         self._timers: list[
             tuple[int, int, Callable[[], None]]
         ] = []  #: heap of (ns, number, action)
@@ -187,6 +189,9 @@ class Faults:
             self._log(fault, "", "")
             if fault.kind == "clock":
                 self.clock_error_ms = fault.ms or 0
+            elif fault.kind == "delist":
+                self._delisted.append(fault.what)
+                self.call_later(fault.duration_ns, lambda: self._delisted.remove(fault.what))
             else:
                 self._restart()
         else:
@@ -221,6 +226,10 @@ class Faults:
         timers, self._timers = sorted(self._timers, key=lambda timer: timer[:2]), []
         for _, _, action in timers:
             action()
+
+    def delisted(self, symbol: str) -> bool:
+        """Whether the public stream refuses a symbol's topics, and is silent in those subscribed to."""
+        return any(map(symbol.startswith, self._delisted))
 
     def call_later(self, delay_ns: int, action: Callable[[], None]) -> None:
         """Run an action after so much simulated time."""
@@ -363,7 +372,7 @@ def _poisson(seed: int, kind: str, rate: float, at_ns: int) -> Iterator[Schedule
 
 
 def rates_of(text: str) -> dict[str, float]:
-    """Rates written as ``drop=6,abort=0.5``; ``all`` is every kind but ``swap``.
+    """Rates written as ``drop=6,abort=0.5``; ``all`` is every kind but ``swap`` and ``delist``.
 
     FaultError says what is wrong with the text.
     """
@@ -374,7 +383,9 @@ def rates_of(text: str) -> dict[str, float]:
             rate = float(number)
         except ValueError:
             raise FaultError(f"{part}: expected KIND=RATE a simulated minute") from None
-        kinds = [name for name in KINDS if name != "swap"] if kind == "all" else [kind]
+        kinds = (
+            [name for name in KINDS if name not in ("swap", "delist")] if kind == "all" else [kind]
+        )
         rates |= dict.fromkeys(kinds, rate)
     return rates
 

@@ -1,15 +1,14 @@
 """The sandbox as a server on loopback: one port for REST and WebSocket, and the simulated clock.
 
 Simulated time starts with the server and runs at ``speed`` times the wall clock. When the machine cannot
-keep up it falls behind; the ``clock`` that the server prints is the mapping without that lag.
+keep up it falls behind; the ``clock`` that the server prints, and answers at `live.clock.CLOCK_PATH`, is
+the mapping without that lag.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
-import json
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +17,10 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from market.console import Result, names
-from market.settings import Settings
-from proving.sandbox.exchange import SandboxExchange
-from proving.sandbox.faults import FaultControl, Faults, rates_of, schedule
+from live.clock import CLOCK_PATH
+from market.units import SECOND_NS, day_start_ns
+from proving.sandbox.exchange import FIRST_DAY, START_NS, SandboxExchange
+from proving.sandbox.faults import FaultControl, Faults, schedule
 from proving.sandbox.gateway import Gateway, TradeSocket
 from proving.sandbox.streams import Connection, Endpoint, PrivateStream, PublicStream
 from proving.synthetic.profiles import profile
@@ -34,7 +33,9 @@ MAX_ADVANCE_NS: Final = 200_000_000
 class Sandbox:
     """An exchange and its endpoints; call `start` and `stop` in one event loop.
 
-    ``fault_rates`` schedules random faults (`proving.sandbox.faults.schedule`); every fault is written to
+    The market begins at ``begins_ns``, five minutes before clients come; without one it runs at the
+    present time, late by what building it takes. ``fault_rates`` schedules random faults
+    (`proving.sandbox.faults.schedule`); every fault is written to
     ``fault_log`` as a JSON line that `proving.sandbox.faults.read_log` reads. ``limited`` turns rate
     limits on. ValueError for a speed or number of clients out of range.
     """
@@ -46,6 +47,7 @@ class Sandbox:
         speed: float = 1.0,
         profile_name: str = "default",
         symbols: Sequence[str] = ("BTCUSDT",),
+        begins_ns: int | None = day_start_ns(FIRST_DAY),
         clients: int = 2,
         limited: bool = True,
         fault_rates: Mapping[str, float] | None = None,
@@ -56,12 +58,15 @@ class Sandbox:
         if not 1 <= clients <= 1000:
             raise ValueError(f"{clients} accounts: expected 1 to 1000")
         self.speed = speed
+        if begins_ns is None:
+            begins_ns = time.time_ns() // SECOND_NS * SECOND_NS - START_NS
         self.public_stream, self.private_stream = PublicStream(), PrivateStream()
         self.exchange = SandboxExchange(
             profile(profile_name),
             seed,
             symbols,
             clients=clients,
+            begins_ns=begins_ns,
             on_frame=self.public_stream.publish,
             on_message=self.private_stream.send,
         )
@@ -70,6 +75,7 @@ class Sandbox:
         self.faults.advance(self.exchange.now_ns)
         self.faults.follow(schedule(seed, fault_rates or {}, self.exchange.now_ns))
         self.public_stream.deliver = self.private_stream.deliver = self.faults.deliver
+        self.public_stream.delisted = self.faults.delisted
         self.public_stream.attach(self.exchange)
         self.private_stream.attach(self.exchange, self.catch_up, self.faults.wall_ns)
         gateway = Gateway(self.exchange, self.catch_up, limited, self.faults.wall_ns)
@@ -95,6 +101,7 @@ class Sandbox:
         for path, endpoint in self._endpoints.items():
             app.router.add_get(path, endpoint.serve)
         app.router.add_route("*", "/control/faults", self._control.command)
+        app.router.add_get(CLOCK_PATH, self._clock)
         app.router.add_route("*", "/{path:.*}", self._control.answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
@@ -120,6 +127,9 @@ class Sandbox:
                 "speed": self.speed,
             },
         }
+
+    async def _clock(self, _: web.Request) -> web.Response:
+        return web.json_response(self.description()["clock"])
 
     async def stop(self) -> None:
         """Stop simulated time and close all connections."""
@@ -179,39 +189,3 @@ async def _serve(sandbox: Sandbox, port: int, ready: Callable[[dict[str, Any]], 
     await sandbox.stop()
     if advancing in done:
         advancing.result()
-
-
-# -- the verb --------------------------------------------------------------------------------------
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `l2 sandbox`."""
-    parser.add_argument("--port", type=int, default=0, help="default: any that is free")
-    parser.add_argument("--seed", type=int, default=1, help="of the market, keys and ids")
-    parser.add_argument("--speed", type=float, default=1.0, help="simulated time to the clock's")
-    parser.add_argument("--profile", metavar="NAME", default="default", help="of the market")
-    parser.add_argument("--symbols", metavar="A,B", help="default: BTCUSDT")
-    parser.add_argument("--accounts", type=int, default=2, metavar="N", help="funded clients")
-    parser.add_argument("--no-rate-limit", action="store_true", help="answer every request")
-    parser.add_argument(
-        "--faults", default="", metavar="KIND=N,…", help="so many a simulated minute, all=N for all"
-    )
-    parser.add_argument(
-        "--fault-log", type=Path, metavar="FILE", help="what went wrong, when, to whom"
-    )
-
-
-def command(_: Settings, options: argparse.Namespace) -> Result:
-    """`l2 sandbox`: serve until SIGTERM or SIGINT; the first line says where and with which keys."""
-    sandbox = Sandbox(
-        options.seed,
-        speed=options.speed,
-        profile_name=options.profile,
-        symbols=names(options.symbols) or ("BTCUSDT",),
-        clients=options.accounts,
-        limited=not options.no_rate_limit,
-        fault_rates=rates_of(options.faults),
-        fault_log=options.fault_log,
-    )
-    run(sandbox, options.port, lambda ready: print(json.dumps(ready), flush=True))
-    return None

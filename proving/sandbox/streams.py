@@ -259,13 +259,17 @@ class PublicStream(Stream):
     def __init__(self) -> None:
         super().__init__()
         self._candle_second = 0
+        self.delisted: Callable[[str], bool] = lambda symbol: False
 
     def attach(self, exchange: SandboxExchange) -> None:
         """The exchange whose frames these are."""
         self.exchange = exchange
 
     def publish(self, topic: str, frame: bytes) -> None:
-        """Deliver a frame to all subscribers of its topic."""
+        """Deliver a frame to all subscribers of its topic; a delisted symbol loses them."""
+        if self.delisted(topics.symbol_of(topic)):
+            for subscriber in list(self.subscribers.get(topic, ())):
+                self.unsubscribe(subscriber, topic)
         for subscriber in self.subscribers.get(topic, ()):
             self.deliver(subscriber, topic, frame)
 
@@ -288,6 +292,7 @@ class PublicStream(Stream):
         return (
             name is not None
             and name.symbol in self.exchange.tapes
+            and not self.delisted(name.symbol)
             and name.argument in _PUBLIC_ARGUMENTS.get(name.stem, ())
         )
 

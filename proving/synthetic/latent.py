@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from market.events import PLACES, Field
 from market.kernel import compiled
-from market.units import day_start_ns, next_day
+from market.units import SECOND_NS, day_start_ns, next_day
 from proving.synthetic.planted import alpha_sd, best_filter, follower_share, level
 from proving.synthetic.profiles import STEP_S, Listing, Profile
 
@@ -332,7 +332,7 @@ def reference(
     funding = mean + np.clip(1e-4 - mean, -5e-4, 5e-4)
     # Shown at minute ends, as the estimate is made by the minute.
     shown = funding[seconds - seconds % 60]
-    due = midnight_ns // 1_000_000 + (seconds // 28_800 + 1) * 28_800_000
+    due = ((midnight_ns // SECOND_NS + seconds) // 28_800 + 1) * 28_800_000
     return Reference(
         _decimals(price * (1 + 0.1 * premium), 2, Field.MARK_PRICE),
         _decimals(index, 2, Field.INDEX_PRICE),

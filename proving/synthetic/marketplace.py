@@ -98,7 +98,8 @@ class SyntheticMarket:
 
     ``entry_ns`` and ``response_ns`` are the latencies of our requests and of their reports; zero is
     honest only for code that adds a latency of its own. ``start_s``: nothing is published before; the
-    market runs from midnight all the same. ``topics`` are (levels, period ns) of `publication.TOPICS`
+    market runs from midnight all the same. ``begins_ns``: the day begins then, and not at midnight.
+    ``topics`` are (levels, period ns) of `publication.TOPICS`
     to publish, including the first; rows of the others carry their place in ``pad``.
     """
 
@@ -113,11 +114,12 @@ class SyntheticMarket:
         entry_ns: int = 0,
         response_ns: int = 0,
         start_s: int = 0,
+        begins_ns: int | None = None,
         topics: Sequence[tuple[int, int]] = publication.TOPICS[:1],
     ) -> None:
         listing = profile.listing(symbol)
         self.instrument = instrument or built_in(symbol)
-        self.midnight_ns = day_start_ns(day)
+        self.midnight_ns = day_start_ns(day) if begins_ns is None else begins_ns
         self.entry_ns, self.response_ns = entry_ns, response_ns
         self.hidden = _hidden(profile, seed, symbol, day)
         lot, tick = self.instrument.lot_size, self.instrument.tick_size

@@ -148,6 +148,31 @@ def test_a_venue_that_stays_down_fails_with_the_date(
     assert "HTTP 503" in result["failures"][0]
 
 
+@pytest.mark.parametrize("status", ["403", "451", "404"])
+def test_a_symbol_that_the_venue_refuses_stops_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], status: str
+) -> None:
+    """Both archives and the funding rates of one symbol: the other's dates are all fetched."""
+    day, gone = DAYS[2], "GONEUSDT"
+    with archives() as served:
+        put(served, day, 200)
+        served.faults["/rest/v5/market/funding/history"] = [status]
+        for path in (
+            f"/trades/{gone}/{gone}{day}.csv.gz",
+            *(f"/books/{gone}/{day}_{gone}_ob{depth}.data.zip" for depth in (200, 500)),
+        ):
+            served.faults[path] = [status]
+        named = [item for pair in served.settings(tmp_path) for item in ("--set", pair)]
+        symbols = f"{gone},{SYMBOL}"
+        code = main(["fetch", *named, "--symbols", symbols, "--from", day, "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert code == 1
+    assert [(made["symbol"], made["day"]) for made in result["made"]] == [(SYMBOL, day)]
+    assert f"HTTP {status}" in result["failures"][-1]
+    assert {text.split()[0] for text in result["failures"]} == {gone}
+    assert result["lacking"] == ([f"{gone} {day}: trades and books"] if status == "404" else [])
+
+
 def test_another_latency_converts_the_downloaded_files_again(tmp_path: Path) -> None:
     day = DAYS[2]
     with archives() as served:

@@ -25,7 +25,7 @@ from live.feed import (
 )
 from market.wire.capture import CaptureWriter
 from market.wire.topics import public_topics
-from tests.live.exchange import acknowledge, exchange
+from tests.live.exchange import Handler, acknowledge, exchange
 
 S = 1_000_000_000
 T = 1_700_000_000 * S
@@ -296,17 +296,115 @@ def test_an_address_that_refuses_connections_is_one_clear_line() -> None:
         list(wire(url))
 
 
-def test_a_refused_subscription_is_one_clear_line() -> None:
+def refusing(refused: Callable[[str], bool], reason: str, asked: list[list[str]]) -> Handler:
+    """A venue as it is: the first topic that it does not have refuses the whole request."""
+
     async def handler(socket: ServerConnection) -> None:
-        await socket.recv()
-        await socket.send(
-            '{"success":false,"ret_msg":"error:handler not found,topic:orderbook.200.BTCUSDT",'
-            '"conn_id":"1","req_id":"","op":"subscribe"}'
-        )
+        async for text in socket:
+            request = msgspec.json.decode(text)
+            if request["op"] != "subscribe":
+                continue
+            asked.append(request["args"])
+            bad = next(filter(refused, request["args"]), None)
+            reply = {"success": bad is None, "ret_msg": reason.format(bad) if bad else ""}
+            await socket.send(msgspec.json.encode({**reply, "op": "subscribe"}), text=True)
+            for topic in request["args"] if bad is None else ():
+                await socket.send(msgspec.json.encode({"topic": topic}), text=True)
+
+    return handler
+
+
+NOT_FOUND = "error:handler not found,topic:{}"
+
+
+@pytest.mark.parametrize("reason", [NOT_FOUND, "args size >10"])
+def test_a_feed_of_which_every_topic_is_refused_ends_with_one_line(reason: str) -> None:
+    said = f"every subscription refused .{reason.format('orderbook.200.BTCUSDT')}.*market.symbols"
+    with (
+        exchange(refusing(lambda topic: True, reason, [])) as url,
+        pytest.raises(FeedError, match=said),
+    ):
+        list(wire(url))
+
+
+def test_a_refused_topic_stops_no_other_and_is_asked_for_again() -> None:
+    asked: list[list[str]] = []
+    bad = {"tickers.BTCUSDT", "allLiquidation.BTCUSDT"}
+
+    def refused(topic: str) -> bool:
+        return topic in bad and len(asked) < 6
+
+    with exchange(refusing(refused, NOT_FOUND, asked)) as url:
+        feed = wire(url, ask_again=Backoff(0.05, 0.1))
+        items = take(feed, lambda items: kinds(items)[-1:] == ["allLiquidation.BTCUSDT"])
+    whole = public_topics(["BTCUSDT"], [200])
+    both = [topic for topic in whole if topic in bad]
+    assert asked[:3] == [whole, [t for t in whole if t != both[0]], whole[:2]]
+    assert asked[3:6] == [both, both[1:], both]
+    assert kinds(items) == [
+        *("connect", "subscribe", "refused", *whole[:2], "refused", "restored", *both)
+    ]
+    refusal = msgspec.json.decode(frames(items)[2].frame or b"")
+    assert refusal["topics"] == both
+    assert refusal["reason"] == NOT_FOUND.format(both[0])
+
+
+def test_a_renewed_topic_that_is_refused_takes_no_other_with_it() -> None:
+    """The venue refuses the request for both after both were given up: the sound one comes back."""
+    asked: list[list[str]] = []
+    book, trades = public_topics(["BTCUSDT"], [200])[:2]
+    gone = refusing(lambda topic: topic == book and len(asked) > 1, NOT_FOUND, asked)
+    with exchange(gone) as url:
+        feed, renewed = wire(url), list[bool]()
+
+        def ended(items: list[Item]) -> bool:
+            if kinds(items)[-1:] == ["allLiquidation.BTCUSDT"] and not renewed:
+                feed.renew([book, trades])
+                renewed.append(True)
+            return kinds(items)[-1:] == [trades] and len(asked) > 1
+
+        items = take(feed, ended)
+    assert asked[1:] == [[book, trades], [trades]]
+    assert kinds(items)[-3:] == ["renew", "refused", trades]
+
+
+def test_topics_that_are_subscribed_already_are_not_refused() -> None:
+    asked: list[list[str]] = []
+    book, *others = public_topics(["BTCUSDT"], [200])
+    held = refusing(lambda topic: topic == book, "error:already subscribed,topic:{}", asked)
+    with exchange(held) as url:
+        items = take(wire(url), lambda items: kinds(items)[-1:] == others[-1:])
+    assert asked == [[book, *others], others]
+    assert "refused" not in kinds(items)
+
+
+@pytest.mark.parametrize("apart_days", [-400, 270])
+def test_a_venue_of_another_date_ends_the_feed_with_both_times(apart_days: int) -> None:
+    async def handler(socket: ServerConnection) -> None:
+        await acknowledge(socket)
+        for number in range(100):
+            stamp = T // 10**6 + apart_days * 86_400_000 + number
+            await socket.send(f'{{"topic":"publicTrade.BTCUSDT","ts":{stamp}}}')
         await socket.wait_closed()
 
-    with exchange(handler) as url, pytest.raises(FeedError, match=r"refused.*handler not found"):
-        list(wire(url))
+    with (
+        exchange(handler) as url,
+        pytest.raises(FeedError, match=r"the venue stands at 202\d-.*our clock at 2023-11-14"),
+    ):
+        list(wire(url, clock_ns=lambda: T))
+
+
+def test_one_frame_of_the_right_date_keeps_a_feed(tmp_path: Path) -> None:
+    async def handler(socket: ServerConnection) -> None:
+        await acknowledge(socket)
+        for number in range(100):
+            stamp = T // 10**6 - (0 if number == 15 else 86_400_000 * 3)
+            await socket.send(f'{{"topic":"publicTrade.BTCUSDT","ts":{stamp}}}')
+        await socket.wait_closed()
+
+    with exchange(handler) as url:
+        items = take(wire(url, clock_ns=lambda: T), lambda items: len(frames(items)) == 102)
+    assert len(frames(items)) == 102
 
 
 def test_an_address_that_is_no_websocket_is_refused() -> None:

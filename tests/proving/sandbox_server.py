@@ -40,7 +40,7 @@ def served(sandbox: Sandbox) -> Iterator[Served]:
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
-        description = asyncio.run_coroutine_threadsafe(sandbox.start(), loop).result(10)
+        description = asyncio.run_coroutine_threadsafe(sandbox.start(), loop).result(120)
         yield Served(sandbox, description, loop)
     finally:
         asyncio.run_coroutine_threadsafe(sandbox.stop(), loop).result(10)
