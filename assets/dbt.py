@@ -68,6 +68,8 @@ class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
     keys: tuple[Key, ...]
     #: (symbol, date) skipped for lack of input.
     missing: tuple[Key, ...] = ()
+    #: (symbol, date) -> why its input cannot be used.
+    failed: dict[Key, str] = {}
     #: Whether all partitions were current, so that nothing was run.
     current: bool = False
 

@@ -10,10 +10,12 @@ from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_
 
 from assets import costs as cost_tables
 from assets import warehouse as feature_tables
-from assets.dbt import NOT_RUN, BuildReport, TableTest, WarehouseError, manifest
+from assets.dbt import NOT_RUN, BuildReport, Key, TableTest, WarehouseError, manifest
+from assets.isolation import LeftOut, apart
 from assets.platform import OWNERS, PARTITIONS, Platform, Span, context_spans, partition_key
 from execution.tca.figures import figures
-from market.lake import Lake, LakeError
+from market.errors import DataError
+from market.lake import Lake
 from market.settings import Settings
 
 #: Builds the named tables over a span; the last argument takes progress messages.
@@ -68,23 +70,44 @@ def table_assets(
         settings, lake = platform.settings(), platform.lake()
         selected = {key.to_user_string() for key in context.selected_asset_keys}
         spans = [part for span in context_spans(context) for part in span.batches(batch)]
-        reports: list[BuildReport] = []
-        for span in spans:
+        left = LeftOut(context.log.warning)
+        tests: list[TableTest] = []
+
+        def failed(key: Key, error: DataError) -> None:
+            tests.extend(getattr(error, "tests", ()))
+            left.fail(key, error)
+
+        def made(span: Span) -> BuildReport:
             try:
-                reports.append(build(lake, settings, span, selected, context.log.info))
-            except (WarehouseError, LakeError) as error:
-                if isinstance(error, WarehouseError):
-                    yield from check_results(context, error.tests)
-                raise dg.Failure(str(error)) from error
-            for symbol, day in reports[-1].missing:
-                context.log.warning(f"{symbol} {day}: no bars, skipped")
-            if len(spans) > 1:
-                log_published(context, reports[-1], f"batch {len(reports)} of {len(spans)}")
+                return build(lake, settings, span, selected, context.log.info)
+            except WarehouseError as error:
+                # Not for its data: no part of the range would do better.
+                if all(test.passed for test in error.tests):
+                    raise dg.Failure(str(error)) from error
+                raise
+
+        reports: list[BuildReport] = []
+        for number, span in enumerate(spans, 1):
+            for report in apart(span, made, failed):
+                reports.append(report)
+                if len(spans) > 1:
+                    log_published(context, report, f"batch {number} of {len(spans)}")
+        for report in reports:
+            tests += report.tests
+            for key in report.missing:
+                left.lacks(key, "no bars")
+            for key, reason in report.failed.items():
+                left.fail(key, reason)
+        if left.failed and not any(report.keys for report in reports):
+            yield from check_results(context, tests)
+        left_out = left.finish([key for report in reports for key in report.keys])
         metadata = describe(lake, spans, reports)
         for table in tables:
             if table in selected:
-                yield dg.MaterializeResult(asset_key=table, metadata=metadata[table])
-        yield from check_results(context, [test for report in reports for test in report.tests])
+                yield dg.MaterializeResult(
+                    asset_key=table, metadata={**left_out, **metadata[table]}
+                )
+        yield from check_results(context, tests)
 
     return run
 
@@ -154,7 +177,6 @@ def _describe_features(
         metadata[table] = {
             "rows": sum(by_symbol.values()),
             "by symbol": dg.MetadataValue.json(by_symbol),
-            "partitions without bars": sum(len(report.missing) for report in reports),
         }
     return metadata
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
 
+from assets.isolation import LeftOut, critical, tried
 from assets.platform import OWNERS, PARTITIONS, Platform, keys_of
 from market.compute import map_processes
 from market.lake import Lake
@@ -112,27 +113,33 @@ def execution_study(
     from execution.tca import Shortfall
 
     settings, lake = platform.settings(), platform.lake()
-    keys = [key for key in keys_of(context.partition_keys) if lake.exists("events", *key)]
+    left, keys = LeftOut(context.log.warning), []
+    for key in keys_of(context.partition_keys):
+        if failing := critical(lake, key, ["events"]):
+            left.fail(key, f"critical: {failing}")
+        elif lake.exists("events", *key):
+            keys.append(key)
     rows_of: dict[str, int] = {}
 
-    def note(task: tuple[Any, ...], rows: int) -> None:
-        symbol, day = task[2:]
+    def note(task: tuple[Any, ...], outcome: tuple[int | None, str]) -> None:
+        (symbol, day), (rows, reason) = task[3:], outcome
+        if rows is None:
+            left.fail((symbol, day), reason)
+            return
         rows_of[f"{day} {symbol}"] = rows
         context.log.info(f"{day} {symbol}: {rows} parents studied ({len(rows_of)} of {len(keys)})")
 
-    map_processes(
-        study_partition,
-        [(settings.root, settings, *key) for key in keys],
-        platform.workers,
-        note,
-    )
+    tasks = [(study_partition, settings.root, settings, *key) for key in keys]
+    map_processes(tried, tasks, platform.workers, note)
     shortfalls = [
         convert({k: math.nan if v is None else v for k, v in row.items()}, Shortfall)
         for key in keys
+        if key not in left.failed
         for row in lake.read("study", *key).to_pylist()
     ]
     return dg.MaterializeResult(
-        metadata={
+        metadata=left.finish(rows_of if keys else None)
+        | {
             "parents": len(shortfalls),
             "fee row": settings.model.fee_row,
             "cost by algorithm": dg.MetadataValue.json(costs(shortfalls)),

@@ -1,41 +1,63 @@
 """The first two assets: events from captures or archives, and bars from events."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dagster as dg
 
-from assets.platform import OWNERS, PARTITIONS, Key, Platform, keys_of, partition_key
+from assets.isolation import LeftOut, apart, critical, tried
+from assets.platform import OWNERS, PARTITIONS, Key, Platform, Span, keys_of, partition_key, spans
 from market.compute import map_processes
+from market.errors import DataError
 from market.lake import Lake
 from market.settings import Settings
-from market.units import previous_day
+from market.units import day_start_ns, previous_day
+
+if TYPE_CHECKING:
+    from market.ingest import IngestReport
 
 
 def captures_for(lake: Lake, days: Iterable[str]) -> list[str]:
     """Captures that may have frames of these dates, in time order.
 
     A capture is filed under the date of its first frame and may run past midnight, so the last one of
-    the day before is included.
+    the day before is included; where that day has none, the last one before if it holds the date.
     """
-    return list(
-        dict.fromkeys(
-            path
-            for day in sorted(set(days))
-            for path in [*lake.captures(previous_day(day))[-1:], *lake.captures(day)]
-        )
-    )
+    found: dict[str, None] = {}
+    dates = lake.capture_dates()
+    for day in sorted(set(days)):
+        before = max((date for date in dates if date < day), default=day)
+        last = lake.captures(before)[-1:]
+        if before == previous_day(day) or (last and _reaches(last[0], day)):
+            found |= dict.fromkeys(last)
+        found |= dict.fromkeys(lake.captures(day))
+    return list(found)
+
+
+def _reaches(capture: str, day: str) -> bool:
+    from market.wire.survey import last_receive_ns
+
+    try:
+        return last_receive_ns(capture) >= day_start_ns(day)
+    except DataError:  # the reading of its own date will say so
+        return False
 
 
 def archived_keys(lake: Lake, keys: Sequence[Key], book_depth: int) -> list[Key]:
     """The keys to read from the venue's archives: those without frames in the recorder's captures."""
     from market.wire.survey import scan
 
+    recorded: set[Key] = set()
     archived = sorted(set(lake.archives()) & set(keys), key=keys.index)
-    captures = captures_for(lake, (day for _, day in archived))
-    recorded = scan(captures, book_depth) if captures else {}
+    for day in {day for _, day in archived}:
+        if captures := captures_for(lake, [day]):
+            try:
+                recorded |= scan(captures, book_depth).keys()
+            except DataError:  # the reading will say so, and an archive hides no damaged capture
+                recorded |= {key for key in archived if key[1] == day}
     return [key for key in archived if key not in recorded]
 
 
@@ -86,61 +108,110 @@ def events(context: dg.AssetExecutionContext, platform: Platform) -> dg.Material
     From the recorder's captures if they have the date, else from the venue's archive. In a synthetic
     lake a date without a capture has no events: its bars come from the generator.
     """
-    from market.ingest import ingest
-
     settings, lake = platform.settings(), platform.lake()
     requested = keys_of(context.partition_keys)
-    captures = captures_for(lake, (day for _, day in requested))
     archived = archived_keys(lake, requested, settings.market.book_depth)
-    # A recorded date without frames is an error that ingest raises; a synthetic one has only bars.
-    recorded = [
-        key
-        for key in requested
-        if key not in archived and (settings.source == "recorded" or lake.captures(key[1]))
+    # A synthetic date without a capture has only bars.
+    straight = [
+        key for key in requested if settings.source == "synthetic" and not lake.captures(key[1])
     ]
-    if recorded and not captures:
-        raise dg.Failure(
-            f"no capture under {lake.base}/frames for {recorded[0][1]} to {recorded[-1][1]}, and no "
-            "archive; record, ingest or fetch one, or choose other dates"
-        )
+    left = LeftOut(context.log.warning)
+    recorded = []
+    for key in requested:
+        if key in archived or key in straight:
+            continue
+        if captures_for(lake, [key[1]]):
+            recorded.append(partition_key(*key))
+        elif not lake.exists("events", *key):  # a partition that was ingested stands
+            left.lacks(key, f"no capture under {lake.base}/frames, and no archive")
+    reading = _Reading(lake, settings, context.log)
+    for span in spans(recorded):
+        apart(span, reading.from_captures, left.fail)
     # Each archive is ingested by itself, so that a range gives the same rows as its single dates.
-    batches = [(captures, recorded)] if recorded else []
-    batches += [([lake.archive(*key)], [key]) for key in archived]
-    metadata: dict[str, Any] = {
-        "source": settings.source,
-        "straight as bars": len(requested) - len(recorded) - len(archived),
-    }
+    for symbol, day in archived:
+        apart(Span((symbol,), day, day), reading.from_archive, left.fail)
+    for part in reading.parts:
+        _note_missing(lake, part.report, left)
+        for key in part.span.keys:
+            context.add_asset_metadata(
+                {"read from": part.source, "files": dg.MetadataValue.json(part.files)},
+                partition_key=partition_key(*key),
+            )
+    there = [*straight, *(key for key in requested if lake.exists("events", *key))]
+    metadata = left.finish(there) | {"source": settings.source, "straight as bars": len(straight)}
     if archived:
         metadata["from archives"] = dg.MetadataValue.json([" ".join(key) for key in archived])
-    rows = quarantined = 0
-    frames: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    for paths, keys in batches:
-        context.log.info(f"reading {len(paths)} capture(s) for {len(keys)} partition(s)")
-        report = ingest(lake, paths, keys, settings, progress=context.log.info)
-        for symbol, day in keys:
-            context.add_asset_metadata(
-                {
-                    "read from": (
-                        "the venue's archive" if (symbol, day) in archived else "captures"
-                    ),
-                    "files": dg.MetadataValue.json([Path(path).name for path in paths]),
-                },
-                partition_key=partition_key(symbol, day),
-            )
-        rows += sum(report.events.values())
-        quarantined += report.quarantined
-        frames.update(report.frames)
-        reasons.update(report.reasons)
-    if batches:
-        metadata |= {
+    return dg.MaterializeResult(metadata=metadata | reading.totals())
+
+
+class _Part(NamedTuple):
+    """One ingest: where from, which partitions, which files, and its report."""
+
+    source: str
+    span: Span
+    files: list[str]
+    report: "IngestReport"
+
+
+class _Reading:
+    """Captures and archives into events, span by span."""
+
+    def __init__(self, lake: Lake, settings: Settings, log: logging.Logger) -> None:
+        self._lake, self._settings, self._log = lake, settings, log
+        self.parts: list[_Part] = []
+
+    def from_captures(self, span: Span) -> None:
+        """DataError when a capture cannot be read; that of the day before stops no single date."""
+        captures = captures_for(self._lake, span.dates)
+        own = [path for day in span.dates for path in self._lake.captures(day)]
+        try:
+            self._ingest("captures", span, captures)
+        except DataError as error:
+            if len(span.dates) > 1 or own in ([], captures):
+                raise
+            self._ingest("captures", span, own)
+            self._log.warning(f"{span.from_date}: read without the day before: {error}")
+
+    def from_archive(self, span: Span) -> None:
+        """Of one symbol and date."""
+        self._ingest("the venue's archive", span, [self._lake.archive(*span.keys[0])])
+
+    def _ingest(self, source: str, span: Span, paths: Sequence[str]) -> None:
+        from market.ingest import ingest
+
+        self._log.info(f"reading {len(paths)} capture(s) for {len(span.keys)} partition(s)")
+        report = ingest(self._lake, paths, span.keys, self._settings, progress=self._log.info)
+        self.parts.append(_Part(source, span, [Path(path).name for path in paths], report))
+
+    def totals(self) -> dict[str, Any]:
+        """Metadata of all parts together; none without a part."""
+        if not self.parts:
+            return {}
+        frames: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        for part in self.parts:
+            frames.update(part.report.frames)
+            reasons.update(part.report.reasons)
+        rows = sum(sum(part.report.events.values()) for part in self.parts)
+        quarantined = reasons.total()
+        self._log.info(f"{frames.total():,} frames, {rows:,} events, {quarantined} quarantined")
+        return {
             "rows": rows,
             "quarantined": quarantined,
             "frames": dg.MetadataValue.json(dict(frames)),
             "rejects by reason": dg.MetadataValue.json(dict(reasons)),
         }
-        context.log.info(f"{frames.total():,} frames, {rows:,} events, {quarantined} quarantined")
-    return dg.MaterializeResult(metadata=metadata)
+
+
+def _note_missing(lake: Lake, report: "IngestReport", left: LeftOut) -> None:
+    """Partitions without an event: lines of theirs that are all refused are no lack of data."""
+    for name, refused in report.missing.items():
+        symbol, day = name.split(" ")
+        if refused:
+            reasons = ", ".join(report.reasons)
+            left.fail((symbol, day), f"all of its {refused} lines are quarantined ({reasons})")
+        elif not lake.exists("events", symbol, day):
+            left.lacks((symbol, day), "no frame of it in the captures")
 
 
 @dg.asset(
@@ -153,16 +224,27 @@ def events(context: dg.AssetExecutionContext, platform: Platform) -> dg.Material
 )
 def bars(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
     """One row per second: book, order flow, trades and ticker, as `market/columns.py` defines them."""
-    settings = platform.settings()
-    tasks = [(settings.root, settings, *key) for key in keys_of(context.partition_keys)]
+    settings, lake = platform.settings(), platform.lake()
+    left, tasks = LeftOut(context.log.warning), []
+    for key in keys_of(context.partition_keys):
+        if settings.source == "recorded" and not lake.exists("events", *key):
+            left.lacks(key, "no events")
+        elif failing := critical(lake, key, ["events"]):
+            left.fail(key, f"critical: {failing}")
+        else:
+            tasks.append((bars_of, settings.root, settings, *key))
     rows: dict[str, int] = {}
 
-    def done(task: tuple[Any, ...], count: int) -> None:
-        symbol, day = task[2:]
+    def done(task: tuple[Any, ...], outcome: tuple[int | None, str]) -> None:
+        (symbol, day), (count, reason) = task[3:], outcome
+        if count is None:
+            left.fail((symbol, day), reason)
+            return
         rows[f"{day} {symbol}"] = count
         context.log.info(f"{day} {symbol}: {count:,} bars ({len(rows)} of {len(tasks)})")
 
-    map_processes(bars_of, tasks, platform.workers, done)
+    map_processes(tried, tasks, platform.workers, done)
     return dg.MaterializeResult(
-        metadata={"rows": sum(rows.values()), "by partition": dg.MetadataValue.json(rows)}
+        metadata=left.finish(rows)
+        | {"rows": sum(rows.values()), "by partition": dg.MetadataValue.json(rows)}
     )

@@ -4,22 +4,23 @@ Each partition is reduced to one row of figures (`assets.quality_figures`), whos
 stated here. dbt's tests hold the shape of tables (keys, uniqueness, one row per bar); these suites hold
 the quality of the data.
 
-A breach of a ``critical`` expectation blocks downstream assets and withholds the date from training: its
-training_set partition is removed until the date passes. A ``warning`` is only shown. Every result is a
-row of the lake's table ``quality``, one per expectation.
+A breach of a ``critical`` expectation keeps its partition from what comes after (`assets.isolation`) and
+withholds the date from training: its training_set partition is removed until the date passes. A
+``warning`` is only shown. Every result is a row of the lake's table ``quality``, one per expectation.
 """
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import dagster as dg
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from assets.isolation import LeftOut, critical
 from assets.market_data import bars, events
 from assets.platform import PARTITIONS, Key, Platform, keys_of
 from assets.quality_figures import summarise
@@ -369,28 +370,27 @@ def record(lake: Lake, table: str, frame: "pd.DataFrame", breaches: Sequence[Bre
     return failed_keys
 
 
-def withhold(lake: Lake, keys: Sequence[Key]) -> list[str]:
+def withhold(lake: Lake, keys: Sequence[Key]) -> dict[Key, str]:
     """Remove training_set partitions with a recorded critical breach; each with the reason."""
-    withheld = []
-    for symbol, day in keys:
-        if lake.exists("quality", symbol, day):
-            rows = lake.read("quality", symbol, day).to_pylist()
-            failed = [
-                f"{row['judged']}.{row['figure']}"
-                for row in rows
-                if row["severity"] == "critical" and not row["passed"]
-            ]
-            if failed:
-                lake.remove("training_set", symbol, day)
-                withheld.append(f"{day} {symbol}: {', '.join(failed)}")
+    withheld = {key: failing for key in keys if (failing := critical(lake, key, SUITES))}
+    for key in withheld:
+        lake.remove("training_set", *key)
     return withheld
+
+
+def severity(failed: Collection[Key], keys: Collection[Key]) -> dg.AssetCheckSeverity:
+    """An error, which blocks what comes after, when nothing is left to go on with.
+
+    Else a warning: Dagster blocks whole runs, and later steps leave the failed partitions out.
+    """
+    return dg.AssetCheckSeverity.ERROR if set(keys) <= set(failed) else dg.AssetCheckSeverity.WARN
 
 
 def _check(
     context: dg.AssetCheckExecutionContext, platform: Platform, table: str
 ) -> dg.AssetCheckResult:
-    lake, bounds = platform.lake(), SUITES[table]
-    frame = summarise(lake, table, keys_of(context.partition_keys))
+    lake, bounds, keys = platform.lake(), SUITES[table], keys_of(context.partition_keys)
+    frame = summarise(lake, table, keys)
     if frame.empty:
         note = f"no {table} partition to validate: these dates have only bars"
         return dg.AssetCheckResult(
@@ -398,13 +398,15 @@ def _check(
         )
     breaches, docs = validate(frame, table, bounds, platform.folder("quality"))
     withheld = record(lake, table, frame, breaches)
+    left = LeftOut(context.log.warning)
     for breach in breaches:
         context.log.warning(str(breach))
-    metadata: dict[str, Any] = {
+    for key in withheld:
+        left.fail(key, f"critical: {critical(lake, key, [table])}")
+    metadata = left.finish() | {
         "partitions": len(frame),
         "expectations": len(bounds),
         "breaches": dg.MetadataValue.json([str(breach) for breach in breaches]),
-        "withheld from training": dg.MetadataValue.json([" ".join(key) for key in withheld]),
         "figures": dg.MetadataValue.md(frame.round(4).to_markdown(index=False)),
         "Data Docs": dg.MetadataValue.url(docs),
     }
@@ -412,7 +414,7 @@ def _check(
         asset_key=table,
         check_name=f"{table}_quality",
         passed=not breaches,
-        severity=dg.AssetCheckSeverity.ERROR if withheld else dg.AssetCheckSeverity.WARN,
+        severity=severity(withheld, keys),
         metadata=metadata,
     )
 
@@ -454,10 +456,15 @@ def features_quality(
 ) -> Iterator[dg.AssetCheckResult]:
     """The suite over features, and `sound_dates`: one dbt run makes both tables, training waits."""
     yield _check(context, platform, "features")
-    withheld = withhold(platform.lake(), keys_of(context.partition_keys))
+    keys = keys_of(context.partition_keys)
+    withheld = withhold(platform.lake(), keys)
+    left = LeftOut(context.log.warning)
+    for key, failing in withheld.items():
+        left.fail(key, f"critical: {failing}")
     yield dg.AssetCheckResult(
         check_name="sound_dates",
         asset_key="training_set",
         passed=not withheld,
-        metadata={"withheld from training": dg.MetadataValue.json(withheld)},
+        severity=severity(withheld, keys),
+        metadata=left.finish(),
     )

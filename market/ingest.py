@@ -87,7 +87,8 @@ class IngestReport(msgspec.Struct, frozen=True, kw_only=True):
 
     ``frames`` counts by topic, ``events`` by ``"SYMBOL DATE"``, ``reasons`` quarantined lines by
     reason. ``elsewhere`` counts rejected lines of configured symbols that were not requested: the
-    ingest of their own partition keeps them. ``torn`` is the number of captures with a torn tail,
+    ingest of their own partition keeps them. ``missing`` has the keys without an event, under such names,
+    and how many of their lines were quarantined. ``torn`` is the number of captures with a torn tail,
     ``torn_bytes`` the bytes dropped there. ``files`` says what became of each capture's frames,
     ``findings`` what a person has to see, a sentence each.
     """
@@ -100,6 +101,7 @@ class IngestReport(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: int
     reasons: dict[str, int]
     elsewhere: int
+    missing: dict[str, int]
     duplicates: int
     gaps: int
     steps_back: int
@@ -118,9 +120,9 @@ def ingest(
 ) -> IngestReport:
     """Write the partitions of the given (symbol, date) keys from these captures.
 
-    Raises IngestError when a key has no event in them or a file has no frame, CaptureError when a
-    file cannot be read. Partitions are replaced atomically, a date at a time: the old one stays until
-    the new one is whole.
+    A key without an event in them is left as it is, and reported. Raises IngestError when a file has no
+    frame, CaptureError when one cannot be read. Partitions are replaced atomically, a date at a time:
+    the old one stays until the new one is whole.
     """
     if not keys:
         raise IngestError("no (symbol, date) requested; name at least one")
@@ -140,14 +142,6 @@ def ingest(
     except BaseException as error:
         run.abandon(error)
         raise
-    missing = [key for key in sorted(keys) if f"{key[0]} {key[1]}" not in run.events]
-    if missing:
-        names = ", ".join(f"{symbol} {day}" for symbol, day in missing)
-        rejected = f" ({sum(run.reasons.values())} lines were quarantined)" if run.reasons else ""
-        raise IngestError(
-            f"no event of {names} in {', '.join(Path(path).name for path in ordered)}{rejected}; "
-            "name the captures of that date, or leave the key out"
-        )
     return run.report()
 
 
@@ -211,6 +205,7 @@ class _Run:
         self.frames: Counter[str] = Counter()
         self.events: dict[str, int] = {}
         self.reasons: Counter[str] = Counter()
+        self.missing = dict.fromkeys((f"{symbol} {day}" for symbol, day in sorted(keys)), 0)
         self.lines = self.torn = self.torn_bytes = self.elsewhere = 0
         self.duplicates = self.gaps = self.steps_back = 0
         self.files: dict[str, Usage] = {}
@@ -257,8 +252,11 @@ class _Run:
         for symbol, partition in self.open.items():
             if symbol == UNATTRIBUTED:
                 continue
+            key = f"{symbol} {self.day}"
+            self.missing[key] = partition.quarantined
             if partition.rows > partition.restated:
-                self.events[f"{symbol} {self.day}"] = partition.rows
+                self.events[key] = partition.rows
+                del self.missing[key]
             self._write_counts(partition)
         self.open = {}
 
@@ -487,6 +485,7 @@ class _Run:
             quarantined=sum(self.reasons.values()),
             reasons=dict(sorted(self.reasons.items())),
             elsewhere=self.elsewhere,
+            missing=self.missing,
             duplicates=self.duplicates,
             gaps=self.gaps,
             steps_back=self.steps_back,

@@ -31,24 +31,22 @@ def ingest_arguments(parser: argparse.ArgumentParser) -> None:
 
 def ingest_command(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 ingest`: adopt captures into the lake, and make events of every date they hold."""
-    from market.ingest import adopt, ingest
+    from market.ingest import ingest
     from market.instruments import refusal
+    from market.intake import take_in
     from market.lake import Lake
-    from market.units import utc_date
-    from market.wire.survey import scan
 
     lake = Lake(settings.root, settings.source)
-    captures = [adopt(lake, path) for path in options.paths]
-    found = scan(captures)
-    refused = {symbol: why for symbol, _ in found if (why := refusal(symbol))}
-    keys = [key for key in found if key[0] not in refused]
+    taken = take_in(lake, options.paths, settings.market.book_depth, say)
+    refused = {symbol: why for symbol, _ in taken.keys if (why := refusal(symbol))}
+    keys = [key for key in taken.keys if key[0] not in refused]
     if refused and not keys:
         raise UsageError("; ".join(refused.values()))
     for why in refused.values():
         say(f"left out: {why}")
-    days = sorted(day for _, day in keys) or [utc_date(0)]
+    days = sorted(day for _, day in keys)
     with lake.working_on(days[0], days[-1]):
-        report = ingest(lake, captures, keys, settings, progress=say)
+        report = ingest(lake, taken.captures, keys, settings, progress=say)
     if not options.json:
         print(
             table(
@@ -57,6 +55,8 @@ def ingest_command(settings: Settings, options: argparse.Namespace) -> Result:
                     ("torn ends dropped", report.torn),
                     *(("rejected: " + k, v) for k, v in report.reasons.items()),
                     ("rejected, of symbols without a usable frame", report.elsewhere),
+                    *(("FAILED", f"{key}: no event") for key in report.missing),
+                    *(("FAILED", reason) for reason in taken.unread.values()),
                 ]
             )
         )
@@ -79,6 +79,8 @@ def ingest_command(settings: Settings, options: argparse.Namespace) -> Result:
         "torn": report.torn,
         "files": msgspec.to_builtins(report.files),
         "findings": report.findings,
+        "unread": taken.unread,
+        "failed": bool(report.missing or taken.unread),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -13,12 +13,12 @@ from uuid import uuid4
 import dagster as dg
 
 from assets.dbt import NOT_RUN
+from assets.isolation import FAILED, WITHOUT_DATA, by_reason
 from market import interruption
 from market.console import Result, say, table
-from market.ingest import adopt
+from market.intake import TakenIn, take_in
 from market.lake import Lake, LakeError
 from market.settings import Settings
-from market.wire.survey import scan
 from orchestration.automation import range_tags
 from orchestration.ui import dagster_instance
 
@@ -37,11 +37,14 @@ def run(
     """Take captures in, materialise the graph over their dates, and report.
 
     ``frames`` are capture files to adopt; their dates are the range unless ``first`` and ``last``
-    say otherwise. ``selection`` names assets (default: all), of which those ``without`` are left out. The report has ``failed`` set when a
-    step failed or a blocking check stopped the run; LakeError when there is nothing to run on.
+    say otherwise. ``selection`` names assets (default: all), of which those ``without`` are left out. The
+    report has ``failed`` set when a step failed, a blocking check stopped the run, or a partition or file
+    that holds data was left out; dates without data are only named. LakeError when there is nothing to
+    run on.
     """
     lake = Lake(settings.root, settings.source)
-    first, last, symbols = _range(lake, settings, frames, first, last)
+    taken = take_in(lake, frames, settings.market.book_depth, say)
+    first, last, symbols = _range(lake, settings, taken, first, last)
     say(f"{', '.join(symbols)} from {first} to {last} into {settings.root}")
     from orchestration.definitions import defs  # after settings are exported: partitions need them
 
@@ -66,7 +69,7 @@ def run(
             raise_on_error=False,
         )
         interruption.check()
-    return report(lake, symbols, first, last, result)
+    return report(lake, symbols, first, last, result, taken.unread)
 
 
 def _run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
@@ -87,20 +90,19 @@ def _cancel_killed(instance: dg.DagsterInstance) -> None:
 def _range(
     lake: Lake,
     settings: Settings,
-    frames: Sequence[str],
+    taken: TakenIn,
     first: str | None,
     last: str | None,
 ) -> tuple[str, str, tuple[str, ...]]:
     """Dates and symbols of a run; the symbols keep the settings' order, as partitions do."""
-    if frames:
-        held = scan([adopt(lake, path) for path in frames])
-        dates = sorted({day for _, day in held})
+    if taken.keys:
+        dates = sorted({day for _, day in taken.keys})
         first, last = first or dates[0], last or dates[-1]
-        named = {symbol for symbol, _ in held}
+        named = {symbol for symbol, _ in taken.keys}
         symbols = tuple(symbol for symbol in settings.market.symbols if symbol in named)
         if not symbols:
             raise LakeError(
-                f"{', '.join(frames)}: holds {', '.join(sorted(named))}, none of which is among "
+                f"the captures hold {', '.join(sorted(named))}, none of which is among "
                 f"the settings' symbols {', '.join(settings.market.symbols)}"
             )
         return first, last, symbols
@@ -114,11 +116,17 @@ def _range(
 
 
 def report(
-    lake: Lake, symbols: Sequence[str], first: str, last: str, result: dg.ExecuteInProcessResult
+    lake: Lake,
+    symbols: Sequence[str],
+    first: str,
+    last: str,
+    result: dg.ExecuteInProcessResult,
+    unread: Mapping[str, str],
 ) -> dict[str, Any]:
     """What a run left behind: counts from the lake, checks and verdict from the run's events."""
     counts = _counts(lake, symbols, first, last)
     metadata = _materialised(result)
+    failed, without_data = _left_out(result)
     model = metadata.get("model", {})
     checks = _checks(result)
     failed_steps = [event.step_key for event in result.all_events if event.is_step_failure]
@@ -136,8 +144,28 @@ def report(
         "execution": metadata.get("execution_study", {}).get("cost by algorithm", []),
         "run_id": result.run_id,
         "failed_steps": failed_steps,
-        "failed": not result.success,
+        "without_data": without_data,
+        "failed_partitions": failed,
+        "unread": dict(unread),
+        "failed": bool(not result.success or failed or unread),
     }
+
+
+def _left_out(result: dg.ExecuteInProcessResult) -> tuple[dict[str, str], dict[str, str]]:
+    """Step and reason by "DATE SYMBOL", of partitions that failed and of those without data."""
+    steps: list[tuple[str, Mapping[str, Any]]] = [
+        (event.materialization.asset_key.to_user_string(), event.materialization.metadata)
+        for event in result.get_asset_materialization_events()
+    ]
+    steps += [(check.check_name, check.metadata) for check in result.get_asset_check_evaluations()]
+    failed: dict[str, str] = {}
+    lacking: dict[str, str] = {}
+    for step, metadata in steps:  # as they ran: the first to leave a partition out says why
+        for title, found in ((FAILED, failed), (WITHOUT_DATA, lacking)):
+            if title in metadata:
+                for key, reason in metadata[title].value.items():
+                    found.setdefault(key, f"{step}: {reason}")
+    return failed, {key: reason for key, reason in lacking.items() if key not in failed}
 
 
 def _counts(lake: Lake, symbols: Sequence[str], first: str, last: str) -> dict[str, Any]:
@@ -249,8 +277,13 @@ def report_text(found: dict[str, Any]) -> str:
         lines += ["", "What orders would have cost:", ""]
         heads = list(found["execution"][0])
         lines.append(table([[row[h] for h in heads] for row in found["execution"]], heads))
-    if found["failed"]:
+    lines += [f"WARN no data: {line}" for line in by_reason(found["without_data"])]
+    lines += [f"FAILED: {line}" for line in by_reason(found["failed_partitions"])]
+    lines += [f"FAILED file {path}: {reason}" for path, reason in found["unread"].items()]
+    if found["failed"] and not (found["failed_partitions"] or found["unread"]):
         lines.append(f"FAILED at {', '.join(found['failed_steps']) or 'a blocking check'}")
+    elif found["failed_steps"]:
+        lines.append(f"FAILED at {', '.join(found['failed_steps'])}")
     return "\n".join(lines)
 
 

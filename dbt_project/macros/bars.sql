@@ -1,7 +1,7 @@
 {#
     Table function of the bars that a range needs: the symbols and their leaders, from the day before
-    to the last date. Files are listed one by one, because an old one outside the range may have
-    other columns.
+    to the last date, except those that the var `unfit` names. Files are listed one by one, because an
+    old one outside the range may have other columns.
 #}
 {% macro bars() -%}
     {%- set files = [] -%}
@@ -12,7 +12,10 @@
             ~ " where regexp_extract(file, 'symbol=([^/]+)', 1) in ("
             ~ text_list((var('symbols') + var('leaders')) | unique) ~ ")"
             ~ " and regexp_extract(file, 'date=([^/]+)', 1) between '"
-            ~ day_before(from_date()) ~ "' and '" ~ to_date() ~ "' order by file"
+            ~ day_before(from_date()) ~ "' and '" ~ to_date() ~ "'"
+            ~ " and not list_contains([" ~ text_list(var('unfit', [])) ~ "]::varchar[],"
+            ~ " regexp_extract(file, 'symbol=([^/]+)', 1) || ' '"
+            ~ " || regexp_extract(file, 'date=([^/]+)', 1)) order by file"
         ) -%}
         {%- do files.extend(found.columns[0].values()) -%}
         {%- if not files -%}

@@ -31,7 +31,7 @@ from assets.warehouse import (
 )
 from market.bars import COLUMNS
 from market.features import feature_names
-from market.lake import Lake, LakeError
+from market.lake import Lake
 from market.provenance import code_hash
 from market.settings import Settings, load
 from market.units import day_start_ns
@@ -272,17 +272,54 @@ def test_a_failing_test_publishes_nothing_and_is_named(built: Any, tmp_path: Pat
     assert not any(lake.scratch().glob("warehouse-*"))
 
 
-def test_missing_bars_and_bars_of_other_code_are_refused_before_dbt_runs(tmp_path: Path) -> None:
-    lake = Lake(tmp_path / "lake")
-    with pytest.raises(WarehouseError, match=r"no bars of BTCUSDT.*materialise bars first"):
-        build_range(lake, SETTINGS, ("BTCUSDT",), SUNDAY, SUNDAY)
-    write_bars(lake, "BTCUSDT", SUNDAY, 1, 10)
-    path = lake.path("bars", "BTCUSDT", SUNDAY)
+def of_other_code(path: str) -> None:
     bars = pq.ParquetFile(path).read()
     notes = bars.schema.metadata | {b"l2.code": b"0123456789abcdef"}
     pq.write_table(bars.replace_schema_metadata(notes), path)
-    with pytest.raises(LakeError, match="made by other code"):
-        build_range(lake, SETTINGS, ("BTCUSDT",), SUNDAY, SUNDAY)
+
+
+def test_without_usable_bars_nothing_is_built_and_the_reason_is_told(tmp_path: Path) -> None:
+    lake, key = Lake(tmp_path / "lake"), ("BTCUSDT", SUNDAY)
+    report = build_range(lake, SETTINGS, ("BTCUSDT",), SUNDAY, SUNDAY)
+    assert (report.keys, report.missing, report.failed) == ((), (key,), {})
+    write_bars(lake, *key, 1, 10)
+    of_other_code(lake.path("bars", *key))
+    report = build_range(lake, SETTINGS, ("BTCUSDT",), SUNDAY, SUNDAY)
+    assert (report.keys, report.missing) == ((), ())
+    assert "made by other code" in report.failed[key]
+    assert content(lake) == {}
+
+
+@pytest.mark.parametrize("fault", ["absent", "judged", "unreadable", "of other code"])
+def test_a_date_beside_a_bad_one_is_built_as_if_that_were_absent(
+    tmp_path: Path, fault: str
+) -> None:
+    """Bars that failed a critical expectation fill no window of the next date; bars that can be made
+    again, of other code or damaged, keep who needs them waiting, and nobody else."""
+    lake, bad = Lake(tmp_path / "lake"), ("BTCUSDT", SATURDAY)
+    write_bars(lake, "BTCUSDT", SUNDAY, 1, 200)
+    write_bars(lake, "SOLUSDT", SUNDAY, 1, 50)
+    if fault != "absent":
+        write_bars(lake, *bad, 86_000, 86_400)
+    if fault == "judged":
+        verdict = {"judged": "bars", "figure": "gap_share", "severity": "critical", "passed": False}
+        lake.write("quality", *bad, pa.Table.from_pylist([verdict]))
+    elif fault == "unreadable":
+        Path(lake.path("bars", *bad)).write_bytes(b"not Parquet")
+    elif fault == "of other code":
+        of_other_code(lake.path("bars", *bad))
+    report = build_range(lake, SETTINGS, ("BTCUSDT",), SATURDAY, SUNDAY)
+    if fault in ("absent", "judged"):
+        assert report.keys == (("BTCUSDT", SUNDAY),)
+        assert list(report.failed) == ([bad] if fault == "judged" else [])
+        alone = Lake(tmp_path / "alone")
+        write_bars(alone, "BTCUSDT", SUNDAY, 1, 200)
+        build_range(alone, SETTINGS, ("BTCUSDT",), SUNDAY, SUNDAY)
+        assert content(lake) == content(alone)
+    else:
+        assert set(report.failed) == {bad, ("BTCUSDT", SUNDAY)}
+        report = build_range(lake, SETTINGS, ("BTCUSDT",), SUNDAY, "2026-02-02")
+        assert report.keys == ()
 
 
 def test_dbt_build_by_hand_passes_the_unit_tests_and_leaves_the_lake_alone(

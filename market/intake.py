@@ -1,0 +1,71 @@
+"""Files of a user's own into the lake's captures; one that cannot be used stops no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from market.console import utc_time
+from market.ingest import adopt
+from market.lake import Lake
+from market.units import DAY_NS, MS_NS
+from market.wire.capture import CaptureError, read_lines
+from market.wire.survey import IngestError, Key, scan
+
+
+class TakenIn(NamedTuple):
+    """Captures in the lake, the keys that they hold, and why files were left out, by their paths."""
+
+    captures: list[str]
+    keys: set[Key]
+    unread: dict[str, str]
+
+
+def take_in(
+    lake: Lake, files: Sequence[str], book_depth: int, say: Callable[[str], None]
+) -> TakenIn:
+    """`adopt` the files that can be read from end to end and hold a frame that can be used.
+
+    A file that does not is named and stops no other. IngestError when there are files, and all do not.
+    """
+    taken = TakenIn([], set(), {})
+    for file in files:
+        held: Collection[Key] = ()
+        try:
+            held = scan([file], book_depth)
+            reason = "" if held else _why_unusable(file, book_depth)
+        except CaptureError as error:
+            reason = str(error)
+        except IngestError as error:
+            reason = _why_unusable(file, book_depth) or str(error)
+        if reason:
+            taken.unread[file] = reason
+            say(f"WARN left out: {reason}")
+        else:
+            taken.captures.append(adopt(lake, file))
+            taken.keys.update(held)
+    if files and not taken.keys:
+        raise IngestError(next(iter(taken.unread.values()), f"{files[0]}: holds no frame"))
+    return taken
+
+
+def _why_unusable(file: str, book_depth: int) -> str:
+    """Why `scan` finds no key in a capture; "" when it holds control lines alone."""
+    for receive_ns, frame in read_lines(file):
+        try:
+            content = msgspec.json.decode(frame)
+        except (msgspec.DecodeError, RecursionError):
+            continue
+        if not isinstance(content, dict) or "l2" in content or "topic" not in content:
+            continue
+        sent_ms = content.get("ts")
+        if isinstance(sent_ms, int) and receive_ns - sent_ms * MS_NS > DAY_NS:
+            return (
+                f"{file}: no frame can be used: the venue's time was {utc_time(sent_ms * MS_NS)} and the "
+                f"receive time {utc_time(receive_ns)}, over a day later; record a venue of another date "
+                "by its own clock"
+            )
+        return f"{file}: no frame can be used: none of orderbook.{book_depth}, trades or a ticker"
+    return ""
