@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import dagster as dg
 
@@ -14,34 +14,41 @@ from market.compute import map_processes
 from market.errors import DataError
 from market.lake import Lake
 from market.settings import Settings
-from market.units import day_start_ns, previous_day
+from market.units import DAY_NS, day_start_ns, days_between, previous_day, utc_date
 
 if TYPE_CHECKING:
     from market.ingest import IngestReport
 
 
-def captures_for(lake: Lake, days: Iterable[str]) -> list[str]:
-    """Captures that may have frames of these dates, in time order.
+#: Captures that began so many days before a date are looked at for it.
+_DAYS_BEFORE: Final = 7
 
-    A capture is filed under the date of its first frame and may run past midnight, so the last one of
-    the day before is included; where that day has none, the last one before if it holds the date.
+
+def captures_for(lake: Lake, days: Iterable[str]) -> list[str]:
+    """Captures that may have frames of these dates, in the order of the dates that they are filed under.
+
+    A capture is filed under the date of its first frame and may go on for days: those of the week before
+    are included that reach to shortly before the date, whose book goes on from theirs.
     """
+    from market.ingest import MAX_SILENCE_NS
+
     found: dict[str, None] = {}
-    dates = lake.capture_dates()
     for day in sorted(set(days)):
-        before = max((date for date in dates if date < day), default=day)
-        last = lake.captures(before)[-1:]
-        if before == previous_day(day) or (last and _reaches(last[0], day)):
-            found |= dict.fromkeys(last)
+        since_ns = day_start_ns(day) - MAX_SILENCE_NS
+        first = utc_date(day_start_ns(day) - _DAYS_BEFORE * DAY_NS)
+        for earlier in days_between(first, previous_day(day)):
+            found |= dict.fromkeys(
+                path for path in lake.captures(earlier) if _reaches(path, since_ns)
+            )
         found |= dict.fromkeys(lake.captures(day))
     return list(found)
 
 
-def _reaches(capture: str, day: str) -> bool:
+def _reaches(capture: str, since_ns: int) -> bool:
     from market.wire.survey import last_receive_ns
 
     try:
-        return last_receive_ns(capture) >= day_start_ns(day)
+        return last_receive_ns(capture) >= since_ns
     except DataError:  # the reading of its own date will say so
         return False
 
