@@ -108,7 +108,7 @@ class PublicationState(NamedTuple):
     keys: Integers  #: (topics, 2, 2, SHOWN_LEVELS) keys by [topic, window, side], best first
     lots: Integers  #: the same shape
     levels: Integers  #: (topics, 2, 2) number of levels in a window
-    ticker: Integers  #: (9,) values last sent, by field
+    ticker: Integers  #: (9,) values last sent, by field; the venue sends those up to LAST_PRICE
     head: Records  #: (1,) `HEAD`
     own_fills: Records  #: (room,) `matching.FILL` of resting orders that are not the background's
     own_trades: Records  #: (room,) `TRADE` of each
@@ -145,7 +145,7 @@ def new_publication(topics: Sequence[tuple[int, int]], first_update: int) -> Pub
         np.zeros((len(topics), 2, 2, SHOWN_LEVELS), np.int64),
         np.zeros((len(topics), 2, 2, SHOWN_LEVELS), np.int64),
         np.zeros((len(topics), 2, 2), np.int64),
-        np.full(len(Field) + 1, _NEVER, np.int64),
+        np.full(_LAST_PRICE + 1, _NEVER, np.int64),
         np.zeros(1, HEAD),
         np.zeros(OWN_FILLS, me.FILL),
         np.zeros(OWN_FILLS, TRADE),
