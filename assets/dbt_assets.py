@@ -98,16 +98,18 @@ def table_assets(
                 left.lacks(key, "no bars")
             for key, reason in report.failed.items():
                 left.fail(key, reason)
-        if left.failed and not any(report.keys for report in reports):
-            yield from check_results(context, tests)
-        left_out = left.finish([key for report in reports for key in report.keys])
+        made_keys = [key for report in reports for key in report.keys]
+        if left.failed and not made_keys:
+            yield from check_results(context, tests, dg.AssetCheckSeverity.ERROR)
+        left_out = left.finish(made_keys)
         metadata = describe(lake, spans, reports)
         for table in tables:
             if table in selected:
                 yield dg.MaterializeResult(
                     asset_key=table, metadata={**left_out, **metadata[table]}
                 )
-        yield from check_results(context, tests)
+        # dbt's checks block a whole run: an error would keep the partitions that stand from going on.
+        yield from check_results(context, tests, dg.AssetCheckSeverity.WARN)
 
     return run
 
@@ -125,7 +127,7 @@ def log_published(context: dg.AssetExecutionContext, report: BuildReport, which:
 
 
 def check_results(
-    context: dg.AssetExecutionContext, tests: Sequence[TableTest]
+    context: dg.AssetExecutionContext, tests: Sequence[TableTest], severity: dg.AssetCheckSeverity
 ) -> Iterator[dg.AssetCheckResult]:
     """Results of the selected checks; one that ran for several spans must pass in all.
 
@@ -145,6 +147,7 @@ def check_results(
                 asset_key=key.asset_key,
                 check_name=key.name,
                 passed=all(test.passed for test in ran),
+                severity=severity,
                 metadata={
                     "failing rows": sum(test.failures for test in ran),
                     "message": "; ".join(test.message for test in ran if test.message),

@@ -164,7 +164,8 @@ def test_features_are_stored_rounded_and_all_else_as_computed(built: Any) -> Non
 def test_batches_show_as_they_end_and_a_failure_keeps_those_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second date's bars fail a test of dbt: the first is published and shows as materialised."""
+    """The second date's bars fail a test of dbt: the first is published and shows as such at once; the
+    run goes on with it, and names the second."""
     lake = Lake(tmp_path / "lake")
     monkeypatch.setenv("L2_ROOT", lake.base)
     write_bars(lake, "BTCUSDT", SATURDAY, 1, 100)
@@ -175,7 +176,7 @@ def test_batches_show_as_they_end_and_a_failure_keeps_those_before(
     lake.write("bars", "BTCUSDT", SUNDAY, wrong, inputs="wrong")
     one_by_one = table_assets("warehouse", TABLES, _build_features, _describe_features, batch=1)
     instance = dg.DagsterInstance.ephemeral()
-    dg.materialize(
+    result = dg.materialize(
         [one_by_one],
         tags=range_tags(SATURDAY, SUNDAY, ("BTCUSDT",)),
         resources={"platform": Platform()},
@@ -185,9 +186,24 @@ def test_batches_show_as_they_end_and_a_failure_keeps_those_before(
     assert {table: lake.partitions(table) for table in TABLES} == {
         table: [("BTCUSDT", SATURDAY)] for table in TABLES
     }
-    for table in TABLES:
-        shown = instance.get_materialized_partitions(dg.AssetKey(table))
-        assert shown == {partition_key("BTCUSDT", SATURDAY)}
+    published = [
+        event
+        for event in result.get_asset_materialization_events()
+        if "published" in event.materialization.metadata
+    ]
+    assert {event.materialization.partition for event in published} == {
+        partition_key("BTCUSDT", SATURDAY)
+    }
+    assert len(published) == len(TABLES)
+    assert result.success
+    (told,) = {
+        str(event.materialization.metadata["failed partitions"].value)
+        for event in result.get_asset_materialization_events()
+        if "failed partitions" in event.materialization.metadata
+    }
+    assert told.startswith(f"{{'{SUNDAY} BTCUSDT': 'dbt test bars_can_be_used")
+    failing = [c for c in result.get_asset_check_evaluations() if not c.passed]
+    assert {check.severity for check in failing} == {dg.AssetCheckSeverity.WARN}
     assert not any((Path(lake.base) / "staging").iterdir())
 
 
