@@ -42,12 +42,13 @@ def take_in(
             reason = _why_unusable(file, book_depth) or str(error)
         if reason:
             taken.unread[file] = reason
-            say(f"WARN left out: {reason}")
         else:
             taken.captures.append(adopt(lake, file))
             taken.keys.update(held)
     if files and not taken.keys:
-        raise IngestError(next(iter(taken.unread.values()), f"{files[0]}: holds no frame"))
+        raise IngestError("; ".join(taken.unread.values()) or f"{files[0]}: holds no frame")
+    for reason in taken.unread.values():
+        say(f"WARN left out: {reason}")
     return taken
 
 
