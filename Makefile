@@ -22,7 +22,8 @@ proof: $(READY) bench-peers
 	$(BIN)/l2 synth --ic 48
 	$(BIN)/l2 study --synthetic --days 20 --every 3000
 	$(BIN)/python -m proving.soak --seconds 600 --rate 10000
-	for area in market capture execution synth sandbox; do $(BIN)/l2 bench $$area || exit 1; done
+	$(BIN)/python -m tests.market.corpus --seconds 600 --seed 1000
+	for area in market capture lake backtest execution synth sandbox; do $(BIN)/l2 bench $$area || exit 1; done
 
 # The independent engine, in an environment of its own; then what is marked for it: the simulator
 # must answer as it does, order for order.
