@@ -81,6 +81,9 @@ def test_a_pipeline_report_names_what_failed_and_why() -> None:
                  "breaches": ["critical: completeness in 2026-03-02 BTCUSDT"]},
                 {"asset": "bars", "check": "bars_quality", "passed": True, "severity": "WARN"},
             ],
+            "without_data": {"2026-03-03 ETHUSDT": "no capture"},
+            "failed_partitions": {},
+            "unread": {},
             "verdict": "not_enough_data",
             "reasons": ["0 test blocks of at least 5"],
             "champion": "none",
@@ -89,8 +92,9 @@ def test_a_pipeline_report_names_what_failed_and_why() -> None:
             "failed_steps": ["bars"],
         }
     )  # fmt: skip
-    assert "checks 1 of 2 passed" in " ".join(text.split())
-    assert "ERROR events.events_quality" in text
+    assert "checks 1 passed, 1 failed" in " ".join(text.split())
+    assert "failed: events.events_quality" in text
+    assert "WARN no data: " in text
     assert "critical: completeness in 2026-03-02 BTCUSDT" in text
     assert "0 test blocks of at least 5" in text
     assert "all-in bps" in text
