@@ -40,7 +40,7 @@ def check() -> None:
 
 
 @contextmanager
-def told(at_signal: Callable[[], object], at_kill: Callable[[], object]) -> Iterator[None]:
+def on_interrupt(at_signal: Callable[[], object], at_kill: Callable[[], object]) -> Iterator[None]:
     """Call ``at_signal`` when a signal arrives, ``at_kill`` before the process is ended by force.
 
     Both run in the watching thread, and an exception of theirs is ignored.
@@ -55,7 +55,7 @@ def told(at_signal: Callable[[], object], at_kill: Callable[[], object]) -> Iter
 
 
 @contextmanager
-def watched(name: str, grace_s: float = GRACE_S) -> Iterator[None]:
+def interruptible(name: str, grace_s: float = GRACE_S) -> Iterator[None]:
     """Turn both signals into KeyboardInterrupt, and end the process if that is not enough.
 
     Outside the main thread, where no handler can be installed, nothing is done.

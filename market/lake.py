@@ -238,7 +238,7 @@ class Lake:
     def freeze(
         self, folder: Path, tables: Iterable[str], first: str = "", last: str = "9999-12-31"
     ) -> str:
-        """Hard links, under ``folder``, of partitions as they stand; returns the base to read from.
+        """A snapshot: hard links under ``folder`` of partitions as they stand; the base to read from.
 
         DuckDB opens a file again for each of its threads: were it replaced in between, the footer of
         one version would be read with the data of another. A file system without hard links gives
@@ -308,7 +308,7 @@ class Lake:
 
     @contextmanager
     def working_on(self, first: str, last: str) -> Iterator[None]:
-        """Keep other runs from these dates, both included; who comes second waits, and says so.
+        """Lock these dates, both included, against other runs: who comes second waits, and says so.
 
         What killed runs left is removed. An object store has no such lock.
         """

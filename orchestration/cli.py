@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settle_home()
         _export(common().parse_known_args(rest)[0])
-        with interruption.watched(name):
+        with interruption.interruptible(name):
             parser, run = loaded(name)
             options = parser.parse_args(rest)
             settings = load()

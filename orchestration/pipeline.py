@@ -55,7 +55,7 @@ def run(
         chosen = [key for key in keys if key.to_user_string() not in without]
     instance, run_id = dagster_instance(settings), str(uuid4())
     _cancel_killed(instance)
-    with interruption.told(
+    with interruption.on_interrupt(
         at_signal=lambda: instance.report_run_canceling(_run(instance, run_id)),
         at_kill=lambda: instance.report_run_canceled(_run(instance, run_id)),
     ):
