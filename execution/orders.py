@@ -1,14 +1,10 @@
-"""Orders, their states, and the messages between an algorithm and a venue: requests and outcomes.
+"""Orders, their states, and the messages between us and a venue: requests, and evidence of what became
+of them.
 
 Signs: ``side`` is +1 buy, -1 sell, and a formula has one path with the sign in it. Prices are ticks
 and quantities lots, integers both. Times are epoch ns.
 
-    PENDING_NEW ──► NEW ──► PARTIALLY_FILLED ──► FILLED
-         │           │            │
-         │           └──► PENDING_CANCEL ──► CANCELLED
-         ├──► REJECTED
-         └──► UNKNOWN, from any state not final: no answer came (`Lost`); the venue's next event about
-              the order, or reconciliation, leads out of it
+`execution.order_machine` folds the evidence into the state of each order; nobody else does.
 """
 
 from __future__ import annotations
@@ -65,7 +61,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, gc=False):
 
 
 class Submit(Message, frozen=True, kw_only=True):
-    """A new order. ``client_id`` is unique for ever: sent twice, the second is rejected."""
+    """A new order. ``client_id`` is unique for ever: sent twice, the second is rejected.
+
+    ``stop_ticks`` is the trigger price of the stop that the venue arms with the position that the order
+    opens; 0 for none.
+    """
 
     client_id: str
     symbol: str
@@ -75,6 +75,7 @@ class Submit(Message, frozen=True, kw_only=True):
     order_type: OrderType = OrderType.LIMIT
     time_in_force: TimeInForce = TimeInForce.GTC
     reduce_only: bool = False
+    stop_ticks: int = 0
 
 
 class Amend(Message, frozen=True, kw_only=True):
@@ -94,11 +95,24 @@ class Cancel(Message, frozen=True, kw_only=True):
 Action = Submit | Amend | Cancel
 
 
-# -- events: outcomes ------------------------------------------------------------------------------
+# -- evidence: what the venue says, or does not say ------------------------------------------------
+
+
+class ExecutionType(StrEnum):
+    """What moved a position. An execution of an unknown type halts its symbol."""
+
+    TRADE = "Trade"
+    DELEVERAGING = "AdlTrade"
+    LIQUIDATION = "BustTrade"
+    SETTLEMENT = "Settle"
+    UNKNOWN = "unknown"
 
 
 class OrderEvent(Message, frozen=True, kw_only=True):
-    """Base: ``time_ns`` is when we learn it, ``venue_ns`` when it happened at the venue."""
+    """Base: ``time_ns`` is when we learn it, ``venue_ns`` when it happened at the venue.
+
+    ``client_id`` is empty for what is not of an order of ours.
+    """
 
     client_id: str
     time_ns: int
@@ -112,9 +126,13 @@ class Accepted(OrderEvent, frozen=True, kw_only=True):
 
 
 class Rejected(OrderEvent, frozen=True, kw_only=True):
-    """The venue did not take the order, or our own guard denied it (reason ``risk: …``)."""
+    """The venue did not take the order, or our own guard denied it (reason ``risk: …``).
+
+    ``duplicate``: the id was used before, which is evidence that an order of that id is at the venue.
+    """
 
     reason: str
+    duplicate: bool = False
 
 
 class Filled(OrderEvent, frozen=True, kw_only=True):
@@ -130,6 +148,8 @@ class Filled(OrderEvent, frozen=True, kw_only=True):
     leaves_lots: int
     #: Queue ahead when the order was placed, for the analysis of queue position.
     queue_ahead_lots: int = 0
+    venue_order_id: str = ""
+    type: ExecutionType = ExecutionType.TRADE
 
 
 class Amended(OrderEvent, frozen=True, kw_only=True):
@@ -147,17 +167,36 @@ class Cancelled(OrderEvent, frozen=True, kw_only=True):
 
 
 class CancelRejected(OrderEvent, frozen=True, kw_only=True):
-    """A cancel or amend was rejected (too late, or no open order); the order's state is unchanged."""
-
-    reason: str
-
-
-class Lost(OrderEvent, frozen=True, kw_only=True):
-    """No answer came: the order is UNKNOWN until the venue says what became of it. No venue here produces
-    it yet; the paper venue answers every request.
+    """A cancel or amend was rejected; the order's state is unchanged, unless it is ``gone``: the venue
+    has no such open order, so what became of it has to be asked.
     """
 
     reason: str
+    gone: bool = False
 
 
-Event = Accepted | Rejected | Filled | Amended | Cancelled | CancelRejected | Lost
+class Lost(OrderEvent, frozen=True, kw_only=True):
+    """No answer came within the deadline: the order is UNKNOWN until evidence closes it."""
+
+    reason: str
+
+
+class OrderReport(OrderEvent, frozen=True, kw_only=True):
+    """An order as the venue states it, on the private stream or in a query: cumulative, so that reports
+    may be lost, repeated or late. ``filled_lots`` is the cumulative executed quantity, ``state`` one of
+    NEW, PARTIALLY_FILLED, FILLED, CANCELLED and REJECTED; ``is_stop`` for an untriggered stop.
+    """
+
+    venue_order_id: str
+    symbol: str
+    side: int
+    state: OrderState
+    price_ticks: int
+    qty_lots: int
+    filled_lots: int
+    reason: str = ""
+    reduce_only: bool = False
+    is_stop: bool = False
+
+
+Event = Accepted | Rejected | Filled | Amended | Cancelled | CancelRejected | Lost | OrderReport
