@@ -149,7 +149,7 @@ class Filled(OrderEvent, frozen=True, kw_only=True):
     #: Queue ahead when the order was placed, for the analysis of queue position.
     queue_ahead_lots: int = 0
     venue_order_id: str = ""
-    type: ExecutionType = ExecutionType.TRADE
+    execution: ExecutionType = ExecutionType.TRADE
 
 
 class Amended(OrderEvent, frozen=True, kw_only=True):
