@@ -14,6 +14,7 @@ reconnects too.
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import queue
 import random
@@ -21,7 +22,8 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
@@ -39,6 +41,12 @@ SILENCE_NS: Final = 60 * SECOND_NS
 
 #: So many first frames, all of another date than our clock, end a feed: one alone may be wrong.
 MISDATED: Final = 20
+
+#: Resubscriptions of a topic without a snapshot before the connection is replaced.
+RENEWALS: Final = 4
+
+_OPENS: Final = ("orderbook.", "tickers.")  #: topics that open with a snapshot
+_TOPIC: Final = re.compile(rb'"topic"\s*:\s*"([^"]+)"')
 
 #: Captures are read in small blocks: decompressing a large one would delay the frames in it.
 BLOCK_BYTES: Final = 1 << 16
@@ -68,8 +76,7 @@ class Feed(Protocol):
     def __iter__(self) -> Iterator[Item]: ...
 
     def stop(self) -> None:
-        """End the iteration soon; may be called from a signal handler or another thread."""
-        ...
+        """End the iteration soon; may be called from anywhere."""
 
 
 class RenewableFeed(Feed, Protocol):
@@ -77,7 +84,6 @@ class RenewableFeed(Feed, Protocol):
 
     @property
     def deepest_queue(self) -> int: ...
-
     def renew(self, topics: Sequence[str]) -> None: ...
 
 
@@ -184,16 +190,16 @@ class Backoff:
     ) -> None:
         self._first_s, self._limit_s = first_s, limit_s
         self._random = random.Random(seed)
-        self._attempt = 0
+        self.attempt = 0  #: waits given since the last success
 
     def reset(self) -> None:
         """Start again at ``first_s``, after a success."""
-        self._attempt = 0
+        self.attempt = 0
 
     def next_s(self) -> float:
         """Seconds to wait before the next attempt."""
-        ceiling = min(self._limit_s, self._first_s * 2**self._attempt)
-        self._attempt = min(self._attempt + 1, 32)
+        ceiling = min(self._limit_s, self._first_s * 2**self.attempt)
+        self.attempt = min(self.attempt + 1, 32)
         return self._random.uniform(ceiling / 2, ceiling)
 
 
@@ -206,12 +212,14 @@ class WireFeed:
 
     The venue refuses a whole request for one topic that it does not have, a delisted symbol's for one.
     The others are asked for again at once, and the refused ones later, after waits of ``ask_again``; a
-    control line ``refused`` names them, and one ``restored`` those that are back.
+    control line ``refused`` names them, one ``restored`` those that are back. A refusal that names no
+    topic, as of a venue that is restarting, passes: all are asked for again after waits of ``quick``.
 
     FeedError when the first connection fails, as a wrong address always will, when every topic is
-    refused, and when the first frames are all over a day off our clock, so that none can be used.
-    ``clock_ns`` stamps frames and measures ``duration_s``; ``speed`` is its speed relative to the wall
-    clock. ``keep_replies`` passes on replies to our requests too.
+    refused before any was subscribed, and when the first frames are all over a day off our clock.
+    ``clock_ns`` stamps frames and measures ``duration_s``, ``speed`` is its speed to the wall clock's.
+    ``keep_replies`` passes on replies to our requests too. ``inbox`` is the queue that the iteration
+    reads; others may put into it, and what they put is given out as it is.
     """
 
     def __init__(
@@ -224,30 +232,32 @@ class WireFeed:
         connect_s: float = 10.0,
         backoff: Backoff | None = None,
         ask_again: Backoff | None = None,
+        quick: Backoff | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         speed: float = 1.0,
         keep_replies: bool = False,
+        inbox: queue.SimpleQueue[Any] | None = None,
     ) -> None:
         if not url.startswith(("ws://", "wss://")):
             raise FeedError(f"{url}: expected a ws:// or wss:// address")
         self.first_ns = 0  #: only the venue knows
-        self._url = url
-        self._topics = list(topics)
-        self._duration_s = duration_s
-        self._ping_s = ping_s
-        self._connect_s = connect_s
+        self._url, self._topics, self._duration_s = url, list(topics), duration_s
+        self._ping_s, self._connect_s = ping_s, connect_s
         self._backoff = backoff or Backoff()
         self._ask_again = ask_again or Backoff(60.0, 900.0)
+        self._quick = quick or Backoff(2.0, 30.0)
         self._clock_ns, self._speed = clock_ns, speed
         self._keep_replies = keep_replies
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._renewals: asyncio.Queue[list[str]] = asyncio.Queue()
+        self._wanted = asyncio.Event()  #: `_again` or `_replace` changed
+        self._replace = False  #: the connection shall be replaced
         #: Subscriptions without a reply yet: their topics, and those refused before, with the reason.
         self._asked: deque[tuple[list[str], dict[str, str]]] = deque()
         self._accepted = False  #: a subscription was, once
         self._refused: dict[str, str] = {}  #: topic -> reason, as of its last reply
+        self._again: dict[str, tuple[float, Backoff]] = {}  #: topic -> when to subscribe it again
         self._misdated = 0  #: frames over a day off our clock, until one is not; -1 from then on
-        self._queue: queue.SimpleQueue[Item | FeedError | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Any] = inbox or queue.SimpleQueue()
         self._stopped = threading.Event()
         self._last_ns = 0
         self._received = False  #: a message since the last ping
@@ -260,10 +270,11 @@ class WireFeed:
     def renew(self, topics: Sequence[str]) -> None:
         """Resubscribe these topics, which gives each a new snapshot; without any, reconnect.
 
-        May be called from the consumer's thread.
+        A book or ticker without a snapshot is resubscribed again, with growing patience; after
+        `RENEWALS` of them the connection is replaced. May be called from the consumer's thread.
         """
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._renewals.put_nowait, list(topics))
+            self._loop.call_soon_threadsafe(self._want, tuple(topics))
 
     def __iter__(self) -> Iterator[Item]:
         reader = threading.Thread(target=self._run, name="feed", daemon=True)
@@ -310,14 +321,11 @@ class WireFeed:
             task.result()
 
     async def _ticks(self) -> None:
-        end_ns = (
-            self._clock_ns() + round(self._duration_s * 1e9)
-            if self._duration_s is not None
-            else None
-        )
+        lasts_s = math.inf if self._duration_s is None else self._duration_s
+        end_ns = self._clock_ns() + lasts_s * 1e9
         while not self._stopped.is_set():
             now = self._clock_ns()
-            if end_ns is not None and now >= end_ns:
+            if now >= end_ns:
                 return
             await asyncio.sleep((TICK_NS - now % TICK_NS) / 1e9 / self._speed)
             boundary = self._clock_ns() // TICK_NS * TICK_NS
@@ -353,12 +361,13 @@ class WireFeed:
 
     async def _session(self, socket: Any) -> None:
         self._asked.clear()
+        self._again.clear()  # and what was wanted of a previous connection
+        self._replace = False
         await self._subscribe(socket, self._topics, {})
         self._control("subscribe", topics=self._topics)
         helpers = [
             asyncio.create_task(self._ping(socket)),
             asyncio.create_task(self._renew(socket)),
-            asyncio.create_task(self._retry_refused(socket)),
         ]
         try:
             while True:
@@ -366,7 +375,11 @@ class WireFeed:
                 self._received = True
                 if b'"topic"' in message[:256]:
                     self._backoff.reset()
+                    self._accepted = True
                     self._put(message)
+                    if self._again and b'"snapshot"' in message[:256]:
+                        topic = _TOPIC.search(message)
+                        self._again.pop(topic[1].decode() if topic else "", None)
                     if self._misdated >= 0:
                         self._check_date(message)
                 else:
@@ -378,33 +391,55 @@ class WireFeed:
 
     async def _subscribe(self, socket: Any, topics: list[str], refused: dict[str, str]) -> None:
         self._asked.append((topics, refused))
-        await socket.send(msgspec.json.encode({"op": "subscribe", "args": topics}).decode())
+        await self._ask(socket, "subscribe", topics)
+
+    async def _ask(self, socket: Any, what: str, topics: list[str]) -> None:
+        await socket.send(msgspec.json.encode({"op": what, "args": topics}).decode())
+
+    def _want(self, topics: tuple[str, ...]) -> None:
+        self._replace |= not topics
+        fresh = [topic for topic in topics if topic not in self._again]
+        self._again |= dict.fromkeys(fresh, (0.0, copy.copy(self._quick)))
+        self._wanted.set()
+
+    def _later(self, topics: Iterable[str], patience: Backoff) -> None:
+        at_s = asyncio.get_running_loop().time() + patience.next_s()
+        self._again |= dict.fromkeys(topics, (at_s, patience))
+        self._wanted.set()
 
     async def _renew(self, socket: Any) -> None:
-        while not self._renewals.empty():
-            self._renewals.get_nowait()  # requested on a previous connection
-        while topics := await self._renewals.get():
-            self._control("renew", topics=topics)
-            await socket.send(msgspec.json.encode({"op": "unsubscribe", "args": topics}).decode())
-            await self._subscribe(socket, topics, {})
+        """Subscribe topics again when they are due; replace the connection when that is in vain."""
+        clock = asyncio.get_running_loop().time
+        while not self._replace:
+            due_s = min((at_s for at_s, _ in self._again.values()), default=clock() + 3600)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), max(0.0, due_s - clock()))
+            self._wanted.clear()
+            due: dict[Backoff, list[str]] = {}
+            for topic, (at_s, patience) in self._again.items():
+                if at_s <= clock():
+                    due.setdefault(patience, []).append(topic)
+            for patience, topics in due.items():
+                for topic in topics:
+                    del self._again[topic]
+                if not self._refused.keys() >= set(topics):
+                    if patience.attempt == RENEWALS:
+                        self._replace = True
+                        break
+                    self._control("renew", topics=topics)
+                    await self._ask(socket, "unsubscribe", topics)
+                    # Due again unless the snapshot comes with which it opens.
+                    self._later([name for name in topics if name.startswith(_OPENS)], patience)
+                await self._subscribe(socket, topics, {})
         await socket.close(code=1001, reason="reconnect")
-
-    async def _retry_refused(self, socket: Any) -> None:
-        while True:
-            await asyncio.sleep(self._ask_again.next_s())
-            if self._refused:
-                await self._subscribe(socket, list(self._refused), {})
-            else:
-                self._ask_again.reset()
 
     async def _reply(self, socket: Any, message: bytes) -> None:
         """Check the reply to a request; dropped, unless ``keep_replies``, as it is no market data."""
         if self._keep_replies:
             self._put(message)
-        try:
+        reply = None
+        with suppress(msgspec.DecodeError):
             reply = msgspec.json.decode(message)
-        except msgspec.DecodeError:
-            reply = None
         if not isinstance(reply, dict) or "op" not in reply:
             if not self._keep_replies:
                 self._put(message)  # unknown: the decoder rejects, counts and quarantines it
@@ -434,6 +469,12 @@ class WireFeed:
         if back := [topic for topic in accepted if self._refused.pop(topic, "")]:
             self._control("restored", topics=back)
         self._refused |= refused
+        for patience, named in ((self._ask_again, True), (self._quick, False)):
+            if topics := [name for name, why in refused.items() if (name in why) == named]:
+                self._later(topics, patience)
+        if not self._refused:
+            self._ask_again.reset()
+            self._quick.reset()
 
     def _check_date(self, message: bytes) -> None:
         """FeedError when the first frames are all over a day off our clock."""
