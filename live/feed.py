@@ -7,8 +7,7 @@ no earlier frame follows. The two feeds are interchangeable for a worker:
     ReplayFeed   captures; first as fast as possible (warm-up), then at ``speed`` times real time
     WireFeed     public V5 WebSocket; subscribes, sends heartbeats, reconnects, stamps at the socket read
 
-Control lines (``{"l2": …}``) are passed on among the frames, so that the worker's own capture shows
-reconnects too.
+Control lines (``{"l2": …}``) are passed on among the frames: captures show reconnects too.
 """
 
 from __future__ import annotations
