@@ -1,17 +1,21 @@
 """Safety: what is measured → its limit → what is done → what clears it, as one table; operators' commands.
 
-Pure: `Core` tells it facts and commands, and asks for the mode in force before it opens anything.
+Pure: the core tells it facts, and asks for the mode in force before it opens anything. What a limit did and
+what an operator ordered outlive a restart (`SafetyState`), so that no crash forgets a loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable
 from enum import IntEnum
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from live.messages import Command, Effect
+from live.messages import Command, Effect, Say
 from market.settings import Risk
+from market.units import DAY_NS, SECOND_NS
 
 
 class Mode(IntEnum):
@@ -25,32 +29,266 @@ class Mode(IntEnum):
     HALT = 5  #: everything is cancelled; only reducing orders and stops are sent
 
 
-class SafetyState(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint of `Safety`."""
+class Limit(NamedTuple):
+    """A row of the table. ``setting`` of `[risk]` holds the limit; empty for a fact that is 0 or 1.
+
+    ``clears``: "eased" once the fact is within ``ease`` × the limit; "day" at the next UTC day, or by
+    `l2 resume`; "resume" by that alone. ``below``: a fact under its limit is the bad one. ``again``: a
+    resumed loss may grow by its limit once more.
+    """
+
+    name: str
+    fact: str
+    setting: str
+    action: Mode
+    clears: Literal["eased", "day", "resume"] = "eased"
+    ease: float = 0.8
+    below: bool = False
+    again: bool = False
+
+    def bound(self, limits: Risk) -> float:
+        return float(getattr(limits, self.setting)) if self.setting else 1.0
+
+
+#: Facts: ``stale_s`` since the last frame, ``gap_s`` since the book was last valid, ``late_s`` from a
+#: second's end to its decision, ``clock_skew_s`` of the venue's clock against ours, ``rate_used`` of the
+#: request limit, ``rejects`` in a minute, losses in quote currency, the account's maintenance
+#: ``margin_rate``, ``liquidation_bps`` from the mid to the liquidation price, and flags.
+LIMITS: Final = (
+    Limit("stale data", "stale_s", "stale_s", Mode.PAUSE),
+    Limit("long stale data", "stale_s", "gap_flatten_s", Mode.FLATTEN, ease=0.1),
+    Limit("gap", "gap_s", "gap_s", Mode.PAUSE),
+    Limit("long gap", "gap_s", "gap_flatten_s", Mode.FLATTEN, ease=0.1),
+    Limit("clock skew", "clock_skew_s", "clock_skew_s", Mode.PAUSE),
+    Limit("late decisions", "late_s", "late_s", Mode.PASSIVE),
+    Limit("very late decisions", "late_s", "late_pause_s", Mode.PAUSE),
+    Limit("rate limit nearly used", "rate_used", "rate_share", Mode.PAUSE),
+    Limit("reject burst", "rejects", "rejects_per_min", Mode.PAUSE, ease=0.5),
+    Limit("daily loss", "day_loss_usdt", "daily_loss_usdt", Mode.REDUCE, "day", again=True),
+    Limit("drawdown", "drawdown_usdt", "drawdown_usdt", Mode.REDUCE, "resume", again=True),
+    Limit("margin", "margin_rate", "margin_reduce", Mode.REDUCE),
+    Limit("margin nearly used", "margin_rate", "margin_flatten", Mode.FLATTEN),
+    Limit("liquidation", "liquidation_bps", "liquidation_bps", Mode.REDUCE, ease=1.2, below=True),
+    Limit(
+        "liquidation close",
+        "liquidation_bps",
+        "liquidation_flatten_bps",
+        Mode.FLATTEN,
+        ease=1.5,
+        below=True,
+    ),
+    Limit("decay alarm", "decay", "", Mode.PAUSE, "resume"),
+    Limit("disk full", "disk_full", "", Mode.REDUCE),
+    #: The venue holds what the log does not explain, and the policy is to halt.
+    Limit("unexplained", "unexplained", "", Mode.HALT, "resume"),
+)
+
+#: Names of limits by fact.
+_BY_FACT: Final = {fact: [x for x in LIMITS if x.fact == fact] for fact in {x.fact for x in LIMITS}}
+_BY_NAME: Final = {limit.name: limit for limit in LIMITS}
+
+#: Settings of `[risk]` whose larger value is the tighter one, and those that are no limits.
+_LARGER: Final = frozenset({"liquidation_bps", "liquidation_flatten_bps"})
+_NO_LIMITS: Final = frozenset({"close_bps"})
+
+_MODES: Final = {"halt": Mode.HALT, "flatten": Mode.FLATTEN, "pause": Mode.PAUSE}
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """An operator's order that stands until it is resumed."""
+
+    mode: Mode
+    who: str
+    reason: str
+    since_ns: int
+
+
+class SafetyState(msgspec.Struct, kw_only=True):
+    """What outlives a restart. Keys of limits are ``name/SYMBOL``, without symbol for all."""
+
+    reached: dict[str, int] = {}  #: since when, ns
+    bases: dict[str, float] = {}  #: losses that were resumed from
+    facts: dict[str, float] = {}  #: last values of what was resumed or may be
+    standing: dict[str, Standing] = {}  #: by symbol, empty for all
+    limits: dict[str, float] = {}  #: `[risk]` as tightened
+    counts: dict[str, int] = {}  #: how often each limit was reached
+    rejects_ns: list[int] = []
+    day: int = 0
 
 
 class Safety:
-    """The mode of each symbol, by facts and commands. Times are epoch ns."""
+    """The mode of each symbol, by facts and commands. Times are epoch ns; ``emit`` takes the lines.
+
+    ``limits`` is `[risk]` as tightened by commands: the guard's limits as well.
+    """
 
     def __init__(
-        self, symbols: Iterable[str], risk: Risk, state: SafetyState | None = None
+        self,
+        symbols: Iterable[str],
+        risk: Risk,
+        emit: Callable[[Effect], None],
+        state: SafetyState | None = None,
     ) -> None:
-        self.limits = risk  #: `[risk]` as tightened by commands; the guard's limits
+        self._symbols = list(symbols)
+        self._emit = emit
+        self._state = state = copy.deepcopy(state) or SafetyState()
+        # Settings may have become tighter than what was ordered.
+        tighter = {n: v for n, v in state.limits.items() if _is_tighter(n, v, getattr(risk, n))}
+        self.limits = _replaced(risk, tighter)
+        self._modes: dict[str, Mode] = {}
+        self._renew()
 
-    def see(self, now_ns: int, fact: str, value: float, symbol: str = "") -> list[Effect]:
-        """A fact's value now, of a symbol or (empty) of all; a line is said once per change."""
-        raise NotImplementedError
-
-    def command(self, now_ns: int, command: Command) -> list[Effect]:
-        """Honour halt, flatten, resume, pause, limits, and ``fact``: measurements from outside the core
-        (``limits`` holds name → value: late_s, clock_skew_s, disk_full, decay).
-        """
-        raise NotImplementedError
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each limit was reached, by its name."""
+        return dict(self._state.counts)
 
     def mode(self, symbol: str) -> Mode:
         """The strictest mode in force for a symbol."""
-        raise NotImplementedError
+        return self._modes[symbol]
+
+    def why(self, symbol: str) -> list[str]:
+        """What holds a symbol's mode, the limits' names and the operators' reasons."""
+        state = self._state
+        reached = [key.rpartition("/")[0] for key in state.reached if _concerns(key, symbol)]
+        ordered = [state.standing[s].reason for s in ("", symbol) if s in state.standing]
+        return reached + ordered
 
     def snapshot(self) -> SafetyState:
         """For a checkpoint."""
-        raise NotImplementedError
+        return copy.deepcopy(self._state)
+
+    # -- facts -----------------------------------------------------------------------------------
+
+    def see(self, now_ns: int, fact: str, value: float, symbol: str = "") -> None:
+        """A fact's value now, of a symbol or (empty) of all; NaN, not known, changes nothing."""
+        changed = False
+        for limit in _BY_FACT[fact]:
+            changed |= self._weigh(now_ns, limit, value, symbol)
+        if changed:
+            self._renew()
+
+    def _weigh(self, now_ns: int, limit: Limit, value: float, symbol: str) -> bool:
+        state, key = self._state, f"{limit.name}/{symbol}"
+        bound = limit.bound(self.limits) + state.bases.get(key, 0.0)
+        if limit.again:
+            state.facts[key] = value
+        if value <= bound if limit.below else value >= bound:
+            if key in state.reached:
+                return False
+            state.reached[key] = now_ns
+            state.counts[limit.name] = state.counts.get(limit.name, 0) + 1
+            self._say("warning", "limit reached", limit, symbol, value=value, bound=bound)
+            return True
+        eased = value > bound * limit.ease if limit.below else value < bound * limit.ease
+        if limit.clears == "eased" and eased and key in state.reached:
+            self._clear(key, value=value, by="fact")
+            return True
+        return False
+
+    def rejected(self, now_ns: int) -> None:
+        """The venue refused a request."""
+        self._state.rejects_ns.append(now_ns)
+        self.see(now_ns, "rejects", float(len(self._state.rejects_ns)))
+
+    def second(self, now_ns: int) -> None:
+        """A second passed: what a minute or a UTC day clears."""
+        state = self._state
+        if state.rejects_ns:
+            recent = [ns for ns in state.rejects_ns if ns > now_ns - 60 * SECOND_NS]
+            state.rejects_ns = recent
+            self.see(now_ns, "rejects", float(len(recent)))
+        if state.day != now_ns // DAY_NS:
+            state.day = now_ns // DAY_NS
+            for key in [*state.reached, *state.bases]:
+                if _BY_NAME[key.rpartition("/")[0]].clears == "day":
+                    state.bases.pop(key, None)
+                    if key in state.reached:
+                        self._clear(key, by="new day")
+            self._renew()
+
+    # -- commands --------------------------------------------------------------------------------
+
+    def command(self, now_ns: int, command: Command) -> None:
+        """Honour halt, flatten, pause, resume and limits, and take in ``fact``: measurements from outside the
+        core (``limits`` holds name → value: late_s, clock_skew_s, disk_full, decay).
+        """
+        state, symbol = self._state, command.symbol
+        if command.command == "fact":
+            for fact, value in command.limits.items():
+                if fact in _BY_FACT:
+                    self.see(now_ns, fact, value, symbol)
+            return
+        by: dict[str, object] = {"who": command.who, "reason": command.reason, "symbol": symbol}
+        self._emit(Say(level="warning", event=f"command {command.command}", fields=by))
+        if command.command in _MODES:
+            state.standing[symbol] = Standing(
+                mode=_MODES[command.command],
+                who=command.who,
+                reason=command.reason,
+                since_ns=now_ns,
+            )
+        elif command.command == "resume":
+            self._resume(symbol)
+        elif command.command == "limits":
+            self._tighten(command)
+        self._renew()
+
+    def _resume(self, symbol: str) -> None:
+        """Lift what stands; of all symbols, for an empty one."""
+        state = self._state
+        for other in [s for s in state.standing if symbol in ("", s)]:
+            del state.standing[other]
+        for key in list(state.reached):
+            name, _, concerned = key.rpartition("/")
+            limit = _BY_NAME[name]
+            if limit.clears != "eased" and symbol in ("", concerned):
+                if limit.again:
+                    state.bases[key] = state.facts.get(key, 0.0)
+                self._clear(key, by="resume")
+
+    def _tighten(self, command: Command) -> None:
+        for name, value in command.limits.items():
+            old = getattr(self.limits, name, None)
+            if old is None or name in _NO_LIMITS or not _is_tighter(name, value, old):
+                why = "limits are only tightened here; loosen them in the settings and start anew"
+                fields = {"limit": name, "value": value, "present": old, "why": why}
+                self._emit(Say(level="error", event="limit not changed", fields=fields))
+                continue
+            self._state.limits[name] = value
+            self.limits = _replaced(self.limits, {name: value})
+            fields = {"limit": name, "value": value, "before": old}
+            self._emit(Say(level="warning", event="limit tightened", fields=fields))
+
+    # -- what follows ----------------------------------------------------------------------------
+
+    def _clear(self, key: str, **fields: object) -> None:
+        name, _, symbol = key.rpartition("/")
+        del self._state.reached[key]
+        self._say("info", "limit cleared", _BY_NAME[name], symbol, **fields)
+
+    def _say(self, level: str, event: str, limit: Limit, symbol: str, **fields: object) -> None:
+        about = {"limit": limit.name, "action": limit.action.name.lower(), "symbol": symbol}
+        self._emit(Say(level=level, event=event, fields=about | fields))
+
+    def _renew(self) -> None:
+        state = self._state
+        for symbol in self._symbols:
+            modes = [
+                _BY_NAME[k.rpartition("/")[0]].action for k in state.reached if _concerns(k, symbol)
+            ]
+            modes += [state.standing[s].mode for s in ("", symbol) if s in state.standing]
+            self._modes[symbol] = max(modes, default=Mode.NORMAL)
+
+
+def _concerns(key: str, symbol: str) -> bool:
+    return key.rpartition("/")[2] in ("", symbol)
+
+
+def _is_tighter(name: str, value: float, present: float) -> bool:
+    return value >= present if name in _LARGER else 0 < value <= present
+
+
+def _replaced(limits: Risk, values: dict[str, float]) -> Risk:
+    fields = {n: type(getattr(limits, n))(v) for n, v in values.items()}
+    return msgspec.structs.replace(limits, **fields)

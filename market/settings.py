@@ -130,6 +130,27 @@ class Risk(Struct, frozen=True, kw_only=True):
     #: A position nearer to its liquidation price than this is not increased (bps). Not in force yet: the
     #: worker does not tell the guard a liquidation price.
     liquidation_bps: Positive = 500.0
+    #: The stop that the venue holds with a position is this far from the entry price (bps).
+    stop_bps: Positive = 300.0
+    #: A closing order's price bound, from the last known mid (bps).
+    close_bps: Positive = 100.0
+    #: What live.safety's table does at each of these is in docs/live.md. Seconds without a frame, without a
+    #: valid book, and of both after which a position is closed.
+    stale_s: Positive = 5.0
+    gap_s: Positive = 2.0
+    gap_flatten_s: Positive = 60.0
+    #: The venue's clock against ours; a decision's delay after its second (seconds).
+    clock_skew_s: Positive = 1.0
+    late_s: Positive = 1.0
+    late_pause_s: Positive = 3.0
+    #: Share of ``actions_per_s`` that is used, and requests that the venue refused in a minute.
+    rate_share: Positive = 0.9
+    rejects_per_min: Positive = 20.0
+    #: Maintenance margin over margin balance, at which positions shrink, and are closed.
+    margin_reduce: Positive = 0.5
+    margin_flatten: Positive = 0.8
+    #: A position nearer to its liquidation price than this is closed (bps).
+    liquidation_flatten_bps: Positive = 200.0
 
 
 class Live(Struct, frozen=True, kw_only=True):
