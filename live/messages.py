@@ -130,11 +130,13 @@ class Send(Struct, frozen=True, kw_only=True):
     """Effect: send a request. What it rests on must be on disk before it leaves.
 
     Without an answer by ``deadline_ns`` the driver gives `Expired`. ``number`` is unique in the log.
+    ``symbol`` is that of the order of an `Amend` or `Cancel`, which the venue asks for beside its id.
     """
 
     number: int
     body: RequestBody
     deadline_ns: int
+    symbol: str = ""
 
 
 # -- evidence beyond orders ------------------------------------------------------------------------
@@ -177,13 +179,16 @@ class FundingReport(Struct, frozen=True, kw_only=True):
 
 
 class AccountReport(Struct, frozen=True, kw_only=True):
-    """The key's permissions and the account's modes, as the venue states them."""
+    """The key's permissions and the account's modes, as the venue states them; ``expires_ns`` is the
+    key's last instant, 0 for none.
+    """
 
     account: str
     unified: bool
     margin_mode: str
     can_trade: bool
     can_withdraw: bool
+    expires_ns: int = 0
     venue_ns: int = 0
 
 
@@ -194,6 +199,7 @@ class InstrumentReport(Struct, frozen=True, kw_only=True):
     tick: str
     lot: str
     status: str = "Trading"
+    min_qty: str = ""
     min_notional: str = ""
     max_order_qty: str = ""
     max_market_qty: str = ""
