@@ -69,6 +69,11 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
     },
     "trading": {
         "live": Verb("live.worker", "run the worker: predict and trade with the champion", daemon=True),
+        "halt": Verb("live.control", "make the worker cancel everything and open nothing, until resumed"),
+        "flatten": Verb("live.control", "make the worker close its positions and open nothing"),
+        "pause": Verb("live.control", "make the worker open nothing for a symbol"),
+        "resume": Verb("live.control", "lift what halt, flatten and pause ordered, and reached limits"),
+        "limits": Verb("live.control", "tighten risk limits of the running worker"),
         "tca": Verb(
             "orchestration.tca.command", "show what orders cost, in parts, against what was expected"
         ),

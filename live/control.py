@@ -1,0 +1,227 @@
+"""Operators' commands to a running worker: `l2 halt`, `flatten`, `pause`, `resume`, `limits`.
+
+A command is a file in ``ROOT/live/VENUE/control``, renamed into place: ``NAME.json`` holds a
+`messages.Command`; an empty file ``halt`` or ``flatten`` does the same from any shell. The worker answers
+in ``NAME.done`` and removes the command. A halt that finds no worker waits for the next one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import getpass
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from live.messages import Command
+from market.console import Result
+from market.errors import UsageError, VenueError
+from market.settings import Risk, Settings
+
+#: How often the folder is read; how long a halt waits for the main loop before it is done without it.
+POLL_S: Final = 0.1
+PATIENCE_S: Final = 2.0
+#: How long the verbs wait for an answer.
+_ANSWER_S: Final = 15.0
+
+COMMANDS: Final = ("halt", "flatten", "resume", "pause", "limits")
+
+
+class ControlError(VenueError):
+    """A command reached no worker, or the worker refused it; the message says what to do."""
+
+
+def check(command: Command) -> Command:
+    """The command; UsageError when no worker can honour it."""
+    if command.command not in COMMANDS:
+        raise UsageError(f"{command.command}: expected one of {', '.join(COMMANDS)}")
+    if command.command == "resume" and not command.reason:
+        raise UsageError("resume: say why with --reason TEXT; it is kept on record")
+    if command.command == "limits":
+        known = {name for name, value in msgspec.structs.asdict(Risk()).items()}
+        if unknown := sorted(set(command.limits) - known):
+            raise UsageError(f"{', '.join(unknown)}: no limit; known: {', '.join(sorted(known))}")
+        if not command.limits:
+            raise UsageError("limits: name at least one, as order_usdt=20000")
+    return command
+
+
+class Control:
+    """Reads a folder's commands in a thread and gives each to ``put`` once, with its name.
+
+    Who handles it calls `answer`. A halt that has no answer after `PATIENCE_S` calls ``emergency``, in
+    the thread, once.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        put: Callable[[str, Command], None],
+        emergency: Callable[[Command], None],
+    ) -> None:
+        self._folder, self._put, self._emergency = folder, put, emergency
+        self._waiting: dict[str, tuple[float, Command]] = {}
+        self._end = threading.Event()
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.done"):
+            old.unlink()
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._thread.start()
+
+    def answer(self, name: str, answer: Mapping[str, Any]) -> None:
+        """A command was handled; ``answer`` is what its sender reads."""
+        # The file goes before it is forgotten, or it would be taken again.
+        _write(self._folder / f"{name.removesuffix('.json')}.done", answer)
+        (self._folder / name).unlink(missing_ok=True)
+        self._waiting.pop(name, None)
+
+    def close(self) -> None:
+        """Read no more commands; those that have no answer yet stay for the next worker."""
+        self._end.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._end.wait(POLL_S):
+            for path in sorted(self._folder.iterdir()):
+                if path.name not in self._waiting:
+                    self._take(path)
+            for name, (since, command) in list(self._waiting.items()):
+                if command.command == "halt" and time.monotonic() - since > PATIENCE_S:
+                    self._waiting[name] = (float("inf"), command)
+                    self._emergency(command)
+
+    def _take(self, path: Path) -> None:
+        try:
+            if path.name in ("halt", "flatten"):
+                owner = path.owner()
+                command = Command(command=path.name, who=owner, reason=path.read_text().strip())
+            elif path.suffix == ".json":
+                command = check(msgspec.json.decode(path.read_bytes(), type=Command))
+            else:
+                return
+        except (msgspec.MsgspecError, UsageError, UnicodeDecodeError) as error:
+            self.answer(path.name, {"error": str(error)})
+        except (OSError, KeyError):
+            return  # gone, or of nobody
+        else:
+            self._waiting[path.name] = (time.monotonic(), command)
+            self._put(path.name, command)
+
+
+def _write(path: Path, content: object) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(msgspec.json.encode(content))
+    os.replace(temporary, path)
+
+
+# -- the verbs -------------------------------------------------------------------------------------
+
+
+def runs(state: Path) -> bool:
+    """Whether a worker holds the lock of a state folder."""
+    try:
+        descriptor = os.open(state / "worker.lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def state_of(settings: Settings, venue: str | None) -> Path:
+    """The state folder that a command is for: of the venue, else of the one worker that runs."""
+    live = Path(settings.root) / "live"
+    if venue is None:
+        running = [lock.parent for lock in sorted(live.glob("*/worker.lock")) if runs(lock.parent)]
+        if len(running) > 1:
+            names = ", ".join(state.name for state in running)
+            raise UsageError(f"workers run on {names}: say which with --venue")
+        if running:
+            return running[0]
+    return live / (venue or settings.live.venue)
+
+
+def send(state: Path, command: Command, wait_s: float = _ANSWER_S) -> dict[str, Any]:
+    """Give a worker a command and wait for its answer. ControlError without one."""
+    check(command)
+    folder = state / "control"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{time.time_ns()}-{os.getpid()}"
+    request, done = folder / f"{name}.json", folder / f"{name}.done"
+    _write(request, command)
+    until = time.monotonic() + wait_s
+    while runs(state) and time.monotonic() < until:
+        if done.exists():
+            answer: dict[str, Any] = msgspec.json.decode(done.read_bytes())
+            done.unlink()
+            if "error" in answer:
+                raise ControlError(f"{state.name}: the worker refused it: {answer['error']}")
+            return answer
+        time.sleep(0.02)
+    if command.command == "halt":
+        what = "has not answered yet" if runs(state) else "none runs; the next one starts halted"
+        raise ControlError(f"{state.name}: no answer of a worker: {what} ({request})")
+    with suppress(FileNotFoundError):
+        request.unlink()
+        raise ControlError(
+            f"{state.name}: no worker took it within {wait_s:g} s"
+            if runs(state)
+            else f"{state.name}: no worker runs there; start one, or name another --venue"
+        )
+    raise ControlError(f"{state.name}: the worker took it and ended before it answered")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of all five verbs."""
+    parser.add_argument("--venue", metavar="NAME", help="default: that of the worker that runs")
+    parser.add_argument("--reason", metavar="TEXT", default="", help="kept on record")
+    verb = parser.prog.rpartition(" ")[2]
+    parser.set_defaults(verb=verb, limits=[], symbol="")
+    if verb == "limits":
+        parser.add_argument(
+            "limits", nargs="+", metavar="KEY=VALUE", help="of [risk]; only tighter"
+        )
+    elif verb == "pause":
+        parser.add_argument("symbol", metavar="SYMBOL")
+    else:
+        parser.add_argument("symbol", nargs="?", default="", metavar="SYMBOL", help="default: all")
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """Send a command to the worker, and print what it did."""
+    limits = {}
+    for text in options.limits:
+        name, _, value = text.partition("=")
+        try:
+            limits[name] = float(value)
+        except ValueError:
+            raise UsageError(f"{text}: expected KEY=VALUE, as order_usdt=20000") from None
+    answer = send(
+        state_of(settings, options.venue),
+        Command(
+            command=options.verb,
+            who=f"{getpass.getuser()}@{socket.gethostname()}",
+            reason=options.reason,
+            symbol=options.symbol,
+            limits=limits,
+        ),
+    )
+    if not options.json:
+        for said in answer["said"]:
+            print(said)
+        for symbol, mode in answer["modes"].items():
+            print(f"{symbol:<12} {mode}")
+    return answer
