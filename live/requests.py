@@ -1,15 +1,26 @@
-"""Requests under way, by number: who sends one opens it here, and its answer or deadline ends it."""
+"""Requests under way, by number: who sends one opens it here, and its answer or deadline ends it.
+
+`Errands` repeat a question, or a request that may be repeated, until what it is for is known.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
-from live.messages import RequestBody, Send
+from live.messages import Effect, RequestBody, Send
+from market.units import SECOND_NS
 
 #: Requests that expired are remembered, so that a late answer is still read; so many of them.
 LATE: Final = 1024
+
+#: Waits between two tries of an errand (ns); the last one repeats.
+PATIENCE_NS: Final = tuple(s * SECOND_NS // 2 for s in (1, 2, 4, 8, 16, 32, 60))
+#: Errands sent in a second, all together.
+ERRANDS_PER_S: Final = 10
 
 
 class RequestsState(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,18 +37,28 @@ class Requests:
     ``answer_ns`` is how long a request waits for its answer unless it says otherwise.
     """
 
-    def __init__(self, answer_ns: int, state: RequestsState | None = None) -> None:
-        state = state or RequestsState()
-        self._answer_ns = answer_ns
+    def __init__(self, answer_ns: int) -> None:
+        self.answer_ns = answer_ns
+        self.under_way: dict[int, Send] = {}
+        self._late: dict[int, Send] = {}
+        self._number = 0
+
+    def restore(self, state: RequestsState) -> None:
+        """Go on from a checkpoint."""
         self._number = state.number
         self.under_way = {send.number: send for send in state.under_way}
         self._late = {send.number: send for send in state.late}
 
-    def open(self, now_ns: int, body: RequestBody, deadline_ns: int = 0) -> Send:
-        """A request to send; by default it waits for ``answer_ns``."""
+    def open(self, now_ns: int, body: RequestBody, symbol: str = "", deadline_ns: int = 0) -> Send:
+        """A request to send; by default it waits for ``answer_ns``. ``symbol`` is that of the order of an
+        amend or cancel.
+        """
         self._number += 1
         send = Send(
-            number=self._number, body=body, deadline_ns=deadline_ns or now_ns + self._answer_ns
+            number=self._number,
+            body=body,
+            deadline_ns=deadline_ns or now_ns + self.answer_ns,
+            symbol=symbol,
         )
         self.under_way[send.number] = send
         return send
@@ -62,3 +83,76 @@ class Requests:
             under_way=tuple(self.under_way.values()),
             late=tuple(self._late.values()),
         )
+
+
+class Errand(msgspec.Struct, kw_only=True):
+    """A request that is repeated until it is done. ``number`` is that of the one under way, 0 for none."""
+
+    key: str
+    body: RequestBody
+    born_ns: int
+    due_ns: int
+    tries: int = 0
+    number: int = 0
+
+
+class Errands:
+    """Errands by key: each is sent again with growing patience, all no faster than `ERRANDS_PER_S`."""
+
+    def __init__(self, requests: Requests, emit: Callable[[Effect], None]) -> None:
+        self._requests, self._emit = requests, emit
+        self._by_key: dict[str, Errand] = {}
+        self._sent: deque[int] = deque(maxlen=ERRANDS_PER_S)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._by_key
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Keys that begin so, oldest first."""
+        return [key for key in self._by_key if key.startswith(prefix)]
+
+    def want(self, now_ns: int, key: str, body: RequestBody, delay_ns: int = 0) -> None:
+        """Have this sent until it is done; one that is wanted already goes on with this body."""
+        errand = self._by_key.get(key)
+        if errand is None:
+            due_ns = now_ns + delay_ns
+            self._by_key[key] = Errand(key=key, body=body, born_ns=now_ns, due_ns=due_ns)
+        else:
+            errand.body = body
+
+    def done(self, key: str) -> None:
+        """It is known, or not wanted any more; an answer under way is no errand's."""
+        self._by_key.pop(key, None)
+
+    def again(self, now_ns: int, errand: Errand, least_ns: int = 0) -> None:
+        """Send it again, after its patience and no earlier than in ``least_ns``."""
+        errand.number = 0
+        patience_ns = PATIENCE_NS[min(max(errand.tries, 1), len(PATIENCE_NS)) - 1]
+        errand.due_ns = now_ns + max(patience_ns, least_ns)
+
+    def of(self, number: int) -> Errand | None:
+        """The errand whose request has this number."""
+        return next((e for e in self._by_key.values() if e.number == number), None)
+
+    def step(self, now_ns: int) -> None:
+        """Send what is due."""
+        for errand in sorted(self._by_key.values(), key=lambda e: e.due_ns):
+            if errand.number or errand.due_ns > now_ns:
+                continue
+            if now_ns < self._free_ns:
+                return
+            self._sent.append(now_ns)
+            errand.tries += 1
+            send = self._requests.open(now_ns, errand.body)
+            errand.number = send.number
+            self._emit(send)
+
+    @property
+    def _free_ns(self) -> int:
+        return self._sent[0] + SECOND_NS if len(self._sent) == ERRANDS_PER_S else 0
+
+    @property
+    def next_ns(self) -> int:
+        """When one is due; 0 for none."""
+        due = min((e.due_ns for e in self._by_key.values() if not e.number), default=0)
+        return max(due, self._free_ns) if due else 0
