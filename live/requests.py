@@ -41,11 +41,11 @@ class Requests:
         self.answer_ns = answer_ns
         self.under_way: dict[int, Send] = {}
         self._late: dict[int, Send] = {}
-        self._number = 0
+        self.number = 0
 
     def restore(self, state: RequestsState) -> None:
         """Go on from a checkpoint."""
-        self._number = state.number
+        self.number = state.number
         self.under_way = {send.number: send for send in state.under_way}
         self._late = {send.number: send for send in state.late}
 
@@ -53,9 +53,9 @@ class Requests:
         """A request to send; by default it waits for ``answer_ns``. ``symbol`` is that of the order of an
         amend or cancel.
         """
-        self._number += 1
+        self.number += 1
         send = Send(
-            number=self._number,
+            number=self.number,
             body=body,
             deadline_ns=deadline_ns or now_ns + self.answer_ns,
             symbol=symbol,
@@ -79,7 +79,7 @@ class Requests:
     def snapshot(self) -> RequestsState:
         """For a checkpoint."""
         return RequestsState(
-            number=self._number,
+            number=self.number,
             under_way=tuple(self.under_way.values()),
             late=tuple(self._late.values()),
         )

@@ -157,6 +157,16 @@ class Live(Struct, frozen=True, kw_only=True):
     venue: Literal["paper"] = "paper"
     #: How often the promoted alias is looked up by the resolver (seconds).
     resolve_every_s: float = 5.0
+    #: A request without an answer for so long is lost (seconds), and the venue takes one no later than this
+    #: after its time stamp (milliseconds).
+    answer_s: Positive = 2.0
+    receive_window_ms: Annotated[int, Meta(gt=0)] = 5000
+    #: What follows when the venue holds an order or position that the log does not explain: its position is
+    #: taken either way; ``adopt`` goes on, ``cancel`` cancels and closes, ``halt`` waits for `l2 resume`.
+    differences: Literal["adopt", "cancel", "halt"] = "halt"
+    #: How often log and venue are compared while nothing is wrong, and the longest shut-down (seconds).
+    audit_s: Positive = 60.0
+    closing_s: Positive = 15.0
 
 
 class Record(Struct, frozen=True, kw_only=True):
