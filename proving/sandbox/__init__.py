@@ -16,7 +16,8 @@ Each module imports only those above it:
 |------------------|---------------------------------------------------------------------|
 | protocol         | refusals, signatures, parameters, decimal strings, pages            |
 | listing          | limits and risk tiers of symbols, ticks and lots as decimals        |
-| tape             | public market data of a symbol: books, trades, candles, ticker      |
+| candles          | candles of a price                                                  |
+| tape             | public market data of a symbol: books, trades, ticker               |
 | accounts         | clients, their orders and records                                   |
 | rows             | orders, executions, positions and wallets as the venue writes them  |
 | account_book     | what executions, funding and liquidations do to money               |
@@ -30,5 +31,8 @@ Each module imports only those above it:
 | streams          | WebSocket connections, the public and private streams               |
 | gateway          | routes, authentication, rate limits; REST and WebSocket order entry |
 | faults           | fault injection by command and by seed                              |
+| venue            | exchange, streams, gateway and faults together, without a network   |
+| virtual          | a venue in simulated time alone                                     |
+| control          | the venue over HTTP, and its control endpoints                      |
 | server           | all endpoints on one port, and the simulated clock                  |
 """

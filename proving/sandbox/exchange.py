@@ -57,7 +57,11 @@ _CANCEL_REASONS: Final = {"CancelByUser": "EC_PerCancelRequest", "CancelBySmp": 
 
 class SandboxExchange:
     """``on_frame`` is called with the topic and bytes of every public frame, ``on_message`` with every
-    private message, each in order."""
+    private message, each in order; public frames are made of the topics that ``is_read`` says.
+
+    Clients come ``start_ns`` after ``begins_ns``. ``prebuilds``: the next day's markets are built by a
+    thread, before midnight; without it there is no thread.
+    """
 
     def __init__(
         self,
@@ -68,13 +72,17 @@ class SandboxExchange:
         clients: int = 2,
         deposit_e8: int = DEPOSIT_E8,
         begins_ns: int = day_start_ns(FIRST_DAY),
+        start_ns: int = START_NS,
+        cycle_ns: int = CYCLE_NS,
+        prebuilds: bool = True,
         on_frame: Listener = lambda topic, frame: None,
+        is_read: Callable[[str], bool] = lambda topic: True,
         on_message: Callable[[PrivateMessage], None] = lambda message: None,
     ) -> None:
         self.profile, self.seed = profile, seed
         self.instruments = {symbol: built_in(symbol) for symbol in symbols}
         self.tapes = {
-            symbol: PublicTape(item, on_frame) for symbol, item in self.instruments.items()
+            symbol: PublicTape(item, on_frame, is_read) for symbol, item in self.instruments.items()
         }
         self.now_ns = begins_ns
         keys = random.Random(f"{seed}/keys")
@@ -104,10 +112,11 @@ class SandboxExchange:
         self._changed_positions: dict[tuple[Client, str], None] = {}  #: in order of change
         self._is_day_turn = False  #: while open orders are entered into the next day's markets
         # Building a day's markets takes seconds of wall time; a thread does it before midnight.
-        self._builder = ThreadPoolExecutor(1, "markets")
+        self._builder = ThreadPoolExecutor(1, "markets") if prebuilds else None
         self._next_markets: Future[dict[str, SyntheticMarket]] | None = None
+        self._cycle_ns = cycle_ns
         self._open_day()
-        self.advance(self.now_ns + START_NS)
+        self.advance(self.now_ns + start_ns)
         self.start_ns = self.now_ns
 
     @property
@@ -121,13 +130,18 @@ class SandboxExchange:
 
     # -- time --------------------------------------------------------------------------------------
 
+    @property
+    def next_cycle_ns(self) -> int:
+        """When prices and positions are followed next."""
+        return self.now_ns - self.now_ns % self._cycle_ns + self._cycle_ns
+
     def advance(self, until_ns: int) -> None:
         """Advance simulated time."""
         while self.now_ns < until_ns:
-            stop_ns = min(until_ns, self.now_ns - self.now_ns % CYCLE_NS + CYCLE_NS)
+            stop_ns = min(until_ns, self.next_cycle_ns)
             self._run_markets(tuple(self.tapes), stop_ns)
             self.now_ns = stop_ns
-            if stop_ns % CYCLE_NS == 0:
+            if stop_ns % self._cycle_ns == 0:
                 self._cycle()
             self.private_messages.release(stop_ns)
 
@@ -143,7 +157,7 @@ class SandboxExchange:
         if now_ns % FUNDING_NS == 0:
             for symbol in self.tapes:
                 self.settle_funding(symbol)
-        if now_ns % DAY_NS == DAY_NS - PREBUILD_NS:
+        if now_ns % DAY_NS == DAY_NS - PREBUILD_NS and self._builder is not None:
             self._next_markets = self._builder.submit(self._build_markets, now_ns + PREBUILD_NS)
         if now_ns % DAY_NS == 0:
             self._open_day()

@@ -1,50 +1,39 @@
 """Fault injection: how the venue misbehaves, to whom and when; every fault is logged.
 
-A fault is commanded (`Faults.command`; over HTTP by `FaultControl`), or drawn from a seed at rates per
-simulated minute (`schedule`, `Faults.follow`).
+A fault is commanded (`Faults.command`; over HTTP by `proving.sandbox.control`), or drawn from a seed at
+rates per simulated minute (`schedule`, `Faults.follow`).
 
 ``to`` is a client's key or a connection ("public/1" is the first to the public stream), empty for the
 next one. ``what`` is the prefix of a route ("order/create") or topic ("orderbook.50"), empty for any.
 ``times`` is how often it happens, ``ms`` how long it lasts: simulated time, except for the clock. Faults
-act on requests and their answers (`Faults.take_request`), on frames (`Faults.deliver`) and on connections.
+act on requests and their answers (`Faults.carry_out`), on frames (`Faults.deliver`) and on connections.
 The exchange knows nothing of them except a restart.
 
 Frames of one topic keep their order unless ``swap`` is requested, which no venue does.
-
-The control endpoint needs no key; its port is bound to loopback:
-
-    POST   /control/faults   {"kind": "answer_lost", "to": KEY, "what": "order/create", "times": 1}
-    GET    /control/faults   the kinds, pending faults, and the log
-    DELETE /control/faults   cancel pending faults, release held frames, correct the clock
 """
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import itertools
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import msgspec
-from aiohttp import web
 
 from market.errors import UsageError
 from market.units import MINUTE_NS, MS_NS
-from proving.sandbox.gateway import TradeRequest, put_delayed
 from proving.sandbox.streams import Connection
 
 #: Timeout of frames that wait to be overtaken.
 _OVERTAKE_TIMEOUT_MS: Final = 1000
 #: Log entries kept in memory; a log file has all.
 KEPT: Final = 10_000
-#: Polling interval and timeout of waiting for a client to hang up after a lost answer.
-_POLL_S: Final = 0.05
-_HANG_UP_TIMEOUT_S: Final = 120.0
+AnswerT = TypeVar("AnswerT")
 
 
 class FaultKind(NamedTuple):
@@ -134,6 +123,25 @@ class FaultEvent(msgspec.Struct, frozen=True):
     ms: int
 
 
+class Outcome(NamedTuple, Generic[AnswerT]):
+    """What becomes of a request: its answer after so long, or none; then the connection may be cut."""
+
+    answer: AnswerT | None
+    delay_ns: int = 0
+    is_cut: bool = False
+
+
+class Timer:
+    """An action that will be run, unless it is cancelled before."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.run = action
+
+    def cancel(self) -> None:
+        """It will not be run."""
+        self.run = lambda: None
+
+
 class _HeldFrames(NamedTuple):
     """Frames of a topic held back for a time, or until a frame overtakes them."""
 
@@ -145,7 +153,8 @@ class Faults:
     """Pending, scheduled and logged faults.
 
     ``keys`` are the clients' API keys, ``connections`` gives the open ones, oldest first, and ``restart``
-    publishes all books anew. ``log_path`` receives every `FaultEvent` as a JSON line.
+    publishes all books anew. ``log_path`` receives every `FaultEvent` as a JSON line. ``clock_ns`` is the
+    wall clock, None for simulated time.
     """
 
     def __init__(
@@ -154,17 +163,17 @@ class Faults:
         connections: Callable[[], Sequence[Connection]],
         restart: Callable[[], None],
         log_path: Path | None = None,
+        clock_ns: Callable[[], int] | None = time.time_ns,
     ) -> None:
         self.now_ns = 0  #: simulated; only `advance` moves it
+        self._clock_ns = clock_ns
         self.clock_error_ms = 0  #: of the venue's wall clock
         self.log: deque[FaultEvent] = deque(maxlen=KEPT)
         self._keys, self._connections, self._restart = tuple(keys), connections, restart
         self._log_path = log_path
         self._pending: list[Fault] = []
         self._delisted: list[str] = []
-        self._timers: list[
-            tuple[int, int, Callable[[], None]]
-        ] = []  #: heap of (ns, number, action)
+        self._timers: list[tuple[int, int, Timer]] = []  #: heap of (ns, number, action)
         self._numbers = itertools.count()
         self._held: dict[tuple[Connection, str], _HeldFrames] = {}
         self._schedule: Iterator[ScheduledFault] = iter(())
@@ -224,16 +233,18 @@ class Faults:
         self.clock_error_ms = 0
         self.follow(iter(()))
         timers, self._timers = sorted(self._timers, key=lambda timer: timer[:2]), []
-        for _, _, action in timers:
-            action()
+        for _, _, timer in timers:
+            timer.run()
 
     def delisted(self, symbol: str) -> bool:
         """Whether the public stream refuses a symbol's topics, and is silent in those subscribed to."""
         return any(map(symbol.startswith, self._delisted))
 
-    def call_later(self, delay_ns: int, action: Callable[[], None]) -> None:
+    def call_later(self, delay_ns: int, action: Callable[[], None]) -> Timer:
         """Run an action after so much simulated time."""
-        heapq.heappush(self._timers, (self.now_ns + delay_ns, next(self._numbers), action))
+        timer = Timer(action)
+        heapq.heappush(self._timers, (self.now_ns + delay_ns, next(self._numbers), timer))
+        return timer
 
     @property
     def next_ns(self) -> int | None:
@@ -245,20 +256,38 @@ class Faults:
         """Advance simulated time, which must stop at `next_ns` on its way."""
         self.now_ns = now_ns
         while self._timers and self._timers[0][0] <= now_ns:
-            heapq.heappop(self._timers)[2]()
+            heapq.heappop(self._timers)[2].run()
         while self._next is not None and self._next.at_ns <= now_ns:
             due, self._next = self._next, next(self._schedule, None)
             self._command_scheduled(due)
 
     def wall_ns(self) -> int:
         """The venue's wall clock, with its error."""
-        return time.time_ns() + self.clock_error_ms * MS_NS
+        now_ns = self.now_ns if self._clock_ns is None else self._clock_ns()
+        return now_ns + self.clock_error_ms * MS_NS
 
     # -- requests, frames and connections ----------------------------------------------------------
 
-    def take_request(self, key: str, route: str) -> Fault | None:
-        """The fault that happens to a client's request; None when there is none."""
-        return self._take("request", (key,), route) if self._pending else None
+    def carry_out(
+        self,
+        key: str,
+        route: str,
+        run: Callable[[], AnswerT],
+        refuse: Callable[[int, str, int], AnswerT],
+    ) -> Outcome[AnswerT]:
+        """Execute a client's request, with the fault that happens to it.
+
+        ``refuse`` makes an answer of code, message and HTTP status.
+        """
+        fault = self._take("request", (key,), route) if self._pending else None
+        if fault is None:
+            return Outcome(run())
+        answer = None if fault.kind in NOT_EXECUTED else run()
+        if fault.kind in RESPONSES:
+            return Outcome(refuse(*RESPONSES[fault.kind]))
+        if fault.kind == "answer_late":
+            return Outcome(answer, fault.duration_ns)
+        return Outcome(None, is_cut=fault.kind != "answer_lost")
 
     def deliver(self, connection: Connection, topic: str, frame: bytes) -> None:
         """Queue a frame for a subscriber, unless a fault drops, holds or repeats it."""
@@ -301,8 +330,8 @@ class Faults:
         if target is None:
             return
         if fault.kind == "silence":
-            target.unpaused.clear()
-            self.call_later(fault.duration_ns, target.unpaused.set)
+            target.pause()
+            self.call_later(fault.duration_ns, target.resume)
         else:
             target.end(orderly=fault.kind == "close")
 
@@ -388,109 +417,3 @@ def rates_of(text: str) -> dict[str, float]:
         )
         rates |= dict.fromkeys(kinds, rate)
     return rates
-
-
-# -- over HTTP and WebSocket -----------------------------------------------------------------------
-
-
-class FaultControl:
-    """The control endpoint, and the faults of requests; ``answer`` is the REST handler without faults."""
-
-    def __init__(
-        self, faults: Faults, answer: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> None:
-        self._faults, self._answer = faults, answer
-
-    async def command(self, request: web.Request) -> web.Response:
-        """Answer a request to the control endpoint."""
-        faults = self._faults
-        try:
-            if request.method == "POST":
-                faults.command(msgspec.json.decode(await request.read(), type=Fault))
-            elif request.method == "DELETE":
-                faults.clear()
-            elif request.method != "GET":
-                raise ValueError(f"{request.method}: expected GET, POST or DELETE")
-        except (msgspec.MsgspecError, ValueError) as error:
-            return _json({"error": str(error)}, 400)
-        return _json(
-            {
-                "kinds": {name: kind.says for name, kind in KINDS.items()},
-                "waiting": faults.pending,
-                "log": list(faults.log),
-            }
-        )
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        """Answer a REST request, with the fault that happens to it."""
-        key, route = request.headers.get("X-BAPI-API-KEY", ""), request.path.removeprefix("/v5/")
-        fault = self._faults.take_request(key, route)
-        if fault is None:
-            return await self._answer(request)
-        if fault.kind not in NOT_EXECUTED:
-            response = await self._answer(request)
-        if fault.kind == "answer_late":
-            is_due = asyncio.Event()
-            self._faults.call_later(fault.duration_ns, is_due.set)
-            await is_due.wait()
-            return response
-        if fault.kind in RESPONSES:
-            return self._fault_response(fault.kind)
-        if fault.kind == "answer_lost":
-            await _hang_up(request)
-        if request.transport is not None:
-            request.transport.abort()
-        return web.Response()
-
-    def on_trade_request(self, connection: Connection, request: TradeRequest, now_ms: int) -> None:
-        """Answer an order-entry request over WebSocket, with the fault that happens to it."""
-        fault = self._faults.take_request(request.client.key, request.path)
-        if fault is None:
-            put_delayed(connection, request.execute(now_ms))
-            return
-        frame = request.execute(now_ms) if fault.kind not in NOT_EXECUTED else {}
-        if fault.kind in RESPONSES:
-            code, message, _ = RESPONSES[fault.kind]
-            put_delayed(connection, request.refuse(now_ms, code, message))
-        elif fault.kind == "answer_late":
-            self._faults.call_later(fault.duration_ns, lambda: connection.put_json(frame))
-        elif fault.kind != "answer_lost":
-            connection.end(orderly=False)
-
-    def _fault_response(self, kind: str) -> web.Response:
-        code, message, status = RESPONSES[kind]
-        now_ms = self._faults.wall_ns() // MS_NS
-        envelope = {
-            "retCode": code,
-            "retMsg": message,
-            "result": {},
-            "retExtInfo": {},
-            "time": now_ms,
-        }
-        headers = {
-            "X-Bapi-Limit": "10",
-            "X-Bapi-Limit-Status": "0",
-            "X-Bapi-Limit-Reset-Timestamp": str(now_ms + 100),
-        }
-        return _json(envelope, status, headers)
-
-
-async def _hang_up(request: web.Request) -> None:
-    """Wait until the client has closed its connection, or for the timeout."""
-    waited = 0.0
-    while (
-        waited < _HANG_UP_TIMEOUT_S
-        and request.transport is not None
-        and not request.transport.is_closing()
-    ):
-        await asyncio.sleep(_POLL_S)
-        waited += _POLL_S
-
-
-def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(
-        body=msgspec.json.encode(content),
-        status=status,
-        headers=headers,
-        content_type="application/json",
-    )

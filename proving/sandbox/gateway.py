@@ -13,7 +13,7 @@ A defect of ours is answered with 10016 and logged with its traceback.
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import logging
 import time
 import uuid
@@ -25,7 +25,6 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
-from aiohttp import web
 
 from market.units import MS_NS, SECOND_NS
 from proving.sandbox import account_requests, market_requests, order_entry
@@ -40,7 +39,14 @@ from proving.sandbox.protocol import (
     check_recv_window,
     invalid,
 )
-from proving.sandbox.streams import Connection, Endpoint, Json, decode_request
+from proving.sandbox.streams import (
+    Connection,
+    Endpoint,
+    Json,
+    Later,
+    decode_request,
+    in_event_loop,
+)
 
 LIMIT_WINDOW_MS: Final = 1000
 #: Requests of one IP address, here all of them, within a window.
@@ -198,6 +204,26 @@ class Response(NamedTuple):
     status: int = 200
 
 
+class HttpAnswer(NamedTuple):
+    """An answer as it is sent."""
+
+    body: bytes
+    status: int = 200
+    headers: Mapping[str, str] = MappingProxyType({})
+
+
+def http_answer(response: Response, now_ms: int) -> HttpAnswer:
+    """A response in its envelope."""
+    envelope = {
+        "retCode": response.code,
+        "retMsg": response.message,
+        "result": response.result,
+        "retExtInfo": dict(response.ext_info),
+        "time": now_ms,
+    }
+    return HttpAnswer(msgspec.json.encode(envelope), response.status, response.headers)
+
+
 def _refusal(refused: RefusedError, headers: dict[str, str]) -> Response:
     return Response(refused.result, {}, headers, refused.code, refused.message, refused.status)
 
@@ -215,61 +241,74 @@ class Gateway:
     ) -> None:
         self.exchange, self._catch_up = exchange, catch_up
         self.clients = {client.key: client for client in exchange.clients}
+        self.trace_numbers = itertools.count()
         self._log = logging.getLogger(__name__)
         self._limits, self._limited, self._wall_ns = RateLimits(), limited, wall_ns
 
-    async def answer(self, request: web.Request) -> web.Response:
-        """Answer one REST request."""
+    def answer(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> HttpAnswer:
+        """Answer one REST request; ``target`` is path and query as sent."""
         now_ns = self._wall_ns()
         now_ms = now_ns // MS_NS
+        path, _, query = target.partition("?")
         try:
-            body = await request.read()
             if self._limited:
                 self._limits.count_address(now_ms)
-            query = request.raw_path.partition("?")[2]
-            path = request.path.removeprefix("/v5/")
-            if path == "market/time":
+            if path == "/v5/market/time":
                 time_row = {"timeSecond": str(now_ns // SECOND_NS), "timeNano": str(now_ns)}
                 response = Response(time_row)
             else:
-                response = self._respond(request, path, query, body, now_ms)
+                response = self._respond(method, path, query, headers, body, now_ms)
         except RefusedError as refused:
             response = _refusal(refused, {})
-        except web.HTTPException:
-            raise
         except Exception:  # a defect must not stop the venue
-            response = self._defect(request.path, {})
-        envelope = {
-            "retCode": response.code,
-            "retMsg": response.message,
-            "result": response.result,
-            "retExtInfo": dict(response.ext_info),
-            "time": now_ms,
+            response = self._defect(path, {})
+        return http_answer(response, now_ms)
+
+    def answer_unsigned(self, client: Client, path: str, params: Any, stamp: str) -> HttpAnswer:
+        """The answer to a request of a client on a private route, without its signature; ``stamp`` is
+        its timestamp, in ms."""
+        now_ms = self._wall_ns() // MS_NS
+        try:
+            check_recv_window(stamp, str(RECV_WINDOW_MS), now_ms)
+        except RefusedError as refused:
+            return http_answer(_refusal(refused, {}), now_ms)
+        return http_answer(self.execute(client, path, params, now_ms), now_ms)
+
+    def refuse(self, code: int, message: str, status: int) -> HttpAnswer:
+        """The answer to a request that is not executed, as if its rate were the reason."""
+        now_ms = self._wall_ns() // MS_NS
+        headers = {
+            "X-Bapi-Limit": "10",
+            "X-Bapi-Limit-Status": "0",
+            "X-Bapi-Limit-Reset-Timestamp": str(now_ms + 100),
         }
-        return web.Response(
-            body=msgspec.json.encode(envelope),
-            status=response.status,
-            headers=response.headers,
-            content_type="application/json",
-        )
+        return http_answer(Response({}, {}, headers, code, message, status), now_ms)
 
     def _respond(
-        self, request: web.Request, path: str, query: str, body: bytes, now_ms: int
+        self,
+        method: str,
+        path: str,
+        query: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        now_ms: int,
     ) -> Response:
-        route = ROUTES.get(path)
-        if route is None or not request.path.startswith("/v5/"):
+        route = ROUTES.get(path.removeprefix("/v5/"))
+        if route is None or not path.startswith("/v5/"):
             raise RefusedError(10017, "Route not found.", 404)
-        if request.method != route.method:
+        if method != route.method:
             raise RefusedError(10017, "Request method is not supported.", 400)
         params: Any = dict(parse_qsl(query, keep_blank_values=True))
         if not route.private:
             self._catch_up()
             return Response(route.run(self.exchange, params))
         payload = query.encode("utf-8", "surrogateescape") if route.method == "GET" else body
-        client = authenticate(request.headers, payload, now_ms, self.clients)
+        client = authenticate(headers, payload, now_ms, self.clients)
         if route.method == "POST":
             params = _decode_body(body)
-        return self.execute(client, path, params, now_ms)
+        return self.execute(client, path.removeprefix("/v5/"), params, now_ms)
 
     def execute(self, client: Client, path: str, params: Any, now_ms: int) -> Response:
         """Count and execute an authenticated request on a private route, over either transport."""
@@ -337,9 +376,13 @@ class TradeRequest:
             "op": self._frame["op"],
             "data": response.result,
             "retExtInfo": dict(response.ext_info),
-            "header": {**response.headers, "Traceid": uuid.uuid4().hex, "Timenow": str(now_ms)},
+            "header": {**response.headers, "Traceid": self._trace_id(), "Timenow": str(now_ms)},
             "connId": self._connection.conn_id,
         }
+
+    def _trace_id(self) -> str:
+        number = next(self._gateway.trace_numbers)
+        return uuid.uuid5(uuid.NAMESPACE_URL, f"{self._connection.name}/{number}").hex
 
 
 class TradeSocket(Endpoint):
@@ -351,10 +394,15 @@ class TradeSocket(Endpoint):
 
     name = "trade"
 
-    def __init__(self, gateway: Gateway, wall_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        wall_ns: Callable[[], int] = time.time_ns,
+        later: Later = in_event_loop,
+    ) -> None:
         super().__init__()
-        self.on_request: Callable[[Connection, TradeRequest, int], None] = _execute
-        self._gateway, self._wall_ns = gateway, wall_ns
+        self.on_request: Callable[[Connection, TradeRequest, int], None] = self._execute
+        self._gateway, self._wall_ns, self._later = gateway, wall_ns, later
         self._req_ids: dict[Connection, dict[str, None]] = {}
 
     def answer(self, connection: Connection, text: str) -> None:
@@ -376,7 +424,14 @@ class TradeSocket(Endpoint):
             reply |= {"retCode": refused.code, "retMsg": refused.message}
             if op in OPERATIONS:
                 reply |= {"data": {}, "retExtInfo": {}, "header": {"Timenow": str(now_ms)}}
-        put_delayed(connection, {**_req_id(frame), **reply, "connId": connection.conn_id})
+        self.put_delayed(connection, {**_req_id(frame), **reply, "connId": connection.conn_id})
+
+    def put_delayed(self, connection: Connection, frame: Json) -> None:
+        """Queue an answer when one could be there over a network at the earliest."""
+        self._later(ANSWER_DELAY_S, lambda: connection.put_json(frame))
+
+    def _execute(self, connection: Connection, request: TradeRequest, now_ms: int) -> None:
+        self.put_delayed(connection, request.execute(now_ms))
 
     def on_disconnect(self, connection: Connection) -> None:
         self._req_ids.pop(connection, None)
@@ -412,15 +467,6 @@ class TradeSocket(Endpoint):
             if len(req_ids) > KEPT_REQ_IDS:
                 del req_ids[next(iter(req_ids))]
         return TradeRequest(self._gateway, connection.client, frame, connection)
-
-
-def _execute(connection: Connection, request: TradeRequest, now_ms: int) -> None:
-    put_delayed(connection, request.execute(now_ms))
-
-
-def put_delayed(connection: Connection, frame: Json) -> None:
-    """Queue an answer when one could be there over a network at the earliest."""
-    asyncio.get_running_loop().call_later(ANSWER_DELAY_S, connection.put_json, frame)
 
 
 def _req_id(frame: Json) -> Json:

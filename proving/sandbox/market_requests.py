@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from market.units import E8, MS_NS
+from proving.sandbox.candles import INTERVALS, MINUTE_MS
 from proving.sandbox.exchange import SandboxExchange
 from proving.sandbox.listing import LISTINGS, instrument_info
 from proving.sandbox.protocol import (
@@ -17,7 +18,7 @@ from proving.sandbox.protocol import (
     page_limit,
     rounded,
 )
-from proving.sandbox.tape import DEEP, INTERVALS, MINUTE_MS, PublicTape
+from proving.sandbox.tape import DEEP, PublicTape
 
 #: Open-interest intervals in minutes.
 INTEREST_MINUTES: Final = {"5min": 5, "15min": 15, "30min": 30, "1h": 60, "4h": 240, "1d": 1440}

@@ -113,6 +113,11 @@ class PrivateMessages:
         while self._queue and self._queue[0].due_ns <= now_ns:
             self.on_message(heapq.heappop(self._queue))
 
+    @property
+    def next_ns(self) -> int | None:
+        """When the next message is due."""
+        return self._queue[0].due_ns if self._queue else None
+
     def _draw(self) -> tuple[int, bool]:
         """Lag (ns) of the next event's messages, and whether its executions leave first."""
         self._events += 1

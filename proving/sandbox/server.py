@@ -19,11 +19,9 @@ from aiohttp import web
 
 from live.clock import CLOCK_PATH
 from market.units import SECOND_NS, day_start_ns
-from proving.sandbox.exchange import FIRST_DAY, START_NS, SandboxExchange
-from proving.sandbox.faults import FaultControl, Faults, schedule
-from proving.sandbox.gateway import Gateway, TradeSocket
-from proving.sandbox.streams import Connection, Endpoint, PrivateStream, PublicStream
-from proving.synthetic.profiles import profile
+from proving.sandbox.control import Control
+from proving.sandbox.exchange import FIRST_DAY, START_NS
+from proving.sandbox.venue import Venue
 
 #: How often simulated time advances, and how far at most before requests are served again.
 STEP_S: Final = 0.005
@@ -60,47 +58,30 @@ class Sandbox:
         self.speed = speed
         if begins_ns is None:
             begins_ns = time.time_ns() // SECOND_NS * SECOND_NS - START_NS
-        self.public_stream, self.private_stream = PublicStream(), PrivateStream()
-        self.exchange = SandboxExchange(
-            profile(profile_name),
+        self.venue = Venue(
             seed,
+            profile_name,
             symbols,
+            self.catch_up,
+            limited=limited,
+            fault_rates=fault_rates,
+            fault_log=fault_log,
             clients=clients,
             begins_ns=begins_ns,
-            on_frame=self.public_stream.publish,
-            on_message=self.private_stream.send,
         )
-        keys = [client.key for client in self.exchange.clients]
-        self.faults = Faults(keys, self._connections, self._restart, fault_log)
-        self.faults.advance(self.exchange.now_ns)
-        self.faults.follow(schedule(seed, fault_rates or {}, self.exchange.now_ns))
-        self.public_stream.deliver = self.private_stream.deliver = self.faults.deliver
-        self.public_stream.delisted = self.faults.delisted
-        self.public_stream.attach(self.exchange)
-        self.private_stream.attach(self.exchange, self.catch_up, self.faults.wall_ns)
-        gateway = Gateway(self.exchange, self.catch_up, limited, self.faults.wall_ns)
-        self.trade_socket = TradeSocket(gateway, self.faults.wall_ns)
-        self._control = FaultControl(self.faults, gateway.answer)
-        self.trade_socket.on_request = self._control.on_trade_request
+        self.exchange, self.faults = self.venue.exchange, self.venue.faults
+        self._control = Control(self.venue)
         self.address = ""
         self._start_wall_ns = self._start_monotonic_ns = 0
         self._runner: web.AppRunner | None = None
         self._advancing: asyncio.Task[None] | None = None
 
-    @property
-    def _endpoints(self) -> dict[str, Endpoint]:
-        return {
-            "/v5/public/linear": self.public_stream,
-            "/v5/private": self.private_stream,
-            "/v5/trade": self.trade_socket,
-        }
-
     async def start(self, port: int = 0) -> dict[str, Any]:
         """Serve on loopback; returns `description` once clients can connect."""
         app = web.Application(client_max_size=1 << 20)
-        for path, endpoint in self._endpoints.items():
+        for path, endpoint in self.venue.endpoints.items():
             app.router.add_get(path, endpoint.serve)
-        app.router.add_route("*", "/control/faults", self._control.command)
+        app.router.add_route("*", "/control/faults", self._control.faults)
         app.router.add_get(CLOCK_PATH, self._clock)
         app.router.add_route("*", "/{path:.*}", self._control.answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -136,7 +117,7 @@ class Sandbox:
         if self._advancing is not None:
             self._advancing.cancel()
             await asyncio.gather(self._advancing, return_exceptions=True)
-        for endpoint in self._endpoints.values():
+        for endpoint in self.venue.endpoints.values():
             await endpoint.close()
         if self._runner is not None:
             await self._runner.cleanup()
@@ -146,18 +127,7 @@ class Sandbox:
         elapsed_ns = int((time.monotonic_ns() - self._start_monotonic_ns) * self.speed)
         exchange = self.exchange
         until_ns = min(exchange.start_ns + elapsed_ns, exchange.now_ns + MAX_ADVANCE_NS)
-        while exchange.now_ns < until_ns:
-            fault_ns = self.faults.next_ns
-            exchange.advance(until_ns if fault_ns is None else min(until_ns, fault_ns))
-            self.faults.advance(exchange.now_ns)
-        self.public_stream.publish_candles()
-
-    def _connections(self) -> list[Connection]:
-        return [c for endpoint in self._endpoints.values() for c in endpoint.connections]
-
-    def _restart(self) -> None:
-        for tape in self.exchange.tapes.values():
-            tape.restart()
+        self.venue.advance(until_ns)
 
     async def _advance(self) -> None:
         while True:

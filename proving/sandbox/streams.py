@@ -13,7 +13,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 from aiohttp import WSMsgType, web
@@ -21,12 +21,31 @@ from aiohttp import WSMsgType, web
 from market.units import MS_NS, SECOND_NS
 from market.wire import topics
 from proving.sandbox.accounts import Client
+from proving.sandbox.candles import INTERVALS
 from proving.sandbox.exchange import SandboxExchange
 from proving.sandbox.private_messages import PrivateMessage
 from proving.sandbox.protocol import RefusedError, authenticate_socket
-from proving.sandbox.tape import DEPTHS, INTERVALS
+from proving.sandbox.tape import DEPTHS
 
 Json = dict[str, Any]
+ConnectionT = TypeVar("ConnectionT", bound="Connection")
+
+
+class Timer(Protocol):
+    """Something that will happen, unless it is cancelled before."""
+
+    def cancel(self) -> None:
+        """It will not happen."""
+
+
+#: Runs an action after so many seconds of the venue's wall clock.
+Later = Callable[[float, Callable[[], None]], Timer]
+
+
+def in_event_loop(delay_s: float, action: Callable[[], None]) -> Timer:
+    """Run an action later in the running event loop."""
+    return asyncio.get_running_loop().call_later(delay_s, action)
+
 
 #: Frames that a connection's send queue may hold.
 MAX_QUEUED: Final = 20_000
@@ -58,37 +77,66 @@ _PRIVATE_TOPIC: Final = re.compile(
 # -- connections -----------------------------------------------------------------------------------
 
 
-class Connection:
-    """One WebSocket connection: its subscriptions and its send queue."""
+class Connection(ABC):
+    """One connection of a client to an endpoint, and its subscriptions."""
 
-    def __init__(
-        self, socket: web.WebSocketResponse, name: str, transport: asyncio.Transport | None = None
-    ) -> None:
-        self.socket, self.name, self._transport = socket, name, transport
-        self.conn_id = str(uuid.uuid4())
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.conn_id = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
         self.client: Client | None = None  #: once authenticated
         self.topics: set[str] = set()
-        self.has_overflowed = False
-        self.unpaused = asyncio.Event()  #: nothing is sent while it is not set
-        self.unpaused.set()
-        self.queue: asyncio.Queue[bytes] = asyncio.Queue()
-        self._closing: asyncio.Task[Any] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names that a fault may address it by: its client's key, and its own name."""
         return (self.client.key, self.name) if self.client else (self.name,)
 
+    def put_json(self, fields: Json) -> None:
+        """Queue a control frame."""
+        self.put(msgspec.json.encode(fields))
+
+    @abstractmethod
     def put(self, frame: bytes) -> None:
         """Queue a frame."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Send nothing until `resume`."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Send what was queued meanwhile, and everything after it."""
+
+    @abstractmethod
+    def end(self, orderly: bool) -> None:
+        """Close the connection with a closing frame, or abort it."""
+
+
+class SocketConnection(Connection):
+    """A connection over a WebSocket; frames wait in a queue."""
+
+    def __init__(
+        self, socket: web.WebSocketResponse, name: str, transport: asyncio.Transport | None = None
+    ) -> None:
+        super().__init__(name)
+        self.socket, self._transport = socket, transport
+        self.has_overflowed = False
+        self.unpaused = asyncio.Event()  #: nothing is sent while it is not set
+        self.unpaused.set()
+        self.queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self._closing: asyncio.Task[Any] | None = None
+
+    def put(self, frame: bytes) -> None:
         if self.queue.qsize() >= MAX_QUEUED:
             self.has_overflowed = True
         else:
             self.queue.put_nowait(frame)
 
-    def put_json(self, fields: Json) -> None:
-        """Queue a control frame."""
-        self.put(msgspec.json.encode(fields))
+    def pause(self) -> None:
+        self.unpaused.clear()
+
+    def resume(self) -> None:
+        self.unpaused.set()
 
     async def write(self) -> None:
         """Send queued frames until the connection ends."""
@@ -99,7 +147,6 @@ class Connection:
         await self.socket.close()
 
     def end(self, orderly: bool) -> None:
-        """Close the connection with a closing frame, or abort the transport."""
         if orderly:
             self._closing = asyncio.create_task(self.socket.close(code=1001))
         elif self._transport is not None:
@@ -115,14 +162,24 @@ class Endpoint(ABC):
         self.connections: dict[Connection, None] = {}  #: oldest first
         self._opened = 0
 
+    def open(self, connect: Callable[[str], ConnectionT]) -> ConnectionT:
+        """A new connection, made by its name."""
+        self._opened += 1
+        connection = connect(f"{self.name}/{self._opened}")
+        self.connections[connection] = None
+        return connection
+
+    def lose(self, connection: Connection) -> None:
+        """Forget a connection that has ended."""
+        if self.connections.pop(connection, self) is None:
+            self.on_disconnect(connection)
+
     async def serve(self, request: web.Request) -> web.WebSocketResponse:
         """Serve one connection from its handshake to its end."""
         idle_timeout_s = self.idle_timeout_s(request)
         socket = web.WebSocketResponse(compress=True, receive_timeout=idle_timeout_s)
         await socket.prepare(request)
-        self._opened += 1
-        connection = Connection(socket, f"{self.name}/{self._opened}", request.transport)
-        self.connections[connection] = None
+        connection = self.open(lambda name: SocketConnection(socket, name, request.transport))
         writing = asyncio.create_task(connection.write())
         try:
             async for message in socket:
@@ -131,8 +188,7 @@ class Endpoint(ABC):
         except TimeoutError:
             connection.end(orderly=False)
         finally:
-            self.connections.pop(connection, None)
-            self.on_disconnect(connection)
+            self.lose(connection)
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
         return socket
@@ -144,7 +200,8 @@ class Endpoint(ABC):
     async def close(self) -> None:
         """Close all connections."""
         for connection in list(self.connections):
-            await connection.socket.close()
+            if isinstance(connection, SocketConnection):
+                await connection.socket.close()
 
     @abstractmethod
     def answer(self, connection: Connection, text: str) -> None:
@@ -152,7 +209,7 @@ class Endpoint(ABC):
 
     @abstractmethod
     def on_disconnect(self, connection: Connection) -> None:
-        """Forget a connection that has ended."""
+        """What follows from the end of a connection, which is no longer one of `connections`."""
 
 
 def decode_request(text: str) -> tuple[Json, str]:
@@ -180,7 +237,7 @@ class Stream(Endpoint):
     def __init__(self) -> None:
         super().__init__()
         self.deliver: Callable[[Connection, str, bytes], None] = _put
-        self.subscribers: dict[str, set[Connection]] = {}  #: by topic
+        self.subscribers: dict[str, dict[Connection, None]] = {}  #: by topic, oldest first
 
     def answer(self, connection: Connection, text: str) -> None:
         request, error = decode_request(text)
@@ -219,12 +276,12 @@ class Stream(Endpoint):
 
     def subscribe(self, connection: Connection, topic: str) -> None:
         connection.topics.add(topic)
-        self.subscribers.setdefault(topic, set()).add(connection)
+        self.subscribers.setdefault(topic, {})[connection] = None
 
     def unsubscribe(self, connection: Connection, topic: str) -> None:
         connection.topics.discard(topic)
-        subscribers = self.subscribers.get(topic, set())
-        subscribers.discard(connection)
+        subscribers = self.subscribers.get(topic, {})
+        subscribers.pop(connection, None)
         if not subscribers:
             self.subscribers.pop(topic, None)
 
@@ -318,13 +375,14 @@ class PrivateStream(Stream):
 
     name = "private"
 
-    def __init__(self) -> None:
+    def __init__(self, later: Later = in_event_loop) -> None:
         super().__init__()
+        self._later = later
         self._catch_up: Callable[[], None] = lambda: None
         self._wall_ns = time.time_ns
         self._clients: dict[str, Client] = {}  #: by API key
         self._connections_of: dict[Client, dict[Connection, None]] = {}
-        self._cancel_timers: dict[Client, asyncio.TimerHandle] = {}
+        self._cancel_timers: dict[Client, Timer] = {}
 
     def attach(
         self, exchange: SandboxExchange, catch_up: Callable[[], None], wall_ns: Callable[[], int]
@@ -399,8 +457,7 @@ class PrivateStream(Stream):
         others.pop(connection, None)
         window_s = client.dcp_windows_s.get("DERIVATIVES")
         if was_protected and window_s and not any(DCP_TOPIC in other.topics for other in others):
-            loop = asyncio.get_running_loop()
-            self._cancel_timers[client] = loop.call_later(window_s, self._cancel_all, client)
+            self._cancel_timers[client] = self._later(window_s, lambda: self._cancel_all(client))
         if not others:
             del self._connections_of[client]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -18,9 +17,10 @@ import numpy as np
 from execution.account import unit_e8
 from market.events import EVENT, STEP_E8, Events, Field, Flag, Kind
 from market.instruments import Instrument
-from market.units import DAY_MS, E8, MS_NS
+from market.units import E8, MS_NS
 from market.wire.encode import Encoder
 from market.wire.topics import book_topic, symbol_topics
+from proving.sandbox.candles import Candles, candle_end
 from proving.sandbox.listing import FUNDING_CAP, DecimalCodec
 from proving.sandbox.protocol import Row, money, rounded
 from proving.synthetic.publication import TOPICS
@@ -38,113 +38,7 @@ OPEN_INTEREST_MS: Final = 300_000
 #: Seconds of the mean premium (mid less mark) in the price limits.
 PREMIUM_S: Final = 30
 
-MINUTE_MS: Final = 60_000
-#: Minute candles kept: a week.
-KEPT_MINUTES: Final = 10_080
-INTERVALS: Final = ("1", "3", "5", "15", "30", "60", "120", "240", "360", "720", "D", "W", "M")
-
 Listener = Callable[[str, bytes], None]  #: called with a topic and a frame
-
-
-# -- candles ---------------------------------------------------------------------------------------
-
-
-class Candle(msgspec.Struct):
-    """Prices in the unit that they were added in, quantity in lots, turnover at 1e-8."""
-
-    start_ms: int
-    open: int
-    high: int
-    low: int
-    close: int
-    lots: int = 0
-    turnover_e8: int = 0
-
-
-def candle_start(at_ms: int, interval: str) -> int:
-    """Start of the candle that contains a time; ValueError for an unknown interval."""
-    if interval not in INTERVALS:
-        raise ValueError(f"{interval}: intervals are {', '.join(INTERVALS)}")
-    if interval == "M":
-        month = datetime.fromtimestamp(at_ms / 1000, UTC)
-        return int(datetime(month.year, month.month, 1, tzinfo=UTC).timestamp()) * 1000
-    if interval == "W":  # weeks begin on Monday; the epoch was a Thursday
-        return at_ms - (at_ms + 3 * DAY_MS) % (7 * DAY_MS)
-    length = DAY_MS if interval == "D" else int(interval) * MINUTE_MS
-    return at_ms - at_ms % length
-
-
-def candle_end(start_ms: int, interval: str) -> int:
-    """The first millisecond after a candle."""
-    if interval == "M":
-        return candle_start(start_ms + 32 * DAY_MS, "M")
-    lengths = {"W": 7 * DAY_MS, "D": DAY_MS}
-    return start_ms + (lengths.get(interval) or int(interval) * MINUTE_MS)
-
-
-class Candles:
-    """Minute candles of one price, aggregated to longer intervals on request.
-
-    ``unit_e8`` is the value of one lot at a price of one; 0 for prices that are not traded (mark, index,
-    premium).
-    """
-
-    def __init__(self, unit_e8: int) -> None:
-        self._unit_e8 = unit_e8
-        self._minutes: deque[Candle] = deque(maxlen=KEPT_MINUTES)
-        #: By length in minutes: start of the running minute, and the minutes before it as one candle.
-        self._cache: dict[int, tuple[int, Candle | None]] = {}
-
-    def add(self, at_ms: int, price: int, lots: int) -> None:
-        """A trade or a price at a time; minutes without one repeat the last close."""
-        minute = at_ms - at_ms % MINUTE_MS
-        while self._minutes and self._minutes[-1].start_ms < minute:
-            last = self._minutes[-1]
-            self._minutes.append(Candle(last.start_ms + MINUTE_MS, *[last.close] * 4))
-        if not self._minutes:
-            self._minutes.append(Candle(minute, price, price, price, price))
-        candle = self._minutes[-1]
-        candle.high, candle.low = max(candle.high, price), min(candle.low, price)
-        candle.close = price
-        candle.lots += lots
-        candle.turnover_e8 += price * lots * self._unit_e8
-
-    def trailing(self, minutes: int) -> Candle | None:
-        """The last minutes, the running one included, as one candle; None before the first trade."""
-        if not self._minutes:
-            return None
-        running = self._minutes[-1]
-        cached = self._cache.get(minutes)
-        if cached is None or cached[0] != running.start_ms:
-            cached = running.start_ms, _merged(list(self._minutes)[-minutes:-1])
-            self._cache[minutes] = cached
-        return _merged([candle for candle in (cached[1], running) if candle is not None])
-
-    def latest(self, interval: str, limit: int, start_ms: int, end_ms: int) -> list[Candle]:
-        """The last ``limit`` candles that start within two times (both included), oldest first."""
-        groups: dict[int, list[Candle]] = {}
-        for minute in self._minutes:
-            groups.setdefault(candle_start(minute.start_ms, interval), []).append(minute)
-        chosen = [group for start, group in groups.items() if start_ms <= start <= end_ms]
-        return [
-            msgspec.structs.replace(candle, start_ms=candle_start(candle.start_ms, interval))
-            for candle in map(_merged, chosen[-limit:])
-            if candle is not None
-        ]
-
-
-def _merged(minutes: list[Candle]) -> Candle | None:
-    if not minutes:
-        return None
-    return Candle(
-        minutes[0].start_ms,
-        minutes[0].open,
-        max(minute.high for minute in minutes),
-        min(minute.low for minute in minutes),
-        minutes[-1].close,
-        sum(minute.lots for minute in minutes),
-        sum(minute.turnover_e8 for minute in minutes),
-    )
 
 
 # -- books -----------------------------------------------------------------------------------------
@@ -201,9 +95,17 @@ class PublishedBook:
 
 
 class PublicTape:
-    """Public market data of one symbol; ``on_frame`` is called with each topic's frames, in order."""
+    """Public market data of one symbol; ``on_frame`` is called with each topic's frames, in order.
 
-    def __init__(self, instrument: Instrument, on_frame: Listener) -> None:
+    Frames of a topic that nobody reads, says ``is_read``, are not made.
+    """
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        on_frame: Listener,
+        is_read: Callable[[str], bool] = lambda topic: True,
+    ) -> None:
         self.instrument, self.symbol = instrument, instrument.symbol
         _, self._trade_topic, self._ticker_topic, self._liquidation_topic = symbol_topics(
             self.symbol, DEEP
@@ -224,7 +126,7 @@ class PublicTape:
         #: (ms, open interest at 1e-8) every five minutes for a week, newest last
         self.open_interest: deque[tuple[int, int]] = deque(maxlen=2016)
         self.books = {depth: PublishedBook(instrument, depth) for depth in DEPTHS}
-        self._on_frame = on_frame
+        self._on_frame, self._is_read = on_frame, is_read
         self._encoder = Encoder(instrument)
         self._trade_range = (0, 0)  #: lowest and highest trade since `pop_trade_range`, ticks
         self._premiums: deque[int] = deque(maxlen=PREMIUM_S)
@@ -258,8 +160,12 @@ class PublicTape:
         rows["update_id"] -= book.update_id_offset
         book.apply(rows)
         if depth > 1:
-            for _, frame in book.encoder.frames(rows):
-                self._on_frame(book.topic, frame)
+            if self._is_read(book.topic):
+                for _, frame in book.encoder.frames(rows):
+                    self._on_frame(book.topic, frame)
+            return
+        if not self._is_read(book.topic):
+            self._best = ()
             return
         # The book of one level is published when it changes, and repeated after a silence.
         ends = np.flatnonzero(rows["flags"] & Flag.LAST).tolist()
@@ -313,6 +219,11 @@ class PublicTape:
         """Publish what differs from the market's levels (ticks, lots) as the deep book's next frame."""
         book = self.books[DEEP]
         first = not book.update_id
+        if not self._is_read(book.topic):
+            book.sides = {1: dict(bids), -1: dict(asks)}
+            book.update_id += 1
+            book.exchange_ns, book.publish_ns = now_ns, now_ns + MS_NS
+            return
         changes: list[tuple[int, int, int]] = []
         for side, levels in ((1, bids), (-1, asks)):
             current, published = dict(levels), book.sides[side]
@@ -343,14 +254,19 @@ class PublicTape:
 
     def publish_ticker(self, now_ns: int) -> None:
         """Publish the ticker fields that changed since the last frame, and now and then price limits."""
-        fields = self.ticker_fields()
-        changed = {name: text for name, text in fields.items() if self._ticker.get(name) != text}
-        kind = "delta" if self._ticker else "snapshot"
-        self._ticker = fields
-        if changed:
-            self._on_frame(self._ticker_topic, self._ticker_frame(kind, changed, now_ns))
-        if now_ns % PRICE_LIMIT_NS == 0:
-            topic = f"priceLimit.{self.symbol}"
+        if self._is_read(self._ticker_topic):
+            fields = self.ticker_fields()
+            changed = {
+                name: text for name, text in fields.items() if self._ticker.get(name) != text
+            }
+            kind = "delta" if self._ticker else "snapshot"
+            self._ticker = fields
+            if changed:
+                self._on_frame(self._ticker_topic, self._ticker_frame(kind, changed, now_ns))
+        else:
+            self._ticker = {}
+        topic = f"priceLimit.{self.symbol}"
+        if now_ns % PRICE_LIMIT_NS == 0 and self._is_read(topic):
             limits = {"topic": topic, "data": self.price_limit_row(), "ts": now_ns // MS_NS}
             self._on_frame(topic, msgspec.json.encode(limits))
 
@@ -373,9 +289,15 @@ class PublicTape:
     def snapshot(self, topic: str, now_ns: int) -> bytes | None:
         """The first frame of a new subscriber; None for topics without a snapshot."""
         for book in self.books.values():
-            if book.topic == topic:
-                return book.snapshot() if book.update_id else None
-        if topic == self._ticker_topic and self._ticker:
+            if book.topic == topic and book.update_id:
+                frame = book.snapshot()
+                if book is self.books[1] and not self._best:
+                    levels = [level for side in (1, -1) for level in book.levels(side, 1)]
+                    self._best = tuple(n for column in zip(*levels, strict=True) for n in column)
+                    self._best_frame, self._best_ns = frame, book.exchange_ns
+                return frame
+        if topic == self._ticker_topic and self.values:
+            self._ticker = self._ticker or self.ticker_fields()
             return self._ticker_frame("snapshot", self._ticker, now_ns)
         return None
 

@@ -23,7 +23,7 @@ from websockets.sync.client import ClientConnection, connect
 from proving.sandbox.exchange import SandboxExchange
 from proving.sandbox.faults import KINDS, Fault, FaultEvent, Faults, rates_of, read_log, schedule
 from proving.sandbox.server import Sandbox
-from proving.sandbox.streams import Connection, PublicStream
+from proving.sandbox.streams import PublicStream, SocketConnection
 from proving.synthetic.profiles import profile
 from tests.proving.sandbox_clients import Wire, authentication, ccxt_client, pybit_client
 from tests.proving.sandbox_server import Served, served, signed_headers
@@ -104,7 +104,7 @@ def placed(venue: Served, link: str) -> bool:
 
 def newest(venue: Served) -> str:
     """The name of the newest connection."""
-    name: str = venue.run(lambda _: list(venue.sandbox.public_stream.connections)[-1].name)
+    name: str = venue.run(lambda _: list(venue.sandbox.venue.public_stream.connections)[-1].name)
     return name
 
 
@@ -431,9 +431,9 @@ def test_without_faults_subscribers_get_every_frame_unchanged() -> None:
         faults.follow(schedule(1, {}, 0))
         stream.deliver = faults.deliver
         stream.attach(exchange)
-        reader = Connection(web.WebSocketResponse(), "public/1")
+        reader = SocketConnection(web.WebSocketResponse(), "public/1")
         for topic in (BOOK, TRADES, TICKERS):
-            stream.subscribers[topic] = {reader}
+            stream.subscribers[topic] = {reader: None}
         exchange.advance(exchange.now_ns + 5 * SECOND)
         faults.advance(exchange.now_ns)
         return [reader.queue.get_nowait() for _ in range(reader.queue.qsize())]
@@ -450,7 +450,7 @@ def test_without_faults_subscribers_get_every_frame_unchanged() -> None:
 
 def test_clear_releases_held_frames_and_cancels_pending_faults() -> None:
     async def run() -> list[FaultEvent]:
-        reader = Connection(web.WebSocketResponse(), "public/1")
+        reader = SocketConnection(web.WebSocketResponse(), "public/1")
         faults = Faults(["key"], lambda: [reader], lambda: None)
         for kind in ("delay", "overtake", "drop"):
             faults.command(Fault(kind=kind, what=kind))

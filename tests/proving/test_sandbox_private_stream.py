@@ -236,7 +236,9 @@ def test_pybit_receives_its_private_topics(venue: Served, monkeypatch: pytest.Mo
     stream.wallet_stream(frames["wallet"].append)
     session = pybit.unified_trading.HTTP(**named)
     session.endpoint = venue.description["rest"]
-    eventually(lambda: venue.run(lambda _: len(venue.sandbox.private_stream.subscribers)) >= 5)
+    eventually(
+        lambda: venue.run(lambda _: len(venue.sandbox.venue.private_stream.subscribers)) >= 5
+    )
     created = session.place_order(
         category="linear", symbol="BTCUSDT", side="Buy", orderType="Market", qty="0.02"
     )
@@ -278,7 +280,7 @@ def test_ccxt_pro_watches_orders_trades_positions_and_balance(venue: Served) -> 
                 "positions": asyncio.create_task(open_positions()),
                 "balance": asyncio.create_task(exchange.watch_balance()),
             }
-            stream = venue.sandbox.private_stream
+            stream = venue.sandbox.venue.private_stream
             while not set(TOPICS) <= set(stream.subscribers):
                 await asyncio.sleep(0.02)
             await exchange.create_order(SYMBOL, "market", "buy", 0.03)
