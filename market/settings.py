@@ -154,7 +154,17 @@ class Risk(Struct, frozen=True, kw_only=True):
 
 
 class Live(Struct, frozen=True, kw_only=True):
-    venue: Literal["paper"] = "paper"
+    #: paper matches our orders here; the others are venues. testnet, demo and live are of the world.
+    venue: Literal["paper", "sandbox", "testnet", "demo", "live"] = "paper"
+    #: The venue's name once more, without which no order is sent to testnet, demo and live.
+    confirm: str = ""
+    #: Where the exchange on loopback serves, as its first line says (``rest``); empty to start one.
+    sandbox: str = ""
+    #: How often the venue's clock is measured (seconds).
+    sync_every_s: Positive = 60.0
+    #: Leverage and margin mode that each symbol has to have at the venue.
+    leverage: Positive = 10.0
+    margin_mode: Literal["cross", "isolated"] = "cross"
     #: How often the promoted alias is looked up by the resolver (seconds).
     resolve_every_s: float = 5.0
     #: A request without an answer for so long is lost (seconds), and the venue takes one no later than this

@@ -35,7 +35,6 @@ from execution.tca.rows import (
     Shortfall,
     fill_row,
     fitted,
-    order_row,
     parent_row,
     to_table,
 )
@@ -65,7 +64,6 @@ __all__ = [
     "interval",
     "markout_bps",
     "markout_rows",
-    "order_row",
     "parent_row",
     "shortfall",
     "summarise",

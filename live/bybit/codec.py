@@ -166,9 +166,9 @@ def unreadable(status: int, body: bytes) -> bytes:
     return msgspec.json.encode({"status": status, "retMsg": body[:200].decode(errors="replace")})
 
 
-def not_sent(reason: str) -> bytes:
-    """The answer to a request that never left; it reads as a refusal."""
-    return msgspec.json.encode({"retCode": 10001, "retMsg": f"not sent: {reason}"})
+def not_sent(reason: str, code: int = 10001) -> bytes:
+    """The answer to a request that never left; it reads as a refusal of the venue with that code."""
+    return msgspec.json.encode({"retCode": code, "retMsg": f"not sent: {reason}"})
 
 
 def _object(body: bytes) -> dict[str, Any]:
