@@ -8,22 +8,30 @@ balance to the last unit at every instant:
 
 A remainder of a division is rounded against us (fees, funding) or stays in the cost of the open
 position (partial close), so that money neither appears nor vanishes.
+
+`Account` is the only place of position and money: `snapshot` and `restore` carry it from one process to
+the next, with cost basis, equity peak and the day's opening equity.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
+from typing import Final
 
 import msgspec
 
 from execution.orders import Filled
 from market.errors import DataError
 from market.instruments import Instrument
-from market.units import E8, HOUR_NS
+from market.units import DAY_NS, E8, HOUR_NS
+
+#: An execution is known by its id for this long by the venue's time, longer than venues report one.
+MEMORY_NS: Final = 8 * DAY_NS
 
 
 @lru_cache(maxsize=256)
@@ -90,6 +98,7 @@ class Holding(msgspec.Struct, kw_only=True):
     bought_lots: int = 0
     sold_lots: int = 0
     turnover_e8: int = 0
+    adopted_ns: int = -1  #: the position holds every execution up to this venue time, booked or not
 
     @property
     def entry_ticks(self) -> Fraction | None:
@@ -132,36 +141,156 @@ class Holding(msgspec.Struct, kw_only=True):
         return closed_pnl
 
 
+class AccountState(msgspec.Struct, kw_only=True):
+    """What an account is at an instant; money at 1e-8, times epoch ns."""
+
+    opening_e8: int = 0
+    holdings: dict[str, Holding] = {}
+    equity_e8: int  #: at the last mark
+    peak_e8: int
+    day: int = -1  #: UTC day since the epoch, of the last mark
+    day_opening_e8: int
+    executions: dict[str, int] = {}  #: execution id -> venue time, of trades and funding
+    recent: dict[str, list[tuple[int, int]]] = {}  #: symbol -> (venue time, signed lots)
+
+
 class Account:
     """Balance and positions over several symbols: the signed sum of executions, and funding.
 
-    ``holdings`` has a `Holding` for every symbol.
+    ``holdings`` has a `Holding` for every symbol. ``marked_e8`` is the equity at the last `mark`,
+    ``peak_e8`` the highest so far, ``day_opening_e8`` the first of the UTC day; ``forgotten`` counts
+    execution ids that left memory.
     """
 
     def __init__(self, instruments: Mapping[str, Instrument], opening_e8: int = 0) -> None:
-        self.opening_e8 = opening_e8
+        self.opening_e8 = self.marked_e8 = self.peak_e8 = self.day_opening_e8 = opening_e8
+        self.day = -1
+        self.forgotten = 0
         self.holdings = {
             symbol: Holding(instrument=instrument) for symbol, instrument in instruments.items()
         }
-        self._executions: set[str] = set()
+        self._mids: dict[str, float] = {}
+        self._executions: dict[str, int] = {}
+        self._newest_ns = -1 << 62
         self._recent: dict[str, deque[tuple[int, int]]] = {
             symbol: deque() for symbol in instruments
         }
 
+    def position_lots(self, symbol: str) -> int:
+        """Signed position; 0 for a symbol that the account does not know."""
+        holding = self.holdings.get(symbol)
+        return holding.position_lots if holding is not None else 0
+
     def apply(self, fill: Filled) -> bool:
-        """Book a fill; False for a duplicate, an execution that is booked already.
+        """Book an execution, of an order of ours or not; False for one that is booked already.
 
         Raises KeyError for a symbol that the account does not know.
         """
-        if fill.exec_id in self._executions:
+        holding = self.holdings[fill.symbol]
+        if fill.venue_ns <= holding.adopted_ns or not self._is_new(fill.exec_id, fill.venue_ns):
             return False
-        self.holdings[fill.symbol].trade(fill.side * fill.qty_lots, fill.price_ticks, fill.fee_e8)
-        self._executions.add(fill.exec_id)
+        holding.trade(fill.side * fill.qty_lots, fill.price_ticks, fill.fee_e8)
         recent = self._recent[fill.symbol]
         recent.append((fill.venue_ns, fill.side * fill.qty_lots))
         while recent[0][0] < fill.venue_ns - HOUR_NS:
             recent.popleft()
         return True
+
+    def fund(self, exec_id: str, symbol: str, paid_e8: int, venue_ns: int) -> bool:
+        """Book a funding payment (positive = paid) as the venue states it; False for a repetition.
+
+        Raises KeyError for a symbol that the account does not know.
+        """
+        holding = self.holdings[symbol]
+        if not self._is_new(exec_id, venue_ns):
+            return False
+        holding.funding_e8 += paid_e8
+        return True
+
+    def _is_new(self, exec_id: str, venue_ns: int) -> bool:
+        """Whether an execution is booked for the first time; remembers it, and forgets old ones.
+
+        One from before the memory counts as booked: it cannot be told from a repetition.
+        """
+        known = self._executions
+        if exec_id in known or venue_ns < self._newest_ns - MEMORY_NS:
+            return False
+        known[exec_id] = venue_ns
+        self._newest_ns = max(self._newest_ns, venue_ns)
+        while known[oldest := next(iter(known))] < self._newest_ns - MEMORY_NS:
+            del known[oldest]
+            self.forgotten += 1
+        return True
+
+    def adopt(self, symbol: str, lots: int, entry_e8: int, venue_ns: int = -1) -> None:
+        """Take the venue's position with its average entry price at 1e-8, whatever ours is.
+
+        Executions up to ``venue_ns`` are in it, and are not booked any more. Raises KeyError for a
+        symbol that the account does not know.
+        """
+        holding = self.holdings[symbol]
+        holding.position_lots, holding.open_fees_e8 = lots, 0
+        holding.cost_e8 = round(lots * entry_e8 * Fraction(holding.instrument.lot))
+        holding.adopted_ns = venue_ns
+
+    # -- equity --------------------------------------------------------------------------------
+
+    def mark(self, now_ns: int, mids_ticks: Mapping[str, float]) -> int:
+        """Mark to market at mids in ticks; returns the equity. NaN keeps a symbol's last mid.
+
+        The first mark of a UTC day sets the equity that its result is measured from. While a position
+        has never had a mid the equity stays what it was.
+        """
+        self._mids |= {s: mid for s, mid in mids_ticks.items() if not math.isnan(mid)}
+        held = {s: h for s, h in self.holdings.items() if h.position_lots}
+        if held.keys() <= self._mids.keys():
+            self.marked_e8 = self.balance_e8 + sum(
+                round(unit_e8(h.instrument) * h.position_lots * self._mids[s]) - h.cost_e8
+                for s, h in held.items()
+            )
+        self.peak_e8 = max(self.peak_e8, self.marked_e8)
+        if self.day != now_ns // DAY_NS:
+            self.day, self.day_opening_e8 = now_ns // DAY_NS, self.marked_e8
+        return self.marked_e8
+
+    # -- restart -------------------------------------------------------------------------------
+
+    def snapshot(self) -> AccountState:
+        """The state, to be encoded before the account changes again."""
+        return AccountState(
+            opening_e8=self.opening_e8,
+            holdings=self.holdings,
+            equity_e8=self.marked_e8,
+            peak_e8=self.peak_e8,
+            day=self.day,
+            day_opening_e8=self.day_opening_e8,
+            executions=self._executions,
+            recent={symbol: list(recent) for symbol, recent in self._recent.items()},
+        )
+
+    def restore(self, state: AccountState) -> None:
+        """Take over the state of an earlier process, symbols that are no longer configured included.
+
+        DataError for a position that was counted in other lots than the instrument has now.
+        """
+        for symbol, holding in state.holdings.items():
+            if (ours := self.holdings.get(symbol)) is not None:
+                before, now = holding.instrument.lot, ours.instrument.lot
+                if holding.position_lots and before != now:
+                    raise DataError(
+                        f"{symbol}: {holding.position_lots} lots were held when a lot was {before}, now "
+                        f"it is {now}; close the position under the old instrument first"
+                    )
+                holding.instrument = ours.instrument
+            self.holdings[symbol] = holding
+        self.opening_e8, self.marked_e8 = state.opening_e8, state.equity_e8
+        self.peak_e8 = state.peak_e8
+        self.day, self.day_opening_e8 = state.day, state.day_opening_e8
+        self._executions = state.executions
+        self._newest_ns = max(state.executions.values(), default=self._newest_ns)
+        self._recent |= {symbol: deque(recent) for symbol, recent in state.recent.items()}
+
+    # -- funding -------------------------------------------------------------------------------
 
     def position_lots_at(self, symbol: str, time_ns: int) -> int:
         """The position at an instant of the last hour, of what was executed before it."""

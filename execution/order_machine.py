@@ -9,12 +9,13 @@ Guard, algorithms, records, costs and reconciliation read `Orders`; none of them
          └──► UNKNOWN, from any state not final: no answer came, or an answer that contradicts what we
               know; only evidence leads out of it, never time
 
-`TRANSITIONS` is that diagram as data. Three rules make the fold independent of the order, the repetition
+`TRANSITIONS` is that diagram as data. Four rules make the fold independent of the order, the repetition
 and the loss of evidence:
 
 - a final state stays, whatever comes later; but executions count, however late;
 - an execution counts once, by its id;
-- a report is cumulative: one that knows less than we do changes nothing.
+- a report is cumulative: one that knows less than we do changes nothing;
+- price and quantity are those of the latest venue time.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ from execution.orders import (
     Lost,
     OrderReport,
     OrderState,
+    OrderType,
     Rejected,
     Submit,
+    TimeInForce,
 )
 
 _PENDING, _NEW, _PARTIAL = OrderState.PENDING_NEW, OrderState.NEW, OrderState.PARTIALLY_FILLED
@@ -46,8 +49,10 @@ _FILLED, _CANCELLED, _REJECTED = OrderState.FILLED, OrderState.CANCELLED, OrderS
 
 #: (state, evidence) → state. What is not here leaves the state as it is. NEW stands for "open":
 #: PARTIALLY_FILLED once something has filled. FILLED and PARTIALLY_FILLED follow from quantities.
+#: A refusal of an acknowledged order is evidence "duplicate"; "rejected" is then only a report's.
 TRANSITIONS: Final[dict[tuple[OrderState, str], OrderState]] = {
     (_PENDING, "accepted"): _NEW,
+    (_PENDING, "amended"): _NEW,
     (_PENDING, "rejected"): _REJECTED,
     (_PENDING, "duplicate"): _UNKNOWN,
     (_PENDING, "cancelled"): _CANCELLED,
@@ -55,19 +60,27 @@ TRANSITIONS: Final[dict[tuple[OrderState, str], OrderState]] = {
     (_PENDING, "lost"): _UNKNOWN,
     (_NEW, "cancel sent"): _CANCELLING,
     (_NEW, "cancelled"): _CANCELLED,
+    (_NEW, "rejected"): _REJECTED,
     (_NEW, "gone"): _UNKNOWN,
     (_NEW, "lost"): _UNKNOWN,
     (_CANCELLING, "cancelled"): _CANCELLED,
+    (_CANCELLING, "rejected"): _REJECTED,
     (_CANCELLING, "cancel rejected"): _NEW,
     (_CANCELLING, "gone"): _UNKNOWN,
     (_CANCELLING, "lost"): _UNKNOWN,
+    (_UNKNOWN, "sent again"): _PENDING,
     (_UNKNOWN, "accepted"): _NEW,
+    (_UNKNOWN, "amended"): _NEW,
     (_UNKNOWN, "rejected"): _REJECTED,
     (_UNKNOWN, "cancelled"): _CANCELLED,
+    **{(state, "complete"): _FILLED for state in (_PENDING, _NEW, _CANCELLING, _UNKNOWN)},
 }
 
 #: Evidence that the order reached the venue.
-_PRESENCE: Final = frozenset({"accepted", "amended", "cancelled", "cancel rejected", "duplicate"})
+_PRESENCE: Final = frozenset({"accepted", "amended", "cancelled", "complete", "duplicate"})
+
+#: Time of what never happened.
+NEVER_NS: Final = -(1 << 62)
 
 
 class Order(msgspec.Struct, kw_only=True):
@@ -75,7 +88,8 @@ class Order(msgspec.Struct, kw_only=True):
 
     ``price_ticks`` and ``qty_lots`` are the present ones, after amends. ``filled_lots`` are of executions
     received; ``reported_lots`` is the venue's cumulative count, which may run ahead of them.
-    ``evidence`` names the last evidence, ``changed_ns`` when it came, ``venue_ns`` when it was true.
+    ``evidence`` names the last evidence, ``changed_ns`` when it came, ``venue_ns`` when it was true at
+    the latest. ``terms_ns`` is the venue time of price and quantity.
     """
 
     submit: Submit
@@ -87,6 +101,7 @@ class Order(msgspec.Struct, kw_only=True):
     sent_ns: int
     changed_ns: int
     venue_ns: int = 0
+    terms_ns: int = 0
     evidence: str = "sent"
     filled_lots: int = 0
     reported_lots: int = 0
@@ -94,7 +109,9 @@ class Order(msgspec.Struct, kw_only=True):
     amends: int = 0
     #: Total quantities of amends under way: any of them may come true.
     amend_lots: list[int] = []
+    amending: bool = False  #: an amend is under way
     cancel_sent: bool = False
+    refused_ns: int = NEVER_NS  #: when a cancel or amend was last refused
     acknowledged: bool = False  #: there is evidence that it reached the venue
 
     @property
@@ -115,14 +132,22 @@ class Order(msgspec.Struct, kw_only=True):
         """Quantity that may still fill, or whose executions have not been received yet."""
         if self.state.is_final:
             return self.missing_lots
-        return self.qty_lots - self.filled_lots
+        return max(0, self.qty_lots - self.filled_lots)
 
     @property
     def exposed_lots(self) -> int:
         """The same in the worst case, with every amend under way."""
         if self.state.is_final:
             return self.missing_lots
-        return max(self.qty_lots, *self.amend_lots, 0) - self.filled_lots
+        return max(0, max(self.qty_lots, *self.amend_lots, 0) - self.filled_lots)
+
+    @property
+    def crosses(self) -> bool:
+        """Whether it never rests: it takes what it can at once, and there is nothing to cancel."""
+        return self.submit.order_type is OrderType.MARKET or self.submit.time_in_force in (
+            TimeInForce.IOC,
+            TimeInForce.FOK,
+        )
 
 
 class Orders:
@@ -154,9 +179,18 @@ class Orders:
     # -- our requests --------------------------------------------------------------------------
 
     def sent(self, submit: Submit, parent_id: str, time_ns: int) -> Order:
-        """A new order is about to be sent. ValueError for an id that was used before."""
-        if submit.client_id in self.by_id:
-            raise ValueError(f"client order id {submit.client_id} was used before")
+        """An order is about to be sent: a new one, or again one that never reached the venue.
+
+        ValueError for an id that was used before, unless its order is UNKNOWN without any evidence that
+        the venue has it; that it has not is for the caller to know.
+        """
+        known = self.by_id.get(submit.client_id)
+        if known is not None:
+            if known.state is not _UNKNOWN or known.acknowledged or known.submit != submit:
+                raise ValueError(f"client order id {submit.client_id} was used before")
+            self._move(known, "sent again")
+            known.sent_ns = known.changed_ns = time_ns
+            return known
         order = Order(
             submit=submit,
             parent_id=parent_id,
@@ -176,6 +210,7 @@ class Orders:
             return order
         if isinstance(action, Amend):
             order.amends += 1
+            order.amending = True
             if action.qty_lots is not None:
                 order.amend_lots.append(action.qty_lots)
         else:
@@ -187,7 +222,9 @@ class Orders:
     # -- evidence ------------------------------------------------------------------------------
 
     def apply(self, event: Event) -> Order | None:
-        """Fold evidence in; the order that it is of, None when it is of none of ours or a repetition."""
+        """Fold evidence in; the order that it is of, None when it is of none of ours, or an execution
+        that was counted before.
+        """
         venue_order_id = getattr(event, "venue_order_id", "")
         order = self.get(event.client_id, venue_order_id)
         if order is None:
@@ -198,10 +235,8 @@ class Orders:
         if isinstance(event, Filled):
             if not self._fill(order, event):
                 return None
-        elif not order.state.is_final or isinstance(event, OrderReport):
-            self._take(order, event)
         else:
-            return None
+            self._take(order, event)
         order.changed_ns = event.time_ns
         order.venue_ns = max(order.venue_ns, event.venue_ns)
         self._settle(order)
@@ -213,25 +248,31 @@ class Orders:
             return False
         seen.add(fill.exec_id)
         order.filled_lots += fill.qty_lots
-        order.evidence, order.acknowledged = "filled", True
-        if order.state in (_PENDING, _UNKNOWN):
-            order.state = _NEW
+        # The first sign of an order says that it was accepted; a later fill does not say that an order
+        # of unknown state is still open.
+        if not order.acknowledged:
+            self._move(order, "accepted")
+        order.evidence = "filled"
         return True
 
     def _take(self, order: Order, event: Event) -> None:
         match event:
+            case OrderReport():
+                self._report(order, event)
+            case Amended():
+                self._terms(order, event)
+                self._move(order, "amended")
+            case _ if order.state.is_final:
+                return
             case Accepted():
                 self._move(order, "accepted")
-            case Amended():
-                order.price_ticks, order.qty_lots = event.price_ticks, event.qty_lots
-                if event.qty_lots in order.amend_lots:
-                    order.amend_lots.remove(event.qty_lots)
-                self._move(order, "amended")
             case Cancelled():
                 if event.leaves_lots:
-                    order.reported_lots = max(
-                        order.reported_lots, order.qty_lots - event.leaves_lots
-                    )
+                    # Of the quantities that it may have had, the least that agrees with what has filled.
+                    totals = sorted({order.qty_lots, *order.amend_lots})
+                    done = [total - event.leaves_lots for total in totals]
+                    counts = [lots for lots in done if lots >= order.filled_lots] or done[-1:]
+                    order.reported_lots = max(order.reported_lots, counts[0])
                 order.reason = event.reason
                 self._move(order, "cancelled")
             case Rejected():
@@ -241,49 +282,69 @@ class Orders:
                     order.reason = event.reason
                     self._move(order, "rejected")
             case CancelRejected():
+                # Which request was refused is not said: with one under way it is known, and where the
+                # order is gone nothing comes true any more.
+                if event.gone or (order.state is not _CANCELLING and len(order.amend_lots) == 1):
+                    order.amend_lots.clear()
+                order.amending, order.refused_ns = False, event.time_ns
                 self._move(order, "gone" if event.gone else "cancel rejected")
-                order.amend_lots.clear()
             case Lost():
                 order.reason = event.reason
                 self._move(order, "lost")
-            case OrderReport():
-                self._report(order, event)
 
     def _report(self, order: Order, report: OrderReport) -> None:
         """A cumulative report: one that knows less than we do changes nothing."""
-        older = report.venue_ns < order.venue_ns or report.filled_lots < order.filled_lots
         order.reported_lots = max(order.reported_lots, report.filled_lots)
-        if order.state.is_final or (older and not report.state.is_final):
+        is_open = report.state in (_NEW, _PARTIAL)
+        if is_open and report.filled_lots < order.filled_lots:
             return
-        if report.state in (_NEW, _PARTIAL):
-            order.price_ticks, order.qty_lots = report.price_ticks, report.qty_lots
-            if report.qty_lots in order.amend_lots:
-                order.amend_lots.remove(report.qty_lots)
+        if is_open or report.state is _FILLED:
+            self._terms(order, report)
+        if order.state.is_final:
+            return
+        if is_open:
+            order.amending = order.amending and order.state is not _UNKNOWN
             self._move(order, "accepted")
         elif report.state is _FILLED:
-            order.state, order.evidence, order.acknowledged = _FILLED, "reported", True
+            self._move(order, "complete")
         else:
             order.reason = report.reason
-            cancelled = report.filled_lots or order.acknowledged or report.state is _CANCELLED
-            self._move(order, "cancelled" if cancelled else "rejected")
+            refused = report.state is _REJECTED and not report.filled_lots
+            self._move(order, "rejected" if refused else "cancelled")
+
+    def _terms(self, order: Order, said: Amended | OrderReport) -> None:
+        """Price and quantity as the venue states them, unless it stated later ones before."""
+        if isinstance(said, Amended) or (said.price_ticks, said.qty_lots) != (
+            order.price_ticks,
+            order.qty_lots,
+        ):
+            order.amending = False
+        if said.venue_ns >= order.terms_ns:
+            order.price_ticks, order.qty_lots = said.price_ticks, said.qty_lots
+            order.terms_ns = said.venue_ns
+        if said.qty_lots in order.amend_lots:
+            order.amend_lots.remove(said.qty_lots)
 
     def _move(self, order: Order, evidence: str) -> None:
         if evidence in _PRESENCE:
             order.acknowledged = True
         state = _NEW if order.state is _PARTIAL else order.state
-        order.state = TRANSITIONS.get((state, evidence), state)
+        order.state = TRANSITIONS.get((state, evidence), order.state)
         order.evidence = evidence
 
     def _settle(self, order: Order) -> None:
         """What follows from the quantities."""
-        if not order.state.is_final and order.filled_lots >= order.qty_lots:
+        if not order.state.is_final and order.filled_lots and not order.exposed_lots:
             order.state = _FILLED
         elif order.state is _NEW and order.filled_lots:
             order.state = _PARTIAL
         if order.state.is_final:
             order.amend_lots.clear()
-            if not order.open_lots:
-                self._open.pop(order.submit.client_id, None)
+            order.amending = False
+        if order.state.is_final and not order.open_lots:
+            self._open.pop(order.submit.client_id, None)
+        else:
+            self._open.setdefault(order.submit.client_id)
 
     # -- memory and restart --------------------------------------------------------------------
 

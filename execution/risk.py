@@ -12,6 +12,8 @@ reducing orders pass.
 
 Limits shared by symbols (gross, leverage, rate limit) are split into equal parts at every `mark`, so
 that a symbol's decisions never depend on the order in which other symbols' events arrive.
+
+The guard only judges. Orders are those of the order machine, positions and equity the account's.
 """
 
 from __future__ import annotations
@@ -21,27 +23,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
-import msgspec
-
-from execution.orders import (
-    Accepted,
-    Action,
-    Amend,
-    Amended,
-    Cancel,
-    Cancelled,
-    CancelRejected,
-    Event,
-    Filled,
-    Lost,
-    OrderType,
-    Rejected,
-    Submit,
-)
+from execution.account import Account
+from execution.order_machine import Orders
+from execution.orders import Action, Cancel, OrderType, Submit
 from execution.venue import View
 from market.instruments import Instrument
 from market.settings import Risk
-from market.units import BPS, DAY_NS, SECOND_NS
+from market.units import BPS, E8, SECOND_NS
 
 
 class Denial(StrEnum):
@@ -65,75 +53,34 @@ class Denial(StrEnum):
     REDUCE_ONLY = "reduce_only"
 
 
-class _Open(msgspec.Struct, kw_only=True):
-    """An order that may still fill; the quantity of an amend under way counts already."""
-
-    symbol: str
-    side: int
-    qty_lots: int
-    reduce_only: bool
-    amend_lots: list[int] = []
-    filled_lots: int = 0
-
-    @property
-    def leaves_lots(self) -> int:
-        return max(self.qty_lots, *self.amend_lots, 0) - self.filled_lots
-
-
 class Guard:
-    """Checks requests against limits, with its own record of positions and open orders.
+    """Checks requests against limits. ``denials`` counts denied requests by reason.
 
-    ``equity_usdt`` is the account's at the start, ``positions`` signed lots then. ``denials`` counts
-    denied requests by reason.
+    Shared limits are split among the ``traded`` symbols; of others only positions count.
     """
 
     def __init__(
         self,
         instruments: Mapping[str, Instrument],
         limits: Risk,
-        equity_usdt: float,
-        positions: Mapping[str, int] | None = None,
+        orders: Orders,
+        account: Account,
+        traded: Sequence[str],
     ) -> None:
         self.limits = limits
         self.denials: dict[Denial, int] = {}
-        self._instruments = instruments
-        self._positions = dict.fromkeys(instruments, 0) | dict(positions or {})
+        self._instruments, self._orders, self._account = instruments, orders, account
+        self._traded = frozenset(traded)
         self._mids: dict[str, float] = {}
         self._liquidation: dict[str, float] = {}
-        self._orders: dict[str, _Open] = {}
-        self._seen: set[str] = set()
-        self._executions: set[str] = set()
         self._sent: dict[str, deque[int]] = {symbol: deque() for symbol in instruments}
-        self._rate = max(1, limits.actions_per_s // max(1, len(instruments)))
+        self._rate = max(1, limits.actions_per_s // max(1, len(self._traded)))
         self._room: dict[str, tuple[float, float]] = {}
-        self._equity = self._peak = self._day_equity = equity_usdt
-        self._day: int | None = None
         self._share_limits()
 
-    # -- state of the account ------------------------------------------------------------------
-
-    def position_lots(self, symbol: str) -> int:
-        """Signed position: the sum of executions received."""
-        return self._positions[symbol]
-
-    def mark(self, now_ns: int, equity_usdt: float, mids_ticks: Mapping[str, float]) -> None:
-        """Mark to market: the account's equity and the mids now; NaN keeps the last known value.
-
-        The first mark of a UTC day sets the equity that the daily loss is measured from.
-        """
+    def mark(self, mids_ticks: Mapping[str, float]) -> None:
+        """Take the mids now, after `Account.mark`; NaN keeps the last known value."""
         self._mids |= {s: mid for s, mid in mids_ticks.items() if not math.isnan(mid)}
-        if math.isnan(equity_usdt):
-            equity_usdt = self._equity
-        self._equity = equity_usdt
-        self._peak = max(self._peak, equity_usdt)
-        if self._day != now_ns // DAY_NS:
-            self._day, self._day_equity = now_ns // DAY_NS, equity_usdt
-        self._share_limits()
-
-    def adopt(self, order: Submit, filled_lots: int) -> None:
-        """Take over an order that an earlier process left open or in unknown state."""
-        self._commit(order)
-        self._orders[order.client_id].filled_lots = filled_lots
         self._share_limits()
 
     def _share_limits(self) -> None:
@@ -141,9 +88,13 @@ class Guard:
         worst = {symbol: self._worst_usdt(symbol) for symbol in self._instruments}
         total = sum(worst.values())
         for symbol, value in worst.items():
+            parts = len(self._traded) if symbol in self._traded else math.inf
             gross, geared = (
-                value + max(0.0, limit - total) / len(worst)
-                for limit in (self.limits.gross_usdt, self.limits.leverage * self._equity)
+                value + max(0.0, limit - total) / parts
+                for limit in (
+                    self.limits.gross_usdt,
+                    self.limits.leverage * self._account.marked_e8 / E8,
+                )
             )
             self._room[symbol] = (gross, geared)
 
@@ -154,50 +105,13 @@ class Guard:
         else:
             self._liquidation[symbol] = price_ticks
 
-    def apply(self, events: Sequence[Event]) -> None:
-        """Take in order events; duplicates and orders that are not ours change nothing."""
-        for event in events:
-            order = self._orders.get(event.client_id)
-            if isinstance(event, Filled):
-                self._fill(event, order)
-            elif order is None or isinstance(event, Accepted | Lost | CancelRejected):
-                continue
-            elif isinstance(event, Rejected):
-                # An order that has filled was accepted: the rejection is of a duplicate request.
-                if not order.filled_lots:
-                    del self._orders[event.client_id]
-            elif isinstance(event, Cancelled):
-                self._cancelled(event, order)
-            elif isinstance(event, Amended):
-                order.qty_lots = event.qty_lots
-                if event.qty_lots in order.amend_lots:
-                    order.amend_lots.remove(event.qty_lots)
-                if order.leaves_lots <= 0:
-                    del self._orders[event.client_id]
-
-    def _fill(self, fill: Filled, order: _Open | None) -> None:
-        if fill.exec_id in self._executions or fill.symbol not in self._positions:
-            return
-        self._executions.add(fill.exec_id)
-        self._positions[fill.symbol] += fill.side * fill.qty_lots
-        if order is not None:
-            order.filled_lots += fill.qty_lots
-            if order.leaves_lots <= 0:
-                del self._orders[fill.client_id]
-
-    def _cancelled(self, event: Cancelled, order: _Open) -> None:
-        """A cancel may overtake fills: lots that filled by the venue's count stay open until then."""
-        order.amend_lots.clear()
-        order.qty_lots -= event.leaves_lots
-        if not event.leaves_lots or order.leaves_lots <= 0:
-            del self._orders[event.client_id]
-
     # -- requests ------------------------------------------------------------------------------
 
     def allow(self, now_ns: int, action: Action, view: View | None) -> Denial | None:
-        """None when the request may be sent, and then it counts as sent; else why it is denied.
+        """None when the request may be sent, and then it counts in the rate; else why it is denied.
 
-        ``view`` is the symbol's present picture; None or a stale one denies all but cancels.
+        ``view`` is the symbol's present picture; None or a stale one denies all but cancels. The
+        caller tells the order machine what it sends.
         """
         symbol = self._symbol_of(action)
         sent = self._sent.get(symbol, deque())
@@ -206,30 +120,18 @@ class Guard:
         denial = self._judge(action, view, len(sent))
         if denial is None:
             sent.append(now_ns)
-            self._commit(action)
         else:
             self.denials[denial] = self.denials.get(denial, 0) + 1
         return denial
 
-    def _commit(self, action: Action) -> None:
-        if isinstance(action, Submit):
-            self._seen.add(action.client_id)
-            self._orders[action.client_id] = _Open(
-                symbol=action.symbol,
-                side=action.side,
-                qty_lots=action.qty_lots,
-                reduce_only=action.reduce_only,
-            )
-        elif isinstance(action, Amend) and action.qty_lots is not None:
-            self._orders[action.client_id].amend_lots.append(action.qty_lots)
-
     def _judge(self, action: Action, view: View | None, sent: int) -> Denial | None:
+        order = self._orders.by_id.get(action.client_id)
         if isinstance(action, Cancel):
-            return None if action.client_id in self._seen else Denial.UNKNOWN_ORDER
+            return None if order is not None else Denial.UNKNOWN_ORDER
         if sent >= self._rate:
             return Denial.RATE_LIMIT
         if isinstance(action, Submit):
-            if action.client_id in self._seen:
+            if order is not None:
                 return Denial.DUPLICATE_ID
             if action.symbol not in self._instruments:
                 return Denial.UNKNOWN_SYMBOL
@@ -237,16 +139,21 @@ class Guard:
             return self._judge_order(
                 action.symbol, action.side, action.qty_lots, limit, action.reduce_only, view
             )
-        order = self._orders.get(action.client_id)
-        if order is None:
+        if order is None or order.state.is_final:
             return Denial.UNKNOWN_ORDER
-        more = 0
+        submit, more = order.submit, 0
         if action.qty_lots is not None:
             if action.qty_lots <= order.filled_lots:
                 return Denial.BAD_QUANTITY
-            more = max(0, action.qty_lots - order.filled_lots - order.leaves_lots)
+            more = max(0, action.qty_lots - order.filled_lots - order.exposed_lots)
         return self._judge_order(
-            order.symbol, order.side, more, action.price_ticks, order.reduce_only, view, amends=True
+            submit.symbol,
+            submit.side,
+            more,
+            action.price_ticks,
+            submit.reduce_only,
+            view,
+            amends=True,
         )
 
     def _judge_order(
@@ -271,7 +178,7 @@ class Guard:
             away_bps = side * (price_ticks - mid) / mid * BPS
             if away_bps > self.limits.price_band_bps:
                 return Denial.PRICE_BAND
-        position = self._positions[symbol]
+        position = self._account.position_lots(symbol)
         reducing = side * position < 0 and self._open(symbol, side) + lots <= abs(position)
         if reduce_only and not reducing:
             return Denial.REDUCE_ONLY
@@ -280,13 +187,13 @@ class Guard:
         return self._judge_increase(symbol, side, lots, mid)
 
     def _judge_increase(self, symbol: str, side: int, lots: int, mid: float) -> Denial | None:
-        limits = self.limits
-        if self._equity <= self._day_equity - limits.daily_loss_usdt:
+        limits, account = self.limits, self._account
+        if account.marked_e8 <= account.day_opening_e8 - limits.daily_loss_usdt * E8:
             return Denial.DAILY_LOSS
-        if self._equity <= self._peak - limits.drawdown_usdt:
+        if account.marked_e8 <= account.peak_e8 - limits.drawdown_usdt * E8:
             return Denial.DRAWDOWN
         liquidated = self._liquidation.get(symbol)
-        if liquidated is not None and side * self._positions[symbol] > 0:
+        if liquidated is not None and side * account.position_lots(symbol) > 0:
             distance = side * (mid - liquidated) / mid * BPS
             if distance < limits.liquidation_bps:
                 return Denial.LIQUIDATION
@@ -305,19 +212,18 @@ class Guard:
     def _symbol_of(self, action: Action) -> str:
         if isinstance(action, Submit):
             return action.symbol
-        order = self._orders.get(action.client_id)
+        order = self._orders.by_id.get(action.client_id)
         return order.symbol if order is not None else ""
 
     def _open(self, symbol: str, side: int) -> int:
         return sum(
-            order.leaves_lots
-            for order in self._orders.values()
-            if order.symbol == symbol and order.side == side
+            order.exposed_lots for order in self._orders.open(symbol) if order.submit.side == side
         )
 
     def _worst_lots(self, symbol: str, side: int, more: int) -> int:
         """Largest position on one side after open orders and ``more`` lots fill."""
-        return max(0, side * self._positions[symbol] + self._open(symbol, side) + more)
+        position = self._account.position_lots(symbol)
+        return max(0, side * position + self._open(symbol, side) + more)
 
     def _worst_usdt(self, symbol: str, side: int = 0, more: int = 0) -> float:
         """Notional of the worst case of both sides, with ``more`` lots on ``side``."""

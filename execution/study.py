@@ -9,7 +9,7 @@ of one side never overlap, so none competes with another for the recorded quanti
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 import numpy as np
@@ -18,16 +18,8 @@ import pyarrow as pa
 from execution.account import rate_of_bps, unit_e8
 from execution.algorithms import ALGORITHMS, start
 from execution.algorithms.working import Parent, Working
-from execution.orders import (
-    Action,
-    Amend,
-    Amended,
-    Cancelled,
-    Event,
-    Filled,
-    Rejected,
-    Submit,
-)
+from execution.order_machine import Order
+from execution.orders import Action, Event, Filled, Submit
 from execution.simulation.simulator import Simulator, clock_shift_ns, latency_of
 from execution.tca import (
     TABLES,
@@ -44,6 +36,7 @@ from execution.tca import (
     displayed_ahead,
     fill_row,
     markout_rows,
+    order_row,
     parent_row,
     shortfall,
     summarise,
@@ -82,68 +75,41 @@ class Task:
         self.end_ns: int | None = None
         #: Displayed queue ahead of each order when it was sent.
         self.ahead: dict[str, float] = {}
-        self._orders: dict[str, dict[str, Any]] = {}
-        self._inbox: list[Event] = []
+        self._changed: list[Order] = []
         self._stepped_ns = -1
 
     def receive(self, event: Event) -> None:
         """Take in an event of one of our orders, for the next step."""
-        self._inbox.append(event)
-        order = self._orders[event.client_id]
-        order["changed_ns"] = event.time_ns
-        if isinstance(event, Filled):
-            self.fills.append(event)
-            order["filled_lots"] += event.qty_lots
-        elif isinstance(event, Amended):
-            order["price_ticks"], order["qty_lots"] = event.price_ticks, event.qty_lots
-        elif isinstance(event, Rejected | Cancelled):
-            order["reason"] = event.reason
+        if (order := self.working.orders.apply(event)) is not None:
+            self._changed.append(order)
+            if isinstance(event, Filled):
+                self.fills.append(event)
 
     def due(self, now_ns: int, timer_ns: int) -> bool:
         """Whether the algorithm is new, has events to react to, or its timer is due."""
         timer = now_ns % timer_ns == 0 and self._stepped_ns < now_ns
-        return bool(self._inbox) or self._stepped_ns < 0 or timer
+        return bool(self._changed) or self._stepped_ns < 0 or timer
 
     def step(self, view: View) -> Sequence[Action]:
         """Step the algorithm at the view's time; returns the actions to send."""
         now_ns = self._stepped_ns = view.now_ns
-        actions = self.working.step(now_ns, view, self._inbox)
-        self._inbox = []
+        actions = self.working.step(now_ns, view, self._changed)
+        self._changed = []
+        orders = self.working.orders
         for action in actions:
             if isinstance(action, Submit):
                 self.ahead[action.client_id] = displayed_ahead(view, action)
-                self._orders[action.client_id] = {
-                    "submit": action,
-                    "price_ticks": action.price_ticks,
-                    "qty_lots": action.qty_lots,
-                    "filled_lots": 0,
-                    "reason": "",
-                    "sent_ns": now_ns,
-                    "changed_ns": now_ns,
-                    "amends": 0,
-                }
-            elif isinstance(action, Amend):
-                self._orders[action.client_id]["amends"] += 1
+                orders.sent(action, self.parent.id, now_ns)
+            else:
+                orders.requested(action, now_ns)
         if self.working.done:
             self.end_ns = now_ns
         return actions
 
     def order_rows(self, venue: str) -> Iterator[OrderRow]:
         """The rows of its orders, as they are now."""
-        for client_id, record in self._orders.items():
-            order = dict(record)
-            submit = order.pop("submit")
-            yield OrderRow(
-                client_id=client_id,
-                parent_id=self.parent.id,
-                symbol=submit.symbol,
-                side=submit.side,
-                venue=venue,
-                order_type=str(submit.order_type),
-                time_in_force=str(submit.time_in_force),
-                state=str(self.working.children[client_id].state),
-                **order,
-            )
+        for order in self.working.orders.by_id.values():
+            yield order_row(order, venue)
 
 
 class Running(Venue, Protocol):
@@ -170,7 +136,7 @@ def drive(venue: Running, tasks: Sequence[Task], until_ns: int, timer_ns: int = 
     time.
     """
     active = [task for task in tasks if task.end_ns is None]
-    owners = {client_id: task for task in tasks for client_id in task.working.children}
+    owners = {client_id: task for task in tasks for client_id in task.working.orders.by_id}
     touches = {task.parent.symbol: venue.touch(task.parent.symbol) for task in active}
     while active:
         now = venue.now_ns
@@ -305,7 +271,7 @@ class _Trial:
     def _add(self, report: StudyReport, task: Task, market: MidRecorder) -> None:
         parent, end_ns = task.parent, task.end_ns
         if end_ns is None:
-            raise RuntimeError(f"parent {parent.id} never ended: {task.working.children}")
+            raise RuntimeError(f"parent {parent.id} never ended: {task.working.orders.by_id}")
         report.parents.append(
             parent_row(parent, self.algorithm, self.queue, self.instrument, self.size_usdt)
         )

@@ -25,6 +25,7 @@ from execution.account import Account, unit_e8, value_e8
 from execution.algorithms import start
 from execution.algorithms.working import Parent, Working
 from execution.liquidity import Costs, Monitor, Propagator, depth_lots, estimate
+from execution.order_machine import Order
 from execution.orders import (
     Action,
     CancelRejected,
@@ -46,18 +47,21 @@ from execution.tca import (
     shortfall,
 )
 from execution.venue import View
-from live.journal import MemoryJournal, order_row
+from live.journal import MemoryJournal, order_row, restored
 from live.paper import LiveVenue
 from market.events import Events
 from market.instruments import Instrument
 from market.settings import Execution, Risk
-from market.units import E8, SECOND_NS
+from market.units import E8, HOUR_NS, MINUTE_NS, SECOND_NS
 
 #: An active algorithm is stepped at least this often.
 TIMER_NS: Final = 100_000_000
 
 #: Longest markout after a fill; a parent's cost is final only then.
 MARKOUT_NS: Final = 60 * SECOND_NS
+
+#: Orders that ended are kept in memory for this long: an event of one may be late.
+FORGET_NS: Final = HOUR_NS
 
 #: Recorded depth is the quantity within this many bps of the mid.
 DEPTH_BPS: Final = 3.0
@@ -69,7 +73,8 @@ class ActiveParent(msgspec.Struct, kw_only=True):
     parent: Parent
     algorithm: Working
     name: str
-    inbox: list[Event]
+    changed: list[Order]
+    denied: bool = False  #: an action was denied since the last step
     row: ParentRow
     #: Client id -> displayed quantity (lots) in front of a limit order when it was sent.
     ahead: dict[str, float] = {}
@@ -131,10 +136,9 @@ class Desk:
         self._venues, self._journal, self._name, self._log = venues, journal, name, log
         self._estimates, self._signal_s = costs, signal_s
         self._instruments, self._settings = instruments, settings
-        self.guard = Guard(instruments, risk, settings.capital_usdt, journal.positions)
-        for order in journal.open_orders():
-            self.guard.adopt(order.submit, order.filled_lots)
-        self.account = Account(instruments)
+        self.account = Account(instruments, round(settings.capital_usdt * E8))
+        self.registry = restored(journal, self.account)
+        self.guard = Guard(instruments, risk, self.registry, self.account, tuple(instruments))
         self.orders = self.fills = self.parents = 0
         self._maker_e8 = self._filled_e8 = 0
         self._costs: dict[str, list[float]] = {}  #: figure -> its sum and count over parents
@@ -147,8 +151,8 @@ class Desk:
         self._rest_until: dict[str, int] = {}
 
     def position_lots(self, symbol: str) -> int:
-        """Signed position: the sum of the journal's executions."""
-        return self._journal.positions.get(symbol, 0)
+        """Signed position: the sum of executions received."""
+        return self.account.position_lots(symbol)
 
     def has_parent(self, symbol: str) -> bool:
         """Whether the symbol has an active parent order."""
@@ -201,7 +205,7 @@ class Desk:
         )
         view = msgspec.structs.replace(view, signal_bps=expected_bps)
         parameters = {"costs": self._estimates} if algorithm == "router" else {}
-        working = start(algorithm, parent, **parameters)
+        working = start(algorithm, parent, self.registry, **parameters)
         working.inform(copy.deepcopy(self._monitors[symbol]))
         row = parent_row(
             parent,
@@ -217,7 +221,7 @@ class Desk:
         self._work[symbol] = ActiveParent(
             parent=parent,
             algorithm=working,
-            inbox=[],
+            changed=[],
             name=algorithm,
             row=row,
             ahead={},
@@ -254,7 +258,8 @@ class Desk:
 
     def apply_reconciliation(self, events: Sequence[Event]) -> None:
         """Record what became of the orders that an earlier process left open; done once, at the start."""
-        self.guard.apply(self._journal.record_events(events))
+        for event in self._journal.record_events(events):
+            self.registry.apply(event)
 
     def on_events(self, symbol: str, events: Events) -> None:
         """Take event rows of a symbol as received: costs are measured by its mids and trades."""
@@ -268,7 +273,7 @@ class Desk:
         work = self._work.get(symbol)
         if work is not None:
             touch = venue.touch(symbol)
-            if work.inbox or touch != work.touch or now_ns >= work.timer_ns:
+            if work.changed or work.denied or touch != work.touch or now_ns >= work.timer_ns:
                 work.touch = touch
                 self._let(work, now_ns)
 
@@ -280,8 +285,9 @@ class Desk:
         view = venue.view(parent.symbol)
         if work.expected_bps is not None:
             view = msgspec.structs.replace(view, signal_bps=work.expected_bps)
-        events, work.inbox = work.inbox, []
-        actions = self._allowed(work, now_ns, view, work.algorithm.step(now_ns, view, events))
+        changed, work.changed, work.denied = work.changed, [], False
+        asked = work.algorithm.step(now_ns, view, changed)
+        actions = self._allowed(work, now_ns, view, asked)
         if actions:
             self._journal.record_intents(now_ns, parent.symbol, parent.id, actions)
             venue.send(actions)
@@ -295,13 +301,18 @@ class Desk:
     def _allowed(
         self, work: ActiveParent, now_ns: int, view: View, actions: Sequence[Action]
     ) -> list[Action]:
-        """Actions within every risk limit; the others come back to the algorithm as rejected."""
+        """Actions within every risk limit, told to the order machine; the others are recorded."""
         passed = []
         for action in actions:
             denial = self.guard.allow(now_ns, action, view)
             if denial is None:
                 passed.append(action)
+                if isinstance(action, Submit):
+                    self.registry.sent(action, work.parent.id, now_ns)
+                else:
+                    self.registry.requested(action, now_ns)
                 continue
+            work.denied = True
             refusal = Rejected if isinstance(action, Submit) else CancelRejected
             event = refusal(
                 client_id=action.client_id,
@@ -309,24 +320,23 @@ class Desk:
                 venue_ns=now_ns,
                 reason=f"risk: {denial}",
             )
-            work.inbox.append(event)
             body, symbol = msgspec.json.encode(event), work.parent.symbol
             self._journal.append("denied", now_ns, body, symbol, work.parent.id)
             self._log.warning("order denied by risk limit", id=action.client_id, reason=str(denial))
         return passed
 
     def _take(self, event: Event) -> None:
-        self.guard.apply([event])
-        order = self._journal.orders.get(event.client_id)
+        order = self.registry.apply(event)
+        if isinstance(event, Filled):
+            self._book(event)
         if order is None:
             self._log.error("event of an order unknown to the journal", order_event=repr(event))
             return
         if isinstance(event, Filled):
-            self._book(event)
             self._fills.setdefault(order.parent_id, []).append(event)
         work = self._work.get(order.submit.symbol)
         if work is not None and work.parent.id == order.parent_id:
-            work.inbox.append(event)
+            work.changed.append(order)
 
     def _book(self, fill: Filled) -> None:
         self.account.apply(fill)
@@ -372,10 +382,11 @@ class Desk:
         """Mark to market, measure the cost of parents that are due, and drop mids no longer needed."""
         for recorder in self._recorders.values():
             recorder.mids.until_ns = now_ns  # without a valid book the last mid is carried forward
-        gross, fees, funding = self._money()
-        equity = self._settings.capital_usdt + gross - fees - funding
         known = {symbol: mids.at(mids.until_ns) for symbol, mids in self.mids.items()}
-        self.guard.mark(now_ns, equity, known)
+        self.account.mark(now_ns, known)
+        self.guard.mark(known)
+        if now_ns % MINUTE_NS == 0:
+            self.registry.forget(now_ns - FORGET_NS)
         due = [ended for ended in self._ended if now_ns > ended.due_ns]
         self._ended = [ended for ended in self._ended if now_ns <= ended.due_ns]
         for ended in due:

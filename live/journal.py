@@ -32,6 +32,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from execution.account import Account
+from execution.order_machine import Order, Orders
 from execution.orders import (
     Accepted,
     Action,
@@ -301,6 +303,35 @@ class MemoryJournal:
             self.positions[event.symbol] = position + event.side * event.qty_lots
         if (order := self.orders.get(event.client_id)) is not None:
             self.orders[event.client_id] = after_event(order, event)
+
+
+def restored(journal: MemoryJournal, account: Account) -> Orders:
+    """The order machine with the orders that an earlier process left open, and into ``account`` the
+    positions of earlier runs with their cost; their results are not this run's.
+    """
+    past = Account({symbol: each.instrument for symbol, each in account.holdings.items()})
+    for entry in journal.entries("event"):
+        event = _EVENT.decode(entry.body)
+        if isinstance(event, Filled) and event.symbol in past.holdings:
+            past.apply(event)
+    for symbol, earlier in past.holdings.items():
+        ours = account.holdings[symbol]
+        ours.position_lots, ours.cost_e8 = earlier.position_lots, earlier.cost_e8
+    orders = Orders()
+    orders.restore(
+        Order(
+            submit=order.submit,
+            parent_id=order.parent_id,
+            state=order.state,
+            price_ticks=order.price_ticks,
+            qty_lots=order.qty_lots,
+            filled_lots=order.filled_lots,
+            sent_ns=order.submitted_ns,
+            changed_ns=order.changed_ns,
+        )
+        for order in journal.open_orders()
+    )
+    return orders
 
 
 class Journal(MemoryJournal):

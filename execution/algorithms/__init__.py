@@ -12,6 +12,7 @@ from execution.algorithms.placement import Adaptive, ContKukanov, Iceberg, Marke
 from execution.algorithms.router import Router
 from execution.algorithms.schedules import AlmgrenChriss, Pov, Twap, Vwap
 from execution.algorithms.working import Parent, Working
+from execution.order_machine import Orders
 
 ALGORITHMS: Final[dict[str, type[Working]]] = {
     "market": MarketOrder,
@@ -27,8 +28,14 @@ ALGORITHMS: Final[dict[str, type[Working]]] = {
 }
 
 
-def start(name: str, parent: Parent, **parameters: Any) -> Working:
-    """A new algorithm of that name; ValueError when there is none or it refuses a parameter."""
+def start(name: str, parent: Parent, orders: Orders | None = None, **parameters: Any) -> Working:
+    """A new algorithm of that name, with its orders in an order machine (by default one of its own).
+
+    ValueError when there is none of that name or it refuses a parameter.
+    """
     if name not in ALGORITHMS:
         raise ValueError(f"algorithm {name!r}: expected one of {', '.join(ALGORITHMS)}")
-    return ALGORITHMS[name](parent, **parameters)
+    working = ALGORITHMS[name](parent, **parameters)
+    if orders is not None:
+        working.orders = orders
+    return working

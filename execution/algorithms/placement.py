@@ -14,9 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from execution.algorithms.working import Child, Parent, Working
+from execution.algorithms.working import Parent, Working
 from execution.liquidity import filled_share
-from execution.orders import Action, Amend, OrderState
+from execution.order_machine import Order
+from execution.orders import Action, Amend
 from execution.venue import View
 from market.units import BPS, MS_NS, SECOND_NS
 
@@ -54,16 +55,16 @@ class Resting(Working):
         self._posted_ns = -pause_ns
         self._moved_ns: dict[str, int] = {}
 
-    def _cancelled_unfilled(self, child: Child, now_ns: int) -> None:
+    def _cancelled_unfilled(self, order: Order, now_ns: int) -> None:
         # A post-only order that would have crossed a moved market is no failure.
-        if child.crosses:
+        if order.crosses:
             self._failed(now_ns)
 
     def _decide(self, now_ns: int, view: View) -> Iterator[Action]:
         if view.stale:
             if now_ns >= self.parent.deadline_ns:
-                for child in self._live:
-                    yield from self._cancel(child, now_ns)
+                for order in self._live:
+                    yield from self._cancel(order, now_ns)
         elif now_ns >= self.parent.deadline_ns:
             yield from self._cross(now_ns, self.parent.qty_lots - self.filled_lots)
         else:
@@ -75,34 +76,26 @@ class Resting(Working):
 
     def _rest(self, now_ns: int, lots: int, price_ticks: int) -> Iterator[Action]:
         """Keep ``lots`` resting in all, amending orders that are further away than ``price_ticks``."""
-        resting = sum(c.open_lots for c in self._pending.values() if not c.crosses)
+        resting = sum(order.open_lots for order in self._pending.values() if not order.crosses)
         missing = min(lots - resting, self.remaining_lots)
         if missing > 0 and now_ns - self._posted_ns >= self._pause_ns:
             self._posted_ns = now_ns
             yield from self._post(now_ns, missing, price_ticks)
-        for child in self._live:
-            yield from self._follow(child, now_ns, price_ticks)
+        for order in self._live:
+            yield from self._follow(order, now_ns, price_ticks)
 
-    def _follow(self, child: Child, now_ns: int, price_ticks: int) -> Iterator[Action]:
-        side = self.parent.side
-        away = side * (price_ticks - child.price_ticks) > 0
+    def _follow(self, order: Order, now_ns: int, price_ticks: int) -> Iterator[Action]:
+        side, client_id = self.parent.side, order.submit.client_id
+        away = side * (price_ticks - order.price_ticks) > 0
         affordable = side * (self._furthest_ticks - price_ticks) >= 0
-        last_ns = max(self._moved_ns.get(child.client_id, self._posted_ns), child.rejected_ns)
-        ready = self._rests(child) and now_ns - last_ns >= self._pause_ns
+        last_ns = max(self._moved_ns.get(client_id, self._posted_ns), order.refused_ns)
+        ready = self._rests(order) and not order.amending and now_ns - last_ns >= self._pause_ns
         if away and affordable and ready and self.moves < self._max_moves:
             self.moves += 1
-            self._moved_ns[child.client_id] = now_ns
-            child.amending = True
-            yield Amend(client_id=child.client_id, price_ticks=price_ticks)
-
-    @staticmethod
-    def _rests(child: Child) -> bool:
-        """Whether an order rests in the book with no request of it under way."""
-        return (
-            child.state in (OrderState.NEW, OrderState.PARTIALLY_FILLED)
-            and not child.crosses
-            and not child.amending
-        )
+            self._moved_ns[client_id] = now_ns
+            amend = Amend(client_id=client_id, price_ticks=price_ticks)
+            self._asked[client_id] = amend
+            yield amend
 
 
 class PassivePeg(Resting):
@@ -160,8 +153,8 @@ class Iceberg(Resting):
         tip = min(self._tip_share * self.parent.qty_lots, self._touch_share * displayed)
         if not self._live:
             yield from self._rest(now_ns, max(1, math.ceil(tip)), price)
-        for child in self._live:
-            yield from self._follow(child, now_ns, price)
+        for order in self._live:
+            yield from self._follow(order, now_ns, price)
 
 
 class ContKukanov(Resting):
@@ -261,9 +254,9 @@ class Adaptive(Resting):
             yield from self._cross(now_ns, unfilled)
             return
         if self._steps_aside(view):
-            for child in self._live:
-                if child.price_ticks == price:
-                    yield from self._cancel(child, now_ns)
+            for order in self._live:
+                if order.price_ticks == price:
+                    yield from self._cancel(order, now_ns)
             return
         if side * (view.signal_bps or 0.0) < -self._hold_back_bps and self._live:
             return

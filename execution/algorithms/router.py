@@ -28,7 +28,8 @@ from execution.algorithms.schedules import Twap
 from execution.algorithms.working import Parent, Working
 from execution.hazard import FillModel, Queued
 from execution.liquidity import Costs, Estimate, Monitor, estimate_taker, impact_bps, sweep_bps
-from execution.orders import Action, Event
+from execution.order_machine import Order
+from execution.orders import Action
 from execution.venue import View
 from market.units import SECOND_NS
 
@@ -241,12 +242,12 @@ class Router(Working):
         if self._inner is not None:
             self._inner.abandon()
 
-    def step(self, now_ns: int, view: View, events: Sequence[Event]) -> Sequence[Action]:
+    def step(self, now_ns: int, view: View, changed: Sequence[Order]) -> Sequence[Action]:
         if self._inner is None and not self._begin(now_ns, view):
-            return super().step(now_ns, view, events)
+            return super().step(now_ns, view, changed)
         inner = self._inner
         assert inner is not None
-        actions = inner.step(now_ns, view, events)
+        actions = inner.step(now_ns, view, changed)
         self.filled_lots, self.arrival_ns = inner.filled_lots, inner.arrival_ns
         self._ended = inner._ended
         return actions
@@ -267,7 +268,8 @@ class Router(Working):
         parent = msgspec.structs.replace(self.parent, deadline_ns=self.option.deadline_ns)
         inner = _PICKS[self.option.algorithm](parent, **self.option.parameters)
         inner.inform(self.monitor)
-        self._inner, self.children, self._pending = inner, inner.children, inner._pending
+        inner.orders, inner.children, inner._pending = self.orders, self.children, self._pending
+        inner._asked, self._inner = self._asked, inner
         return True
 
 

@@ -1,4 +1,8 @@
-"""A parent order and the book-keeping of its child orders, which every algorithm shares.
+"""A parent order and what every algorithm shares: which child orders it has, and what remains to be sent.
+
+The state of orders is the order machine's. An algorithm asks for actions; whoever steps it judges them,
+tells the order machine what is sent (`Orders.sent`, `Orders.requested`), and at the next step hands on the
+orders that evidence came of. What was asked for and not sent was denied.
 
 Whatever the venue answers, late, twice or not at all, an algorithm keeps two invariants:
 
@@ -18,19 +22,12 @@ from typing import Final
 import msgspec
 
 from execution.liquidity import Estimate, Monitor
+from execution.order_machine import Order, Orders
 from execution.orders import (
-    Accepted,
     Action,
-    Amended,
     Cancel,
-    Cancelled,
-    CancelRejected,
-    Event,
-    Filled,
-    Lost,
     OrderState,
     OrderType,
-    Rejected,
     Submit,
     TimeInForce,
 )
@@ -68,31 +65,11 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-class Child(msgspec.Struct, kw_only=True):
-    """A child order, as far as its events have been received."""
-
-    client_id: str
-    price_ticks: int
-    qty_lots: int
-    state: OrderState = OrderState.PENDING_NEW
-    filled_lots: int = 0
-    #: Total filled by the venue's count, where its final event gave it.
-    final_lots: int = 0
-    crosses: bool = False  #: it never rests, so there is nothing to cancel
-    amending: bool = False
-    cancel_sent: bool = False
-    rejected_ns: int = -SECOND_NS  #: when a cancel or amend was last rejected
-
-    @property
-    def open_lots(self) -> int:
-        """Quantity that may still fill, or whose fills have not been received yet."""
-        if self.state.is_final:
-            return max(0, self.final_lots - self.filled_lots)
-        return self.qty_lots - self.filled_lots
-
-
 class Working(ABC):
-    """Base of algorithms: order book-keeping for one parent; `_decide` gives the next actions."""
+    """Base of algorithms: the orders of one parent; `_decide` gives the next actions.
+
+    ``orders`` is the order machine of whoever steps it, set before the first step; by default its own.
+    """
 
     #: A rejected action is retried no sooner.
     retry_ns: Final = SECOND_NS
@@ -105,13 +82,17 @@ class Working(ABC):
 
     def __init__(self, parent: Parent) -> None:
         self.parent = parent
-        self.children: dict[str, Child] = {}
-        #: Those of them that may still fill, or whose fills have not all been received.
-        self._pending: dict[str, Child] = {}
+        self.orders = Orders()
+        #: Orders sent, by client id, and those of them that may still fill, or whose fills have not all
+        #: been received.
+        self.children: dict[str, Order] = {}
+        self._pending: dict[str, Order] = {}
+        self._counted: dict[str, int] = {}  #: client id -> filled lots that are in ``filled_lots``
+        self._asked: dict[str, Action] = {}  #: by client id, what the last step asked for
+        self._submits = 0
         self.filled_lots = 0
         #: When the first order was sent, None before.
         self.arrival_ns: int | None = None
-        self._executions: set[str] = set()
         self._failures = 0
         self._failed_ns = -self.retry_ns
         self._ended = False
@@ -128,7 +109,8 @@ class Working(ABC):
     @property
     def open_lots(self) -> int:
         """Quantity that may still fill, over all orders."""
-        return sum(child.open_lots for child in self._pending.values())
+        asked = sum(a.qty_lots for a in self._asked.values() if isinstance(a, Submit))
+        return asked + sum(order.open_lots for order in self._pending.values())
 
     @property
     def remaining_lots(self) -> int:
@@ -144,22 +126,20 @@ class Working(ABC):
         """Give up the unfilled quantity: the next step cancels open orders and sends nothing new."""
         self._ended = True
 
-    def step(self, now_ns: int, view: View, events: Sequence[Event]) -> Sequence[Action]:
-        """React to the time, the view and the order events since the last step; the next actions.
+    def step(self, now_ns: int, view: View, changed: Sequence[Order]) -> Sequence[Action]:
+        """React to the time, the view and the orders changed since the last step; the next actions.
 
         Called at timers, at order events and when the touch changes; actions are sent in order.
         """
-        for event in events:
-            child = self.children.get(event.client_id)
-            if child is not None:
-                self._absorb(child, event, now_ns)
-                if child.state.is_final and not child.open_lots:
-                    self._pending.pop(child.client_id, None)
+        self._find_sent(now_ns)
+        for order in changed:
+            if order.submit.client_id in self.children:
+                self._see(order, now_ns)
         late = now_ns >= self.parent.deadline_ns + self.grace_ns
         if self._failures >= self.max_failures or late:
             self._ended = True
         if self._ended:
-            return [a for child in self._live for a in self._cancel(child, now_ns)]
+            return [a for order in self._live for a in self._cancel(order, now_ns)]
         if self.filled_lots >= self.parent.qty_lots:
             return []
         return list(self._decide(now_ns, view))
@@ -168,56 +148,40 @@ class Working(ABC):
     def _decide(self, now_ns: int, view: View) -> Iterator[Action]:
         """The next actions, while something remains to do."""
 
-    # -- order events --------------------------------------------------------------------------
+    # -- orders --------------------------------------------------------------------------------
 
     @property
-    def _live(self) -> list[Child]:
+    def _live(self) -> list[Order]:
         """Orders that are not final."""
-        return [child for child in self._pending.values() if not child.state.is_final]
+        return [order for order in self._pending.values() if not order.state.is_final]
 
-    def _absorb(self, child: Child, event: Event, now_ns: int) -> None:
-        """Apply an event to its order; duplicates and late events change nothing."""
-        if isinstance(event, Filled):
-            if event.exec_id in self._executions:
-                return
-            self._executions.add(event.exec_id)
+    def _find_sent(self, now_ns: int) -> None:
+        """Take up the orders that the last step asked for and that were sent."""
+        asked = dict(self._asked)
+        self._asked.clear()
+        for client_id, action in asked.items():
+            if isinstance(action, Submit):
+                if (order := self.orders.by_id.get(client_id)) is None:
+                    self._failed(now_ns)
+                else:
+                    self.children[client_id] = self._pending[client_id] = order
+
+    def _see(self, order: Order, now_ns: int) -> None:
+        """Take notice of an order that evidence came of."""
+        client_id = order.submit.client_id
+        if (fresh := order.filled_lots - self._counted.get(client_id, 0)) > 0:
+            self._counted[client_id] = order.filled_lots
             self._failures = 0
-            child.filled_lots += event.qty_lots
-            self.filled_lots += event.qty_lots
-            if child.state.is_final:
-                return
-            if child.filled_lots >= child.qty_lots:
-                child.state = OrderState.FILLED
-            elif child.state is not OrderState.PENDING_CANCEL:
-                child.state = OrderState.PARTIALLY_FILLED
-        elif child.state.is_final:
+            self.filled_lots += fresh
+        if not order.state.is_final or order.open_lots or client_id not in self._pending:
             return
-        elif isinstance(event, Accepted):
-            if child.state in (OrderState.PENDING_NEW, OrderState.UNKNOWN):
-                child.state = OrderState.NEW
-        elif isinstance(event, Rejected):
-            # A resting order was accepted: the rejection is of a duplicate request.
-            if child.state in (OrderState.PENDING_NEW, OrderState.UNKNOWN):
-                child.state = OrderState.REJECTED
-                self._failed(now_ns)
-        elif isinstance(event, Cancelled):
-            child.state = OrderState.CANCELLED
-            if event.leaves_lots:
-                child.final_lots = child.qty_lots - event.leaves_lots
-            if not child.cancel_sent and not child.open_lots and not child.filled_lots:
-                self._cancelled_unfilled(child, now_ns)
-        elif isinstance(event, Amended):
-            child.amending = False
-            child.price_ticks, child.qty_lots = event.price_ticks, event.qty_lots
-        elif isinstance(event, CancelRejected):
-            child.amending = False
-            child.rejected_ns = now_ns
-            if child.state is OrderState.PENDING_CANCEL:
-                child.state = OrderState.PARTIALLY_FILLED if child.filled_lots else OrderState.NEW
-        elif isinstance(event, Lost):
-            child.state = OrderState.UNKNOWN
+        del self._pending[client_id]
+        if order.state is OrderState.REJECTED:
+            self._failed(now_ns)
+        elif order.state is OrderState.CANCELLED and not (order.cancel_sent or order.filled_lots):
+            self._cancelled_unfilled(order, now_ns)
 
-    def _cancelled_unfilled(self, child: Child, now_ns: int) -> None:
+    def _cancelled_unfilled(self, order: Order, now_ns: int) -> None:
         """The venue cancelled an order of ours before any fill."""
         self._failed(now_ns)
 
@@ -247,17 +211,11 @@ class Working(ABC):
         lots = min(lots, self.remaining_lots)
         if lots <= 0 or now_ns - self._failed_ns < self.retry_ns:
             return
-        client_id = f"{self.parent.id}-{len(self.children) + 1}"
-        self.children[client_id] = self._pending[client_id] = Child(
-            client_id=client_id,
-            price_ticks=price_ticks,
-            qty_lots=lots,
-            crosses=order_type is OrderType.MARKET,
-        )
+        self._submits += 1
         if self.arrival_ns is None:
             self.arrival_ns = now_ns
-        yield Submit(
-            client_id=client_id,
+        submit = Submit(
+            client_id=f"{self.parent.id}-{self._submits}",
             symbol=self.parent.symbol,
             side=self.parent.side,
             qty_lots=lots,
@@ -266,26 +224,35 @@ class Working(ABC):
             time_in_force=time_in_force,
             reduce_only=self.parent.reduce_only,
         )
+        self._asked[submit.client_id] = submit
+        yield submit
 
     def _cross(self, now_ns: int, lots: int) -> Iterator[Action]:
         """Take ``lots`` now from what is not open, and cancel resting orders until that is enough."""
-        crossing = sum(child.open_lots for child in self._live if child.crosses)
+        crossing = sum(order.open_lots for order in self._live if order.crosses)
         missing = lots - crossing
         free = self.remaining_lots
         if not crossing:
             yield from self._take(now_ns, min(missing, free))
         # The youngest order has the worst queue position.
-        for child in reversed(self._live):
+        for order in reversed(self._live):
             if missing <= free:
                 return
-            if not child.crosses:
-                free += child.open_lots
-                yield from self._cancel(child, now_ns)
+            if not order.crosses:
+                free += order.open_lots
+                yield from self._cancel(order, now_ns)
 
-    def _cancel(self, child: Child, now_ns: int) -> Iterator[Action]:
-        """A cancel of a resting order, unless one is under way or was rejected just now."""
-        rests = child.state in (OrderState.NEW, OrderState.PARTIALLY_FILLED) and not child.crosses
-        if rests and now_ns - child.rejected_ns >= self.retry_ns:
-            child.state = OrderState.PENDING_CANCEL
-            child.cancel_sent = True
-            yield Cancel(client_id=child.client_id)
+    def _rests(self, order: Order) -> bool:
+        """Whether an order rests in the book and this step has asked nothing of it."""
+        return (
+            order.state in (OrderState.NEW, OrderState.PARTIALLY_FILLED)
+            and not order.crosses
+            and order.submit.client_id not in self._asked
+        )
+
+    def _cancel(self, order: Order, now_ns: int) -> Iterator[Action]:
+        """A cancel of a resting order, unless one is under way or was refused just now."""
+        if self._rests(order) and now_ns - order.refused_ns >= self.retry_ns:
+            cancel = Cancel(client_id=order.submit.client_id)
+            self._asked[cancel.client_id] = cancel
+            yield cancel

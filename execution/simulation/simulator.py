@@ -434,5 +434,9 @@ def _event(each: SymbolReplay, row: tuple[int, ...]) -> Event:
         return Cancelled(
             client_id=name, time_ns=due, venue_ns=venue, reason=reason, leaves_lots=leaves
         )
-    kind = Rejected if outcome == REJECTED else CancelRejected
-    return kind(client_id=name, time_ns=due, venue_ns=venue, reason=reason)
+    if outcome == REJECTED:
+        duplicate = reason is Reason.DUPLICATE
+        return Rejected(
+            client_id=name, time_ns=due, venue_ns=venue, reason=reason, duplicate=duplicate
+        )
+    return CancelRejected(client_id=name, time_ns=due, venue_ns=venue, reason=reason)

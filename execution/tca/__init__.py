@@ -35,6 +35,7 @@ from execution.tca.rows import (
     Shortfall,
     fill_row,
     fitted,
+    order_row,
     parent_row,
     to_table,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "interval",
     "markout_bps",
     "markout_rows",
+    "order_row",
     "parent_row",
     "shortfall",
     "summarise",

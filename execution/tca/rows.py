@@ -12,6 +12,7 @@ import pyarrow as pa
 from execution.account import unit_e8
 from execution.algorithms.working import Parent
 from execution.liquidity import Estimate
+from execution.order_machine import Order
 from execution.orders import Filled
 from market.instruments import Instrument
 from market.units import E8
@@ -330,4 +331,26 @@ def fill_row(fill: Filled, parent_id: str, venue: str) -> FillRow:
         liquidity=str(fill.liquidity),
         fee_e8=fill.fee_e8,
         queue_ahead_lots=fill.queue_ahead_lots,
+    )
+
+
+def order_row(order: Order, venue: str) -> OrderRow:
+    """The row of an order, as it is now."""
+    submit = order.submit
+    return OrderRow(
+        client_id=submit.client_id,
+        parent_id=order.parent_id,
+        symbol=submit.symbol,
+        side=submit.side,
+        venue=venue,
+        order_type=str(submit.order_type),
+        time_in_force=str(submit.time_in_force),
+        qty_lots=order.qty_lots,
+        price_ticks=order.price_ticks,
+        filled_lots=order.filled_lots,
+        state=str(order.state),
+        reason=order.reason,
+        sent_ns=order.sent_ns,
+        changed_ns=order.changed_ns,
+        amends=order.amends,
     )

@@ -236,7 +236,7 @@ def _work(
     task = _TimedTask(parent, working)
     drive(branch, [task], parent.deadline_ns + Working.grace_ns + SECOND_NS, TIMER_NS)
     if task.end_ns is None:
-        raise RuntimeError(f"parent {parent.id} never ended: {working.children}")
+        raise RuntimeError(f"parent {parent.id} never ended: {working.orders.by_id}")
     last_ns = max((fill.venue_ns for fill in task.fills), default=task.end_ns)
     branch.advance(max(task.end_ns, last_ns + _MARKOUT_NS))
     return _WorkedParent(

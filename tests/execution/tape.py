@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from execution.orders import Event, Filled, OrderType, Submit, TimeInForce
+from execution.algorithms.working import Working
+from execution.orders import Action, Event, Filled, OrderType, Submit, TimeInForce
 from execution.simulation.simulator import Simulator
+from execution.venue import View
 from market.events import EVENT, Events, Flag, Kind
 from market.instruments import Instrument
 
@@ -155,3 +157,16 @@ def fills(events: Sequence[Event], client_id: str | None = None) -> list[tuple[i
 
 def kinds(events: Sequence[Event]) -> list[str]:
     return [type(event).__name__ for event in events]
+
+
+def play(working: Working, now_ns: int, view: View, events: Iterable[Event]) -> list[Action]:
+    """Step an algorithm after these events, and send all that it asks for."""
+    orders = working.orders
+    changed = [order for event in events if (order := orders.apply(event)) is not None]
+    actions = list(working.step(now_ns, view, changed))
+    for action in actions:
+        if isinstance(action, Submit):
+            orders.sent(action, working.parent.id, now_ns)
+        else:
+            orders.requested(action, now_ns)
+    return actions

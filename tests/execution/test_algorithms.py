@@ -34,7 +34,7 @@ from execution.orders import (
 from execution.venue import View
 from market.settings import Execution
 from market.units import SECOND_NS
-from tests.execution.tape import INSTRUMENT, SYMBOL
+from tests.execution.tape import INSTRUMENT, SYMBOL, play
 
 DEADLINE = 30 * SECOND_NS
 
@@ -90,20 +90,21 @@ def fill(
 
 def test_market_sends_everything_at_once_and_is_done_when_filled() -> None:
     algorithm = MarketOrder(parent(side=-1))
-    (order,) = algorithm.step(0, view(), [])
+    (order,) = play(algorithm, 0, view(), [])
     assert isinstance(order, Submit)
     assert (order.client_id, order.side, order.qty_lots) == ("p-1", -1, 10)
     assert order.order_type is OrderType.MARKET
-    assert algorithm.step(1, view(1), [event_of(Accepted)]) == []
+    assert play(algorithm, 1, view(1), [event_of(Accepted)]) == []
     assert not algorithm.done
-    assert algorithm.step(2, view(2), [fill(10, 0)]) == []
+    assert play(algorithm, 2, view(2), [fill(10, 0)]) == []
     assert algorithm.done
 
 
 def test_market_sends_the_remainder_of_a_partial_fill_again() -> None:
     algorithm = MarketOrder(parent())
-    algorithm.step(0, view(), [])
-    (again,) = algorithm.step(
+    play(algorithm, 0, view(), [])
+    (again,) = play(
+        algorithm,
         1,
         view(1),
         [event_of(Accepted), fill(6, 4), event_of(Cancelled, reason="thin", leaves_lots=4)],
@@ -113,10 +114,10 @@ def test_market_sends_the_remainder_of_a_partial_fill_again() -> None:
 
 def test_market_waits_for_a_market_and_gives_up_after_the_deadline() -> None:
     algorithm = MarketOrder(parent())
-    assert algorithm.step(0, view(stale=True), []) == []
+    assert play(algorithm, 0, view(stale=True), []) == []
     assert not algorithm.done
     late = DEADLINE + algorithm.grace_ns
-    assert algorithm.step(late, view(late), []) == []
+    assert play(algorithm, late, view(late), []) == []
     assert algorithm.done
     assert algorithm.arrival_ns is None
 
@@ -127,7 +128,7 @@ def test_rejections_are_retried_after_a_pause_and_not_for_ever() -> None:
     for n in range(200):
         now = n * SECOND_NS // 10
         events = [event_of(Rejected, f"p-{sent}", reason="no")] if sent else []
-        sent += len(algorithm.step(now, view(now), events))
+        sent += len(play(algorithm, now, view(now), events))
     assert sent == algorithm.max_failures
     assert algorithm.done
 
@@ -137,7 +138,7 @@ def test_rejections_are_retried_after_a_pause_and_not_for_ever() -> None:
 
 @pytest.mark.parametrize(("side", "touch"), [(1, 100), (-1, 101)])
 def test_passive_joins_its_own_side_post_only(side: int, touch: int) -> None:
-    (order,) = PassivePeg(parent(side)).step(0, view(), [])
+    (order,) = play(PassivePeg(parent(side)), 0, view(), [])
     assert (order.price_ticks, order.qty_lots) == (touch, 10)
     assert order.time_in_force is TimeInForce.POST_ONLY
     assert order.order_type is OrderType.LIMIT
@@ -146,35 +147,36 @@ def test_passive_joins_its_own_side_post_only(side: int, touch: int) -> None:
 @pytest.mark.parametrize(("side", "moved"), [(1, (102, 103)), (-1, (98, 99))])
 def test_passive_follows_a_touch_that_moves_away(side: int, moved: tuple[int, int]) -> None:
     algorithm = PassivePeg(parent(side), chase_bps=500.0)
-    algorithm.step(0, view(), [])
-    algorithm.step(1, view(1), [event_of(Accepted)])
+    play(algorithm, 0, view(), [])
+    play(algorithm, 1, view(1), [event_of(Accepted)])
     later = SECOND_NS
-    (amend,) = algorithm.step(later, view(later, *moved), [])
+    (amend,) = play(algorithm, later, view(later, *moved), [])
     assert amend == Amend(client_id="p-1", price_ticks=moved[0] if side > 0 else moved[1])
     # Nothing more while the answer is out.
-    assert algorithm.step(3 * later, view(3 * later, *moved), []) == []
+    assert play(algorithm, 3 * later, view(3 * later, *moved), []) == []
 
 
 def test_passive_stays_when_the_touch_comes_nearer_or_the_pause_lasts() -> None:
     algorithm = PassivePeg(parent())
-    algorithm.step(0, view(), [])
-    algorithm.step(1, view(1), [event_of(Accepted)])
-    assert algorithm.step(2, view(2, 102, 103), []) == []
-    assert algorithm.step(SECOND_NS, view(SECOND_NS, 99, 100), []) == []
+    play(algorithm, 0, view(), [])
+    play(algorithm, 1, view(1), [event_of(Accepted)])
+    assert play(algorithm, 2, view(2, 102, 103), []) == []
+    assert play(algorithm, SECOND_NS, view(SECOND_NS, 99, 100), []) == []
 
 
 def test_passive_follows_only_so_often_and_so_far() -> None:
     for limits, moves in (({"max_moves": 2, "chase_bps": 1e4}, 2), ({"chase_bps": 100.0}, 1)):
         algorithm = PassivePeg(parent(), **limits)
-        algorithm.step(0, view(), [])
-        algorithm.step(1, view(1), [event_of(Accepted)])
+        play(algorithm, 0, view(), [])
+        play(algorithm, 1, view(1), [event_of(Accepted)])
         count = 0
         for n in range(1, 10):
             now = n * SECOND_NS
-            actions = algorithm.step(now, view(now, 100 + n, 101 + n), [])
+            actions = play(algorithm, now, view(now, 100 + n, 101 + n), [])
             count += len(actions)
             for action in actions:
-                algorithm.step(
+                play(
+                    algorithm,
                     now + 1,
                     view(now + 1, 100 + n, 101 + n),
                     [event_of(Amended, price_ticks=action.price_ticks, qty_lots=10)],
@@ -184,67 +186,70 @@ def test_passive_follows_only_so_often_and_so_far() -> None:
 
 def test_passive_posts_again_after_a_post_only_cancel() -> None:
     algorithm = PassivePeg(parent())
-    algorithm.step(0, view(), [])
+    play(algorithm, 0, view(), [])
     events = [event_of(Accepted), event_of(Cancelled, reason="would cross", leaves_lots=10)]
-    assert algorithm.step(1, view(1), events) == []
-    (again,) = algorithm.step(SECOND_NS, view(SECOND_NS, 101, 102), [])
+    assert play(algorithm, 1, view(1), events) == []
+    (again,) = play(algorithm, SECOND_NS, view(SECOND_NS, 101, 102), [])
     assert (again.client_id, again.price_ticks) == ("p-2", 101)
 
 
 def test_passive_crosses_the_remainder_at_the_deadline() -> None:
     algorithm = PassivePeg(parent())
-    algorithm.step(0, view(), [])
-    algorithm.step(1, view(1), [event_of(Accepted), fill(3, 7)])
-    assert algorithm.step(DEADLINE, view(DEADLINE), []) == [Cancel(client_id="p-1")]
-    (cross,) = algorithm.step(
-        DEADLINE + 1, view(DEADLINE + 1), [event_of(Cancelled, reason="asked", leaves_lots=7)]
+    play(algorithm, 0, view(), [])
+    play(algorithm, 1, view(1), [event_of(Accepted), fill(3, 7)])
+    assert play(algorithm, DEADLINE, view(DEADLINE), []) == [Cancel(client_id="p-1")]
+    (cross,) = play(
+        algorithm,
+        DEADLINE + 1,
+        view(DEADLINE + 1),
+        [event_of(Cancelled, reason="asked", leaves_lots=7)],
     )
     assert (cross.order_type, cross.qty_lots) == (OrderType.MARKET, 7)
-    algorithm.step(DEADLINE + 2, view(DEADLINE + 2), [fill(7, 0, "x2", "p-2")])
+    play(algorithm, DEADLINE + 2, view(DEADLINE + 2), [fill(7, 0, "x2", "p-2")])
     assert algorithm.done
 
 
 def test_a_fill_that_races_our_cancel_is_not_bought_twice() -> None:
     """The cancel gave up 4 of 10 while we knew of no fill: 6 are coming and must not be sent again."""
     algorithm = PassivePeg(parent())
-    algorithm.step(0, view(), [])
-    algorithm.step(1, view(1), [event_of(Accepted)])
-    algorithm.step(DEADLINE, view(DEADLINE), [])
+    play(algorithm, 0, view(), [])
+    play(algorithm, 1, view(1), [event_of(Accepted)])
+    play(algorithm, DEADLINE, view(DEADLINE), [])
     now = DEADLINE + 1
-    (cross,) = algorithm.step(now, view(now), [event_of(Cancelled, reason="asked", leaves_lots=4)])
+    (cross,) = play(algorithm, now, view(now), [event_of(Cancelled, reason="asked", leaves_lots=4)])
     assert cross.qty_lots == 4
-    algorithm.step(now, view(now), [fill(4, 0, "x2", "p-2")])
+    play(algorithm, now, view(now), [fill(4, 0, "x2", "p-2")])
     assert not algorithm.done
-    algorithm.step(now, view(now), [fill(6, 4, "x1", "p-1")])
+    play(algorithm, now, view(now), [fill(6, 4, "x1", "p-1")])
     assert algorithm.done
     assert algorithm.filled_lots == 10
 
 
 def test_an_order_of_unknown_state_counts_as_open() -> None:
     algorithm = MarketOrder(parent())
-    algorithm.step(0, view(), [])
-    assert algorithm.step(1, view(1), [event_of(Lost, reason="no answer")]) == []
+    play(algorithm, 0, view(), [])
+    assert play(algorithm, 1, view(1), [event_of(Lost, reason="no answer")]) == []
     late = DEADLINE + 2 * algorithm.grace_ns
-    assert algorithm.step(late, view(late), []) == []
+    assert play(algorithm, late, view(late), []) == []
     assert not algorithm.done
-    algorithm.step(late, view(late), [event_of(Rejected, reason="never seen")])
+    play(algorithm, late, view(late), [event_of(Rejected, reason="never seen")])
     assert algorithm.done
 
 
 def test_abandoning_cancels_and_sends_nothing_new() -> None:
     algorithm = PassivePeg(parent())
-    algorithm.step(0, view(), [])
-    algorithm.step(1, view(1), [event_of(Accepted)])
+    play(algorithm, 0, view(), [])
+    play(algorithm, 1, view(1), [event_of(Accepted)])
     algorithm.abandon()
-    assert algorithm.step(2, view(2), []) == [Cancel(client_id="p-1")]
-    assert algorithm.step(3, view(3), [event_of(Cancelled, reason="asked", leaves_lots=10)]) == []
+    assert play(algorithm, 2, view(2), []) == [Cancel(client_id="p-1")]
+    assert play(algorithm, 3, view(3), [event_of(Cancelled, reason="asked", leaves_lots=10)]) == []
     assert algorithm.done
 
 
 def test_rejecting_a_duplicate_does_not_end_the_resting_order() -> None:
     algorithm = PassivePeg(parent())
-    algorithm.step(0, view(), [])
-    algorithm.step(1, view(1), [event_of(Accepted), event_of(Rejected, reason="duplicate")])
+    play(algorithm, 0, view(), [])
+    play(algorithm, 1, view(1), [event_of(Accepted), event_of(Rejected, reason="duplicate")])
     assert algorithm.open_lots == 10
 
 
@@ -369,7 +374,7 @@ def test_the_invariants_hold_whatever_the_venue_answers(
             sold_lots=2 * n,
             bids=((bid, venue.random.randint(1, 20)),),
         )
-        actions = algorithm.step(now, picture, venue.news())
+        actions = play(algorithm, now, picture, venue.news())
         if stop is not None and n >= stop:
             assert not any(isinstance(action, Submit) for action in actions)
         assert all(action.client_id.startswith("p-") for action in actions)
@@ -379,7 +384,7 @@ def test_the_invariants_hold_whatever_the_venue_answers(
             assert not venue.open
             assert not actions
         venue.live()
-    algorithm.step(now, view(now), venue.queue)
+    play(algorithm, now, view(now), venue.queue)
     assert algorithm.done
     assert algorithm.filled_lots == venue.filled
 
@@ -390,7 +395,7 @@ def test_the_same_history_gives_the_same_actions() -> None:
         sent = []
         for n in range(500):
             now = n * SECOND_NS // 10
-            actions = algorithm.step(now, view(now, 100 + n // 40, 101 + n // 40), venue.news())
+            actions = play(algorithm, now, view(now, 100 + n // 40, 101 + n // 40), venue.news())
             sent += [msgspec.json.encode(action) for action in actions]
             venue.send(actions)
             venue.live()

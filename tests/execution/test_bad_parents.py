@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from execution.account import Account
 from execution.algorithms import ALGORITHMS, start
 from execution.algorithms.working import Parent, Working
 from execution.orders import (
@@ -33,7 +34,7 @@ from execution.risk import Denial, Guard
 from execution.venue import View
 from market.settings import Risk
 from market.units import SECOND_NS
-from tests.execution.tape import INSTRUMENT, SYMBOL
+from tests.execution.tape import INSTRUMENT, SYMBOL, play
 
 DEADLINE = 30 * SECOND_NS
 LOTS = 40
@@ -79,7 +80,7 @@ class ScriptedVenue:
 
     def step(self, now_ns: int, seen: View, extra: Sequence[Event] = ()) -> list[Action]:
         news, self.news = [*self.news, *extra], []
-        actions = list(self.working.step(now_ns, seen, news))
+        actions = play(self.working, now_ns, seen, news)
         for action in actions:
             self._answer(action, now_ns)
         return actions
@@ -176,32 +177,24 @@ def test_a_parent_without_side_is_refused_before_any_algorithm(side: int) -> Non
 def test_an_oversize_parent_is_denied_order_by_order_with_a_named_reason(name: str) -> None:
     """Whatever an algorithm asks for, the guard lets pass no order, and no sum of them, above limits."""
     limits = Risk(order_usdt=100_000.0, position_usdt=300_000.0)
-    guard = Guard({SYMBOL: INSTRUMENT}, limits, 1e9)
     working = start(name, parent(qty_lots=10**9))
+    account = Account({SYMBOL: INSTRUMENT}, 10**17)
+    guard = Guard({SYMBOL: INSTRUMENT}, limits, working.orders, account, [SYMBOL])
     asked: list[int] = []
     passed: dict[str, int] = {}
-    news: list[Event] = []
     for n in range(int(LATE // SECOND_NS)):
         now_ns = n * SECOND_NS
         seen = view(now_ns)
-        actions, news = working.step(now_ns, seen, news), []
-        for action in actions:
+        for action in working.step(now_ns, seen, []):
             if isinstance(action, Submit):
                 asked.append(action.qty_lots)
-            denial = guard.allow(now_ns, action, seen)
-            if denial is None:
-                if isinstance(action, Submit):
-                    passed[action.client_id] = action.qty_lots
+            if guard.allow(now_ns, action, seen) is not None:
                 continue
-            kind = Rejected if isinstance(action, Submit) else CancelRejected
-            news.append(
-                kind(
-                    client_id=action.client_id,
-                    time_ns=now_ns,
-                    venue_ns=now_ns,
-                    reason=f"risk: {denial}",
-                )
-            )
+            if isinstance(action, Submit):
+                passed[action.client_id] = action.qty_lots
+                working.orders.sent(action, "p", now_ns)
+            else:
+                working.orders.requested(action, now_ns)
     worth = INSTRUMENT.tick_size * INSTRUMENT.lot_size * 10_001
     assert all(lots * worth <= 100_000 for lots in passed.values())
     assert sum(passed.values()) * worth <= 300_000

@@ -11,6 +11,7 @@ from execution.algorithms.placement import Adaptive, ContKukanov, Iceberg
 from execution.orders import Accepted, Cancel, Cancelled, OrderType, Submit, TimeInForce
 from execution.venue import View
 from market.units import SECOND_NS
+from tests.execution.tape import play
 from tests.execution.test_algorithms import DEADLINE, event_of, fill, parent, view
 
 
@@ -26,18 +27,18 @@ def book(now_ns: int = 0, bid_lots: int = 10, ask_lots: int = 10, **more: object
 
 def test_an_iceberg_shows_a_tip_at_a_time() -> None:
     algorithm = Iceberg(parent(lots=100), tip_share=0.1)
-    (tip,) = algorithm.step(0, book(bid_lots=1_000), [])
+    (tip,) = play(algorithm, 0, book(bid_lots=1_000), [])
     assert isinstance(tip, Submit)
     assert (tip.qty_lots, tip.price_ticks, tip.time_in_force) == (10, 100, TimeInForce.POST_ONLY)
     now = SECOND_NS
-    assert algorithm.step(now, book(now, 1_000), [event_of(Accepted), fill(4, 6)]) == []
-    (following,) = algorithm.step(2 * now, book(2 * now, 1_000), [fill(6, 0, "x2")])
+    assert play(algorithm, now, book(now, 1_000), [event_of(Accepted), fill(4, 6)]) == []
+    (following,) = play(algorithm, 2 * now, book(2 * now, 1_000), [fill(6, 0, "x2")])
     assert isinstance(following, Submit)
     assert following.qty_lots == 10
 
 
 def test_a_tip_is_at_most_a_share_of_the_touch() -> None:
-    (tip,) = Iceberg(parent(lots=100), touch_share=0.2).step(0, book(bid_lots=15), [])
+    (tip,) = play(Iceberg(parent(lots=100), touch_share=0.2), 0, book(bid_lots=15), [])
     assert isinstance(tip, Submit)
     assert tip.qty_lots == 3
 
@@ -60,7 +61,7 @@ def test_the_split_follows_cont_and_kukanov() -> None:
 def test_the_part_that_should_not_rest_is_taken_at_once() -> None:
     algorithm = ContKukanov(parent(lots=1_000), penalty_bps=150.0)
     wanted = algorithm.resting_lots(0, book(bid_lots=10))
-    taken, posted = ContKukanov(parent(lots=1_000), penalty_bps=150.0).step(0, book(), [])
+    taken, posted = play(ContKukanov(parent(lots=1_000), penalty_bps=150.0), 0, book(), [])
     assert 0 < wanted < 1_000
     assert isinstance(taken, Submit)
     assert isinstance(posted, Submit)
@@ -71,9 +72,9 @@ def test_the_part_that_should_not_rest_is_taken_at_once() -> None:
 def test_a_longer_queue_leaves_less_to_rest_and_a_busier_tape_more() -> None:
     def resting(queue: int, sold: int) -> int:
         algorithm = ContKukanov(parent(lots=10_000), penalty_bps=300.0)
-        algorithm.step(0, book(bid_lots=queue), [])
+        play(algorithm, 0, book(bid_lots=queue), [])
         later = book(SECOND_NS, bid_lots=queue, sold_lots=sold)
-        algorithm.step(SECOND_NS, later, [])
+        play(algorithm, SECOND_NS, later, [])
         return algorithm.resting_lots(SECOND_NS, later)
 
     assert resting(10, 500) > resting(10, 50)
@@ -90,13 +91,13 @@ def test_a_penalty_below_the_maker_fee_is_refused() -> None:
 
 def test_adaptive_steps_aside_before_a_sweep_and_comes_back() -> None:
     algorithm = Adaptive(parent())
-    algorithm.step(0, book(), [])
-    algorithm.step(1, book(1), [event_of(Accepted)])
+    play(algorithm, 0, book(), [])
+    play(algorithm, 1, book(1), [event_of(Accepted)])
     now = SECOND_NS
-    assert algorithm.step(now, book(now, bid_lots=1, ask_lots=99), []) == [Cancel(client_id="p-1")]
+    assert play(algorithm, now, book(now, bid_lots=1, ask_lots=99), []) == [Cancel(client_id="p-1")]
     gone = event_of(Cancelled, reason="requested", leaves_lots=10)
-    assert algorithm.step(2 * now, book(2 * now, 1, 99), [gone]) == []
-    (again,) = algorithm.step(3 * now, book(3 * now), [])
+    assert play(algorithm, 2 * now, book(2 * now, 1, 99), [gone]) == []
+    (again,) = play(algorithm, 3 * now, book(3 * now), [])
     assert isinstance(again, Submit)
     assert again.qty_lots == 10
 
@@ -104,24 +105,24 @@ def test_adaptive_steps_aside_before_a_sweep_and_comes_back() -> None:
 def test_adaptive_does_not_follow_a_market_expected_to_return() -> None:
     for expected, moves in ((-3.0, 0), (0.0, 1)):
         algorithm = Adaptive(parent())
-        algorithm.step(0, book(), [])
-        algorithm.step(1, book(1), [event_of(Accepted)])
+        play(algorithm, 0, book(), [])
+        play(algorithm, 1, book(1), [event_of(Accepted)])
         away = msgspec.structs.replace(
             book(SECOND_NS), bids=((100, 0), (99, 5)), asks=((102, 10),), signal_bps=expected
         )
         away = msgspec.structs.replace(away, bids=((101, 10),))
         slack = algorithm.parent.decision_mid_ticks
         algorithm._furthest_ticks = slack * 2
-        assert len(algorithm.step(SECOND_NS, away, [])) == moves
+        assert len(play(algorithm, SECOND_NS, away, [])) == moves
 
 
 def test_adaptive_crosses_when_the_signal_makes_waiting_dearer() -> None:
     calm = Adaptive(parent(lots=50))
-    (posted,) = calm.step(0, book(signal_bps=1.0), [])
+    (posted,) = play(calm, 0, book(signal_bps=1.0), [])
     assert isinstance(posted, Submit)
     assert posted.order_type is OrderType.LIMIT
     urgent = Adaptive(parent(lots=50))
-    (taken,) = urgent.step(0, book(bid_lots=1_000, signal_bps=10_000.0), [])
+    (taken,) = play(urgent, 0, book(bid_lots=1_000, signal_bps=10_000.0), [])
     assert isinstance(taken, Submit)
     assert taken.order_type is OrderType.MARKET
 
@@ -129,10 +130,10 @@ def test_adaptive_crosses_when_the_signal_makes_waiting_dearer() -> None:
 def test_passive_algorithms_cancel_in_a_stale_book_past_the_deadline() -> None:
     for kind in (Adaptive, ContKukanov, Iceberg):
         algorithm = kind(parent(lots=2_000))
-        sent = [a for a in algorithm.step(0, book(), []) if isinstance(a, Submit)]
+        sent = [a for a in play(algorithm, 0, book(), []) if isinstance(a, Submit)]
         rests = [s.client_id for s in sent if s.order_type is OrderType.LIMIT]
-        algorithm.step(1, book(1), [event_of(Accepted, name) for name in rests])
+        play(algorithm, 1, book(1), [event_of(Accepted, name) for name in rests])
         late = msgspec.structs.replace(book(DEADLINE), stale=True)
-        cancels = algorithm.step(DEADLINE, late, [])
+        cancels = play(algorithm, DEADLINE, late, [])
         assert [a.client_id for a in cancels] == rests
         assert all(isinstance(a, Cancel) for a in cancels)

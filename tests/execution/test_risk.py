@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from execution.account import Account
+from execution.order_machine import Order, Orders
 from execution.orders import (
     Accepted,
     Action,
@@ -16,6 +18,8 @@ from execution.orders import (
     Amended,
     Cancel,
     Cancelled,
+    Event,
+    Filled,
     Lost,
     OrderType,
     Rejected,
@@ -44,13 +48,42 @@ LIMITS = Risk(
 )
 
 
-def guard(positions: dict[str, int] | None = None, **limits: Any) -> Guard:
-    return Guard(
-        {SYMBOL: INSTRUMENT, "OTHER": OTHER},
-        msgspec.structs.replace(LIMITS, **limits),
-        10_000.0,
-        positions,
-    )
+class Watched(Guard):
+    """A guard with its order machine and account, and what its caller owes them."""
+
+    def __init__(self, positions: dict[str, int] | None = None, **limits: Any) -> None:
+        instruments = {SYMBOL: INSTRUMENT, "OTHER": OTHER}
+        self.orders, self.account = Orders(), Account(instruments, 10_000 * 10**8)
+        for symbol, lots in (positions or {}).items():
+            self.account.adopt(symbol, lots, 100_50000000)
+        asked = msgspec.structs.replace(LIMITS, **limits)
+        super().__init__(instruments, asked, self.orders, self.account, list(instruments))
+
+    def sends(self, action: Action, seen: View | None = None, now: int = 0) -> Denial | None:
+        """Judge an action, and tell the order machine of one that is allowed."""
+        denial = self.allow(now, action, view(now) if seen is None else seen)
+        if denial is None:
+            if isinstance(action, Submit):
+                self.orders.sent(action, "p", now)
+            else:
+                self.orders.requested(action, now)
+        return denial
+
+    def hears(self, *events: Event) -> None:
+        for event in events:
+            self.orders.apply(event)
+            if isinstance(event, Filled):
+                self.account.apply(event)
+
+    def equity(self, now: int, usdt: float) -> None:
+        """Mark the account to an equity; adopted positions cost what they are worth."""
+        self.account.opening_e8 += round(usdt * 1e8) - self.account.balance_e8
+        self.account.mark(now, MIDS)
+        self.mark(MIDS)
+
+
+def guard(positions: dict[str, int] | None = None, **limits: Any) -> Watched:
+    return Watched(positions, **limits)
 
 
 def order(name: str = "p-1", side: int = 1, lots: int = 5, price: int = 100, **more: Any) -> Submit:
@@ -59,8 +92,10 @@ def order(name: str = "p-1", side: int = 1, lots: int = 5, price: int = 100, **m
     )
 
 
-def denial_of(ours: Guard, action: Action, seen: View | None = None, now: int = 0) -> Denial | None:
-    return ours.allow(now, action, view(now) if seen is None else seen)
+def denial_of(
+    ours: Watched, action: Action, seen: View | None = None, now: int = 0
+) -> Denial | None:
+    return ours.sends(action, seen, now)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +140,7 @@ def test_open_orders_count_as_if_they_had_filled() -> None:
     assert denial_of(ours, order("b", lots=10)) is None
     assert denial_of(ours, order("c", lots=1)) is Denial.POSITION_LIMIT
     assert denial_of(ours, order("d", side=-1, lots=10, price=101)) is None
-    ours.apply([event_of(Cancelled, "a", reason="requested", leaves_lots=10)])
+    ours.hears(event_of(Cancelled, "a", reason="requested", leaves_lots=10))
     assert denial_of(ours, order("e", lots=5)) is None
 
 
@@ -113,18 +148,18 @@ def test_an_order_of_unknown_state_counts_as_open() -> None:
     ours = guard()
     denial_of(ours, order("a", lots=10))
     denial_of(ours, order("b", lots=10))
-    ours.apply([event_of(Lost, "a", reason="no answer"), event_of(Lost, "b", reason="no answer")])
+    ours.hears(event_of(Lost, "a", reason="no answer"), event_of(Lost, "b", reason="no answer"))
     assert denial_of(ours, order("c", lots=1)) is Denial.POSITION_LIMIT
 
 
 def test_lots_filled_by_the_venues_count_stay_open_until_their_fills() -> None:
     ours = guard(position_usdt=1_100)
     denial_of(ours, order("a", lots=10))
-    ours.apply([event_of(Cancelled, "a", reason="requested", leaves_lots=4)])
+    ours.hears(event_of(Cancelled, "a", reason="requested", leaves_lots=4))
     assert denial_of(ours, order("b", lots=5)) is Denial.POSITION_LIMIT
     assert denial_of(ours, order("c", lots=4)) is None
-    ours.apply([fill(6, 4, "x1", "a")])
-    assert ours.position_lots(SYMBOL) == 6
+    ours.hears(fill(6, 4, "x1", "a"))
+    assert ours.account.position_lots(SYMBOL) == 6
     assert denial_of(ours, order("d", lots=1)) is Denial.POSITION_LIMIT
 
 
@@ -134,10 +169,10 @@ def test_an_amend_under_way_counts_at_its_larger_quantity() -> None:
     assert denial_of(ours, Amend(client_id="a", qty_lots=20)) is None
     assert denial_of(ours, order("b", lots=1)) is Denial.POSITION_LIMIT
     assert denial_of(ours, Amend(client_id="a", qty_lots=21)) is Denial.POSITION_LIMIT
-    ours.apply([event_of(Amended, "a", price_ticks=100, qty_lots=20)])
+    ours.hears(event_of(Amended, "a", price_ticks=100, qty_lots=20))
     assert denial_of(ours, Amend(client_id="a", price_ticks=99)) is None
     assert denial_of(ours, Amend(client_id="a", price_ticks=110)) is Denial.PRICE_BAND
-    ours.apply([fill(8, 12, "x1", "a")])
+    ours.hears(fill(8, 12, "x1", "a"))
     assert denial_of(ours, Amend(client_id="a", qty_lots=8), now=SECOND_NS) is Denial.BAD_QUANTITY
 
 
@@ -145,7 +180,7 @@ def test_shared_limits_are_split_into_equal_parts() -> None:
     """2,010 of 3,100 are used by another symbol: half of the rest is ours, five lots, and we
     keep it whatever the other does before the next mark."""
     ours = guard({"OTHER": 20}, position_usdt=1e9, gross_usdt=3_100)
-    ours.mark(0, 1e9, MIDS)
+    ours.equity(0, 1e9)
     other = msgspec.structs.replace(order("o", lots=6), symbol="OTHER")
     assert denial_of(ours, other, msgspec.structs.replace(view(), symbol="OTHER")) is (
         Denial.GROSS_LIMIT
@@ -158,7 +193,16 @@ def test_shared_limits_are_split_into_equal_parts() -> None:
 
 def test_orders_that_an_earlier_process_left_open_count() -> None:
     ours = guard()
-    ours.adopt(order("a", lots=20), filled_lots=5)
+    left = Order(
+        submit=order("a", lots=20),
+        parent_id="p",
+        price_ticks=100,
+        qty_lots=20,
+        filled_lots=5,
+        sent_ns=0,
+        changed_ns=0,
+    )
+    ours.orders.restore([left])
     assert denial_of(ours, order("b", lots=6)) is Denial.POSITION_LIMIT
     assert denial_of(ours, order("a", lots=1)) is Denial.DUPLICATE_ID
     assert denial_of(ours, Cancel(client_id="a")) is None
@@ -167,25 +211,25 @@ def test_orders_that_an_earlier_process_left_open_count() -> None:
 def test_leverage_follows_equity() -> None:
     assert denial_of(guard(), order(lots=10)) is None
     poor = guard(daily_loss_usdt=1e9, drawdown_usdt=1e9)
-    poor.mark(0, 1_970.0, MIDS)
+    poor.equity(0, 1_970.0)
     assert denial_of(poor, order(lots=10)) is Denial.LEVERAGE
 
 
 def test_after_a_daily_loss_only_reducing_orders_pass_until_midnight() -> None:
     ours = guard({SYMBOL: 10}, drawdown_usdt=1_000)
-    ours.mark(0, 10_000.0, MIDS)
-    ours.mark(1, 9_950.0, MIDS)
+    ours.equity(0, 10_000.0)
+    ours.equity(1, 9_950.0)
     assert denial_of(ours, order("a", lots=1)) is Denial.DAILY_LOSS
     assert denial_of(ours, order("b", side=-1, lots=10, price=101, reduce_only=True)) is None
     tomorrow = 86_400 * SECOND_NS
-    ours.mark(tomorrow, 9_950.0, MIDS)
+    ours.equity(tomorrow, 9_950.0)
     assert denial_of(ours, order("c", lots=1), now=tomorrow) is None
 
 
 def test_a_drawdown_limit_outlasts_the_day() -> None:
     ours = guard()
-    ours.mark(0, 10_040.0, MIDS)
-    ours.mark(86_400 * SECOND_NS, 9_960.0, MIDS)
+    ours.equity(0, 10_040.0)
+    ours.equity(86_400 * SECOND_NS, 9_960.0)
     assert denial_of(ours, order("a", lots=1)) is Denial.DRAWDOWN
 
 
@@ -218,10 +262,9 @@ def test_duplicate_and_foreign_events_change_nothing() -> None:
     ours = guard()
     denial_of(ours, order("a"))
     twice = fill(2, 3, "x1", "a")
-    ours.apply(
-        [twice, twice, event_of(Accepted, "b"), event_of(Rejected, "a", reason="second request")]
-    )
-    assert ours.position_lots(SYMBOL) == 2
+    second = event_of(Rejected, "a", reason="second request")
+    ours.hears(twice, twice, event_of(Accepted, "b"), second)
+    assert ours.account.position_lots(SYMBOL) == 2
     assert denial_of(ours, Amend(client_id="a", qty_lots=2)) is Denial.BAD_QUANTITY
 
 
@@ -252,10 +295,10 @@ def test_no_sequence_of_signals_fills_and_faults_passes_a_limit(seed: int, steps
             action = Cancel(client_id=dice.choice(names))
         else:
             action = Amend(client_id=dice.choice(names), price_ticks=99)
-        if ours.allow(k * SECOND_NS, action, view(k * SECOND_NS)) is None:
+        if ours.sends(action, now=k * SECOND_NS) is None:
             venue.send([action])
         venue.live()
         for side in (1, -1):
             still = sum(venue.leaves[n] for n, o in venue.open.items() if o.side == side)
             assert side * venue.position + still <= limit
-        ours.apply(venue.news())
+        ours.hears(*venue.news())

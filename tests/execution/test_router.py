@@ -15,6 +15,7 @@ from execution.orders import Accepted, OrderType, Submit, TimeInForce
 from execution.venue import View
 from market.instruments import BUILT_IN
 from market.units import SECOND_NS
+from tests.execution.tape import play
 
 BTC = BUILT_IN["BTCUSDT"]
 #: A touch of half a million USDT at 60,000.
@@ -74,7 +75,7 @@ def router(asked: Parent, **more: Any) -> Router:
 @pytest.mark.parametrize("side", [1, -1])
 def test_a_small_parent_with_time_waits_in_the_queue(side: int) -> None:
     working = router(parent(side=side))
-    (order,) = working.step(0, view(), [])
+    (order,) = play(working, 0, view(), [])
     assert isinstance(order, Submit)
     assert working.picked == "passive"
     assert order.time_in_force is TimeInForce.POST_ONLY
@@ -84,7 +85,7 @@ def test_a_small_parent_with_time_waits_in_the_queue(side: int) -> None:
 @pytest.mark.parametrize("side", [1, -1])
 def test_with_minutes_it_is_patient_behind_the_touch(side: int) -> None:
     working = router(parent(span_s=300, side=side))
-    (order,) = working.step(0, view(), [])
+    (order,) = play(working, 0, view(), [])
     assert isinstance(order, Submit)
     assert working.picked == "patient"
     assert side * (view().touch(side) - order.price_ticks) > 0
@@ -92,7 +93,7 @@ def test_with_minutes_it_is_patient_behind_the_touch(side: int) -> None:
 
 def test_without_time_it_takes_at_once() -> None:
     working = router(parent(span_s=0.0))
-    (order,) = working.step(0, view(), [])
+    (order,) = play(working, 0, view(), [])
     assert isinstance(order, Submit)
     assert working.picked == "market"
     assert order.order_type is OrderType.MARKET
@@ -100,13 +101,13 @@ def test_without_time_it_takes_at_once() -> None:
 
 def test_where_makers_pay_more_than_takers_it_takes_at_once() -> None:
     working = router(parent(), costs=Costs(taker_bps=1.0, maker_bps=2.0))
-    working.step(0, view(), [])
+    play(working, 0, view(), [])
     assert working.picked == "market"
 
 
 def test_high_adverse_selection_makes_it_take() -> None:
     working = router(parent(), policy=Policy(adverse_bps=9.0))
-    working.step(0, view(), [])
+    play(working, 0, view(), [])
     assert working.picked == "market"
 
 
@@ -120,17 +121,17 @@ def test_urgency_prices_the_risk_of_waiting() -> None:
     assert indifferent > 0
     for factor, picked in ((0.9, "passive"), (1.1, "market")):
         working = router(parent(), urgency=factor * indifferent)
-        working.step(0, view(), [])
+        play(working, 0, view(), [])
         assert working.picked == picked
 
 
 def test_nothing_is_picked_before_a_sound_view() -> None:
     working = router(parent())
     assert working.estimate(view(stale=True)) is None
-    assert working.step(0, view(stale=True), []) == []
+    assert play(working, 0, view(stale=True), []) == []
     assert working.picked == ""
     assert not working.done
-    assert working.step(1, view(1), [])
+    assert play(working, 1, view(1), [])
     assert working.picked
 
 
@@ -142,13 +143,13 @@ def test_the_estimate_is_that_of_the_picked_option() -> None:
 
 def test_the_router_shares_the_book_keeping_of_its_pick() -> None:
     working = router(parent())
-    (order,) = working.step(0, view(), [])
-    working.step(1, view(1), [Accepted(client_id=order.client_id, time_ns=1, venue_ns=1)])
+    (order,) = play(working, 0, view(), [])
+    play(working, 1, view(1), [Accepted(client_id=order.client_id, time_ns=1, venue_ns=1)])
     assert list(working.children) == [order.client_id]
     assert working.open_lots == 170
     assert working.arrival_ns == 0
     working.abandon()
-    (cancel,) = working.step(2, view(2), [])
+    (cancel,) = play(working, 2, view(2), [])
     assert cancel.client_id == order.client_id
 
 
@@ -158,15 +159,15 @@ def test_the_router_shares_the_book_keeping_of_its_pick() -> None:
 def test_a_buyer_who_would_pay_funding_waits_for_the_settlement() -> None:
     stamp_ns = 20 * SECOND_NS
     working = router(parent(span_s=300), funding_ns=stamp_ns, funding_bps=30.0)
-    assert working.step(0, view(), []) == []
+    assert play(working, 0, view(), []) == []
     assert not working.done
-    assert working.step(stamp_ns, view(stamp_ns), [])
+    assert play(working, stamp_ns, view(stamp_ns), [])
 
 
 def test_a_seller_who_would_be_paid_is_done_before_the_settlement() -> None:
     stamp_ns = 5 * SECOND_NS
     working = router(parent(span_s=300, side=-1), funding_ns=stamp_ns, funding_bps=30.0)
-    assert working.step(0, view(), [])
+    assert play(working, 0, view(), [])
     option = working.option
     assert option is not None
     assert option.deadline_ns == stamp_ns

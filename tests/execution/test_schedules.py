@@ -23,6 +23,7 @@ from execution.algorithms.schedules import (
 )
 from execution.orders import OrderType, Submit
 from market.units import SECOND_NS
+from tests.execution.tape import play
 from tests.execution.test_algorithms import DEADLINE, fill, parent, view
 
 
@@ -118,13 +119,13 @@ def test_overdue_quantity_is_taken() -> None:
     taken: list[Submit] = []
     for k in range(15):
         now = k * SECOND_NS
-        sent = algorithm.step(now, view(now), [])
+        sent = play(algorithm, now, view(now), [])
         taken += [a for a in sent if isinstance(a, Submit) and a.order_type is OrderType.MARKET]
         assert sum(order.qty_lots for order in taken) <= max(0, k - 10)
     assert [order.qty_lots for order in taken] == [1]
     # Answered, it takes the rest of what was due four seconds after the start.
     done = fill(1, 0, "x1", taken[0].client_id)
-    sent = algorithm.step(14 * SECOND_NS + 1, view(14 * SECOND_NS + 1), [done])
+    sent = play(algorithm, 14 * SECOND_NS + 1, view(14 * SECOND_NS + 1), [done])
     crosses = [a for a in sent if isinstance(a, Submit) and a.order_type is OrderType.MARKET]
     assert [order.qty_lots for order in crosses] == [3]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from market.units import day_start_ns
 from proving.sandbox.faults import KINDS
 from proving.sandbox.virtual import Delivery, VirtualVenue
 
@@ -161,12 +162,17 @@ def test_a_dead_client_is_disconnected_and_its_orders_cancelled_if_it_asked_for_
     assert not client.open
 
 
+def test_a_venue_has_no_thread() -> None:
+    before = threading.active_count()
+    after(VirtualVenue(seed=5, begins_ns=day_start_ns("2026-03-02") - 31 * 60 * SECOND), 120.0)
+    assert threading.active_count() == before
+
+
 def test_a_forked_venue_goes_on_alone(venue: VirtualVenue) -> None:
     def run(venue: VirtualVenue) -> list[tuple[int, bytes | None]]:
         return [(d.time_ns, d.frame) for d in after(venue, 2.0)]
 
     venue.connect("public", topics=PUBLIC)
-    assert threading.active_count() == 1
     read, write = os.pipe()
     if not os.fork():
         os.write(write, f"{hash(tuple(run(venue)))}".encode())
