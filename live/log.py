@@ -313,7 +313,7 @@ class LogWriter:
     One thread appends, which only encodes, and gets a position. What came up to there is on disk once
     `sync` has returned as much, which may run in another thread: then ``background`` keeps `append_*`
     from writing full blocks itself. A request leaves when its position is synced; everything else is
-    synced at least every ``live.sync_every_s`` by the caller.
+    synced at least every ``live.log_sync_s`` by the caller.
     """
 
     def __init__(

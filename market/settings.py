@@ -160,6 +160,8 @@ class Live(Struct, frozen=True, kw_only=True):
     confirm: str = ""
     #: Where the exchange on loopback serves, as its first line says (``rest``); empty to start one.
     sandbox: str = ""
+    #: The log is synced before a request leaves, and at least this often (seconds).
+    log_sync_s: Positive = 1.0
     #: How often the venue's clock is measured (seconds).
     sync_every_s: Positive = 60.0
     #: Leverage and margin mode that each symbol has to have at the venue.
