@@ -1,24 +1,62 @@
 """Reconciliation: what became of requests without an answer, and whether log and venue agree.
 
-Start-up and shut-down are phases of it. It sends queries, cancels, stops and closing orders; what it proves
-(an order that never arrived) it hands over as evidence, which the core folds like the venue's own.
+Start-up and shut-down are phases of it. It asks, cancels, protects and closes; what it proves (an order that
+never arrived) it hands over as evidence, which the core folds like the venue's own. docs/live.md has the table
+of what happened → what is done.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
 from execution.account import Account
 from execution.order_machine import Orders
-from execution.orders import Event, OrderReport
-from live.messages import Effect, Evidence, Link, QueryResult, Send
-from live.requests import Requests
-from live.safety import Safety
+from execution.orders import (
+    Amend,
+    Cancel,
+    CancelRejected,
+    Event,
+    Filled,
+    OrderEvent,
+    OrderReport,
+    OrderState,
+    Rejected,
+    Submit,
+)
+from live.audit import Audits, AuditState
+from live.messages import (
+    Append,
+    Effect,
+    Evidence,
+    Link,
+    PositionReport,
+    Query,
+    QueryKind,
+    QueryResult,
+    Refused,
+    Report,
+    Say,
+    Send,
+    SetStop,
+    WalletReport,
+)
+from live.order_fate import OrderFate, lost
+from live.protection import Protection, ProtectionState
+from live.requests import Errand, Errands, Requests
+from live.safety import Mode, Safety
 from market.instruments import Instrument
 from market.settings import Settings
+from market.units import SECOND_NS
+
+#: Orders, positions and modes are looked at this often while there is something to look at.
+SCAN_NS: Final = SECOND_NS
+#: The desk flattens; what it has not closed after so long is closed here (no book, no view).
+FLATTEN_NS: Final = 5 * SECOND_NS
 
 
 class Phase(StrEnum):
@@ -33,17 +71,21 @@ class Phase(StrEnum):
     ENDED = "ended"
 
 
-class ReconciliationState(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint of `Reconciliation`."""
+class ReconciliationState(msgspec.Struct, kw_only=True):
+    """A checkpoint of `Reconciliation`. What is under way is begun anew by `start`."""
+
+    audits: AuditState = msgspec.field(default_factory=AuditState)
+    protection: ProtectionState = msgspec.field(default_factory=ProtectionState)
 
 
 class Reconciliation:
     """Orders, executions, positions and stops: log against venue. Times are epoch ns.
 
-    ``emit`` takes requests and lines. What the policy halts, and rejects, margin and liquidation distance as the
-    venue states them, go to ``safety``. The core calls, after `Orders` and `Account` took the evidence:
+    ``emit`` takes requests, lines and records. ``check`` says in what the reports of start-up contradict
+    settings and manifest, a line each. The core calls, after `Orders` and `Account` took the evidence:
 
-        Answer         send = requests.answered(n); unfold(e) of each piece, and evidence(now, x, send) of each x
+        Answer         send = requests.answered(n); of each piece of evidence and each x of unfold(piece)
+                       evidence(now, x, send); last answered(now, send)
         Expired        send = requests.expired(n); apply lost(now, send, reason); then expired(now, send)
         frames         evidence(now, e) of each piece
         Link           link(now, l)
@@ -63,74 +105,336 @@ class Reconciliation:
         settings: Settings,
         emit: Callable[[Effect], None],
         state: ReconciliationState | None = None,
+        check: Callable[[list[Report]], list[str]] = lambda reports: [],
     ) -> None:
-        self.phase = Phase.STARTING
-        self.next_ns = 0  #: when `step` is due; 0 for never
+        self._orders, self._account, self._requests = orders, account, requests
+        self._safety, self._settings, self._emit, self._check = safety, settings, emit, check
+        self._at_venue = settings.live.venue != "paper"
+        self._symbols = list({**instruments, **account.holdings})
+        state = state or ReconciliationState()
+        self._errands = Errands(requests, emit)
+        self.protection = Protection(
+            orders, account, requests, self._errands, settings, emit, state.protection
+        )
+        self._fate = OrderFate(orders, requests, self._errands, self.protection, settings, emit)
+        self._audits = Audits(
+            orders,
+            account,
+            self._errands,
+            self.protection,
+            safety,
+            settings,
+            self._fate.suspect,
+            emit,
+            state.audits,
+        )
+        self.problems: list[str] = []  #: why start-up does not end; the shell says them and ends
+        self._reports: dict[tuple[str, str], Report] = {}  #: the newest by kind and symbol
+        self._down: set[str] = set()
+        self._refused: dict[int, Refused] = {}
+        self._flatten_ns: dict[str, int] = {}
+        self._starting, self._ended = True, False
+        self._deadline_ns, self._flatten, self._proving = 0, False, False
+        self._scanned_ns = self._audited_ns = 0
+
+    # -- phases ----------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        if self._ended:
+            return Phase.ENDED
+        if self._deadline_ns:
+            return Phase.STOPPING
+        if self._starting:
+            return Phase.STARTING
+        agree = all(self.may_open(symbol) for symbol in self._symbols)
+        return Phase.TRADING if agree else Phase.RECONCILING
 
     def start(self, now_ns: int) -> None:
         """A process begins: requests under way are without an answer, and nothing trades until log and
         venue agree.
         """
-        raise NotImplementedError
+        self._starting = True
+        since_ns = self._audits.state.since_ns
+        for number in list(self._requests.under_way):
+            self._requests.expired(number)
+        self._fate.start(now_ns)
+        for symbol in self._symbols if self._at_venue else ():
+            since_ns.setdefault(symbol, now_ns)
+            for kind in (QueryKind.INSTRUMENT, QueryKind.FEES):
+                self._want(now_ns, kind, symbol)
+            self._audits.begin(now_ns, symbol, blocking=True)
+        if self._at_venue:
+            self._want(now_ns, QueryKind.ACCOUNT)
+            self._want(now_ns, QueryKind.WALLET)
+            self._record(now_ns)
+        self._audited_ns = now_ns
+        self._progress(now_ns)
 
-    def lost(self, now_ns: int, send: Send, reason: str) -> Event | None:
-        """The evidence that a request's expiry is: `Lost` of its order; None for other requests."""
-        raise NotImplementedError
+    def _want(self, now_ns: int, kind: QueryKind, symbol: str = "") -> None:
+        self._errands.want(now_ns, f"start/{kind}/{symbol}", Query(kind=kind, symbol=symbol))
 
-    def expired(self, now_ns: int, send: Send) -> None:
-        """A request ended without an answer (after the core applied `lost`)."""
-        raise NotImplementedError
+    def _progress(self, now_ns: int) -> None:
+        """Start-up ends when nothing is open to question."""
+        if not self._starting or self._deadline_ns or self._audits.under_way():
+            return
+        if self._errands.keys("start/") or self._errands.keys("order/"):
+            return
+        problems = self._check(list(self._reports.values()))
+        for problem in problems if problems != self.problems else ():
+            self._say("error", "not started", why=problem)
+        self.problems = problems
+        if not problems:
+            self._starting = False
+            self._record(now_ns)
+            self._say("info", "log and venue agree, trading", symbols=self._symbols)
 
-    def unfold(self, evidence: Evidence) -> list[Evidence]:
-        """A query's result as evidence for everybody: its orders, dated as of the answer, its reports, and last
-        the result itself; other evidence as it is.
-        """
-        if not isinstance(evidence, QueryResult):
-            return [evidence]
-        dated = [
-            msgspec.structs.replace(event, venue_ns=max(event.venue_ns, evidence.venue_ns))
-            if isinstance(event, OrderReport)
-            else event
-            for event in evidence.orders
-        ]
-        return [*dated, *evidence.reports, evidence]
-
-    def evidence(self, now_ns: int, evidence: Evidence, send: Send | None = None) -> None:
-        """What the venue says, in a frame or in the answer to ``send``, after it was applied."""
-        raise NotImplementedError
-
-    def link(self, now_ns: int, link: Link) -> None:
-        """A connection came up or went down."""
-        raise NotImplementedError
-
-    def mark(self, now_ns: int, symbol: str, mid_ticks: float) -> None:
-        """The last known mid (or mark) price of a symbol."""
-        raise NotImplementedError
-
-    def step(self, now_ns: int) -> None:
-        """What is due by time."""
-        raise NotImplementedError
-
-    def made(self) -> list[Event]:
-        """Evidence that was proven since the last call, e.g. `Rejected` of an order that never arrived."""
-        raise NotImplementedError
+    def _record(self, now_ns: int) -> None:
+        """Put what a new process needs in the log."""
+        body = msgspec.json.encode(self.snapshot())
+        self._emit(Append(kind="section/reconciliation", time_ns=now_ns, body=body))
 
     def may_open(self, symbol: str) -> bool:
         """Whether parents may be opened for a symbol: its log and the venue agree."""
-        raise NotImplementedError
+        if self._starting or self._deadline_ns or self._down:
+            return False
+        if self.protection.is_closing(symbol) or symbol in self._audits.under_way(blocking=True):
+            return False
+        return not any(
+            order.state is OrderState.UNKNOWN or order.missing_lots
+            for order in self._orders.open(symbol)
+        )
 
     def stop_ticks(self, symbol: str, side: int, price_ticks: float) -> int:
         """The stop to attach to an entry order of this side near this price; 0 for none."""
-        raise NotImplementedError
-
-    def stop(self, now_ns: int, flatten: bool) -> None:
-        """Shut down: cancel all, with ``flatten`` close positions, within `live.closing_s`."""
-        raise NotImplementedError
-
-    def left(self) -> list[str]:
-        """Orders, positions and requests without evidence, a line each: what shut-down leaves."""
-        raise NotImplementedError
+        return self.protection.stop_ticks(side, price_ticks)
 
     def snapshot(self) -> ReconciliationState:
         """For a checkpoint."""
-        raise NotImplementedError
+        return copy.deepcopy(
+            ReconciliationState(audits=self._audits.state, protection=self.protection.state)
+        )
+
+    def made(self) -> list[Event]:
+        """Evidence that was proven since the last call, e.g. `Rejected` of an order that never arrived."""
+        made, self._fate.made = self._fate.made, []
+        return made
+
+    # -- what comes in ---------------------------------------------------------------------------
+
+    def lost(self, now_ns: int, send: Send, reason: str) -> Event | None:
+        """The evidence that a request's expiry is: `Lost` of its order; None for other requests."""
+        if isinstance(send.body, Submit | Amend | Cancel):
+            return lost(send.body.client_id, now_ns, reason)
+        return None
+
+    def expired(self, now_ns: int, send: Send) -> None:
+        """A request ended without an answer (after the core applied `lost`)."""
+        if (errand := self._errands.of(send.number)) is not None:
+            self._errands.again(now_ns, errand)
+        elif isinstance(send.body, Submit | Amend | Cancel):
+            self._fate.look_at(now_ns, self._orders.get(send.body.client_id))
+
+    def unfold(self, evidence: Evidence) -> list[Evidence]:
+        """A query's result as evidence for everybody, its orders and reports, and last itself; other evidence
+        as it is. What could not be read of an answer makes it incomplete, and is no news.
+        """
+        if not isinstance(evidence, QueryResult):
+            return [evidence]
+        reports = [report for report in evidence.reports if not isinstance(report, Refused)]
+        return [*evidence.orders, *reports, evidence]
+
+    def evidence(self, now_ns: int, evidence: Evidence, send: Send | None = None) -> None:
+        """What the venue says, in a frame or in the answer to ``send``, after it was applied."""
+        match evidence:
+            case Filled():
+                order = self._orders.get(evidence.client_id, evidence.venue_order_id)
+                self._audits.fill(now_ns, evidence, order)
+                self.protection.fill(now_ns, evidence, order)
+                self._fate.look_at(now_ns, order)
+            case OrderReport():
+                self._audits.order(evidence)
+                order = self._orders.get(evidence.client_id, evidence.venue_order_id)
+                self._fate.look_at(now_ns, order)
+            case OrderEvent():
+                if isinstance(evidence, Rejected | CancelRejected):
+                    self._safety.rejected(now_ns)
+                self._fate.look_at(now_ns, self._orders.get(evidence.client_id))
+            case PositionReport():
+                self._audits.report(now_ns, evidence)
+                price_ticks = evidence.liquidation_ticks if evidence.lots else 0.0
+                distance_bps = self.protection.distance_bps(evidence.symbol, price_ticks)
+                self._safety.see(now_ns, "liquidation_bps", distance_bps, evidence.symbol)
+            case WalletReport():
+                self._safety.see(now_ns, "margin_rate", evidence.maintenance_margin_rate)
+            case Refused():
+                if send is not None:
+                    self._refused[send.number] = evidence
+                elif not self._audits.under_way():  # a gap in the evidence
+                    self._say("warning", "unreadable evidence", why=evidence.reason)
+                    self._audit_all(now_ns, blocking=False)
+            case QueryResult():
+                if send is not None and (errand := self._errands.of(send.number)) is not None:
+                    self._result(now_ns, errand, evidence)
+            case _:
+                pass
+        if self._starting and isinstance(evidence, Report) and not isinstance(evidence, Refused):
+            self._reports[type(evidence).__name__, getattr(evidence, "symbol", "")] = evidence
+
+    def answered(self, now_ns: int, send: Send) -> None:
+        """The answer to ``send`` was taken in."""
+        errand, refused = self._errands.of(send.number), self._refused.pop(send.number, None)
+        if errand is None or isinstance(send.body, Query):
+            return
+        if refused is not None:
+            self._say("warning", "refused", request=errand.key, why=refused.reason)
+            self._errands.again(now_ns, errand)
+            if not refused.retry and isinstance(send.body, SetStop):
+                self._audits.begin(now_ns, send.body.symbol, blocking=False)
+            return
+        self._errands.done(errand.key)
+        if isinstance(send.body, SetStop):
+            self.protection.armed(now_ns, send.body)
+
+    def link(self, now_ns: int, link: Link) -> None:
+        """A connection came up or went down. What the private stream said meanwhile is asked for."""
+        if link.stream == "public":
+            return
+        if not link.up:
+            self._down.add(link.stream)
+            return
+        self._down.discard(link.stream)
+        if link.stream == "private":
+            self._audit_all(now_ns, blocking=True)
+
+    def _audit_all(self, now_ns: int, blocking: bool) -> None:
+        self._audited_ns = now_ns
+        for symbol in self._symbols if self._at_venue else ():
+            self._audits.begin(now_ns, symbol, blocking)
+
+    def mark(self, now_ns: int, symbol: str, mid_ticks: float) -> None:
+        """The last known mid of a symbol."""
+        self.protection.mark(symbol, mid_ticks)
+
+    def _result(self, now_ns: int, errand: Errand, result: QueryResult) -> None:
+        what = errand.key.partition("/")[0]
+        refused = [r for r in result.reports if isinstance(r, Refused) and not r.retry]
+        if not result.complete and not (what == "start" and refused):
+            if errand.tries in (1, 10, 100):
+                self._say("warning", "incomplete answer", request=errand.key, why=result.reason)
+            self._errands.again(now_ns, errand)
+            return
+        if what == "order":
+            self._fate.looked_up(now_ns, errand, result)
+        elif what == "audit":
+            self._audits.result(now_ns, errand, result)
+        else:
+            self._errands.done(errand.key)
+        self._progress(now_ns)
+
+    # -- time ------------------------------------------------------------------------------------
+
+    @property
+    def next_ns(self) -> int:
+        """When `step` is due; 0 for never."""
+        due = [self._errands.next_ns]
+        if self._is_busy:
+            due.append(self._scanned_ns + SCAN_NS)
+        if self._at_venue:
+            due.append(self._audited_ns + round(self._settings.live.audit_s * SECOND_NS))
+        return min((ns for ns in due if ns), default=0)
+
+    @property
+    def _is_busy(self) -> bool:
+        return (
+            next(self._orders.open(), None) is not None
+            or self._audits.busy
+            or self.protection.busy
+            or (self._starting and bool(self._reports))
+            or bool(self._deadline_ns and not self._ended)
+            or any(self._safety.mode(symbol) >= Mode.FLATTEN for symbol in self._symbols)
+        )
+
+    def step(self, now_ns: int) -> None:
+        """What is due by time."""
+        if now_ns >= self._scanned_ns + SCAN_NS:
+            self._scanned_ns = now_ns
+            self._scan(now_ns)
+        if now_ns >= self._audited_ns + round(self._settings.live.audit_s * SECOND_NS):
+            self._audit_all(now_ns, blocking=False)
+        self._errands.step(now_ns)
+
+    def _scan(self, now_ns: int) -> None:
+        self._fate.scan(now_ns)
+        self._audits.scan(now_ns)
+        for symbol in self._symbols:
+            self._obey(now_ns, symbol)
+        self._shut_down(now_ns)
+        self.protection.step(now_ns)
+        self._progress(now_ns)
+
+    def _obey(self, now_ns: int, symbol: str) -> None:
+        """What a mode asks for beside what the desk does."""
+        mode = self._safety.mode(symbol)
+        if mode is Mode.HALT:
+            self.protection.cancel_resting(now_ns, symbol)
+        if mode is not Mode.FLATTEN:
+            self._flatten_ns.pop(symbol, None)
+            return
+        since_ns = self._flatten_ns.setdefault(symbol, now_ns)
+        if now_ns - since_ns >= FLATTEN_NS and self._is_held(symbol):
+            self.protection.close(now_ns, symbol, ", ".join(self._safety.why(symbol)))
+
+    def _is_held(self, symbol: str) -> bool:
+        orders = next(self._orders.open(symbol), None)
+        return orders is not None or bool(self._account.position_lots(symbol))
+
+    # -- shut-down -------------------------------------------------------------------------------
+
+    def stop(self, now_ns: int, flatten: bool) -> None:
+        """Shut down: cancel all, with ``flatten`` close positions, within `live.closing_s`."""
+        if not self._deadline_ns:
+            self._deadline_ns = now_ns + round(self._settings.live.closing_s * SECOND_NS)
+            self._flatten = flatten
+            self._scan(now_ns)
+
+    def _shut_down(self, now_ns: int) -> None:
+        if not self._deadline_ns or self._ended:
+            return
+        for symbol in self._symbols:
+            if self._flatten and self._is_held(symbol):
+                self.protection.close(now_ns, symbol, "shut-down")
+            elif not self._flatten:
+                self.protection.cancel_resting(now_ns, symbol)
+        if now_ns >= self._deadline_ns:
+            self._end(now_ns)
+        elif not self.left() and not self._audits.under_way():
+            if self._proving or not self._at_venue:
+                self._end(now_ns)
+            self._proving = True
+            self._audit_all(now_ns, blocking=True)
+
+    def _end(self, now_ns: int) -> None:
+        self._ended = True
+        left = self.left()
+        for line in left:
+            self._say("error", "left behind", what=line)
+        self._record(now_ns)
+        self._say("info", "shut down", proven=self._proving and not left, left=len(left))
+
+    def left(self) -> list[str]:
+        """What shut-down has not settled: orders, with flatten positions, a line each."""
+        lines = [
+            f"order {order.client_id} of {order.symbol} is {order.state}, "
+            f"{order.open_lots} lots may still fill"
+            for order in self._orders.open()
+        ]
+        positions = {symbol: self._account.position_lots(symbol) for symbol in self._symbols}
+        return lines + [
+            f"position of {lots} lots in {symbol}"
+            for symbol, lots in positions.items()
+            if lots and self._flatten
+        ]
+
+    def _say(self, level: str, event: str, **fields: object) -> None:
+        self._emit(Say(level=level, event=event, fields=fields))

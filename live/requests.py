@@ -104,12 +104,13 @@ class Errands:
         self._by_key: dict[str, Errand] = {}
         self._sent: deque[int] = deque(maxlen=ERRANDS_PER_S)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._by_key
-
-    def keys(self, prefix: str = "") -> list[str]:
+    def keys(self, prefix: str) -> list[str]:
         """Keys that begin so, oldest first."""
         return [key for key in self._by_key if key.startswith(prefix)]
+
+    def waiting(self, prefix: str) -> list[str]:
+        """Those of them that are not under way."""
+        return [key for key in self.keys(prefix) if not self._by_key[key].number]
 
     def want(self, now_ns: int, key: str, body: RequestBody, delay_ns: int = 0) -> None:
         """Have this sent until it is done; one that is wanted already goes on with this body."""
