@@ -291,14 +291,16 @@ class BybitCodec:
         match query.kind:
             case QueryKind.ORDER:
                 reason = yield from ask("order/realtime", linear | link, 50)
-                if not reason and not _found(pages):
+                if not reason and not any(_rows(page(said.body)) for said in pages):
                     reason = yield from ask("order/history", linear | link, 50)
                 return reason or (yield from ask("execution/list", linear | link, 100))
             case QueryKind.EXECUTIONS:
                 start_ms, reason = query.since_ns // MS_NS, ""
                 if not start_ms:  # the venue's default: its last week
                     return (yield from ask("execution/list", linear | link, 100))
-                while not reason and (not pages or start_ms <= _time_ms(pages[-1])):
+                while not reason and (
+                    not pages or start_ms <= page(pages[-1].body).venue_ns // MS_NS
+                ):
                     span = {"startTime": str(start_ms), "endTime": str(start_ms + _WEEK_MS)}
                     reason = yield from ask("execution/list", linear | link | span, 100)
                     start_ms += _WEEK_MS
@@ -470,17 +472,9 @@ def _listed(
     return f"{path}: more than {MAX_PAGES} pages"
 
 
-def _found(pages: list[_Said]) -> bool:
-    return any(_rows(page(each.body)) for each in pages)
-
-
 def _rows(said: Page) -> list[Any]:
     found = said.result.get("list")
     return found if isinstance(found, list) else []
-
-
-def _time_ms(said: _Said) -> int:
-    return page(said.body).venue_ns // MS_NS
 
 
 def _link_id(client_id: str) -> str:
