@@ -263,11 +263,14 @@ def _require_torn(path: Path, offset: int) -> None:
     It does where no later block was written after a sync that covered this place.
     """
     data = path.read_bytes()
-    at = offset
+    at = offset - 1
     while (at := data.find(_MAGIC, at + 1)) >= 0:
         head, start = data[at : at + _HEAD.size], at + _HEAD.size
-        whole = _payload(head, data[start : start + _length(head)]) is not None
-        if whole and _HEAD.unpack(head)[5] > offset:
+        if _payload(head, data[start : start + _length(head)]) is None:
+            continue
+        if at == offset:
+            return  # a running writer has finished it since
+        if _HEAD.unpack(head)[5] > offset:
             raise _damaged(path, offset)
 
 

@@ -264,6 +264,30 @@ def test_a_thread_may_sync_while_another_appends(tmp_path: Path) -> None:
     assert len(log.segments(tmp_path)) == 6
 
 
+def test_a_reader_beside_a_writer_sees_no_damage(tmp_path: Path) -> None:
+    """It may meet a block half written that is whole, with others behind it, a moment later."""
+    out = writer(tmp_path, background=True)
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            for frame in frames(50):
+                out.append_input(T, frame)
+            out.sync()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        at, seen = Position(), 0
+        while seen < 20_000:
+            for block in log.read(tmp_path, at):
+                at, seen = Position(block.segment, block.end), seen + len(block.records)
+    finally:
+        done.set()
+        thread.join()
+    out.close()
+
+
 CRASH = """
 import os, signal, sys
 from pathlib import Path
