@@ -309,7 +309,7 @@ class Orders:
             self._move(order, "complete")
         else:
             order.reason = report.reason
-            refused = report.state is _REJECTED and not report.filled_lots
+            refused = report.state is _REJECTED and not order.reported_lots + order.filled_lots
             self._move(order, "rejected" if refused else "cancelled")
 
     def _terms(self, order: Order, said: Amended | OrderReport) -> None:

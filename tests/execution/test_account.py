@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from execution.account import (
     Account,
+    AccountState,
     fee_e8,
     funding_e8,
     rate_of_bps,
     unit_e8,
     value_e8,
 )
-from execution.orders import Filled, Liquidity
+from execution.orders import ExecutionType, Filled, Liquidity
 from market.errors import DataError
 from market.instruments import BUILT_IN, Instrument
+from market.units import DAY_NS, HOUR_NS
 
 BTC, ETH = BUILT_IN["BTCUSDT"], BUILT_IN["ETHUSDT"]
 
@@ -191,3 +195,116 @@ def test_a_fee_is_the_smallest_whole_unit_not_below_the_exact_one(
     text = f"{rate.numerator / rate.denominator:.8f}"
     exact = value * Fraction(text)
     assert 0 <= fee_e8(value, text) - exact < 1
+
+
+# -- the account of a process that ends and starts again -------------------------------------------
+
+
+def again(account: Account, symbols: dict[str, Instrument] | None = None) -> Account:
+    """The account after a restart."""
+    state = msgspec.json.decode(msgspec.json.encode(account.snapshot()), type=AccountState)
+    restarted = Account(BUILT_IN if symbols is None else symbols)
+    restarted.restore(state)
+    return restarted
+
+
+def held(lots: int = 500) -> Account:
+    """200,000 and a position bought at 60,000."""
+    account = Account(BUILT_IN, opening_e8=200_000 * 10**8)
+    account.apply(filled(1, "BTCUSDT", 1, lots, 600_000, 0))
+    account.mark(DAY_NS, {"BTCUSDT": 600_000.0})
+    return account
+
+
+def test_a_restart_keeps_cost_peak_and_the_days_opening() -> None:
+    """500 lots of 0.001 at 60,000 are 30,000: a tenth of it is lost after the restart, and funding of
+    one basis point is 2.70 at the new price."""
+    account = again(held())
+    assert account.mark(DAY_NS + HOUR_NS, {"BTCUSDT": 540_000.0}) == 197_000 * 10**8
+    assert (account.peak_e8, account.day_opening_e8) == (200_000 * 10**8, 200_000 * 10**8)
+    assert account.settle("BTCUSDT", 54_000 * 10**8, 10_000) == 270_000_000
+    account.apply(filled(2, "BTCUSDT", -1, 500, 540_000, 0))
+    assert account.position_lots("BTCUSDT") == 0
+    assert account.balance_e8 == 197_000 * 10**8 - 270_000_000
+
+
+def test_a_crash_loop_cannot_lose_the_daily_limit_again() -> None:
+    account = held()
+    for price in (598_000.0, 596_000.0, 594_000.0):
+        account.mark(DAY_NS + HOUR_NS, {"BTCUSDT": price})
+        account = again(account)
+    assert account.day_opening_e8 - account.marked_e8 == 300 * 10**8
+    account.mark(2 * DAY_NS, {"BTCUSDT": 594_000.0})
+    assert (account.day_opening_e8, account.peak_e8) == (199_700 * 10**8, 200_000 * 10**8)
+
+
+def test_executions_before_a_restart_count_once_after_it() -> None:
+    account = again(held())
+    assert not account.apply(filled(1, "BTCUSDT", 1, 500, 600_000, 0))
+    assert account.position_lots("BTCUSDT") == 500
+
+
+def test_a_position_in_a_symbol_no_longer_configured_is_kept() -> None:
+    account = again(held(), {"ETHUSDT": BUILT_IN["ETHUSDT"]})
+    assert account.position_lots("BTCUSDT") == 500
+    assert account.mark(DAY_NS, {"BTCUSDT": 540_000.0}) == 197_000 * 10**8
+
+
+def test_a_position_counted_in_other_lots_is_refused() -> None:
+    other = msgspec.structs.replace(BTC, lot="0.01")
+    with pytest.raises(DataError, match=r"BTCUSDT: 500 lots were held when a lot was 0\.001, now"):
+        again(held(), {"BTCUSDT": other})
+
+
+def test_an_execution_of_no_order_of_ours_moves_the_position() -> None:
+    """A liquidation, the venue's deleveraging, an order by hand."""
+    account = held()
+    liquidated = filled(2, "BTCUSDT", -1, 100, 540_000, 9)
+    foreign = msgspec.structs.replace(liquidated, client_id="", execution=ExecutionType.LIQUIDATION)
+    assert account.apply(foreign)
+    assert account.position_lots("BTCUSDT") == 400
+    assert account.holdings["BTCUSDT"].realised_e8 == -600 * 10**8
+    assert account.position_lots("NONE") == 0
+
+
+def test_funding_that_the_venue_states_counts_once() -> None:
+    account = held()
+    assert account.fund("f1", "BTCUSDT", 300, DAY_NS)
+    assert not again(account).fund("f1", "BTCUSDT", 300, DAY_NS)
+    assert account.holdings["BTCUSDT"].funding_e8 == 300
+    assert account.position_lots("BTCUSDT") == 500
+
+
+def test_an_adopted_position_holds_the_executions_before_it() -> None:
+    """The venue says 300 at 59,000.5: what came before that is in it, what came after is booked."""
+    account = held()
+    account.adopt("BTCUSDT", 300, 59_000_50000000, venue_ns=50)
+    holding = account.holdings["BTCUSDT"]
+    assert (holding.position_lots, holding.entry_ticks) == (300, Fraction("590005"))
+    late, later = (
+        msgspec.structs.replace(filled(n, "BTCUSDT", -1, 100, 600_000, 0), venue_ns=n)
+        for n in (50, 51)
+    )
+    assert not account.apply(late)
+    assert account.apply(later)
+    assert holding.position_lots == 200
+
+
+def test_execution_ids_are_remembered_for_eight_days() -> None:
+    account = Account(BUILT_IN)
+    times = [0, DAY_NS, 8 * DAY_NS, 8 * DAY_NS + 1]
+    for n, venue_ns in enumerate(times):
+        fill = filled(n, "BTCUSDT", 1, 1, 600_000, 0)
+        assert account.apply(msgspec.structs.replace(fill, venue_ns=venue_ns))
+    assert (len(account.snapshot().executions), account.forgotten) == (3, 1)
+    # What is older than the memory cannot be told from a repetition.
+    assert not account.apply(filled(0, "BTCUSDT", 1, 1, 600_000, 0))
+    assert account.position_lots("BTCUSDT") == 4
+
+
+def test_equity_waits_for_the_first_mid_of_a_position() -> None:
+    account = held()
+    account.apply(filled(2, "ETHUSDT", 1, 10, 300_000, 0))
+    before = account.marked_e8
+    assert account.mark(DAY_NS, {"BTCUSDT": 540_000.0, "ETHUSDT": math.nan}) == before
+    assert account.mark(DAY_NS, {"ETHUSDT": 300_000.5}) < before
