@@ -60,7 +60,7 @@ class AuditState(msgspec.Struct, kw_only=True):
     """A checkpoint of `Audits`: venue time up to which executions are known, and what was told."""
 
     since_ns: dict[str, int] = {}
-    strangers: list[str] = []  #: ids of orders and executions that are not ours
+    strangers: list[str] = []  #: ids of open orders that are not ours
     stops: dict[str, str] = {}  #: venue's id of a stop order -> symbol
 
 
@@ -180,15 +180,13 @@ class Audits:
     # -- executions ------------------------------------------------------------------------------
 
     def fill(self, now_ns: int, fill: Filled, order: Order | None) -> None:
-        """An execution, after it was booked."""
+        """An execution that was booked just now."""
         symbol = fill.symbol
         self._fill_ns[symbol] = max(self._fill_ns.get(symbol, 0), fill.venue_ns)
-        # Orders of ours leave memory, and their ids begin with the symbol.
-        if order is not None or fill.client_id.startswith(f"{symbol}-"):
-            if fill.execution is not ExecutionType.TRADE and self._is_new(fill.exec_id):
-                self.halt(now_ns, symbol, f"execution {fill.exec_id} of type {fill.execution}")
-        elif self._is_new(fill.exec_id):
+        if order is None:
             self._stranger(now_ns, fill)
+        elif fill.execution is not ExecutionType.TRADE:
+            self.halt(now_ns, symbol, f"execution {fill.exec_id} of type {fill.execution}")
 
     def _stranger(self, now_ns: int, fill: Filled) -> None:
         symbol, about = fill.symbol, f"execution {fill.exec_id} of no order of ours"
@@ -264,6 +262,7 @@ class Audits:
         if audit.blocking:
             lots = self._account.position_lots(symbol)
             self._say("info", "log and venue agree", symbol, lots=lots)
+        self._protection.protect(now_ns, symbol)
         if symbol not in self._settings.market.symbols and self._account.position_lots(symbol):
             self._protection.close(now_ns, symbol, "the symbol is not traded")
 

@@ -20,14 +20,15 @@ from execution.orders import Cancel, Filled, Submit, TimeInForce
 from live.messages import Append, Effect, PositionReport, Say, SetStop
 from live.requests import Errands, Requests
 from market.settings import Settings
-from market.units import BPS, SECOND_NS
+from market.units import BPS, E8, SECOND_NS
 
 #: A position that could not be given a stop for so long is closed.
 UNPROTECTED_NS: Final = 10 * SECOND_NS
 #: A stop is moved when it is off by this share of its distance.
 MATERIAL: Final = 0.1
-#: An execution without an order of ours is the stop's when it reduces within this share of its price.
-STOP_SLIP: Final = 0.02
+#: An execution without an order of ours is a stop's within this share of its price.
+STOP_SLIP: Final = 0.01
+KEPT: Final = 8
 #: Closing orders of a position leave at least this far apart; the bound widens with each up to the factor.
 CLOSE_EVERY_NS: Final = SECOND_NS
 MOST_BOUND: Final = 3
@@ -45,6 +46,7 @@ class ProtectionState(msgspec.Struct, kw_only=True):
     """A checkpoint of `Protection`."""
 
     stops: dict[str, int] = {}  #: trigger price at the venue as far as known, ticks
+    armed: dict[str, list[int]] = {}  #: the last ones that `SetStop` set
     bare_ns: dict[str, int] = {}  #: since when a position has none
     closing: dict[str, Closing] = {}
 
@@ -67,7 +69,12 @@ class Protection:
         self._limits = settings.risk
         self._at_venue = settings.live.venue != "paper"
         self.state = copy.deepcopy(state)
+        #: Whether a symbol's position, and so its entry price, is open to question.
+        self.doubts: Callable[[str], bool] = lambda symbol: False
         self._marks: dict[str, float] = {}
+        self._stated: dict[
+            str, tuple[int, float]
+        ] = {}  #: the venue's lots and entry price in ticks
 
     def mark(self, symbol: str, mid_ticks: float) -> None:
         """The last known mid of a symbol."""
@@ -100,18 +107,25 @@ class Protection:
     def report(self, now_ns: int, report: PositionReport) -> None:
         """The venue states a position, no older than our last execution of it."""
         if report.lots * self._account.position_lots(report.symbol) > 0:
+            tick = self._account.holdings[report.symbol].instrument.tick_size
+            self._stated[report.symbol] = report.lots, report.entry_e8 / E8 / tick
             self.state.stops[report.symbol] = report.stop_ticks
             self.protect(now_ns, report.symbol)
 
     def fits_stop(self, fill: Filled) -> bool:
-        """Whether an execution, booked already, is of the stop that the position had."""
-        stop = self.state.stops.get(fill.symbol, 0)
-        before = self._account.position_lots(fill.symbol) - fill.side * fill.qty_lots
-        return before * fill.side < 0 and abs(fill.price_ticks - stop) <= STOP_SLIP * stop
+        """Whether an execution is of a stop of ours: at a price that one had. The position that it belongs to
+        may still be unheard of.
+        """
+        orders = self._orders.by_id.values()
+        stops = [o.submit.stop_ticks for o in orders if o.symbol == fill.symbol]
+        stops += self.state.armed.get(fill.symbol, [])
+        return any(abs(fill.price_ticks - stop) <= STOP_SLIP * stop for stop in stops)
 
     def armed(self, now_ns: int, body: SetStop) -> None:
         """The venue took a stop."""
         self.state.stops[body.symbol] = body.stop_ticks
+        armed = [*self.state.armed.get(body.symbol, []), body.stop_ticks]
+        self.state.armed[body.symbol] = armed[-KEPT:]
         self.protect(now_ns, body.symbol)
 
     def protect(self, now_ns: int, symbol: str) -> None:
@@ -123,9 +137,10 @@ class Protection:
             state.bare_ns.pop(symbol, None)
             state.stops.pop(symbol, None)
             return
-        entry = self._entry(symbol)
-        wanted, stop = self.stop_ticks(1 if lots > 0 else -1, entry), state.stops.get(symbol, 0)
-        if stop and abs(stop - wanted) <= MATERIAL * abs(entry - wanted):
+        entry, stop = self._entry(symbol), state.stops.get(symbol, 0)
+        wanted = self.stop_ticks(1 if lots > 0 else -1, entry)
+        is_near = stop and abs(stop - wanted) <= MATERIAL * abs(entry - wanted)
+        if is_near or (stop and self.doubts(symbol)):
             self._errands.done(key)
         else:
             self._errands.want(now_ns, key, SetStop(symbol=symbol, stop_ticks=wanted))
@@ -135,8 +150,17 @@ class Protection:
             state.bare_ns.setdefault(symbol, now_ns)
 
     def _entry(self, symbol: str) -> float:
-        entry = self._account.holdings[symbol].entry_ticks
-        return float(entry) if entry is not None and entry > 0 else self._marks.get(symbol, 1.0)
+        """The price that the stop is measured from. Ours depends on the order in which executions came, so
+        the venue's goes first, and the last known mid while executions may be missing.
+        """
+        holding, mark = self._account.holdings[symbol], self._marks.get(symbol, 0.0)
+        lots, stated = self._stated.get(symbol, (0, 0.0))
+        if lots == holding.position_lots and stated > 0:
+            return stated
+        entry = holding.entry_ticks
+        if entry is None or entry <= 0 or (mark and self.doubts(symbol)):
+            return mark or 1.0
+        return float(entry)
 
     # -- closing ---------------------------------------------------------------------------------
 

@@ -128,8 +128,10 @@ class Reconciliation:
             emit,
             state.audits,
         )
+        self.protection.doubts = self._doubts
         self.problems: list[str] = []  #: why start-up does not end; the shell says them and ends
         self._reports: dict[tuple[str, str], Report] = {}  #: the newest by kind and symbol
+        self._traded = {s: h.bought_lots + h.sold_lots for s, h in account.holdings.items()}
         self._down: set[str] = set()
         self._refused: dict[int, Refused] = {}
         self._flatten_ns: dict[str, int] = {}
@@ -200,7 +202,13 @@ class Reconciliation:
             return False
         if self.protection.is_closing(symbol) or symbol in self._audits.under_way(blocking=True):
             return False
-        return not any(
+        return not self._is_unknown(symbol)
+
+    def _doubts(self, symbol: str) -> bool:
+        return symbol in self._audits.under_way() or self._is_unknown(symbol)
+
+    def _is_unknown(self, symbol: str) -> bool:
+        return any(
             order.state is OrderState.UNKNOWN or order.missing_lots
             for order in self._orders.open(symbol)
         )
@@ -249,8 +257,9 @@ class Reconciliation:
         match evidence:
             case Filled():
                 order = self._orders.get(evidence.client_id, evidence.venue_order_id)
-                self._audits.fill(now_ns, evidence, order)
-                self.protection.fill(now_ns, evidence, order)
+                if self._was_booked(evidence.symbol):
+                    self._audits.fill(now_ns, evidence, order)
+                    self.protection.fill(now_ns, evidence, order)
                 self._fate.look_at(now_ns, order)
             case OrderReport():
                 self._audits.order(evidence)
@@ -281,6 +290,12 @@ class Reconciliation:
         if self._starting and isinstance(evidence, Report) and not isinstance(evidence, Refused):
             self._reports[type(evidence).__name__, getattr(evidence, "symbol", "")] = evidence
 
+    def _was_booked(self, symbol: str) -> bool:
+        """Whether the account's executions have changed since the last call; repetitions change nothing."""
+        holding, before = self._account.holdings[symbol], self._traded.get(symbol, 0)
+        self._traded[symbol] = holding.bought_lots + holding.sold_lots
+        return self._traded[symbol] != before
+
     def answered(self, now_ns: int, send: Send) -> None:
         """The answer to ``send`` was taken in."""
         errand, refused = self._errands.of(send.number), self._refused.pop(send.number, None)
@@ -295,6 +310,7 @@ class Reconciliation:
         self._errands.done(errand.key)
         if isinstance(send.body, SetStop):
             self.protection.armed(now_ns, send.body)
+            self._record(now_ns)
 
     def link(self, now_ns: int, link: Link) -> None:
         """A connection came up or went down. What the private stream said meanwhile is asked for."""

@@ -81,6 +81,7 @@ class Venue:
         self.orders: dict[str, VenueOrder] = {}
         self.fills: list[Filled] = []
         self.lots = 0
+        self.entry = 0.0
         self.stop = 0
         self.takes_stops = True
         self.outbox: list[Evidence] = []  #: of the private stream
@@ -108,6 +109,9 @@ class Venue:
                     ]
                 if isinstance(body, Cancel):
                     order.state = OrderState.CANCELLED
+                elif body.qty_lots is not None and body.qty_lots <= order.filled:
+                    times = {"time_ns": now_ns, "venue_ns": now_ns}
+                    return [CancelRejected(client_id=body.client_id, **times, reason="110064")]
                 elif body.qty_lots is not None:
                     order.qty = body.qty_lots
                 self._report(body.client_id)
@@ -119,7 +123,8 @@ class Venue:
                         self._report(client_id)
                 return []
             case SetStop():
-                if not self.takes_stops or not self.lots:
+                wrong = self.lots * (MID - body.stop_ticks) <= 0
+                if not self.takes_stops or wrong:
                     return [Refused(reason="10001 can not set", code=10001)]
                 self.stop = body.stop_ticks
                 return []
@@ -193,6 +198,10 @@ class Venue:
             )
         before = self.lots
         self.lots += side * lots
+        if before * side >= 0:
+            self.entry = (self.entry * abs(before) + price * lots) / abs(self.lots)
+        elif self.lots * side > 0:
+            self.entry = price
         if order is not None and order.submit.stop_ticks and self.lots * side > 0:
             self.stop = order.submit.stop_ticks
         elif not self.lots or before * self.lots < 0:
@@ -219,7 +228,7 @@ class Venue:
         self.outbox.append(self.position())
 
     def position(self) -> PositionReport:
-        entry = MID * TICK_E8 if self.lots else 0
+        entry = round(self.entry * TICK_E8) if self.lots else 0
         return PositionReport(
             symbol=S, lots=self.lots, entry_e8=entry, stop_ticks=self.stop, venue_ns=self.now_ns
         )

@@ -11,15 +11,20 @@ from execution.orders import (
     Accepted,
     Amend,
     Cancel,
+    Cancelled,
+    ExecutionType,
     OrderState,
     Rejected,
     Submit,
     TimeInForce,
 )
-from live.messages import Query, Send
-from live.reconciliation import Phase
+from live.messages import Command, Query, QueryKind, Refused, Send, SetStop
+from live.reconciliation import Phase, Reconciliation
+from live.safety import Mode
+from market.instruments import BUILT_IN
+from market.settings import Market
 from market.units import SECOND_NS
-from tests.live.fate import Desk, S, Venue
+from tests.live.fate import MID, Desk, S, Venue, settings
 
 
 @pytest.fixture
@@ -289,3 +294,418 @@ def test_an_immediate_order_whose_end_is_lost_is_asked_for(desk: Desk) -> None:
     desk.run(4)
     assert order.state is OrderState.FILLED
     assert desk.lots == 10
+
+
+# -- what is not ours --------------------------------------------------------------------------------
+
+
+def started(policy: str, **given: object) -> Desk:
+    desk = Desk(Venue(), settings(differences=policy, **given))
+    desk.start()
+    return desk
+
+
+@pytest.mark.parametrize(
+    ("policy", "mode", "lots"),
+    [("adopt", Mode.NORMAL, 7), ("halt", Mode.HALT, 7), ("cancel", 0, 0)],
+)
+def test_an_execution_without_our_id_is_booked_and_meets_the_policy(
+    policy: str, mode: Mode, lots: int
+) -> None:
+    """A human's order: journal and guard held 0 and the account 7 before."""
+    desk = started(policy)
+    desk.venue.fill("", 7)
+    desk.settle()
+    assert desk.lots == 7
+    desk.run(3)
+    assert desk.lots == desk.venue.lots == lots
+    assert desk.safety.mode(S) == mode
+    assert len(desk.lines("unexplained")) == 1
+
+
+@pytest.mark.parametrize("kind", [ExecutionType.LIQUIDATION, ExecutionType.UNKNOWN])
+def test_a_liquidation_or_an_unknown_execution_halts_whatever_the_policy(
+    kind: ExecutionType,
+) -> None:
+    desk = started("adopt")
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    desk.venue.fill("", 4, side=-1, kind=kind)
+    desk.run(1)
+    assert desk.lots == desk.venue.lots == 6
+    assert desk.safety.mode(S) == Mode.HALT
+    desk.safety.command(desk.now_ns, resume())
+    desk.tell(desk.venue.fills[-1])
+    assert desk.safety.mode(S) == Mode.NORMAL, "the same execution halts once"
+
+
+def test_deleveraging_moves_the_position_and_halts_nothing() -> None:
+    desk = started("halt")
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    desk.venue.fill("", 4, side=-1, kind=ExecutionType.DELEVERAGING)
+    desk.run(1)
+    assert desk.lots == 6
+    assert desk.safety.mode(S) == Mode.NORMAL
+
+
+def test_an_unknown_execution_of_our_own_order_halts() -> None:
+    desk = started("adopt")
+    desk.submit("a-1")
+    desk.venue.fill("a-1", 4, kind=ExecutionType.UNKNOWN)
+    desk.run(1)
+    assert desk.safety.mode(S) == Mode.HALT
+
+
+@pytest.mark.parametrize(("policy", "left"), [("adopt", 1), ("halt", 1), ("cancel", 0)])
+def test_an_open_order_that_is_not_ours_meets_the_policy(policy: str, left: int) -> None:
+    venue = Venue()
+    venue.take(Send(number=0, deadline_ns=0, body=human_order()))
+    desk = Desk(venue, settings(differences=policy))
+    desk.start()
+    desk.run(3)
+    assert sum(not o.state.is_final for o in venue.orders.values()) == left
+    assert desk.safety.mode(S) == (Mode.HALT if policy == "halt" else Mode.NORMAL)
+    assert len(desk.lines("order is not ours")) == 1
+
+
+def human_order() -> Submit:
+    return Submit(client_id="", symbol=S, side=1, qty_lots=3, price_ticks=MID - 1000)
+
+
+def resume() -> Command:
+    return Command(command="resume", who="ann", reason="looked at it")
+
+
+def test_an_order_that_the_log_believes_ended_is_cancelled(desk: Desk) -> None:
+    order = desk.submit("a-1")
+    desk.tell(
+        Cancelled(
+            client_id="a-1", time_ns=desk.now_ns, venue_ns=desk.now_ns, reason="", leaves_lots=10
+        )
+    )
+    assert order.state is OrderState.CANCELLED
+    desk.run(61)
+    assert desk.venue.orders["a-1"].state is OrderState.CANCELLED
+    assert desk.lines("an ended order is open at the venue")
+
+
+# -- positions ---------------------------------------------------------------------------------------
+
+
+def test_a_position_report_that_overtakes_its_fill_is_the_same_fact(desk: Desk) -> None:
+    desk.submit("a-1")
+    desk.venue.fill("a-1", 10)
+    fill, report, position = desk.venue.outbox
+    desk.venue.outbox = []
+    before = len(desk.sent)
+    desk.tell(position)
+    desk.run(0.5)
+    desk.tell(fill, report)
+    desk.run(3)
+    assert desk.fate.may_open(S)
+    assert not [s for _, s in desk.sent[before:] if isinstance(s.body, Query)]
+
+
+def test_a_position_report_from_before_the_fill_is_no_difference(desk: Desk) -> None:
+    before = desk.venue.position()
+    desk.run(1)
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    desk.tell(before)
+    desk.run(3)
+    assert desk.lots == 10
+    assert desk.fate.phase is Phase.TRADING
+    assert not desk.lines("unexplained")
+
+
+def test_a_fill_that_the_private_stream_lost_is_found_by_the_position(desk: Desk) -> None:
+    desk.submit("a-1")
+    desk.venue.fill("a-1", 10)
+    *_, position = desk.venue.outbox
+    desk.venue.outbox = []
+    desk.tell(position)
+    desk.run(3)
+    assert desk.lots == 10
+    assert desk.orders.by_id["a-1"].state is OrderState.FILLED
+    assert not desk.lines("unexplained")
+
+
+@pytest.mark.parametrize(
+    ("policy", "mode", "lots"),
+    [("adopt", Mode.NORMAL, 7), ("halt", Mode.HALT, 7), ("cancel", 0, 0)],
+)
+def test_a_position_that_no_execution_explains_is_taken_and_meets_the_policy(
+    policy: str, mode: Mode, lots: int
+) -> None:
+    venue = Venue()
+    venue.fill("", 7)
+    venue.fills.clear()
+    venue.outbox.clear()
+    desk = Desk(venue, settings(differences=policy))
+    desk.start()
+    assert desk.fate.phase is Phase.STARTING
+    desk.run(6)
+    assert desk.fate.phase is Phase.TRADING
+    assert desk.lots == venue.lots == lots
+    assert desk.safety.mode(S) == mode
+    if lots:
+        assert desk.account.holdings[S].entry_ticks == MID
+        assert venue.stop == 970_000, "and has its stop"
+
+
+def test_a_gap_in_the_private_stream_is_asked_for_when_it_is_back(desk: Desk) -> None:
+    desk.submit("a-1")
+    desk.submit("a-2")
+    desk.link(up=False)
+    assert not desk.fate.may_open(S)
+    desk.venue.fill("a-1", 10)
+    desk.venue.take(Send(number=0, deadline_ns=0, body=Cancel(client_id="a-2")))
+    desk.run(5)
+    assert desk.lots == 0
+    desk.link(up=True)
+    desk.run(0.2)
+    assert desk.lots == 10
+    assert desk.agrees()
+    assert desk.fate.may_open(S)
+
+
+def test_an_unreadable_frame_is_a_gap_in_the_evidence(desk: Desk) -> None:
+    desk.submit("a-1")
+    desk.hears = False
+    desk.venue.fill("a-1", 10)
+    desk.run(0.2)
+    desk.tell(Refused(reason="private stream: not JSON"))
+    assert desk.lots == 10
+
+
+def test_what_nobody_noticed_is_found_within_a_minute(desk: Desk) -> None:
+    desk.submit("a-1")
+    desk.hears = False
+    desk.venue.fill("a-1", 10)
+    desk.run(61)
+    assert desk.lots == 10
+    assert desk.agrees()
+
+
+# -- stops -------------------------------------------------------------------------------------------
+
+
+def test_an_entry_carries_its_stop(desk: Desk) -> None:
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    assert desk.venue.stop == 970_000  # 300 bps below
+    desk.run(3)
+    assert not desk.bodies(SetStop)
+
+
+def test_a_short_has_its_stop_above(desk: Desk) -> None:
+    desk.submit("a-1", side=-1, time_in_force=TimeInForce.IOC)
+    assert desk.venue.stop == 1_030_000
+
+
+def test_a_position_found_without_its_stop_gets_one_at_once(desk: Desk) -> None:
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    desk.venue.stop = 0
+    desk.tell(desk.venue.position())
+    assert desk.venue.stop == 970_000
+
+
+def test_a_stop_follows_the_entry_price_when_it_moved_materially(desk: Desk) -> None:
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    for price, stop in ((1_001_000, 970_000), (900_000, 937_990)):
+        desk.submit(f"b-{price}", stop_ticks=0)
+        desk.venue.fill(f"b-{price}", 10, price=price)
+        desk.run(0.1)
+        assert desk.venue.stop == stop
+
+
+def test_a_stop_that_is_refused_closes_the_position_in_time(desk: Desk) -> None:
+    desk.venue.takes_stops = False
+    desk.submit("a-1", time_in_force=TimeInForce.IOC, stop_ticks=0)
+    desk.run(9)
+    assert desk.venue.lots == 10
+    desk.run(3)
+    assert desk.venue.lots == desk.lots == 0
+    assert len(desk.bodies(SetStop)) > 2
+
+
+def test_a_stop_that_fired_while_away_belongs_to_the_position_it_closed() -> None:
+    desk = started("halt")
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    desk.crash()
+    desk.venue.fill("", 10, side=-1, price=969_000)
+    desk.venue.outbox.clear()
+    desk.start()
+    desk.run(1)
+    assert desk.lots == 0
+    assert desk.fate.phase is Phase.TRADING
+    assert desk.safety.mode(S) == Mode.NORMAL
+    assert desk.lines("stop filled")
+    assert desk.account.holdings[S].realised_e8 == -10 * 31_000 * 10_000
+
+
+def test_a_human_who_closes_elsewhere_is_no_stop() -> None:
+    desk = started("halt")
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    desk.venue.fill("", 10, side=-1, price=MID)
+    desk.run(1)
+    assert desk.safety.mode(S) == Mode.HALT
+
+
+# -- phases ------------------------------------------------------------------------------------------
+
+
+def test_nothing_trades_before_log_and_venue_agree() -> None:
+    desk = Desk(Venue())
+    desk.reaches = lambda send: (False, False)
+    desk.start()
+    desk.run(30)
+    assert desk.fate.phase is Phase.STARTING
+    assert not desk.fate.may_open(S)
+    desk.reaches = lambda send: (True, True)
+    desk.run(31)
+    assert desk.fate.phase is Phase.TRADING
+    asked = {query.kind for _, query in desk.venue.asked}
+    assert asked >= set(QueryKind) - {QueryKind.ORDER}
+
+
+def test_what_contradicts_the_settings_is_a_line_each_and_nothing_is_sent() -> None:
+    desk = Desk(Venue())
+    lines = ["leverage 5, 10 is set", "the key may withdraw"]
+    desk.fate = Reconciliation(
+        desk.orders,
+        desk.account,
+        desk.requests,
+        desk.safety,
+        {S: BUILT_IN[S]},
+        desk.settings,
+        desk._emit,
+        check=lambda reports: lines,
+    )
+    desk.start()
+    desk.run(5)
+    assert desk.fate.problems == lines
+    assert [line.fields["why"] for line in desk.lines("not started")] == lines
+    assert all(isinstance(send.body, Query) for _, send in desk.sent)
+
+
+def test_orders_of_an_earlier_process_are_ours_still_or_gone() -> None:
+    desk = started("halt")
+    for name in ("stays", "fills", "cancelled", "lost"):
+        desk.reaches = (lambda send: (False, False)) if name == "lost" else desk.reaches
+        desk.submit(name)
+    desk.crash()
+    desk.reaches = lambda send: (True, True)
+    desk.venue.fill("fills", 10)
+    desk.venue.take(Send(number=0, deadline_ns=0, body=Cancel(client_id="cancelled")))
+    desk.venue.outbox.clear()
+    desk.start()
+    assert desk.fate.phase is Phase.STARTING
+    desk.run(10)
+    assert desk.fate.phase is Phase.TRADING
+    states = {name: order.state.value for name, order in desk.orders.by_id.items()}
+    assert states == {
+        "stays": "NEW",
+        "fills": "FILLED",
+        "cancelled": "CANCELLED",
+        "lost": "REJECTED",
+    }
+    assert desk.lots == 10
+    assert not desk.lines("unexplained")
+
+
+def test_positions_of_symbols_no_longer_traded_are_closed() -> None:
+    desk = started("adopt")
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    desk.submit("a-2")
+    desk.settings = msgspec.structs.replace(desk.settings, market=Market(symbols=("ETHUSDT",)))
+    desk.crash()
+    desk.start()
+    desk.run(5)
+    assert desk.venue.lots == desk.lots == 0
+    assert desk.agrees()
+
+
+def test_on_paper_all_of_it_costs_nothing() -> None:
+    desk = Desk(Venue(), settings("paper"))
+    desk.start()
+    assert desk.fate.phase is Phase.TRADING
+    assert not desk.sent
+    assert desk.fate.next_ns == 0, "no timer while nothing is open"
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    assert desk.bodies(Submit)[0].stop_ticks == 0  # type: ignore[attr-defined]
+    desk.run(1)
+    assert len(desk.sent) == 1
+    assert desk.fate.next_ns == 0
+
+
+def test_a_paper_order_ends_with_its_process() -> None:
+    desk = Desk(Venue(), settings("paper"))
+    desk.start()
+    order = desk.submit("a-1")
+    desk.crash()
+    desk.venue.orders["a-1"].state = OrderState.CANCELLED
+    desk.start()
+    desk.run(0.1)
+    assert order.state is OrderState.CANCELLED
+    assert desk.fate.phase is Phase.TRADING
+
+
+def test_shut_down_cancels_closes_and_proves_it(desk: Desk) -> None:
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    desk.submit("a-2")
+    desk.fate.stop(desk.now_ns, flatten=True)
+    assert desk.fate.phase is Phase.STOPPING
+    assert not desk.fate.may_open(S)
+    desk.run(5)
+    assert desk.fate.phase is Phase.ENDED
+    assert desk.venue.lots == 0
+    assert desk.agrees()
+    assert desk.lines("shut down")[0].fields == {"proven": True, "left": 0}
+
+
+def test_a_kept_position_keeps_its_stop(desk: Desk) -> None:
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    desk.submit("a-2")
+    desk.fate.stop(desk.now_ns, flatten=False)
+    desk.run(5)
+    assert desk.fate.phase is Phase.ENDED
+    assert desk.venue.lots == 10
+    assert desk.venue.stop
+    assert desk.agrees()
+
+
+def test_shut_down_says_what_is_left_when_the_venue_does_not_answer(desk: Desk) -> None:
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    desk.submit("a-2")
+    desk.reaches = lambda send: (False, False)
+    desk.hears = False
+    desk.fate.stop(desk.now_ns, flatten=True)
+    desk.run(14.9)
+    assert desk.fate.phase is Phase.STOPPING
+    desk.run(1)
+    assert desk.fate.phase is Phase.ENDED
+    left = [line.fields["what"] for line in desk.lines("left behind")]
+    assert any("a-2" in str(line) for line in left)
+    assert any("position of 10 lots" in str(line) for line in left)
+
+
+def test_a_long_gap_closes_by_a_bounded_order_without_a_book(desk: Desk) -> None:
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    for second in range(1, 70):
+        desk.safety.see(desk.now_ns, "gap_s", float(second), S)
+        desk.run(1, step_ms=500)
+        if second == 59:
+            assert desk.venue.lots == 10, "its stop protects it meanwhile"
+    assert desk.venue.lots == 0
+    closing = desk.bodies(Submit)[-1]
+    assert isinstance(closing, Submit)
+    assert closing.reduce_only
+    assert closing.price_ticks == 990_000  # 100 bps below the last known mid
+
+
+def test_a_halt_cancels_what_rests_and_keeps_the_stop(desk: Desk) -> None:
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    desk.submit("a-2")
+    desk.safety.command(desk.now_ns, Command(command="halt", who="ann", reason="no"))
+    desk.run(1.2)
+    assert desk.orders.by_id["a-2"].state is OrderState.CANCELLED
+    assert desk.venue.lots == 10
+    assert desk.venue.stop
