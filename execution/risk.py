@@ -8,10 +8,10 @@ completely at once. A request is allowed when all limits hold even then:
 
 So no sequence of fills, rejections or duplicates can carry a position past a limit: only the price
 can, and then requests that increase it are denied. A loss limit is the kill switch: after it only
-reducing orders pass.
+reducing orders pass. What reduces a position, and every cancel, passes the rate limit too.
 
-Limits shared by symbols (gross, leverage, rate limit) are split into equal parts at every `mark`, so
-that a symbol's decisions never depend on the order in which other symbols' events arrive.
+Limits shared by symbols (gross, leverage, rate limit) are split into equal parts among the traded ones at
+every `mark`, so that a symbol's decisions never depend on the order in which other symbols' events arrive.
 
 The guard only judges. Orders are those of the order machine, positions and equity the account's.
 """
@@ -36,6 +36,7 @@ class Denial(StrEnum):
     """Why a request was not sent; the list is closed. STALE_MARKET: no view, a stale or one-sided one."""
 
     UNKNOWN_SYMBOL = "unknown_symbol"
+    NOT_TRADED = "not_traded"
     UNKNOWN_ORDER = "unknown_order"
     DUPLICATE_ID = "duplicate_id"
     BAD_QUANTITY = "bad_quantity"
@@ -56,7 +57,7 @@ class Denial(StrEnum):
 class Guard:
     """Checks requests against limits. ``denials`` counts denied requests by reason.
 
-    Shared limits are split among the ``traded`` symbols; of others only positions count.
+    Positions of symbols that are not ``traded`` count in shared limits, and may only be reduced.
     """
 
     def __init__(
@@ -85,12 +86,11 @@ class Guard:
 
     def _share_limits(self) -> None:
         """Each symbol's part of the shared limits: its worst case now, and an equal part of the rest."""
-        worst = {symbol: self._worst_usdt(symbol) for symbol in self._instruments}
+        worst = {symbol: self._worst_usdt(symbol) for symbol in self._account.holdings}
         total = sum(worst.values())
-        for symbol, value in worst.items():
-            parts = len(self._traded) if symbol in self._traded else math.inf
+        for symbol in self._traded:
             gross, geared = (
-                value + max(0.0, limit - total) / parts
+                worst[symbol] + max(0.0, limit - total) / len(self._traded)
                 for limit in (
                     self.limits.gross_usdt,
                     self.limits.leverage * self._account.marked_e8 / E8,
@@ -117,19 +117,17 @@ class Guard:
         sent = self._sent.get(symbol, deque())
         while sent and sent[0] <= now_ns - SECOND_NS:
             sent.popleft()
-        denial = self._judge(action, view, len(sent))
+        denial = self._judge(action, view, len(sent) >= self._rate)
         if denial is None:
             sent.append(now_ns)
         else:
             self.denials[denial] = self.denials.get(denial, 0) + 1
         return denial
 
-    def _judge(self, action: Action, view: View | None, sent: int) -> Denial | None:
+    def _judge(self, action: Action, view: View | None, busy: bool) -> Denial | None:
         order = self._orders.by_id.get(action.client_id)
         if isinstance(action, Cancel):
             return None if order is not None else Denial.UNKNOWN_ORDER
-        if sent >= self._rate:
-            return Denial.RATE_LIMIT
         if isinstance(action, Submit):
             if order is not None:
                 return Denial.DUPLICATE_ID
@@ -137,7 +135,7 @@ class Guard:
                 return Denial.UNKNOWN_SYMBOL
             limit = None if action.order_type is OrderType.MARKET else action.price_ticks
             return self._judge_order(
-                action.symbol, action.side, action.qty_lots, limit, action.reduce_only, view
+                action.symbol, action.side, action.qty_lots, limit, action.reduce_only, view, busy
             )
         if order is None or order.state.is_final:
             return Denial.UNKNOWN_ORDER
@@ -153,6 +151,7 @@ class Guard:
             action.price_ticks,
             submit.reduce_only,
             view,
+            busy,
             amends=True,
         )
 
@@ -164,9 +163,13 @@ class Guard:
         price_ticks: int | None,
         reduce_only: bool,
         view: View | None,
+        busy: bool,
         amends: bool = False,
     ) -> Denial | None:
-        """Judge ``lots`` more of an order; an amend of the price alone adds none."""
+        """Judge ``lots`` more of an order; an amend of the price alone adds none.
+
+        ``busy`` when the symbol's rate is used up.
+        """
         if side not in (1, -1) or lots < (0 if amends else 1):
             return Denial.BAD_QUANTITY
         if price_ticks is not None and price_ticks <= 0:
@@ -182,9 +185,13 @@ class Guard:
         reducing = side * position < 0 and self._open(symbol, side) + lots <= abs(position)
         if reduce_only and not reducing:
             return Denial.REDUCE_ONLY
-        if reducing or lots == 0:
+        if reducing:
             return None
-        return self._judge_increase(symbol, side, lots, mid)
+        if symbol not in self._traded:
+            return Denial.NOT_TRADED
+        if busy:
+            return Denial.RATE_LIMIT
+        return self._judge_increase(symbol, side, lots, mid) if lots else None
 
     def _judge_increase(self, symbol: str, side: int, lots: int, mid: float) -> Denial | None:
         limits, account = self.limits, self._account
@@ -231,6 +238,7 @@ class Guard:
         return worst * self._lot_usdt(symbol)
 
     def _lot_usdt(self, symbol: str) -> float:
-        """Notional of a lot at the last mid; zero before the first, when there is no position either."""
-        instrument = self._instruments[symbol]
-        return self._mids.get(symbol, 0.0) * instrument.tick_size * instrument.lot_size
+        """Notional of a lot at the last mid, before the first at the price of entry."""
+        holding = self._account.holdings[symbol]
+        price_ticks = self._mids.get(symbol) or float(holding.entry_ticks or 0)
+        return price_ticks * holding.instrument.tick_size * holding.instrument.lot_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -51,13 +52,18 @@ LIMITS = Risk(
 class Watched(Guard):
     """A guard with its order machine and account, and what its caller owes them."""
 
-    def __init__(self, positions: dict[str, int] | None = None, **limits: Any) -> None:
+    def __init__(
+        self,
+        positions: dict[str, int] | None = None,
+        traded: Sequence[str] = (SYMBOL, "OTHER"),
+        **limits: Any,
+    ) -> None:
         instruments = {SYMBOL: INSTRUMENT, "OTHER": OTHER}
         self.orders, self.account = Orders(), Account(instruments, 10_000 * 10**8)
         for symbol, lots in (positions or {}).items():
             self.account.adopt(symbol, lots, 100_50000000)
         asked = msgspec.structs.replace(LIMITS, **limits)
-        super().__init__(instruments, asked, self.orders, self.account, list(instruments))
+        super().__init__(instruments, asked, self.orders, self.account, traded)
 
     def sends(self, action: Action, seen: View | None = None, now: int = 0) -> Denial | None:
         """Judge an action, and tell the order machine of one that is allowed."""
@@ -82,8 +88,8 @@ class Watched(Guard):
         self.mark(MIDS)
 
 
-def guard(positions: dict[str, int] | None = None, **limits: Any) -> Watched:
-    return Watched(positions, **limits)
+def guard(positions: dict[str, int] | None = None, **more: Any) -> Watched:
+    return Watched(positions, **more)
 
 
 def order(name: str = "p-1", side: int = 1, lots: int = 5, price: int = 100, **more: Any) -> Submit:
@@ -242,13 +248,40 @@ def test_a_position_near_its_liquidation_is_not_increased() -> None:
     assert denial_of(ours, order("c")) is None
 
 
-def test_the_rate_limit_spares_cancels() -> None:
-    ours = guard()
+def test_the_rate_limit_stops_neither_cancels_nor_what_reduces() -> None:
+    ours = guard({SYMBOL: 10})
     for k in range(5):
         assert denial_of(ours, order(f"a{k}", lots=1)) is None
     assert denial_of(ours, order("b", lots=1)) is Denial.RATE_LIMIT
+    assert denial_of(ours, Amend(client_id="a0", price_ticks=99)) is Denial.RATE_LIMIT
     assert denial_of(ours, Cancel(client_id="a0")) is None
-    assert denial_of(ours, order("c", lots=1), now=SECOND_NS) is None
+    assert denial_of(ours, order("c", -1, 4, 101, reduce_only=True)) is None
+    assert denial_of(ours, Amend(client_id="c", price_ticks=102)) is None
+    assert denial_of(ours, order("d", -1, 4, 101)) is None
+    assert denial_of(ours, order("e", -1, 4, 101)) is Denial.RATE_LIMIT
+    assert denial_of(ours, order("f", lots=1), now=SECOND_NS) is None
+
+
+def test_symbols_that_are_only_watched_take_no_part_of_the_limits() -> None:
+    """One of two is traded: all ten requests a second and the whole gross limit are its own."""
+    ours = guard(traded=[SYMBOL], position_usdt=1e9, order_usdt=1e9, gross_usdt=3_100)
+    for k in range(10):
+        assert denial_of(ours, order(f"a{k}", lots=3)) is None
+    assert denial_of(ours, order("b", lots=1)) is Denial.RATE_LIMIT
+    assert denial_of(ours, order("c", lots=1), now=SECOND_NS) is Denial.GROSS_LIMIT
+
+
+def test_a_position_in_a_symbol_that_is_not_traded_counts_and_may_only_be_closed() -> None:
+    ours = guard({"OTHER": 20}, traded=[SYMBOL], position_usdt=1e9, gross_usdt=3_100)
+    other = msgspec.structs.replace(view(), symbol="OTHER")
+    more = msgspec.structs.replace(order("a", lots=1), symbol="OTHER")
+    assert denial_of(ours, more, other) is Denial.NOT_TRADED
+    close = msgspec.structs.replace(order("b", -1, 20, 101), symbol="OTHER", reduce_only=True)
+    assert denial_of(ours, close, other) is None
+    # 2,010 of 3,100 are used.
+    assert denial_of(ours, order("c", lots=11)) is Denial.ORDER_LIMIT
+    assert denial_of(ours, order("d", lots=10)) is None
+    assert denial_of(ours, order("e", lots=1)) is Denial.GROSS_LIMIT
 
 
 def test_reducing_orders_together_never_reverse_a_position() -> None:
