@@ -26,6 +26,7 @@ from typing import Final
 import msgspec
 
 from execution.orders import (
+    NEVER_REST,
     Accepted,
     Amend,
     Amended,
@@ -40,7 +41,6 @@ from execution.orders import (
     OrderType,
     Rejected,
     Submit,
-    TimeInForce,
 )
 
 _PENDING, _NEW, _PARTIAL = OrderState.PENDING_NEW, OrderState.NEW, OrderState.PARTIALLY_FILLED
@@ -144,10 +144,7 @@ class Order(msgspec.Struct, kw_only=True):
     @property
     def crosses(self) -> bool:
         """Whether it never rests: it takes what it can at once, and there is nothing to cancel."""
-        return self.submit.order_type is OrderType.MARKET or self.submit.time_in_force in (
-            TimeInForce.IOC,
-            TimeInForce.FOK,
-        )
+        return self.submit.time_in_force in NEVER_REST or self.submit.order_type is OrderType.MARKET
 
 
 class Orders:

@@ -10,6 +10,7 @@ and quantities lots, integers both. Times are epoch ns.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -46,6 +47,10 @@ class TimeInForce(StrEnum):
     POST_ONLY = "PostOnly"
 
 
+#: An order of these takes what it can at once, and rests never.
+NEVER_REST: Final = (TimeInForce.IOC, TimeInForce.FOK)
+
+
 class Liquidity(StrEnum):
     """Whether a fill provided liquidity (maker) or took it (taker)."""
 
@@ -71,7 +76,8 @@ class Submit(Message, frozen=True, kw_only=True):
     symbol: str
     side: int
     qty_lots: int
-    price_ticks: int = 0  #: ignored for a market order
+    #: Every order of ours has a limit price; a market order, which ignores it, is denied by the guard.
+    price_ticks: int = 0
     order_type: OrderType = OrderType.LIMIT
     time_in_force: TimeInForce = TimeInForce.GTC
     reduce_only: bool = False

@@ -33,7 +33,9 @@ from market.units import BPS, E8, SECOND_NS
 
 
 class Denial(StrEnum):
-    """Why a request was not sent; the list is closed. STALE_MARKET: no view, a stale or one-sided one."""
+    """Why a request was not sent; the list is closed. STALE_MARKET: no view, a stale or one-sided one.
+    UNBOUNDED: a market order, which trades at any price.
+    """
 
     UNKNOWN_SYMBOL = "unknown_symbol"
     NOT_TRADED = "not_traded"
@@ -42,6 +44,7 @@ class Denial(StrEnum):
     BAD_QUANTITY = "bad_quantity"
     BAD_PRICE = "bad_price"
     STALE_MARKET = "stale_market"
+    UNBOUNDED = "unbounded"
     PRICE_BAND = "price_band"
     ORDER_LIMIT = "order_limit"
     POSITION_LIMIT = "position_limit"
@@ -133,9 +136,16 @@ class Guard:
                 return Denial.DUPLICATE_ID
             if action.symbol not in self._instruments:
                 return Denial.UNKNOWN_SYMBOL
-            limit = None if action.order_type is OrderType.MARKET else action.price_ticks
+            if action.order_type is OrderType.MARKET:
+                return Denial.UNBOUNDED
             return self._judge_order(
-                action.symbol, action.side, action.qty_lots, limit, action.reduce_only, view, busy
+                action.symbol,
+                action.side,
+                action.qty_lots,
+                action.price_ticks,
+                action.reduce_only,
+                view,
+                busy,
             )
         if order is None or order.state.is_final:
             return Denial.UNKNOWN_ORDER

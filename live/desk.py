@@ -136,6 +136,7 @@ class Desk:
         self._venues, self._journal, self._name, self._log = venues, journal, name, log
         self._estimates, self._signal_s = costs, signal_s
         self._instruments, self._settings = instruments, settings
+        self._band_bps = risk.price_band_bps
         self.account = Account(instruments, round(settings.capital_usdt * E8))
         self.registry = restored(journal, self.account)
         self.guard = Guard(instruments, risk, self.registry, self.account, tuple(instruments))
@@ -205,7 +206,7 @@ class Desk:
         )
         view = msgspec.structs.replace(view, signal_bps=expected_bps)
         parameters = {"costs": self._estimates} if algorithm == "router" else {}
-        working = start(algorithm, parent, self.registry, **parameters)
+        working = start(algorithm, parent, self.registry, self._band_bps, **parameters)
         working.inform(copy.deepcopy(self._monitors[symbol]))
         row = parent_row(
             parent,

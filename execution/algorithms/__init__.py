@@ -28,8 +28,15 @@ ALGORITHMS: Final[dict[str, type[Working]]] = {
 }
 
 
-def start(name: str, parent: Parent, orders: Orders | None = None, **parameters: Any) -> Working:
-    """A new algorithm of that name, with its orders in an order machine (by default one of its own).
+def start(
+    name: str,
+    parent: Parent,
+    orders: Orders | None = None,
+    band_bps: float | None = None,
+    **parameters: Any,
+) -> Working:
+    """A new algorithm of that name, with its orders in an order machine (by default one of its own),
+    which crosses no further than ``band_bps`` from the mid (by default that of `market.settings.Risk`).
 
     ValueError when there is none of that name or it refuses a parameter.
     """
@@ -38,4 +45,6 @@ def start(name: str, parent: Parent, orders: Orders | None = None, **parameters:
     working = ALGORITHMS[name](parent, **parameters)
     if orders is not None:
         working.orders = orders
+    if band_bps is not None:
+        working.band_bps = band_bps
     return working

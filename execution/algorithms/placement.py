@@ -27,7 +27,7 @@ class MarketOrder(Working):
 
     def _decide(self, now_ns: int, view: View) -> Iterator[Action]:
         if not view.stale and not self._live:
-            yield from self._take(now_ns, self.parent.qty_lots)
+            yield from self._take(now_ns, self.parent.qty_lots, view)
 
 
 class Resting(Working):
@@ -66,7 +66,7 @@ class Resting(Working):
                 for order in self._live:
                     yield from self._cancel(order, now_ns)
         elif now_ns >= self.parent.deadline_ns:
-            yield from self._cross(now_ns, self.parent.qty_lots - self.filled_lots)
+            yield from self._cross(now_ns, self.parent.qty_lots - self.filled_lots, view)
         else:
             yield from self._work(now_ns, view)
 
@@ -211,7 +211,7 @@ class ContKukanov(Resting):
             self._reviewed_ns = now_ns
             self.take_lots = self.filled_lots + unfilled - self.resting_lots(now_ns, view)
         if (take := self.take_lots - self.filled_lots) > 0:
-            yield from self._cross(now_ns, take)
+            yield from self._cross(now_ns, take, view)
         yield from self._rest(now_ns, unfilled - max(take, 0), view.touch(self.parent.side))
 
 
@@ -251,7 +251,7 @@ class Adaptive(Resting):
         side, unfilled = self.parent.side, self.parent.qty_lots - self.filled_lots
         price = view.touch(side)
         if self._dearer_to_wait(now_ns, view):
-            yield from self._cross(now_ns, unfilled)
+            yield from self._cross(now_ns, unfilled, view)
             return
         if self._steps_aside(view):
             for order in self._live:

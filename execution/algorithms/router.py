@@ -268,6 +268,7 @@ class Router(Working):
         parent = msgspec.structs.replace(self.parent, deadline_ns=self.option.deadline_ns)
         inner = _PICKS[self.option.algorithm](parent, **self.option.parameters)
         inner.inform(self.monitor)
+        inner.band_bps = self.band_bps
         inner.orders, inner.children, inner._pending = self.orders, self.children, self._pending
         inner._asked, self._inner = self._asked, inner
         return True

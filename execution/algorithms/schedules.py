@@ -49,7 +49,7 @@ class Scheduled(Resting):
         since, overdue = self._due[0]
         late = overdue - self.filled_lots if since <= now_ns - self._patience_ns else 0
         if late > 0:
-            yield from self._cross(now_ns, late)
+            yield from self._cross(now_ns, late, view)
         waiting = self._due[-1][1] - self.filled_lots - max(late, 0)
         yield from self._rest(now_ns, waiting, view.touch(self.parent.side))
 

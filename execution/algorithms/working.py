@@ -15,6 +15,7 @@ Whatever the venue answers, late, twice or not at all, an algorithm keeps two in
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -27,12 +28,12 @@ from execution.orders import (
     Action,
     Cancel,
     OrderState,
-    OrderType,
     Submit,
     TimeInForce,
 )
 from execution.venue import View
-from market.units import SECOND_NS
+from market.settings import Risk
+from market.units import BPS, SECOND_NS
 
 
 class Parent(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +69,8 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True):
 class Working(ABC):
     """Base of algorithms: the orders of one parent; `_decide` gives the next actions.
 
-    ``orders`` is the order machine of whoever steps it, set before the first step; by default its own.
+    ``orders`` is the order machine of whoever steps it, by default its own, and ``band_bps`` how far
+    from the mid it crosses at most; both are set before the first step.
     """
 
     #: A rejected action is retried no sooner.
@@ -83,6 +85,7 @@ class Working(ABC):
     def __init__(self, parent: Parent) -> None:
         self.parent = parent
         self.orders = Orders()
+        self.band_bps = Risk().price_band_bps
         #: Orders sent, by client id, and those of them that may still fill, or whose fills have not all
         #: been received.
         self.children: dict[str, Order] = {}
@@ -191,21 +194,22 @@ class Working(ABC):
 
     # -- actions -------------------------------------------------------------------------------
 
-    def _take(self, now_ns: int, lots: int) -> Iterator[Action]:
-        """A market order for up to ``lots``."""
-        yield from self._submit(now_ns, lots, 0, OrderType.MARKET, TimeInForce.IOC)
+    def _take(self, now_ns: int, lots: int, view: View) -> Iterator[Action]:
+        """An order that takes up to ``lots`` at once, no further than the price band.
+
+        What lies beyond it, or beyond what the view shows, is not taken at any price.
+        """
+        side = self.parent.side
+        bound = view.mid_ticks * (1 + side * self.band_bps / BPS)
+        price_ticks = math.floor(bound) if side > 0 else max(1, math.ceil(bound))
+        yield from self._submit(now_ns, lots, price_ticks, TimeInForce.IOC)
 
     def _post(self, now_ns: int, lots: int, price_ticks: int) -> Iterator[Action]:
         """A post-only order for up to ``lots``."""
-        yield from self._submit(now_ns, lots, price_ticks, OrderType.LIMIT, TimeInForce.POST_ONLY)
+        yield from self._submit(now_ns, lots, price_ticks, TimeInForce.POST_ONLY)
 
     def _submit(
-        self,
-        now_ns: int,
-        lots: int,
-        price_ticks: int,
-        order_type: OrderType,
-        time_in_force: TimeInForce,
+        self, now_ns: int, lots: int, price_ticks: int, time_in_force: TimeInForce
     ) -> Iterator[Action]:
         """An order for ``lots``, at most what remains; none within `retry_ns` of a failure."""
         lots = min(lots, self.remaining_lots)
@@ -220,20 +224,19 @@ class Working(ABC):
             side=self.parent.side,
             qty_lots=lots,
             price_ticks=price_ticks,
-            order_type=order_type,
             time_in_force=time_in_force,
             reduce_only=self.parent.reduce_only,
         )
         self._asked[submit.client_id] = submit
         yield submit
 
-    def _cross(self, now_ns: int, lots: int) -> Iterator[Action]:
+    def _cross(self, now_ns: int, lots: int, view: View) -> Iterator[Action]:
         """Take ``lots`` now from what is not open, and cancel resting orders until that is enough."""
         crossing = sum(order.open_lots for order in self._live if order.crosses)
         missing = lots - crossing
         free = self.remaining_lots
         if not crossing:
-            yield from self._take(now_ns, min(missing, free))
+            yield from self._take(now_ns, min(missing, free), view)
         # The youngest order has the worst queue position.
         for order in reversed(self._live):
             if missing <= free:

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from execution.orders import NEVER_REST
 from execution.tca.groups import Interval, grouped, interval, third, thirds
 from execution.tca.rows import MARKOUTS_S, PARTS
 from market.console import NONE, bps, fixed, percent
@@ -208,11 +209,16 @@ def attribution(measured: Rows) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def rests(order: Mapping[str, Any]) -> bool:
+    """Whether a row of orders is of one that may rest in the book."""
+    return order["time_in_force"] not in NEVER_REST
+
+
 def order_figures(orders: Rows) -> list[dict[str, Any]]:
-    """Orders by algorithm and type: how many filled, how soon, and how the others ended."""
+    """Orders by algorithm and type (resting or crossing): how many filled, how soon, how the others ended."""
     lines = []
     for (algorithm, kind), rows in _of(
-        orders, lambda row: (row["algorithm"], row["order_type"])
+        orders, lambda row: (row["algorithm"], "resting" if rests(row) else "crossing")
     ).items():
         sent, filled = (sum(row[name] for row in rows) for name in ("qty_lots", "booked_lots"))
         first_fills = sorted(row["first_fill_s"] for row in rows if row["first_fill_s"] is not None)

@@ -29,7 +29,7 @@ from typing import Any
 from execution.account import unit_e8
 from execution.algorithms.working import Parent
 from execution.liquidity import Propagator
-from execution.orders import Filled, Liquidity, OrderType, Submit
+from execution.orders import NEVER_REST, Filled, Liquidity, Submit
 from execution.tca.mids import Mids, TradedVolume
 from execution.tca.rows import MARKOUTS_S, MarkoutRow, OrderRow, Shortfall, notional_usdt
 from execution.venue import View
@@ -245,10 +245,10 @@ def markout_bps(side: int, price_ticks: float, later_ticks: float) -> float:
 def displayed_ahead(view: View, order: Submit) -> float:
     """Queue ahead of an order when it is sent: lots displayed at its price or better, own side.
 
-    NaN for a market order, beyond the view's last level, and for a stale book.
+    NaN for one that crosses, beyond the view's last level, and for a stale book.
     """
     levels = view.bids if order.side > 0 else view.asks
-    if order.order_type is OrderType.MARKET or view.stale or not levels:
+    if order.time_in_force in NEVER_REST or view.stale or not levels:
         return math.nan
     if order.side * (order.price_ticks - levels[-1][0]) < 0:
         return math.nan
@@ -296,7 +296,7 @@ def markout_rows(
     ]
     for order in orders:
         unfilled = order.qty_lots - order.filled_lots
-        if unfilled > 0 and order.order_type == OrderType.LIMIT:
+        if unfilled > 0 and order.time_in_force not in NEVER_REST:
             rows.append(
                 MarkoutRow(
                     client_id=order.client_id,

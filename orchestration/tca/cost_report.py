@@ -20,6 +20,7 @@ from execution.tca.figures import (
     main_table,
     queue_bounds,
     queue_third,
+    rests,
 )
 from market.console import bps, estimate, fixed, interval, percent
 from orchestration import report_page
@@ -97,7 +98,7 @@ def document(result: Mapping[str, Any], rows: Mapping[str, Rows]) -> str:
             _markouts_table(result),
         ]
     if rows["order_outcomes"]:
-        resting = [row for row in rows["order_outcomes"] if row["order_type"] == "Limit"]
+        resting = [row for row in rows["order_outcomes"] if rests(row)]
         body += [
             "<h2>Orders</h2>",
             _orders_picture(resting) if resting else "<p>None of them rested in the book.</p>",

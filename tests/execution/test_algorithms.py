@@ -26,7 +26,6 @@ from execution.orders import (
     Filled,
     Liquidity,
     Lost,
-    OrderType,
     Rejected,
     Submit,
     TimeInForce,
@@ -93,7 +92,7 @@ def test_market_sends_everything_at_once_and_is_done_when_filled() -> None:
     (order,) = play(algorithm, 0, view(), [])
     assert isinstance(order, Submit)
     assert (order.client_id, order.side, order.qty_lots) == ("p-1", -1, 10)
-    assert order.order_type is OrderType.MARKET
+    assert (order.time_in_force, order.price_ticks) == (TimeInForce.IOC, 100)
     assert play(algorithm, 1, view(1), [event_of(Accepted)]) == []
     assert not algorithm.done
     assert play(algorithm, 2, view(2), [fill(10, 0)]) == []
@@ -110,6 +109,21 @@ def test_market_sends_the_remainder_of_a_partial_fill_again() -> None:
         [event_of(Accepted), fill(6, 4), event_of(Cancelled, reason="thin", leaves_lots=4)],
     )
     assert (again.client_id, again.qty_lots) == ("p-2", 4)
+
+
+@pytest.mark.parametrize(("side", "bid", "ask"), [(1, 9_000, 12_000), (-1, 8_000, 11_000)])
+def test_crossing_goes_no_further_than_the_price_band(side: int, bid: int, ask: int) -> None:
+    """The other side is 14 % away: the bound is 1 % from the mid, and what is beyond it is not taken."""
+    algorithm = MarketOrder(parent(side))
+    algorithm.band_bps = 100.0
+    (order,) = play(algorithm, 0, view(bid=bid, ask=ask), [])
+    mid = (bid + ask) / 2
+    assert order.time_in_force is TimeInForce.IOC
+    assert 0.009 < side * (order.price_ticks - mid) / mid <= 0.01
+    unfilled = event_of(Cancelled, reason="not filled at once", leaves_lots=10)
+    assert play(algorithm, 1, view(1, bid, ask), [event_of(Accepted), unfilled]) == []
+    (again,) = play(algorithm, SECOND_NS + 1, view(SECOND_NS + 1), [])
+    assert (again.client_id, again.qty_lots) == ("p-2", 10)
 
 
 def test_market_waits_for_a_market_and_gives_up_after_the_deadline() -> None:
@@ -141,7 +155,7 @@ def test_passive_joins_its_own_side_post_only(side: int, touch: int) -> None:
     (order,) = play(PassivePeg(parent(side)), 0, view(), [])
     assert (order.price_ticks, order.qty_lots) == (touch, 10)
     assert order.time_in_force is TimeInForce.POST_ONLY
-    assert order.order_type is OrderType.LIMIT
+    assert order.time_in_force is TimeInForce.POST_ONLY
 
 
 @pytest.mark.parametrize(("side", "moved"), [(1, (102, 103)), (-1, (98, 99))])
@@ -204,7 +218,7 @@ def test_passive_crosses_the_remainder_at_the_deadline() -> None:
         view(DEADLINE + 1),
         [event_of(Cancelled, reason="asked", leaves_lots=7)],
     )
-    assert (cross.order_type, cross.qty_lots) == (OrderType.MARKET, 7)
+    assert (cross.time_in_force, cross.price_ticks, cross.qty_lots) == (TimeInForce.IOC, 101, 7)
     play(algorithm, DEADLINE + 2, view(DEADLINE + 2), [fill(7, 0, "x2", "p-2")])
     assert algorithm.done
 
@@ -322,7 +336,7 @@ class ChaoticVenue:
         """Something happens to each open order, or nothing."""
         for name in list(self.open):
             dice = self.random.random()
-            crosses = self.open[name].order_type is OrderType.MARKET
+            crosses = self.open[name].time_in_force is TimeInForce.IOC
             if dice < (0.7 if crosses else 0.2):
                 lots = self.random.randint(1, self.leaves[name])
                 self.executions += 1

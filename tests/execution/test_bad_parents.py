@@ -114,7 +114,7 @@ class ScriptedVenue:
             assert action.qty_lots > 0
             self.orders[name], self.left[name] = action, action.qty_lots
             self.news.append(Accepted(client_id=name, **times))
-            if action.order_type == "Market":
+            if action.time_in_force == "IOC":
                 self.fill(name, action.qty_lots, now_ns)
         elif self.left.get(name, 0) == 0:
             self.news.append(CancelRejected(client_id=name, reason="finished", **times))
@@ -211,7 +211,7 @@ def test_a_deadline_in_the_past_crosses_at_once_or_ends_within_the_grace(name: s
     fill.run(LATE, view, begin_ns)
     assert fill.working.done
     assert fill.executed == fill.working.filled_lots == LOTS
-    assert {order.order_type for order in fill.orders.values()} == {"Market"}
+    assert {order.time_in_force for order in fill.orders.values()} == {"IOC"}
 
 
 def test_a_deadline_long_past_sends_nothing_and_is_done(name: str) -> None:

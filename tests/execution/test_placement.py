@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from execution.algorithms.placement import Adaptive, ContKukanov, Iceberg
-from execution.orders import Accepted, Cancel, Cancelled, OrderType, Submit, TimeInForce
+from execution.orders import Accepted, Cancel, Cancelled, Submit, TimeInForce
 from execution.venue import View
 from market.units import SECOND_NS
 from tests.execution.tape import play
@@ -65,8 +65,8 @@ def test_the_part_that_should_not_rest_is_taken_at_once() -> None:
     assert 0 < wanted < 1_000
     assert isinstance(taken, Submit)
     assert isinstance(posted, Submit)
-    assert (taken.order_type, taken.qty_lots) == (OrderType.MARKET, 1_000 - wanted)
-    assert (posted.order_type, posted.qty_lots) == (OrderType.LIMIT, wanted)
+    assert (taken.time_in_force, taken.qty_lots) == (TimeInForce.IOC, 1_000 - wanted)
+    assert (posted.time_in_force, posted.qty_lots) == (TimeInForce.POST_ONLY, wanted)
 
 
 def test_a_longer_queue_leaves_less_to_rest_and_a_busier_tape_more() -> None:
@@ -120,18 +120,18 @@ def test_adaptive_crosses_when_the_signal_makes_waiting_dearer() -> None:
     calm = Adaptive(parent(lots=50))
     (posted,) = play(calm, 0, book(signal_bps=1.0), [])
     assert isinstance(posted, Submit)
-    assert posted.order_type is OrderType.LIMIT
+    assert posted.time_in_force is TimeInForce.POST_ONLY
     urgent = Adaptive(parent(lots=50))
     (taken,) = play(urgent, 0, book(bid_lots=1_000, signal_bps=10_000.0), [])
     assert isinstance(taken, Submit)
-    assert taken.order_type is OrderType.MARKET
+    assert taken.time_in_force is TimeInForce.IOC
 
 
 def test_passive_algorithms_cancel_in_a_stale_book_past_the_deadline() -> None:
     for kind in (Adaptive, ContKukanov, Iceberg):
         algorithm = kind(parent(lots=2_000))
         sent = [a for a in play(algorithm, 0, book(), []) if isinstance(a, Submit)]
-        rests = [s.client_id for s in sent if s.order_type is OrderType.LIMIT]
+        rests = [s.client_id for s in sent if s.time_in_force is TimeInForce.POST_ONLY]
         play(algorithm, 1, book(1), [event_of(Accepted, name) for name in rests])
         late = msgspec.structs.replace(book(DEADLINE), stale=True)
         cancels = play(algorithm, DEADLINE, late, [])

@@ -25,6 +25,7 @@ from execution.orders import (
     OrderType,
     Rejected,
     Submit,
+    TimeInForce,
 )
 from execution.risk import Denial, Guard
 from execution.venue import View
@@ -116,6 +117,8 @@ def denial_of(
         (order(side=-1, price=98), Denial.PRICE_BAND),
         (order(side=-1, price=150), None),
         (order(lots=11), Denial.ORDER_LIMIT),
+        (order(order_type=OrderType.MARKET), Denial.UNBOUNDED),
+        (order(price=103, time_in_force=TimeInForce.IOC), Denial.PRICE_BAND),
         (order(reduce_only=True), Denial.REDUCE_ONLY),
         (msgspec.structs.replace(order(), symbol="NONE"), Denial.UNKNOWN_SYMBOL),
         (Cancel(client_id="x"), Denial.UNKNOWN_ORDER),
@@ -323,7 +326,7 @@ def test_no_sequence_of_signals_fills_and_faults_passes_a_limit(seed: int, steps
             side = dice.choice([1, -1])
             action: Action = order(names[-1], side, dice.randint(1, 10), 100 + (side < 0))
             if dice.random() < 0.3:
-                action = msgspec.structs.replace(action, order_type=OrderType.MARKET)
+                action = msgspec.structs.replace(action, time_in_force=TimeInForce.IOC)
         elif chance < 0.8:
             action = Cancel(client_id=dice.choice(names))
         else:

@@ -11,7 +11,7 @@ from execution.algorithms import start
 from execution.algorithms.router import Policy, Router
 from execution.algorithms.working import Parent
 from execution.liquidity import Costs, Monitor
-from execution.orders import Accepted, OrderType, Submit, TimeInForce
+from execution.orders import Accepted, Submit, TimeInForce
 from execution.venue import View
 from market.instruments import BUILT_IN
 from market.units import SECOND_NS
@@ -96,7 +96,7 @@ def test_without_time_it_takes_at_once() -> None:
     (order,) = play(working, 0, view(), [])
     assert isinstance(order, Submit)
     assert working.picked == "market"
-    assert order.order_type is OrderType.MARKET
+    assert order.time_in_force is TimeInForce.IOC
 
 
 def test_where_makers_pay_more_than_takers_it_takes_at_once() -> None:

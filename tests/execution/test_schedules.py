@@ -21,7 +21,7 @@ from execution.algorithms.schedules import (
     Vwap,
     trajectory,
 )
-from execution.orders import OrderType, Submit
+from execution.orders import Submit, TimeInForce
 from market.units import SECOND_NS
 from tests.execution.tape import play
 from tests.execution.test_algorithms import DEADLINE, fill, parent, view
@@ -120,13 +120,13 @@ def test_overdue_quantity_is_taken() -> None:
     for k in range(15):
         now = k * SECOND_NS
         sent = play(algorithm, now, view(now), [])
-        taken += [a for a in sent if isinstance(a, Submit) and a.order_type is OrderType.MARKET]
+        taken += [a for a in sent if isinstance(a, Submit) and a.time_in_force is TimeInForce.IOC]
         assert sum(order.qty_lots for order in taken) <= max(0, k - 10)
     assert [order.qty_lots for order in taken] == [1]
     # Answered, it takes the rest of what was due four seconds after the start.
     done = fill(1, 0, "x1", taken[0].client_id)
     sent = play(algorithm, 14 * SECOND_NS + 1, view(14 * SECOND_NS + 1), [done])
-    crosses = [a for a in sent if isinstance(a, Submit) and a.order_type is OrderType.MARKET]
+    crosses = [a for a in sent if isinstance(a, Submit) and a.time_in_force is TimeInForce.IOC]
     assert [order.qty_lots for order in crosses] == [3]
 
 

@@ -401,7 +401,7 @@ def test_an_unfilled_quantity_has_a_markout_from_its_end() -> None:
     found = markout_rows(
         "p",
         "test",
-        [order(filled_lots=4), order("m", order_type="Market", price_ticks=0)],
+        [order(filled_lots=4), order("m", time_in_force="IOC", price_ticks=1_010)],
         [made, made],
         mids,
         {"c": 7.0},
