@@ -2,8 +2,8 @@
 
 One parent order per symbol at a time. A new target abandons the active parent: its open order is
 cancelled, its fills stay, and the next decision opens a parent for the remaining quantity. After a
-parent that ends short of its quantity the symbol pauses for a deadline's length, so that a venue that
-rejects is not tried every second.
+parent that ends short of its quantity entries pause for a deadline's length, so that a venue that rejects
+is not tried every second; what reduces a position never waits.
 
 Symbols are independent: what the desk does for one depends on its own frames and the clock, never on
 the interleaving of several symbols' frames. So replaying each symbol by itself repeats a live run.
@@ -59,9 +59,6 @@ TIMER_NS: Final = 100_000_000
 
 #: Longest markout after a fill; a parent's cost is final only then.
 MARKOUT_NS: Final = 60 * SECOND_NS
-
-#: Orders that ended are kept in memory for this long: an event of one may be late.
-FORGET_NS: Final = HOUR_NS
 
 #: Recorded depth is the quantity within this many bps of the mid.
 DEPTH_BPS: Final = 3.0
@@ -176,7 +173,8 @@ class Desk:
         ``expected_bps`` is the decision's expected return, None when there is none.
         """
         self._monitors[symbol].see(self._venues[symbol].view(symbol))
-        missing = target_lots - self.position_lots(symbol)
+        position_lots = self.position_lots(symbol)
+        missing = target_lots - position_lots
         work = self._work.get(symbol)
         if work is not None:
             work.expected_bps = expected_bps
@@ -184,7 +182,9 @@ class Desk:
             if missing != remaining_lots:
                 self._abandon(work, now_ns)
             return
-        if missing and now_ns >= self._rest_until.get(symbol, 0):
+        if now_ns < self._rest_until.get(symbol, 0):  # only what reduces does not wait
+            missing = min(max(missing, min(-position_lots, 0)), max(-position_lots, 0))
+        if missing:
             self._open(symbol, missing, now_ns, self._settings.algorithm, expected_bps)
 
     def _open(
@@ -387,7 +387,7 @@ class Desk:
         self.account.mark(now_ns, known)
         self.guard.mark(known)
         if now_ns % MINUTE_NS == 0:
-            self.registry.forget(now_ns - FORGET_NS)
+            self.registry.forget(now_ns - HOUR_NS)  # an event may be late
         due = [ended for ended in self._ended if now_ns > ended.due_ns]
         self._ended = [ended for ended in self._ended if now_ns <= ended.due_ns]
         for ended in due:

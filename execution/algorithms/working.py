@@ -40,8 +40,8 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True):
     """A parent order: what is to be bought or sold, and by when.
 
     ``decision_mid_ticks`` is the mid at the decision, the benchmark of its implementation shortfall.
-    At ``deadline_ns`` passive algorithms cross with the remainder. ``reduce_only`` marks a parent that
-    closes a position. ValueError for a bad side or quantity.
+    At ``deadline_ns`` passive algorithms cross with the remainder. ``reduce_only`` marks an exit, a parent
+    that only closes a position: it is never given up. ValueError for a bad side or quantity.
     """
 
     id: str
@@ -73,11 +73,12 @@ class Working(ABC):
     from the mid it crosses at most; both are set before the first step.
     """
 
-    #: A rejected action is retried no sooner.
+    #: A rejected action is retried no sooner; one of an exit after so long for each failure in a row.
     retry_ns: Final = SECOND_NS
-    #: Orders in a row that fail before the algorithm gives up the remainder.
+    #: Orders in a row that fail before the algorithm gives up the remainder; exits never do, and wait
+    #: no longer than for so many.
     max_failures: Final = 5
-    #: How long after the deadline it waits for a market to trade in.
+    #: How long after the deadline it waits for a market to trade in; an exit waits for ever.
     grace_ns: Final = 10 * SECOND_NS
     #: Name of the option that a router picked.
     picked: str = ""
@@ -139,7 +140,7 @@ class Working(ABC):
             if order.submit.client_id in self.children:
                 self._see(order, now_ns)
         late = now_ns >= self.parent.deadline_ns + self.grace_ns
-        if self._failures >= self.max_failures or late:
+        if (self._failures >= self.max_failures or late) and not self.parent.reduce_only:
             self._ended = True
         if self._ended:
             return [a for order in self._live for a in self._cancel(order, now_ns)]
@@ -211,9 +212,10 @@ class Working(ABC):
     def _submit(
         self, now_ns: int, lots: int, price_ticks: int, time_in_force: TimeInForce
     ) -> Iterator[Action]:
-        """An order for ``lots``, at most what remains; none within `retry_ns` of a failure."""
+        """An order for ``lots``, at most what remains; none too soon after a failure."""
         lots = min(lots, self.remaining_lots)
-        if lots <= 0 or now_ns - self._failed_ns < self.retry_ns:
+        waits = min(self._failures, self.max_failures) if self.parent.reduce_only else 1
+        if lots <= 0 or now_ns - self._failed_ns < waits * self.retry_ns:
             return
         self._submits += 1
         if self.arrival_ns is None:

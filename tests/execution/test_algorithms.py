@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Any, get_args, get_type_hints
@@ -145,6 +146,43 @@ def test_rejections_are_retried_after_a_pause_and_not_for_ever() -> None:
         sent += len(play(algorithm, now, view(now), events))
     assert sent == algorithm.max_failures
     assert algorithm.done
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_exit_that_is_refused_is_tried_again_and_again(name: str) -> None:
+    """Refused from its deadline on: after one, two, three, four and then every five seconds, also long
+    after the grace, until it is taken. An entry gives up."""
+    for reduces in (True, False):
+        algorithm = start(name, parent(reduce_only=reduces))
+        sent: list[int] = []
+        news: list[Event] = []
+        for tenth in range(10, 1_200):
+            now = DEADLINE + tenth * SECOND_NS // 10
+            seen = msgspec.structs.replace(view(now), bought_lots=tenth, sold_lots=tenth)
+            actions, news = play(algorithm, now, seen, news), []
+            for action in actions:
+                sent.append(tenth)
+                news.append(event_of(Rejected, action.client_id, reason="no"))
+        if not reduces:
+            assert (len(sent), algorithm.done) == (5, True)
+            continue
+        waits = [round((b - a) / 10) for a, b in itertools.pairwise(sent)]
+        assert waits == [1, 2, 3, 4, *[5] * (len(waits) - 4)]
+        assert len(waits) > 20
+        assert not algorithm.done
+        late = DEADLINE + 130 * SECOND_NS
+        (order,) = play(algorithm, late, view(late), news)
+        play(algorithm, late + 1, view(late + 1), [fill(10, 0, "x1", order.client_id)])
+        assert algorithm.done
+
+
+def test_an_exit_waits_for_a_market_as_long_as_it_takes() -> None:
+    algorithm = MarketOrder(parent(reduce_only=True))
+    late = DEADLINE + 100 * SECOND_NS
+    assert play(algorithm, late, view(late, stale=True), []) == []
+    assert not algorithm.done
+    assert [order.qty_lots for order in play(algorithm, late + 1, view(late + 1), [])] == [10]
+    assert not algorithm.done
 
 
 # -- passive ---------------------------------------------------------------------------------------
