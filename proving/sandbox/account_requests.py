@@ -128,6 +128,8 @@ def positions(exchange: SandboxExchange, client: Client, query: Query) -> Row:
         raise RefusedError(10001, "params error: symbol or settleCoin is required")
     tapes = [exchange.tapes[s] for s in ([symbol] if symbol else client.held_symbols())]
     rows = [position_row(client, tape.codec, tape.mark_e8) for tape in tapes]
+    if client.is_hedged:
+        rows = [{**row, "positionIdx": place} for row in rows for place in (1, 2)]
     return {"list": rows, "nextPageCursor": "", "category": "linear"}
 
 
@@ -181,12 +183,13 @@ def api_key_info(exchange: SandboxExchange, client: Client, query: Query) -> Row
     """The API key and its permissions."""
     names = ("Spot", "Options", "CopyTrading", "BlockTrade", "Exchange", "NFT")
     permissions: dict[str, list[str]] = {name: [] for name in names}
-    permissions |= {"ContractTrade": ["Order", "Position"], "Wallet": [], "Derivatives": []}
+    permissions |= {"ContractTrade": ["Order", "Position"], "Derivatives": []}
+    permissions["Wallet"] = ["AccountTransfer", "Withdraw"] if client.may_withdraw else []
     return {
         "id": str(client.owner),
         "note": "sandbox",
         "apiKey": client.key,
-        "readOnly": 0,
+        "readOnly": int(client.is_read_only),
         "secret": "",
         "permissions": permissions,
         "ips": ["*"],
@@ -234,7 +237,7 @@ def set_leverage(exchange: SandboxExchange, client: Client, body: Body) -> Row:
 def set_trading_stop(exchange: SandboxExchange, client: Client, body: Body) -> Row:
     """Set take-profit, stop-loss and trailing stop of a position or of a part of it."""
     tape = tape_of(exchange, body)
-    check_one_way(body)
+    check_one_way(client, body)
     stops = stops_of(tape, body)
     if stops is None:
         raise RefusedError(10001, "params error: nothing is to be set")

@@ -166,6 +166,10 @@ class Client:
         self.account = Account(instruments, deposit_e8)
         self.margin = Margin(self.account, terms)
         self.mode = MarginMode.CROSS
+        self.is_read_only = self.may_withdraw = False  #: rights of the key
+        self.is_hedged = (
+            False  #: hedge mode, of which only the position list and refusals are known
+        )
         self.clamps_price = True  #: a price beyond the price limits moves to the limit
         self.dcp_windows_s: dict[str, int] = {}  #: of disconnect-cancel-all, by product
         self.open: dict[str, VenueOrder] = {}  #: in the market, by order id, oldest first

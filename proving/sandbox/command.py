@@ -24,6 +24,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", metavar="NAME", default="default", help="of the market")
     parser.add_argument("--symbols", metavar="A,B", help="default: BTCUSDT")
     parser.add_argument("--accounts", type=int, default=2, metavar="N", help="funded clients")
+    parser.add_argument(
+        "--demo", action="store_true", help="as for demo accounts: REST and private stream only"
+    )
     parser.add_argument("--no-rate-limit", action="store_true", help="answer every request")
     parser.add_argument(
         "--faults", default="", metavar="KIND=N,…", help="so many a simulated minute, all=N for all"
@@ -56,6 +59,7 @@ def command(_: Settings, options: argparse.Namespace) -> Result:
         begins_ns=begins_ns,
         clients=options.accounts,
         limited=not options.no_rate_limit,
+        demo=options.demo,
         fault_rates=rates_of(options.faults),
         fault_log=options.fault_log,
     )

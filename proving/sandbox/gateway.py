@@ -1,9 +1,10 @@
 """Gateway: REST, and order entry over WebSocket, with their authentication and rate limits.
 
 Every REST answer is `{"retCode", "retMsg", "result", "retExtInfo", "time"}` with HTTP status 200, business
-refusals included; ``time`` and receive windows follow the wall clock. Rate limits count requests per
-client and route over both transports. A batch counts as many requests as it has legs; when not all fit,
-the first are executed and the others refused one by one.
+refusals included; ``time`` is simulated, like every time of an order or execution, while time stamps,
+receive windows and `market/time` follow the wall clock. Rate limits count requests per client and route
+over both transports. A batch counts as many requests as it has legs; when not all fit, the first are
+executed and the others refused one by one.
 
 All requests to this address, public ones included, are limited to 600 in five seconds; beyond that the
 answer is HTTP 403 until there is room again (the venue bans an address for ten minutes).
@@ -144,6 +145,11 @@ ROUTES: Final[dict[str, Route]] = {
 }
 
 
+#: Routes that demo accounts do not have.
+NOT_ON_DEMO: Final = frozenset(
+    {"account/fee-rate", "account/query-dcp-info", "order/disconnected-cancel-all"}
+)
+
 # -- rate limits -----------------------------------------------------------------------------------
 
 
@@ -238,8 +244,9 @@ class Gateway:
         catch_up: Callable[[], None],
         limited: bool,
         wall_ns: Callable[[], int] = time.time_ns,
+        demo: bool = False,
     ) -> None:
-        self.exchange, self._catch_up = exchange, catch_up
+        self.exchange, self._catch_up, self._demo = exchange, catch_up, demo
         self.clients = {client.key: client for client in exchange.clients}
         self.trace_numbers = itertools.count()
         self._log = logging.getLogger(__name__)
@@ -264,7 +271,9 @@ class Gateway:
             response = _refusal(refused, {})
         except Exception:  # a defect must not stop the venue
             response = self._defect(path, {})
-        return http_answer(response, now_ms)
+        # Clients take the clock that they sign by from there.
+        is_clock = path == "/v5/market/time"
+        return http_answer(response, now_ms if is_clock else self.exchange.now_ms)
 
     def answer_unsigned(self, client: Client, path: str, params: Any, stamp: str) -> HttpAnswer:
         """The answer to a request of a client on a private route, without its signature; ``stamp`` is
@@ -273,8 +282,9 @@ class Gateway:
         try:
             check_recv_window(stamp, str(RECV_WINDOW_MS), now_ms)
         except RefusedError as refused:
-            return http_answer(_refusal(refused, {}), now_ms)
-        return http_answer(self.execute(client, path, params, now_ms), now_ms)
+            return http_answer(_refusal(refused, {}), self.exchange.now_ms)
+        response = self.execute(client, path, params, now_ms)
+        return http_answer(response, self.exchange.now_ms)
 
     def refuse(self, code: int, message: str, status: int) -> HttpAnswer:
         """The answer to a request that is not executed, as if its rate were the reason."""
@@ -284,7 +294,8 @@ class Gateway:
             "X-Bapi-Limit-Status": "0",
             "X-Bapi-Limit-Reset-Timestamp": str(now_ms + 100),
         }
-        return http_answer(Response({}, {}, headers, code, message, status), now_ms)
+        response = Response({}, {}, headers, code, message, status)
+        return http_answer(response, self.exchange.now_ms)
 
     def _respond(
         self,
@@ -318,6 +329,12 @@ class Gateway:
         cost = len(legs) if isinstance(legs, list) and legs else 1
         limit = route.limit if self._limited else UNLIMITED
         try:
+            if self._demo and path in NOT_ON_DEMO:
+                raise RefusedError(10032, "Demo trading are not supported.")
+            if client.is_read_only and route.method == "POST":
+                raise RefusedError(
+                    10005, "Permission denied, please check your API key permissions."
+                )
             headers, granted = self._limits.take(client, path, limit, cost, now_ms)
             self._catch_up()
             run = partial(route.run, granted=granted) if route.batch else route.run
@@ -362,13 +379,14 @@ class TradeRequest:
     def execute(self, now_ms: int) -> Json:
         """Execute it; the answer."""
         params = self._frame["args"][0]
-        return self._answer(now_ms, self._gateway.execute(self.client, self.path, params, now_ms))
+        return self._answer(self._gateway.execute(self.client, self.path, params, now_ms))
 
-    def refuse(self, now_ms: int, code: int, message: str) -> Json:
+    def refuse(self, code: int, message: str) -> Json:
         """The answer to a request that is not executed."""
-        return self._answer(now_ms, Response({}, code=code, message=message))
+        return self._answer(Response({}, code=code, message=message))
 
-    def _answer(self, now_ms: int, response: Response) -> Json:
+    def _answer(self, response: Response) -> Json:
+        stamp = str(self._gateway.exchange.now_ms)
         return {
             **_req_id(self._frame),
             "retCode": response.code,
@@ -376,7 +394,7 @@ class TradeRequest:
             "op": self._frame["op"],
             "data": response.result,
             "retExtInfo": dict(response.ext_info),
-            "header": {**response.headers, "Traceid": self._trace_id(), "Timenow": str(now_ms)},
+            "header": {**response.headers, "Traceid": self._trace_id(), "Timenow": stamp},
             "connId": self._connection.conn_id,
         }
 
@@ -423,7 +441,11 @@ class TradeSocket(Endpoint):
         except RefusedError as refused:
             reply |= {"retCode": refused.code, "retMsg": refused.message}
             if op in OPERATIONS:
-                reply |= {"data": {}, "retExtInfo": {}, "header": {"Timenow": str(now_ms)}}
+                reply |= {
+                    "data": {},
+                    "retExtInfo": {},
+                    "header": {"Timenow": str(self._gateway.exchange.now_ms)},
+                }
         self.put_delayed(connection, {**_req_id(frame), **reply, "connId": connection.conn_id})
 
     def put_delayed(self, connection: Connection, frame: Json) -> None:

@@ -81,7 +81,7 @@ def _validated_order(exchange: SandboxExchange, client: Client, body: Body) -> V
         raise invalid("orderType")
     is_market = kind == "Market"
     time_in_force = "IOC" if is_market else choice(body, "timeInForce", tuple(TIMES_IN_FORCE))
-    check_one_way(body)
+    check_one_way(client, body)
     smp_type = choice(body, "smpType", SMP_TYPES)
     link_id = _link_id(client, body)
     reduce_only, close = flag(body, "reduceOnly"), flag(body, "closeOnTrigger")
@@ -264,9 +264,9 @@ def _ids(order: VenueOrder) -> Row:
     return {"orderId": order.order_id, "orderLinkId": order.link_id}
 
 
-def check_one_way(body: Body) -> None:
-    """Refuse the position index of hedge mode."""
-    if body.get("positionIdx", 0) not in (0, "0"):
+def check_one_way(client: Client, body: Body) -> None:
+    """Refuse the position index of hedge mode, and in hedge mode every one."""
+    if client.is_hedged or body.get("positionIdx", 0) not in (0, "0"):
         raise RefusedError(10001, "position idx not match position mode")
 
 

@@ -48,6 +48,7 @@ class Sandbox:
         begins_ns: int | None = day_start_ns(FIRST_DAY),
         clients: int = 2,
         limited: bool = True,
+        demo: bool = False,
         fault_rates: Mapping[str, float] | None = None,
         fault_log: Path | None = None,
     ) -> None:
@@ -64,6 +65,7 @@ class Sandbox:
             symbols,
             self.catch_up,
             limited=limited,
+            demo=demo,
             fault_rates=fault_rates,
             fault_log=fault_log,
             clients=clients,
@@ -96,11 +98,13 @@ class Sandbox:
 
     def description(self) -> dict[str, Any]:
         """Addresses, keys and the clock: simulated = simulated_ns + speed · (wall - wall_ns)."""
+        streams = {
+            f"ws_{path.split('/')[2]}": f"ws://{self.address}{path}"
+            for path in self.venue.endpoints
+        }
         return {
             "rest": f"http://{self.address}",
-            "ws_public": f"ws://{self.address}/v5/public/linear",
-            "ws_private": f"ws://{self.address}/v5/private",
-            "ws_trade": f"ws://{self.address}/v5/trade",
+            **streams,
             "keys": [{"key": c.key, "secret": c.secret} for c in self.exchange.clients],
             "clock": {
                 "wall_ns": self._start_wall_ns,

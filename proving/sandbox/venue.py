@@ -30,8 +30,9 @@ class Venue:
     ``catch_up`` brings the exchange up to now before a request is executed. ``clock_ns`` is the wall clock,
     None for simulated time, and ``later`` runs actions by it. ``fault_rates`` schedules random faults
     (`proving.sandbox.faults.schedule`); every fault is written to ``fault_log`` as a JSON line that
-    `proving.sandbox.faults.read_log` reads. ``limited`` turns rate limits on; ``market`` are options of
-    `SandboxExchange`.
+    `proving.sandbox.faults.read_log` reads. ``limited`` turns rate limits on; ``demo`` is the venue of demo
+    accounts, without order entry by socket, public stream, fee query and disconnect-cancel-all; ``market``
+    are options of `SandboxExchange`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Venue:
         catch_up: Callable[[], None],
         *,
         limited: bool = True,
+        demo: bool = False,
         fault_rates: Mapping[str, float] | None = None,
         fault_log: Path | None = None,
         clock_ns: Callable[[], int] | None = time.time_ns,
@@ -66,7 +68,7 @@ class Venue:
         self.public_stream.delisted = self.faults.delisted
         self.public_stream.attach(self.exchange)
         self.private_stream.attach(self.exchange, catch_up, self.faults.wall_ns)
-        self.gateway = Gateway(self.exchange, catch_up, limited, self.faults.wall_ns)
+        self.gateway = Gateway(self.exchange, catch_up, limited, self.faults.wall_ns, demo)
         self.trade_socket = TradeSocket(self.gateway, self.faults.wall_ns, later)
         self.trade_socket.on_request = self._on_trade_request
         self.endpoints: dict[str, Endpoint] = {
@@ -74,6 +76,8 @@ class Venue:
             "/v5/private": self.private_stream,
             "/v5/trade": self.trade_socket,
         }
+        if demo:
+            self.endpoints = {"/v5/private": self.private_stream}
 
     def advance(self, until_ns: int) -> None:
         """Advance simulated time, stopping for faults that are due."""
@@ -90,7 +94,7 @@ class Venue:
             request.client.key,
             request.path,
             lambda: request.execute(now_ms),
-            lambda code, message, _: request.refuse(now_ms, code, message),
+            lambda code, message, _: request.refuse(code, message),
         )
         answer = outcome.answer
         if answer is not None and outcome.delay_ns:
