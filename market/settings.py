@@ -120,12 +120,12 @@ class Risk(Struct, frozen=True, kw_only=True):
     #: The same over all symbols, and as a multiple of equity.
     gross_usdt: Positive = 400_000.0
     leverage: Positive = 3.0
-    #: A limit price is no further than this from the mid, on the dear side (bps).
+    #: A limit price is no further than this from the mid, on the dear side (bps); crossing goes so far.
     price_band_bps: Positive = 100.0
     #: Loss since midnight UTC, and since the highest equity, after which positions only shrink.
     daily_loss_usdt: Positive = 5_000.0
     drawdown_usdt: Positive = 15_000.0
-    #: Requests a second, shared equally by the symbols; cancels are never stopped.
+    #: Requests a second, shared equally by the traded symbols; cancels, and what reduces, never stop.
     actions_per_s: Annotated[int, Meta(gt=0)] = 20
     #: A position nearer to its liquidation price than this is not increased (bps). Not in force yet: the
     #: worker does not tell the guard a liquidation price.

@@ -185,12 +185,14 @@ def test_the_matrix_names_every_state_and_evidence() -> None:
 def test_final_states_absorb(state: OrderState, evidence: str) -> None:
     orders, order = machine(*REACHED[state])
     step = EVIDENCE[evidence]
-    before = order.filled_lots
+    before, reason, open_lots = order.filled_lots, order.reason, order.open_lots
     if isinstance(step, Cancel | Amend):
         orders.requested(step, 1)
     else:
         orders.apply(step)
-    assert order.state is state
+    assert (order.state, order.reason) == (state, reason)
+    if not isinstance(step, OrderReport):
+        assert order.open_lots == open_lots
     assert order.filled_lots == before + (step.qty_lots if isinstance(step, Filled) else 0)
 
 
@@ -396,10 +398,14 @@ def test_an_order_is_not_filled_while_an_amend_may_enlarge_it() -> None:
     assert (other.state, other.exposed_lots) == (S.FILLED, 0)
 
 
-def test_a_late_fill_does_not_reopen_an_order_that_is_gone() -> None:
+def test_neither_a_late_fill_nor_an_older_report_reopens_an_order_that_is_gone() -> None:
     orders, order = machine(said(Accepted), said(CancelRejected, reason="no such order", gone=True))
     orders.apply(fill("x1", 4))
     assert (order.state, order.filled_lots) == (S.UNKNOWN, 4)
+    orders.apply(report(S.PARTIALLY_FILLED, 2))  # of before the fill
+    assert order.state is S.UNKNOWN
+    orders.apply(report(S.PARTIALLY_FILLED, 4))
+    assert order.state is S.PARTIALLY_FILLED
 
 
 # -- identity and memory ---------------------------------------------------------------------------
