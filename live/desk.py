@@ -1,4 +1,4 @@
-"""The desk: from target positions to parent orders and child orders, each journalled before it is sent.
+"""The desk: from target positions to parent orders and child orders, each on record before it is sent.
 
 One parent order per symbol at a time. A new target abandons the active parent: its open order is
 cancelled, its fills stay, and the next decision opens a parent for the remaining quantity. After a
@@ -8,15 +8,15 @@ is not tried every second; what reduces a position never waits.
 Symbols are independent: what the desk does for one depends on its own frames and the clock, never on
 the interleaving of several symbols' frames. So replaying each symbol by itself repeats a live run.
 
-Order ids are deterministic and unique in a journal: ``SYMBOL-<decision s>-<number>`` for the journal's
-n-th parent, ``<parent>-<n>`` for its orders.
+Order ids are deterministic and unique in a log: ``SYMBOL-<decision s>-<number>`` for its n-th parent,
+``<parent>-<n>`` for the parent's orders.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -25,7 +25,7 @@ from execution.account import Account, unit_e8, value_e8
 from execution.algorithms import start
 from execution.algorithms.working import Parent, Working
 from execution.liquidity import Costs, Monitor, Propagator, depth_lots, estimate
-from execution.order_machine import Order
+from execution.order_machine import Order, Orders
 from execution.orders import (
     Action,
     CancelRejected,
@@ -34,6 +34,7 @@ from execution.orders import (
     Liquidity,
     Rejected,
     Submit,
+    TimeInForce,
 )
 from execution.risk import Guard
 from execution.tca import (
@@ -43,15 +44,17 @@ from execution.tca import (
     ParentRow,
     displayed_ahead,
     markout_rows,
+    order_row,
     parent_row,
     shortfall,
 )
 from execution.venue import View
-from live.journal import MemoryJournal, order_row, restored
-from live.paper import LiveVenue
+from live.messages import Append, Effect, FundingReport, Say
+from live.requests import Requests
+from live.safety import Mode
+from live.symbol_state import SymbolState
 from market.events import Events
-from market.instruments import Instrument
-from market.settings import Execution, Risk
+from market.settings import Settings
 from market.units import E8, HOUR_NS, MINUTE_NS, SECOND_NS
 
 #: An active algorithm is stepped at least this often.
@@ -70,7 +73,7 @@ class ActiveParent(msgspec.Struct, kw_only=True):
     parent: Parent
     algorithm: Working
     name: str
-    changed: list[Order]
+    changed: dict[str, Order] = {}
     denied: bool = False  #: an action was denied since the last step
     row: ParentRow
     #: Client id -> displayed quantity (lots) in front of a limit order when it was sent.
@@ -100,7 +103,8 @@ class FinishedParent(msgspec.Struct, kw_only=True):
 
 
 class FundingPayment(msgspec.Struct, frozen=True, kw_only=True):
-    """One funding settlement: mark price, rate and payment (positive = paid) at 1e-8."""
+    """One funding settlement: mark price, rate (0 where the venue does not state it) and payment
+    (positive = paid) at 1e-8."""
 
     symbol: str
     time_ns: int
@@ -110,51 +114,103 @@ class FundingPayment(msgspec.Struct, frozen=True, kw_only=True):
     paid_e8: int
 
 
-class Desk:
-    """Turns target positions into orders. All times are receive times, epoch ns.
+class DeskState(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint of the desk: the last parent's number, and the parents whose cost is not on record."""
 
-    ``venues`` maps symbols to venues, ``name`` is the venue's name in records. ``costs`` are the fees
-    and parameters of pre-trade cost estimates, honest when they are the fee row that is really paid;
-    ``signal_s`` is the horizon of the expected return.
+    parent_number: int = 0
+    open: dict[str, ParentRow] = {}
+    rest_until: dict[str, int] = {}
+
+
+class Desk:
+    """Turns target positions into requests. All times are receive times, epoch ns.
+
+    ``symbols`` are our pictures of the markets, ``name`` is the venue's name in records. ``costs`` are the
+    fees and parameters of pre-trade cost estimates, honest when they are the fee row that is really paid.
+    ``moves_market``: our orders are in the market data that we receive, and our fills among its trades.
+    ``emit`` takes the effects.
     """
 
     def __init__(
         self,
-        venues: Mapping[str, LiveVenue],
-        journal: MemoryJournal,
-        instruments: Mapping[str, Instrument],
-        settings: Execution,
-        risk: Risk,
+        symbols: Mapping[str, SymbolState],
+        settings: Settings,
         name: str,
-        log: Any,
+        *,
         costs: Costs,
-        signal_s: float,
+        moves_market: bool,
+        emit: Callable[[Effect], None],
     ) -> None:
-        self._venues, self._journal, self._name, self._log = venues, journal, name, log
-        self._estimates, self._signal_s = costs, signal_s
-        self._instruments, self._settings = instruments, settings
-        self._band_bps = risk.price_band_bps
-        self.account = Account(instruments, round(settings.capital_usdt * E8))
-        self.registry = restored(journal, self.account)
-        self.guard = Guard(instruments, risk, self.registry, self.account, tuple(instruments))
-        self.orders = self.fills = self.parents = 0
+        self._symbols, self._settings, self._name = symbols, settings.execution, name
+        self._estimates, self._signal_s = costs, float(settings.model.primary_s)
+        self._band_bps = settings.risk.price_band_bps
+        self._moves_market, self._emit = moves_market, emit
+        self._instruments = {symbol: state.instrument for symbol, state in symbols.items()}
+        self.requests = Requests(round(settings.live.answer_s * 1e9))
+        self.orders = Orders()
+        self.account = Account(self._instruments, round(settings.execution.capital_usdt * E8))
+        self.guard = Guard(
+            self._instruments, settings.risk, self.orders, self.account, settings.market.symbols
+        )
+        self.parent_number = 0  #: of the last parent in the log
+        self.sent = self.fills = self.parents = 0
         self._maker_e8 = self._filled_e8 = 0
         self._costs: dict[str, list[float]] = {}  #: figure -> its sum and count over parents
-        self._monitors = {symbol: Monitor() for symbol in instruments}
-        self._recorders = {symbol: MidRecorder() for symbol in instruments}
+        self._monitors = {symbol: Monitor() for symbol in symbols}
+        self._recorders = {symbol: MidRecorder() for symbol in symbols}
         self.mids = {symbol: recorder.mids for symbol, recorder in self._recorders.items()}
         self._work: dict[str, ActiveParent] = {}
         self._fills: dict[str, list[Filled]] = {}
         self._ended: list[FinishedParent] = []
         self._rest_until: dict[str, int] = {}
+        self._cut: dict[str, ParentRow] = {}  #: parents of an earlier process, without an end
+        self._mode: Callable[[str], Mode] = lambda symbol: Mode.NORMAL
+        self._stop_ticks: Callable[[str, int, float], int] | None = None
+
+    def govern(
+        self,
+        mode: Callable[[str], Mode],
+        stop_ticks: Callable[[str, int, float], int] | None = None,
+    ) -> None:
+        """Obey a symbol's ``mode``; attach the stops of ``stop_ticks`` to orders that open a position."""
+        self._mode, self._stop_ticks = mode, stop_ticks
+
+    # -- restart -------------------------------------------------------------------------------
+
+    def snapshot(self) -> DeskState:
+        """For a checkpoint."""
+        open_rows = {work.parent.id: work.row for work in self._work.values()}
+        return DeskState(
+            parent_number=self.parent_number,
+            open=open_rows | {ended.parent.id: ended.row for ended in self._ended} | self._cut,
+            rest_until=dict(self._rest_until),
+        )
+
+    def restore(self, state: DeskState) -> None:
+        """Go on from a checkpoint; `end_cut` ends the parents that were open."""
+        self.parent_number, self._cut = state.parent_number, dict(state.open)
+        self._rest_until = dict(state.rest_until)
+
+    def end_cut(self, now_ns: int) -> None:
+        """Record parents that an earlier process left without an end: nothing works them any more."""
+        for parent_id, row in self._cut.items():
+            self._append("cut", now_ns, {"reason": "the process ended"}, row.symbol, parent_id)
+            self._say("warning", "parent cut by the end of a process", id=parent_id)
+        self._cut.clear()
+
+    # -- state ---------------------------------------------------------------------------------
 
     def position_lots(self, symbol: str) -> int:
-        """Signed position: the sum of executions received."""
+        """Signed position: the sum of executions."""
         return self.account.position_lots(symbol)
 
     def has_parent(self, symbol: str) -> bool:
         """Whether the symbol has an active parent order."""
         return symbol in self._work
+
+    def at_rest(self, symbol: str) -> bool:
+        """No parent is active, and no order may still fill."""
+        return symbol not in self._work and not any(self.orders.open(symbol))
 
     def size_lots(self, symbol: str, mid: float) -> int:
         """Lots of a full position, a share of capital at this mid (quote currency); 0 below the minimum."""
@@ -172,8 +228,15 @@ class Desk:
 
         ``expected_bps`` is the decision's expected return, None when there is none.
         """
-        self._monitors[symbol].see(self._venues[symbol].view(symbol))
-        position_lots = self.position_lots(symbol)
+        self._monitors[symbol].see(self._symbols[symbol].view(now_ns))
+        mode, position_lots = self._mode(symbol), self.position_lots(symbol)
+        algorithm = self._settings.algorithm
+        if mode in (Mode.PAUSE, Mode.HALT):
+            target_lots = position_lots  # whatever is open is abandoned, nothing is begun
+        elif mode is Mode.REDUCE:
+            target_lots = min(max(target_lots, min(position_lots, 0)), max(position_lots, 0))
+        elif mode is Mode.FLATTEN:
+            target_lots, algorithm = 0, "market"
         missing = target_lots - position_lots
         work = self._work.get(symbol)
         if work is not None:
@@ -185,17 +248,18 @@ class Desk:
         if now_ns < self._rest_until.get(symbol, 0):  # only what reduces does not wait
             missing = min(max(missing, min(-position_lots, 0)), max(-position_lots, 0))
         if missing:
-            self._open(symbol, missing, now_ns, self._settings.algorithm, expected_bps)
+            self._open(symbol, missing, now_ns, algorithm, expected_bps)
 
     def _open(
         self, symbol: str, lots: int, now_ns: int, algorithm: str, expected_bps: float | None
     ) -> None:
-        view = self._venues[symbol].view(symbol)
+        view = self._symbols[symbol].view(now_ns)
         if view.stale:
             return
         position_lots = self.position_lots(symbol)
+        self.parent_number += 1
         parent = Parent(
-            id=f"{symbol}-{now_ns // SECOND_NS}-{self._journal.parents + 1}",
+            id=f"{symbol}-{now_ns // SECOND_NS}-{self.parent_number}",
             symbol=symbol,
             side=1 if lots > 0 else -1,
             qty_lots=abs(lots),
@@ -205,8 +269,8 @@ class Desk:
             reduce_only=position_lots * lots < 0 and abs(lots) <= abs(position_lots),
         )
         view = msgspec.structs.replace(view, signal_bps=expected_bps)
-        parameters = {"costs": self._estimates} if algorithm == "router" else {}
-        working = start(algorithm, parent, self.registry, self._band_bps, **parameters)
+        parameters: dict[str, Any] = {"costs": self._estimates} if algorithm == "router" else {}
+        working = start(algorithm, parent, self.orders, self._band_bps, **parameters)
         working.inform(copy.deepcopy(self._monitors[symbol]))
         row = parent_row(
             parent,
@@ -215,14 +279,13 @@ class Desk:
             self._instruments[symbol],
             circumstances=self._circumstances(working, algorithm, view),
         )
-        self._journal.append("parent", now_ns, msgspec.json.encode(row), symbol, parent.id)
+        self._append("parent", now_ns, row, symbol, parent.id)
         self.parents += 1
-        self._log.info("parent opened", id=parent.id, side=parent.side, lots=parent.qty_lots)
+        self._say("info", "parent opened", id=parent.id, side=parent.side, lots=parent.qty_lots)
         self._fills[parent.id] = []
         self._work[symbol] = ActiveParent(
             parent=parent,
             algorithm=working,
-            changed=[],
             name=algorithm,
             row=row,
             ahead={},
@@ -257,101 +320,160 @@ class Desk:
 
     # -- the market moves, the venue answers -----------------------------------------------------
 
-    def apply_reconciliation(self, events: Sequence[Event]) -> None:
-        """Record what became of the orders that an earlier process left open; done once, at the start."""
-        for event in self._journal.record_events(events):
-            self.registry.apply(event)
-
     def on_events(self, symbol: str, events: Events) -> None:
         """Take event rows of a symbol as received: costs are measured by its mids and trades."""
         self._recorders[symbol].push(events)
 
-    def step(self, symbol: str, now_ns: int) -> None:
-        """Take the venue's order events, and step the algorithm on one, a new touch or its timer."""
-        venue = self._venues[symbol]
-        for event in self._journal.record_events(venue.poll()):
-            self._take(event)
+    def step(self, symbol: str, now_ns: int, evidence: Sequence[Event] = ()) -> None:
+        """Take evidence of orders, and step the algorithm on it, on a new touch or at its timer."""
+        for event in evidence:
+            self.take(event)
         work = self._work.get(symbol)
         if work is not None:
-            touch = venue.touch(symbol)
+            touch = self._symbols[symbol].touch()
             if work.changed or work.denied or touch != work.touch or now_ns >= work.timer_ns:
                 work.touch = touch
                 self._let(work, now_ns)
 
     def _let(self, work: ActiveParent, now_ns: int) -> None:
-        """Step an algorithm: journal the intents, then send the actions."""
+        """Step an algorithm, and send what the guard allows."""
         parent = work.parent
-        venue = self._venues[parent.symbol]
         work.timer_ns = now_ns + TIMER_NS
-        view = venue.view(parent.symbol)
+        view = self._symbols[parent.symbol].view(now_ns)
         if work.expected_bps is not None:
             view = msgspec.structs.replace(view, signal_bps=work.expected_bps)
-        changed, work.changed, work.denied = work.changed, [], False
-        asked = work.algorithm.step(now_ns, view, changed)
-        actions = self._allowed(work, now_ns, view, asked)
-        if actions:
-            self._journal.record_intents(now_ns, parent.symbol, parent.id, actions)
-            venue.send(actions)
-            for action in actions:
-                if isinstance(action, Submit):
-                    work.ahead[action.client_id] = displayed_ahead(view, action)
-            self.orders += sum(isinstance(action, Submit) for action in actions)
+        changed, work.changed, work.denied = list(work.changed.values()), {}, False
+        for action in work.algorithm.step(now_ns, view, changed):
+            denial = self._denial(now_ns, action, view)
+            if denial:
+                work.denied = True
+                self._deny(now_ns, parent, action, denial)
+                continue
+            self._send(now_ns, parent, action)
+            if isinstance(action, Submit):
+                work.ahead[action.client_id] = displayed_ahead(view, action)
+                self.sent += 1
         if work.algorithm.done:
             self._end(work, now_ns)
 
-    def _allowed(
-        self, work: ActiveParent, now_ns: int, view: View, actions: Sequence[Action]
-    ) -> list[Action]:
-        """Actions within every risk limit, told to the order machine; the others are recorded."""
-        passed = []
-        for action in actions:
-            denial = self.guard.allow(now_ns, action, view)
-            if denial is None:
-                passed.append(action)
-                if isinstance(action, Submit):
-                    self.registry.sent(action, work.parent.id, now_ns)
-                else:
-                    self.registry.requested(action, now_ns)
-                continue
-            work.denied = True
-            refusal = Rejected if isinstance(action, Submit) else CancelRejected
-            event = refusal(
-                client_id=action.client_id,
-                time_ns=now_ns,
-                venue_ns=now_ns,
-                reason=f"risk: {denial}",
-            )
-            body, symbol = msgspec.json.encode(event), work.parent.symbol
-            self._journal.append("denied", now_ns, body, symbol, work.parent.id)
-            self._log.warning("order denied by risk limit", id=action.client_id, reason=str(denial))
-        return passed
+    def _denial(self, now_ns: int, action: Action, view: View) -> str:
+        """Why an action is not sent; empty when it is."""
+        if isinstance(action, Submit) and not action.reduce_only:
+            mode = self._mode(action.symbol)
+            passive = action.time_in_force is TimeInForce.POST_ONLY
+            if mode >= Mode.PAUSE or (mode is Mode.PASSIVE and not passive):
+                return f"mode: {mode.name.lower()}"
+        denial = self.guard.allow(now_ns, action, view)
+        return "" if denial is None else f"risk: {denial}"
 
-    def _take(self, event: Event) -> None:
-        order = self.registry.apply(event)
+    def _deny(self, now_ns: int, parent: Parent, action: Action, reason: str) -> None:
+        refusal = Rejected if isinstance(action, Submit) else CancelRejected
+        event = refusal(client_id=action.client_id, time_ns=now_ns, venue_ns=now_ns, reason=reason)
+        self._append("denied", now_ns, event, parent.symbol, parent.id, action.client_id)
+        self._say("warning", "order denied", id=action.client_id, reason=reason)
+
+    def _send(self, now_ns: int, parent: Parent, action: Action) -> None:
+        if isinstance(action, Submit):
+            if self._stop_ticks is not None and not action.reduce_only:
+                stop = self._stop_ticks(action.symbol, action.side, action.price_ticks)
+                action = msgspec.structs.replace(action, stop_ticks=stop)
+            self.orders.sent(action, parent.id, now_ns)
+        else:
+            self.orders.requested(action, now_ns)
+        self._append("intent", now_ns, action, parent.symbol, parent.id, action.client_id)
+        self._emit(self.requests.open(now_ns, action, parent.symbol))
+
+    def take(self, event: Event) -> str:
+        """Fold evidence of an order in; the symbol that it is news of, empty for none.
+
+        An execution of no order of ours (a liquidation, a human's order) moves the position all the same.
+        """
+        order = self.orders.apply(event)
+        if order is None:
+            return self._foreign(event) if isinstance(event, Filled) else ""
+        parent_id, symbol = order.parent_id, order.submit.symbol
+        self._append("event", event.time_ns, event, symbol, parent_id, event.client_id)
         if isinstance(event, Filled):
             self._book(event)
-        if order is None:
-            self._log.error("event of an order unknown to the journal", order_event=repr(event))
-            return
-        if isinstance(event, Filled):
-            self._fills.setdefault(order.parent_id, []).append(event)
-        work = self._work.get(order.submit.symbol)
-        if work is not None and work.parent.id == order.parent_id:
-            work.changed.append(order)
+            self._fills.setdefault(parent_id, []).append(event)
+        work = self._work.get(symbol)
+        if work is not None and work.parent.id == parent_id:
+            work.changed[order.submit.client_id] = order
+        return symbol
 
-    def _book(self, fill: Filled) -> None:
-        self.account.apply(fill)
+    def _foreign(self, fill: Filled) -> str:
+        if fill.symbol not in self.account.holdings or not self._book(fill):
+            return ""
+        self._append("event", fill.time_ns, fill, fill.symbol, "", fill.client_id)
+        self._say(
+            "warning", "execution of no order of ours", execution=fill.exec_id, symbol=fill.symbol
+        )
+        return fill.symbol
+
+    def book_funding(self, report: FundingReport) -> None:
+        """Book a settlement as the venue states it, once."""
+        symbol, paid_e8 = report.symbol, report.paid_e8
+        if self.account.fund(report.exec_id, symbol, paid_e8, report.venue_ns):
+            payment = FundingPayment(
+                symbol=symbol,
+                time_ns=report.venue_ns,
+                position_lots=report.lots,
+                mark_e8=report.mark_e8,
+                rate_e8=0,
+                paid_e8=paid_e8,
+            )
+            self._append("funding", report.venue_ns, payment, symbol)
+
+    def record(self, kind: str, time_ns: int, body: object) -> None:
+        """Append a record of no order."""
+        self._append(kind, time_ns, body)
+
+    def facts(self) -> dict[str, float]:
+        """What `live.safety` judges of money: losses in quote currency."""
+        account = self.account
+        return {
+            "day_loss_usdt": (account.day_opening_e8 - account.marked_e8) / E8,
+            "drawdown_usdt": (account.peak_e8 - account.marked_e8) / E8,
+        }
+
+    def _append(
+        self,
+        kind: str,
+        time_ns: int,
+        body: object,
+        symbol: str = "",
+        parent_id: str = "",
+        client_id: str = "",
+    ) -> None:
+        self._emit(
+            Append(
+                kind=kind,
+                time_ns=time_ns,
+                body=msgspec.json.encode(body),
+                symbol=symbol,
+                parent_id=parent_id,
+                client_id=client_id,
+            )
+        )
+
+    def _say(self, level: str, event: str, **fields: object) -> None:
+        self._emit(Say(level=level, event=event, fields=fields))
+
+    def _book(self, fill: Filled) -> bool:
+        if not self.account.apply(fill):
+            return False
         self.fills += 1
         value = value_e8(self._instruments[fill.symbol], fill.price_ticks, fill.qty_lots)
         self._filled_e8 += value
         self._maker_e8 += value * (fill.liquidity is Liquidity.MAKER)
+        return True
 
     def _end(self, work: ActiveParent, now_ns: int) -> None:
         parent, filled = work.parent, work.algorithm.filled_lots
         del self._work[parent.symbol]
         if filled < parent.qty_lots and not work.abandoned:
             self._rest_until[parent.symbol] = now_ns + round(self._settings.deadline_s * 1e9)
-        self._log.info("parent ended", id=parent.id, filled=filled, lots=parent.qty_lots)
+        self._say("info", "parent ended", id=parent.id, filled=filled, lots=parent.qty_lots)
         self._ended.append(
             FinishedParent(
                 row=work.row,
@@ -377,7 +499,7 @@ class Desk:
             rate_e8=rate_e8,
             paid_e8=self.account.settle(symbol, mark_e8, rate_e8, lots),
         )
-        self._journal.append("funding", time_ns, msgspec.json.encode(funding), symbol)
+        self._append("funding", time_ns, funding, symbol)
 
     def measure(self, now_ns: int) -> None:
         """Mark to market, measure the cost of parents that are due, and drop mids no longer needed."""
@@ -387,7 +509,7 @@ class Desk:
         self.account.mark(now_ns, known)
         self.guard.mark(known)
         if now_ns % MINUTE_NS == 0:
-            self.registry.forget(now_ns - HOUR_NS)  # an event may be late
+            self.orders.forget(now_ns - HOUR_NS)  # an event may be late
         due = [ended for ended in self._ended if now_ns > ended.due_ns]
         self._ended = [ended for ended in self._ended if now_ns <= ended.due_ns]
         for ended in due:
@@ -400,7 +522,7 @@ class Desk:
 
     def _measure(self, ended: FinishedParent) -> None:
         parent, row = ended.parent, ended.row
-        record, venue = self._recorders[parent.symbol], self._venues[parent.symbol]
+        record = self._recorders[parent.symbol]
         cost = shortfall(
             parent,
             ended.fills,
@@ -411,15 +533,17 @@ class Desk:
             venue=self._name,
             arrival_ns=ended.arrival_ns,
             end_ns=ended.end_ns,
-            control=None if venue.moves_market else record.mids,
+            control=None if self._moves_market else record.mids,
             propagator=Propagator(sigma_bps=row.sigma_bps, volume_s=row.volume_lots_s),
             traded=record.traded,
-            own_in_traded=venue.moves_market,
+            own_in_traded=self._moves_market,
             signal_bps=row.signal_bps,
             signal_s=row.signal_s,
         )
         orders = [
-            order_row(self._journal.orders[client_id], self._name) for client_id in ended.orders
+            order_row(order, self._name)
+            for client_id in ended.orders
+            if (order := self.orders.get(client_id)) is not None
         ]
         after = markout_rows(parent.id, self._name, orders, ended.fills, record.mids, ended.ahead)
         for name in (*PARTS, "total_bps", "markout_60s_bps"):
@@ -428,8 +552,7 @@ class Desk:
                 sums[0] += value
                 sums[1] += 1.0
         for kind, body in (("markouts", after), ("end", cost)):
-            encoded = msgspec.json.encode(body)
-            self._journal.append(kind, ended.end_ns, encoded, parent.symbol, parent.id)
+            self._append(kind, ended.end_ns, body, parent.symbol, parent.id)
         self._fills.pop(parent.id, None)
 
     # -- the end -------------------------------------------------------------------------------
@@ -454,11 +577,11 @@ class Desk:
         for ended in self._ended:
             self._measure(ended)
         self._ended.clear()
-        for order in self._journal.open_orders():
-            self._log.error("order still open", id=order.submit.client_id, state=order.state)
+        for order in self.orders.open():
+            self._say("error", "order still open", id=order.client_id, state=str(order.state))
         for symbol in self._instruments:
             if (lots := self.position_lots(symbol)) and flattened:
-                self._log.error("position still open", symbol=symbol, lots=lots)
+                self._say("error", "position still open", symbol=symbol, lots=lots)
 
     def summary(self) -> dict[str, Any]:
         """Counts, costs (mean bps over parents) and profit (quote currency); plain data."""
@@ -470,7 +593,7 @@ class Desk:
         gross, fees, funding = self._money()
         return {
             "parents": self.parents,
-            "orders": self.orders,
+            "orders": self.sent,
             "fills": self.fills,
             "filled_usdt": self._filled_e8 / E8,
             "maker_share": self._maker_e8 / self._filled_e8 if self.fills else None,

@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
 
-from live.journal import MemoryJournal
-from live.paper import paper_venues
+from live.paper import PaperDriver, paper_venues
 from live.trader import Model, Trader
 from market.instruments import Instrument
 from market.settings import Settings
@@ -31,13 +30,6 @@ _ORDER_NS: Final = _START_NS + SECOND_NS + 500 * MS_NS
 _MID_TICKS: Final = 100_000
 
 
-class _Silent:
-    """A log that keeps nothing."""
-
-    def __getattr__(self, _: str) -> Any:
-        return lambda *_, **__: None
-
-
 def rehearse(settings: Settings, instruments: Mapping[str, Instrument], model: Model) -> float:
     """Decode, decide, order and fill for `_SECONDS` of a made-up market; the seconds that it took.
 
@@ -46,23 +38,16 @@ def rehearse(settings: Settings, instruments: Mapping[str, Instrument], model: M
     started = time.monotonic()
     depth = settings.market.book_depth
     decoder = Decoder(instruments, depth, instruments, follow=False)
-    trader = Trader(
-        settings,
-        instruments,
-        model=model,
-        venues=paper_venues(instruments, settings),
-        journal=MemoryJournal(),
-        name="rehearsal",
-        log=_Silent(),
-    )
-    trader.begin(_START_NS)
+    trader = Trader(settings, instruments, model=model, name="rehearsal")
+    driver = PaperDriver(trader, paper_venues(instruments, settings))
+    driver.begin(_START_NS)
     for now_ns, frame in _frames(instruments, depth):
-        trader.advance(now_ns)
+        driver.advance(now_ns)
         for symbol, events in decoder.decode_frame(now_ns, frame).events.items():
-            trader.on_events(symbol, events)
+            driver.on_events(symbol, events)
             if now_ns == _ORDER_NS and not trader.desk.has_parent(symbol):
                 trader.desk.set_target(symbol, _least_lots(instruments[symbol]), now_ns, 1.0)
-    trader.close(flatten=True)
+    driver.close(flatten=True)
     model.bundle.predict(np.zeros(len(model.bundle.manifest.features)))
     return time.monotonic() - started
 

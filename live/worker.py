@@ -34,14 +34,15 @@ import structlog
 from live.champion import Champion
 from live.clock import VenueClock, clock_of
 from live.collect import collect
+from live.core import Core
 from live.decisions import Decision, DecisionLog
 from live.feed import Feed, FeedError, Item, ReplayFeed, WireFeed
 from live.history import join_history, save_history
 from live.journal import Journal
+from live.messages import Append, Effect, InForce, Input, PublicFrame, Renew, Say, Send, Tick
 from live.own_capture import OwnCapture, checkpoints
-from live.paper import LiveVenue, paper_venues
+from live.paper import CLOSING_NS, GRID_NS, PaperGateway, paper_venues
 from live.rehearsal import rehearse
-from live.trader import Trader
 from market.console import Result
 from market.errors import UsageError
 from market.features import feature_hash, feature_names
@@ -50,8 +51,6 @@ from market.instruments import BUILT_IN, Instrument, leader
 from market.lake import Lake
 from market.settings import Settings
 from market.units import SECOND_NS, utc_date
-from market.wire.decode import Decoder
-from market.wire.results import Reject
 from market.wire.survey import instruments_of
 from market.wire.topics import public_topics
 
@@ -60,10 +59,10 @@ _REFUSED: Final = 200
 
 
 class Worker:
-    """Drives the trader from one feed: `run` to its end, `handle` for one item.
+    """Drives the core from one feed: `run` to its end, `handle` for one item.
 
-    ``champion``, ``journal`` and ``venues`` stay the caller's to close. ``monotonic_ns`` must be the
-    clock of the feed's ``due_ns``.
+    ``champion`` and ``journal`` stay the caller's to close. ``monotonic_ns`` must be the clock of the
+    feed's ``due_ns``.
     """
 
     def __init__(
@@ -73,25 +72,23 @@ class Worker:
         lake: Lake,
         instruments: Mapping[str, Instrument],
         feed: Feed,
-        venues: Mapping[str, LiveVenue],
+        gateway: PaperGateway,
         champion: Champion,
         journal: Journal,
         log: Any,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._settings, self._lake, self._feed = settings, lake, feed
-        self._venues, self._champion, self._journal, self._log = venues, champion, journal, log
+        self._gateway, self._champion, self._journal, self._log = gateway, champion, journal, log
         self._monotonic_ns = monotonic_ns
         self._instruments = instruments
-        self._decoder = Decoder(instruments, settings.market.book_depth, instruments, follow=False)
-        self.trader = Trader(
+        self.core = Core(
             settings,
             instruments,
             model=champion,
-            venues=venues,
-            journal=journal,
+            codec=gateway.codec,
             name=settings.live.venue,
-            log=log,
+            at_venue=False,
             on_decision=self._decided,
             on_midnight=self._midnight,
         )
@@ -101,8 +98,6 @@ class Worker:
         self._paced = False
         self._latencies_ns = array("q")
         self._unpaced = 0
-        self.frames = self.events = self.gaps = 0
-        self.rejects: dict[tuple[str, str], int] = {}
 
     # -- one item of the feed --------------------------------------------------------------------
 
@@ -110,61 +105,71 @@ class Worker:
         """Process a tick or a frame."""
         if self._own_capture is None:
             self._begin(item.receive_ns)
-        second_ns = self.trader.second_ns
+        trader = self.core.trader
+        second_ns = trader.second_ns
         started = item.due_ns or self._monotonic_ns()
         if item.due_ns and not self._paced:
             self._paced = True
             self._unpaced = len(self._latencies_ns)  # of `--warm-up`: due at no time
             del self._latencies_ns[:]
+        if item.receive_ns - trader.second_ns >= SECOND_NS and self._champion.refresh():
+            self.core.load(self._champion)
+            pointer = self._champion.pointer
+            self._step(
+                item.receive_ns,
+                InForce(
+                    name=pointer.name,
+                    version=pointer.version,
+                    manifest_sha256=pointer.manifest_sha256,
+                ),
+            )
+        self._pass(item.receive_ns)
         if item.frame is None:
-            self.trader.advance(item.receive_ns)
+            self._step(item.receive_ns, Tick())
         else:
-            self._take(item.receive_ns, item.frame)
-        if self.trader.second_ns > second_ns:
+            assert self._own_capture is not None
+            self._own_capture.append(item.receive_ns, item.frame)
+            self._step(item.receive_ns, PublicFrame(frame=item.frame))
+            if self._rejected >= _REFUSED and not self.core.events:
+                raise self._all_refused()
+        self._pass(item.receive_ns)
+        if trader.second_ns > second_ns:
             self._latencies_ns.append(self._monotonic_ns() - started)
 
-    def _take(self, receive_ns: int, frame: bytes) -> None:
-        assert self._own_capture is not None
-        self.frames += 1
-        decoded = self._decoder.decode_frame(receive_ns, frame)
-        # The decoder's clock: a stamp that it rejects moves no time.
-        self.trader.advance(self._decoder.clock_ns)
-        self._own_capture.append(receive_ns, frame)
-        for symbol, events in decoded.events.items():
-            self.events += len(events)
-            self.trader.on_events(symbol, events)
-        self.gaps += decoded.gaps
-        for control in decoded.controls:
-            if control.fields["l2"] in ("refused", "restored"):
-                self._log.warning("topics " + control.fields["l2"], **control.fields)
-        for reject in decoded.rejects:
-            self._note_reject(reject)
-        if decoded.rejects and not self.events and self._rejected >= _REFUSED:
-            raise self._all_refused()
+    def _pass(self, now_ns: int) -> None:
+        """Hand the core what has come from the venue by now."""
+        for time_ns, given in self._gateway.until(now_ns):
+            self._step(time_ns, given)
+
+    def _step(self, now_ns: int, given: Input) -> None:
+        self._carry_out(now_ns, self.core.step(now_ns, given))
+
+    def _carry_out(self, now_ns: int, effects: Sequence[Effect]) -> None:
+        self._gateway.take(self.core.rows)
+        for effect in effects:
+            match effect:
+                case Send():
+                    self._gateway.send(now_ns, effect)
+                case Append():
+                    row = effect.time_ns, effect.kind, effect.symbol, effect.parent_id
+                    durable = effect.kind == "intent"
+                    self._journal._add([(*row, effect.client_id, effect.body)], durable)
+                case Renew():
+                    if isinstance(self._feed, WireFeed):
+                        self._feed.renew(effect.topics)
+                case Say():
+                    getattr(self._log, effect.level)(effect.event, **effect.fields)
 
     @property
     def _rejected(self) -> int:
-        return sum(self.rejects.values())
+        return sum(self.core.rejects.values())
 
     def _all_refused(self) -> FeedError:
-        (topic, reason), _ = max(self.rejects.items(), key=lambda item: item[1])
+        (topic, reason), _ = max(self.core.rejects.items(), key=lambda item: item[1])
         return FeedError(
             f"{self._rejected} frames were refused and none accepted, most of {topic or 'no topic'}: "
             f"{reason}; the log shows the first"
         )
-
-    def _note_reject(self, reject: Reject) -> None:
-        """Count a rejected frame; of each (topic, reason) the 1st, 10th, 100th, ... is logged."""
-        kind = reject.topic, reject.reason
-        times = self.rejects[kind] = self.rejects.get(kind, 0) + 1
-        if str(times).strip("0") == "1":
-            self._log.warning(
-                "frame rejected",
-                topic=reject.topic,
-                reason=reject.reason,
-                detail=reject.detail,
-                times=times,
-            )
 
     def _begin(self, first_ns: int) -> None:
         """Name the run, open its files, reconcile orders and join the lake's history."""
@@ -182,26 +187,23 @@ class Worker:
             )
         about = {"model": self._champion.pointer.version, "symbols": list(self._instruments)}
         self._journal.append("run", first_ns, msgspec.json.encode({"run": self.run_id, **about}))
-        left_open = self._journal.open_orders()
-        for symbol, venue in self._venues.items():
-            mine = [order for order in left_open if order.submit.symbol == symbol]
-            self.trader.desk.apply_reconciliation(venue.reconcile(mine, first_ns))
-        self._log.info("worker started", run=self.run_id, orders_reconciled=len(left_open), **about)
+        self._log.info("worker started", run=self.run_id, **about)
         history = join_history(self._lake, self._instruments, second_ns)
         if history is not None:
             save_history(self._settings.root, self.run_id, history)
             self._log.info(
                 "history joined", seconds=min(len(bars) for bars, *_ in history.values())
             )
-        self.trader.begin(second_ns, history)
+        effects = self.core.begin(second_ns, history)
         self._open_capture(second_ns)
+        self._carry_out(second_ns, effects)
 
     def _open_capture(self, now_ns: int) -> None:
         """Start a file of the own capture with checkpoints, unless the last event is too old."""
         assert self._own_capture is not None
         restated: list[bytes] = []
-        if now_ns - self.trader.last_event_ns <= MAX_SILENCE_NS:
-            for symbol, state in self.trader.symbols.items():
+        if now_ns - self.core.trader.last_event_ns <= MAX_SILENCE_NS:
+            for symbol, state in self.core.trader.symbols.items():
                 restated += checkpoints(
                     self._instruments[symbol],
                     state.builder.book,
@@ -230,12 +232,26 @@ class Worker:
             for item in self._feed:
                 self.handle(item)
             if self.run_id:
-                self.trader.close(flatten)
-        if self.rejects and not self.events:
+                self._close(flatten)
+        if self.core.rejects and not self.core.events:
             raise self._all_refused()
         summary = self.summary()
         self._log.info("worker stopped", **summary)
         return summary
+
+    def _close(self, flatten: bool) -> None:
+        """The end of the stream: cancel open orders, close positions, measure costs; time runs on."""
+        core, now_ns = self.core, self.core.now_ns
+        core.stop(now_ns, flatten)
+        self._carry_out(now_ns, core.trader.drain())
+        until_ns = now_ns + 2 * CLOSING_NS
+        while not core.ended and now_ns < until_ns:
+            now_ns = (now_ns // GRID_NS + 1) * GRID_NS
+            self._pass(now_ns)
+            self._step(now_ns, Tick())
+            self._pass(now_ns)
+        core.finish(flatten)
+        self._carry_out(now_ns, core.trader.drain())
 
     def _finish(self) -> None:
         with ExitStack() as stack:  # both, whatever the first raises
@@ -252,11 +268,11 @@ class Worker:
             "run": self.run_id,
             "model": f"{self._champion.pointer.name} {self._champion.pointer.version}",
             "fee_row": self._settings.model.fee_row,
-            "frames": self.frames,
-            "events": self.events,
+            "frames": self.core.frames,
+            "events": self.core.events,
             "rejected": self._rejected,
-            "gaps": self.gaps,
-            **self.trader.summary(),
+            "gaps": self.core.gaps,
+            **self.core.trader.summary(),
             "swaps": self._champion.swaps,
             "bundles_refused": self._champion.refused,
             "latency_us": {
@@ -318,7 +334,7 @@ def run(
             lake=lake,
             instruments=instruments,
             feed=feed,
-            venues=paper_venues(instruments, settings, journal.positions),
+            gateway=PaperGateway(paper_venues(instruments, settings, journal.positions)),
             champion=champion,
             journal=journal,
             log=log,

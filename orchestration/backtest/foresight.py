@@ -17,16 +17,15 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from live.journal import MemoryJournal
-from live.paper import paper_venues
-from live.trader import SymbolState, Trader, columns_of
+from live.symbol_state import SymbolState
+from live.trader import Trader, columns_of
 from market.console import Say
 from market.events import Events
 from market.instruments import Instrument
 from market.lake import Lake
 from market.settings import Settings
 from models_registry.manifest import NO_REGIME, Prediction
-from orchestration.backtest.run import PROGRESS_EVERY_S, ErrorLog, FixedModel, opening
+from orchestration.backtest.run import PROGRESS_EVERY_S, FixedModel, opening
 from orchestration.backtest.span import Span, instant_text, merged, seconds_of
 
 #: Rows that are predicted at once.
@@ -69,9 +68,9 @@ class Watcher(Trader):
         self._pending: dict[str, list[tuple[int, bool, Floats]]] = {s: [] for s in watched}
         self.seconds = {"features": 0.0, "predictions": 0.0}
 
-    def _take(self, state: SymbolState, events: Events) -> None:
-        state.ticker.apply(events)
-        state.builder.push(events)
+    def _take(self, state: SymbolState, rows: Events, restated: bool) -> None:
+        state.ticker.apply(rows)
+        state.builder.push(rows)
 
     def _decide(self, t_ns: int) -> None:
         for symbol, pending in self._pending.items():
@@ -83,7 +82,7 @@ class Watcher(Trader):
 
     def finish(self, until_ns: int) -> None:
         """Close the seconds up to the span's end, and write what is pending."""
-        self.advance_exactly(until_ns)
+        self.close_until(until_ns)
         for symbol in self._pending:
             self._write(symbol)
 
@@ -121,10 +120,7 @@ def foresee(
         settings,
         instruments,
         model=models[0],
-        venues=paper_venues(instruments, settings),
-        journal=MemoryJournal(),
         name="foresight",
-        log=ErrorLog(),
         models=models,
         watched=watched,
         folder=folder,
@@ -136,9 +132,9 @@ def foresee(
         if not begun:
             begun = True
             watcher.begin(second_ns, opening(lake, instruments, second_ns))
-        watcher.advance(second_ns)
+        watcher.close_until(second_ns)
         for symbol, part in rows.items():
-            watcher.on_events(symbol, part)
+            watcher.on_rows(symbol, part)
         if say is not None and time.monotonic() - progress >= PROGRESS_EVERY_S:
             progress = time.monotonic()
             say(f"{instant_text(second_ns)}: features of {' and '.join(watched)}")

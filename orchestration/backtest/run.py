@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +20,10 @@ from live.collect import journal_rows
 from live.decisions import Decision
 from live.desk import FundingPayment
 from live.history import SymbolHistory, book_states, join_history
-from live.journal import Entry, MemoryJournal
-from live.paper import paper_venues
+from live.journal import Entry
+from live.messages import Append, Effect
+from live.messages import Say as Said
+from live.paper import PaperDriver, paper_venues
 from live.trader import Model, Trader
 from market.columns import C
 from market.console import Say
@@ -67,10 +69,6 @@ class FixedModel(msgspec.Struct, frozen=True):
     pointer: Pointer
     bundle: Bundle
     foreign: str = ""
-
-    def refresh(self) -> bool:
-        """False: no newer champion is loaded (`live.trader.Model`)."""
-        return False
 
     @property
     def name(self) -> str:
@@ -215,22 +213,33 @@ class EquityCurve:
             self.price[symbol].append(price)
 
 
-class _BlotterLedger(MemoryJournal):
-    """A ledger that feeds a blotter: parents opened, fills and funding."""
+class Ledger:
+    """The records of a run in memory: parents, requests, evidence, costs and funding, booked as they come.
+
+    ``written`` gets every entry. `drain_finished` bounds the memory.
+    """
 
     def __init__(
         self,
         blotter: Blotter,
         reason: Callable[[str, int], EntryReason],
-        written: Callable[[Entry], None] | None,
+        written: Callable[[Entry], None] | None = None,
     ) -> None:
-        super().__init__()
-        self._blotter, self._reason, self._on_entry = blotter, reason, written
+        self._blotter, self._reason, self._written = blotter, reason, written
+        self._entries: list[Entry] = []
+        self._count = 0
 
-    def _apply(self, entry: Entry) -> None:
-        super()._apply(entry)
-        if self._on_entry is not None:
-            self._on_entry(entry)
+    def add(self, record: Append) -> None:
+        """Take a record."""
+        self._count += 1
+        entry = Entry(
+            self._count,
+            *(record.time_ns, record.kind, record.symbol),
+            *(record.parent_id, record.client_id, record.body),
+        )
+        self._entries.append(entry)
+        if self._written is not None:
+            self._written(entry)
         if entry.kind == "parent":
             side = int(msgspec.json.decode(entry.body)["side"])
             self._blotter.opened(entry.symbol, self._reason(entry.symbol, side))
@@ -242,22 +251,16 @@ class _BlotterLedger(MemoryJournal):
             funding = _FUNDING.decode(entry.body)
             self._blotter.funded(funding.symbol, funding.paid_e8, funding.time_ns)
 
+    def entries(self, kind: str | None = None) -> Iterator[Entry]:
+        """Entries of one kind, or all, in their order."""
+        return (entry for entry in self._entries if kind in (None, entry.kind))
 
-class ErrorLog:
-    """The trader's log of a run: errors are collected for the report, the rest is dropped."""
-
-    def __init__(self) -> None:
-        self.errors: list[str] = []
-
-    def info(self, *_: object, **__: object) -> None:
-        """Dropped: progress of a worker."""
-
-    def warning(self, *_: object, **__: object) -> None:
-        """Dropped: orders that a risk limit denied, which the figures count."""
-
-    def error(self, event: str, **about: object) -> None:
-        """Collected in `errors`."""
-        self.errors.append(f"{event}: {', '.join(f'{k} {v}' for k, v in about.items())}")
+    def drain_finished(self) -> list[Entry]:
+        """Remove and return entries of finished parents and of no parent."""
+        ended = {entry.parent_id for entry in self._entries if entry.kind == "end"} | {""}
+        finished = [entry for entry in self._entries if entry.parent_id in ended]
+        self._entries = [entry for entry in self._entries if entry.parent_id not in ended]
+        return finished
 
 
 class Books(msgspec.Struct, frozen=True, kw_only=True):
@@ -299,8 +302,8 @@ class Run:
         self.settings, self.model = settings, model
         self.symbols = tuple(instruments)
         self.blotter = Blotter(instruments, FEE_ROWS_BPS)
-        self.ledger = _BlotterLedger(self.blotter, self._reason, written)
-        self.log = ErrorLog()
+        self.ledger = Ledger(self.blotter, self._reason, written)
+        self.errors: list[str] = []  #: what the trader said of errors
         self.curve = EquityCurve(self.symbols)
         self.regimes: dict[str, int] = {}  #: regime -> decisions in it
         self._decided, self._rows = decided, rows
@@ -308,15 +311,17 @@ class Run:
         self._sampled_ns = self._sampled_changes = 0
         self._equity = dict.fromkeys(FEE_ROWS_BPS, 0.0)
         self.trader = trader(
-            settings,
-            instruments,
-            model=model,
-            venues=paper_venues(instruments, settings),
-            journal=self.ledger,
-            name="backtest",
-            log=self.log,
-            on_decision=self._note,
+            settings, instruments, model=model, name="backtest", on_decision=self._note
         )
+        venues = paper_venues(instruments, settings)
+        self.driver = PaperDriver(self.trader, venues, self._take)
+
+    def _take(self, effect: Effect) -> None:
+        if isinstance(effect, Append):
+            self.ledger.add(effect)
+        elif isinstance(effect, Said) and effect.level == "error":
+            about = ", ".join(f"{key} {value}" for key, value in effect.fields.items())
+            self.errors.append(f"{effect.event}: {about}")
 
     def _note(self, decision: Decision, _: tuple[int, ...]) -> None:
         self._latest[decision.symbol] = decision.regime, decision.expected_bps
@@ -367,8 +372,8 @@ class Run:
 
     def close(self) -> None:
         """At the end of the events: close open positions, value the books a last time."""
-        self.trader.close(flatten=True)
-        now_ns = max(state.now_ns for state in self.trader.symbols.values())
+        self.driver.close(flatten=True)
+        now_ns = self.driver.market_ns
         self.sample(-(-now_ns // SECOND_NS) * SECOND_NS)
         if self.curve.t_ns[-1] < self._sampled_ns:
             prices = self._prices(self._mids())
@@ -384,7 +389,7 @@ class Run:
             blotter=self.blotter,
             curve=self.curve,
             regimes=self.regimes,
-            errors=self.log.errors,
+            errors=self.errors,
             events=events,
             warm_decisions=trader.warm_decisions,
             unpriced_funding=trader.unpriced_funding,
@@ -424,16 +429,16 @@ def replay(
         if not flushed:
             history = opening(lake, instruments, second_ns)
             for run in runs:
-                run.trader.begin(second_ns, history)
+                run.driver.begin(second_ns, history)
         elif second_ns // FLUSH_NS != flushed:
             for run in runs:
                 run.flush()
         flushed = second_ns // FLUSH_NS
         for run in runs:
-            run.trader.advance(second_ns)
+            run.driver.advance(second_ns)
             run.sample(second_ns)
             for symbol, part in rows.items():
-                run.trader.on_events(symbol, part)
+                run.driver.on_events(symbol, part)
         events += sum(map(len, rows.values()))
         if say is not None and time.monotonic() - progress >= PROGRESS_EVERY_S:
             progress = time.monotonic()
@@ -446,5 +451,5 @@ def replay(
         if close:
             run.close()
         else:
-            run.trader.advance_exactly(span.until_ns)
+            run.driver.advance_exactly(span.until_ns)
     return events

@@ -17,7 +17,6 @@ import lightgbm
 import msgspec
 import numpy as np
 
-from live.paper import paper_venues
 from market.bars import make_bars
 from market.console import Say
 from market.features import feature_hash, feature_names
@@ -95,15 +94,14 @@ def _stages(
     files = {symbol: file_of(folder, 0, symbol) for symbol in SYMBOLS}
 
     def trader(*arguments: Any, **options: Any) -> ForesightTrader:
-        options["venues"] = paper_venues(instruments, settings)
-        for venue in options["venues"].values():
-            for name in ("on_events", "advance", "send", "poll", "view", "touch"):
-                setattr(venue, name, timed("simulator", getattr(venue, name)))
         made = ForesightTrader(*arguments, files=files, **options)
         made.desk.measure = timed("accounting", made.desk.measure)  # type: ignore[method-assign]
         return made
 
     run = Run(settings, instruments, model, trader=trader)
+    for venue in run.driver.venues.values():
+        for name in ("on_events", "advance", "send", "poll"):
+            setattr(venue, name, timed("simulator", getattr(venue, name)))
     for name in ("sample", "flush"):
         setattr(run, name, timed("accounting", getattr(run, name)))
     started = time.process_time()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from execution.orders import Cancelled, Filled, OrderState, Submit
-from live.journal import JournalOrder
+from execution.orders import Filled
 from live.paper import PaperVenue
 from market.settings import Execution, Model, Settings
 from tests.execution.tape import INSTRUMENT, SYMBOL, Tape, limit, market
@@ -68,22 +67,6 @@ def test_positions_of_earlier_runs_are_carried_on() -> None:
     tape = Tape(paper(**{SYMBOL: -7})).opens()
     tape.send(market("a", 1, 4))
     assert tape.position == -3
-
-
-def test_orders_of_an_earlier_process_are_reconciled_as_cancelled() -> None:
-    order = JournalOrder(
-        submit=Submit(client_id="p-1", symbol=SYMBOL, side=1, qty_lots=10, price_ticks=100),
-        parent_id="p",
-        state=OrderState.UNKNOWN,
-        price_ticks=100,
-        qty_lots=10,
-        submitted_ns=1,
-        changed_ns=2,
-        filled_lots=4,
-    )
-    [event] = paper().reconcile([order], 9)
-    assert isinstance(event, Cancelled)
-    assert (event.client_id, event.time_ns, event.leaves_lots) == ("p-1", 9, 6)
 
 
 def test_settings_alone_decide_the_queue_model() -> None:

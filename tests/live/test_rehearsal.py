@@ -9,6 +9,7 @@ import pytest
 
 from execution.algorithms import ALGORITHMS
 from live.champion import Champion
+from live.paper import PaperDriver
 from live.rehearsal import _frames, rehearse
 from live.trader import Trader
 from market.features import feature_hash
@@ -49,18 +50,18 @@ def test_a_rehearsal_decides_orders_and_fills_for_every_symbol(
     model = champion(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     ended: list[Trader] = []
-    close = Trader.close
+    close = PaperDriver.close
 
-    def closing(trader: Trader, flatten: bool) -> None:
-        close(trader, flatten)
-        ended.append(trader)
+    def closing(driver: PaperDriver, flatten: bool) -> None:
+        close(driver, flatten)
+        ended.append(driver.trader)
 
-    monkeypatch.setattr(Trader, "close", closing)
+    monkeypatch.setattr(PaperDriver, "close", closing)
     assert rehearse(settings, instruments, model) > 0
     [trader] = ended
     assert trader.decisions == 2 * 2, "two whole seconds of two symbols"
     assert trader.desk.parents >= 2
-    assert trader.desk.orders >= 2
+    assert trader.desk.sent >= 2
     if instruments is INSTRUMENTS:  # slices of a schedule may be below the least that a venue takes
         assert trader.desk.fills >= 2
     assert all(trader.desk.position_lots(symbol) == 0 for symbol in SYMBOLS)

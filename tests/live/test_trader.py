@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from live.decisions import Decision
-from live.journal import MemoryJournal
-from live.paper import paper_venues
+from live.messages import Append, Effect, Say
+from live.paper import PaperDriver, paper_venues
 from live.trader import Trader
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.settings import Settings
-from orchestration.backtest.run import ErrorLog, FixedModel, load_model
+from orchestration.backtest.run import FixedModel, load_model
 from tests.live.live_market import live_settings, promote
 from tests.live.warm import SYMBOLS, Minutes, S, fresh, minutes, snapshot
 
@@ -49,20 +49,25 @@ class Traded:
     """A trader under test, and all that it did."""
 
     def __init__(self, model: FixedModel, settings: Settings, market: Minutes) -> None:
-        self.ledger = MemoryJournal()
-        self.log = ErrorLog()
+        self.records: list[Append] = []
+        self.errors: list[str] = []
         self.decisions: list[Decision] = []
         self.trader = Trader(
             settings,
             market.instruments,
             model=model,
-            venues=paper_venues(market.instruments, settings),
-            journal=self.ledger,
             name="test",
-            log=self.log,
             on_decision=lambda decision, _: self.decisions.append(decision),
         )
-        self.trader.begin(market.start_ns, fresh(market.history))
+        venues = paper_venues(market.instruments, settings)
+        self.driver = PaperDriver(self.trader, venues, self._take)
+        self.driver.begin(market.start_ns, fresh(market.history))
+
+    def _take(self, effect: Effect) -> None:
+        if isinstance(effect, Append):
+            self.records.append(effect)
+        elif isinstance(effect, Say) and effect.level == "error":
+            self.errors.append(effect.event)
 
     def record(self) -> dict[str, list[Any]]:
         """By symbol: decisions with their vectors, and the ledger's entries without their numbers."""
@@ -71,12 +76,12 @@ class Traded:
             told = [repr(getattr(decision, n)) for n in decision.__struct_fields__[:-1]]
             digest = hashlib.sha256(decision.vector.tobytes()).hexdigest()
             done[decision.symbol].append((*told, digest))
-        for entry in self.ledger.entries():
-            done[entry.symbol].append(entry[1:])
+        for record in self.records:
+            done[record.symbol].append(record)
         return done
 
     def fills(self) -> int:
-        return sum(entry.body.startswith(b'{"type":"Filled"') for entry in self.ledger.entries())
+        return sum(record.body.startswith(b'{"type":"Filled"') for record in self.records)
 
 
 def seconds_of(events: Events) -> Iterator[tuple[int, Events]]:
@@ -93,8 +98,8 @@ def by_seconds(traded: Traded, market: Minutes, cut: Any = None) -> Traded:
             rows = parts[symbol].get(second)
             if rows is not None:
                 for piece in [rows] if cut is None else cut(rows):
-                    traded.trader.on_events(symbol, piece)
-    traded.trader.close(flatten=True)
+                    traded.driver.on_events(symbol, piece)
+    traded.driver.close(flatten=True)
     return traded
 
 
@@ -123,12 +128,12 @@ def test_interleaved_frames_and_whole_seconds_by_symbol_decide_the_same(
     for time_ns, symbol, frame in frames:
         while tick + 37_000_000 < time_ns:
             tick += 37_000_000  # bare time at odd instants
-            live.trader.advance(tick)
-        live.trader.on_events(symbol, frame)
-    live.trader.close(flatten=True)
+            live.driver.advance(tick)
+        live.driver.on_events(symbol, frame)
+    live.driver.close(flatten=True)
     assert batch.fills() > 10, "there is something to compare"
     assert live.record() == batch.record()
-    assert not live.log.errors
+    assert not live.errors
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -151,7 +156,7 @@ def test_events_of_another_second_are_refused(market: Minutes, model: FixedModel
     traded = Traded(model, live_settings(Path("unused")), market)
     rows = market.events["BTCUSDT"]
     with pytest.raises(ValueError, match="push one second at a time"):
-        traded.trader.on_events("BTCUSDT", rows[rows["receive_ns"] < market.start_ns + 3 * S])
+        traded.driver.on_events("BTCUSDT", rows[rows["receive_ns"] < market.start_ns + 3 * S])
 
 
 def test_a_gap_flattens_and_stops_trading_until_warm_again(
@@ -232,7 +237,7 @@ def test_funding_is_settled_at_its_instant_by_its_own_mark_and_rate(
     by_seconds(traded, market._replace(events=events))
     held = next(d.position_lots for d in traded.decisions if d.t_ns == due_ns)
     assert held != 0
-    payments = list(traded.ledger.entries("funding"))
+    payments = [r for r in traded.records if r.kind == "funding"]
     assert traded.trader.unpriced_funding == (not told)
     if told:
         [entry] = payments

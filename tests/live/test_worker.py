@@ -26,7 +26,7 @@ from live.champion import Champion, NoChampionError
 from live.collect import collect
 from live.feed import FeedError, Item, ReplayFeed
 from live.journal import Journal, JournalError, open_read_only, read_entries
-from live.paper import paper_venues
+from live.paper import PaperGateway, paper_venues
 from live.worker import Worker, followed, known_instruments, logger, run, summary_text
 from market.bars import BarBuilder, Bars, make_bars
 from market.errors import no_space
@@ -414,7 +414,7 @@ def build(root: Path, capture: str, at: dict[int, Callable[[], object]]) -> Setu
         lake=Lake(root),
         instruments=instruments,
         feed=Steps(ReplayFeed([capture], speed=0), at),
-        venues=paper_venues(instruments, settings, journal.positions),
+        gateway=PaperGateway(paper_venues(instruments, settings, journal.positions)),
         champion=champion,
         journal=journal,
         log=log,

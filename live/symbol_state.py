@@ -1,0 +1,107 @@
+"""One symbol of the trader: its market picture from its own book, and its latest bar and decision."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from execution.simulation.queue import HIDDEN
+from execution.venue import View
+from live.funding import Settlement, Settlements
+from live.own_capture import TickerState
+from market.bars import COLUMNS, BarBuilder
+from market.events import EVENT, Events, Flag, Kind
+from market.instruments import Instrument
+from market.kernel import kernel
+
+_TICKER: Final = int(Kind.TICKER)
+_TRADE: Final = int(Kind.TRADE)
+_LAST, _CHECKPOINT = int(Flag.LAST), int(Flag.CHECKPOINT)
+
+_MID, _GAP = (list(COLUMNS).index(name) for name in ("mid_close", "gap"))
+
+#: Levels of a view.
+VIEW_LEVELS: Final = 5
+
+
+@kernel
+def count_taken(rows: Events, taken: npt.NDArray[np.int64]) -> None:
+    """Add the lots that takers bought and sold in the visible book."""
+    for row in rows:
+        if row.kind == _TRADE and not row.flags & HIDDEN:
+            taken[0 if row.side > 0 else 1] += row.qty_lots
+
+
+class SymbolState:
+    """State of one symbol: its bar builder and ticker, and its latest bar, decision and funding."""
+
+    def __init__(self, instrument: Instrument, stale_after_s: float) -> None:
+        self.instrument = instrument
+        self.stale_after_s = stale_after_s
+        self.builder = BarBuilder(instrument, stale_after_s)
+        self.ticker = TickerState()
+        self.taken = np.zeros(2, np.int64)  #: lots that takers bought and sold, as received
+        self.row: npt.NDArray[np.float64] | None = None  #: the last closed bar
+        self.row_ns = 0
+        self.target = 0
+        self.target_lots = 0
+        self.signal_ns = 0  #: of the last signal in the target's direction
+        self.signals = 0
+        self.entries = 0
+        self.settlements = Settlements()
+        self.unpaid: list[Settlement] = []  #: settled within the last second
+        self._stale_ns = round(stale_after_s * 1e9)
+
+    def take(self, rows: Events) -> None:
+        """Take event rows of whole frames; no second may end within them (RuntimeError)."""
+        self.ticker.apply(rows)
+        count_taken(rows, self.taken)
+        if len(self.builder.push(rows)):
+            # Cannot be: seconds are closed before the first event behind them is pushed.
+            symbol = self.instrument.symbol
+            raise RuntimeError(f"{symbol}: an event closed a bar that time had not closed")
+
+    def view(self, now_ns: int) -> View:
+        """Our picture of the market at an instant."""
+        book = self.builder.book
+        return View(
+            symbol=self.instrument.symbol,
+            now_ns=now_ns,
+            bids=tuple(book.bids(VIEW_LEVELS)),
+            asks=tuple(book.asks(VIEW_LEVELS)),
+            stale=book.stale(now_ns, self._stale_ns),
+            instrument=self.instrument,
+            bought_lots=int(self.taken[0]),
+            sold_lots=int(self.taken[1]),
+        )
+
+    def mid_at(self, t_ns: int) -> float:
+        """The mid at the close of the second that ended at ``t_ns``; NaN without a sound bar of it."""
+        if self.row is None or self.row_ns != t_ns or self.row[_GAP]:
+            return math.nan
+        return float(self.row[_MID])
+
+    def touch(self) -> tuple[int | None, int | None]:
+        """Best bid and ask in ticks, None for an empty side."""
+        book = self.builder.book
+        return book.best_bid, book.best_ask
+
+    def checkpoint_rows(self, now_ns: int) -> Events:
+        """Checkpoint rows of book and ticker at ``now_ns``."""
+        book = self.builder.book.snapshot_rows(now_ns)
+        ticker = np.zeros(len(self.ticker.fields), EVENT)
+        for row, (field, value) in zip(ticker, sorted(self.ticker.fields.items()), strict=True):
+            row["field"], row["value"] = field, value
+        for name in ("receive_ns", "exchange_ns", "publish_ns"):
+            ticker[name] = now_ns
+        ticker["kind"], ticker["flags"] = _TICKER, _CHECKPOINT
+        ticker["flags"][-1:] |= _LAST
+        return np.concatenate([book, ticker])
+
+    def restart_bars(self, rows: Events) -> None:
+        """Restart the bar builder from checkpoint rows, as a date's partition does."""
+        self.builder = BarBuilder(self.instrument, self.stale_after_s)
+        self.builder.push(rows)
