@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -229,3 +230,11 @@ def test_the_mode_is_the_strictest_reached_whatever_restarts(
                     value <= limit.bound(Risk()) if limit.below else value >= limit.bound(Risk())
                 ):
                     assert plain.safety.mode(symbol) >= limit.action
+
+
+def test_the_documented_table_is_the_table_in_force() -> None:
+    text = Path("docs/live.md").read_text()
+    for limit in LIMITS:
+        row = next(line for line in text.splitlines() if line.startswith(f"| {limit.name} |"))
+        assert f"| {limit.action.name} |" in row
+        assert (f"`{limit.setting}`" in row) == bool(limit.setting)
