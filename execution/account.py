@@ -255,15 +255,26 @@ class Account:
 
     # -- restart -------------------------------------------------------------------------------
 
-    def snapshot(self) -> AccountState:
-        """The state, to be encoded before the account changes again."""
+    def marks(self) -> AccountState:
+        """What the last mark to market left, without what evidence tells."""
         return AccountState(
-            opening_e8=self.opening_e8,
-            holdings=self.holdings,
             equity_e8=self.marked_e8,
             peak_e8=self.peak_e8,
             day=self.day,
             day_opening_e8=self.day_opening_e8,
+        )
+
+    def restore_marks(self, state: AccountState) -> None:
+        """Take over the marks of an earlier process."""
+        self.marked_e8, self.peak_e8 = state.equity_e8, state.peak_e8
+        self.day, self.day_opening_e8 = state.day, state.day_opening_e8
+
+    def snapshot(self) -> AccountState:
+        """The state, to be encoded before the account changes again."""
+        return msgspec.structs.replace(
+            self.marks(),
+            opening_e8=self.opening_e8,
+            holdings=self.holdings,
             executions=self._executions,
             recent={symbol: list(recent) for symbol, recent in self._recent.items()},
         )
@@ -283,9 +294,8 @@ class Account:
                     )
                 holding.instrument = ours.instrument
             self.holdings[symbol] = holding
-        self.opening_e8, self.marked_e8 = state.opening_e8, state.equity_e8
-        self.peak_e8 = state.peak_e8
-        self.day, self.day_opening_e8 = state.day, state.day_opening_e8
+        self.opening_e8 = state.opening_e8
+        self.restore_marks(state)
         self._executions = state.executions
         self._newest_ns = max(state.executions.values(), default=self._newest_ns)
         self._recent |= {symbol: deque(recent) for symbol, recent in state.recent.items()}

@@ -20,6 +20,7 @@ from execution.account import Account
 from execution.order_machine import Order, Orders
 from execution.orders import ExecutionType, Filled, OrderReport, OrderState
 from live.messages import (
+    Append,
     CancelAll,
     Effect,
     PositionReport,
@@ -247,6 +248,8 @@ class Audits:
         audit.blocking = True
         if audit.rounds >= ROUNDS:
             self._account.adopt(symbol, report.lots, report.entry_e8, report.venue_ns)
+            body = msgspec.json.encode(report)
+            self._emit(Append(kind="adopted", time_ns=now_ns, body=body, symbol=symbol))
             self._protection.report(now_ns, report)
             self.policy(
                 now_ns, symbol, f"position {ours} lots in the log, {report.lots} at the venue"

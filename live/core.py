@@ -26,6 +26,7 @@ from live.history import SymbolHistory
 from live.labels import Labels
 from live.messages import (
     Answer,
+    Append,
     Command,
     Effect,
     Evidence,
@@ -287,6 +288,10 @@ class Core:
             self.reconciliation.step(now_ns)
         while made := self.reconciliation.made():
             self._learn(now_ns, made)
+        if self.safety.changed:  # a halt outlives the process that was told
+            self.safety.changed = False
+            body = msgspec.json.encode(self.safety.snapshot())
+            self._emit(Append(kind="section/safety", time_ns=now_ns, body=body))
 
     # -- the market ------------------------------------------------------------------------------
 

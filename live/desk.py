@@ -422,7 +422,7 @@ class Desk:
                 rate_e8=0,
                 paid_e8=paid_e8,
             )
-            self._append("funding", report.venue_ns, payment, symbol)
+            self._append("funding", report.venue_ns, payment, symbol, client_id=report.exec_id)
 
     def record(self, kind: str, time_ns: int, body: object) -> None:
         """Append a record of no order."""
@@ -510,6 +510,7 @@ class Desk:
         self.guard.mark(known)
         if now_ns % MINUTE_NS == 0:
             self.orders.forget(now_ns - HOUR_NS)  # an event may be late
+            self._append("equity", now_ns, self.account.marks())
         due = [ended for ended in self._ended if now_ns > ended.due_ns]
         self._ended = [ended for ended in self._ended if now_ns <= ended.due_ns]
         for ended in due:

@@ -53,15 +53,19 @@ class Requests:
         """A request to send; by default it waits for ``answer_ns``. ``symbol`` is that of the order of an
         amend or cancel.
         """
-        self.number += 1
         send = Send(
-            number=self.number,
+            number=self.number + 1,
             body=body,
             deadline_ns=deadline_ns or now_ns + self.answer_ns,
             symbol=symbol,
         )
-        self.under_way[send.number] = send
+        self.sent(send)
         return send
+
+    def sent(self, send: Send) -> None:
+        """A request was sent: by `open`, or by an earlier process, as its log says."""
+        self.number = max(self.number, send.number)
+        self.under_way[send.number] = send
 
     def answered(self, number: int) -> Send | None:
         """The request that an answer is of; None when it is of none, or of one answered before."""

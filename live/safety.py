@@ -137,6 +137,7 @@ class Safety:
         self.limits = _replaced(risk, tighter)
         self._modes: dict[str, Mode] = {}
         self._renew()
+        self.changed = False  #: since the core put it on record
 
     @property
     def counts(self) -> dict[str, int]:
@@ -272,7 +273,7 @@ class Safety:
         self._emit(Say(level=level, event=event, fields=about | fields))
 
     def _renew(self) -> None:
-        state = self._state
+        state, self.changed = self._state, True
         for symbol in self._symbols:
             modes = [
                 _BY_NAME[k.rpartition("/")[0]].action for k in state.reached if _concerns(k, symbol)
