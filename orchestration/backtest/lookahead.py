@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from live.decisions import Decision
-from live.journal import Entry
+from live.messages import Append
 from live.trader import Trader
 from live.worker import followed
 from market.console import Say, fixed, table
@@ -93,10 +93,10 @@ class RunDigest:
             msgspec.json.encode(fields, order="sorted") + decision.vector.tobytes(),
         )
 
-    def written(self, entry: Entry) -> None:
-        """Add an entry of the ledger."""
-        if entry.kind in ("parent", "intent", "event", "funding"):
-            self._add(entry.symbol, entry.time_ns, entry.kind.encode() + entry.body)
+    def written(self, record: Append) -> None:
+        """Add a record of the ledger."""
+        if record.kind in ("parent", "intent", "event", "funding"):
+            self._add(record.symbol, record.time_ns, record.kind.encode() + record.body)
 
     def before(self, instant_ns: int) -> dict[str, str]:
         """Each symbol's digest of what was recorded for times before an instant."""

@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,14 +16,13 @@ from execution.blotter import Blotter, EntryReason
 from execution.orders import Event, Filled
 from execution.simulation.queue import BOUNDS
 from execution.tca import Row
-from live.collect import journal_rows
 from live.decisions import Decision
 from live.desk import FundingPayment
 from live.history import SymbolHistory, book_states, join_history
-from live.journal import Entry
 from live.messages import Append, Effect
 from live.messages import Say as Said
 from live.paper import PaperDriver, paper_venues
+from live.records import journal_rows
 from live.trader import Model, Trader
 from market.columns import C
 from market.console import Say
@@ -216,50 +215,39 @@ class EquityCurve:
 class Ledger:
     """The records of a run in memory: parents, requests, evidence, costs and funding, booked as they come.
 
-    ``written`` gets every entry. `drain_finished` bounds the memory.
+    ``written`` gets every record. `drain_finished` bounds the memory.
     """
 
     def __init__(
         self,
         blotter: Blotter,
         reason: Callable[[str, int], EntryReason],
-        written: Callable[[Entry], None] | None = None,
+        written: Callable[[Append], None] | None = None,
     ) -> None:
         self._blotter, self._reason, self._written = blotter, reason, written
-        self._entries: list[Entry] = []
-        self._count = 0
+        self._records: list[Append] = []
 
     def add(self, record: Append) -> None:
         """Take a record."""
-        self._count += 1
-        entry = Entry(
-            self._count,
-            *(record.time_ns, record.kind, record.symbol),
-            *(record.parent_id, record.client_id, record.body),
-        )
-        self._entries.append(entry)
+        self._records.append(record)
         if self._written is not None:
-            self._written(entry)
-        if entry.kind == "parent":
-            side = int(msgspec.json.decode(entry.body)["side"])
-            self._blotter.opened(entry.symbol, self._reason(entry.symbol, side))
-        elif entry.kind == "event":
-            event = _EVENT.decode(entry.body)
+            self._written(record)
+        if record.kind == "parent":
+            side = int(msgspec.json.decode(record.body)["side"])
+            self._blotter.opened(record.symbol, self._reason(record.symbol, side))
+        elif record.kind == "event":
+            event = _EVENT.decode(record.body)
             if isinstance(event, Filled):
                 self._blotter.filled(event)
-        elif entry.kind == "funding":
-            funding = _FUNDING.decode(entry.body)
+        elif record.kind == "funding":
+            funding = _FUNDING.decode(record.body)
             self._blotter.funded(funding.symbol, funding.paid_e8, funding.time_ns)
 
-    def entries(self, kind: str | None = None) -> Iterator[Entry]:
-        """Entries of one kind, or all, in their order."""
-        return (entry for entry in self._entries if kind in (None, entry.kind))
-
-    def drain_finished(self) -> list[Entry]:
-        """Remove and return entries of finished parents and of no parent."""
-        ended = {entry.parent_id for entry in self._entries if entry.kind == "end"} | {""}
-        finished = [entry for entry in self._entries if entry.parent_id in ended]
-        self._entries = [entry for entry in self._entries if entry.parent_id not in ended]
+    def drain_finished(self) -> list[Append]:
+        """Remove and return records of finished parents and of no parent."""
+        ended = {record.parent_id for record in self._records if record.kind == "end"} | {""}
+        finished = [record for record in self._records if record.parent_id in ended]
+        self._records = [record for record in self._records if record.parent_id not in ended]
         return finished
 
 
@@ -284,7 +272,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
 class Run:
     """One model's trader, venues and books.
 
-    Callbacks: ``decided`` gets every decision, ``written`` every entry of the ledger, ``rows`` every
+    Callbacks: ``decided`` gets every decision, ``written`` every record of the ledger, ``rows`` every
     hour the finished rows of the execution tables. ``trader`` is called as `Trader` is.
     """
 
@@ -296,7 +284,7 @@ class Run:
         *,
         trader: Callable[..., Trader] = Trader,
         decided: Callable[[Decision], None] | None = None,
-        written: Callable[[Entry], None] | None = None,
+        written: Callable[[Append], None] | None = None,
         rows: Callable[[str, Sequence[Row]], None] | None = None,
     ) -> None:
         self.settings, self.model = settings, model
@@ -365,9 +353,9 @@ class Run:
 
     def flush(self) -> None:
         """Hand on the rows of finished orders and parents, and drop them from memory."""
-        entries = self.ledger.drain_finished()
+        records = self.ledger.drain_finished()
         if self._rows is not None:
-            for table, rows in journal_rows(entries, "backtest").items():
+            for table, rows in journal_rows(records, "backtest").items():
                 self._rows(table, [row for _, row in rows])
 
     def close(self) -> None:
