@@ -220,6 +220,7 @@ def test_a_restart_keeps_cost_peak_and_the_days_opening() -> None:
     """500 lots of 0.001 at 60,000 are 30,000: a tenth of it is lost after the restart, and funding of
     one basis point is 2.70 at the new price."""
     account = again(held())
+    assert [account.position_lots_at("BTCUSDT", ns) for ns in (1, 2)] == [0, 500]
     assert account.mark(DAY_NS + HOUR_NS, {"BTCUSDT": 540_000.0}) == 197_000 * 10**8
     assert (account.peak_e8, account.day_opening_e8) == (200_000 * 10**8, 200_000 * 10**8)
     assert account.settle("BTCUSDT", 54_000 * 10**8, 10_000) == 270_000_000
@@ -297,9 +298,10 @@ def test_execution_ids_are_remembered_for_eight_days() -> None:
         fill = filled(n, "BTCUSDT", 1, 1, 600_000, 0)
         assert account.apply(msgspec.structs.replace(fill, venue_ns=venue_ns))
     assert (len(account.snapshot().executions), account.forgotten) == (3, 1)
-    # What is older than the memory cannot be told from a repetition.
-    assert not account.apply(filled(0, "BTCUSDT", 1, 1, 600_000, 0))
-    assert account.position_lots("BTCUSDT") == 4
+    # What is older than the memory cannot be told from a repetition, now or after a restart.
+    for each in (account, again(account)):
+        assert not each.apply(filled(0, "BTCUSDT", 1, 1, 600_000, 0))
+        assert each.position_lots("BTCUSDT") == 4
 
 
 def test_equity_waits_for_the_first_mid_of_a_position() -> None:

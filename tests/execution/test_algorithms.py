@@ -185,6 +185,20 @@ def test_an_exit_waits_for_a_market_as_long_as_it_takes() -> None:
     assert not algorithm.done
 
 
+def test_what_is_asked_for_is_open_until_it_is_denied() -> None:
+    """A denial is a failure like the venue's: tried again after a second, and given up after five."""
+    algorithm = MarketOrder(parent())
+    asked = []
+    for n in range(100):
+        now = n * SECOND_NS // 10
+        asked += [n for _ in algorithm.step(now, view(now), [])]
+        if asked[-1] == n:
+            assert (algorithm.open_lots, algorithm.remaining_lots) == (10, 0)
+    # It is seen at the next step, a tenth of a second later.
+    assert asked == [0, 11, 22, 33, 44]
+    assert algorithm.done
+
+
 # -- passive ---------------------------------------------------------------------------------------
 
 

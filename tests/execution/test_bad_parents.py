@@ -319,6 +319,17 @@ def test_duplicate_events_count_once(name: str) -> None:
     assert fill.working.filled_lots == fill.executed == LOTS
 
 
+def test_a_step_asks_one_thing_of_an_order(name: str) -> None:
+    """In a market that runs away an overdue order is cancelled to cross, and not moved as well."""
+    fill = ScriptedVenue(start(name, parent()))
+    for n in range(225):
+        now_ns, up = n * SECOND_NS // 5, n // 10
+        seen = view(now_ns, bids=((10_000 + up, 50),), asks=((10_001 + up, 50),))
+        actions = fill.step(now_ns, seen)
+        assert len({action.client_id for action in actions}) == len(actions)
+    assert fill.executed == LOTS
+
+
 def test_late_events_count_when_they_arrive(name: str) -> None:
     """Every outcome three seconds late: never too much sent, and all of it counted at the end."""
     fill = ScriptedVenue(start(name, parent()))
