@@ -1,0 +1,158 @@
+"""The desk: what it sends for a target while the venue refuses, and what it knows of orders and money."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import msgspec
+import pytest
+
+from execution.liquidity import Costs
+from execution.orders import (
+    Accepted,
+    Action,
+    Event,
+    ExecutionType,
+    Filled,
+    Liquidity,
+    Rejected,
+    Submit,
+    TimeInForce,
+)
+from live.desk import Desk
+from live.messages import Effect, Send
+from live.symbol_state import SymbolState
+from market.instruments import BUILT_IN
+from market.settings import Execution, Market, Settings
+from market.units import SECOND_NS as S
+from tests.execution.tape import snapshot
+
+BTC = "BTCUSDT"
+START = 1_700_000_000 * S
+
+
+class Refusing:
+    """A desk at a venue that refuses every new order until it is told to fill."""
+
+    def __init__(
+        self, algorithm: str, position_lots: int, symbols: tuple[str, ...] = (BTC,)
+    ) -> None:
+        settings = Settings(
+            market=Market(symbols=(BTC,)),
+            execution=msgspec.convert({"algorithm": algorithm, "deadline_s": 60.0}, Execution),
+        )
+        self.market = market = SymbolState(BUILT_IN[BTC], stale_after_s=1e6)
+        market.take(snapshot(START, [(600_000, 9_000)], [(600_001, 9_000)]))
+        self.effects: list[Effect] = []
+        self.desk = Desk(
+            {BTC: market},
+            settings,
+            "test",
+            costs=Costs(),
+            moves_market=False,
+            emit=self.effects.append,
+        )
+        self.sent: list[tuple[float, Submit]] = []  #: seconds since the start, and the order
+        self.fills = False
+        self.now_ns = START
+        if position_lots:
+            self.desk.take(self.execution("", position_lots, 1, "x0"))
+
+    def execution(self, client_id: str, lots: int, side: int, name: str, **more: Any) -> Filled:
+        given: dict[str, Any] = {
+            "client_id": client_id,
+            "time_ns": self.now_ns,
+            "venue_ns": self.now_ns,
+            "exec_id": name,
+            "symbol": BTC,
+            "side": side,
+            "qty_lots": lots,
+            "price_ticks": 600_000,
+            "liquidity": Liquidity.TAKER,
+            "fee_e8": 0,
+            "leaves_lots": 0,
+        }
+        return Filled(**(given | more))
+
+    def run(self, seconds: int, target_lots: int) -> None:
+        """Let time pass with a target, in tenths of a second."""
+        for _ in range(10 * seconds):
+            self.now_ns += S // 10
+            if self.now_ns % S == 0:
+                self.desk.set_target(BTC, target_lots, self.now_ns, None)
+            self.desk.step(BTC, self.now_ns)
+            actions = [effect.body for effect in self.effects if isinstance(effect, Send)]
+            self.effects.clear()
+            evidence: list[Event] = []
+            for action in actions:
+                evidence += self.answer(action)
+            self.desk.step(BTC, self.now_ns, evidence)
+
+    def answer(self, action: Action | Any) -> list[Event]:
+        times: dict[str, Any] = {"time_ns": self.now_ns, "venue_ns": self.now_ns}
+        if not isinstance(action, Submit):
+            return []
+        self.sent.append(((self.now_ns - START) / S, action))
+        name = action.client_id
+        if not self.fills:
+            return [Rejected(client_id=name, reason="not now", **times)]
+        crosses = action.time_in_force is TimeInForce.IOC
+        fill = self.execution(name, action.qty_lots, action.side, f"{name}/1")
+        return [Accepted(client_id=name, **times), *([fill] if crosses else [])]
+
+
+@pytest.mark.parametrize("algorithm", ["market", "passive"])
+def test_an_exit_that_is_refused_never_rests(algorithm: str) -> None:
+    """Refused for two minutes, over its deadline: never more than five seconds without a try, and
+    flat as soon as the venue takes it."""
+    venue = Refusing(algorithm, 10)
+    venue.run(120, 0)
+    times = [0.0, *(at for at, _ in venue.sent), 120.0]
+    assert max(b - a for a, b in itertools.pairwise(times)) <= 5.2
+    assert all(order.reduce_only and order.side == -1 for _, order in venue.sent)
+    venue.fills = True
+    venue.run(7, 0)
+    assert venue.desk.position_lots(BTC) == 0
+
+
+def test_entries_pause_and_what_reduces_does_not() -> None:
+    """Refused five times an entry pauses for the deadline's length; a target of less comes through."""
+    venue = Refusing("market", 10)
+    venue.run(50, 20)
+    assert [order.side for _, order in venue.sent] == [1] * 5
+    venue.fills = True
+    venue.run(5, 20)
+    assert venue.desk.position_lots(BTC) == 10
+    venue.run(2, 4)
+    assert venue.desk.position_lots(BTC) == 4
+    # Through zero: what reduces goes on, the rest waits for the end of the pause.
+    venue.run(2, -6)
+    assert venue.desk.position_lots(BTC) == 0
+    venue.run(20, -6)
+    assert venue.desk.position_lots(BTC) == -6
+
+
+def test_an_execution_of_no_order_of_ours_moves_position_and_guard() -> None:
+    """A liquidation of six of ten lots: the next exit is of four, and not more."""
+    venue = Refusing("market", 10)
+    bust = venue.execution("", 6, -1, "bust", execution=ExecutionType.LIQUIDATION)
+    assert venue.desk.take(bust) == BTC
+    assert venue.desk.take(bust) == ""
+    assert venue.desk.position_lots(BTC) == 4
+    assert venue.desk.guard.allow(
+        venue.now_ns,
+        Submit(
+            client_id="a",
+            symbol=BTC,
+            side=-1,
+            qty_lots=5,
+            price_ticks=600_000,
+            reduce_only=True,
+        ),
+        venue.market.view(venue.now_ns),
+    )
+    venue.fills = True
+    venue.run(2, 0)
+    assert [order.qty_lots for _, order in venue.sent] == [4]
+    assert venue.desk.position_lots(BTC) == 0
