@@ -253,6 +253,22 @@ class Account:
             self.day, self.day_opening_e8 = now_ns // DAY_NS, self.marked_e8
         return self.marked_e8
 
+    def profit(self, mids_ticks: Mapping[str, float]) -> tuple[float, float, float]:
+        """Gross profit at these mids, fees and funding paid (quote currency).
+
+        Raises KeyError when a symbol with a position has no mid.
+        """
+        gross = fees = funding = 0.0
+        for symbol, holding in self.holdings.items():
+            open_profit = 0.0
+            if holding.position_lots:
+                value = unit_e8(holding.instrument) * holding.position_lots * mids_ticks[symbol]
+                open_profit = value - holding.cost_e8
+            gross += (holding.realised_e8 + open_profit) / E8
+            fees += holding.fees_e8 / E8
+            funding += holding.funding_e8 / E8
+        return gross, fees, funding
+
     # -- restart -------------------------------------------------------------------------------
 
     def marks(self) -> AccountState:

@@ -29,6 +29,7 @@ from live.messages import (
     Append,
     Command,
     Effect,
+    Emitter,
     Evidence,
     Expired,
     FundingReport,
@@ -38,7 +39,6 @@ from live.messages import (
     PrivateFrame,
     PublicFrame,
     Renew,
-    Say,
     Send,
     Tick,
 )
@@ -145,6 +145,7 @@ class Core:
             self._restore(state)
         state = state or CoreState()
         emit = self._emit = self.trader.effects.append
+        self._emitter = Emitter(emit)
         self.safety = Safety(instruments, settings.risk, emit, state.safety)
         self.reconciliation = Reconciliation(
             self.orders,
@@ -243,7 +244,7 @@ class Core:
                 self._command(now_ns, given)
             case InForce():
                 fields = {"name": given.name, "version": given.version}
-                self._say("info", "model in force", **fields)
+                self._emitter.say("info", "model in force", **fields)
         self._due(now_ns)
         return self.trader.drain()
 
@@ -317,7 +318,7 @@ class Core:
                 self._look(symbol, now_ns)
         for control in decoded.controls:
             if control.fields["l2"] in ("refused", "restored"):
-                self._say("warning", "topics " + control.fields["l2"], **control.fields)
+                self._emitter.say("warning", "topics " + control.fields["l2"], **control.fields)
         for reject in decoded.rejects:
             self._note_reject(reject)
 
@@ -326,7 +327,7 @@ class Core:
         book, watch = self.trader.symbols[symbol].builder.book, self._books[symbol]
         if (renew := watch.look(now_ns, book.synchronised)) is not None:
             lost_s = round((now_ns - watch.lost_ns) / 1e9, 3)
-            self._say("warning", "book lost, asked for anew", symbol=symbol, lost_s=lost_s)
+            self._emitter.say("warning", "book lost, asked for anew", symbol=symbol, lost_s=lost_s)
             self._emit(renew)
 
     def _note_reject(self, reject: Reject) -> None:
@@ -335,7 +336,7 @@ class Core:
         times = self.rejects[kind] = self.rejects.get(kind, 0) + 1
         if str(times).strip("0") == "1":
             about = {"topic": reject.topic, "reason": reject.reason, "detail": reject.detail}
-            self._say("warning", "frame rejected", **about, times=times)
+            self._emitter.say("warning", "frame rejected", **about, times=times)
 
     # -- evidence --------------------------------------------------------------------------------
 
@@ -351,7 +352,7 @@ class Core:
         send = self.requests.expired(expired.request)
         if send is None:
             return
-        self._say("warning", "no answer", request=send.number, reason=expired.reason)
+        self._emitter.say("warning", "no answer", request=send.number, reason=expired.reason)
         lost = self.reconciliation.lost(now_ns, send, expired.reason)
         if lost is not None:
             self._learn(now_ns, [lost])
@@ -374,7 +375,7 @@ class Core:
     # -- commands and effects --------------------------------------------------------------------
 
     def _command(self, now_ns: int, command: Command) -> None:
-        self.desk.record("command", now_ns, command)
+        self._emitter.append("command", now_ns, command)
         if command.command == "stop":
             self.stop(now_ns, flatten="flatten" in command.limits)
         else:
@@ -416,12 +417,9 @@ class Core:
         self.trader.settle_funding(wait_ns=0)
         self.desk.finish(self.now_ns, flattened)
         for line in self.reconciliation.left():
-            self._say("error", "left at the end", what=line)
+            self._emitter.say("error", "left at the end", what=line)
 
     @property
     def ended(self) -> bool:
         """Whether the shut-down is done, or out of time."""
         return self.reconciliation.phase is Phase.ENDED
-
-    def _say(self, level: str, event: str, **fields: object) -> None:
-        self._emit(Say(level=level, event=event, fields=fields))

@@ -15,16 +15,15 @@ Order ids are deterministic and unique in a log: ``SYMBOL-<decision s>-<number>`
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
-from execution.account import Account, unit_e8, value_e8
+from execution.account import Account, value_e8
 from execution.algorithms import start
 from execution.algorithms.working import Parent, Working
-from execution.liquidity import Costs, Monitor, Propagator, depth_lots, estimate
+from execution.liquidity import Costs, Monitor
 from execution.order_machine import Order, Orders
 from execution.orders import (
     Action,
@@ -40,16 +39,13 @@ from execution.risk import Guard
 from execution.tca import (
     PARTS,
     Circumstances,
-    MidRecorder,
     ParentRow,
     displayed_ahead,
-    markout_rows,
-    order_row,
     parent_row,
-    shortfall,
 )
 from execution.venue import View
-from live.messages import Append, Effect, FundingReport, Say
+from live.messages import Effect, Emitter, FundingReport
+from live.parent_costs import FinishedParent, ParentCosts, circumstances
 from live.requests import Requests
 from live.safety import Mode
 from live.symbol_state import SymbolState
@@ -59,12 +55,6 @@ from market.units import E8, HOUR_NS, MINUTE_NS, SECOND_NS
 
 #: An active algorithm is stepped at least this often.
 TIMER_NS: Final = 100_000_000
-
-#: Longest markout after a fill; a parent's cost is final only then.
-MARKOUT_NS: Final = 60 * SECOND_NS
-
-#: Recorded depth is the quantity within this many bps of the mid.
-DEPTH_BPS: Final = 3.0
 
 
 class ActiveParent(msgspec.Struct, kw_only=True):
@@ -82,24 +72,6 @@ class ActiveParent(msgspec.Struct, kw_only=True):
     touch: tuple[int | None, int | None] = (None, None)
     timer_ns: int = 0
     expected_bps: float | None = None
-
-
-class FinishedParent(msgspec.Struct, kw_only=True):
-    """A finished parent order whose markouts are not known yet."""
-
-    row: ParentRow
-    parent: Parent
-    fills: list[Filled]
-    orders: tuple[str, ...]
-    ahead: dict[str, float]
-    picked: str
-    arrival_ns: int | None
-    end_ns: int
-
-    @property
-    def due_ns(self) -> int:
-        """When its last markout and the mid at its deadline are known."""
-        return max(self.end_ns + MARKOUT_NS, self.parent.deadline_ns)
 
 
 class FundingPayment(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,7 +116,7 @@ class Desk:
         self._symbols, self._settings, self._name = symbols, settings.execution, name
         self._estimates, self._signal_s = costs, float(settings.model.primary_s)
         self._band_bps = settings.risk.price_band_bps
-        self._moves_market, self._emit = moves_market, emit
+        self._emit, self._emitter = emit, Emitter(emit)
         self._instruments = {symbol: state.instrument for symbol, state in symbols.items()}
         self.requests = Requests(round(settings.live.answer_s * 1e9))
         self.orders = Orders()
@@ -155,13 +127,10 @@ class Desk:
         self.parent_number = 0  #: of the last parent in the log
         self.sent = self.fills = self.parents = 0
         self._maker_e8 = self._filled_e8 = 0
-        self._costs: dict[str, list[float]] = {}  #: figure -> its sum and count over parents
         self._monitors = {symbol: Monitor() for symbol in symbols}
-        self._recorders = {symbol: MidRecorder() for symbol in symbols}
-        self.mids = {symbol: recorder.mids for symbol, recorder in self._recorders.items()}
+        self.costs = ParentCosts(self._instruments, self.orders, name, moves_market, self._emitter)
+        self.mids = self.costs.mids
         self._work: dict[str, ActiveParent] = {}
-        self._fills: dict[str, list[Filled]] = {}
-        self._ended: list[FinishedParent] = []
         self._rest_until: dict[str, int] = {}
         self._cut: dict[str, ParentRow] = {}  #: parents of an earlier process, without an end
         self._mode: Callable[[str], Mode] = lambda symbol: Mode.NORMAL
@@ -182,7 +151,9 @@ class Desk:
         open_rows = {work.parent.id: work.row for work in self._work.values()}
         return DeskState(
             parent_number=self.parent_number,
-            open=open_rows | {ended.parent.id: ended.row for ended in self._ended} | self._cut,
+            open=open_rows
+            | {ended.parent.id: ended.row for ended in self.costs.waiting}
+            | self._cut,
             rest_until=dict(self._rest_until),
         )
 
@@ -194,8 +165,10 @@ class Desk:
     def end_cut(self, now_ns: int) -> None:
         """Record parents that an earlier process left without an end: nothing works them any more."""
         for parent_id, row in self._cut.items():
-            self._append("cut", now_ns, {"reason": "the process ended"}, row.symbol, parent_id)
-            self._say("warning", "parent cut by the end of a process", id=parent_id)
+            self._emitter.append(
+                "cut", now_ns, {"reason": "the process ended"}, row.symbol, parent_id
+            )
+            self._emitter.say("warning", "parent cut by the end of a process", id=parent_id)
         self._cut.clear()
 
     # -- state ---------------------------------------------------------------------------------
@@ -277,12 +250,14 @@ class Desk:
             algorithm,
             self._name,
             self._instruments[symbol],
-            circumstances=self._circumstances(working, algorithm, view),
+            circumstances=self._before(working, algorithm, view),
         )
-        self._append("parent", now_ns, row, symbol, parent.id)
+        self._emitter.append("parent", now_ns, row, symbol, parent.id)
         self.parents += 1
-        self._say("info", "parent opened", id=parent.id, side=parent.side, lots=parent.qty_lots)
-        self._fills[parent.id] = []
+        self._emitter.say(
+            "info", "parent opened", id=parent.id, side=parent.side, lots=parent.qty_lots
+        )
+        self.costs.fills[parent.id] = []
         self._work[symbol] = ActiveParent(
             parent=parent,
             algorithm=working,
@@ -293,25 +268,9 @@ class Desk:
             expected_bps=expected_bps,
         )
 
-    def _circumstances(self, working: Working, algorithm: str, view: View) -> Circumstances:
-        """The market at a parent's start, and its pre-trade cost estimate."""
-        parent = working.parent
-        monitor = self._monitors[parent.symbol]
-        taken = view.asks if parent.side > 0 else view.bids
-        span_s = (parent.deadline_ns - parent.decision_ns) / SECOND_NS
-        foreseen = view.signal_bps is not None
-        return Circumstances(
-            spread_regime=str(monitor.regime(view)),
-            sigma_bps=monitor.sigma_bps,
-            volume_lots_s=monitor.volume_lots_s(view),
-            depth_lots=float(depth_lots(taken, view.mid_ticks, DEPTH_BPS)),
-            signal_bps=math.nan if view.signal_bps is None else view.signal_bps,
-            signal_s=self._signal_s if foreseen else math.nan,
-            estimate=working.estimate(view)
-            or estimate(
-                algorithm, monitor, view, parent.side, parent.qty_lots, span_s, self._estimates
-            ),
-        )
+    def _before(self, working: Working, algorithm: str, view: View) -> Circumstances:
+        monitor = self._monitors[working.parent.symbol]
+        return circumstances(working, algorithm, monitor, view, self._estimates, self._signal_s)
 
     def _abandon(self, work: ActiveParent, now_ns: int) -> None:
         work.algorithm.abandon()
@@ -322,7 +281,7 @@ class Desk:
 
     def on_events(self, symbol: str, events: Events) -> None:
         """Take event rows of a symbol as received: costs are measured by its mids and trades."""
-        self._recorders[symbol].push(events)
+        self.costs.on_events(symbol, events)
 
     def step(self, symbol: str, now_ns: int, evidence: Sequence[Event] = ()) -> None:
         """Take evidence of orders, and step the algorithm on it, on a new touch or at its timer."""
@@ -369,8 +328,8 @@ class Desk:
     def _deny(self, now_ns: int, parent: Parent, action: Action, reason: str) -> None:
         refusal = Rejected if isinstance(action, Submit) else CancelRejected
         event = refusal(client_id=action.client_id, time_ns=now_ns, venue_ns=now_ns, reason=reason)
-        self._append("denied", now_ns, event, parent.symbol, parent.id, action.client_id)
-        self._say("warning", "order denied", id=action.client_id, reason=reason)
+        self._emitter.append("denied", now_ns, event, parent.symbol, parent.id, action.client_id)
+        self._emitter.say("warning", "order denied", id=action.client_id, reason=reason)
 
     def _send(self, now_ns: int, parent: Parent, action: Action) -> None:
         if isinstance(action, Submit):
@@ -380,7 +339,7 @@ class Desk:
             self.orders.sent(action, parent.id, now_ns)
         else:
             self.orders.requested(action, now_ns)
-        self._append("intent", now_ns, action, parent.symbol, parent.id, action.client_id)
+        self._emitter.append("intent", now_ns, action, parent.symbol, parent.id, action.client_id)
         self._emit(self.requests.open(now_ns, action, parent.symbol))
 
     def take(self, event: Event) -> str:
@@ -392,10 +351,10 @@ class Desk:
         if order is None:
             return self._foreign(event) if isinstance(event, Filled) else ""
         parent_id, symbol = order.parent_id, order.submit.symbol
-        self._append("event", event.time_ns, event, symbol, parent_id, event.client_id)
+        self._emitter.append("event", event.time_ns, event, symbol, parent_id, event.client_id)
         if isinstance(event, Filled):
             self._book(event)
-            self._fills.setdefault(parent_id, []).append(event)
+            self.costs.fills.setdefault(parent_id, []).append(event)
         work = self._work.get(symbol)
         if work is not None and work.parent.id == parent_id:
             work.changed[order.submit.client_id] = order
@@ -404,8 +363,8 @@ class Desk:
     def _foreign(self, fill: Filled) -> str:
         if fill.symbol not in self.account.holdings or not self._book(fill):
             return ""
-        self._append("event", fill.time_ns, fill, fill.symbol, "", fill.client_id)
-        self._say(
+        self._emitter.append("event", fill.time_ns, fill, fill.symbol, "", fill.client_id)
+        self._emitter.say(
             "warning", "execution of no order of ours", execution=fill.exec_id, symbol=fill.symbol
         )
         return fill.symbol
@@ -422,11 +381,9 @@ class Desk:
                 rate_e8=0,
                 paid_e8=paid_e8,
             )
-            self._append("funding", report.venue_ns, payment, symbol, client_id=report.exec_id)
-
-    def record(self, kind: str, time_ns: int, body: object) -> None:
-        """Append a record of no order."""
-        self._append(kind, time_ns, body)
+            self._emitter.append(
+                "funding", report.venue_ns, payment, symbol, client_id=report.exec_id
+            )
 
     def facts(self) -> dict[str, float]:
         """What `live.safety` judges of money: losses in quote currency."""
@@ -435,29 +392,6 @@ class Desk:
             "day_loss_usdt": (account.day_opening_e8 - account.marked_e8) / E8,
             "drawdown_usdt": (account.peak_e8 - account.marked_e8) / E8,
         }
-
-    def _append(
-        self,
-        kind: str,
-        time_ns: int,
-        body: object,
-        symbol: str = "",
-        parent_id: str = "",
-        client_id: str = "",
-    ) -> None:
-        self._emit(
-            Append(
-                kind=kind,
-                time_ns=time_ns,
-                body=msgspec.json.encode(body),
-                symbol=symbol,
-                parent_id=parent_id,
-                client_id=client_id,
-            )
-        )
-
-    def _say(self, level: str, event: str, **fields: object) -> None:
-        self._emit(Say(level=level, event=event, fields=fields))
 
     def _book(self, fill: Filled) -> bool:
         if not self.account.apply(fill):
@@ -473,12 +407,12 @@ class Desk:
         del self._work[parent.symbol]
         if filled < parent.qty_lots and not work.abandoned:
             self._rest_until[parent.symbol] = now_ns + round(self._settings.deadline_s * 1e9)
-        self._say("info", "parent ended", id=parent.id, filled=filled, lots=parent.qty_lots)
-        self._ended.append(
+        self._emitter.say("info", "parent ended", id=parent.id, filled=filled, lots=parent.qty_lots)
+        self.costs.waiting.append(
             FinishedParent(
                 row=work.row,
                 parent=parent,
-                fills=self._fills[parent.id],
+                fills=self.costs.fills[parent.id],
                 orders=tuple(work.ahead),
                 ahead=work.ahead,
                 picked=work.algorithm.picked,
@@ -499,62 +433,17 @@ class Desk:
             rate_e8=rate_e8,
             paid_e8=self.account.settle(symbol, mark_e8, rate_e8, lots),
         )
-        self._append("funding", time_ns, funding, symbol)
+        self._emitter.append("funding", time_ns, funding, symbol)
 
     def measure(self, now_ns: int) -> None:
         """Mark to market, measure the cost of parents that are due, and drop mids no longer needed."""
-        for recorder in self._recorders.values():
-            recorder.mids.until_ns = now_ns  # without a valid book the last mid is carried forward
-        known = {symbol: mids.at(mids.until_ns) for symbol, mids in self.mids.items()}
+        known = self.costs.carry(now_ns)
         self.account.mark(now_ns, known)
         self.guard.mark(known)
         if now_ns % MINUTE_NS == 0:
             self.orders.forget(now_ns - HOUR_NS)  # an event may be late
-            self._append("equity", now_ns, self.account.marks())
-        due = [ended for ended in self._ended if now_ns > ended.due_ns]
-        self._ended = [ended for ended in self._ended if now_ns <= ended.due_ns]
-        for ended in due:
-            self._measure(ended)
-        for symbol, recorder in self._recorders.items():
-            waiting = [e.parent.decision_ns for e in self._ended if e.parent.symbol == symbol]
-            if symbol in self._work:
-                waiting.append(self._work[symbol].parent.decision_ns)
-            recorder.forget(min(waiting, default=now_ns))
-
-    def _measure(self, ended: FinishedParent) -> None:
-        parent, row = ended.parent, ended.row
-        record = self._recorders[parent.symbol]
-        cost = shortfall(
-            parent,
-            ended.fills,
-            record.mids,
-            self._instruments[parent.symbol],
-            algorithm=row.algorithm,
-            picked=ended.picked,
-            venue=self._name,
-            arrival_ns=ended.arrival_ns,
-            end_ns=ended.end_ns,
-            control=None if self._moves_market else record.mids,
-            propagator=Propagator(sigma_bps=row.sigma_bps, volume_s=row.volume_lots_s),
-            traded=record.traded,
-            own_in_traded=self._moves_market,
-            signal_bps=row.signal_bps,
-            signal_s=row.signal_s,
-        )
-        orders = [
-            order_row(order, self._name)
-            for client_id in ended.orders
-            if (order := self.orders.get(client_id)) is not None
-        ]
-        after = markout_rows(parent.id, self._name, orders, ended.fills, record.mids, ended.ahead)
-        for name in (*PARTS, "total_bps", "markout_60s_bps"):
-            if not math.isnan(value := getattr(cost, name)):
-                sums = self._costs.setdefault(name, [0.0, 0.0])
-                sums[0] += value
-                sums[1] += 1.0
-        for kind, body in (("markouts", after), ("end", cost)):
-            self._append(kind, ended.end_ns, body, parent.symbol, parent.id)
-        self._fills.pop(parent.id, None)
+            self._emitter.append("equity", now_ns, self.account.marks())
+        self.costs.measure(now_ns, [work.parent for work in self._work.values()])
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -575,32 +464,28 @@ class Desk:
         With ``flattened`` a remaining position is an error too.
         """
         self.measure(now_ns)
-        for ended in self._ended:
-            self._measure(ended)
-        self._ended.clear()
+        self.costs.finish()
         for order in self.orders.open():
-            self._say("error", "order still open", id=order.client_id, state=str(order.state))
+            self._emitter.say(
+                "error", "order still open", id=order.client_id, state=str(order.state)
+            )
         for symbol in self._instruments:
             if (lots := self.position_lots(symbol)) and flattened:
-                self._say("error", "position still open", symbol=symbol, lots=lots)
+                self._emitter.say("error", "position still open", symbol=symbol, lots=lots)
 
     def summary(self) -> dict[str, Any]:
         """Counts, costs (mean bps over parents) and profit (quote currency); plain data."""
 
-        def mean(name: str) -> float | None:
-            total, count = self._costs.get(name, (0.0, 0.0))
-            return total / count if count else None
-
-        gross, fees, funding = self._money()
+        gross, fees, funding = self.account.profit(self.costs.last_mids())
         return {
             "parents": self.parents,
             "orders": self.sent,
             "fills": self.fills,
             "filled_usdt": self._filled_e8 / E8,
             "maker_share": self._maker_e8 / self._filled_e8 if self.fills else None,
-            "all_in_cost_bps": mean("total_bps"),
-            "cost_parts_bps": {part: mean(part) for part in PARTS},
-            "markout_60s_bps": mean("markout_60s_bps"),
+            "all_in_cost_bps": self.costs.mean("total_bps"),
+            "cost_parts_bps": {part: self.costs.mean(part) for part in PARTS},
+            "markout_60s_bps": self.costs.mean("markout_60s_bps"),
             "fees_usdt": fees,
             "funding_usdt": funding,
             "gross_pnl_usdt": gross,
@@ -608,17 +493,3 @@ class Desk:
             "positions": {s: self.position_lots(s) for s in self._instruments},
             "denied": {str(denial): count for denial, count in self.guard.denials.items()},
         }
-
-    def _money(self) -> tuple[float, float, float]:
-        """Gross profit marked at the last mids, fees and funding paid (quote currency)."""
-        gross = fees = funding = 0.0
-        for symbol, holding in self.account.holdings.items():
-            open_profit = 0.0
-            if holding.position_lots:
-                mid = self.mids[symbol].at(self.mids[symbol].until_ns)
-                value = unit_e8(holding.instrument) * holding.position_lots * mid
-                open_profit = value - holding.cost_e8
-            gross += (holding.realised_e8 + open_profit) / E8
-            fees += holding.fees_e8 / E8
-            funding += holding.funding_e8 / E8
-        return gross, fees, funding

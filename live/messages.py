@@ -8,6 +8,7 @@ repeats it. Drivers: the worker's shell (`live.worker`), paper (`live.paper`), b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 
 import msgspec
@@ -273,3 +274,35 @@ class Renew(Struct, frozen=True, kw_only=True):
 
 
 Effect = Send | Append | Say | Renew
+
+
+class Emitter:
+    """Makes records and log lines of what it is told, and hands them on as effects."""
+
+    def __init__(self, emit: Callable[[Effect], None]) -> None:
+        self._emit = emit
+
+    def append(
+        self,
+        kind: str,
+        time_ns: int,
+        body: object,
+        symbol: str = "",
+        parent_id: str = "",
+        client_id: str = "",
+    ) -> None:
+        """A record with its body as JSON."""
+        self._emit(
+            Append(
+                kind=kind,
+                time_ns=time_ns,
+                body=msgspec.json.encode(body),
+                symbol=symbol,
+                parent_id=parent_id,
+                client_id=client_id,
+            )
+        )
+
+    def say(self, level: str, event: str, **fields: object) -> None:
+        """A line of the worker's log."""
+        self._emit(Say(level=level, event=event, fields=fields))

@@ -1,0 +1,168 @@
+"""What finished parents cost: measured once their last markout is known, and put on record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from execution.algorithms.working import Parent, Working
+from execution.liquidity import Costs, Monitor, Propagator, depth_lots, estimate
+from execution.order_machine import Orders
+from execution.orders import Filled
+from execution.tca import (
+    PARTS,
+    Circumstances,
+    MidRecorder,
+    ParentRow,
+    markout_rows,
+    order_row,
+    shortfall,
+)
+from execution.venue import View
+from live.messages import Emitter
+from market.events import Events
+from market.instruments import Instrument
+from market.units import SECOND_NS
+
+#: Longest markout after a fill; a parent's cost is final only then.
+MARKOUT_NS: Final = 60 * SECOND_NS
+
+
+#: Recorded depth is the quantity within this many bps of the mid.
+DEPTH_BPS: Final = 3.0
+
+
+def circumstances(
+    working: Working, algorithm: str, monitor: Monitor, view: View, costs: Costs, signal_s: float
+) -> Circumstances:
+    """The market at a parent's start, and its pre-trade cost estimate."""
+    parent = working.parent
+    taken = view.asks if parent.side > 0 else view.bids
+    span_s = (parent.deadline_ns - parent.decision_ns) / SECOND_NS
+    foreseen = view.signal_bps is not None
+    return Circumstances(
+        spread_regime=str(monitor.regime(view)),
+        sigma_bps=monitor.sigma_bps,
+        volume_lots_s=monitor.volume_lots_s(view),
+        depth_lots=float(depth_lots(taken, view.mid_ticks, DEPTH_BPS)),
+        signal_bps=math.nan if view.signal_bps is None else view.signal_bps,
+        signal_s=signal_s if foreseen else math.nan,
+        estimate=working.estimate(view)
+        or estimate(algorithm, monitor, view, parent.side, parent.qty_lots, span_s, costs),
+    )
+
+
+class FinishedParent(msgspec.Struct, kw_only=True):
+    """A finished parent order whose markouts are not known yet."""
+
+    row: ParentRow
+    parent: Parent
+    fills: list[Filled]
+    orders: tuple[str, ...]
+    ahead: dict[str, float]
+    picked: str
+    arrival_ns: int | None
+    end_ns: int
+
+    @property
+    def due_ns(self) -> int:
+        """When its last markout and the mid at its deadline are known."""
+        return max(self.end_ns + MARKOUT_NS, self.parent.deadline_ns)
+
+
+class ParentCosts:
+    """Measures parents of several symbols by the markets that it is shown (`on_events`).
+
+    ``name`` is the venue's name in records. ``moves_market``: our orders are in the market data that we
+    receive, and our fills among its trades.
+    """
+
+    def __init__(
+        self,
+        instruments: Mapping[str, Instrument],
+        orders: Orders,
+        name: str,
+        moves_market: bool,
+        emitter: Emitter,
+    ) -> None:
+        self._instruments, self._orders, self._name = instruments, orders, name
+        self._moves_market, self._emitter = moves_market, emitter
+        self._recorders = {symbol: MidRecorder() for symbol in instruments}
+        self.mids = {symbol: recorder.mids for symbol, recorder in self._recorders.items()}
+        self.waiting: list[FinishedParent] = []  #: finished, and not measured yet
+        self.fills: dict[str, list[Filled]] = {}  #: of parents not measured yet, late ones too
+        self._sums: dict[str, list[float]] = {}  #: figure -> its sum and count over parents
+
+    def on_events(self, symbol: str, events: Events) -> None:
+        """Take event rows of a symbol as received."""
+        self._recorders[symbol].push(events)
+
+    def carry(self, now_ns: int) -> dict[str, float]:
+        """Carry the last mids forward to a time, as without a valid book; the mids in ticks."""
+        for mids in self.mids.values():
+            mids.until_ns = now_ns
+        return self.last_mids()
+
+    def last_mids(self) -> dict[str, float]:
+        """The latest mids in ticks."""
+        return {symbol: mids.at(mids.until_ns) for symbol, mids in self.mids.items()}
+
+    def measure(self, now_ns: int, active: Sequence[Parent]) -> None:
+        """Measure the parents that are due, and drop mids that neither they nor ``active`` ones need."""
+        due = [ended for ended in self.waiting if now_ns > ended.due_ns]
+        self.waiting = [ended for ended in self.waiting if now_ns <= ended.due_ns]
+        for ended in due:
+            self._measure(ended)
+        needed = [*active, *(ended.parent for ended in self.waiting)]
+        for symbol, recorder in self._recorders.items():
+            times = [parent.decision_ns for parent in needed if parent.symbol == symbol]
+            recorder.forget(min(times, default=now_ns))
+
+    def finish(self) -> None:
+        """Measure all that are finished, with the markouts known so far."""
+        for ended in self.waiting:
+            self._measure(ended)
+        self.waiting.clear()
+
+    def mean(self, name: str) -> float | None:
+        """Mean of a figure over the parents measured; None before the first."""
+        total, count = self._sums.get(name, (0.0, 0.0))
+        return total / count if count else None
+
+    def _measure(self, ended: FinishedParent) -> None:
+        parent, row = ended.parent, ended.row
+        record = self._recorders[parent.symbol]
+        cost = shortfall(
+            parent,
+            ended.fills,
+            record.mids,
+            self._instruments[parent.symbol],
+            algorithm=row.algorithm,
+            picked=ended.picked,
+            venue=self._name,
+            arrival_ns=ended.arrival_ns,
+            end_ns=ended.end_ns,
+            control=None if self._moves_market else record.mids,
+            propagator=Propagator(sigma_bps=row.sigma_bps, volume_s=row.volume_lots_s),
+            traded=record.traded,
+            own_in_traded=self._moves_market,
+            signal_bps=row.signal_bps,
+            signal_s=row.signal_s,
+        )
+        orders = [
+            order_row(order, self._name)
+            for client_id in ended.orders
+            if (order := self._orders.get(client_id)) is not None
+        ]
+        after = markout_rows(parent.id, self._name, orders, ended.fills, record.mids, ended.ahead)
+        for name in (*PARTS, "total_bps", "markout_60s_bps"):
+            if not math.isnan(value := getattr(cost, name)):
+                sums = self._sums.setdefault(name, [0.0, 0.0])
+                sums[0] += value
+                sums[1] += 1.0
+        for kind, body in (("markouts", after), ("end", cost)):
+            self._emitter.append(kind, ended.end_ns, body, parent.symbol, parent.id)
+        self.fills.pop(parent.id, None)
