@@ -217,7 +217,7 @@ class Propagator(msgspec.Struct, frozen=True, kw_only=True):
 
 def estimate_taker(monitor: Monitor, view: View, side: int, lots: int, costs: Costs) -> Estimate:
     """Cost of a market order: the visible book, and the square-root law beyond it."""
-    levels = view.asks if side > 0 else view.bids
+    levels = view.levels(-side)
     half = view.half_spread_bps
     swept = sweep_bps(levels, view.mid_ticks, lots)
     if swept is None:

@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from execution.orders import Action, Event
+from market.book import Book
 from market.instruments import Instrument
 from market.units import BPS
 
@@ -35,6 +36,14 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     signal_bps: float | None = None
     bought_lots: int = 0
     sold_lots: int = 0
+    #: The book behind the levels shown, as it is now and not as it was at ``now_ns``; None where there is none.
+    book: Book | None = None
+
+    def levels(self, side: int) -> Sequence[tuple[int, int]]:
+        """Every level of a side that is known, from the touch outwards."""
+        if self.book is not None:
+            return self.book.bids() if side > 0 else self.book.asks()
+        return self.bids if side > 0 else self.asks
 
     @property
     def mid_ticks(self) -> float:

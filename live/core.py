@@ -306,8 +306,6 @@ class Core:
             if not len(rows):
                 continue
             self.events += len(rows)
-            if rows["kind"][0] <= _TRADE:
-                self.trader.react(symbol, now_ns)
             if self.trader.on_rows(symbol, rows):
                 self.rows[symbol] = rows
             if rows["kind"][0] <= _TRADE:

@@ -8,7 +8,7 @@ evidence in flight arrives; bare time adds no other instant. So a run is a funct
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from execution.account import rate_of_bps
@@ -173,8 +173,8 @@ class PaperDriver:
 
     def _wait(self, now_ns: int) -> int:
         until_ns = now_ns + CLOSING_NS
-        for symbol in self.venues:
-            self._react(symbol, now_ns)
+        for symbol, venue in self.venues.items():
+            self._react(symbol, now_ns, venue.poll())
         while any(not self._at_rest(symbol) for symbol in self.venues) and now_ns < until_ns:
             now_ns = (now_ns // GRID_NS + 1) * GRID_NS
             for symbol in self.venues:
@@ -198,7 +198,7 @@ class PaperDriver:
         self._pass(symbol, now_ns)
         self._take(symbol, frame)
         self.venues[symbol].advance(now_ns)
-        self._react(symbol, now_ns)
+        self._react(symbol, now_ns, self.venues[symbol].poll())
 
     def _pass(self, symbol: str, until_ns: int) -> None:
         """Advance a symbol's market, stopping at the grid and at each outcome."""
@@ -209,8 +209,12 @@ class PaperDriver:
                 break
             stop_ns = min(until_ns, (now_ns // GRID_NS + 1) * GRID_NS)
             while now_ns < stop_ns:
-                now_ns = self.venues[symbol].advance(stop_ns, stop_at_outcome=True)
-                self._react(symbol, now_ns)
+                venue = self.venues[symbol]
+                now_ns = venue.advance(stop_ns, stop_at_outcome=True)
+                evidence = venue.poll()
+                # Not at the instant of a frame that is still to be taken.
+                if evidence or now_ns % GRID_NS == 0:
+                    self._react(symbol, now_ns, evidence)
         self._now_ns[symbol] = max(now_ns, self._now_ns[symbol])
 
     def _close_until(self, now_ns: int) -> None:
@@ -223,8 +227,8 @@ class PaperDriver:
             trader.close_second(end_ns)
             self._carry_out()
 
-    def _react(self, symbol: str, now_ns: int) -> None:
-        self.trader.react(symbol, now_ns, self.venues[symbol].poll())
+    def _react(self, symbol: str, now_ns: int, evidence: Sequence[Event]) -> None:
+        self.trader.react(symbol, now_ns, evidence)
         self._carry_out()
 
     def _carry_out(self) -> None:

@@ -40,7 +40,7 @@ def circumstances(
 ) -> Circumstances:
     """The market at a parent's start, and its pre-trade cost estimate."""
     parent = working.parent
-    taken = view.asks if parent.side > 0 else view.bids
+    taken = view.levels(-parent.side)
     span_s = (parent.deadline_ns - parent.decision_ns) / SECOND_NS
     foreseen = view.signal_bps is not None
     return Circumstances(

@@ -76,6 +76,7 @@ class SymbolState:
             instrument=self.instrument,
             bought_lots=int(self.taken[0]),
             sold_lots=int(self.taken[1]),
+            book=book,
         )
 
     def mid_at(self, t_ns: int) -> float:

@@ -277,7 +277,7 @@ class Router(Working):
 def _taking(monitor: Monitor, view: View, side: int, lots: float, costs: Costs) -> float:
     """Impact of taking ``lots`` at once, beyond half the spread, bps."""
     whole = max(1, round(lots))
-    levels = view.asks if side > 0 else view.bids
+    levels = view.levels(-side)
     half = view.half_spread_bps
     swept = sweep_bps(levels, view.mid_ticks, whole)
     if swept is None:

@@ -270,6 +270,7 @@ class Simulator:
             instrument=each.instrument,
             bought_lots=each.scalars.bought_lots[0],
             sold_lots=each.scalars.sold_lots[0],
+            book=each.local,
         )
 
     # -- the venue -----------------------------------------------------------------------------

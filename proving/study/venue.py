@@ -174,6 +174,7 @@ class EngineVenue:
             instrument=self.market.instrument,
             bought_lots=int(picture["bought_lots"]),
             sold_lots=int(picture["sold_lots"]),
+            book=local,
         )
 
     # -- the venue -----------------------------------------------------------------------------
