@@ -1,6 +1,6 @@
 """Reconciliation: what became of requests without an answer, and whether log and venue agree.
 
-Start-up and shut-down are phases of it. It asks, cancels, protects and closes; what it proves (an order that
+Start-up reconciles first; it and shut-down are phases. It asks, cancels, protects and closes; what it proves (an order that
 never arrived) it hands over as evidence, which the core folds like the venue's own. docs/live.md has the table
 of what happened → what is done.
 """
