@@ -1,16 +1,35 @@
-"""What every room's tests share: where the recordings are."""
+"""What every room's tests share: where the recordings are, and a network of loopback alone."""
 
 from __future__ import annotations
 
 import os
 import resource
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _only_loopback(event: str, details: tuple[Any, ...]) -> None:
+    """Refuse, as a network without a route does, whatever is not on this machine."""
+    error: type[OSError]
+    if event == "socket.connect" and isinstance(details[1], tuple):
+        host, error = str(details[1][0]), ConnectionRefusedError
+    elif event == "socket.getaddrinfo":
+        host, error = str(details[0] or "localhost"), socket.gaierror
+    else:
+        return
+    if not host.startswith("127.") and host not in ("localhost", "::1"):
+        raise error(f"{host}: tests reach loopback only")
+
+
+sys.addaudithook(_only_loopback)
 
 
 def recordings() -> Path:

@@ -42,6 +42,7 @@ class _Socket:
     def __init__(self, name: str, url: str, owner: Connections) -> None:
         self.name, self.url, self._owner = name, url, owner
         self.socket: Any = None  #: while it is authenticated
+        self.wire: Any = None  #: the last connection, authenticated or not
         self.pending: dict[str, asyncio.Future[bytes]] = {}
         self._backoff = Backoff()
 
@@ -58,6 +59,7 @@ class _Socket:
                 async with connect(
                     self.url, ping_interval=None, max_size=1 << 24, max_queue=None, logger=quiet
                 ) as socket:
+                    self.wire = socket
                     await self._open(socket)
                     started = True
                     self._backoff.reset()
@@ -226,6 +228,8 @@ class Connections:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10.0)
         self._callers.shutdown(wait=False, cancel_futures=True)
+        if not self._loop.is_running():
+            self._loop.close()
 
     def _await(self, work: Coroutine[Any, Any, None], timeout_s: float) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
@@ -248,13 +252,13 @@ class Connections:
                 f"the clock of this machine is {abs(skew_ns) / 1e9:.1f} s {where} the venue's "
                 f"({self.address.rest}); set it (NTP), or every request is refused"
             )
-        sockets = [self._private, *([self._trade] if self._trade else [])]
-        running = [self._task(socket.run()) for socket in sockets]
-        while not all(socket.socket for socket in sockets):
-            for task in running:
-                if task.done():
-                    task.result()  # raises why it could not start
-            await asyncio.sleep(0.01)
+        for socket in (self._private, self._trade):
+            if socket is not None:
+                running = self._task(socket.run())
+                while socket.socket is None:
+                    if running.done():
+                        running.result()  # raises why it could not start
+                    await asyncio.sleep(0.01)
         self._task(self._keep_time())
 
     async def _measure(self) -> None:
@@ -271,19 +275,31 @@ class Connections:
                 )
             )
             await asyncio.sleep(self.settings.sync_every_s)
-            with suppress(NoAnswerError, BybitError):  # the last measurement stands
-                await self._measure()
+            await self._measure_again()
+
+    async def _measure_again(self) -> None:
+        with suppress(NoAnswerError, BybitError):  # the last measurement stands
+            await self._measure()
 
     async def _close(self) -> None:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for socket in (self._private, self._trade):
+            if socket is not None and socket.wire is not None:
+                socket.wire.transport.abort()  # its orderly end may have been cut short
+        await asyncio.sleep(0)
 
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.give(Link(stream="bybit", up=False, reason=f"{type(error).__name__}: {error}"))
 
     def _dispatch(self, send: Send) -> None:
         self._under_way.add(send.number)
@@ -328,12 +344,16 @@ class Connections:
         if wait_s > 0:
             await asyncio.sleep(wait_s)
         if call.operation and self._trade is not None and self._trade.socket is not None:
-            return await self._trade.request(send.number, call)
-        reply = await self._loop.run_in_executor(self._callers, self._rest.call, call)
-        self.heard(call.path, reply.headers)
-        if reply.status == 403:
-            self._budget.close(self._loop.time() + self.address.silence_s)
-        return reply.body
+            body = await self._trade.request(send.number, call)
+        else:
+            reply = await self._loop.run_in_executor(self._callers, self._rest.call, call)
+            self.heard(call.path, reply.headers)
+            if reply.status == 403:
+                self._budget.close(self._loop.time() + self.address.silence_s)
+            body = reply.body
+        if b'"retCode":10002' in body[:80]:  # a clock was set
+            self._task(self._measure_again())
+        return body
 
 
 async def _heartbeat(socket: Any, heard: list[bool]) -> None:
