@@ -16,7 +16,7 @@ At midnight UTC bars restart from checkpoints of book and ticker, as a date's pa
 batch; positions, orders and the evaluator's memory continue.
 
 While features are not warm (in a gap, a minute after a short one, 12 minutes after a long one or a start
-without history) the target is flat.
+without history) nothing is entered, and what is held goes when its horizon has passed.
 """
 
 from __future__ import annotations
@@ -274,8 +274,9 @@ class Trader:
         for symbol in self._settings.market.symbols:
             state = self.symbols[symbol]
             if state.row is None or state.row_ns != t_ns:
-                state.target = state.target_lots = 0
-                self.desk.set_target(symbol, 0, t_ns, None)
+                self._target(state, t_ns, math.nan, math.nan, math.nan)
+                self.desk.set_target(symbol, state.target_lots, t_ns, None)
+                self.desk.step(symbol, t_ns)
                 continue
             vector, warm = self._evaluator.evaluate(symbol)
             mid, spread_bps = float(state.row[_MID]), float(state.row[_SPREAD])
@@ -288,7 +289,7 @@ class Trader:
             prediction = self._expect(symbol, t_ns, vector) if sound else self._nothing()
             expected = prediction.expected_bps
             cost_bps = self._fees_bps + spread_bps
-            target = self._target(state, t_ns, expected, cost_bps, mid, sound)
+            target = self._target(state, t_ns, expected, cost_bps, mid)
             if self._on_decision is not None:
                 self._on_decision(
                     Decision(
@@ -343,22 +344,14 @@ class Trader:
         )
 
     def _target(
-        self,
-        state: SymbolState,
-        t_ns: int,
-        expected_bps: float,
-        cost_bps: float,
-        mid: float,
-        sound: bool,
+        self, state: SymbolState, t_ns: int, expected_bps: float, cost_bps: float, mid: float
     ) -> int:
-        """The target rule's next position, flat unless the row is ``sound``."""
+        """The target rule's next position; without an expectation (NaN) nothing is entered."""
         signal_now = abs(expected_bps) > cost_bps
         state.signals += signal_now
-        target = 0
-        if sound:
-            age_s = (t_ns - state.signal_ns) / 1e9
-            horizon_s = float(self._model.bundle.manifest.primary_s)
-            target = next_target(state.target, age_s, expected_bps, cost_bps, horizon_s)
+        age_s = (t_ns - state.signal_ns) / 1e9
+        horizon_s = float(self._model.bundle.manifest.primary_s)
+        target: int = next_target(state.target, age_s, expected_bps, cost_bps, horizon_s)
         if signal_now and target:
             state.signal_ns = t_ns
         if target != state.target:

@@ -112,7 +112,7 @@ def assumptions(run: Books, model: FixedModel) -> list[str]:
         f"Decisions and orders were made at fee row {row}; the other rows price the same fills again.",
         "Every fill pays the fee of its actual liquidity (maker or taker). Funding is paid at "
         "the settlements that were, at their own rate and mark price.",
-        "While a market cannot be judged (sequence gap, stale book, warm-up) the target is flat.",
+        "While a market cannot be judged (sequence gap, stale book, warm-up) nothing is entered.",
     ]
     if run.unpriced_funding:
         sentences.append(
