@@ -39,6 +39,7 @@ from live.messages import (
     PrivateFrame,
     PublicFrame,
     Renew,
+    Report,
     Send,
     Tick,
 )
@@ -108,6 +109,7 @@ class Core:
 
     ``codec`` reads the venue's messages, ``name`` is the venue's name in records. ``at_venue``: a venue
     that states positions, funding and stops, and in whose market our orders are; else a simulated one.
+    ``check`` says in what the venue's first reports contradict the settings (`live.bybit.account.problems`).
     ``rows`` are the event rows of the last public frame by symbol, for a simulated venue.
     """
 
@@ -124,6 +126,7 @@ class Core:
         evaluator: Evaluates | None = None,
         on_decision: Callable[[Decision, tuple[int, ...]], None] | None = None,
         on_midnight: Callable[[int], None] | None = None,
+        check: Callable[[list[Report]], list[str]] = lambda reports: [],
     ) -> None:
         self._settings, self._codec = settings, codec
         self.trader = Trader(
@@ -156,6 +159,7 @@ class Core:
             settings,
             emit,
             state.reconciliation,
+            check,
         )
         self._labels = {symbol: Labels(symbol, emit) for symbol in settings.market.symbols}
         self.desk.govern(self.mode, self.reconciliation.stop_ticks if at_venue else None)
@@ -166,6 +170,7 @@ class Core:
         }
         self.rows: dict[str, Events] = {}
         self._closing: Closing | None = None
+        self._numbered = self.requests.number  #: requests by the last second's end
         self.now_ns = 0
         self.frames = self.events = self.gaps = self.strays = 0
         self.rejects: dict[tuple[str, str], int] = {}
@@ -281,6 +286,8 @@ class Core:
             labels.second(end_ns, self.trader.symbols[symbol].mid_at(end_ns))
         for fact, value in self.desk.facts().items():
             self.safety.see(end_ns, fact, value)
+        sent, self._numbered = self.requests.number - self._numbered, self.requests.number
+        self.safety.see(end_ns, "rate_used", sent / self.safety.limits.actions_per_s)
         self.safety.second(end_ns)
 
     def _due(self, now_ns: int) -> None:

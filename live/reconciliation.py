@@ -51,12 +51,14 @@ from live.requests import Errand, Errands, Requests
 from live.safety import Mode, Safety
 from market.instruments import Instrument
 from market.settings import Settings
-from market.units import SECOND_NS
+from market.units import E8, SECOND_NS
 
 #: Orders, positions and modes are looked at this often while there is something to look at.
 SCAN_NS: Final = SECOND_NS
 #: The desk flattens; what it has not closed after so long is closed here (no book, no view).
 FLATTEN_NS: Final = 5 * SECOND_NS
+#: Balances that differ by less are the same.
+CENT_E8: Final = E8 // 100
 
 
 class Phase(StrEnum):
@@ -76,6 +78,7 @@ class ReconciliationState(msgspec.Struct, kw_only=True):
 
     audits: AuditState = msgspec.field(default_factory=AuditState)
     protection: ProtectionState = msgspec.field(default_factory=ProtectionState)
+    apart_e8: int | None = None  #: the venue's balance less the log's, which only transfers change
 
 
 class Reconciliation:
@@ -132,6 +135,7 @@ class Reconciliation:
         self.problems: list[str] = []  #: why start-up does not end; the shell says them and ends
         self._reports: dict[tuple[str, str], Report] = {}  #: the newest by kind and symbol
         self._traded = {s: h.bought_lots + h.sold_lots for s, h in account.holdings.items()}
+        self._apart_e8 = state.apart_e8
         self._down: set[str] = set()
         self._refused: dict[int, Refused] = {}
         self._flatten_ns: dict[str, int] = {}
@@ -188,8 +192,17 @@ class Reconciliation:
         self.problems = problems
         if not problems:
             self._starting = False
+            self._compare_balance()
             self._record(now_ns)
             self._say("info", "log and venue agree, trading", symbols=self._symbols)
+
+    def _compare_balance(self) -> None:
+        wallet, before = self._reports.get(("WalletReport", "")), self._apart_e8
+        if isinstance(wallet, WalletReport):
+            self._apart_e8 = wallet.balance_e8 - self._account.balance_e8
+            moved = 0 if before is None else self._apart_e8 - before
+            if abs(moved) >= CENT_E8:
+                self._say("warning", "the balance moved by what the log lacks", usdt=moved / E8)
 
     def _record(self, now_ns: int) -> None:
         """Put what a new process needs in the log."""
@@ -220,7 +233,11 @@ class Reconciliation:
     def snapshot(self) -> ReconciliationState:
         """For a checkpoint."""
         return copy.deepcopy(
-            ReconciliationState(audits=self._audits.state, protection=self.protection.state)
+            ReconciliationState(
+                audits=self._audits.state,
+                protection=self.protection.state,
+                apart_e8=self._apart_e8,
+            )
         )
 
     def made(self) -> list[Event]:

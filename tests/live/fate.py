@@ -82,6 +82,7 @@ class Venue:
         self.fills: list[Filled] = []
         self.lots = 0
         self.entry = 0.0
+        self.balance_e8 = 0
         self.stop = 0
         self.takes_stops = True
         self.outbox: list[Evidence] = []  #: of the private stream
@@ -110,8 +111,14 @@ class Venue:
                 if isinstance(body, Cancel):
                     order.state = OrderState.CANCELLED
                 elif body.qty_lots is not None and body.qty_lots <= order.filled:
-                    times = {"time_ns": now_ns, "venue_ns": now_ns}
-                    return [CancelRejected(client_id=body.client_id, **times, reason="110064")]
+                    return [
+                        CancelRejected(
+                            client_id=body.client_id,
+                            time_ns=now_ns,
+                            venue_ns=now_ns,
+                            reason="110064",
+                        )
+                    ]
                 elif body.qty_lots is not None:
                     order.qty = body.qty_lots
                 self._report(body.client_id)
@@ -165,7 +172,7 @@ class Venue:
             case QueryKind.POSITION:
                 reports = [self.position()]
             case QueryKind.WALLET:
-                reports = [WalletReport(equity_e8=0, balance_e8=0)]
+                reports = [WalletReport(equity_e8=0, balance_e8=self.balance_e8)]
         now_ns = self.now_ns
         told = [msgspec.structs.replace(e, time_ns=now_ns) for e in orders]
         return QueryResult(

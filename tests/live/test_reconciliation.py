@@ -743,6 +743,19 @@ def test_positions_of_symbols_no_longer_traded_are_closed() -> None:
     assert desk.agrees()
 
 
+def test_a_transfer_while_away_is_said_and_no_loss() -> None:
+    desk = started("adopt")
+    desk.crash()
+    desk.start()
+    assert not desk.lines("the balance moved by what the log lacks")
+    desk.crash()
+    desk.venue.balance_e8 = -5 * 10**8
+    desk.start()
+    (line,) = desk.lines("the balance moved by what the log lacks")
+    assert line.fields == {"usdt": -5.0}
+    assert desk.fate.phase is Phase.TRADING
+
+
 def test_on_paper_all_of_it_costs_nothing() -> None:
     desk = Desk(Venue(), settings("paper"))
     desk.start()
