@@ -1,0 +1,194 @@
+"""The core: one step at a time, by hand, at a venue that says little."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from execution.orders import ExecutionType, Filled, Liquidity
+from live.core import MOST_RENEW_NS, Core, CoreState
+from live.decisions import Decision
+from live.gateway import PlainCodec
+from live.labels import Labels
+from live.messages import (
+    Append,
+    Effect,
+    Evidence,
+    FundingReport,
+    PrivateFrame,
+    PublicFrame,
+    Renew,
+    Tick,
+)
+from live.rehearsal import _frames
+from market.instruments import BUILT_IN
+from market.settings import Settings
+from market.units import E8, SECOND_NS
+from orchestration.backtest.run import FixedModel, load_model
+from tests.live.live_market import live_settings, promote
+
+START = 1_700_000_000 * SECOND_NS
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+INSTRUMENTS = {symbol: BUILT_IN[symbol] for symbol in SYMBOLS}
+CODEC = PlainCodec()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> FixedModel:
+    root = tmp_path_factory.mktemp("model")
+    promote(root)
+    return load_model(live_settings(root), "champion", SYMBOLS)
+
+
+def core_of(model: FixedModel, settings: Settings, state: CoreState | None = None) -> Core:
+    return Core(
+        settings,
+        INSTRUMENTS,
+        model=model,
+        codec=CODEC,
+        name="test",
+        at_venue=True,
+        state=state,
+    )
+
+
+def told(core: Core, now_ns: int, *evidence: Evidence) -> list[Effect]:
+    return core.step(now_ns, PrivateFrame(frame=CODEC.encode(list(evidence))))
+
+
+def execution(number: int, side: int, lots: int, price: int, **fields: Any) -> Filled:
+    return Filled(
+        client_id="",
+        time_ns=START,
+        venue_ns=START + number,
+        exec_id=f"e{number}",
+        symbol="BTCUSDT",
+        side=side,
+        qty_lots=lots,
+        price_ticks=price,
+        liquidity=Liquidity.TAKER,
+        fee_e8=100,
+        leaves_lots=0,
+        **fields,
+    )
+
+
+@pytest.fixture
+def core(model: FixedModel, tmp_path: Path) -> Core:
+    made = core_of(model, live_settings(tmp_path))
+    made.begin(START)
+    return made
+
+
+def test_a_lost_delta_asks_for_the_book_at_once_and_with_growing_patience(core: Core) -> None:
+    frames = list(_frames(INSTRUMENTS, 200))
+    asked: list[int] = []
+    for n, (now_ns, frame) in enumerate(frames[:80]):
+        if n == 16:  # BTCUSDT's delta of the third tenth of a second is lost
+            assert b"orderbook.200.BTCUSDT" in frame
+            continue
+        effects = core.step(now_ns, PublicFrame(frame=frame))
+        asked += [now_ns for effect in effects if isinstance(effect, Renew)]
+        for effect in effects:
+            if isinstance(effect, Renew):
+                assert effect.topics == ("orderbook.200.BTCUSDT",)
+    lost_ns = frames[24][0]
+    assert asked[0] == lost_ns, "with the frame that shows the gap"
+    now_ns = frames[79][0] // SECOND_NS * SECOND_NS
+    for _ in range(120):
+        now_ns += SECOND_NS
+        effects = core.step(now_ns, Tick())
+        asked += [now_ns for effect in effects if isinstance(effect, Renew)]
+    waits = [later - sooner for sooner, later in pairwise(asked)]
+    assert waits == sorted(waits)
+    assert waits[0] >= 2 * SECOND_NS
+    assert waits[-1] <= MOST_RENEW_NS + SECOND_NS
+    assert 4 <= len(asked) <= 10
+
+
+def test_an_execution_of_no_order_of_ours_moves_the_position_once(core: Core) -> None:
+    fill = execution(1, -1, 40, 600_000, execution=ExecutionType.LIQUIDATION)
+    effects = told(core, START + SECOND_NS, fill)
+    told(core, START + 2 * SECOND_NS, fill)
+    assert core.account.position_lots("BTCUSDT") == core.desk.position_lots("BTCUSDT") == -40
+    kinds = [effect.kind for effect in effects if isinstance(effect, Append)]
+    assert kinds.count("event") == 1
+
+
+def test_funding_is_booked_once_and_is_no_fill(core: Core) -> None:
+    told(core, START + SECOND_NS, execution(1, 1, 500, 600_000))
+    paid = FundingReport(
+        exec_id="f", symbol="BTCUSDT", lots=500, mark_e8=60_000 * E8, paid_e8=3 * E8, venue_ns=START
+    )
+    told(core, START + 2 * SECOND_NS, paid, paid)
+    assert core.account.holdings["BTCUSDT"].funding_e8 == 3 * E8
+    assert core.account.position_lots("BTCUSDT") == 500
+
+
+def test_a_restart_keeps_cost_basis_peak_and_the_days_result(
+    core: Core, model: FixedModel, tmp_path: Path
+) -> None:
+    told(core, START + SECOND_NS, execution(1, 1, 500, 600_000))  # 0.5 BTC at 60,000
+    core.account.mark(START + SECOND_NS, {"BTCUSDT": 620_000.0})
+    core.account.mark(START + 2 * SECOND_NS, {"BTCUSDT": 600_000.0})
+    state = msgspec.msgpack.decode(msgspec.msgpack.encode(core.snapshot()), type=CoreState)
+    again = core_of(model, live_settings(tmp_path), state)
+    again.begin(START + 10 * SECOND_NS)
+    assert again.account.position_lots("BTCUSDT") == 500
+    # A fall of 10 %: 3,000 lost, of a peak that was 1,000 above.
+    assert again.account.mark(START + 11 * SECOND_NS, {"BTCUSDT": 540_000.0}) == pytest.approx(
+        (200_000 - 3_000) * E8, abs=1_000
+    )
+    assert again.desk.facts()["drawdown_usdt"] == pytest.approx(4_000.0, abs=1e-3)
+    told(again, START + 12 * SECOND_NS, execution(2, -1, 500, 540_000))
+    assert again.account.position_lots("BTCUSDT") == 0, "no phantom short after the exit"
+    told(again, START + 13 * SECOND_NS, execution(1, 1, 500, 600_000))
+    assert again.account.position_lots("BTCUSDT") == 0, "an execution of before is known"
+
+
+def decision(t_ns: int) -> Decision:
+    numbers = dict.fromkeys(("expected_bps", "raw_bps", "cost_bps", "mid", "spread_bps"), 1.0)
+    return Decision(
+        symbol="BTCUSDT",
+        t_ns=t_ns,
+        model_version="1",
+        bundle_sha="",
+        by_horizon=(1.0, 2.0),
+        regime="all",
+        warm=True,
+        target=0,
+        position_lots=0,
+        vector=np.zeros(1),
+        **numbers,
+    )
+
+
+def test_labels_are_of_the_mid_a_second_after_and_none_crosses_a_gap() -> None:
+    effects: list[Effect] = []
+    labels = Labels("BTCUSDT", effects.append)
+    mids = [100.0 + n for n in range(12)]
+    mids[7] = math.nan
+    for n, mid in enumerate(mids):
+        labels.second(n * SECOND_NS, mid)
+        labels.decided(decision(n * SECOND_NS), (2, 4))
+    found = {
+        (t_ns // SECOND_NS, horizon_s): value
+        for effect in effects
+        if isinstance(effect, Append) and effect.kind == "labels"
+        for t_ns, horizon_s, value in msgspec.json.decode(effect.body)["returns"]
+    }
+    expected = {
+        (t, h): math.log(mids[t + 1 + h] / mids[t + 1]) * 1e4
+        for t in range(12)
+        for h in (2, 4)
+        if t + 1 + h < 12 and not any(math.isnan(mid) for mid in mids[t + 1 : t + 2 + h])
+    }
+    assert found == pytest.approx(expected)
+    assert {(0, 2), (0, 4), (8, 2)} <= found.keys()
+    assert (4, 2) not in found
