@@ -218,7 +218,6 @@ class Core:
         """Start at an instant, with the history before its second if there is one."""
         self.now_ns = now_ns
         self.rows = self.trader.begin(now_ns // SECOND_NS * SECOND_NS, history)
-        self.desk.end_cut(now_ns)
         self.reconciliation.start(now_ns)
         return self.trader.drain()
 

@@ -91,6 +91,7 @@ class DeskState(msgspec.Struct, frozen=True, kw_only=True):
 
     parent_number: int = 0
     open: dict[str, ParentRow] = {}
+    fills: dict[str, tuple[Filled, ...]] = {}  #: theirs
     rest_until: dict[str, int] = {}
 
 
@@ -132,7 +133,6 @@ class Desk:
         self.mids = self.costs.mids
         self._work: dict[str, ActiveParent] = {}
         self._rest_until: dict[str, int] = {}
-        self._cut: dict[str, ParentRow] = {}  #: parents of an earlier process, without an end
         self._mode: Callable[[str], Mode] = lambda symbol: Mode.NORMAL
         self._stop_ticks: Callable[[str, int, float], int] | None = None
 
@@ -148,28 +148,20 @@ class Desk:
 
     def snapshot(self) -> DeskState:
         """For a checkpoint."""
-        open_rows = {work.parent.id: work.row for work in self._work.values()}
+        rows = [*(work.row for work in self._work.values()), *self.costs.cut.values()]
+        rows += [ended.row for ended in self.costs.waiting]
         return DeskState(
             parent_number=self.parent_number,
-            open=open_rows
-            | {ended.parent.id: ended.row for ended in self.costs.waiting}
-            | self._cut,
+            open={row.parent_id: row for row in rows},
+            fills={row.parent_id: tuple(self.costs.fills.get(row.parent_id, ())) for row in rows},
             rest_until=dict(self._rest_until),
         )
 
     def restore(self, state: DeskState) -> None:
-        """Go on from a checkpoint; `end_cut` ends the parents that were open."""
-        self.parent_number, self._cut = state.parent_number, dict(state.open)
+        """Go on from a checkpoint; parents that were open are worked no more, and end as cut."""
+        self.parent_number, self.costs.cut = state.parent_number, dict(state.open)
+        self.costs.fills = {key: list(state.fills.get(key, ())) for key in state.open}
         self._rest_until = dict(state.rest_until)
-
-    def end_cut(self, now_ns: int) -> None:
-        """Record parents that an earlier process left without an end: nothing works them any more."""
-        for parent_id, row in self._cut.items():
-            self._emitter.append(
-                "cut", now_ns, {"reason": "the process ended"}, row.symbol, parent_id
-            )
-            self._emitter.say("warning", "parent cut by the end of a process", id=parent_id)
-        self._cut.clear()
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -354,7 +346,8 @@ class Desk:
         self._emitter.append("event", event.time_ns, event, symbol, parent_id, event.client_id)
         if isinstance(event, Filled):
             self._book(event)
-            self.costs.fills.setdefault(parent_id, []).append(event)
+            if parent_id in self.costs.fills:
+                self.costs.fills[parent_id].append(event)
         work = self._work.get(symbol)
         if work is not None and work.parent.id == parent_id:
             work.changed[order.submit.client_id] = order

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -16,6 +16,7 @@ from execution.tca import (
     PARTS,
     Circumstances,
     MidRecorder,
+    Mids,
     ParentRow,
     markout_rows,
     order_row,
@@ -93,6 +94,7 @@ class ParentCosts:
         self._recorders = {symbol: MidRecorder() for symbol in instruments}
         self.mids = {symbol: recorder.mids for symbol, recorder in self._recorders.items()}
         self.waiting: list[FinishedParent] = []  #: finished, and not measured yet
+        self.cut: dict[str, ParentRow] = {}  #: parents that an earlier process left without an end
         self.fills: dict[str, list[Filled]] = {}  #: of parents not measured yet, late ones too
         self._sums: dict[str, list[float]] = {}  #: figure -> its sum and count over parents
 
@@ -116,10 +118,45 @@ class ParentCosts:
         self.waiting = [ended for ended in self.waiting if now_ns <= ended.due_ns]
         for ended in due:
             self._measure(ended)
+        for row in list(self.cut.values()):
+            self._end_cut(now_ns, row)
         needed = [*active, *(ended.parent for ended in self.waiting)]
         for symbol, recorder in self._recorders.items():
             times = [parent.decision_ns for parent in needed if parent.symbol == symbol]
             recorder.forget(min(times, default=now_ns))
+
+    def _end_cut(self, now_ns: int, row: ParentRow) -> None:
+        """End a parent whose process ended, once its orders are settled and the market is known.
+
+        What the market did in between is not on record: the spread holds all that its fills lost against
+        the decision, what was not filled is valued now, and markouts are not known.
+        """
+        parent_id, mids = row.parent_id, self.mids.get(row.symbol)
+        left = any(order.parent_id == parent_id for order in self._orders.open(row.symbol))
+        if left or mids is None or math.isnan(mid := mids.at(now_ns)):
+            return
+        parent = Parent(
+            id=parent_id,
+            **{name: getattr(row, name) for name in ("symbol", "side", "qty_lots", "decision_ns")},
+            deadline_ns=row.deadline_ns,
+            decision_mid_ticks=row.decision_mid_ticks,
+        )
+        cost = shortfall(
+            parent,
+            self.fills.pop(parent_id, []),
+            Mids((row.decision_ns, now_ns), (row.decision_mid_ticks, mid)),
+            self._instruments[row.symbol],
+            algorithm=row.algorithm,
+            venue=self._name,
+            arrival_ns=row.decision_ns,
+            end_ns=now_ns,
+        )
+        unknown = [n for n in cost.__struct_fields__ if n.startswith(("markout_", "vs_twap"))]
+        fields: dict[str, Any] = {"impact_by": "cut", **dict.fromkeys(unknown, math.nan)}
+        cost = msgspec.structs.replace(cost, **fields)
+        self._emitter.append("end", now_ns, cost, row.symbol, parent_id)
+        self._emitter.say("warning", "parent cut by the end of its process", id=parent_id)
+        del self.cut[parent_id]
 
     def finish(self) -> None:
         """Measure all that are finished, with the markouts known so far."""

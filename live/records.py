@@ -9,8 +9,8 @@ A record is a `messages.Append`, its body JSON of what its kind says:
                 of no order of ours among it
     denied      a limit denied an action             the rejection
     markouts    mids after a parent's fills          list of `execution.tca.MarkoutRow`
-    end         a parent order is finished           `execution.tca.Shortfall`
-    cut         or its process was, before it        the reason
+    end         a parent order is finished, or was   `execution.tca.Shortfall`
+                cut by the end of its process
     funding     funding was paid; client id: the     `live.desk.FundingPayment`
                 venue's execution id of it, if any
     adopted     a position was taken from the venue  `messages.PositionReport`

@@ -94,6 +94,7 @@ class Restoration:
         self.requests = Requests(0)
         self.requests.restore(state.requests)
         self._parents, self._open = state.desk.parent_number, dict(state.desk.open)
+        self._fills = {key: list(state.desk.fills.get(key, ())) for key in self._open}
         self._sections: dict[str, Any] = {}
         self._input: Input | None = None
 
@@ -124,15 +125,20 @@ class Restoration:
     def _record(self, record: Append) -> None:
         match record.kind:
             case "intent" | "event":
-                _, event = fold(self.orders, record)
-                if isinstance(event, Filled) and event.symbol in self.account.holdings:
-                    self.account.apply(event)
+                order, event = fold(self.orders, record)
+                if isinstance(event, Filled):
+                    if event.symbol in self.account.holdings:
+                        self.account.apply(event)
+                    if order is not None and order.parent_id in self._fills:
+                        self._fills[order.parent_id].append(event)
             case "parent":
                 self._parents += 1
                 self._open[record.parent_id] = parent_of(record)
+                self._fills[record.parent_id] = []
                 self.orders.forget(record.time_ns - HOUR_NS)  # as the desk does
-            case "end" | "cut":
+            case "end":
                 self._open.pop(record.parent_id, None)
+                self._fills.pop(record.parent_id, None)
             case "funding":
                 funding = _FUNDING.decode(record.body)
                 if record.client_id:
@@ -155,6 +161,7 @@ class Restoration:
             self._sections.get("desk", self._state.desk),
             parent_number=self._parents,
             open=self._open,
+            fills={key: tuple(fills) for key, fills in self._fills.items()},
         )
         folded = {
             "orders": tuple(self.orders.by_id.values()),

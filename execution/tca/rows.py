@@ -163,8 +163,9 @@ class Shortfall(Row, frozen=True, kw_only=True):
     """Implementation shortfall of one parent. NaN without a measurement (no fill, past the record).
 
     ``impact_by`` is how own impact was separated from drift: ``control`` (a market without us, which a
-    replay is by itself), ``propagator`` (a model), or ``none`` (not separated: all of it is in
-    ``timing_bps``). ``foretold_bps`` is the part of the drift that the signal predicted, and no part
+    replay is by itself), ``propagator`` (a model), ``none`` (not separated: all of it is in
+    ``timing_bps``), or ``cut``: its process ended before it did, and what its fills lost is in
+    ``spread_bps``. ``foretold_bps`` is the part of the drift that the signal predicted, and no part
     of the sum. ``vs_*_bps`` compare the fills with a benchmark, positive = worse than it.
     """
 

@@ -142,6 +142,7 @@ def _impact_note(result: Mapping[str, Any]) -> str:
         "nobody there, so impact is zero)",
         "propagator": "by a propagator model",
         "none": "not at all: it is in timing",
+        "cut": "not at all, since their process ended before them: it is in spread",
     }
     parts = "; ".join(
         f"of {count:,} parents {methods[method]}" for method, count in result["impact_by"].items()

@@ -72,6 +72,7 @@ class Machine:
         self.requests = Requests(10**9)
         self.requests.restore(state.requests)
         self.parents, self.open = state.desk.parent_number, dict(state.desk.open)
+        self.fills = {key: list(fills) for key, fills in state.desk.fills.items()}
         self.safety = state.safety
         self.answered: Answer | Expired | None = None
 
@@ -82,7 +83,11 @@ class Machine:
             account=self.account.snapshot(),
             requests=self.requests.snapshot(),
             safety=self.safety,
-            desk=DeskState(parent_number=self.parents, open=self.open),
+            desk=DeskState(
+                parent_number=self.parents,
+                open=self.open,
+                fills={key: tuple(fills) for key, fills in self.fills.items()},
+            ),
         )
 
     def take(self, now_ns: int, given: Input) -> None:
@@ -119,6 +124,8 @@ class Machine:
         booked = isinstance(event, Filled) and self.account.apply(event)
         if order is not None or booked:
             parent_id = order.parent_id if order else ""
+            if isinstance(event, Filled) and parent_id in self.fills:
+                self.fills[parent_id].append(event)
             yield self._append("event", event.time_ns, event, parent_id, event.client_id)
 
     def _act(self, now_ns: int, chance: random.Random) -> Iterator[Effect]:
@@ -132,7 +139,7 @@ class Machine:
                 qty_lots=9, size_usdt=1.0, decision_ns=now_ns, deadline_ns=now_ns,
                 decision_mid_ticks=1.5,
             )  # fmt: skip
-            self.open[parent_id] = row
+            self.open[parent_id], self.fills[parent_id] = row, []
             yield self._append("parent", now_ns, row, parent_id)
             action = Submit(
                 client_id=f"{parent_id}-1", symbol=SYMBOL, side=chance.choice((1, -1)), qty_lots=9
@@ -148,7 +155,7 @@ class Machine:
         yield self.requests.open(now_ns, action)
         if self.open and chance.random() < 0.3:
             ended = next(iter(self.open))
-            del self.open[ended]
+            del self.open[ended], self.fills[ended]
             yield self._append("end", now_ns, {}, ended)
         if chance.random() < 0.2:
             self.safety = SafetyState(day=self.safety.day + 1 if self.safety else 1)
