@@ -11,8 +11,9 @@ its own, and open orders are entered again, oldest first, behind the orders that
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 from execution.margin import MarginMode, Terms
@@ -23,7 +24,7 @@ from proving.sandbox.accounts import Client, VenueOrder
 from proving.sandbox.conditional import ConditionalOrders
 from proving.sandbox.listing import LISTINGS
 from proving.sandbox.private_messages import PrivateMessage, PrivateMessages
-from proving.sandbox.tape import DEEP, DEEP_NS, TICKER_NS, Listener, PublicTape
+from proving.sandbox.tape import DEEP, DEEP_NS, TICKER_NS, Levels, Listener, PublicTape
 from proving.synthetic.background import BACKGROUND
 from proving.synthetic.marketplace import ExecutionReport, SyntheticMarket, built_in
 from proving.synthetic.matching import Status, TimeInForce
@@ -82,7 +83,8 @@ class SandboxExchange:
         self.profile, self.seed = profile, seed
         self.instruments = {symbol: built_in(symbol) for symbol in symbols}
         self.tapes = {
-            symbol: PublicTape(item, on_frame, is_read) for symbol, item in self.instruments.items()
+            symbol: PublicTape(item, on_frame, is_read, partial(self._deep_levels, symbol))
+            for symbol, item in self.instruments.items()
         }
         self.now_ns = begins_ns
         keys = random.Random(f"{seed}/keys")
@@ -204,14 +206,15 @@ class SandboxExchange:
             self.conditional.check(symbol, self.now_ns)
 
     def _publish(self) -> None:
-        for symbol, tape in self.tapes.items():
+        for tape in self.tapes.values():
             if not tape.values:
                 continue
             if self.now_ns % DEEP_NS == 0:
-                market = self.markets[symbol]
-                bids, asks = market.levels(1, DEEP), market.levels(-1, DEEP)
-                tape.publish_deep_book(bids, asks, self.now_ns)
+                tape.publish_deep_book(self.now_ns)
             tape.publish_ticker(self.now_ns)
+
+    def _deep_levels(self, symbol: str, side: int) -> Levels:
+        return self.markets[symbol].levels(side, DEEP)
 
     # -- orders ------------------------------------------------------------------------------------
 
@@ -393,18 +396,21 @@ class SandboxExchange:
         """Transfer positions whose margin is used up to the insurance fund."""
         self.account_book.update_marks()
         for client in self.clients:
-            if not client.held_symbols():
-                continue
-            symbols = client.margin.liquidated(self.marks)
-            for order in list(client.open.values()):
-                if order.symbol in symbols:
-                    self.cancel(order, "CancelAllBeforeLiq")
-            for order in list(client.untriggered.values()):
-                if order.symbol in symbols:
-                    self.conditional.deactivate(order, "CancelAllBeforeLiq", self.now_ns)
-            prices = {s: self.account_book.bankruptcy_ticks(client, s, self.marks) for s in symbols}
-            for symbol, ticks in prices.items():
-                self._take_over(client, symbol, ticks)
+            if client.held_symbols():
+                self.liquidate(client, client.margin.liquidated(self.marks))
+
+    def liquidate(self, client: Client, symbols: Collection[str]) -> None:
+        """Cancel a client's orders in symbols, and transfer its positions to the insurance fund."""
+        for order in list(client.open.values()):
+            if order.symbol in symbols:
+                self.cancel(order, "CancelAllBeforeLiq")
+        for order in list(client.untriggered.values()):
+            if order.symbol in symbols:
+                self.conditional.deactivate(order, "CancelAllBeforeLiq", self.now_ns)
+        held = [symbol for symbol in symbols if client.position_lots(symbol)]
+        prices = {s: self.account_book.bankruptcy_ticks(client, s, self.marks) for s in held}
+        for symbol, ticks in prices.items():
+            self._take_over(client, symbol, ticks)
 
     def _take_over(self, client: Client, symbol: str, ticks: int) -> None:
         lots = client.position_lots(symbol)

@@ -60,7 +60,7 @@ def instruments(exchange: SandboxExchange, query: Query) -> Row:
 def orderbook(exchange: SandboxExchange, query: Query) -> Row:
     """The book of 1000 levels as last published; ``u`` is that topic's update id."""
     tape, limit = _tape(exchange, query), page_limit(query, 25, DEEP)
-    book, codec = tape.books[DEEP], tape.codec
+    book, codec = tape.deep_book(), tape.codec
 
     def side(sign: int) -> list[list[str]]:
         levels = book.levels(sign, limit)

@@ -300,7 +300,7 @@ def _limit_ticks(tape: PublicTape, body: Body, side: int) -> int:
     level = text(body, "bboLevel")
     if bbo_side not in ("Queue", "Counterparty") or level not in ("1", "2", "3", "4", "5"):
         raise invalid("bboSideType or bboLevel")
-    levels = tape.books[50].levels(side if bbo_side == "Queue" else -side, int(level))
+    levels = tape.books[200].levels(side if bbo_side == "Queue" else -side, int(level))
     if not levels:
         raise RefusedError(10001, "params error: the book has no such level")
     return levels[-1][0]

@@ -38,6 +38,23 @@ OPEN_INTEREST_MS: Final = 300_000
 #: Seconds of the mean premium (mid less mark) in the price limits.
 PREMIUM_S: Final = 30
 
+# Plain integers: arithmetic of enumerations is slow, and this is done for every row.
+_SNAPSHOT: Final = int(Kind.SNAPSHOT)
+_DELTA: Final = int(Kind.DELTA)
+_FIRST: Final = int(Flag.FIRST)
+
+#: Fields of a ticker that are sent together when one of them changed.
+_TOGETHER: Final = (
+    ("bid1Price", "bid1Size"),
+    ("ask1Price", "ask1Size"),
+    ("turnover24h", "volume24h"),
+    ("openInterest", "singleOpenInterest"),
+    ("openInterestValue", "singleOpenInterestValue"),
+)
+#: Depths by their place in the market's rows.
+_DEPTHS: Final = tuple(depth for depth, _ in TOPICS)
+
+Levels = list[tuple[int, int]]  #: (ticks, lots), best first
 Listener = Callable[[str, bytes], None]  #: called with a topic and a frame
 
 
@@ -59,7 +76,7 @@ class PublishedBook:
         names = ("kind", "side", "flags", "price_ticks", "qty_lots")
         columns = [rows[name].tolist() for name in names]
         for kind, side, flags, ticks, lots in zip(*columns, strict=True):
-            if kind == Kind.SNAPSHOT and flags & Flag.FIRST:
+            if kind == _SNAPSHOT and flags & _FIRST:
                 self.sides = {1: {}, -1: {}}
             if side and lots:
                 self.sides[side][ticks] = lots
@@ -69,7 +86,7 @@ class PublishedBook:
         self.update_id = int(last["update_id"])
         self.exchange_ns, self.publish_ns = int(last["exchange_ns"]), int(last["publish_ns"])
 
-    def levels(self, side: int, limit: int) -> list[tuple[int, int]]:
+    def levels(self, side: int, limit: int) -> Levels:
         """(ticks, lots), best first."""
         return sorted(self.sides[side].items(), reverse=side > 0)[:limit]
 
@@ -97,14 +114,16 @@ class PublishedBook:
 class PublicTape:
     """Public market data of one symbol; ``on_frame`` is called with each topic's frames, in order.
 
-    Frames of a topic that nobody reads, says ``is_read``, are not made.
+    Frames of a topic that nobody reads, says ``is_read``, are not made. ``deep_levels`` gives
+    the levels of a side of the market's book, of which the deep book is made.
     """
 
     def __init__(
         self,
         instrument: Instrument,
         on_frame: Listener,
-        is_read: Callable[[str], bool] = lambda topic: True,
+        is_read: Callable[[str], bool],
+        deep_levels: Callable[[int], Levels],
     ) -> None:
         self.instrument, self.symbol = instrument, instrument.symbol
         _, self._trade_topic, self._ticker_topic, self._liquidation_topic = symbol_topics(
@@ -127,8 +146,10 @@ class PublicTape:
         self.open_interest: deque[tuple[int, int]] = deque(maxlen=2016)
         self.books = {depth: PublishedBook(instrument, depth) for depth in DEPTHS}
         self._on_frame, self._is_read = on_frame, is_read
+        self._deep_levels = deep_levels
         self._encoder = Encoder(instrument)
         self._trade_range = (0, 0)  #: lowest and highest trade since `pop_trade_range`, ticks
+        self._trades_ns = 0  #: when the last frame of trades left
         self._premiums: deque[int] = deque(maxlen=PREMIUM_S)
         self._best: tuple[Any, ...] = ()
         self._best_frame, self._best_ns = b"", 0
@@ -142,22 +163,35 @@ class PublicTape:
         """Publish the market's event rows, which come in its order."""
         if not len(rows):
             return
-        for place, (depth, _) in enumerate(TOPICS):
-            book_rows = rows[(rows["kind"] <= Kind.DELTA) & (rows["pad"] == place)]
+        kinds = rows["kind"]
+        places = np.where(kinds <= _DELTA, rows["pad"].astype(np.int16), -1)
+        for place, depth in enumerate(_DEPTHS):
+            book_rows = rows[places == place]
             if len(book_rows):
                 self._apply_book(depth, book_rows)
-        trades = rows[rows["kind"] == Kind.TRADE]
+        others = rows[places < 0]
+        if not len(others):
+            return
+        kinds = others["kind"]
+        trades = others[kinds == int(Kind.TRADE)]
         if len(trades):
             self._apply_trades(trades)
-        for _, frame in self._encoder.frames(rows[rows["kind"] == Kind.LIQUIDATION]):
+        for _, frame in self._encoder.frames(others[kinds == int(Kind.LIQUIDATION)]):
             self._on_frame(self._liquidation_topic, frame)
-        ticker = rows[rows["kind"] == Kind.TICKER]
+        ticker = others[kinds == int(Kind.TICKER)]
         if len(ticker):
             self._apply_ticker(ticker)
 
     def _apply_book(self, depth: int, rows: Events) -> None:
         book = self.books[depth]
-        rows["update_id"] -= book.update_id_offset
+        # A delta without a change is none: the venue sends no empty frames.
+        empty = (rows["side"] == 0) & (rows["kind"] == _DELTA)
+        rows["update_id"] -= book.update_id_offset + np.cumsum(empty)
+        if empty.any():
+            book.update_id_offset += int(empty.sum())
+            rows = rows[~empty]
+            if not len(rows):
+                return
         book.apply(rows)
         if depth > 1:
             if self._is_read(book.topic):
@@ -183,6 +217,10 @@ class PublicTape:
                 self._on_frame(book.topic, self._best_frame)
 
     def _apply_trades(self, rows: Events) -> None:
+        # The market draws each frame's lag; the topic's frames leave in order.
+        rows["publish_ns"][0] = max(rows["publish_ns"][0], self._trades_ns)
+        rows["publish_ns"] = np.maximum.accumulate(rows["publish_ns"])
+        self._trades_ns = int(rows["publish_ns"][-1])
         for _, frame in self._encoder.frames(rows):
             self._on_frame(self._trade_topic, frame)
             self.trades.extend(msgspec.json.decode(frame)["data"])
@@ -213,20 +251,25 @@ class PublicTape:
             self.open_interest.append((period_ms, self.values.get(Field.OPEN_INTEREST, 0)))
         self._premiums.append(self._mid_e8() - self.mark_e8)
 
-    def publish_deep_book(
-        self, bids: list[tuple[int, int]], asks: list[tuple[int, int]], now_ns: int
-    ) -> None:
-        """Publish what differs from the market's levels (ticks, lots) as the deep book's next frame."""
+    def deep_book(self) -> PublishedBook:
+        """The deep book as last published; while nobody reads it, as it is now."""
+        book = self.books[DEEP]
+        if not self._is_read(book.topic):
+            book.sides = {side: dict(self._deep_levels(side)) for side in (1, -1)}
+        return book
+
+    def publish_deep_book(self, now_ns: int) -> None:
+        """Publish what changed in the market's levels as the deep book's next frame."""
         book = self.books[DEEP]
         first = not book.update_id
         if not self._is_read(book.topic):
-            book.sides = {1: dict(bids), -1: dict(asks)}
             book.update_id += 1
             book.exchange_ns, book.publish_ns = now_ns, now_ns + MS_NS
             return
         changes: list[tuple[int, int, int]] = []
-        for side, levels in ((1, bids), (-1, asks)):
-            current, published = dict(levels), book.sides[side]
+        for side in (1, -1):
+            levels, published = self._deep_levels(side), book.sides[side]
+            current = dict(levels)
             removed = [(ticks, 0) for ticks in published.keys() - current.keys()]
             changed = [(ticks, lots) for ticks, lots in levels if published.get(ticks) != lots]
             ordered = sorted(removed + changed, reverse=side > 0)
@@ -247,6 +290,8 @@ class PublicTape:
                 continue
             book.update_id_offset += book.update_id - 1
             book.update_id = 1
+            if depth == DEEP:
+                self.deep_book()
             frame = book.snapshot()
             if depth == 1:
                 self._best_frame = frame
@@ -256,9 +301,11 @@ class PublicTape:
         """Publish the ticker fields that changed since the last frame, and now and then price limits."""
         if self._is_read(self._ticker_topic):
             fields = self.ticker_fields()
-            changed = {
-                name: text for name, text in fields.items() if self._ticker.get(name) != text
-            }
+            differs = {name for name, text in fields.items() if self._ticker.get(name) != text}
+            for pair in _TOGETHER:
+                if not differs.isdisjoint(pair):
+                    differs.update(pair)
+            changed = {name: text for name, text in fields.items() if name in differs}
             kind = "delta" if self._ticker else "snapshot"
             self._ticker = fields
             if changed:
@@ -290,6 +337,8 @@ class PublicTape:
         """The first frame of a new subscriber; None for topics without a snapshot."""
         for book in self.books.values():
             if book.topic == topic and book.update_id:
+                if book is self.books[DEEP]:
+                    self.deep_book()
                 frame = book.snapshot()
                 if book is self.books[1] and not self._best:
                     levels = [level for side in (1, -1) for level in book.levels(side, 1)]

@@ -282,4 +282,4 @@ def test_a_limit_price_can_be_taken_from_a_book_level(exchange: SandboxExchange)
     price = tape.codec.price(1)  # ignored
     more = {"bboSideType": "Queue", "bboLevel": "3", "price": price}
     order = send(exchange, client, "Buy", 10, 1, **more)
-    assert order.ticks == tape.books[50].levels(1, 3)[-1][0]
+    assert order.ticks == tape.books[200].levels(1, 3)[-1][0]
