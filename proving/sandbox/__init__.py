@@ -25,12 +25,15 @@ Each module imports only those above it:
 | order_checks     | pre-trade checks                                                    |
 | conditional      | conditional orders: triggers, take-profit, stop-loss                |
 | exchange         | running markets, clients and orders in simulated time               |
+| order_fields     | fields of order requests: each honoured or refused by name          |
 | order_entry      | create, amend, cancel and batch requests                            |
 | account_requests | a client's account over REST                                        |
 | market_requests  | market data over REST                                               |
 | streams          | WebSocket connections, the public and private streams               |
 | gateway          | routes, authentication, rate limits; REST and WebSocket order entry |
 | faults           | fault injection by command and by seed                              |
+| past             | frames of the recent past, for clients that come                    |
+| staging          | liquidations, people's orders and states of accounts, by command    |
 | venue            | exchange, streams, gateway and faults together, without a network   |
 | virtual          | a venue in simulated time alone                                     |
 | control          | the venue over HTTP, and its control endpoints                      |

@@ -10,6 +10,7 @@ import hashlib
 import uuid
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Final
 
 from execution.account import Account, fee_e8, value_e8
 from execution.margin import MarginMode, at_mark_e8
@@ -20,6 +21,12 @@ from proving.sandbox.rows import execution_row, funding_row, transaction_row
 from proving.sandbox.tape import PublicTape
 from proving.synthetic.background import BACKGROUND
 from proving.synthetic.engine import EngineExecution
+
+#: ``createType`` of the order that takes a position over, by the type of its execution.
+CREATE_TYPES: Final = {
+    "BustTrade": "CreateByTakeOver_PassThrough",
+    "AdlTrade": "CreateByAdl_PassThrough",
+}
 
 
 class IdGenerator:
@@ -90,7 +97,7 @@ class AccountBook:
         holding, meta = client.account.holdings[symbol], client.position_meta[symbol]
         at_ms = at_ns // MS_NS
         notional = value_e8(instrument, ticks, lots)
-        rate = instrument.maker_fee if is_maker else instrument.taker_fee
+        rate = client.fee_rates(instrument)[0 if is_maker else 1]
         fee = fee_e8(notional, rate)
         before_lots, before_realised = holding.position_lots, holding.realised_e8
         net_pnl = holding.trade(order.side * lots, ticks, fee)
@@ -184,23 +191,25 @@ class AccountBook:
         ticks = price * Fraction(marks[symbol], E8) / Fraction(holdings[symbol].instrument.tick)
         return max(1, round(ticks))
 
-    def take_over(self, order: VenueOrder, at_ns: int) -> Row:
-        """Transfer a position to the insurance fund at the price of an order that closes it whole.
+    def take_over(self, order: VenueOrder, at_ns: int, exec_type: str) -> Row:
+        """Transfer what an order closes of a position to the insurance fund at the order's price.
 
         The fund covers a negative balance.
         """
         client, symbol, ticks = order.client, order.symbol, order.ticks
-        tape, lots = self.tapes[symbol], client.position_lots(symbol)
-        order.create_type, order.status = "CreateByTakeOver_PassThrough", "Filled"
+        tape, lots = self.tapes[symbol], -order.side * order.lots
+        order.create_type, order.status = CREATE_TYPES[exec_type], "Filled"
         exec_id, sequence = self._ids.next("execution"), tape.sequence(at_ns)
-        row = self._book(order, ticks, abs(lots), "BustTrade", False, exec_id, at_ns, sequence)
-        client.margin.extra_e8.pop(symbol, None)
+        row = self._book(order, ticks, order.lots, exec_type, False, exec_id, at_ns, sequence)
         self.fund.holdings[symbol].trade(lots, ticks, 0)
+        client.closed.append(order)
+        if exec_type != "BustTrade":
+            return row
+        client.margin.extra_e8.pop(symbol, None)
         shortfall = -client.account.balance_e8
         if shortfall > 0:
             client.account.opening_e8 += shortfall
             self.fund.opening_e8 -= shortfall
-        client.closed.append(order)
         tape.publish_liquidation(1 if lots > 0 else -1, ticks, abs(lots), at_ns)
         return row
 

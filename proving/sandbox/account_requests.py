@@ -16,12 +16,14 @@ from proving.sandbox import order_checks
 from proving.sandbox.accounts import Client, VenueOrder
 from proving.sandbox.exchange import SandboxExchange
 from proving.sandbox.listing import LISTINGS
-from proving.sandbox.order_entry import check_one_way, matches_filter, stops_of, tape_of
+from proving.sandbox.order_entry import matches_filter, tape_of
+from proving.sandbox.order_fields import check_fields, check_one_way, order_filter, stops_of
 from proving.sandbox.protocol import (
     Body,
     Query,
     RefusedError,
     Row,
+    choice,
     decimal,
     invalid,
     page,
@@ -35,6 +37,12 @@ from proving.sandbox.rows import closed_pnl_row, listed_order_row, position_row,
 MARGIN_MODES: Final = {"ISOLATED_MARGIN": MarginMode.ISOLATED, "REGULAR_MARGIN": MarginMode.CROSS}
 #: Closed orders that `order/realtime` still lists.
 RECENT_ORDERS: Final = 500
+#: Statuses and types that lists can be cut down to; empty for all.
+_ORDER_STATUSES: Final = ("", "Filled", "Cancelled", "Rejected", "Deactivated")
+_EXEC_TYPES: Final = (
+    *("", "Trade", "AdlTrade", "Funding", "BustTrade", "Delivery", "Settle", "BlockTrade"),
+    *("MovePosition", "FutureSpread", "CorporateAction"),
+)
 _DCP_PRODUCTS: Final = ("OPTIONS", "DERIVATIVES", "SPOT")
 _DCP_WINDOW_S: Final = (3, 300)
 
@@ -53,10 +61,11 @@ def open_orders(exchange: SandboxExchange, client: Client, query: Query) -> Row:
     if not (by_id or query.get("symbol") or query.get("settleCoin") or query.get("baseCoin")):
         raise RefusedError(10001, "params error: symbol, settleCoin or baseCoin is required")
     recent = list(client.closed)[-RECENT_ORDERS:]
-    orders: list[VenueOrder] = [*client.open.values(), *client.untriggered.values()]
+    entered = [order for order in client.open.values() if not order.is_in_flight]
+    orders: list[VenueOrder] = [*entered, *client.untriggered.values()]
     if by_id:
         orders = recent + orders
-    elif query.get("openOnly") == "1":
+    elif choice(query, "openOnly", ("0", "1")) == "1":
         orders = recent
     rows = _order_rows(orders, query)
     return page(rows, {**query, "startTime": ""}, "createdTime", 20, 50, **_id_filters(query))
@@ -65,18 +74,18 @@ def open_orders(exchange: SandboxExchange, client: Client, query: Query) -> Row:
 def order_history(exchange: SandboxExchange, client: Client, query: Query) -> Row:
     """Closed orders."""
     require_linear(query)
-    equal = {**_id_filters(query), "orderStatus": query.get("orderStatus", "")}
+    equal = {**_id_filters(query), "orderStatus": choice(query, "orderStatus", _ORDER_STATUSES)}
     return page(_order_rows(client.closed, query), query, "createdTime", 20, 50, **equal)
 
 
 def _order_rows(orders: Iterable[VenueOrder], query: Query) -> Iterator[Row]:
     """Rows of the orders that match a query's filter and ids, newest first; made lazily."""
-    order_filter = query.get("orderFilter", "")
+    chosen = order_filter(query)
     order_id, link_id = query.get("orderId", ""), query.get("orderLinkId", "")
     matching = [
         order
         for order in orders
-        if matches_filter(order, order_filter)
+        if matches_filter(order, chosen)
         and order_id in ("", order.order_id)
         and link_id in ("", order.link_id)
     ]
@@ -87,7 +96,7 @@ def _order_rows(orders: Iterable[VenueOrder], query: Query) -> Iterator[Row]:
 def executions(exchange: SandboxExchange, client: Client, query: Query) -> Row:
     """Executions and funding payments."""
     require_linear(query)
-    equal = {**_id_filters(query), "execType": query.get("execType", "")}
+    equal = {**_id_filters(query), "execType": choice(query, "execType", _EXEC_TYPES)}
     return page(reversed(client.executions), query, "execTime", 50, 100, **equal)
 
 
@@ -155,9 +164,12 @@ def wallet(exchange: SandboxExchange, client: Client, query: Query) -> Row:
 def fee_rate(exchange: SandboxExchange, client: Client, query: Query) -> Row:
     """Maker and taker fee of each symbol."""
     require_linear(query)
-    requested = _requested_symbol(exchange, query)
+    requested, names = (
+        _requested_symbol(exchange, query),
+        ("symbol", "makerFeeRate", "takerFeeRate"),
+    )
     rows = [
-        {"symbol": symbol, "takerFeeRate": item.taker_fee, "makerFeeRate": item.maker_fee}
+        dict(zip(names, (symbol, *client.fee_rates(item)), strict=True))
         for symbol, item in exchange.instruments.items()
         if requested in ("", symbol)
     ]
@@ -238,6 +250,7 @@ def set_trading_stop(exchange: SandboxExchange, client: Client, body: Body) -> R
     """Set take-profit, stop-loss and trailing stop of a position or of a part of it."""
     tape = tape_of(exchange, body)
     check_one_way(client, body)
+    check_fields(body, of_position=True)
     stops = stops_of(tape, body)
     if stops is None:
         raise RefusedError(10001, "params error: nothing is to be set")
@@ -254,6 +267,8 @@ def set_trading_stop(exchange: SandboxExchange, client: Client, body: Body) -> R
             raise invalid("tpSize or slSize")
         exchange.conditional.add_partial_stops(client, tape.symbol, stops, lots, exchange.now_ns)
         return {}
+    if body.get("tpSize") or body.get("slSize"):
+        raise RefusedError(10001, "params error: tpSize and slSize are for tpslMode Partial")
     if not exchange.conditional.would_change(client, tape.symbol, stops):
         raise RefusedError(34040, "not modified")
     exchange.conditional.set_full_stops(client, tape.symbol, stops, exchange.now_ns)
@@ -261,10 +276,24 @@ def set_trading_stop(exchange: SandboxExchange, client: Client, body: Body) -> R
 
 
 def switch_mode(exchange: SandboxExchange, client: Client, body: Body) -> Row:
-    """Refuse every position mode: one-way is set already, hedge mode is not supported."""
-    if body.get("mode") in (0, "0"):
+    """Leave hedge mode, in which an account may be found; nothing else is supported."""
+    require_linear(body)
+    if not (text(body, "symbol") or text(body, "coin")):
+        raise RefusedError(10001, "params error: symbol or coin is required")
+    if body.get("mode") in (3, "3") and not client.is_hedged:
+        raise RefusedError(10001, "params error: hedge mode is not supported by this venue yet")
+    if body.get("mode") not in (0, "0", 3, "3") or isinstance(body["mode"], bool):
+        raise invalid("mode")
+    if client.is_hedged == (body["mode"] in (3, "3")):
         raise RefusedError(110025, "Position mode is not modified")
-    raise RefusedError(10001, "params error: hedge mode is not supported by this venue yet")
+    if client.held_symbols():
+        raise RefusedError(
+            110024, "You have an existing position, so position mode cannot be switched"
+        )
+    if client.open or client.untriggered:
+        raise RefusedError(110028, "You have existing orders, so position mode cannot be switched")
+    client.is_hedged = False
+    return {}
 
 
 def set_margin_mode(exchange: SandboxExchange, client: Client, body: Body) -> Row:

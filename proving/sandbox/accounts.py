@@ -17,6 +17,8 @@ from proving.sandbox.protocol import Row
 OPEN_STATUSES: Final = ("New", "PartiallyFilled", "Untriggered")
 #: Kinds of orders that close the whole position; a position has at most one of each.
 FULL_STOP_KINDS: Final = ("TakeProfit", "StopLoss", "TrailingStop")
+#: Every kind of trigger.
+STOP_KINDS: Final = ("Stop", *FULL_STOP_KINDS, "PartialTakeProfit", "PartialStopLoss")
 #: Records of each kind kept per client, the newest: an exchange that runs for days must not grow.
 KEPT: Final = 1_000
 
@@ -111,6 +113,8 @@ class VenueOrder(msgspec.Struct, kw_only=True, eq=False):
     stops: Stops | None = None  #: take-profit and stop-loss attached to its fills
     smp_type: str = "None"  #: self-match prevention
     smp_order_id: str = ""  #: the own order that it would have matched
+    has_armed: bool = False  #: its stops stand since its first fill
+    is_in_flight: bool = False  #: accepted by the gateway, not yet in the market
 
     @property
     def symbol(self) -> str:
@@ -123,6 +127,10 @@ class VenueOrder(msgspec.Struct, kw_only=True, eq=False):
     @property
     def leaves_lots(self) -> int:
         return self.lots - self.executed_lots if self.is_open else 0
+
+    @property
+    def only_reduces(self) -> bool:
+        return self.reduce_only or self.close_on_trigger
 
     def for_margin(self) -> OpenOrder:
         return OpenOrder(self.symbol, self.side, self.ticks, self.leaves_lots)
@@ -167,9 +175,9 @@ class Client:
         self.margin = Margin(self.account, terms)
         self.mode = MarginMode.CROSS
         self.is_read_only = self.may_withdraw = False  #: rights of the key
-        self.is_hedged = (
-            False  #: hedge mode, of which only the position list and refusals are known
-        )
+        self.is_hedged = False  #: the account is in hedge mode, in which every order is refused
+        #: maker and taker fee by symbol, where they are not the listing's
+        self.fees: dict[str, tuple[str, str]] = {}
         self.clamps_price = True  #: a price beyond the price limits moves to the limit
         self.dcp_windows_s: dict[str, int] = {}  #: of disconnect-cancel-all, by product
         self.open: dict[str, VenueOrder] = {}  #: in the market, by order id, oldest first
@@ -180,6 +188,10 @@ class Client:
         self.closed_pnls: deque[ClosedPnl] = deque(maxlen=KEPT)
         self.transactions: deque[Row] = deque(maxlen=KEPT)
         self.position_meta = {symbol: PositionMeta(opened_ms, opened_ms) for symbol in instruments}
+
+    def fee_rates(self, instrument: Instrument) -> tuple[str, str]:
+        """Maker and taker fee of a symbol."""
+        return self.fees.get(instrument.symbol, (instrument.maker_fee, instrument.taker_fee))
 
     def close(self, order: VenueOrder) -> None:
         """Move an order to the closed ones, which may drop the oldest of them."""

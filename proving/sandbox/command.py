@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from market.console import Result, names, say, utc_time
 from market.errors import UsageError
 from market.settings import Settings
 from market.units import day_start_ns
+
+MAX_PAST_S: Final = 7200
+#: Median latency of a request from its answer to the market: recorded orders show two to three ms.
+LATENCY_MS: Final = 2.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +30,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accounts", type=int, default=2, metavar="N", help="funded clients")
     parser.add_argument(
         "--demo", action="store_true", help="as for demo accounts: REST and private stream only"
+    )
+    parser.add_argument(
+        "--past",
+        type=int,
+        default=0,
+        metavar="SECONDS",
+        help="of the market before clients come, kept",
+    )
+    parser.add_argument(
+        "--latency",
+        type=float,
+        default=LATENCY_MS,
+        metavar="MS",
+        help="of requests to the market, the median",
+    )
+    parser.add_argument(
+        "--states", default="", metavar="A,B", help="of accounts: read_only, hedge and others"
     )
     parser.add_argument("--no-rate-limit", action="store_true", help="answer every request")
     parser.add_argument(
@@ -44,6 +65,10 @@ def command(_: Settings, options: argparse.Namespace) -> Result:
     except ValueError as error:
         raise UsageError(f"--date {options.date}: expected a date as YYYY-MM-DD") from error
     say("loading the exchange")
+    if not 0 <= options.latency <= 10_000:
+        raise UsageError(f"--latency {options.latency:g}: expected 0 to 10000 ms")
+    if not 0 <= options.past <= MAX_PAST_S:
+        raise UsageError(f"--past {options.past}: expected 0 to {MAX_PAST_S} seconds")
     from proving.sandbox.faults import rates_of
     from proving.sandbox.server import Sandbox, run
 
@@ -60,6 +85,9 @@ def command(_: Settings, options: argparse.Namespace) -> Result:
         clients=options.accounts,
         limited=not options.no_rate_limit,
         demo=options.demo,
+        past_s=options.past,
+        latency_ms=options.latency,
+        states=options.states,
         fault_rates=rates_of(options.faults),
         fault_log=options.fault_log,
     )

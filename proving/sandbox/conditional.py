@@ -102,9 +102,12 @@ class ConditionalOrders:
             assert trigger is not None
             # An order triggered earlier in this loop may have cancelled this one.
             if order.order_id in untriggered and trigger.update(*ranges[trigger.by]):
-                self._fire(order, trigger, now_ns)
+                self.fire(order, now_ns)
 
-    def _fire(self, order: VenueOrder, trigger: Trigger, now_ns: int) -> None:
+    def fire(self, order: VenueOrder, now_ns: int) -> None:
+        """Trigger an order."""
+        trigger = order.trigger
+        assert trigger is not None
         order.status = "Triggered"
         self.report(order, now_ns)
         try:
@@ -130,7 +133,7 @@ class ConditionalOrders:
             order.ticks = high if order.side > 0 else low
         else:
             order.ticks = order_checks.price_in_limits(tape, client, order.side, order.ticks)
-        if order.reduce_only:
+        if order.only_reduces:
             rests = order.time_in_force in ("GTC", "PostOnly")
             room = order_checks.reducible_lots(client, order.symbol, order.side, rests=rests)
             is_full = trigger.kind in FULL_STOP_KINDS or not order.lots
@@ -149,7 +152,15 @@ class ConditionalOrders:
         stops, client = order.stops, order.client
         if stops is None or client.position_lots(order.symbol) * order.side <= 0:
             return
+        # What stands may be that of the position which this one has just replaced.
+        self.on_position_change(client, order.symbol, now_ns)
         if not stops.partial:
+            if order.has_armed:  # later fills arm only what no longer stands, and move nothing
+                standing = client.full_stops(order.symbol)
+                take_e8 = None if "TakeProfit" in standing else stops.take_profit_e8
+                stop_e8 = None if "StopLoss" in standing else stops.stop_loss_e8
+                stops = msgspec.structs.replace(stops, take_profit_e8=take_e8, stop_loss_e8=stop_e8)
+            order.has_armed = True
             self.set_full_stops(client, order.symbol, stops, now_ns)
             return
         pair = [leg for leg in self._pairs.get(order.order_id, ()) if leg.status == "Untriggered"]

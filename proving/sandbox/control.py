@@ -5,6 +5,9 @@ The control endpoints need no key; their port is bound to loopback:
     POST   /control/faults   {"kind": "answer_lost", "to": KEY, "what": "order/create", "times": 1}
     GET    /control/faults   the kinds, pending faults, and the log
     DELETE /control/faults   cancel pending faults, release held frames, correct the clock
+    POST   /control/account  {"to": KEY, "do": "liquidate"}; `proving.sandbox.staging` says what else
+    GET    /control/past?seconds=900&topics=orderbook.200.BTCUSDT,tickers.BTCUSDT
+                             the frames of that time, or up to a minute more, as a capture (zstd)
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from market.units import SECOND_NS
 from proving.sandbox.faults import KINDS, Fault
 from proving.sandbox.gateway import HttpAnswer
+from proving.sandbox.staging import DEEDS, Staged, StagingError, stage
 from proving.sandbox.venue import Venue
 
 #: Polling interval and timeout of waiting for a client to hang up after a lost answer.
@@ -72,6 +77,32 @@ class Control:
             }
         )
 
+    async def account(self, request: web.Request) -> web.Response:
+        """Carry out a command about an account."""
+        try:
+            stage(self._venue.exchange, msgspec.json.decode(await request.read(), type=Staged))
+        except (msgspec.MsgspecError, StagingError) as error:
+            return _json({"error": str(error)}, 400)
+        return _json({name: deed.says for name, deed in DEEDS.items()})
+
+    async def past(self, request: web.Request) -> web.Response:
+        """Answer a request for past frames; all topics that are kept by default."""
+        past, now_ns = self._venue.past, self._venue.exchange.now_ns
+        topics = [name for name in request.query.get("topics", "").split(",") if name]
+        seconds = request.query.get("seconds", "")
+        if not past.topics:
+            return _json({"error": "nothing is kept: start the exchange with --past SECONDS"}, 409)
+        if unknown := past.unknown(topics):
+            return _json(
+                {"error": f"{', '.join(unknown)}: not kept; {sorted(past.topics)} are"}, 400
+            )
+        if not seconds.isdigit():
+            return _json({"error": f"seconds={seconds}: expected a whole number"}, 400)
+        since_ns = now_ns - int(seconds) * SECOND_NS
+        return _response(
+            HttpAnswer(past.capture(topics or past.topics, since_ns)), "application/zstd"
+        )
+
 
 async def _hang_up(request: web.Request) -> None:
     """Wait until the client has closed its connection, or for the timeout."""
@@ -89,10 +120,10 @@ def _json(content: Any, status: int = 200) -> web.Response:
     return _response(HttpAnswer(msgspec.json.encode(content), status))
 
 
-def _response(answer: HttpAnswer) -> web.Response:
+def _response(answer: HttpAnswer, content_type: str = "application/json") -> web.Response:
     return web.Response(
         body=answer.body,
         status=answer.status,
         headers=answer.headers,
-        content_type="application/json",
+        content_type=content_type,
     )

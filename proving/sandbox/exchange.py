@@ -4,17 +4,22 @@ Its state is a function of the profile, the seed and the requests with their tim
 that time advances in: it acts at fixed cycles of 20 ms and at requests. `account_book` books what happens,
 `private_messages` tells clients of it.
 
-A market covers one UTC day of simulated time; the first may begin at any second. At midnight the next day's market takes over with books of
-its own, and open orders are entered again, oldest first, behind the orders that rest there.
+A market covers one UTC day of simulated time; the first may begin at any second. At midnight the next day's
+market takes over with books of its own, and open orders are entered again, oldest first, behind the orders
+that rest there.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import random
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Final
+
+import msgspec
 
 from execution.margin import MarginMode, Terms
 from market.units import DAY_NS, E8, HOUR_NS, MINUTE_NS, MS_NS, SECOND_NS, day_start_ns, utc_date
@@ -41,6 +46,9 @@ DEPOSIT_E8: Final = 100_000 * E8
 CYCLE_NS: Final = 20 * MS_NS
 FUNDING_NS: Final = 8 * HOUR_NS
 
+#: Latencies of requests by the median, drawn.
+_LATENCIES: Final = (0.5, 0.7, 0.9, 1.0, 1.2, 1.8, 6.0)
+
 TIMES_IN_FORCE: Final = {
     "GTC": TimeInForce.GOOD_TILL_CANCELLED,
     "IOC": TimeInForce.IMMEDIATE_OR_CANCEL,
@@ -60,7 +68,8 @@ class SandboxExchange:
     """``on_frame`` is called with the topic and bytes of every public frame, ``on_message`` with every
     private message, each in order; public frames are made of the topics that ``is_read`` says.
 
-    Clients come ``start_ns`` after ``begins_ns``. ``prebuilds``: the next day's markets are built by a
+    Clients come ``start_ns`` after ``begins_ns``. ``latency_ms`` is the median time between a request's answer
+    and its arrival at the market, so that fills and cancels race; 0 for none. ``prebuilds``: the next day's markets are built by a
     thread, before midnight; without it there is no thread.
     """
 
@@ -74,6 +83,7 @@ class SandboxExchange:
         deposit_e8: int = DEPOSIT_E8,
         begins_ns: int = day_start_ns(FIRST_DAY),
         start_ns: int = START_NS,
+        latency_ms: float = 0.0,
         cycle_ns: int = CYCLE_NS,
         prebuilds: bool = True,
         on_frame: Listener = lambda topic, frame: None,
@@ -110,13 +120,19 @@ class SandboxExchange:
             self.tapes, self.private_messages, self.submit, self.new_order
         )
         self._encoders = {symbol: Encoder(item) for symbol, item in self.instruments.items()}
+        self.latency_ms = latency_ms
+        self._dice = random.Random(f"{seed}/latency")
+        self._numbers = itertools.count()
+        #: heap of (when, number, what) arrives at the market, and when the last of a client does
+        self._in_flight: list[tuple[int, int, Callable[[], None]]] = []
+        self._arrivals_ns: dict[Client, int] = {}
         self._orders: dict[str, dict[int, VenueOrder]] = {}  #: by symbol and handle
         self._changed_positions: dict[tuple[Client, str], None] = {}  #: in order of change
         self._is_day_turn = False  #: while open orders are entered into the next day's markets
         # Building a day's markets takes seconds of wall time; a thread does it before midnight.
         self._builder = ThreadPoolExecutor(1, "markets") if prebuilds else None
         self._next_markets: Future[dict[str, SyntheticMarket]] | None = None
-        self._cycle_ns = cycle_ns
+        self.cycle_ns = cycle_ns
         self._open_day()
         self.advance(self.now_ns + start_ns)
         self.start_ns = self.now_ns
@@ -135,16 +151,24 @@ class SandboxExchange:
     @property
     def next_cycle_ns(self) -> int:
         """When prices and positions are followed next."""
-        return self.now_ns - self.now_ns % self._cycle_ns + self._cycle_ns
+        return self.now_ns - self.now_ns % self.cycle_ns + self.cycle_ns
+
+    @property
+    def next_ns(self) -> int:
+        """When something happens next: a cycle, a request's arrival or a private message."""
+        times = [self.next_cycle_ns, *(due[0] for due in self._in_flight[:1])]
+        message_ns = self.private_messages.next_ns
+        return min(times if message_ns is None else [*times, message_ns])
 
     def advance(self, until_ns: int) -> None:
         """Advance simulated time."""
         while self.now_ns < until_ns:
-            stop_ns = min(until_ns, self.next_cycle_ns)
+            stop_ns = min(until_ns, self.next_cycle_ns, *(due[0] for due in self._in_flight[:1]))
             self._run_markets(tuple(self.tapes), stop_ns)
             self.now_ns = stop_ns
-            if stop_ns % self._cycle_ns == 0:
+            if stop_ns % self.cycle_ns == 0:
                 self._cycle()
+            self._arrive()
             self.private_messages.release(stop_ns)
 
     def _cycle(self) -> None:
@@ -169,7 +193,12 @@ class SandboxExchange:
         prebuilt, self._next_markets = self._next_markets, None
         self.markets = prebuilt.result() if prebuilt else self._build_markets(self.now_ns)
         self._orders = {symbol: {} for symbol in self.instruments}
-        resting = [order for client in self.clients for order in client.open.values()]
+        resting = [
+            order
+            for client in self.clients
+            for order in client.open.values()
+            if not order.is_in_flight
+        ]
         self._is_day_turn = True
         for order in sorted(resting, key=lambda order: order.number):
             self.submit(order)
@@ -252,6 +281,22 @@ class SandboxExchange:
             last_ticks=tape.last_ticks,
         )
 
+    def enter(self, client: Client, action: Callable[[], None]) -> None:
+        """Let a request that the gateway accepted arrive at the market, after the latency between them;
+        those of a client arrive in order."""
+        if not self.latency_ms:
+            action()
+            return
+        drawn = _LATENCIES[self._dice.randrange(len(_LATENCIES))]
+        due_ns = self.now_ns + round(self.latency_ms * drawn * MS_NS)
+        due_ns = self._arrivals_ns[client] = max(due_ns, self._arrivals_ns.get(client, 0))
+        heapq.heappush(self._in_flight, (due_ns, next(self._numbers), action))
+
+    def _arrive(self) -> None:
+        """What is due arrives."""
+        while self._in_flight and self._in_flight[0][0] <= self.now_ns:
+            heapq.heappop(self._in_flight)[2]()
+
     def submit(self, order: VenueOrder) -> None:
         """Submit an open order (it is in ``client.open``) to the market; it may be closed afterwards."""
         market, owner = self.markets[order.symbol], order.client.owner
@@ -305,11 +350,25 @@ class SandboxExchange:
         return lots
 
     def cancel(self, order: VenueOrder, cancel_type: str = "CancelByUser") -> None:
-        """Cancel an order that is in the market."""
+        """Cancel an order that is in the market, or on its way there."""
         order.cancel_type = cancel_type
         order.reject_reason = _CANCEL_REASONS.get(cancel_type, "EC_NoError")
+        if not order.handle:
+            order.status, order.updated_ms = "Cancelled", self.now_ms
+            order.client.close(order)
+            sequence = self.tapes[order.symbol].sequence(self.now_ns)
+            self.private_messages.order_changed(order, [], self.now_ns, sequence)
+            return
         self.markets[order.symbol].cancel(order.handle)
         self._process(order.symbol)
+
+    def report_too_late(self, order: VenueOrder) -> None:
+        """Say that an order was filled before its cancel arrived; the order itself stays as it was."""
+        told = msgspec.structs.replace(
+            order, cancel_type="CancelByUser", reject_reason="EC_OrigClOrdIDDoesNotExist"
+        )
+        sequence = self.tapes[order.symbol].sequence(self.now_ns)
+        self.private_messages.order_changed(told, [], self.now_ns, sequence)
 
     def amend(self, order: VenueOrder, ticks: int, lots: int) -> None:
         """Amend price and total quantity, which must exceed the executed quantity."""
@@ -375,7 +434,9 @@ class SandboxExchange:
         """Cut or cancel reduce-only orders that exceed the position, the newest first."""
         position = client.position_lots(symbol)
         for order in list(client.open.values()):
-            if order.symbol != symbol or not order.reduce_only or not order.is_open:
+            if order.symbol != symbol or not order.only_reduces or not order.is_open:
+                continue
+            if order.is_in_flight:  # on arrival it is cut to the position
                 continue
             room = max(0, -order.side * position)
             if room == 0:
@@ -410,12 +471,15 @@ class SandboxExchange:
         held = [symbol for symbol in symbols if client.position_lots(symbol)]
         prices = {s: self.account_book.bankruptcy_ticks(client, s, self.marks) for s in held}
         for symbol, ticks in prices.items():
-            self._take_over(client, symbol, ticks)
+            self.take_over(client, symbol, ticks, abs(client.position_lots(symbol)))
 
-    def _take_over(self, client: Client, symbol: str, ticks: int) -> None:
-        lots = client.position_lots(symbol)
-        side = -1 if lots > 0 else 1
-        order = self.new_order(client, symbol, side, ticks, abs(lots), is_market=True)
-        row = self.account_book.take_over(order, self.now_ns)
+    def take_over(
+        self, client: Client, symbol: str, ticks: int, lots: int, exec_type: str = "BustTrade"
+    ) -> None:
+        """Transfer so much of a position to the insurance fund at a price."""
+        side = -1 if client.position_lots(symbol) > 0 else 1
+        order = self.new_order(client, symbol, side, ticks, lots, is_market=True)
+        row = self.account_book.take_over(order, self.now_ns, exec_type)
         self.private_messages.order_changed(order, [row], self.now_ns, row["seq"])
+        self._trim_reduce_only(client, symbol)
         self.conditional.on_position_change(client, symbol, self.now_ns)

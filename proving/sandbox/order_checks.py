@@ -109,7 +109,7 @@ def reducible_lots(
     committed = sum(
         order.leaves_lots
         for order in client.open.values()
-        if rests and order.reduce_only and order.symbol == symbol and order is not replaced
+        if rests and order.only_reduces and order.symbol == symbol and order is not replaced
     )
     if committed >= position:
         raise RefusedError(110017, "Reduce-only rule not satisfied")

@@ -8,21 +8,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from decimal import Decimal
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from execution.margin import OpenOrder
 from proving.sandbox import order_checks
-from proving.sandbox.accounts import Client, Stops, Trigger, VenueOrder
+from proving.sandbox.accounts import Client, VenueOrder
 from proving.sandbox.exchange import TIMES_IN_FORCE, SandboxExchange
+from proving.sandbox.order_fields import (
+    WATCHED_PRICES,
+    check_amended_fields,
+    check_fields,
+    check_one_way,
+    limit_ticks,
+    order_filter,
+    price_e8,
+    stop_type,
+    stops_of,
+    trigger_of,
+    watched_e8,
+    worst_ticks,
+)
 from proving.sandbox.protocol import (
     Body,
     RefusedError,
     Row,
     choice,
-    decimal,
     flag,
     invalid,
     require_linear,
@@ -33,8 +46,6 @@ from proving.sandbox.tape import PublicTape
 MAX_BATCH: Final = 20
 RATE_LIMITED: Final = "Too many visits. Exceeded the API Rate Limit."
 SMP_TYPES: Final = ("None", "CancelMaker", "CancelTaker", "CancelBoth")
-#: Prices that a trigger may watch, the default first.
-WATCHED_PRICES: Final = ("LastPrice", "MarkPrice", "IndexPrice")
 _LINK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,36}")
 _SIDES: Final = {"Buy": 1, "Sell": -1}
 
@@ -57,8 +68,22 @@ def create(exchange: SandboxExchange, client: Client, body: Body) -> Row:
         exchange.conditional.add(order, exchange.now_ns)
     else:
         client.open[order.order_id] = order
-        exchange.submit(order)
+        exchange.enter(client, partial(_arrive, exchange, order))
     return _ids(order)
+
+
+def _arrive(exchange: SandboxExchange, order: VenueOrder) -> None:
+    """A new order arrives at the market, unless it was cancelled on the way there."""
+    if not order.is_open:
+        return
+    order.is_in_flight = False
+    if order.only_reduces:
+        room = -order.side * order.client.position_lots(order.symbol)
+        if room <= 0:
+            exchange.cancel(order, "CancelByReduceOnly")
+            return
+        order.lots = min(order.lots, room)
+    exchange.submit(order)
 
 
 def pre_check(exchange: SandboxExchange, client: Client, body: Body) -> Row:
@@ -80,13 +105,16 @@ def _validated_order(exchange: SandboxExchange, client: Client, body: Body) -> V
     if kind not in ("Limit", "Market"):
         raise invalid("orderType")
     is_market = kind == "Market"
-    time_in_force = "IOC" if is_market else choice(body, "timeInForce", tuple(TIMES_IN_FORCE))
+    check_fields(body)
     check_one_way(client, body)
+    time_in_force = choice(body, "timeInForce", tuple(TIMES_IN_FORCE))
+    time_in_force = "IOC" if is_market else time_in_force  # the venue overrules a market order's
     smp_type = choice(body, "smpType", SMP_TYPES)
     link_id = _link_id(client, body)
     reduce_only, close = flag(body, "reduceOnly"), flag(body, "closeOnTrigger")
-    trigger, stops = _trigger(tape, body), stops_of(tape, body)
-    if stops is not None and reduce_only:
+    only_reduces = reduce_only or close
+    trigger, stops = trigger_of(tape, body), stops_of(tape, body)
+    if stops is not None and only_reduces:
         raise RefusedError(10001, "params error: a reduce-only order has no takeProfit or stopLoss")
     if body.get("qty") == "0" and reduce_only and close:
         position = abs(client.position_lots(tape.symbol))
@@ -94,22 +122,22 @@ def _validated_order(exchange: SandboxExchange, client: Client, body: Body) -> V
     else:
         lots = tape.codec.lots(body.get("qty"))
         order_checks.check_size(tape, lots, is_market)
-    ticks = _worst_ticks(tape, body, side) if is_market else _limit_ticks(tape, body, side)
+    ticks = worst_ticks(tape, body, side) if is_market else limit_ticks(tape, body, side)
     if not is_market:
         order_checks.check_price_range(tape, ticks)
     if stops is not None:
         base_ticks = tape.last_ticks if is_market else ticks
         base_e8 = trigger.price_e8 if trigger else base_ticks * tape.tick_e8
         order_checks.check_stop_sides(stops, side, base_e8)
-    if not reduce_only:
+    if not only_reduces:
         order_checks.check_notional(tape, ticks, lots)
     if trigger is None:
-        if reduce_only:
+        if only_reduces:
             rests = time_in_force in ("GTC", "PostOnly")
             lots = min(lots, order_checks.reducible_lots(client, tape.symbol, side, rests=rests))
         if not is_market:
             ticks = order_checks.price_in_limits(tape, client, side, ticks)
-        if not reduce_only:
+        if not only_reduces:
             new = OpenOrder(tape.symbol, side, ticks, lots)
             order_checks.check_margin(client, new, exchange.marks)
     order_checks.check_order_count(client, tape.symbol, conditional=trigger is not None)
@@ -126,6 +154,7 @@ def _validated_order(exchange: SandboxExchange, client: Client, body: Body) -> V
         close_on_trigger=close,
     )
     order.trigger, order.stops, order.smp_type = trigger, stops, smp_type
+    order.is_in_flight = trigger is None
     return order
 
 
@@ -133,8 +162,10 @@ def amend(exchange: SandboxExchange, client: Client, body: Body) -> Row:
     """Amend price, total quantity, trigger or attached stops of an open order."""
     tape = tape_of(exchange, body)
     order = _open_order(client, tape, body, "to replace")
+    is_untriggered = order.status == "Untriggered"
+    check_amended_fields(body, order)
     ticks, lots, trigger, stops = order.ticks, order.lots, order.trigger, order.stops
-    if text(body, "price") and not order.is_market:
+    if text(body, "price"):
         ticks = tape.codec.ticks(body["price"])
         order_checks.check_price_range(tape, ticks)
     if text(body, "qty"):
@@ -142,14 +173,14 @@ def amend(exchange: SandboxExchange, client: Client, body: Body) -> Row:
         order_checks.check_size(tape, lots, order.is_market)
         if lots <= order.executed_lots:
             raise RefusedError(110064, "The amended qty is not more than what is filled already")
-    is_untriggered = order.status == "Untriggered"
-    price_e8 = _price_e8(tape, body, "triggerPrice")
-    if price_e8 and trigger and is_untriggered:
-        trigger = msgspec.structs.replace(trigger, price_e8=price_e8)
-        trigger.by = choice(body, "triggerBy", (trigger.by, *WATCHED_PRICES))
-        order_checks.check_trigger_side(trigger, _watched_e8(tape, trigger.by))
-    new_stops = stops_of(tape, body)
-    if new_stops is not None and not order.reduce_only:
+    if trigger is not None and is_untriggered:
+        trigger_e8 = price_e8(tape, body, "triggerPrice") or trigger.price_e8
+        by = choice(body, "triggerBy", (trigger.by, *WATCHED_PRICES))
+        if (trigger_e8, by) != (trigger.price_e8, trigger.by):
+            trigger = msgspec.structs.replace(trigger, price_e8=trigger_e8, by=by)
+            order_checks.check_trigger_side(trigger, watched_e8(tape, by))
+    new_stops = stops_of(tape, body, order.stops)
+    if new_stops is not None:
         order_checks.check_stop_sides(new_stops, order.side, ticks * tape.tick_e8)
         stops = new_stops
     if (ticks, lots, trigger, stops) == (order.ticks, order.lots, order.trigger, order.stops):
@@ -159,7 +190,7 @@ def amend(exchange: SandboxExchange, client: Client, body: Body) -> Row:
     is_moved = (ticks, lots) != (order.ticks, order.lots) and not is_untriggered
     if is_moved:
         ticks = order_checks.price_in_limits(tape, client, order.side, ticks)
-        if order.reduce_only:
+        if order.only_reduces:
             room = order_checks.reducible_lots(client, tape.symbol, order.side, order)
             lots = min(lots, order.executed_lots + room)
         else:
@@ -170,29 +201,41 @@ def amend(exchange: SandboxExchange, client: Client, body: Body) -> Row:
     if is_untriggered:
         order.ticks, order.lots = ticks, lots
     if is_moved:
-        exchange.amend(order, ticks, lots)
+        exchange.enter(client, partial(_arrive_amend, exchange, order, ticks, lots))
     else:
         exchange.conditional.report(order, exchange.now_ns)
     return _ids(order)
 
 
+def _arrive_amend(exchange: SandboxExchange, order: VenueOrder, ticks: int, lots: int) -> None:
+    """A change arrives at the market; one that what was executed meanwhile has overtaken is dropped."""
+    if order.is_open and lots > order.executed_lots:
+        exchange.amend(order, ticks, lots)
+
+
 def cancel(exchange: SandboxExchange, client: Client, body: Body) -> Row:
     """Cancel one order, by its id or else by its link id."""
     order = _open_order(client, tape_of(exchange, body), body, "to cancel")
-    _cancel(exchange, order)
+    if not matches_filter(order, order_filter(body)):
+        raise RefusedError(110001, "order not exists or too late to cancel")
+    exchange.enter(client, partial(_arrive_cancel, exchange, order))
     return _ids(order)
 
 
-def _cancel(exchange: SandboxExchange, order: VenueOrder) -> None:
+def _arrive_cancel(exchange: SandboxExchange, order: VenueOrder) -> None:
+    """A cancel arrives; that of an order filled on the way there is told by a second message."""
     if order.status == "Untriggered":
         exchange.conditional.deactivate(order, "CancelByUser", exchange.now_ns)
-    elif order.is_open:  # an earlier cancel of cancel_all may have closed it
+    elif order.is_open:
         exchange.cancel(order)
+    elif order.status == "Filled":
+        exchange.report_too_late(order)
 
 
 def cancel_all(exchange: SandboxExchange, client: Client, body: Body) -> Row:
     """Cancel every open order of a symbol, base coin or settlement coin."""
     require_linear(body)
+    order_filter(body)
     symbol = text(body, "symbol")
     if symbol:
         tape_of(exchange, body)
@@ -201,15 +244,15 @@ def cancel_all(exchange: SandboxExchange, client: Client, body: Body) -> Row:
     orders = [*client.open.values(), *client.untriggered.values()]
     chosen = [order for order in orders if _is_chosen(order, body)]
     for order in chosen:
-        _cancel(exchange, order)
+        exchange.enter(client, partial(_arrive_cancel, exchange, order))
     return {"list": [_ids(order) for order in chosen], "success": "1"}
 
 
 def _is_chosen(order: VenueOrder, body: Body) -> bool:
-    if not matches_filter(order, text(body, "orderFilter")):
+    if not matches_filter(order, order_filter(body)):
         return False
-    stop_type = text(body, "stopOrderType")
-    if stop_type and (order.trigger is None or order.trigger.kind != stop_type):
+    kind = stop_type(body)
+    if kind and (order.trigger is None or order.trigger.kind != kind):
         return False
     if text(body, "symbol"):
         return order.symbol == text(body, "symbol")
@@ -218,9 +261,9 @@ def _is_chosen(order: VenueOrder, body: Body) -> bool:
     return text(body, "settleCoin") == "USDT"
 
 
-def matches_filter(order: VenueOrder, order_filter: str) -> bool:
+def matches_filter(order: VenueOrder, chosen: str) -> bool:
     """Whether an order matches ``orderFilter``: plain, conditional (`StopOrder`) or all (empty)."""
-    return order_filter == "" or (order_filter == "StopOrder") == (order.trigger is not None)
+    return chosen == "" or (chosen == "StopOrder") == (order.trigger is not None)
 
 
 def batch(
@@ -264,12 +307,6 @@ def _ids(order: VenueOrder) -> Row:
     return {"orderId": order.order_id, "orderLinkId": order.link_id}
 
 
-def check_one_way(client: Client, body: Body) -> None:
-    """Refuse the position index of hedge mode, and in hedge mode every one."""
-    if client.is_hedged or body.get("positionIdx", 0) not in (0, "0"):
-        raise RefusedError(10001, "position idx not match position mode")
-
-
 def _link_id(client: Client, body: Body) -> str:
     link_id = text(body, "orderLinkId")
     if link_id and not _LINK_ID.fullmatch(link_id):
@@ -290,99 +327,3 @@ def _open_order(client: Client, tape: PublicTape, body: Body, purpose: str) -> V
     if order is None or not order.is_open or order.symbol != tape.symbol:
         raise RefusedError(110001, f"order not exists or too late {purpose}")
     return order
-
-
-def _limit_ticks(tape: PublicTape, body: Body, side: int) -> int:
-    """The price of a limit order: its own, or that of one of the book's best five levels."""
-    bbo_side = text(body, "bboSideType")
-    if not bbo_side:
-        return tape.codec.ticks(body.get("price"))
-    level = text(body, "bboLevel")
-    if bbo_side not in ("Queue", "Counterparty") or level not in ("1", "2", "3", "4", "5"):
-        raise invalid("bboSideType or bboLevel")
-    levels = tape.books[200].levels(side if bbo_side == "Queue" else -side, int(level))
-    if not levels:
-        raise RefusedError(10001, "params error: the book has no such level")
-    return levels[-1][0]
-
-
-def _worst_ticks(tape: PublicTape, body: Body, side: int) -> int:
-    """The worst price of a market order: the price limit, or less far with a slippage tolerance."""
-    low, high = tape.price_limits()
-    limit = high if side > 0 else low
-    kind = text(body, "slippageToleranceType")
-    if kind in ("", "UNKNOWN"):
-        return limit
-    tolerance = decimal(body.get("slippageTolerance"), "slippageTolerance")
-    touch = next(iter(tape.books[1].sides[-side]), limit)
-    if kind == "TickSize":
-        if not 1 <= tolerance <= 10_000 or tolerance % 1:
-            raise RefusedError(110108, "slippageTolerance in ticks must be within 1 and 10000")
-        ticks = touch + side * int(tolerance)
-    elif kind == "Percent":
-        if not Decimal("0.01") <= tolerance <= 10:
-            raise RefusedError(110109, "slippageTolerance in percent must be within 0.01 and 10")
-        ticks = int(touch * (1 + side * tolerance / 100))
-    else:
-        raise invalid("slippageToleranceType")
-    return min(ticks, limit) if side > 0 else max(ticks, limit)
-
-
-def _price_e8(tape: PublicTape, body: Body, name: str) -> int | None:
-    """A price parameter at 1e-8: None when it is absent, 0 to remove what it sets."""
-    value = text(body, name)
-    if not value:
-        return None
-    if not decimal(value, name):
-        return 0
-    return tape.codec.ticks(value, name) * tape.tick_e8
-
-
-def _trigger(tape: PublicTape, body: Body) -> Trigger | None:
-    """The trigger of a conditional order; None for a plain one."""
-    price_e8 = _price_e8(tape, body, "triggerPrice")
-    if not price_e8:
-        return None
-    direction = body.get("triggerDirection")
-    if direction not in (1, 2) or isinstance(direction, bool):
-        raise invalid("triggerDirection")
-    trigger = Trigger(
-        kind="Stop",
-        on_rise=direction == 1,
-        price_e8=price_e8,
-        by=choice(body, "triggerBy", WATCHED_PRICES),
-    )
-    order_checks.check_trigger_side(trigger, _watched_e8(tape, trigger.by))
-    return trigger
-
-
-def _watched_e8(tape: PublicTape, by: str) -> int:
-    last_e8 = tape.last_ticks * tape.tick_e8
-    return {"LastPrice": last_e8, "MarkPrice": tape.mark_e8, "IndexPrice": tape.index_e8}[by]
-
-
-def stops_of(tape: PublicTape, body: Body) -> Stops | None:
-    """Take-profit, stop-loss and trailing stop of a request; None when it has none of them."""
-    take_e8, stop_e8 = (_price_e8(tape, body, name) for name in ("takeProfit", "stopLoss"))
-    trailing_e8 = _price_e8(tape, body, "trailingStop")
-    if take_e8 is None and stop_e8 is None and trailing_e8 is None:
-        return None
-    partial = choice(body, "tpslMode", ("Full", "Partial")) == "Partial"
-    limits = {}
-    for prefix in ("tp", "sl"):
-        is_limit = choice(body, f"{prefix}OrderType", ("Market", "Limit")) == "Limit"
-        if is_limit and not partial:
-            raise RefusedError(10001, f"params error: {prefix}OrderType is for tpslMode Partial")
-        limit = body.get(f"{prefix}LimitPrice")
-        limits[prefix] = tape.codec.ticks(limit, f"{prefix}LimitPrice") if is_limit else 0
-    return Stops(
-        take_profit_e8=take_e8,
-        stop_loss_e8=stop_e8,
-        trailing_e8=trailing_e8,
-        activation_e8=_price_e8(tape, body, "activePrice") or 0,
-        take_by=choice(body, "tpTriggerBy", WATCHED_PRICES),
-        stop_by=choice(body, "slTriggerBy", WATCHED_PRICES),
-        partial=partial,
-        take_limit_ticks=limits["tp"],
-        stop_limit_ticks=limits["sl"],
-    )

@@ -211,10 +211,14 @@ def page(
 ) -> Row:
     """One page of rows that come newest first, as ``list`` and ``nextPageCursor``.
 
-    Filters on ``startTime`` and ``endTime`` (at most a week apart) and on the fields in ``equal``, an
+    Filters on ``startTime`` and ``endTime`` (at most a week apart; one alone means a week) and on the fields in ``equal``, an
     empty value matching anything. ``rows`` may be lazy: it is consumed only as far as the page needs.
     """
     start, end = integer(query, "startTime", 0), integer(query, "endTime", 0)
+    if start and not end:
+        end = start + WEEK_MS
+    elif end and not start:
+        start = max(0, end - WEEK_MS)
     if start and end and not 0 <= end - start <= WEEK_MS:
         raise RefusedError(10001, "params error: endTime - startTime has to be within 7 days")
     matching = (

@@ -55,11 +55,29 @@ def _ratio(part_e8: int, whole_e8: int) -> str:
     return money(part_e8 * 10_000 // whole_e8 * 10_000)
 
 
-def _liquidation_price(security: Security | None, codec: DecimalCodec) -> str:
-    """Liquidation price of an isolated position; empty in cross mode and where there is none."""
-    if security is None or security.liquidation_ticks is None:
+def _liquidation_price(
+    client: Client, security: Security | None, codec: DecimalCodec, mark_e8: int
+) -> str:
+    """Where a position is liquidated; empty where that is at no price.
+
+    Under cross margin an estimate, and only for the one position that is held: the price at which the
+    equity is the maintenance margin, which grows with the value of the position.
+    """
+    if security is None:
         return ""
-    return codec.price(floor(security.liquidation_ticks))
+    if client.mode is MarginMode.ISOLATED:
+        ticks = security.liquidation_ticks
+        return "" if ticks is None else codec.price(floor(ticks))
+    symbol = codec.instrument.symbol
+    if client.held_symbols() != [symbol]:
+        return ""
+    lots = client.position_lots(symbol)
+    value = at_mark_e8(codec.instrument, lots, mark_e8) * (1 if lots > 0 else -1)
+    equity = client.account.balance_e8 + client.margin.unrealised_e8(symbol, mark_e8)
+    price = Fraction(value - equity, value - security.maintenance_e8) * mark_e8
+    listing = LISTINGS[symbol]
+    within = Decimal(listing.min_price) <= price / E8 <= Decimal(listing.max_price)
+    return money(round(price)) if within else ""
 
 
 def _break_even_price(lots: int, cost_e8: int, realised_e8: int, codec: DecimalCodec) -> str:
@@ -346,7 +364,7 @@ def position_row(client: Client, codec: DecimalCodec, mark_e8: int) -> Row:
         "positionStatus": "Normal",
         "leverage": terms.leverage,
         "markPrice": rounded(mark_e8, 2),
-        "liqPrice": _liquidation_price(security, codec),
+        "liqPrice": _liquidation_price(client, security, codec, mark_e8),
         "bustPrice": "",
         "breakEvenPrice": _break_even_price(lots, holding.cost_e8, realised_e8, codec),
         "positionIM": initial,

@@ -21,6 +21,7 @@ from live.clock import CLOCK_PATH
 from market.units import SECOND_NS, day_start_ns
 from proving.sandbox.control import Control
 from proving.sandbox.exchange import FIRST_DAY, START_NS
+from proving.sandbox.staging import apply_states
 from proving.sandbox.venue import Venue
 
 #: How often simulated time advances, and how far at most before requests are served again.
@@ -35,7 +36,8 @@ class Sandbox:
     present time, late by what building it takes. ``fault_rates`` schedules random faults
     (`proving.sandbox.faults.schedule`); every fault is written to
     ``fault_log`` as a JSON line that `proving.sandbox.faults.read_log` reads. ``limited`` turns rate
-    limits on. ValueError for a speed or number of clients out of range.
+    limits on; with ``past_s`` so many seconds pass before clients come, who can ask for the frames of so
+    long. Accounts are found in ``states`` (`proving.sandbox.staging.STATES`). ValueError for a speed or number of clients out of range.
     """
 
     def __init__(
@@ -49,6 +51,9 @@ class Sandbox:
         clients: int = 2,
         limited: bool = True,
         demo: bool = False,
+        past_s: int = 0,
+        latency_ms: float = 0.0,
+        states: str = "",
         fault_rates: Mapping[str, float] | None = None,
         fault_log: Path | None = None,
     ) -> None:
@@ -58,7 +63,7 @@ class Sandbox:
             raise ValueError(f"{clients} accounts: expected 1 to 1000")
         self.speed = speed
         if begins_ns is None:
-            begins_ns = time.time_ns() // SECOND_NS * SECOND_NS - START_NS
+            begins_ns = (time.time_ns() // SECOND_NS - past_s) * SECOND_NS - START_NS
         self.venue = Venue(
             seed,
             profile_name,
@@ -66,12 +71,16 @@ class Sandbox:
             self.catch_up,
             limited=limited,
             demo=demo,
+            past_s=past_s,
+            latency_ms=latency_ms,
             fault_rates=fault_rates,
             fault_log=fault_log,
             clients=clients,
             begins_ns=begins_ns,
         )
         self.exchange, self.faults = self.venue.exchange, self.venue.faults
+        for client in self.exchange.clients:
+            apply_states(client, states)
         self._control = Control(self.venue)
         self.address = ""
         self._start_wall_ns = self._start_monotonic_ns = 0
@@ -84,6 +93,8 @@ class Sandbox:
         for path, endpoint in self.venue.endpoints.items():
             app.router.add_get(path, endpoint.serve)
         app.router.add_route("*", "/control/faults", self._control.faults)
+        app.router.add_post("/control/account", self._control.account)
+        app.router.add_get("/control/past", self._control.past)
         app.router.add_get(CLOCK_PATH, self._clock)
         app.router.add_route("*", "/{path:.*}", self._control.answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from market.units import SECOND_NS
 from proving.sandbox.exchange import SandboxExchange
 from proving.sandbox.faults import Faults, schedule
 from proving.sandbox.gateway import Gateway, TradeRequest, TradeSocket
+from proving.sandbox.past import Past
 from proving.sandbox.streams import (
     Connection,
     Endpoint,
@@ -21,6 +23,7 @@ from proving.sandbox.streams import (
     PublicStream,
     in_event_loop,
 )
+from proving.sandbox.tape import TICKER_NS
 from proving.synthetic.profiles import profile
 
 
@@ -32,7 +35,8 @@ class Venue:
     (`proving.sandbox.faults.schedule`); every fault is written to ``fault_log`` as a JSON line that
     `proving.sandbox.faults.read_log` reads. ``limited`` turns rate limits on; ``demo`` is the venue of demo
     accounts, without order entry by socket, public stream, fee query and disconnect-cancel-all; ``market``
-    are options of `SandboxExchange`.
+    are options of `SandboxExchange`. ``past_s`` seconds pass before clients come, and so much of the past
+    is kept.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Venue:
         *,
         limited: bool = True,
         demo: bool = False,
+        past_s: int = 0,
         fault_rates: Mapping[str, float] | None = None,
         fault_log: Path | None = None,
         clock_ns: Callable[[], int] | None = time.time_ns,
@@ -51,15 +56,17 @@ class Venue:
         **market: Any,
     ) -> None:
         self.public_stream, self.private_stream = PublicStream(), PrivateStream(later)
+        self.past = Past(past_s, symbols)
         self.exchange = SandboxExchange(
             profile(profile_name),
             seed,
             symbols,
-            on_frame=self.public_stream.publish,
-            is_read=self.public_stream.subscribers.__contains__,
+            on_frame=self._publish,
+            is_read=self._is_read,
             on_message=self.private_stream.send,
             **market,
         )
+        self._run_past(past_s * SECOND_NS)
         keys = [client.key for client in self.exchange.clients]
         self.faults = Faults(keys, self._connections, self._restart, fault_log, clock_ns)
         self.faults.advance(self.exchange.now_ns)
@@ -87,6 +94,24 @@ class Venue:
             exchange.advance(until_ns if fault_ns is None else min(until_ns, fault_ns))
             self.faults.advance(exchange.now_ns)
         self.public_stream.publish_candles()
+        self.past.follow(exchange.tapes, exchange.now_ns)
+
+    def _run_past(self, length_ns: int) -> None:
+        """What was before clients come; long cycles are as good as long as there is none."""
+        exchange = self.exchange
+        cycle_ns, exchange.cycle_ns = exchange.cycle_ns, TICKER_NS
+        until_ns = exchange.now_ns + length_ns
+        while exchange.now_ns < until_ns:
+            self.past.follow(exchange.tapes, exchange.now_ns)
+            exchange.advance(min(until_ns, exchange.now_ns + SECOND_NS))
+        exchange.cycle_ns, exchange.start_ns = cycle_ns, exchange.now_ns
+
+    def _publish(self, topic: str, frame: bytes) -> None:
+        self.past.put(topic, frame)
+        self.public_stream.publish(topic, frame)
+
+    def _is_read(self, topic: str) -> bool:
+        return topic in self.public_stream.subscribers or topic in self.past.topics
 
     def _on_trade_request(self, connection: Connection, request: TradeRequest, now_ms: int) -> None:
         """Answer an order-entry request over WebSocket, with the fault that happens to it."""

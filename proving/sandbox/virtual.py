@@ -7,6 +7,7 @@
     for delivery in venue.advance(until_ns): ...          # what left the venue, in order
     outcome = venue.request(client, "order/create", {...}, stamp_ns)   # arrives now
     venue.command("cut_after", to=client.key, what="order/create")     # see `faults.KINDS`
+    venue.stage("liquidate", to=client.key)                            # see `staging.DEEDS`
 
 Nothing takes time on the way: the driver advances to the time at which a request arrives, and delays
 deliveries and answers as its network does. The venue's wall clock is simulated time, with the error that
@@ -26,6 +27,7 @@ from proving.sandbox.exchange import CYCLE_NS, FIRST_DAY, START_NS
 from proving.sandbox.faults import Fault, Outcome, Timer
 from proving.sandbox.gateway import HttpAnswer
 from proving.sandbox.protocol import signature
+from proving.sandbox.staging import Staged, stage
 from proving.sandbox.streams import Connection
 from proving.sandbox.venue import Venue
 
@@ -119,9 +121,11 @@ class VirtualVenue:
         """Advance simulated time; what left the venue since the last call, in order of time."""
         self._stamp()
         while self.now_ns < until_ns:
-            stops = (self.faults.next_ns, self.exchange.private_messages.next_ns)
-            until = (until_ns, self.exchange.next_cycle_ns, *(ns for ns in stops if ns is not None))
-            self.venue.advance(max(min(until), self.now_ns + 1))
+            fault_ns = self.faults.next_ns
+            stop_ns = min(
+                until_ns, self.exchange.next_ns, until_ns if fault_ns is None else fault_ns
+            )
+            self.venue.advance(max(stop_ns, self.now_ns + 1))
             self._stamp()
         deliveries, self._deliveries, self._stamped = self._deliveries, [], 0
         return deliveries
@@ -197,3 +201,7 @@ class VirtualVenue:
     ) -> None:
         """Make a fault happen (`proving.sandbox.faults.KINDS`)."""
         self.faults.command(Fault(kind, to, what, times, ms))
+
+    def stage(self, do: str, **fields: str) -> None:
+        """Make something happen to an account without its client (`proving.sandbox.staging.DEEDS`)."""
+        stage(self.exchange, Staged(do, **fields))

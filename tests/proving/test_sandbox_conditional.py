@@ -279,7 +279,6 @@ def test_a_market_order_respects_its_slippage_tolerance(exchange: SandboxExchang
 
 def test_a_limit_price_can_be_taken_from_a_book_level(exchange: SandboxExchange) -> None:
     client, tape = exchange.clients[0], exchange.tapes[SYMBOL]
-    price = tape.codec.price(1)  # ignored
-    more = {"bboSideType": "Queue", "bboLevel": "3", "price": price}
+    more = {"bboSideType": "Queue", "bboLevel": "3", "price": ""}
     order = send(exchange, client, "Buy", 10, 1, **more)
     assert order.ticks == tape.books[200].levels(1, 3)[-1][0]
