@@ -185,18 +185,12 @@ class _Pages(msgspec.Struct):
 class BybitCodec:
     """A `live.gateway.Codec` of the symbols with an instrument; account and orders in one coin.
 
-    A venue that does not state its fees (``states_fees``) is not asked for them.
+    A venue that does not state its fees (``states_fees``, which `Connections` sets) is not asked for them.
     """
 
-    def __init__(
-        self,
-        instruments: Mapping[str, Instrument],
-        settle_coin: str = "USDT",
-        *,
-        states_fees: bool = True,
-    ) -> None:
+    def __init__(self, instruments: Mapping[str, Instrument], settle_coin: str = "USDT") -> None:
         self.reader = Reader(instruments, settle_coin)
-        self._states_fees = states_fees
+        self.states_fees = True
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -298,7 +292,7 @@ class BybitCodec:
                 coin = {"accountType": "UNIFIED", "coin": self.reader.settle_coin}
                 return (yield from ask("account/wallet-balance", coin, 0))
             case QueryKind.FEES:
-                return (yield from ask("account/fee-rate", linear, 0)) if self._states_fees else ""
+                return (yield from ask("account/fee-rate", linear, 0)) if self.states_fees else ""
             case QueryKind.INSTRUMENT:
                 return (yield from ask("market/instruments-info", linear, 1000))
             case QueryKind.POSITION:

@@ -25,7 +25,19 @@ from live.bybit.codec import BybitCodec, Call, not_sent
 from live.bybit.rest import MOST_SKEW_NS, Budget, BybitError, NoAnswerError, Rest, ServerClock
 from live.bybit.venues import Keys, VenueAddress
 from live.feed import Backoff
-from live.messages import Answer, Command, Expired, Input, Link, PrivateFrame, Send
+from live.messages import (
+    Answer,
+    Command,
+    Expired,
+    Input,
+    InstrumentReport,
+    Link,
+    PrivateFrame,
+    Query,
+    QueryKind,
+    QueryResult,
+    Send,
+)
 from market.settings import Live
 
 TOPICS: Final = ("order", "execution", "position", "wallet")
@@ -187,6 +199,7 @@ class Connections:
         self.address, self.keys, self.settings = address, keys, settings
         self.clock = ServerClock()
         self._codec, self._sink, self._clock_ns, self._speed = codec, sink, clock_ns, speed
+        codec.states_fees = address.states_fees
         self._rest = Rest(address, keys, self.clock, settings.receive_window_ms)
         self._budget = Budget()
         self._private = _Socket("private", address.private, self)
@@ -252,6 +265,8 @@ class Connections:
                 f"the clock of this machine is {abs(skew_ns) / 1e9:.1f} s {where} the venue's "
                 f"({self.address.rest}); set it (NTP), or every request is refused"
             )
+        for symbol in self._codec.reader.instruments:
+            await self._check_listed(Query(kind=QueryKind.INSTRUMENT, symbol=symbol))
         for socket in (self._private, self._trade):
             if socket is not None:
                 running = self._task(socket.run())
@@ -260,6 +275,25 @@ class Connections:
                         running.result()  # raises why it could not start
                     await asyncio.sleep(0.01)
         self._task(self._keep_time())
+
+    async def _check_listed(self, query: Query) -> None:
+        """BybitError when the venue does not list a symbol; its other queries would never be answered."""
+        conversation = self._codec.converse(query)
+        call = next(conversation)
+        try:
+            while True:
+                reply = await self._loop.run_in_executor(self._callers, self._rest.call, call)
+                call = conversation.send(reply.body)
+        except StopIteration as ended:
+            (result,) = self._codec.answer(self._clock_ns(), query, ended.value)
+        if isinstance(result, QueryResult) and any(
+            isinstance(report, InstrumentReport) for report in result.reports
+        ):
+            return
+        raise BybitError(
+            f"{query.symbol}: {self.address.rest} does not list it ({getattr(result, 'reason', '')}); "
+            "take it out of market.symbols".replace(" ()", "")
+        )
 
     async def _measure(self) -> None:
         await self._loop.run_in_executor(self._callers, self.clock.measure, self._rest)
@@ -336,8 +370,8 @@ class Connections:
 
     async def _call(self, send: Send, call: Call) -> bytes:
         """The answer to one call, once the rate limit lets it leave."""
-        wait_s = self._budget.take(call.path, self._loop.time())
-        if wait_s > self._left_s(send):
+        wait_s = self._budget.take(call.path, self._loop.time(), self._left_s(send))
+        if wait_s is None:
             return not_sent(
                 f"its turn in the rate limit of {call.path} is after its deadline", 10006
             )

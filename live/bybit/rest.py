@@ -140,8 +140,10 @@ class Budget:
         self._left: dict[str, deque[float]] = {}
         self._closed: dict[str, float] = {}  #: by path, empty for all
 
-    def take(self, path: str, now_s: float) -> float:
-        """Take the next place of a path; how long to wait for it."""
+    def take(self, path: str, now_s: float, most_s: float = 60.0) -> float | None:
+        """Take the next place of a path: how long to wait for it; None, and no place, when longer than
+        ``most_s``.
+        """
         limit = self._limits.get(path, 10)
         left = self._left.setdefault(path, deque())
         while left and left[0] <= now_s - WINDOW_S:
@@ -149,6 +151,8 @@ class Budget:
         at_s = max(now_s, self._closed.get(path, 0.0), self._closed.get("", 0.0))
         if len(left) >= limit:
             at_s = max(at_s, left[-limit] + WINDOW_S)
+        if at_s - now_s > most_s:
+            return None
         left.append(at_s)
         return at_s - now_s
 

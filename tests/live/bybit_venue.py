@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from live.messages import (
     RequestBody,
     Send,
 )
-from market.instruments import BUILT_IN
+from market.instruments import BUILT_IN, Instrument
 from market.settings import Clock, Live
 from market.units import SECOND_NS
 from tests.proving.sandbox_server import Served
@@ -44,13 +44,18 @@ class Client:
         demo: bool = False,
         client: int = 0,
         answer_s: float = 5.0,
+        instruments: Mapping[str, Instrument] | None = None,
         **live: Any,
     ) -> None:
         keys = {**venue.description["keys"][client], **live.pop("keys", {})}
         self.venue, self.account = venue, venue.sandbox.exchange.clients[client]
         self.clock = VenueClock(Clock(**venue.description["clock"]))
         address = sandbox(venue.description["rest"], trade=trade and not demo, states_fees=not demo)
-        self.codec = BybitCodec(BUILT_IN, states_fees=not demo)
+        self.codec = BybitCodec(
+            {name: BUILT_IN[name] for name in venue.sandbox.exchange.instruments}
+            if instruments is None
+            else instruments
+        )
         self.inputs: list[tuple[int, Input]] = []
         self.evidence: list[Evidence] = []
         self._came: queue.Queue[tuple[int, Input]] = queue.Queue()

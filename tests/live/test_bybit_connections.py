@@ -392,6 +392,9 @@ def test_a_path_has_its_limit_in_any_window_and_follows_the_headers() -> None:
     }
     budget.heard("order/cancel", headers, 100.0, 1000)
     assert budget.take("order/cancel", 100.1) == pytest.approx(0.6)
+    assert budget.take("order/amend", 100.0, 0.0) == 0.0
+    assert [budget.take("order/cancel", 100.0, 0.1) for _ in range(9)] == [None] * 9  # and no place
+    assert budget.take("order/cancel", 100.1) == pytest.approx(0.6)
     budget.close(110.0)
     assert budget.take("order/amend", 104.0) == 6.0
     budget.heard("order/amend", {"X-Bapi-Limit": "x"}, 104.0, 1000)

@@ -10,12 +10,13 @@ import pytest
 
 from execution.orders import Accepted, Amend, Cancel, OrderReport, OrderState, Rejected, Submit
 from live.bybit.account import problems
+from live.bybit.rest import BybitError
 from live.messages import Answer, Link, PositionReport, QueryKind, Report, SetStop
 from market.instruments import BUILT_IN
 from market.settings import Settings
 from proving.sandbox.server import Sandbox
 from tests.live.bybit_venue import SYMBOL, Client, connected
-from tests.proving.sandbox_server import Served, served
+from tests.proving.sandbox_server import Served, ask, served
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +31,16 @@ def demo() -> Iterator[Served]:
         yield running
 
 
-def lines(client: Client, symbol: str = SYMBOL) -> list[str]:
+def lines(client: Client) -> list[str]:
     """What start-up says of the account, by the queries that it makes."""
     reports: list[Report] = []
     for kind in (
         *(QueryKind.ACCOUNT, QueryKind.WALLET, QueryKind.POSITION),
         *(QueryKind.INSTRUMENT, QueryKind.FEES),
     ):
-        reports += client.query(kind, symbol).reports
-    instrument = msgspec.structs.replace(BUILT_IN[SYMBOL], symbol=symbol)
+        reports += client.query(kind).reports
     settings = msgspec.convert({"live": {"venue": "sandbox"}}, Settings)
-    said = problems(reports, settings, {symbol: instrument})
+    said = problems(reports, settings, {SYMBOL: BUILT_IN[SYMBOL]})
     assert not client.account.by_link_id  # nothing was sent
     assert not any("\n" in line for line in said)
     return said
@@ -84,9 +84,15 @@ def test_another_leverage_is_refused(venue: Served) -> None:
 
 
 def test_a_symbol_that_the_venue_lacks_is_refused(venue: Served) -> None:
-    with connected(venue, client=0) as client:
-        said = lines(client, "NOPEUSDT")
-    assert said[0] == ("NOPEUSDT: the venue does not list it; take it out of market.symbols")
+    instrument = msgspec.structs.replace(BUILT_IN[SYMBOL], symbol="NOPEUSDT")
+    client = Client(venue, client=0, instruments={"NOPEUSDT": instrument})
+    with pytest.raises(BybitError) as refused:
+        client.connections.start(60.0)
+    assert str(refused.value) == (
+        f"NOPEUSDT: {venue.description['rest']} does not list it (market/instruments-info: 10001 params "
+        "error: symbol invalid); take it out of market.symbols"
+    )
+    assert not client.inputs
 
 
 def test_what_a_read_only_key_sends_is_refused(venue: Served) -> None:
@@ -144,8 +150,6 @@ def _states(client: Client, name: str) -> list[OrderState]:
 
 
 def test_demo_refuses_what_it_lacks(demo: Served) -> None:
-    from tests.proving.sandbox_server import ask
-
     status, answer, _ = ask(demo, "/v5/account/fee-rate?category=linear")
     assert (status, answer["retCode"]) == (200, 10032)
     with connected(demo, demo=True, client=1) as client:
@@ -156,8 +160,6 @@ def test_demo_refuses_what_it_lacks(demo: Served) -> None:
 
 
 def test_demo_has_no_trade_socket(demo: Served) -> None:
-    from live.bybit.rest import BybitError
-
     client: Any = Client(demo, client=1)
     with pytest.raises(BybitError, match=r"/v5/trade: cannot connect"):
         client.connections.start(60.0)
