@@ -15,12 +15,14 @@ from live.messages import Effect, Query, QueryKind, QueryResult, Say
 from live.protection import Protection
 from live.requests import Errand, Errands, Requests
 from market.settings import Settings
-from market.units import MS_NS, SECOND_NS
+from market.units import DAY_NS, MS_NS, SECOND_NS
 
 #: After its receive window a venue has this long to write down what it took.
 SETTLED_NS: Final = 2 * SECOND_NS
 #: An acknowledged order that so many complete answers do not list has ended.
 ABSENCES: Final = 3
+#: Orders that ended without an execution are listed for so long.
+LISTED_NS: Final = DAY_NS
 
 
 class OrderFate:
@@ -39,7 +41,7 @@ class OrderFate:
         self._protection, self._emit = protection, emit
         #: So long after a request's time stamp the venue refuses it, and shows what it took before.
         self._too_late_ns = settings.live.receive_window_ms * MS_NS + SETTLED_NS
-        self._suspects: set[str] = set()
+        self._suspects: dict[str, bool] = {}  #: client id -> not among the open ones
         self.made: list[Event] = []
 
     def start(self, now_ns: int) -> None:
@@ -47,16 +49,16 @@ class OrderFate:
         for order in self._orders.open():
             if order.state in (OrderState.PENDING_NEW, OrderState.PENDING_CANCEL):
                 self.made.append(lost(order.client_id, now_ns, "the process ended"))
-            self.suspect(now_ns, order)
+            self.suspect(now_ns, order, is_unlisted=False)
 
     def look_at(self, now_ns: int, order: Order | None) -> None:
         """Ask for an order at once when its state is not known."""
         if order is not None and order.state is OrderState.UNKNOWN:
             self._ask(now_ns, order)
 
-    def suspect(self, now_ns: int, order: Order) -> None:
-        """Ask for an order that should be there and is not."""
-        self._suspects.add(order.client_id)
+    def suspect(self, now_ns: int, order: Order, is_unlisted: bool = True) -> None:
+        """Ask for an order that should be there, and is not among the open ones or was not looked for."""
+        self._suspects[order.client_id] = is_unlisted
         self._ask(now_ns, order)
 
     def _ask(self, now_ns: int, order: Order) -> None:
@@ -86,7 +88,7 @@ class OrderFate:
     def looked_up(self, now_ns: int, errand: Errand, result: QueryResult) -> None:
         """A complete answer about one order, after its evidence was applied."""
         order = self._orders.get(result.query.client_id)
-        self._suspects.discard(result.query.client_id)
+        self._suspects.pop(result.query.client_id, None)
         if order is None or (order.state.is_final and not order.missing_lots):
             self._errands.done(errand.key)
         elif not result.orders:
@@ -117,29 +119,47 @@ class OrderFate:
         if missing_ns > 0:
             self._errands.again(now_ns, errand, missing_ns)
             return
-        event: Rejected | Cancelled
         if not order.acknowledged:
+            reason = "absent at the venue after its receive window: it never arrived"
             event = Rejected(
-                client_id=order.client_id,
-                time_ns=now_ns,
-                venue_ns=venue_ns,
-                reason="absent at the venue after its receive window: it never arrived",
+                client_id=order.client_id, time_ns=now_ns, venue_ns=venue_ns, reason=reason
             )
+            self._prove(errand, event)
         elif errand.tries < ABSENCES:
             self._errands.again(now_ns, errand)
-            return
         else:
-            event = Cancelled(
-                client_id=order.client_id,
-                time_ns=now_ns,
-                venue_ns=venue_ns,
-                reason="absent at the venue, which had it: it ended",
-                leaves_lots=order.qty_lots - order.filled_lots,
+            self._ended(
+                now_ns, errand, order, venue_ns, "absent at the venue, which had it: it ended"
             )
+
+    def outdated(self, now_ns: int, errand: Errand, venue_ns: int) -> bool:
+        """Whether an order is older than what the venue lists of ended ones, and not among the open ones:
+        then it has ended, and its executions are known from those of the symbol.
+        """
+        order = self._orders.get(errand.key.removeprefix("order/"))
+        if order is None or venue_ns - order.sent_ns <= LISTED_NS:
+            return False
+        if not self._suspects.get(order.client_id):
+            return False
+        del self._suspects[order.client_id]
+        self._ended(now_ns, errand, order, venue_ns, "not open any more, and too old to be listed")
+        return True
+
+    def _ended(self, now_ns: int, errand: Errand, order: Order, venue_ns: int, reason: str) -> None:
+        event = Cancelled(
+            client_id=order.client_id,
+            time_ns=now_ns,
+            venue_ns=venue_ns,
+            reason=reason,
+            leaves_lots=order.qty_lots - order.filled_lots,
+        )
+        self._prove(errand, event)
+
+    def _prove(self, errand: Errand, event: Rejected | Cancelled) -> None:
         self.made.append(event)
-        fields = {"id": order.client_id, "acknowledged": order.acknowledged}
-        self._emit(Say(level="warning", event="order absent", fields=fields))
         self._errands.done(errand.key)
+        fields: dict[str, object] = {"id": event.client_id, "why": event.reason}
+        self._emit(Say(level="warning", event="order absent", fields=fields))
 
     def scan(self, now_ns: int) -> None:
         """Ask for orders whose evidence is overdue; what came meanwhile is not asked for any more."""

@@ -57,6 +57,8 @@ from market.units import E8, SECOND_NS
 SCAN_NS: Final = SECOND_NS
 #: The desk flattens; what it has not closed after so long is closed here (no book, no view).
 FLATTEN_NS: Final = 5 * SECOND_NS
+#: Audits after unreadable evidence are no closer than this.
+GAP_NS: Final = 2 * SECOND_NS
 #: Balances that differ by less are the same.
 CENT_E8: Final = E8 // 100
 
@@ -142,6 +144,7 @@ class Reconciliation:
         self._starting, self._ended = True, False
         self._deadline_ns, self._flatten, self._proving = 0, False, False
         self._scanned_ns = self._audited_ns = 0
+        self._gap = False  #: something was said that could not be read
 
     # -- phases ----------------------------------------------------------------------------------
 
@@ -283,9 +286,12 @@ class Reconciliation:
                 order = self._orders.get(evidence.client_id, evidence.venue_order_id)
                 self._fate.look_at(now_ns, order)
             case OrderEvent():
+                order = self._orders.get(evidence.client_id)
                 if isinstance(evidence, Rejected | CancelRejected):
                     self._safety.rejected(now_ns)
-                self._fate.look_at(now_ns, self._orders.get(evidence.client_id))
+                    if order is not None and order.submit.reduce_only and self._at_venue:
+                        self._audits.begin(now_ns, order.symbol, blocking=False)
+                self._fate.look_at(now_ns, order)
             case PositionReport():
                 self._audits.report(now_ns, evidence)
                 price_ticks = evidence.liquidation_ticks if evidence.lots else 0.0
@@ -296,9 +302,9 @@ class Reconciliation:
             case Refused():
                 if send is not None:
                     self._refused[send.number] = evidence
-                elif not self._audits.under_way():  # a gap in the evidence
+                else:
                     self._say("warning", "unreadable evidence", why=evidence.reason)
-                    self._audit_all(now_ns, blocking=False)
+                    self._gap = True
             case QueryResult():
                 if send is not None and (errand := self._errands.of(send.number)) is not None:
                     self._result(now_ns, errand, evidence)
@@ -341,7 +347,7 @@ class Reconciliation:
             self._audit_all(now_ns, blocking=True)
 
     def _audit_all(self, now_ns: int, blocking: bool) -> None:
-        self._audited_ns = now_ns
+        self._audited_ns, self._gap = now_ns, False
         for symbol in self._symbols if self._at_venue else ():
             self._audits.begin(now_ns, symbol, blocking)
 
@@ -353,6 +359,8 @@ class Reconciliation:
         what = errand.key.partition("/")[0]
         refused = [r for r in result.reports if isinstance(r, Refused) and not r.retry]
         if not result.complete and not (what == "start" and refused):
+            if what == "order" and self._fate.outdated(now_ns, errand, result.venue_ns):
+                return
             if errand.tries in (1, 10, 100):
                 self._say("warning", "incomplete answer", request=errand.key, why=result.reason)
             self._errands.again(now_ns, errand)
@@ -374,8 +382,14 @@ class Reconciliation:
         if self._is_busy:
             due.append(self._scanned_ns + SCAN_NS)
         if self._at_venue:
-            due.append(self._audited_ns + round(self._settings.live.audit_s * SECOND_NS))
+            due.append(self._audit_ns)
         return min((ns for ns in due if ns), default=0)
+
+    @property
+    def _audit_ns(self) -> int:
+        """When the next audit of all symbols is due; soon after a frame that could not be read."""
+        wait_ns = GAP_NS if self._gap else round(self._settings.live.audit_s * SECOND_NS)
+        return self._audited_ns + wait_ns
 
     @property
     def _is_busy(self) -> bool:
@@ -393,7 +407,7 @@ class Reconciliation:
         if now_ns >= self._scanned_ns + SCAN_NS:
             self._scanned_ns = now_ns
             self._scan(now_ns)
-        if now_ns >= self._audited_ns + round(self._settings.live.audit_s * SECOND_NS):
+        if self._at_venue and now_ns >= self._audit_ns:
             self._audit_all(now_ns, blocking=False)
         self._errands.step(now_ns)
 

@@ -24,7 +24,7 @@ from live.reconciliation import Phase, Reconciliation
 from live.safety import Mode
 from market.instruments import BUILT_IN
 from market.settings import Market
-from market.units import SECOND_NS
+from market.units import DAY_NS, SECOND_NS
 from tests.live.fate import MID, Desk, S, Venue, settings
 
 
@@ -175,6 +175,38 @@ def test_an_order_that_the_venue_had_and_lists_no_more_has_ended(desk: Desk) -> 
     assert order.state is OrderState.CANCELLED
     assert "it ended" in order.reason
     assert len(desk.venue.asked) - asked >= 3
+
+
+def test_an_order_too_old_to_be_listed_ends_once_it_is_not_open() -> None:
+    """A worker that was away for two days: the history has only what filled."""
+    desk = started("halt")
+    order = desk.submit("a-1")
+    desk.crash()
+    del desk.venue.orders["a-1"]
+    query = desk.venue._query
+    desk.venue._query = lambda q: msgspec.structs.replace(  # type: ignore[method-assign]
+        query(q), complete=q.kind is not QueryKind.ORDER
+    )
+    desk.now_ns += 2 * DAY_NS
+    desk.venue.now_ns = desk.now_ns
+    desk.start()
+    desk.run(3)
+    assert order.state is OrderState.CANCELLED
+    assert desk.fate.phase is Phase.TRADING
+
+
+def test_a_refused_closing_order_asks_for_the_position() -> None:
+    """The stop has fired and nothing told us: what reduces is refused, for there is nothing to reduce."""
+    desk = started("halt")
+    desk.submit("a-1", time_in_force=TimeInForce.IOC)
+    desk.hears = False
+    desk.venue.fill("", 10, side=-1, price=970_000)
+    desk.run(0.1)
+    order = desk.submit("a-2", side=-1, reduce_only=True, time_in_force=TimeInForce.IOC)
+    desk.tell(Rejected(client_id="a-2", time_ns=desk.now_ns, venue_ns=desk.now_ns, reason="110017"))
+    desk.run(1)
+    assert order.state.is_final
+    assert desk.lots == 0
 
 
 def test_an_execution_that_lags_its_order_is_asked_for(desk: Desk) -> None:
@@ -555,7 +587,17 @@ def test_an_unreadable_frame_is_a_gap_in_the_evidence(desk: Desk) -> None:
     desk.venue.fill("a-1", 10)
     desk.run(0.2)
     desk.tell(Refused(reason="private stream: not JSON"))
+    desk.run(2)
     assert desk.lots == 10
+
+
+def test_a_flood_of_unreadable_frames_is_no_flood_of_questions(desk: Desk) -> None:
+    before = len(desk.sent)
+    for _ in range(50):
+        desk.tell(Refused(reason="private stream: a symbol without an instrument"))
+        desk.run(0.2)
+    assert len(desk.sent) - before <= 3 * 6
+    assert desk.fate.may_open(S)
 
 
 def test_what_nobody_noticed_is_found_within_a_minute(desk: Desk) -> None:
