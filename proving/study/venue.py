@@ -48,6 +48,8 @@ _FORCES: Final = {
     Force.FOK: TimeInForce.FILL_OR_KILL,
     Force.POST_ONLY: TimeInForce.POST_ONLY,
 }
+#: Prices and quantities are 64-bit integers at the market.
+_MOST: Final = 1 << 62
 _REJECTIONS: Final = {
     Status.BAD_SIDE: Reason.SIDE,
     Status.BAD_QUANTITY: Reason.QUANTITY,
@@ -264,9 +266,9 @@ class EngineVenue:
         at_market = submit.order_type is OrderType.MARKET
         if not at_market and type(submit.price_ticks) is not int:
             return Reason.OFF_TICK
-        if lots <= 0:
+        if not 0 < lots < _MOST:
             return Reason.QUANTITY
-        if not at_market and submit.price_ticks <= 0:
+        if not at_market and not 0 < submit.price_ticks < _MOST:
             return Reason.PRICE
         if lots < instrument.qty_lots(instrument.min_qty):
             return Reason.MIN_QUANTITY
