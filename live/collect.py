@@ -1,22 +1,27 @@
-"""Collects the worker's state folder into the lake: decisions, orders, fills, parents and their cost.
+"""Collects what a worker left into the lake: decisions, orders, fills, parents and their cost.
 
-The journal is only read, and each row goes to the partition of its UTC date; finished hours of
-decisions are moved. Idempotent, and safe beside a running worker.
+The log is only read, from where the last collection ended; each new row goes to the partition of its UTC
+date, and no other partition is touched. Finished hours of decisions are moved. Idempotent, and safe beside
+a running worker: rows replace those of the same key, and how far it read is written down last.
 """
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import pyarrow as pa
 
+from execution.order_machine import Order
 from execution.tca import TABLES, Row, fitted, to_table
+from live import log
 from live.decisions import collect_decisions, write_merged
-from live.journal import open_read_only, read_entries
+from live.journal import JournalError
 from live.messages import Append
-from live.records import journal_rows
+from live.records import TableRows, require_migrated
 from market.lake import Lake
 from market.locks import exclusive
 from market.provenance import Table
@@ -39,46 +44,95 @@ KEYS: Final = {
     "markouts": ("venue", "client_id", "exec_id"),
 }
 
+#: Rows in memory at once, about.
+_BATCH: Final = 100_000
+
+
+class _Read(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a log was collected, and the orders that may still change."""
+
+    segment: int = 0
+    offset: int = 0
+    orders: tuple[Order, ...] = ()
+    executions: tuple[tuple[str, str], ...] = ()
+
+
+_READ: Final = msgspec.msgpack.Decoder(_Read)
+
 
 def collect(lake: Lake, state: str | Path, venue: str) -> dict[str, int]:
-    """Upsert a worker's state folder into the lake; rows by table.
+    """Upsert what is new in a worker's state folder into the lake; rows by table.
 
-    JournalError when the journal is of another schema version. Rows are merged into partitions that
-    stand, so a second collection waits for the first.
+    LogError for a log that cannot be read, JournalError for one that has to be migrated. Rows are merged
+    into partitions that stand, so a second collection waits for the first.
     """
     state = Path(state)
     with exclusive(state / "collect.lock", "the worker's records"):
-        return _collect(lake, state, venue)
-
-
-def _collect(lake: Lake, state: Path, venue: str) -> dict[str, int]:
-    collected = {"decisions": sum(collect_decisions(lake, state / "decisions").values())}
-    database = open_read_only(state / "journal.sqlite3")
-    try:
-        entries = (
-            Append(
-                kind=entry.kind,
-                time_ns=entry.time_ns,
-                body=entry.body,
-                symbol=entry.symbol,
-                parent_id=entry.parent_id,
-                client_id=entry.client_id,
-            )
-            for entry in read_entries(database)
-        )
-        rows = journal_rows(entries, venue)
-    finally:
-        database.close()
-    for table, timed_rows in rows.items():
-        parts: dict[tuple[str, str], list[Row]] = defaultdict(list)
-        for time_ns, row in timed_rows:
-            parts[getattr(row, "symbol"), utc_date(time_ns)].append(row)  # noqa: B009
-        for (symbol, day), part in sorted(parts.items()):
-            columns = to_table(part, TABLES[table]).drop(["symbol"])
-            present = _present_rows(lake, table, symbol, day)
-            write_merged(lake, table, symbol, day, columns, KEYS[table], present)
-        collected[table] = len(timed_rows)
+        require_migrated(state)
+        collected = dict.fromkeys(KEYS, 0)
+        collected["decisions"] = sum(collect_decisions(lake, state / "decisions").values())
+        for table, count in _collect(lake, state, venue):
+            collected[table] += count
     return collected
+
+
+def _collect(lake: Lake, state: Path, venue: str) -> list[tuple[str, int]]:
+    memory, counts = state / "collected", []
+    read = _memory(memory)
+    rows = TableRows(venue)
+    rows.orders.restore(read.orders, read.executions)
+    position = log.Position(read.segment, read.offset)
+    pending = 0
+
+    def publish() -> None:
+        for table, timed_rows in rows.drain().items():
+            counts.append((table, len(timed_rows)))
+            _merge(lake, table, timed_rows)
+        orders = rows.orders
+        done = _Read(
+            segment=position.segment,
+            offset=position.offset,
+            orders=tuple(orders.by_id.values()),
+            executions=tuple(orders.executions()),
+        )
+        temporary = memory.with_suffix(".tmp")
+        temporary.write_bytes(msgspec.msgpack.encode(done))
+        os.replace(temporary, memory)
+
+    for block in log.read(state / "log", position):
+        for _, body in block.records:
+            if isinstance(body, Append):
+                rows.take(body)
+                pending += 1
+        position = log.Position(block.segment, block.end)
+        if pending >= _BATCH:
+            publish()
+            pending = 0
+    if position != (read.segment, read.offset):
+        publish()
+    return counts
+
+
+def _memory(path: Path) -> _Read:
+    try:
+        return _READ.decode(path.read_bytes())
+    except FileNotFoundError:
+        return _Read()
+    except msgspec.DecodeError as error:
+        raise JournalError(
+            f"{path}: not readable by this version ({error}); remove it, and the whole log is collected "
+            "again, into the same rows"
+        ) from error
+
+
+def _merge(lake: Lake, table: str, timed_rows: list[tuple[int, Row]]) -> None:
+    parts: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for time_ns, row in timed_rows:
+        parts[getattr(row, "symbol"), utc_date(time_ns)].append(row)  # noqa: B009
+    for (symbol, day), part in sorted(parts.items()):
+        columns = to_table(part, TABLES[table]).drop(["symbol"])
+        present = _present_rows(lake, table, symbol, day)
+        write_merged(lake, table, symbol, day, columns, KEYS[table], present)
 
 
 def _present_rows(lake: Lake, table: str, symbol: str, day: str) -> pa.Table | None:

@@ -169,6 +169,11 @@ class Desk:
         """Signed position: the sum of executions."""
         return self.account.position_lots(symbol)
 
+    @property
+    def parents_at_work(self) -> list[ActiveParent]:
+        """The parent orders that are worked now."""
+        return list(self._work.values())
+
     def has_parent(self, symbol: str) -> bool:
         """Whether the symbol has an active parent order."""
         return symbol in self._work

@@ -20,12 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from live.own_capture import TickerState
-from market.bars import COLUMNS, Bars
+from market.bars import COLUMNS, BarBuilder, Bars
 from market.book import Book
 from market.events import from_arrow
 from market.instruments import Instrument, partition_instrument
 from market.lake import Lake
+from market.settings import Settings
 from market.units import SECOND_NS, previous_day, utc_date
+from market.wire.capture import read_blocks, read_lines
+from market.wire.decode import Decoder
 
 #: Features look back 3,600 s; a margin costs nothing.
 HISTORY_S: Final = 3_700
@@ -74,6 +77,59 @@ def book_states(
             return None
         histories[symbol] = SymbolHistory(no_bars, book, ticker)
     return histories
+
+
+def capture_history(
+    path: str | Path, instruments: Mapping[str, Instrument], settings: Settings
+) -> dict[str, SymbolHistory] | None:
+    """The history up to the second in which a capture ends; None without bars of every symbol."""
+    decoder = Decoder(instruments, settings.market.book_depth, instruments, follow=False)
+    builders = {s: BarBuilder(i, settings.market.stale_after_s) for s, i in instruments.items()}
+    tickers = {symbol: TickerState() for symbol in instruments}
+    parts: dict[str, list[Bars]] = {symbol: [] for symbol in instruments}
+    for block in read_blocks(path):
+        for symbol, events in decoder.decode_block(block).events.items():
+            parts[symbol].append(builders[symbol].push(events))
+            tickers[symbol].apply(events)
+    end_ns = -(-decoder.clock_ns // SECOND_NS) * SECOND_NS
+    history = {}
+    for symbol, builder in builders.items():
+        found = [part for part in (*parts[symbol], builder.close_until(end_ns)) if len(part)]
+        if not found:
+            return None
+        t_ns = np.concatenate([part.t_ns for part in found])[-HISTORY_S:]
+        values = np.concatenate([part.values for part in found])[-HISTORY_S:]
+        bars = Bars(t_ns=t_ns, values=values)
+        history[symbol] = SymbolHistory(bars, builder.book, tickers[symbol])
+    return history
+
+
+def saved_history(
+    root: str | Path, run: str, instruments: Mapping[str, Instrument], book_depth: int
+) -> dict[str, SymbolHistory] | None:
+    """What `save_history` wrote, with books and tickers from the head of the run's capture."""
+    live = Path(root) / "live"
+    path = live / "history" / f"{run}.parquet"
+    captures = sorted(live.glob(f"frames/date=*/{run}.frames.zst"))
+    if not path.exists() or not captures:
+        return None
+    rows = pq.read_table(path, partitioning=None)
+    names = rows.column("symbol").to_pylist()
+    values = np.column_stack([rows.column(name).to_numpy() for name in COLUMNS])
+    t_ns = rows.column("t_ns").to_numpy()
+    decoder = Decoder(instruments, book_depth, instruments, follow=False)
+    books = {symbol: (Book(), TickerState()) for symbol in instruments}
+    for receive_ns, line in read_lines(captures[0]):
+        if not line.startswith(b'{"l2":"checkpoint"') and b'"instrument"' not in line[:20]:
+            break
+        for symbol, events in decoder.decode_frame(receive_ns, line).events.items():
+            for state in books[symbol]:
+                state.apply(events)
+    history = {}
+    for symbol, (book, ticker) in books.items():
+        mine = np.array([name == symbol for name in names])
+        history[symbol] = SymbolHistory(Bars(t_ns=t_ns[mine], values=values[mine]), book, ticker)
+    return history
 
 
 def save_history(root: str | Path, run: str, history: Mapping[str, SymbolHistory]) -> str:

@@ -20,7 +20,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -89,7 +89,7 @@ _RECORDS: Final = msgspec.msgpack.Decoder(list[tuple[int, Body]])
 def lock(file: Path, what: str) -> int:
     """Lock ``file`` for this process, which is the one writer of ``what``; the descriptor to close.
 
-    The kernel releases it when the process ends, however. LogError names the process that has it.
+    It ends with the process, however that ends. LogError names the process that has it.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
@@ -99,8 +99,9 @@ def lock(file: Path, what: str) -> int:
         holder = os.pread(descriptor, 32, 0).decode().strip() or "?"
         os.close(descriptor)
         raise LogError(f"{what}: process {holder} works on it ({file}); stop it first") from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+    with suppress(OSError):  # a full disk: the lock holds, without a name
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
     return descriptor
 
 
@@ -142,8 +143,7 @@ def segments(folder: Path) -> dict[int, Path]:
 def read(folder: Path, since: Position = _BEGINNING) -> Iterator[Block]:
     """The blocks from a position on, to the end of what is whole; also beside a running writer.
 
-    LogError for damage that a crash cannot explain, for a newer format, and for a position that the log
-    does not reach.
+    LogError for damage that no crash explains, a newer format, and a position that it does not reach.
     """
     found = {number: path for number, path in segments(folder).items() if number >= since.segment}
     if since.segment and since.segment not in found:

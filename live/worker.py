@@ -1,292 +1,69 @@
-"""The worker: frames in, decisions every second, orders to the venue, all of it recorded.
+"""The worker: one process that decides every second and trades, all of it recorded.
 
-    frame ─► decoder ─► own capture ─► trader (bars, features, champion, desk) ─► venue
-                                          └─► decision log, journal
+    feed ─► shell (live.shell): stamp ─► log ─► core (live.core) ─► requests ─► venue
+              └─► own capture, decisions        └─► records: the journal's tables
 
-One thread, one loop. Decisions and orders are made by `live.trader`, which a backtest drives too; they
-are a function of the events, so that a replay repeats them bit for bit. Only loading a bundle, finishing
-an hour's file and reading the socket run in other threads. Records come before effects: the frame is
-captured before it is used, the intent journalled before the order is sent.
-
-At midnight UTC the own capture starts a new file with checkpoints of books and tickers, from which the
-bars of the date start too; so live and batch agree on every date.
+This module puts a run together, and has the verb `l2 live`. Decisions and orders are a function of what
+is in the log, so that `--again` repeats them bit for bit. At midnight UTC the own capture starts a new
+file with checkpoints of books and tickers, from which the bars of the date start too; so live and batch
+agree on every date.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
+import os
+import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Self
 
 import msgspec
-import numpy as np
 import structlog
 
+from live.bybit.codec import BybitCodec
+from live.bybit.connections import Connections
+from live.bybit.venues import VenueAddress, address_of, keys_of
 from live.champion import Champion
 from live.clock import VenueClock, clock_of
 from live.collect import collect
-from live.core import Core
-from live.decisions import Decision, DecisionLog
-from live.feed import Feed, FeedError, Item, ReplayFeed, WireFeed
+from live.control import Control
+from live.core import CoreState
+from live.decisions import DecisionLog
+from live.feed import Item, ReplayFeed, WireFeed
+from live.gateway import Codec, PlainCodec
 from live.history import join_history, save_history
-from live.journal import Journal
-from live.messages import Append, Effect, InForce, Input, PublicFrame, Renew, Say, Send, Tick
-from live.own_capture import OwnCapture, checkpoints
-from live.paper import CLOSING_NS, GRID_NS, PaperGateway, paper_venues
+from live.keeper import Keeper
+from live.log import Header, LogWriter, lock, require
+from live.loopback import exchange, past_of
+from live.messages import Append
+from live.own_capture import OwnCapture
+from live.paper import PaperGateway, paper_venues
 from live.rehearsal import rehearse
+from live.restoration import checkpoint_of, restore
+from live.shell import STAGES, Given, History, Shell
+from live.state_stream import StateStream
 from market.console import Result
 from market.errors import UsageError
 from market.features import feature_hash, feature_names
-from market.ingest import MAX_SILENCE_NS
 from market.instruments import BUILT_IN, Instrument, leader
 from market.lake import Lake
 from market.settings import Settings
-from market.units import SECOND_NS, utc_date
+from market.units import E8, SECOND_NS
 from market.wire.survey import instruments_of
 from market.wire.topics import public_topics
-
-#: So many refused frames, and none accepted, end a run: nothing can come of it.
-_REFUSED: Final = 200
-
-
-class Worker:
-    """Drives the core from one feed: `run` to its end, `handle` for one item.
-
-    ``champion`` and ``journal`` stay the caller's to close. ``monotonic_ns`` must be the clock of the
-    feed's ``due_ns``.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        lake: Lake,
-        instruments: Mapping[str, Instrument],
-        feed: Feed,
-        gateway: PaperGateway,
-        champion: Champion,
-        journal: Journal,
-        log: Any,
-        monotonic_ns: Callable[[], int] = time.monotonic_ns,
-    ) -> None:
-        self._settings, self._lake, self._feed = settings, lake, feed
-        self._gateway, self._champion, self._journal, self._log = gateway, champion, journal, log
-        self._monotonic_ns = monotonic_ns
-        self._instruments = instruments
-        self.core = Core(
-            settings,
-            instruments,
-            model=champion,
-            codec=gateway.codec,
-            name=settings.live.venue,
-            at_venue=False,
-            on_decision=self._decided,
-            on_midnight=self._midnight,
-        )
-        self.run_id = ""
-        self._own_capture: OwnCapture | None = None
-        self._decisions: DecisionLog | None = None
-        self._paced = False
-        self._latencies_ns = array("q")
-        self._unpaced = 0
-
-    # -- one item of the feed --------------------------------------------------------------------
-
-    def handle(self, item: Item) -> None:
-        """Process a tick or a frame."""
-        if self._own_capture is None:
-            self._begin(item.receive_ns)
-        trader = self.core.trader
-        second_ns = trader.second_ns
-        started = item.due_ns or self._monotonic_ns()
-        if item.due_ns and not self._paced:
-            self._paced = True
-            self._unpaced = len(self._latencies_ns)  # of `--warm-up`: due at no time
-            del self._latencies_ns[:]
-        if item.receive_ns - trader.second_ns >= SECOND_NS and self._champion.refresh():
-            self.core.load(self._champion)
-            pointer = self._champion.pointer
-            self._step(
-                item.receive_ns,
-                InForce(
-                    name=pointer.name,
-                    version=pointer.version,
-                    manifest_sha256=pointer.manifest_sha256,
-                ),
-            )
-        self._pass(item.receive_ns)
-        if item.frame is None:
-            self._step(item.receive_ns, Tick())
-        else:
-            assert self._own_capture is not None
-            self._own_capture.append(item.receive_ns, item.frame)
-            self._step(item.receive_ns, PublicFrame(frame=item.frame))
-            if self._rejected >= _REFUSED and not self.core.events:
-                raise self._all_refused()
-        self._pass(item.receive_ns)
-        if trader.second_ns > second_ns:
-            self._latencies_ns.append(self._monotonic_ns() - started)
-
-    def _pass(self, now_ns: int) -> None:
-        """Hand the core what has come from the venue by now."""
-        for time_ns, given in self._gateway.until(now_ns):
-            self._step(time_ns, given)
-
-    def _step(self, now_ns: int, given: Input) -> None:
-        self._carry_out(now_ns, self.core.step(now_ns, given))
-
-    def _carry_out(self, now_ns: int, effects: Sequence[Effect]) -> None:
-        self._gateway.take(self.core.rows)
-        for effect in effects:
-            match effect:
-                case Send():
-                    self._gateway.send(now_ns, effect)
-                case Append():
-                    row = effect.time_ns, effect.kind, effect.symbol, effect.parent_id
-                    durable = effect.kind == "intent"
-                    self._journal._add([(*row, effect.client_id, effect.body)], durable)
-                case Renew():
-                    if isinstance(self._feed, WireFeed):
-                        self._feed.renew(effect.topics)
-                case Say():
-                    getattr(self._log, effect.level)(effect.event, **effect.fields)
-
-    @property
-    def _rejected(self) -> int:
-        return sum(self.core.rejects.values())
-
-    def _all_refused(self) -> FeedError:
-        (topic, reason), _ = max(self.core.rejects.items(), key=lambda item: item[1])
-        return FeedError(
-            f"{self._rejected} frames were refused and none accepted, most of {topic or 'no topic'}: "
-            f"{reason}; the log shows the first"
-        )
-
-    def _begin(self, first_ns: int) -> None:
-        """Name the run, open its files, reconcile orders and join the lake's history."""
-        runs = sum(1 for _ in self._journal.entries("run"))
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(first_ns // SECOND_NS))
-        self.run_id = f"{self._settings.live.venue}-{stamp}-{runs + 1}"
-        second_ns = first_ns // SECOND_NS * SECOND_NS
-        self._own_capture = OwnCapture(self._settings.root, self.run_id, self._instruments)
-        self._decisions = DecisionLog(
-            self._journal.path.parent / "decisions", self.run_id, feature_names()
-        )
-        for file in self._decisions.recovered:
-            self._log.warning(
-                "decisions recovered", file=str(file.path), rows=file.rows, torn=file.torn
-            )
-        about = {"model": self._champion.pointer.version, "symbols": list(self._instruments)}
-        self._journal.append("run", first_ns, msgspec.json.encode({"run": self.run_id, **about}))
-        self._log.info("worker started", run=self.run_id, **about)
-        history = join_history(self._lake, self._instruments, second_ns)
-        if history is not None:
-            save_history(self._settings.root, self.run_id, history)
-            self._log.info(
-                "history joined", seconds=min(len(bars) for bars, *_ in history.values())
-            )
-        effects = self.core.begin(second_ns, history)
-        self._open_capture(second_ns)
-        self._carry_out(second_ns, effects)
-
-    def _open_capture(self, now_ns: int) -> None:
-        """Start a file of the own capture with checkpoints, unless the last event is too old."""
-        assert self._own_capture is not None
-        restated: list[bytes] = []
-        if now_ns - self.core.trader.last_event_ns <= MAX_SILENCE_NS:
-            for symbol, state in self.core.trader.symbols.items():
-                restated += checkpoints(
-                    self._instruments[symbol],
-                    state.builder.book,
-                    state.ticker,
-                    self._settings.market.book_depth,
-                )
-        self._own_capture.open(now_ns, restated)
-
-    def _midnight(self, midnight_ns: int) -> None:
-        assert self._own_capture is not None
-        self._open_capture(midnight_ns)
-        self._log.info("new date", date=utc_date(midnight_ns), capture=self._own_capture.paths[-1])
-
-    def _decided(self, decision: Decision, horizons_s: tuple[int, ...]) -> None:
-        assert self._decisions is not None
-        self._decisions.add(decision, horizons_s)
-
-    # -- from beginning to end -------------------------------------------------------------------
-
-    def run(self, flatten: bool = True) -> dict[str, Any]:
-        """Consume the feed to its end; returns `summary`. Files are finished even on an error."""
-        with ExitStack() as stack:
-            stack.callback(self._finish)
-            if first_ns := self._feed.first_ns:
-                self._begin(first_ns)  # before the first frame is due
-            for item in self._feed:
-                self.handle(item)
-            if self.run_id:
-                self._close(flatten)
-        if self.core.rejects and not self.core.events:
-            raise self._all_refused()
-        summary = self.summary()
-        self._log.info("worker stopped", **summary)
-        return summary
-
-    def _close(self, flatten: bool) -> None:
-        """The end of the stream: cancel open orders, close positions, measure costs; time runs on."""
-        core, now_ns = self.core, self.core.now_ns
-        core.stop(now_ns, flatten)
-        self._carry_out(now_ns, core.trader.drain())
-        until_ns = now_ns + 2 * CLOSING_NS
-        while not core.ended and now_ns < until_ns:
-            now_ns = (now_ns // GRID_NS + 1) * GRID_NS
-            self._pass(now_ns)
-            self._step(now_ns, Tick())
-            self._pass(now_ns)
-        core.finish(flatten)
-        self._carry_out(now_ns, core.trader.drain())
-
-    def _finish(self) -> None:
-        with ExitStack() as stack:  # both, whatever the first raises
-            if self._own_capture is not None:
-                stack.callback(self._own_capture.close)
-            if self._decisions is not None:
-                stack.callback(self._decisions.close)
-
-    def summary(self) -> dict[str, Any]:
-        """Counts, costs and latencies of the run; plain data, printed by `summary_text`."""
-        latencies = np.array(self._latencies_ns or [0], np.float64) / 1e3
-        p50, p99, p999 = np.percentile(latencies, (50, 99, 99.9)).round(1).tolist()
-        return {
-            "run": self.run_id,
-            "model": f"{self._champion.pointer.name} {self._champion.pointer.version}",
-            "fee_row": self._settings.model.fee_row,
-            "frames": self.core.frames,
-            "events": self.core.events,
-            "rejected": self._rejected,
-            "gaps": self.core.gaps,
-            **self.core.trader.summary(),
-            "swaps": self._champion.swaps,
-            "bundles_refused": self._champion.refused,
-            "latency_us": {
-                "p50": p50,
-                "p99": p99,
-                "p99.9": p999,
-                "n": len(self._latencies_ns),
-                "unpaced": self._unpaced,
-            },
-            "captures": self._own_capture.paths if self._own_capture is not None else [],
-        }
-
-
-# -- putting it together ---------------------------------------------------------------------------
 
 
 def run(
@@ -299,51 +76,247 @@ def run(
     url: str | None = None,
     flatten: bool = True,
 ) -> dict[str, Any]:
-    """Run a worker over captures (``frames``) or a WebSocket (``url``) until the feed ends.
+    """Run a worker over captures (``frames``), a public stream (``url``) or a venue until its end.
 
-    The feed ends with its captures, after ``duration_s`` seconds, or at SIGTERM or SIGINT; open
-    orders are then cancelled and, with ``flatten``, positions closed. Returns `Worker.summary`.
-    Raises UsageError, NoChampionError, BundleError, FeedError, JournalError or LakeError.
+    It ends with its captures, after ``duration_s`` seconds, or at SIGTERM or SIGINT; open orders are
+    then cancelled and, with ``flatten``, positions closed. Returns `Run.summary`. Raises UsageError,
+    NoChampionError, BundleError, VenueError, LogError or LakeError.
     """
-    log = logger()
-    symbols = followed(settings.market.symbols)
-    champion = Champion(
-        settings.root,
-        settings.model_name,
-        feature_hash=feature_hash(),
-        book_topic=f"orderbook.{settings.market.book_depth}",
-        source=settings.source,
-        symbols=settings.market.symbols,
-        log=log,
-    )
-    with ExitStack() as stack:
-        stack.callback(champion.close)
-        feed: ReplayFeed | WireFeed
-        if url is not None:
-            wanted = public_topics(symbols, [settings.market.book_depth])
-            clock = VenueClock(clock_of(url, settings.clock, lambda text: log.info(text)))
-            feed = WireFeed(url, wanted, duration_s=duration_s, clock_ns=clock, speed=clock.speed)
+    with Run(settings, frames, url) as one:
+        if one.public is None:
+            feed: ReplayFeed | WireFeed = ReplayFeed(
+                frames, speed=speed, warm_up_s=warm_up_s, duration_s=duration_s
+            )
+            duration_s = None
         else:
-            feed = ReplayFeed(frames, speed=speed, warm_up_s=warm_up_s, duration_s=duration_s)
-        instruments = known_instruments(symbols, frames, settings.market.book_depth)
-        lake = Lake(settings.root, settings.source)
-        state = Path(settings.root) / "live" / settings.live.venue
-        journal = stack.enter_context(Journal(state / "journal.sqlite3"))
-        worker = Worker(
-            settings,
-            lake=lake,
-            instruments=instruments,
-            feed=feed,
-            gateway=PaperGateway(paper_venues(instruments, settings, journal.positions)),
-            champion=champion,
-            journal=journal,
-            log=log,
+            feed = one.wire(one.public)
+        summary = one.trade(feed, flatten, duration_s)
+    state = Path(settings.root) / "live" / settings.live.venue
+    return summary | {"collected": collect(one.lake, state, settings.live.venue)}
+
+
+class Run:
+    """What a run holds from its start to its end: lock, model, connections, files. A context manager."""
+
+    def __init__(self, settings: Settings, captures: Sequence[str], url: str | None) -> None:
+        self.settings, self.say, self.inbox = settings, logger(), queue.SimpleQueue[Any]()
+        depth = settings.market.book_depth
+        self.instruments = known_instruments(followed(settings.market.symbols), captures, depth)
+        self.venue = settings.live.venue
+        self.state = Path(settings.root) / "live" / self.venue
+        self.address = None if self.venue == "paper" else address_of(settings)
+        self.public = url if self.address is None else self.address.public
+        self.clock: VenueClock | None = None
+        self.codec: Codec = PlainCodec()
+        self.gateway: Connections | None = None
+        self.run_id = ""
+        self._ends = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as begun:
+            self.champion = begun.enter_context(closing(self._champion()))
+            self.lake = Lake(self.settings.root, self.settings.source)
+            take = partial(self._lock, begun)
+            take(self.state / "worker.lock", f"a worker of {self.venue}")
+            self.say.info("rehearsed", seconds=round(self._rehearse(), 3))
+            if self.address is not None:
+                self._connect(self.address, begun)
+            self._ends = begun.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.close()
+        gc.unfreeze()
+        sys.setswitchinterval(0.005)
+
+    @staticmethod
+    def _lock(stack: ExitStack, file: Path, what: str) -> None:
+        stack.callback(os.close, lock(file, what))
+
+    def _champion(self) -> Champion:
+        settings = self.settings
+        return Champion(
+            settings.root,
+            settings.model_name,
+            feature_hash=feature_hash(),
+            book_topic=f"orderbook.{settings.market.book_depth}",
+            source=settings.source,
+            symbols=settings.market.symbols,
+            log=self.say,
         )
-        took_s = rehearse(settings, instruments, champion)
-        log.info("rehearsed", seconds=round(took_s, 3))
-        stack.enter_context(stopping(feed, log))
-        summary = worker.run(flatten)
-    return summary | {"collected": collect(lake, state, settings.live.venue)}
+
+    def _rehearse(self) -> float:
+        took_s = rehearse(self.settings, self.instruments, self.champion)
+        # What is loaded now stays: the collector looks at it never again.
+        gc.collect()
+        gc.freeze()
+        # A thread that wakes up, as with a sync that ended, waits for the interpreter so long at most.
+        sys.setswitchinterval(0.0005)
+        return took_s
+
+    def _connect(self, address: VenueAddress, stack: ExitStack) -> None:
+        """Connect to the venue, as the only worker of its account on this machine."""
+        keys, codec = keys_of(), BybitCodec(self.instruments)
+        account = sha256(f"{address.rest} {keys.key}".encode()).hexdigest()[:16]
+        folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+        self._lock(stack, folder / f"l2-account-{account}.lock", "this account's worker")
+        self.codec = codec
+        self.clock = self._clock_of(address.public)
+        self.gateway = Connections(
+            address,
+            keys,
+            codec,
+            lambda _, given: self.inbox.put(Given(given, time.monotonic_ns())),
+            self.settings.live,
+            clock_ns=self.clock,
+            speed=self.clock.speed,
+        )
+        self.gateway.start()
+        stack.callback(self.gateway.stop, 2.0)
+
+    def _clock_of(self, url: str) -> VenueClock:
+        return VenueClock(clock_of(url, self.settings.clock, lambda text: self.say.info(text)))
+
+    def wire(self, url: str) -> WireFeed:
+        """The feed of a public stream, in the venue's time."""
+        self.clock = clock = self.clock or self._clock_of(url)
+        topics = public_topics(list(self.instruments), [self.settings.market.book_depth])
+        return WireFeed(url, topics, clock_ns=clock, speed=clock.speed, inbox=self.inbox)
+
+    # -- from the first frame to the last --------------------------------------------------------
+
+    def trade(
+        self,
+        feed: ReplayFeed | WireFeed,
+        flatten: bool = True,
+        duration_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Trade to the feed's end, or for so many of the venue's seconds; returns the summary."""
+        # What takes seconds comes first: nothing that is received shall wait for it.
+        history: History | None = None
+        if self.address is not None and self.venue == "sandbox":
+            history = past_of(self.address.rest, self.instruments, self.settings)
+        items: Iterator[Any] = iter(feed)
+        first_ns = feed.first_ns
+        if not first_ns:  # only the venue knows
+            seen = [next(items)]
+            while not isinstance(seen[-1], Item):  # connections came up meanwhile
+                seen.append(next(items))
+            first_ns, items = seen[-1].receive_ns, itertools.chain(seen, items)
+        with ExitStack() as stack:
+            shell = self.begin(feed, first_ns, stack, history)
+            stack.enter_context(stopping(shell.stop, self.say))
+            until_ns = 0 if duration_s is None else first_ns + round(duration_s * 1e9)
+            left = shell.run(items, flatten, until_ns)
+        summary = self.summary(shell) | {"left": left}
+        self.say.info("worker stopped", **summary)
+        return summary
+
+    def begin(
+        self,
+        feed: ReplayFeed | WireFeed,
+        first_ns: int,
+        stack: ExitStack,
+        history: History | None = None,
+    ) -> Shell:
+        """A shell that has begun, with the history before the first frame; ``stack`` ends its threads."""
+        shell = self._shell(feed, first_ns, stack)
+        second_ns = first_ns // SECOND_NS * SECOND_NS
+        history = history or join_history(self.lake, self.instruments, second_ns)
+        pointer = self.champion.pointer
+        about = {"model": pointer.version, "symbols": list(self.instruments)}
+        if history is not None:
+            save_history(self.settings.root, self.run_id, history)
+            seconds = min(len(bars) for bars, *_ in history.values())
+            self.say.info("history joined", seconds=seconds)
+        self.say.info("worker started", run=self.run_id, **about)
+        body = msgspec.json.encode({"run": self.run_id, **about, "sha": pointer.manifest_sha256})
+        # Not before now, whatever waits in the inbox: deadlines count from here.
+        now_ns = first_ns if self.clock is None else max(first_ns, self.clock())
+        shell.begin(now_ns, Append(kind="run", time_ns=now_ns, body=body), history)
+        return shell
+
+    def _shell(self, feed: ReplayFeed | WireFeed, first_ns: int, stack: ExitStack) -> Shell:
+        settings, instruments = self.settings, self.instruments
+        opening_e8 = round(settings.execution.capital_usdt * E8)
+        restored = restore(self.state / "log", instruments, opening_e8)
+        number = 1 if restored is None else int(restored.header.run.rpartition("-")[2]) + 1
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(first_ns // SECOND_NS))
+        self.run_id = f"{self.venue}-{stamp}-{number}"
+        state = None if restored is None else restored.state
+        if restored is not None:
+            require(restored.header, self.state / "log", self.venue, "", settings.source)
+            if restored.torn is not None:
+                self.say.warning("log's torn end kept aside", **restored.torn._asdict())
+        header = Header(
+            venue=self.venue,
+            account="",
+            source=settings.source,
+            instruments={s: (found.tick, found.lot) for s, found in instruments.items()},
+            settings=msgspec.json.encode(settings),
+            code=feature_hash(),
+            run=self.run_id,
+            checkpoint=checkpoint_of(state or CoreState()),
+        )
+        writer = LogWriter(self.state / "log", header, first_ns, background=True)
+        stack.callback(writer.close)
+        paper = None
+        if self.gateway is None:
+            account = None if state is None else state.account
+            holdings = {} if account is None else account.holdings
+            held = {symbol: holding.position_lots for symbol, holding in holdings.items()}
+            paper = PaperGateway(paper_venues(instruments, settings, held))
+        live = isinstance(feed, WireFeed)
+        capture = OwnCapture(settings.root, self.run_id, instruments)
+        decisions = DecisionLog(self.state / "decisions", self.run_id, feature_names())
+        for file in decisions.recovered:
+            self.say.warning("decisions recovered", **file._asdict())
+        keeper = Keeper(capture, decisions, lambda error: shell.failed(error), may_wait=not live)
+        stack.callback(keeper.close)
+        stream = StateStream(self.state / "state.sock")
+        stack.callback(stream.close)
+        shell = Shell(
+            settings,
+            instruments,
+            state=state,
+            champion=self.champion,
+            feed=feed,
+            inbox=self.inbox,
+            log=writer,
+            keeper=keeper,
+            say=self.say,
+            codec=self.codec,
+            paper=paper,
+            gateway=self.gateway,
+            stream=stream,
+            clock_ns=self.clock or time.time_ns,
+            speed=self.clock.speed if self.clock is not None else 1.0,
+        )
+        shell.control = Control(self.state / "control", shell.command, shell.emergency)
+        stack.callback(shell.control.close)
+        stack.callback(shell.writer.close)
+        return shell
+
+    def summary(self, shell: Shell) -> dict[str, Any]:
+        """Counts, costs and latencies of the run; plain data, printed by `summary_text`."""
+        core, pointer = shell.core, self.champion.pointer
+        decision = shell.latency["decision"].summary()
+        return {
+            "run": self.run_id,
+            "model": f"{pointer.name} {pointer.version}",
+            "fee_row": self.settings.model.fee_row,
+            "frames": core.frames,
+            "events": core.events,
+            "rejected": sum(core.rejects.values()),
+            "gaps": core.gaps,
+            **core.trader.summary(),
+            "swaps": self.champion.swaps,
+            "bundles_refused": self.champion.refused,
+            "latency_us": decision | {"unpaced": shell.unpaced},
+            "stages_us": {stage: shell.latency[stage].summary() for stage in STAGES},
+            "lost_frames": shell.keeper.lost_frames,
+            "captures": shell.keeper.capture.paths,
+        }
 
 
 def followed(symbols: Sequence[str]) -> list[str]:
@@ -380,18 +353,18 @@ def logger() -> Any:
 
 
 @contextmanager
-def stopping(feed: Feed, log: Any) -> Iterator[None]:
-    """SIGTERM and the first SIGINT stop the feed, so that the worker shuts down cleanly."""
+def stopping(stop: Callable[[str], None], log: Any) -> Iterator[None]:
+    """SIGTERM and the first SIGINT stop the worker, so that it shuts down cleanly."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def stop(number: int, _: FrameType | None) -> None:
+    def heard(number: int, _: FrameType | None) -> None:
         log.info("stopping", signal=signal.Signals(number).name)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        feed.stop()
+        stop(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, heard) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
@@ -433,12 +406,20 @@ def summary_text(summary: Mapping[str, Any]) -> str:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `l2 live`."""
-    parser.add_argument("--venue", choices=["paper"], default="paper")
     parser.add_argument(
-        "--frames", nargs="+", default=[], metavar="FILE", help="replay these captures"
+        "--venue",
+        choices=["paper", "sandbox", "testnet", "demo", "live"],
+        help="default: live.venue of the settings, paper",
     )
-    parser.add_argument("--url", metavar="WS", help="public WebSocket to follow instead")
-    parser.add_argument("--speed", type=float, default=1.0, help="replay speed, 1 = as recorded")
+    parser.add_argument(
+        "--frames", nargs="+", default=[], metavar="FILE", help="replay these captures, on paper"
+    )
+    parser.add_argument(
+        "--url",
+        metavar="URL",
+        help="public WebSocket to follow on paper; of a sandbox its rest address",
+    )
+    parser.add_argument("--speed", type=float, default=1.0, help="of a replay or a started sandbox")
     parser.add_argument(
         "--warm-up",
         type=float,
@@ -450,17 +431,38 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--for", dest="duration", type=float, metavar="S", help="stop after this long"
     )
     parser.add_argument("--keep-position", action="store_true", help="do not flatten at the end")
+    parser.add_argument(
+        "--again",
+        metavar="LOG",
+        help="repeat the last run of a log folder and compare every effect",
+    )
 
 
 def command(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 live`: trade with the champion until the market or the time ends."""
-    if bool(options.frames) == bool(options.url):
-        raise UsageError("say where the market comes from: --frames FILE… or --url WS")
-    with _resolver(settings):
+    if options.again:
+        from live.repetition import repeat
+
+        return repeat(Path(options.again), options.json)
+    venue = options.venue or settings.live.venue
+    live = msgspec.structs.replace(settings.live, venue=venue)
+    settings = msgspec.structs.replace(settings, live=live)
+    if venue == "paper" and bool(options.frames) == bool(options.url):
+        raise UsageError(
+            "say where the market comes from: --frames FILE…, --url WS or --venue NAME"
+        )
+    if venue != "paper" and options.frames:
+        raise UsageError(f"--frames: captures are replayed on paper, not at the venue {venue}")
+    with ExitStack() as stack:
+        if venue == "sandbox":
+            symbols = followed(settings.market.symbols)
+            served = exchange(settings, options.url, options.speed, symbols)
+            settings = stack.enter_context(served)
+        stack.enter_context(_resolver(settings))
         result = run(
             settings,
             frames=options.frames,
-            url=options.url,
+            url=options.url if venue == "paper" else None,
             speed=options.speed,
             warm_up_s=options.warm_up,
             duration_s=options.duration,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,22 +22,26 @@ import pyarrow as pa
 import pytest
 from websockets.asyncio.server import ServerConnection
 
-from execution.orders import Action, Cancelled, Filled, OrderState, Submit
+from execution.order_machine import Order
+from execution.orders import Event, Filled, OrderState
+from live import log
 from live.champion import Champion, NoChampionError
 from live.collect import collect
 from live.feed import FeedError, Item, ReplayFeed
-from live.journal import Journal, JournalError, open_read_only, read_entries
-from live.paper import PaperGateway, paper_venues
-from live.worker import Worker, followed, known_instruments, logger, run, summary_text
+from live.log import LogError
+from live.messages import Append
+from live.records import TableRows
+from live.repetition import repeat
+from live.worker import Run, known_instruments, run, summary_text
 from market.bars import BarBuilder, Bars, make_bars
 from market.errors import no_space
-from market.features import FeatureEvaluator, feature_hash, feature_names
+from market.features import FeatureEvaluator, feature_names
 from market.features.rendering import render_model
 from market.ingest import ingest
 from market.lake import Lake
 from market.settings import Settings
 from market.units import day_start_ns
-from market.wire.capture import CaptureError, CaptureWriter, read_blocks, read_lines
+from market.wire.capture import CaptureWriter, read_blocks, read_lines
 from market.wire.decode import Decoder
 from models_registry.manifest import BundleError
 from proving.synthetic import profile, write_frames
@@ -104,12 +109,31 @@ def decisions(root: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["run"], row["t_ns"], row["symbol"]))
 
 
-def entries(root: Path) -> list[tuple[Any, ...]]:
-    reader = open_read_only(root / "live" / "paper" / "journal.sqlite3")
-    try:
-        return [tuple(entry) for entry in read_entries(reader)]
-    finally:
-        reader.close()
+def logged(root: Path) -> list[tuple[int, Any]]:
+    """Every record of a worker's log with its time, headers left out."""
+    return [
+        (now_ns, body)
+        for block in log.read(root / "live" / "paper" / "log")
+        for now_ns, body in block.records
+        if not isinstance(body, log.Header)
+    ]
+
+
+def records(root: Path, *kinds: str) -> list[Append]:
+    """The journal's records of these kinds."""
+    return [b for _, b in logged(root) if isinstance(b, Append) and b.kind in kinds]
+
+
+def orders_of(root: Path) -> dict[str, Order]:
+    """Every order in the log, by client id."""
+    rows = TableRows("paper")
+    for record in records(root, "intent", "event"):
+        rows.take(record)
+    return rows.orders.by_id
+
+
+def event_of(record: Append) -> Event:
+    return msgspec.json.decode(record.body, type=Event)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -136,21 +160,41 @@ def test_a_run_decides_every_second_trades_and_ends_flat(
     assert "decisions" in summary_text(summary)
 
 
-@pytest.mark.parametrize("size", [0, 30_000, 60_000, 150_000])
-def test_a_worker_whose_disk_is_full_stops_and_later_goes_on(
-    size: int, root: Path, market: Market, file_limit: Limit, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("size", [0, 30_000, 150_000])
+def test_a_worker_does_not_begin_on_a_full_disk_and_later_does(
+    size: int, root: Path, market: Market, file_limit: Limit
 ) -> None:
-    """At whatever file: it trades no further, and the next run starts from what is written."""
     promote(root)
     settings = live_settings(root)
-    with file_limit(size), pytest.raises((CaptureError, JournalError, OSError)) as stopped:
+    with file_limit(size), pytest.raises((LogError, OSError)) as stopped:
         run(settings, frames=[market.fresh], speed=0)
-    assert no_space(stopped.value) or isinstance(stopped.value, JournalError)
+    assert no_space(stopped.value) or isinstance(stopped.value, LogError)
     summary = run(settings, frames=[market.fresh], speed=0)
     assert summary["positions"] == dict.fromkeys(SYMBOLS, 0)
     left = [path.name for path in (root / "live").rglob("*") if path.suffix in (".tmp", ".arrows")]
     assert not left
     assert summary["collected"]["decisions"] >= summary["decisions"]
+
+
+def test_a_disk_that_fills_up_ends_files_and_neither_decisions_nor_the_closing(
+    root: Path, market: Market, file_limit: Limit, capfd: pytest.CaptureFixture[str]
+) -> None:
+    promote(root)
+    left: list[str] | None = None
+    with begun(root, market.fresh) as one, ExitStack() as full:
+        feed = Steps(market.fresh, {START + 30 * S: lambda: full.enter_context(file_limit(40_000))})
+        stack = ExitStack()
+        shell = one.begin(feed, feed.first_ns, stack)
+        left = shell.run(iter(feed))
+        with pytest.raises(LogError):  # what cannot be on record is no good end
+            stack.close()
+    assert left == []
+    assert {s: shell.core.account.position_lots(s) for s in SYMBOLS} == dict.fromkeys(SYMBOLS, 0)
+    assert shell.core.trader.decisions == 2 * (FRESH_S - 1), "it decides on"
+    assert shell.keeper.lost_frames > 0
+    assert "cannot be written" in capfd.readouterr().err
+    summary = run(live_settings(root), frames=[market.fresh], speed=0)
+    assert summary["positions"] == dict.fromkeys(SYMBOLS, 0)
 
 
 def test_the_cost_of_a_run_is_the_sum_of_its_parts(
@@ -228,6 +272,7 @@ def test_records_of_an_older_version_are_brought_up_to_date_when_more_is_collect
     old.write("parents", symbol, day, lost.drop(["spread_regime", "sigma_bps"]))
     live = tmp_path / "old" / "live" / "paper"
     shutil.copytree(root / "live" / "paper", live)
+    (live / "collected").unlink()  # what this lake has collected: nothing
     collect(old, live, "paper")
     found = {row["parent_id"]: row for row in old.read("parents", symbol, day).to_pylist()}
     assert set(found) == {"of a journal that was lost", *rows.column("parent_id").to_pylist()}
@@ -250,32 +295,41 @@ def test_every_action_has_an_intent_and_no_order_stays_open(
     worked: tuple[Path, dict[str, Any]],
 ) -> None:
     root, summary = worked
-    with Journal(root / "live" / "paper" / "journal.sqlite3") as journal:
-        assert journal.open_orders() == []
-        assert len(journal.orders) == summary["orders"]
-        assert {s: lots for s, lots in journal.positions.items() if lots} == {}
-        told: set[str] = set()
-        for entry in journal.entries():
-            if entry.kind == "intent":
-                action: Action = msgspec.json.decode(entry.body, type=Action)  # type: ignore[arg-type]
-                told |= {action.client_id} if isinstance(action, Submit) else set()
-            elif entry.kind == "event":
-                assert entry.client_id in told, "an outcome follows its intent"
+    orders = orders_of(root)
+    assert len(orders) == summary["orders"]
+    assert all(order.state.is_final for order in orders.values())
+    assert summary["positions"] == dict.fromkeys(SYMBOLS, 0)
+    assert summary["left"] == []
+    told: set[str] = set()
+    for record in records(root, "intent", "event"):
+        if record.kind == "intent":
+            told.add(record.client_id)
+        else:
+            assert record.client_id in told, "evidence follows its intent"
 
 
-def test_the_same_frames_give_the_same_decisions_and_the_same_journal(
+def test_the_same_frames_give_the_same_decisions_and_the_same_log(
     worked: tuple[Path, dict[str, Any]], market: Market, root: Path
 ) -> None:
     first, summary = worked
     second = root
     promote(second)
     again = run(live_settings(second), frames=[market.fresh], speed=0)
-    assert entries(first) == entries(second)
+    assert logged(first) == logged(second)
     for symbol, day in Lake(first).partitions("decisions"):
         paths = [Path(Lake(root).path("decisions", symbol, day)) for root in (first, second)]
         assert paths[0].read_bytes() == paths[1].read_bytes()
-    measured = {"latency_us": None, "captures": None}
+    measured = {"latency_us": None, "stages_us": None, "captures": None}
     assert summary | measured == again | measured
+
+
+def test_a_log_repeats_its_run_effect_for_effect(worked: tuple[Path, dict[str, Any]]) -> None:
+    root, _ = worked
+    repeated = repeat(root / "live" / "paper" / "log", as_json=True)
+    assert isinstance(repeated, dict)
+    assert repeated["difference"] == ""
+    assert repeated["inputs"] > 1000
+    assert repeated["effects"] > 100
 
 
 # -- skew: live against batch -----------------------------------------------------------------
@@ -371,66 +425,36 @@ def test_midnight_changes_the_file_and_each_date_reads_alone(
 # -- the champion -----------------------------------------------------------------------------
 
 
-class Steps:
-    """A feed that does something between two items of another."""
+class Steps(ReplayFeed):
+    """A replay that does something between two items."""
 
-    def __init__(self, feed: ReplayFeed, at: dict[int, Callable[[], object]]) -> None:
-        self._feed, self._at = feed, at
-        self.first_ns = feed.first_ns
+    def __init__(self, capture: str, at: dict[int, Callable[[], object]]) -> None:
+        super().__init__([capture], speed=0)
+        self._at = at
 
     def __iter__(self) -> Iterator[Item]:
         due = dict(self._at)
-        for item in self._feed:
+        for item in super().__iter__():
             for t_ns in [t for t in due if t <= item.receive_ns]:
                 due.pop(t_ns)()
             yield item
 
-    def stop(self) -> None:
-        self._feed.stop()
 
-
-class Setup(NamedTuple):
-    worker: Worker
-    journal: Journal
-    champion: Champion
-
-
-def build(root: Path, capture: str, at: dict[int, Callable[[], object]]) -> Setup:
-    settings = live_settings(root)
-    log = logger()
-    instruments = known_instruments(followed(SYMBOLS), [capture], 200)
-    champion = Champion(
-        str(root),
-        "synthetic-l2",
-        feature_hash=feature_hash(),
-        book_topic="orderbook.200",
-        source="synthetic",
-        symbols=SYMBOLS,
-        log=log,
-    )
-    journal = Journal(root / "live" / "paper" / "journal.sqlite3")
-    worker = Worker(
-        settings,
-        lake=Lake(root),
-        instruments=instruments,
-        feed=Steps(ReplayFeed([capture], speed=0), at),
-        gateway=PaperGateway(paper_venues(instruments, settings, journal.positions)),
-        champion=champion,
-        journal=journal,
-        log=log,
-    )
-    return Setup(worker, journal, champion)
+@contextmanager
+def begun(root: Path, capture: str) -> Iterator[Run]:
+    """What a run holds, before its first frame."""
+    with Run(live_settings(root), [capture], None) as one:
+        yield one
 
 
 def test_a_replay_begins_before_its_first_frame_is_due(root: Path, market: Market) -> None:
     """Reading the history takes seconds, for which no frame shall wait."""
     promote(root, "1")
-    begun: list[str] = []
-    worker, journal, champion = build(root, market.fresh, {0: lambda: begun.append(worker.run_id)})
-    with journal:
-        summary = worker.run()
-        champion.close()
-    assert begun == [summary["run"]]
+    names: list[str] = []
+    with begun(root, market.fresh) as one:
+        feed = Steps(market.fresh, {0: lambda: names.append(one.run_id)})
+        summary = one.trade(feed)
+    assert names == [summary["run"]]
     assert summary["run"]
     assert summary["warm_decisions"] > 0, "the history was joined"
 
@@ -456,13 +480,12 @@ def wait_for(champion: Champion) -> Callable[[], None]:
 
 def test_a_promoted_champion_is_swapped_in_between_two_seconds(root: Path, market: Market) -> None:
     promote(root, "1")
-    at: dict[int, Callable[[], object]] = {}
-    worker, journal, champion = build(root, market.fresh, at)
-    at[START + 20 * S] = lambda: promote(root, "2", sign=-1.0)
-    at[START + 20 * S + S // 2] = wait_for(champion)
-    with journal:
-        summary = worker.run()
-        champion.close()
+    with begun(root, market.fresh) as one:
+        at: dict[int, Callable[[], object]] = {
+            START + 20 * S: lambda: promote(root, "2", sign=-1.0),
+            START + 20 * S + S // 2: wait_for(one.champion),
+        }
+        summary = one.trade(Steps(market.fresh, at))
     assert summary["swaps"] == 1
     rows = decisions(root)
     versions = [row["model_version"] for row in rows]
@@ -480,13 +503,12 @@ def test_a_champion_for_other_features_is_refused_and_the_old_one_stays(
     root: Path, market: Market, capsys: pytest.CaptureFixture[str]
 ) -> None:
     promote(root, "1")
-    at: dict[int, Callable[[], object]] = {}
-    worker, journal, champion = build(root, market.fresh, at)
-    at[START + 20 * S] = lambda: promote(root, "2", feature_hash="0" * 16)
-    at[START + 20 * S + S // 2] = wait_for(champion)
-    with journal:
-        summary = worker.run()
-        champion.close()
+    with begun(root, market.fresh) as one:
+        at: dict[int, Callable[[], object]] = {
+            START + 20 * S: lambda: promote(root, "2", feature_hash="0" * 16),
+            START + 20 * S + S // 2: wait_for(one.champion),
+        }
+        summary = one.trade(Steps(market.fresh, at))
     assert (summary["swaps"], summary["bundles_refused"]) == (0, 1)
     assert {row["model_version"] for row in decisions(root)} == {"1"}
     assert "was trained on feature definitions 0000000000000000" in capsys.readouterr().err
@@ -543,55 +565,52 @@ def test_a_sequence_gap_stops_trading_until_the_features_are_warm_again(
             assert not row["warm"]
         else:
             assert row["warm"]
-    kinds = [entry for entry in entries(root) if entry[2] == "parent" and entry[3] == "BTCUSDT"]
-    assert max(entry[1] for entry in kinds) <= cut + S
+    opened = [record for record in records(root, "parent") if record.symbol == "BTCUSDT"]
+    assert max(record.time_ns for record in opened) <= cut + S
+
+
+class KilledError(Exception):
+    """The process ends here, as far as the test can make it."""
 
 
 def test_orders_of_a_killed_worker_are_reconciled_and_its_position_closed(
     root: Path, market: Market
 ) -> None:
     promote(root)
-    worker, journal, champion = build(root, market.fresh, {})
-    with journal:
-        for item in ReplayFeed([market.fresh], speed=0):
-            worker.handle(item)
-            working = [o for o in journal.open_orders() if o.state is OrderState.NEW]
-            if working and journal.positions.get("BTCUSDT") and item.receive_ns > START + 20 * S:
+    left: dict[str, int] = {}
+    working: list[str] = []
+
+    with begun(root, market.fresh) as one, ExitStack() as stack:
+        feed = Steps(market.fresh, {})
+        shell = one.begin(feed, feed.first_ns, stack)
+        for item in feed:
+            shell.take(item)
+            core = shell.core
+            working = [o.client_id for o in core.orders.open() if o.state is OrderState.NEW]
+            if (
+                working
+                and core.account.position_lots("BTCUSDT")
+                and item.receive_ns > START + 20 * S
+            ):
+                left = {s: core.account.position_lots(s) for s in SYMBOLS}
                 break
         else:
             pytest.fail("the market gave no moment with a position and an open order")
-        left = dict(journal.positions)
-    champion.close()
-    worker._finish()
+    before = len(logged(root))
 
-    worker, journal, champion = build(root, market.fresh, {})
-    with journal:
-        summary = worker.run()
-        champion.close()
-        settled = [
-            event.client_id
-            for event in map(event_of, journal.entries("event"))
-            if isinstance(event, Cancelled) and "its process" in event.reason
-        ]
-        assert settled == [order.submit.client_id for order in working]
-        assert {s: n for s, n in journal.positions.items() if n} == {}
-        run_at = [entry.seq for entry in journal.entries("run")][1]
-        first = next(
-            event_of(entry)
-            for entry in journal.entries("event")
-            if entry.seq > run_at
-            and entry.symbol == "BTCUSDT"
-            and isinstance(event_of(entry), Filled)
-        )
-        assert isinstance(first, Filled)
-        assert first.side * left["BTCUSDT"] < 0, "what was left is closed first"
+    summary = run(live_settings(root), frames=[market.fresh], speed=0)
+    ended = orders_of(root)
+    assert [ended[client_id].state for client_id in working] == [OrderState.CANCELLED] * len(
+        working
+    )
     assert summary["positions"] == dict.fromkeys(SYMBOLS, 0)
-
-
-def event_of(entry: Any) -> Any:
-    from execution.orders import Event
-
-    return msgspec.json.decode(entry.body, type=Event)
+    first = next(
+        fill
+        for _, record in logged(root)[before:]
+        if isinstance(record, Append) and record.kind == "event" and record.symbol == "BTCUSDT"
+        if isinstance(fill := event_of(record), Filled)
+    )
+    assert first.side * left["BTCUSDT"] < 0, "what was left is closed first"
 
 
 # -- the lake -----------------------------------------------------------------------------------
@@ -599,10 +618,8 @@ def event_of(entry: Any) -> Any:
 
 def test_collecting_a_run_into_the_lake_is_idempotent(root: Path, market: Market) -> None:
     promote(root)
-    worker, journal, champion = build(root, market.fresh, {})
-    with journal:
-        summary = worker.run()
-        champion.close()
+    with begun(root, market.fresh) as one:
+        summary = one.trade(Steps(market.fresh, {}))
     lake = Lake(root)
     state = root / "live" / "paper"
     done = collect(lake, state, "paper")
@@ -623,8 +640,7 @@ def test_collecting_a_run_into_the_lake_is_idempotent(root: Path, market: Market
         }
 
     before = content()
-    again = collect(lake, state, "paper")
-    assert again == done | {"decisions": 0}
+    assert set(collect(lake, state, "paper").values()) == {0}
     assert content() == before
     with lake.connect(tables) as connection:
         [[filled]] = connection.sql("select sum(side * qty_lots) from fills").fetchall()
@@ -726,5 +742,4 @@ def test_sigterm_stops_a_worker_cleanly_and_it_loads_no_heavy_module(
     loaded = {name.partition(".")[0] for name in result["modules"]}
     heavy = {"dagster", "dbt", "mlflow", "great_expectations", "optuna", "matplotlib", "ccxt"}
     assert loaded & heavy == set()
-    with Journal(root / "live" / "paper" / "journal.sqlite3") as journal:
-        assert journal.open_orders() == []
+    assert all(order.state.is_final for order in orders_of(root).values())

@@ -1,0 +1,440 @@
+"""The worker's shell: what is not a function of inputs. Threads, clock, disk, and the core in the middle.
+
+    feed, connections, commands ─► inbox ─► main loop: stamp ─► log ─► core.step ─► effects
+    writer    syncs the log, and lets requests leave once what they rest on is on disk
+    keeper    writes the own capture and the decisions, which nothing waits for
+
+The main loop never waits on the disk or the network. Whatever raises in it, open orders are cancelled and
+positions closed in `Shell.run`, in real time, within ``live.closing_s``.
+"""
+
+from __future__ import annotations
+
+import gc
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, Protocol
+
+from execution.orders import Amend, Submit
+from live.champion import Champion
+from live.control import Control
+from live.core import Core, CoreState
+from live.decisions import Decision
+from live.feed import TICK_NS, Feed, FeedError, Item, ReplayFeed, WireFeed
+from live.gateway import Codec
+from live.history import SymbolHistory
+from live.keeper import Keeper
+from live.latency import Histogram
+from live.log import LogError, LogWriter
+from live.messages import (
+    Append,
+    CancelAll,
+    Command,
+    Effect,
+    InForce,
+    Input,
+    PublicFrame,
+    Renew,
+    Say,
+    Send,
+    Tick,
+)
+from live.own_capture import checkpoints
+from live.paper import PaperGateway
+from live.restoration import checkpoint_of
+from live.state_stream import StateStream
+from live.state_view import view
+from market.errors import VenueError, no_space
+from market.ingest import MAX_SILENCE_NS
+from market.instruments import Instrument
+from market.settings import Settings
+from market.units import MS_NS, SECOND_NS, utc_date
+
+History = Mapping[str, SymbolHistory]
+
+#: Where time is lost between an input and its request: waiting in the inbox, the core's step, the log's
+#: append and sync, and handing over to the socket.
+STAGES: Final = ("queue", "step", "log", "sync", "send", "decision")
+
+#: What no request waits for is on disk after so long.
+SYNC_S: Final = 0.5
+#: A state is published this often (wall clock).
+_PUBLISH_NS: Final = 250 * MS_NS
+#: Smaller lateness of decisions is not told to the core.
+_LATE_S: Final = 0.1
+#: Seconds between collections of all generations; the younger are collected every second.
+_FULL_GC_S: Final = 60
+
+
+class StartError(VenueError):
+    """The venue contradicts settings or manifest, so that nothing was begun; the message says what."""
+
+
+class Gateway(Protocol):
+    """A venue's connections: requests go out; what it says is put into the inbox as inputs."""
+
+    def send(self, send: Send) -> None: ...
+
+
+class Given(NamedTuple):
+    """An input of another source than the feed, read at ``read_ns`` (monotonic); a command has a name."""
+
+    body: Input
+    read_ns: int
+    name: str = ""
+
+
+class Writer:
+    """Syncs the log in a thread, and hands requests to ``send`` once what they rest on is on disk.
+
+    While ``gated`` nothing leaves that could open or enlarge a position.
+    """
+
+    def __init__(
+        self,
+        log: LogWriter,
+        send: Callable[[Send], None],
+        failed: Callable[[Exception], None],
+        latency: Mapping[str, Histogram],
+    ) -> None:
+        self._log, self._send, self._failed, self._latency = log, send, failed, latency
+        self._waiting: deque[tuple[int, Send]] = deque()
+        self._wake, self._closing = threading.Event(), False
+        self.gated = False
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._thread.start()
+
+    def put(self, position: int, send: Send) -> None:
+        """A request that rests on the log up to a position."""
+        self._waiting.append((position, send))
+        self._wake.set()
+
+    def close(self) -> None:
+        """Sync what there is, send what may leave, and end."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        closing = False
+        while not closing:
+            self._wake.wait(SYNC_S)
+            self._wake.clear()
+            closing = self._closing
+            started = time.monotonic_ns()
+            try:
+                self._log.sync()
+            except LogError as error:  # what it rests on is not on disk, so it does not leave
+                self._failed(error)
+            synced = time.monotonic_ns()
+            if self._waiting:
+                self._latency["sync"].add(synced - started)
+            while self._waiting and self._waiting[0][0] <= self._log.synced_to:
+                self._let(self._waiting.popleft()[1])
+                sent = time.monotonic_ns()
+                self._latency["send"].add(sent - synced)
+                synced = sent
+
+    def _let(self, send: Send) -> None:
+        body = send.body
+        opens = isinstance(body, Amend) or (isinstance(body, Submit) and not body.reduce_only)
+        if self.gated and opens:
+            return  # its deadline passes, and the core finds out that it never arrived
+        try:
+            self._send(send)
+        except Exception as error:  # the next request must leave all the same
+            self._failed(error)
+
+
+class Shell:
+    """One worker from its first input to its end: `begin`, then `run`, or `take` for one item.
+
+    The venue is ``paper``, simulated in the stream's time, or a ``gateway`` whose messages ``codec`` reads.
+    ``clock_ns`` is the venue's time, of which ``speed`` seconds pass in one of ours. Feed, gateway and
+    files are the caller's to close.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        instruments: Mapping[str, Instrument],
+        *,
+        state: CoreState | None,
+        champion: Champion,
+        feed: Feed,
+        inbox: queue.SimpleQueue[Any],
+        log: LogWriter,
+        keeper: Keeper,
+        say: Any,
+        codec: Codec,
+        paper: PaperGateway | None = None,
+        gateway: Gateway | None = None,
+        stream: StateStream | None = None,
+        clock_ns: Callable[[], int] = time.time_ns,
+        speed: float = 1.0,
+    ) -> None:
+        self.settings, self.instruments, self.champion = settings, instruments, champion
+        self.feed, self.log, self.keeper = feed, log, keeper
+        self._inbox, self._say, self._paper, self._gateway = inbox, say, paper, gateway
+        self.stream, self._clock_ns, self._speed = stream, clock_ns, speed
+        self.core = Core(
+            settings,
+            instruments,
+            model=champion,
+            codec=codec,
+            name=settings.live.venue,
+            at_venue=paper is None,
+            state=state,
+            on_decision=self._decided,
+            on_midnight=self._midnight,
+        )
+        self.latency = {stage: Histogram() for stage in STAGES}
+        self.decisions: dict[str, Decision] = {}
+        self.control: Control | None = None
+        self.now_ns = self.unpaced = self._began_ns = 0
+        self._stop_reason, self._paced, self._was_late = "", False, False
+        self._published_ns = self._collected_s = 0
+        self._said: list[str] | None = None
+        self._failures: dict[str, int] = {}
+        send = gateway.send if gateway is not None else lambda _: None
+        self.writer = Writer(log, send, self.failed, self.latency)
+
+    # -- inputs ----------------------------------------------------------------------------------
+
+    def put(self, body: Input) -> None:
+        """An input from any thread."""
+        self._inbox.put(Given(body, time.monotonic_ns()))
+
+    def command(self, name: str, command: Command) -> None:
+        """A command from any thread; it is answered by its name (`live.control`)."""
+        self._inbox.put(Given(command, time.monotonic_ns(), name))
+
+    def stop(self, reason: str) -> None:
+        """Begin to shut down, from any thread or a signal handler."""
+        self._stop_reason = self._stop_reason or reason
+        self._inbox.put(Given(Tick(), 0))
+        if isinstance(self.feed, ReplayFeed):
+            self.feed.stop()
+
+    def begin(self, now_ns: int, run: Append, history: History | None = None) -> None:
+        """Start at an instant with the history before it; ``run`` is its record."""
+        self.now_ns, self._began_ns = now_ns, time.monotonic_ns()
+        self._carry_out(now_ns, [run, *self.core.begin(now_ns, history)])
+        self._open_capture(now_ns)
+        self._in_force()
+
+    def take(self, item: Item | Given) -> None:
+        """One thing of the inbox."""
+        read = time.monotonic_ns()
+        if isinstance(item, Item):
+            self.now_ns = max(self.now_ns, item.receive_ns)
+            due_ns, body = item.due_ns, _body(item)
+            if due_ns and not self._paced:
+                self._paced, self.unpaced = True, self.latency["decision"].count
+                self.latency["decision"] = Histogram()
+        else:
+            due_ns, body = item.read_ns, item.body
+            if self._paper is None:
+                self.now_ns = max(self.now_ns, self._clock_ns())
+        if due_ns > self._began_ns:
+            self.latency["queue"].add(read - due_ns)
+        second_ns = self.core.trader.second_ns
+        ends = self.now_ns // SECOND_NS > second_ns // SECOND_NS
+        if ends and self.champion.refresh():
+            self._in_force()
+        if self._paper is not None:
+            for time_ns, given in self._paper.until(self.now_ns):
+                self._step(time_ns, given)
+        if isinstance(body, PublicFrame):
+            self.keeper.frame(self.now_ns, body.frame)
+        name = "" if isinstance(item, Item) else item.name
+        self._said = [] if name else None
+        self._step(self.now_ns, body)
+        if name:
+            self._answer(name)
+        if ends and self.core.trader.second_ns > second_ns:
+            self._measure(due_ns or read)
+        if isinstance(body, Tick):
+            self._tick()
+
+    def _step(self, now_ns: int, body: Input) -> None:
+        before = time.monotonic_ns()
+        self.log.append_input(now_ns, body)
+        logged = time.monotonic_ns()
+        effects = self.core.step(now_ns, body)
+        self.latency["step"].add(time.monotonic_ns() - logged)
+        self.latency["log"].add(logged - before)
+        if self._paper is not None and self.core.rows:
+            self._paper.take(self.core.rows)
+        if effects:
+            self._carry_out(now_ns, effects)
+
+    def _carry_out(self, now_ns: int, effects: list[Effect]) -> None:
+        position = self.log.append_effects(now_ns, effects)
+        for effect in effects:
+            match effect:
+                case Send():
+                    if self._paper is not None:
+                        self._paper.send(now_ns, effect)
+                    else:
+                        self.writer.put(position, effect)
+                case Say():
+                    getattr(self._say, effect.level)(effect.event, **effect.fields)
+                    if self._said is not None:
+                        told = ", ".join(f"{key} {value}" for key, value in effect.fields.items())
+                        self._said.append(f"{effect.event}: {told}" if told else effect.event)
+                case Renew() if isinstance(self.feed, WireFeed):
+                    self.feed.renew(effect.topics)
+
+    def _in_force(self) -> None:
+        pointer = self.champion.pointer
+        self.core.load(self.champion)
+        sha = pointer.manifest_sha256
+        body = InForce(name=pointer.name, version=pointer.version, manifest_sha256=sha)
+        self._step(self.now_ns, body)
+
+    def _decided(self, decision: Decision, horizons_s: tuple[int, ...]) -> None:
+        self.decisions[decision.symbol] = decision
+        self.keeper.decision(decision, horizons_s)
+
+    def _midnight(self, midnight_ns: int) -> None:
+        self._open_capture(midnight_ns)
+        self._say.info("new date", date=utc_date(midnight_ns))
+
+    def _open_capture(self, now_ns: int) -> None:
+        """Start a file of the own capture with checkpoints, unless the last event is too old."""
+        restated: list[bytes] = []
+        if now_ns - self.core.trader.last_event_ns <= MAX_SILENCE_NS:
+            depth = self.settings.market.book_depth
+            for symbol, state in self.core.trader.symbols.items():
+                found = self.instruments[symbol]
+                restated += checkpoints(found, state.builder.book, state.ticker, depth)
+        self.keeper.open(now_ns, restated)
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        """The state for others, and in idle moments the collector of cycles."""
+        if not self._paced or not self._inbox.empty():
+            return
+        wall_ns, second = time.monotonic_ns(), self.now_ns // SECOND_NS
+        if self.stream is not None and wall_ns - self._published_ns >= _PUBLISH_NS:
+            self._published_ns = wall_ns
+            self.stream.publish(view(self))
+        elif second > self._collected_s:
+            gc.collect(2 if second // _FULL_GC_S > self._collected_s // _FULL_GC_S else 1)
+            self._collected_s = second
+
+    def _measure(self, due_ns: int) -> None:
+        """A second ended: how late its decisions were made, which the core is told when it matters."""
+        late_ns = time.monotonic_ns() - due_ns
+        self.latency["decision"].add(late_ns)
+        late_s = late_ns * self._speed / SECOND_NS
+        if self._paced and (late_s >= _LATE_S or self._was_late):
+            self._was_late = late_s >= _LATE_S
+            self._step(self.now_ns, _fact("late_s", late_s))
+        if self.log.turn_due(self.now_ns):
+            self.log.turn(self.now_ns, checkpoint_of(self.core.snapshot()))
+
+    # -- trouble ---------------------------------------------------------------------------------
+
+    def failed(self, error: Exception) -> None:
+        """From any thread: something beside the main loop failed, most likely for want of disk."""
+        kind = type(error).__name__
+        times = self._failures[kind] = self._failures.get(kind, 0) + 1
+        if str(times).strip("0") == "1":
+            self._say.error("failed", reason=f"{kind}: {error}", times=times)
+            if no_space(error) or isinstance(error, LogError):
+                self.put(_fact("disk_full", 1.0))
+
+    def emergency(self, command: Command) -> None:
+        """In another thread: the main loop does not take a halt, so it is done without it.
+
+        Nothing that opens leaves any more, and every open order is cancelled.
+        """
+        self.writer.gated = True
+        self._say.error("halted without the main loop", who=command.who, reason=command.reason)
+        if self._gateway is not None:
+            for n, symbol in enumerate(self.core.trader.symbols, 1):
+                send = Send(number=-n, body=CancelAll(symbol=symbol), deadline_ns=0)
+                self._gateway.send(send)
+
+    def _answer(self, name: str) -> None:
+        self.writer.gated = False  # the core knows it now
+        shown, said = view(self), self._said
+        self._said = None
+        if self.control is not None:
+            modes = {symbol: row["mode"] for symbol, row in shown["symbols"].items()}
+            self.control.answer(name, {"said": said, "modes": modes, "orders": [*shown["orders"]]})
+
+    # -- from beginning to end -------------------------------------------------------------------
+
+    def run(self, items: Iterator[Any], flatten: bool = True, until_ns: int = 0) -> list[str]:
+        """Consume ``items`` to their end or to ``until_ns``, then close down; what is left, a line each.
+
+        What raised in between is raised again once orders are cancelled and positions closed.
+        """
+        failure: BaseException | None = None
+        try:
+            for item in items:
+                self.take(item)
+                while self._paper is not None and not self._inbox.empty():
+                    if isinstance(waiting := self._inbox.get(), Item | Given):
+                        self.take(waiting)
+                if self._stop_reason or (until_ns and self.now_ns >= until_ns):
+                    break
+                if problems := self.core.reconciliation.problems:
+                    raise StartError("; ".join(problems))
+        except BaseException as error:
+            failure = error
+            self._say.error("closing down", reason=f"{type(error).__name__}: {error}")
+        left = self._close_down(flatten, failure)
+        if failure is not None:
+            raise failure
+        return left
+
+    def _close_down(self, flatten: bool, failure: BaseException | None) -> list[str]:
+        reason = self._stop_reason or ("the stream ended" if failure is None else repr(failure))
+        limits = {"flatten": 1.0} if flatten else {}
+        stop = Command(command="stop", who="worker", reason=reason, limits=limits)
+        # The core keeps to `live.closing_s` of the venue's time; this is for one that does not.
+        until = time.monotonic() + self.settings.live.closing_s + 1
+        replay = isinstance(self.feed, ReplayFeed)
+        try:
+            self.take(Given(stop, 0))
+            while not self.core.ended and (replay or time.monotonic() < until):
+                self._wait()
+        except Exception as error:
+            self._say.error("cannot close in order", reason=f"{type(error).__name__}: {error}")
+            self.emergency(stop)
+        left = self.core.reconciliation.left()
+        self.core.finish(flatten)
+        self.take(Item(self.now_ns + TICK_NS, None, 0))  # gives out what that made
+        return left
+
+    def _wait(self) -> None:
+        """The next thing while closing down: of a replay, time goes on by itself."""
+        if isinstance(self.feed, ReplayFeed):
+            self.take(Item(self.now_ns + TICK_NS, None, 0))
+            return
+        item: Any = None
+        with suppress(queue.Empty):
+            item = self._inbox.get(timeout=0.1)
+        if isinstance(item, Item | Given):
+            self.take(item)
+        elif isinstance(item, FeedError):
+            self._say.error("feed ended", reason=str(item))
+        else:
+            self.take(Item(self._clock_ns(), None, time.monotonic_ns()))
+
+
+def _body(item: Item) -> Input:
+    return Tick() if item.frame is None else PublicFrame(frame=item.frame)
+
+
+def _fact(name: str, value: float) -> Command:
+    return Command(command="fact", who="worker", reason="", limits={name: value})

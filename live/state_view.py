@@ -1,0 +1,95 @@
+"""What a worker shows of itself: the sections of the state stream (docs/live.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from live.decisions import Decision
+from market.units import E8
+
+
+def view(shell: Any) -> dict[str, dict[str, Any]]:
+    """The state of a `live.shell.Shell` now, as plain data; times epoch ns, prices ticks, quantities lots,
+    money USDT.
+    """
+    core, keeper = shell.core, shell.keeper
+    account, safety = core.account, core.safety
+    symbols = {}
+    for symbol, state in core.trader.symbols.items():
+        holding = account.holdings[symbol]
+        entry = holding.entry_ticks
+        symbols[symbol] = {
+            "mode": core.mode(symbol).name.lower(),
+            "why": safety.why(symbol),
+            "position_lots": holding.position_lots,
+            "entry_ticks": None if entry is None else round(float(entry), 3),
+            "stop_ticks": core.reconciliation.protection.state.stops.get(symbol, 0),
+            "target_lots": state.target_lots,
+            "decision": _decision(shell.decisions.get(symbol)),
+        }
+    return {
+        "worker": {
+            "time_ns": shell.now_ns,
+            "phase": str(core.reconciliation.phase),
+            "venue": shell.settings.live.venue,
+            "run": shell.log.header.run,
+            "model": f"{shell.champion.pointer.name} {shell.champion.pointer.version}",
+            "log_position": shell.log.position,
+            "log_synced": shell.log.synced_to,
+        },
+        "symbols": symbols,
+        "limits": msgspec.structs.asdict(safety.limits),
+        "account": {
+            "equity": account.marked_e8 / E8,
+            "day_result": (account.marked_e8 - account.day_opening_e8) / E8,
+            "peak": account.peak_e8 / E8,
+        },
+        "orders": {
+            order.client_id: {
+                "symbol": order.symbol,
+                "side": order.submit.side,
+                "state": str(order.state),
+                "price_ticks": order.price_ticks,
+                "qty_lots": order.qty_lots,
+                "filled_lots": order.filled_lots,
+                "sent_ns": order.sent_ns,
+                "changed_ns": order.changed_ns,
+            }
+            for order in core.orders.open()
+        },
+        "parents": {
+            work.parent.id: {
+                "symbol": work.parent.symbol,
+                "side": work.parent.side,
+                "algorithm": work.name,
+                "qty_lots": work.parent.qty_lots,
+                "filled_lots": work.algorithm.filled_lots,
+                "deadline_ns": work.parent.deadline_ns,
+                "abandoned": work.abandoned,
+            }
+            for work in core.desk.parents_at_work
+        },
+        "latency": {stage: found.summary() for stage, found in shell.latency.items()},
+        "counters": {
+            "frames": core.frames,
+            "gaps": core.gaps,
+            "rejected_frames": sum(core.rejects.values()),
+            "stray_answers": core.strays,
+            "lost_frames": keeper.lost_frames,
+            "lost_decisions": keeper.lost_decisions,
+            "dropped_lines": shell.stream.dropped if shell.stream else 0,
+            "reconnects": getattr(shell.feed, "reconnects", 0),
+            "limits_reached": safety.counts,
+        },
+    }
+
+
+def _decision(decision: Decision | None) -> dict[str, Any] | None:
+    """Without the features, and with null for what is not known."""
+    if decision is None:
+        return None
+    fields = msgspec.structs.asdict(decision)
+    del fields["symbol"], fields["vector"]
+    return msgspec.json.decode(msgspec.json.encode(fields))  # type: ignore[no-any-return]

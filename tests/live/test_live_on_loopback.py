@@ -1,0 +1,162 @@
+"""The worker as a process, trading on the exchange on loopback: stopped, killed, started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ccxt
+import pytest
+
+from live.state_stream import read_states
+from tests.live.live_market import promote
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+
+WORKER = """
+import msgspec, sys
+from pathlib import Path
+from live.worker import run
+from tests.live.live_market import live_settings
+settings = live_settings(Path(sys.argv[1]))
+live = msgspec.structs.replace(settings.live, venue="sandbox", sandbox=sys.argv[2])
+run(msgspec.structs.replace(settings, live=live), flatten=sys.argv[3] == "flatten")
+"""
+
+
+class Exchange(NamedTuple):
+    rest: str
+    key: dict[str, str]
+
+    def ask(self) -> Any:
+        """A client of our own, which looks at what stands there."""
+        client = ccxt.bybit({"apiKey": self.key["key"], "secret": self.key["secret"]})
+        client.urls["api"] = dict.fromkeys(client.urls["api"], self.rest)
+        return client
+
+    def positions(self) -> dict[str, dict[str, Any]]:
+        """Open positions by symbol."""
+        found = self.ask().private_get_v5_position_list(
+            {"category": "linear", "settleCoin": "USDT"}
+        )
+        return {p["symbol"]: p for p in found["result"]["list"] if float(p["size"] or 0)}
+
+    def orders(self) -> list[dict[str, Any]]:
+        """Open orders, stops left out."""
+        found = self.ask().private_get_v5_order_realtime(
+            {"category": "linear", "settleCoin": "USDT"}
+        )
+        return [
+            order for order in found["result"]["list"] if order["stopOrderType"] in ("", "UNKNOWN")
+        ]
+
+
+@pytest.fixture(scope="module")
+def exchange() -> Iterator[Exchange]:
+    command = [
+        *(sys.executable, "-m", "orchestration.cli", "sandbox", "--profile", "demo"),
+        *("--symbols", ",".join(SYMBOLS), "--past", "1200", "--no-rate-limit", "--seed", "3"),
+    ]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        described = json.loads(process.stdout.readline())
+        yield Exchange(described["rest"], described["keys"][0])
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+class Worker:
+    """A worker's process over a root."""
+
+    def __init__(self, root: Path, exchange: Exchange, end: str = "keep") -> None:
+        self.state = root / "live" / "sandbox"
+        keys = {"L2_API_KEY": exchange.key["key"], "L2_API_SECRET": exchange.key["secret"]}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(root), exchange.rest, end],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **keys},
+            stderr=open(root / "worker.log", "ab"),  # noqa: SIM115 - the child's
+        )
+
+    def until(
+        self, true: Callable[[dict[str, Any]], object], within_s: float = 90
+    ) -> dict[str, Any]:
+        """The first told state of which something is true."""
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, "the worker ended"
+            try:
+                told = next(read_states(self.state / "state.sock", 5))["state"]
+            except (OSError, StopIteration):
+                told = {}
+            if told and true(told):
+                return dict(told)
+            time.sleep(0.1)
+        raise AssertionError("it never came true")
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(timeout=60) == 0
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def holds(state: dict[str, Any]) -> bool:
+    return state["worker"]["phase"] == "trading" and any(
+        row["position_lots"] and row["stop_ticks"] for row in state["symbols"].values()
+    )
+
+
+def lots(exchange: Exchange) -> dict[str, float]:
+    sides = {"Buy": 1, "Sell": -1}
+    return {s: sides[p["side"]] * float(p["size"]) for s, p in exchange.positions().items()}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    promote(tmp_path)
+    return tmp_path
+
+
+def test_a_killed_worker_leaves_stops_and_the_next_one_takes_over_and_closes(
+    root: Path, exchange: Exchange
+) -> None:
+    for rounds in range(2):
+        worker = Worker(root, exchange)
+        worker.until(holds)
+        time.sleep(0.3 * rounds)
+        worker.kill()
+        for position in exchange.positions().values():
+            assert float(position["stopLoss"] or 0) > 0, "no position without its stop"
+    last = Worker(root, exchange, "flatten")
+    last.until(lambda state: state["worker"]["phase"] == "trading")
+    last.stop()
+    assert exchange.positions() == {}
+    assert exchange.orders() == []
+
+
+def test_an_upgrade_keeps_the_position_and_doubles_nothing(root: Path, exchange: Exchange) -> None:
+    first = Worker(root, exchange)
+    first.until(holds)
+    first.stop()
+    before = lots(exchange)
+    assert before
+    assert exchange.orders() == [], "what rested was cancelled"
+    second = Worker(root, exchange, "flatten")
+    state = second.until(lambda state: state["worker"]["phase"] in ("trading", "reconciling"))
+    known = {symbol: row["position_lots"] for symbol, row in state["symbols"].items()}
+    assert {symbol for symbol, n in known.items() if n} >= set(before), "the log has it still"
+    second.stop()
+    assert exchange.positions() == {}
