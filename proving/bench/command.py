@@ -43,6 +43,7 @@ _PEER_PROGRAMS: Final = _REPOSITORY / "tests" / "peers"
 #: Area -> the module that measures it.
 AREAS: Final[dict[str, str]] = {
     "market": "proving.bench.market",
+    "live": "proving.bench.live",
     "lake": "proving.bench.lake",
     "capture": "proving.bench.capture",
     "execution": "proving.bench.execution",
@@ -75,6 +76,7 @@ class ResultRow(msgspec.Struct, frozen=True, kw_only=True):
     met: bool | None
     met_unscaled: bool | None
     how: str
+    parts: dict[str, Any] = {}
 
 
 class BenchError(UsageError):
@@ -152,6 +154,7 @@ def _row(
         met=_all_met(measure, bounds),
         met_unscaled=_all_met(measure, goals),
         how=measure.how,
+        parts=measure.parts,
     )
 
 

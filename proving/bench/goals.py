@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -34,6 +34,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
     how: str
     peer: float | None = None
     better: str = "more"
+    parts: dict[str, Any] = {}  #: more of it as plain data, for ``--json``
 
     @property
     def ratio(self) -> float | None:
@@ -93,13 +94,18 @@ GOALS: Final[dict[str, dict[str, tuple[Threshold, ...]]]] = {
         "book and bars, recorded": (_ratio(0.5),),
         "frames to events, generated": (_ratio(10), _at_least(60, "compiled")),
         "frames to events, recorded": (_ratio(10), _at_least(60, "compiled")),
-        "live, recorded pace: p99": (_at_most(1, "waking"),),
-        "live, recorded pace: p99.9": (_at_most(10, "waking"),),
-        "live, 10x burst: p99": (_at_most(1, "waking"),),
-        "live, 10x burst: p99.9": (_at_most(10, "waking"),),
+        "features, recorded pace: p99": (_at_most(1, "waking"),),
+        "features, recorded pace: p99.9": (_at_most(10, "waking"),),
+        "features, 10x burst: p99": (_at_most(1, "waking"),),
+        "features, 10x burst: p99.9": (_at_most(10, "waking"),),
         "evaluator alone: p99": (_at_most(100, "compiled"),),
         "a day taken in: peak memory": (_at_most(1000),),
         "a day taken in: time per event over its first quarter": (_at_most(1.2),),
+    },
+    "live": {
+        f"order, {pace}: {rank}": (_at_most(value),)
+        for pace in ("recorded pace", "10x burst")
+        for rank, value in (("p99", 10.0), ("p99.9", 50.0))
     },
     "lake": {
         "query: last hour, 20 features of one symbol": (_at_most(10, "query"),),

@@ -1,242 +1,499 @@
-"""Latency of the live path, for `l2 bench market`: decode, book, bars and all features of two symbols.
+"""`l2 bench live`: from a frame at the socket to the bytes of an order, by stage.
 
-Open loop: every frame is due at its recorded receive time divided by the speed, whatever the path is
-doing then. Its latency runs from then until everything that follows from it is done, queueing included
-(no coordinated omission). Frames that have come due meanwhile are processed as one batch.
+The worker's shell as it trades: WebSocket, log with fdatasync, guard, own capture and decisions, on the disk
+of the folder. A process beside it sends a recording's frames at their recorded pace, and ten times as fast,
+whatever the worker is doing then (open loop): a latency counts from the instant its frame was due to be
+sent. The venue answers at once, in this process, so that no figure holds its time.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import gc
+import multiprocessing
+import os
+import queue
+import socket
+import tempfile
+import threading
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Final
 
+import msgspec
 import numpy as np
-import numpy.typing as npt
+import structlog
 
-from market.bars import COLUMNS, BarBuilder, bars_from_chunks
-from market.features import FeatureEvaluator, feature_names
-from market.features.evaluator import RING_S
+from execution.orders import (
+    Accepted,
+    Amend,
+    Amended,
+    Cancel,
+    Cancelled,
+    Filled,
+    Liquidity,
+    OrderType,
+    Submit,
+    TimeInForce,
+)
+from live.bybit.codec import BybitCodec
+from live.decisions import DecisionLog
+from live.feed import Item, WireFeed
+from live.gateway import PlainCodec
+from live.history import SymbolHistory, capture_history
+from live.keeper import Keeper
+from live.latency import Histogram
+from live.log import Header, LogWriter
+from live.messages import (
+    Answer,
+    Append,
+    CancelAll,
+    Evidence,
+    PositionReport,
+    Query,
+    QueryKind,
+    QueryResult,
+    Send,
+    SetStop,
+)
+from live.own_capture import OwnCapture
+from live.rehearsal import rehearse
+from live.shell import Given, Shell
+from market.bars import Bars
+from market.book import Book
+from market.console import Say
+from market.features import feature_names
 from market.instruments import Instrument
 from market.settings import Settings
 from market.units import SECOND_NS
-from market.wire.capture import Block, read_lines
-from market.wire.decode import Decoder
-from market.wire.results import Decoded
+from market.wire.capture import read_lines
 from market.wire.survey import instruments_of
-from proving.bench.calibration import real_time
+from market.wire.topics import public_topics
+from proving.bench.backtest import followers
+from proving.bench.command import recorded
 from proving.bench.goals import Measure
+from proving.synthetic import profile, write_frames
 
-Frame = tuple[int, bytes]
-
-_MOST_AT_ONCE: Final = 4096
-_GAP: Final = list(COLUMNS).index("gap")
-
-
-class LivePath:
-    """The worker's path from a frame to features, before any decision: events, book, bars, features.
-
-    A frame that comes after the end of a second first closes that second for every symbol and
-    evaluates all features of every symbol.
-    """
-
-    def __init__(self, instruments: Mapping[str, Instrument], settings: Settings) -> None:
-        depth = settings.market.book_depth
-        self.decoder = Decoder(instruments, depth, instruments, follow=False)
-        self.builders = {
-            symbol: BarBuilder(instrument, settings.market.stale_after_s)
-            for symbol, instrument in instruments.items()
-        }
-        self.evaluator = FeatureEvaluator(tuple(instruments))
-        self.vectors: dict[str, npt.NDArray[np.float64]] = {}
-        self._second_ns = 0
-
-    def remember(self, symbol: str, bars: npt.NDArray[np.float64], before_ns: int) -> None:
-        """Warm up the evaluator with bars (n, len(COLUMNS)), repeated, up to an instant."""
-        last = before_ns // SECOND_NS * SECOND_NS
-        for n in range(RING_S):
-            t_ns = last - (RING_S - 1 - n) * SECOND_NS
-            self.evaluator.push(symbol, t_ns, bars[n % len(bars)])
-        self._second_ns = last
-
-    def take(self, frames: Sequence[Frame]) -> int:
-        """Process frames in order; returns the number of seconds that they closed."""
-        closed = self._reach(frames[0][0])
-        if len(frames) == 1:
-            self._push(self.decoder.decode_frame(*frames[0]))
-            return closed
-        left: Block | None = Block("", 1, b"".join(b"%d %b\n" % frame for frame in frames))
-        while left is not None:
-            part = self.decoder.decode_part(left, self._second_ns + SECOND_NS)
-            self._push(part)
-            left = part.rest
-            if left is not None and part.reached:
-                closed += self._reach(int(left.data.split(b" ", 1)[0]))
-        return closed
-
-    def _push(self, decoded: Decoded) -> None:
-        for symbol, events in decoded.events.items():
-            self.builders[symbol].push(events)
-
-    def _reach(self, receive_ns: int) -> int:
-        """Close the seconds that end at or before a receive time; returns how many."""
-        last = receive_ns // SECOND_NS * SECOND_NS
-        closed = (last - self._second_ns) // SECOND_NS
-        if closed <= 0:
-            return 0
-        self._second_ns = last
-        for symbol, builder in self.builders.items():
-            bars = builder.close_until(last)
-            for t_ns, row in zip(bars.t_ns.tolist(), bars.values, strict=True):
-                self.evaluator.push(symbol, t_ns, row)
-        for symbol in self.builders:
-            self.vectors[symbol], _ = self.evaluator.evaluate(symbol)
-        return closed
+SYMBOLS: Final = ("BTCUSDT", "ETHUSDT")
+STAGES: Final = ("queue", "decode", "market", "decide", "guard", "log", "sync", "send")
+_SYNCS: Final = 400
 
 
-def live(
-    data: str,
-    capture: str,
-    symbols: Sequence[str],
-    paced_s: float,
-    burst_s: float,
-    warm_up_s: float,
-) -> Iterator[Measure]:
-    """Latencies of the live path over one capture, and the evaluator's alone.
-
-    The first ``warm_up_s`` of the capture are unpaced, the next ``paced_s`` at the recorded pace, the
-    rest at ten times that for at most ``burst_s`` of wall-clock time.
-    """
-    settings = Settings()
-    instruments = instruments_of([capture], symbols)
-    lines = list(read_lines(capture))
-    start = lines[0][0]
-    history = {
-        symbol: _whole_bars(symbol, instrument, lines, settings)
-        for symbol, instrument in instruments.items()
-    }
-    path = LivePath(instruments, settings)
-    for symbol, bars in history.items():
-        path.remember(symbol, bars, start)
-    steps = (
-        ("recorded pace", 1.0, warm_up_s + paced_s),
-        ("10x burst", 10.0, warm_up_s + paced_s + 10 * burst_s),
-    )
-    at = 0
-    while at < len(lines) and lines[at][0] < start + warm_up_s * SECOND_NS:
-        path.take(lines[at : at + 1])
-        at += 1
-    for pace, speed, until_s in steps:
-        stop = at
-        while stop < len(lines) and lines[stop][0] < start + until_s * SECOND_NS:
-            stop += 1
-        if stop > at:
-            with real_time() as priority:
-                latencies = _replayed(path.take, lines[at:stop], speed)
-            yield from _percentiles(f"{data}, {priority}", pace, *latencies)
-        at = stop
-    with real_time() as priority:
-        alone = _evaluator_alone(f"{data}, {priority}", history, start)
-    yield alone
-    yield _stalls(min(5.0, paced_s))
+def measure(quick: bool, say: Say) -> Iterator[Measure]:
+    """Every figure of this area, as it is measured."""
+    span_s = 12.0 if quick else 120.0
+    with tempfile.TemporaryDirectory(prefix="l2-bench-", dir=os.environ.get("L2_ROOT")) as folder:
+        data, capture = "recorded", next(map(str, reversed(recorded())), "")
+        if not capture:
+            say("no recordings: frames are generated; set L2_TEST_DATA to a folder of captures")
+            data, capture = "generated", str(Path(folder) / "made.frames.zst")
+            write_frames(capture, profile("default"), 1, SYMBOLS, "2026-03-02", 0, 400)
+        disk = _disk(Path(folder), 20 if quick else _SYNCS)
+        for pace, speed in (("recorded pace", 1.0), ("10x burst", 10.0)):
+            say(f"{pace}, {span_s:g} s")
+            run = _Run(Path(folder) / f"x{speed:g}", capture, speed)
+            with run:
+                run.trade(min(span_s, 300 / speed))
+            yield from run.figures(data, pace, disk)
+        yield from disk.figures()
 
 
-def _stalls(span_s: float) -> Measure:
-    """The longest time for which the machine descheduled this process: a floor of the latencies above."""
-    clock = time.perf_counter_ns
-    before = started = clock()
-    longest = 0
-    while before - started < span_s * SECOND_NS:
-        now = clock()
-        longest = max(longest, now - before)
-        before = now
-    return Measure(
-        name="machine: longest stall",
-        ours=longest / 1e6,
-        unit="ms",
-        better="less",
-        how=f"an empty loop at normal priority looks at the clock for {span_s:g} s; not ours to improve",
-    )
+class _Disk:
+    def __init__(self, kind: str, taken_ns: Sequence[int]) -> None:
+        self.kind = kind
+        self.ms = {f"p{p:g}": float(np.percentile(taken_ns, p)) / 1e6 for p in (50, 99, 99.9)}
 
-
-def _whole_bars(
-    symbol: str, instrument: Instrument, lines: Sequence[Frame], settings: Settings
-) -> npt.NDArray[np.float64]:
-    """The bars of the capture's whole seconds in which the book was valid."""
-    decoder = Decoder({symbol: instrument}, settings.market.book_depth, [symbol], follow=False)
-    decoded = (decoder.decode_frame(*line).events for line in lines)
-    chunks = [events[symbol] for events in decoded if symbol in events]
-    values = bars_from_chunks([np.concatenate(chunks)], instrument, settings).values
-    whole: npt.NDArray[np.float64] = values[values[:, _GAP] == 0.0]
-    return whole
-
-
-def _replayed(
-    take: Callable[[Sequence[Frame]], int], lines: Sequence[Frame], speed: float
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Latency (ns) of every frame, and which frames came with the close of a second."""
-    latencies = np.zeros(len(lines), np.int64)
-    closing = np.zeros(len(lines), np.bool_)
-    received = np.maximum.accumulate(np.array([receive_ns for receive_ns, _ in lines]))
-    clock = time.perf_counter_ns
-    anchor = clock() + SECOND_NS // 1000
-    due_ns = anchor + ((received - received[0]) / speed).astype(np.int64)
-    due: list[int] = due_ns.tolist()
-    at = 0
-    while at < len(lines):
-        while (wait_ns := due[at] - clock()) > 0:
-            time.sleep(wait_ns / SECOND_NS)  # as a worker sleeps until its socket has something
-        stop = bisect_right(due, clock(), at + 1, min(len(lines), at + _MOST_AT_ONCE))
-        closing[at:stop] = take(lines[at:stop]) > 0
-        latencies[at:stop] = clock() - due_ns[at:stop]
-        at = stop
-    return latencies, closing
-
-
-def _percentiles(
-    data: str, pace: str, latencies: npt.NDArray[np.int64], closing: npt.NDArray[np.bool_]
-) -> Iterator[Measure]:
-    how = (
-        f"{data}, two symbols, {len(latencies):,} frames, of which {int(closing.sum()):,} come with the "
-        f"close of a second ({len(feature_names())} features of each symbol); counted from the "
-        "instant a frame is due; the frames due by then are taken together"
-    )
-    for name, of, share in (
-        ("p99", latencies, 99.0),
-        ("p99.9", latencies, 99.9),
-        ("p99 of closes", latencies[closing], 99.0),
-    ):
-        if len(of):
-            value = float(np.percentile(of, share)) / 1e6
+    def figures(self) -> Iterator[Measure]:
+        how = f"{_SYNCS} times 4 KiB appended, then fdatasync, on {self.kind}; not ours to improve"
+        for name, value in self.ms.items():
             yield Measure(
-                name=f"live, {pace}: {name}", ours=value, unit="ms", better="less", how=how
+                name=f"disk alone, fdatasync: {name}", ours=value, unit="ms", better="less", how=how
             )
 
 
-def _evaluator_alone(
-    data: str, history: Mapping[str, npt.NDArray[np.float64]], start_ns: int
-) -> Measure:
-    """One bar pushed and all features of one symbol evaluated, second by second."""
-    evaluator = FeatureEvaluator(tuple(history))
-    first = start_ns // SECOND_NS
-    spent = []
-    rounds = RING_S + max(map(len, history.values()))
-    for n in range(rounds):
-        for symbol, bars in history.items():
-            bar = bars[n % len(bars)]
-            started = time.perf_counter_ns()
-            evaluator.push(symbol, (first + n) * SECOND_NS, bar)
-            if n >= RING_S:
-                evaluator.evaluate(symbol)
-                spent.append(time.perf_counter_ns() - started)
-            elif n == RING_S - 1:
-                evaluator.evaluate(symbol)
-    return Measure(
-        name="evaluator alone: p99",
-        ours=float(np.percentile(spent, 99)) / 1e3,
-        unit="µs",
-        better="less",
-        how=f"{data}; push of a bar and all {len(feature_names())} features of one symbol, "
-        f"{len(spent):,} times on full windows",
-    )
+def _disk(folder: Path, times: int) -> _Disk:
+    """The disk's own fdatasync, and its file system."""
+    taken, block = [], bytes(4096)
+    with open(folder / "probe", "wb", buffering=0) as file:
+        os.posix_fallocate(file.fileno(), 0, times * len(block))
+        for _ in range(times):
+            started = time.monotonic_ns()
+            file.write(block)
+            os.fdatasync(file.fileno())
+            taken.append(time.monotonic_ns() - started)
+            time.sleep(0.005)
+    return _Disk(_file_system(folder), taken)
+
+
+def _file_system(folder: Path) -> str:
+    """The type of the file system of a folder, from /proc/mounts; "unknown" elsewhere."""
+    best = ("", "unknown")
+    with suppress(OSError):
+        for line in Path("/proc/mounts").read_text().splitlines():
+            _, point, kind, *_ = line.split()
+            if str(folder.resolve()).startswith(point) and len(point) >= len(best[0]):
+                best = (point, kind)
+    return best[1]
+
+
+# -- the sender ------------------------------------------------------------------------------------
+
+
+def _serve(capture: str, speed: float, told: Any) -> None:
+    """Send a capture's frames at their times to the one client; tell port, then the monotonic anchor."""
+    from websockets.asyncio.server import ServerConnection, serve
+
+    lines = [
+        (ns, frame.decode()) for ns, frame in read_lines(capture) if not frame.startswith(b'{"l2"')
+    ]
+
+    async def client(connection: ServerConnection) -> None:
+        await connection.recv()
+        await connection.send('{"success":true,"ret_msg":"","op":"subscribe"}')
+        anchor = time.monotonic_ns() + SECOND_NS // 10
+        told.put(anchor)
+        for receive_ns, frame in lines:
+            due = anchor + (receive_ns - lines[0][0]) / speed
+            if (wait := (due - time.monotonic_ns()) / 1e9) > 0:
+                await asyncio.sleep(wait)
+            await connection.send(frame)
+
+    async def main() -> None:
+        async with serve(client, "127.0.0.1", 0, max_queue=None) as server:
+            told.put(server.sockets[0].getsockname()[1])
+            await server.serve_forever()
+
+    asyncio.run(main())
+
+
+# -- the venue -------------------------------------------------------------------------------------
+
+
+class _Venue:
+    """Writes a request's bytes to a socket, and answers it at once: orders rest until they are cancelled,
+    what crosses is filled.
+    """
+
+    def __init__(
+        self,
+        instruments: Mapping[str, Instrument],
+        put: Callable[[Any], None],
+        now_ns: Callable[[], int],
+    ) -> None:
+        self._codec, self._plain, self._put, self._now_ns = (
+            BybitCodec(instruments),
+            PlainCodec(),
+            put,
+            now_ns,
+        )
+        self._orders: dict[str, Submit] = {}
+        self._lots = dict.fromkeys(instruments, 0)
+        self.begun: dict[int, int] = {}
+        self.written: dict[int, int] = {}  #: number -> when its bytes were handed to the system, ns
+        near, far = socket.socketpair()
+        self._near = near
+        threading.Thread(target=self._drain, args=(far,), daemon=True).start()
+
+    @staticmethod
+    def _drain(far: socket.socket) -> None:
+        while far.recv(1 << 16):
+            pass
+
+    def send(self, send: Send) -> None:
+        if isinstance(send.body, Submit | Amend | Cancel):
+            self.begun[send.number] = time.monotonic_ns()
+            call = next(self._codec.converse(send.body, send.symbol))
+            frame = {"reqId": str(send.number), "op": call.operation, "args": [call.params]}
+            self._near.sendall(msgspec.json.encode(frame))
+            self.written[send.number] = time.monotonic_ns()
+        self._put(Answer(request=send.number, body=self._plain.encode(self._evidence(send))))
+
+    def _evidence(self, send: Send) -> list[Evidence]:
+        now_ns, body = self._now_ns(), send.body
+        about: dict[str, Any] = {"time_ns": now_ns, "venue_ns": now_ns}
+        match body:
+            case Submit():
+                self._orders[body.client_id] = body
+                about["client_id"] = body.client_id
+                taken: list[Evidence] = [Accepted(**about)]
+                if body.order_type is OrderType.MARKET or body.time_in_force is TimeInForce.IOC:
+                    self._lots[body.symbol] += body.side * body.qty_lots
+                    fill = Filled(
+                        exec_id=body.client_id, symbol=body.symbol, side=body.side,
+                        qty_lots=body.qty_lots, price_ticks=body.price_ticks or 1,
+                        liquidity=Liquidity.TAKER, fee_e8=0, leaves_lots=0, **about,
+                    )  # fmt: skip
+                    taken.append(fill)
+                return taken
+            case Amend():
+                old = self._orders[body.client_id]
+                price, lots = body.price_ticks or old.price_ticks, body.qty_lots or old.qty_lots
+                return [
+                    Amended(client_id=body.client_id, price_ticks=price, qty_lots=lots, **about)
+                ]
+            case Cancel():
+                return [Cancelled(client_id=body.client_id, reason="asked for", **about)]
+            case Query(kind=QueryKind.POSITION):
+                report = PositionReport(
+                    symbol=body.symbol, lots=self._lots[body.symbol], venue_ns=now_ns
+                )
+                return [QueryResult(query=body, complete=True, venue_ns=now_ns, reports=(report,))]
+            case Query():
+                return [QueryResult(query=body, complete=True, venue_ns=now_ns)]
+            case CancelAll() | SetStop():
+                return []
+
+
+# -- the worker ------------------------------------------------------------------------------------
+
+
+class _Model:
+    """A model that stays in force."""
+
+    def __init__(self, settings: Settings) -> None:
+        fixed = followers(settings, 20)
+        self.pointer, self.bundle = fixed.pointer, fixed.bundle
+        self.swaps = self.refused = 0
+
+    def refresh(self) -> bool:
+        return False
+
+
+class _Stopwatch:
+    """Exclusive times of nested stages, of one input."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, int] = {}
+        self._inner = [0]
+
+    def wrap(self, owner: Any, name: str, stage: str) -> None:
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def timed(*arguments: Any, **options: Any) -> Any:
+            self._inner.append(0)
+            started = time.monotonic_ns()
+            try:
+                return function(*arguments, **options)
+            finally:
+                taken = time.monotonic_ns() - started
+                own = taken - self._inner.pop()
+                self._inner[-1] += taken
+                self.spent[stage] = self.spent.get(stage, 0) + own
+
+        setattr(owner, name, timed)
+
+
+class _ReplayClock:
+    """The recording's time: it stands until the sender has told when it begins."""
+
+    def __init__(self, first_ns: int, speed: float, told: Any) -> None:
+        self._first_ns, self._speed, self._told = first_ns, speed, told
+        self.anchor_ns = 0
+
+    def __call__(self) -> int:
+        if not self.anchor_ns:
+            with suppress(queue.Empty):
+                self.anchor_ns = self._told.get_nowait()
+        passed_ns = time.monotonic_ns() - self.anchor_ns if self.anchor_ns else 0
+        return self._first_ns + int(max(0, passed_ns) * self._speed)
+
+
+class _TimedShell(Shell):
+    """Knows, of each request, when the frame that led to it was due, and what each stage took."""
+
+    def watch(self) -> None:
+        core, watch = self.core, _Stopwatch()
+        self.stopwatch = watch
+        self.requests: dict[int, dict[str, int]] = {}  #: number -> instants and stages, ns
+        self._origin = {"due": 0, "taken": 0}
+        for owner, name, stage in (
+            (core._decoder, "decode_frame", "decode"),
+            (core.trader, "on_rows", "market"),
+            (core.trader, "_push", "market"),
+            (core.trader, "_decide", "decide"),
+            (core.trader, "react", "decide"),
+            (core.desk.guard, "allow", "guard"),
+            (self.log, "append_input", "log"),
+            (self.log, "append_effects", "log"),
+        ):
+            watch.wrap(owner, name, stage)
+        put = self.writer.put
+
+        def handed(position: int, send: Send) -> None:
+            at = {"handed": time.monotonic_ns()}
+            self.requests[send.number] = self._origin | watch.spent | at
+            put(position, send)
+
+        self.writer.put = handed  # type: ignore[method-assign]
+
+    def take(self, item: Item | Given) -> None:
+        self.stopwatch.spent.clear()
+        due = item.due_ns if isinstance(item, Item) else item.read_ns
+        self._origin = {"due": due, "taken": time.monotonic_ns()}
+        super().take(item)
+
+
+class _Run:
+    """One pace: the sender's process, the worker, and what its requests took. A context manager."""
+
+    def __init__(self, root: Path, capture: str, speed: float) -> None:
+        self.settings = msgspec.convert(
+            {"root": str(root), "model": {"fee_row": "zero"}, "live": {"venue": "sandbox"},
+             "execution": {"algorithm": "passive", "deadline_s": 10.0}}, Settings,
+        )  # fmt: skip
+        self._capture, self._speed = capture, speed
+        self._instruments = instruments_of([capture], SYMBOLS)
+        self._first_ns = next(read_lines(capture))[0]
+        self._ends = ExitStack()
+        self.collections: list[float] = []
+
+    def __enter__(self) -> _Run:
+        spawn = multiprocessing.get_context("spawn")
+        self._told = spawn.Queue()
+        sender = spawn.Process(
+            target=_serve, args=(self._capture, self._speed, self._told), daemon=True
+        )
+        sender.start()
+        self._ends.callback(sender.join, 10)
+        self._ends.callback(sender.terminate)
+        self._port = self._told.get(timeout=60)
+        self.shell, self._feed = self._worker()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.close()
+        gc.unfreeze()
+
+    def _worker(self) -> tuple[_TimedShell, WireFeed]:
+        settings, instruments = self.settings, self._instruments
+        state = Path(settings.root) / "live" / "bench"
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._clock = clock = _ReplayClock(self._first_ns, self._speed, self._told)
+        topics = public_topics(SYMBOLS, [settings.market.book_depth])
+        url = f"ws://127.0.0.1:{self._port}"
+        feed = WireFeed(url, topics, clock_ns=clock, speed=self._speed, inbox=inbox)
+        model: Any = _Model(settings)
+        rehearse(settings, instruments, model)
+        gc.collect()
+        gc.freeze()
+        grid = {symbol: (found.tick, found.lot) for symbol, found in instruments.items()}
+        header = Header(
+            venue="bench", account="", source="recorded", instruments=grid,
+            settings=b"{}", code="bench", run="bench",
+        )  # fmt: skip
+        log = LogWriter(state / "log", header, self._first_ns, background=True)
+        capture = OwnCapture(settings.root, "bench", instruments)
+        decisions = DecisionLog(state / "decisions", "bench", feature_names())
+        keeper = Keeper(capture, decisions, lambda error: shell.failed(error), may_wait=False)
+        self.venue = _Venue(
+            instruments, lambda body: inbox.put(Given(body, time.monotonic_ns())), clock
+        )
+        shell = _TimedShell(
+            settings,
+            instruments,
+            state=None,
+            champion=model,
+            feed=feed,
+            inbox=inbox,
+            log=log,
+            keeper=keeper,
+            say=structlog.wrap_logger(structlog.ReturnLogger()),
+            codec=PlainCodec(),
+            gateway=self.venue,
+            clock_ns=clock,
+            speed=self._speed,
+        )
+        self._ends.callback(log.close)
+        self._ends.callback(keeper.close)
+        shell.watch()
+        return shell, feed
+
+    def trade(self, span_s: float) -> None:
+        """Trade for so long, warm from the first second: the recording's own bars, over and over."""
+        past = capture_history(self._capture, self._instruments, self.settings)
+        assert past is not None
+        begin_ns = self._first_ns // SECOND_NS * SECOND_NS
+        history = {symbol: _hour(each, begin_ns) for symbol, each in past.items()}
+        self.shell.begin(begin_ns, Append(kind="run", time_ns=begin_ns, body=b"{}"), history)
+        until_ns = begin_ns + round(span_s * self._speed * SECOND_NS)
+        started = [0]
+
+        def collected(phase: str, _: dict[str, int]) -> None:
+            if phase == "start":
+                started[0] = time.monotonic_ns()
+            else:
+                self.collections.append((time.monotonic_ns() - started[0]) / 1e6)
+
+        gc.callbacks.append(collected)
+        try:
+            self.shell.run(self._due(iter(self._feed)), flatten=False, until_ns=until_ns)
+        finally:
+            gc.callbacks.remove(collected)
+
+    def _due(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The items; of a frame, with the time at which it was due to be sent."""
+        received = np.array(
+            [ns for ns, frame in read_lines(self._capture) if not frame.startswith(b'{"l2"')]
+        )
+        offsets = ((received - received[0]) / self._speed).astype(np.int64).tolist()
+        number = 0
+        for item in items:
+            if isinstance(item, Item) and item.frame and not item.frame.startswith(b'{"l2"'):
+                due_ns = self._clock.anchor_ns + offsets[number]
+                item = item._replace(due_ns=due_ns)
+                number += 1
+            yield item
+
+    def figures(self, data: str, pace: str, disk: _Disk) -> Iterator[Measure]:
+        """Percentiles of the whole and of each stage, with their histograms."""
+        stages = {stage: Histogram() for stage in (*STAGES, "total")}
+        for number, written in self.venue.written.items():
+            found = self.shell.requests[number]
+            if not found["due"]:
+                continue
+            stages["queue"].add(max(0, found["taken"] - found["due"]))
+            for stage in ("decode", "market", "decide", "guard", "log"):
+                stages[stage].add(found.get(stage, 0))
+            stages["sync"].add(self.venue.begun[number] - found["handed"])
+            stages["send"].add(written - self.venue.begun[number])
+            stages["total"].add(written - found["due"])
+        total = stages["total"]
+        how = (
+            f"{data}, two symbols, {total.count:,} order requests of {self.shell.core.frames:,} frames; "
+            f"from the instant at which the frame behind it was due to the last byte written; on "
+            f"{disk.kind}; {len(self.collections)} collections of at most "
+            f"{max(self.collections, default=0.0):.2f} ms"
+        )
+        parts = {
+            stage: found.summary() | {"histogram": found.buckets()}
+            for stage, found in stages.items()
+        }
+        for percent in (50, 99, 99.9):
+            yield Measure(
+                name=f"order, {pace}: p{percent:g}",
+                ours=total.percentile_us(percent) / 1e3,
+                unit="ms",
+                better="less",
+                how=how,
+                parts=parts if percent == 50 else {},
+            )
+        for stage in STAGES:
+            yield Measure(
+                name=f"order, {pace}, {stage}: p99",
+                ours=stages[stage].percentile_us(99) / 1e3,
+                unit="ms",
+                better="less",
+                how=how,
+            )
+
+
+def _hour(history: SymbolHistory, until_ns: int) -> SymbolHistory:
+    """An hour of a recording's bars, repeated, up to an instant, with an empty book."""
+    back = np.arange(3_660, dtype=np.int64)[::-1]
+    values = history.bars.values[back % len(history.bars.values)]
+    bars = Bars(t_ns=until_ns - SECOND_NS * back, values=values)
+    return SymbolHistory(bars, Book(), history.ticker)

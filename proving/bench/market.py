@@ -1,4 +1,4 @@
-"""`l2 bench market`: the book, bars, decoding, the live path (`proving.bench.live`), ingest.
+"""`l2 bench market`: the book, bars, decoding, the live path (`proving.bench.features`), ingest.
 
 Generated data come from the ``default`` synthetic market, whose rates are those of recorded days.
 Recorded data are the captures of `command.recorded`; their rows are left out where there are none.
@@ -60,7 +60,7 @@ _OURS_A_TURN: Final = 4
 def measure(quick: bool, say: Say) -> Iterator[Measure]:
     """Every figure of this area, as it is measured."""
     # Imported here: the process of `main` that measures ingest must not load the evaluator.
-    from proving.bench.live import live
+    from proving.bench.features import features
 
     recordings = recorded()
     if not recordings:
@@ -86,7 +86,7 @@ def measure(quick: bool, say: Say) -> Iterator[Measure]:
             data, capture = "generated", str(Path(folder) / "made.frames.zst")
             write_frames(capture, profile("default"), _SEED, SYMBOLS, _DAY, 0, 400)
         spans = (1.0, 0.5, 5.0) if quick else (60.0, 60.0, 30.0)
-        yield from live(data, capture, SYMBOLS, *spans)
+        yield from features(data, capture, SYMBOLS, *spans)
     with tempfile.TemporaryDirectory() as folder:
         yield from ingested_day(SYMBOLS, 60 if quick else 86_400, Path(folder), say)
 

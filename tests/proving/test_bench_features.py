@@ -21,7 +21,7 @@ from market.settings import Settings
 from market.wire.capture import read_lines
 from proving.bench.calibration import real_time
 from proving.bench.command import peak_mb
-from proving.bench.live import Frame, LivePath, _replayed
+from proving.bench.features import Frame, LivePath, _replayed
 from proving.synthetic import profile, write_frames
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
