@@ -88,7 +88,6 @@ class Audits:
         self._positions: dict[str, PositionReport] = {}
         self._fill_ns: dict[str, int] = {}
         self._differs_ns: dict[str, int] = {}
-        self.agreed = 0  #: how often log and venue were found to agree
 
     @property
     def busy(self) -> bool:
@@ -162,13 +161,10 @@ class Audits:
                 self._ask(now_ns, order)
 
     def _foreign_order(self, now_ns: int, report: OrderReport) -> None:
-        symbol, policy = report.symbol, self._settings.live.differences
-        name = report.client_id or report.venue_order_id
+        symbol, name = report.symbol, report.client_id or report.venue_order_id
         if self._is_new(name):
-            self._say("warning", "order is not ours", symbol, id=name, policy=policy)
-            if policy == "halt":
-                self._safety.see(now_ns, "unexplained", 1.0, symbol)
-        if policy == "cancel":
+            self.policy(now_ns, symbol, f"order {name} is not ours", closes=False)
+        if self._settings.live.differences == "cancel":
             self._errands.want(now_ns, f"cancel/{symbol}", CancelAll(symbol=symbol))
 
     def order(self, report: OrderReport) -> None:
@@ -261,7 +257,6 @@ class Audits:
         self._differs_ns.pop(symbol, None)
         since_ns = max(self.state.since_ns.get(symbol, 0), audit.venue_ns - MARGIN_NS)
         self.state.since_ns[symbol] = since_ns
-        self.agreed += 1
         if audit.blocking:
             lots = self._account.position_lots(symbol)
             self._say("info", "log and venue agree", symbol, lots=lots)
@@ -271,13 +266,13 @@ class Audits:
 
     # -- policy ----------------------------------------------------------------------------------
 
-    def policy(self, now_ns: int, symbol: str, what: str) -> None:
-        """What the log does not explain."""
+    def policy(self, now_ns: int, symbol: str, what: str, closes: bool = True) -> None:
+        """What the log does not explain; ``closes``: it moved the position."""
         policy = self._settings.live.differences
         self._say("warning", "unexplained", symbol, what=what, policy=policy)
         if policy == "halt":
             self._safety.see(now_ns, "unexplained", 1.0, symbol)
-        elif policy == "cancel":
+        elif policy == "cancel" and closes:
             self._protection.close(now_ns, symbol, what)
 
     def halt(self, now_ns: int, symbol: str, why: str) -> None:

@@ -72,9 +72,8 @@ class Protection:
         #: Whether a symbol's position, and so its entry price, is open to question.
         self.doubts: Callable[[str], bool] = lambda symbol: False
         self._marks: dict[str, float] = {}
-        self._stated: dict[
-            str, tuple[int, float]
-        ] = {}  #: the venue's lots and entry price in ticks
+        #: The venue's lots and entry price in ticks.
+        self._stated: dict[str, tuple[int, float]] = {}
 
     def mark(self, symbol: str, mid_ticks: float) -> None:
         """The last known mid of a symbol."""

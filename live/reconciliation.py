@@ -141,6 +141,7 @@ class Reconciliation:
         self._down: set[str] = set()
         self._refused: dict[int, Refused] = {}
         self._flatten_ns: dict[str, int] = {}
+        self._liquidation: dict[str, float] = {}  #: ticks, 0 for none
         self._starting, self._ended = True, False
         self._deadline_ns, self._flatten, self._proving = 0, False, False
         self._scanned_ns = self._audited_ns = 0
@@ -295,8 +296,7 @@ class Reconciliation:
             case PositionReport():
                 self._audits.report(now_ns, evidence)
                 price_ticks = evidence.liquidation_ticks if evidence.lots else 0.0
-                distance_bps = self.protection.distance_bps(evidence.symbol, price_ticks)
-                self._safety.see(now_ns, "liquidation_bps", distance_bps, evidence.symbol)
+                self._liquidation[evidence.symbol] = price_ticks
             case WalletReport():
                 self._safety.see(now_ns, "margin_rate", evidence.maintenance_margin_rate)
             case Refused():
@@ -350,10 +350,17 @@ class Reconciliation:
         self._audited_ns, self._gap = now_ns, False
         for symbol in self._symbols if self._at_venue else ():
             self._audits.begin(now_ns, symbol, blocking)
+        if (
+            self._at_venue
+        ):  # the margin rate moves with the market, and the stream is silent about it
+            self._want(now_ns, QueryKind.WALLET)
 
     def mark(self, now_ns: int, symbol: str, mid_ticks: float) -> None:
         """The last known mid of a symbol."""
         self.protection.mark(symbol, mid_ticks)
+        if symbol in self._liquidation:
+            distance_bps = self.protection.distance_bps(symbol, self._liquidation[symbol])
+            self._safety.see(now_ns, "liquidation_bps", distance_bps, symbol)
 
     def _result(self, now_ns: int, errand: Errand, result: QueryResult) -> None:
         what = errand.key.partition("/")[0]

@@ -82,7 +82,7 @@ class Venue:
         self.fills: list[Filled] = []
         self.lots = 0
         self.entry = 0.0
-        self.balance_e8 = 0
+        self.balance_e8, self.margin_rate = 0, 0.0
         self.stop = 0
         self.takes_stops = True
         self.outbox: list[Evidence] = []  #: of the private stream
@@ -172,7 +172,13 @@ class Venue:
             case QueryKind.POSITION:
                 reports = [self.position()]
             case QueryKind.WALLET:
-                reports = [WalletReport(equity_e8=0, balance_e8=self.balance_e8)]
+                reports = [
+                    WalletReport(
+                        equity_e8=0,
+                        balance_e8=self.balance_e8,
+                        maintenance_margin_rate=self.margin_rate,
+                    )
+                ]
         now_ns = self.now_ns
         told = [msgspec.structs.replace(e, time_ns=now_ns) for e in orders]
         return QueryResult(
