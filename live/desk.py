@@ -166,8 +166,11 @@ class Desk:
     # -- state ---------------------------------------------------------------------------------
 
     def position_lots(self, symbol: str) -> int:
-        """Signed position: the sum of executions."""
-        return self.account.position_lots(symbol)
+        """Signed position: the sum of executions, and of those that the venue counts and we have yet to hear
+        of.
+        """
+        missing = (o.submit.side * o.missing_lots for o in self.orders.open(symbol))
+        return self.account.position_lots(symbol) + sum(missing)
 
     @property
     def parents_at_work(self) -> list[ActiveParent]:

@@ -87,8 +87,11 @@ class Protection:
 
     # -- stops -----------------------------------------------------------------------------------
 
-    def stop_ticks(self, side: int, price_ticks: float) -> int:
-        """The stop of a position of this side entered at this price; 0 for none."""
+    def entry_stop(self, symbol: str, side: int, price_ticks: float) -> int:
+        """The stop to attach to an entry: from the last known mid, which a bound may be far from."""
+        return self._stop_ticks(side, self._marks.get(symbol, price_ticks))
+
+    def _stop_ticks(self, side: int, price_ticks: float) -> int:
         if not self._at_venue or price_ticks <= 0:
             return 0
         return max(1, round(price_ticks * (1 - side * self._limits.stop_bps / BPS)))
@@ -137,7 +140,7 @@ class Protection:
             state.stops.pop(symbol, None)
             return
         entry, stop = self._entry(symbol), state.stops.get(symbol, 0)
-        wanted = self.stop_ticks(1 if lots > 0 else -1, entry)
+        wanted = self._stop_ticks(1 if lots > 0 else -1, entry)
         is_near = stop and abs(stop - wanted) <= MATERIAL * abs(entry - wanted)
         if is_near or (stop and self.doubts(symbol)):
             self._errands.done(key)

@@ -225,14 +225,16 @@ class Reconciliation:
         return symbol in self._audits.under_way() or self._is_unknown(symbol)
 
     def _is_unknown(self, symbol: str) -> bool:
+        """Whether an order is in unknown state, or executions that the venue counts are overdue."""
         return any(
-            order.state is OrderState.UNKNOWN or order.missing_lots
+            order.state is OrderState.UNKNOWN
+            or (order.missing_lots and f"order/{order.client_id}" in self._errands)
             for order in self._orders.open(symbol)
         )
 
     def stop_ticks(self, symbol: str, side: int, price_ticks: float) -> int:
         """The stop to attach to an entry order of this side near this price; 0 for none."""
-        return self.protection.stop_ticks(side, price_ticks)
+        return self.protection.entry_stop(symbol, side, price_ticks)
 
     def snapshot(self) -> ReconciliationState:
         """For a checkpoint."""
@@ -465,8 +467,9 @@ class Reconciliation:
         elif not self.left() and not self._audits.under_way():
             if self._proving or not self._at_venue:
                 self._end(now_ns)
-            self._proving = True
-            self._audit_all(now_ns, blocking=True)
+            else:
+                self._proving = True
+                self._audit_all(now_ns, blocking=True)
 
     def _end(self, now_ns: int) -> None:
         self._ended = True

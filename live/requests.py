@@ -108,6 +108,9 @@ class Errands:
         self._by_key: dict[str, Errand] = {}
         self._sent: deque[int] = deque(maxlen=ERRANDS_PER_S)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._by_key
+
     def keys(self, prefix: str) -> list[str]:
         """Keys that begin so, oldest first."""
         return [key for key in self._by_key if key.startswith(prefix)]

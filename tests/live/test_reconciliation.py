@@ -293,7 +293,11 @@ def test_a_fill_after_the_cancel_was_reported_still_counts(desk: Desk) -> None:
     desk.request(Cancel(client_id="a-1"))
     assert order.state is OrderState.CANCELLED
     assert order.missing_lots == 3
-    assert not desk.fate.may_open(S), "the position is not known yet"
+    assert desk.fate.may_open(S), "evidence comes in any order"
+    desk.reaches = lambda send: (False, False)
+    desk.run(2.5)
+    assert not desk.fate.may_open(S), "and now it is overdue"
+    desk.reaches = lambda send: (True, True)
     desk.run(3)
     assert desk.lots == 3
     assert order.missing_lots == 0
@@ -617,6 +621,10 @@ def test_an_entry_carries_its_stop(desk: Desk) -> None:
     assert desk.venue.stop == 970_000  # 300 bps below
     desk.run(3)
     assert not desk.bodies(SetStop)
+
+
+def test_an_entry_at_a_bound_has_its_stop_from_the_mid(desk: Desk) -> None:
+    assert desk.fate.stop_ticks(S, 1, 1.01 * MID) == 970_000
 
 
 def test_a_short_has_its_stop_above(desk: Desk) -> None:
