@@ -42,6 +42,7 @@ from live.messages import (
     WalletReport,
 )
 from market.settings import Live
+from proving.sandbox.faults import KINDS
 from proving.sandbox.server import Sandbox
 from tests.live.bybit_venue import SYMBOL, Client, connected
 from tests.proving.sandbox_server import Served, served
@@ -214,6 +215,28 @@ def test_a_request_that_never_arrived_is_proven_absent(client: Client) -> None:
     assert isinstance(client.ended(client.send(submit, answer_s=1.5)), Expired)
     found = client.query(QueryKind.ORDER, client_id=submit.client_id)
     assert (found.complete, found.orders) == (True, ())
+
+
+REQUEST_FAULTS = [name for name, kind in KINDS.items() if kind.place == "request"]
+
+
+@pytest.mark.parametrize("kind", REQUEST_FAULTS)
+def test_whatever_happens_to_a_request_nothing_untrue_is_said(client: Client, kind: str) -> None:
+    submit = bid(client)
+    client.fault(kind, "order/create")
+    client.ended(client.send(submit, answer_s=1.5))
+    own = [one for one in client.evidence if getattr(one, "client_id", "") == submit.client_id]
+    client.until(lambda: not client.venue.sandbox.faults.pending, 5.0)
+    taken = submit.client_id in client.account.by_link_id
+    assert not (taken and any(isinstance(one, Rejected) for one in own))
+    assert taken or not any(isinstance(one, Accepted) for one in own)
+    if kind == "banned":
+        client.until(lambda: client.query(QueryKind.WALLET).complete)  # the silence ends
+    found = client.query(QueryKind.ORDER, client_id=submit.client_id)
+    assert found.complete
+    assert [one.client_id for one in found.orders] == [submit.client_id] * taken
+    if taken:
+        client.ask(Cancel(client_id=submit.client_id))
 
 
 def test_a_late_answer_follows_the_expiry(client: Client) -> None:
