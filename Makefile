@@ -23,6 +23,8 @@ proof: $(READY) bench-peers
 	$(BIN)/l2 study --synthetic --days 20 --every 3000
 	$(BIN)/python -m proving.soak --seconds 600 --rate 10000
 	$(BIN)/python -m tests.market.corpus --seconds 600 --seed 1000
+	nice $(BIN)/l2 torture --seeds 1-10000 --table
+	$(BIN)/l2 torture --planted
 	for area in market capture lake backtest execution synth sandbox; do $(BIN)/l2 bench $$area || exit 1; done
 
 # The independent engine, in an environment of its own; then what is marked for it: the simulator

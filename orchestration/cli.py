@@ -92,6 +92,9 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
         "sandbox": Verb(
             "proving.sandbox.command", "serve an exchange on loopback for real clients to trade on", daemon=True
         ),
+        "torture": Verb(
+            "proving.torture.command", "run the worker through every fault, by seed, and judge it"
+        ),
         "bench": Verb(
             "proving.bench.command", "measure speed and memory against goals and a peer"
         ),

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -25,7 +26,7 @@ from market.units import MS_NS, SECOND_NS, day_start_ns
 from proving.sandbox.accounts import Client
 from proving.sandbox.exchange import CYCLE_NS, FIRST_DAY, START_NS
 from proving.sandbox.faults import Fault, Outcome, Timer
-from proving.sandbox.gateway import HttpAnswer
+from proving.sandbox.gateway import ROUTES, HttpAnswer
 from proving.sandbox.protocol import signature
 from proving.sandbox.staging import Staged, stage
 from proving.sandbox.streams import Connection
@@ -182,19 +183,20 @@ class VirtualVenue:
     def request(
         self, client: Client, path: str, params: Mapping[str, Any], stamp_ns: int | None = None
     ) -> Outcome[HttpAnswer]:
-        """A REST request of a client on a private route ("order/create") arrives, with its timestamp.
+        """A REST request of a client ("order/create") arrives, with its timestamp where that is private.
 
         ``params`` are the query (of strings) or the body. The outcome's answer leaves after its delay;
         None: never, and the connection may be cut.
         """
         stamp = str((self.faults.wall_ns() if stamp_ns is None else stamp_ns) // MS_NS)
         gateway = self.venue.gateway
-        return self.faults.carry_out(
-            client.key,
-            path,
-            lambda: gateway.answer_unsigned(client, path, dict(params), stamp),
-            gateway.refuse,
-        )
+
+        def answer() -> HttpAnswer:
+            if ROUTES[path].private:
+                return gateway.answer_unsigned(client, path, dict(params), stamp)
+            return gateway.answer("GET", f"/v5/{path}?{urlencode(params)}", {}, b"")
+
+        return self.faults.carry_out(client.key, path, answer, gateway.refuse)
 
     def command(
         self, kind: str, to: str = "", what: str = "", times: int = 1, ms: int | None = None

@@ -1,0 +1,1 @@
+"""Fault simulation: core, network, disk and exchange under one virtual clock and one seed."""
