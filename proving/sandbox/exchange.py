@@ -132,10 +132,11 @@ class SandboxExchange:
         # Building a day's markets takes seconds of wall time; a thread does it before midnight.
         self._builder = ThreadPoolExecutor(1, "markets") if prebuilds else None
         self._next_markets: Future[dict[str, SyntheticMarket]] | None = None
-        self.cycle_ns = cycle_ns
+        # Longer cycles are as good as long as there is no order: they only follow prices.
+        self.cycle_ns = SECOND_NS
         self._open_day()
         self.advance(self.now_ns + start_ns)
-        self.start_ns = self.now_ns
+        self.cycle_ns, self.start_ns = cycle_ns, self.now_ns
 
     @property
     def now_ms(self) -> int:

@@ -23,7 +23,6 @@ from proving.sandbox.streams import (
     PublicStream,
     in_event_loop,
 )
-from proving.sandbox.tape import TICKER_NS
 from proving.synthetic.profiles import profile
 
 
@@ -97,9 +96,9 @@ class Venue:
         self.past.follow(exchange.tapes, exchange.now_ns)
 
     def _run_past(self, length_ns: int) -> None:
-        """What was before clients come; long cycles are as good as long as there is none."""
+        """What was before clients come."""
         exchange = self.exchange
-        cycle_ns, exchange.cycle_ns = exchange.cycle_ns, TICKER_NS
+        cycle_ns, exchange.cycle_ns = exchange.cycle_ns, SECOND_NS  # as while it began
         until_ns = exchange.now_ns + length_ns
         while exchange.now_ns < until_ns:
             self.past.follow(exchange.tapes, exchange.now_ns)
