@@ -19,9 +19,8 @@ from execution.order_machine import Order
 from execution.tca import TABLES, Row, fitted, to_table
 from live import log
 from live.decisions import collect_decisions, write_merged
-from live.journal import JournalError
+from live.journal import JournalError, TableRows, require_migrated
 from live.messages import Append
-from live.records import TableRows, require_migrated
 from market.lake import Lake
 from market.locks import exclusive
 from market.provenance import Table

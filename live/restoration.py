@@ -19,9 +19,9 @@ from execution.orders import Filled
 from live import log
 from live.core import CoreState
 from live.desk import FundingPayment
+from live.journal import fold, parent_of
 from live.log import Body, Checkpoint, Header, LogError, Torn
 from live.messages import Answer, Append, Expired, Input, PositionReport, Send
-from live.records import fold, parent_of
 from live.requests import Requests
 from market.instruments import Instrument
 from market.units import HOUR_NS

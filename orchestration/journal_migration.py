@@ -17,10 +17,9 @@ from typing import Final
 
 import msgspec
 
-from live.journal import JournalError
+from live.journal import OLD_JOURNAL, JournalError
 from live.log import Header, LogWriter, lock
 from live.messages import Append
-from live.records import OLD_JOURNAL
 from live.restoration import checkpoint_of, restore
 from market.instruments import BUILT_IN
 from market.settings import Settings, effective

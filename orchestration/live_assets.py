@@ -23,7 +23,7 @@ from assets.platform import OWNERS, PARTITIONS, Platform, keys_of
 def decisions(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
     """The live worker's decisions with their feature vectors; its orders, fills and costs too.
 
-    Collects finished hours and the journal, also while the worker runs. Idempotent.
+    Collects finished hours and what is new in the log, also while the worker runs. Idempotent.
     """
     from live.collect import collect
 
@@ -31,7 +31,7 @@ def decisions(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mater
     venue = settings.live.venue
     state = Path(settings.root) / "live" / venue
     collected: dict[str, int] = {}
-    if (state / "journal.sqlite3").exists():
+    if (state / "log").exists():
         collected = collect(lake, state, venue)
     rows = {
         f"{day} {symbol}": lake.rows("decisions", symbol, day)

@@ -1,4 +1,4 @@
-"""`l2 migrate`: partitions of an earlier schema, rewritten in place.
+"""`l2 migrate`: partitions of an earlier schema, rewritten in place, and journals made into logs.
 
 A partition is rewritten in pieces and replaced as a whole: one that was interrupted is as it was, and
 the next call goes on with it. Lines that the earlier code had refused are not in it; ingest alone
@@ -20,6 +20,7 @@ from market.lake import Lake
 from market.migration import Migration, steps_of
 from market.provenance import declaration, is_current
 from market.settings import Settings
+from orchestration.journal_migration import migrate_journals
 
 #: Rows in memory at once.
 _BATCH: Final = 1 << 18
@@ -32,6 +33,7 @@ class Migrated(msgspec.Struct, frozen=True):
 
     rewritten: dict[str, int]
     left: dict[str, int]
+    journals: dict[str, int] = {}  #: journal that became a log -> its entries
 
 
 def migrate(lake: Lake, progress: Callable[[str], None] = lambda _: None) -> Migrated:
@@ -84,9 +86,11 @@ def arguments(_: argparse.ArgumentParser) -> None:
 
 def command(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 migrate`: rewrite what has a migration, and name what has to be made again."""
-    done = migrate(Lake(settings.root), say)
+    journals = migrate_journals(settings)
+    done = msgspec.structs.replace(migrate(Lake(settings.root), say), journals=journals)
     if not options.json:
         rows = [(f"{name}: rewritten", n) for name, n in done.rewritten.items()]
+        rows += [(f"{path}: entries made into a log", n) for path, n in journals.items()]
         rows += [(f"{name}: of other code, to be made again", n) for name, n in done.left.items()]
         print(listing(rows or [("nothing to do", "every partition is of the present code")]))
     plain: dict[str, Any] = msgspec.to_builtins(done)

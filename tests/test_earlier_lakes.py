@@ -18,15 +18,18 @@ from assets.costs import build_costs, cost_rows
 from assets.warehouse import build_range
 from execution.tca.figures import figures
 from live.collect import collect
-from live.journal import Journal
+from live.journal import JournalError
+from live.restoration import restore
 from market import provenance
 from market.bars import make_bars
 from market.ingest import ingest
+from market.instruments import BUILT_IN
 from market.lake import Lake, LakeError
 from market.settings import Settings, load
 from market.wire.survey import scan
 from models_registry import promotion, registry
 from models_registry.manifest import Bundle, load_champion
+from orchestration.journal_migration import migrate_journals
 from tests.conftest import REPOSITORY
 
 ARCHIVES = sorted((REPOSITORY / "tests" / "fixtures").glob("lake-*.tar.xz"))
@@ -145,11 +148,18 @@ def test_a_journal_of_an_earlier_worker_goes_on_and_gives_the_same_rows(earlier:
     }
     for table, symbol, day in before:
         earlier.remove(table, symbol, day)
+    with pytest.raises(JournalError, match="l2 migrate"):
+        collect(earlier, state, "paper")
+    migrate_journals(settings_of(earlier))
     collect(earlier, state, "paper")
     for (table, *key), rows in before.items():
         assert plain(earlier.read(table, *key)).equals(rows), (table, key)
-    with Journal(state / "journal.sqlite3") as journal:
-        assert journal.positions == {"BTCUSDT": 0, "ETHUSDT": 0}
+    restored = restore(state / "log", {symbol: BUILT_IN[symbol] for symbol in SYMBOLS}, 0)
+    assert restored is not None
+    account = restored.state.account
+    assert account is not None
+    assert {s: h.position_lots for s, h in account.holdings.items()} == dict.fromkeys(SYMBOLS, 0)
+    assert restored.state.desk.parent_number == 68
 
 
 def test_an_earlier_champion_loads_and_the_registry_still_moves_it(earlier: Lake) -> None:

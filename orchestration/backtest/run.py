@@ -19,10 +19,10 @@ from execution.tca import Row
 from live.decisions import Decision
 from live.desk import FundingPayment
 from live.history import SymbolHistory, book_states, join_history
+from live.journal import journal_rows
 from live.messages import Append, Effect
 from live.messages import Say as Said
 from live.paper import PaperDriver, paper_venues
-from live.records import journal_rows
 from live.trader import Model, Trader
 from market.columns import C
 from market.console import Say

@@ -28,9 +28,9 @@ from live import log
 from live.champion import Champion, NoChampionError
 from live.collect import collect
 from live.feed import FeedError, Item, ReplayFeed
+from live.journal import TableRows
 from live.log import LogError
 from live.messages import Append
-from live.records import TableRows
 from live.repetition import repeat
 from live.worker import Run, known_instruments, run, summary_text
 from market.bars import BarBuilder, Bars, make_bars

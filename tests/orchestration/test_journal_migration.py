@@ -13,9 +13,8 @@ from execution.orders import Accepted, Filled, Liquidity, OrderState, Submit
 from execution.tca import ParentRow
 from live import log
 from live.desk import FundingPayment
-from live.journal import JournalError
+from live.journal import JournalError, require_migrated
 from live.messages import Append
-from live.records import require_migrated
 from live.restoration import restore
 from market.instruments import BUILT_IN
 from market.settings import Settings, load
