@@ -221,6 +221,25 @@ def test_a_log_of_another_venue_account_or_source_is_refused(tmp_path: Path) -> 
             log.require(HEADER, tmp_path, *wanted)
 
 
+def test_a_segment_is_whole_on_disk_before_the_next_one_exists(tmp_path: Path) -> None:
+    """Else a power cut could leave a hole in the middle of the log."""
+    safe: dict[str, int] = {}
+
+    def fdatasync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        safe[path.name] = out._offset if safe else 0
+        assert max(log.segments(tmp_path).values()) == path
+
+    out = writer(tmp_path, fdatasync=fdatasync)
+    for frame in frames(9):
+        out.append_input(T, frame)
+    out.turn(T, Checkpoint())
+    out.sync()
+    out.close()
+    assert list(safe) == ["000001.log", "000002.log"]
+    assert safe["000001.log"] == (tmp_path / "000001.log").stat().st_size
+
+
 def test_the_last_segments_header_has_the_state_it_started_from(tmp_path: Path) -> None:
     out = writer(tmp_path)
     assert log.last_segment(tmp_path) == (1, HEADER)

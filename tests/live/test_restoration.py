@@ -30,7 +30,7 @@ from execution.tca import ParentRow
 from live import log
 from live.again import again
 from live.core import CoreState
-from live.desk import DeskState
+from live.desk import DeskState, FundingPayment
 from live.gateway import PlainCodec
 from live.log import Body, Checkpoint, Header, LogWriter
 from live.messages import (
@@ -39,6 +39,7 @@ from live.messages import (
     Effect,
     Expired,
     Input,
+    PositionReport,
     PrivateFrame,
     PublicFrame,
     Send,
@@ -157,10 +158,33 @@ class Machine:
             ended = next(iter(self.open))
             del self.open[ended], self.fills[ended]
             yield self._append("end", now_ns, {}, ended)
+        yield from self._money(now_ns, chance)
         if chance.random() < 0.2:
             self.safety = SafetyState(day=self.safety.day + 1 if self.safety else 1)
             body = msgspec.json.encode(self.safety)
             yield Append(kind="section/safety", time_ns=now_ns, body=body)
+
+    def _money(self, now_ns: int, chance: random.Random) -> Iterator[Effect]:
+        """Funding told by the venue or figured by us, a position taken from it, a mark to market."""
+        payment = FundingPayment(
+            symbol=SYMBOL, time_ns=now_ns, position_lots=1, mark_e8=0, rate_e8=0, paid_e8=3
+        )
+        account, kind = self.account, chance.randrange(6)
+        if kind == 0:
+            if account.fund(exec_id := f"f{chance.randint(0, 3)}", SYMBOL, 3, now_ns):
+                yield self._append("funding", now_ns, payment, "", exec_id)
+        elif kind == 1:
+            account.holdings[SYMBOL].funding_e8 += 3
+            yield self._append("funding", now_ns, payment, "")
+        elif kind == 2:
+            report = PositionReport(
+                symbol=SYMBOL, lots=chance.randint(-5, 5), entry_e8=10**13, venue_ns=now_ns
+            )
+            account.adopt(SYMBOL, report.lots, report.entry_e8, report.venue_ns)
+            yield self._append("adopted", now_ns, report, "")
+        elif kind == 3:
+            account.mark(now_ns, {SYMBOL: 600_000.0 + chance.randint(-99, 99)})
+            yield self._append("equity", now_ns, account.marks(), "")
 
     def _append(
         self, kind: str, time_ns: int, body: object, parent_id: str, client_id: str = ""
@@ -355,7 +379,7 @@ def test_a_state_that_drifted_is_told_at_the_next_checkpoint(tmp_path: Path) -> 
 
     def poorer(header: Header) -> Again:
         core = Again(header)
-        core.machine.account.opening_e8 -= 1
+        core.machine.account.holdings[SYMBOL].closed_e8 -= 1
         return core
 
     assert "another checkpoint: account" in again(tmp_path, 0, poorer).difference
