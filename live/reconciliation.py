@@ -86,18 +86,9 @@ class ReconciliationState(msgspec.Struct, kw_only=True):
 class Reconciliation:
     """Orders, executions, positions and stops: log against venue. Times are epoch ns.
 
-    ``emit`` takes requests, lines and records. ``check`` says in what the reports of start-up contradict
-    settings and manifest, a line each. The core calls, after `Orders` and `Account` took the evidence:
-
-        Answer         send = requests.answered(n); of each piece of evidence and each x of unfold(piece)
-                       evidence(now, x, send); last answered(now, send)
-        Expired        send = requests.expired(n); apply lost(now, send, reason); then expired(now, send)
-        frames         evidence(now, e) of each piece
-        Link           link(now, l)
-        a new process  start(now), once the log was read back
-        a second       mark(now, symbol, mid_ticks), for stops and bounds
-        last           step(now) when it is due; then `made()`, whose events go through the core as evidence,
-                       until there are none
+    `Core` calls it after `Orders` and `Account` took the evidence; what it has `made` is evidence in turn.
+    ``emit`` takes requests, lines and records. ``check`` says in what the venue's first reports contradict the
+    settings, a line each; before it is content nothing but questions is sent.
     """
 
     def __init__(
@@ -142,7 +133,7 @@ class Reconciliation:
         self._refused: dict[int, Refused] = {}
         self._flatten_ns: dict[str, int] = {}
         self._liquidation: dict[str, float] = {}  #: ticks, 0 for none
-        self._starting, self._ended = True, False
+        self._starting, self._ended, self._checked = True, False, not self._at_venue
         self._deadline_ns, self._flatten, self._proving = 0, False, False
         self._scanned_ns = self._audited_ns = 0
         self._gap = False  #: something was said that could not be read
@@ -185,16 +176,17 @@ class Reconciliation:
         self._errands.want(now_ns, f"start/{kind}/{symbol}", Query(kind=kind, symbol=symbol))
 
     def _progress(self, now_ns: int) -> None:
-        """Start-up ends when nothing is open to question."""
-        if not self._starting or self._deadline_ns or self._audits.under_way():
+        """Start-up ends when the account is as it should be, and nothing is open to question."""
+        if not self._starting or self._deadline_ns or self._errands.keys("start/"):
             return
-        if self._errands.keys("start/") or self._errands.keys("order/"):
-            return
-        problems = self._check(list(self._reports.values()))
-        for problem in problems if problems != self.problems else ():
-            self._say("error", "not started", why=problem)
-        self.problems = problems
-        if not problems:
+        if not self._checked and all(
+            (PositionReport.__name__, symbol) in self._reports for symbol in self._symbols
+        ):
+            before, self.problems = self.problems, self._check(list(self._reports.values()))
+            for problem in self.problems if self.problems != before else ():
+                self._say("error", "not started", why=problem)
+            self._checked = not self.problems
+        if self._checked and not self._audits.under_way() and not self._errands.keys("order/"):
             self._starting = False
             self._compare_balance()
             self._record(now_ns)
@@ -418,15 +410,16 @@ class Reconciliation:
             self._scan(now_ns)
         if self._at_venue and now_ns >= self._audit_ns:
             self._audit_all(now_ns, blocking=False)
-        self._errands.step(now_ns)
+        self._errands.step(now_ns, object if self._checked else Query)
 
     def _scan(self, now_ns: int) -> None:
         self._fate.scan(now_ns)
         self._audits.scan(now_ns)
-        for symbol in self._symbols:
-            self._obey(now_ns, symbol)
         self._shut_down(now_ns)
-        self.protection.step(now_ns)
+        if self._checked:
+            for symbol in self._symbols:
+                self._obey(now_ns, symbol)
+            self.protection.step(now_ns)
         self._progress(now_ns)
 
     def _obey(self, now_ns: int, symbol: str) -> None:

@@ -142,10 +142,10 @@ class Errands:
         """The errand whose request has this number."""
         return next((e for e in self._by_key.values() if e.number == number), None)
 
-    def step(self, now_ns: int) -> None:
-        """Send what is due."""
+    def step(self, now_ns: int, only: type = object) -> None:
+        """Send what is due, of one kind of request only."""
         for errand in sorted(self._by_key.values(), key=lambda e: e.due_ns):
-            if errand.number or errand.due_ns > now_ns:
+            if errand.number or errand.due_ns > now_ns or not isinstance(errand.body, only):
                 continue
             if now_ns < self._free_ns:
                 return

@@ -737,7 +737,12 @@ def test_nothing_trades_before_log_and_venue_agree() -> None:
 
 
 def test_what_contradicts_the_settings_is_a_line_each_and_nothing_is_sent() -> None:
-    desk = Desk(Venue())
+    """Not even what would protect: the account may be somebody else's."""
+    venue = Venue()
+    venue.fill("", 7)
+    venue.take(Send(number=0, deadline_ns=0, body=human_order()))
+    venue.outbox.clear()
+    desk = Desk(venue, settings(differences="cancel"))
     lines = ["leverage 5, 10 is set", "the key may withdraw"]
     desk.fate = Reconciliation(
         desk.orders,
@@ -750,9 +755,10 @@ def test_what_contradicts_the_settings_is_a_line_each_and_nothing_is_sent() -> N
         check=lambda reports: lines,
     )
     desk.start()
-    desk.run(5)
+    desk.run(20)
     assert desk.fate.problems == lines
     assert [line.fields["why"] for line in desk.lines("not started")] == lines
+    assert desk.fate.phase is Phase.STARTING
     assert all(isinstance(send.body, Query) for _, send in desk.sent)
 
 
