@@ -99,10 +99,16 @@ def _collect(lake: Lake, state: Path, venue: str) -> list[tuple[str, int]]:
         os.replace(temporary, memory)
 
     for block in log.read(state / "log", position):
-        for _, body in block.records:
-            if isinstance(body, Append):
-                rows.take(body)
-                pending += 1
+        records = [body for _, body in block.records if isinstance(body, Append)]
+        for record in records:
+            try:
+                rows.take(record)
+            except (msgspec.DecodeError, ValueError) as error:
+                raise JournalError(
+                    f"{state / 'log'}: segment {block.segment}, block at byte {block.offset}: a record of "
+                    f"kind {record.kind} cannot be read ({error}); collect with the version that wrote it"
+                ) from error
+        pending += len(records)
         position = log.Position(block.segment, block.end)
         if pending >= _BATCH:
             publish()

@@ -45,6 +45,7 @@ from live.decisions import DecisionLog
 from live.feed import Item, ReplayFeed, WireFeed
 from live.gateway import Codec, PlainCodec
 from live.history import join_history, save_history
+from live.journal import require_migrated
 from live.keeper import Keeper
 from live.log import Header, LogWriter, lock, require
 from live.loopback import exchange, past_of
@@ -118,6 +119,7 @@ class Run:
             self.lake = Lake(self.settings.root, self.settings.source)
             take = partial(self._lock, begun)
             take(self.state / "worker.lock", f"a worker of {self.venue}")
+            require_migrated(self.state)
             self.say.info("rehearsed", seconds=round(self._rehearse(), 3))
             if self.address is not None:
                 self._connect(self.address, begun)

@@ -59,6 +59,7 @@ def _write(folder: Path, path: Path, entries: Sequence[Append], settings: Settin
             "market/instruments.py"
         )
     instruments = {symbol: BUILT_IN[symbol] for symbol in symbols}
+    runs = sum(entry.kind == "run" for entry in entries)
     header = Header(
         venue=path.parent.name,
         account="",
@@ -66,7 +67,7 @@ def _write(folder: Path, path: Path, entries: Sequence[Append], settings: Settin
         instruments={s: (each.tick, each.lot) for s, each in instruments.items()},
         settings=msgspec.json.encode(effective(settings)),
         code="",
-        run="migrated",
+        run=f"{path.parent.name}-migrated-{runs}",
     )
     now_ns = max((entry.time_ns for entry in entries), default=0)
     out = LogWriter(folder, header, now_ns)

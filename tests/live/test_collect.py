@@ -211,6 +211,12 @@ def test_a_journal_of_an_earlier_version_names_the_command(state: State) -> None
         state.collect()
 
 
+def test_a_record_that_cannot_be_read_is_named_with_its_place(state: State) -> None:
+    state.append(parent("p1"), record("end", {}))
+    with pytest.raises(JournalError, match=r"segment 1, block at byte \d+: a record of kind end"):
+        state.collect()
+
+
 def test_an_unreadable_memory_says_what_to_do(state: State) -> None:
     (state.folder / "collected").write_bytes(b"nonsense")
     with pytest.raises(JournalError, match="remove it, and the whole log is collected again"):

@@ -28,7 +28,7 @@ from live import log
 from live.champion import Champion, NoChampionError
 from live.collect import collect
 from live.feed import FeedError, Item, ReplayFeed
-from live.journal import TableRows
+from live.journal import JournalError, TableRows
 from live.log import LogError
 from live.messages import Append
 from live.repetition import repeat
@@ -44,11 +44,13 @@ from market.units import day_start_ns
 from market.wire.capture import CaptureWriter, read_blocks, read_lines
 from market.wire.decode import Decoder
 from models_registry.manifest import BundleError
+from orchestration.journal_migration import migrate_journals
 from proving.synthetic import profile, write_frames
 from tests.conftest import Limit
 from tests.live.exchange import acknowledge, exchange
 from tests.live.live_market import live_settings, promote
 from tests.market.feature_bars import run_model, staged
+from tests.orchestration.test_journal_migration import journal
 
 S = 1_000_000_000
 DAY = "2026-03-03"
@@ -540,6 +542,29 @@ def test_without_a_champion_nothing_is_written_and_the_error_says_how_to_promote
     with pytest.raises(NoChampionError, match=r"no champion.*l2 pipeline.*l2 promote"):
         run(live_settings(root), frames=[market.fresh], speed=0)
     assert not root.exists()
+
+
+def test_a_worker_goes_on_from_a_migrated_journal_and_not_before(
+    root: Path, market: Market
+) -> None:
+    """500 lots are held by a journal of an earlier version, entered at 60,000."""
+    promote(root)
+    journal(root / "live" / "paper" / "journal.sqlite3")
+    settings = live_settings(root)
+    with pytest.raises(JournalError, match="of an earlier version; run `l2 migrate`") as caught:
+        run(settings, frames=[market.fresh], speed=0)
+    assert "\n" not in str(caught.value)
+    assert not (root / "live" / "paper" / "log").exists(), "nothing was begun"
+    migrate_journals(settings)
+    summary = run(settings, frames=[market.fresh], speed=0)
+    assert summary["run"].endswith("-2")
+    assert summary["positions"] == dict.fromkeys(SYMBOLS, 0), "the 500 lots are closed at the end"
+    bought = {1: 600, -1: 100}
+    for record in records(root, "event"):
+        event = event_of(record)
+        if isinstance(event, Filled) and event.symbol == "BTCUSDT" and event.time_ns > START:
+            bought[event.side] += event.qty_lots
+    assert bought[1] == bought[-1]
 
 
 # -- when things break --------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from execution.orders import Accepted, Filled, Liquidity, OrderState, Submit
-from execution.tca import ParentRow
+from execution.tca import MARKOUTS_S, ParentRow, Shortfall
 from live import log
 from live.desk import FundingPayment
 from live.journal import JournalError, require_migrated
@@ -50,6 +50,18 @@ PARENT = ParentRow(
 FUNDING = FundingPayment(
     symbol="BTCUSDT", time_ns=T, position_lots=500, mark_e8=1, rate_e8=1, paid_e8=270_000_000
 )
+_ZERO = dict.fromkeys(
+    [
+        "size_usdt", "fill_ticks", "delay_bps", "spread_bps", "timing_bps", "opportunity_bps",
+        "fees_bps", "total_bps", "maker_share", "time_to_fill_s", "decision_mid_ticks",
+        *(f"markout_{s}s_bps" for s in MARKOUTS_S),
+    ],
+    0.0,
+)  # fmt: skip
+COST = Shortfall(
+    parent_id="p1", symbol="BTCUSDT", side=1, algorithm="passive", venue="paper", decision_ns=T,
+    arrival_ns=T, end_ns=T, qty_lots=9, filled_lots=9, **_ZERO,  # type: ignore[arg-type]
+)  # fmt: skip
 #: Bought 600, sold 100: 500 lots are held; one parent ended, one has an order open.
 ENTRIES: list[tuple[str, str, str, object]] = [
     ("run", "", "", {"run": "paper-1"}),
@@ -58,7 +70,7 @@ ENTRIES: list[tuple[str, str, str, object]] = [
     ("event", "p1", "p1-1", fill("p1-1", "e1", 1, 600, 600_000)),
     ("intent", "p1", "p1-2", submit("p1-2", -1, 100)),
     ("event", "p1", "p1-2", fill("p1-2", "e2", -1, 100, 610_000)),
-    ("end", "p1", "", {}),
+    ("end", "p1", "", COST),
     ("funding", "", "", FUNDING),
     ("parent", "p2", "", PARENT),
     ("intent", "p2", "p2-1", submit("p2-1", 1, 9)),
