@@ -136,6 +136,7 @@ class Reconciliation:
         self._starting, self._ended, self._checked = True, False, not self._at_venue
         self._deadline_ns, self._flatten, self._proving = 0, False, False
         self._scanned_ns = self._audited_ns = 0
+        self._closing = list(state.protection.closing)  #: on record
         self._gap = False  #: something was said that could not be read
 
     # -- phases ----------------------------------------------------------------------------------
@@ -420,6 +421,9 @@ class Reconciliation:
             for symbol in self._symbols:
                 self._obey(now_ns, symbol)
             self.protection.step(now_ns)
+        if (closing := list(self.protection.state.closing)) != self._closing:
+            self._closing = closing
+            self._record(now_ns)
         self._progress(now_ns)
 
     def _obey(self, now_ns: int, symbol: str) -> None:

@@ -29,6 +29,7 @@ from execution.orders import (
     TimeInForce,
 )
 from live.messages import (
+    Append,
     CancelAll,
     Effect,
     Evidence,
@@ -279,6 +280,7 @@ class Desk:
         self.orders, self.account = Orders(), Account({S: BUILT_IN[S]})
         self.requests = Requests(2 * SECOND_NS)
         self.said: list[Say] = []
+        self.recorded = b"{}"  #: of reconciliation, in the log
         self.sent: list[tuple[int, Send]] = []
         self.evidence: list[Event] = []
         self._flights: list[Send] = []
@@ -302,6 +304,8 @@ class Desk:
     def _emit(self, effect: Effect) -> None:
         if isinstance(effect, Say):
             self.said.append(effect)
+        elif isinstance(effect, Append) and effect.kind == "section/reconciliation":
+            self.recorded = effect.body
         elif isinstance(effect, Send):
             self.sent.append((self.now_ns, effect))
             self._flights.append(effect)
@@ -316,11 +320,9 @@ class Desk:
     def crash(self) -> None:
         """The process ends here; another goes on from log and checkpoint."""
         self._flights.clear()
-        state, safety = self.fate.snapshot(), self.safety.snapshot()
+        state, safety = self.recorded, self.safety.snapshot()
         self.requests.restore(self.requests.snapshot())
-        self._build(
-            msgspec.json.decode(msgspec.json.encode(state), type=ReconciliationState), safety
-        )
+        self._build(msgspec.json.decode(state, type=ReconciliationState), safety)
 
     def submit(self, client_id: str, lots: int = 10, **fields: object) -> Order:
         side = int(fields.pop("side", 1))  # type: ignore[call-overload]

@@ -787,6 +787,20 @@ def test_orders_of_an_earlier_process_are_ours_still_or_gone() -> None:
     assert not desk.lines("unexplained")
 
 
+def test_a_position_that_was_being_closed_is_closed_by_the_next_process() -> None:
+    desk = started("cancel")
+    desk.venue.fill("", 7)
+    desk.reaches = lambda send: (not isinstance(send.body, Submit), True)
+    desk.run(2)
+    assert desk.venue.lots == 7
+    desk.crash()
+    desk.reaches = lambda send: (True, True)
+    desk.start()
+    desk.run(12)
+    assert desk.venue.lots == 0
+    assert desk.fate.may_open(S)
+
+
 def test_positions_of_symbols_no_longer_traded_are_closed() -> None:
     desk = started("adopt")
     desk.submit("a-1", time_in_force=TimeInForce.IOC)
