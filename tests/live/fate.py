@@ -289,7 +289,7 @@ class Desk:
         self._build(None, None)
 
     def _build(self, state: ReconciliationState | None, safety: object) -> None:
-        self.safety = Safety((S,), self.settings.risk, self._emit, safety)  # type: ignore[arg-type]
+        self.safety = Safety((S,), self.settings.risk, self._emit, safety)
         self.fate = Reconciliation(
             self.orders,
             self.account,
@@ -325,7 +325,7 @@ class Desk:
         self._build(msgspec.json.decode(state, type=ReconciliationState), safety)
 
     def submit(self, client_id: str, lots: int = 10, **fields: object) -> Order:
-        side = int(fields.pop("side", 1))  # type: ignore[call-overload]
+        side = int(fields.pop("side", 1))
         stop = self.fate.stop_ticks(S, side, float(MID))
         action = Submit(
             client_id=client_id,
@@ -333,7 +333,7 @@ class Desk:
             side=side,
             qty_lots=lots,
             price_ticks=MID,
-            **{"stop_ticks": stop} | fields,  # type: ignore[arg-type]
+            **{"stop_ticks": stop} | fields,
         )
         order = self.orders.sent(action, "p", self.now_ns)
         self._emit(self.requests.open(self.now_ns, action))

@@ -157,7 +157,7 @@ def test_in_the_end_log_and_venue_agree(seed: int, steps: list[str]) -> None:
             arrived.append(send.body.client_id)
         return take(send)
 
-    venue.take = counted  # type: ignore[method-assign]
+    venue.take = counted
     for step in steps:
         play.step(step)
     play.heal()
@@ -165,7 +165,7 @@ def test_in_the_end_log_and_venue_agree(seed: int, steps: list[str]) -> None:
     desk.run(100, step_ms=500)
     assert desk.agrees()
     assert len(arrived) == len(set(arrived))
-    sent = [body.client_id for body in desk.bodies(Submit)]  # type: ignore[attr-defined]
+    sent = [body.client_id for body in desk.bodies(Submit)]
     assert len(sent) == len(set(sent))
     for client_id, order in desk.orders.by_id.items():
         assert (order.state is OrderState.REJECTED) == (client_id not in venue.orders)

@@ -118,12 +118,12 @@ def test_an_incomplete_answer_proves_nothing(desk: Desk) -> None:
     lose(desk, Submit, arrives=False)
     order = desk.submit("a-1")
     answer = desk.venue._query
-    desk.venue._query = lambda query: answer(query).__class__(  # type: ignore[method-assign]
+    desk.venue._query = lambda query: answer(query).__class__(
         query=query, complete=False, venue_ns=desk.now_ns, reason="page 2 failed"
     )
     desk.run(60)
     assert order.state is OrderState.UNKNOWN
-    desk.venue._query = answer  # type: ignore[method-assign]
+    desk.venue._query = answer
     desk.run(31)
     assert order.state is OrderState.REJECTED
 
@@ -132,7 +132,7 @@ def test_a_venue_clock_that_lags_delays_the_proof(desk: Desk) -> None:
     """The proof is in the venue's time, in which it judges the receive window."""
     lose(desk, Submit, arrives=False)
     answer = desk.venue._query
-    desk.venue._query = lambda query: msgspec.structs.replace(  # type: ignore[method-assign]
+    desk.venue._query = lambda query: msgspec.structs.replace(
         answer(query), venue_ns=desk.now_ns - 3 * SECOND_NS
     )
     order = desk.submit("a-1")
@@ -184,7 +184,7 @@ def test_an_order_too_old_to_be_listed_ends_once_it_is_not_open() -> None:
     desk.crash()
     del desk.venue.orders["a-1"]
     query = desk.venue._query
-    desk.venue._query = lambda q: msgspec.structs.replace(  # type: ignore[method-assign]
+    desk.venue._query = lambda q: msgspec.structs.replace(
         query(q), complete=q.kind is not QueryKind.ORDER
     )
     desk.now_ns += 2 * DAY_NS
@@ -487,7 +487,7 @@ def test_executions_that_the_venue_lists_late_are_waited_for(desk: Desk) -> None
     """Order and position are ahead of the list of executions: nothing is adopted, and nothing lost."""
     desk.submit("a-1")
     query, fills = desk.venue._query, desk.venue.fills
-    desk.venue._query = lambda q: msgspec.structs.replace(  # type: ignore[method-assign]
+    desk.venue._query = lambda q: msgspec.structs.replace(
         query(q), orders=tuple(e for e in query(q).orders if e not in told(desk, fills))
     )
     desk.venue.fill("a-1", 10)
@@ -495,7 +495,7 @@ def test_executions_that_the_venue_lists_late_are_waited_for(desk: Desk) -> None
     desk.run(10)
     assert desk.lots == 0
     assert not desk.fate.may_open(S)
-    desk.venue._query = query  # type: ignore[method-assign]
+    desk.venue._query = query
     desk.run(31)
     assert desk.lots == 10
     assert desk.fate.may_open(S)
@@ -667,7 +667,7 @@ def test_a_stop_is_not_moved_by_an_entry_price_in_question(desk: Desk) -> None:
     desk.reaches = lambda send: (False, False)
     desk.tell(end)
     assert desk.lots == 10
-    assert {body.stop_ticks for body in desk.bodies(SetStop)} <= {970_000}  # type: ignore[attr-defined]
+    assert {body.stop_ticks for body in desk.bodies(SetStop)} <= {970_000}
 
 
 def test_a_position_found_without_its_stop_gets_one_at_once(desk: Desk) -> None:
@@ -833,7 +833,7 @@ def test_on_paper_all_of_it_costs_nothing() -> None:
     assert not desk.sent
     assert desk.fate.next_ns == 0, "no timer while nothing is open"
     desk.submit("a-1", time_in_force=TimeInForce.IOC)
-    assert desk.bodies(Submit)[0].stop_ticks == 0  # type: ignore[attr-defined]
+    assert desk.bodies(Submit)[0].stop_ticks == 0
     desk.run(1)
     assert len(desk.sent) == 1
     assert desk.fate.next_ns == 0
