@@ -238,3 +238,10 @@ def test_the_documented_table_is_the_table_in_force() -> None:
         row = next(line for line in text.splitlines() if line.startswith(f"| {limit.name} |"))
         assert f"| {limit.action.name} |" in row
         assert (f"`{limit.setting}`" in row) == bool(limit.setting)
+
+
+def test_what_still_holds_is_not_resumed_away() -> None:
+    desk = Desk()
+    desk.safety.see(T0, "gap_s", 30.0, A)
+    desk.order("resume")
+    assert desk.safety.mode(A) == Mode.PAUSE
