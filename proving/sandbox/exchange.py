@@ -461,8 +461,9 @@ class SandboxExchange:
             if client.held_symbols():
                 self.liquidate(client, client.margin.liquidated(self.marks))
 
-    def liquidate(self, client: Client, symbols: Collection[str]) -> None:
-        """Cancel a client's orders in symbols, and transfer its positions to the insurance fund."""
+    def liquidate(self, client: Client, symbols: Collection[str], ticks: int = 0) -> None:
+        """Cancel a client's orders in symbols, and transfer its positions to the insurance fund, at their
+        bankruptcy prices or at one given."""
         for order in list(client.open.values()):
             if order.symbol in symbols:
                 self.cancel(order, "CancelAllBeforeLiq")
@@ -470,9 +471,10 @@ class SandboxExchange:
             if order.symbol in symbols:
                 self.conditional.deactivate(order, "CancelAllBeforeLiq", self.now_ns)
         held = [symbol for symbol in symbols if client.position_lots(symbol)]
-        prices = {s: self.account_book.bankruptcy_ticks(client, s, self.marks) for s in held}
-        for symbol, ticks in prices.items():
-            self.take_over(client, symbol, ticks, abs(client.position_lots(symbol)))
+        book = self.account_book
+        prices = {s: ticks or book.bankruptcy_ticks(client, s, self.marks) for s in held}
+        for symbol, price in prices.items():
+            self.take_over(client, symbol, price, abs(client.position_lots(symbol)))
 
     def take_over(
         self, client: Client, symbol: str, ticks: int, lots: int, exec_type: str = "BustTrade"

@@ -21,7 +21,7 @@ from live.clock import CLOCK_PATH
 from market.units import SECOND_NS, day_start_ns
 from proving.sandbox.control import Control
 from proving.sandbox.exchange import FIRST_DAY, START_NS
-from proving.sandbox.staging import apply_states
+from proving.sandbox.staging import states_of
 from proving.sandbox.venue import Venue
 
 #: How often simulated time advances, and how far at most before requests are served again.
@@ -61,7 +61,7 @@ class Sandbox:
             raise ValueError(f"speed {speed}: expected more than 0 and at most 1000")
         if not 1 <= clients <= 1000:
             raise ValueError(f"{clients} accounts: expected 1 to 1000")
-        self.speed = speed
+        self.speed, found = speed, states_of(states)
         if begins_ns is None:
             begins_ns = (time.time_ns() // SECOND_NS - past_s) * SECOND_NS - START_NS
         self.venue = Venue(
@@ -80,7 +80,8 @@ class Sandbox:
         )
         self.exchange, self.faults = self.venue.exchange, self.venue.faults
         for client in self.exchange.clients:
-            apply_states(client, states)
+            for state in found:
+                state.apply(client)
         self._control = Control(self.venue)
         self.address = ""
         self._start_wall_ns = self._start_monotonic_ns = 0

@@ -27,8 +27,8 @@ class StagingError(UsageError):
 
 
 class Staged(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A command; ``qty`` and ``price`` are decimal strings, empty for all of the position and a market
-    order."""
+    """A command; ``qty`` and ``price`` are decimal strings, empty for all of the position and the price
+    that the venue makes."""
 
     do: str
     to: str = ""
@@ -71,12 +71,13 @@ STATES: Final[dict[str, State]] = {
 }
 
 
-def apply_states(client: Client, names: str) -> None:
-    """Put an account into states, named with commas between; StagingError for an unknown one."""
-    for name in filter(None, names.split(",")):
+def states_of(names: str) -> list[State]:
+    """States named with commas between; StagingError for an unknown one."""
+    chosen = [name for name in names.split(",") if name]
+    for name in chosen:
         if name not in STATES:
             raise StagingError(f"{name}: no such state; there are {', '.join(STATES)}")
-        STATES[name].apply(client)
+    return [STATES[name] for name in chosen]
 
 
 # -- deeds -----------------------------------------------------------------------------------------
@@ -91,7 +92,8 @@ def _position(client: Client, staged: Staged) -> int:
 
 def _liquidate(exchange: SandboxExchange, client: Client, staged: Staged) -> None:
     _position(client, staged)
-    exchange.liquidate(client, [staged.symbol])
+    ticks = exchange.tapes[staged.symbol].codec.ticks(staged.price) if staged.price else 0
+    exchange.liquidate(client, [staged.symbol], ticks)
 
 
 def _deleverage(exchange: SandboxExchange, client: Client, staged: Staged) -> None:
@@ -129,6 +131,18 @@ def _stop(exchange: SandboxExchange, client: Client, staged: Staged) -> None:
     exchange.conditional.fire(stops[0], exchange.now_ns)
 
 
+def _cancel(exchange: SandboxExchange, client: Client, staged: Staged) -> None:
+    own = [order for order in client.open.values() if order.symbol == staged.symbol]
+    if not own:
+        raise StagingError(f"cancel: there is no open order in {staged.symbol}")
+    exchange.cancel(own[-1])
+
+
+def _found(exchange: SandboxExchange, client: Client, staged: Staged) -> None:
+    for state in states_of(staged.state):
+        state.apply(client)
+
+
 class Deed(NamedTuple):
     says: str
     do: Callable[[SandboxExchange, Client, Staged], None]
@@ -141,8 +155,10 @@ DEEDS: Final[dict[str, Deed]] = {
     ),
     "order": Deed("a human's order, without an id of ours", _order),
     "close": Deed("a human closes the position by a market order", _close),
+    "cancel": Deed("a human cancels the newest order, whosever it is", _cancel),
+    "funding": Deed("funding is settled, now", lambda e, _, s: e.settle_funding(s.symbol)),
     "stop": Deed("the position's stop-loss triggers, whatever the price", _stop),
-    "state": Deed("the account is found in a state", lambda _, c, s: apply_states(c, s.state)),
+    "state": Deed("the account is found in states, with commas between", _found),
 }
 
 
