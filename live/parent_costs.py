@@ -141,15 +141,18 @@ class ParentCosts:
             deadline_ns=row.deadline_ns,
             decision_mid_ticks=row.decision_mid_ticks,
         )
+        fills = self.fills.pop(parent_id, [])
+        # A replay may begin before what the earlier process reached.
+        end_ns = max(now_ns, row.decision_ns + 1, *(fill.venue_ns for fill in fills))
         cost = shortfall(
             parent,
-            self.fills.pop(parent_id, []),
-            Mids((row.decision_ns, now_ns), (row.decision_mid_ticks, mid)),
+            fills,
+            Mids((row.decision_ns, end_ns), (row.decision_mid_ticks, mid)),
             self._instruments[row.symbol],
             algorithm=row.algorithm,
             venue=self._name,
             arrival_ns=row.decision_ns,
-            end_ns=now_ns,
+            end_ns=end_ns,
         )
         unknown = [n for n in cost.__struct_fields__ if n.startswith(("markout_", "vs_twap"))]
         fields: dict[str, Any] = {"impact_by": "cut", **dict.fromkeys(unknown, math.nan)}
