@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -946,3 +947,16 @@ def test_a_halt_cancels_what_rests_and_keeps_the_stop(desk: Desk) -> None:
     assert desk.orders.by_id["a-2"].state is OrderState.CANCELLED
     assert desk.venue.lots == 10
     assert desk.venue.stop
+
+
+def test_the_documented_fates_name_their_tests() -> None:
+    table = (
+        Path("docs/live.md").read_text().partition("## Order fate")[2].partition("Start-up asks")[0]
+    )
+    rows = [
+        line.split(" | ")[-1].strip(" |") for line in table.splitlines() if line.startswith("| ")
+    ]
+    named = [row for row in rows[2:] if row != "the same" and not row.startswith("(")]
+    assert len(named) > 25
+    missing = [row for row in named if "test_" + row.replace(" ", "_") not in globals()]
+    assert missing == []
