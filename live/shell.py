@@ -17,9 +17,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 from execution.orders import Amend, Submit
+from live.bybit import account
 from live.champion import Champion
 from live.control import Control
 from live.core import Core, CoreState
@@ -181,6 +183,7 @@ class Shell:
         self.feed, self.log, self.keeper = feed, log, keeper
         self._inbox, self._say, self._paper, self._gateway = inbox, say, paper, gateway
         self.stream, self._clock_ns, self._speed = stream, clock_ns, speed
+        traded = {symbol: instruments[symbol] for symbol in settings.market.symbols}
         self.core = Core(
             settings,
             instruments,
@@ -191,6 +194,9 @@ class Shell:
             state=state,
             on_decision=self._decided,
             on_midnight=self._midnight,
+            check=partial(
+                account.problems, settings=settings, instruments=traded, source=settings.source
+            ),
         )
         self.latency = {stage: Histogram() for stage in STAGES}
         self.decisions: dict[str, Decision] = {}
@@ -389,6 +395,8 @@ class Shell:
                     break
                 if problems := self.core.reconciliation.problems:
                     raise StartError("; ".join(problems))
+        except StartError:
+            raise  # the account must not be traded: nothing is sent, not even to close
         except BaseException as error:
             failure = error
             self._say.error("closing down", reason=f"{type(error).__name__}: {error}")

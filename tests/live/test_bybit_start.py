@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +19,9 @@ from live.messages import Answer, Link, PositionReport, QueryKind, Report, SetSt
 from market.instruments import BUILT_IN
 from market.settings import Settings
 from proving.sandbox.server import Sandbox
+from tests.conftest import REPOSITORY
 from tests.live.bybit_venue import SYMBOL, Client, connected
+from tests.live.live_market import promote
 from tests.proving.sandbox_server import Served, ask, served
 
 
@@ -108,6 +114,61 @@ def test_what_a_read_only_key_sends_is_refused(venue: Served) -> None:
         (rejected,) = client.ask(order)
     assert isinstance(rejected, Rejected)
     assert rejected.reason.startswith("10005 Permission denied")
+
+
+WORKER = """
+import msgspec, sys
+from pathlib import Path
+from live.worker import run
+from tests.live.live_market import live_settings
+settings = live_settings(Path(sys.argv[1]))
+live = msgspec.structs.replace(settings.live, venue="sandbox", sandbox=sys.argv[2])
+run(msgspec.structs.replace(settings, live=live))
+"""
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[Served]:
+    with served(Sandbox(35, symbols=("BTCUSDT", "ETHUSDT"), begins_ns=None)) as running:
+        yield running
+
+
+def ended(tmp_path: Path, venue: Served, **keys: str) -> str:
+    """The last line of a worker's process, which sends nothing."""
+    promote(tmp_path)
+    key = {**venue.description["keys"][0], **keys}
+    child = subprocess.run(
+        [sys.executable, "-c", WORKER, str(tmp_path), venue.description["rest"]],
+        cwd=REPOSITORY,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "L2_API_KEY": key["key"],
+            "L2_API_SECRET": key["secret"],
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert child.returncode
+    account = venue.sandbox.exchange.clients[0]
+    assert not account.by_link_id
+    assert not account.executions
+    assert not key["secret"] or key["secret"] not in child.stderr
+    return child.stderr.strip().splitlines()[-1]
+
+
+def test_the_worker_ends_with_the_line_and_sends_nothing(tmp_path: Path, both: Served) -> None:
+    both.sandbox.exchange.clients[0].is_hedged = True
+    try:
+        line = ended(tmp_path, both)
+    finally:
+        both.sandbox.exchange.clients[0].is_hedged = False
+    assert "the account is in hedge mode; switch it to one-way mode" in line
+    assert "no keys: set L2_API_KEY and L2_API_SECRET" in ended(
+        tmp_path / "second", both, key="", secret=""
+    )
 
 
 # -- demo ------------------------------------------------------------------------------------------
