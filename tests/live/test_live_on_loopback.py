@@ -73,6 +73,7 @@ def exchange() -> Iterator[Exchange]:
     finally:
         process.terminate()
         process.wait(timeout=20)
+        process.stdout.close()
 
 
 class Worker:
