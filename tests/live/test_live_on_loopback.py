@@ -82,12 +82,13 @@ class Worker:
     def __init__(self, root: Path, exchange: Exchange, end: str = "keep") -> None:
         self.state = root / "live" / "sandbox"
         keys = {"L2_API_KEY": exchange.key["key"], "L2_API_SECRET": exchange.key["secret"]}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(root), exchange.rest, end],
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **keys},
-            stderr=open(root / "worker.log", "ab"),  # noqa: SIM115 - the child's
-        )
+        with (root / "worker.log").open("ab") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", WORKER, str(root), exchange.rest, end],
+                cwd=REPOSITORY,
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY), **keys},
+                stderr=errors,
+            )
 
     def until(
         self, true: Callable[[dict[str, Any]], object], within_s: float = 90
