@@ -30,6 +30,8 @@ JOBS: Final = 2
 MARKET_SEED: Final = 7
 #: The venue's seeds begin at different seconds of its market, so many.
 BEGINNINGS: Final = 16
+#: Seeds between two lines of progress.
+PROGRESS: Final = 100
 #: A planted bug is found within so many seeds, or not at all.
 PLANTED_SEEDS: Final = 60
 
@@ -72,6 +74,8 @@ def command(_: Settings, options: argparse.Namespace) -> Result:
     reports = []
     for report in run(warm, seeds, trace=options.trace):
         reports.append(report)
+        if len(reports) % PROGRESS == 0:
+            say(f"{len(reports)} of {len(seeds)} seeds")
         for violation in report.violations:
             print(f"seed {report.seed}: {violation}", file=sys.stderr)
     return _result(reports, table=options.table)

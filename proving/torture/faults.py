@@ -39,7 +39,6 @@ _RATES: Final = {
     "delist": 0.7,
     "clock": 0.7,
     "liquidation": 0.7,
-    "halt": 1.5,
     "flatten": 0.7,
     "limits": 0.7,
     "skew": 1.0,

@@ -172,12 +172,14 @@ class World:
 
     def _strike_venue(self, due: faults.Due, dice: random.Random) -> None:
         place = venue_faults.KINDS[due.kind].place
-        to = ""
+        to = what = ""
         if place == "request":
             to = self.client.key
+            what = dice.choice(("", "order/create", "order/create", "order/cancel"))
         elif place != "venue" and self.process is not None:
             to = dice.choice([wire.remote.name for wire in self.process.wires.values()])
-        what = self.symbol if due.kind == "delist" else ""
+        elif due.kind == "delist":
+            what = self.symbol
         self.venue.command(due.kind, to, what, ms=faults.duration_ms(due.kind, due.draw))
         if due.kind == "clock":
             self.heap.after(dice.randint(1000, 8000) * MS_NS, self._correct_clock)
