@@ -133,7 +133,8 @@ class ParentCosts:
         """
         parent_id, mids = row.parent_id, self.mids.get(row.symbol)
         left = any(order.parent_id == parent_id for order in self._orders.open(row.symbol))
-        if left or mids is None or math.isnan(mid := mids.at(now_ns)):
+        # A replay may begin before the parent did.
+        if left or mids is None or now_ns < row.decision_ns or math.isnan(mid := mids.at(now_ns)):
             return
         parent = Parent(
             id=parent_id,

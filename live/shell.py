@@ -365,9 +365,12 @@ class Shell:
         self.writer.gated = True
         self._say.error("halted without the main loop", who=command.who, reason=command.reason)
         if self._gateway is not None:
+            wait_ns = round(self.settings.live.answer_s * SECOND_NS)
             for n, symbol in enumerate(self.core.trader.symbols, 1):
-                send = Send(number=-n, body=CancelAll(symbol=symbol), deadline_ns=0)
-                self._gateway.send(send)
+                due_ns = self._clock_ns() + wait_ns
+                self._gateway.send(
+                    Send(number=-n, body=CancelAll(symbol=symbol), deadline_ns=due_ns)
+                )
 
     def _answer(self, name: str) -> None:
         self.writer.gated = False  # the core knows it now
@@ -400,7 +403,8 @@ class Shell:
         except BaseException as error:
             failure = error
             self._say.error("closing down", reason=f"{type(error).__name__}: {error}")
-        left = self._close_down(flatten, failure)
+        begun = not isinstance(failure, StartError)
+        left = self._close_down(flatten, failure) if begun else []
         if failure is not None:
             raise failure
         return left
@@ -410,7 +414,7 @@ class Shell:
         limits = {"flatten": 1.0} if flatten else {}
         stop = Command(command="stop", who="worker", reason=reason, limits=limits)
         # The core keeps to `live.closing_s` of the venue's time; this is for one that does not.
-        until = time.monotonic() + self.settings.live.closing_s + 1
+        until = time.monotonic() + self.settings.live.closing_s / self._speed + 1
         replay = isinstance(self.feed, ReplayFeed)
         try:
             self.take(Given(stop, 0))

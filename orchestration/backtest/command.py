@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from execution.simulation.queue import BOUNDS
-from live.worker import followed
+from live.run import followed
 from market.compute import Map, mapping
 from market.console import Result, Say, names, say
 from market.errors import UsageError

@@ -35,8 +35,8 @@ import numpy.typing as npt
 
 from live.decisions import Decision
 from live.messages import Append
+from live.run import followed
 from live.trader import Trader
-from live.worker import followed
 from market.console import Say, fixed, table
 from market.lake import Lake
 from market.settings import Settings

@@ -65,15 +65,13 @@ def exchange() -> Iterator[Exchange]:
         *(sys.executable, "-m", "orchestration.cli", "sandbox", "--profile", "demo"),
         *("--symbols", ",".join(SYMBOLS), "--past", "1200", "--no-rate-limit", "--seed", "3"),
     ]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        described = json.loads(process.stdout.readline())
-        yield Exchange(described["rest"], described["keys"][0])
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-        process.stdout.close()
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            described = json.loads(process.stdout.readline())
+            yield Exchange(described["rest"], described["keys"][0])
+        finally:
+            process.terminate()
 
 
 class Worker:
@@ -82,16 +80,16 @@ class Worker:
     def __init__(self, root: Path, exchange: Exchange, end: str = "keep") -> None:
         self.state = root / "live" / "sandbox"
         keys = {"L2_API_KEY": exchange.key["key"], "L2_API_SECRET": exchange.key["secret"]}
-        with (root / "worker.log").open("ab") as errors:
+        with open(root / "worker.log", "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", WORKER, str(root), exchange.rest, end],
                 cwd=REPOSITORY,
                 env={**os.environ, "PYTHONPATH": str(REPOSITORY), **keys},
-                stderr=errors,
+                stderr=log,
             )
 
     def until(
-        self, true: Callable[[dict[str, Any]], object], within_s: float = 90
+        self, true: Callable[[dict[str, Any]], object], within_s: float = 300
     ) -> dict[str, Any]:
         """The first told state of which something is true."""
         deadline = time.monotonic() + within_s
@@ -108,7 +106,7 @@ class Worker:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(timeout=60) == 0
+        assert self.process.wait(timeout=120) == 0
 
     def kill(self) -> None:
         self.process.kill()

@@ -32,7 +32,8 @@ from live.journal import JournalError, TableRows
 from live.log import LogError
 from live.messages import Append
 from live.repetition import repeat
-from live.worker import Run, known_instruments, run, summary_text
+from live.run import Run, known_instruments
+from live.worker import run, summary_text
 from market.bars import BarBuilder, Bars, make_bars
 from market.errors import no_space
 from market.features import FeatureEvaluator, feature_names

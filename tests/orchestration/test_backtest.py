@@ -14,7 +14,7 @@ from execution.tca import Row
 from live.collect import collect
 from live.decisions import Decision
 from live.own_capture import TickerState, checkpoints
-from live.worker import followed
+from live.run import followed
 from live.worker import run as run_live
 from market.bars import BarBuilder, Bars
 from market.features import feature_names

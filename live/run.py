@@ -1,0 +1,345 @@
+"""A run put together: lock, model, connections, log, files; its shell from the first frame to the last."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import queue
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import msgspec
+import structlog
+
+from live.bybit.codec import BybitCodec
+from live.bybit.connections import Connections
+from live.bybit.venues import VenueAddress, address_of, keys_of
+from live.champion import Champion
+from live.clock import VenueClock, clock_of
+from live.control import Control
+from live.core import CoreState
+from live.decisions import DecisionLog
+from live.feed import Item, ReplayFeed, WireFeed
+from live.gateway import Codec, PlainCodec
+from live.history import join_history, save_history
+from live.journal import require_migrated
+from live.keeper import Keeper
+from live.log import Header, LogWriter, lock, require
+from live.loopback import past_of
+from live.messages import Append
+from live.own_capture import OwnCapture
+from live.paper import PaperGateway, paper_venues
+from live.rehearsal import rehearse
+from live.restoration import checkpoint_of, restore
+from live.shell import STAGES, Given, History, Shell
+from live.state_stream import StateStream
+from market.errors import UsageError
+from market.features import feature_hash, feature_names
+from market.instruments import BUILT_IN, Instrument, leader
+from market.lake import Lake
+from market.settings import Settings
+from market.units import E8, SECOND_NS
+from market.wire.survey import instruments_of
+from market.wire.topics import public_topics
+
+
+class Run:
+    """What a run holds from its start to its end: lock, model, connections, files. A context manager."""
+
+    def __init__(self, settings: Settings, captures: Sequence[str], url: str | None) -> None:
+        self.settings, self.say, self.inbox = settings, logger(), queue.SimpleQueue[Any]()
+        depth = settings.market.book_depth
+        self.instruments = known_instruments(followed(settings.market.symbols), captures, depth)
+        self.venue = settings.live.venue
+        self.state = Path(settings.root) / "live" / self.venue
+        self.address = None if self.venue == "paper" else address_of(settings)
+        self.public = url if self.address is None else self.address.public
+        self.clock: VenueClock | None = None
+        self.codec: Codec = PlainCodec()
+        self.gateway: Connections | None = None
+        self.run_id = ""
+        self._ends = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as begun:
+            self.champion = begun.enter_context(closing(self._champion()))
+            self.lake = Lake(self.settings.root, self.settings.source)
+            take = partial(self._lock, begun)
+            take(self.state / "worker.lock", f"a worker of {self.venue}")
+            require_migrated(self.state)
+            self.say.info("rehearsed", seconds=round(self._rehearse(), 3))
+            if self.address is not None:
+                self._connect(self.address, begun)
+            self._ends = begun.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.close()
+        gc.unfreeze()
+        sys.setswitchinterval(0.005)
+
+    @staticmethod
+    def _lock(stack: ExitStack, file: Path, what: str) -> None:
+        stack.callback(os.close, lock(file, what))
+
+    def _champion(self) -> Champion:
+        settings = self.settings
+        return Champion(
+            settings.root,
+            settings.model_name,
+            feature_hash=feature_hash(),
+            book_topic=f"orderbook.{settings.market.book_depth}",
+            source=settings.source,
+            symbols=settings.market.symbols,
+            log=self.say,
+        )
+
+    def _rehearse(self) -> float:
+        took_s = rehearse(self.settings, self.instruments, self.champion)
+        # What is loaded now stays: the collector looks at it never again.
+        gc.collect()
+        gc.freeze()
+        # A thread that wakes up, as with a sync that ended, waits for the interpreter so long at most.
+        sys.setswitchinterval(0.0005)
+        return took_s
+
+    def _connect(self, address: VenueAddress, stack: ExitStack) -> None:
+        """Connect to the venue, as the only worker of its account on this machine."""
+        keys, codec = keys_of(), BybitCodec(self.instruments)
+        account = sha256(f"{address.rest} {keys.key}".encode()).hexdigest()[:16]
+        folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+        self._lock(stack, folder / f"l2-account-{account}.lock", "this account's worker")
+        self.codec = codec
+        self.clock = self._clock_of(address.public)
+        self.gateway = Connections(
+            address,
+            keys,
+            codec,
+            lambda _, given: self.inbox.put(Given(given, time.monotonic_ns())),
+            self.settings.live,
+            clock_ns=self.clock,
+            speed=self.clock.speed,
+        )
+        self.gateway.start()
+        stack.callback(self.gateway.stop, 2.0)
+
+    def _clock_of(self, url: str) -> VenueClock:
+        return VenueClock(clock_of(url, self.settings.clock, lambda text: self.say.info(text)))
+
+    def wire(self, url: str) -> WireFeed:
+        """The feed of a public stream, in the venue's time."""
+        self.clock = clock = self.clock or self._clock_of(url)
+        topics = public_topics(list(self.instruments), [self.settings.market.book_depth])
+        return WireFeed(url, topics, clock_ns=clock, speed=clock.speed, inbox=self.inbox)
+
+    # -- from the first frame to the last --------------------------------------------------------
+
+    def trade(
+        self,
+        feed: ReplayFeed | WireFeed,
+        flatten: bool = True,
+        duration_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Trade to the feed's end, or for so many of the venue's seconds; returns the summary."""
+        # What takes seconds comes first: nothing that is received shall wait for it.
+        history: History | None = None
+        if self.address is not None and self.venue == "sandbox":
+            history = past_of(self.address.rest, self.instruments, self.settings)
+        items: Iterator[Any] = iter(feed)
+        first_ns = feed.first_ns
+        if not first_ns:  # only the venue knows
+            seen = [next(items)]
+            while not isinstance(seen[-1], Item):  # connections came up meanwhile
+                seen.append(next(items))
+            first_ns, items = seen[-1].receive_ns, itertools.chain(seen, items)
+        with ExitStack() as stack:
+            shell = self.begin(feed, first_ns, stack, history)
+            stack.enter_context(stopping(shell.stop, self.say))
+            until_ns = 0 if duration_s is None else first_ns + round(duration_s * 1e9)
+            left = shell.run(items, flatten, until_ns)
+        summary = self.summary(shell) | {"left": left}
+        self.say.info("worker stopped", **summary)
+        return summary
+
+    def begin(
+        self,
+        feed: ReplayFeed | WireFeed,
+        first_ns: int,
+        stack: ExitStack,
+        history: History | None = None,
+    ) -> Shell:
+        """A shell that has begun, with the history before the first frame; ``stack`` ends its threads."""
+        shell = self._shell(feed, first_ns, stack)
+        second_ns = first_ns // SECOND_NS * SECOND_NS
+        history = history or join_history(self.lake, self.instruments, second_ns)
+        pointer = self.champion.pointer
+        about = {"model": pointer.version, "symbols": list(self.instruments)}
+        if history is not None:
+            save_history(self.settings.root, self.run_id, history)
+            seconds = min(len(bars) for bars, *_ in history.values())
+            self.say.info("history joined", seconds=seconds)
+        self.say.info("worker started", run=self.run_id, **about)
+        body = msgspec.json.encode({"run": self.run_id, **about, "sha": pointer.manifest_sha256})
+        # Not before now, whatever waits in the inbox: deadlines count from here.
+        now_ns = first_ns if self.clock is None else max(first_ns, self.clock())
+        shell.begin(now_ns, Append(kind="run", time_ns=now_ns, body=body), history)
+        return shell
+
+    def _paced(self) -> Settings:
+        """The settings in the venue's time: what the network and the wall clock take lasts longer there."""
+        live, speed = self.settings.live, self.clock.speed if self.clock is not None else 1.0
+        if speed == 1.0:
+            return self.settings
+        paced = msgspec.structs.replace(
+            live,
+            answer_s=live.answer_s * speed,
+            receive_window_ms=round(live.receive_window_ms * speed),
+            closing_s=live.closing_s * speed,
+        )
+        return msgspec.structs.replace(self.settings, live=paced)
+
+    def _shell(self, feed: ReplayFeed | WireFeed, first_ns: int, stack: ExitStack) -> Shell:
+        settings, instruments = self._paced(), self.instruments
+        opening_e8 = round(settings.execution.capital_usdt * E8)
+        restored = restore(self.state / "log", instruments, opening_e8)
+        number = 1 if restored is None else int(restored.header.run.rpartition("-")[2]) + 1
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(first_ns // SECOND_NS))
+        self.run_id = f"{self.venue}-{stamp}-{number}"
+        state = None if restored is None else restored.state
+        if restored is not None:
+            require(restored.header, self.state / "log", self.venue, "", settings.source)
+            if restored.torn is not None:
+                self.say.warning("log's torn end kept aside", **restored.torn._asdict())
+        header = Header(
+            venue=self.venue,
+            account="",
+            source=settings.source,
+            instruments={s: (found.tick, found.lot) for s, found in instruments.items()},
+            settings=msgspec.json.encode(settings),
+            code=feature_hash(),
+            run=self.run_id,
+            checkpoint=checkpoint_of(state or CoreState()),
+        )
+        writer = LogWriter(self.state / "log", header, first_ns, background=True)
+        stack.callback(writer.close)
+        paper = None
+        if self.gateway is None:
+            account = None if state is None else state.account
+            holdings = {} if account is None else account.holdings
+            held = {symbol: holding.position_lots for symbol, holding in holdings.items()}
+            paper = PaperGateway(paper_venues(instruments, settings, held))
+        live = isinstance(feed, WireFeed)
+        capture = OwnCapture(settings.root, self.run_id, instruments)
+        decisions = DecisionLog(self.state / "decisions", self.run_id, feature_names())
+        for file in decisions.recovered:
+            self.say.warning("decisions recovered", **file._asdict())
+        keeper = Keeper(capture, decisions, lambda error: shell.failed(error), may_wait=not live)
+        stack.callback(keeper.close)
+        stream = StateStream(self.state / "state.sock")
+        stack.callback(stream.close)
+        shell = Shell(
+            settings,
+            instruments,
+            state=state,
+            champion=self.champion,
+            feed=feed,
+            inbox=self.inbox,
+            log=writer,
+            keeper=keeper,
+            say=self.say,
+            codec=self.codec,
+            paper=paper,
+            gateway=self.gateway,
+            stream=stream,
+            clock_ns=self.clock or time.time_ns,
+            speed=self.clock.speed if self.clock is not None else 1.0,
+        )
+        shell.control = Control(self.state / "control", shell.command, shell.emergency)
+        stack.callback(shell.control.close)
+        stack.callback(shell.writer.close)
+        return shell
+
+    def summary(self, shell: Shell) -> dict[str, Any]:
+        """Counts, costs and latencies of the run; plain data, printed by `summary_text`."""
+        core, pointer = shell.core, self.champion.pointer
+        decision = shell.latency["decision"].summary()
+        return {
+            "run": self.run_id,
+            "model": f"{pointer.name} {pointer.version}",
+            "fee_row": self.settings.model.fee_row,
+            "frames": core.frames,
+            "events": core.events,
+            "rejected": sum(core.rejects.values()),
+            "gaps": core.gaps,
+            **core.trader.summary(),
+            "swaps": self.champion.swaps,
+            "bundles_refused": self.champion.refused,
+            "latency_us": decision | {"unpaced": shell.unpaced},
+            "stages_us": {stage: shell.latency[stage].summary() for stage in STAGES},
+            "lost_frames": shell.keeper.lost_frames,
+            "captures": shell.keeper.capture.paths,
+        }
+
+
+def followed(symbols: Sequence[str]) -> list[str]:
+    """The traded symbols, and those whose bars enter their features."""
+    return list(dict.fromkeys([*symbols, *(leader(symbol) for symbol in symbols)]))
+
+
+def known_instruments(
+    symbols: Sequence[str], captures: Sequence[str], book_depth: int
+) -> dict[str, Instrument]:
+    """The instruments of the symbols: those of the captures, else the built-in ones.
+
+    UsageError when neither has a symbol.
+    """
+    known = BUILT_IN | (instruments_of(captures, symbols, book_depth) if captures else {})
+    if missing := [symbol for symbol in symbols if symbol not in known]:
+        raise UsageError(
+            f"{', '.join(missing)}: tick and lot are not known; use a capture that opens with its "
+            "instruments, or add the symbol to market/instruments.py"
+        )
+    return {symbol: known[symbol] for symbol in symbols}
+
+
+def logger() -> Any:
+    """Structured logging, one JSON line each, to stderr."""
+    return structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+    )
+
+
+@contextmanager
+def stopping(stop: Callable[[str], None], log: Any) -> Iterator[None]:
+    """SIGTERM and the first SIGINT stop the worker, so that it shuts down cleanly."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def heard(number: int, _: FrameType | None) -> None:
+        log.info("stopping", signal=signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, heard) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,125 @@
+"""A request leaves once what it rests on is on disk, and not otherwise."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from execution.orders import Amend, Cancel, Submit
+from live.latency import Histogram
+from live.log import Header, LogWriter
+from live.messages import CancelAll, RequestBody, Send, SetStop, Tick
+from live.shell import STAGES, Writer
+
+
+class Disk:
+    """fdatasync of a disk that may fail, or take its time."""
+
+    def __init__(self) -> None:
+        self.fails = False
+        self.synced = 0
+
+    def __call__(self, descriptor: int) -> None:
+        if self.fails:
+            raise OSError(28, "No space left on device")
+        os.fdatasync(descriptor)
+        self.synced += 1
+
+
+class Bench:
+    def __init__(self, folder: Path) -> None:
+        self.disk, self.sent, self.failures = Disk(), list[int](), list[Exception]()
+        header = Header(
+            venue="x",
+            account="",
+            source="synthetic",
+            instruments={},
+            settings=b"{}",
+            code="",
+            run="x-1",
+        )
+        self.log = LogWriter(folder / "log", header, 0, background=True, fdatasync=self.disk)
+        latency = {stage: Histogram() for stage in STAGES}
+        self.writer = Writer(self.log, self.send, self.failures.append, latency)
+
+    def send(self, send: Send) -> None:
+        assert self.log.synced_to >= send.deadline_ns, "what it rests on is on disk"
+        self.sent.append(send.number)
+
+    def request(self, number: int, body: RequestBody) -> None:
+        """A request that rests on an input; the position stands in its deadline, for `send`."""
+        self.log.append_input(number, Tick())
+        position = self.log.position
+        self.writer.put(position, Send(number=number, body=body, deadline_ns=position))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.disk.fails = False
+    made.writer.close()
+    made.log.close()
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+def order(number: int, reduce_only: bool = False) -> Submit:
+    return Submit(
+        client_id=str(number), symbol="BTCUSDT", side=1, qty_lots=1, reduce_only=reduce_only
+    )
+
+
+def test_requests_leave_in_order_after_a_sync_that_covers_them(bench: Bench) -> None:
+    for number in range(50):
+        bench.request(number, order(number))
+    until(lambda: len(bench.sent) == 50)
+    assert bench.sent == list(range(50))
+    assert bench.disk.synced > 0
+
+
+def test_nothing_leaves_while_the_disk_refuses_and_everything_afterwards(bench: Bench) -> None:
+    bench.disk.fails = True
+    bench.request(1, order(1))
+    until(lambda: bench.failures)
+    bench.request(2, Cancel(client_id="1"))
+    assert bench.sent == []
+    assert "No space left on device" in str(bench.failures[0])
+    bench.disk.fails = False
+    until(lambda: bench.sent == [1, 2])
+
+
+def test_a_gated_writer_lets_only_what_reduces_leave(bench: Bench) -> None:
+    bench.writer.gated = True
+    bodies = (
+        order(1),
+        order(2, reduce_only=True),
+        Amend(client_id="2", qty_lots=5),
+        Cancel(client_id="2"),
+        CancelAll(symbol="BTCUSDT"),
+        SetStop(symbol="BTCUSDT", stop_ticks=7),
+    )
+    for number, body in enumerate(bodies, 1):
+        bench.request(number, body)
+    until(lambda: 6 in bench.sent)
+    assert bench.sent == [2, 4, 5, 6]
+
+
+def test_a_histogram_knows_percentiles_within_a_bucket() -> None:
+    times = Histogram()
+    for n in range(1, 10_001):
+        times.add(n * 1000)
+    for percent in (50, 99, 99.9):
+        assert times.percentile_us(percent) == pytest.approx(100 * percent, rel=0.13)
+    assert times.summary()["most"] == 10_000.0
+    assert sum(count for _, count in times.buckets()) == times.count == 10_000
+    assert Histogram().percentile_us(99) == 0.0
