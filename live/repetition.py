@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -9,6 +10,7 @@ import msgspec
 
 from live import log
 from live.again import again
+from live.bybit import account
 from live.bybit.codec import BybitCodec
 from live.core import Core
 from live.gateway import PlainCodec
@@ -49,6 +51,7 @@ class Repetition:
         }
         self._instruments = instruments
         paper = header.venue == "paper"
+        traded = {symbol: instruments[symbol] for symbol in settings.market.symbols}
         self.core = Core(
             settings,
             instruments,
@@ -57,6 +60,9 @@ class Repetition:
             name=header.venue,
             at_venue=not paper,
             state=state_of(header.checkpoint),
+            check=partial(
+                account.problems, settings=settings, instruments=traded, source=settings.source
+            ),
         )
 
     def begin(self, now_ns: int) -> list[Effect]:
