@@ -335,6 +335,9 @@ class Reconciliation:
         if link.stream == "public":
             return
         if not link.up:
+            self._say(
+                "warning", "nothing is opened: stream down", stream=link.stream, why=link.reason
+            )
             self._down.add(link.stream)
             return
         self._down.discard(link.stream)
