@@ -1,0 +1,219 @@
+"""Soak test of the worker: hours of market at the exchange on loopback, with faults, and both books compared.
+
+    python -m proving.worker_soak --root demo/lake --seconds 3600 --speed 20 --seed 1
+
+The exchange runs with random faults, `l2 live` trades at it with the champion of ``root`` in a process of its
+own. Its memory is sampled; when it has ended, what it has on record is compared with what the exchange says:
+executions by id, the position of each symbol, open orders, and a cost for every parent. The worker's state
+folder and captures are written below ``root``; use a copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from execution.orders import Event, Filled
+from live.log import read
+from live.messages import Append
+from market.console import say
+
+#: Faults a simulated minute: network, venue and feed, at the rates of a bad day in an hour.
+FAULTS: Final = (
+    "answer_lost=0.2,answer_late=0.3,cut_before=0.1,cut_after=0.1,timed_out=0.1,rate_limited=0.1,"
+    "maintenance=0.05,drop=0.2,duplicate=0.3,delay=0.1,silence=0.05,close=0.02,abort=0.02,restart=0.02"
+)
+#: Memory counts from here on, as a share of the run: caches have filled by then.
+WARM_UP: Final = 0.25
+SAMPLE_S: Final = 5.0
+
+_EVENT = msgspec.json.Decoder(Event)
+
+
+def soak(root: str, seconds: float, speed: float, seed: int, faults: str) -> dict[str, Any]:
+    """Run exchange and worker for ``seconds`` of wall time; what was found, ``failed`` with reasons."""
+    folder = Path(root) / "live" / "sandbox"
+    began = (
+        {block.segment for block in read(folder / "log")} if (folder / "log").exists() else set()
+    )
+    command = [sys.executable, "-m", "orchestration.cli"]
+    sandbox = subprocess.Popen(
+        [
+            *(*command, "sandbox", "--profile", "demo", "--symbols", "BTCUSDT,ETHUSDT"),
+            *("--speed", f"{speed:g}", "--seed", str(seed), "--past", "1200"),
+            *("--faults", faults, "--fault-log", f"{root}/soak-faults.jsonl"),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert sandbox.stdout is not None
+        venue = json.loads(sandbox.stdout.readline())
+        keys = venue["keys"][0]
+        environment = os.environ | {"L2_API_KEY": keys["key"], "L2_API_SECRET": keys["secret"]}
+        with open(f"{root}/soak-worker.log", "wb") as log:
+            worker = subprocess.Popen(
+                [
+                    *(*command, "--set", f"root={root}", "--set", "source=synthetic", "live"),
+                    *(
+                        "--venue",
+                        "sandbox",
+                        "--url",
+                        venue["rest"],
+                        "--for",
+                        f"{seconds:g}",
+                        "--json",
+                    ),
+                ],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+            )
+            memory = _sampled(worker, seconds + 180.0)
+            said = worker.stdout.read() if worker.stdout is not None else b""
+        found = _compared(folder, began, venue["rest"], keys)
+    finally:
+        sandbox.terminate()
+        sandbox.wait(timeout=30)
+    happened = Path(f"{root}/soak-faults.jsonl")
+    found |= {
+        "wall_s": seconds,
+        "speed": speed,
+        "seed": seed,
+        "exit": worker.returncode,
+        "faults": len(happened.read_bytes().splitlines()) if happened.exists() else 0,
+        **_growth(memory),
+        "worker": json.loads(said) if worker.returncode == 0 else None,
+    }
+    if worker.returncode:
+        found["failed"].append(f"the worker ended with {worker.returncode}")
+    if found["memory_growth"] > 0.05:
+        found["failed"].append(f"memory grew by {found['memory_growth']:.1%} after the warm-up")
+    return found
+
+
+def _sampled(worker: subprocess.Popen[bytes], limit_s: float) -> list[float]:
+    """Resident memory of the worker (MB) until it ends; it is killed after ``limit_s``."""
+    samples, end = [], time.monotonic() + limit_s
+    while worker.poll() is None:
+        if time.monotonic() > end:
+            worker.kill()
+            break
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        resident = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+        samples += [int(line.split()[1]) / 1024 for line in resident]
+        time.sleep(SAMPLE_S)
+    worker.wait()
+    return samples
+
+
+def _growth(memory: list[float]) -> dict[str, float]:
+    """First and last memory after the warm-up (medians of a tenth of the samples), and the growth."""
+    warm = memory[round(len(memory) * WARM_UP) :] or [0.0]
+    part = max(1, len(warm) // 10)
+    first, last = float(np.median(warm[:part])), float(np.median(warm[-part:]))
+    return {
+        "memory_first_mb": round(first, 1),
+        "memory_last_mb": round(last, 1),
+        "memory_growth": last / first - 1 if first else 0.0,
+    }
+
+
+def _compared(folder: Path, began: set[int], rest: str, keys: dict[str, str]) -> dict[str, Any]:
+    """The worker's record of this run against what the exchange says."""
+    fills: dict[str, int] = {}
+    positions: dict[str, int] = {}
+    parents: dict[str, int] = {}
+    for block in read(folder / "log"):
+        for _, body in block.records if block.segment not in began else ():
+            if not isinstance(body, Append):
+                continue
+            if body.kind == "parent":
+                parents.setdefault(body.parent_id, 0)
+            elif body.kind == "end":
+                parents[body.parent_id] = parents.get(body.parent_id, 0) + 1
+            elif body.kind == "event":
+                event = _EVENT.decode(body.body)
+                if isinstance(event, Filled):
+                    fills[event.exec_id] = fills.get(event.exec_id, 0) + 1
+                    lots = event.side * event.qty_lots
+                    positions[event.symbol] = positions.get(event.symbol, 0) + lots
+    theirs = venue_record(rest, keys)
+    failed = []
+    if missing := set(theirs["executions"]) - set(fills):
+        failed.append(f"{len(missing)} executions are not on record, {sorted(missing)[0]} first")
+    if twice := [one for one, times in fills.items() if times > 1]:
+        failed.append(f"{len(twice)} executions are on record twice, {twice[0]} first")
+    if open_orders := theirs["open_orders"]:
+        failed.append(f"{len(open_orders)} orders are open at the exchange: {open_orders}")
+    ours = {symbol: lots for symbol, lots in positions.items() if lots}
+    if bool(ours) != bool(theirs["positions"]):
+        failed.append(f"positions: {ours} on record, {theirs['positions']} at the exchange")
+    if uncosted := [parent for parent, ends in parents.items() if ends != 1]:
+        failed.append(f"{len(uncosted)} parents without one cost, {uncosted[0]} first")
+    return {
+        "executions": len(fills),
+        "executions_at_venue": len(theirs["executions"]),
+        "parents": len(parents),
+        "positions": ours,
+        "failed": failed,
+    }
+
+
+def venue_record(rest: str, keys: dict[str, str]) -> dict[str, Any]:
+    """What the exchange has of an account: execution ids (the newest thousand), positions, open orders."""
+    import ccxt
+
+    client = ccxt.bybit({"apiKey": keys["key"], "secret": keys["secret"]})
+    for name in list(client.urls["api"]):
+        if isinstance(client.urls["api"][name], str):
+            client.urls["api"][name] = rest
+    linear = {"category": "linear", "settleCoin": "USDT"}
+    executions: list[str] = []
+    cursor = ""
+    while True:
+        page = client.privateGetV5ExecutionList(
+            {"category": "linear", "limit": 100, "execType": "Trade", "cursor": cursor}
+        )["result"]
+        executions += [row["execId"] for row in page["list"]]
+        cursor = page.get("nextPageCursor", "")
+        if not cursor:
+            break
+    positions = client.privateGetV5PositionList(linear)["result"]["list"]
+    orders = client.privateGetV5OrderRealtime(linear)["result"]["list"]
+    return {
+        "executions": executions,
+        "positions": {
+            p["symbol"]: f"{p['side']} {p['size']}" for p in positions if p["size"] != "0"
+        },
+        "open_orders": [order["orderLinkId"] or order["orderId"] for order in orders],
+    }
+
+
+def main() -> None:
+    """Run it, print the findings as JSON; exit 1 when something failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--root", required=True, help="a lake with a champion; use a copy")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="of wall time")
+    parser.add_argument("--speed", type=float, default=20.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--faults", default=FAULTS, help="rates a simulated minute")
+    options = parser.parse_args()
+    say(f"worker soak: {options.seconds:g} s at {options.speed:g}x, seed {options.seed}")
+    found = soak(options.root, options.seconds, options.speed, options.seed, options.faults)
+    print(json.dumps(found))
+    for reason in found["failed"]:
+        say(f"FAILED: {reason}")
+    sys.exit(bool(found["failed"]))
+
+
+if __name__ == "__main__":
+    main()
