@@ -62,16 +62,8 @@ def soak(root: str, seconds: float, speed: float, seed: int, faults: str) -> dic
         with open(f"{root}/soak-worker.log", "wb") as log:
             worker = subprocess.Popen(
                 [
-                    *(*command, "--set", f"root={root}", "--set", "source=synthetic", "live"),
-                    *(
-                        "--venue",
-                        "sandbox",
-                        "--url",
-                        venue["rest"],
-                        "--for",
-                        f"{seconds:g}",
-                        "--json",
-                    ),
+                    *(*command, "live", "--root", root, "--config", f"{root}/l2.toml", "--json"),
+                    *("--venue", "sandbox", "--url", venue["rest"], "--for", f"{seconds:g}"),
                 ],
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -176,19 +168,31 @@ def venue_record(rest: str, keys: dict[str, str]) -> dict[str, Any]:
     for name in list(client.urls["api"]):
         if isinstance(client.urls["api"][name], str):
             client.urls["api"][name] = rest
+    client.timeout = 2_000
+
+    def asked(method: str, query: dict[str, Any]) -> dict[str, Any]:
+        """The answer's result; faults happen to this client too, so it asks again."""
+        for _ in range(20):
+            try:
+                result: dict[str, Any] = getattr(client, method)(query)["result"]
+            except ccxt.BaseError:
+                time.sleep(0.5)
+            else:
+                return result
+        raise RuntimeError(f"{rest}: no answer to {method}")
+
     linear = {"category": "linear", "settleCoin": "USDT"}
     executions: list[str] = []
     cursor = ""
     while True:
-        page = client.privateGetV5ExecutionList(
-            {"category": "linear", "limit": 100, "execType": "Trade", "cursor": cursor}
-        )["result"]
+        query = {"category": "linear", "limit": 100, "execType": "Trade", "cursor": cursor}
+        page = asked("privateGetV5ExecutionList", query)
         executions += [row["execId"] for row in page["list"]]
         cursor = page.get("nextPageCursor", "")
         if not cursor:
             break
-    positions = client.privateGetV5PositionList(linear)["result"]["list"]
-    orders = client.privateGetV5OrderRealtime(linear)["result"]["list"]
+    positions = asked("privateGetV5PositionList", linear)["list"]
+    orders = asked("privateGetV5OrderRealtime", linear)["list"]
     return {
         "executions": executions,
         "positions": {
@@ -201,7 +205,9 @@ def venue_record(rest: str, keys: dict[str, str]) -> dict[str, Any]:
 def main() -> None:
     """Run it, print the findings as JSON; exit 1 when something failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--root", required=True, help="a lake with a champion; use a copy")
+    parser.add_argument(
+        "--root", required=True, help="a lake with a champion and l2.toml; use a copy"
+    )
     parser.add_argument("--seconds", type=float, default=3600.0, help="of wall time")
     parser.add_argument("--speed", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=1)
