@@ -19,7 +19,6 @@ from execution.order_machine import Orders
 from execution.orders import (
     Amend,
     Cancel,
-    CancelRejected,
     Event,
     Filled,
     OrderEvent,
@@ -283,7 +282,8 @@ class Reconciliation:
                 self._fate.look_at(now_ns, order)
             case OrderEvent():
                 order = self._orders.get(evidence.client_id)
-                if isinstance(evidence, Rejected | CancelRejected):
+                # A cancel or amend that loses the race to a fill is refused day in, day out.
+                if isinstance(evidence, Rejected):
                     self._safety.rejected(now_ns)
                     if order is not None and order.submit.reduce_only and self._at_venue:
                         self._audits.begin(now_ns, order.symbol, blocking=False)

@@ -229,7 +229,10 @@ class Shell:
     def begin(self, now_ns: int, run: Append, history: History | None = None) -> None:
         """Start at an instant with the history before it; ``run`` is its record."""
         self.now_ns, self._began_ns = now_ns, time.monotonic_ns()
-        self._carry_out(now_ns, [run, *self.core.begin(now_ns, history)])
+        begun = self.core.begin(now_ns, history)
+        if self._paper is not None:
+            self._paper.take(self.core.rows)  # the book that the history ends with
+        self._carry_out(now_ns, [run, *begun])
         self._open_capture(now_ns)
         self._in_force()
 
