@@ -120,11 +120,6 @@ def _sent_before_the_sync() -> None:
     _replace(LogWriter, "sync", lambda self: None)
 
 
-def _nothing_is_asked_after_a_reconnection() -> None:
-    """The private stream is back, and what it missed is not asked for; nor later."""
-    _replace(Reconciliation, "_audit_all", lambda self, now_ns, blocking: None)
-
-
 def _executions_without_an_id_are_dropped() -> None:
     """An execution that is of no order of ours does not count."""
 
@@ -182,7 +177,6 @@ BUGS: Final[dict[str, Plant]] = {
     "cumulative reports ignored": _reports_are_ignored,
     "funding taken for a fill": _funding_is_a_fill,
     "sent before the sync": _sent_before_the_sync,
-    "nothing asked after a reconnection": _nothing_is_asked_after_a_reconnection,
     "executions without an id dropped": _executions_without_an_id_are_dropped,
     "no stop armed later": _no_stop_is_armed_later,
     "UNKNOWN closed by time": _time_closes_the_unknown,
