@@ -434,7 +434,7 @@ class Shell:
     def _wait(self) -> None:
         """The next thing while closing down: of a replay, time goes on by itself."""
         if isinstance(self.feed, ReplayFeed):
-            self.take(Item(self.now_ns + TICK_NS, None, 0))
+            self.take(Item((self.now_ns // TICK_NS + 1) * TICK_NS, None, 0))
             return
         item: Any = None
         with suppress(queue.Empty):
