@@ -7,10 +7,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.request import urlopen
 
 import msgspec
@@ -21,6 +21,8 @@ from market.instruments import Instrument
 from market.settings import Settings
 from market.wire.topics import public_topics
 
+#: Where an exchange on loopback says its addresses, keys and clock, as JSON.
+DESCRIPTION_PATH: Final = "/control/description"
 #: What a worker has to have seen to be warm from its first second, with a margin.
 PAST_S: Final = 1200
 
@@ -34,12 +36,25 @@ def exchange(
     settings: Settings, rest: str | None, speed: float, symbols: Sequence[str]
 ) -> Iterator[Settings]:
     """Settings that name the exchange which serves at ``rest`` or `live.sandbox`; without either, one that
-    ends with this context, and whose first account's keys are in the environment.
+    ends with this context. Without keys in the environment its first account's are there meanwhile.
     """
     rest = rest or settings.live.sandbox
-    if rest:
-        yield _at(settings, rest)
-        return
+    with ExitStack() as stack:
+        if not rest:
+            described = stack.enter_context(_started(settings, speed, symbols))
+            stack.enter_context(_keys(described))
+        elif "L2_API_KEY" not in os.environ:
+            described = _described(rest)
+            stack.enter_context(_keys(described))
+        live = msgspec.structs.replace(
+            settings.live, venue="sandbox", sandbox=rest or described["rest"]
+        )
+        yield msgspec.structs.replace(settings, live=live)
+
+
+@contextmanager
+def _started(settings: Settings, speed: float, symbols: Sequence[str]) -> Iterator[Any]:
+    """An exchange of our own, as a child process; what its first line says."""
     command = [
         *(sys.executable, "-m", "orchestration.cli", "sandbox", "--symbols", ",".join(symbols)),
         *("--speed", f"{speed:g}", "--past", str(PAST_S), "--no-rate-limit"),
@@ -47,7 +62,6 @@ def exchange(
     if settings.source == "synthetic":
         command += ["--profile", settings.synthetic.profile]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    before = {name: os.environ.get(name) for name in ("L2_API_KEY", "L2_API_SECRET")}
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -55,20 +69,40 @@ def exchange(
             raise LoopbackError(
                 f"the exchange did not start (exit status {process.wait()}); it said why above"
             )
-        described = msgspec.json.decode(line)
-        key = described["keys"][0]
-        os.environ |= {"L2_API_KEY": key["key"], "L2_API_SECRET": key["secret"]}
-        yield _at(settings, described["rest"])
+        yield msgspec.json.decode(line)
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ |= {} if value is None else {name: value}
         process.terminate()
         try:
             process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _described(rest: str) -> Any:
+    try:
+        with urlopen(rest.rstrip("/") + DESCRIPTION_PATH, timeout=10.0) as answer:
+            return msgspec.json.decode(answer.read())
+    except (OSError, HTTPException, msgspec.DecodeError) as error:
+        raise LoopbackError(
+            f"{rest}: no exchange of `l2 sandbox` serves there ({error})"
+        ) from error
+
+
+@contextmanager
+def _keys(described: Any) -> Iterator[None]:
+    """The first account's keys in the environment, where keys belong."""
+    key = described["keys"][0]
+    before = {name: os.environ.get(name) for name in ("L2_API_KEY", "L2_API_SECRET")}
+    os.environ |= {"L2_API_KEY": key["key"], "L2_API_SECRET": key["secret"]}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ |= {} if value is None else {name: value}
 
 
 def past_of(
@@ -86,8 +120,3 @@ def past_of(
         path = Path(folder) / "past.frames.zst"
         path.write_bytes(past)
         return capture_history(path, instruments, settings)
-
-
-def _at(settings: Settings, rest: str) -> Settings:
-    live = msgspec.structs.replace(settings.live, venue="sandbox", sandbox=rest)
-    return msgspec.structs.replace(settings, live=live)

@@ -6,6 +6,7 @@ The control endpoints need no key; their port is bound to loopback:
     GET    /control/faults   the kinds, pending faults, and the log
     DELETE /control/faults   cancel pending faults, release held frames, correct the clock
     POST   /control/account  {"to": KEY, "do": "liquidate"}; `proving.sandbox.staging` says what else
+    GET    /control/description       addresses, keys and clock, as the server's first line
     GET    /control/past?seconds=900&topics=orderbook.200.BTCUSDT,tickers.BTCUSDT
                              the frames of that time, or up to a minute more, as a capture (zstd)
 """

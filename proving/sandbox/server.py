@@ -18,6 +18,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from live.clock import CLOCK_PATH
+from live.loopback import DESCRIPTION_PATH
 from market.units import SECOND_NS, day_start_ns
 from proving.sandbox.control import Control
 from proving.sandbox.exchange import FIRST_DAY, START_NS
@@ -96,6 +97,7 @@ class Sandbox:
         app.router.add_route("*", "/control/faults", self._control.faults)
         app.router.add_post("/control/account", self._control.account)
         app.router.add_get("/control/past", self._control.past)
+        app.router.add_get(DESCRIPTION_PATH, self._describe)
         app.router.add_get(CLOCK_PATH, self._clock)
         app.router.add_route("*", "/{path:.*}", self._control.answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -124,6 +126,9 @@ class Sandbox:
                 "speed": self.speed,
             },
         }
+
+    async def _describe(self, _: web.Request) -> web.Response:
+        return web.json_response(self.description())
 
     async def _clock(self, _: web.Request) -> web.Response:
         return web.json_response(self.description()["clock"])
