@@ -184,10 +184,14 @@ class Account:
     def apply(self, fill: Filled) -> bool:
         """Book an execution, of an order of ours or not; False for one that is booked already.
 
+        Where two orders of one account meet, both sides have the same id.
+
         Raises KeyError for a symbol that the account does not know.
         """
         holding = self.holdings[fill.symbol]
-        if fill.venue_ns <= holding.adopted_ns or not self._is_new(fill.exec_id, fill.venue_ns):
+        if fill.venue_ns <= holding.adopted_ns or not self._is_new(
+            f"{fill.exec_id}/{fill.side:+d}", fill.venue_ns
+        ):
             return False
         holding.trade(fill.side * fill.qty_lots, fill.price_ticks, fill.fee_e8)
         recent = self._recent[fill.symbol]

@@ -52,7 +52,7 @@ class Dice:
 
     def __init__(self, seed: int) -> None:
         dice = random.Random(f"{seed}/decider")
-        self._seed, self._hold_s = seed, dice.choice((2, 3, 4))
+        self._seed, self._hold_s = seed, dice.choice((3, 4, 6))
         self._weights = [dice.uniform(0.5, 2.0) for _ in range(4)]
         manifest = SimpleNamespace(
             features=feature_names()[:1], primary_s=self._hold_s, source="recorded"

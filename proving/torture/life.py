@@ -28,7 +28,10 @@ from proving.torture.process import Observer, Process
 
 #: Space that the log allocates ahead: little, for it is read back at every sync.
 RESERVE_BYTES: Final = 1 << 14
-ALGORITHMS: Final = ("passive", "passive", "market", "iceberg", "adaptive", "twap", "router")
+ALGORITHMS: Final = (
+    *("passive", "passive", "passive", "iceberg", "iceberg"),
+    *("market", "adaptive", "twap", "router"),
+)
 
 
 class Terms(msgspec.Struct, kw_only=True):
@@ -63,10 +66,13 @@ class Terms(msgspec.Struct, kw_only=True):
         symbols = tuple(venue.exchange.instruments)
         execution = Execution(
             algorithm=dice.choice(ALGORITHMS),
-            deadline_s=dice.choice((2.0, 4.0, 8.0)),
-            size_share=0.05,
+            deadline_s=dice.choice((1.0, 2.0, 2.5)),
+            size_share=dice.choice((0.05, 0.2)),  # a large order fills in parts
         )
-        risk = Risk(position_usdt=13_000.0, order_usdt=30_000.0, price_band_bps=100.0)
+        target_usdt = execution.capital_usdt * execution.size_share
+        risk = Risk(
+            position_usdt=1.3 * target_usdt, order_usdt=3 * target_usdt, price_band_bps=100.0
+        )
         live = LiveSettings(
             venue="sandbox",
             differences=dice.choice(("adopt", "adopt", "cancel", "halt")),

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+from execution.orders import OrderState
 from live.bybit.codec import Call
 from live.messages import Append, Command, Effect, Input, PublicFrame, Tick
 from market.units import MS_NS, SECOND_NS
@@ -39,6 +40,13 @@ STOP_NS: Final = 20 * SECOND_NS
 _AWAY_MS: Final = (200, 8000)
 #: An operator's command is taken back after this (ms).
 _COMMAND_MS: Final = (2000, 14_000)
+
+#: A fault may wait for an order in a state that passes quickly, so long at most.
+_AIMS: Final = (
+    *(None, None, OrderState.PENDING_NEW, OrderState.NEW),
+    *(OrderState.PARTIALLY_FILLED, OrderState.PARTIALLY_FILLED, OrderState.PENDING_CANCEL),
+)
+_AIM_NS: Final = 6 * SECOND_NS
 
 
 class World:
@@ -157,6 +165,8 @@ class World:
 
     def _strike(self, due: faults.Due) -> None:
         dice = random.Random(due.draw)
+        if (aim := dice.choice(_AIMS)) is not None and self._waits(due, aim):
+            return
         if due.kind in venue_faults.KINDS:
             self._strike_venue(due, dice)
             return
@@ -169,6 +179,17 @@ class World:
             struck = getattr(self, f"_{due.kind}")(dice)
         if struck:
             self._meet(due.kind)
+
+    def _waits(self, due: faults.Due, aim: OrderState) -> bool:
+        """Put a fault off while no order is in a state; true when it is, or comes to nothing."""
+        core, now_ns = self.life.core, self.heap.now_ns
+        if core is not None and any(order.state is aim for order in core.orders.open()):
+            return False
+        if now_ns >= due.at_ns + _AIM_NS:
+            return False
+        if now_ns + 20 * MS_NS < self.faults_end_ns:
+            self.heap.after(20 * MS_NS, partial(self._strike, due))
+        return True
 
     def _strike_venue(self, due: faults.Due, dice: random.Random) -> None:
         place = venue_faults.KINDS[due.kind].place

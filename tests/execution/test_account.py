@@ -310,3 +310,18 @@ def test_equity_waits_for_the_first_mid_of_a_position() -> None:
     before = account.marked_e8
     assert account.mark(DAY_NS, {"BTCUSDT": 540_000.0, "ETHUSDT": math.nan}) == before
     assert account.mark(DAY_NS, {"ETHUSDT": 300_000.5}) < before
+
+
+def test_both_sides_of_a_trade_with_ourselves_are_booked() -> None:
+    """A human's order that meets our resting one: one trade, one id, two executions."""
+    account = Account({"BTCUSDT": BTC})
+    bought = filled(1, "BTCUSDT", 1, 3, 100, 0)
+    sold = msgspec.structs.replace(bought, side=-1)
+    assert [account.apply(one) for one in (bought, sold, bought, sold)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    holding = account.holdings["BTCUSDT"]
+    assert (holding.bought_lots, holding.sold_lots, holding.position_lots) == (3, 3, 0)
