@@ -82,7 +82,7 @@ def book_states(
 def capture_history(
     path: str | Path, instruments: Mapping[str, Instrument], settings: Settings
 ) -> dict[str, SymbolHistory] | None:
-    """The history up to the second in which a capture ends; None without bars of every symbol."""
+    """The history up to the last whole second of a capture; None without bars of every symbol."""
     decoder = Decoder(instruments, settings.market.book_depth, instruments, follow=False)
     builders = {s: BarBuilder(i, settings.market.stale_after_s) for s, i in instruments.items()}
     tickers = {symbol: TickerState() for symbol in instruments}
@@ -91,7 +91,7 @@ def capture_history(
         for symbol, events in decoder.decode_block(block).events.items():
             parts[symbol].append(builders[symbol].push(events))
             tickers[symbol].apply(events)
-    end_ns = -(-decoder.clock_ns // SECOND_NS) * SECOND_NS
+    end_ns = decoder.clock_ns // SECOND_NS * SECOND_NS
     history = {}
     for symbol, builder in builders.items():
         found = [part for part in (*parts[symbol], builder.close_until(end_ns)) if len(part)]

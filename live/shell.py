@@ -66,6 +66,8 @@ STAGES: Final = ("queue", "step", "log", "sync", "send", "decision")
 SYNC_S: Final = 0.5
 #: A state is published this often (wall clock).
 _PUBLISH_NS: Final = 250 * MS_NS
+#: So many refused frames, and none accepted, end a run.
+_REFUSED: Final = 200
 #: Smaller lateness of decisions is not told to the core.
 _LATE_S: Final = 0.1
 #: Seconds between collections of all generations; the younger are collected every second.
@@ -260,6 +262,8 @@ class Shell:
                 self._step(time_ns, given)
         if isinstance(body, PublicFrame):
             self.keeper.frame(self.now_ns, body.frame)
+            if not self.core.events:
+                self._require_accepted()
         name = "" if isinstance(item, Item) else item.name
         self._said = [] if name else None
         self._step(self.now_ns, body)
@@ -269,6 +273,16 @@ class Shell:
             self._measure(due_ns or read)
         if isinstance(body, Tick):
             self._tick()
+
+    def _require_accepted(self) -> None:
+        """FeedError when so many frames were refused and none accepted that nothing can come of it."""
+        rejects = self.core.rejects
+        if (times := sum(rejects.values())) >= _REFUSED:
+            (topic, reason), _ = max(rejects.items(), key=lambda kind: kind[1])
+            raise FeedError(
+                f"{times} frames were refused and none accepted, most of {topic or 'no topic'}: {reason}; "
+                "the log shows the first"
+            )
 
     def _step(self, now_ns: int, body: Input) -> None:
         before = time.monotonic_ns()
@@ -343,7 +357,8 @@ class Shell:
         late_ns = time.monotonic_ns() - due_ns
         self.latency["decision"].add(late_ns)
         late_s = late_ns * self._speed / SECOND_NS
-        if self._paced and (late_s >= _LATE_S or self._was_late):
+        replays = isinstance(self.feed, ReplayFeed)  # its result does not depend on its speed
+        if self._paced and not replays and (late_s >= _LATE_S or self._was_late):
             self._was_late = late_s >= _LATE_S
             self._step(self.now_ns, _fact("late_s", late_s))
         if self.log.turn_due(self.now_ns):

@@ -149,7 +149,8 @@ class Trader:
         for symbol, state in self.symbols.items():
             if history is not None:
                 bars, book, ticker = history[symbol]
-                self._evaluator.push_many(symbol, bars.t_ns, bars.values)
+                known = bars.t_ns <= second_ns  # a feed may begin before the history's end
+                self._evaluator.push_many(symbol, bars.t_ns[known], bars.values[known])
                 state.builder.book = book
                 state.ticker.fields = dict(ticker.fields)
                 rows = restated[symbol] = state.checkpoint_rows(second_ns)
