@@ -108,6 +108,10 @@ class Process:
         else:
             self._instants = instants
 
+    def spare(self) -> None:
+        """Take back a `kill_after` that has not come to pass."""
+        self._ambush = self._instants = None
+
     def die(self) -> None:
         """The process is gone; what it has sent is on its way."""
         self.is_alive = False

@@ -234,6 +234,7 @@ class World:
         self._begin()
         assert self.process is not None
         self.process.skew_ns = self.process.busy_until_ns = 0
+        self.process.spare()
         self._command("resume", reason="the faults have ended")
 
     def _kill(self, dice: random.Random) -> bool:
