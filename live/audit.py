@@ -30,7 +30,7 @@ from live.messages import (
     Say,
 )
 from live.protection import Protection
-from live.requests import Errand, Errands
+from live.requests import Retries, Retry
 from live.safety import Safety
 from market.settings import Settings
 from market.units import MS_NS, SECOND_NS
@@ -72,7 +72,7 @@ class Audits:
         self,
         orders: Orders,
         account: Account,
-        errands: Errands,
+        retries: Retries,
         protection: Protection,
         safety: Safety,
         settings: Settings,
@@ -80,7 +80,7 @@ class Audits:
         emit: Callable[[Effect], None],
         state: AuditState,
     ) -> None:
-        self._orders, self._account, self._errands = orders, account, errands
+        self._orders, self._account, self._retries = orders, account, retries
         self._protection, self._safety, self._settings = protection, safety, settings
         self._ask, self._emit = ask, emit
         self.state = copy.deepcopy(state)
@@ -110,20 +110,20 @@ class Audits:
 
     def _round(self, now_ns: int, symbol: str, audit: Audit, delay_ns: int) -> None:
         since_ns = self.state.since_ns.get(symbol, 0)
-        self._errands.done(_key(QueryKind.POSITION, symbol))
+        self._retries.done(_key(QueryKind.POSITION, symbol))
         audit.waiting = {QueryKind.OPEN_ORDERS, QueryKind.EXECUTIONS}
         for kind in (QueryKind.OPEN_ORDERS, QueryKind.EXECUTIONS):
             key = _key(kind, symbol)
-            self._errands.done(key)  # an answer under way may be of before the gap
+            self._retries.done(key)  # an answer under way may be of before the gap
             start_ns = since_ns if kind is QueryKind.EXECUTIONS else 0
             query = Query(kind=kind, symbol=symbol, since_ns=start_ns)
-            self._errands.want(now_ns, key, query, delay_ns)
+            self._retries.want(now_ns, key, query, delay_ns)
 
-    def result(self, now_ns: int, errand: Errand, result: QueryResult) -> None:
+    def result(self, now_ns: int, retry: Retry, result: QueryResult) -> None:
         """A complete answer to one of the questions, after its evidence was applied."""
         symbol = result.query.symbol
         audit = self._under_way[symbol]
-        self._errands.done(errand.key)
+        self._retries.done(retry.key)
         if result.query.kind is QueryKind.POSITION:
             self._compare(now_ns, symbol, audit, result)
             return
@@ -137,7 +137,7 @@ class Audits:
 
     def _ask_position(self, now_ns: int, symbol: str, delay_ns: int = 0) -> None:
         query = Query(kind=QueryKind.POSITION, symbol=symbol)
-        self._errands.want(now_ns, _key(QueryKind.POSITION, symbol), query, delay_ns)
+        self._retries.want(now_ns, _key(QueryKind.POSITION, symbol), query, delay_ns)
 
     # -- orders ----------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class Audits:
         if self._is_new(name):
             self.policy(now_ns, symbol, f"order {name} is not ours", closes=False)
         if self._settings.live.differences == "cancel":
-            self._errands.want(now_ns, f"cancel/{symbol}", CancelAll(symbol=symbol))
+            self._retries.want(now_ns, f"cancel/{symbol}", CancelAll(symbol=symbol))
 
     def order(self, report: OrderReport) -> None:
         """An order report: the venue's ids of stops are remembered."""

@@ -13,7 +13,7 @@ from execution.order_machine import Order, Orders
 from execution.orders import Cancelled, CancelRejected, Event, Lost, OrderState, Rejected
 from live.messages import Effect, Query, QueryKind, QueryResult, Say
 from live.protection import Protection
-from live.requests import Errand, Errands, Requests
+from live.requests import Requests, Retries, Retry
 from market.settings import Settings
 from market.units import DAY_NS, MS_NS, SECOND_NS
 
@@ -32,12 +32,12 @@ class OrderFate:
         self,
         orders: Orders,
         requests: Requests,
-        errands: Errands,
+        retries: Retries,
         protection: Protection,
         settings: Settings,
         emit: Callable[[Effect], None],
     ) -> None:
-        self._orders, self._requests, self._errands = orders, requests, errands
+        self._orders, self._requests, self._retries = orders, requests, retries
         self._protection, self._emit = protection, emit
         #: So long after a request's time stamp the venue refuses it, and shows what it took before.
         self._too_late_ns = settings.live.receive_window_ms * MS_NS + SETTLED_NS
@@ -66,7 +66,7 @@ class OrderFate:
         query = Query(
             kind=QueryKind.ORDER, symbol=order.symbol, client_id=client_id, since_ns=order.sent_ns
         )
-        self._errands.want(now_ns, f"order/{client_id}", query)
+        self._retries.want(now_ns, f"order/{client_id}", query)
 
     def _is_open_to_question(self, now_ns: int, order: Order) -> bool:
         """Whether only a question can tell: UNKNOWN, or evidence that is due has not come."""
@@ -85,22 +85,22 @@ class OrderFate:
             or order.missing_lots > 0
         )
 
-    def looked_up(self, now_ns: int, errand: Errand, result: QueryResult) -> None:
+    def looked_up(self, now_ns: int, retry: Retry, result: QueryResult) -> None:
         """A complete answer about one order, after its evidence was applied."""
         order = self._orders.get(result.query.client_id)
         self._suspects.pop(result.query.client_id, None)
         if order is None or (order.state.is_final and not order.missing_lots):
-            self._errands.done(errand.key)
+            self._retries.done(retry.key)
         elif not result.orders:
-            self._absent(now_ns, errand, order, result.venue_ns)
+            self._absent(now_ns, retry, order, result.venue_ns)
         elif order.state.is_final or order.missing_lots:
-            self._errands.again(
-                now_ns, errand
+            self._retries.again(
+                now_ns, retry
             )  # the list of executions comes later than the order's
-        elif order.amend_lots and result.venue_ns < errand.born_ns + self._too_late_ns:
-            self._errands.again(now_ns, errand)  # the amend may come true
+        elif order.amend_lots and result.venue_ns < retry.born_ns + self._too_late_ns:
+            self._retries.again(now_ns, retry)  # the amend may come true
         else:
-            self._errands.done(errand.key)
+            self._retries.done(retry.key)
             if order.amend_lots:
                 self.made.append(
                     CancelRejected(
@@ -113,39 +113,39 @@ class OrderFate:
             if order.cancel_sent:
                 self._protection.cancel(now_ns, order)
 
-    def _absent(self, now_ns: int, errand: Errand, order: Order, venue_ns: int) -> None:
+    def _absent(self, now_ns: int, retry: Retry, order: Order, venue_ns: int) -> None:
         """Neither open, nor ended, nor executed, as of ``venue_ns``. The request left before its deadline."""
         missing_ns = order.sent_ns + self._requests.answer_ns + self._too_late_ns - venue_ns
         if missing_ns > 0:
-            self._errands.again(now_ns, errand, missing_ns)
+            self._retries.again(now_ns, retry, missing_ns)
             return
         if not order.acknowledged:
             reason = "absent at the venue after its receive window: it never arrived"
             event = Rejected(
                 client_id=order.client_id, time_ns=now_ns, venue_ns=venue_ns, reason=reason
             )
-            self._prove(errand, event)
-        elif errand.tries < ABSENCES:
-            self._errands.again(now_ns, errand)
+            self._prove(retry, event)
+        elif retry.tries < ABSENCES:
+            self._retries.again(now_ns, retry)
         else:
             self._ended(
-                now_ns, errand, order, venue_ns, "absent at the venue, which had it: it ended"
+                now_ns, retry, order, venue_ns, "absent at the venue, which had it: it ended"
             )
 
-    def outdated(self, now_ns: int, errand: Errand, venue_ns: int) -> bool:
+    def outdated(self, now_ns: int, retry: Retry, venue_ns: int) -> bool:
         """Whether an order is older than what the venue lists of ended ones, and not among the open ones:
         then it has ended, and its executions are known from those of the symbol.
         """
-        order = self._orders.get(errand.key.removeprefix("order/"))
+        order = self._orders.get(retry.key.removeprefix("order/"))
         if order is None or venue_ns - order.sent_ns <= LISTED_NS:
             return False
         if not self._suspects.get(order.client_id):
             return False
         del self._suspects[order.client_id]
-        self._ended(now_ns, errand, order, venue_ns, "not open any more, and too old to be listed")
+        self._ended(now_ns, retry, order, venue_ns, "not open any more, and too old to be listed")
         return True
 
-    def _ended(self, now_ns: int, errand: Errand, order: Order, venue_ns: int, reason: str) -> None:
+    def _ended(self, now_ns: int, retry: Retry, order: Order, venue_ns: int, reason: str) -> None:
         event = Cancelled(
             client_id=order.client_id,
             time_ns=now_ns,
@@ -153,11 +153,11 @@ class OrderFate:
             reason=reason,
             leaves_lots=order.qty_lots - order.filled_lots,
         )
-        self._prove(errand, event)
+        self._prove(retry, event)
 
-    def _prove(self, errand: Errand, event: Rejected | Cancelled) -> None:
+    def _prove(self, retry: Retry, event: Rejected | Cancelled) -> None:
         self.made.append(event)
-        self._errands.done(errand.key)
+        self._retries.done(retry.key)
         fields: dict[str, object] = {"id": event.client_id, "why": event.reason}
         self._emit(Say(level="warning", event="order absent", fields=fields))
 
@@ -166,10 +166,10 @@ class OrderFate:
         for order in list(self._orders.open()):
             if self._is_open_to_question(now_ns, order):
                 self._ask(now_ns, order)
-        for key in self._errands.waiting("order/"):
+        for key in self._retries.waiting("order/"):
             asked = self._orders.get(key.removeprefix("order/"))
             if asked is None or not (asked.amend_lots or self._is_open_to_question(now_ns, asked)):
-                self._errands.done(key)
+                self._retries.done(key)
 
 
 def lost(client_id: str, now_ns: int, reason: str) -> Lost:

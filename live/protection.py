@@ -18,7 +18,7 @@ from execution.account import Account
 from execution.order_machine import Order, Orders
 from execution.orders import Cancel, Filled, Submit, TimeInForce
 from live.messages import Append, Effect, PositionReport, Say, SetStop
-from live.requests import Errands, Requests
+from live.requests import Requests, Retries
 from market.settings import Settings
 from market.units import BPS, E8, SECOND_NS
 
@@ -59,13 +59,13 @@ class Protection:
         orders: Orders,
         account: Account,
         requests: Requests,
-        errands: Errands,
+        retries: Retries,
         settings: Settings,
         emit: Callable[[Effect], None],
         state: ProtectionState,
     ) -> None:
         self._orders, self._account = orders, account
-        self._requests, self._errands, self._emit = requests, errands, emit
+        self._requests, self._retries, self._emit = requests, retries, emit
         self._limits = settings.risk
         self._at_venue = settings.live.venue != "paper"
         self.state = copy.deepcopy(state)
@@ -135,7 +135,7 @@ class Protection:
         state, key = self.state, f"stop/{symbol}"
         lots = self._account.position_lots(symbol)
         if not lots or not self._at_venue:
-            self._errands.done(key)
+            self._retries.done(key)
             state.bare_ns.pop(symbol, None)
             state.stops.pop(symbol, None)
             return
@@ -143,9 +143,9 @@ class Protection:
         wanted = self._stop_ticks(1 if lots > 0 else -1, entry)
         is_near = stop and abs(stop - wanted) <= MATERIAL * abs(entry - wanted)
         if is_near or (stop and self.doubts(symbol)):
-            self._errands.done(key)
+            self._retries.done(key)
         else:
-            self._errands.want(now_ns, key, SetStop(symbol=symbol, stop_ticks=wanted))
+            self._retries.want(now_ns, key, SetStop(symbol=symbol, stop_ticks=wanted))
         if stop:
             state.bare_ns.pop(symbol, None)
         else:

@@ -46,7 +46,7 @@ from live.messages import (
 )
 from live.order_fate import OrderFate, lost
 from live.protection import Protection, ProtectionState
-from live.requests import Errand, Errands, Requests
+from live.requests import Requests, Retries, Retry
 from live.safety import Mode, Safety
 from market.instruments import Instrument
 from market.settings import Settings
@@ -107,15 +107,15 @@ class Reconciliation:
         self._at_venue = settings.live.venue != "paper"
         self._symbols = list({**instruments, **account.holdings})
         state = state or ReconciliationState()
-        self._errands = Errands(requests, emit)
+        self._retries = Retries(requests, emit)
         self.protection = Protection(
-            orders, account, requests, self._errands, settings, emit, state.protection
+            orders, account, requests, self._retries, settings, emit, state.protection
         )
-        self._fate = OrderFate(orders, requests, self._errands, self.protection, settings, emit)
+        self._fate = OrderFate(orders, requests, self._retries, self.protection, settings, emit)
         self._audits = Audits(
             orders,
             account,
-            self._errands,
+            self._retries,
             self.protection,
             safety,
             settings,
@@ -173,11 +173,11 @@ class Reconciliation:
         self._progress(now_ns)
 
     def _want(self, now_ns: int, kind: QueryKind, symbol: str = "") -> None:
-        self._errands.want(now_ns, f"start/{kind}/{symbol}", Query(kind=kind, symbol=symbol))
+        self._retries.want(now_ns, f"start/{kind}/{symbol}", Query(kind=kind, symbol=symbol))
 
     def _progress(self, now_ns: int) -> None:
         """Start-up ends when the account is as it should be, and nothing is open to question."""
-        if not self._starting or self._deadline_ns or self._errands.keys("start/"):
+        if not self._starting or self._deadline_ns or self._retries.keys("start/"):
             return
         if not self._checked and all(
             (PositionReport.__name__, symbol) in self._reports for symbol in self._symbols
@@ -186,7 +186,7 @@ class Reconciliation:
             for problem in self.problems if self.problems != before else ():
                 self._say("error", "not started", why=problem)
             self._checked = not self.problems
-        if self._checked and not self._audits.under_way() and not self._errands.keys("order/"):
+        if self._checked and not self._audits.under_way() and not self._retries.keys("order/"):
             self._starting = False
             self._compare_balance()
             self._record(now_ns)
@@ -220,7 +220,7 @@ class Reconciliation:
         """Whether an order is in unknown state, or executions that the venue counts are overdue."""
         return any(
             order.state is OrderState.UNKNOWN
-            or (order.missing_lots and f"order/{order.client_id}" in self._errands)
+            or (order.missing_lots and f"order/{order.client_id}" in self._retries)
             for order in self._orders.open(symbol)
         )
 
@@ -253,8 +253,8 @@ class Reconciliation:
 
     def expired(self, now_ns: int, send: Send) -> None:
         """A request ended without an answer (after the core applied `lost`)."""
-        if (errand := self._errands.of(send.number)) is not None:
-            self._errands.again(now_ns, errand)
+        if (retry := self._retries.of(send.number)) is not None:
+            self._retries.again(now_ns, retry)
         elif isinstance(send.body, Submit | Amend | Cancel):
             self._fate.look_at(now_ns, self._orders.get(send.body.client_id))
 
@@ -301,8 +301,8 @@ class Reconciliation:
                     self._say("warning", "unreadable evidence", why=evidence.reason)
                     self._gap = True
             case QueryResult():
-                if send is not None and (errand := self._errands.of(send.number)) is not None:
-                    self._result(now_ns, errand, evidence)
+                if send is not None and (retry := self._retries.of(send.number)) is not None:
+                    self._result(now_ns, retry, evidence)
             case _:
                 pass
         if self._starting and isinstance(evidence, Report) and not isinstance(evidence, Refused):
@@ -316,16 +316,16 @@ class Reconciliation:
 
     def answered(self, now_ns: int, send: Send) -> None:
         """The answer to ``send`` was taken in."""
-        errand, refused = self._errands.of(send.number), self._refused.pop(send.number, None)
-        if errand is None or isinstance(send.body, Query):
+        retry, refused = self._retries.of(send.number), self._refused.pop(send.number, None)
+        if retry is None or isinstance(send.body, Query):
             return
         if refused is not None:
-            self._say("warning", "refused", request=errand.key, why=refused.reason)
-            self._errands.again(now_ns, errand)
+            self._say("warning", "refused", request=retry.key, why=refused.reason)
+            self._retries.again(now_ns, retry)
             if not refused.retry and isinstance(send.body, SetStop):
                 self._audits.begin(now_ns, send.body.symbol, blocking=False)
             return
-        self._errands.done(errand.key)
+        self._retries.done(retry.key)
         if isinstance(send.body, SetStop):
             self.protection.armed(now_ns, send.body)
             self._record(now_ns)
@@ -360,22 +360,22 @@ class Reconciliation:
             distance_bps = self.protection.distance_bps(symbol, self._liquidation[symbol])
             self._safety.see(now_ns, "liquidation_bps", distance_bps, symbol)
 
-    def _result(self, now_ns: int, errand: Errand, result: QueryResult) -> None:
-        what = errand.key.partition("/")[0]
+    def _result(self, now_ns: int, retry: Retry, result: QueryResult) -> None:
+        what = retry.key.partition("/")[0]
         refused = [r for r in result.reports if isinstance(r, Refused) and not r.retry]
         if not result.complete and not (what == "start" and refused):
-            if what == "order" and self._fate.outdated(now_ns, errand, result.venue_ns):
+            if what == "order" and self._fate.outdated(now_ns, retry, result.venue_ns):
                 return
-            if errand.tries in (1, 10, 100):
-                self._say("warning", "incomplete answer", request=errand.key, why=result.reason)
-            self._errands.again(now_ns, errand)
+            if retry.tries in (1, 10, 100):
+                self._say("warning", "incomplete answer", request=retry.key, why=result.reason)
+            self._retries.again(now_ns, retry)
             return
         if what == "order":
-            self._fate.looked_up(now_ns, errand, result)
+            self._fate.looked_up(now_ns, retry, result)
         elif what == "audit":
-            self._audits.result(now_ns, errand, result)
+            self._audits.result(now_ns, retry, result)
         else:
-            self._errands.done(errand.key)
+            self._retries.done(retry.key)
         self._progress(now_ns)
 
     # -- time ------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ class Reconciliation:
     @property
     def next_ns(self) -> int:
         """When `step` is due; 0 for never."""
-        due = [self._errands.next_ns]
+        due = [self._retries.next_ns]
         if self._is_busy:
             due.append(self._scanned_ns + SCAN_NS)
         if self._at_venue:
@@ -414,7 +414,7 @@ class Reconciliation:
             self._scan(now_ns)
         if self._at_venue and now_ns >= self._audit_ns:
             self._audit_all(now_ns, blocking=False)
-        self._errands.step(now_ns, object if self._checked else Query)
+        self._retries.step(now_ns, object if self._checked else Query)
 
     def _scan(self, now_ns: int) -> None:
         self._fate.scan(now_ns)

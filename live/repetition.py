@@ -45,6 +45,11 @@ class Repetition:
         self._header, self._folder, self._flatten = header, folder, True
         settings = self._settings = msgspec.json.decode(header.settings, type=Settings)
         self._root = folder.parents[2]
+        if unlisted := header.instruments.keys() - BUILT_IN.keys():
+            raise LogError(
+                f"{folder}: limits of {', '.join(sorted(unlisted))} are not known; add the symbol to "
+                "market/instruments.py"
+            )
         instruments = {
             symbol: msgspec.structs.replace(BUILT_IN[symbol], tick=tick, lot=lot)
             for symbol, (tick, lot) in header.instruments.items()

@@ -1,6 +1,6 @@
 """Requests under way, by number: who sends one opens it here, and its answer or deadline ends it.
 
-`Errands` repeat a question, or a request that may be repeated, until what it is for is known.
+`Retries` repeat a question, or a request that may be repeated, until what it is for is known.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from market.units import SECOND_NS
 #: Requests that expired are remembered, so that a late answer is still read; so many of them.
 LATE: Final = 1024
 
-#: Waits between two tries of an errand (ns); the last one repeats.
+#: Waits between two tries of a request (ns); the last one repeats.
 PATIENCE_NS: Final = tuple(s * SECOND_NS // 2 for s in (1, 2, 4, 8, 16, 32, 60))
-#: Errands sent in a second, all together.
-ERRANDS_PER_S: Final = 10
+#: Retries sent in a second, all together.
+RETRIES_PER_S: Final = 10
 
 
 class RequestsState(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,8 +89,8 @@ class Requests:
         )
 
 
-class Errand(msgspec.Struct, kw_only=True):
-    """A request that is repeated until it is done. ``number`` is that of the one under way, 0 for none."""
+class Retry(msgspec.Struct, kw_only=True):
+    """A request that is retried until it is done. ``number`` is that of the one under way, 0 for none."""
 
     key: str
     body: RequestBody
@@ -100,13 +100,13 @@ class Errand(msgspec.Struct, kw_only=True):
     number: int = 0
 
 
-class Errands:
-    """Errands by key: each is sent again with growing patience, all no faster than `ERRANDS_PER_S`."""
+class Retries:
+    """Requests that are retried, by key: each with exponential backoff, all within `RETRIES_PER_S`."""
 
     def __init__(self, requests: Requests, emit: Callable[[Effect], None]) -> None:
         self._requests, self._emit = requests, emit
-        self._by_key: dict[str, Errand] = {}
-        self._sent: deque[int] = deque(maxlen=ERRANDS_PER_S)
+        self._by_key: dict[str, Retry] = {}
+        self._sent: deque[int] = deque(maxlen=RETRIES_PER_S)
 
     def __contains__(self, key: str) -> bool:
         return key in self._by_key
@@ -121,43 +121,43 @@ class Errands:
 
     def want(self, now_ns: int, key: str, body: RequestBody, delay_ns: int = 0) -> None:
         """Have this sent until it is done; one that is wanted already goes on with this body."""
-        errand = self._by_key.get(key)
-        if errand is None:
+        retry = self._by_key.get(key)
+        if retry is None:
             due_ns = now_ns + delay_ns
-            self._by_key[key] = Errand(key=key, body=body, born_ns=now_ns, due_ns=due_ns)
+            self._by_key[key] = Retry(key=key, body=body, born_ns=now_ns, due_ns=due_ns)
         else:
-            errand.body = body
+            retry.body = body
 
     def done(self, key: str) -> None:
-        """It is known, or not wanted any more; an answer under way is no errand's."""
+        """It is known, or not wanted any more; a later answer is of none."""
         self._by_key.pop(key, None)
 
-    def again(self, now_ns: int, errand: Errand, least_ns: int = 0) -> None:
+    def again(self, now_ns: int, retry: Retry, least_ns: int = 0) -> None:
         """Send it again, after its patience and no earlier than in ``least_ns``."""
-        errand.number = 0
-        patience_ns = PATIENCE_NS[min(max(errand.tries, 1), len(PATIENCE_NS)) - 1]
-        errand.due_ns = now_ns + max(patience_ns, least_ns)
+        retry.number = 0
+        patience_ns = PATIENCE_NS[min(max(retry.tries, 1), len(PATIENCE_NS)) - 1]
+        retry.due_ns = now_ns + max(patience_ns, least_ns)
 
-    def of(self, number: int) -> Errand | None:
-        """The errand whose request has this number."""
+    def of(self, number: int) -> Retry | None:
+        """The retry whose request has this number."""
         return next((e for e in self._by_key.values() if e.number == number), None)
 
     def step(self, now_ns: int, only: type = object) -> None:
         """Send what is due, of one kind of request only."""
-        for errand in sorted(self._by_key.values(), key=lambda e: e.due_ns):
-            if errand.number or errand.due_ns > now_ns or not isinstance(errand.body, only):
+        for retry in sorted(self._by_key.values(), key=lambda e: e.due_ns):
+            if retry.number or retry.due_ns > now_ns or not isinstance(retry.body, only):
                 continue
             if now_ns < self._free_ns:
                 return
             self._sent.append(now_ns)
-            errand.tries += 1
-            send = self._requests.open(now_ns, errand.body)
-            errand.number = send.number
+            retry.tries += 1
+            send = self._requests.open(now_ns, retry.body)
+            retry.number = send.number
             self._emit(send)
 
     @property
     def _free_ns(self) -> int:
-        return self._sent[0] + SECOND_NS if len(self._sent) == ERRANDS_PER_S else 0
+        return self._sent[0] + SECOND_NS if len(self._sent) == RETRIES_PER_S else 0
 
     @property
     def next_ns(self) -> int:

@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float64]
 SURE_BPS = 500.0
 
 
-class Clockwork:
+class SecondAsFeature:
     """Stands in for the features: the vector's first element is the second, the rest zeros."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Clockwork:
         return vector, True
 
 
-class Dice:
+class RandomModel:
     """The model: a bundle of one feature, and its pointer.
 
     ``hold_s`` is how long an expectation stands; the share of each of long, short, flat and none is drawn.

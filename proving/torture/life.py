@@ -21,7 +21,7 @@ from market.units import E8, MS_NS
 from market.wire.topics import symbol_topics
 from proving.sandbox.accounts import Client
 from proving.sandbox.virtual import VirtualVenue
-from proving.torture.decider import Clockwork, Dice
+from proving.torture.decider import RandomModel, SecondAsFeature
 from proving.torture.disk import Disk
 from proving.torture.network import Heap, Network
 from proving.torture.process import Observer, Process
@@ -155,12 +155,12 @@ class Life:
         return Core(
             terms.settings,
             terms.instruments,
-            model=Dice(terms.seed),
+            model=RandomModel(terms.seed),
             codec=BybitCodec(terms.instruments),
             name="sandbox",
             at_venue=True,
             state=state,
-            evaluator=Clockwork(),
+            evaluator=SecondAsFeature(),
         )
 
     def end(self) -> list[str]:

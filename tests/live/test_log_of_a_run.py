@@ -29,7 +29,7 @@ from market.settings import Execution, Market, Settings
 from market.units import E8
 from market.wire.capture import read_lines
 from market.wire.survey import instruments_of
-from proving.torture.decider import Clockwork, Dice
+from proving.torture.decider import RandomModel, SecondAsFeature
 
 _EVENT = msgspec.json.Decoder(Event)
 _COST = msgspec.json.Decoder(dict[str, Any])
@@ -49,12 +49,12 @@ def core(instruments: dict[str, Instrument], state: CoreState | None = None) -> 
     return Core(
         SETTINGS,
         instruments,
-        model=Dice(5),
+        model=RandomModel(5),
         codec=PlainCodec(),
         name="paper",
         at_venue=False,
         state=state,
-        evaluator=Clockwork(),
+        evaluator=SecondAsFeature(),
     )
 
 
