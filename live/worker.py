@@ -121,16 +121,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--again",
         metavar="LOG",
-        help="repeat the last run of a log folder and compare every effect",
+        help="replay the last run of a log folder and compare every effect",
     )
 
 
 def command(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 live`: trade with the champion until the market or the time ends."""
     if options.again:
-        from live.repetition import repeat
+        from live.replay import replay_last
 
-        return repeat(Path(options.again), options.json)
+        return replay_last(Path(options.again), options.json)
     venue = options.venue or settings.live.venue
     live = msgspec.structs.replace(settings.live, venue=venue)
     settings = msgspec.structs.replace(settings, live=live)

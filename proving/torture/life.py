@@ -9,10 +9,10 @@ from typing import Final
 import msgspec
 
 from live import restoration
-from live.again import again
 from live.bybit.codec import BybitCodec
 from live.core import Core, CoreState
 from live.log import Checkpoint, Header, LogWriter, segments
+from live.replay import replay
 from live.restoration import checkpoint_of, state_of
 from market.instruments import Instrument
 from market.settings import Execution, Market, Risk, Settings
@@ -173,7 +173,7 @@ class Life:
     def repeated(self) -> Iterator[str]:
         """Every process again from its log, effect by effect; where one differs."""
         for number in segments(self.disk.folder):
-            found = again(self.disk.folder, number, self._again)
+            found = replay(self.disk.folder, number, self._again)
             if found.difference:
                 yield found.difference
 
@@ -182,7 +182,7 @@ class Life:
 
 
 class _Again:
-    """A core as `live.again` repeats it."""
+    """A core as `live.replay` replays it."""
 
     def __init__(self, core: Core) -> None:
         self.begin, self.step, self._core = core.begin, core.step, core

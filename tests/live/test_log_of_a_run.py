@@ -14,13 +14,13 @@ import pytest
 from execution.orders import Event, Filled
 from execution.tca import PARTS
 from live import log
-from live.again import again
 from live.core import Core, CoreState
 from live.gateway import PlainCodec
 from live.history import SymbolHistory
 from live.log import Checkpoint, Header, LogWriter
 from live.messages import Append, Command, Effect, Input, PublicFrame, Send, Tick
 from live.paper import PaperGateway, paper_venues
+from live.replay import replay
 from live.restoration import checkpoint_of, restore, state_of
 from live.safety import SafetyState
 from market.bars import COLUMNS, Bars
@@ -187,7 +187,7 @@ class Again:
 
 def test_a_run_of_the_core_repeats_bit_for_bit(run: tuple[Run, Path]) -> None:
     made, folder = run
-    told = again(folder, 0, lambda header: Again(made.instruments, header))
+    told = replay(folder, 0, lambda header: Again(made.instruments, header))
     assert told.difference == ""
     assert told.segments == len(log.segments(folder)) > 3
     assert told.effects > 200

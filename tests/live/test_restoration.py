@@ -28,7 +28,6 @@ from execution.orders import (
 )
 from execution.tca import ParentRow
 from live import log
-from live.again import again
 from live.core import CoreState
 from live.desk import DeskState, FundingPayment
 from live.gateway import PlainCodec
@@ -45,6 +44,7 @@ from live.messages import (
     Send,
     Tick,
 )
+from live.replay import replay
 from live.requests import Requests
 from live.restoration import checkpoint_of, restore, state_of
 from live.safety import SafetyState
@@ -355,7 +355,7 @@ def bodies(folder: Path) -> list[tuple[int, Body]]:
 def test_a_run_repeats_from_its_log_with_the_same_effects(tmp_path: Path) -> None:
     Run(tmp_path, 5, 80)
     records = bodies(tmp_path)
-    told = again(tmp_path, 2, Again)
+    told = replay(tmp_path, 2, Again)
     assert told.difference == ""
     assert told.run == "r1"
     assert told.inputs == sum(isinstance(body, Input) for _, body in records) == 79
@@ -365,13 +365,13 @@ def test_a_run_repeats_from_its_log_with_the_same_effects(tmp_path: Path) -> Non
 def test_the_first_difference_is_told_with_its_place(tmp_path: Path) -> None:
     Run(tmp_path, 5, 80)
     wrong_ns = T + 40
-    told = again(tmp_path, 0, lambda header: Again(header, wrong_ns))
+    told = replay(tmp_path, 0, lambda header: Again(header, wrong_ns))
     assert "record 0 of the block at byte" in told.difference
     assert "the log has Send(" in told.difference or "the log has Append(" in told.difference
     assert told.difference.endswith("now None")
     assert 0 < told.inputs < 79
     with pytest.raises(log.LogError, match="no segment 99; it has 1, 2"):
-        again(tmp_path, 99, Again)
+        replay(tmp_path, 99, Again)
 
 
 def test_a_state_that_drifted_is_told_at_the_next_checkpoint(tmp_path: Path) -> None:
@@ -382,4 +382,4 @@ def test_a_state_that_drifted_is_told_at_the_next_checkpoint(tmp_path: Path) -> 
         core.machine.account.holdings[SYMBOL].closed_e8 -= 1
         return core
 
-    assert "another checkpoint: account" in again(tmp_path, 0, poorer).difference
+    assert "another checkpoint: account" in replay(tmp_path, 0, poorer).difference

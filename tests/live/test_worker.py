@@ -31,7 +31,7 @@ from live.feed import FeedError, Item, ReplayFeed
 from live.journal import JournalError, TableRows
 from live.log import LogError
 from live.messages import Append
-from live.repetition import repeat
+from live.replay import replay_last
 from live.run import Run, known_instruments
 from live.worker import run, summary_text
 from market.bars import BarBuilder, Bars, make_bars
@@ -328,7 +328,7 @@ def test_the_same_frames_give_the_same_decisions_and_the_same_log(
 
 def test_a_log_repeats_its_run_effect_for_effect(worked: tuple[Path, dict[str, Any]]) -> None:
     root, _ = worked
-    repeated = repeat(root / "live" / "paper" / "log", as_json=True)
+    repeated = replay_last(root / "live" / "paper" / "log", as_json=True)
     assert isinstance(repeated, dict)
     assert repeated["difference"] == ""
     assert repeated["inputs"] > 1000
