@@ -382,6 +382,8 @@ class Core:
         self._emitter.append("command", now_ns, command)
         if command.command == "stop":
             self.stop(now_ns, flatten="flatten" in command.limits)
+        elif command.command == "finish":
+            self._finish()
         else:
             self.safety.command(now_ns, command)
             self.desk.guard.limits = self.safety.limits
@@ -416,10 +418,10 @@ class Core:
         closing.proving = True
         self.reconciliation.stop(now_ns, closing.flatten)
 
-    def finish(self, flattened: bool) -> None:
+    def _finish(self) -> None:
         """After the shut-down: measure what is measured by now, say what is left."""
         self.trader.settle_funding(wait_ns=0)
-        self.desk.finish(self.now_ns, flattened)
+        self.desk.finish(self.now_ns, self._closing is not None and self._closing.flatten)
         for line in self.reconciliation.left():
             self._emitter.say("error", "left at the end", what=line)
 

@@ -70,8 +70,9 @@ class InForce(Struct, frozen=True, kw_only=True):
 
 
 class Command(Struct, frozen=True, kw_only=True):
-    """An operator's command: halt, flatten, resume, pause, limits or stop. ``who`` and ``reason`` are
-    on record; ``symbol`` is empty for all; ``limits`` are settings of `[risk]` that only tighten.
+    """An operator's command (halt, flatten, resume, pause, limits) or the driver's: stop, and finish after
+    it; fact, a measurement. ``who`` and ``reason`` are on record; ``symbol`` is empty for all; ``limits``
+    are settings of `[risk]` that only tighten.
     """
 
     command: str

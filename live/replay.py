@@ -20,7 +20,7 @@ from live.core import Core
 from live.gateway import PlainCodec
 from live.history import saved_history
 from live.log import Body, Checkpoint, Header, LogError, Position
-from live.messages import Append, Command, Effect, InForce, Input
+from live.messages import Append, Effect, InForce, Input
 from live.restoration import checkpoint_of, state_of
 from market.console import Result
 from market.instruments import BUILT_IN
@@ -141,7 +141,7 @@ class LoggedCore:
     """A core that begins and goes on as the run of a header did, from its records."""
 
     def __init__(self, folder: Path, header: Header) -> None:
-        self._header, self._folder, self._flatten = header, folder, True
+        self._header, self._folder = header, folder
         settings = self._settings = msgspec.json.decode(header.settings, type=Settings)
         self._root = folder.parents[2]
         if unlisted := header.instruments.keys() - BUILT_IN.keys():
@@ -176,13 +176,8 @@ class LoggedCore:
         return [record, *self.core.begin(record.time_ns, history)]
 
     def step(self, now_ns: int, given: Input) -> list[Effect]:
-        match given:
-            case InForce():
-                self.core.load(self._model(given))
-            case Command(command="stop"):
-                self._flatten = "flatten" in given.limits
-        if self.core.ended:  # the shell's last call
-            self.core.finish(self._flatten)
+        if isinstance(given, InForce):
+            self.core.load(self._model(given))
         return self.core.step(now_ns, given)
 
     def checkpoint(self) -> Checkpoint:

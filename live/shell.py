@@ -442,8 +442,7 @@ class Shell:
             self._say.error("cannot close in order", reason=f"{type(error).__name__}: {error}")
             self.emergency(stop)
         left = self.core.reconciliation.left()
-        self.core.finish(flatten)
-        self.take(Item(self.now_ns + TICK_NS, None, 0))  # gives out what that made
+        self.take(Given(Command(command="finish", who="worker", reason=reason), 0))
         return left
 
     def _wait(self) -> None:
