@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 import numpy as np
@@ -18,7 +18,7 @@ import pyarrow as pa
 from market.errors import ModelError
 from market.features.precision import Float32, rounded
 from market.lake import Lake
-from market.units import SECOND_NS
+from market.units import DAY_NS, SECOND_NS, utc_date
 from models_registry.manifest import list_hash
 
 Float = npt.NDArray[np.float64]
@@ -139,6 +139,53 @@ def load(
         for column, name in enumerate(labels):
             rows.labels_bps[at, column] = _column(table, name) * 1e4
     return rows
+
+
+class Source(Protocol):
+    """Where training and validation read their rows."""
+
+    def dates(self) -> tuple[str, ...]:
+        """UTC dates with rows, sorted."""
+        ...
+
+    def read(self, days: Iterable[str], features: Sequence[str], stride_s: int = 1) -> Rows:
+        """Rows of these dates with these feature columns, at multiples of ``stride_s`` seconds."""
+        ...
+
+
+class LakeSource:
+    """The lake's training set (`load`); DatasetError and LakeError as there."""
+
+    def __init__(self, lake: Lake, symbols: Sequence[str], horizons_s: Sequence[int]) -> None:
+        self._lake, self._symbols, self._horizons_s = lake, tuple(symbols), tuple(horizons_s)
+
+    def dates(self) -> tuple[str, ...]:
+        return tuple(dates(self._lake, self._symbols))
+
+    def read(self, days: Iterable[str], features: Sequence[str], stride_s: int = 1) -> Rows:
+        return load(self._lake, self._symbols, days, features, self._horizons_s, stride_s)
+
+
+class MemorySource:
+    """Rows in memory, by time, with the names of their feature columns."""
+
+    def __init__(self, rows: Rows, names: Sequence[str]) -> None:
+        self._rows, self._names = rows, list(names)
+        self._day = (rows.t_ns - 1) // DAY_NS
+
+    def dates(self) -> tuple[str, ...]:
+        return tuple(utc_date(int(day) * DAY_NS) for day in np.unique(self._day))
+
+    def read(self, days: Iterable[str], features: Sequence[str], stride_s: int = 1) -> Rows:
+        wanted = set(days)
+        chosen = [d for d in np.unique(self._day) if utc_date(int(d) * DAY_NS) in wanted]
+        if missing := sorted(set(features) - set(self._names)):
+            raise DatasetError(f"the rows have no column {', '.join(missing[:3])}")
+        kept = np.isin(self._day, chosen) & (self._rows.t_ns // SECOND_NS % stride_s == 0)
+        columns = [self._names.index(name) for name in features]
+        return msgspec.structs.replace(self._rows, features=self._rows.features[:, columns]).where(
+            kept
+        )
 
 
 def _column(table: pa.Table, name: str) -> Float:

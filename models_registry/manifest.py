@@ -3,17 +3,24 @@
 A bundle is a folder:
 
     manifest.json        `Manifest`; names each booster with its SHA-256
-    booster_60s.txt ...  one LightGBM text model per horizon
+    booster_60s.txt ...  one LightGBM text model per horizon and objective
 
 and a pointer file names the champion's bundle (`read_pointer`); the resolver writes both, the trading
 process only reads them. From a feature vector to an expected return:
 
     scale  = max(v[scale.feature], scale.floor_bps) * sqrt(primary / scale.window_s)      bps
-    raw_h  = booster_h(v)                                      in units of scale at horizon h
-    raw    = scale * gain * sum_h weight_h * to_primary_h * raw_h                         bps
-    expected_bps = raw where |raw| reaches the regime's threshold, else 0
+    raw_m  = booster_m(v)      in units of scale at m's horizon; log-odds of up for a direction booster
+    c      = sum_m weight_m * to_primary_m * raw_m
+    raw    = scale * gain * c                                                             bps
+    error  = scale * sqrt(level_error² + (gain_error * c)²)          standard error of raw, bps
+    probability = 1 / (1 + exp(-sign_slope * |raw| / scale)),  confidence = Phi(|raw| / error)
 
-The regime is the volatility band of v[scale.feature]. This module imports no MLflow, pandas or training
+    act = threshold       expected_bps = raw where |raw| >= the regime's threshold_bps, else 0
+    act = certified       the same where also |raw| / scale >= the regime's least_score
+    act = expected_edge   expected_bps = sign(raw) * max(0, |raw| - error) in open regimes, else 0
+
+The regime is the volatility band of v[scale.feature]. Format 1 has neither errors nor direction
+boosters, and acts by threshold. This module imports no MLflow, pandas or training
 code, because the worker imports it.
 """
 
@@ -37,7 +44,9 @@ if TYPE_CHECKING:
 
 Float = npt.NDArray[np.float64]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+#: Formats that are read; a field that an older one lacks has its default.
+FORMATS: Final = (1, FORMAT)
 MANIFEST_FILE: Final = "manifest.json"
 POINTER_FILE: Final = "champion.json"
 
@@ -45,6 +54,9 @@ POINTER_FILE: Final = "champion.json"
 NO_REGIME: Final = "unknown"
 
 Verdict = Literal["promote", "abstain", "not_enough_data"]
+Objective = Literal["return", "direction"]
+Act = Literal["threshold", "expected_edge", "certified"]
+Basis = Literal["gross", "net"]
 
 
 class BundleError(ModelError):
@@ -78,7 +90,7 @@ class Calibration(StrictStruct, frozen=True, kw_only=True):
 
 
 class Member(StrictStruct, frozen=True, kw_only=True):
-    """One horizon's booster, its calibration and its weight in the ensemble."""
+    """One booster of a horizon and objective, its calibration and its weight in the ensemble."""
 
     horizon_s: int
     booster: str
@@ -89,6 +101,7 @@ class Member(StrictStruct, frozen=True, kw_only=True):
     weight: float
     #: Rank IC of this booster's output with the primary label where it was calibrated.
     ic: float
+    objective: Objective = "return"
 
 
 class Scale(StrictStruct, frozen=True, kw_only=True):
@@ -99,16 +112,75 @@ class Scale(StrictStruct, frozen=True, kw_only=True):
     floor_bps: float
 
 
+class Step(StrictStruct, frozen=True, kw_only=True):
+    """The signals of a regime whose score |raw| / scale is at least ``score``.
+
+    ``coverage`` is their share of the regime's rows, ``n_eff`` counts independent ones, ``rate`` of which
+    were false; ``upper`` is the bound of that rate at the certificate's confidence.
+    """
+
+    score: float
+    coverage: float
+    n_eff: float
+    rate: float
+    upper: float
+
+
+class Certificate(StrictStruct, frozen=True, kw_only=True):
+    """A bound on a regime's false-signal rate by learn-then-test (`models_registry.abstention`).
+
+    ``least_score`` is the loosest threshold whose rate is at most ``target`` with ``confidence``, None when
+    none is; net is after the spread and both taker fees of ``fee_row``. ``steps`` go from strict to loose.
+    """
+
+    basis: Basis
+    fee_row: str
+    target: float
+    confidence: float
+    least_score: float | None
+    steps: tuple[Step, ...]
+
+
 class Regime(StrictStruct, frozen=True, kw_only=True):
     """A band of trailing volatility, and the prediction that is acted on in it.
 
     ``up_to_bps`` is the band's upper end (None: unbounded); ``threshold_bps`` the smallest absolute
-    prediction that is acted on, None in a closed regime, which has no significant positive slope.
+    prediction that is acted on, None in a closed regime, which has no significant positive slope or no
+    certified threshold; ``least_score`` the smallest |raw| / scale.
     """
 
     name: str
     up_to_bps: float | None
     threshold_bps: float | None
+    least_score: float = 0.0
+    certificates: tuple[Certificate, ...] = ()
+
+
+class Confidence(StrictStruct, frozen=True, kw_only=True):
+    """Errors of the combined expectation in units of scale, and the slope of the sign's log-odds."""
+
+    level_error: float
+    gain_error: float
+    sign_slope: float
+
+
+class Selection(StrictStruct, frozen=True, kw_only=True):
+    """How the model's features were selected (`models_registry.selection`), over ``folds`` folds.
+
+    ``frequency`` is the share of folds that selected each of the model's features; ``stability`` the index
+    of Nogueira et al. with its 95 % interval (None with fewer than two folds); ``decoys_selected`` counts,
+    over all folds, the noise columns that were selected.
+    """
+
+    candidates: int
+    clusters: int
+    folds: int
+    decoys: int
+    decoys_selected: int
+    frequency: dict[str, float]
+    stability: float | None
+    stability_lower: float | None
+    stability_upper: float | None
 
 
 class Fees(StrictStruct, frozen=True, kw_only=True):
@@ -163,10 +235,13 @@ class Recipe(StrictStruct, frozen=True, kw_only=True):
     members: tuple[Member, ...]
     gain: float
     regimes: tuple[Regime, ...]
+    act: Act = "threshold"
+    confidence: Confidence | None = None
 
     @property
     def horizons_s(self) -> tuple[int, ...]:
-        return tuple(member.horizon_s for member in self.members)
+        """Horizons with an expected return of their own, in order."""
+        return tuple(m.horizon_s for m in self.members if m.objective == "return")
 
 
 class Manifest(StrictStruct, frozen=True, kw_only=True):
@@ -191,6 +266,7 @@ class Manifest(StrictStruct, frozen=True, kw_only=True):
     gate: Gate
     decay: DecayReference
     metrics: dict[str, float]
+    selection: Selection | None = None
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -209,21 +285,25 @@ class Prediction(StrictStruct, frozen=True, kw_only=True):
     """The prediction for one row.
 
     ``expected_bps`` is the target rule's input: the expected return over the primary horizon in bps, 0
-    below the regime's threshold, NaN when there is none. ``raw_bps`` is the same before the threshold,
+    where the recipe does not act, NaN when there is none. ``raw_bps`` is the same before that rule,
     on which IC and decay are measured; ``by_horizon`` the calibrated expected returns in bps at the
-    recipe's ``horizons_s``.
+    recipe's ``horizons_s``. ``error_bps``, ``probability`` that the return has raw_bps' sign and
+    ``confidence`` that its expectation has are NaN from a manifest of format 1.
     """
 
     expected_bps: float
     raw_bps: float
     by_horizon: tuple[float, ...]
     regime: str
+    error_bps: float = math.nan
+    probability: float = math.nan
+    confidence: float = math.nan
 
 
 class Predictions(msgspec.Struct, frozen=True, kw_only=True):
     """Predictions for n rows: float64 of shape (n,), ``by_horizon`` (n, horizons).
 
-    ``output`` are the boosters' raw outputs (n, horizons); ``regime`` is an index into the recipe's
+    ``output`` are the boosters' raw outputs (n, members); ``regime`` is an index into the recipe's
     regimes, -1 for none; ``scale_bps`` is the scale at the primary horizon.
     """
 
@@ -233,6 +313,9 @@ class Predictions(msgspec.Struct, frozen=True, kw_only=True):
     output: Float
     regime: npt.NDArray[np.int8]
     scale_bps: Float
+    error_bps: Float
+    probability: Float
+    confidence: Float
 
 
 class Pointer(StrictStruct, frozen=True, kw_only=True):
@@ -308,6 +391,7 @@ class Predictor:
             [np.inf if r.threshold_bps is None else r.threshold_bps for r in recipe.regimes]
             + [np.nan]  # reached by index -1, where the expectation is NaN anyway
         )
+        self._least_scores = np.array([r.least_score for r in recipe.regimes] + [np.nan])
 
     @property
     def horizons_s(self) -> tuple[int, ...]:
@@ -322,6 +406,9 @@ class Predictor:
             raw_bps=float(many.raw_bps[0]),
             by_horizon=tuple(float(value) for value in many.by_horizon[0]),
             regime=self.recipe.regimes[index].name if index >= 0 else NO_REGIME,
+            error_bps=float(many.error_bps[0]),
+            probability=float(many.probability[0]),
+            confidence=float(many.confidence[0]),
         )
 
     def predict_many(self, matrix: npt.NDArray[np.floating], threads: int = 1) -> Predictions:
@@ -337,28 +424,52 @@ class Predictor:
         matrix = rounded(matrix)
         volatility = np.asarray(matrix[:, self._scale_column], np.float64)
         output = np.empty((len(matrix), len(recipe.members)))
-        by_horizon = np.empty_like(output)
+        by_horizon = np.empty((len(matrix), len(recipe.horizons_s)))
         combined = np.zeros(len(matrix))
+        horizon = 0
         # Column by column, never a matrix product: its summation order depends on the row count,
         # and one row live must give the bits that many rows gave in validation.
         for column, (member, booster) in enumerate(zip(recipe.members, self.boosters, strict=True)):
-            raw = np.asarray(booster.predict(matrix, num_threads=threads), np.float64)
-            own_scale = scale_bps(volatility, recipe.scale, member.horizon_s)
+            raw = np.asarray(booster.predict(matrix, raw_score=True, num_threads=threads))
             output[:, column] = raw
-            by_horizon[:, column] = raw * member.calibration.slope * own_scale
             combined += raw * (member.weight * member.to_primary)
+            if member.objective == "return":
+                own_scale = scale_bps(volatility, recipe.scale, member.horizon_s)
+                by_horizon[:, horizon] = raw * member.calibration.slope * own_scale
+                horizon += 1
         scale = scale_bps(volatility, recipe.scale, recipe.primary_s)
         raw_bps = combined * recipe.gain * scale
         regime = regime_index(volatility, recipe.regimes)
-        reached = np.abs(raw_bps) >= self._thresholds[regime]
+        reached = (np.abs(raw_bps) >= self._thresholds[regime]) & (
+            np.abs(raw_bps) >= self._least_scores[regime] * scale
+        )
+        error_bps, probability, confidence = self._errors(combined, raw_bps, scale)
+        acted_bps = raw_bps
+        if recipe.act == "expected_edge":
+            acted_bps = np.sign(raw_bps) * np.maximum(0.0, np.abs(raw_bps) - error_bps)
         return Predictions(
-            expected_bps=np.where(reached | np.isnan(raw_bps), raw_bps, 0.0),
+            expected_bps=np.where(reached | np.isnan(raw_bps), acted_bps, 0.0),
             raw_bps=raw_bps,
             by_horizon=by_horizon,
             output=output,
             regime=regime,
             scale_bps=scale,
+            error_bps=error_bps,
+            probability=probability,
+            confidence=confidence,
         )
+
+    def _errors(self, combined: Float, raw_bps: Float, scale: Float) -> tuple[Float, Float, Float]:
+        """Standard error in bps, probability of the right sign, confidence: (n,) each."""
+        found = self.recipe.confidence
+        if found is None:
+            nothing = np.full(len(raw_bps), np.nan)
+            return nothing, nothing, nothing
+        from scipy.special import expit, ndtr
+
+        error = scale * np.sqrt(found.level_error**2 + (found.gain_error * combined) ** 2)
+        size = np.abs(raw_bps)
+        return error, expit(found.sign_slope * (size / scale)), ndtr(size / error)
 
 
 class Bundle(Predictor):
@@ -436,8 +547,8 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:
         raise BundleError(f"{where}: not a model manifest ({error}); train again") from error
-    if manifest.format != FORMAT:
-        raise BundleError(f"{where}: format {manifest.format}, this code reads {FORMAT}")
+    if manifest.format not in FORMATS:
+        raise BundleError(f"{where}: format {manifest.format}, this code reads up to {FORMAT}")
     if list_hash(manifest.features) != manifest.feature_list_hash:
         raise BundleError(f"{where}: the feature list does not have its hash; train again")
     recipe = manifest.recipe

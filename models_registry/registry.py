@@ -114,12 +114,11 @@ def train_and_register(
             progress(f"version {known.version} was made from the same data, code and settings")
             return _note_reuse(client, settings, known, tags)
         champion = load_champion(settings.root, settings.model_name)
-        rows = training.load_rows(lake, settings, features)
+        source = dataset.LakeSource(lake, symbols, settings.model.horizons_s)
         evaluation = training.evaluate(
-            lake,
+            source,
             settings,
             features,
-            rows,
             champion=(champion[0].version, champion[1]) if champion else None,
             progress=progress,
         )
@@ -127,10 +126,9 @@ def train_and_register(
         if evaluation.gate.verdict != "not_enough_data":
             model = training.finish(
                 evaluation,
+                source,
                 settings,
                 features,
-                rows,
-                source=lake.source,
                 data_fingerprint=fingerprint,
                 git_sha=git_sha,
             )

@@ -16,11 +16,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from market.lake import Lake
 from market.settings import FEE_ROWS_BPS, Settings
 from market.units import DAY_NS, SECOND_NS, utc_date
 from models_registry import dataset, decay, ensemble
-from models_registry.dataset import Features, Rows
+from models_registry.dataset import Features, Rows, Source
 from models_registry.ensemble import BoosterParameters, FittedBooster
 from models_registry.evaluation import (
     BlockResult,
@@ -75,38 +74,21 @@ class _FoldModel(msgspec.Struct, frozen=True, kw_only=True):
     calibration_rows: int
 
 
-def load_rows(lake: Lake, settings: Settings, features: Features) -> Rows:
-    """Training rows: every n-th second of all dates. DatasetError without the scale feature."""
-    if ensemble.SCALE_FEATURE not in features.names:
-        raise dataset.DatasetError(
-            f"the features lack {ensemble.SCALE_FEATURE}, which scales the labels; define it"
-        )
-    symbols = settings.market.symbols
-    return dataset.load(
-        lake,
-        symbols,
-        dataset.dates(lake, symbols),
-        features.names,
-        settings.model.horizons_s,
-        settings.model.train_stride_s,
-    )
-
-
 def evaluate(
-    lake: Lake,
+    source: Source,
     settings: Settings,
     features: Features,
-    rows: Rows,
     *,
     champion: tuple[str, Bundle] | None = None,
     progress: Progress = lambda line: None,
 ) -> Evaluation:
-    """Walk-forward over ``rows`` (of `load_rows`); test blocks are read again at every second.
+    """Walk-forward over the source's dates: training rows by stride, test blocks at every second.
 
     ``champion`` (version, bundle) is compared on seconds after its training if it has the same
-    features. Gives a verdict even without any row.
+    features. Gives a verdict even without any row. DatasetError without the scale feature.
     """
     model = settings.model
+    rows = _training_rows(source, settings, features)
     volatility = _volatility(rows, features)
     days = np.unique((rows.t_ns - 1) // DAY_NS)
     dates = tuple(utc_date(int(day) * DAY_NS) for day in days)
@@ -147,7 +129,7 @@ def evaluate(
         if isinstance(fitted, str):
             skipped.append(f"block from {fold.test_dates[0]}: {fitted}")
             continue
-        part = _face(lake, settings, features, fold, fitted, rival)
+        part = _face(source, settings, features, fold, fitted, rival)
         block = make_block(
             number,
             fold,
@@ -175,11 +157,10 @@ def evaluate(
 
 def finish(
     evaluation: Evaluation,
+    source: Source,
     settings: Settings,
     features: Features,
-    rows: Rows,
     *,
-    source: str,
     data_fingerprint: str,
     git_sha: str,
 ) -> TrainedModel:
@@ -190,6 +171,7 @@ def finish(
     if evaluation.pooled is None:
         raise ValueError("an evaluation without test blocks makes no model")
     model = settings.model
+    rows = _training_rows(source, settings, features)
     volatility = _volatility(rows, features)
     scale = ensemble.scale_of(volatility)
     members = ensemble.fit(
@@ -219,7 +201,7 @@ def finish(
     manifest = Manifest(
         format=FORMAT,
         name=settings.model_name,
-        source="synthetic" if source == "synthetic" else "recorded",
+        source=settings.source,
         book_topic=f"orderbook.{settings.market.book_depth}",
         symbols=settings.market.symbols,
         feature_hash=features.hash,
@@ -249,6 +231,14 @@ def finish(
         files=files,
         importance=_importance(members, features),
     )
+
+
+def _training_rows(source: Source, settings: Settings, features: Features) -> Rows:
+    if ensemble.SCALE_FEATURE not in features.names:
+        raise dataset.DatasetError(
+            f"the features lack {ensemble.SCALE_FEATURE}, which scales the labels; define it"
+        )
+    return source.read(source.dates(), features.names, settings.model.train_stride_s)
 
 
 def _volatility(rows: Rows, features: Features) -> Float:
@@ -314,7 +304,7 @@ def _fit_fold(
 
 
 def _face(
-    lake: Lake,
+    source: Source,
     settings: Settings,
     features: Features,
     fold: Fold,
@@ -326,9 +316,7 @@ def _face(
     threads = settings.model.threads
     parts = []
     for date in fold.test_dates:
-        rows = dataset.load(
-            lake, settings.market.symbols, [date], features.names, settings.model.horizons_s
-        )
+        rows = source.read([date], features.names)
         made = predictor.predict_many(rows.features, threads)
         champion_bps = np.full(len(rows), np.nan)
         if rival is not None:

@@ -11,6 +11,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -168,6 +169,10 @@ def test_an_earlier_champion_loads_and_the_registry_still_moves_it(earlier: Lake
     assert champion is not None
     pointer, bundle = champion
     assert (pointer.version, len(bundle.manifest.recipe.members)) == ("1", 4)
+    made = bundle.predict(np.ones(len(bundle.manifest.features)))
+    # To the last bit what the code that made it predicted.
+    assert made.raw_bps == made.expected_bps == 3.1776240698755434
+    assert made.by_horizon == (0.48669476201879663, 3.7016726557217328, 6.412920201636497, 0.0)
     assert registry.champion_version(settings) == "1"
     shutil.rmtree(Path(settings.root) / "bundles")
     promotion.promote(settings, "1")

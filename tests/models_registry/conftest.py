@@ -26,16 +26,10 @@ def planted_settings(planted_lake: Lake) -> Settings:
 
 
 def train(lake: Lake, settings: Settings) -> tuple[Evaluation, TrainedModel]:
-    rows = training.load_rows(lake, settings, planted.FEATURES)
-    study = training.evaluate(lake, settings, planted.FEATURES, rows)
+    source = planted.source(lake)
+    study = training.evaluate(source, settings, planted.FEATURES)
     model = training.finish(
-        study,
-        settings,
-        planted.FEATURES,
-        rows,
-        source=lake.source,
-        data_fingerprint="data",
-        git_sha="code",
+        study, source, settings, planted.FEATURES, data_fingerprint="data", git_sha="code"
     )
     return study, model
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from market.lake import Lake
 from market.settings import Model, Settings
 from market.units import day_start_ns, days_between
-from models_registry.dataset import Features
+from models_registry.dataset import Features, LakeSource
 
 HORIZONS = (10, 60, 300)
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
@@ -84,6 +84,10 @@ def lake(root: Path, days: int, strength: float, *, first: str = "2026-01-01") -
     for date in days_between(first, str(last)):
         extend(made, date, strength)
     return made
+
+
+def source(of: Lake) -> LakeSource:
+    return LakeSource(of, SYMBOLS, HORIZONS)
 
 
 def extend(into: Lake, date: str, strength: float, *, fading: bool = False) -> None:

@@ -167,9 +167,9 @@ def test_a_changed_manifest_is_refused_by_its_registered_checksum(copy: Path) ->
     ("old", "new", "said"),
     [
         (b'"noise_1"', b'"noise_9"', "feature list does not have its hash"),
-        (b'"format": 1', b'"format": 2', "format 2, this code reads 1"),
-        (b'"format": 1', b'"format": 1, "extra": 1', "unknown field `extra`"),
-        (b'"format": 1', b'"format": ', "not a model manifest"),
+        (b'"format": 2', b'"format": 3', "format 3, this code reads up to 2"),
+        (b'"format": 2', b'"format": 2, "extra": 1', "unknown field `extra`"),
+        (b'"format": 2', b'"format": ', "not a model manifest"),
         (b'"booster_60s.txt"', b'"../booster_60s.txt"', "not a plain file name"),
     ],
 )

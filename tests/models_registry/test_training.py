@@ -20,8 +20,25 @@ from models_registry.training import TrainedModel
 
 
 def study_of(lake: Lake, settings: Settings) -> Evaluation:
-    rows = training.load_rows(lake, settings, planted.FEATURES)
-    return training.evaluate(lake, settings, planted.FEATURES, rows)
+    return training.evaluate(planted.source(lake), settings, planted.FEATURES)
+
+
+def rows_of(lake: Lake) -> dataset.Rows:
+    source = planted.source(lake)
+    return source.read(source.dates(), planted.FEATURES.names, 5)
+
+
+def test_rows_in_memory_are_evaluated_like_those_of_a_lake(
+    planted_lake: Lake,
+    planted_settings: Settings,
+    trained: tuple[Evaluation, TrainedModel],
+) -> None:
+    lake_source = planted.source(planted_lake)
+    every = lake_source.read(lake_source.dates(), planted.FEATURES.names)
+    source = dataset.MemorySource(every, planted.FEATURES.names)
+    study = training.evaluate(source, planted_settings, planted.FEATURES)
+    assert study.blocks == trained[0].blocks
+    assert study.results == trained[0].results
 
 
 def test_a_planted_signal_is_detected_and_promoted(
@@ -87,8 +104,8 @@ def test_nothing_at_all_is_not_enough_data(tmp_path: Path) -> None:
     assert card.fold_csv(study).count("\n") == 1
     with pytest.raises(ValueError, match="makes no model"):
         training.finish(
-            study, settings, planted.FEATURES, training.load_rows(lake, settings, planted.FEATURES),
-            source="synthetic", data_fingerprint="y", git_sha="x",
+            study, planted.source(lake), settings, planted.FEATURES,
+            data_fingerprint="y", git_sha="x",
         )  # fmt: skip
 
 
@@ -130,7 +147,7 @@ def test_later_data_cannot_change_a_fold(
 def test_tuning_sees_the_first_training_span_only(
     planted_lake: Lake, planted_settings: Settings
 ) -> None:
-    rows = training.load_rows(planted_lake, planted_settings, planted.FEATURES)
+    rows = rows_of(planted_lake)
     volatility = np.ascontiguousarray(rows.features[:, -1])
     span = training.walk_forward(
         rows.t_ns, min_train_days=2, max_test_blocks=20, calibration_share=0.2, max_horizon_s=300
@@ -164,9 +181,9 @@ def test_a_line_s_error_grows_with_overlap_and_noise_shrinks_to_nothing() -> Non
 def test_a_missing_column_or_scale_is_named(planted_lake: Lake, planted_settings: Settings) -> None:
     absent = Features.of((*planted.FEATURES.names, "absent"))
     with pytest.raises(DatasetError, match=r"no column absent; materialise training_set"):
-        training.load_rows(planted_lake, planted_settings, absent)
+        training.evaluate(planted.source(planted_lake), planted_settings, absent)
     with pytest.raises(DatasetError, match="realised_vol_300"):
-        training.load_rows(planted_lake, planted_settings, Features.of(("signal",)))
+        training.evaluate(planted.source(planted_lake), planted_settings, Features.of(("signal",)))
 
 
 def test_strided_rows_are_the_full_rows_at_those_seconds(planted_lake: Lake) -> None:
