@@ -20,6 +20,7 @@ from market.features.precision import Float32, rounded
 from market.lake import Lake
 from market.units import DAY_NS, SECOND_NS, utc_date
 from models_registry.manifest import list_hash
+from models_registry.validation import distinct
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -174,11 +175,11 @@ class MemorySource:
         self._day = (rows.t_ns - 1) // DAY_NS
 
     def dates(self) -> tuple[str, ...]:
-        return tuple(utc_date(int(day) * DAY_NS) for day in np.unique(self._day))
+        return tuple(utc_date(int(day) * DAY_NS) for day in distinct(self._day))
 
     def read(self, days: Iterable[str], features: Sequence[str], stride_s: int = 1) -> Rows:
         wanted = set(days)
-        chosen = [d for d in np.unique(self._day) if utc_date(int(d) * DAY_NS) in wanted]
+        chosen = [d for d in distinct(self._day) if utc_date(int(d) * DAY_NS) in wanted]
         if missing := sorted(set(features) - set(self._names)):
             raise DatasetError(f"the rows have no column {', '.join(missing[:3])}")
         kept = np.isin(self._day, chosen) & (self._rows.t_ns // SECOND_NS % stride_s == 0)

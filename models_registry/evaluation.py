@@ -24,6 +24,7 @@ from models_registry.validation import (
     Coefficient,
     Fold,
     Mask,
+    distinct,
     information_coefficient,
     lower_bound,
     normal_scores,
@@ -311,7 +312,7 @@ def _compare(
         return msgspec.structs.replace(versus, note="it was trained on all of these test blocks")
     return msgspec.structs.replace(
         versus,
-        hours=len(np.unique(both.rows.t_ns)) / 3600.0,
+        hours=len(distinct(both.rows.t_ns)) / 3600.0,
         candidate=_results(both, both.expected_bps, settings)[0],
         incumbent=_results(both, both.champion_bps, settings)[0],
     )

@@ -46,7 +46,7 @@ from models_registry.manifest import (
     list_hash,
     parse_manifest,
 )
-from models_registry.validation import Fold, label_reach_ns, walk_forward
+from models_registry.validation import Fold, distinct, label_reach_ns, walk_forward
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -90,7 +90,7 @@ def evaluate(
     model = settings.model
     rows = _training_rows(source, settings, features)
     volatility = _volatility(rows, features)
-    days = np.unique((rows.t_ns - 1) // DAY_NS)
+    days = distinct((rows.t_ns - 1) // DAY_NS)
     dates = tuple(utc_date(int(day) * DAY_NS) for day in days)
     progress(f"{len(rows)} training rows on {len(dates)} dates")
     folds = walk_forward(
