@@ -22,6 +22,7 @@ from execution.sizing import next_target
 from market.kernel import compiled
 from market.settings import FEE_ROWS_BPS
 from market.units import SECOND_NS
+from models_registry.statistics import clopper_pearson_upper, uniqueness
 from models_registry.validation import lower_bound
 
 Float = npt.NDArray[np.float64]
@@ -65,13 +66,15 @@ class FeeResult(msgspec.Struct, frozen=True, kw_only=True):
     ``net_lower_bps`` is the one-sided 95 % lower bound (stationary bootstrap over time),
     ``break_even_bps`` the fee per side at which these same trades would have earned nothing.
     ``false_net`` and ``false_gross`` are the shares of trades that earned nothing after and before
-    costs, ``false_net_upper`` the one-sided 95 % bound of the first (Clopper & Pearson 1934);
+    costs, ``false_net_upper`` the one-sided 95 % bound of the first (Clopper & Pearson 1934) on
+    ``n_eff`` trades, of which those open at the same time in two symbols are not independent;
     ``coverage`` is the share of seconds whose expectation exceeded the cost.
     """
 
     row: str
     taker_bps: float
     trades: int
+    n_eff: float
     cut: int
     gross_bps: float
     spread_bps: float
@@ -198,12 +201,14 @@ def fee_result(
     net = trades.net_bps(taker_bps)
     count = len(trades)
     before_fees = trades.gross_bps - trades.spread_bps
+    unique = uniqueness(trades.entry_ns, trades.exit_ns)
     wins, losses = net[net > 0], net[net <= 0]
     grid = np.unique(t_ns)
     return FeeResult(
         row=row,
         taker_bps=taker_bps,
         trades=count,
+        n_eff=float(unique.sum()),
         cut=int(trades.cut.sum()),
         gross_bps=_mean(trades.gross_bps),
         spread_bps=_mean(trades.spread_bps),
@@ -220,21 +225,12 @@ def fee_result(
         break_even_bps=float(before_fees.sum() / trades.turnover.sum()) if count else math.nan,
         hit_rate=len(wins) / count if count else math.nan,
         false_net=len(losses) / count if count else math.nan,
-        false_net_upper=clopper_pearson_upper(len(losses), count),
+        false_net_upper=clopper_pearson_upper(float(unique[net <= 0].sum()), float(unique.sum())),
         false_gross=float(np.mean(trades.gross_bps <= 0)) if count else math.nan,
         payoff=_mean(wins) / -_mean(losses) if len(wins) and losses.sum() < 0 else math.nan,
         coverage=trades.signals / trades.seconds if trades.seconds else 0.0,
         holding_s=_mean((trades.exit_ns - trades.entry_ns) / SECOND_NS),
     )
-
-
-def clopper_pearson_upper(failures: int, trials: int, confidence: float = 0.95) -> float:
-    """One-sided upper bound of a proportion (Clopper & Pearson 1934); 1 without trials."""
-    from scipy.special import betaincinv
-
-    if failures >= trials:
-        return 1.0
-    return float(betaincinv(failures + 1, trials - failures, confidence))
 
 
 def _mean(values: Float) -> float:

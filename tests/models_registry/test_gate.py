@@ -15,6 +15,7 @@ def result(*, trades: int = 100, lower: float = 0.5) -> FeeResult:
         row="vip0",
         taker_bps=5.5,
         trades=trades,
+        n_eff=float(trades),
         cut=0,
         gross_bps=13.0,
         spread_bps=0.1,

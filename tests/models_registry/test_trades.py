@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta
 
 from execution.sizing import next_target
-from models_registry.trades import Trades, clopper_pearson_upper, fee_result, simulate
+from models_registry.trades import Trades, fee_result, simulate
 
 SECOND = 1_000_000_000
 
@@ -172,8 +171,23 @@ def test_without_trades_there_is_no_lower_bound() -> None:
     assert found.false_net_upper == 1.0
 
 
-def test_the_false_signal_bound_is_clopper_and_pearsons() -> None:
-    # 15 % needs at least 153 independent signals to be bounded below 20 %.
-    assert clopper_pearson_upper(23, 153) == pytest.approx(beta.ppf(0.95, 24, 130))
-    assert clopper_pearson_upper(23, 153) < 0.21
-    assert clopper_pearson_upper(5, 5) == 1.0
+def test_trades_of_two_symbols_at_one_time_bound_false_signals_as_one() -> None:
+    generator = np.random.default_rng(4)
+    count = 4000
+    mid = 100.0 * np.exp(np.cumsum(generator.normal(scale=1e-4, size=count)))
+    expected = 5.0 * generator.normal(size=count)
+    times = np.arange(1, count + 1) * SECOND
+    bounds = []
+    for copies in (1, 2):
+        trades = simulate(
+            t_ns=np.repeat(times, copies),
+            symbol=np.tile(np.arange(copies), count).astype(np.int8),
+            mid=np.repeat(mid, copies),
+            spread_bps=np.zeros(copies * count),
+            expected_bps=np.repeat(expected, copies),
+            fee_bps=0.0,
+            horizon_s=60,
+        )
+        found = fee_result(trades, "zero", times, block_s=300, samples=10, seed=1)
+        bounds.append((found.n_eff, found.false_net_upper))
+    assert bounds[0] == pytest.approx(bounds[1])
