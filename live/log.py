@@ -176,9 +176,9 @@ def last_segment(folder: Path) -> tuple[int, Header] | None:
 
 
 def require(header: Header, folder: Path, venue: str, account: str, source: str) -> None:
-    """LogError unless a log is of this venue, account and kind of data."""
+    """LogError unless a log is of this venue, account (earlier versions named none) and kind of data."""
     for name, ours in (("venue", venue), ("account", account), ("source", source)):
-        if (theirs := getattr(header, name)) != ours:
+        if (theirs := getattr(header, name)) != ours and (theirs or name != "account"):
             raise LogError(
                 f"{folder}: the log of {name} {theirs or 'none'}, and this worker's is "
                 f"{ours or 'none'}; use another root, or move the folder away once it is flat there"

@@ -68,6 +68,7 @@ class Run:
         self.clock: VenueClock | None = None
         self.codec: Codec = PlainCodec()
         self.gateway: Connections | None = None
+        self.account: str = self.venue  #: the venue's id of it; paper has no other
         self.run_id = ""
         self._ends = ExitStack()
 
@@ -116,15 +117,11 @@ class Run:
 
     def _connect(self, address: VenueAddress, stack: ExitStack) -> None:
         """Connect to the venue, as the only worker of its account on this machine."""
-        keys, codec = keys_of(), BybitCodec(self.instruments)
-        account = sha256(f"{address.rest} {keys.key}".encode()).hexdigest()[:16]
-        folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-        self._lock(stack, folder / f"l2-account-{account}.lock", "this account's worker")
-        self.codec = codec
+        self.codec = codec = BybitCodec(self.instruments)
         self.clock = self._clock_of(address.public)
         self.gateway = Connections(
             address,
-            keys,
+            keys_of(),
             codec,
             lambda _, given: self.inbox.put(Given(given, time.monotonic_ns())),
             self.settings.live,
@@ -133,6 +130,11 @@ class Run:
         )
         self.gateway.start()
         stack.callback(self.gateway.stop, 2.0)
+        self.account = self.gateway.account
+        name = sha256(f"{address.rest} {self.account}".encode()).hexdigest()[:16]
+        folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+        file = folder / f"l2-account-{name}.lock"
+        self._lock(stack, file, f"the worker of account {self.account} of {address.name}")
 
     def _clock_of(self, url: str) -> VenueClock:
         return VenueClock(clock_of(url, self.settings.clock, lambda text: self.say.info(text)))
@@ -218,12 +220,12 @@ class Run:
         self.run_id = f"{self.venue}-{stamp}-{number}"
         state = None if restored is None else restored.state
         if restored is not None:
-            require(restored.header, self.state / "log", self.venue, "", settings.source)
+            require(restored.header, self.state / "log", self.venue, self.account, settings.source)
             if restored.torn is not None:
                 self.say.warning("log's torn end kept aside", **restored.torn._asdict())
         header = Header(
             venue=self.venue,
-            account="",
+            account=self.account,
             source=settings.source,
             instruments={s: (found.tick, found.lot) for s, found in instruments.items()},
             settings=msgspec.json.encode(settings),

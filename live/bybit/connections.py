@@ -30,12 +30,13 @@ from live.messages import (
     Command,
     Expired,
     Input,
-    InstrumentReport,
     Link,
     PrivateFrame,
     Query,
     QueryKind,
     QueryResult,
+    Refused,
+    Report,
     Send,
 )
 from market.settings import Live
@@ -183,6 +184,7 @@ class Connections:
     """``clock_ns`` stamps what comes and is the time of deadlines; ``speed`` is its speed to the wall's.
 
     BybitError from `start` when the venue cannot be reached, refuses the keys, or keeps another time.
+    ``account`` is then the venue's id of the account.
     """
 
     def __init__(
@@ -197,7 +199,7 @@ class Connections:
         speed: float = 1.0,
     ) -> None:
         self.address, self.keys, self.settings = address, keys, settings
-        self.clock = ServerClock()
+        self.clock, self.account = ServerClock(), ""
         self._codec, self._sink, self._clock_ns, self._speed = codec, sink, clock_ns, speed
         codec.states_fees = address.states_fees
         self._rest = Rest(address, keys, self.clock, settings.receive_window_ms)
@@ -266,7 +268,7 @@ class Connections:
                 f"({self.address.rest}); set it (NTP), or every request is refused"
             )
         for symbol in self._codec.reader.instruments:
-            await self._check_listed(Query(kind=QueryKind.INSTRUMENT, symbol=symbol))
+            await self._asked(Query(kind=QueryKind.INSTRUMENT, symbol=symbol))
         for socket in (self._private, self._trade):
             if socket is not None:
                 running = self._task(socket.run())
@@ -274,10 +276,12 @@ class Connections:
                     if running.done():
                         running.result()  # raises why it could not start
                     await asyncio.sleep(0.01)
+        for report in await self._asked(Query(kind=QueryKind.ACCOUNT)):
+            self.account = getattr(report, "account", self.account)
         self._task(self._keep_time())
 
-    async def _check_listed(self, query: Query) -> None:
-        """BybitError when the venue does not list a symbol; its other queries would never be answered."""
+    async def _asked(self, query: Query) -> tuple[Report, ...]:
+        """The reports of an answer; BybitError when they are none."""
         conversation = self._codec.converse(query)
         call = next(conversation)
         try:
@@ -286,13 +290,17 @@ class Connections:
                 call = conversation.send(reply.body)
         except StopIteration as ended:
             (result,) = self._codec.answer(self._clock_ns(), query, ended.value)
-        if isinstance(result, QueryResult) and any(
-            isinstance(report, InstrumentReport) for report in result.reports
-        ):
-            return
+        reports = result.reports if isinstance(result, QueryResult) else ()
+        if reports and not isinstance(reports[0], Refused):
+            return reports
+        why = f" ({reason})" if (reason := getattr(result, "reason", "")) else ""
+        if query.kind is QueryKind.INSTRUMENT:
+            raise BybitError(
+                f"{query.symbol}: {self.address.rest} does not list it{why}; take it out of market.symbols"
+            )
         raise BybitError(
-            f"{query.symbol}: {self.address.rest} does not list it ({getattr(result, 'reason', '')}); "
-            "take it out of market.symbols".replace(" ()", "")
+            f"{self.address.rest}: does not state the {query.kind}{why}; check that L2_API_KEY and "
+            f"L2_API_SECRET are keys of {self.address.name}"
         )
 
     async def _measure(self) -> None:

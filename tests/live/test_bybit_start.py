@@ -15,6 +15,7 @@ import pytest
 from execution.orders import Accepted, Amend, Cancel, OrderReport, OrderState, Rejected, Submit
 from live.bybit.account import problems
 from live.bybit.rest import BybitError
+from live.log import lock
 from live.messages import Answer, Link, PositionReport, QueryKind, Report, SetStop
 from market.instruments import BUILT_IN
 from market.settings import Settings
@@ -135,7 +136,8 @@ def both() -> Iterator[Served]:
 
 def ended(tmp_path: Path, venue: Served, **keys: str) -> str:
     """The last line of a worker's process, which sends nothing."""
-    promote(tmp_path)
+    if not (tmp_path / "bundles").exists():
+        promote(tmp_path)
     key = {**venue.description["keys"][0], **keys}
     child = subprocess.run(
         [sys.executable, "-c", WORKER, str(tmp_path), venue.description["rest"]],
@@ -148,7 +150,7 @@ def ended(tmp_path: Path, venue: Served, **keys: str) -> str:
         },
         stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert child.returncode
@@ -159,7 +161,10 @@ def ended(tmp_path: Path, venue: Served, **keys: str) -> str:
     return child.stderr.strip().splitlines()[-1]
 
 
-def test_the_worker_ends_with_the_line_and_sends_nothing(tmp_path: Path, both: Served) -> None:
+def test_the_worker_ends_with_the_line_and_sends_nothing(
+    tmp_path: Path, both: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     both.sandbox.exchange.clients[0].is_hedged = True
     try:
         line = ended(tmp_path, both)
@@ -169,6 +174,17 @@ def test_the_worker_ends_with_the_line_and_sends_nothing(tmp_path: Path, both: S
     assert "no keys: set L2_API_KEY and L2_API_SECRET" in ended(
         tmp_path / "second", both, key="", secret=""
     )
+    # The log names its account, and the account has one worker, whatever its keys.
+    assert "the log of account 1, and this worker's is 2;" in ended(
+        tmp_path, both, **both.description["keys"][1]
+    )
+    (first, _) = sorted(tmp_path.glob("l2-account-*.lock"), key=os.path.getmtime)
+    descriptor = lock(first, "account 1")
+    try:
+        line = ended(tmp_path / "third", both)
+    finally:
+        os.close(descriptor)
+    assert f"account 1 of sandbox: process {os.getpid()} works on it" in line
 
 
 # -- demo ------------------------------------------------------------------------------------------
