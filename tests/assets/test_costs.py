@@ -112,6 +112,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
             order("late-1", "late", filled_lots=4, state="CANCELLED"),
             order("over-1", "over", filled_lots=12),
             order("orphan-1", "nobody", state="UNKNOWN", filled_lots=0),
+            order("closing-1", "", state="CANCELLED", filled_lots=0),
         ],
     )
     after = LATE + 40 * S  # ten seconds behind midnight
@@ -204,6 +205,7 @@ def test_every_finding_is_reported_once(built: Any) -> None:
         ("parent never measured", "silent"),
         ("parent without a fill", "blind"),
         ("parent without a fill", "empty"),
+        ("position closed by reconciliation", "closing-1"),
     ]
 
 
@@ -215,7 +217,7 @@ def test_no_finding_is_missing_or_counted_twice(built: Any) -> None:
         "good": 10, "silent": 0, "empty": 0, "late": 4, "blind": 0, "over": 12,
     }  # fmt: skip
     assert {row["client_id"]: row["booked_lots"] for row in built["order_outcomes"]} == {
-        "good-1": 10, "empty-1": 0, "late-1": 4, "over-1": 12, "orphan-1": 0,
+        "good-1": 10, "empty-1": 0, "late-1": 4, "over-1": 12, "orphan-1": 0, "closing-1": 0,
     }  # fmt: skip
     unknown = next(row for row in fills if row["client_id"] == "stray")
     assert (unknown["algorithm"], unknown["markout_1s_bps"]) == ("unknown", None)

@@ -40,8 +40,11 @@ findings as (
 
     union all
 
+    -- Reconciliation closes what has no stop or no parent any more (`live.protection`).
     select
-        symbol, date, 'order of an unknown parent', venue, parent_id, client_id, '', sent_ns, state
+        symbol, date,
+        if(parent_id = '', 'position closed by reconciliation', 'order of an unknown parent'),
+        venue, parent_id, client_id, '', sent_ns, state
     from orders
     where not exists (
         select 1 from parents
