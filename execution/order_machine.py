@@ -142,6 +142,11 @@ class Order(msgspec.Struct, kw_only=True):
         return max(0, max(self.qty_lots, *self.amend_lots, 0) - self.filled_lots)
 
     @property
+    def rests(self) -> bool:
+        """Whether it is known to rest in the book."""
+        return self.state in (_NEW, _PARTIAL) and not self.crosses
+
+    @property
     def crosses(self) -> bool:
         """Whether it never rests: it takes what it can at once, and there is nothing to cancel."""
         return self.submit.time_in_force in NEVER_REST or self.submit.order_type is OrderType.MARKET
@@ -155,6 +160,7 @@ class Orders:
 
     def __init__(self) -> None:
         self.by_id: dict[str, Order] = {}
+        self.entered: dict[OrderState, int] = {}  #: transitions of this process into each state
         self._aliases: dict[str, str] = {}
         self._executions: dict[str, set[str]] = {}
         self._open: dict[str, None] = {}  #: ids of orders that may still fill, oldest first
@@ -326,7 +332,9 @@ class Orders:
         if evidence in _PRESENCE:
             order.acknowledged = True
         state = _NEW if order.state is _PARTIAL else order.state
-        order.state = TRANSITIONS.get((state, evidence), order.state)
+        if (after := TRANSITIONS.get((state, evidence))) is not None:
+            order.state = after
+            self.entered[after] = self.entered.get(after, 0) + 1
         order.evidence = evidence
 
     def _settle(self, order: Order) -> None:

@@ -73,6 +73,8 @@ class Guard:
     ) -> None:
         self.limits = limits
         self.denials: dict[Denial, int] = {}
+        #: Losses (quote currency) of the day and since the peak that an operator resumed from.
+        self.resumed: tuple[float, float] = (0.0, 0.0)
         self._instruments, self._orders, self._account = instruments, orders, account
         self._traded = frozenset(traded)
         self._mids: dict[str, float] = {}
@@ -205,9 +207,10 @@ class Guard:
 
     def _judge_increase(self, symbol: str, side: int, lots: int, mid: float) -> Denial | None:
         limits, account = self.limits, self._account
-        if account.marked_e8 <= account.day_opening_e8 - limits.daily_loss_usdt * E8:
+        day_usdt, peak_usdt = self.resumed
+        if account.marked_e8 <= account.day_opening_e8 - (limits.daily_loss_usdt + day_usdt) * E8:
             return Denial.DAILY_LOSS
-        if account.marked_e8 <= account.peak_e8 - limits.drawdown_usdt * E8:
+        if account.marked_e8 <= account.peak_e8 - (limits.drawdown_usdt + peak_usdt) * E8:
             return Denial.DRAWDOWN
         liquidated = self._liquidation.get(symbol)
         if liquidated is not None and side * account.position_lots(symbol) > 0:

@@ -1,4 +1,4 @@
-"""Operators' commands to a running worker: `l2 halt`, `flatten`, `pause`, `resume`, `limits`.
+"""Operators' commands to a running worker: `l2 halt`, `flatten`, `pause`, `resume`, `limits`, `handover`.
 
 A command is a file in ``ROOT/live/VENUE/control``, renamed into place: ``NAME.json`` holds a
 `messages.Command`; an empty file ``halt`` or ``flatten`` does the same from any shell. The worker answers
@@ -32,7 +32,7 @@ PATIENCE_S: Final = 2.0
 #: How long the verbs wait for an answer.
 _ANSWER_S: Final = 15.0
 
-COMMANDS: Final = ("halt", "flatten", "resume", "pause", "limits")
+COMMANDS: Final = ("halt", "flatten", "resume", "pause", "limits", "handover")
 
 
 class ControlError(VenueError):
@@ -185,7 +185,7 @@ def send(state: Path, command: Command, wait_s: float = _ANSWER_S) -> dict[str, 
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of all five verbs."""
+    """Options of these verbs."""
     parser.add_argument("--venue", metavar="NAME", help="default: that of the worker that runs")
     parser.add_argument("--reason", metavar="TEXT", default="", help="kept on record")
     verb = parser.prog.rpartition(" ")[2]
@@ -196,7 +196,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         )
     elif verb == "pause":
         parser.add_argument("symbol", metavar="SYMBOL")
-    else:
+    elif verb != "handover":
         parser.add_argument("symbol", nargs="?", default="", metavar="SYMBOL", help="default: all")
 
 

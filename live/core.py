@@ -101,6 +101,7 @@ class Closing(msgspec.Struct):
     flatten: bool
     flattens: bool
     until_ns: int
+    end_ns: int
     proving: bool = False
 
 
@@ -162,7 +163,12 @@ class Core:
             check,
         )
         self._labels = {symbol: Labels(symbol, emit) for symbol in settings.market.symbols}
-        self.desk.govern(self.mode, self.reconciliation.stop_ticks if at_venue else None)
+        stops = self.reconciliation.protection.entry_stop if at_venue else None
+        self.desk.govern(self.mode, stops, self.reconciliation.is_started)
+        self._limit()
+        if at_venue:
+            self.desk.adopt()
+        self._targets = self._targets_now()  #: on record
         depth = settings.market.book_depth
         self._decoder = Decoder(instruments, depth, instruments, follow=False)
         self._books = {
@@ -283,11 +289,23 @@ class Core:
             self.safety.see(end_ns, "gap_s", lost_ns / SECOND_NS, symbol)
         for symbol, labels in self._labels.items():
             labels.second(end_ns, self.trader.symbols[symbol].mid_at(end_ns))
+        if (targets := self._targets_now()) != self._targets:
+            self._targets = targets
+            self._record_desk(end_ns)
         for fact, value in self.desk.facts().items():
             self.safety.see(end_ns, fact, value)
         sent, self._numbered = self.requests.number - self._numbered, self.requests.number
         self.safety.see(end_ns, "rate_used", sent / self.safety.limits.actions_per_s)
         self.safety.second(end_ns)
+
+    def _targets_now(self) -> list[tuple[int, int]]:
+        return [(market.target, market.target_lots) for market in self.trader.symbols.values()]
+
+    def _record_desk(self, now_ns: int) -> None:
+        # Parents and their fills follow from their own records.
+        desk = msgspec.structs.replace(self.desk.snapshot(), open={}, fills={})
+        body = msgspec.json.encode(desk)
+        self._emit(Append(kind="section/desk", time_ns=now_ns, body=body))
 
     def _due(self, now_ns: int) -> None:
         """What is due by time; what reconciliation proves is evidence like the venue's own."""
@@ -295,10 +313,25 @@ class Core:
             self.reconciliation.step(now_ns)
         while made := self.reconciliation.made():
             self._learn(now_ns, made)
+        if self.safety.strictest >= Mode.FLATTEN and self._closing is None:
+            self._obey(now_ns)
         if self.safety.changed:  # a halt outlives the process that was told
             self.safety.changed = False
+            self._limit()
             body = msgspec.json.encode(self.safety.snapshot())
             self._emit(Append(kind="section/safety", time_ns=now_ns, body=body))
+
+    def _obey(self, now_ns: int) -> None:
+        """Close or cancel at once, and as soon as what was open is cancelled: not at the next decision."""
+        for symbol in self.trader.symbols:
+            mode, at_rest = self.safety.mode(symbol), self.desk.at_rest(symbol)
+            if mode >= Mode.FLATTEN and not (at_rest and mode is Mode.HALT):
+                self.desk.pursue(symbol, 0, now_ns, None)
+                self.trader.react(symbol, now_ns)
+
+    def _limit(self) -> None:
+        """The guard's limits are those of `[risk]` as tightened, its losses those not resumed from."""
+        self.desk.guard.limits, self.desk.guard.resumed = self.safety.limits, self.safety.resumed
 
     # -- the market ------------------------------------------------------------------------------
 
@@ -329,9 +362,12 @@ class Core:
     def _look(self, symbol: str, now_ns: int) -> None:
         """Ask for a book anew when it is not known."""
         book, watch = self.trader.symbols[symbol].builder.book, self._books[symbol]
-        if (renew := watch.look(now_ns, book.synchronised)) is not None:
+        # A symbol that the venue takes off is silent; asked anew, the venue refuses it and says why.
+        silent = now_ns - book.receive_ns >= self.safety.limits.stale_s * SECOND_NS
+        if (renew := watch.look(now_ns, book.synchronised and not silent)) is not None:
             lost_s = round((now_ns - watch.lost_ns) / 1e9, 3)
-            self._emitter.say("warning", "book lost, asked for anew", symbol=symbol, lost_s=lost_s)
+            event = "book silent" if book.synchronised else "book lost"
+            self._emitter.say("warning", f"{event}, asked for anew", symbol=symbol, lost_s=lost_s)
             self._emit(renew)
 
     def _note_reject(self, reject: Reject) -> None:
@@ -381,21 +417,30 @@ class Core:
     def _command(self, now_ns: int, command: Command) -> None:
         self._emitter.append("command", now_ns, command)
         if command.command == "stop":
-            self.stop(now_ns, flatten="flatten" in command.limits)
+            self.stop(now_ns, flatten="flatten" in command.limits, leave="leave" in command.limits)
         elif command.command == "finish":
             self._finish()
         else:
             self.safety.command(now_ns, command)
-            self.desk.guard.limits = self.safety.limits
 
-    def stop(self, now_ns: int, flatten: bool) -> None:
+    def stop(self, now_ns: int, flatten: bool, leave: bool = False) -> None:
         """Shut down: nothing is decided any more; the desk cancels its orders and, with ``flatten``, closes
-        its positions, each in a third of `live.closing_s`; reconciliation proves it, or does the rest.
+        its positions, each in a third of `live.closing_s`; reconciliation proves it, or does the rest, in what
+        is left of it. With ``leave`` nothing is sent any more but what the evidence needs: orders rest on, and
+        positions keep their stops, for the next worker.
         """
         if self._closing is None:
             self.trader.decides = False
+            end_ns = now_ns + round(self._settings.live.closing_s * SECOND_NS)
+            until_ns = self._third(now_ns)
+            self._closing = Closing(
+                flatten=flatten, flattens=flatten, until_ns=until_ns, end_ns=end_ns, proving=leave
+            )
+            if leave:
+                self._record_desk(now_ns)
+                self.reconciliation.stop(now_ns, end_ns, flatten=False, leave=True)
+                return
             self.desk.abandon(now_ns)
-            self._closing = Closing(flatten=flatten, flattens=flatten, until_ns=self._third(now_ns))
             for symbol in self.trader.symbols:
                 self.trader.react(symbol, now_ns)
             self._go_on_closing(now_ns)
@@ -407,21 +452,23 @@ class Core:
         closing = self._closing
         if closing is None or closing.proving:
             return
-        if now_ns < closing.until_ns and not all(map(self.desk.at_rest, self.trader.symbols)):
+        is_started = self.reconciliation.is_started()  # else the desk may send nothing
+        at_rest = all(map(self.desk.at_rest, self.trader.symbols))
+        if is_started and now_ns < closing.until_ns and not at_rest:
             return
-        if closing.flattens:
+        if closing.flattens and is_started:
             closing.flattens, closing.until_ns = False, self._third(now_ns)
             self.desk.flatten(now_ns)
             for symbol in self.trader.symbols:
                 self.trader.react(symbol, now_ns)
             return
         closing.proving = True
-        self.reconciliation.stop(now_ns, closing.flatten)
+        self.reconciliation.stop(now_ns, closing.end_ns, closing.flatten)
 
     def _finish(self) -> None:
         """After the shut-down: measure what is measured by now, say what is left."""
         self.trader.settle_funding(wait_ns=0)
-        self.desk.finish(self.now_ns, self._closing is not None and self._closing.flatten)
+        self.desk.finish(self.now_ns)
         for line in self.reconciliation.left():
             self._emitter.say("error", "left at the end", what=line)
 

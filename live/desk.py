@@ -22,9 +22,9 @@ import msgspec
 
 from execution.account import Account, value_e8
 from execution.algorithms import start
-from execution.algorithms.working import Parent, Working
+from execution.algorithms.working import Parent
 from execution.liquidity import Costs, Monitor
-from execution.order_machine import Order, Orders
+from execution.order_machine import Orders
 from execution.orders import (
     Action,
     CancelRejected,
@@ -38,14 +38,20 @@ from execution.orders import (
 from execution.risk import Guard
 from execution.tca import (
     PARTS,
-    Circumstances,
     ParentRow,
     displayed_ahead,
     parent_row,
 )
 from execution.venue import View
+from live.funding import FundingPayment
 from live.messages import Effect, Emitter, FundingReport
-from live.parent_costs import FinishedParent, ParentCosts, circumstances
+from live.parent_costs import (
+    ActiveParent,
+    FinishedParent,
+    ParentCosts,
+    circumstances,
+    recorded_parent,
+)
 from live.requests import Requests
 from live.safety import Mode
 from live.symbol_state import SymbolState
@@ -57,35 +63,6 @@ from market.units import E8, HOUR_NS, MINUTE_NS, SECOND_NS
 TIMER_NS: Final = 100_000_000
 
 
-class ActiveParent(msgspec.Struct, kw_only=True):
-    """A parent order being worked by its algorithm."""
-
-    parent: Parent
-    algorithm: Working
-    name: str
-    changed: dict[str, Order] = {}
-    denied: bool = False  #: an action was denied since the last step
-    row: ParentRow
-    #: Client id -> displayed quantity (lots) in front of a limit order when it was sent.
-    ahead: dict[str, float] = {}
-    abandoned: bool = False
-    touch: tuple[int | None, int | None] = (None, None)
-    timer_ns: int = 0
-    expected_bps: float | None = None
-
-
-class FundingPayment(msgspec.Struct, frozen=True, kw_only=True):
-    """One funding settlement: mark price, rate (0 where the venue does not state it) and payment
-    (positive = paid) at 1e-8."""
-
-    symbol: str
-    time_ns: int
-    position_lots: int
-    mark_e8: int
-    rate_e8: int
-    paid_e8: int
-
-
 class DeskState(msgspec.Struct, frozen=True, kw_only=True):
     """A checkpoint of the desk: the last parent's number, and the parents whose cost is not on record."""
 
@@ -93,6 +70,8 @@ class DeskState(msgspec.Struct, frozen=True, kw_only=True):
     open: dict[str, ParentRow] = {}
     fills: dict[str, tuple[Filled, ...]] = {}  #: theirs
     rest_until: dict[str, int] = {}
+    #: By symbol: sign and lots of the target, time of its last signal.
+    targets: dict[str, tuple[int, int, int]] = {}
 
 
 class Desk:
@@ -115,15 +94,17 @@ class Desk:
         emit: Callable[[Effect], None],
     ) -> None:
         self._symbols, self._settings, self._name = symbols, settings.execution, name
+        self._traded = settings.market.symbols
         self._estimates, self._signal_s = costs, float(settings.model.primary_s)
         self._band_bps = settings.risk.price_band_bps
         self._emit, self._emitter = emit, Emitter(emit)
+        self.say = self._emitter.say
         self._instruments = {symbol: state.instrument for symbol, state in symbols.items()}
         self.requests = Requests(round(settings.live.answer_s * 1e9))
         self.orders = Orders()
         self.account = Account(self._instruments, round(settings.execution.capital_usdt * E8))
         self.guard = Guard(
-            self._instruments, settings.risk, self.orders, self.account, settings.market.symbols
+            self._instruments, settings.risk, self.orders, self.account, self._traded
         )
         self.parent_number = 0  #: of the last parent in the log
         self.sent = self.fills = self.parents = 0
@@ -134,20 +115,22 @@ class Desk:
         self._work: dict[str, ActiveParent] = {}
         self._rest_until: dict[str, int] = {}
         self._mode: Callable[[str], Mode] = lambda symbol: Mode.NORMAL
+        self._ready: Callable[[], bool] = lambda: True
         self._stop_ticks: Callable[[str, int, float], int] | None = None
 
     def govern(
         self,
         mode: Callable[[str], Mode],
         stop_ticks: Callable[[str, int, float], int] | None = None,
+        ready: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Obey a symbol's ``mode``; attach the stops of ``stop_ticks`` to orders that open a position."""
-        self._mode, self._stop_ticks = mode, stop_ticks
+        """Obey a symbol's ``mode``; attach the stops of ``stop_ticks`` to orders that open; do nothing until
+        ``ready``."""
+        self._mode, self._stop_ticks, self._ready = mode, stop_ticks, ready
 
     # -- restart -------------------------------------------------------------------------------
 
     def snapshot(self) -> DeskState:
-        """For a checkpoint."""
         rows = [*(work.row for work in self._work.values()), *self.costs.cut.values()]
         rows += [ended.row for ended in self.costs.waiting]
         return DeskState(
@@ -155,20 +138,45 @@ class Desk:
             open={row.parent_id: row for row in rows},
             fills={row.parent_id: tuple(self.costs.fills.get(row.parent_id, ())) for row in rows},
             rest_until=dict(self._rest_until),
+            targets={s: (m.target, m.target_lots, m.signal_ns) for s, m in self._symbols.items()},
         )
 
     def restore(self, state: DeskState) -> None:
-        """Go on from a checkpoint; parents that were open are worked no more, and end as cut."""
+        """Go on from a checkpoint; parents that were open end as cut, unless `adopt` goes on with them."""
+        for symbol in state.targets.keys() & self._symbols.keys():
+            market = self._symbols[symbol]
+            market.target, market.target_lots, market.signal_ns = state.targets[symbol]
         self.parent_number, self.costs.cut = state.parent_number, dict(state.open)
         self.costs.fills = {key: list(state.fills.get(key, ())) for key in state.open}
         self._rest_until = dict(state.rest_until)
 
+    def adopt(self) -> None:
+        """Go on with an earlier process's parents whose orders rest: pegged to the touch until their deadline,
+        once a decision has confirmed them."""
+        for row in list(self.costs.cut.values()):
+            orders = [o for o in self.orders.by_id.values() if o.parent_id == row.parent_id]
+            resting = [o for o in orders if not (o.state.is_final or o.crosses or o.cancel_sent)]
+            if resting and row.symbol in self._traded and row.symbol not in self._work:
+                filled = sum(fill.qty_lots for fill in self.costs.fills.get(row.parent_id, ()))
+                working = start(
+                    "passive", recorded_parent(row, resting), self.orders, self._band_bps
+                )
+                working.adopt(orders, filled)
+                del self.costs.cut[row.parent_id]
+                self._work[row.symbol] = ActiveParent(
+                    parent=working.parent,
+                    algorithm=working,
+                    name=row.algorithm,
+                    row=row,
+                    adopted=True,
+                    waits=True,
+                )
+                self.say("info", "parent goes on", id=row.parent_id, orders=len(resting))
+
     # -- state ---------------------------------------------------------------------------------
 
     def position_lots(self, symbol: str) -> int:
-        """Signed position: the sum of executions, and of those that the venue counts and we have yet to hear
-        of.
-        """
+        """Signed position: executions, and those that the venue counts and we have yet to hear of."""
         missing = (o.submit.side * o.missing_lots for o in self.orders.open(symbol))
         return self.account.position_lots(symbol) + sum(missing)
 
@@ -202,17 +210,26 @@ class Desk:
         ``expected_bps`` is the decision's expected return, None when there is none.
         """
         self._monitors[symbol].see(self._symbols[symbol].view(now_ns))
+        self.pursue(symbol, target_lots, now_ns, expected_bps)
+
+    def pursue(
+        self, symbol: str, target_lots: int, now_ns: int, expected_bps: float | None
+    ) -> None:
+        """Open, keep or abandon what target and mode ask for."""
         mode, position_lots = self._mode(symbol), self.position_lots(symbol)
         algorithm = self._settings.algorithm
-        if mode in (Mode.PAUSE, Mode.HALT):
+        if not self._ready():
+            return
+        if mode is Mode.HALT:
             target_lots = position_lots  # whatever is open is abandoned, nothing is begun
-        elif mode is Mode.REDUCE:
+        elif mode in (Mode.PAUSE, Mode.REDUCE):
             target_lots = min(max(target_lots, min(position_lots, 0)), max(position_lots, 0))
         elif mode is Mode.FLATTEN:
             target_lots, algorithm = 0, "market"
         missing = target_lots - position_lots
         work = self._work.get(symbol)
         if work is not None:
+            work.waits = False
             work.expected_bps = expected_bps
             remaining_lots = work.parent.side * (work.parent.qty_lots - work.algorithm.filled_lots)
             if missing != remaining_lots:
@@ -250,31 +267,26 @@ class Desk:
             algorithm,
             self._name,
             self._instruments[symbol],
-            circumstances=self._before(working, algorithm, view),
+            circumstances=circumstances(
+                working, algorithm, self._monitors[symbol], view, self._estimates, self._signal_s
+            ),
         )
         self._emitter.append("parent", now_ns, row, symbol, parent.id)
         self.parents += 1
-        self._emitter.say(
-            "info", "parent opened", id=parent.id, side=parent.side, lots=parent.qty_lots
-        )
+        self.say("info", "parent opened", id=parent.id, side=parent.side, lots=parent.qty_lots)
         self.costs.fills[parent.id] = []
         self._work[symbol] = ActiveParent(
             parent=parent,
             algorithm=working,
             name=algorithm,
             row=row,
-            ahead={},
             timer_ns=now_ns,
             expected_bps=expected_bps,
         )
 
-    def _before(self, working: Working, algorithm: str, view: View) -> Circumstances:
-        monitor = self._monitors[working.parent.symbol]
-        return circumstances(working, algorithm, monitor, view, self._estimates, self._signal_s)
-
     def _abandon(self, work: ActiveParent, now_ns: int) -> None:
         work.algorithm.abandon()
-        work.abandoned = True
+        work.abandoned, work.waits = True, False
         work.timer_ns = now_ns
 
     # -- the market moves, the venue answers -----------------------------------------------------
@@ -288,7 +300,7 @@ class Desk:
         for event in evidence:
             self.take(event)
         work = self._work.get(symbol)
-        if work is not None:
+        if work is not None and not work.waits and self._ready():
             touch = self._symbols[symbol].touch()
             if work.changed or work.denied or touch != work.touch or now_ns >= work.timer_ns:
                 work.touch = touch
@@ -329,7 +341,7 @@ class Desk:
         refusal = Rejected if isinstance(action, Submit) else CancelRejected
         event = refusal(client_id=action.client_id, time_ns=now_ns, venue_ns=now_ns, reason=reason)
         self._emitter.append("denied", now_ns, event, parent.symbol, parent.id, action.client_id)
-        self._emitter.say("warning", "order denied", id=action.client_id, reason=reason)
+        self.say("warning", "order denied", id=action.client_id, reason=reason)
 
     def _send(self, now_ns: int, parent: Parent, action: Action) -> None:
         if isinstance(action, Submit):
@@ -365,7 +377,7 @@ class Desk:
         if fill.symbol not in self.account.holdings or not self._book(fill):
             return ""
         self._emitter.append("event", fill.time_ns, fill, fill.symbol, "", fill.client_id)
-        self._emitter.say(
+        self.say(
             "warning", "execution of no order of ours", execution=fill.exec_id, symbol=fill.symbol
         )
         return fill.symbol
@@ -408,7 +420,10 @@ class Desk:
         del self._work[parent.symbol]
         if filled < parent.qty_lots and not work.abandoned:
             self._rest_until[parent.symbol] = now_ns + round(self._settings.deadline_s * 1e9)
-        self._emitter.say("info", "parent ended", id=parent.id, filled=filled, lots=parent.qty_lots)
+        self.say("info", "parent ended", id=parent.id, filled=filled, lots=parent.qty_lots)
+        if work.adopted:  # what the market did before this process is not known
+            self.costs.cut[parent.id] = work.row
+            return
         self.costs.waiting.append(
             FinishedParent(
                 row=work.row,
@@ -459,24 +474,13 @@ class Desk:
             if (lots := self.position_lots(symbol)) and symbol not in self._work:
                 self._open(symbol, -lots, now_ns, "market", None)
 
-    def finish(self, now_ns: int, flattened: bool) -> None:
-        """Measure all finished parents with the markouts known so far; log open orders as errors.
-
-        With ``flattened`` a remaining position is an error too.
-        """
+    def finish(self, now_ns: int) -> None:
+        """Measure all finished parents with the markouts known so far."""
         self.measure(now_ns)
         self.costs.finish()
-        for order in self.orders.open():
-            self._emitter.say(
-                "error", "order still open", id=order.client_id, state=str(order.state)
-            )
-        for symbol in self._instruments:
-            if (lots := self.position_lots(symbol)) and flattened:
-                self._emitter.say("error", "position still open", symbol=symbol, lots=lots)
 
     def summary(self) -> dict[str, Any]:
         """Counts, costs (mean bps over parents) and profit (quote currency); plain data."""
-
         gross, fees, funding = self.account.profit(self.costs.last_mids())
         return {
             "parents": self.parents,

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from market.events import Field
 from market.units import MS_NS, SECOND_NS
 
@@ -58,3 +60,15 @@ class Settlements:
     def _note(self, fields: Mapping[int, int]) -> None:
         self.next_ns = fields.get(Field.NEXT_FUNDING_MS, 0) * MS_NS
         self._terms = fields.get(Field.FUNDING_RATE), fields.get(Field.MARK_PRICE)
+
+
+class FundingPayment(msgspec.Struct, frozen=True, kw_only=True):
+    """One funding settlement: mark price, rate (0 where the venue does not state it) and payment
+    (positive = paid) at 1e-8."""
+
+    symbol: str
+    time_ns: int
+    position_lots: int
+    mark_e8: int
+    rate_e8: int
+    paid_e8: int

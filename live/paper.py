@@ -168,7 +168,13 @@ class PaperDriver:
                 venue.advance(now_ns)  # an idle one was left at the end of the last second
             self.trader.desk.flatten(now_ns)
             now_ns = self._wait(now_ns)
-        self.trader.desk.finish(now_ns, flatten)
+        desk = self.trader.desk
+        desk.finish(now_ns)
+        left = [f"order {order.client_id}" for order in desk.orders.open()]
+        if flatten:
+            left += [f"position in {s}" for s in self.venues if desk.position_lots(s)]
+        for what in left:
+            desk.say("error", "left at the end", what=what)
         self._carry_out()
 
     def _wait(self, now_ns: int) -> int:

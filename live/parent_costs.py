@@ -1,4 +1,4 @@
-"""What finished parents cost: measured once their last markout is known, and put on record."""
+"""Parents at work and finished; what they cost is measured once their last markout is known, and recorded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from execution.algorithms.working import Parent, Working
 from execution.liquidity import Costs, Monitor, Propagator, depth_lots, estimate
-from execution.order_machine import Orders
+from execution.order_machine import Order, Orders
 from execution.orders import Filled
 from execution.tca import (
     PARTS,
@@ -53,6 +53,36 @@ def circumstances(
         signal_s=signal_s if foreseen else math.nan,
         estimate=working.estimate(view)
         or estimate(algorithm, monitor, view, parent.side, parent.qty_lots, span_s, costs),
+    )
+
+
+class ActiveParent(msgspec.Struct, kw_only=True):
+    """A parent order being worked by its algorithm."""
+
+    parent: Parent
+    algorithm: Working
+    name: str
+    changed: dict[str, Order] = {}
+    denied: bool = False  #: an action was denied since the last step
+    row: ParentRow
+    #: Client id -> displayed quantity (lots) in front of a limit order when it was sent.
+    ahead: dict[str, float] = {}
+    abandoned: bool = False
+    #: Of an earlier process: its cost is that of a cut parent. ``waits``: for the first decision about it.
+    adopted: bool = False
+    waits: bool = False
+    touch: tuple[int | None, int | None] = (None, None)
+    timer_ns: int = 0
+    expected_bps: float | None = None
+
+
+def recorded_parent(row: ParentRow, resting: Sequence[Order]) -> Parent:
+    """A parent as it was recorded, of which these orders rest."""
+    names = ("symbol", "side", "qty_lots", "decision_ns", "deadline_ns", "decision_mid_ticks")
+    return Parent(
+        id=row.parent_id,
+        reduce_only=any(order.submit.reduce_only for order in resting),
+        **{name: getattr(row, name) for name in names},
     )
 
 
@@ -136,12 +166,7 @@ class ParentCosts:
         # A replay may begin before the parent did.
         if left or mids is None or now_ns < row.decision_ns or math.isnan(mid := mids.at(now_ns)):
             return
-        parent = Parent(
-            id=parent_id,
-            **{name: getattr(row, name) for name in ("symbol", "side", "qty_lots", "decision_ns")},
-            deadline_ns=row.deadline_ns,
-            decision_mid_ticks=row.decision_mid_ticks,
-        )
+        parent = recorded_parent(row, ())
         fills = self.fills.pop(parent_id, [])
         # A replay may begin before what the earlier process reached.
         end_ns = max(now_ns, row.decision_ns + 1, *(fill.venue_ns for fill in fills))

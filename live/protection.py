@@ -88,7 +88,7 @@ class Protection:
     # -- stops -----------------------------------------------------------------------------------
 
     def entry_stop(self, symbol: str, side: int, price_ticks: float) -> int:
-        """The stop to attach to an entry: from the last known mid, which a bound may be far from."""
+        """The stop to attach to an entry, 0 for none: from the last known mid, which a bound may be far from."""
         return self._stop_ticks(side, self._marks.get(symbol, price_ticks))
 
     def _stop_ticks(self, side: int, price_ticks: float) -> int:

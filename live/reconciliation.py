@@ -1,8 +1,7 @@
 """Reconciliation: what became of requests without an answer, and whether log and venue agree.
 
-Start-up reconciles first; it and shut-down are phases. It asks, cancels, protects and closes; what it proves (an order that
-never arrived) it hands over as evidence, which the core folds like the venue's own. docs/live.md has the table
-of what happened → what is done.
+Start-up and shut-down are phases. It asks, cancels, protects and closes; what it proves (an order that never
+arrived) is evidence, which the core folds like the venue's own. docs/live.md: what happened → what is done.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Final
 import msgspec
 
 from execution.account import Account
-from execution.order_machine import Orders
+from execution.order_machine import Order, Orders
 from execution.orders import (
     Amend,
     Cancel,
@@ -133,7 +132,8 @@ class Reconciliation:
         self._flatten_ns: dict[str, int] = {}
         self._liquidation: dict[str, float] = {}  #: ticks, 0 for none
         self._starting, self._ended, self._checked = True, False, not self._at_venue
-        self._deadline_ns, self._flatten, self._proving = 0, False, False
+        self._deadline_ns = 0
+        self._flatten = self._leave = self._proving = False
         self._scanned_ns = self._audited_ns = 0
         self._closing = list(state.protection.closing)  #: on record
         self._gap = False  #: something was said that could not be read
@@ -205,6 +205,10 @@ class Reconciliation:
         body = msgspec.json.encode(self.snapshot())
         self._emit(Append(kind="section/reconciliation", time_ns=now_ns, body=body))
 
+    def is_started(self) -> bool:
+        """Whether the desk may send: log and venue agreed, and it is not the next worker's turn."""
+        return not (self._starting or self._leave)
+
     def may_open(self, symbol: str) -> bool:
         """Whether parents may be opened for a symbol: its log and the venue agree."""
         if self._starting or self._deadline_ns or self._down:
@@ -224,19 +228,11 @@ class Reconciliation:
             for order in self._orders.open(symbol)
         )
 
-    def stop_ticks(self, symbol: str, side: int, price_ticks: float) -> int:
-        """The stop to attach to an entry order of this side near this price; 0 for none."""
-        return self.protection.entry_stop(symbol, side, price_ticks)
-
     def snapshot(self) -> ReconciliationState:
         """For a checkpoint."""
-        return copy.deepcopy(
-            ReconciliationState(
-                audits=self._audits.state,
-                protection=self.protection.state,
-                apart_e8=self._apart_e8,
-            )
-        )
+        audits, protection = self._audits.state, self.protection.state
+        state = ReconciliationState(audits=audits, protection=protection, apart_e8=self._apart_e8)
+        return copy.deepcopy(state)
 
     def made(self) -> list[Event]:
         """Evidence that was proven since the last call, e.g. `Rejected` of an order that never arrived."""
@@ -335,9 +331,8 @@ class Reconciliation:
         if link.stream == "public":
             return
         if not link.up:
-            self._say(
-                "warning", "nothing is opened: stream down", stream=link.stream, why=link.reason
-            )
+            about = {"stream": link.stream, "why": link.reason}
+            self._say("warning", "nothing is opened: stream down", **about)
             self._down.add(link.stream)
             return
         self._down.discard(link.stream)
@@ -346,12 +341,10 @@ class Reconciliation:
 
     def _audit_all(self, now_ns: int, blocking: bool) -> None:
         self._audited_ns, self._gap = now_ns, False
-        for symbol in self._symbols if self._at_venue else ():
-            self._audits.begin(now_ns, symbol, blocking)
-        if (
-            self._at_venue
-        ):  # the margin rate moves with the market, and the stream is silent about it
-            self._want(now_ns, QueryKind.WALLET)
+        if self._at_venue:
+            for symbol in self._symbols:
+                self._audits.begin(now_ns, symbol, blocking)
+            self._want(now_ns, QueryKind.WALLET)  # no message says how its margin rate moves
 
     def mark(self, now_ns: int, symbol: str, mid_ticks: float) -> None:
         """The last known mid of a symbol."""
@@ -362,7 +355,7 @@ class Reconciliation:
 
     def _result(self, now_ns: int, retry: Retry, result: QueryResult) -> None:
         what = retry.key.partition("/")[0]
-        refused = [r for r in result.reports if isinstance(r, Refused) and not r.retry]
+        refused = any(isinstance(r, Refused) and not r.retry for r in result.reports)
         if not result.complete and not (what == "start" and refused):
             if what == "order" and self._fate.outdated(now_ns, retry, result.venue_ns):
                 return
@@ -386,8 +379,7 @@ class Reconciliation:
         due = [self._retries.next_ns]
         if self._is_busy:
             due.append(self._scanned_ns + SCAN_NS)
-        if self._at_venue:
-            due.append(self._audit_ns)
+        due += [0 if self._ended else self._deadline_ns, self._audit_ns if self._at_venue else 0]
         return min((ns for ns in due if ns), default=0)
 
     @property
@@ -409,7 +401,7 @@ class Reconciliation:
 
     def step(self, now_ns: int) -> None:
         """What is due by time."""
-        if now_ns >= self._scanned_ns + SCAN_NS:
+        if now_ns >= self._scanned_ns + SCAN_NS or (not self._ended and self._is_late(now_ns)):
             self._scanned_ns = now_ns
             self._scan(now_ns)
         if self._at_venue and now_ns >= self._audit_ns:
@@ -447,11 +439,11 @@ class Reconciliation:
 
     # -- shut-down -------------------------------------------------------------------------------
 
-    def stop(self, now_ns: int, flatten: bool) -> None:
-        """Shut down: cancel all, with ``flatten`` close positions, within `live.closing_s`."""
+    def stop(self, now_ns: int, end_ns: int, flatten: bool, leave: bool = False) -> None:
+        """Shut down by ``end_ns``: cancel all, with ``flatten`` close positions; or ``leave`` what rests."""
         if not self._deadline_ns:
-            self._deadline_ns = now_ns + round(self._settings.live.closing_s * SECOND_NS)
-            self._flatten = flatten
+            self._deadline_ns = end_ns
+            self._flatten, self._leave = flatten, leave
             self._scan(now_ns)
 
     def _shut_down(self, now_ns: int) -> None:
@@ -460,9 +452,9 @@ class Reconciliation:
         for symbol in self._symbols:
             if self._flatten and self._is_held(symbol):
                 self.protection.close(now_ns, symbol, "shut-down")
-            elif not self._flatten:
+            elif not (self._flatten or self._leave):
                 self.protection.cancel_resting(now_ns, symbol)
-        if now_ns >= self._deadline_ns:
+        if self._is_late(now_ns):
             self._end(now_ns)
         elif not self.left() and not self._audits.under_way():
             if self._proving or not self._at_venue:
@@ -471,13 +463,21 @@ class Reconciliation:
                 self._proving = True
                 self._audit_all(now_ns, blocking=True)
 
+    def _is_late(self, now_ns: int) -> bool:
+        return 0 < self._deadline_ns <= now_ns
+
     def _end(self, now_ns: int) -> None:
         self._ended = True
         left = self.left()
         for line in left:
             self._say("error", "left behind", what=line)
         self._record(now_ns)
+        if stay := [order.client_id for order in self._orders.open() if self._stays(order)]:
+            self._say("info", "orders left for the next worker", ids=stay)
         self._say("info", "shut down", proven=self._proving and not left, left=len(left))
+
+    def _stays(self, order: Order) -> bool:
+        return self._leave and order.rests and not (order.amending or order.missing_lots)
 
     def left(self) -> list[str]:
         """What shut-down has not settled: orders, with flatten positions, a line each."""
@@ -485,6 +485,7 @@ class Reconciliation:
             f"order {order.client_id} of {order.symbol} is {order.state}, "
             f"{order.open_lots} lots may still fill"
             for order in self._orders.open()
+            if not self._stays(order)
         ]
         positions = {symbol: self._account.position_lots(symbol) for symbol in self._symbols}
         return lines + [

@@ -18,7 +18,7 @@ from execution.order_machine import Orders
 from execution.orders import Filled
 from live import log
 from live.core import CoreState
-from live.desk import FundingPayment
+from live.funding import FundingPayment
 from live.journal import fold, parent_of
 from live.log import Body, Checkpoint, Header, LogError, Torn
 from live.messages import Answer, Append, Expired, Input, PositionReport, Send

@@ -23,8 +23,8 @@ class Mode(IntEnum):
 
     NORMAL = 0
     PASSIVE = 1  #: no crossing but to reduce
-    PAUSE = 2  #: no new parents
-    REDUCE = 3  #: the position only shrinks
+    PAUSE = 2  #: nothing is opened or enlarged; exits go on
+    REDUCE = 3  #: the same, for as long as a loss or the margin asks for it
     FLATTEN = 4  #: the position is closed
     HALT = 5  #: everything is cancelled; only reducing orders and stops are sent
 
@@ -136,8 +136,15 @@ class Safety:
         tighter = {n: v for n, v in state.limits.items() if _is_tighter(n, v, getattr(risk, n))}
         self.limits = _replaced(risk, tighter)
         self._modes: dict[str, Mode] = {}
+        self.strictest = Mode.NORMAL  #: of all symbols
         self._renew()
         self.changed = False  #: since the core put it on record
+
+    @property
+    def resumed(self) -> tuple[float, float]:
+        """Losses of the day and since the peak (quote currency) that were resumed from."""
+        bases = self._state.bases
+        return bases.get("daily loss/", 0.0), bases.get("drawdown/", 0.0)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -280,6 +287,7 @@ class Safety:
             ]
             modes += [state.standing[s].mode for s in ("", symbol) if s in state.standing]
             self._modes[symbol] = max(modes, default=Mode.NORMAL)
+        self.strictest = max(self._modes.values(), default=Mode.NORMAL)
 
 
 def _concerns(key: str, symbol: str) -> bool:

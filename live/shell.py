@@ -205,6 +205,7 @@ class Shell:
         self.control: Control | None = None
         self.now_ns = self.unpaced = self._began_ns = 0
         self._stop_reason, self._paced, self._was_late = "", False, False
+        self._leaves = False  #: what rests, to the next worker
         self._published_ns = self._collected_s = 0
         self._said: list[str] | None = None
         self._failures: dict[str, int] = {}
@@ -265,6 +266,9 @@ class Shell:
             if not self.core.events:
                 self._require_accepted()
         name = "" if isinstance(item, Item) else item.name
+        if name and isinstance(body, Command) and body.command == "handover":
+            self._leaves = True
+            self.stop("handover")
         self._said = [] if name else None
         self._step(self.now_ns, body)
         if name:
@@ -429,7 +433,7 @@ class Shell:
 
     def _close_down(self, flatten: bool, failure: BaseException | None) -> list[str]:
         reason = self._stop_reason or ("the stream ended" if failure is None else repr(failure))
-        limits = {"flatten": 1.0} if flatten else {}
+        limits = {"leave" if self._leaves else "flatten": 1.0} if flatten or self._leaves else {}
         stop = Command(command="stop", who="worker", reason=reason, limits=limits)
         # The core keeps to `live.closing_s` of the venue's time; this is for one that does not.
         until = time.monotonic() + self.settings.live.closing_s / self._speed + 1

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
+from scipy.special import ndtr
 
+from execution.orders import OrderState
 from live.decisions import Decision
+from market.features import feature_names
 from market.units import E8
+from models_registry.manifest import Recipe, scale_bps
 
 
 def view(shell: Any) -> dict[str, dict[str, Any]]:
@@ -27,7 +32,7 @@ def view(shell: Any) -> dict[str, dict[str, Any]]:
             "entry_ticks": None if entry is None else round(float(entry), 3),
             "stop_ticks": core.reconciliation.protection.state.stops.get(symbol, 0),
             "target_lots": state.target_lots,
-            "decision": _decision(shell.decisions.get(symbol)),
+            "decision": _decision(shell.decisions.get(symbol), shell.champion.bundle.recipe),
         }
     return {
         "worker": {
@@ -77,6 +82,9 @@ def view(shell: Any) -> dict[str, dict[str, Any]]:
             "gaps": core.gaps,
             "rejected_frames": sum(core.rejects.values()),
             "stray_answers": core.strays,
+            "orders_rejected": core.orders.entered.get(OrderState.REJECTED, 0),
+            "orders_unknown": core.orders.entered.get(OrderState.UNKNOWN, 0),
+            "orders_denied": sum(core.desk.guard.denials.values()),
             "lost_frames": keeper.lost_frames,
             "lost_decisions": keeper.lost_decisions,
             "dropped_lines": shell.stream.dropped if shell.stream else 0,
@@ -86,10 +94,17 @@ def view(shell: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def _decision(decision: Decision | None) -> dict[str, Any] | None:
-    """Without the features, and with null for what is not known."""
+def _decision(decision: Decision | None, recipe: Recipe) -> dict[str, Any] | None:
+    """Without the features, and with null for what is not known.
+
+    ``confidence`` is the probability that the return over the primary horizon has the sign expected, were
+    it normal about the expectation with the model's volatility.
+    """
     if decision is None:
         return None
     fields = msgspec.structs.asdict(decision)
-    del fields["symbol"], fields["vector"]
+    volatility = fields.pop("vector")[feature_names().index(recipe.scale.feature)]
+    scale = float(scale_bps(volatility, recipe.scale, recipe.primary_s))
+    fields["confidence"] = float(ndtr(abs(decision.raw_bps) / scale)) if scale else math.nan
+    del fields["symbol"]
     return msgspec.json.decode(msgspec.json.encode(fields))  # type: ignore[no-any-return]

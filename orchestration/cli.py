@@ -74,6 +74,7 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
         "pause": Verb("live.control", "make the worker open nothing for a symbol"),
         "resume": Verb("live.control", "lift what halt, flatten and pause ordered, and reached limits"),
         "limits": Verb("live.control", "tighten risk limits of the running worker"),
+        "handover": Verb("live.control", "end the worker, and leave orders and positions to the next"),
         "tca": Verb(
             "orchestration.tca.command", "show what orders cost, in parts, against what was expected"
         ),

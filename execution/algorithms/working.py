@@ -110,6 +110,15 @@ class Working(ABC):
         """Expected cost of the parent before the first step; None for an algorithm without a model."""
         return None
 
+    def adopt(self, orders: Sequence[Order], filled_lots: int) -> None:
+        """Take over the parent's orders of an earlier process, and what it had filled."""
+        self.children = {order.client_id: order for order in orders}
+        self._pending = {o.client_id: o for o in orders if not o.state.is_final or o.open_lots}
+        self._counted = {order.client_id: order.filled_lots for order in orders}
+        self._submits = max(int(order.client_id.rpartition("-")[2]) for order in orders)
+        self.arrival_ns = min(order.sent_ns for order in orders)
+        self.filled_lots = filled_lots
+
     @property
     def open_lots(self) -> int:
         """Quantity that may still fill, over all orders."""
@@ -249,11 +258,7 @@ class Working(ABC):
 
     def _rests(self, order: Order) -> bool:
         """Whether an order rests in the book and this step has asked nothing of it."""
-        return (
-            order.state in (OrderState.NEW, OrderState.PARTIALLY_FILLED)
-            and not order.crosses
-            and order.submit.client_id not in self._asked
-        )
+        return order.rests and order.submit.client_id not in self._asked
 
     def _cancel(self, order: Order, now_ns: int) -> Iterator[Action]:
         """A cancel of a resting order, unless one is under way or was refused just now."""

@@ -17,7 +17,7 @@ from execution.orders import Event, Filled
 from execution.simulation.queue import BOUNDS
 from execution.tca import Row
 from live.decisions import Decision
-from live.desk import FundingPayment
+from live.funding import FundingPayment
 from live.history import SymbolHistory, book_states, join_history
 from live.journal import journal_rows
 from live.messages import Append, Effect

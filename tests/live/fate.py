@@ -326,7 +326,7 @@ class Desk:
 
     def submit(self, client_id: str, lots: int = 10, **fields: object) -> Order:
         side = int(fields.pop("side", 1))
-        stop = self.fate.stop_ticks(S, side, float(MID))
+        stop = self.fate.protection.entry_stop(S, side, float(MID))
         action = Submit(
             client_id=client_id,
             symbol=S,

@@ -11,19 +11,36 @@ import msgspec
 import numpy as np
 import pytest
 
-from execution.orders import ExecutionType, Filled, Liquidity
+from execution.order_machine import Order
+from execution.orders import (
+    Accepted,
+    Action,
+    Cancel,
+    ExecutionType,
+    Filled,
+    Liquidity,
+    OrderReport,
+    Submit,
+    TimeInForce,
+)
+from execution.risk import Denial
 from live.core import MOST_RENEW_NS, Core, CoreState
 from live.decisions import Decision
 from live.gateway import PlainCodec
 from live.labels import Labels
 from live.messages import (
+    Answer,
     Append,
+    Command,
     Effect,
     Evidence,
     FundingReport,
     PrivateFrame,
     PublicFrame,
+    Query,
+    QueryResult,
     Renew,
+    Send,
     Tick,
 )
 from live.rehearsal import _frames
@@ -103,8 +120,8 @@ def test_a_lost_delta_asks_for_the_book_at_once_and_with_growing_patience(core: 
     now_ns = frames[79][0] // SECOND_NS * SECOND_NS
     for _ in range(120):
         now_ns += SECOND_NS
-        effects = core.step(now_ns, Tick())
-        asked += [now_ns for effect in effects if isinstance(effect, Renew)]
+        topics = [e.topics[0] for e in core.step(now_ns, Tick()) if isinstance(e, Renew)]
+        asked += [now_ns for topic in topics if topic.endswith("BTCUSDT")]
     waits = [later - sooner for sooner, later in pairwise(asked)]
     assert waits == sorted(waits)
     assert waits[0] >= 2 * SECOND_NS
@@ -192,3 +209,169 @@ def test_labels_are_of_the_mid_a_second_after_and_none_crosses_a_gap() -> None:
     assert found == pytest.approx(expected)
     assert {(0, 2), (0, 4), (8, 2)} <= found.keys()
     assert (4, 2) not in found
+
+
+class Trading:
+    """A core in a made-up market, at a venue that agrees from the start and says what it is told to."""
+
+    def __init__(self, model: FixedModel, root: Path, state: CoreState | None = None) -> None:
+        settings = live_settings(root, algorithm="passive")
+        live = msgspec.structs.replace(settings.live, differences="adopt")
+        settings = msgspec.structs.replace(settings, live=live)
+        self.core = core_of(model, settings, state)
+        self.core.begin(START)
+        self.sent: list[Action] = []
+        self._frames = iter(list(_frames(INSTRUMENTS, 200)))
+        self.run(1.2)
+
+    def took(self, effects: list[Effect]) -> list[Action]:
+        bodies = [effect.body for effect in effects if isinstance(effect, Send)]
+        self.sent += (fresh := [body for body in bodies if isinstance(body, Action)])
+        return fresh
+
+    def run(self, until_s: float) -> None:
+        for now_ns, frame in self._frames:
+            self.took(self.core.step(now_ns, PublicFrame(frame=frame)))
+            if now_ns >= START + until_s * SECOND_NS:
+                return
+
+    def order(self, command: str, **limits: float) -> list[Action]:
+        given = Command(command=command, who="ann", reason="test", limits=limits)
+        return self.took(self.core.step(self.core.now_ns, given))
+
+    def hold(self, lots: int) -> None:
+        told(self.core, self.core.now_ns, execution(1, 1, lots, 100_000))
+
+    def target(self, lots: int) -> None:
+        """As decisions set it."""
+        state = self.core.trader.symbols["BTCUSDT"]
+        state.target, state.target_lots, state.signal_ns = int(lots > 0), lots, self.core.now_ns
+
+    def rest(self) -> Order:
+        """An entry of 40 lots that rests at the venue."""
+        self.target(40)
+        self.run(2.0)
+        [entry] = self.sent
+        now_ns, name = self.core.now_ns, entry.client_id
+        accepted = Accepted(client_id=name, time_ns=now_ns, venue_ns=now_ns, venue_order_id="v")
+        told(self.core, now_ns, accepted)
+        return self.core.orders.by_id[name]
+
+    def find(self, order: Order) -> None:
+        """The venue is asked for an order, and has it."""
+        now_ns, [(number, send)] = self.core.now_ns, self.core.requests.under_way.items()
+        query = send.body
+        assert isinstance(query, Query)
+        report = OrderReport(
+            client_id=order.client_id,
+            time_ns=now_ns,
+            venue_ns=now_ns,
+            venue_order_id="v",
+            symbol=order.symbol,
+            side=order.submit.side,
+            state=order.state,
+            price_ticks=order.price_ticks,
+            qty_lots=order.qty_lots,
+            filled_lots=0,
+        )
+        result = QueryResult(query=query, complete=True, venue_ns=now_ns, orders=(report,))
+        self.core.step(now_ns, Answer(request=number, body=CODEC.encode([result])))
+
+
+def test_a_flatten_closes_in_the_same_step(model: FixedModel, tmp_path: Path) -> None:
+    trading = Trading(model, tmp_path)
+    trading.hold(40)
+    [closing] = trading.order("flatten")
+    assert isinstance(closing, Submit)
+    assert closing.time_in_force is TimeInForce.IOC
+    assert (closing.side, closing.qty_lots, closing.reduce_only) == (-1, 40, True)
+
+
+def test_a_flatten_cancels_what_rests_in_the_same_step(model: FixedModel, tmp_path: Path) -> None:
+    trading = Trading(model, tmp_path)
+    entry = trading.rest()
+    assert trading.order("flatten") == [Cancel(client_id=entry.client_id)]
+
+
+def test_a_pause_opens_nothing_and_lets_exits_go_on(model: FixedModel, tmp_path: Path) -> None:
+    trading = Trading(model, tmp_path)
+    trading.hold(40)
+    trading.target(80)
+    trading.order("pause")
+    trading.run(2.0)
+    assert trading.sent == []
+    trading.target(0)
+    [exit_] = trading.took(trading.core.step(START + 3 * SECOND_NS, Tick()))
+    assert isinstance(exit_, Submit)
+    assert (exit_.side, exit_.qty_lots, exit_.reduce_only) == (-1, 40, True)
+
+
+def test_a_resumed_loss_opens_again_and_a_restart_forgets_neither_it_nor_tighter_limits(
+    model: FixedModel, tmp_path: Path
+) -> None:
+    trading = Trading(model, tmp_path)
+    core = trading.core
+
+    def denied(core: Core) -> Denial | None:
+        entry = Submit(client_id="a", symbol="BTCUSDT", side=1, qty_lots=4, price_ticks=100_000)
+        return core.desk.guard.allow(
+            core.now_ns, entry, core.trader.symbols["BTCUSDT"].view(core.now_ns)
+        )
+
+    trading.hold(40)
+    core.account.mark(core.now_ns, {"BTCUSDT": 100_000.0})
+    core.account.restore_marks(  # a day that began with 5,500 more
+        msgspec.structs.replace(
+            core.account.marks(), day_opening_e8=core.account.marked_e8 + 5_500 * E8
+        )
+    )
+    trading.run(2.0)
+    assert denied(core) is Denial.DAILY_LOSS
+    trading.order("limits", order_usdt=10.0)
+    trading.order("resume")
+    assert denied(core) is Denial.ORDER_LIMIT
+    again = core_of(model, live_settings(tmp_path), core.snapshot())
+    assert again.desk.guard.resumed == core.desk.guard.resumed != (0.0, 0.0)
+    assert again.desk.guard.limits.order_usdt == 10.0
+
+
+def test_an_upgrade_leaves_the_order_and_the_next_core_goes_on_with_it(
+    model: FixedModel, tmp_path: Path
+) -> None:
+    trading = Trading(model, tmp_path)
+    entry = trading.rest()
+    assert trading.order("stop", leave=1.0) == []
+    for tenth in range(1, 31):
+        trading.took(trading.core.step(trading.core.now_ns + tenth * SECOND_NS // 10, Tick()))
+    assert trading.core.ended
+    assert trading.core.reconciliation.left() == []
+    assert trading.sent == [entry.submit]
+    state = msgspec.msgpack.decode(msgspec.msgpack.encode(trading.core.snapshot()), type=CoreState)
+    second = Trading(model, tmp_path, state)
+    second.run(2.9)
+    assert [order.client_id for order in second.core.orders.open()] == [entry.client_id]
+    assert not [action for action in second.sent if isinstance(action, Submit | Cancel)]
+    [parent] = second.core.desk.parents_at_work
+    assert (parent.parent.id, parent.algorithm.open_lots) == (entry.parent_id, 40)
+    second.find(entry)
+    second.run(2.95)
+    second.target(0)
+    second.core.step(START + 4 * SECOND_NS, Tick())
+    assert entry.client_id in {o.client_id for o in second.core.orders.open() if o.cancel_sent}
+
+
+def test_a_symbol_that_falls_silent_alone_is_subscribed_anew(
+    model: FixedModel, tmp_path: Path
+) -> None:
+    core = core_of(model, live_settings(tmp_path))
+    core.begin(START)
+    asked = []
+    for now_ns, frame in _frames(INSTRUMENTS, 200):
+        core.step(now_ns, PublicFrame(frame=frame))
+    for second in range(3, 12):
+        asked += [
+            (second, effect.topics)
+            for effect in core.step(START + second * SECOND_NS, Tick())
+            if isinstance(effect, Renew)
+        ]
+    assert asked[0] == (8, ("orderbook.200.BTCUSDT",)), "after stale_s"

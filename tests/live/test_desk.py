@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from execution.liquidity import Costs
+from execution.liquidity import Costs, depth_lots
 from execution.orders import (
     Accepted,
     Action,
@@ -22,10 +24,14 @@ from execution.orders import (
 )
 from live.desk import Desk
 from live.messages import Effect, Send
+from live.parent_costs import DEPTH_BPS
 from live.symbol_state import SymbolState
 from market.instruments import BUILT_IN
 from market.settings import Execution, Market, Settings
 from market.units import SECOND_NS as S
+from market.wire.capture import read_blocks
+from market.wire.decode import Decoder
+from market.wire.survey import instruments_of
 from tests.execution.tape import snapshot
 
 BTC = "BTCUSDT"
@@ -156,3 +162,40 @@ def test_an_execution_of_no_order_of_ours_moves_position_and_guard() -> None:
     venue.run(2, 0)
     assert [order.qty_lots for _, order in venue.sent] == [4]
     assert venue.desk.position_lots(BTC) == 0
+
+
+@pytest.mark.parametrize("symbol", ["BTCUSDT", "ETHUSDT"])
+def test_the_recorded_depth_is_that_of_the_whole_book(symbol: str, data_dir: Path) -> None:
+    """Against the recording's own levels, kept without our book; the five levels shown hold less."""
+    recording = data_dir / "bybit-linear-20260809.frames.zst"
+    instruments = instruments_of([str(recording)], (symbol,))
+    instrument, decoder = instruments[symbol], Decoder(instruments, 200, (symbol,), follow=False)
+    tick, lot = Decimal(instrument.tick), Decimal(instrument.lot)
+    state, book = SymbolState(instrument, stale_after_s=1e6), {"b": {}, "a": {}}
+    compared = short = 0
+    for line in next(read_blocks(recording, size=8 << 20)).data.splitlines():
+        receive_ns, _, frame = line.partition(b" ")
+        rows = decoder.decode_frame(int(receive_ns), frame).events.get(symbol)
+        if rows is None or f'"topic":"orderbook.200.{symbol}"'.encode() not in frame[:80]:
+            continue
+        state.builder.close_until(int(receive_ns) // S * S)
+        state.take(rows)
+        told = msgspec.json.decode(frame)
+        for side, levels in book.items():
+            if told["type"] == "snapshot":
+                levels.clear()
+            levels |= {Decimal(price): Decimal(size) for price, size in told["data"][side]}
+        for side, levels in ((1, book["b"]), (-1, book["a"])):
+            mid = (
+                max(p for p, n in book["b"].items() if n)
+                + min(p for p, n in book["a"].items() if n)
+            ) / 2
+            within = mid * 3 / 10_000
+            held = sum(n for price, n in levels.items() if abs(price - mid) <= within) / lot
+            view = state.view(int(receive_ns))
+            assert view.mid_ticks == float(mid / tick)
+            assert depth_lots(view.levels(side), view.mid_ticks, DEPTH_BPS) == held
+            compared += 1
+            short += sum(lots for _, lots in (view.bids if side > 0 else view.asks)) < held
+    assert compared > 300
+    assert short > 0.9 * compared

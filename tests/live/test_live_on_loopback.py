@@ -9,13 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ccxt
 import pytest
 
+from live.control import send
+from live.messages import Command
 from live.state_stream import read_states
+from market.instruments import BUILT_IN
 from tests.live.live_market import promote
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,7 +30,7 @@ import msgspec, sys
 from pathlib import Path
 from live.worker import run
 from tests.live.live_market import live_settings
-settings = live_settings(Path(sys.argv[1]))
+settings = live_settings(Path(sys.argv[1]), algorithm="passive", deadline_s=60.0)
 live = msgspec.structs.replace(settings.live, venue="sandbox", sandbox=sys.argv[2])
 run(msgspec.structs.replace(settings, live=live), flatten=sys.argv[3] == "flatten")
 """
@@ -48,6 +52,11 @@ class Exchange(NamedTuple):
             {"category": "linear", "settleCoin": "USDT"}
         )
         return {p["symbol"]: p for p in found["result"]["list"] if float(p["size"] or 0)}
+
+    def executions(self, parent: str) -> list[dict[str, Any]]:
+        """A parent's, of the newest."""
+        found = self.ask().private_get_v5_execution_list({"category": "linear", "limit": 100})
+        return [x for x in found["result"]["list"] if x["orderLinkId"].startswith(f"{parent}-")]
 
     def orders(self) -> list[dict[str, Any]]:
         """Open orders, stops left out."""
@@ -147,16 +156,28 @@ def test_a_killed_worker_leaves_stops_and_the_next_one_takes_over_and_closes(
     assert exchange.orders() == []
 
 
-def test_an_upgrade_keeps_the_position_and_doubles_nothing(root: Path, exchange: Exchange) -> None:
-    first = Worker(root, exchange)
-    first.until(holds)
-    first.stop()
+def test_an_upgrade_keeps_the_position_and_the_resting_order_and_doubles_nothing(
+    root: Path, exchange: Exchange
+) -> None:
+    resting: set[str] = set()
+    while not resting:  # what rested may fill in the instant of the handover
+        first = Worker(root, exchange)
+        first.until(lambda state: holds(state) and "NEW" in str(state["orders"]))
+        send(first.state, Command(command="handover", who="ann", reason="upgrade"))
+        assert first.process.wait(timeout=120) == 0
+        resting = {order["orderLinkId"] for order in exchange.orders()}
     before = lots(exchange)
-    assert before
-    assert exchange.orders() == [], "what rested was cancelled"
+    assert all(float(p["stopLoss"] or 0) > 0 for p in exchange.positions().values())
     second = Worker(root, exchange, "flatten")
-    state = second.until(lambda state: state["worker"]["phase"] in ("trading", "reconciling"))
+    state = second.until(lambda state: state["worker"]["phase"] == "trading")
     known = {symbol: row["position_lots"] for symbol, row in state["symbols"].items()}
     assert {symbol for symbol, n in known.items() if n} >= set(before), "the log has it still"
+    said = [line for line in (root / "worker.log").read_text().splitlines() if "goes on" in line]
+    assert {order.rpartition("-")[0] for order in resting} <= {json.loads(x)["id"] for x in said}
     second.stop()
     assert exchange.positions() == {}
+    assert exchange.orders() == []
+    for parent, row in state["parents"].items():
+        lot = Decimal(BUILT_IN[row["symbol"]].lot)
+        filled = [Decimal(x["execQty"]) / lot for x in exchange.executions(parent)]
+        assert sum(filled) <= row["qty_lots"], "nothing doubled"

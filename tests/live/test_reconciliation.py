@@ -625,7 +625,7 @@ def test_an_entry_carries_its_stop(desk: Desk) -> None:
 
 
 def test_an_entry_at_a_bound_has_its_stop_from_the_mid(desk: Desk) -> None:
-    assert desk.fate.stop_ticks(S, 1, 1.01 * MID) == 970_000
+    assert desk.fate.protection.entry_stop(S, 1, 1.01 * MID) == 970_000
 
 
 def test_a_short_has_its_stop_above(desk: Desk) -> None:
@@ -855,7 +855,7 @@ def test_a_paper_order_ends_with_its_process() -> None:
 def test_shut_down_cancels_closes_and_proves_it(desk: Desk) -> None:
     desk.submit("a-1", time_in_force=TimeInForce.IOC)
     desk.submit("a-2")
-    desk.fate.stop(desk.now_ns, flatten=True)
+    desk.fate.stop(desk.now_ns, desk.now_ns + 15 * SECOND_NS, flatten=True)
     assert desk.fate.phase is Phase.STOPPING
     assert not desk.fate.may_open(S)
     desk.run(5)
@@ -869,7 +869,7 @@ def test_a_closing_order_is_not_repeated_while_the_first_is_unknown(desk: Desk) 
     desk.submit("a-1", time_in_force=TimeInForce.IOC)
     sent = len(desk.bodies(Submit))
     desk.reaches = lambda send: (False, False)
-    desk.fate.stop(desk.now_ns, flatten=True)
+    desk.fate.stop(desk.now_ns, desk.now_ns + 15 * SECOND_NS, flatten=True)
     desk.run(6)
     assert len(desk.bodies(Submit)) == sent + 1
     desk.reaches = lambda send: (True, True)
@@ -881,7 +881,7 @@ def test_a_closing_order_is_not_repeated_while_the_first_is_unknown(desk: Desk) 
 def test_a_kept_position_keeps_its_stop(desk: Desk) -> None:
     desk.submit("a-1", time_in_force=TimeInForce.IOC)
     desk.submit("a-2")
-    desk.fate.stop(desk.now_ns, flatten=False)
+    desk.fate.stop(desk.now_ns, desk.now_ns + 15 * SECOND_NS, flatten=False)
     desk.run(5)
     assert desk.fate.phase is Phase.ENDED
     assert desk.venue.lots == 10
@@ -894,10 +894,10 @@ def test_shut_down_says_what_is_left_when_the_venue_does_not_answer(desk: Desk) 
     desk.submit("a-2")
     desk.reaches = lambda send: (False, False)
     desk.hears = False
-    desk.fate.stop(desk.now_ns, flatten=True)
+    desk.fate.stop(desk.now_ns, desk.now_ns + 15 * SECOND_NS, flatten=True)
     desk.run(14.9)
     assert desk.fate.phase is Phase.STOPPING
-    desk.run(1)
+    desk.run(0.2)
     assert desk.fate.phase is Phase.ENDED
     left = [line.fields["what"] for line in desk.lines("left behind")]
     assert any("a-2" in str(line) for line in left)

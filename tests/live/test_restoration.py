@@ -29,7 +29,8 @@ from execution.orders import (
 from execution.tca import ParentRow
 from live import log
 from live.core import CoreState
-from live.desk import DeskState, FundingPayment
+from live.desk import DeskState
+from live.funding import FundingPayment
 from live.gateway import PlainCodec
 from live.log import Body, Checkpoint, Header, LogWriter
 from live.messages import (

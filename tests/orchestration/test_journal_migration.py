@@ -12,7 +12,7 @@ import pytest
 from execution.orders import Accepted, Filled, Liquidity, OrderState, Submit
 from execution.tca import MARKOUTS_S, ParentRow, Shortfall
 from live import log
-from live.desk import FundingPayment
+from live.funding import FundingPayment
 from live.journal import JournalError, require_migrated
 from live.messages import Append
 from live.restoration import restore
