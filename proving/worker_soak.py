@@ -16,6 +16,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +25,8 @@ import msgspec
 import numpy as np
 
 from execution.orders import Event, Filled
-from live.log import read
+from live.journal import parent_of
+from live.log import read, segments
 from live.messages import Append
 from market.console import say
 
@@ -36,45 +39,20 @@ FAULTS: Final = (
 WARM_UP: Final = 0.25
 SAMPLE_S: Final = 5.0
 
+_L2: Final = (sys.executable, "-m", "orchestration.cli")
 _EVENT = msgspec.json.Decoder(Event)
 
 
 def soak(root: str, seconds: float, speed: float, seed: int, faults: str) -> dict[str, Any]:
     """Run exchange and worker for ``seconds`` of wall time; what was found, ``failed`` with reasons."""
     folder = Path(root) / "live" / "sandbox"
-    began = (
-        {block.segment for block in read(folder / "log")} if (folder / "log").exists() else set()
-    )
-    command = [sys.executable, "-m", "orchestration.cli"]
-    sandbox = subprocess.Popen(
-        [
-            *(*command, "sandbox", "--profile", "demo", "--symbols", "BTCUSDT,ETHUSDT"),
-            *("--speed", f"{speed:g}", "--seed", str(seed), "--past", "1200"),
-            *("--faults", faults, "--fault-log", f"{root}/soak-faults.jsonl"),
-        ],
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert sandbox.stdout is not None
-        venue = json.loads(sandbox.stdout.readline())
-        keys = venue["keys"][0]
-        environment = os.environ | {"L2_API_KEY": keys["key"], "L2_API_SECRET": keys["secret"]}
-        with open(f"{root}/soak-worker.log", "wb") as log:
-            worker = subprocess.Popen(
-                [
-                    *(*command, "live", "--root", root, "--config", f"{root}/l2.toml", "--json"),
-                    *("--venue", "sandbox", "--url", venue["rest"], "--for", f"{seconds:g}"),
-                ],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment,
-            )
-            memory = _sampled(worker, seconds + 180.0)
-            said = worker.stdout.read() if worker.stdout is not None else b""
-        found = _compared(folder, began, venue["rest"], keys)
-    finally:
-        sandbox.terminate()
-        sandbox.wait(timeout=30)
+    began = segments_of(folder)
+    more = ("--faults", faults, "--fault-log", f"{root}/soak-faults.jsonl")
+    with exchange(speed, seed, *more) as venue:
+        worker = started(root, venue, "--for", f"{seconds:g}")
+        memory = _sampled(worker, seconds + 180.0)
+        said = worker.stdout.read() if worker.stdout is not None else b""
+        found = compared(folder, began, venue)
     happened = Path(f"{root}/soak-faults.jsonl")
     found |= {
         "wall_s": seconds,
@@ -90,6 +68,38 @@ def soak(root: str, seconds: float, speed: float, seed: int, faults: str) -> dic
     if found["memory_growth"] > 0.05:
         found["failed"].append(f"memory grew by {found['memory_growth']:.1%} after the warm-up")
     return found
+
+
+@contextmanager
+def exchange(speed: float, seed: int, *more: str) -> Iterator[dict[str, Any]]:
+    """The exchange on loopback in a process of its own; what it says of itself."""
+    command = [
+        *(*_L2, "sandbox", "--profile", "demo", "--symbols", "BTCUSDT,ETHUSDT"),
+        *("--speed", f"{speed:g}", "--seed", str(seed), "--past", "1200", *more),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+def started(root: str, venue: dict[str, Any], *more: str) -> subprocess.Popen[bytes]:
+    """A worker of ``root`` at the exchange; its lines go to a file there."""
+    keys = venue["keys"][0]
+    command = [
+        *(*_L2, "live", "--root", root, "--config", f"{root}/l2.toml", "--json"),
+        *("--venue", "sandbox", "--url", venue["rest"], *more),
+    ]
+    environment = os.environ | {"L2_API_KEY": keys["key"], "L2_API_SECRET": keys["secret"]}
+    with open(f"{root}/soak-worker.log", "ab") as log:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment)
+
+
+def segments_of(folder: Path) -> set[int]:
+    """Segments of a worker's log that are there already."""
+    return set(segments(folder / "log"))
 
 
 def _sampled(worker: subprocess.Popen[bytes], limit_s: float) -> list[float]:
@@ -119,31 +129,36 @@ def _growth(memory: list[float]) -> dict[str, float]:
     }
 
 
-def _compared(folder: Path, began: set[int], rest: str, keys: dict[str, str]) -> dict[str, Any]:
+def compared(folder: Path, began: set[int], venue: dict[str, Any]) -> dict[str, Any]:
     """The worker's record of this run against what the exchange says."""
     fills: dict[str, int] = {}
     positions: dict[str, int] = {}
     parents: dict[str, int] = {}
+    left: dict[str, int] = {}
     for block in read(folder / "log"):
         for _, body in block.records if block.segment not in began else ():
             if not isinstance(body, Append):
                 continue
             if body.kind == "parent":
                 parents.setdefault(body.parent_id, 0)
+                left[body.parent_id] = parent_of(body).qty_lots
             elif body.kind == "end":
                 parents[body.parent_id] = parents.get(body.parent_id, 0) + 1
             elif body.kind == "event":
                 event = _EVENT.decode(body.body)
                 if isinstance(event, Filled):
                     fills[event.exec_id] = fills.get(event.exec_id, 0) + 1
+                    left[body.parent_id] = left.get(body.parent_id, 0) - event.qty_lots
                     lots = event.side * event.qty_lots
                     positions[event.symbol] = positions.get(event.symbol, 0) + lots
-    theirs = venue_record(rest, keys)
+    theirs = venue_record(venue["rest"], venue["keys"][0])
     failed = []
     if missing := set(theirs["executions"]) - set(fills):
         failed.append(f"{len(missing)} executions are not on record, {sorted(missing)[0]} first")
     if twice := [one for one, times in fills.items() if times > 1]:
         failed.append(f"{len(twice)} executions are on record twice, {twice[0]} first")
+    if over := [parent for parent, lots in left.items() if parent and lots < 0]:
+        failed.append(f"{len(over)} parents filled beyond their quantity, {over[0]} first")
     if open_orders := theirs["open_orders"]:
         failed.append(f"{len(open_orders)} orders are open at the exchange: {open_orders}")
     ours = {symbol: lots for symbol, lots in positions.items() if lots}
@@ -198,7 +213,14 @@ def venue_record(rest: str, keys: dict[str, str]) -> dict[str, Any]:
         "positions": {
             p["symbol"]: f"{p['side']} {p['size']}" for p in positions if p["size"] != "0"
         },
-        "open_orders": [order["orderLinkId"] or order["orderId"] for order in orders],
+        "bare": [
+            p["symbol"] for p in positions if p["size"] != "0" and not float(p["stopLoss"] or 0)
+        ],
+        "open_orders": [
+            order["orderLinkId"] or order["orderId"]
+            for order in orders
+            if order["stopOrderType"] in ("", "UNKNOWN")  # a position's stop is no resting order
+        ],
     }
 
 
