@@ -1,4 +1,4 @@
-"""Reconciliation: what became of requests without an answer, and whether log and venue agree.
+"""Reconcile log and venue: what became of requests without an answer, and whether both agree.
 
 Start-up and shut-down are phases. It asks, cancels, protects and closes; what it proves (an order that never
 arrived) is evidence, which the core folds like the venue's own. docs/live.md: what happened → what is done.

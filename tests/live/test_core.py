@@ -306,7 +306,7 @@ def test_a_pause_opens_nothing_and_lets_exits_go_on(model: FixedModel, tmp_path:
     assert (exit_.side, exit_.qty_lots, exit_.reduce_only) == (-1, 40, True)
 
 
-def test_a_resumed_loss_opens_again_and_a_restart_forgets_neither_it_nor_tighter_limits(
+def test_a_restart_forgets_neither_a_resumed_loss_nor_tighter_limits(
     model: FixedModel, tmp_path: Path
 ) -> None:
     trading = Trading(model, tmp_path)

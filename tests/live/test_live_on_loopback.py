@@ -156,7 +156,7 @@ def test_a_killed_worker_leaves_stops_and_the_next_one_takes_over_and_closes(
     assert exchange.orders() == []
 
 
-def test_an_upgrade_keeps_the_position_and_the_resting_order_and_doubles_nothing(
+def test_an_upgrade_keeps_position_and_resting_order_and_doubles_nothing(
     root: Path, exchange: Exchange
 ) -> None:
     resting: set[str] = set()
