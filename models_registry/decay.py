@@ -4,15 +4,17 @@ One observation per time bin is the mean over the bin's rows of
 
     x = z(prediction / scale) * z(realised / scale)
 
-with z the normal score of a value among those of its UTC date and symbol, and scale the trailing
-volatility: a day's mean of x is its rank IC, and neither a doubled volatility nor bolder or shifted
-predictions move it. Page's CUSUM (1954) for a fall of the mean from mu to 0,
+with z the normal score of a value among those of its symbol in the `RANKED_S` that end with its UTC hour,
+and scale the trailing volatility: the mean of x is the rank IC, and neither a doubled volatility nor
+bolder or shifted predictions move it for long. Page's CUSUM (1954) for a fall of the mean mu by d,
 
-    S <- max(0, S + mu / 2 - x),        alarm when S > limit,
+    S <- max(0, S + mu - SHARE * d - x),        alarm when S > limit,        d = min(mu, DROP),
 
-with mu and the limit from the out-of-sample rows of validation; the limit is simulated for a given
-mean time between false alarms (in-control average run length, ARL0) on their stationary bootstrap.
-Every prediction counts, not only those that traded: the trades of a day are too few.
+with mu from the out-of-sample rows of validation. The limit is simulated for a given mean time between
+alarms while nothing changes (in-control average run length, ARL0), on stationary resamples of those rows:
+each simulated monitor has its own mu, of a resample as long as the reference, because a few days of
+reference know mu to a tenth only. Every prediction counts, not only those that traded: the trades of a day
+are too few. The stream is that of the procedure: S goes on when another version comes into force.
 """
 
 from __future__ import annotations
@@ -30,11 +32,11 @@ from market.kernel import compiled
 from market.lake import Lake
 from market.provenance import Table
 from market.settings import Settings
-from market.units import DAY_NS, SECOND_NS, utc_date
+from market.units import HOUR_NS, SECOND_NS, utc_date
 from models_registry import dataset
 from models_registry.dataset import Features
 from models_registry.manifest import Bundle, DecayReference, StrictStruct, load_champion
-from models_registry.validation import bin_sums, effective_count, normal_scores, stationary_indices
+from models_registry.validation import bin_sums, effective_count, normal_scores
 from models_registry.validation import information_coefficient as coefficient
 
 Float = npt.NDArray[np.float64]
@@ -43,9 +45,14 @@ Int = npt.NDArray[np.int64]
 #: Out-of-sample performance of champions by date; it outlives them.
 SCORES: Final = Table("performance", version=1, record=True)
 
-#: Simulated monitors, and the length of each in multiples of ARL0.
-PATHS: Final = 100
-PATH_LENGTH: Final = 3
+#: Values are ranked among those of so long.
+RANKED_S: Final = 86_400
+#: The fall of the mean that the CUSUM is made for, at most, and the share of it between mu and its drift.
+DROP: Final = 0.10
+SHARE: Final = 0.4
+
+#: Simulated monitors of one limit; each runs for ARL0.
+PATHS: Final = 200
 
 #: Candidate limits, in standard deviations of the observation.
 _GRID: Final = np.geomspace(0.5, 500.0, 400)
@@ -102,15 +109,23 @@ def observations(
 ) -> tuple[Int, Float]:
     """The monitored stream: ends of the non-empty time bins (bins,), and x (bins,).
 
-    ``predicted`` and ``realised`` (n,) are in units of their scale; rows with NaN are left out.
+    An hour's x depends on the day before its end alone, however the rows are cut at whole hours with that
+    day before them. ``symbol`` may tell models apart as well. ``predicted`` and ``realised`` (n,) are in units of their scale; rows with NaN are left out.
     """
     known = ~(np.isnan(predicted) | np.isnan(realised))
-    t_ns, predicted, realised = t_ns[known], predicted[known], realised[known]
-    group = (t_ns - 1) // DAY_NS * 128 + symbol[known]
+    t_ns, symbol = t_ns[known], symbol[known]
+    predicted, realised = predicted[known], realised[known]
     product = np.empty(len(t_ns))
-    for one in np.unique(group):
-        own = np.flatnonzero(group == one)
-        product[own] = normal_scores(predicted[own]) * normal_scores(realised[own])
+    for one in np.unique(symbol):
+        own = np.flatnonzero(symbol == one)
+        own = own[np.argsort(t_ns[own], kind="stable")]
+        hour = (t_ns[own] - 1) // HOUR_NS
+        for end in np.unique(hour):
+            first, until = np.searchsorted(hour, [end - RANKED_S // 3600 + 1, end + 1])
+            new = np.searchsorted(hour, end) - first
+            rows = own[first:until]
+            scores = normal_scores(predicted[rows]) * normal_scores(realised[rows])
+            product[rows[new:]] = scores[new:]
     sums = bin_sums(t_ns, (product, np.ones(len(t_ns))), spacing_s)
     ends = (np.unique(t_ns // (spacing_s * SECOND_NS)) + 1) * spacing_s * SECOND_NS
     return ends, sums[:, 0] / sums[:, 1]
@@ -137,7 +152,6 @@ def make_reference(
     if mean > 0.0:
         limit = simulate_limit(
             x,
-            0.5 * mean,
             arl0=arl0_days * 86_400.0 / spacing_s,
             mean_block=block_s / spacing_s,
             seed=seed,
@@ -145,46 +159,58 @@ def make_reference(
     return DecayReference(
         spacing_s=spacing_s,
         mean=mean,
-        drift=0.5 * mean,
+        drift=_drift(mean),
         limit=limit,
         arl0_days=arl0_days,
         observations=len(x),
     )
 
 
-def simulate_limit(x: Float, drift: float, *, arl0: float, mean_block: float, seed: int) -> float:
-    """The CUSUM limit with a mean time to false alarm of ``arl0`` observations.
+@compiled
+def _drift(mean):  # type: ignore[no-untyped-def]
+    return mean - SHARE * min(max(mean, 0.0), DROP)
 
-    Monitors run over stationary resamples of ``x``; those without an alarm are right-censored, so
-    ARL = total time / alarms.
+
+def simulate_limit(x: Float, *, arl0: float, mean_block: float, seed: int) -> float:
+    """The CUSUM limit with one false alarm in ``arl0`` observations, on stationary resamples of ``x``.
+
+    The mean is over references of the length of ``x`` too; a monitor starts again after an alarm.
     """
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    length = math.ceil(PATH_LENGTH * arl0)
     limits = _GRID * float(x.std())
-    watched = np.zeros(len(limits))
-    alarms = np.zeros(len(limits))
-    for _ in range(PATHS):
-        chosen = stationary_indices(generator, len(x), mean_block, length)
-        _first_passage(x, chosen, drift, limits, watched, alarms)
-    enough = np.flatnonzero(watched >= arl0 * alarms)
-    return float(limits[enough[0]] if len(enough) else limits[-1])
+    low, high = 0, len(limits) - 1
+    length = math.ceil(arl0)
+    while low < high:
+        middle = (low + high) // 2
+        alarms = _false_alarms(x, limits[middle], 1.0 / mean_block, length, seed % 2**32)
+        if alarms <= PATHS * length / arl0:
+            high = middle
+        else:
+            low = middle + 1
+    return float(limits[low])
 
 
 @compiled
-def _first_passage(x, chosen, drift, limits, watched, alarms):  # type: ignore[no-untyped-def]
-    """Add, for every limit, the time until one path first passes it, and whether it does."""
-    level = 0
-    cusum = 0.0
-    for step in range(len(chosen)):
-        cusum = max(0.0, cusum + drift - x[chosen[step]])
-        while level < len(limits) and cusum > limits[level]:
-            watched[level] += step + 1
-            alarms[level] += 1
-            level += 1
-        if level == len(limits):
-            return
-    for rest in range(level, len(limits)):
-        watched[rest] += len(chosen)
+def _false_alarms(x, limit, leave, length, seed):  # type: ignore[no-untyped-def]
+    """Alarms of `PATHS` monitors, each with the mean of its own resample of x as reference."""
+    np.random.seed(seed)
+    alarms = 0
+    at = 0
+    for _ in range(PATHS):
+        total = 0.0
+        for step in range(len(x)):
+            at = np.random.randint(len(x)) if step == 0 or np.random.random() < leave else at + 1
+            at = 0 if at == len(x) else at
+            total += x[at]
+        drift = _drift(total / len(x))
+        level = 0.0
+        for step in range(length):
+            at = np.random.randint(len(x)) if step == 0 or np.random.random() < leave else at + 1
+            at = 0 if at == len(x) else at
+            level = max(0.0, level + drift - x[at])
+            if level > limit:
+                alarms += 1
+                level = 0.0
+    return alarms
 
 
 @compiled
@@ -198,6 +224,72 @@ def cusum(x, drift):  # type: ignore[no-untyped-def]
     return out
 
 
+class DecayState(StrictStruct, frozen=True, kw_only=True):
+    """Where the monitor stands; it goes on from here, whatever version predicts.
+
+    ``alarm_ns`` is the alarm that stands, raised while ``alarm_version`` predicted: the CUSUM started again
+    at it. ``ic_recent`` is the mean of x with a half-life of a day.
+    """
+
+    watched_to_ns: int = 0
+    cusum: float = 0.0
+    statistic: float = 0.0
+    ic_recent: float = 0.0
+    observations: int = 0
+    alarms: int = 0
+    alarm_ns: int | None = None
+    alarm_version: str = ""
+
+
+def advance(
+    state: DecayState, reference: DecayReference, ends: Int, x: Float, version: str = ""
+) -> DecayState:
+    """The state after observations x (n,) that end at ``ends``; earlier ones than it has seen are left out.
+
+    Without a limit, when the reference has no positive IC, nothing is watched.
+    """
+    new = ends > state.watched_to_ns
+    ends, x = ends[new], x[new]
+    if not len(x) or reference.limit is None:
+        return state
+    found, level, most = _alarms(x, reference.drift, reference.limit, state.cusum)
+    keep = 0.5 ** (reference.spacing_s / RANKED_S)
+    recent = state.ic_recent if state.observations else reference.mean
+    for value in x:
+        recent += (1.0 - keep) * (value - recent)
+    return DecayState(
+        watched_to_ns=int(ends[-1]),
+        cusum=level,
+        statistic=most,
+        ic_recent=float(recent),
+        observations=state.observations + len(x),
+        alarms=state.alarms + len(found),
+        alarm_ns=int(ends[found[0]]) if len(found) and not state.alarm_ns else state.alarm_ns,
+        alarm_version=version if len(found) and not state.alarm_ns else state.alarm_version,
+    )
+
+
+def alarms(reference: DecayReference, x: Float) -> Int:
+    """Places of all alarms of the monitor over x (n,); it starts again from zero after each."""
+    if reference.limit is None:
+        return np.empty(0, np.int64)
+    return np.asarray(_alarms(x, reference.drift, reference.limit, 0.0)[0])
+
+
+@compiled
+def _alarms(x, drift, limit, level):  # type: ignore[no-untyped-def]
+    found = np.empty(len(x), np.int64)
+    count, most = 0, level
+    for step in range(len(x)):
+        level = max(0.0, level + drift - x[step])
+        most = max(most, level)
+        if level > limit:
+            found[count] = step
+            count += 1
+            level = 0.0
+    return found[:count], level, most
+
+
 def monitor(
     reference: DecayReference,
     t_ns: Int,
@@ -205,7 +297,7 @@ def monitor(
     predicted: Float,
     realised: Float,
 ) -> DecayReport:
-    """Run the monitor from zero over rows (n,) since promotion, in units of their scale."""
+    """Run the monitor from zero over rows (n,), in units of their scale."""
     ends, x = observations(t_ns, symbol, predicted, realised, reference.spacing_s)
     known = ~(np.isnan(predicted) | np.isnan(realised))
     n_eff = effective_count(t_ns[known], reference.spacing_s)
@@ -213,13 +305,12 @@ def monitor(
         return _nothing(reference, "the reference has no positive IC: nothing can decay")
     if not len(x):
         return _nothing(reference, "no prediction has a realised return yet")
-    path = cusum(x, reference.drift)
-    passed = np.flatnonzero(path > reference.limit)
+    state = advance(DecayState(), reference, ends, x)
     return DecayReport(
-        failed=bool(len(passed)),
-        statistic=float(path.max()),
+        failed=state.alarm_ns is not None,
+        statistic=state.statistic,
         limit=reference.limit,
-        alarm_ns=int(ends[passed[0]]) if len(passed) else None,
+        alarm_ns=state.alarm_ns,
         ic_recent=float(x.mean()),
         ic_reference=reference.mean,
         n_eff=n_eff,
