@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
+from live.log import LogError
 from live.messages import Command
 from market.console import Result
 from market.errors import UsageError, VenueError
@@ -139,6 +140,25 @@ def runs(state: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def lock(file: Path, what: str) -> int:
+    """Lock ``file`` for this process, which is the one writer of ``what``; the descriptor to close.
+
+    It ends with the process, however that ends. LogError names the process that has it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(descriptor, 32, 0).decode().strip() or "?"
+        os.close(descriptor)
+        raise LogError(f"{what}: process {holder} works on it ({file}); stop it first") from error
+    with suppress(OSError):  # a full disk: the lock holds, without a name
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+    return descriptor
 
 
 def state_of(settings: Settings, venue: str | None) -> Path:

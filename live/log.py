@@ -14,7 +14,6 @@ that a full disk is noticed while what a shutdown has to say still fits.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import struct
 import threading
@@ -36,6 +35,8 @@ FORMAT: Final = 1
 BLOCK_BYTES: Final = 1 << 16
 #: Allocated ahead of what is written: what a worker may still say on a full disk.
 RESERVE_BYTES: Final = 4 << 20
+#: Zeros are written ahead in pieces of this size: no sync of a block waits for more of them.
+_ZEROS: Final = bytes(1 << 18)
 SUFFIX: Final = ".log"
 
 _MAGIC: Final = b"L2L"
@@ -84,25 +85,6 @@ class Header(Struct, frozen=True, kw_only=True):
 
 Body = Header | Input | Effect
 _RECORDS: Final = msgspec.msgpack.Decoder(list[tuple[int, Body]])
-
-
-def lock(file: Path, what: str) -> int:
-    """Lock ``file`` for this process, which is the one writer of ``what``; the descriptor to close.
-
-    It ends with the process, however that ends. LogError names the process that has it.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(descriptor, 32, 0).decode().strip() or "?"
-        os.close(descriptor)
-        raise LogError(f"{what}: process {holder} works on it ({file}); stop it first") from error
-    with suppress(OSError):  # a full disk: the lock holds, without a name
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
-    return descriptor
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -257,21 +239,20 @@ def _payload(head: bytes, payload: bytes) -> bytes | None:
     return payload if zlib.crc32(head[-_REST.size :] + payload) == _HEAD.unpack(head)[2] else None
 
 
-def _require_torn(path: Path, offset: int) -> None:
-    """LogError unless a crash explains that the block at ``offset`` is not whole.
+def _whole(data: bytes, at: int) -> bool:
+    head, start = data[at : at + _HEAD.size], at + _HEAD.size
+    return _payload(head, data[start : start + _length(head)]) is not None
 
-    It does where no later block was written after a sync that covered this place.
-    """
+
+def _require_torn(path: Path, offset: int) -> None:
+    """LogError when the block at ``offset`` is not whole although a later one says that it was synced."""
     data = path.read_bytes()
-    at = offset - 1
+    at = offset
     while (at := data.find(_MAGIC, at + 1)) >= 0:
-        head, start = data[at : at + _HEAD.size], at + _HEAD.size
-        if _payload(head, data[start : start + _length(head)]) is None:
-            continue
-        if at == offset:
-            return  # a running writer has finished it since
-        if _HEAD.unpack(head)[5] > offset:
-            raise _damaged(path, offset)
+        if _whole(data, at) and _HEAD.unpack_from(data, at)[5] > offset:
+            if not _whole(path.read_bytes(), offset):  # a running writer may have finished it since
+                raise _damaged(path, offset)
+            return
 
 
 def _require_whole(path: Path, end: int) -> None:
@@ -311,7 +292,7 @@ class _Chunk(msgspec.Struct, gc=False):
 
 
 class LogWriter:
-    """Appends to the log of a folder; the caller holds its lock (`lock`) and has called `repair`.
+    """Appends to the log of a folder; the caller holds its lock (`live.control.lock`) and has called `repair`.
 
     One thread appends, which only encodes, and gets a position. What came up to there is on disk once
     `sync` has returned as much, which may run in another thread: then ``background`` keeps `append_*`
@@ -333,11 +314,8 @@ class LogWriter:
         self.folder, self.header = folder, header
         self.position = self.synced_to = 0
         self.full = False  #: the disk is full, and the reserve is being used
-        self._background, self._reserve_bytes, self._fdatasync = (
-            background,
-            reserve_bytes,
-            fdatasync,
-        )
+        self._background, self._reserve_bytes = background, reserve_bytes
+        self._fdatasync = fdatasync
         self._encoder = msgspec.msgpack.Encoder()
         self._compressor = zstandard.ZstdCompressor(level=1)
         self._pending = threading.Lock()  # guards the chunks
@@ -476,8 +454,29 @@ class LogWriter:
                 raise
             self.full = True
             return
+        if self._background:
+            where = self._number, self._allocated, self._allocated + ahead
+            threading.Thread(target=self._zero, args=where, name="zeros", daemon=True).start()
         self._allocated += ahead
         self.full = False
+
+    def _zero(self, number: int, start: int, end: int) -> None:
+        """Write over allocated space ahead of the blocks, in a thread: the sync of a block that overwrites
+        changes no extent, so it does not wait for the file system's journal and all that is in it.
+        """
+        descriptor = -1
+        with suppress(OSError):  # a slower sync is all that is lost
+            for at in range(start, end, len(_ZEROS)):
+                with self._disk:
+                    if self._number != number or self._descriptor < 0:
+                        break
+                    descriptor = os.dup(self._descriptor) if descriptor < 0 else descriptor
+                    begin, until = max(at, self._offset), min(at + len(_ZEROS), end)
+                    if begin < until:
+                        os.pwrite(descriptor, _ZEROS[: until - begin], begin)
+                os.fdatasync(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _open_file(self) -> None:
         """The next segment; the present one is whole and synced before it exists."""

@@ -27,7 +27,7 @@ from live.bybit.connections import Connections
 from live.bybit.venues import VenueAddress, address_of, keys_of
 from live.champion import Champion
 from live.clock import VenueClock, clock_of
-from live.control import Control
+from live.control import Control, lock
 from live.core import CoreState
 from live.decisions import DecisionLog
 from live.feed import Item, ReplayFeed, WireFeed
@@ -35,7 +35,7 @@ from live.gateway import Codec, PlainCodec
 from live.history import join_history, save_history
 from live.journal import require_migrated
 from live.keeper import Keeper
-from live.log import Header, LogWriter, lock, require
+from live.log import Header, LogWriter, require
 from live.loopback import past_of
 from live.messages import Append
 from live.own_capture import OwnCapture

@@ -17,8 +17,9 @@ from typing import Final
 
 import msgspec
 
+from live.control import lock
 from live.journal import OLD_JOURNAL, JournalError
-from live.log import Header, LogWriter, lock
+from live.log import Header, LogWriter
 from live.messages import Append
 from live.restoration import checkpoint_of, restore
 from market.instruments import BUILT_IN

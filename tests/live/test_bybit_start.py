@@ -15,7 +15,7 @@ import pytest
 from execution.orders import Accepted, Amend, Cancel, OrderReport, OrderState, Rejected, Submit
 from live.bybit.account import problems
 from live.bybit.rest import BybitError
-from live.log import lock
+from live.control import lock
 from live.messages import Answer, Link, PositionReport, QueryKind, Report, SetStop
 from market.instruments import BUILT_IN
 from market.settings import Settings

@@ -10,8 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from live.control import Control, ControlError, runs, send, state_of
-from live.log import lock
+from live.control import Control, ControlError, lock, runs, send, state_of
 from live.messages import Command
 from market.errors import UsageError
 from market.settings import Settings

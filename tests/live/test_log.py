@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from execution.orders import Submit
 from live import log
+from live.control import lock
 from live.log import Checkpoint, Header, LogError, LogWriter, Position
 from live.messages import (
     Answer,
@@ -253,11 +254,11 @@ def test_the_last_segments_header_has_the_state_it_started_from(tmp_path: Path) 
 
 
 def test_one_process_holds_a_lock_and_is_named(tmp_path: Path) -> None:
-    held = log.lock(tmp_path / "worker.lock", "the state of sandbox")
+    held = lock(tmp_path / "worker.lock", "the state of sandbox")
     with pytest.raises(LogError, match=f"the state of sandbox: process {os.getpid()} works on it"):
-        log.lock(tmp_path / "worker.lock", "the state of sandbox")
+        lock(tmp_path / "worker.lock", "the state of sandbox")
     os.close(held)
-    os.close(log.lock(tmp_path / "worker.lock", "the state of sandbox"))
+    os.close(lock(tmp_path / "worker.lock", "the state of sandbox"))
 
 
 def test_a_thread_may_sync_while_another_appends(tmp_path: Path) -> None:

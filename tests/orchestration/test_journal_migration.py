@@ -12,6 +12,7 @@ import pytest
 from execution.orders import Accepted, Filled, Liquidity, OrderState, Submit
 from execution.tca import MARKOUTS_S, ParentRow, Shortfall
 from live import log
+from live.control import lock
 from live.funding import FundingPayment
 from live.journal import JournalError, require_migrated
 from live.messages import Append
@@ -169,7 +170,7 @@ def test_what_is_no_journal_of_ours_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_journal_that_a_worker_is_writing_is_not_migrated(settings: Settings) -> None:
     path = Path(settings.root) / "live" / "paper" / "journal.sqlite3"
-    held = log.lock(path.with_suffix(".lock"), "an earlier worker")
+    held = lock(path.with_suffix(".lock"), "an earlier worker")
     with pytest.raises(log.LogError, match="works on it"):
         migrate_journals(settings)
     os.close(held)
