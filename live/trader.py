@@ -157,6 +157,11 @@ class Trader:
                 state.restart_bars(rows)
                 self.desk.on_events(symbol, rows)
             state.settlements.begin(state.ticker.fields, second_ns)
+        for symbol, (bars, *_) in (history or {}).items():
+            if (bars.t_ns <= second_ns).any():
+                self._evaluator.evaluate(
+                    symbol
+                )  # an hour is derived now, not by the first decision
         return restated
 
     def on_rows(self, symbol: str, rows: Events) -> bool:

@@ -94,41 +94,29 @@ class TradedVolume:
     """Traded quantity and value over time as running sums, without block trades."""
 
     def __init__(self) -> None:
-        self._time_ns: npt.NDArray[np.int64] = np.empty(0, np.int64)
-        self._sums: npt.NDArray[np.int64] = np.zeros((1, 2), np.int64)  #: lots, lots × ticks
-        self._pending: list[Events] = []
+        self._time_ns: list[int] = []
+        #: Lots, and lots × ticks, up to each trade; the first entry is of what was forgotten.
+        self._lots, self._values = [0], [0]
 
     def append(self, events: Events) -> None:
         """Add the trades among event rows, in receive order."""
         trades = events[(events["kind"] == _TRADE) & ((events["flags"] & _BLOCK) == 0)]
         if len(trades):
-            self._pending.append(trades)
+            lots = trades["qty_lots"].astype(np.int64)
+            self._time_ns += trades["receive_ns"].tolist()
+            self._lots += (self._lots[-1] + np.cumsum(lots)).tolist()
+            self._values += (self._values[-1] + np.cumsum(lots * trades["price_ticks"])).tolist()
 
     def between(self, from_ns: int, to_ns: int) -> tuple[int, int]:
         """Lots, and lots × ticks, received after ``from_ns`` and by ``to_ns``."""
-        self._merge()
-        first, last = np.searchsorted(self._time_ns, (from_ns, to_ns), side="right")
-        lots, value = self._sums[max(first, last)] - self._sums[first]
-        return int(lots), int(value)
+        first, last = (bisect_right(self._time_ns, time_ns) for time_ns in (from_ns, to_ns))
+        last = max(first, last)
+        return self._lots[last] - self._lots[first], self._values[last] - self._values[first]
 
     def forget(self, before_ns: int) -> None:
         """Drop the trades up to ``before_ns``."""
-        if self._pending or len(self._time_ns):
-            self._merge()
-            keep = int(np.searchsorted(self._time_ns, before_ns, side="right"))
-            self._time_ns, self._sums = self._time_ns[keep:], self._sums[keep:]
-
-    def _merge(self) -> None:
-        if not self._pending:
-            return
-        # The dtype is given because numpy would work it out anew at every array.
-        trades = np.concatenate(self._pending, dtype=self._pending[0].dtype)
-        self._pending.clear()
-        lots = trades["qty_lots"]
-        values = np.column_stack([lots, lots * trades["price_ticks"]]).astype(np.int64)
-        self._time_ns = np.concatenate([self._time_ns, trades["receive_ns"]])
-        sums = self._sums[-1] + np.cumsum(values, axis=0)
-        self._sums = np.concatenate([self._sums, sums])
+        keep = bisect_right(self._time_ns, before_ns)
+        del self._time_ns[:keep], self._lots[:keep], self._values[:keep]
 
 
 @compiled
