@@ -125,11 +125,11 @@ def _lake(settings: Settings, span_s: int) -> Lake:
     return lake
 
 
-def followers(settings: Settings, rounds: int) -> FixedModel:
-    """A model whose boosters follow the trade flow of a minute, trained on random rows."""
+def followers(settings: Settings, rounds: int, feature: str = "tfi_60") -> FixedModel:
+    """A model whose boosters follow a feature, the trade flow of a minute; trained on random rows."""
     names, horizons = feature_names(), settings.model.horizons_s
     rows = np.random.Generator(np.random.Philox(key=5)).normal(size=(20_000, len(names)))
-    label = np.sign(rows[:, names.index("tfi_60")]) + 0.1 * rows[:, 0]
+    label = np.sign(rows[:, names.index(feature)]) + 0.1 * rows[:, 0]
     options = {"num_leaves": 31, "verbose": -1, "deterministic": True, "num_threads": 1}
     boosters = [
         lightgbm.train(options | {"seed": horizon}, lightgbm.Dataset(rows, label), rounds)

@@ -75,12 +75,20 @@ from market.wire.survey import instruments_of
 from market.wire.topics import public_topics
 from proving.bench.backtest import followers
 from proving.bench.command import recorded
+from proving.bench.disk import SYNCS, Disk, disk_alone
 from proving.bench.goals import Measure
+from proving.bench.sandbox import round_trip
 from proving.synthetic import profile, write_frames
 
 SYMBOLS: Final = ("BTCUSDT", "ETHUSDT")
-STAGES: Final = ("queue", "decode", "market", "decide", "guard", "log", "sync", "send")
-_SYNCS: Final = 400
+STAGES: Final = ("feed", "queue", "decode", "market", "decide", "guard", "log", "sync", "send")
+#: Name, speed, and how often a recording of five minutes is run. The last one is as the worker once was: the
+#: collector of cycles runs when it likes, over all that is loaded, and the capture is synced by the main loop.
+PACES: Final = (
+    ("recorded pace", 1.0, 1),
+    ("10x burst", 10.0, 4),
+    ("10x burst, collector and capture as they were", 10.0, 4),
+)
 
 
 def measure(quick: bool, say: Say) -> Iterator[Measure]:
@@ -92,52 +100,20 @@ def measure(quick: bool, say: Say) -> Iterator[Measure]:
             say("no recordings: frames are generated; set L2_TEST_DATA to a folder of captures")
             data, capture = "generated", str(Path(folder) / "made.frames.zst")
             write_frames(capture, profile("default"), 1, SYMBOLS, "2026-03-02", 0, 400)
-        disk = _disk(Path(folder), 20 if quick else _SYNCS)
-        for pace, speed in (("recorded pace", 1.0), ("10x burst", 10.0)):
-            say(f"{pace}, {span_s:g} s")
-            run = _Run(Path(folder) / f"x{speed:g}", capture, speed)
-            with run:
-                run.trade(min(span_s, 300 / speed))
-            yield from run.figures(data, pace, disk)
-        yield from disk.figures()
-
-
-class _Disk:
-    def __init__(self, kind: str, taken_ns: Sequence[int]) -> None:
-        self.kind = kind
-        self.ms = {f"p{p:g}": float(np.percentile(taken_ns, p)) / 1e6 for p in (50, 99, 99.9)}
-
-    def figures(self) -> Iterator[Measure]:
-        how = f"{_SYNCS} times 4 KiB appended, then fdatasync, on {self.kind}; not ours to improve"
-        for name, value in self.ms.items():
-            yield Measure(
-                name=f"disk alone, fdatasync: {name}", ours=value, unit="ms", better="less", how=how
-            )
-
-
-def _disk(folder: Path, times: int) -> _Disk:
-    """The disk's own fdatasync, and its file system."""
-    taken, block = [], bytes(4096)
-    with open(folder / "probe", "wb", buffering=0) as file:
-        os.posix_fallocate(file.fileno(), 0, times * len(block))
-        for _ in range(times):
-            started = time.monotonic_ns()
-            file.write(block)
-            os.fdatasync(file.fileno())
-            taken.append(time.monotonic_ns() - started)
-            time.sleep(0.005)
-    return _Disk(_file_system(folder), taken)
-
-
-def _file_system(folder: Path) -> str:
-    """The type of the file system of a folder, from /proc/mounts; "unknown" elsewhere."""
-    best = ("", "unknown")
-    with suppress(OSError):
-        for line in Path("/proc/mounts").read_text().splitlines():
-            _, point, kind, *_ = line.split()
-            if str(folder.resolve()).startswith(point) and len(point) >= len(best[0]):
-                best = (point, kind)
-    return best[1]
+        allocated, disk = (
+            disk_alone(Path(folder), 20 if quick else SYNCS, over) for over in (False, True)
+        )
+        for pace, speed, times in PACES:
+            runs = []
+            for n in range(1 if quick else times):
+                say(f"{pace}, {span_s:g} s")
+                with _Run(Path(folder) / f"{pace}{n}", capture, speed, pace == PACES[-1][0]) as run:
+                    run.trade(min(span_s, 300 / speed))
+                runs.append(run)
+            yield from _figures(runs, data, pace, disk)
+        yield from disk.figures("overwritten, as the log is")
+        yield from allocated.figures("into allocated space")
+    yield from round_trip(quick)
 
 
 # -- the sender ------------------------------------------------------------------------------------
@@ -163,7 +139,7 @@ def _serve(capture: str, speed: float, told: Any) -> None:
             await connection.send(frame)
 
     async def main() -> None:
-        async with serve(client, "127.0.0.1", 0, max_queue=None) as server:
+        async with serve(client, "127.0.0.1", 0, max_queue=None, compression=None) as server:
             told.put(server.sockets[0].getsockname()[1])
             await server.serve_forever()
 
@@ -253,7 +229,7 @@ class _Venue:
 
 class _Model:
     def __init__(self, settings: Settings) -> None:
-        fixed = followers(settings, 20)
+        fixed = followers(settings, 20, "return_now")  # turns every second or two
         self.pointer, self.bundle = fixed.pointer, fixed.bundle
         self.swaps = self.refused = 0
 
@@ -308,7 +284,8 @@ class _TimedShell(Shell):
         core, watch = self.core, _Stopwatch()
         self.stopwatch = watch
         self.requests: dict[int, dict[str, int]] = {}  #: number -> instants and stages, ns
-        self._origin = {"due": 0, "taken": 0}
+        self._origin = {"due": 0, "read": 0, "taken": 0}
+        self.read_ns = 0  #: when the frame that comes next was read from the socket
         for owner, name, stage in (
             (core._decoder, "decode_frame", "decode"),
             (core.trader, "on_rows", "market"),
@@ -332,14 +309,16 @@ class _TimedShell(Shell):
     def take(self, item: Item | Given) -> None:
         self.stopwatch.spent.clear()
         due = item.due_ns if isinstance(item, Item) else item.read_ns
-        self._origin = {"due": due, "taken": time.monotonic_ns()}
+        read = self.read_ns or due
+        self._origin = {"due": due, "read": read, "taken": time.monotonic_ns()}
         super().take(item)
 
 
 class _Run:
     """One pace: the sender's process, the worker, and what its requests took. A context manager."""
 
-    def __init__(self, root: Path, capture: str, speed: float) -> None:
+    def __init__(self, root: Path, capture: str, speed: float, as_it_was: bool) -> None:
+        self._as_it_was = as_it_was
         self.settings = msgspec.convert(
             {"root": str(root), "model": {"fee_row": "zero"}, "live": {"venue": "sandbox"},
              "execution": {"algorithm": "passive", "deadline_s": 10.0}}, Settings,
@@ -378,7 +357,8 @@ class _Run:
         model: Any = _Model(settings)
         rehearse(settings, instruments, model)
         gc.collect()
-        gc.freeze()
+        if not self._as_it_was:
+            gc.freeze()
         sys.setswitchinterval(0.0005)
         grid = {symbol: (found.tick, found.lot) for symbol, found in instruments.items()}
         header = Header(
@@ -420,6 +400,11 @@ class _Run:
         begin_ns = self._first_ns // SECOND_NS * SECOND_NS
         history = {symbol: _hour(each, begin_ns) for symbol, each in past.items()}
         self.shell.begin(begin_ns, Append(kind="run", time_ns=begin_ns, body=b"{}"), history)
+        if self._as_it_was:
+            self.shell._collected_s = 1 << 62
+            self.shell.keeper.frame = self.shell.keeper.capture.append  # type: ignore[method-assign]
+            while not self.shell.keeper.capture.paths:
+                time.sleep(0.01)
         until_ns = begin_ns + round(span_s * self._speed * SECOND_NS)
         started = [0]
 
@@ -444,52 +429,58 @@ class _Run:
         number = 0
         for item in items:
             if isinstance(item, Item) and item.frame and not item.frame.startswith(b'{"l2"'):
-                due_ns = self._clock.anchor_ns + offsets[number]
-                item = item._replace(due_ns=due_ns)
+                self.shell.read_ns = item.due_ns
+                item = item._replace(due_ns=self._clock.anchor_ns + offsets[number])
                 number += 1
+            else:
+                self.shell.read_ns = 0
             yield item
 
-    def figures(self, data: str, pace: str, disk: _Disk) -> Iterator[Measure]:
-        """Percentiles of the whole and of each stage, with their histograms."""
-        stages = {stage: Histogram() for stage in (*STAGES, "total")}
-        for number, written in self.venue.written.items():
-            found = self.shell.requests[number]
+
+def _figures(runs: Sequence[_Run], data: str, pace: str, disk: Disk) -> Iterator[Measure]:
+    """Percentiles of the whole and of each stage over all runs, with their histograms."""
+    stages = {stage: Histogram() for stage in (*STAGES, "total")}
+    for run in runs:
+        for number, written in run.venue.written.items():
+            found = run.shell.requests[number]
             if not found["due"]:
                 continue
-            stages["queue"].add(max(0, found["taken"] - found["due"]))
+            begun = run.venue.begun[number]
+            stages["feed"].add(max(0, found["read"] - found["due"]))
+            stages["queue"].add(max(0, found["taken"] - found["read"]))
             for stage in ("decode", "market", "decide", "guard", "log"):
                 stages[stage].add(found.get(stage, 0))
-            stages["sync"].add(self.venue.begun[number] - found["handed"])
-            stages["send"].add(written - self.venue.begun[number])
+            stages["sync"].add(begun - found["handed"])
+            stages["send"].add(written - begun)
             stages["total"].add(written - found["due"])
-        total = stages["total"]
-        how = (
-            f"{data}, two symbols, {total.count:,} order requests of {self.shell.core.frames:,} frames; "
-            f"from the instant at which the frame behind it was due to the last byte written; on "
-            f"{disk.kind}; {len(self.collections)} collections of at most "
-            f"{max(self.collections, default=0.0):.2f} ms"
+    total = stages["total"]
+    collections = [taken_ms for run in runs for taken_ms in run.collections]
+    how = (
+        f"{data}, two symbols, {len(runs)} runs, {total.count:,} order requests of "
+        f"{sum(run.shell.core.frames for run in runs):,} frames; from the instant at which the frame "
+        f"behind it was due to the last byte written; on {disk.kind}; {len(collections)} collections of "
+        f"at most {max(collections, default=0.0):.2f} ms"
+    )
+    parts = {
+        stage: found.summary() | {"histogram": found.buckets()} for stage, found in stages.items()
+    }
+    for percent in (50, 99, 99.9):
+        yield Measure(
+            name=f"order, {pace}: p{percent:g}",
+            ours=total.percentile_us(percent) / 1e3,
+            unit="ms",
+            better="less",
+            how=how,
+            parts=parts if percent == 50 else {},
         )
-        parts = {
-            stage: found.summary() | {"histogram": found.buckets()}
-            for stage, found in stages.items()
-        }
-        for percent in (50, 99, 99.9):
-            yield Measure(
-                name=f"order, {pace}: p{percent:g}",
-                ours=total.percentile_us(percent) / 1e3,
-                unit="ms",
-                better="less",
-                how=how,
-                parts=parts if percent == 50 else {},
-            )
-        for stage in STAGES:
-            yield Measure(
-                name=f"order, {pace}, {stage}: p99",
-                ours=stages[stage].percentile_us(99) / 1e3,
-                unit="ms",
-                better="less",
-                how=how,
-            )
+    for stage in STAGES:
+        yield Measure(
+            name=f"order, {pace}, {stage}: p99",
+            ours=stages[stage].percentile_us(99) / 1e3,
+            unit="ms",
+            better="less",
+            how=how,
+        )
 
 
 def _hour(history: SymbolHistory, until_ns: int) -> SymbolHistory:

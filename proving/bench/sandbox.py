@@ -58,6 +58,19 @@ def measure(quick: bool, say: Callable[[str], None]) -> Iterator[Measure]:
     yield from _memory(samples, hours)
 
 
+def round_trip(quick: bool) -> Iterator[Measure]:
+    """From an order's request over WebSocket to its answer, with few orders: the venue's part of an order."""
+    seconds = 1 if quick else LOAD_S // 3
+    with _served(1.0) as (server_info, _):
+        load = asyncio.run(_loaded(server_info, ORDERS_PER_S / 2, seconds))
+    for row in _answers(load, seconds):
+        if "WebSocket" in row.name:
+            name = row.name.replace(
+                "order over WebSocket to answer", "exchange on loopback, round trip"
+            )
+            yield msgspec.structs.replace(row, name=name)
+
+
 def _answers(load: _Load, seconds: float) -> Iterator[Measure]:
     for over_rest, name in ((True, "REST"), (False, "WebSocket")):
         answers = np.array(load.answers[over_rest]) / MS_NS

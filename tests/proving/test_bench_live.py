@@ -15,4 +15,4 @@ def test_stages_of_an_order_are_measured_and_no_more_than_the_whole() -> None:
             assert whole[stage]["n"] == whole["total"]["n"]
             assert sum(count for _, count in whole[stage]["histogram"]) == whole[stage]["n"]
             assert whole[stage]["most"] <= whole["total"]["most"]
-    assert rows["disk alone, fdatasync: p99"].ours > 0
+    assert rows["disk alone, fdatasync into allocated space: p99"].ours > 0
