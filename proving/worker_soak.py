@@ -35,6 +35,12 @@ FAULTS: Final = (
     "answer_lost=0.2,answer_late=0.3,cut_before=0.1,cut_after=0.1,timed_out=0.1,rate_limited=0.1,"
     "maintenance=0.05,drop=0.2,duplicate=0.3,delay=0.1,silence=0.05,close=0.02,abort=0.02,restart=0.02"
 )
+#: The demo's model trades for signals that no fee row pays, and the limits of loss would end it within minutes.
+SETTINGS: Final = (
+    "execution.algorithm=passive",
+    "risk.daily_loss_usdt=1000000",
+    "risk.drawdown_usdt=1000000",
+)
 #: Memory counts from here on, as a share of the run: caches have filled by then.
 WARM_UP: Final = 0.25
 SAMPLE_S: Final = 5.0
@@ -49,7 +55,8 @@ def soak(root: str, seconds: float, speed: float, seed: int, faults: str) -> dic
     began = segments_of(folder)
     more = ("--faults", faults, "--fault-log", f"{root}/soak-faults.jsonl")
     with exchange(speed, seed, *more) as venue:
-        worker = started(root, venue, "--for", f"{seconds:g}")
+        settings = (part for setting in SETTINGS for part in ("--set", setting))
+        worker = started(root, venue, "--for", f"{seconds * speed:g}", *settings)
         memory = _sampled(worker, seconds + 180.0)
         said = worker.stdout.read() if worker.stdout is not None else b""
         found = compared(folder, began, venue)
@@ -75,7 +82,7 @@ def exchange(speed: float, seed: int, *more: str) -> Iterator[dict[str, Any]]:
     """The exchange on loopback in a process of its own; what it says of itself."""
     command = [
         *(*_L2, "sandbox", "--profile", "demo", "--symbols", "BTCUSDT,ETHUSDT"),
-        *("--speed", f"{speed:g}", "--seed", str(seed), "--past", "1200", *more),
+        *("--speed", f"{speed:g}", "--seed", str(seed), "--past", "3700", *more),
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
