@@ -475,7 +475,10 @@ class Desk:
                 self._open(symbol, -lots, now_ns, "market", None)
 
     def finish(self, now_ns: int) -> None:
-        """Measure all finished parents with the markouts known so far."""
+        """End and measure all parents but those with an open order, which the next start ends."""
+        open_of = {order.parent_id for order in self.orders.open()}
+        for work in [work for work in self._work.values() if work.parent.id not in open_of]:
+            self._end(work, now_ns)
         self.measure(now_ns)
         self.costs.finish()
 
