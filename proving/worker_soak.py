@@ -57,7 +57,7 @@ def soak(root: str, seconds: float, speed: float, seed: int, faults: str) -> dic
     with exchange(speed, seed, *more) as venue:
         settings = (part for setting in SETTINGS for part in ("--set", setting))
         worker = started(root, venue, "--for", f"{seconds * speed:g}", *settings)
-        memory = _sampled(worker, seconds + 180.0)
+        memory = _sampled(worker, seconds, seconds + 900.0)
         said = worker.stdout.read() if worker.stdout is not None else b""
         found = compared(folder, began, venue)
     happened = Path(f"{root}/soak-faults.jsonl")
@@ -68,6 +68,7 @@ def soak(root: str, seconds: float, speed: float, seed: int, faults: str) -> dic
         "exit": worker.returncode,
         "faults": len(happened.read_bytes().splitlines()) if happened.exists() else 0,
         **_growth(memory),
+        "memory_mb": [round(mb, 1) for mb in memory[:: max(1, len(memory) // 60)]],
         "worker": json.loads(said) if worker.returncode == 0 else None,
     }
     if worker.returncode:
@@ -77,6 +78,7 @@ def soak(root: str, seconds: float, speed: float, seed: int, faults: str) -> dic
     return found
 
 
+<<<<<<< HEAD
 @contextmanager
 def exchange(speed: float, seed: int, *more: str) -> Iterator[dict[str, Any]]:
     """The exchange on loopback in a process of its own; what it says of itself."""
@@ -112,10 +114,22 @@ def segments_of(folder: Path) -> set[int]:
 def _sampled(worker: subprocess.Popen[bytes], limit_s: float) -> list[float]:
     """Resident memory of the worker (MB) until it ends; it is killed after ``limit_s``."""
     samples, end = [], time.monotonic() + limit_s
+=======
+def _sampled(worker: subprocess.Popen[bytes], seconds: float, limit_s: float) -> list[float]:
+    """Resident memory of the worker (MB) while it trades; it is killed after ``limit_s``.
+
+    What it takes to collect the whole run into the lake, after the end, is not counted.
+    """
+    samples: list[float] = []
+    began = time.monotonic()
+>>>>>>> 32fdb34 (Judge the soak's memory while the worker trades)
     while worker.poll() is None:
-        if time.monotonic() > end:
+        if (passed := time.monotonic() - began) > limit_s:
             worker.kill()
             break
+        if passed > seconds:
+            time.sleep(SAMPLE_S)
+            continue
         status = Path(f"/proc/{worker.pid}/status").read_text()
         resident = [line for line in status.splitlines() if line.startswith("VmRSS:")]
         samples += [int(line.split()[1]) / 1024 for line in resident]
