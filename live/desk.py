@@ -476,9 +476,9 @@ class Desk:
 
     def finish(self, now_ns: int) -> None:
         """End and measure all parents but those with an open order, which the next start ends."""
-        open_of = {order.parent_id for order in self.orders.open()}
-        for work in [work for work in self._work.values() if work.parent.id not in open_of]:
-            self._end(work, now_ns)
+        for work in list(self._work.values()):
+            if not any(order.parent_id == work.parent.id for order in self.orders.open()):
+                self._end(work, now_ns)
         self.measure(now_ns)
         self.costs.finish()
 

@@ -78,7 +78,6 @@ def soak(root: str, seconds: float, speed: float, seed: int, faults: str) -> dic
     return found
 
 
-<<<<<<< HEAD
 @contextmanager
 def exchange(speed: float, seed: int, *more: str) -> Iterator[dict[str, Any]]:
     """The exchange on loopback in a process of its own; what it says of itself."""
@@ -111,10 +110,6 @@ def segments_of(folder: Path) -> set[int]:
     return set(segments(folder / "log"))
 
 
-def _sampled(worker: subprocess.Popen[bytes], limit_s: float) -> list[float]:
-    """Resident memory of the worker (MB) until it ends; it is killed after ``limit_s``."""
-    samples, end = [], time.monotonic() + limit_s
-=======
 def _sampled(worker: subprocess.Popen[bytes], seconds: float, limit_s: float) -> list[float]:
     """Resident memory of the worker (MB) while it trades; it is killed after ``limit_s``.
 
@@ -122,7 +117,6 @@ def _sampled(worker: subprocess.Popen[bytes], seconds: float, limit_s: float) ->
     """
     samples: list[float] = []
     began = time.monotonic()
->>>>>>> 32fdb34 (Judge the soak's memory while the worker trades)
     while worker.poll() is None:
         if (passed := time.monotonic() - began) > limit_s:
             worker.kill()

@@ -93,7 +93,7 @@ PACES: Final = (
 
 def measure(quick: bool, say: Say) -> Iterator[Measure]:
     """Every figure of this area, as it is measured."""
-    span_s = 12.0 if quick else 120.0
+    span_s = 6.0 if quick else 120.0
     with tempfile.TemporaryDirectory(prefix="l2-bench-", dir=os.environ.get("L2_ROOT")) as folder:
         data, capture = "recorded", next(map(str, reversed(recorded())), "")
         if not capture:

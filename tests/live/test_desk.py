@@ -23,7 +23,7 @@ from execution.orders import (
     TimeInForce,
 )
 from live.desk import Desk
-from live.messages import Effect, Send
+from live.messages import Append, Effect, Send
 from live.parent_costs import DEPTH_BPS
 from live.symbol_state import SymbolState
 from market.instruments import BUILT_IN
@@ -49,7 +49,8 @@ class Refusing:
             execution=msgspec.convert({"algorithm": algorithm, "deadline_s": 60.0}, Execution),
         )
         self.market = market = SymbolState(BUILT_IN[BTC], stale_after_s=1e6)
-        market.take(snapshot(START, [(600_000, 9_000)], [(600_001, 9_000)]))
+        book = snapshot(START, [(600_000, 9_000)], [(600_001, 9_000)])
+        market.take(book)
         self.effects: list[Effect] = []
         self.desk = Desk(
             {BTC: market},
@@ -59,6 +60,7 @@ class Refusing:
             moves_market=False,
             emit=self.effects.append,
         )
+        self.desk.on_events(BTC, book)
         self.sent: list[tuple[float, Submit]] = []  #: seconds since the start, and the order
         self.fills = False
         self.now_ns = START
@@ -199,3 +201,16 @@ def test_the_recorded_depth_is_that_of_the_whole_book(symbol: str, data_dir: Pat
             short += sum(lots for _, lots in (view.bids if side > 0 else view.asks)) < held
     assert compared > 300
     assert short > 0.9 * compared
+
+
+def test_the_end_ends_parents_and_leaves_one_with_an_open_order_to_the_next_start() -> None:
+    venue = Refusing("market", 10)
+    venue.run(20, 0)
+    venue.desk.finish(venue.now_ns)
+    (ended,) = (e.parent_id for e in venue.effects if isinstance(e, Append) and e.kind == "end")
+    assert venue.sent[0][1].client_id.startswith(ended)
+    unanswered = Refusing("market", 10)
+    unanswered.answer = lambda action: []  # type: ignore[method-assign]
+    unanswered.run(20, 0)
+    unanswered.desk.finish(unanswered.now_ns)
+    assert not [e for e in unanswered.effects if isinstance(e, Append) and e.kind == "end"]
