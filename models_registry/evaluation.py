@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from market.settings import FEE_ROWS_BPS, Settings
-from models_registry import gate, trades
+from market.units import DAY_NS
+from models_registry import gate, statistics, trades
 from models_registry.dataset import Rows
-from models_registry.ensemble import BoosterParameters
-from models_registry.manifest import Gate, Recipe
+from models_registry.ensemble import Z95, BoosterParameters, fit_line
+from models_registry.manifest import Gate, GateRow, Recipe
 from models_registry.trades import FeeResult, Trades
 from models_registry.validation import (
     Coefficient,
@@ -26,15 +27,19 @@ from models_registry.validation import (
     Mask,
     distinct,
     information_coefficient,
-    lower_bound,
     normal_scores,
 )
 
 Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
 
 #: Offsets of the seed: independent random streams.
 _IC_STREAM: Final = 1
 _NET_STREAM: Final = 2
+_CHAMPION_STREAM: Final = 4
+
+#: A calibration slope is accepted when its 90 % interval meets this range.
+_SLOPES: Final = (0.5, 1.5)
 
 
 class BlockResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +62,8 @@ class OutOfSample(msgspec.Struct, frozen=True, kw_only=True):
 
     ``rank_product`` (n,) is the product of the normal scores of prediction and realised return
     within a block and symbol: its mean is the rank IC. ``champion_bps`` (n,) is the champion's
-    prediction, NaN where it was trained. ``rows`` have no features.
+    prediction, NaN where it was trained; ``champion_gain`` (n,) how much larger the candidate's rank product
+    is than the champion's on the same rows. ``rows`` have no features.
     """
 
     rows: Rows
@@ -67,6 +73,7 @@ class OutOfSample(msgspec.Struct, frozen=True, kw_only=True):
     raw_bps: Float
     expected_bps: Float
     champion_bps: Float
+    champion_gain: Float
     rank_product: Float
 
     def where(self, mask: Mask) -> OutOfSample:
@@ -89,6 +96,33 @@ class ChampionComparison(msgspec.Struct, frozen=True, kw_only=True):
     incumbent: tuple[FeeResult, ...] = ()
 
 
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gate knows besides the test blocks.
+
+    ``trials`` counts the looks at these data (this one included) of ``procedures`` procedures,
+    ``correlation`` is the mean one of their daily results and ``sharpe_variance`` the variance of their
+    Sharpe ratios (None: too few); ``others`` are the daily results of the other procedures by day number.
+    ``rows`` are found elsewhere.
+    """
+
+    procedures: int = 1
+    trials: int = 1
+    correlation: float = 0.0
+    sharpe_variance: float | None = None
+    others: tuple[Mapping[int, float], ...] = ()
+    champion_decayed: bool = False
+    rows: tuple[GateRow, ...] = ()
+
+    def overfitting(self, days: Int, net: Float) -> float | None:
+        """PBO of all procedures over the days that they share; None with too few."""
+        shared = [day for day in days.tolist() if all(day in other for other in self.others)]
+        if not self.others or len(shared) < 16:
+            return None
+        own = net[np.searchsorted(days, shared)]
+        rest = [np.array([other[day] for day in shared]) for other in self.others]
+        return statistics.overfitting_probability(np.column_stack([own, *rest]))
+
+
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """The result of a walk-forward; ``pooled`` is None when no block could be evaluated."""
 
@@ -109,6 +143,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     round_trips: Mapping[str, Trades]
     versus: ChampionComparison | None
     gate: Gate
+    #: Net result in bps at the stated fee row by test day (number).
+    daily: Mapping[int, float]
 
 
 def metrics(evaluation: Evaluation) -> dict[str, float]:
@@ -130,6 +166,9 @@ def metrics(evaluation: Evaluation) -> dict[str, float]:
         }
         for horizon, ic in zip(evaluation.horizons_s, evaluation.ic_by_horizon, strict=True):
             found[f"ic_{horizon}s"] = ic.rank
+    for row in evaluation.gate.rows:
+        if row.value is not None:
+            found[f"gate.{row.name.replace(' ', '_')}"] = row.value
     for result in evaluation.results:
         for field in ("net_bps", "net_lower_bps", "gross_bps", "trades", "false_net", "coverage"):
             found[f"{result.row}.{field}"] = float(getattr(result, field))
@@ -182,7 +221,9 @@ def _by_horizon(part: OutOfSample, horizons_s: Sequence[int]) -> tuple[Coefficie
     )
 
 
-def _trade(part: OutOfSample, expected_bps: Float, row: str, horizon_s: int) -> Trades:
+def _trade(
+    part: OutOfSample, expected_bps: Float, row: str, horizon_s: int, after: bool = False
+) -> Trades:
     return trades.simulate(
         t_ns=part.rows.t_ns,
         symbol=part.rows.symbol,
@@ -191,6 +232,7 @@ def _trade(part: OutOfSample, expected_bps: Float, row: str, horizon_s: int) -> 
         expected_bps=expected_bps,
         fee_bps=FEE_ROWS_BPS[row][0],
         horizon_s=horizon_s,
+        after=after,
     )
 
 
@@ -231,6 +273,7 @@ def _results(
     return tuple(
         trades.fee_result(
             found,
+            _trade(part, expected_bps, row, model.primary_s, after=True),
             row,
             part.rows.t_ns,
             block_s=model.bootstrap_block_s,
@@ -251,30 +294,30 @@ def summarise_blocks(
     parts: Sequence[OutOfSample],
     skipped: Sequence[str],
     versus: ChampionComparison | None,
+    context: Context | None = None,
 ) -> Evaluation:
     """Pool the test blocks, bound IC and net result, compare with the champion, and decide the gate."""
-    model = settings.model
+    model, context = settings.model, context or Context()
     pooled = join(parts) if parts else None
     ic = Coefficient(rank=0.0, pearson=0.0, rows=0, n_eff=0.0)
     ic_lower = -math.inf
     by_horizon: tuple[Coefficient, ...] = ()
     results: tuple[FeeResult, ...] = ()
     made: dict[str, Trades] = {}
+    rows: list[GateRow] = []
+    daily: dict[int, float] = {}
     if pooled is not None:
         ic = _coefficient(pooled, model.horizons_s.index(model.primary_s), model.primary_s)
-        ic_lower = lower_bound(
-            pooled.rows.t_ns,
-            pooled.rank_product,
-            (~np.isnan(pooled.rank_product)).astype(np.float64),
-            block_s=model.bootstrap_block_s,
-            samples=model.bootstrap_samples,
-            seed=model.seed + _IC_STREAM,
-        )
         by_horizon = _by_horizon(pooled, model.horizons_s)
         results, made = _results(pooled, pooled.expected_bps, settings)
-        if versus is not None and not versus.note:
-            versus = _compare(versus, pooled, settings)
-    stated = next((r for r in results if r.row == model.fee_row), None)
+        stated = next(r for r in results if r.row == model.fee_row)
+        daily = daily_net(pooled.rows.t_ns, made[model.fee_row], stated.taker_bps)
+        rows = _gate_rows(pooled, ic, stated, daily, settings, context)
+        ic_lower = rows[0].value if rows[0].value is not None else -math.inf
+        if versus is not None:
+            rows.append(_champion_row(versus, pooled, settings, context))
+            if not versus.note:
+                versus = _compare(versus, pooled, settings)
     return Evaluation(
         symbols=settings.market.symbols,
         horizons_s=model.horizons_s,
@@ -292,15 +335,94 @@ def summarise_blocks(
         results=results,
         round_trips=made,
         versus=versus,
+        daily=daily,
         gate=gate.decide(
+            (*rows, *context.rows),
             blocks=len(blocks),
             min_blocks=model.min_test_blocks,
-            ic=ic.rank,
-            ic_lower=ic_lower,
-            result=stated,
-            min_trades=model.min_trades,
-            shortfall=tuple(skipped),
+            shortfall=skipped,
         ),
+    )
+
+
+def daily_net(t_ns: Int, made: Trades, fee_bps: float) -> dict[int, float]:
+    """Net result in bps of the trades entered on each day of the decisions ``t_ns`` (n,)."""
+    days = gate.days_of(t_ns)
+    net = np.zeros(len(days))
+    np.add.at(net, np.searchsorted(days, (made.entry_ns - 1) // DAY_NS), made.net_bps(fee_bps))
+    return dict(zip(days.tolist(), net.tolist(), strict=True))
+
+
+def _gate_rows(
+    pooled: OutOfSample,
+    ic: Coefficient,
+    stated: FeeResult,
+    daily: Mapping[int, float],
+    settings: Settings,
+    context: Context,
+) -> list[GateRow]:
+    """The rows that rest on the test blocks alone; the first is that of the IC."""
+    model, t_ns = settings.model, pooled.rows.t_ns
+    days, net = np.array(list(daily), np.int64), np.array(list(daily.values()))
+    label = pooled.rows.labels_bps[:, model.horizons_s.index(model.primary_s)]
+    line = fit_line(pooled.raw_bps, label, t_ns, model.primary_s)
+    low, high = line.slope - Z95 * line.error, line.slope + Z95 * line.error
+    trials = statistics.effective_trials(context.trials, context.correlation)
+    dsr = statistics.deflated_sharpe(statistics.moments(net), trials, context.sharpe_variance)
+    found = [
+        gate.ic_row(
+            t_ns, pooled.rank_product, ic.rank, model.bootstrap_block_s, context.procedures
+        ),
+        gate.recent_row(
+            t_ns,
+            pooled.rank_product,
+            model.bootstrap_block_s,
+            model.bootstrap_samples,
+            model.seed + _IC_STREAM,
+        ),
+        gate.net_row(stated, model.min_trades),
+        gate.advisory_row(
+            "deflated sharpe",
+            dsr >= gate.DSR_LEAST,
+            dsr,
+            gate.DSR_LEAST,
+            f"DSR {dsr:.3f} of {len(days)} daily results at fee row {model.fee_row}, for "
+            f"{context.trials} trials on these data ({trials:.1f} independent)",
+            len(days),
+        ),
+        gate.advisory_row(
+            "calibration",
+            low <= _SLOPES[1] and high >= _SLOPES[0],
+            line.slope,
+            None,
+            f"realised on expected return has a slope of {line.slope:.2f} ± {line.error:.2f}",
+            len(days),
+        ),
+    ]
+    if (pbo := context.overfitting(days, net)) is not None:
+        text = f"PBO {pbo:.2f} among {context.procedures} procedures"
+        found.append(
+            gate.advisory_row(
+                "overfitting", pbo <= gate.PBO_MOST, pbo, gate.PBO_MOST, text, len(days)
+            )
+        )
+    return found
+
+
+def _champion_row(
+    versus: ChampionComparison, pooled: OutOfSample, settings: Settings, context: Context
+) -> GateRow:
+    if versus.note:
+        text = f"champion {versus.champion} cannot be run by this code: {versus.note}"
+        return gate.row("champion", True, math.nan, None, text)
+    return gate.champion_row(
+        versus.champion,
+        pooled.rows.t_ns,
+        pooled.champion_gain,
+        decayed=context.champion_decayed,
+        block_s=settings.model.bootstrap_block_s,
+        samples=settings.model.bootstrap_samples,
+        seed=settings.model.seed + _CHAMPION_STREAM,
     )
 
 

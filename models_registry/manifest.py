@@ -202,11 +202,26 @@ class TrainingWindow(StrictStruct, frozen=True, kw_only=True):
     stride_s: int
 
 
+class GateRow(StrictStruct, frozen=True, kw_only=True):
+    """One question of the gate: its figure (None: none), the limit that it was held to, and the answer.
+
+    A row that is not ``blocking`` is advice to a reviewer.
+    """
+
+    name: str
+    blocking: bool
+    passed: bool
+    value: float | None
+    limit: float | None
+    text: str
+
+
 class Gate(StrictStruct, frozen=True, kw_only=True):
-    """The promotion gate's verdict and its reasons."""
+    """The promotion gate's verdict, its reasons, and the rows that it rests on (none in old manifests)."""
 
     verdict: Verdict
     reasons: tuple[str, ...]
+    rows: tuple[GateRow, ...] = ()
 
 
 class DecayReference(StrictStruct, frozen=True, kw_only=True):

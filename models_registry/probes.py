@@ -26,7 +26,7 @@ from market.features.precision import rounded
 from market.instruments import leader
 from market.lake import Lake
 from market.units import SECOND_NS, day_start_ns
-from models_registry.dataset import TABLE, Rows
+from models_registry.dataset import TABLE, Rows, Source
 from models_registry.validation import DELAY_S, Mask, label_reach_ns
 
 Float = npt.NDArray[np.float64]
@@ -276,10 +276,23 @@ def decoys(importance: Float, decoy: Mask, top: int) -> Probe:
     )
 
 
-def live_skew(lake: Lake, symbols: Sequence[str], names: Sequence[str], date: str) -> Probe | None:
+def of_data(source: Source, names: Sequence[str], horizon_s: int) -> tuple[Probe, ...]:
+    """The probes of feature columns, on the first symbol's rows of the last date; none without rows."""
+    for date in source.dates()[-1:]:
+        rows = source.read([date], names)
+        own = rows.where(rows.symbol == rows.symbol[:1])
+        if len(own):
+            given = (own.features, names, own.mid, own.t_ns, horizon_s)
+            return time_shift(*given), label_edge(*given)
+    return ()
+
+
+def live_skew(
+    lake: Lake, symbols: Sequence[str], names: Sequence[str], date: str
+) -> tuple[Probe, ...]:
     """The last half hour of a date's training set, made again by the live engine from the same bars.
 
-    None where there are no bars, or features that the running code does not define.
+    None of them where there are no bars, or features that the running code does not define.
     """
     from market.bars import COLUMNS
     from market.features import FeatureEvaluator, feature_names
@@ -287,7 +300,7 @@ def live_skew(lake: Lake, symbols: Sequence[str], names: Sequence[str], date: st
     defined = list(feature_names())
     followed = sorted({*symbols, *(leader(symbol) for symbol in symbols)})
     if not set(names) <= set(defined) or not all(lake.exists("bars", s, date) for s in followed):
-        return None
+        return ()
     column = [defined.index(name) for name in names]
     evaluator = FeatureEvaluator(symbols)
     bars, kept = {}, {}
@@ -318,9 +331,5 @@ def live_skew(lake: Lake, symbols: Sequence[str], names: Sequence[str], date: st
                 close = np.abs(made - row) <= _ROUNDING * np.maximum(1.0, np.abs(row))
                 compared += len(row)
                 differ += int((~(close | (np.isnan(made) & np.isnan(row)))).sum())
-    return _probe(
-        "live_skew",
-        float(differ),
-        0.0,
-        f"{differ} of {compared:,} values of {date} differ between the live engine and the batch",
-    )
+    text = f"{differ} of {compared:,} values of {date} differ between the live engine and the batch"
+    return (_probe("live_skew", float(differ), 0.0, text),)

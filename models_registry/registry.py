@@ -94,7 +94,8 @@ def train_and_register(
     Always logs an MLflow run; registers a version, as `challenger`, unless the verdict is
     `not_enough_data`. An attempt with the identity of a registered version logs a run that refers to it.
     """
-    from models_registry import training
+    from models_registry import gate, probes, training, trials
+    from models_registry.decay import check
 
     features = features or Features.defined()
     symbols = settings.market.symbols
@@ -115,13 +116,24 @@ def train_and_register(
             return _note_reuse(client, settings, known, tags)
         champion = load_champion(settings.root, settings.model_name)
         source = dataset.LakeSource(lake, symbols, settings.model.horizons_s)
+        home, procedure = registry_home(settings), trials.procedure(settings, features)
+        looks = trials.looks_of(settings)
+        found = probes.of_data(source, features.names, settings.model.primary_s)
+        for date in source.dates()[-1:]:
+            found += probes.live_skew(lake, symbols, features.names, date)
         evaluation = training.evaluate(
             source,
             settings,
             features,
             champion=(champion[0].version, champion[1]) if champion else None,
+            context=msgspec.structs.replace(
+                trials.context(home, procedure, looks),
+                champion_decayed=champion is not None and check(lake, settings, features).failed,
+                rows=tuple(gate.probe_row(probe) for probe in found),
+            ),
             progress=progress,
         )
+        trials.record(home, "training", procedure, tags["identity"], looks, evaluation.daily)
         model = None
         if evaluation.gate.verdict != "not_enough_data":
             model = training.finish(

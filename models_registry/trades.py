@@ -5,8 +5,9 @@ plus or minus half the spread then; the taker fee is paid on both legs. The posi
 second to second; a reversal closes and opens at the same prices. The rule is
 `execution.sizing.next_target`, the live one. Size, market impact and funding are not modelled.
 
-A break in the rows (not warm, a gap, the end of the block) closes the position at the last row before
-it and is counted as ``cut``: later prices would be look-ahead.
+A break in the rows (not warm, a gap, labels missing, the end of the block) closes the position and is
+counted as ``cut``: at the last row before it, or, ``after`` it, at the first row that follows, whatever
+happened in between. Neither is what a worker would have got; the gate takes the worse of the two.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Trades(msgspec.Struct, frozen=True, kw_only=True):
 class FeeResult(msgspec.Struct, frozen=True, kw_only=True):
     """The rule at one fee row, taker on both legs. Means are bps per trade.
 
-    ``net_lower_bps`` is the one-sided 95 % lower bound (stationary bootstrap over time),
+    ``net_lower_bps`` is the one-sided 95 % lower bound (stationary bootstrap over time) of the worse of
+    ``net_bps``, with ``cut`` trades settled before breaks, and ``net_after_bps``, settled after them;
     ``break_even_bps`` the fee per side at which these same trades would have earned nothing.
     ``false_net`` and ``false_gross`` are the shares of trades that earned nothing after and before
     costs, ``false_net_upper`` the one-sided 95 % bound of the first (Clopper & Pearson 1934) on
@@ -79,6 +81,7 @@ class FeeResult(msgspec.Struct, frozen=True, kw_only=True):
     gross_bps: float
     spread_bps: float
     net_bps: float
+    net_after_bps: float
     net_lower_bps: float
     net_total_bps: float
     break_even_bps: float
@@ -93,7 +96,7 @@ class FeeResult(msgspec.Struct, frozen=True, kw_only=True):
 
 @compiled
 def _simulate(  # type: ignore[no-untyped-def]
-    t_ns, mid, spread_bps, expected_bps, fees_bps, horizon_s, out
+    t_ns, mid, spread_bps, expected_bps, fees_bps, horizon_s, after, out
 ):
     """One symbol's rows in time order -> (trades written to ``out``, seconds with a signal).
 
@@ -120,7 +123,7 @@ def _simulate(  # type: ignore[no-untyped-def]
         age_s += 1.0
         if target == position:
             continue
-        j = i + 1 if joined else i
+        j = i + 1 if joined or (after and i + 1 < len(t_ns)) else i
         half = 0.5e-4 * spread_bps[j] * mid[j]
         if position != 0:
             out[count, _ENTRY] = entry
@@ -150,11 +153,13 @@ def simulate(
     expected_bps: Float,
     fee_bps: float,
     horizon_s: int,
+    after: bool = False,
 ) -> Trades:
     """Round trips of the target rule over rows (n,) of any symbols in time order.
 
     ``expected_bps`` is NaN without a prediction; ``fee_bps`` is the taker fee per side in the cost that
-    a prediction must exceed, honest when it is the one really paid.
+    a prediction must exceed, honest when it is the one really paid. ``after`` settles positions at a break
+    at the first row after it.
     """
     parts = [np.empty((0, _WIDTH))]
     names = [np.empty(0, np.int8)]
@@ -170,6 +175,7 @@ def simulate(
             expected_bps[own],
             2.0 * fee_bps,
             float(horizon_s),
+            after,
             out,
         )
         signals += fired
@@ -194,9 +200,12 @@ def simulate(
 
 
 def fee_result(
-    trades: Trades, row: str, t_ns: Int, *, block_s: int, samples: int, seed: int
+    trades: Trades, after: Trades, row: str, t_ns: Int, *, block_s: int, samples: int, seed: int
 ) -> FeeResult:
-    """Figures of the trades at one fee row; ``t_ns`` (n,) are all decision times."""
+    """Figures of the trades at one fee row; ``t_ns`` (n,) are all decision times.
+
+    ``after`` are the same trades settled after breaks.
+    """
     taker_bps = FEE_ROWS_BPS[row][0]
     net = trades.net_bps(taker_bps)
     count = len(trades)
@@ -204,23 +213,30 @@ def fee_result(
     unique = uniqueness(trades.entry_ns, trades.exit_ns)
     wins, losses = net[net > 0], net[net <= 0]
     grid = np.unique(t_ns)
+
+    def bound(made: Trades) -> float:
+        return lower_bound(
+            np.concatenate((grid, made.entry_ns)),
+            np.concatenate((np.zeros(len(grid)), made.net_bps(taker_bps))),
+            np.concatenate((np.zeros(len(grid)), np.ones(len(made)))),
+            block_s=block_s,
+            samples=samples,
+            seed=seed,
+        )
+
+    cut = int(trades.cut.sum())
+    lower = bound(trades)
     return FeeResult(
         row=row,
         taker_bps=taker_bps,
         trades=count,
         n_eff=float(unique.sum()),
-        cut=int(trades.cut.sum()),
+        cut=cut,
         gross_bps=_mean(trades.gross_bps),
         spread_bps=_mean(trades.spread_bps),
         net_bps=_mean(net),
-        net_lower_bps=lower_bound(
-            np.concatenate((grid, trades.entry_ns)),
-            np.concatenate((np.zeros(len(grid)), net)),
-            np.concatenate((np.zeros(len(grid)), np.ones(count))),
-            block_s=block_s,
-            samples=samples,
-            seed=seed,
-        ),
+        net_after_bps=_mean(after.net_bps(taker_bps)),
+        net_lower_bps=min(lower, bound(after)) if cut else lower,
         net_total_bps=float(net.sum()),
         break_even_bps=float(before_fees.sum() / trades.turnover.sum()) if count else math.nan,
         hit_rate=len(wins) / count if count else math.nan,

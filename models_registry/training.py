@@ -24,6 +24,7 @@ from models_registry.ensemble import BoosterParameters, FittedBooster
 from models_registry.evaluation import (
     BlockResult,
     ChampionComparison,
+    Context,
     Evaluation,
     OutOfSample,
     join,
@@ -80,6 +81,7 @@ def evaluate(
     features: Features,
     *,
     champion: tuple[str, Bundle] | None = None,
+    context: Context | None = None,
     progress: Progress = lambda line: None,
 ) -> Evaluation:
     """Walk-forward over the source's dates: training rows by stride, test blocks at every second.
@@ -151,7 +153,7 @@ def evaluate(
             f"block {number + 1} of {len(folds)} ({block.first_date}): rank IC {block.ic.rank:.4f}"
         )
     return summarise_blocks(
-        settings, len(rows), dates, parameters, tuned_ic, blocks, parts, skipped, note
+        settings, len(rows), dates, parameters, tuned_ic, blocks, parts, skipped, note, context
     )
 
 
@@ -318,13 +320,13 @@ def _face(
     for date in fold.test_dates:
         rows = source.read([date], features.names)
         made = predictor.predict_many(rows.features, threads)
-        champion_bps = np.full(len(rows), np.nan)
+        champion_bps, champion_raw = np.full((2, len(rows)), np.nan)
         if rival is not None:
             trained = rival.manifest.window.last_ns + label_reach_ns(max(rival.horizons_s))
             later = rows.t_ns > trained
             if later.any():
                 seen = rival.predict_many(rows.features[later], threads)
-                champion_bps[later] = seen.expected_bps
+                champion_bps[later], champion_raw[later] = seen.expected_bps, seen.raw_bps
         parts.append(
             OutOfSample(
                 rows=msgspec.structs.replace(rows, features=np.empty((len(rows), 0))),
@@ -334,13 +336,17 @@ def _face(
                 raw_bps=made.raw_bps,
                 expected_bps=made.expected_bps,
                 champion_bps=champion_bps,
+                champion_gain=champion_raw,
                 rank_product=np.empty(len(rows)),
             )
         )
     block = join(parts)
     primary = block.rows.labels_bps[:, settings.model.horizons_s.index(settings.model.primary_s)]
-    product = rank_product(block.rows.symbol, block.raw_bps, primary)
-    return msgspec.structs.replace(block, rank_product=product)
+    symbol, rival_raw = block.rows.symbol, block.champion_gain
+    product = rank_product(symbol, block.raw_bps, primary)
+    same = np.where(np.isnan(rival_raw), np.nan, block.raw_bps)
+    gain = rank_product(symbol, same, primary) - rank_product(symbol, rival_raw, primary)
+    return msgspec.structs.replace(block, rank_product=product, champion_gain=gain)
 
 
 def _decay_reference(pooled: OutOfSample, settings: Settings) -> DecayReference:

@@ -1,4 +1,4 @@
-"""Purged walk-forward, information coefficient, and the stationary bootstrap.
+"""Purged walk-forward and combinatorial splits, information coefficient, stationary bootstrap.
 
 The training span expands, its last part is for calibration, the test block follows. `|` is a UTC
 midnight, `.` is purged: decisions whose labels overlap the next span.
@@ -17,7 +17,8 @@ training data never follow test data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from typing import Final
 
 import msgspec
@@ -112,6 +113,52 @@ def walk_forward(
             )
         )
     return tuple(folds)
+
+
+class Combination(msgspec.Struct, frozen=True, kw_only=True):
+    """One split of combinatorial purged cross-validation: row numbers, by time.
+
+    ``groups`` are tested, and ``paths[i]`` is the path that the predictions for ``groups[i]`` belong to.
+    """
+
+    train: Int
+    test: Int
+    groups: tuple[int, ...]
+    paths: tuple[int, ...]
+
+
+def combinatorial_purged(
+    t_ns: Int, *, groups: int, test_groups: int, max_horizon_s: int, embargo_s: int = 0
+) -> Iterator[Combination]:
+    """The C(N, k) splits of decisions at ``t_ns`` (n,) into N groups of time, k of them for testing.
+
+    Their k·C(N, k)/N paths each hold every group once (López de Prado 2018, ch. 12). A training decision is
+    dropped if its label overlaps one of the test span before or after it (`label_reach_ns`), or if it
+    starts less than ``embargo_s`` after the end of the test labels; the embargo ought to be at least
+    the longest look-back of a feature. ValueError for groups that make no split.
+    """
+    if not 0 < test_groups < groups <= len(t_ns):
+        raise ValueError(f"{test_groups} of {groups} groups of {len(t_ns)} decisions make no split")
+    order = np.argsort(t_ns, kind="stable")
+    ordered = t_ns[order]
+    times = distinct(ordered)
+    firsts = np.array([part[0] for part in np.array_split(times, groups)])
+    group = np.searchsorted(firsts, ordered, side="right") - 1
+    reach, embargo = label_reach_ns(max_horizon_s), embargo_s * SECOND_NS
+    tested = [0] * groups
+    for chosen in combinations(range(groups), test_groups):
+        kept = ~np.isin(group, chosen)
+        for number in chosen:
+            inside = ordered[group == number]
+            kept &= (ordered + reach <= inside[0]) | (ordered >= inside[-1] + reach + embargo)
+        yield Combination(
+            train=order[kept],
+            test=order[np.isin(group, chosen)],
+            groups=chosen,
+            paths=tuple(tested[number] for number in chosen),
+        )
+        for number in chosen:
+            tested[number] += 1
 
 
 def normal_scores(values: Float) -> Float:

@@ -21,6 +21,7 @@ def run(
     spread: float = 0.0,
     fee: float = 0.0,
     horizon: int = 60,
+    after: bool = False,
 ) -> Trades:
     times = np.array(seconds or range(1, len(mid) + 1), np.int64) * SECOND
     return simulate(
@@ -31,6 +32,7 @@ def run(
         expected_bps=np.array(expected),
         fee_bps=fee,
         horizon_s=horizon,
+        after=after,
     )
 
 
@@ -76,6 +78,22 @@ def test_a_break_closes_at_the_last_row_before_it_and_is_counted() -> None:
     assert trades.cut.tolist() == [True]
     assert trades.exit_ns[0] == 3 * SECOND
     assert trades.gross_bps[0] == pytest.approx((102.0 - 101.0) / 101.0 * 1e4)
+
+
+def test_a_position_held_through_a_gap_counts_what_the_gap_did() -> None:
+    # Long into a fall of 300 bps that no row shows: settled after it, it is in the gate's bound.
+    count = 400
+    mid, seconds, expected = [100.0] * count, list(range(1, count + 1)), [5.0] * count
+    mid[-1], seconds[-1] = 97.0, count + 100
+    before, after = (run(mid, expected, seconds=seconds, after=late) for late in (False, True))
+    assert before.gross_bps.tolist() == [0.0]
+    assert after.gross_bps == pytest.approx([-300.0])
+    assert after.cut.tolist() == [True]
+    assert after.exit_ns[0] == seconds[-1] * SECOND
+    times = np.array(seconds) * SECOND
+    found = fee_result(before, after, "zero", times, block_s=600, samples=20, seed=1)
+    assert (found.net_bps, found.net_after_bps) == (0.0, pytest.approx(-300.0))
+    assert found.net_lower_bps <= -300.0
 
 
 def reference(
@@ -155,7 +173,7 @@ def test_at_the_break_even_fee_the_trades_earn_nothing() -> None:
     expected = 5.0 * generator.normal(size=count)
     trades = run(mid.tolist(), expected.tolist(), spread=0.2)
     times = np.arange(1, count + 1) * SECOND
-    found = fee_result(trades, "zero", times, block_s=300, samples=50, seed=1)
+    found = fee_result(trades, trades, "zero", times, block_s=300, samples=50, seed=1)
     assert trades.net_bps(found.break_even_bps).sum() == pytest.approx(0.0, abs=1e-6)
     assert found.net_bps == pytest.approx(found.gross_bps - found.spread_bps)
     assert found.net_lower_bps <= found.net_bps
@@ -164,7 +182,9 @@ def test_at_the_break_even_fee_the_trades_earn_nothing() -> None:
 
 def test_without_trades_there_is_no_lower_bound() -> None:
     trades = run([100.0] * 5, [0.0] * 5)
-    found = fee_result(trades, "vip0", np.arange(1, 6) * SECOND, block_s=300, samples=10, seed=1)
+    found = fee_result(
+        trades, trades, "vip0", np.arange(1, 6) * SECOND, block_s=300, samples=10, seed=1
+    )
     assert found.trades == 0
     assert found.net_lower_bps == -np.inf
     assert np.isnan(found.net_bps)
@@ -188,6 +208,6 @@ def test_trades_of_two_symbols_at_one_time_bound_false_signals_as_one() -> None:
             fee_bps=0.0,
             horizon_s=60,
         )
-        found = fee_result(trades, "zero", times, block_s=300, samples=10, seed=1)
+        found = fee_result(trades, trades, "zero", times, block_s=300, samples=10, seed=1)
         bounds.append((found.n_eff, found.false_net_upper))
     assert bounds[0] == pytest.approx(bounds[1])

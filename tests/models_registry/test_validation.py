@@ -15,6 +15,7 @@ from market.units import DAY_NS, SECOND_NS, day_start_ns
 from models_registry.validation import (
     TimeSpan,
     bin_sums,
+    combinatorial_purged,
     effective_count,
     information_coefficient,
     lower_bound,
@@ -97,6 +98,51 @@ def test_hand_made_intervals_are_purged_to_the_second() -> None:
     train = t_ns[fold.train.mask(t_ns)]
     assert train.max() == held.min() - 61 * SECOND_NS
     assert len(held) == pytest.approx(0.2 * (len(held) + len(train) + 60), abs=2)
+
+
+#: Training rows and paths of CombinatorialPurgedCV(n_folds=6, n_test_folds=2, purged_size=2,
+#: embargo_size=3) of skfolio 1.12.2 on 60 rows, split by split.
+SKFOLIO = [
+    ("25-59", (0, 0)), ("15-17 35-59", (1, 0)), ("15-27 45-59", (2, 0)), ("15-37 55-59", (3, 0)),
+    ("15-47", (4, 0)), ("0-7 35-59", (1, 1)), ("0-7 25-27 45-59", (2, 1)), ("0-7 25-37 55-59", (3, 1)),
+    ("0-7 25-47", (4, 1)), ("0-17 45-59", (2, 2)), ("0-17 35-37 55-59", (3, 2)),
+    ("0-17 35-47", (4, 2)), ("0-27 55-59", (3, 3)), ("0-27 45-47", (4, 3)), ("0-37", (4, 4)),
+]  # fmt: skip
+
+
+def test_combinatorial_splits_and_paths_are_those_of_skfolio() -> None:
+    # One row a second and labels of 2 s: two rows before a test group reach into it.
+    t_ns = np.arange(1, 61) * SECOND_NS
+    shuffled = np.random.default_rng(1).permutation(60)
+    found = list(
+        combinatorial_purged(t_ns[shuffled], groups=6, test_groups=2, max_horizon_s=2, embargo_s=3)
+    )
+    for split, (train, paths) in zip(found, SKFOLIO, strict=True):
+        spans = [tuple(map(int, span.split("-"))) for span in train.split()]
+        expected = np.concatenate([np.arange(first, last + 1) for first, last in spans])
+        assert np.array_equal(shuffled[split.train], expected)
+        assert split.paths == paths
+        assert np.array_equal(shuffled[split.test] // 10, np.repeat(split.groups, 10))
+
+
+def test_each_of_the_paths_tests_every_row_once() -> None:
+    t_ns = np.repeat(grid([0, 1, 4], 600), 2)  # two symbols a time, and a break
+    paths = np.zeros((8, len(t_ns)))
+    splits = list(combinatorial_purged(t_ns, groups=9, test_groups=2, max_horizon_s=900))
+    assert len(splits) == math.comb(9, 2)
+    reach = 901 * SECOND_NS
+    group = np.empty(len(t_ns), np.int64)
+    for split in splits:
+        for number, rows in zip(split.groups, np.split(split.test, 2), strict=True):
+            group[rows] = number
+    for split in splits:
+        for number, path in zip(split.groups, split.paths, strict=True):
+            paths[path, split.test[group[split.test] == number]] += 1
+        gaps = np.abs(t_ns[split.train][:, np.newaxis] - t_ns[split.test])
+        assert gaps.min() >= reach
+    assert (paths == 1).all()
+    with pytest.raises(ValueError, match="make no split"):
+        next(combinatorial_purged(t_ns, groups=2, test_groups=2, max_horizon_s=1))
 
 
 def test_too_few_days_make_no_fold() -> None:
