@@ -26,6 +26,7 @@ from proving.synthetic.engine import EngineExecution
 CREATE_TYPES: Final = {
     "BustTrade": "CreateByTakeOver_PassThrough",
     "AdlTrade": "CreateByAdl_PassThrough",
+    "MovePosition": "CreateByBlockTradeMovePosition_PassThrough",
 }
 
 

@@ -29,7 +29,15 @@ from proving.sandbox.accounts import Client, VenueOrder
 from proving.sandbox.conditional import ConditionalOrders
 from proving.sandbox.listing import LISTINGS
 from proving.sandbox.private_messages import PrivateMessage, PrivateMessages
-from proving.sandbox.tape import DEEP, DEEP_NS, TICKER_NS, Levels, Listener, PublicTape
+from proving.sandbox.tape import (
+    DEEP,
+    DEEP_NS,
+    MARKET_DEPTHS,
+    TICKER_NS,
+    Levels,
+    Listener,
+    PublicTape,
+)
 from proving.synthetic.background import BACKGROUND
 from proving.synthetic.marketplace import ExecutionReport, SyntheticMarket, built_in
 from proving.synthetic.matching import Status, TimeInForce
@@ -71,6 +79,7 @@ class SandboxExchange:
     Clients come ``start_ns`` after ``begins_ns``. ``latency_ms`` is the median time between a request's answer
     and its arrival at the market, so that fills and cancels race; 0 for none. ``prebuilds``: the next day's markets are built by a
     thread, before midnight; without it there is no thread.
+    ``depths`` are the books that are published, of those of the market and in its order.
     """
 
     def __init__(
@@ -86,14 +95,16 @@ class SandboxExchange:
         latency_ms: float = 0.0,
         cycle_ns: int = CYCLE_NS,
         prebuilds: bool = True,
+        depths: Sequence[int] = MARKET_DEPTHS,
         on_frame: Listener = lambda topic, frame: None,
         is_read: Callable[[str], bool] = lambda topic: True,
         on_message: Callable[[PrivateMessage], None] = lambda message: None,
     ) -> None:
         self.profile, self.seed = profile, seed
+        self._topics = [topic for topic in TOPICS if topic[0] in depths]
         self.instruments = {symbol: built_in(symbol) for symbol in symbols}
         self.tapes = {
-            symbol: PublicTape(item, on_frame, is_read, partial(self._deep_levels, symbol))
+            symbol: PublicTape(item, on_frame, is_read, partial(self._deep_levels, symbol), depths)
             for symbol, item in self.instruments.items()
         }
         self.now_ns = begins_ns
@@ -210,7 +221,7 @@ class SandboxExchange:
         day = utc_date(begins_ns)
         return {
             symbol: SyntheticMarket(
-                self.profile, self.seed, symbol, day, item, begins_ns=begins_ns, topics=TOPICS
+                self.profile, self.seed, symbol, day, item, begins_ns=begins_ns, topics=self._topics
             )
             for symbol, item in self.instruments.items()
         }

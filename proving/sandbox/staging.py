@@ -96,12 +96,18 @@ def _liquidate(exchange: SandboxExchange, client: Client, staged: Staged) -> Non
     exchange.liquidate(client, [staged.symbol], ticks)
 
 
-def _deleverage(exchange: SandboxExchange, client: Client, staged: Staged) -> None:
+def _deleverage(
+    exchange: SandboxExchange, client: Client, staged: Staged, exec_type: str = "AdlTrade"
+) -> None:
     position, tape = abs(_position(client, staged)), exchange.tapes[staged.symbol]
     lots = min(tape.codec.lots(staged.qty), position) if staged.qty else position
     exchange.take_over(
-        client, staged.symbol, round(tape.mark_e8 / tape.tick_e8), lots, exec_type="AdlTrade"
+        client, staged.symbol, round(tape.mark_e8 / tape.tick_e8), lots, exec_type=exec_type
     )
+
+
+def _move(exchange: SandboxExchange, client: Client, staged: Staged) -> None:
+    _deleverage(exchange, client, staged, "MovePosition")
 
 
 def _order(exchange: SandboxExchange, client: Client, staged: Staged) -> None:
@@ -153,6 +159,7 @@ DEEDS: Final[dict[str, Deed]] = {
     "adl": Deed(
         "qty of the position is closed at the mark price by auto-deleveraging", _deleverage
     ),
+    "move": Deed("qty of the position is moved to another account at the mark price", _move),
     "order": Deed("a human's order, without an id of ours", _order),
     "close": Deed("a human closes the position by a market order", _close),
     "cancel": Deed("a human cancels the newest order, whosever it is", _cancel),

@@ -8,7 +8,7 @@ book as last published, so that a late subscriber's snapshot joins the deltas wi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -51,8 +51,9 @@ _TOGETHER: Final = (
     ("openInterest", "singleOpenInterest"),
     ("openInterestValue", "singleOpenInterestValue"),
 )
-#: Depths by their place in the market's rows.
-_DEPTHS: Final = tuple(depth for depth, _ in TOPICS)
+
+#: Depths that the market publishes, by their place in its rows.
+MARKET_DEPTHS: Final = tuple(depth for depth, _ in TOPICS)
 
 Levels = list[tuple[int, int]]  #: (ticks, lots), best first
 Listener = Callable[[str, bytes], None]  #: called with a topic and a frame
@@ -115,7 +116,8 @@ class PublicTape:
     """Public market data of one symbol; ``on_frame`` is called with each topic's frames, in order.
 
     Frames of a topic that nobody reads, says ``is_read``, are not made. ``deep_levels`` gives
-    the levels of a side of the market's book, of which the deep book is made.
+    the levels of a side of the market's book, of which the deep book is made, ``depths`` are the market's
+    topics by their place in its rows.
     """
 
     def __init__(
@@ -124,7 +126,9 @@ class PublicTape:
         on_frame: Listener,
         is_read: Callable[[str], bool],
         deep_levels: Callable[[int], Levels],
+        depths: Sequence[int] = MARKET_DEPTHS,
     ) -> None:
+        self._depths = depths
         self.instrument, self.symbol = instrument, instrument.symbol
         _, self._trade_topic, self._ticker_topic, self._liquidation_topic = symbol_topics(
             self.symbol, DEEP
@@ -165,7 +169,7 @@ class PublicTape:
             return
         kinds = rows["kind"]
         places = np.where(kinds <= _DELTA, rows["pad"].astype(np.int16), -1)
-        for place, depth in enumerate(_DEPTHS):
+        for place, depth in enumerate(self._depths):
             book_rows = rows[places == place]
             if len(book_rows):
                 self._apply_book(depth, book_rows)

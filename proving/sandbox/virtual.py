@@ -9,8 +9,8 @@
     venue.command("cut_after", to=client.key, what="order/create")     # see `faults.KINDS`
     venue.stage("liquidate", to=client.key)                            # see `staging.DEEDS`
 
-Nothing takes time on the way: the driver advances to the time at which a request arrives, and delays
-deliveries and answers as its network does. The venue's wall clock is simulated time, with the error that
+Nothing takes time on the way: what a client does arrives at the driver's ``clock``, up to which the venue is
+advanced first, and the driver delays deliveries and answers as its network does. The venue's wall clock is simulated time, with the error that
 a fault gives it. A process that forks carries on two venues that know nothing of each other.
 """
 
@@ -93,6 +93,9 @@ class VirtualVenue:
         fault_rates: Mapping[str, float] | None = None,
         **market: Any,
     ) -> None:
+        self.clock: Callable[[], int] | None = (
+            None  #: of the driver; None: what is done arrives now
+        )
         self._deliveries: list[Delivery] = []
         self._stamped = 0
         self.venue = Venue(
@@ -118,18 +121,29 @@ class VirtualVenue:
         """Simulated time; only `advance` moves it."""
         return self.exchange.now_ns
 
+    @property
+    def next_ns(self) -> int:
+        """When something leaves the venue by itself, at the earliest."""
+        exchange_ns, fault_ns = self.exchange.next_ns, self.faults.next_ns
+        next_ns = exchange_ns if fault_ns is None else min(exchange_ns, fault_ns)
+        return max(next_ns, self.now_ns + 1)
+
     def advance(self, until_ns: int) -> list[Delivery]:
         """Advance simulated time; what left the venue since the last call, in order of time."""
-        self._stamp()
-        while self.now_ns < until_ns:
-            fault_ns = self.faults.next_ns
-            stop_ns = min(
-                until_ns, self.exchange.next_ns, until_ns if fault_ns is None else fault_ns
-            )
-            self.venue.advance(max(stop_ns, self.now_ns + 1))
-            self._stamp()
+        self._advance(until_ns)
         deliveries, self._deliveries, self._stamped = self._deliveries, [], 0
         return deliveries
+
+    def _advance(self, until_ns: int) -> None:
+        self._stamp()
+        while self.now_ns < until_ns:
+            self.venue.advance(min(until_ns, self.next_ns))
+            self._stamp()
+
+    def catch_up(self) -> None:
+        """Advance to the driver's clock: before what arrives now comes what happens until then."""
+        if self.clock is not None:
+            self._advance(self.clock())
 
     def _stamp(self) -> None:
         """Date what was put since the last call: the market runs ahead of the exchange in a cycle."""
@@ -158,6 +172,7 @@ class VirtualVenue:
 
         The answers to that come as deliveries.
         """
+        self.catch_up()
         endpoint = self._endpoint(stream)
         connection: VirtualConnection = endpoint.open(
             lambda name: VirtualConnection(name, self._put)
@@ -172,12 +187,14 @@ class VirtualVenue:
 
     def send(self, connection: VirtualConnection, frame: Mapping[str, Any] | str) -> None:
         """A frame of a client arrives; nothing happens when its connection has ended."""
+        self.catch_up()
         if connection.is_open:
             text = frame if isinstance(frame, str) else msgspec.json.encode(frame).decode()
             self._endpoint(connection.name).answer(connection, text)
 
     def disconnect(self, connection: VirtualConnection) -> None:
         """A client has closed its connection, or died."""
+        self.catch_up()
         connection.end(orderly=True)
 
     def request(
@@ -188,6 +205,7 @@ class VirtualVenue:
         ``params`` are the query (of strings) or the body. The outcome's answer leaves after its delay;
         None: never, and the connection may be cut.
         """
+        self.catch_up()
         stamp = str((self.faults.wall_ns() if stamp_ns is None else stamp_ns) // MS_NS)
         gateway = self.venue.gateway
 
@@ -202,8 +220,10 @@ class VirtualVenue:
         self, kind: str, to: str = "", what: str = "", times: int = 1, ms: int | None = None
     ) -> None:
         """Make a fault happen (`proving.sandbox.faults.KINDS`)."""
+        self.catch_up()
         self.faults.command(Fault(kind, to, what, times, ms))
 
     def stage(self, do: str, **fields: str) -> None:
         """Make something happen to an account without its client (`proving.sandbox.staging.DEEDS`)."""
+        self.catch_up()
         stage(self.exchange, Staged(do, **fields))

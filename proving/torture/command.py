@@ -1,8 +1,9 @@
-"""The verb `l2 torture`: seeds in processes that are forked from one warm venue."""
+"""The verb `l2 torture`: seeds in processes that are forked from one with warm venues."""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import select
 import signal
@@ -11,7 +12,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,7 @@ from market.console import Result, say
 from market.console import seeds as named_seeds
 from market.errors import UsageError
 from market.settings import Settings
+from market.units import MS_NS, SECOND_NS
 
 if TYPE_CHECKING:
     from proving.sandbox.virtual import VirtualVenue
@@ -28,12 +30,21 @@ if TYPE_CHECKING:
 JOBS: Final = 2
 #: Seeds of the market and of the run that only loads what is compiled.
 MARKET_SEED: Final = 7
+#: Prices and positions are followed every so often beside what requests do.
+CYCLE_NS: Final = 100 * MS_NS
+#: Median time from a request's answer to its arrival at the market, so that fills and cancels race.
+LATENCY_MS: Final = 5.0
+#: Symbols of the venues, which seeds take in turn.
+SYMBOLS: Final = (*[("BTCUSDT",)] * 3, ("BTCUSDT", "ETHUSDT"))
 #: The venue's seeds begin at different seconds of its market, so many.
 BEGINNINGS: Final = 16
 #: Seeds between two lines of progress.
 PROGRESS: Final = 100
 #: A planted bug is found within so many seeds, or not at all.
 PLANTED_SEEDS: Final = 60
+
+
+Venues = Sequence["VirtualVenue"]  #: seeds take them in turn
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -65,7 +76,7 @@ def command(_: Settings, options: argparse.Namespace) -> Result:
     from proving.torture.planted import BUGS
 
     say("building the market and loading what is compiled")
-    warm = warm_venue()
+    warm = warm_venues()
     if options.planted:
         found = {name: first_seed(warm, plant) for name, plant in BUGS.items()}
         for name, seed in found.items():
@@ -117,21 +128,31 @@ def _result(reports: list[Report], *, table: bool) -> Result:
 # -- processes -------------------------------------------------------------------------------------
 
 
-def warm_venue() -> VirtualVenue:
-    """A venue that stands still, in a process that has everything loaded: one run is over, of its second
-    client, so that the first is untouched.
+def warm_venues() -> Venues:
+    """Venues that stand still, in a process that has everything loaded: one run is over on each, of its
+    second client, so that the first is untouched.
     """
     from proving.sandbox.virtual import VirtualVenue
     from proving.torture.world import World
 
-    venue = VirtualVenue(MARKET_SEED, cycle_ns=50_000_000)
-    with tempfile.TemporaryDirectory() as folder:
-        World(0, venue, Path(folder), client=1).run()
-    return venue
+    venues: dict[tuple[str, ...], VirtualVenue] = {}
+    for symbols in set(SYMBOLS):
+        venue = venues[symbols] = VirtualVenue(
+            MARKET_SEED,
+            symbols=symbols,
+            clients=3,
+            cycle_ns=CYCLE_NS,
+            depths=(200, 1),
+            latency_ms=LATENCY_MS,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            World(0, venue, Path(folder), client=1).run()
+    gc.freeze()
+    return tuple(venues[symbols] for symbols in SYMBOLS)
 
 
 def run(
-    venue: VirtualVenue,
+    venues: Venues,
     seeds: Iterable[int],
     *,
     plant: Callable[[], None] | None = None,
@@ -143,7 +164,7 @@ def run(
     try:
         while True:
             while len(running) < jobs and (seed := next(waiting, None)) is not None:
-                pipe, child = _fork(venue, seed, plant, trace)
+                pipe, child = _fork(venues[seed % len(venues)], seed, plant, trace)
                 running[pipe] = seed, child, bytearray()
             if not running:
                 return
@@ -180,6 +201,7 @@ def _fork(
         os.close(theirs)
         return ours, child
     try:
+        gc.disable()  # a run is over before it pays
         if plant is not None:
             plant()
         os.write(theirs, msgspec.msgpack.encode(_report(venue, seed, trace)))
@@ -192,7 +214,9 @@ def _report(venue: VirtualVenue, seed: int, trace: bool) -> Report:
     from proving.torture.world import World
 
     started = time.process_time()
-    venue.advance(venue.now_ns + seed % BEGINNINGS * 1_000_000_000)
+    venue.exchange.cycle_ns = SECOND_NS  # as long as there is no order
+    venue.advance(venue.now_ns + seed % BEGINNINGS * SECOND_NS)
+    venue.exchange.cycle_ns = CYCLE_NS
     with tempfile.TemporaryDirectory(dir=_memory()) as folder:
         world = World(seed, venue, Path(folder), print if trace else None)
         violations = world.judge.violations
@@ -220,11 +244,11 @@ def _memory() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-def first_seed(venue: VirtualVenue, plant: Callable[[], None]) -> int | None:
+def first_seed(venues: Venues, plant: Callable[[], None]) -> int | None:
     """The first seed that finds a planted bug."""
     for at in range(1, PLANTED_SEEDS + 1, JOBS):
         seeds = range(at, at + JOBS)
-        found: list[Any] = [r.seed for r in run(venue, seeds, plant=plant) if r.violations]
+        found: list[Any] = [r.seed for r in run(venues, seeds, plant=plant) if r.violations]
         if found:
             return int(min(found))
     return None

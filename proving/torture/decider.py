@@ -8,6 +8,7 @@ a run repeated from its log decides the same.
 from __future__ import annotations
 
 import random
+import zlib
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,9 @@ SURE_BPS = 500.0
 
 
 class SecondAsFeature:
-    """Stands in for the features: the vector's first element is the second, the rest zeros."""
+    """Stands in for the features: the vector's first element is the second, with an offset by symbol so
+    that symbols differ, the rest zeros.
+    """
 
     def __init__(self) -> None:
         self._second: dict[str, int] = {}
@@ -40,7 +43,7 @@ class SecondAsFeature:
 
     def evaluate(self, symbol: str) -> tuple[Floats, bool]:
         vector = np.zeros(len(feature_names()))
-        vector[0] = self._second.get(symbol, 0)
+        vector[0] = self._second.get(symbol, 0) + zlib.crc32(symbol.encode()) % 1000
         return vector, True
 
 
@@ -50,7 +53,7 @@ class RandomModel:
     ``hold_s`` is how long an expectation stands; the share of each of long, short, flat and none is drawn.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, version: str) -> None:
         dice = random.Random(f"{seed}/decider")
         self._seed, self._hold_s = seed, dice.choice((3, 4, 6))
         self._weights = [dice.uniform(0.5, 2.0) for _ in range(4)]
@@ -61,7 +64,7 @@ class RandomModel:
             manifest=manifest, horizons_s=(self._hold_s,), predict=self._predict
         )
         self.pointer = Pointer(
-            name="dice", version=str(seed), folder="", manifest_sha256=f"{seed:064x}"
+            name="dice", version=version, folder="", manifest_sha256=f"{seed:064x}"
         )
 
     def refresh(self) -> bool:

@@ -17,6 +17,7 @@ from proving.sandbox import faults as venue_faults
 OWN: Final[dict[str, str]] = {
     "kill": "the process is killed between any two of its effects, and comes back",
     "power_cut": "the same, and what was not synced is lost",
+    "upgrade": "the worker is stopped without closing positions, and a new version starts",
     "busy": "the process reads nothing for up to 4 s",
     "skew": "the worker's clock is wrong by up to 6 s for a while",
     "halt": "an operator halts, and resumes later",
@@ -26,6 +27,7 @@ OWN: Final[dict[str, str]] = {
     "stop_fired": "the venue-side stop triggers, every second time while the process is dead",
     "liquidation": "the venue takes the position over",
     "deleveraging": "the venue closes a part of the position against another client (ADL)",
+    "unknown_execution": "a part of the position is moved by an execution of a type that the worker lacks",
     "human_order": "a person trades on the account",
     "human_cancel": "a person cancels an order of ours",
     "funding": "a funding settlement",
@@ -37,11 +39,12 @@ _RATE: Final = 3.0
 _RATES: Final = {
     "restart": 1.0,
     "delist": 0.7,
-    "clock": 0.7,
+    "clock": 1.0,
     "liquidation": 0.7,
-    "flatten": 0.7,
+    "unknown_execution": 1.5,
+    "flatten": 1.0,
     "limits": 0.7,
-    "skew": 1.0,
+    "skew": 1.5,
 }
 #: Longest duration of a kind, as a share of the venue's default.
 _MS_SHARE: Final = {"delist": 0.15}

@@ -56,7 +56,29 @@ INCIDENTS: Final[dict[str, Incident]] = {
     "stop_fired": _staged("stop"),
     "liquidation": _staged("liquidate", _at_last),
     "deleveraging": _staged("adl", _part),
+    "unknown_execution": _staged("move", _part),
     "human_order": _staged("order", _little),
     "human_cancel": _staged("cancel"),
     "funding": _staged("funding"),
 }
+
+
+def fill_part(exchange: SandboxExchange, client: Client, other: Client) -> bool:
+    """Another client takes about half of a resting order, behind what is in front of it; false for none."""
+    for order in list(client.open.values()):
+        market = exchange.markets[order.symbol]
+        ahead, part = market.lots_ahead(order.handle), order.leaves_lots // 2
+        if ahead is None or not part or order.executed_lots:
+            continue
+        better = sum(
+            lots
+            for ticks, lots in market.levels(order.side)
+            if order.side * (ticks - order.ticks) > 0
+        )
+        taker = exchange.new_order(
+            other, order.symbol, -order.side, order.ticks, better + ahead + part
+        )
+        other.open[taker.order_id] = taker
+        exchange.submit(taker)
+        return True
+    return False

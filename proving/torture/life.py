@@ -67,7 +67,7 @@ class Terms(msgspec.Struct, kw_only=True):
         execution = Execution(
             algorithm=dice.choice(ALGORITHMS),
             deadline_s=dice.choice((1.0, 2.0, 2.5)),
-            size_share=dice.choice((0.05, 0.2)),  # a large order fills in parts
+            size_share=dice.choice((0.05, 0.2, 0.6)),  # a large order fills in parts
         )
         target_usdt = execution.capital_usdt * execution.size_share
         risk = Risk(
@@ -76,7 +76,7 @@ class Terms(msgspec.Struct, kw_only=True):
         live = LiveSettings(
             venue="sandbox",
             differences=dice.choice(("adopt", "adopt", "cancel", "halt")),
-            audit_s=dice.choice((5.0, 20.0, 60.0)),
+            audit_s=dice.choice((2.0, 5.0, 20.0, 60.0)),
         )
         settings = Settings(
             live=live,
@@ -102,6 +102,7 @@ class Life:
         self.core: Core | None = None  #: of the last process
         self._log: LogWriter | None = None
         self._abandoned: list[LogWriter] = []  #: never closed, as a dead process closes nothing
+        self.version = 1  #: of the worker
 
     def begin(
         self,
@@ -121,14 +122,14 @@ class Life:
             self.power = False
         found = restoration.restore(folder, terms.instruments, terms.opening_e8)
         state = found.state if found is not None else CoreState()
-        self.core = self._core(state)
+        self.core = self._core(state, str(self.version))
         header = Header(
             venue="sandbox",
             account=client.key,
             source="synthetic",
             instruments={},
             settings=b"{}",
-            code="",
+            code=str(self.version),
             run=f"{terms.seed}-{len(self._abandoned)}",
             checkpoint=checkpoint_of(state),
         )
@@ -150,12 +151,12 @@ class Life:
             has_trade_socket=terms.has_trade_socket,
         )
 
-    def _core(self, state: CoreState) -> Core:
+    def _core(self, state: CoreState, version: str) -> Core:
         terms = self.terms
         return Core(
             terms.settings,
             terms.instruments,
-            model=RandomModel(terms.seed),
+            model=RandomModel(terms.seed, version),
             codec=BybitCodec(terms.instruments),
             name="sandbox",
             at_venue=True,
@@ -164,7 +165,7 @@ class Life:
         )
 
     def end(self) -> list[str]:
-        """The last process has stopped: what it says is left."""
+        """A process has stopped by itself: what it says is left."""
         assert self.core is not None
         assert self._log is not None
         self._log.close()
@@ -178,7 +179,7 @@ class Life:
                 yield found.difference
 
     def _again(self, header: Header) -> _Again:
-        return _Again(self._core(state_of(header.checkpoint)))
+        return _Again(self._core(state_of(header.checkpoint), header.code))
 
 
 class _Again:

@@ -24,7 +24,7 @@ from live import restoration
 from live.bybit.rows import Reader
 from live.core import Core, CoreState
 from live.log import LogWriter
-from live.messages import Evidence, FundingReport, Send
+from live.messages import Evidence, FundingReport, Link, Send
 from live.protection import Protection
 from live.reconciliation import Reconciliation
 from market.units import SECOND_NS
@@ -163,6 +163,18 @@ def _a_halt_ends_with_the_process() -> None:
     before = _replace(restoration, "restore", restore)
 
 
+def _nothing_is_asked_after_a_reconnection() -> None:
+    """A private stream that comes back is trusted at once."""
+
+    def link(self: Reconciliation, now_ns: int, link: Link) -> None:
+        if link.up:
+            self._down.discard(link.stream)
+        else:
+            before(self, now_ns, link)
+
+    before = _replace(Reconciliation, "link", link)
+
+
 def _open_orders_are_no_exposure() -> None:
     """The limits count the position alone, and orders may be opened while some are unknown."""
     _replace(Order, "exposed_lots", property(lambda self: 0))
@@ -180,5 +192,6 @@ BUGS: Final[dict[str, Plant]] = {
     "executions without an id dropped": _executions_without_an_id_are_dropped,
     "no stop armed later": _no_stop_is_armed_later,
     "UNKNOWN closed by time": _time_closes_the_unknown,
+    "nothing asked after a reconnection": _nothing_is_asked_after_a_reconnection,
     "halt forgotten at a restart": _a_halt_ends_with_the_process,
 }

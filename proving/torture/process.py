@@ -113,12 +113,16 @@ class Process:
         self._ambush = self._instants = None
 
     def die(self) -> None:
+        """The process was killed."""
+        self.leave()
+        self._killed()
+
+    def leave(self) -> None:
         """The process is gone; what it has sent is on its way."""
         self.is_alive = False
         for wire in self.wires.values():
             if wire.is_up:
                 wire.hang_up(partial(self._venue.disconnect, wire.remote))
-        self._killed()
 
     def _instant(self) -> None:
         if self._instants is not None:
@@ -176,8 +180,9 @@ class Process:
                 self._unsent.append(effect)
             elif isinstance(effect, Renew):
                 self._renew(effect.topics)
-        if self.core.next_ns and self.core.next_ns - self.skew_ns < self._tick_ns:
-            self._schedule_tick()
+        next_ns = self.core.next_ns
+        if next_ns and next_ns - self.skew_ns < self._tick_ns:
+            self._schedule_tick(next_ns)
 
     def _synced(self) -> None:
         """The log is on disk up to here: what waited for it leaves, one after the other."""
@@ -203,14 +208,14 @@ class Process:
                 self._sync_due_ns = self._heap.now_ns + SYNC_EVERY_NS
                 self._log.sync()
             self.give(Tick())
-            self._schedule_tick()
+            self._schedule_tick(self.core.next_ns)
 
-    def _schedule_tick(self) -> None:
-        next_ns = self._heap.now_ns + TICK_NS
-        if self.core.next_ns:
-            next_ns = min(next_ns, max(self.core.next_ns - self.skew_ns, self._heap.now_ns + MS_NS))
-        self._tick_ns = next_ns
-        self._heap.at(next_ns, self._tick)
+    def _schedule_tick(self, core_ns: int) -> None:
+        """The next tick, by the time that the core wants one (0: never)."""
+        now_ns = self._heap.now_ns
+        next_ns = max(core_ns - self.skew_ns, now_ns + MS_NS) if core_ns else now_ns + TICK_NS
+        self._tick_ns = min(next_ns, now_ns + TICK_NS)
+        self._heap.at(self._tick_ns, self._tick)
 
     # -- connections -------------------------------------------------------------------------------
 

@@ -12,22 +12,22 @@ import pytest
 from orchestration.cli import main
 from proving.sandbox.virtual import VirtualVenue
 from proving.torture import faults
-from proving.torture.command import Report, run, warm_venue
+from proving.torture.command import Report, Venues, run, warm_venues
 from proving.torture.disk import Disk
 from proving.torture.network import Heap, Network, Wire
 from proving.torture.planted import BUGS
 
 SECOND = 1_000_000_000
-#: So many take half a minute on two cores; TORTURE_SEEDS=300 runs 300, in some four minutes.
-SEEDS = range(1, int(os.environ.get("TORTURE_SEEDS", "40")) + 1)
+#: So many take two minutes on two cores that do nothing else.
+SEEDS = range(1, int(os.environ.get("TORTURE_SEEDS", "300")) + 1)
 #: Every planted bug has to be found within so many seeds (docs/torture.md).
 WITHIN = 60
 
 
 @pytest.fixture(scope="module")
-def venue() -> VirtualVenue:
-    """A warm venue; runs are forked from it and leave it as it is."""
-    return warm_venue()
+def venues() -> Venues:
+    """Warm venues; runs are forked from them and leave them as they are."""
+    return warm_venues()
 
 
 # -- parts -----------------------------------------------------------------------------------------
@@ -97,8 +97,8 @@ def test_the_schedule_is_a_function_of_the_seed_and_leaves_no_kind_out() -> None
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def test_no_seed_violates_an_invariant(venue: VirtualVenue) -> None:
-    reports = list(run(venue, SEEDS))
+def test_no_seed_violates_an_invariant(venues: Venues) -> None:
+    reports = list(run(venues, SEEDS))
     assert {report.seed: report.violations for report in reports if report.violations} == {}
     counts: Counter[str] = Counter()
     for report in reports:
@@ -109,30 +109,30 @@ def test_no_seed_violates_an_invariant(venue: VirtualVenue) -> None:
     assert counts["crashes"] > len(SEEDS)
 
 
-def test_a_seed_repeats_itself_to_the_last_bit(venue: VirtualVenue) -> None:
+def test_a_seed_repeats_itself_to_the_last_bit(venues: Venues) -> None:
     def seen(report: Report) -> tuple[object, ...]:
         return report.seed, report.digest, report.counts, report.met, report.violations
 
     first, again, traced = (
-        sorted(map(seen, run(venue, (3, 4), trace=trace))) for trace in (False, False, True)
+        sorted(map(seen, run(venues, (3, 4), trace=trace))) for trace in (False, False, True)
     )
     assert first == again == traced
     assert first[0][1] != first[1][1]
 
 
 @pytest.mark.parametrize("bug", BUGS)
-def test_a_planted_bug_is_found(venue: VirtualVenue, bug: str) -> None:
-    found = (report for report in run(venue, range(1, WITHIN + 1), plant=BUGS[bug]))
+def test_a_planted_bug_is_found(venues: Venues, bug: str) -> None:
+    found = (report for report in run(venues, range(1, WITHIN + 1), plant=BUGS[bug]))
     assert any(report.violations for report in found), f"{bug}: not within {WITHIN} seeds"
 
 
-def test_an_exception_in_the_worker_is_a_violation(venue: VirtualVenue) -> None:
+def test_an_exception_in_the_worker_is_a_violation(venues: Venues) -> None:
     def plant() -> None:
         from live.core import Core
 
-        Core._due = lambda self, now_ns: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+        Core._due = lambda self, now_ns: 1 / 0  # type: ignore[method-assign, assignment]
 
-    (report,) = run(venue, (1,), plant=plant)
+    (report,) = run(venues, (1,), plant=plant)
     assert report.violations[0].startswith("0: ZeroDivisionError")
 
 
