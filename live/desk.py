@@ -205,10 +205,7 @@ class Desk:
     def set_target(
         self, symbol: str, target_lots: int, now_ns: int, expected_bps: float | None
     ) -> None:
-        """Work towards a signed position of ``target_lots``; called once a second.
-
-        ``expected_bps`` is the decision's expected return, None when there is none.
-        """
+        """Work towards a signed position; called once a second with the decision's expected return, if any."""
         self._monitors[symbol].see(self._symbols[symbol].view(now_ns))
         self.pursue(symbol, target_lots, now_ns, expected_bps)
 

@@ -12,6 +12,7 @@ agree on every date.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -165,10 +166,10 @@ def _resolver(settings: Settings) -> Iterator[None]:
     """The resolver as a child process, which copies a promoted version to a local bundle.
 
     A process of its own, so that the worker never loads MLflow; if it dies, the worker keeps its
-    champion.
+    champion, and if the worker is killed, it ends.
     """
-    every = str(settings.live.resolve_every_s)
-    command = [sys.executable, "-m", "models_registry.resolver", "--every", every]
+    options = ("--every", str(settings.live.resolve_every_s), "--parent", str(os.getpid()))
+    command = [sys.executable, "-m", "models_registry.resolver", *options]
     # stdout is reserved for the result, so the resolver writes to stderr
     process = subprocess.Popen(command, stdout=2)
     try:

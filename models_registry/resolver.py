@@ -92,6 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", help="the lake's root (default: the settings')")
     parser.add_argument("--name", choices=("btc-l2", "synthetic-l2"), help="registered model")
     parser.add_argument("--every", type=float, metavar="SECONDS", help="repeat until stopped")
+    parser.add_argument(
+        "--parent", type=int, default=0, metavar="PID", help="end when it has ended"
+    )
     options = parser.parse_args(arguments)
     settle_home()
     try:
@@ -110,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     code, seen = _once(settings, None)
-    while not stopped.wait(options.every):
+    while not stopped.wait(options.every) and options.parent in (0, os.getppid()):
         code, seen = _once(settings, seen)
     return code
 

@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from live.state_stream import read_states
+from live.worker import run
 from market.console import say
-from proving.worker_soak import compared, exchange, segments_of, started, venue_record
+from market.settings import load
+from proving.worker_soak import SETTINGS, compared, exchange, segments_of, venue_record
 
 #: The longest that a position stands without a stop while a worker trades (s of the venue's time).
 PROTECTED_S: Final = 15.0
@@ -31,15 +35,25 @@ STARTS: Final = 0.25
 LONGEST_S: Final = 300.0
 
 
-def kill_often(root: str, kills: int, seed: int, speed: float, most_s: float) -> dict[str, Any]:
-    """Kill so often, up to ``most_s`` of wall time after trading began; what was found, ``failed`` with reasons."""
+#: Workers are forked of a process that has loaded their modules and nothing else.
+_PROCESSES: Final = multiprocessing.get_context("forkserver")
+
+
+def kill_often(
+    root: str, kills: int, seed: int, speed: float, most_s: float, limit_s: float
+) -> dict[str, Any]:
+    """Kill so often, up to ``most_s`` of wall time after trading began, and begin no start after ``limit_s``;
+    what was found, ``failed`` with reasons."""
     dice, folder = random.Random(seed), Path(root) / "live" / "sandbox"
     began, failed, held, resting, late = segments_of(folder), list[str](), 0, 0, 0
-    took = 20.0
+    took, done, end = 20.0, 0, time.monotonic() + limit_s
+    _PROCESSES.set_forkserver_preload(["live.worker"])
     with exchange(speed, seed, "--no-rate-limit") as venue:
         key = venue["keys"][0]
         for kill in range(1, kills + 1):
-            since, worker = time.monotonic(), started(root, venue)
+            if time.monotonic() > end:
+                break
+            since, worker = time.monotonic(), _started(root, venue)
             if dice.random() < STARTS:
                 time.sleep(dice.uniform(0.0, took))
                 late += 1
@@ -50,30 +64,28 @@ def kill_often(root: str, kills: int, seed: int, speed: float, most_s: float) ->
                     failed.append(f"start {kill}: not trading after {took:.0f} s")
                 time.sleep(dice.uniform(0.0, most_s))
             worker.kill()
-            worker.wait()
+            worker.join()
+            done = kill
             stands = venue_record(venue["rest"], key)
             held += bool(stands["positions"])
             resting += bool(stands["open_orders"])
             if stands["bare"]:
                 failed.append(f"kill {kill}: {stands['bare']} without a stop")
             say(f"kill {kill} of {kills}: {stands['positions']}, {stands['open_orders']} open")
-        last = started(root, venue)
+        last = _started(root, venue)
         if not until_it_trades(last, folder):
             failed.append("the last worker does not trade")
         time.sleep(PROTECTED_S / speed)
         if bare := venue_record(venue["rest"], key)["bare"]:
             failed.append(f"{bare} without a stop after {PROTECTED_S:g} s")
-        last.send_signal(signal.SIGTERM)
-        try:
-            ended = last.wait(LONGEST_S)
-        except subprocess.TimeoutExpired:
-            last.kill()
-            ended = last.wait()
-        if ended:
-            failed.append(f"the last worker ended with {ended}")
+        last.terminate()
+        last.join(LONGEST_S)
+        if last.exitcode != 0:
+            failed.append(f"the last worker ended with {last.exitcode}")
+        last.kill()
         found = compared(folder, began, venue)
     return found | {
-        "kills": kills,
+        "kills": done,
         "in_starts": late,
         "with_position": held,
         "with_open_orders": resting,
@@ -83,10 +95,28 @@ def kill_often(root: str, kills: int, seed: int, speed: float, most_s: float) ->
     }
 
 
-def until_it_trades(worker: subprocess.Popen[bytes], folder: Path) -> bool:
+def _started(root: str, venue: dict[str, Any]) -> Any:
+    key = venue["keys"][0]
+    process = _PROCESSES.Process(
+        target=_work, args=(root, venue["rest"], key["key"], key["secret"])
+    )
+    process.start()
+    return process
+
+
+def _work(root: str, rest: str, key: str, secret: str) -> None:
+    """A worker's process, whose lines go to a file of the root."""
+    os.dup2(os.open(f"{root}/kill-worker.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY), 2)
+    os.environ |= {"L2_API_KEY": key, "L2_API_SECRET": secret}
+    settings = load(Path(root) / "l2.toml", overrides=SETTINGS)
+    live = msgspec.structs.replace(settings.live, venue="sandbox", sandbox=rest)
+    run(msgspec.structs.replace(settings, root=root, live=live))
+
+
+def until_it_trades(worker: Any, folder: Path) -> bool:
     """Wait for a worker to trade; False when it ends, or takes too long."""
     end = time.monotonic() + LONGEST_S
-    while worker.poll() is None and time.monotonic() < end:
+    while worker.is_alive() and time.monotonic() < end:
         try:
             told = next(read_states(folder / "state.sock", 2.0))["state"]
             if told and told["worker"]["phase"] == "trading":
@@ -107,8 +137,11 @@ def main() -> None:
     parser.add_argument(
         "--most", type=float, default=8.0, metavar="S", help="of wall time, trading"
     )
+    parser.add_argument("--limit", type=float, default=3600.0, metavar="S", help="of wall time")
     options = parser.parse_args()
-    found = kill_often(options.root, options.kills, options.seed, options.speed, options.most)
+    found = kill_often(
+        options.root, options.kills, options.seed, options.speed, options.most, options.limit
+    )
     print(json.dumps(found))
     for reason in found["failed"]:
         say(f"FAILED: {reason}")
