@@ -44,7 +44,8 @@ from market.ingest import MAX_SILENCE_NS
 from market.instruments import Instrument
 from market.settings import FEE_ROWS_BPS, Settings
 from market.units import DAY_NS, E8, SECOND_NS
-from models_registry.manifest import NO_REGIME, Bundle, Pointer, Prediction
+from models_registry.manifest import Bundle, Pointer
+from models_registry.recipe import NO_REGIME, Prediction
 
 #: After a longer silence of all symbols, seconds pass without a decision.
 SILENCE_NS: Final = 60 * SECOND_NS

@@ -59,8 +59,17 @@ class Model(Struct, frozen=True, kw_only=True):
     max_test_blocks: int = 20
     #: Fewer trades than this support no statement about net expectancy.
     min_trades: int = 30
+    #: Hyper-parameters tried per horizon, at the first fold and whenever its training span has doubled.
     trials: int = 8
-    #: Threads of LightGBM; results do not depend on it.
+    #: Features that a model takes, of all that are defined; 0 takes all.
+    select: int = 25
+    #: When to act. certified: where the rate of false signals is at most ``false_rate``, at 95 %
+    #: confidence; expected_edge: where the expectation less its standard error exceeds the cost.
+    act: Literal["certified", "expected_edge"] = "certified"
+    false_rate: float = 0.2
+    #: Whether that rate is of returns before costs, or net of the spread and both taker fees.
+    certify: Literal["net", "gross"] = "net"
+    #: Threads of training; results do not depend on it.
     threads: int = 2
     seed: int = 20260101
     bootstrap_samples: int = 2000

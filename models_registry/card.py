@@ -12,7 +12,8 @@ import numpy as np
 
 from models_registry import decay
 from models_registry.evaluation import Evaluation
-from models_registry.manifest import CalibrationBin, DecayReference
+from models_registry.manifest import DecayReference
+from models_registry.recipe import CalibrationBin
 from models_registry.trades import FeeResult
 from models_registry.training import TrainedModel
 
@@ -197,7 +198,7 @@ def _horizons(evaluation: Evaluation) -> str:
 def _recipe(model: TrainedModel) -> str:
     recipe = model.manifest.recipe
     lines = [
-        f"| {m.horizon_s} s | {m.calibration.fitted:.3f} ± {_n(m.calibration.error)} "
+        f"| {m.horizon_s} s {m.objective} | {m.calibration.fitted:.3f} ± {_n(m.calibration.error)} "
         f"| {m.calibration.slope:.3f} | {m.to_primary:.3f} | {m.weight:.3f} |"
         for m in recipe.members
     ]
@@ -354,7 +355,7 @@ def _net_picture(evaluation: Evaluation) -> bytes:
 
 
 def _calibration_picture(model: TrainedModel) -> bytes:
-    members = model.manifest.recipe.members
+    members = [m for m in model.manifest.recipe.members if m.objective == "return"]
     figure, axes = _figure("Predicted and realised return by decile, bps", len(members))
     for axis, member in zip(np.atleast_1d(axes), members, strict=True):
         table: tuple[CalibrationBin, ...] = member.calibration.table

@@ -35,7 +35,8 @@ from market.settings import Settings
 from market.units import HOUR_NS, SECOND_NS, utc_date
 from models_registry import dataset
 from models_registry.dataset import Features
-from models_registry.manifest import Bundle, DecayReference, StrictStruct, load_champion
+from models_registry.manifest import Bundle, DecayReference, load_champion
+from models_registry.recipe import StrictStruct
 from models_registry.validation import bin_sums, effective_count, normal_scores
 from models_registry.validation import information_coefficient as coefficient
 

@@ -1,53 +1,55 @@
-"""The ensemble: a LightGBM regressor per horizon, calibrated and combined into one expectation.
+"""The ensemble: a LightGBM booster per horizon and objective, stacked and calibrated into one expectation.
 
 Labels are divided by trailing volatility (`realised_vol_300`, scaled to the horizon by the square root
 of time, floored) and, for training only, clipped at five of those units. So quiet and volatile hours,
-BTC and ETH, weigh the same in the squared loss; in bps the most volatile hours would dominate it.
-Predictions are multiplied back, and all evaluation is unclipped in bps.
+BTC and ETH, weigh the same in the loss; in bps the most volatile hours would dominate it.
+Predictions are multiplied back, and all evaluation is unclipped in bps. The objectives are
 
-Calibration and combination are lines through zero, fitted on rows that no booster was trained on:
+    return       squared error of the scaled return
+    direction    log-loss of its sign, outside the band of `labels.direction`; the output is log-odds
 
-    slope_h       label_h   on booster_h's output       -> the expectation at horizon h
-    to_primary_h  label_p   on booster_h's output       -> booster_h as a predictor at the primary
-    weight_h      max(0, rank IC of booster_h with label_p)², normalised to one
-    gain          label_p   on sum weight_h to_primary_h output_h
+both weighted by each label's uniqueness. Stacking weights are non-negative least squares of the primary
+label on outputs that no booster was trained on (`stack`); calibration is lines through zero on later rows:
 
-each slope shrunk by its own uncertainty (`shrunk`). A horizon without a positive IC gets weight zero;
+    slope_m       label_h   on booster_m's output       -> the expectation at horizon h
+    to_primary_m  label_p   on booster_m's output       -> booster_m as a predictor at the primary
+    gain          label_p   on c = sum weight_m to_primary_m output_m
+    sign_slope    log-odds that label_p has the sign of c, on |gain * c|
+
+each slope shrunk by its own uncertainty (`shrunk`). A booster without a positive slope gets weight zero;
 if all do, the prediction is zero and the model never trades.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from market.features.precision import Float32
+from market.settings import Model
+from models_registry import abstention, labels
 from models_registry.dataset import Rows
-from models_registry.manifest import (
+from models_registry.manifest import sha256
+from models_registry.recipe import (
     Calibration,
     CalibrationBin,
+    Confidence,
     Member,
+    Objective,
     Predictor,
     Recipe,
     Regime,
     Scale,
     regime_index,
     scale_bps,
-    sha256,
 )
-from models_registry.validation import (
-    Mask,
-    TimeSpan,
-    effective_count,
-    information_coefficient,
-    normal_scores,
-    split_tail,
-)
+from models_registry.validation import Mask, effective_count, information_coefficient
 
 if TYPE_CHECKING:
     import lightgbm
@@ -77,8 +79,11 @@ REGIMES: Final = ("low", "normal", "high")
 CALIBRATION_BINS: Final = 10
 
 
+OBJECTIVES: Final[tuple[Objective, ...]] = ("return", "direction")
+
+
 class BoosterParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Tuned hyperparameters, shared by all horizons.
+    """Tuned hyperparameters of a horizon, shared by its objectives.
 
     ``leaf_labels`` is the least number of independent labels in a leaf: at a stride of 15 s a leaf
     of the 900 s horizon must hold 60 times as many rows as one of the 10 s horizon.
@@ -93,15 +98,17 @@ class BoosterParameters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FittedBooster(msgspec.Struct, frozen=True, kw_only=True):
-    """A trained booster before calibration: its horizon and its LightGBM text."""
+    """A trained booster before calibration: its horizon, objective and LightGBM text."""
 
     horizon_s: int
+    objective: Objective
     text: str
 
     @property
     def file(self) -> str:
         """Its file name in a bundle."""
-        return f"booster_{self.horizon_s}s.txt"
+        suffix = "" if self.objective == "return" else f"_{self.objective}"
+        return f"booster_{self.horizon_s}s{suffix}.txt"
 
 
 def scale_of(volatility: Float) -> Scale:
@@ -144,19 +151,32 @@ def fit_booster(
     stride_s: int,
     seed: int,
     threads: int,
+    objective: Objective = "return",
+    weight: Float | None = None,
+    watch: Callable[[Any], None] | None = None,
 ) -> FittedBooster:
-    """Train one horizon on the binned rows whose target (n,) is not NaN.
+    """Train one horizon on the binned rows whose scaled label ``target`` (n,) is not NaN.
 
-    Deterministic whatever the number of threads: with column-wise histograms, also the faster mode
-    here, one thread sums each.
+    ``weight`` (n,) is each row's; ``watch`` is a LightGBM callback. A direction booster leaves out rows
+    within the band, whose width is of these rows. Deterministic whatever the number of threads: with
+    column-wise histograms, also the faster mode here, one thread sums each.
     """
     import lightgbm
 
-    known = np.flatnonzero(~np.isnan(target))
+    if objective == "direction":
+        k = labels.band_width(target, np.ones(1))
+        sign = labels.direction(target, np.ones(1), k)
+        known = np.flatnonzero(np.abs(sign) > 0)
+        label = (sign[known] > 0).astype(np.float64)
+        loss = {"objective": "binary", "boost_from_average": False}
+    else:
+        known = np.flatnonzero(~np.isnan(target))
+        label = np.clip(target[known], -CLIP, CLIP)
+        loss = {"objective": "regression"}
     overlap = max(1.0, horizon_s / stride_s)
     settings = {
         **_BINNING,
-        "objective": "regression",
+        **loss,
         "learning_rate": parameters.learning_rate,
         "num_leaves": parameters.leaves,
         "min_data_in_leaf": max(1, min(int(parameters.leaf_labels * overlap), len(known) // 8)),
@@ -169,9 +189,13 @@ def fit_booster(
     }
     # A subset gets its parent's labels when constructed, so its own are set afterwards.
     part = data.subset(known, params=settings).construct()
-    part.set_label(np.clip(target[known], -CLIP, CLIP))
-    booster = lightgbm.train(settings, part, num_boost_round=parameters.trees)
-    return FittedBooster(horizon_s=horizon_s, text=booster.model_to_string())
+    part.set_label(label)
+    if weight is not None:
+        part.set_weight(weight[known])
+    booster = lightgbm.train(
+        settings, part, num_boost_round=parameters.trees, callbacks=[watch] if watch else None
+    )
+    return FittedBooster(horizon_s=horizon_s, objective=objective, text=booster.model_to_string())
 
 
 def read_booster(text: str) -> lightgbm.Booster:
@@ -206,56 +230,103 @@ def fit_line(x: Float, y: Float, t_ns: Int, horizon_s: int) -> LineFit:
     known = ~(np.isnan(x) | np.isnan(y))
     x, y = x[known], y[known]
     n_eff = effective_count(t_ns[known], horizon_s)
-    power = float(x @ x)
+    # Sums, not products of BLAS: its threads spin on vectors of this size.
+    power = float((x * x).sum())
     if power <= 0.0 or n_eff < 2.0:
         return LineFit(slope=0.0, error=math.inf, n_eff=n_eff)
-    slope = float(x @ y) / power
+    slope = float((x * y).sum()) / power
     variance = float(np.mean((y - slope * x) ** 2)) / power
     return LineFit(slope=slope, error=math.sqrt(variance * max(1.0, len(x) / n_eff)), n_eff=n_eff)
 
 
+def fit_sign(edge: Float, realised: Float, t_ns: Int, horizon_s: int) -> LineFit:
+    """Log-odds that ``realised`` has the sign of ``edge``, per unit of |edge|: logistic, through zero.
+
+    Newton's method; the error allows for overlapping labels. Rows without NaN count.
+    """
+    from scipy.special import expit
+
+    known = ~(np.isnan(edge) | np.isnan(realised)) & (edge != 0)
+    size, right = np.abs(edge[known]), (edge * realised)[known] > 0
+    n_eff = effective_count(t_ns[known], horizon_s)
+    slope, information = 0.0, 0.0
+    for _ in range(25 if len(size) and n_eff >= 2.0 else 0):
+        p = expit(slope * size)
+        information = float(np.sum(p * (1 - p) * size**2))
+        if information <= 0.0:
+            break
+        slope += float(np.sum((right - p) * size)) / information
+    if information <= 0.0:
+        return LineFit(slope=0.0, error=math.inf, n_eff=n_eff)
+    error = math.sqrt(max(1.0, len(size) / n_eff) / information)
+    return LineFit(slope=slope, error=error, n_eff=n_eff)
+
+
+def stack(output: Float, primary: Float, t_ns: Int, primary_s: int) -> Float:
+    """Stacking weights (members,), non-negative and summing to one, or all zero.
+
+    Least squares (Lawson & Hanson 1974) of the primary scaled label (n,) on the members' ``output``
+    (n, members), each first multiplied by its own shrunk slope. Honest only for outputs on rows that
+    no member was trained on.
+    """
+    from scipy.optimize import nnls
+
+    slopes = [fit_line(column, primary, t_ns, primary_s).shrunk for column in output.T]
+    known = ~np.isnan(primary)
+    if not known.any():
+        return np.zeros(output.shape[1])
+    found = nnls(output[known] * slopes, np.clip(primary[known], -CLIP, CLIP))[0]
+    return np.asarray(found / found.sum() if found.sum() > 0 else found)
+
+
 def combine(
     members: Sequence[FittedBooster],
+    weights: Float,
     output: Float,
     rows: Rows,
     volatility: Float,
     scale: Scale,
     edges_bps: Sequence[float],
     features: Sequence[str],
-    primary_s: int,
+    model: Model,
+    earlier: abstention.Scored | None = None,
 ) -> Recipe:
-    """Calibrate and combine boosters by their ``output`` (n, horizons) on ``rows``.
+    """Calibrate the stack of boosters by their ``output`` (n, members) on ``rows``, and its act rule.
 
     Honest only for rows that no booster was trained on, purged of overlap. ``volatility`` (n,) is the
-    scale feature of the rows, ``edges_bps`` the regimes' inner edges.
+    scale feature of the rows, ``edges_bps`` the regimes' inner edges. ``earlier`` are scores of earlier
+    models out of sample; they count for the certificates.
     """
-    horizons_s = [member.horizon_s for member in members]
-    goals = targets(rows.labels_bps, volatility, scale, horizons_s)
-    primary = goals[:, horizons_s.index(primary_s)]
-    own = [fit_line(output[:, i], goals[:, i], rows.t_ns, h) for i, h in enumerate(horizons_s)]
-    across = [fit_line(output[:, i], primary, rows.t_ns, primary_s) for i in range(len(members))]
-    ics = [
-        information_coefficient(output[:, i], primary, rows.t_ns, primary_s).rank
-        for i in range(len(members))
+    primary_s = model.primary_s
+    goals = targets(rows.labels_bps, volatility, scale, model.horizons_s)
+    column_of = [model.horizons_s.index(member.horizon_s) for member in members]
+    primary = goals[:, model.horizons_s.index(primary_s)]
+    own = [
+        fit_line(output[:, i], goals[:, column], rows.t_ns, members[i].horizon_s)
+        for i, column in enumerate(column_of)
     ]
-    merits = np.array(
-        [
-            max(0.0, ic) ** 2 if line.shrunk > 0 else 0.0
-            for ic, line in zip(ics, across, strict=True)
-        ]
-    )
-    weights = merits / merits.sum() if merits.sum() > 0 else merits
+    across = [fit_line(output[:, i], primary, rows.t_ns, primary_s) for i in range(len(members))]
     combined = np.zeros(len(rows))
     for i, line in enumerate(across):
         combined += output[:, i] * (weights[i] * line.shrunk)
-    gain = fit_line(combined, primary, rows.t_ns, primary_s).shrunk
-    return Recipe(
+    line = fit_line(combined, primary, rows.t_ns, primary_s)
+    edge = combined * line.shrunk
+    confidence = None
+    if math.isfinite(line.error):
+        residual = float(np.nanstd(primary - edge))
+        confidence = Confidence(
+            level_error=residual / math.sqrt(line.n_eff),
+            gain_error=line.error,
+            sign_slope=fit_sign(edge, primary, rows.t_ns, primary_s).shrunk,
+        )
+    recipe = Recipe(
         features=tuple(features),
         primary_s=primary_s,
         scale=scale,
         members=tuple(
             Member(
                 horizon_s=member.horizon_s,
+                objective=member.objective,
                 booster=member.file,
                 sha256=sha256(member.text.encode()),
                 calibration=Calibration(
@@ -267,18 +338,22 @@ def combine(
                         output[:, i]
                         * own[i].shrunk
                         * scale_bps(volatility, scale, member.horizon_s),
-                        rows.labels_bps[:, i],
+                        rows.labels_bps[:, column],
                     ),
                 ),
                 to_primary=across[i].shrunk,
                 weight=float(weights[i]),
-                ic=ics[i],
+                ic=information_coefficient(output[:, i], primary, rows.t_ns, primary_s).rank,
             )
-            for i, member in enumerate(members)
+            for i, (member, column) in enumerate(zip(members, column_of, strict=True))
         ),
-        gain=gain,
+        gain=line.shrunk,
         regimes=_regimes(combined, primary, rows.t_ns, volatility, edges_bps, primary_s),
+        act=model.act,
+        confidence=confidence,
     )
+    scored = abstention.score(rows, edge, volatility, model)
+    return abstention.certify(recipe, scored, earlier, model)
 
 
 def _regimes(
@@ -336,106 +411,49 @@ def fit(
     volatility: Float,
     scale: Scale,
     names: Sequence[str],
-    horizons_s: Sequence[int],
-    parameters: BoosterParameters,
-    *,
-    stride_s: int,
-    seed: int,
-    threads: int,
+    parameters: Mapping[int, BoosterParameters],
+    model: Model,
 ) -> tuple[FittedBooster, ...]:
-    """Train one booster per horizon on all rows."""
-    goals = targets(rows.labels_bps, volatility, scale, horizons_s)
-    data = bin_features(rows.features, names, threads)
-    return tuple(
-        fit_booster(
+    """Train every horizon and objective on all rows (n, ``names``); ``parameters`` by horizon.
+
+    First the return boosters in the horizons' order, then those of direction.
+    """
+    goals = targets(rows.labels_bps, volatility, scale, model.horizons_s)
+    weight = [labels.weights(rows.t_ns, rows.symbol, horizon) for horizon in model.horizons_s]
+    data = bin_features(rows.features, names, model.threads)
+
+    def one(job: tuple[Objective, int]) -> FittedBooster:
+        objective, column = job
+        horizon = model.horizons_s[column]
+        return fit_booster(
             data,
             goals[:, column],
-            parameters,
+            parameters.get(horizon, BoosterParameters()),
             horizon_s=horizon,
-            stride_s=stride_s,
-            seed=seed + column,
-            threads=threads,
+            stride_s=model.train_stride_s,
+            seed=model.seed + column,
+            threads=1,
+            objective=objective,
+            weight=weight[column],
         )
-        for column, horizon in enumerate(horizons_s)
-    )
+
+    jobs = [(objective, n) for objective in OBJECTIVES for n in range(len(model.horizons_s))]
+    with ThreadPoolExecutor(model.threads) as pool:
+        return tuple(pool.map(one, jobs))
 
 
 def outputs(members: Sequence[FittedBooster], features: Float32, threads: int) -> Float:
-    """The boosters' raw outputs for rows (n, f): float64 (n, horizons)."""
+    """The boosters' raw outputs for rows (n, f): float64 (n, members)."""
     if not len(features):
         return np.empty((0, len(members)))
     return np.column_stack(
-        [read_booster(m.text).predict(features, num_threads=threads) for m in members]
+        [
+            read_booster(m.text).predict(features, raw_score=True, num_threads=threads)
+            for m in members
+        ]
     )
 
 
 def predictor(recipe: Recipe, members: Sequence[FittedBooster]) -> Predictor:
     """A predictor with these boosters, read from their texts."""
     return Predictor(recipe, [read_booster(member.text) for member in members])
-
-
-def tune(
-    rows: Rows,
-    volatility: Float,
-    span: TimeSpan,
-    names: Sequence[str],
-    *,
-    column: int,
-    horizon_s: int,
-    stride_s: int,
-    trials: int,
-    seed: int,
-    threads: int,
-) -> tuple[BoosterParameters, float]:
-    """The best hyperparameters by rank IC at one horizon, and that IC.
-
-    ``column`` is the horizon's column of the labels. Trials are scored on the span's last quarter,
-    purged. Honest only with a ``span`` that no test block overlaps: callers give the first fold's
-    training span. The defaults are the first trial, and the result, with an IC of NaN, when there are
-    too few rows.
-    """
-    import optuna
-
-    head, tail = split_tail(rows.t_ns, span, 0.25, horizon_s)
-    train, scored = rows.where(head.mask(rows.t_ns)), rows.where(tail.mask(rows.t_ns))
-    train_vol, scored_vol = volatility[head.mask(rows.t_ns)], volatility[tail.mask(rows.t_ns)]
-    if trials < 1 or len(train) < MIN_TRAIN_ROWS or len(scored) < MIN_EFFECTIVE:
-        return BoosterParameters(), math.nan
-    scale = scale_of(train_vol)
-    only = slice(column, column + 1)
-    goal = targets(train.labels_bps[:, only], train_vol, scale, (horizon_s,))[:, 0]
-    realised = normal_scores(
-        targets(scored.labels_bps[:, only], scored_vol, scale, (horizon_s,))[:, 0]
-    )
-
-    data = bin_features(train.features, names, threads)
-
-    def objective(trial: optuna.Trial) -> float:
-        parameters = BoosterParameters(
-            trees=trial.suggest_int("trees", 40, 160, step=20),
-            learning_rate=trial.suggest_float("learning_rate", 0.02, 0.1, log=True),
-            leaves=trial.suggest_int("leaves", 7, 31, step=4),
-            leaf_labels=trial.suggest_int("leaf_labels", 20, 160, log=True),
-            feature_share=trial.suggest_float("feature_share", 0.3, 0.9),
-            l2=trial.suggest_float("l2", 1.0, 100.0, log=True),
-        )
-        member = fit_booster(
-            data,
-            goal,
-            parameters,
-            horizon_s=horizon_s,
-            stride_s=stride_s,
-            seed=seed,
-            threads=threads,
-        )
-        output = outputs((member,), scored.features, threads)[:, 0]
-        return float(np.nanmean(normal_scores(output) * realised))
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(
-        seed=seed, multivariate=True, constant_liar=True, n_startup_trials=max(3, trials // 2)
-    )
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.enqueue_trial(msgspec.to_builtins(BoosterParameters()))
-    study.optimize(objective, n_trials=trials)
-    return msgspec.convert(study.best_params, BoosterParameters), float(study.best_value)

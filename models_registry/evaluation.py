@@ -19,7 +19,9 @@ from market.units import DAY_NS
 from models_registry import gate, statistics, trades
 from models_registry.dataset import Rows
 from models_registry.ensemble import Z95, BoosterParameters, fit_line
-from models_registry.manifest import Gate, GateRow, Recipe
+from models_registry.manifest import Gate, GateRow
+from models_registry.recipe import Recipe
+from models_registry.selection import FoldSelection
 from models_registry.trades import FeeResult, Trades
 from models_registry.validation import (
     Coefficient,
@@ -131,7 +133,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     primary_s: int
     dates: tuple[str, ...]
     train_rows: int
-    parameters: BoosterParameters
+    #: By horizon; those of the last fold.
+    parameters: Mapping[int, BoosterParameters]
     tuned_ic: float
     blocks: tuple[BlockResult, ...]
     skipped: tuple[str, ...]
@@ -145,6 +148,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     gate: Gate
     #: Net result in bps at the stated fee row by test day (number).
     daily: Mapping[int, float]
+    selections: tuple[FoldSelection, ...] = ()
 
 
 def metrics(evaluation: Evaluation) -> dict[str, float]:
@@ -288,7 +292,7 @@ def summarise_blocks(
     settings: Settings,
     train_rows: int,
     dates: tuple[str, ...],
-    parameters: BoosterParameters,
+    parameters: Mapping[int, BoosterParameters],
     tuned_ic: float,
     blocks: Sequence[BlockResult],
     parts: Sequence[OutOfSample],

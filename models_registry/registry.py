@@ -96,6 +96,7 @@ def train_and_register(
     """
     from models_registry import gate, probes, training, trials
     from models_registry.decay import check
+    from models_registry.tuning import Studies
 
     features = features or Features.defined()
     symbols = settings.market.symbols
@@ -131,6 +132,7 @@ def train_and_register(
                 champion_decayed=champion is not None and check(lake, settings, features).failed,
                 rows=tuple(gate.probe_row(probe) for probe in found),
             ),
+            studies=Studies(file=home / "optuna.db", prefix=tags["identity"]),
             progress=progress,
         )
         trials.record(home, "training", procedure, tags["identity"], looks, evaluation.daily)

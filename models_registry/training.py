@@ -8,7 +8,6 @@ reported figures are those of the folds, each with its own calibration; never in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -16,11 +15,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from market.settings import FEE_ROWS_BPS, Settings
+from market.settings import FEE_ROWS_BPS, Model, Settings
 from market.units import DAY_NS, SECOND_NS, utc_date
-from models_registry import dataset, decay, ensemble
+from models_registry import decay, ensemble, selection
+from models_registry.abstention import Scored, score, signal_rates
 from models_registry.dataset import Features, Rows, Source
-from models_registry.ensemble import BoosterParameters, FittedBooster
+from models_registry.ensemble import FittedBooster
 from models_registry.evaluation import (
     BlockResult,
     ChampionComparison,
@@ -33,6 +33,7 @@ from models_registry.evaluation import (
     rank_product,
     summarise_blocks,
 )
+from models_registry.fold import FoldModel, Trainer
 from models_registry.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -40,13 +41,14 @@ from models_registry.manifest import (
     DecayReference,
     Fees,
     Manifest,
-    Predictor,
-    Recipe,
     TrainingWindow,
     encode,
     list_hash,
     parse_manifest,
 )
+from models_registry.recipe import Predictor
+from models_registry.selection import FoldSelection
+from models_registry.tuning import Studies
 from models_registry.validation import Fold, distinct, label_reach_ns, walk_forward
 
 Float = npt.NDArray[np.float64]
@@ -68,13 +70,6 @@ class TrainedModel(msgspec.Struct, frozen=True, kw_only=True):
     importance: tuple[tuple[str, float], ...]
 
 
-class _FoldModel(msgspec.Struct, frozen=True, kw_only=True):
-    recipe: Recipe
-    members: tuple[FittedBooster, ...]
-    train_rows: int
-    calibration_rows: int
-
-
 def evaluate(
     source: Source,
     settings: Settings,
@@ -82,43 +77,30 @@ def evaluate(
     *,
     champion: tuple[str, Bundle] | None = None,
     context: Context | None = None,
+    studies: Studies | None = None,
     progress: Progress = lambda line: None,
 ) -> Evaluation:
     """Walk-forward over the source's dates: training rows by stride, test blocks at every second.
 
-    ``champion`` (version, bundle) is compared on seconds after its training if it has the same
-    features. Gives a verdict even without any row. DatasetError without the scale feature.
+    ``champion`` (version, bundle) is compared on seconds after its training if it is of the same
+    definitions; ``studies`` keep the trials of the search for hyper-parameters. Gives a verdict even
+    without any row. DatasetError without the scale feature.
     """
     model = settings.model
-    rows = _training_rows(source, settings, features)
-    volatility = _volatility(rows, features)
-    days = distinct((rows.t_ns - 1) // DAY_NS)
+    trainer = Trainer(source, features, model, studies, progress)
+    t_ns = trainer.rows.t_ns
+    days = distinct((t_ns - 1) // DAY_NS)
     dates = tuple(utc_date(int(day) * DAY_NS) for day in days)
-    progress(f"{len(rows)} training rows on {len(dates)} dates")
+    progress(f"{len(t_ns)} training rows on {len(dates)} dates")
     folds = walk_forward(
-        rows.t_ns,
+        t_ns,
         min_train_days=model.min_train_days,
         max_test_blocks=model.max_test_blocks,
         calibration_share=model.calibration_share,
         max_horizon_s=max(model.horizons_s),
     )
-    parameters, tuned_ic = BoosterParameters(), math.nan
     skipped: list[str] = []
-    if folds:
-        parameters, tuned_ic = ensemble.tune(
-            rows,
-            volatility,
-            folds[0].train,
-            features.names,
-            column=model.horizons_s.index(model.primary_s),
-            horizon_s=model.primary_s,
-            stride_s=model.train_stride_s,
-            trials=model.trials,
-            seed=model.seed,
-            threads=model.threads,
-        )
-        progress(f"tuned within the first training span: rank IC {tuned_ic:.4f}")
-    else:
+    if not folds:
         skipped.append(
             f"{len(dates)} dates with warm rows, of which training alone takes "
             f"{model.min_train_days}"
@@ -126,12 +108,16 @@ def evaluate(
     rival, note = _rival(champion, features)
     blocks: list[BlockResult] = []
     parts: list[OutOfSample] = []
+    selections: list[FoldSelection] = []
+    earlier: Scored | None = None
     for number, fold in enumerate(folds):
-        fitted = _fit_fold(rows, volatility, fold, features, settings, parameters)
+        fitted = trainer.fit(fold, earlier)
         if isinstance(fitted, str):
             skipped.append(f"block from {fold.test_dates[0]}: {fitted}")
             continue
-        part = _face(source, settings, features, fold, fitted, rival)
+        if fitted.selection is not None:
+            selections.append(fitted.selection)
+        part = _face(source, settings, fold, fitted, rival)
         block = make_block(
             number,
             fold,
@@ -149,12 +135,17 @@ def evaluate(
             continue
         parts.append(part)
         blocks.append(block)
+        seen = _strided(part, model)
+        made = score(seen.rows, seen.raw_bps / seen.scale_bps, seen.volatility, model)
+        earlier = made if earlier is None else earlier.then(made)
         progress(
             f"block {number + 1} of {len(folds)} ({block.first_date}): rank IC {block.ic.rank:.4f}"
         )
-    return summarise_blocks(
-        settings, len(rows), dates, parameters, tuned_ic, blocks, parts, skipped, note, context
-    )
+    found = summarise_blocks(
+        settings, len(t_ns), dates, trainer.tuned.parameters, trainer.tuned.ic, blocks, parts,
+        skipped, note, context,
+    )  # fmt: skip
+    return msgspec.structs.replace(found, selections=tuple(selections))
 
 
 def finish(
@@ -173,31 +164,32 @@ def finish(
     if evaluation.pooled is None:
         raise ValueError("an evaluation without test blocks makes no model")
     model = settings.model
-    rows = _training_rows(source, settings, features)
-    volatility = _volatility(rows, features)
+    names, how = features.names, None
+    if evaluation.selections:
+        names, how = selection.consensus(evaluation.selections, names, model.select)
+        wanted = {*names, ensemble.SCALE_FEATURE}
+        names = tuple(name for name in features.names if name in wanted)
+    rows = source.read(source.dates(), names, model.train_stride_s)
+    volatility = _volatility(rows, names)
     scale = ensemble.scale_of(volatility)
-    members = ensemble.fit(
-        rows,
-        volatility,
-        scale,
-        features.names,
-        model.horizons_s,
-        evaluation.parameters,
-        stride_s=model.train_stride_s,
-        seed=model.seed,
-        threads=model.threads,
-    )
-    seconds = evaluation.pooled.rows.t_ns // SECOND_NS
-    seen = evaluation.pooled.where(seconds % model.train_stride_s == 0)
+    members = ensemble.fit(rows, volatility, scale, names, evaluation.parameters, model)
+    seen = _strided(evaluation.pooled, model)
+    goals = ensemble.targets(seen.rows.labels_bps, seen.volatility, scale, model.horizons_s)
+    primary = goals[:, model.horizons_s.index(model.primary_s)]
+    weights = ensemble.stack(seen.output, primary, seen.rows.t_ns, model.primary_s)
+    # Only a return booster has another use than its weight: the expectation at its horizon.
+    kept = [n for n, m in enumerate(members) if m.objective == "return" or weights[n] > 0]
+    members = tuple(members[n] for n in kept)
     recipe = ensemble.combine(
         members,
-        seen.output,
+        weights[kept],
+        seen.output[:, kept],
         seen.rows,
         seen.volatility,
         scale,
         ensemble.regime_edges(volatility),
-        features.names,
-        model.primary_s,
+        names,
+        model,
     )
     taker_bps, maker_bps = FEE_ROWS_BPS[model.fee_row]
     manifest = Manifest(
@@ -207,7 +199,7 @@ def finish(
         book_topic=f"orderbook.{settings.market.book_depth}",
         symbols=settings.market.symbols,
         feature_hash=features.hash,
-        feature_list_hash=list_hash(features.names),
+        feature_list_hash=list_hash(names),
         recipe=recipe,
         fees=Fees(row=model.fee_row, taker_bps=taker_bps, maker_bps=maker_bps),
         window=TrainingWindow(
@@ -221,31 +213,32 @@ def finish(
         data_fingerprint=data_fingerprint,
         git_sha=git_sha,
         seed=model.seed,
-        parameters=msgspec.to_builtins(evaluation.parameters),
+        parameters={
+            f"{horizon}s.{name}": value
+            for horizon, found in evaluation.parameters.items()
+            for name, value in msgspec.to_builtins(found).items()
+        },
         gate=evaluation.gate,
         decay=_decay_reference(evaluation.pooled, settings),
-        metrics=metrics(evaluation),
+        metrics=metrics(evaluation) | signal_rates(evaluation.pooled, model),
+        selection=how,
     )
     files = {member.file: member.text.encode() for member in members}
     files[MANIFEST_FILE] = encode(manifest)
     return TrainedModel(
         manifest=parse_manifest(files[MANIFEST_FILE], MANIFEST_FILE),
         files=files,
-        importance=_importance(members, features),
+        importance=_importance(members, names),
     )
 
 
-def _training_rows(source: Source, settings: Settings, features: Features) -> Rows:
-    if ensemble.SCALE_FEATURE not in features.names:
-        raise dataset.DatasetError(
-            f"the features lack {ensemble.SCALE_FEATURE}, which scales the labels; define it"
-        )
-    return source.read(source.dates(), features.names, settings.model.train_stride_s)
-
-
-def _volatility(rows: Rows, features: Features) -> Float:
-    column = features.names.index(ensemble.SCALE_FEATURE)
+def _volatility(rows: Rows, names: Sequence[str]) -> Float:
+    column = names.index(ensemble.SCALE_FEATURE)
     return np.ascontiguousarray(rows.features[:, column], np.float64)
+
+
+def _strided(part: OutOfSample, model: Model) -> OutOfSample:
+    return part.where(part.rows.t_ns // SECOND_NS % model.train_stride_s == 0)
 
 
 def _rival(
@@ -254,83 +247,35 @@ def _rival(
     if champion is None:
         return None, None
     version, bundle = champion
-    if bundle.manifest.feature_hash != features.hash or bundle.manifest.features != features.names:
+    if bundle.manifest.feature_hash != features.hash:
         return None, ChampionComparison(champion=version, note="it takes other features")
     return bundle, ChampionComparison(champion=version)
 
 
-def _fit_fold(
-    rows: Rows,
-    volatility: Float,
-    fold: Fold,
-    features: Features,
-    settings: Settings,
-    parameters: BoosterParameters,
-) -> _FoldModel | str:
-    """The fold's model, or the reason why it has too few rows."""
-    model = settings.model
-    inside, calibrating = fold.train.mask(rows.t_ns), fold.calibration.mask(rows.t_ns)
-    train, calibration = rows.where(inside), rows.where(calibrating)
-    scale = ensemble.scale_of(volatility[inside])
-    for horizon, column in zip(model.horizons_s, train.labels_bps.T, strict=True):
-        known = int(np.sum(~np.isnan(column)))
-        if known < ensemble.MIN_TRAIN_ROWS:
-            return f"{known} training rows at {horizon} s of at least {ensemble.MIN_TRAIN_ROWS}"
-    members = ensemble.fit(
-        train,
-        volatility[inside],
-        scale,
-        features.names,
-        model.horizons_s,
-        parameters,
-        stride_s=model.train_stride_s,
-        seed=model.seed,
-        threads=model.threads,
-    )
-    recipe = ensemble.combine(
-        members,
-        ensemble.outputs(members, calibration.features, model.threads),
-        calibration,
-        volatility[calibrating],
-        scale,
-        ensemble.regime_edges(volatility[inside]),
-        features.names,
-        model.primary_s,
-    )
-    return _FoldModel(
-        recipe=recipe,
-        members=members,
-        train_rows=len(train),
-        calibration_rows=len(calibration),
-    )
-
-
 def _face(
-    source: Source,
-    settings: Settings,
-    features: Features,
-    fold: Fold,
-    fitted: _FoldModel,
-    rival: Bundle | None,
+    source: Source, settings: Settings, fold: Fold, fitted: FoldModel, rival: Bundle | None
 ) -> OutOfSample:
     """Predict every second of the test block with the fold's model, one date at a time."""
     predictor: Predictor = ensemble.predictor(fitted.recipe, fitted.members)
     threads = settings.model.threads
+    own = fitted.recipe.features
+    names = list(dict.fromkeys((*own, *(rival.manifest.features if rival else ()))))
     parts = []
     for date in fold.test_dates:
-        rows = source.read([date], features.names)
-        made = predictor.predict_many(rows.features, threads)
+        rows = source.read([date], names)
+        made = predictor.predict_many(rows.features[:, : len(own)], threads)
         champion_bps, champion_raw = np.full((2, len(rows)), np.nan)
         if rival is not None:
             trained = rival.manifest.window.last_ns + label_reach_ns(max(rival.horizons_s))
             later = rows.t_ns > trained
             if later.any():
-                seen = rival.predict_many(rows.features[later], threads)
+                columns = [names.index(name) for name in rival.manifest.features]
+                seen = rival.predict_many(rows.features[later][:, columns], threads)
                 champion_bps[later], champion_raw[later] = seen.expected_bps, seen.raw_bps
         parts.append(
             OutOfSample(
                 rows=msgspec.structs.replace(rows, features=np.empty((len(rows), 0))),
-                volatility=_volatility(rows, features),
+                volatility=_volatility(rows, names),
                 scale_bps=made.scale_bps,
                 output=made.output,
                 raw_bps=made.raw_bps,
@@ -365,11 +310,11 @@ def _decay_reference(pooled: OutOfSample, settings: Settings) -> DecayReference:
 
 
 def _importance(
-    members: Sequence[FittedBooster], features: Features
+    members: Sequence[FittedBooster], names: Sequence[str]
 ) -> tuple[tuple[str, float], ...]:
-    total = np.zeros(len(features.names))
+    total = np.zeros(len(names))
     for member in members:
         gain = np.asarray(ensemble.read_booster(member.text).feature_importance("gain"))
         total += gain / max(gain.sum(), 1e-300)
     order = np.argsort(-total, kind="stable")
-    return tuple((features.names[i], float(total[i] / len(members))) for i in order)
+    return tuple((names[i], float(total[i] / len(members))) for i in order)

@@ -24,7 +24,7 @@ from market.events import Events
 from market.instruments import Instrument
 from market.lake import Lake
 from market.settings import Settings
-from models_registry.manifest import NO_REGIME, Prediction
+from models_registry.recipe import NO_REGIME, Prediction
 from orchestration.backtest.run import PROGRESS_EVERY_S, FixedModel, opening
 from orchestration.backtest.span import Span, instant_text, merged, seconds_of
 

@@ -41,7 +41,7 @@ from market.console import Say, fixed, table
 from market.lake import Lake
 from market.settings import Settings
 from market.units import DAY_NS, SECOND_NS
-from models_registry.manifest import Prediction
+from models_registry.recipe import Prediction
 from models_registry.validation import stationary_indices
 from orchestration.backtest.run import Run, load_model, replay
 from orchestration.backtest.span import Span, instant_text, instruments_of_span, span_of

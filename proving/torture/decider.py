@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from market.features import feature_names
 from market.units import SECOND_NS
-from models_registry.manifest import Pointer, Prediction
+from models_registry.manifest import Pointer
+from models_registry.recipe import Prediction
 
 Floats = npt.NDArray[np.float64]
 

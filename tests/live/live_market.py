@@ -14,21 +14,23 @@ from models_registry.manifest import (
     FORMAT,
     MANIFEST_FILE,
     POINTER_FILE,
-    Calibration,
     DecayReference,
     Fees,
     Gate,
     Manifest,
-    Member,
     Pointer,
-    Recipe,
-    Regime,
-    Scale,
     TrainingWindow,
     bundles_folder,
     encode,
     list_hash,
     sha256,
+)
+from models_registry.recipe import (
+    Calibration,
+    Member,
+    Recipe,
+    Regime,
+    Scale,
 )
 
 HORIZONS = (10, 60)

@@ -28,6 +28,8 @@ def settings(root: Path, **model: object) -> Settings:
         "min_train_days": 2,
         "min_test_blocks": 3,
         "trials": 2,
+        "select": 0,
+        "act": "expected_edge",
         "threads": 1,
         "bootstrap_samples": 300,
         "bootstrap_block_s": 600,

@@ -20,15 +20,17 @@ from models_registry.manifest import (
     Bundle,
     BundleError,
     Pointer,
-    Regime,
-    Scale,
     bundles_folder,
     encode,
     load_champion,
     read_pointer,
+    sha256,
+)
+from models_registry.recipe import (
+    Regime,
+    Scale,
     regime_index,
     scale_bps,
-    sha256,
 )
 from models_registry.training import TrainedModel
 

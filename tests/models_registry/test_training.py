@@ -16,6 +16,7 @@ from models_registry import card, dataset, ensemble, training
 from models_registry.dataset import DatasetError, Features
 from models_registry.ensemble import fit_line
 from models_registry.evaluation import Evaluation
+from models_registry.fold import FoldModel, Trainer, Tuned
 from models_registry.training import TrainedModel
 
 
@@ -51,6 +52,7 @@ def test_a_planted_signal_is_detected_and_promoted(
     assert model.importance[0][0] in ("signal", "echo")
     assert all(member.weight >= 0 for member in model.manifest.recipe.members)
     assert sum(m.weight for m in model.manifest.recipe.members) == pytest.approx(1.0)
+    assert model.manifest.recipe.horizons_s == planted.HORIZONS
     assert all(regime.threshold_bps == 0.0 for regime in model.manifest.recipe.regimes)
     assert model.manifest.decay.limit is not None
 
@@ -144,25 +146,37 @@ def test_later_data_cannot_change_a_fold(
     assert study.blocks[0].net_total_bps == trained[0].blocks[0].net_total_bps
 
 
-def test_tuning_sees_the_first_training_span_only(
+def test_a_fold_selects_tunes_and_stacks_within_its_training_span(
     planted_lake: Lake, planted_settings: Settings
 ) -> None:
+    names = planted.FEATURES.names
     rows = rows_of(planted_lake)
-    volatility = np.ascontiguousarray(rows.features[:, -1])
-    span = training.walk_forward(
+    fold = training.walk_forward(
         rows.t_ns, min_train_days=2, max_test_blocks=20, calibration_share=0.2, max_horizon_s=300
-    )[0].train
+    )[0]
+    model = msgspec.structs.replace(planted_settings.model, select=3)
 
-    def tuned(given: dataset.Rows) -> tuple[ensemble.Parameters, float]:
-        return ensemble.tune(
-            given, volatility, span, planted.FEATURES.names, column=1, horizon_s=60, stride_s=5,
-            trials=2, seed=1, threads=1,
-        )  # fmt: skip
+    def fitted(given: dataset.Rows) -> tuple[FoldModel, Tuned]:
+        source = dataset.MemorySource(given, names)
+        trainer = Trainer(source, planted.FEATURES, model, None, lambda line: None)
+        made = trainer.fit(fold, None)
+        assert isinstance(made, FoldModel)
+        return made, trainer.tuned
 
-    outside = ~span.mask(rows.t_ns)
+    made, tuned = fitted(rows)
+    assert made.selection is not None
+    assert {"signal", "echo"} <= set(made.selection.names) <= set(names)
+    assert set(made.recipe.features) == {*made.selection.names, ensemble.SCALE_FEATURE}
+    assert set(tuned.parameters) == set(planted.HORIZONS)
     broken = rows.labels_bps.copy()
-    broken[outside] = 1e6
-    assert tuned(rows) == tuned(msgspec.structs.replace(rows, labels_bps=broken))
+    broken[~fold.train.mask(rows.t_ns)] *= -1.0
+    other, again = fitted(msgspec.structs.replace(rows, labels_bps=broken))
+    assert other.selection is not None
+    assert (other.selection.names, again) == (made.selection.names, tuned)
+    assert other.members == made.members
+    weights = [[member.weight for member in one.recipe.members] for one in (made, other)]
+    assert weights[0] == weights[1]
+    assert made.recipe.gain > other.recipe.gain == 0.0
 
 
 def test_a_line_s_error_grows_with_overlap_and_noise_shrinks_to_nothing() -> None:

@@ -22,7 +22,7 @@ from market.console import say
 from market.lake import Lake
 from market.settings import FEE_ROWS_BPS
 from market.units import SECOND_NS
-from models_registry.manifest import Prediction
+from models_registry.recipe import Prediction
 from orchestration.backtest import lookahead
 from orchestration.backtest.command import backtest
 from orchestration.backtest.figures import bound_figures, figures

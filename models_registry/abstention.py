@@ -1,0 +1,209 @@
+"""Acting only where it is certified: false-signal rates bounded by learn-then-test, regime by regime.
+
+A signal at t is false when the primary label, in the direction of the prediction, earns nothing: gross,
+or net of the spread at t and both taker fees. Its score is |raw| / scale. For thresholds from strict to
+loose, H: rate > target is rejected when P(Bin(n, target) <= k) <= delta, that is when the Clopper–Pearson
+upper bound is at most the target; the sequence stops at the first threshold that is not rejected, so
+the rate is above the target with probability delta at most (Angelopoulos et al. 2021, fixed
+sequence). n counts independent labels and k that share of them. Each regime's statement holds at its own
+95 %. It assumes that later signals are exchangeable with those counted; `AdaptiveLevel` follows between
+two trainings what is not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from market.settings import FEE_ROWS_BPS, Model
+from models_registry.dataset import Rows
+from models_registry.recipe import (
+    Basis,
+    Certificate,
+    Recipe,
+    Regime,
+    Step,
+    regime_index,
+)
+from models_registry.trades import clopper_pearson_upper
+from models_registry.validation import effective_count
+
+if TYPE_CHECKING:
+    from models_registry.evaluation import OutOfSample
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+
+#: Shares of a regime's signals that are tried, strict to loose; one with fewer independent signals is
+#: not, as its bound could not be met even with few errors.
+COVERAGES: Final = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.18, 0.2,
+                    0.22, 0.25, 0.28, 0.31, 0.34, 0.37, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # fmt: skip
+MIN_SIGNALS: Final = 100.0
+CONFIDENCE: Final = 0.95
+
+
+class Scored(msgspec.Struct, frozen=True, kw_only=True):
+    """n decisions out of sample, (n,) each: time, trailing volatility in bps, |raw| / scale, and what the
+    primary label earned in the direction of the prediction, bps before and after costs.
+    """
+
+    t_ns: Int
+    volatility: Float
+    score: Float
+    gross_bps: Float
+    net_bps: Float
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> Scored:
+        """The decisions where ``mask`` (n,) is true."""
+        return Scored(**{name: getattr(self, name)[mask] for name in self.__struct_fields__})
+
+    def then(self, other: Scored) -> Scored:
+        """These decisions and the others."""
+        return Scored(
+            **{
+                name: np.concatenate((getattr(self, name), getattr(other, name)))
+                for name in self.__struct_fields__
+            }
+        )
+
+
+def score(rows: Rows, signed: Float, volatility: Float, model: Model) -> Scored:
+    """Decisions with a label; ``signed`` (n,) is raw / scale."""
+    label = rows.labels_bps[:, model.horizons_s.index(model.primary_s)]
+    gross = np.sign(signed) * label
+    cost = rows.spread_bps + 2 * FEE_ROWS_BPS[model.fee_row][0]
+    found = Scored(
+        t_ns=rows.t_ns,
+        volatility=volatility,
+        score=np.abs(signed),
+        gross_bps=gross,
+        net_bps=gross - cost,
+    )
+    return found.where(~np.isnan(found.net_bps) & ~np.isnan(volatility) & (found.score > 0))
+
+
+def learn_then_test(
+    t_ns: Int, score: Float, false: npt.NDArray[np.bool_], *, horizon_s: int, target: float,
+    confidence: float,
+) -> tuple[float | None, tuple[Step, ...]]:  # fmt: skip
+    """The loosest score whose false-signal rate is certified (None: none is), and the steps tried."""
+    order = np.argsort(-score, kind="stable")
+    steps: list[Step] = []
+    for coverage in COVERAGES:
+        count = math.ceil(coverage * len(order))
+        if not count:
+            break
+        least = float(score[order[count - 1]])
+        acted = score >= least
+        n_eff = effective_count(t_ns[acted], horizon_s)
+        if n_eff < MIN_SIGNALS or (steps and steps[-1].score == least):
+            continue
+        rate = float(false[acted].mean())
+        upper = upper_rate(rate, n_eff, confidence)
+        steps.append(
+            Step(score=least, coverage=float(acted.mean()), n_eff=n_eff, rate=rate, upper=upper)
+        )
+    return loosest(steps, target), tuple(steps)
+
+
+def upper_rate(rate: float, n_eff: float, confidence: float = CONFIDENCE) -> float:
+    """One-sided upper bound of a rate among independent signals, whole numbers of them."""
+    trials = math.floor(n_eff + 1e-9)
+    return clopper_pearson_upper(math.ceil(rate * trials - 1e-9), trials, confidence)
+
+
+def loosest(steps: tuple[Step, ...] | list[Step], level: float) -> float | None:
+    """The score of the last step, from strict to loose, before the first whose bound exceeds ``level``."""
+    found = None
+    for step in steps:
+        if step.upper > level:
+            break
+        found = step.score
+    return found
+
+
+def certify(recipe: Recipe, scored: Scored, earlier: Scored | None, model: Model) -> Recipe:
+    """The recipe with certificates, gross and net, in every regime, which decide its act rule."""
+    scored = scored if earlier is None else earlier.then(scored)
+    index = regime_index(scored.volatility, recipe.regimes)
+    regimes = []
+    for number, regime in enumerate(recipe.regimes):
+        inside = scored.where(index == number)
+        earned: dict[Basis, Float] = {"gross": inside.gross_bps, "net": inside.net_bps}
+        made = []
+        for basis, bps in earned.items():
+            least, steps = learn_then_test(
+                inside.t_ns, inside.score, bps <= 0, horizon_s=model.primary_s,
+                target=model.false_rate, confidence=CONFIDENCE,
+            )  # fmt: skip
+            made.append(
+                Certificate(
+                    basis=basis,
+                    fee_row=model.fee_row,
+                    target=model.false_rate,
+                    confidence=CONFIDENCE,
+                    least_score=least,
+                    steps=steps,
+                )
+            )
+        regimes.append(
+            _ruled(msgspec.structs.replace(regime, certificates=tuple(made)), recipe.act, model)
+        )
+    return msgspec.structs.replace(recipe, regimes=tuple(regimes))
+
+
+def _ruled(regime: Regime, act: str, model: Model) -> Regime:
+    """A certified recipe acts from its certified score on, whatever else opens the regime."""
+    if act != "certified":
+        return regime
+    least = next(c.least_score for c in regime.certificates if c.basis == model.certify)
+    if least is None:
+        return msgspec.structs.replace(regime, threshold_bps=None)
+    return msgspec.structs.replace(regime, threshold_bps=0.0, least_score=least)
+
+
+def signal_rates(pooled: OutOfSample, model: Model) -> dict[str, float]:
+    """Figures of the signals on out-of-sample seconds: those whose expectation exceeds the cost.
+
+    Coverage is of all seconds; rates of false signals are gross and net at the model's fee row, each with
+    its one-sided 95 % bound (Clopper–Pearson on independent labels).
+    """
+    cost = pooled.rows.spread_bps + 2 * FEE_ROWS_BPS[model.fee_row][0]
+    acted = np.abs(pooled.expected_bps) > cost
+    signed = np.where(acted, pooled.expected_bps, 0.0)
+    made = score(pooled.rows, signed, pooled.volatility, model)
+    n_eff = effective_count(made.t_ns, model.primary_s)
+    found = {"signals.coverage": float(acted.mean()), "signals.n_eff": n_eff}
+    earned: dict[Basis, Float] = {"gross": made.gross_bps, "net": made.net_bps}
+    for basis, bps in earned.items():
+        if len(bps):
+            rate = float((bps <= 0).mean())
+            found[f"signals.false_{basis}"] = rate
+            found[f"signals.false_{basis}_upper"] = upper_rate(rate, n_eff)
+    return found
+
+
+class AdaptiveLevel(msgspec.Struct, frozen=True, kw_only=True):
+    """The level that a regime's threshold is chosen at between two trainings; plain, serialisable state.
+
+    level' = level + step * (target - err), err 1 for a false signal, else 0: over T signals the mean of err
+    is within (max(level, 1 - level) + step) / (step * T) of the target, whatever the data do, as long
+    as a level of 0 gives no errors (Gibbs & Candès 2021). While `least_score` is None, give it the
+    errors of would-be signals at the strictest step, or it never acts again.
+    """
+
+    target: float = 0.2
+    step: float = 0.01
+    level: float = 0.2
+
+    def update(self, err: float) -> AdaptiveLevel:
+        """The state after one more signal's outcome is known."""
+        return msgspec.structs.replace(self, level=self.level + self.step * (self.target - err))
+
+    def least_score(self, certificate: Certificate) -> float | None:
+        """The score from which to act now; at the initial level it is the certified one."""
+        return loosest(certificate.steps, self.level)

@@ -1,0 +1,223 @@
+"""One fold's model: features selected, tuned and stacked within the training span, calibrated after it.
+
+    training span  |TTTTTTTTTTTTTTT head .| tail |.|CCCC calibration|.|#### test|
+
+Features, hyper-parameters and stacking weights come from boosters of the head, judged on the tail; then
+boosters of the whole span are fitted, and calibrated on the calibration span.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from market.features.precision import Float32
+from market.settings import Model
+from models_registry import dataset, ensemble, selection
+from models_registry.abstention import Scored
+from models_registry.dataset import Features, Rows, Source
+from models_registry.ensemble import BoosterParameters, FittedBooster
+from models_registry.recipe import Recipe
+from models_registry.selection import FoldSelection
+from models_registry.tuning import Studies, tune
+from models_registry.validation import Fold, TimeSpan, split_tail
+
+Float = npt.NDArray[np.float64]
+Progress = Callable[[str], None]
+
+#: The share of the training span, at its end, that judges features, parameters and weights.
+TAIL_SHARE: Final = 0.25
+#: Rows that features are selected on, at most; more are thinned to a multiple of the stride.
+SELECTION_ROWS: Final = 400_000
+
+
+class FoldModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A fold's recipe and boosters. ``selection`` is None where all candidates are taken."""
+
+    recipe: Recipe
+    members: tuple[FittedBooster, ...]
+    selection: FoldSelection | None
+    train_rows: int
+    calibration_rows: int
+
+
+class Tuned(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters by horizon, the primary horizon's rank IC, and the seconds of training span they saw."""
+
+    parameters: Mapping[int, BoosterParameters] = {}
+    ic: float = math.nan
+    span_s: float = 0.0
+
+
+class Trainer:
+    """Fits fold after fold of a source; ``tuned`` are the parameters in force.
+
+    Rows of all candidate features are held at the coarsest stride that selection needs, others are read by
+    the fold. DatasetError without the scale feature.
+    """
+
+    def __init__(
+        self, source: Source, features: Features, model: Model, studies: Studies | None,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        if ensemble.SCALE_FEATURE not in features.names:
+            raise dataset.DatasetError(
+                f"the features lack {ensemble.SCALE_FEATURE}, which scales the labels; define it"
+            )
+        self._source, self._features, self._model = source, features, model
+        self._studies, self._progress = studies, progress
+        self.tuned = Tuned()
+        self.dates = source.dates()
+        #: Training rows without features: what folds are made of.
+        self.rows = source.read(self.dates, [ensemble.SCALE_FEATURE], model.train_stride_s)
+        thinned = -(-len(self.rows) // SELECTION_ROWS)
+        self._stride_s = model.train_stride_s * thinned if model.select else 0
+        self._candidates = (
+            source.read(self.dates, features.names, self._stride_s) if model.select else None
+        )
+
+    @property
+    def volatility(self) -> Float:
+        """The scale feature of `rows`, (n,)."""
+        return np.ascontiguousarray(self.rows.features[:, 0], np.float64)
+
+    def read(self, names: tuple[str, ...], span: TimeSpan | None = None) -> tuple[Rows, Float]:
+        """Training rows of a span (None: all) with these features, and their volatility."""
+        if self._candidates is not None and self._stride_s == self._model.train_stride_s:
+            rows = self._candidates
+            columns = [self._features.names.index(name) for name in names]
+        else:
+            rows = self._source.read(self.dates, names, self._model.train_stride_s)
+            columns = list(range(len(names)))
+        inside = span.mask(rows.t_ns) if span else np.ones(len(rows), np.bool_)
+        matrix: Float32 = rows.features[inside][:, columns]
+        found = msgspec.structs.replace(rows, features=rows.features[:, :0]).where(inside)
+        return msgspec.structs.replace(found, features=matrix), self.volatility[inside]
+
+    def fit(self, fold: Fold, earlier: Scored | None) -> FoldModel | str:
+        """The fold's model, or the reason why it has too few rows."""
+        model = self._model
+        known = ~np.isnan(self.rows.labels_bps[fold.train.mask(self.rows.t_ns)])
+        for horizon, count in zip(model.horizons_s, known.sum(axis=0), strict=True):
+            if count < ensemble.MIN_TRAIN_ROWS:
+                return f"{count} training rows at {horizon} s of at least {ensemble.MIN_TRAIN_ROWS}"
+        head, tail = split_tail(self.rows.t_ns, fold.train, TAIL_SHARE, max(model.horizons_s))
+        chosen = self._select(head, tail)
+        names = self._features.names
+        if chosen is not None:
+            wanted = {*chosen.names, ensemble.SCALE_FEATURE}
+            names = tuple(name for name in names if name in wanted)
+        train, volatility = self.read(names, fold.train)
+        weights = self._tune_and_stack(fold, names, head, tail)
+        scale = ensemble.scale_of(volatility)
+        members = ensemble.fit(train, volatility, scale, names, self.tuned.parameters, model)
+        calibration, calibration_volatility = self.read(names, fold.calibration)
+        before = None
+        if earlier is not None:
+            before = earlier.where(earlier.t_ns <= fold.calibration.after_ns)
+        recipe = ensemble.combine(
+            members,
+            weights,
+            ensemble.outputs(members, calibration.features, model.threads),
+            calibration,
+            calibration_volatility,
+            scale,
+            ensemble.regime_edges(volatility),
+            names,
+            model,
+            before,
+        )
+        return FoldModel(
+            recipe=recipe,
+            members=members,
+            selection=chosen,
+            train_rows=len(train),
+            calibration_rows=len(calibration),
+        )
+
+    def _select(self, head: TimeSpan, tail: TimeSpan) -> FoldSelection | None:
+        rows, model = self._candidates, self._model
+        if rows is None:
+            return None
+        names = self._features.names
+        train, scored = rows.where(head.mask(rows.t_ns)), rows.where(tail.mask(rows.t_ns))
+        column = names.index(ensemble.SCALE_FEATURE)
+        scale = ensemble.scale_of(train.features[:, column].astype(np.float64))
+        goals = [
+            ensemble.targets(
+                part.labels_bps, part.features[:, column].astype(float), scale, model.horizons_s
+            )[:, model.horizons_s.index(model.primary_s)]
+            for part in (train, scored)
+        ]
+        return selection.select(
+            train,
+            goals[0],
+            scored,
+            goals[1],
+            names,
+            count=model.select,
+            horizon_s=model.primary_s,
+            stride_s=self._stride_s,
+            seed=model.seed,
+            threads=model.threads,
+        )
+
+    def _tune_and_stack(
+        self, fold: Fold, names: tuple[str, ...], head: TimeSpan, tail: TimeSpan
+    ) -> Float:
+        """Stacking weights by boosters of the head; tunes first when the span has doubled."""
+        model = self._model
+        train, volatility = self.read(names, head)
+        scored, scored_volatility = self.read(names, tail)
+        scale = ensemble.scale_of(volatility)
+        goals = ensemble.targets(train.labels_bps, volatility, scale, model.horizons_s)
+        realised = ensemble.targets(scored.labels_bps, scored_volatility, scale, model.horizons_s)
+        span_s = (fold.train.until_ns - fold.train.after_ns) / 1e9
+        if span_s >= 2 * self.tuned.span_s and len(scored) >= ensemble.MIN_EFFECTIVE:
+            data = ensemble.bin_features(train.features, names, model.threads)
+
+            def one(column: int) -> tuple[BoosterParameters, float]:
+                horizon = model.horizons_s[column]
+
+                def fit(parameters: BoosterParameters, watch: Any) -> FittedBooster:
+                    return ensemble.fit_booster(
+                        data, goals[:, column], parameters, horizon_s=horizon,
+                        stride_s=model.train_stride_s, seed=model.seed, threads=1, watch=watch,
+                    )  # fmt: skip
+
+                return tune(
+                    fit,
+                    scored.features,
+                    realised[:, column],
+                    first=self.tuned.parameters.get(horizon, BoosterParameters()),
+                    trials=model.trials,
+                    seed=model.seed,
+                    studies=self._studies,
+                    name=f"{horizon} s before {fold.test_dates[0]}",
+                )
+
+            columns = range(len(model.horizons_s))
+            with ThreadPoolExecutor(model.threads) as pool:
+                found = dict(zip(model.horizons_s, pool.map(one, columns), strict=True))
+            self.tuned = Tuned(
+                parameters={horizon: parameters for horizon, (parameters, _) in found.items()},
+                ic=found[model.primary_s][1],
+                span_s=span_s,
+            )
+            self._progress(
+                f"tuned within the training span before {fold.test_dates[0]}: rank IC "
+                f"{self.tuned.ic:.4f}"
+            )
+        members = ensemble.fit(train, volatility, scale, names, self.tuned.parameters, model)
+        return ensemble.stack(
+            ensemble.outputs(members, scored.features, model.threads),
+            realised[:, model.horizons_s.index(model.primary_s)],
+            scored.t_ns,
+            model.primary_s,
+        )
