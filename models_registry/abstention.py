@@ -29,7 +29,7 @@ from models_registry.recipe import (
     Step,
     regime_index,
 )
-from models_registry.trades import clopper_pearson_upper
+from models_registry.statistics import clopper_pearson_upper
 from models_registry.validation import effective_count
 
 if TYPE_CHECKING:
@@ -103,17 +103,11 @@ def learn_then_test(
         if n_eff < MIN_SIGNALS or (steps and steps[-1].score == least):
             continue
         rate = float(false[acted].mean())
-        upper = upper_rate(rate, n_eff, confidence)
+        upper = clopper_pearson_upper(rate * n_eff, n_eff, confidence)
         steps.append(
             Step(score=least, coverage=float(acted.mean()), n_eff=n_eff, rate=rate, upper=upper)
         )
     return loosest(steps, target), tuple(steps)
-
-
-def upper_rate(rate: float, n_eff: float, confidence: float = CONFIDENCE) -> float:
-    """One-sided upper bound of a rate among independent signals, whole numbers of them."""
-    trials = math.floor(n_eff + 1e-9)
-    return clopper_pearson_upper(math.ceil(rate * trials - 1e-9), trials, confidence)
 
 
 def loosest(steps: tuple[Step, ...] | list[Step], level: float) -> float | None:
@@ -183,7 +177,7 @@ def signal_rates(pooled: OutOfSample, model: Model) -> dict[str, float]:
         if len(bps):
             rate = float((bps <= 0).mean())
             found[f"signals.false_{basis}"] = rate
-            found[f"signals.false_{basis}_upper"] = upper_rate(rate, n_eff)
+            found[f"signals.false_{basis}_upper"] = clopper_pearson_upper(rate * n_eff, n_eff)
     return found
 
 

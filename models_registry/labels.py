@@ -1,11 +1,11 @@
-"""Labels of one symbol's seconds, and how much of each is its own.
+"""Labels of one symbol's seconds, and their weights.
 
 Arrays are (n,) by time, one value a second where there is no gap; NaN is an unknown label. A decision at t
 is executed at t + 1 s (`DELAY_S`), and its label ends h seconds later; a label that a gap cuts is unknown.
 Prices are executable: bought at the ask, sold at the bid. The anchored return itself is the
 warehouse's (dbt_project/models/marts/labels.sql).
 
-Sources: López de Prado (2018), ch. 3 (triple barrier) and 4 (uniqueness).
+Source of the barriers: López de Prado (2018), ch. 3.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from market.kernel import compiled
 from market.units import SECOND_NS
+from models_registry.statistics import uniqueness
 from models_registry.validation import DELAY_S
 
 Float = npt.NDArray[np.float64]
@@ -117,21 +118,6 @@ def triple_barrier(
     label, end = np.full(len(t_ns), np.nan), np.zeros(len(t_ns), np.int64)
     _barriers(t_ns, bid, ask, width, horizon_s, DELAY_S, label, end)
     return label, end
-
-
-def uniqueness(start_ns: Int, end_ns: Int) -> Float:
-    """Mean over each label's life (start, end] of one over the number of labels alive then.
-
-    Times in any order; the sum is the effective number of labels.
-    """
-    times = np.unique(np.concatenate((start_ns, end_ns)))
-    alive = np.searchsorted(np.sort(start_ns), times, "right") - np.searchsorted(
-        np.sort(end_ns), times, "right"
-    )
-    steps = np.diff(times) / np.maximum(alive[:-1], 1)
-    area = np.concatenate(([0.0], np.cumsum(steps)))
-    own = area[np.searchsorted(times, end_ns)] - area[np.searchsorted(times, start_ns)]
-    return np.asarray(own / np.maximum(end_ns - start_ns, 1))
 
 
 def weights(t_ns: Int, symbol: npt.NDArray[np.int8], horizon_s: int) -> Float:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from market.features.precision import Float32
-from models_registry import ensemble
+from models_registry import ensemble, statistics
 from models_registry.dataset import Rows
 from models_registry.manifest import Selection
 from models_registry.validation import normal_scores
@@ -197,6 +197,8 @@ def consensus(
     mean = dict(zip(names, np.mean([fold.importance for fold in folds], axis=0), strict=True))
     best = set(sorted(times, key=lambda name: (-times[name], -mean[name]))[:count])
     chosen = tuple(name for name in names if name in best)
+    selected = np.array([[name in fold.names for name in names] for fold in folds])
+    found = statistics.selection_stability(selected) if len(folds) > 1 else None
     return chosen, Selection(
         candidates=len(names),
         clusters=round(float(np.mean([fold.clusters for fold in folds]))),
@@ -204,7 +206,7 @@ def consensus(
         decoys=DECOYS,
         decoys_selected=sum(fold.decoys for fold in folds),
         frequency={name: times[name] / len(folds) for name in chosen},
-        stability=None,
-        stability_lower=None,
-        stability_upper=None,
+        stability=found.value if found else None,
+        stability_lower=found.low if found else None,
+        stability_upper=found.high if found else None,
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from models_registry import labels
+from models_registry.statistics import uniqueness
 from models_registry.validation import effective_count
 
 SECOND = 1_000_000_000
@@ -72,15 +73,9 @@ def test_barriers_across_a_gap_or_a_missing_quote_are_unknown() -> None:
     assert np.isnan(labels.triple_barrier(seconds(1, 2, 3, 4), flat * np.nan, flat, flat, 2)[0][0])
 
 
-def test_uniqueness_by_hand() -> None:
-    # (0, 4] and (2, 6] share two of their four seconds; (10, 12] is alone.
-    found = labels.uniqueness(seconds(0, 2, 10), seconds(4, 6, 12))
-    assert found.tolist() == [0.75, 0.75, 1.0]
-
-
 def test_the_sum_of_uniqueness_is_the_effective_number_of_labels() -> None:
     t_ns = seconds(*range(0, 6000, 15), *range(20_000, 26_000, 15))
-    own = labels.uniqueness(t_ns, t_ns + 300 * SECOND)
+    own = uniqueness(t_ns, t_ns + 300 * SECOND)
     assert own.sum() == pytest.approx(effective_count(t_ns, 300), rel=0.06)
     both = labels.weights(np.repeat(t_ns, 2), np.tile([0, 1], len(t_ns)).astype(np.int8), 300)
     assert both.mean() == pytest.approx(1.0)
