@@ -13,7 +13,7 @@ two trainings what is not.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -31,9 +31,6 @@ from models_registry.recipe import (
 )
 from models_registry.statistics import clopper_pearson_upper
 from models_registry.validation import effective_count
-
-if TYPE_CHECKING:
-    from models_registry.evaluation import OutOfSample
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -158,27 +155,6 @@ def _ruled(regime: Regime, act: str, model: Model) -> Regime:
     if least is None:
         return msgspec.structs.replace(regime, threshold_bps=None)
     return msgspec.structs.replace(regime, threshold_bps=0.0, least_score=least)
-
-
-def signal_rates(pooled: OutOfSample, model: Model) -> dict[str, float]:
-    """Figures of the signals on out-of-sample seconds: those whose expectation exceeds the cost.
-
-    Coverage is of all seconds; rates of false signals are gross and net at the model's fee row, each with
-    its one-sided 95 % bound (Clopper–Pearson on independent labels).
-    """
-    cost = pooled.rows.spread_bps + 2 * FEE_ROWS_BPS[model.fee_row][0]
-    acted = np.abs(pooled.expected_bps) > cost
-    signed = np.where(acted, pooled.expected_bps, 0.0)
-    made = score(pooled.rows, signed, pooled.volatility, model)
-    n_eff = effective_count(made.t_ns, model.primary_s)
-    found = {"signals.coverage": float(acted.mean()), "signals.n_eff": n_eff}
-    earned: dict[Basis, Float] = {"gross": made.gross_bps, "net": made.net_bps}
-    for basis, bps in earned.items():
-        if len(bps):
-            rate = float((bps <= 0).mean())
-            found[f"signals.false_{basis}"] = rate
-            found[f"signals.false_{basis}_upper"] = clopper_pearson_upper(rate * n_eff, n_eff)
-    return found
 
 
 class AdaptiveLevel(msgspec.Struct, frozen=True, kw_only=True):

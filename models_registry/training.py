@@ -18,7 +18,7 @@ import numpy.typing as npt
 from market.settings import FEE_ROWS_BPS, Model, Settings
 from market.units import DAY_NS, SECOND_NS, utc_date
 from models_registry import decay, ensemble, selection
-from models_registry.abstention import Scored, score, signal_rates
+from models_registry.abstention import Scored, score
 from models_registry.dataset import Features, Rows, Source
 from models_registry.ensemble import FittedBooster
 from models_registry.evaluation import (
@@ -41,15 +41,17 @@ from models_registry.manifest import (
     DecayReference,
     Fees,
     Manifest,
+    Selection,
     TrainingWindow,
     encode,
     list_hash,
     parse_manifest,
 )
-from models_registry.recipe import Predictor
+from models_registry.recipe import Basis, Predictor
 from models_registry.selection import FoldSelection
+from models_registry.statistics import clopper_pearson_upper
 from models_registry.tuning import Studies
-from models_registry.validation import Fold, distinct, label_reach_ns, walk_forward
+from models_registry.validation import Fold, distinct, effective_count, label_reach_ns, walk_forward
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -164,11 +166,7 @@ def finish(
     if evaluation.pooled is None:
         raise ValueError("an evaluation without test blocks makes no model")
     model = settings.model
-    names, how = features.names, None
-    if evaluation.selections:
-        names, how = selection.consensus(evaluation.selections, names, model.select)
-        wanted = {*names, ensemble.SCALE_FEATURE}
-        names = tuple(name for name in features.names if name in wanted)
+    names, how = _final_features(evaluation, features, model)
     rows = source.read(source.dates(), names, model.train_stride_s)
     volatility = _volatility(rows, names)
     scale = ensemble.scale_of(volatility)
@@ -230,6 +228,37 @@ def finish(
         files=files,
         importance=_importance(members, names),
     )
+
+
+def _final_features(
+    evaluation: Evaluation, features: Features, model: Model
+) -> tuple[tuple[str, ...], Selection | None]:
+    if not evaluation.selections:
+        return features.names, None
+    chosen, how = selection.consensus(evaluation.selections, features.names, model.select)
+    wanted = {*chosen, ensemble.SCALE_FEATURE}
+    return tuple(name for name in features.names if name in wanted), how
+
+
+def signal_rates(pooled: OutOfSample, model: Model) -> dict[str, float]:
+    """Figures of the signals on out-of-sample seconds: those whose expectation exceeds the cost.
+
+    Coverage is of all seconds; rates of false signals are gross and net at the model's fee row, each with
+    its one-sided 95 % bound (Clopper–Pearson on independent labels).
+    """
+    cost = pooled.rows.spread_bps + 2 * FEE_ROWS_BPS[model.fee_row][0]
+    acted = np.abs(pooled.expected_bps) > cost
+    signed = np.where(acted, pooled.expected_bps, 0.0)
+    made = score(pooled.rows, signed, pooled.volatility, model)
+    n_eff = effective_count(made.t_ns, model.primary_s)
+    found = {"signals.coverage": float(acted.mean()), "signals.n_eff": n_eff}
+    earned: dict[Basis, Float] = {"gross": made.gross_bps, "net": made.net_bps}
+    for basis, bps in earned.items():
+        if len(bps):
+            rate = float((bps <= 0).mean())
+            found[f"signals.false_{basis}"] = rate
+            found[f"signals.false_{basis}_upper"] = clopper_pearson_upper(rate * n_eff, n_eff)
+    return found
 
 
 def _volatility(rows: Rows, names: Sequence[str]) -> Float:

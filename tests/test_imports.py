@@ -19,7 +19,7 @@ ALLOWED = {
     "execution": {"market"},
     "models_registry": {"market", "execution"},
     "assets": {"market", "execution", "models_registry"},
-    "live": {"market", "execution", "models_registry.manifest"},
+    "live": {"market", "execution", "models_registry.manifest", "models_registry.recipe"},
     "orchestration": {"market", "execution", "models_registry", "assets", "live"},
     "proving": {"market", "execution", "models_registry", "assets", "live", "orchestration"},
 }
