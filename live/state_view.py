@@ -12,7 +12,7 @@ from execution.orders import OrderState
 from live.decisions import Decision
 from market.features import feature_names
 from market.units import E8
-from models_registry.manifest import Recipe, scale_bps
+from models_registry.recipe import Recipe, scale_bps
 
 
 def view(shell: Any) -> dict[str, dict[str, Any]]:
