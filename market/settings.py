@@ -79,6 +79,17 @@ class Model(Struct, frozen=True, kw_only=True):
     decay_arl0_days: float = 30.0
 
 
+class Registry(Struct, frozen=True, kw_only=True):
+    """Where models are kept, and who promotes them."""
+
+    #: MLflow's servers or databases; empty for MLFLOW_TRACKING_URI and MLFLOW_REGISTRY_URI, and without
+    #: these for the lake's own.
+    tracking_uri: str = ""
+    registry_uri: str = ""
+    #: auto: what passes the gate becomes champion; manual: a person promotes (`l2 promote`).
+    promotion: Literal["auto", "manual"] = "auto"
+
+
 class Execution(Struct, frozen=True, kw_only=True):
     capital_usdt: float = 200_000.0
     #: Share of capital in one order, before risk limits.
@@ -241,6 +252,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     source: Literal["recorded", "synthetic"] = "recorded"
     market: Market = Market()
     model: Model = Model()
+    registry: Registry = Registry()
     execution: Execution = Execution()
     risk: Risk = Risk()
     live: Live = Live()

@@ -1,104 +1,146 @@
-"""Promotion and rollback: move the alias `champion` in MLflow, then the worker's local pointer."""
+"""Promotion and rollback: a version is verified here, then the alias moves, then the worker's pointer.
+
+A verdict is used once. After a promotion, a rollback or a move by hand the gate moves the alias only to
+a version that was registered since.
+"""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from market.console import Result, say
+from market.errors import ModelError
 from market.settings import Settings
-from models_registry.manifest import bundles_folder, read_pointer
-from models_registry.registry import (
+from models_registry.dataset import Features
+from models_registry.manifest import read_pointer
+from models_registry.resolver import (
+    ACCEPTED,
+    DECIDED,
+    OVERRULED,
+    bring,
+    champions,
+    follow,
+    point,
+    record,
+    require_verdict,
+)
+from models_registry.store import (
     CHAMPION,
     PREVIOUS,
     RegistryError,
     aliases_of,
-    latest_run,
+    latest_attempt,
     model_version,
+    registered_model,
     registry_client,
 )
-from models_registry.resolver import resolve
 
 
-def promote(settings: Settings, version: str, *, in_spite_of_gate: bool = False) -> None:
+def promote(
+    settings: Settings,
+    version: str,
+    *,
+    in_spite_of_gate: bool = False,
+    features: Features | None = None,
+) -> None:
     """Make a version the champion and the present one `previous`; update the local pointer.
 
     RegistryError for an unknown version, or one whose verdict is not `promote` unless
-    ``in_spite_of_gate``.
+    ``in_spite_of_gate``; BundleError for a damaged one, or of other ``features`` than those that run.
+    Nothing has moved then.
     """
-    name = settings.model_name
-    with registry_client(settings) as client:
-        found = model_version(client, name, version)
-        verdict = found.tags.get("gate.verdict", "unknown")
-        if verdict != "promote" and not in_spite_of_gate:
-            raise RegistryError(
-                f"{name} version {version}: the gate says {verdict} "
-                f"({found.tags.get('gate.reasons', 'no reasons')}); promote another version or "
-                "overrule it with --in-spite-of-gate"
+    with champions(settings) as client:
+        found = model_version(client, settings.model_name, version)
+        if in_spite_of_gate and found.tags.get("gate.verdict") != "promote":
+            by = "l2 promote --in-spite-of-gate"
+        else:
+            by = "l2 promote"
+            require_verdict(found)
+        _move(client, settings, version, by, features or Features.defined())
+        if in_spite_of_gate:
+            client.set_model_version_tag(
+                settings.model_name, version, OVERRULED, "in spite of the gate"
             )
-        aliases = aliases_of(client, name)
-        present = aliases.get(CHAMPION)
-        if present != version:
-            # In this order a crash in between leaves a valid champion.
-            if present is not None:
-                client.set_registered_model_alias(name, PREVIOUS, present)
-            client.set_registered_model_alias(name, CHAMPION, version)
-            if verdict != "promote":
-                client.set_model_version_tag(name, version, "promoted", "in spite of the gate")
-    _bring_local(settings)
 
 
-def rollback(settings: Settings) -> str:
+def rollback(settings: Settings, features: Features | None = None) -> str:
     """Swap the aliases `champion` and `previous`; returns the new champion's version.
 
-    RegistryError without a previous champion.
+    RegistryError without a previous champion, BundleError when it cannot be used any more.
     """
     name = settings.model_name
-    with registry_client(settings) as client:
+    with champions(settings) as client:
         aliases = aliases_of(client, name)
         back, present = aliases.get(PREVIOUS), aliases.get(CHAMPION)
         if back is None or back == present:
             raise RegistryError(f"{name}: no earlier champion to go back to")
-        client.set_registered_model_alias(name, CHAMPION, back)
-        if present is not None:
-            client.set_registered_model_alias(name, PREVIOUS, present)
-    _bring_local(settings)
+        _move(client, settings, back, "l2 rollback", features or Features.defined())
     return back
 
 
 def latest_verdict(settings: Settings) -> tuple[str, tuple[str, ...]]:
     """Verdict and reasons of the latest attempt; ("none", ()) before the first."""
     with registry_client(settings) as client:
-        run = latest_run(client, settings.model_name)
+        run = latest_attempt(client, settings.model_name)
         if run is None:
             return "none", ()
         reasons = run.data.tags.get("gate.reasons", "")
         return run.data.tags["gate.verdict"], tuple(filter(None, reasons.split("; ")))
 
 
-def promote_latest(settings: Settings) -> tuple[bool, str | None]:
-    """Promote the latest attempt's version if its verdict is `promote`.
+def promote_latest(settings: Settings, features: Features | None = None) -> tuple[bool, str | None]:
+    """Promote the latest attempt's version if its verdict is `promote` and was not used before.
 
     Returns whether the champion changed, and its version, None without a champion.
     """
-    name = settings.model_name
-    with registry_client(settings) as client:
-        run = latest_run(client, name)
+    name, features = settings.model_name, features or Features.defined()
+    with champions(settings) as client:
         before = aliases_of(client, name).get(CHAMPION)
-        wanted = None
-        if run is not None and run.data.tags["gate.verdict"] == "promote":
-            wanted = run.data.tags.get("model_version")
-    if wanted is None or wanted == before:
-        if before is not None and read_pointer(settings.root, name) is None:
-            _bring_local(settings)
-        return False, before
-    promote(settings, wanted)
+        if before != _tag(client, name, ACCEPTED) or read_pointer(settings.root, name) is None:
+            try:
+                pointer = follow(client, settings, features)
+            except ModelError as error:  # a damaged one, or moved by hand and put back
+                say(str(error))
+            else:
+                before = pointer.version if pointer else None
+        run = latest_attempt(client, name)
+        wanted = run.data.tags.get("model_version") if run else None
+        if (
+            wanted is None
+            or run.data.tags["gate.verdict"] != "promote"
+            or settings.registry.promotion == "manual"
+            or int(wanted) <= _decided(client, name)
+        ):
+            return False, aliases_of(client, name).get(CHAMPION)
+        _move(client, settings, wanted, "the gate", features)
     return True, wanted
 
 
-def _bring_local(settings: Settings) -> None:
-    """Run the resolver once, as the registry and the worker share this machine."""
-    bundles_folder(settings.root, settings.model_name).mkdir(parents=True, exist_ok=True)
-    resolve(settings)
+def _move(client: Any, settings: Settings, version: str, by: str, features: Features) -> None:
+    name = settings.model_name
+    present = aliases_of(client, name).get(CHAMPION)
+    # That of a champion is its worker's to refuse, who has said so since the definitions changed.
+    pointer = bring(client, settings, version, features if version != present else None)
+    if version != present:
+        # In this order a crash in between leaves a valid champion.
+        if present is not None:
+            client.set_registered_model_alias(name, PREVIOUS, present)
+        client.set_registered_model_alias(name, CHAMPION, version)
+    record(client, name, version, by)
+    point(settings, pointer)
+
+
+def _decided(client: Any, name: str) -> int:
+    """The newest version that the gate must not move to any more; of registries without the tag too."""
+    aliases = aliases_of(client, name)
+    champions_ = (int(aliases.get(alias, 0)) for alias in (CHAMPION, PREVIOUS))
+    return int(_tag(client, name, DECIDED) or max(champions_))
+
+
+def _tag(client: Any, name: str, tag: str) -> str | None:
+    found = registered_model(client, name)
+    return found.tags.get(tag) if found else None
 
 
 # -- the verbs -------------------------------------------------------------------------------------

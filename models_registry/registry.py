@@ -1,57 +1,42 @@
-"""The MLflow registry: an attempt is a run, a validated model a version, promotion an alias.
+"""A training attempt in MLflow: an attempt is a run, a validated model a version, promotion an alias.
 
     challenger   the latest registered version
     champion     what the live worker trades, through the resolver
     previous     the champion before, for `rollback`
 
-Tracking is in ``<root>/mlflow/mlflow.db`` with artifacts beside it. Registration is idempotent: the
-same data, code and settings give the existing version. MLflow is imported only inside functions, as it
-takes seconds and hundreds of megabytes.
+Registration is idempotent: the same data, code and settings give the existing version. One attempt of a
+lake runs at a time: a second waits, and finds what the first has registered. MLflow is imported only
+inside functions, as it takes seconds and hundreds of megabytes.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from market.errors import ModelError
 from market.lake import Lake
 from market.locks import exclusive
 from market.provenance import closure_hash
 from market.settings import FEE_ROWS_BPS, Settings
 from models_registry import dataset
 from models_registry.dataset import Features
-from models_registry.manifest import (
-    MANIFEST_FILE,
-    Bundle,
-    Verdict,
-    load_champion,
-    sha256,
+from models_registry.manifest import MANIFEST_FILE, Verdict, load_champion, sha256
+from models_registry.served import served_model
+from models_registry.store import (
+    BUNDLE_ARTIFACT,
+    CHALLENGER,
+    registered_model,
+    registry_client,
+    registry_home,
 )
-from models_registry.relocation import artifacts_uri, here, relocate
-
-CHAMPION: Final = "champion"
-CHALLENGER: Final = "challenger"
-PREVIOUS: Final = "previous"
-
-_FOREIGN: Final = r"(mlflow|sqlalchemy|alembic|pydantic)(\.|$)"
 
 CARD_FILE: Final = "card.md"
-BUNDLE_ARTIFACT: Final = "bundle"
 
 Progress = Callable[[str], None]
-
-
-class RegistryError(ModelError):
-    """The registry cannot serve the request; the message says what to do."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,21 +49,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     card: str
     metrics: Mapping[str, float]
     reused: bool
-
-
-def registry_home(settings: Settings) -> Path:
-    """The lake's folder of MLflow's files, behind any link, as MLflow keeps what it has opened by name.
-
-    RegistryError when the root is not local.
-    """
-    if "://" in settings.root:
-        raise RegistryError(f"{settings.root}: the model registry needs a local root")
-    return Path(settings.root).resolve() / "mlflow"
-
-
-def tracking_uri(settings: Settings) -> str:
-    """MLflow's store for this lake. RegistryError when the root is not local."""
-    return f"sqlite:///{registry_home(settings) / 'mlflow.db'}"
 
 
 def train_and_register(
@@ -110,7 +80,12 @@ def train_and_register(
         "identity": identity(settings, features, fingerprint, git_sha),
         **(run_tags or {}),
     }
-    with registry_client(settings) as client:
+    lock = registry_home(settings) / "training.lock"
+    with (
+        registry_client(settings) as client,
+        exclusive(lock, f"a training of {tags['source']} data"),
+    ):
+        _end_killed(client, settings.model_name)
         known = _version_with(client, settings.model_name, tags["identity"])
         if known is not None:
             progress(f"version {known.version} was made from the same data, code and settings")
@@ -175,33 +150,6 @@ def _code() -> str:
     return closure_hash(__name__, "models_registry.training")
 
 
-def fetch_bundle(settings: Settings, version: str, folder: Path) -> str:
-    """Download and verify a version's bundle into a new ``folder``, with fsync; its manifest's SHA-256."""
-    import mlflow
-
-    name = settings.model_name
-    with registry_client(settings) as client, tempfile.TemporaryDirectory() as scratch:
-        wanted = str(model_version(client, name, version).tags["manifest_sha256"])
-        logged = here(registry_home(settings), client.get_model_version_download_uri(name, version))
-        local = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"{logged}/artifacts/{BUNDLE_ARTIFACT}", dst_path=scratch
-        )
-        Bundle.load(local, wanted)
-        folder.mkdir(parents=True)
-        for file in sorted(Path(local).iterdir()):
-            with (folder / file.name).open("wb") as out:
-                out.write(file.read_bytes())
-                out.flush()
-                os.fsync(out.fileno())
-    return wanted
-
-
-def champion_version(settings: Settings) -> str | None:
-    """The version under the alias `champion`; None when there is none."""
-    with registry_client(settings) as client:
-        return aliases_of(client, settings.model_name).get(CHAMPION)
-
-
 def _log(
     client: Any,
     settings: Settings,
@@ -251,11 +199,11 @@ def _log(
                 (folder / name).write_bytes(image)
                 mlflow.log_artifact(str(folder / name), "pictures")
             if model is not None:
-                uri = _log_model(model, folder / BUNDLE_ARTIFACT)
+                logged = _log_model(model, folder)
                 version = _register(
                     client,
                     settings.model_name,
-                    uri,
+                    str(logged.model_uri),
                     run.info.run_id,
                     {**tags, "manifest_sha256": sha256(model.files[MANIFEST_FILE])},
                     card.description(evaluation, about),
@@ -272,18 +220,18 @@ def _log(
     )
 
 
-def _log_model(model: Any, folder: Path) -> str:
-    """Log the bundle with its serving code; returns the model's URI."""
-    import lightgbm
+def _log_model(model: Any, folder: Path) -> Any:
+    """Log the bundle with the code that serves it; returns MLflow's ModelInfo."""
     import mlflow
     import numpy as np
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, DataType, Schema
 
-    folder.mkdir()
+    bundle = folder / BUNDLE_ARTIFACT
+    bundle.mkdir()
     for name, data in model.files.items():
-        (folder / name).write_bytes(data)
+        (bundle / name).write_bytes(data)
     features = model.manifest.features
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.double, name) for name in features]),
@@ -295,25 +243,22 @@ def _log_model(model: Any, folder: Path) -> str:
             ]
         ),
     )
-    info = mlflow.pyfunc.log_model(
+    served = served_model(folder / "code", sha256(model.files[MANIFEST_FILE]))
+    return mlflow.pyfunc.log_model(
         name="model",
-        python_model=str(Path(__file__).with_name("served.py")),
-        artifacts={BUNDLE_ARTIFACT: str(folder)},
+        python_model=str(served.script),
+        code_paths=[str(served.package)],
+        artifacts={BUNDLE_ARTIFACT: str(bundle)},
         signature=signature,
         input_example=pd.DataFrame(np.ones((1, len(features))), columns=list(features)),
-        pip_requirements=[f"lightgbm=={lightgbm.__version__}", f"mlflow=={mlflow.__version__}"],
+        pip_requirements=list(served.requirements),
     )
-    return str(info.model_uri)
 
 
 def _register(
     client: Any, name: str, uri: str, run_id: str, tags: Mapping[str, str], description: str
 ) -> str:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.get_registered_model(name)
-    except MlflowException:
+    if registered_model(client, name) is None:
         client.create_registered_model(name)
     made = client.create_model_version(
         name, uri, run_id, tags=dict(tags), description=description, await_creation_for=0
@@ -350,85 +295,15 @@ def _note_reuse(client: Any, settings: Settings, known: Any, tags: Mapping[str, 
     )
 
 
-@contextmanager
-def registry_client(settings: Settings) -> Iterator[Any]:
-    """An MLflow client on this lake's store and experiment; restores MLflow's URIs afterwards."""
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    with warnings.catch_warnings():
-        # Warnings of MLflow's own dependencies.
-        warnings.filterwarnings("ignore", module=_FOREIGN)
-        yield from _pointed(settings)
-
-
-def _pointed(settings: Settings) -> Iterator[Any]:
-    import mlflow
-
-    # Silence the migrations of a new database and the check of the input example.
-    for quiet in ("alembic", "mlflow.pyfunc"):
-        logging.getLogger(quiet).setLevel(logging.WARNING)
-    # It prints the traceback of what it raises.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    uri = tracking_uri(settings)
-    home = registry_home(settings)
-    home.mkdir(parents=True, exist_ok=True)
-    before = (mlflow.get_tracking_uri(), mlflow.get_registry_uri())
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        # Opening makes the database and the experiment; two processes at once would both do it.
-        may_write = os.access(home, os.W_OK)
-        lock = exclusive(home / "created.lock", "MLflow's database") if may_write else nullcontext()
-        with lock:
-            relocate(home)
-            client = mlflow.MlflowClient(uri, uri)
-            experiment = client.get_experiment_by_name(settings.model_name)
-            if experiment is None:
-                location = artifacts_uri(home)
-                client.create_experiment(settings.model_name, artifact_location=location)
-            mlflow.set_experiment(settings.model_name)
-        yield client
-    finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
-
-
-def model_version(client: Any, name: str, version: str) -> Any:
-    """MLflow's ModelVersion; RegistryError when there is none."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version(name, version)
-    except MlflowException as error:
-        raise RegistryError(
-            f"{name} has no version {version}; see the registry for those there are"
-        ) from error
-
-
-def aliases_of(client: Any, name: str) -> dict[str, str]:
-    """Alias -> version of a registered model; empty before its first version."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        # Version searches may omit aliases; the registered model has them.
-        aliases = client.get_registered_model(name).aliases
-    except MlflowException:
-        return {}
-    return {alias: str(version) for alias, version in aliases.items()}
+def _end_killed(client: Any, name: str) -> None:
+    """End the runs of attempts that were killed: who holds the lock of training is the only one."""
+    experiment = client.get_experiment_by_name(name)
+    for run in client.search_runs(
+        [experiment.experiment_id], "attributes.status = 'RUNNING' and tags.identity != ''"
+    ):
+        client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _version_with(client: Any, name: str, wanted: str) -> Any:
     found = client.search_model_versions(f"name = '{name}' and tag.identity = '{wanted}'")
     return min(found, key=lambda v: int(v.version)) if found else None
-
-
-def latest_run(client: Any, name: str) -> Any:
-    """The latest finished run of a model's experiment, None before the first."""
-    experiment = client.get_experiment_by_name(name)
-    runs = client.search_runs(
-        [experiment.experiment_id],
-        filter_string="attributes.status = 'FINISHED'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    return runs[0] if runs else None

@@ -16,15 +16,19 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
 from market.cache import settle_home
 from market.errors import ModelError
+from market.locks import exclusive
 from market.settings import Settings, SettingsError, load
-from models_registry import registry
+from models_registry.dataset import Features
 from models_registry.manifest import (
     POINTER_FILE,
     Bundle,
@@ -34,35 +38,150 @@ from models_registry.manifest import (
     encode,
     read_pointer,
 )
+from models_registry.store import (
+    CHAMPION,
+    PREVIOUS,
+    RegistryError,
+    aliases_of,
+    fetch,
+    model_version,
+    registered_model,
+    registry_client,
+    registry_home,
+)
+
+#: Tags of the registered model: the champion that was verified and recorded, and the newest version that
+#: there was when somebody decided last. The gate's verdict on a version up to it moves nothing any more.
+ACCEPTED: Final = "champion.accepted"
+DECIDED: Final = "champion.decided"
+#: Tags of a version: why a move by hand was undone, and that a person overruled the gate.
+REFUSED: Final = "champion.refused"
+OVERRULED: Final = "promoted"
 
 
-def resolve(settings: Settings) -> Pointer | None:
+def resolve(settings: Settings, features: Features | None = None) -> Pointer | None:
     """Update bundle and pointer to the alias; returns the pointer, None without a champion.
 
-    BundleError when the registry's files have not their registered checksums; the pointer then stays.
+    An alias that was moved in MLflow's page is judged like `l2 promote`, and put back when its version
+    is refused: RegistryError then, with the reason as the version's tag. BundleError when the registry's
+    files have not their registered checksums; the pointer stays. ``features`` are those that run.
     """
-    version = registry.champion_version(settings)
+    with champions(settings) as client:
+        return follow(client, settings, features or Features.defined())
+
+
+def follow(client: Any, settings: Settings, features: Features) -> Pointer | None:
+    """`resolve` by who holds `champions`."""
+    name = settings.model_name
+    version = aliases_of(client, name).get(CHAMPION)
     if version is None:
         return None
-    home = bundles_folder(settings.root, settings.model_name)
+    home = bundles_folder(settings.root, name)
     present = _valid_pointer(home, settings)
-    if present is not None and present.version == version:
-        return present
+    accepted = registered_model(client, name).tags.get(ACCEPTED) or (present and present.version)
+    if accepted == version:
+        if present is not None and present.version == version:
+            return present
+        pointer = bring(client, settings, version)
+    else:
+        try:
+            require_verdict(model_version(client, name, version))
+            # Of a registry that has recorded nothing yet, the worker judges the features.
+            pointer = bring(client, settings, version, features if accepted else None)
+        except (BundleError, RegistryError) as error:
+            client.set_model_version_tag(name, version, REFUSED, f"{_now()}: {error}")
+            if accepted:
+                client.set_registered_model_alias(name, CHAMPION, accepted)
+            else:
+                client.delete_registered_model_alias(name, CHAMPION)
+            back = f"is back at version {accepted}" if accepted else "is taken away"
+            raise RegistryError(
+                f"the alias {CHAMPION} of {name} was moved by hand, and {back}: {error}"
+            ) from error
+        if accepted:
+            client.set_registered_model_alias(name, PREVIOUS, accepted)
+        record(client, name, version, "by hand in MLflow")
+    point(settings, pointer)
+    return pointer
+
+
+@contextmanager
+def champions(settings: Settings) -> Iterator[Any]:
+    """An MLflow client for who reads and moves the alias: one process at a time, where it can write."""
+    with registry_client(settings) as client:
+        home = registry_home(settings)
+        what = f"the champion of {settings.model_name}"
+        may_write = os.access(home, os.W_OK)
+        with exclusive(home / "champion.lock", what) if may_write else nullcontext():
+            yield client
+
+
+def require_verdict(found: Any) -> None:
+    """RegistryError unless the gate has passed this version or a person has overruled it."""
+    verdict = found.tags.get("gate.verdict", "unknown")
+    if verdict != "promote" and OVERRULED not in found.tags:
+        raise RegistryError(
+            f"{found.name} version {found.version}: the gate says {verdict} "
+            f"({found.tags.get('gate.reasons', 'no reasons')}); promote another version or "
+            f"overrule it: l2 promote {found.version} --in-spite-of-gate"
+        )
+
+
+def record(client: Any, name: str, version: str, by: str) -> None:
+    """Write down who made a version champion, and that every verdict until now is used up."""
+    newest = client.search_model_versions(
+        f"name = '{name}'", max_results=1, order_by=["version_number DESC"]
+    )
+    client.set_model_version_tag(name, version, "champion.since", _now())
+    client.set_model_version_tag(name, version, "champion.by", by)
+    client.set_registered_model_tag(name, DECIDED, str(newest[0].version))
+    client.set_registered_model_tag(name, ACCEPTED, version)
+
+
+def bring(
+    client: Any, settings: Settings, version: str, features: Features | None = None
+) -> Pointer:
+    """Download a version and verify it before anything points to it; the pointer to it.
+
+    BundleError when it is damaged, or was trained on other ``features`` (None: whatever they are).
+    """
+    home = bundles_folder(settings.root, settings.model_name)
+    home.mkdir(parents=True, exist_ok=True)
+    for left in home.glob(".*.tmp"):  # by a process that was killed: this one holds `champions`
+        shutil.rmtree(left, ignore_errors=True)
     fresh = home / f".{uuid.uuid4().hex}.tmp"
     try:
-        digest = registry.fetch_bundle(settings, version, fresh)
+        digest = fetch(client, settings, version, fresh)
+        if features is not None:
+            topic = f"orderbook.{settings.market.book_depth}"
+            Bundle.load(fresh, digest).require(features.hash, topic)
         folder = home / f"{version}-{digest[:8]}"
-        if folder.exists():
-            # From an earlier promotion and perhaps damaged since; the new copy is verified.
-            shutil.rmtree(folder)
-        fresh.rename(folder)
+        if not folder.exists():
+            fresh.rename(folder)
+        else:
+            # Perhaps damaged since: file by file, as it may be the one that a worker reads just now.
+            for file in fresh.iterdir():
+                file.replace(folder / file.name)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    pointer = Pointer(
+    return Pointer(
         name=settings.model_name, version=version, folder=folder.name, manifest_sha256=digest
     )
-    _replace(home / POINTER_FILE, encode(pointer))
-    return pointer
+
+
+def point(settings: Settings, pointer: Pointer) -> None:
+    """Make a bundle that `bring` has verified the one that the worker trades."""
+    path = bundles_folder(settings.root, settings.model_name) / POINTER_FILE
+    temporary = path.with_name(f".{uuid.uuid4().hex}.pointer")
+    with temporary.open("wb") as out:
+        out.write(encode(pointer))
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(path)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _valid_pointer(home: Path, settings: Settings) -> Pointer | None:
@@ -75,15 +194,6 @@ def _valid_pointer(home: Path, settings: Settings) -> Pointer | None:
         print(f"resolver: {error}", file=sys.stderr)
         return None
     return pointer
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    with temporary.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,7 +28,7 @@ from market.instruments import BUILT_IN
 from market.lake import Lake, LakeError
 from market.settings import Settings, load
 from market.wire.survey import scan
-from models_registry import promotion, registry
+from models_registry import promotion, store
 from models_registry.manifest import Bundle, load_champion
 from orchestration.journal_migration import migrate_journals
 from tests.conftest import REPOSITORY
@@ -173,7 +173,7 @@ def test_an_earlier_champion_loads_and_the_registry_still_moves_it(earlier: Lake
     # To the last bit what the code that made it predicted.
     assert made.raw_bps == made.expected_bps == 3.1776240698755434
     assert made.by_horizon == (0.48669476201879663, 3.7016726557217328, 6.412920201636497, 0.0)
-    assert registry.champion_version(settings) == "1"
+    assert store.champion_version(settings) == "1"
     shutil.rmtree(Path(settings.root) / "bundles")
     promotion.promote(settings, "1")
     again = load_champion(settings.root, settings.model_name)

@@ -119,7 +119,7 @@ def _bundle(settings: Settings, which: str) -> tuple[Pointer, Bundle]:
                 "and promote a version, or name a version or a bundle's folder with --model"
             )
         return champion
-    from models_registry.registry import fetch_bundle
+    from models_registry.store import fetch_bundle
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "bundle"

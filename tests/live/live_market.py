@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from market.features import feature_hash, feature_names
-from market.settings import Execution, Model, Settings
+from market.settings import Execution, Model, Registry, Settings
 from models_registry.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -36,12 +36,13 @@ from models_registry.recipe import (
 HORIZONS = (10, 60)
 
 
-def live_settings(root: Path, **execution: object) -> Settings:
+def live_settings(root: Path, promotion: str = "auto", **execution: object) -> Settings:
     """Settings of a synthetic lake without fees, so that a small signal trades."""
     return Settings(
         root=str(root),
         source="synthetic",
         model=Model(horizons_s=HORIZONS, primary_s=60, fee_row="zero"),
+        registry=msgspec.convert({"promotion": promotion}, Registry),
         execution=msgspec.convert({"deadline_s": 10.0, **execution}, Execution),
     )
 

@@ -10,7 +10,7 @@ import pytest
 
 from market.lake import Lake
 from market.settings import Settings
-from models_registry import promotion, registry, training
+from models_registry import promotion, registry, store, training
 from models_registry.evaluation import Evaluation
 from models_registry.training import TrainedModel
 
@@ -55,7 +55,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("template")
     # The other model's name: an experiment keeps the folder it was made with.
     recorded = msgspec.structs.replace(planted.settings(root), source="recorded")
-    assert registry.champion_version(recorded) is None
+    assert store.champion_version(recorded) is None
     return root / "mlflow"
 
 
@@ -70,5 +70,5 @@ def registered(planted_lake: Lake, planted_settings: Settings) -> tuple[Lake, Se
         features=planted.FEATURES,
     )
     assert outcome.verdict == "promote"
-    assert promotion.promote_latest(planted_settings) == (True, "1")
+    assert promotion.promote_latest(planted_settings, planted.FEATURES) == (True, "1")
     return planted_lake, planted_settings

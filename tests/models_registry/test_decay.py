@@ -11,7 +11,7 @@ import pytest
 
 from market.lake import Lake
 from market.settings import Settings
-from models_registry import decay, registry
+from models_registry import decay
 from models_registry.decay import (
     DecayState,
     advance,
@@ -184,4 +184,3 @@ def test_without_a_champion_nothing_is_scored(tmp_path: Path) -> None:
     settings = planted.settings(tmp_path / "lake")
     assert "no champion" in decay.score_days(lake, settings, [], planted.FEATURES).summary
     assert "no champion" in decay.check(lake, settings, planted.FEATURES).summary
-    assert registry.CHAMPION == "champion"

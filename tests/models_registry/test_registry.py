@@ -13,7 +13,7 @@ import pytest
 
 from market.lake import Lake
 from market.settings import Settings
-from models_registry import promotion, registry, resolver
+from models_registry import promotion, registry, resolver, store
 from models_registry.manifest import (
     MANIFEST_FILE,
     POINTER_FILE,
@@ -23,7 +23,8 @@ from models_registry.manifest import (
     read_pointer,
     sha256,
 )
-from models_registry.registry import Outcome, RegistryError
+from models_registry.registry import Outcome
+from models_registry.store import RegistryError
 from orchestration.backtest.run import load_model
 from tests.live.live_market import live_settings, promote
 
@@ -37,7 +38,7 @@ def attempt(lake: Lake, settings: Settings, sha: str) -> Outcome:
 def client_of(settings: Settings):
     import mlflow
 
-    uri = registry.tracking_uri(settings)
+    uri = store.tracking_uri(settings)
     return mlflow.MlflowClient(uri, uri)
 
 
@@ -69,26 +70,42 @@ def test_no_pickle_is_stored(registered: tuple[Lake, Settings]) -> None:
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".joblib"))]
 
 
-def test_the_served_model_predicts_as_the_bundle(registered: tuple[Lake, Settings]) -> None:
+#: Loads a version with nothing but installed packages, of which the project is none.
+_ELSEWHERE = """
+import sys
+sys.path.append(sys.argv[1])
+import mlflow, numpy, pandas
+model = mlflow.pyfunc.load_model(sys.argv[2])
+rows = numpy.load(sys.argv[3])
+names = model.metadata.get_input_schema().input_names()
+made = model.predict(pandas.DataFrame(rows, columns=names)[names[::-1]])
+numpy.save(sys.argv[4], made["raw_bps"].to_numpy())
+assert not {"market", "models_registry"} & set(sys.modules)
+"""
+
+
+def test_a_version_predicts_as_its_bundle_where_the_project_is_not_installed(
+    registered: tuple[Lake, Settings], tmp_path: Path
+) -> None:
     import mlflow
     import numpy as np
-    import pandas as pd
 
     _, settings = registered
-    uri = registry.tracking_uri(settings)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        served = mlflow.pyfunc.load_model(f"models:/{settings.model_name}@champion")
-    finally:
-        mlflow.set_tracking_uri(None)
-        mlflow.set_registry_uri(None)
     champion = load_champion(settings.root, settings.model_name)
     assert champion is not None
-    names = list(planted.FEATURES.names)
-    rows = np.random.default_rng(1).normal(size=(20, len(names))) + 15.0
-    made = served.predict(pd.DataFrame(rows, columns=names)[names[::-1]])
-    assert np.array_equal(made["raw_bps"], champion[1].predict_many(rows).raw_bps)
+    rows = np.random.default_rng(1).normal(size=(20, len(planted.FEATURES.names))) + 15.0
+    np.save(tmp_path / "rows.npy", rows)
+    logged = client_of(settings).get_model_version_download_uri(settings.model_name, "1")
+    packages = str(Path(mlflow.__file__).parents[1])
+    names = (packages, logged, tmp_path / "rows.npy", tmp_path / "made.npy")
+    command = [sys.executable, "-I", "-S", "-c", _ELSEWHERE, *map(str, names)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = champion[1].predict_many(rows).raw_bps
+    assert np.array_equal(np.load(tmp_path / "made.npy"), expected)
+    wanted = Path(logged.removeprefix("file://"), "requirements.txt").read_text().split()
+    required = {line.partition("==")[0] for line in wanted}
+    assert {"lightgbm", "mlflow", "msgspec", "numpy", "pandas"} <= required
 
 
 def test_registering_the_same_attempt_again_reuses_its_version(
@@ -116,7 +133,7 @@ def test_too_little_data_leaves_a_run_and_no_version(tmp_path: Path, template: P
     verdict, reasons = promotion.latest_verdict(settings)
     assert verdict == "not_enough_data"
     assert reasons == outcome.reasons
-    assert promotion.promote_latest(settings) == (False, None)
+    assert promotion.promote_latest(settings, planted.FEATURES) == (False, None)
     assert resolver.resolve(settings) is None
     run = client_of(settings).get_run(outcome.run_id)
     assert run.data.tags["gate.verdict"] == "not_enough_data"
@@ -133,43 +150,43 @@ def test_promotion_and_rollback_move_aliases_and_pointer(
     # keep theirs.
     shutil.copytree(Path(lake.uri) / "training_set", Path(settings.root) / "training_set")
     here = Lake(settings.root)
-    first, second = attempt(here, settings, "one"), attempt(here, settings, "two")
-    assert (first.version, second.version) == ("1", "2")
+    assert attempt(here, settings, "one").version == "1"
     name = settings.model_name
-    assert registry.champion_version(settings) is None
+    assert store.champion_version(settings) is None
     with pytest.raises(RegistryError, match="no earlier champion"):
-        promotion.rollback(settings)
+        promotion.rollback(settings, planted.FEATURES)
 
-    promotion.promote(settings, "1")
+    promotion.promote(settings, "1", features=planted.FEATURES)
     pointer = read_pointer(settings.root, name)
     assert pointer is not None
     assert pointer.version == "1"
-    assert promotion.promote_latest(settings) == (True, "2")
-    assert promotion.promote_latest(settings) == (False, "2")
+    assert attempt(here, settings, "two").version == "2"
+    assert promotion.promote_latest(settings, planted.FEATURES) == (True, "2")
+    assert promotion.promote_latest(settings, planted.FEATURES) == (False, "2")
     aliases = client_of(settings).get_registered_model(name).aliases
     assert {k: str(v) for k, v in aliases.items()} == {
         "champion": "2",
         "previous": "1",
         "challenger": "2",
     }
-    assert promotion.rollback(settings) == "1"
+    assert promotion.rollback(settings, planted.FEATURES) == "1"
     champion = load_champion(settings.root, name)
     assert champion is not None
     assert champion[0].version == "1"
     assert champion[1].manifest.git_sha == "one"
-    assert promotion.rollback(settings) == "2"
+    assert promotion.rollback(settings, planted.FEATURES) == "2"
 
     # Two versions of the same boosters: their manifests differ by the code.
     folders = sorted(p.name for p in bundles_folder(settings.root, name).iterdir() if p.is_dir())
     assert [folder.split("-")[0] for folder in folders] == ["1", "2"]
 
     with pytest.raises(RegistryError, match="has no version 9"):
-        promotion.promote(settings, "9")
+        promotion.promote(settings, "9", features=planted.FEATURES)
     client_of(settings).set_model_version_tag(name, "1", "gate.verdict", "abstain")
     with pytest.raises(RegistryError, match="the gate says abstain"):
-        promotion.promote(settings, "1")
-    promotion.promote(settings, "1", in_spite_of_gate=True)
-    assert registry.champion_version(settings) == "1"
+        promotion.promote(settings, "1", features=planted.FEATURES)
+    promotion.promote(settings, "1", in_spite_of_gate=True, features=planted.FEATURES)
+    assert store.champion_version(settings) == "1"
 
 
 def test_a_damaged_bundle_is_downloaded_again(registered: tuple[Lake, Settings]) -> None:
@@ -216,7 +233,7 @@ def test_the_resolver_says_in_one_line_that_there_is_no_champion(
 
 def test_the_registry_refuses_an_object_store() -> None:
     with pytest.raises(RegistryError, match="needs a local root"):
-        registry.tracking_uri(planted.settings(Path("x")).__class__(root="s3://bucket/lake"))
+        store.tracking_uri(planted.settings(Path("x")).__class__(root="s3://bucket/lake"))
 
 
 def test_a_backtest_takes_versions_by_their_numbers(template: Path, tmp_path: Path) -> None:

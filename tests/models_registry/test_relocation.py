@@ -19,7 +19,7 @@ import pytest
 
 from market.lake import Lake
 from market.settings import Settings
-from models_registry import promotion, registry, relocation, resolver
+from models_registry import promotion, registry, relocation, resolver, store
 from models_registry.manifest import bundles_folder, load_champion
 from models_registry.relocation import RelocationError
 from tests.conftest import REPOSITORY
@@ -39,7 +39,7 @@ def restored(folder: Path) -> Path:
 def origin(tmp_path: Path) -> Path:
     """A lake that was restored elsewhere and opened there."""
     root = restored(tmp_path)
-    assert registry.champion_version(settings_of(root)) == "1"
+    assert store.champion_version(settings_of(root)) == "1"
     return root
 
 
@@ -167,9 +167,9 @@ def test_a_copy_that_can_only_be_read_is_read(
     monkeypatch.setattr(os, "access", access)
     before = state(copy)
     settings = settings_of(copy)
-    assert registry.champion_version(settings) == "1"
+    assert store.champion_version(settings) == "1"
     assert promotion.latest_verdict(settings)[0] == "promote"
-    sha = registry.fetch_bundle(settings, "1", tmp_path / "fetched")
+    sha = store.fetch_bundle(settings, "1", tmp_path / "fetched")
     champion = load_champion(str(copy), NAME)
     assert champion is not None
     assert champion[1].manifest_sha256 == sha
@@ -180,7 +180,7 @@ def test_what_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow").mkdir()
     (tmp_path / "mlflow" / "mlflow.db").write_bytes(b"not a database" * 100)
     with pytest.raises(RelocationError, match=r"mlflow\.db: cannot be used as MLflow's database"):
-        registry.champion_version(settings_of(tmp_path))
+        store.champion_version(settings_of(tmp_path))
 
 
 def test_two_processes_that_open_a_moved_lake_at_once_both_work(origin: Path) -> None:

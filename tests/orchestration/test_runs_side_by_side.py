@@ -13,7 +13,7 @@ from pathlib import Path
 import dagster, great_expectations, mlflow, pandas
 from assets.quality import Bound, validate
 from market.settings import load
-from models_registry.registry import registry_client
+from models_registry.store import registry_client
 from orchestration.ui import dagster_instance
 
 settings = load(environ={}, overrides=[f"root={sys.argv[1]}"])
