@@ -59,7 +59,7 @@ def text(evaluation: Evaluation, model: TrainedModel | None, about: About) -> st
         _horizons(evaluation),
     ]
     if model is not None:
-        sections += [_recipe(model), _importance(model)]
+        sections += [_recipe(model), _acting(model), _importance(model)]
     sections.append(_limits(evaluation, about))
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -217,6 +217,41 @@ def _recipe(model: TrainedModel) -> str:
             f"Gain {recipe.gain:.3f}. Regimes by {recipe.scale.feature}: {regimes}.",
         ]
     )
+
+
+def _acting(model: TrainedModel) -> str:
+    """What the model acts on, the certified rates of false signals, and how features were selected."""
+    manifest, found = model.manifest, model.manifest.metrics
+    lines = [
+        f"| {regime.name} | {c.basis} | {c.fee_row} | {_n(c.least_score)} "
+        f"| {_p(chosen.coverage if chosen else 0.0)} | {_p(chosen.upper if chosen else math.nan)} |"
+        for regime in manifest.recipe.regimes
+        for c in regime.certificates
+        for chosen in (next((s for s in c.steps if s.score == c.least_score), None),)
+    ]
+    rates = "; ".join(
+        f"{basis} {_p(found[f'signals.false_{basis}'])} (at most "
+        f"{_p(found[f'signals.false_{basis}_upper'])})"
+        for basis in ("gross", "net")
+        if f"signals.false_{basis}" in found
+    )
+    parts = [
+        f"## When it acts: {manifest.recipe.act.replace('_', ' ')}\n",
+        f"Signals out of sample: {_p(found.get('signals.coverage', math.nan))} of seconds; false: "
+        f"{rates or 'none'}. A score is |expectation| over volatility; from the least score on, at most "
+        "a fifth of signals are false, with 95 % confidence in each regime.\n",
+        "| regime | basis | fee row | least score | coverage | false at most |",
+        "|---|---|---|---|---|---|",
+        *lines,
+    ]
+    if (how := manifest.selection) is not None:
+        parts.append(
+            f"\n{len(manifest.features)} features of {how.candidates} in {how.clusters} clusters; "
+            f"stability over {how.folds} folds {_n(how.stability, 2)} ({_n(how.stability_lower, 2)} to "
+            f"{_n(how.stability_upper, 2)}); {how.decoys_selected} of {how.decoys * how.folds} noise "
+            "columns were selected."
+        )
+    return "\n".join(parts)
 
 
 def _importance(model: TrainedModel) -> str:

@@ -171,7 +171,7 @@ def _log(
         fee_row=settings.model.fee_row,
         block_s=settings.model.bootstrap_block_s,
     )
-    figures = metrics(evaluation)
+    figures = dict(model.manifest.metrics) if model is not None else metrics(evaluation)
     text = card.text(evaluation, model, about)
     verdict, reasons = evaluation.gate.verdict, evaluation.gate.reasons
     tags = {**tags, "gate.verdict": verdict, "gate.reasons": "; ".join(reasons)}

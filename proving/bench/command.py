@@ -50,6 +50,7 @@ AREAS: Final[dict[str, str]] = {
     "backtest": "proving.bench.backtest",
     "synth": "proving.bench.synthetic",
     "sandbox": "proving.bench.sandbox",
+    "models": "proving.bench.models",
 }
 
 #: A row's factor is of the calibrations before and after it, which are never further apart than it takes.

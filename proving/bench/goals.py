@@ -147,6 +147,10 @@ GOALS: Final[dict[str, dict[str, tuple[Threshold, ...]]]] = {
         "frames late: most": (_at_most(100, "waking"),),
         "memory after the last hour over the second": (_at_most(1.05),),
     },
+    "models": {
+        "one-row inference: p99": (_at_most(1, "python"),),
+        "training, 4 days at every second: peak memory": (_at_most(4000),),
+    },
     "synth": {
         "a day to events, BTCUSDT": (_at_most(30, "compiled"),),
         "a day to events, ETHUSDT": (_at_most(30, "compiled"),),
