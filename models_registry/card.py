@@ -238,8 +238,8 @@ def _acting(model: TrainedModel) -> str:
     parts = [
         f"## When it acts: {manifest.recipe.act.replace('_', ' ')}\n",
         f"Signals out of sample: {_p(found.get('signals.coverage', math.nan))} of seconds; false: "
-        f"{rates or 'none'}. A score is |expectation| over volatility; from the least score on, at most "
-        "a fifth of signals are false, with 95 % confidence in each regime.\n",
+        f"{rates or 'none'}. A score is |expectation| over volatility; from the least score on, the share "
+        "of false signals is certified in each regime.\n",
         "| regime | basis | fee row | least score | coverage | false at most |",
         "|---|---|---|---|---|---|",
         *lines,
