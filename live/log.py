@@ -167,10 +167,11 @@ def require(header: Header, folder: Path, venue: str, account: str, source: str)
             )
 
 
-def repair(folder: Path) -> Torn | None:
+def repair(folder: Path, fdatasync: Callable[[int], None] = os.fdatasync) -> Torn | None:
     """Cut what a crash left unfinished at the log's end, and keep it in a file beside; None if nothing.
 
-    For the one writer, before it starts. LogError for any other damage.
+    For the one writer, before it starts. What a killed writer left unsynced is synced: the next segment rests on
+    it, and its end is not torn any more. LogError for any other damage.
     """
     found = segments(folder)
     if not found:
@@ -181,8 +182,8 @@ def repair(folder: Path) -> Torn | None:
         end = block.end
     data = path.read_bytes()
     torn = data[end:].rstrip(b"\0")
+    kept = path.with_name(f"{path.name}.torn")
     if end < len(data):
-        kept = path.with_name(f"{path.name}.torn")
         if torn:
             with open(kept, "ab") as aside:
                 aside.write(torn)
@@ -192,9 +193,10 @@ def repair(folder: Path) -> Torn | None:
         if not end:
             path.unlink()
         _sync_folder(folder)
-        if torn:
-            return Torn(path, len(torn), kept)
-    return None
+    if end:
+        with open(path, "rb") as file:
+            fdatasync(file.fileno())
+    return Torn(path, len(torn), kept) if torn else None
 
 
 def _blocks(path: Path, number: int, offset: int) -> Iterator[Block]:

@@ -7,7 +7,8 @@ What no evidence tells (`live.safety`) is on record as a section when it changes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -55,13 +56,16 @@ def state_of(checkpoint: Checkpoint) -> CoreState:
 
 
 def restore(
-    folder: Path, instruments: Mapping[str, Instrument], opening_e8: int
+    folder: Path,
+    instruments: Mapping[str, Instrument],
+    opening_e8: int,
+    fdatasync: Callable[[int], None] = os.fdatasync,
 ) -> Restored | None:
     """The state at the log's end, for the one writer; None for an empty log.
 
     LogError for a log that cannot be read. ``opening_e8`` is the balance of a first start.
     """
-    torn = log.repair(folder)
+    torn = log.repair(folder, fdatasync)
     last = log.last_segment(folder)
     if last is None:
         return None

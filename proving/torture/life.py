@@ -120,7 +120,7 @@ class Life:
             if self.power:
                 self.disk.cut_power(network.dice)
             self.power = False
-        found = restoration.restore(folder, terms.instruments, terms.opening_e8)
+        found = restoration.restore(folder, terms.instruments, terms.opening_e8, self.disk.sync)
         state = found.state if found is not None else CoreState()
         self.core = self._core(state, str(self.version))
         header = Header(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,7 @@ from live.messages import (
     Tick,
 )
 from market.units import HOUR_NS
+from proving.torture.disk import Disk
 from tests.conftest import REPOSITORY
 
 T = 1_700_000_000_000_000_000
@@ -178,6 +180,18 @@ def test_blocks_that_a_power_cut_left_out_of_order_are_torn_not_damaged(tmp_path
     torn = log.repair(tmp_path)
     assert torn is not None
     assert torn.bytes == len(data) - begin
+
+
+def test_a_start_syncs_what_a_killed_writer_left(tmp_path: Path) -> None:
+    """Else a power cut after the next start tears a segment that another follows."""
+    disk = Disk(tmp_path)
+    out = writer(tmp_path, fdatasync=disk.sync)
+    out.append_input(T, Tick())
+    out.flush()
+    log.repair(tmp_path, disk.sync)
+    writer(tmp_path, fdatasync=disk.sync)
+    disk.cut_power(random.Random(1))
+    assert bodies(tmp_path) == [HEADER, Tick(), HEADER]
 
 
 @pytest.mark.parametrize("turned", [False, True])
