@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -41,12 +41,16 @@ from live.messages import (
 )
 from market.settings import Live
 
+T = TypeVar("T")
+
 TOPICS: Final = ("order", "execution", "position", "wallet")
 #: A socket without a message between two heartbeats is replaced; an answer this late is given up.
 PING_S: Final = 20.0
 LATEST_S: Final = 60.0
 #: Blocking calls at a time.
 _CALLERS: Final = 4
+#: So often is asked what a start has to know.
+_START_TRIES: Final = 3
 
 
 class _Socket:
@@ -214,7 +218,7 @@ class Connections:
 
     # -- from other threads --------------------------------------------------------------------
 
-    def start(self, timeout_s: float = 30.0) -> None:
+    def start(self, timeout_s: float = 60.0) -> None:
         """Connect; returns once everything is authenticated and subscribed."""
         self._thread.start()
         try:
@@ -260,7 +264,7 @@ class Connections:
         self._budget.heard(path, headers or {}, self._loop.time(), self.clock.now_ms())
 
     async def _start(self) -> None:
-        await self._measure()
+        await self._insist(self.clock.measure, self._rest)
         if abs(skew_ns := self.clock.skew_ns) > MOST_SKEW_NS:
             where = "ahead of" if skew_ns > 0 else "behind"
             raise BybitError(
@@ -286,7 +290,7 @@ class Connections:
         call = next(conversation)
         try:
             while True:
-                reply = await self._loop.run_in_executor(self._callers, self._rest.call, call)
+                reply = await self._insist(self._rest.call, call)
                 call = conversation.send(reply.body)
         except StopIteration as ended:
             (result,) = self._codec.answer(self._clock_ns(), query, ended.value)
@@ -302,6 +306,13 @@ class Connections:
             f"{self.address.rest}: does not state the {query.kind}{why}; check that L2_API_KEY and "
             f"L2_API_SECRET are keys of {self.address.name}"
         )
+
+    async def _insist(self, ask: Callable[..., T], *about: Any) -> T:
+        """The answer to what only asks; asked again when there is none, a few times."""
+        for _ in range(_START_TRIES - 1):
+            with suppress(NoAnswerError):
+                return await self._loop.run_in_executor(self._callers, ask, *about)
+        return await self._loop.run_in_executor(self._callers, ask, *about)
 
     async def _measure(self) -> None:
         await self._loop.run_in_executor(self._callers, self.clock.measure, self._rest)

@@ -381,6 +381,14 @@ def test_a_clock_that_is_off_is_one_clear_line(venue: Served) -> None:
     assert line.endswith("set it (NTP), or every request is refused")
 
 
+def test_a_start_asks_again_where_no_answer_came(venue: Served) -> None:
+    client = Client(venue, client=4)
+    client.fault("cut_before", "account/info", times=2)
+    client.connections.start()
+    client.connections.stop(0.0)
+    assert not venue.sandbox.faults.pending
+
+
 def test_an_address_where_nobody_serves_is_one_clear_line(venue: Served) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]  # closed again below
