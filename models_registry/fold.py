@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from market.features.precision import Float32
 from market.settings import Model
+from market.units import utc_date
 from models_registry import dataset, ensemble, selection
 from models_registry.abstention import Scored
 from models_registry.dataset import Features, Rows, Source
@@ -82,23 +83,24 @@ class Trainer:
             source.read(self.dates, features.names, self._stride_s) if model.select else None
         )
 
-    @property
-    def volatility(self) -> Float:
-        """The scale feature of `rows`, (n,)."""
-        return np.ascontiguousarray(self.rows.features[:, 0], np.float64)
-
-    def read(self, names: tuple[str, ...], span: TimeSpan | None = None) -> tuple[Rows, Float]:
-        """Training rows of a span (None: all) with these features, and their volatility."""
+    def read(self, names: tuple[str, ...], span: TimeSpan) -> tuple[Rows, Float]:
+        """Training rows of a span with these features, and their volatility."""
         if self._candidates is not None and self._stride_s == self._model.train_stride_s:
             rows = self._candidates
             columns = [self._features.names.index(name) for name in names]
+            inside = span.mask(rows.t_ns)
+            matrix: Float32 = rows.features[np.ix_(np.flatnonzero(inside), np.array(columns))]
         else:
-            rows = self._source.read(self.dates, names, self._model.train_stride_s)
-            columns = list(range(len(names)))
-        inside = span.mask(rows.t_ns) if span else np.ones(len(rows), np.bool_)
-        matrix: Float32 = rows.features[inside][:, columns]
-        found = msgspec.structs.replace(rows, features=rows.features[:, :0]).where(inside)
-        return msgspec.structs.replace(found, features=matrix), self.volatility[inside]
+            first, last = (
+                utc_date(ns) for ns in (max(span.after_ns, 0), max(span.until_ns - 1, 0))
+            )
+            days = [day for day in self.dates if first <= day <= last]
+            rows = self._source.read(days, names, self._model.train_stride_s)
+            inside = span.mask(rows.t_ns)
+            matrix = rows.features[inside]
+        bare = msgspec.structs.replace(rows, features=rows.features[:, :0]).where(inside)
+        volatility = matrix[:, names.index(ensemble.SCALE_FEATURE)].astype(np.float64)
+        return msgspec.structs.replace(bare, features=matrix), volatility
 
     def fit(self, fold: Fold, earlier: Scored | None) -> FoldModel | str:
         """The fold's model, or the reason why it has too few rows."""
