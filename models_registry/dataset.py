@@ -184,9 +184,8 @@ class MemorySource:
             raise DatasetError(f"the rows have no column {', '.join(missing[:3])}")
         kept = np.isin(self._day, chosen) & (self._rows.t_ns // SECOND_NS % stride_s == 0)
         columns = [self._names.index(name) for name in features]
-        return msgspec.structs.replace(self._rows, features=self._rows.features[:, columns]).where(
-            kept
-        )
+        rows = self._rows.where(kept)
+        return msgspec.structs.replace(rows, features=rows.features[:, columns])
 
 
 def _column(table: pa.Table, name: str) -> Float:

@@ -96,6 +96,9 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
         "torture": Verb(
             "proving.torture.command", "run the worker through every fault, by seed, and judge it"
         ),
+        "certify": Verb(
+            "proving.certify.command", "run training over markets whose truth is known, and judge it"
+        ),
         "bench": Verb(
             "proving.bench.command", "measure speed and memory against goals and a peer"
         ),

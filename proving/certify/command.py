@@ -1,0 +1,185 @@
+"""The verb `l2 certify`: seeds in processes, results a line each in a folder, the table at the end."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import os
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from market.console import Result, say
+from market.console import names as listed
+from market.console import seeds as named_seeds
+from market.errors import UsageError
+from market.provenance import closure_hash
+from market.settings import Settings
+from proving.certify.verdict import Figures, Line
+
+JOBS: Final = 2
+FOLDER: Final = "certify"
+#: Seeds from here on certify; those before are for development.
+FIRST_CERTIFYING: Final = 1001
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished seed of a run, figures by cell; ``code`` is the hash of all that decides them."""
+
+    row: str
+    run: str
+    seed: int
+    code: str
+    cpu_s: float
+    at: str
+    figures: dict[str, Figures]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 certify`."""
+    parser.add_argument(
+        "--seeds",
+        metavar="A-B",
+        default="1001-1200",
+        help="default: 1001-1200; a row takes as many of the first as it needs",
+    )
+    parser.add_argument(
+        "--only", metavar="ROW", help="null, planted, regimes, decay, leaks; default: all"
+    )
+    parser.add_argument("--runs", metavar="RUN", help="only these runs of the rows")
+    parser.add_argument(
+        "--judge", action="store_true", help="run nothing; judge what is done, by whatever code"
+    )
+    parser.add_argument("--folder", metavar="DIR", default=FOLDER, help=f"default: {FOLDER}")
+    parser.add_argument("--jobs", type=int, default=JOBS, help=f"processes, default {JOBS}")
+    parser.add_argument("--pictures", metavar="DIR", help="write one picture per row")
+
+
+def command(_: Settings, options: argparse.Namespace) -> Result:
+    """Run what is not done yet, and judge; fails where a line fails."""
+    from proving.certify.rows import ROWS
+
+    rows = tuple(ROWS) if options.only is None else tuple(listed(options.only, "--only"))
+    if unknown := sorted(set(rows) - set(ROWS)):
+        raise UsageError(f"--only {unknown[0]}: expected {', '.join(ROWS)}")
+    wanted = None if options.runs is None else set(listed(options.runs, "--runs"))
+    seeds, folder = named_seeds(options.seeds), Path(options.folder)
+    code = closure_hash("proving.certify.rows")
+    # Of several results of a seed the last one counts.
+    done = {(d.row, d.run, d.seed): d for d in read(folder) if options.judge or d.code == code}
+    tasks = [
+        (row, name, seed)
+        for row in rows
+        for seed in seeds[: ROWS[row].seeds]
+        for name in ROWS[row].runs
+        if wanted is None or name in wanted
+    ]
+    if not options.judge:
+        run([task for task in tasks if task not in done], code, folder, done, options.jobs)
+    lines: list[Line] = []
+    for row in rows:
+        cells: dict[str, list[Figures]] = defaultdict(list)
+        for task in tasks:
+            if task[0] == row and task in done:
+                for cell, figures in done[task].figures.items():
+                    cells[cell].append(figures)
+        if cells:
+            lines += ROWS[row].judge(cells)
+            if options.pictures:
+                from proving.certify.pictures import draw
+
+                draw(Path(options.pictures) / f"{row}.png", [x for x in lines if x.row == row])
+    for text in table(lines):
+        print(text)
+    used = [done[task] for task in tasks if task in done]
+    return {
+        "code": sorted({each.code for each in used}),
+        "cpu_s": sum(each.cpu_s for each in used),
+        "certifying": min(seeds) >= FIRST_CERTIFYING,
+        "failed": not all(each.passed for each in lines),
+        "table": [
+            # JSON has no infinity.
+            {
+                k: None if v in (math.inf, -math.inf) else v
+                for k, v in msgspec.to_builtins(x).items()
+            }
+            for x in lines
+        ],
+    }
+
+
+def read(folder: Path) -> list[Done]:
+    """Finished seeds of a folder; a line cut by a crash does not count."""
+    found = []
+    for path in sorted(folder.glob("*.jsonl")):
+        for text in path.read_bytes().splitlines():
+            try:
+                found.append(msgspec.json.decode(text, type=Done))
+            except msgspec.DecodeError:
+                say(f"{path}: a line is cut; its seed runs again")
+    return found
+
+
+def run(
+    tasks: list[tuple[str, str, int]],
+    code: str,
+    folder: Path,
+    done: dict[tuple[str, str, int], Done],
+    jobs: int,
+) -> None:
+    """Run tasks in processes; each result is on disk before the next one is waited for."""
+    if not tasks:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    # One thread each: the processes are the parallelism.
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["proving.certify.rows"])
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool:
+        waiting = {pool.submit(one, *task): task for task in tasks}
+        for count, future in enumerate(as_completed(waiting), 1):
+            row, name, seed = task = waiting[future]
+            figures, cpu_s = future.result()
+            done[task] = Done(
+                row=row,
+                run=name,
+                seed=seed,
+                code=code,
+                cpu_s=cpu_s,
+                at=datetime.now(UTC).isoformat(timespec="seconds"),
+                figures=figures,
+            )
+            with (folder / f"{row}.jsonl").open("ab") as file:
+                file.write(msgspec.json.encode(done[task]) + b"\n")
+            if count % 20 == 0 or count == len(tasks):
+                say(f"{count} of {len(tasks)}: {row} {name}, seed {seed}, {cpu_s:.1f} s of cpu")
+
+
+def one(row: str, name: str, seed: int) -> tuple[dict[str, Figures], float]:
+    """One seed of one run, in this process: figures by cell, and cpu seconds."""
+    from proving.certify.rows import ROWS
+
+    started = time.process_time()
+    found = ROWS[row].runs[name](seed)
+    plain = {cell: {k: float(v) for k, v in part.items()} for cell, part in found.items()}
+    return plain, time.process_time() - started
+
+
+def table(lines: list[Line]) -> list[str]:
+    """The lines as a Markdown table."""
+    out = [
+        "| row | figure | value | 95 % bounds | needs | seeds | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    out += [
+        f"| {x.row} | {x.what} | {x.figure:.4g} | {x.low:.4g} … {x.high:.4g} | {x.needs} | {x.seeds} | "
+        f"{'pass' if x.passed else 'FAIL'} |"
+        for x in lines
+    ]
+    return out
