@@ -15,6 +15,7 @@ from assets.isolation import LeftOut, apart
 from assets.platform import OWNERS, PARTITIONS, Platform, Span, context_spans, partition_key
 from execution.tca.figures import figures
 from market.errors import DataError
+from market.instruments import leader
 from market.lake import Lake
 from market.settings import Settings
 
@@ -30,6 +31,25 @@ ASSETS: Final = {
 }
 
 
+_SYMBOLS: Final = PARTITIONS.get_partitions_def_for_dimension("symbol").get_partition_keys()
+BARS_OF_FEATURES: Final = dg.MultiPartitionMapping(
+    {
+        "date": dg.DimensionPartitionMapping(
+            "date",
+            dg.TimeWindowPartitionMapping(
+                start_offset=-1, allow_nonexistent_upstream_partitions=True
+            ),
+        ),
+        "symbol": dg.DimensionPartitionMapping(
+            "symbol",
+            dg.StaticPartitionMapping(
+                {read: [s for s in _SYMBOLS if read in (s, leader(s))] for read in _SYMBOLS}
+            ),
+        ),
+    }
+)
+
+
 class Translator(DagsterDbtTranslator):  # type: ignore[misc]  # dagster_dbt is not typed here
     """dbt models as assets."""
 
@@ -39,6 +59,13 @@ class Translator(DagsterDbtTranslator):  # type: ignore[misc]  # dagster_dbt is 
 
     def get_group_name(self, dbt_resource_props: Mapping[str, Any]) -> str:
         return "execution" if "costs" in dbt_resource_props["fqn"] else "warehouse"
+
+    def get_partition_mapping(
+        self, dbt_resource_props: Mapping[str, Any], dbt_parent_resource_props: Mapping[str, Any]
+    ) -> dg.PartitionMapping | None:
+        """Features read the day before, and the symbol that leads theirs, as `warehouse._read` says."""
+        names = (dbt_resource_props["name"], dbt_parent_resource_props["name"])
+        return BARS_OF_FEATURES if names == ("features", "stg_bars") else None
 
     def get_owners(self, dbt_resource_props: Mapping[str, Any]) -> Sequence[str]:
         return OWNERS

@@ -46,7 +46,8 @@ def performance(
     )
 
 
-@dg.asset_check(asset=performance)
+# Blocking, so that training and promotion wait for it; its severity stops neither.
+@dg.asset_check(asset=performance, blocking=True)
 def decay(context: dg.AssetCheckExecutionContext, platform: Platform) -> dg.AssetCheckResult:
     """CUSUM on the champion's live IC: fails when the IC decays.
 
@@ -80,10 +81,13 @@ def decay(context: dg.AssetCheckExecutionContext, platform: Platform) -> dg.Asse
 def model(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
     """A training attempt on the whole training set: walk-forward, gate, MLflow run and version.
 
-    Succeeds whatever the verdict; `not_enough_data` registers no version.
+    Succeeds whatever the verdict; `not_enough_data` registers no version. Fails on partitions that were made
+    from other inputs than there are now.
     """
+    from assets.staleness import require_current
     from models_registry.registry import train_and_register
 
+    require_current(platform.lake(), platform.settings())
     outcome = train_and_register(
         platform.lake(),
         platform.settings(),
@@ -118,7 +122,16 @@ def gate(context: dg.AssetCheckExecutionContext, platform: Platform) -> dg.Asset
     )
 
 
-@dg.asset(deps=[model], group_name="models", owners=OWNERS, kinds={"mlflow"})
+@dg.asset(
+    deps=[model, performance],
+    group_name="models",
+    owners=OWNERS,
+    kinds={"mlflow"},
+    # What asks for a training asks for the judgement of what it makes, in the same run.
+    automation_condition=dg.AutomationCondition.any_deps_match(
+        dg.AutomationCondition.will_be_requested()
+    ).allow(dg.AssetSelection.assets(model)),
+)
 def champion(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
     """The version that the live worker trades: the alias `champion` in the registry.
 

@@ -90,6 +90,12 @@ class Registry(Struct, frozen=True, kw_only=True):
     promotion: Literal["auto", "manual"] = "auto"
 
 
+class Pipeline(Struct, frozen=True, kw_only=True):
+    #: When `l2 ui` makes the past day of a recorded lake and retrains, in UTC; ``off`` for never. Twenty
+    #: minutes let the last capture be closed.
+    daily: Annotated[str, Meta(pattern="^(([01][0-9]|2[0-3]):[0-5][0-9]|off)$")] = "00:20"
+
+
 class Execution(Struct, frozen=True, kw_only=True):
     capital_usdt: float = 200_000.0
     #: Share of capital in one order, before risk limits.
@@ -253,6 +259,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     market: Market = Market()
     model: Model = Model()
     registry: Registry = Registry()
+    pipeline: Pipeline = Pipeline()
     execution: Execution = Execution()
     risk: Risk = Risk()
     live: Live = Live()

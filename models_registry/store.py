@@ -54,7 +54,7 @@ def tracking_uri(settings: Settings) -> str:
     return named or f"sqlite:///{registry_home(settings) / 'mlflow.db'}"
 
 
-def _is_own(settings: Settings) -> bool:
+def is_own(settings: Settings) -> bool:
     """Whether the store is the lake's own, which moves with the lake."""
     return tracking_uri(settings) == f"sqlite:///{registry_home(settings) / 'mlflow.db'}"
 
@@ -92,7 +92,7 @@ def _pointed(settings: Settings) -> Iterator[Any]:
     # They print the traceback of what they raise.
     for quiet in ("mlflow.store.db.utils", "mlflow.utils.file_utils"):
         logging.getLogger(quiet).setLevel(logging.CRITICAL)
-    uri, own, home = tracking_uri(settings), _is_own(settings), registry_home(settings)
+    uri, own, home = tracking_uri(settings), is_own(settings), registry_home(settings)
     versions = settings.registry.registry_uri or os.environ.get("MLFLOW_REGISTRY_URI") or uri
     home.mkdir(parents=True, exist_ok=True)
     # MLflow keeps what is set in variables too, for its child processes.
@@ -201,7 +201,7 @@ def fetch(client: Any, settings: Settings, version: str, folder: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         found = model_version(client, name, version)
         logged = client.get_model_version_download_uri(name, version)
-        if _is_own(settings):
+        if is_own(settings):
             logged = here(registry_home(settings), logged)
         where = f"{logged}/artifacts/{BUNDLE_ARTIFACT}"
         try:

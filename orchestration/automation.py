@@ -1,15 +1,22 @@
 """Jobs, the daily schedule, and the sensors."""
 
-import json
-from collections.abc import Iterator
-from datetime import timedelta
-from typing import Any
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import dagster as dg
 
-from assets.platform import RANGE_END, RANGE_START, Platform, partition_key
-from market.settings import load
+from assets.platform import RANGE_END, RANGE_START, Platform, partition_key, run_dates
+from market.lake import Lake
+from market.settings import Settings, load
+from market.units import days_between
 
+#: A date's last capture is closed so long after midnight.
+CLOSED: Final = timedelta(minutes=20)
+#: A date whose run failed is asked for again after this, and not for ever.
+AGAIN: Final = timedelta(hours=1)
+ATTEMPTS: Final = 5
+_RUNS: Final = 500
 #: Everything, over a range of partitions, in one run.
 pipeline_job = dg.define_asset_job(
     "pipeline",
@@ -17,7 +24,7 @@ pipeline_job = dg.define_asset_job(
     description="The whole path over a range of dates and all symbols.",
 )
 
-#: Training alone, over whatever the training set holds.
+#: Training and promotion, over whatever the training set holds.
 retrain_job = dg.define_asset_job(
     "retrain",
     selection=dg.AssetSelection.assets("model", "champion"),
@@ -33,47 +40,126 @@ def range_tags(first: str, last: str, symbols: tuple[str, ...]) -> dict[str, str
     }
 
 
+def missing(lake: Lake, settings: Settings, now: datetime) -> list[str]:
+    """Closed dates of captures or archives on which a symbol has no training set yet, sorted."""
+    last = (now - CLOSED - timedelta(days=1)).strftime("%Y-%m-%d")
+    recorded = {*lake.capture_dates(), *(day for _, day in lake.archives())}
+    made = set(lake.partitions("training_set"))
+    symbols = settings.market.symbols
+    return sorted(
+        day for day in recorded if day <= last and any((s, day) not in made for s in symbols)
+    )
+
+
+def requests(
+    instance: dg.DagsterInstance, lake: Lake, settings: Settings, days: Iterable[str]
+) -> Iterator[dg.RunRequest]:
+    """One run for each range of consecutive dates that is to be asked for.
+
+    Not asked for: what a run is under way for; what one left out for want of data, since when no capture
+    came; what has failed `ATTEMPTS` times, or within the last hour.
+    """
+    runs = instance.get_run_records(dg.RunsFilter(job_name=pipeline_job.name), limit=_RUNS)
+    asked: list[tuple[str, int]] = []
+    for day in days:
+        since = _since(lake, settings, day)
+        of_day = [run for run in runs if _covers(run, day) and run.create_timestamp >= since]
+        unmade = any(
+            lake.exists("events", symbol, day) and not lake.exists("training_set", symbol, day)
+            for symbol in settings.market.symbols
+        )
+        ended = {dg.DagsterRunStatus.SUCCESS: unmade, dg.DagsterRunStatus.FAILURE: True}
+        failed = [run for run in of_day if ended.get(run.dagster_run.status, False)]
+        if len(failed) < sum(
+            run.dagster_run.status != dg.DagsterRunStatus.CANCELED for run in of_day
+        ):
+            continue  # under way, or all was made that there are data of
+        if len(failed) >= ATTEMPTS:
+            continue
+        if failed and failed[0].update_timestamp > datetime.now(UTC) - AGAIN:
+            continue
+        asked.append((day, len(failed)))
+    while asked:
+        span = [asked.pop(0)]
+        while asked and days_between(span[-1][0], asked[0][0])[1:] == [asked[0][0]]:
+            span.append(asked.pop(0))
+        first, last = span[0][0], span[-1][0]
+        turn = sum(count for _, count in span)
+        newest = max(_since(lake, settings, day) for day, _ in span)
+        yield dg.RunRequest(
+            run_key=f"{first} to {last}: captures of {newest:%F %T}, {turn} failed",
+            tags=range_tags(first, last, settings.market.symbols),
+        )
+
+
+def _covers(run: dg.RunRecord, day: str) -> bool:
+    dates = run_dates(run.dagster_run.tags)
+    return dates is not None and dates[0] <= day <= dates[1]
+
+
+def _since(lake: Lake, settings: Settings, day: str) -> datetime:
+    """When the last capture of a date came."""
+    archives = [lake.archive(symbol, day) for symbol in settings.market.symbols]
+    files = lake.fs.get_file_info([*lake.captures(day), *archives])
+    times = [file.mtime for file in files if file.mtime is not None]
+    return max(times, default=datetime.fromtimestamp(0, UTC))
+
+
+_SETTINGS: Final = load()
+_ON: Final = _SETTINGS.pipeline.daily != "off" and _SETTINGS.source == "recorded"
+_AT: Final = (_SETTINGS.pipeline.daily if _ON else "00:20").split(":")
+
+
 @dg.schedule(
     job=pipeline_job,
-    cron_schedule="20 0 * * *",
+    cron_schedule=f"{int(_AT[1])} {int(_AT[0])} * * *",
     execution_timezone="UTC",
-    description="At 00:20 UTC: yesterday from frames to features, then retrain and gate.",
+    default_status=dg.DefaultScheduleStatus.RUNNING if _ON else dg.DefaultScheduleStatus.STOPPED,
+    description="Daily: yesterday and what was missed, from frames to features; retrain, gate.",
 )
-def daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    """One run for yesterday's partitions; twenty minutes let the last capture be closed."""
-    yesterday = (context.scheduled_execution_time - timedelta(days=1)).strftime("%Y-%m-%d")
-    return dg.RunRequest(
-        run_key=yesterday, tags=range_tags(yesterday, yesterday, load().market.symbols)
+def daily(
+    context: dg.ScheduleEvaluationContext, platform: Platform
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Runs for yesterday's partitions and for closed dates that no run has made."""
+    settings, lake = platform.settings(), platform.lake()
+    asked = list(
+        requests(
+            context.instance,
+            lake,
+            settings,
+            missing(lake, settings, context.scheduled_execution_time),
+        )
     )
+    if not asked:
+        yield dg.SkipReason(
+            "every closed date of captures is made, under way, or left out for good"
+        )
+    yield from asked
 
 
 @dg.sensor(
     job=pipeline_job,
     minimum_interval_seconds=300,
-    description="A closed date of captures without events asks for a run.",
+    description="A closed date of captures that came late, or whose run failed, asks for a run.",
 )
 def new_captures(
     context: dg.SensorEvaluationContext, platform: Platform
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """Dates before today whose captures changed since the cursor and which have no events yet."""
-    lake, symbols = platform.lake(), platform.settings().market.symbols
-    seen: dict[str, Any] = json.loads(context.cursor or "{}")
-    done = {day for _, day in lake.partitions("events")}
-    asked = [
-        day for day in lake.capture_dates()[:-1] if day not in done and seen.get(day) != "asked"
-    ]
+    """What `daily` would ask for now."""
+    settings, lake = platform.settings(), platform.lake()
+    days = missing(lake, settings, datetime.now(UTC))
+    asked = list(requests(context.instance, lake, settings, days))
     if not asked:
-        yield dg.SkipReason("every closed date of captures has events, or was asked for")
-    for day in asked:
-        seen[day] = "asked"
-        yield dg.RunRequest(run_key=f"capture {day}", tags=range_tags(day, day, symbols))
-    context.update_cursor(json.dumps(seen))
+        yield dg.SkipReason(
+            "every closed date of captures is made, under way, or left out for good"
+        )
+    yield from asked
 
 
 #: Evaluates automation conditions: a failed decay check asks for a retrain.
 automation_sensor = dg.AutomationConditionSensorDefinition(
     "retrain_on_decay",
-    target=dg.AssetSelection.assets("model"),
+    target=dg.AssetSelection.assets("model", "champion"),
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="A decay check that begins to fail asks for one training attempt.",
+    description="A decay check that begins to fail asks for one training attempt, and its promotion.",
 )

@@ -18,16 +18,29 @@ from market.errors import UsageError
 from market.locks import exclusive
 from market.settings import Settings
 from models_registry.relocation import relocate
+from models_registry.store import is_own, tracking_uri
 
 if TYPE_CHECKING:
     import dagster as dg
 
-_DAGSTER_YAML: Final = """\
+_FIRST_YAML: Final = """\
 telemetry:
   enabled: false
 nux:
   enabled: false
 """
+#: One run at a time: each is parallel by itself. A run that fails is made again from where it failed.
+_DAGSTER_YAML: Final = (
+    _FIRST_YAML
+    + """\
+concurrency:
+  runs:
+    max_concurrent_runs: 1
+run_retries:
+  enabled: true
+  max_retries: 2
+"""
+)
 
 
 class PortError(UsageError):
@@ -39,7 +52,8 @@ def dagster_home(settings: Settings) -> Path:
     home = Path(os.environ.get("DAGSTER_HOME") or Path(settings.root).absolute() / "dagster")
     home.mkdir(parents=True, exist_ok=True)
     file = home / "dagster.yaml"
-    if not file.exists():
+    # That of earlier versions, unless somebody has changed it.
+    if not file.exists() or file.read_text() == _FIRST_YAML:
         file.write_text(_DAGSTER_YAML)
     return home
 
@@ -68,12 +82,16 @@ def require_free(port: int, option: str) -> None:
 
 
 def serve(settings: Settings, dagster_port: int, mlflow_port: int) -> None:
-    """Run both servers until interrupted, or until one of them exits. Raises PortError."""
+    """Run the servers until interrupted, or until one of them exits. Raises PortError."""
+    own = is_own(settings)
     require_free(dagster_port, "--dagster-port")
-    require_free(mlflow_port, "--mlflow-port")
     root = Path(settings.root).absolute()
-    (root / "mlflow").mkdir(parents=True, exist_ok=True)
-    relocate(root / "mlflow")
+    if own:
+        require_free(mlflow_port, "--mlflow-port")
+        (root / "mlflow").mkdir(parents=True, exist_ok=True)
+        relocate(root / "mlflow")
+    else:
+        say(f"MLflow: {tracking_uri(settings)}, which the settings or its variables name")
     environment = os.environ | {
         "DAGSTER_HOME": str(dagster_home(settings)),
         "L2_ROOT": str(root),
@@ -86,10 +104,10 @@ def serve(settings: Settings, dagster_port: int, mlflow_port: int) -> None:
         signal.signal(number, signal.default_int_handler)
     servers: list[subprocess.Popen[bytes]] = []
     try:
-        for name, port, arguments in (
-            ("Dagster", dagster_port, _dagster(dagster_port)),
-            ("MLflow", mlflow_port, _mlflow(mlflow_port, root)),
-        ):
+        served = [("Dagster", dagster_port, _dagster(dagster_port))]
+        if own:
+            served.append(("MLflow", mlflow_port, _mlflow(mlflow_port, root)))
+        for name, port, arguments in served:
             say(f"{name}: http://127.0.0.1:{port}")
             servers.append(subprocess.Popen(arguments, env=environment, start_new_session=True))
         os.wait()

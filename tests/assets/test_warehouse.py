@@ -25,16 +25,15 @@ from assets.dbt_assets import (
     warehouse,
 )
 from assets.platform import PARTITIONS, Platform, Span, partition_key, spans
-from assets.warehouse import (
-    TABLES,
-    build_range,
-)
+from assets.staleness import require_current
+from assets.warehouse import TABLES, build_range
 from market.bars import COLUMNS
 from market.features import feature_names
 from market.lake import Lake
 from market.provenance import code_hash
 from market.settings import Settings, load
 from market.units import day_start_ns
+from models_registry.dataset import DatasetError
 from orchestration.automation import range_tags
 
 SECOND = 1_000_000_000
@@ -414,3 +413,29 @@ def test_vars_have_the_leaders_of_the_symbols_and_the_settings_horizons(
         "to_date": SUNDAY,
         "horizons_s": [5, 10],
     }
+
+
+def test_training_refuses_partitions_of_other_inputs_by_name_and_says_the_command(
+    tmp_path: Path,
+) -> None:
+    """Its own bars, those of the day before and the leader's count; a rebuild mends it."""
+    lake = Lake(tmp_path / "lake")
+    write_bars(lake, "BTCUSDT", SATURDAY, 85_000, 86_400)
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        write_bars(lake, symbol, SUNDAY, 1, 1_000)
+    build_range(lake, SETTINGS, ("BTCUSDT", "ETHUSDT"), SATURDAY, SUNDAY)
+    require_current(lake, SETTINGS)
+    whole, part = "features, labels, training_set", "features, training_set"
+    btc, eth = f"{SUNDAY} BTCUSDT", f"{SUNDAY} ETHUSDT"
+    for symbol, day, last, named in (
+        ("BTCUSDT", SUNDAY, 900, f"{btc}: {whole}; {eth}: {part}"),
+        ("BTCUSDT", SATURDAY, 86_300, f"{SATURDAY} BTCUSDT: {whole}; {btc}, {eth}: {part}"),
+        ("ETHUSDT", SUNDAY, 900, f"{btc}: {part}; {eth}: {whole}"),
+    ):
+        kept = lake.read("bars", symbol, day), lake.metadata("bars", symbol, day)["inputs"]
+        write_bars(lake, symbol, day, 85_000 if day == SATURDAY else 1, last)
+        with pytest.raises(DatasetError, match=named) as refused:
+            require_current(lake, SETTINGS)
+        assert f"--to {SUNDAY}" in str(refused.value)
+        lake.write("bars", symbol, day, kept[0], inputs=kept[1])
+        require_current(lake, SETTINGS)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
-from pathlib import Path
 from subprocess import run
 
 import dagster as dg
 import pytest
 
-from assets.platform import Platform
-from market.lake import Lake
-from market.settings import load
-from orchestration.automation import RANGE_END, RANGE_START, daily, new_captures, pipeline_job
+from assets.dbt_assets import BARS_OF_FEATURES
+from assets.platform import PARTITIONS, keys_of, partition_key
 from orchestration.definitions import defs
 
 ASSETS = {
@@ -71,26 +67,15 @@ def test_quality_checks_block_and_the_gate_does_not() -> None:
     assert blocking["sound_dates"], "training waits for it"
     assert not blocking["live_batch_skew"], "nothing is made of the decisions"
     assert not blocking["gate"]
-    assert not blocking["decay"]
+    assert blocking["decay"], "promotion waits for it; as a warning it stops nothing"
 
 
-def test_the_daily_run_asks_for_yesterday_of_every_symbol() -> None:
-    context = dg.build_schedule_context(
-        scheduled_execution_time=datetime(2026, 3, 10, 0, 20, tzinfo=UTC)
-    )
-    asked = daily(context)
-    assert isinstance(asked, dg.RunRequest)
-    symbols = load().market.symbols
-    assert asked.tags[RANGE_START] == f"2026-03-09|{symbols[0]}"
-    assert asked.tags[RANGE_END] == f"2026-03-09|{symbols[-1]}"
-    assert daily.cron_schedule == "20 0 * * *"
-    assert daily.execution_timezone == "UTC"
-    assert daily.job_name == pipeline_job.name
-
-
-def test_a_failed_decay_check_asks_for_one_retrain() -> None:
-    """The condition of the real asset `model`, over stand-ins that let the check be failed."""
-    condition = defs.resolve_asset_graph().get(dg.AssetKey("model")).automation_condition
+def test_a_failed_decay_check_asks_for_one_retrain_and_its_promotion() -> None:
+    """The conditions of the real assets, over stand-ins that let the check be failed."""
+    graph = defs.resolve_asset_graph()
+    names = ("model", "champion")
+    assert dg.AssetKey("performance") in graph.get(dg.AssetKey("champion")).parent_keys
+    conditions = [graph.get(dg.AssetKey(name)).automation_condition for name in names]
 
     @dg.asset
     def performance() -> None: ...
@@ -99,18 +84,40 @@ def test_a_failed_decay_check_asks_for_one_retrain() -> None:
     def decay() -> dg.AssetCheckResult:
         return dg.AssetCheckResult(passed=False)
 
-    @dg.asset(deps=[performance], automation_condition=condition)
+    @dg.asset(deps=[performance], automation_condition=conditions[0])
     def model() -> None: ...
 
-    definitions = dg.Definitions(assets=[performance, model], asset_checks=[decay])
+    @dg.asset(deps=[performance, model], automation_condition=conditions[1])
+    def champion() -> None: ...
+
+    definitions = dg.Definitions(assets=[performance, model, champion], asset_checks=[decay])
     with dg.DagsterInstance.ephemeral() as instance:
         before = dg.evaluate_automation_conditions(definitions, instance)
         assert before.total_requested == 0
         dg.materialize([performance, decay], instance=instance)
         failed = dg.evaluate_automation_conditions(definitions, instance, cursor=before.cursor)
-        assert failed.get_requested_partitions(dg.AssetKey("model")) == {None}
+        for name in names:
+            assert failed.get_requested_partitions(dg.AssetKey(name)) == {None}
         again = dg.evaluate_automation_conditions(definitions, instance, cursor=failed.cursor)
         assert again.total_requested == 0
+        dg.materialize([model], instance=instance)  # a training of its own promotes nothing
+        later = dg.evaluate_automation_conditions(definitions, instance, cursor=again.cursor)
+        assert later.total_requested == 0
+
+
+def test_features_depend_on_the_day_before_and_on_the_leader() -> None:
+    wanted = PARTITIONS.subset_with_partition_keys([partition_key("BTCUSDT", "2026-01-02")])
+    found = BARS_OF_FEATURES.get_upstream_mapped_partitions_result_for_partitions(
+        wanted, PARTITIONS, PARTITIONS
+    )
+    keys = set(keys_of(found.partitions_subset.get_partition_keys()))
+    days = ("2026-01-01", "2026-01-02")
+    assert keys == {(symbol, day) for symbol in ("BTCUSDT", "ETHUSDT") for day in days}
+    specs = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
+    mapped = {
+        dep.asset_key.to_user_string(): dep.partition_mapping for dep in specs["features"].deps
+    }
+    assert mapped["bars"] == BARS_OF_FEATURES
 
 
 def test_loading_the_definitions_imports_no_heavy_library() -> None:
@@ -121,17 +128,3 @@ def test_loading_the_definitions_imports_no_heavy_library() -> None:
     )
     done = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_a_closed_date_of_captures_without_events_asks_for_one_run(tmp_path: Path) -> None:
-    lake = Lake(tmp_path)
-    for day in ("2026-03-02", "2026-03-03"):
-        lake.put(f"{lake.frames_dir(day)}/a.frames.zst", b"frames")
-    platform = Platform(overrides=[f"root={tmp_path}"])
-    with dg.build_sensor_context(resources={"platform": platform}) as context:
-        asked = [item for item in new_captures(context) if isinstance(item, dg.RunRequest)]
-        cursor = context.cursor
-    # the newest date may still be written
-    assert [item.tags[RANGE_START].split("|")[0] for item in asked] == ["2026-03-02"]
-    with dg.build_sensor_context(resources={"platform": platform}, cursor=cursor) as later:
-        assert not [item for item in new_captures(later) if isinstance(item, dg.RunRequest)]
