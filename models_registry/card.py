@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from itertools import groupby
+from typing import Final
 
 import msgspec
-import numpy as np
 
-from models_registry import decay
+from market.console import table
 from models_registry.evaluation import Evaluation
-from models_registry.manifest import DecayReference
-from models_registry.recipe import CalibrationBin
+from models_registry.pictures import pictures
 from models_registry.trades import FeeResult
 from models_registry.training import TrainedModel
 
 #: Maximum length of a version's description in MLflow.
 DESCRIPTION_LIMIT: Final = 5000
 
-_COLOURS: Final = {"vip0": "#c44e52", "vip3": "#dd8452", "zero": "#4c72b0"}
-_INK: Final = "#333333"
 _VERDICTS: Final = {
     "promote": "promote",
     "abstain": "abstain",
@@ -40,11 +36,36 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     block_s: int
 
 
-def description(evaluation: Evaluation, about: About) -> str:
-    """The card's first sections, truncated to MLflow's limit for descriptions."""
-    return "\n\n".join([_verdict(evaluation, about), _costs(evaluation), _blocks(evaluation)])[
-        :DESCRIPTION_LIMIT
-    ]
+def description(
+    evaluation: Evaluation, model: TrainedModel | None, about: About, run_id: str
+) -> str:
+    """What MLflow shows on a version's page: the card's first sections and its pictures.
+
+    The page gives tables no space between their columns, so that they are set as fixed-width text; the
+    pictures are served from the run. Sections that would exceed `DESCRIPTION_LIMIT` are left out.
+    """
+    images = "\n\n".join(
+        f"![{name}](get-artifact?path=pictures/{name}&run_uuid={run_id})"
+        for name in pictures(evaluation, model)
+    )
+    text = ""
+    for section in (_verdict(evaluation, about), _costs(evaluation), images, _blocks(evaluation)):
+        fixed = _fixed_width(section)
+        if len(text) + len(fixed) + 2 <= DESCRIPTION_LIMIT:
+            text += f"{fixed}\n\n"
+    return text.rstrip()
+
+
+def _fixed_width(markdown: str) -> str:
+    """The text with its tables as blocks of fixed width."""
+    lines: list[str] = []
+    for is_table, group in groupby(markdown.split("\n"), lambda line: line.startswith("|")):
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in group]
+        if is_table:
+            lines += ["```", table(rows[2:], rows[0]), "```"]
+        else:
+            lines += ["|".join(row) for row in rows]
+    return "\n".join(lines)
 
 
 def text(evaluation: Evaluation, model: TrainedModel | None, about: About) -> str:
@@ -293,157 +314,6 @@ def _n(value: float | None, digits: int = 3) -> str:
 
 def _p(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.1f} %"
-
-
-# -- pictures ------------------------------------------------------------------------------------
-
-
-def pictures(evaluation: Evaluation, model: TrainedModel | None) -> dict[str, bytes]:
-    """Charts as PNG by file name; only those with data."""
-    if evaluation.pooled is None:
-        return {}
-    found = {"ic_by_block.png": _ic_picture(evaluation), "net.png": _net_picture(evaluation)}
-    if model is not None:
-        found["calibration.png"] = _calibration_picture(model)
-        found["decay.png"] = _decay_picture(evaluation, model.manifest.decay)
-    return found
-
-
-def _figure(title: str, columns: int = 1) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2 * columns + 3.6 * (columns == 1), 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns)
-    for axis in np.atleast_1d(axes):
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="#dddddd", linewidth=0.7)
-        axis.set_axisbelow(True)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=_INK)
-    return figure, axes
-
-
-def _png(figure: Any) -> bytes:
-    out = io.BytesIO()
-    # No software version in the file, so that equal charts are equal bytes.
-    figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
-    return out.getvalue()
-
-
-def _ic_picture(evaluation: Evaluation) -> bytes:
-    figure, axis = _figure(f"Rank IC at {evaluation.primary_s} s by test block")
-    ranks = [block.ic.rank for block in evaluation.blocks]
-    error = [1.96 / math.sqrt(block.ic.n_eff) for block in evaluation.blocks]
-    position = np.arange(len(ranks))
-    axis.bar(position, ranks, color="#4c72b0", width=0.6, yerr=error, ecolor=_INK, capsize=3)
-    axis.axhline(0.0, color=_INK, linewidth=0.8)
-    if math.isfinite(evaluation.ic_lower):
-        axis.axhline(evaluation.ic.rank, color="#55a868", linewidth=1.2, label="pooled")
-        axis.axhline(
-            evaluation.ic_lower,
-            color="#55a868",
-            linewidth=1.2,
-            linestyle="--",
-            label="always-valid lower bound",
-        )
-        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    axis.set_xticks(position, [block.first_date[5:] for block in evaluation.blocks])
-    axis.set_ylabel("rank IC (± 1.96 / √n_eff)")
-    return _png(figure)
-
-
-def _net_picture(evaluation: Evaluation) -> bytes:
-    figure, axes = _figure("Cumulative net result of the target rule, bps", len(evaluation.results))
-    axes = np.atleast_1d(axes)
-    for axis, result in zip(axes, evaluation.results, strict=True):
-        found = evaluation.round_trips[result.row]
-        axis.set_title(
-            f"{result.row}: {result.taker_bps:g} bps a side, {result.trades:,} trades", fontsize=9
-        )
-        if not len(found):
-            axis.text(
-                0.5, 0.5, "no expectation\nexceeded the cost", transform=axis.transAxes, ha="center"
-            )
-            axis.set_axis_off()
-            continue
-        axis.axhline(0.0, color=_INK, linewidth=0.8)
-        left = found.exit_ns.astype("datetime64[ns]")
-        order = np.argsort(left, kind="stable")
-        for label, values, style in (
-            ("before costs", found.gross_bps, ":"),
-            ("net", found.net_bps(result.taker_bps), "-"),
-        ):
-            path = np.cumsum(values[order])
-            keep = np.unique(np.linspace(0, len(path) - 1, min(len(path), 2000)).astype(int))
-            axis.plot(
-                left[order][keep],
-                path[keep],
-                style,
-                color=_COLOURS[result.row],
-                linewidth=1.3,
-                label=label,
-            )
-        axis.legend(frameon=False, fontsize=8)
-        _dates(axis)
-    return _png(figure)
-
-
-def _calibration_picture(model: TrainedModel) -> bytes:
-    members = [m for m in model.manifest.recipe.members if m.objective == "return"]
-    figure, axes = _figure("Predicted and realised return by decile, bps", len(members))
-    for axis, member in zip(np.atleast_1d(axes), members, strict=True):
-        table: tuple[CalibrationBin, ...] = member.calibration.table
-        axis.set_title(f"{member.horizon_s} s, weight {member.weight:.2f}", fontsize=9)
-        if not table:
-            axis.text(0.5, 0.5, "no positive slope", transform=axis.transAxes, ha="center")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            continue
-        predicted = [row.predicted_bps for row in table]
-        ends = [min(predicted), max(predicted)]
-        axis.plot(ends, ends, color="#999999", linewidth=1.0, label="as predicted")
-        axis.plot(predicted, [row.realised_bps for row in table], "o", color="#4c72b0", ms=4.5)
-        axis.set_xlabel("predicted")
-        axis.legend(frameon=False, fontsize=8)
-    np.atleast_1d(axes)[0].set_ylabel("realised")
-    return _png(figure)
-
-
-def _decay_picture(evaluation: Evaluation, reference: DecayReference) -> bytes:
-    figure, axis = _figure("Decay monitor over its own reference: CUSUM and its limit")
-    pooled = evaluation.pooled
-    assert pooled is not None
-    label = pooled.rows.labels_bps[:, evaluation.horizons_s.index(evaluation.primary_s)]
-    ends, x = decay.observations(
-        pooled.rows.t_ns,
-        pooled.rows.symbol,
-        pooled.raw_bps / pooled.scale_bps,
-        label / pooled.scale_bps,
-        reference.spacing_s,
-    )
-    path = decay.cusum(x, reference.drift)
-    axis.plot(ends.astype("datetime64[ns]"), path, color="#4c72b0", linewidth=0.9)
-    if reference.limit is not None:
-        axis.axhline(
-            reference.limit,
-            color="#c44e52",
-            linestyle="--",
-            linewidth=1.2,
-            label=f"limit: one false alarm in {reference.arl0_days:g} days",
-        )
-        axis.set_ylim(top=1.2 * max(reference.limit, float(path.max())))
-        axis.legend(frameon=False, fontsize=8, loc="upper left")
-    _dates(axis)
-    return _png(figure)
-
-
-def _dates(axis: Any) -> None:
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
-    locator = AutoDateLocator(minticks=3, maxticks=6)
-    axis.xaxis.set_major_locator(locator)
-    axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
 
 def fold_csv(evaluation: Evaluation) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -22,9 +22,10 @@ from market.lake import Lake
 from market.locks import exclusive
 from market.provenance import closure_hash
 from market.settings import FEE_ROWS_BPS, Settings
-from models_registry import dataset
+from models_registry import dataset, trials
 from models_registry.dataset import Features
-from models_registry.manifest import MANIFEST_FILE, Verdict, load_champion, sha256
+from models_registry.evaluation import Context, Evaluation
+from models_registry.manifest import MANIFEST_FILE, Bundle, Verdict, load_champion, sha256
 from models_registry.served import served_model
 from models_registry.store import (
     BUNDLE_ARTIFACT,
@@ -33,10 +34,31 @@ from models_registry.store import (
     registry_client,
     registry_home,
 )
+from models_registry.tuning import Studies
+
+if TYPE_CHECKING:
+    from models_registry.training import TrainedModel
 
 CARD_FILE: Final = "card.md"
+RECORD_FILE: Final = "recorded.json"
 
 Progress = Callable[[str], None]
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+    """What a version was made from: `models_registry.reproduction` makes it again.
+
+    ``settings`` are those of market and model, ``partitions`` has the fingerprint of each by "DATE SYMBOL",
+    ``champion`` is the version that was compared, "" for none, ``context`` what the gate knew.
+    """
+
+    settings: Settings
+    partitions: Mapping[str, str]
+    features: Features
+    champion: str
+    context: Context
+    git_sha: str
+    code: str
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,10 +86,6 @@ def train_and_register(
     Always logs an MLflow run; registers a version, as `challenger`, unless the verdict is
     `not_enough_data`. An attempt with the identity of a registered version logs a run that refers to it.
     """
-    from models_registry import gate, probes, training, trials
-    from models_registry.decay import check
-    from models_registry.tuning import Studies
-
     features = features or Features.defined()
     symbols = settings.market.symbols
     fingerprint = dataset.fingerprint(lake, symbols, dataset.dates(lake, symbols))
@@ -92,37 +110,84 @@ def train_and_register(
             return _note_reuse(client, settings, known, tags)
         champion = load_champion(settings.root, settings.model_name)
         source = dataset.LakeSource(lake, symbols, settings.model.horizons_s)
-        home, procedure = registry_home(settings), trials.procedure(settings, features)
-        looks = trials.looks_of(settings)
-        found = probes.of_data(source, features.names, settings.model.primary_s)
-        for date in source.dates()[-1:]:
-            found += probes.live_skew(lake, symbols, features.names, date)
-        evaluation = training.evaluate(
-            source,
-            settings,
-            features,
-            champion=(champion[0].version, champion[1]) if champion else None,
-            context=msgspec.structs.replace(
-                trials.context(home, procedure, looks),
-                champion_decayed=champion is not None and check(lake, settings, features).failed,
-                rows=tuple(gate.probe_row(probe) for probe in found),
-            ),
-            studies=Studies(file=home / "optuna.db", prefix=tags["identity"]),
-            progress=progress,
+        recorded = Recorded(
+            settings=Settings(source=settings.source, market=settings.market, model=settings.model),
+            partitions={
+                f"{day} {symbol}": lake.fingerprint(dataset.TABLE, symbol, day)
+                for symbol, day in lake.partitions(dataset.TABLE)
+                if symbol in symbols
+            },
+            features=features,
+            champion=champion[0].version if champion else "",
+            context=_context(lake, source, settings, features, champion is not None),
+            git_sha=git_sha,
+            code=code(),
         )
-        trials.record(home, "training", procedure, tags["identity"], looks, evaluation.daily)
-        model = None
-        if evaluation.gate.verdict != "not_enough_data":
-            model = training.finish(
-                evaluation,
-                source,
-                settings,
-                features,
-                data_fingerprint=fingerprint,
-                git_sha=git_sha,
-            )
-            progress("final boosters fitted")
-        return _log(client, settings, lake.source, evaluation, model, tags)
+        rival = (champion[0].version, champion[1]) if champion else None
+        studies = Studies(file=registry_home(settings) / "optuna.db", prefix=tags["identity"])
+        evaluation, model = attempt(recorded, source, rival, fingerprint, progress, studies)
+        trials.record(
+            registry_home(settings),
+            "training",
+            trials.procedure(settings, features),
+            tags["identity"],
+            trials.looks_of(settings),
+            evaluation.daily,
+        )
+        return _log(client, settings, recorded, evaluation, model, tags)
+
+
+def _context(
+    lake: Lake, source: dataset.Source, settings: Settings, features: Features, champion: bool
+) -> Context:
+    """What the gate must know beside the evaluation: earlier looks, leakage probes, a decayed champion."""
+    from models_registry import gate, probes
+    from models_registry.decay import check
+
+    found = probes.of_data(source, features.names, settings.model.primary_s)
+    for date in source.dates()[-1:]:
+        found += probes.live_skew(lake, settings.market.symbols, features.names, date)
+    procedure = trials.procedure(settings, features)
+    return msgspec.structs.replace(
+        trials.context(registry_home(settings), procedure, trials.looks_of(settings)),
+        champion_decayed=champion and check(lake, settings, features).failed,
+        rows=tuple(gate.probe_row(probe) for probe in found),
+    )
+
+
+def attempt(
+    recorded: Recorded,
+    source: dataset.Source,
+    champion: tuple[str, Bundle] | None,
+    fingerprint: str,
+    progress: Progress,
+    studies: Studies | None = None,
+) -> tuple[Evaluation, TrainedModel | None]:
+    """Evaluate, and train a version unless the verdict is `not_enough_data`."""
+    from models_registry import training
+
+    settings, features = recorded.settings, recorded.features
+    evaluation = training.evaluate(
+        source,
+        settings,
+        features,
+        champion=champion,
+        context=recorded.context,
+        studies=studies,
+        progress=progress,
+    )
+    if evaluation.gate.verdict == "not_enough_data":
+        return evaluation, None
+    model = training.finish(
+        evaluation,
+        source,
+        settings,
+        features,
+        data_fingerprint=fingerprint,
+        git_sha=recorded.git_sha,
+    )
+    progress("final boosters fitted")
+    return evaluation, model
 
 
 def identity(settings: Settings, features: Features, fingerprint: str, git_sha: str) -> str:
@@ -139,13 +204,13 @@ def identity(settings: Settings, features: Features, fingerprint: str, git_sha: 
         repr(features.names),
         fingerprint,
         git_sha,
-        _code(),
+        code(),
         lightgbm.__version__,
     )
     return sha256("\n".join(parts).encode())[:16]
 
 
-def _code() -> str:
+def code() -> str:
     """Hash of the code that trains and validates, because a git sha misses uncommitted changes."""
     return closure_hash(__name__, "models_registry.training")
 
@@ -153,19 +218,21 @@ def _code() -> str:
 def _log(
     client: Any,
     settings: Settings,
-    source: str,
-    evaluation: Any,
-    model: Any,
+    recorded: Recorded,
+    evaluation: Evaluation,
+    model: TrainedModel | None,
     tags: Mapping[str, str],
 ) -> Outcome:
+    """Log the run with its model, and register the version when everything of it is there."""
     import mlflow
 
     from models_registry import card
     from models_registry.evaluation import metrics
+    from models_registry.pictures import pictures
 
     about = card.About(
         name=settings.model_name,
-        source=source,
+        source=tags["source"],
         git_sha=tags["git_sha"],
         fingerprint=tags["data_fingerprint"],
         fee_row=settings.model.fee_row,
@@ -178,37 +245,34 @@ def _log(
     for figure in ("ic_mean", "ic_worst_fold"):
         tags[figure] = f"{figures[figure]:.4f}" if figure in figures else "none"
     version = None
-    with mlflow.start_run(run_name=f"{verdict} {tags['data_fingerprint'][:8]}", tags=tags) as run:
+    with (
+        mlflow.start_run(run_name=f"{verdict} {tags['data_fingerprint'][:8]}", tags=tags) as run,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        folder = Path(scratch)
+        lightgbm = msgspec.to_builtins(evaluation.parameters)
         mlflow.log_params(
-            {
-                **msgspec.to_builtins(settings.model),
-                **{
-                    f"lightgbm.{k}": v
-                    for k, v in msgspec.to_builtins(evaluation.parameters).items()
-                },
-            }
+            msgspec.to_builtins(settings.model)
+            | {f"lightgbm.{name}": value for name, value in lightgbm.items()}
         )
-        mlflow.log_metrics(figures)
-        for block in evaluation.blocks:
-            mlflow.log_metric("ic_block", block.ic.rank, step=block.number)
         mlflow.log_text(text, CARD_FILE)
         mlflow.log_text(card.fold_csv(evaluation), "blocks.csv")
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            for name, image in card.pictures(evaluation, model).items():
-                (folder / name).write_bytes(image)
-                mlflow.log_artifact(str(folder / name), "pictures")
-            if model is not None:
-                logged = _log_model(model, folder)
-                version = _register(
-                    client,
-                    settings.model_name,
-                    str(logged.model_uri),
-                    run.info.run_id,
-                    {**tags, "manifest_sha256": sha256(model.files[MANIFEST_FILE])},
-                    card.description(evaluation, about),
-                )
-                mlflow.set_tag("model_version", version)
+        mlflow.log_text(msgspec.json.encode(recorded).decode(), RECORD_FILE)
+        for name, image in pictures(evaluation, model).items():
+            (folder / name).write_bytes(image)
+            mlflow.log_artifact(str(folder / name), "pictures")
+        logged = _log_model(model, folder) if model is not None else None
+        _log_figures(evaluation, figures, tags, logged.model_id if logged else None)
+        if model is not None and logged is not None:
+            version = _register(
+                client,
+                settings.model_name,
+                str(logged.model_uri),
+                run.info.run_id,
+                {**tags, "manifest_sha256": sha256(model.files[MANIFEST_FILE])},
+                card.description(evaluation, model, about, run.info.run_id),
+            )
+            mlflow.set_tag("model_version", version)
     return Outcome(
         verdict=verdict,
         reasons=reasons,
@@ -218,6 +282,38 @@ def _log(
         metrics=figures,
         reused=False,
     )
+
+
+def _log_figures(
+    evaluation: Evaluation,
+    figures: Mapping[str, float],
+    tags: Mapping[str, str],
+    model_id: str | None,
+) -> None:
+    """Log metrics and the training set, linked to the model, and a nested run for each test block."""
+    import mlflow
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import LoggedModelInput
+
+    source = CodeDatasetSource(
+        {"dates": f"{evaluation.dates[0]} to {evaluation.dates[-1]}"} if evaluation.dates else {}
+    )
+    data = MetaDataset(source, name=dataset.TABLE, digest=tags["data_fingerprint"])
+    linked = LoggedModelInput(model_id) if model_id else None
+    mlflow.log_input(data, context="training", model=linked)
+    mlflow.log_metrics(dict(figures), model_id=model_id, dataset=data)
+    for block in evaluation.blocks:
+        mlflow.log_metric("ic_block", block.ic.rank, step=block.number)
+        with mlflow.start_run(
+            run_name=f"block {block.number + 1}: {block.first_date}", nested=True
+        ):
+            mlflow.log_params({"first_date": block.first_date, "last_date": block.last_date})
+            mlflow.log_metrics(
+                {"ic": block.ic.rank, "ic_pearson": block.ic.pearson, "n_eff": block.ic.n_eff}
+                | {f"net_total_bps_{row}": total for row, total in block.net_total_bps.items()}
+                | {f"trades_{row}": float(count) for row, count in block.trades.items()}
+            )
 
 
 def _log_model(model: Any, folder: Path) -> Any:

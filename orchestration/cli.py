@@ -65,6 +65,9 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
         "rollback": Verb(
             "models_registry.promotion", "make the previous champion the champion again"
         ),
+        "reproduce": Verb(
+            "models_registry.reproduction", "train a version again from its inputs, and compare"
+        ),
         "ui": Verb("orchestration.ui", "open the Dagster and MLflow pages of a lake", daemon=True),
     },
     "trading": {

@@ -13,7 +13,7 @@ import pytest
 
 from market.lake import Lake
 from market.settings import Settings
-from models_registry import promotion, registry, resolver, store
+from models_registry import card, promotion, registry, resolver, store
 from models_registry.manifest import (
     MANIFEST_FILE,
     POINTER_FILE,
@@ -59,7 +59,23 @@ def test_a_version_describes_itself_to_a_reviewer(registered: tuple[Lake, Settin
     names = {file.path for file in client.list_artifacts(version.run_id)}
     assert {"card.md", "blocks.csv", "pictures"} <= names
     pictures = {file.path for file in client.list_artifacts(version.run_id, "pictures")}
-    assert "pictures/net.png" in pictures
+    for name in ("net", "folds", "calibration", "reliability", "importance", "decay"):
+        assert f"pictures/{name}.png" in pictures
+        assert (
+            f"get-artifact?path=pictures/{name}.png&run_uuid={run.info.run_id}"
+            in version.description
+        )
+    assert len(version.description) <= card.DESCRIPTION_LIMIT
+    assert "|" not in version.description, "MLflow's page runs the columns of a table together"
+    model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert {metric.key for metric in model.metrics} >= {"ic_mean", "ic_lower"}
+    assert [data.dataset.digest for data in run.inputs.dataset_inputs] == [
+        version.tags["data_fingerprint"]
+    ]
+    folds = client.search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{version.run_id}'"
+    )
+    assert len(folds) == int(run.data.metrics["blocks"])
     assert lake.source == "synthetic"
 
 
