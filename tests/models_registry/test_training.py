@@ -17,6 +17,7 @@ from models_registry.dataset import DatasetError, Features
 from models_registry.ensemble import fit_line
 from models_registry.evaluation import Evaluation
 from models_registry.fold import FoldModel, Trainer, Tuned
+from models_registry.pictures import pictures
 from models_registry.training import TrainedModel
 
 
@@ -102,7 +103,7 @@ def test_nothing_at_all_is_not_enough_data(tmp_path: Path) -> None:
         block_s=600,
     )  # fmt: skip
     assert "not enough data" in card.text(study, None, about)
-    assert card.pictures(study, None) == {}
+    assert pictures(study, None) == {}
     assert card.fold_csv(study).count("\n") == 1
     with pytest.raises(ValueError, match="makes no model"):
         training.finish(
@@ -214,7 +215,8 @@ def test_strided_rows_are_the_full_rows_at_those_seconds(planted_lake: Lake) -> 
 
 def test_pictures_are_repeatable_png_files(trained: tuple[Evaluation, TrainedModel]) -> None:
     study, model = trained
-    first, second = card.pictures(study, model), card.pictures(study, model)
-    assert sorted(first) == ["calibration.png", "decay.png", "ic_by_block.png", "net.png"]
+    first, second = pictures(study, model), pictures(study, model)
+    names = ("calibration", "decay", "folds", "ic_by_block", "importance", "net", "reliability")
+    assert sorted(first) == [f"{name}.png" for name in names]
     assert all(image.startswith(b"\x89PNG") for image in first.values())
     assert first == second
