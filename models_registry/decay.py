@@ -37,7 +37,7 @@ from models_registry import dataset
 from models_registry.dataset import Features
 from models_registry.manifest import Bundle, DecayReference, load_champion
 from models_registry.recipe import StrictStruct
-from models_registry.validation import bin_sums, effective_count, normal_scores
+from models_registry.validation import bin_sums, distinct, effective_count, normal_scores
 from models_registry.validation import information_coefficient as coefficient
 
 Float = npt.NDArray[np.float64]
@@ -121,14 +121,14 @@ def observations(
         own = np.flatnonzero(symbol == one)
         own = own[np.argsort(t_ns[own], kind="stable")]
         hour = (t_ns[own] - 1) // HOUR_NS
-        for end in np.unique(hour):
+        for end in distinct(hour):
             first, until = np.searchsorted(hour, [end - RANKED_S // 3600 + 1, end + 1])
             new = np.searchsorted(hour, end) - first
             rows = own[first:until]
             scores = normal_scores(predicted[rows]) * normal_scores(realised[rows])
             product[rows[new:]] = scores[new:]
     sums = bin_sums(t_ns, (product, np.ones(len(t_ns))), spacing_s)
-    ends = (np.unique(t_ns // (spacing_s * SECOND_NS)) + 1) * spacing_s * SECOND_NS
+    ends = (distinct(t_ns // (spacing_s * SECOND_NS)) + 1) * spacing_s * SECOND_NS
     return ends, sums[:, 0] / sums[:, 1]
 
 

@@ -35,7 +35,7 @@ from models_registry.manifest import Gate, GateRow
 from models_registry.probes import Probe
 from models_registry.statistics import anytime_lower
 from models_registry.trades import FeeResult
-from models_registry.validation import bin_sums, lower_bound
+from models_registry.validation import bin_sums, distinct, lower_bound
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -95,7 +95,7 @@ def row(
 
 def days_of(t_ns: Int) -> Int:
     """The distinct UTC days (numbers) of decision times (n,)."""
-    return np.unique((t_ns - 1) // DAY_NS)
+    return distinct((t_ns - 1) // DAY_NS)
 
 
 def ic_lower(t_ns: Int, product: Float, block_s: int, procedures: int = 1) -> tuple[float, str]:
@@ -208,7 +208,7 @@ def champion_row(
         samples=samples,
         seed=seed,
     )
-    hours = len(np.unique(t_ns[known])) / 3600.0
+    hours = len(distinct(t_ns[known])) / 3600.0
     return row(
         "champion",
         lower > 0.0,

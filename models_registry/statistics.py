@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from market.units import DAY_NS
-from models_registry.validation import bootstrap, stationary_indices
+from models_registry.validation import bootstrap, distinct, stationary_indices
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -232,7 +232,7 @@ def uniqueness(begin_ns: Int, end_ns: Int) -> Float:
     if not len(begin_ns):
         return np.empty(0)
     end_ns = np.maximum(end_ns, begin_ns + 1)
-    edges = np.unique(np.concatenate((begin_ns, end_ns)))
+    edges = distinct(np.concatenate((begin_ns, end_ns)))
     first, last = np.searchsorted(edges, begin_ns), np.searchsorted(edges, end_ns)
     change = np.zeros(len(edges))
     np.add.at(change, first, 1.0)

@@ -24,7 +24,7 @@ from market.kernel import compiled
 from market.settings import FEE_ROWS_BPS
 from market.units import SECOND_NS
 from models_registry.statistics import clopper_pearson_upper, uniqueness
-from models_registry.validation import lower_bound
+from models_registry.validation import distinct, lower_bound
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -212,7 +212,7 @@ def fee_result(
     before_fees = trades.gross_bps - trades.spread_bps
     unique = uniqueness(trades.entry_ns, trades.exit_ns)
     wins, losses = net[net > 0], net[net <= 0]
-    grid = np.unique(t_ns)
+    grid = distinct(t_ns)
 
     def bound(made: Trades) -> float:
         return lower_bound(
