@@ -76,6 +76,7 @@ def text(evaluation: Evaluation, model: TrainedModel | None, about: About) -> st
         _data(evaluation, about),
         _costs(evaluation),
         _versus(evaluation),
+        _baselines(evaluation, about),
         _blocks(evaluation),
         _horizons(evaluation),
     ]
@@ -158,6 +159,27 @@ def _versus(evaluation: Evaluation) -> str:
             "net bps per trade and in total.\n",
             "| fee row | trades | net | total | champion's trades | net | total |",
             "|---|---|---|---|---|---|---|",
+            *lines,
+        ]
+    )
+
+
+def _baselines(evaluation: Evaluation, about: About) -> str:
+    if not evaluation.baselines:
+        return ""
+    own = next(r for r in evaluation.results if r.row == about.fee_row)
+    lines = [
+        f"| {name} | {_n(ic, 4)} | {_n(lower, 4)} | {r.trades:,} | {_n(r.net_bps)} | {_n(r.net_lower_bps)} |"
+        for name, ic, lower, r in (
+            ("**this model**", evaluation.ic.rank, evaluation.ic_lower, own),
+            *((b.name, b.ic, b.ic_lower, b.result) for b in evaluation.baselines),
+        )
+    ]
+    return "\n".join(
+        [
+            f"## Baselines\n\nThe same test blocks; net in bps per trade at fee row {about.fee_row}.\n",
+            "| | rank IC | ≥ | trades | net | net ≥ |",
+            "|---|---|---|---|---|---|",
             *lines,
         ]
     )

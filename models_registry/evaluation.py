@@ -125,6 +125,15 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         return statistics.overfitting_probability(np.column_stack([own, *rest]))
 
 
+class BaselineResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A baseline on the test blocks: rank IC with its one-sided 95 % bound, and its trades."""
+
+    name: str
+    ic: float
+    ic_lower: float
+    result: FeeResult
+
+
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """The result of a walk-forward; ``pooled`` is None when no block could be evaluated."""
 
@@ -149,6 +158,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     #: Net result in bps at the stated fee row by test day (number).
     daily: Mapping[int, float]
     selections: tuple[FoldSelection, ...] = ()
+    baselines: tuple[BaselineResult, ...] = ()
 
 
 def metrics(evaluation: Evaluation) -> dict[str, float]:
@@ -170,6 +180,9 @@ def metrics(evaluation: Evaluation) -> dict[str, float]:
         }
         for horizon, ic in zip(evaluation.horizons_s, evaluation.ic_by_horizon, strict=True):
             found[f"ic_{horizon}s"] = ic.rank
+    for baseline in evaluation.baselines:
+        name = f"baseline.{baseline.name.replace(' ', '_')}"
+        found |= {f"{name}.ic": baseline.ic, f"{name}.net_bps": baseline.result.net_bps}
     for row in evaluation.gate.rows:
         if row.value is not None:
             found[f"gate.{row.name.replace(' ', '_')}"] = row.value

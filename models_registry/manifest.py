@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from market.errors import ModelError
+from market.settings import Settings
 from models_registry.recipe import Predictor, Recipe, StrictStruct
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ FORMAT: Final = 2
 FORMATS: Final = (1, FORMAT)
 MANIFEST_FILE: Final = "manifest.json"
 POINTER_FILE: Final = "champion.json"
+#: The baseline that is frozen (`models_registry.baselines`).
+LEGACY: Final = "legacy"
 
 Verdict = Literal["promote", "abstain", "not_enough_data"]
 
@@ -181,6 +184,11 @@ def bundles_folder(root: str | Path, name: str) -> Path:
     if "://" in str(root):
         raise BundleError(f"{root}: bundles are stored on a local disk; use a local root")
     return Path(root) / "bundles" / name
+
+
+def legacy_folder(settings: Settings) -> Path:
+    """Where the lake's `LEGACY` bundle is; BundleError when the root is not local."""
+    return bundles_folder(settings.root, LEGACY) / settings.model_name
 
 
 def read_pointer(root: str | Path, name: str) -> Pointer | None:

@@ -86,6 +86,8 @@ def train_and_register(
     Always logs an MLflow run; registers a version, as `challenger`, unless the verdict is
     `not_enough_data`. An attempt with the identity of a registered version logs a run that refers to it.
     """
+    from models_registry import baselines
+
     features = features or Features.defined()
     symbols = settings.market.symbols
     fingerprint = dataset.fingerprint(lake, symbols, dataset.dates(lake, symbols))
@@ -134,6 +136,8 @@ def train_and_register(
             trials.looks_of(settings),
             evaluation.daily,
         )
+        judged = baselines.judge(source, settings, features, git_sha)
+        evaluation = msgspec.structs.replace(evaluation, baselines=judged)
         return _log(client, settings, recorded, evaluation, model, tags)
 
 

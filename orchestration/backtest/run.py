@@ -33,10 +33,12 @@ from market.lake import Lake
 from market.settings import FEE_ROWS_BPS, Settings
 from market.units import HOUR_NS, MINUTE_NS, SECOND_NS
 from models_registry.manifest import (
+    LEGACY,
     MANIFEST_FILE,
     Bundle,
     BundleError,
     Pointer,
+    legacy_folder,
     load_champion,
 )
 from orchestration.backtest.span import Span, instant_text, merged, seconds_of
@@ -78,7 +80,7 @@ class FixedModel(msgspec.Struct, frozen=True):
 def load_model(
     settings: Settings, which: str, symbols: Sequence[str], *, in_spite_of_source: bool = False
 ) -> FixedModel:
-    """The model to run: ``champion``, a version of the registry, or a bundle's folder.
+    """The model to run: ``champion``, ``legacy``, a version of the registry, or a bundle's folder.
 
     BundleError when it was trained for other features, another book topic, other symbols or, unless
     ``in_spite_of_source``, on another source than the lake's; BacktestError when there is none.
@@ -103,9 +105,10 @@ def load_model(
 
 
 def _bundle(settings: Settings, which: str) -> tuple[Pointer, Bundle]:
-    if (Path(which) / MANIFEST_FILE).is_file():
-        bundle = Bundle.load(which)
-        return _pointer(bundle, Path(which).name), bundle
+    folder = legacy_folder(settings) if which == LEGACY else Path(which)
+    if (folder / MANIFEST_FILE).is_file():
+        bundle = Bundle.load(folder)
+        return _pointer(bundle, which if which == LEGACY else folder.name), bundle
     if which == "champion":
         champion = load_champion(settings.root, settings.model_name)
         if champion is None:
