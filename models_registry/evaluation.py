@@ -312,6 +312,7 @@ def summarise_blocks(
     skipped: Sequence[str],
     versus: ChampionComparison | None,
     context: Context | None = None,
+    selections: Sequence[FoldSelection] = (),
 ) -> Evaluation:
     """Pool the test blocks, bound IC and net result, compare with the champion, and decide the gate."""
     model, context = settings.model, context or Context()
@@ -330,6 +331,7 @@ def summarise_blocks(
         stated = next(r for r in results if r.row == model.fee_row)
         daily = daily_net(pooled.rows.t_ns, made[model.fee_row], stated.taker_bps)
         rows = _gate_rows(pooled, ic, stated, daily, settings, context)
+        rows += _choice_rows(selections, stated, settings, len(daily))
         ic_lower = rows[0].value if rows[0].value is not None else -math.inf
         if versus is not None:
             rows.append(_champion_row(versus, pooled, settings, context))
@@ -353,6 +355,7 @@ def summarise_blocks(
         round_trips=made,
         versus=versus,
         daily=daily,
+        selections=tuple(selections),
         gate=gate.decide(
             (*rows, *context.rows),
             blocks=len(blocks),
@@ -424,6 +427,40 @@ def _gate_rows(
             )
         )
     return found
+
+
+def _choice_rows(
+    selections: Sequence[FoldSelection], stated: FeeResult, settings: Settings, days: int
+) -> list[GateRow]:
+    """What was selected over the folds, and what was acted on: advisory at first."""
+    rows = []
+    if len(selections) > 1:
+        union = sorted({name for one in selections for name in one.names})
+        chosen = np.zeros((len(selections), len(selections[0].importance)), np.bool_)
+        chosen[:, : len(union)] = [[name in one.names for name in union] for one in selections]
+        stability = statistics.selection_stability(chosen)
+        text = (
+            f"selections of {len(selections)} folds have a stability of {stability.value:.2f} "
+            f"({stability.low:.2f} to {stability.high:.2f}), "
+            f"{sum(s.decoys for s in selections)} decoys among them"
+        )
+        passed = stability.value >= gate.STABILITY_LEAST
+        rows.append(
+            gate.advisory_row(
+                "stability", passed, stability.value, gate.STABILITY_LEAST, text, days
+            )
+        )
+    if settings.model.act == "certified" and stated.trades:
+        upper = stated.false_net_upper
+        text = (
+            f"of {stated.n_eff:,.0f} independent trades {100 * stated.false_net:.1f} % earned nothing "
+            f"net at fee row {stated.row}, at most {100 * upper:.1f} % at 95 %"
+        )
+        passed = upper <= gate.FALSE_SIGNALS_MOST
+        rows.append(
+            gate.advisory_row("certified", passed, upper, gate.FALSE_SIGNALS_MOST, text, days)
+        )
+    return rows
 
 
 def _champion_row(

@@ -25,9 +25,16 @@ import numpy.typing as npt
 from market.features.precision import rounded
 from market.instruments import leader
 from market.lake import Lake
+from market.settings import Settings
 from market.units import SECOND_NS, day_start_ns
-from models_registry.dataset import TABLE, Rows, Source
-from models_registry.validation import DELAY_S, Mask, label_reach_ns
+from models_registry.dataset import TABLE, Features, MemorySource, Rows, Source
+from models_registry.validation import (
+    DELAY_S,
+    Mask,
+    information_coefficient,
+    label_reach_ns,
+    walk_forward,
+)
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -285,6 +292,60 @@ def of_data(source: Source, names: Sequence[str], horizon_s: int) -> tuple[Probe
             given = (own.features, names, own.mid, own.t_ns, horizon_s)
             return time_shift(*given), label_edge(*given)
     return ()
+
+
+def of_pipeline(source: Source, settings: Settings, features: Features) -> tuple[Probe, ...]:
+    """`split`, `future_fit` and `permuted` on the first fold, fitted by `fold.Trainer`; none without it.
+
+    Of the primary horizon alone, without selection and tuning, which stay inside the training span: three
+    such fits are to cost little beside the folds themselves.
+    """
+    from models_registry import ensemble
+    from models_registry.fold import FoldModel, Trainer
+
+    own = settings.model
+    model = msgspec.structs.replace(own, horizons_s=(own.primary_s,), trials=0, select=0)
+    rows = source.read(source.dates()[: own.min_train_days + 1], features.names, own.train_stride_s)
+    column = own.horizons_s.index(own.primary_s)
+    rows = msgspec.structs.replace(rows, labels_bps=rows.labels_bps[:, [column]])
+    folds = walk_forward(
+        rows.t_ns,
+        min_train_days=own.min_train_days,
+        max_test_blocks=1,
+        calibration_share=own.calibration_share,
+        max_horizon_s=own.primary_s,
+    )
+    if not folds:
+        return ()
+    fold = folds[0]
+    test = fold.test.mask(rows.t_ns)
+    past = fold.train.mask(rows.t_ns) | fold.calibration.mask(rows.t_ns)
+    apart = split(rows.t_ns[past], rows.t_ns[test], own.primary_s)
+
+    def fit(given: Rows) -> FoldModel | str:
+        memory = MemorySource(given, features.names)
+        return Trainer(memory, features, model, None, lambda line: None).fit(fold, None)
+
+    def digest(given: Rows) -> bytes:
+        made = fit(given)
+        if isinstance(made, str):
+            return made.encode()
+        return repr(made.recipe).encode() + b"".join(m.text.encode() for m in made.members)
+
+    def score(given: Rows) -> tuple[float, float]:
+        made, held = fit(given), given.where(test)
+        if isinstance(made, str):
+            return 0.0, 1.0
+        columns = [features.names.index(name) for name in made.recipe.features]
+        output = ensemble.outputs(made.members[:1], held.features[:, columns], own.threads)[:, 0]
+        ic = information_coefficient(output, held.labels_bps[:, 0], held.t_ns, own.primary_s)
+        return ic.rank, ic.n_eff
+
+    return (
+        apart,
+        future_fit(digest, rows, ~past & (rows.t_ns > fold.calibration.until_ns), own.seed),
+        permuted(score, rows, own.bootstrap_block_s, own.seed),
+    )
 
 
 def live_skew(

@@ -149,6 +149,7 @@ def _context(
     from models_registry.decay import check
 
     found = probes.of_data(source, features.names, settings.model.primary_s)
+    found += probes.of_pipeline(source, settings, features)
     for date in source.dates()[-1:]:
         found += probes.live_skew(lake, settings.market.symbols, features.names, date)
     procedure = trials.procedure(settings, features)

@@ -143,11 +143,10 @@ def evaluate(
         progress(
             f"block {number + 1} of {len(folds)} ({block.first_date}): rank IC {block.ic.rank:.4f}"
         )
-    found = summarise_blocks(
+    return summarise_blocks(
         settings, len(t_ns), dates, trainer.tuned.parameters, trainer.tuned.ic, blocks, parts,
-        skipped, note, context,
+        skipped, note, context, selections,
     )  # fmt: skip
-    return msgspec.structs.replace(found, selections=tuple(selections))
 
 
 def finish(
