@@ -37,7 +37,7 @@ from models_registry.manifest import (
     list_hash,
     sha256,
 )
-from models_registry.recipe import Calibration, Member, Recipe, Regime, scale_bps
+from models_registry.recipe import Calibration, Member, Recipe, Regime, Scale, scale_bps
 from models_registry.validation import Fold, lower_bound, walk_forward
 
 Float = npt.NDArray[np.float64]
@@ -47,6 +47,7 @@ Signal = Callable[[Float], Float]
 LEGACY_FEATURES: Final = 84
 #: Share of the calibration rows whose log-odds exceed the constant threshold.
 _LEGACY_ACTS: Final = 0.1
+_LEGACY_FILE: Final = "booster_direction.txt"
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):
@@ -251,7 +252,8 @@ def make_legacy(
     # A probability p of up is an expectation of (2p - 1)·E|y|, about log-odds/2·E|y|.
     size = 0.5 * float(np.nanmean(np.abs(held.labels_bps[:, column]) / unit))
     text = booster.model_to_string().encode()
-    file = f"booster_{model.primary_s}s_direction.txt"
+    act = float(np.quantile(odds, 1.0 - _LEGACY_ACTS))
+    recipe = _legacy_recipe(names, scale, model.primary_s, sha256(text), size, act)
     taker_bps, maker_bps = FEE_ROWS_BPS[model.fee_row]
     manifest = Manifest(
         format=FORMAT,
@@ -261,34 +263,7 @@ def make_legacy(
         symbols=settings.market.symbols,
         feature_hash=features.hash,
         feature_list_hash=list_hash(names),
-        recipe=Recipe(
-            features=names,
-            primary_s=model.primary_s,
-            scale=scale,
-            members=(
-                Member(
-                    horizon_s=model.primary_s,
-                    booster=file,
-                    sha256=sha256(text),
-                    calibration=Calibration(
-                        fitted=size, error=None, n_eff=0.0, slope=size, table=()
-                    ),
-                    to_primary=1.0,
-                    weight=1.0,
-                    ic=0.0,
-                    objective="direction",
-                ),
-            ),
-            gain=size,
-            regimes=(
-                Regime(
-                    name="all",
-                    up_to_bps=None,
-                    threshold_bps=0.0,
-                    least_score=size * float(np.quantile(odds, 1.0 - _LEGACY_ACTS)),
-                ),
-            ),
-        ),
+        recipe=recipe,
         fees=Fees(row=model.fee_row, taker_bps=taker_bps, maker_bps=maker_bps),
         window=TrainingWindow(
             first_date=utc_date(int(train.t_ns[0])),
@@ -313,7 +288,39 @@ def make_legacy(
         ),
         metrics={},
     )
-    return {file: text, MANIFEST_FILE: encode(manifest)}
+    return {_LEGACY_FILE: text, MANIFEST_FILE: encode(manifest)}
+
+
+def _legacy_recipe(
+    names: tuple[str, ...], scale: Scale, primary_s: int, digest: str, size: float, odds: float
+) -> Recipe:
+    """One direction booster; acts where its log-odds exceed ``odds``. ``size`` is bps of scale per log-odds."""
+    return Recipe(
+        features=names,
+        primary_s=primary_s,
+        scale=scale,
+        members=(
+            Member(
+                horizon_s=primary_s,
+                booster=_LEGACY_FILE,
+                sha256=digest,
+                calibration=Calibration(fitted=size, error=None, n_eff=0.0, slope=size, table=()),
+                to_primary=1.0,
+                weight=1.0,
+                ic=0.0,
+                objective="direction",
+            ),
+        ),
+        gain=size,
+        regimes=(
+            Regime(
+                name="all",
+                up_to_bps=None,
+                threshold_bps=0.0,
+                least_score=size * odds,
+            ),
+        ),
+    )
 
 
 def _booster(features: npt.NDArray[np.floating], up: npt.NDArray[np.bool_], seed: int):  # type: ignore[no-untyped-def]
