@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from market.settings import FEE_ROWS_BPS, Settings
 from market.units import DAY_NS
@@ -83,6 +86,12 @@ class OutOfSample(msgspec.Struct, frozen=True, kw_only=True):
         kept = {name: getattr(self, name) for name in self.__struct_fields__}
         rows = kept.pop("rows").where(mask)
         return OutOfSample(rows=rows, **{name: values[mask] for name, values in kept.items()})
+
+    def write(self, path: Path) -> None:
+        """Times, symbols, predictions (bps) and rank products as Parquet."""
+        columns = {"t_ns": self.rows.t_ns, "symbol": self.rows.symbol}
+        columns |= {n: getattr(self, n).astype(np.float32) for n in ("raw_bps", "rank_product")}
+        pq.write_table(pa.table(columns), path, compression="zstd")
 
 
 class ChampionComparison(msgspec.Struct, frozen=True, kw_only=True):

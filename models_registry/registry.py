@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 CARD_FILE: Final = "card.md"
 RECORD_FILE: Final = "recorded.json"
+OUT_OF_SAMPLE_FILE: Final = "out_of_sample.parquet"
 
 Progress = Callable[[str], None]
 
@@ -263,6 +264,9 @@ def _log(
         mlflow.log_text(text, CARD_FILE)
         mlflow.log_text(card.fold_csv(evaluation), "blocks.csv")
         mlflow.log_text(msgspec.json.encode(recorded).decode(), RECORD_FILE)
+        if evaluation.pooled is not None:
+            evaluation.pooled.write(folder / OUT_OF_SAMPLE_FILE)
+            mlflow.log_artifact(str(folder / OUT_OF_SAMPLE_FILE))
         for name, image in pictures(evaluation, model).items():
             (folder / name).write_bytes(image)
             mlflow.log_artifact(str(folder / name), "pictures")

@@ -138,7 +138,9 @@ def report(
         "checks": checks,
         "verdict": model.get("verdict", "none"),
         "reasons": model.get("reasons", []),
-        "model": {key: model[key] for key in ("registered model", "version") if key in model},
+        "model": {
+            key: model[key] for key in ("registered model", "version", "MLflow run") if key in model
+        },
         "metrics": {key: value for key, value in model.items() if isinstance(value, int | float)},
         "champion": metadata.get("champion", {}).get("champion", "none"),
         "execution": metadata.get("execution_study", {}).get("cost by algorithm", []),
