@@ -453,22 +453,16 @@ def _choice_rows(
             f"({stability.low:.2f} to {stability.high:.2f}), "
             f"{sum(s.decoys for s in selections)} decoys among them"
         )
-        passed = stability.value >= gate.STABILITY_LEAST
-        rows.append(
-            gate.advisory_row(
-                "stability", passed, stability.value, gate.STABILITY_LEAST, text, days
-            )
-        )
+        least = gate.STABILITY_LEAST
+        passed = stability.value >= least
+        rows.append(gate.advisory_row("stability", passed, stability.value, least, text, days))
     if settings.model.act == "certified" and stated.trades:
-        upper = stated.false_net_upper
+        upper, most = stated.false_net_upper, gate.FALSE_SIGNALS_MOST
         text = (
             f"of {stated.n_eff:,.0f} independent trades {100 * stated.false_net:.1f} % earned nothing "
             f"net at fee row {stated.row}, at most {100 * upper:.1f} % at 95 %"
         )
-        passed = upper <= gate.FALSE_SIGNALS_MOST
-        rows.append(
-            gate.advisory_row("certified", passed, upper, gate.FALSE_SIGNALS_MOST, text, days)
-        )
+        rows.append(gate.advisory_row("certified", upper <= most, upper, most, text, days))
     return rows
 
 
