@@ -137,11 +137,13 @@ def real_time() -> Iterator[str]:
     second or more: the kernel then throttles real-time processes.
     """
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        before = os.sched_getscheduler(0), os.sched_getparam(0)
+        if before[0] != os.SCHED_FIFO:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     except (AttributeError, OSError):
         yield "normal priority"
         return
     try:
         yield "real-time priority"
     finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setscheduler(0, *before)
