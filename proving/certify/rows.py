@@ -6,6 +6,7 @@ Everything that a seed decides follows from its number; the profile below is the
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from market.settings import Market, Model, Settings
 from market.units import DAY_NS, SECOND_NS
-from models_registry import decay, probes
+from models_registry import baselines, decay, probes, trades
 from models_registry.dataset import MemorySource, Rows
 from models_registry.evaluation import (
     BlockResult,
@@ -25,6 +26,7 @@ from models_registry.evaluation import (
     summarise_blocks,
 )
 from models_registry.manifest import DecayReference
+from models_registry.trades import Trades
 from models_registry.training import evaluate
 from models_registry.validation import distinct, walk_forward
 from proving.certify import verdict
@@ -41,6 +43,7 @@ from proving.certify.stream import (
 from proving.certify.verdict import Cells, Figures, Line
 
 Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
 
 #: Days in which a model is refitted once, and of the test; training alone comes before.
 REFIT_DAYS: Final = 5
@@ -191,10 +194,9 @@ TRAIN_DAYS: Final = 10
 CHANGES: Final = ("1d", "3d", "7d", "step", "flip")
 
 
-def sharpe(evaluation: Evaluation) -> float:
-    """Yearly Sharpe ratio of daily net results at the profile's row; a day without a trade earned nothing."""
-    made = evaluation.round_trips["zero"]
-    days = distinct((pooled(evaluation).rows.t_ns - 1) // DAY_NS)
+def sharpe(made: Trades, t_ns: Int) -> float:
+    """Yearly Sharpe ratio of daily net results without fees; a day without a trade earned nothing."""
+    days = distinct((t_ns - 1) // DAY_NS)
     place = np.searchsorted(days, (made.exit_ns - 1) // DAY_NS)
     net = np.bincount(place, made.net_bps(0.0), len(days))
     spread = float(net.std(ddof=1))
@@ -202,7 +204,7 @@ def sharpe(evaluation: Evaluation) -> float:
 
 
 def market(cell: str, *, still: bool) -> Callable[[int], dict[str, Figures]]:
-    """Adaptive ensemble and frozen static model on the same days of one market."""
+    """Adaptive ensemble, frozen static model and legacy on the same days of one market."""
 
     def run(seed: int) -> dict[str, Figures]:
         scenario = Scenario(
@@ -217,9 +219,41 @@ def market(cell: str, *, still: bool) -> Callable[[int], dict[str, Figures]]:
         rule = {"min_train_days": TRAIN_DAYS, "act": "expected_edge"}
         adaptive = judged(truth, profile(**rule))
         static = judged(truth, profile(**rule, max_test_blocks=1))
-        return {cell: {"adaptive": sharpe(adaptive), "static": sharpe(static)}}
+        t_ns = pooled(adaptive).rows.t_ns
+        return {
+            cell: {
+                "adaptive": sharpe(adaptive.round_trips["zero"], t_ns),
+                "static": sharpe(static.round_trips["zero"], t_ns),
+                "legacy": sharpe(legacy(truth, profile(**rule)), t_ns),
+            }
+        }
 
     return run
+
+
+def legacy(truth: Planted, settings: Settings) -> Trades:
+    """The round trips of what the owners had, frozen after the first training, on all test days."""
+    model, source = settings.model, MemorySource(truth.rows, truth.features.names)
+    fold = walk_forward(
+        truth.rows.t_ns,
+        min_train_days=model.min_train_days,
+        max_test_blocks=1,
+        calibration_share=model.calibration_share,
+        max_horizon_s=model.primary_s,
+    )[0]
+    with tempfile.TemporaryDirectory() as folder:
+        settings = msgspec.structs.replace(settings, root=folder)
+        bundle = baselines.load_legacy(source, settings, truth.features, fold, "")
+    rows = source.read(fold.test_dates, bundle.manifest.features)
+    return trades.simulate(
+        t_ns=rows.t_ns,
+        symbol=rows.symbol,
+        mid=rows.mid,
+        spread_bps=rows.spread_bps,
+        expected_bps=bundle.predict_many(rows.features, model.threads).expected_bps,
+        fee_bps=0.0,
+        horizon_s=model.primary_s,
+    )
 
 
 # -- decay -----------------------------------------------------------------------------------------

@@ -132,8 +132,7 @@ def regimes(cells: Cells) -> list[Line]:
     """Sharpe ratios of daily results, paired by seed, over what does not adapt."""
     out = []
     for cell, rival in (("changing", "legacy"), ("changing", "static"), ("stationary", "static")):
-        found = [each for each in cells.get(cell, ()) if rival in each]
-        if not found:
+        if not (found := cells.get(cell)):
             continue
         part = ratio(column(found, "adaptive"), column(found, rival))
         needs, passed = "≥ 0.95", part.figure >= 0.95
