@@ -70,16 +70,20 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Regime(msgspec.Struct, frozen=True):
-    """Multipliers of a state of the market."""
+    """Multipliers of a state of the market, and how long it lasts on average, as a share of a day."""
 
     alpha: float
     sigma: float
     depth: float
+    stay: float
 
 
-#: One without alpha, one in which it is turned round; the market stays for four hours on average.
-REGIMES: Final = (Regime(1.0, 1.0, 1.0), Regime(0.0, 0.6, 1.6), Regime(-1.0, 1.5, 0.6))
-REGIME_STAY_S: Final = 14_400.0
+#: One without alpha, and one in which it is turned round.
+REGIMES: Final = (
+    Regime(1.0, 1.0, 1.0, 1 / 3),
+    Regime(0.0, 0.6, 1.6, 1 / 8),
+    Regime(-1.0, 1.5, 0.6, 1 / 8),
+)
 
 
 class Planted(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,7 +175,7 @@ def plant(scenario: Scenario, seed: int) -> Planted:
     shown = np.flatnonzero((second >= 0) & (within < session))
     day = number + within / (session + tail)
 
-    state = _regime_path(rng, n, on=scenario.regimes)
+    state = _regime_path(rng, n, session if scenario.regimes else 0)
     by_state = np.array([[r.alpha, r.sigma, r.depth] for r in REGIMES])[state]
     sigma = SIGMA_BPS * by_state[:, 1]
     for half_life, spread in VOLATILITY:
@@ -227,11 +231,15 @@ def plant(scenario: Scenario, seed: int) -> Planted:
     return Planted(rows=rows, features=features, oracle_bps=oracle[shown])
 
 
-def _regime_path(rng: np.random.Generator, n: int, *, on: bool) -> npt.NDArray[np.int64]:
-    """Places in REGIMES by the second: a chain that stays for a geometric time."""
-    leaves = rng.random(n) < 1 / REGIME_STAY_S
-    to = np.cumsum(leaves * rng.integers(1, len(REGIMES), n)) % len(REGIMES)
-    return to if on else np.zeros(n, np.int64)
+def _regime_path(rng: np.random.Generator, n: int, day_s: int) -> npt.NDArray[np.int64]:
+    """Places in REGIMES by the second: a chain that stays for an exponential time; ``day_s`` 0 for none."""
+    path = np.zeros(n, np.int64)
+    at, state = 0, 0
+    while day_s and at < n:
+        stay = 1 + int(rng.exponential(REGIMES[state].stay * day_s))
+        path[at : at + stay] = state
+        at, state = at + stay, (state + int(rng.integers(1, len(REGIMES)))) % len(REGIMES)
+    return path
 
 
 def _decoys(rng: np.random.Generator, n: int) -> dict[str, Float]:

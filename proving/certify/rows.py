@@ -190,7 +190,7 @@ def coverage(score: Float, label: Float, false: float) -> float:
 
 # -- regimes and decay -----------------------------------------------------------------------------
 
-TRAIN_DAYS: Final = 10
+TRAIN_DAYS: Final = 20
 CHANGES: Final = ("1d", "3d", "7d", "step", "flip")
 
 
@@ -209,8 +209,8 @@ def market(cell: str, *, still: bool) -> Callable[[int], dict[str, Figures]]:
     def run(seed: int) -> dict[str, Figures]:
         scenario = Scenario(
             days=TRAIN_DAYS + TEST_DAYS,
-            hours=6.0,
-            ic=0.2,
+            hours=4.0,
+            ic=0.3,
             regimes=not still,
             change="none" if still else CHANGES[seed % len(CHANGES)],
             change_day=TRAIN_DAYS + 1.0 + 9.0 * np.random.default_rng(seed).random(),
