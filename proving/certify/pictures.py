@@ -9,7 +9,7 @@ from pathlib import Path
 from proving.certify.verdict import Line
 
 
-def draw(path: Path, lines: Sequence[Line]) -> None:
+def draw(path: Path, lines: Sequence[tuple[Line, str]]) -> None:
     """Write a row's picture; each line has an axis of its own, as its figures have their own units."""
     import matplotlib as mpl
 
@@ -20,8 +20,8 @@ def draw(path: Path, lines: Sequence[Line]) -> None:
     figure, axes = plt.subplots(
         len(lines), 1, figsize=(7.5, 0.75 * len(lines) + 0.4), squeeze=False, layout="constrained"
     )
-    for axis, one in zip(axes[:, 0], lines, strict=True):
-        colour = "tab:green" if one.passed else "tab:red"
+    for axis, (one, status) in zip(axes[:, 0], lines, strict=True):
+        colour = {"pass": "tab:green", "FAIL": "tab:red"}.get(status, "tab:gray")
         low, high = (x if math.isfinite(x) else one.figure for x in (one.low, one.high))
         axis.plot([low, high], [0, 0], color=colour, lw=3, solid_capstyle="butt")
         axis.plot([one.figure], [0], "o", color=colour)
@@ -29,8 +29,7 @@ def draw(path: Path, lines: Sequence[Line]) -> None:
         axis.margins(x=0.25)
         axis.tick_params(labelsize=7)
         axis.set_title(
-            f"{one.what}: {one.figure:.3g}   needs {one.needs}   {one.seeds} seeds   "
-            f"{'pass' if one.passed else 'FAIL'}",
+            f"{one.what}: {one.figure:.3g}   needs {one.needs}   {one.seeds} seeds   {status}",
             fontsize=8, loc="left", pad=2,
         )  # fmt: skip
         for side in ("top", "right", "left"):
