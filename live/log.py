@@ -463,9 +463,8 @@ class LogWriter:
         self.full = False
 
     def _zero(self, number: int, start: int, end: int) -> None:
-        """Write over allocated space ahead of the blocks, in a thread: the sync of a block that overwrites
-        changes no extent, so it does not wait for the file system's journal and all that is in it.
-        """
+        # In a thread, ahead of the blocks: the sync of a block that overwrites changes no extent, so it
+        # does not wait for the file system's journal and all that is in it.
         descriptor = -1
         with suppress(OSError):  # a slower sync is all that is lost
             for at in range(start, end, len(_ZEROS)):
