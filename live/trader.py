@@ -160,9 +160,8 @@ class Trader:
             state.settlements.begin(state.ticker.fields, second_ns)
         for symbol, (bars, *_) in (history or {}).items():
             if (bars.t_ns <= second_ns).any():
-                self._evaluator.evaluate(
-                    symbol
-                )  # an hour is derived now, not by the first decision
+                # The hour is derived now, not by the first decision.
+                self._evaluator.evaluate(symbol)
         return restated
 
     def on_rows(self, symbol: str, rows: Events) -> bool:

@@ -353,7 +353,7 @@ def live_skew(
 ) -> tuple[Probe, ...]:
     """The last half hour of a date's training set, made again by the live engine from the same bars.
 
-    None of them where there are no bars, or features that the running code does not define.
+    None of them where there are no bars, no rows, or features that the running code does not define.
     """
     from market.bars import COLUMNS
     from market.features import FeatureEvaluator, feature_names
@@ -365,7 +365,10 @@ def live_skew(
     column = [defined.index(name) for name in names]
     evaluator = FeatureEvaluator(symbols)
     bars, kept = {}, {}
-    last = max(int(lake.read(TABLE, s, date, ["t_ns"])["t_ns"].to_numpy()[-1]) for s in symbols)
+    times = [lake.read(TABLE, symbol, date, ["t_ns"])["t_ns"].to_numpy() for symbol in symbols]
+    if not any(len(part) for part in times):
+        return ()
+    last = max(int(part[-1]) for part in times if len(part))
     for symbol in followed:
         table = lake.read("bars", symbol, date, ["t_ns", *COLUMNS])
         t_ns = table["t_ns"].to_numpy()

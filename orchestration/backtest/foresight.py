@@ -161,7 +161,9 @@ class _Foreseen:
         """History: foreseen from it already."""
 
     def evaluate(self, symbol: str) -> tuple[Floats, bool]:
-        """No vector, and whether the last bar is warm."""
+        """No vector, and whether the last bar is warm; before the first bar nothing was foreseen."""
+        if not self._now[symbol]:
+            return _NO_VECTOR, False
         for row in self._rows[symbol]:
             if row[0] >= self._now[symbol]:
                 break

@@ -49,7 +49,7 @@ def core(instruments: dict[str, Instrument], state: CoreState | None = None) -> 
     return Core(
         SETTINGS,
         instruments,
-        model=RandomModel(5),
+        model=RandomModel(5, "1"),
         codec=PlainCodec(),
         name="paper",
         at_venue=False,
