@@ -139,6 +139,8 @@ def known(state: CoreState) -> dict[str, Any]:
     for name in ("equity_e8", "peak_e8", "day", "day_opening_e8"):
         del plain["account"][name]
     del plain["safety"]["facts"]
+    # On record when it was last written; a start confirms each by a decision before it acts on it.
+    del plain["desk"]["targets"]
     return plain
 
 
