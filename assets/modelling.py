@@ -53,7 +53,7 @@ def decay(context: dg.AssetCheckExecutionContext, platform: Platform) -> dg.Asse
 
     A failure does not block; it requests a retrain (`orchestration.automation`).
     """
-    from models_registry.decay import check
+    from models_registry.monitoring import check
 
     report = check(platform.lake(), platform.settings())
     context.log.info(report.summary)

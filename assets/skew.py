@@ -14,6 +14,7 @@ Another frame, bar, definition or order of events shows as a difference.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -36,7 +37,8 @@ from market.units import DAY_NS, SECOND_NS, day_start_ns, previous_day
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
-from models_registry.manifest import MANIFEST_FILE, Bundle, BundleError, sha256
+from models_registry.manifest import Bundle, BundleError
+from models_registry.pointed import find
 
 TOLERANCE: Final = 1e-9
 #: Differences that a report lists; all are counted.
@@ -300,9 +302,9 @@ def _compare_predictions(root: str, rows: pa.Table) -> dict[str, Mismatches]:
 
 
 def _bundle(root: str, sha: str) -> Bundle:
-    for path in sorted(Path(root).glob(f"bundles/*/*/{MANIFEST_FILE}")):
-        if sha256(path.read_bytes()) == sha:
-            return Bundle.load(path.parent, sha)
+    for home in sorted(Path(root).glob("bundles/*")):
+        with suppress(BundleError):
+            return find(home, sha)[1]
     raise BundleError(
         f"{root}/bundles: the bundle {sha[:12]} that decided is gone; keep bundles until their dates "
         "were checked"

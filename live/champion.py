@@ -20,8 +20,8 @@ from models_registry.manifest import (
     BundleError,
     Pointer,
     bundles_folder,
-    load_champion,
 )
+from models_registry.pointed import load_pointed
 
 
 class NoChampionError(ModelError):
@@ -46,12 +46,13 @@ class Champion:
         source: str,
         symbols: Sequence[str],
         log: Any,
+        file: str = POINTER_FILE,
     ) -> None:
         self._root, self._name = root, name
         self._feature_hash, self._book_topic = feature_hash, book_topic
         self._source, self._symbols = source, tuple(symbols)
         self._log = log
-        self._file = bundles_folder(root, name) / POINTER_FILE
+        self._file = bundles_folder(root, name) / file
         self._stamped = self._stamp()
         # Loaded in a thread: reading boosters takes longer than a frame may wait.
         self._loader = ThreadPoolExecutor(1, "champion")
@@ -95,7 +96,7 @@ class Champion:
         return (stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
     def _load(self) -> tuple[Pointer, Bundle]:
-        champion = load_champion(self._root, self._name)
+        champion = load_pointed(self._root, self._name, self._file.name)
         if champion is None:
             raise NoChampionError(
                 f"no champion of {self._name} in {self._root}: train with `l2 pipeline` and promote "

@@ -1,4 +1,4 @@
-"""Collects what a worker left into the lake: decisions, orders, fills, parents and their cost.
+"""Collects what a worker left into the lake: decisions, labels, orders, fills, parents and their cost.
 
 The log is only read, from where the last collection ended; each new row goes to the partition of its UTC
 date, and no other partition is touched. Finished hours of decisions are moved. Idempotent, and safe beside
@@ -20,6 +20,7 @@ from execution.tca import TABLES, Row, fitted, to_table
 from live import log
 from live.decisions import collect_decisions, write_merged
 from live.journal import JournalError, TableRows, require_migrated
+from live.labels import LabelRecord
 from live.messages import Append
 from market.lake import Lake
 from market.locks import exclusive
@@ -32,7 +33,31 @@ RECORDS: Final = (
     Table("parents", version=2, record=True),
     Table("tca", version=2, record=True),
     Table("markouts", version=1, record=True),
+    Table("realised", version=1, record=True),
+    Table("shadow", version=1, record=True),
 )
+
+#: What became of predictions: a row for each second at which labels became known, and one for each
+#: prediction of a challenger.
+PREDICTED: Final = {
+    "realised": pa.schema(
+        [
+            pa.field("t_ns", pa.int64(), nullable=False),
+            pa.field("decided_ns", pa.list_(pa.int64())),
+            pa.field("horizon_s", pa.list_(pa.int32())),
+            pa.field("return_bps", pa.list_(pa.float64())),
+        ]
+    ),
+    "shadow": pa.schema(
+        [
+            pa.field("t_ns", pa.int64(), nullable=False),
+            pa.field("model_version", pa.string(), nullable=False),
+            pa.field("bundle_sha", pa.string(), nullable=False),
+            pa.field("raw_bps", pa.float64()),
+            pa.field("scale_bps", pa.float64()),
+        ]
+    ),
+}
 
 #: Primary key of each table; order ids are unique per venue.
 KEYS: Final = {
@@ -41,6 +66,8 @@ KEYS: Final = {
     "fills": ("venue", "client_id", "exec_id"),
     "tca": ("venue", "parent_id"),
     "markouts": ("venue", "client_id", "exec_id"),
+    "realised": ("t_ns",),
+    "shadow": ("t_ns", "bundle_sha"),
 }
 
 #: Rows in memory at once, about.
@@ -82,8 +109,15 @@ def _collect(lake: Lake, state: Path, venue: str) -> list[tuple[str, int]]:
     rows.orders.restore(read.orders, read.executions)
     position = log.Position(read.segment, read.offset)
     pending = 0
+    predicted: dict[tuple[str, str, str], list[dict[str, object]]] = defaultdict(list)
 
     def publish() -> None:
+        for (table, symbol, day), found in predicted.items():
+            counts.append((table, len(found)))
+            columns = pa.Table.from_pylist(found, schema=PREDICTED[table])
+            present = lake.read(table, symbol, day) if lake.exists(table, symbol, day) else None
+            write_merged(lake, table, symbol, day, columns, KEYS[table], present)
+        predicted.clear()
         for table, timed_rows in rows.drain().items():
             counts.append((table, len(timed_rows)))
             _merge(lake, table, timed_rows)
@@ -103,6 +137,9 @@ def _collect(lake: Lake, state: Path, venue: str) -> list[tuple[str, int]]:
         for record in records:
             try:
                 rows.take(record)
+                if (row := _predicted(record)) is not None:
+                    day = utc_date(record.time_ns)
+                    predicted[row[0], record.symbol, day].append(row[1])
             except (msgspec.DecodeError, ValueError) as error:
                 raise JournalError(
                     f"{state / 'log'}: segment {block.segment}, block at byte {block.offset}: a record of "
@@ -116,6 +153,18 @@ def _collect(lake: Lake, state: Path, venue: str) -> list[tuple[str, int]]:
     if position != (read.segment, read.offset):
         publish()
     return counts
+
+
+def _predicted(record: Append) -> tuple[str, dict[str, object]] | None:
+    """Table and row of labels, and of a challenger's prediction."""
+    if record.kind == "labels":
+        returns = msgspec.json.decode(record.body, type=LabelRecord).returns
+        decided, horizons, values = zip(*returns, strict=True)
+        row = {"decided_ns": decided, "horizon_s": horizons, "return_bps": values}
+        return "realised", {"t_ns": record.time_ns, **row}
+    if record.kind == "shadow":
+        return "shadow", msgspec.json.decode(record.body)
+    return None
 
 
 def _memory(path: Path) -> _Read:

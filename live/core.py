@@ -41,6 +41,7 @@ from live.messages import (
     Renew,
     Report,
     Send,
+    Shadowed,
     Tick,
 )
 from live.reconciliation import Phase, Reconciliation, ReconciliationState
@@ -252,6 +253,8 @@ class Core:
                 self.reconciliation.link(now_ns, given)
             case Command():
                 self._command(now_ns, given)
+            case Shadowed():
+                self._emitter.append("shadow", given.t_ns, given, symbol=given.symbol)
             case InForce():
                 fields = {"name": given.name, "version": given.version}
                 self._emitter.say("info", "model in force", **fields)

@@ -16,6 +16,7 @@ A record is a `messages.Append`, its body JSON of what its kind says:
     adopted     a position was taken from the venue  `messages.PositionReport`
     equity      a mark to market, every minute       `execution.account.AccountState`, its marks
     decision    a decision; labels, what came of it  `live.labels`
+    shadow      a challenger's prediction            `messages.Shadowed`
     command     an operator's command                `messages.Command`
     section/X   replaces section X of the core's     a field of `live.core.CoreState`
                 checkpoint from here on

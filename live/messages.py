@@ -62,11 +62,24 @@ class Link(Struct, frozen=True, kw_only=True):
 
 
 class InForce(Struct, frozen=True, kw_only=True):
-    """A model version came into force. The driver has loaded it and hands it over by `Core.load`."""
+    """A model version, or a patch of it, came into force. The driver has loaded it and hands it over by
+    `Core.load`; the checksum is `Pointer.in_force`.
+    """
 
     name: str
     version: str
     manifest_sha256: str
+
+
+class Shadowed(Struct, frozen=True, kw_only=True):
+    """A challenger's prediction on the vector of a decision that has left; it only goes on record."""
+
+    symbol: str
+    t_ns: int
+    model_version: str
+    bundle_sha: str
+    raw_bps: float
+    scale_bps: float
 
 
 class Command(Struct, frozen=True, kw_only=True):
@@ -82,7 +95,7 @@ class Command(Struct, frozen=True, kw_only=True):
     limits: dict[str, float] = {}
 
 
-Input = PublicFrame | PrivateFrame | Answer | Expired | Tick | Link | InForce | Command
+Input = PublicFrame | PrivateFrame | Answer | Expired | Tick | Link | InForce | Shadowed | Command
 
 
 # -- requests --------------------------------------------------------------------------------------

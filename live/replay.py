@@ -25,14 +25,8 @@ from live.restoration import checkpoint_of, state_of
 from market.console import Result
 from market.instruments import BUILT_IN
 from market.settings import Settings
-from models_registry.manifest import (
-    MANIFEST_FILE,
-    Bundle,
-    BundleError,
-    Pointer,
-    bundles_folder,
-    sha256,
-)
+from models_registry.manifest import Bundle, Pointer, bundles_folder
+from models_registry.pointed import find
 
 T = TypeVar("T", bound=Body)
 
@@ -195,19 +189,8 @@ class LoggedCore:
 
     def _model(self, force: InForce) -> _Model:
         home = bundles_folder(self._root, force.name)
-        for manifest in sorted(home.glob(f"*/{MANIFEST_FILE}")):
-            if sha256(manifest.read_bytes()) == force.manifest_sha256:
-                pointer = Pointer(
-                    name=force.name,
-                    version=force.version,
-                    folder=manifest.parent.name,
-                    manifest_sha256=force.manifest_sha256,
-                )
-                return _Model(pointer, Bundle.load(manifest.parent, force.manifest_sha256))
-        raise BundleError(
-            f"{home}: version {force.version} of the log is not there; promote it once more, so that "
-            "the resolver fetches it"
-        )
+        pointer, bundle = find(home, force.manifest_sha256)
+        return _Model(msgspec.structs.replace(pointer, version=force.version), bundle)
 
 
 def replay_last(folder: Path, as_json: bool) -> Result:

@@ -42,6 +42,7 @@ from live.own_capture import OwnCapture
 from live.paper import PaperGateway, paper_venues
 from live.rehearsal import rehearse
 from live.restoration import checkpoint_of, restore
+from live.shadow import Shadow
 from live.shell import STAGES, Given, History, Shell
 from live.state_stream import StateStream
 from market.errors import UsageError
@@ -250,6 +251,16 @@ class Run:
         stack.callback(keeper.close)
         stream = StateStream(self.state / "state.sock")
         stack.callback(stream.close)
+        shadow = Shadow(
+            settings.root,
+            settings.model_name,
+            feature_hash=feature_hash(),
+            book_topic=f"orderbook.{settings.market.book_depth}",
+            horizons_s=self.champion.bundle.horizons_s,
+            put=lambda given: shell.put(given),
+            log=self.say,
+        )
+        stack.callback(shadow.close)
         shell = Shell(
             settings,
             instruments,
@@ -264,6 +275,7 @@ class Run:
             paper=paper,
             gateway=self.gateway,
             stream=stream,
+            shadow=shadow,
             clock_ns=self.clock or time.time_ns,
             speed=self.clock.speed if self.clock is not None else 1.0,
         )
@@ -287,6 +299,7 @@ class Run:
             **core.trader.summary(),
             "swaps": self.champion.swaps,
             "bundles_refused": self.champion.refused,
+            "shadowed": {} if shell.shadow is None else shell.shadow.counts,
             "latency_us": decision | {"unpaced": shell.unpaced},
             "stages_us": {stage: shell.latency[stage].summary() for stage in STAGES},
             "lost_frames": shell.keeper.lost_frames,

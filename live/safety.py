@@ -41,7 +41,7 @@ class Limit(NamedTuple):
     fact: str
     setting: str
     action: Mode
-    clears: Literal["eased", "day", "resume"] = "eased"
+    clears: Literal["eased", "fact", "day", "resume"] = "eased"
     ease: float = 0.8
     below: bool = False
     again: bool = False
@@ -77,7 +77,7 @@ LIMITS: Final = (
         ease=1.5,
         below=True,
     ),
-    Limit("decay alarm", "decay", "", Mode.PAUSE, "resume"),
+    Limit("decay alarm", "decay", "", Mode.PAUSE, "fact", again=True),
     Limit("disk full", "disk_full", "", Mode.REDUCE),
     #: The venue holds what the log does not explain, and the policy is to halt.
     Limit("unexplained", "unexplained", "", Mode.HALT, "resume"),
@@ -189,7 +189,7 @@ class Safety:
             self._say("warning", "limit reached", limit, symbol, value=value, bound=bound)
             return True
         eased = value > bound * limit.ease if limit.below else value < bound * limit.ease
-        if limit.clears == "eased" and eased and key in state.reached:
+        if limit.clears in ("eased", "fact") and eased and key in state.reached:
             self._clear(key, value=value, by="fact")
             return True
         return False

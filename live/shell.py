@@ -11,6 +11,7 @@ positions closed in `Shell.run`, in real time, within ``live.closing_s``.
 from __future__ import annotations
 
 import gc
+import math
 import queue
 import threading
 import time
@@ -48,6 +49,7 @@ from live.messages import (
 from live.own_capture import checkpoints
 from live.paper import PaperGateway
 from live.restoration import checkpoint_of
+from live.shadow import DecayAlarm, Shadow
 from live.state_stream import StateStream
 from live.state_view import view
 from market.errors import VenueError, no_space
@@ -178,6 +180,7 @@ class Shell:
         paper: PaperGateway | None = None,
         gateway: Gateway | None = None,
         stream: StateStream | None = None,
+        shadow: Shadow | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         speed: float = 1.0,
     ) -> None:
@@ -185,6 +188,8 @@ class Shell:
         self.feed, self.log, self.keeper = feed, log, keeper
         self._inbox, self._say, self._paper, self._gateway = inbox, say, paper, gateway
         self.stream, self._clock_ns, self._speed = stream, clock_ns, speed
+        self.shadow, self._for_shadow = shadow, list[Decision]()
+        self._decay = DecayAlarm(settings.root, settings.model_name)
         traded = {symbol: instruments[symbol] for symbol in settings.market.symbols}
         self.core = Core(
             settings,
@@ -258,6 +263,8 @@ class Shell:
         ends = self.now_ns // SECOND_NS > second_ns // SECOND_NS
         if ends and self.champion.refresh():
             self._in_force()
+        if ends and (alarm_s := self._decay.look()) is not None:
+            self._step(self.now_ns, _fact("decay", alarm_s))
         if self._paper is not None:
             for time_ns, given in self._paper.until(self.now_ns):
                 self._step(time_ns, given)
@@ -275,6 +282,9 @@ class Shell:
             self._answer(name)
         if ends and self.core.trader.second_ns > second_ns:
             self._measure(due_ns or read)
+        if self._for_shadow and self.shadow is not None:
+            self.shadow.take(self._for_shadow)
+            self._for_shadow = []
         if isinstance(body, Tick):
             self._tick()
 
@@ -320,13 +330,15 @@ class Shell:
     def _in_force(self) -> None:
         pointer = self.champion.pointer
         self.core.load(self.champion)
-        sha = pointer.manifest_sha256
+        sha = pointer.in_force
         body = InForce(name=pointer.name, version=pointer.version, manifest_sha256=sha)
         self._step(self.now_ns, body)
 
     def _decided(self, decision: Decision, horizons_s: tuple[int, ...]) -> None:
         self.decisions[decision.symbol] = decision
         self.keeper.decision(decision, horizons_s)
+        if self.shadow is not None and not math.isnan(decision.expected_bps):
+            self._for_shadow.append(decision)
 
     def _midnight(self, midnight_ns: int) -> None:
         self._open_capture(midnight_ns)

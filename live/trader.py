@@ -302,7 +302,7 @@ class Trader:
                         symbol=symbol,
                         t_ns=t_ns,
                         model_version=model.pointer.version,
-                        bundle_sha=model.pointer.manifest_sha256,
+                        bundle_sha=model.pointer.in_force,
                         expected_bps=expected,
                         raw_bps=prediction.raw_bps,
                         by_horizon=prediction.by_horizon,

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -63,7 +63,8 @@ class DecayReport(StrictStruct, frozen=True, kw_only=True):
     """Result of the monitor over a stream of predictions.
 
     ``statistic`` is the maximum of the CUSUM, ``alarm_ns`` when it first exceeded ``limit``; ``note`` is
-    the reason when the monitor could not run.
+    the reason when the monitor could not run. Beside it, without an alarm: the slope of what came on
+    what was expected, and the PSI of drifted features (`models_registry.monitoring`).
     """
 
     failed: bool
@@ -75,6 +76,9 @@ class DecayReport(StrictStruct, frozen=True, kw_only=True):
     n_eff: float
     observations: int
     note: str
+    slope: float = math.nan
+    slope_error: float = math.nan
+    drifted: dict[str, float] = msgspec.field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, float | int | None]:
@@ -85,6 +89,9 @@ class DecayReport(StrictStruct, frozen=True, kw_only=True):
             "IC recent": self.ic_recent,
             "IC reference": self.ic_reference,
             "independent observations": self.n_eff,
+            "calibration slope": self.slope,
+            "its standard error": self.slope_error,
+            "drifted features": len(self.drifted),
         }
 
     @property
@@ -103,7 +110,7 @@ class DecayReport(StrictStruct, frozen=True, kw_only=True):
 
 def observations(
     t_ns: Int,
-    symbol: npt.NDArray[np.int8],
+    symbol: npt.NDArray[np.signedinteger[Any]],
     predicted: Float,
     realised: Float,
     spacing_s: int,
@@ -120,7 +127,7 @@ def observations(
     for one in np.unique(symbol):
         own = np.flatnonzero(symbol == one)
         own = own[np.argsort(t_ns[own], kind="stable")]
-        hour = (t_ns[own] - 1) // HOUR_NS
+        hour = t_ns[own] // HOUR_NS
         for end in distinct(hour):
             first, until = np.searchsorted(hour, [end - RANKED_S // 3600 + 1, end + 1])
             new = np.searchsorted(hour, end) - first

@@ -156,12 +156,21 @@ class Manifest(StrictStruct, frozen=True, kw_only=True):
 
 
 class Pointer(StrictStruct, frozen=True, kw_only=True):
-    """Which bundle is the champion: a folder below ``<root>/bundles/<name>`` and its checksum."""
+    """Which bundle is the champion: a folder below ``<root>/bundles/<name>`` and its checksum.
+
+    ``patch`` is the checksum of its patch in force (`models_registry.pointed`), empty for none.
+    """
 
     name: str
     version: str
     folder: str
     manifest_sha256: str
+    patch: str = ""
+
+    @property
+    def in_force(self) -> str:
+        """The checksum that predictions are known by: of the patch, else of the manifest."""
+        return self.patch or self.manifest_sha256
 
 
 def sha256(data: bytes) -> str:
@@ -191,9 +200,9 @@ def legacy_folder(settings: Settings) -> Path:
     return bundles_folder(settings.root, LEGACY) / settings.model_name
 
 
-def read_pointer(root: str | Path, name: str) -> Pointer | None:
+def read_pointer(root: str | Path, name: str, file: str = POINTER_FILE) -> Pointer | None:
     """The champion's pointer, None when nothing has been promoted; BundleError when unreadable."""
-    path = bundles_folder(root, name) / POINTER_FILE
+    path = bundles_folder(root, name) / file
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -68,6 +68,7 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
         "reproduce": Verb(
             "models_registry.reproduction", "train a version again from its inputs, and compare"
         ),
+        "ab": Verb("models_registry.comparison", "compare the challenger with the champion"),
         "ui": Verb("orchestration.ui", "open the Dagster and MLflow pages of a lake", daemon=True),
     },
     "trading": {

@@ -19,7 +19,13 @@ ALLOWED = {
     "execution": {"market"},
     "models_registry": {"market", "execution"},
     "assets": {"market", "execution", "models_registry"},
-    "live": {"market", "execution", "models_registry.manifest", "models_registry.recipe"},
+    "live": {
+        "market",
+        "execution",
+        "models_registry.manifest",
+        "models_registry.pointed",
+        "models_registry.recipe",
+    },
     "orchestration": {"market", "execution", "models_registry", "assets", "live"},
     "proving": {"market", "execution", "models_registry", "assets", "live", "orchestration"},
 }

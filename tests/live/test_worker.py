@@ -44,7 +44,8 @@ from market.settings import Settings
 from market.units import day_start_ns
 from market.wire.capture import CaptureWriter, read_blocks, read_lines
 from market.wire.decode import Decoder
-from models_registry.manifest import BundleError
+from models_registry.manifest import POINTER_FILE, BundleError, bundles_folder, read_pointer
+from models_registry.pointed import CHALLENGER_FILE, DECAY_FILE, Patch, find, publish
 from orchestration.journal_migration import migrate_journals
 from proving.synthetic import profile, write_frames
 from tests.conftest import Limit
@@ -500,6 +501,99 @@ def test_a_promoted_champion_is_swapped_in_between_two_seconds(root: Path, marke
     for row in rows:
         flow = row["tfi_60"] * (1 if row["model_version"] == "1" else -1)
         assert row["expected_bps"] * flow > 0
+
+
+def point_at_challenger(root: Path) -> None:
+    """A challenger beside the champion, which stays version 1."""
+    home = bundles_folder(root, "synthetic-l2")
+    champion = (home / POINTER_FILE).read_bytes()
+    promote(root, "2", sign=-1.0)
+    (home / POINTER_FILE).replace(home / CHALLENGER_FILE)
+    (home / POINTER_FILE).write_bytes(champion)
+
+
+def patch_champion(root: Path) -> None:
+    pointer, bundle = find(
+        bundles_folder(root, "synthetic-l2"), read_pointer(root, "synthetic-l2").manifest_sha256
+    )
+    half = tuple(member.weight / 2 for member in bundle.recipe.members)
+    patch = Patch(
+        name=pointer.name, version=pointer.version, manifest_sha256=pointer.manifest_sha256,
+        until_ns=START, weights=half, gain=1.0,
+    )  # fmt: skip
+    assert publish(root, patch) is not None
+
+
+def test_patch_challenger_and_decay_alarm_reach_the_worker_and_repeat_bit_for_bit(
+    root: Path, market: Market, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promote(root, "1")
+    point_at_challenger(root)
+    alarm = bundles_folder(root, "synthetic-l2") / DECAY_FILE
+    with begun(root, market.fresh) as one:
+
+        def shadowed() -> None:
+            until = time.monotonic() + 60
+            while one.inbox.empty():
+                assert time.monotonic() < until
+                time.sleep(0.01)
+
+        at: dict[int, Callable[[], object]] = {
+            START + 10 * S: shadowed,
+            START + 20 * S: lambda: patch_champion(root),
+            START + 20 * S + S // 2: wait_for(one.champion),
+            START + 50 * S: lambda: alarm.write_text(f'{{"alarm_ns": {START}, "cusum": 1.0}}'),
+            START + 70 * S: lambda: alarm.write_text('{"alarm_ns": null}'),
+        }
+        summary = one.trade(Steps(market.fresh, at))
+    rows = decisions(root)
+    assert {row["model_version"] for row in rows} == {"1"}
+    shas = {row["bundle_sha"]: row for row in rows}
+    assert len(shas) == 2
+    for sha, row in shas.items():  # as the patched bundle predicts it again
+        again = find(bundles_folder(root, "synthetic-l2"), sha)[1]
+        vector = np.array([row[name] for name in again.manifest.features], np.float64)
+        assert again.predict(vector).raw_bps == row["raw_bps"]
+    by_time = {(row["symbol"], row["t_ns"]): row for row in rows}
+    lake = Lake(root)
+    shadow = lake.read("shadow", "BTCUSDT", DAY).to_pylist()
+    assert shadow
+    assert 0 < summary["shadowed"]["predicted"]
+    for row in shadow:
+        assert row["model_version"] == "2"
+        assert row["raw_bps"] * by_time["BTCUSDT", row["t_ns"]]["raw_bps"] < 0
+    labels = lake.read("realised", "BTCUSDT", DAY).to_pylist()
+    assert {h for row in labels for h in row["horizon_s"]} == {10, 60}
+    said = capsys.readouterr().err
+    reached = [line for line in said.splitlines() if '"decay alarm"' in line]
+    assert [msgspec.json.decode(line)["event"] for line in reached] == [
+        "limit reached",
+        "limit cleared",
+    ]
+    parents = [r for r in records(root, "parent") if START + 51 * S < r.time_ns < START + 70 * S]
+    assert not parents, "nothing is opened"
+    assert replay_last(root / "live" / "paper" / "log", as_json=True)["difference"] == ""
+
+
+def test_a_champion_that_takes_for_ever_to_load_keeps_nothing_waiting(
+    root: Path, market: Market
+) -> None:
+    """Its manifest is a pipe that nobody writes to yet."""
+    promote(root, "1")
+    with begun(root, market.fresh) as one:
+        champion = one.champion
+        promote(root, "2")
+        home = bundles_folder(root, "synthetic-l2")
+        pipe = home / "2-test" / "manifest.json"
+        pipe.unlink()
+        os.mkfifo(pipe)
+        for _ in range(3):
+            assert not champion.refresh()
+        assert champion.pointer.version == "1"
+        pipe.write_bytes(b"{}")
+        wait_for(champion)()
+        assert not champion.refresh()
+        assert (champion.refused, champion.pointer.version) == (1, "1")
 
 
 def test_a_champion_for_other_features_is_refused_and_the_old_one_stays(

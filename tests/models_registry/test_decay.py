@@ -125,7 +125,7 @@ def test_the_monitor_goes_on_where_it_stopped_whatever_the_version(
 def test_an_hour_is_ranked_among_the_day_before_its_end_alone() -> None:
     t_ns, symbol, predicted, realised = rows(3, 0.1, 13)
     ends, x = observations(t_ns, symbol, predicted, realised, 60)
-    last = slice(2 * MINUTES - 23 * 60, None)
+    last = slice(2 * MINUTES - 23 * 60 - 1, None)
     some, y = observations(t_ns[last], symbol[last], predicted[last], realised[last], 60)
     assert np.array_equal(ends[-MINUTES:], some[-MINUTES:])
     assert np.array_equal(x[-MINUTES:], y[-MINUTES:])

@@ -1,0 +1,144 @@
+"""What a pointer file names: a bundle, and the patch of it that is in force between two retrains.
+
+    <root>/bundles/<name>/champion.json, challenger.json      `manifest.Pointer`
+    <root>/bundles/<name>/decay.json                          `decay.DecayState`
+    <root>/bundles/<name>/patches/<sha256>.json               `Patch`
+
+A patch holds for the one manifest whose checksum it names, so it dies with its champion: the next promotion
+writes a pointer without one. Like `models_registry.manifest` this imports no MLflow or training code, because
+the worker imports it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from models_registry.manifest import (
+    MANIFEST_FILE,
+    POINTER_FILE,
+    Bundle,
+    BundleError,
+    Pointer,
+    StrictStruct,
+    bundles_folder,
+    encode,
+    read_pointer,
+    sha256,
+)
+
+CHALLENGER_FILE: Final = "challenger.json"
+#: State of the decay monitor (`models_registry.monitoring`), of which the worker reads the alarm.
+DECAY_FILE: Final = "decay.json"
+
+
+class Patch(StrictStruct, frozen=True, kw_only=True):
+    """What was fitted anew of a version's ensemble from what it served until ``until_ns``.
+
+    ``weights`` and ``gain`` replace those of the recipe, ``weights`` in the order of its members.
+    ``improvement`` is the mean gain in prequential log-loss per observation over ``hours`` hours.
+    ``adaptive`` is state of the act rule between retrains, in whatever form its class keeps it.
+    """
+
+    name: str
+    version: str
+    manifest_sha256: str
+    until_ns: int
+    weights: tuple[float, ...]
+    gain: float
+    improvement: float = 0.0
+    hours: int = 0
+    adaptive: dict[str, float | list[float]] | None = None
+
+
+def load_pointed(
+    root: str | Path, name: str, file: str = POINTER_FILE
+) -> tuple[Pointer, Bundle] | None:
+    """A pointer and the verified bundle that it names, patched; None when there is no pointer."""
+    pointer = read_pointer(root, name, file)
+    if pointer is None:
+        return None
+    home = bundles_folder(root, name)
+    bundle = Bundle.load(home / pointer.folder, pointer.manifest_sha256)
+    return pointer, apply(bundle, _patch(home, pointer.patch)) if pointer.patch else bundle
+
+
+def find(home: Path, sha: str) -> tuple[Pointer, Bundle]:
+    """The bundle in a model's folder whose manifest, or whose patch, has this checksum."""
+    patch = _patch(home, sha) if (home / "patches" / f"{sha}.json").exists() else None
+    wanted = sha if patch is None else patch.manifest_sha256
+    for manifest in sorted(home.glob(f"*/{MANIFEST_FILE}")):
+        if sha256(manifest.read_bytes()) == wanted:
+            bundle = Bundle.load(manifest.parent, wanted)
+            pointer = Pointer(
+                name=bundle.manifest.name,
+                version=manifest.parent.name.partition("-")[0],
+                folder=manifest.parent.name,
+                manifest_sha256=wanted,
+                patch="" if patch is None else sha,
+            )
+            return pointer, bundle if patch is None else apply(bundle, patch)
+    raise BundleError(f"{home}: no bundle or patch has the checksum {sha[:16]}; fetch it again")
+
+
+def apply(bundle: Bundle, patch: Patch) -> Bundle:
+    """A bundle with a patch applied; BundleError when it is another version's or no finite numbers."""
+    members = bundle.recipe.members
+    if patch.manifest_sha256 != bundle.manifest_sha256:
+        raise BundleError(
+            f"patch of {patch.name} {patch.version}: made for manifest {patch.manifest_sha256[:16]}, "
+            f"not for {bundle.manifest_sha256[:16]}; it dies with its champion"
+        )
+    if len(patch.weights) != len(members) or not all(
+        map(math.isfinite, [*patch.weights, patch.gain])
+    ):
+        raise BundleError(
+            f"patch of {patch.name} {patch.version}: not {len(members)} finite weights"
+        )
+    replaced = tuple(
+        msgspec.structs.replace(member, weight=weight)
+        for member, weight in zip(members, patch.weights, strict=True)
+    )
+    recipe = msgspec.structs.replace(bundle.recipe, members=replaced, gain=patch.gain)
+    manifest = msgspec.structs.replace(bundle.manifest, recipe=recipe)
+    return Bundle(manifest, bundle.boosters, bundle.manifest_sha256)
+
+
+def publish(root: str | Path, patch: Patch) -> Pointer | None:
+    """Write a patch and name it in the champion's pointer; None when that is another's by now."""
+    home, data = bundles_folder(root, patch.name), encode(patch)
+    (home / "patches").mkdir(exist_ok=True)
+    replace_file(home / "patches" / f"{sha256(data)}.json", data)
+    pointer = read_pointer(root, patch.name)
+    if pointer is None or pointer.manifest_sha256 != patch.manifest_sha256:
+        return None
+    pointer = msgspec.structs.replace(pointer, patch=sha256(data))
+    replace_file(home / POINTER_FILE, encode(pointer))
+    return pointer
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    with temporary.open("wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(path)
+
+
+def _patch(home: Path, sha: str) -> Patch:
+    path = home / "patches" / f"{sha}.json"
+    try:
+        data = path.read_bytes()
+        patch = msgspec.json.decode(data, type=Patch)
+    except (OSError, msgspec.DecodeError) as error:
+        raise BundleError(f"{path}: not a patch ({error}); remove it from the pointer") from error
+    if sha256(data) != sha:
+        raise BundleError(f"{path}: does not have the checksum of its name; remove it")
+    return patch

@@ -1,0 +1,203 @@
+"""Between two retrains: decay goes on hourly, a patch has to be better, a challenger is compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from live.collect import PREDICTED
+from market.features import feature_names
+from market.lake import Lake
+from market.settings import Settings
+from market.units import day_start_ns, utc_date
+from models_registry import comparison, online
+from models_registry.decay import DecayState
+from models_registry.manifest import BundleError, DecayReference, bundles_folder, read_pointer
+from models_registry.monitoring import calibration_slope, check, psi, read_state, served
+from models_registry.pointed import (
+    CHALLENGER_FILE,
+    DECAY_FILE,
+    Patch,
+    apply,
+    find,
+    load_pointed,
+    publish,
+)
+from tests.live.live_market import live_settings, promote
+
+S = 1_000_000_000
+FIRST = "2026-03-09"
+START = day_start_ns(FIRST)
+HOUR = 3_600 // 15
+NAME = "synthetic-l2"
+REFERENCE = DecayReference(
+    spacing_s=60, mean=0.2, drift=0.16, limit=30.0, arl0_days=30.0, observations=7200
+)
+Float = np.ndarray
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    promote(tmp_path, decay=REFERENCE)
+    return live_settings(tmp_path)
+
+
+def serve(
+    settings: Settings, begin: int, raw: Float, realised: Float, version: str = "1", **shadow: Float
+) -> Lake:
+    """Decisions every 15 s from hour ``begin`` on (n,) and their labels; with ``shadow`` a challenger's."""
+    lake = Lake(settings.root, "synthetic")
+    t_ns = START + (begin * HOUR + np.arange(1, len(raw) + 1)) * 15 * S
+    days = np.array([utc_date(int(t)) for t in t_ns])
+    for day in np.unique(days):
+        on = days == day
+        n = int(on.sum())
+        columns = {
+            "run": ["r"] * n,
+            "t_ns": t_ns[on],
+            "model_version": [version] * n,
+            "raw_bps": raw[on],
+            **{name: shadow.get(name, np.ones(len(raw)))[on] for name in feature_names()},
+        }
+        parts = {
+            "decisions": pa.table(columns),
+            "realised": pa.table(
+                {
+                    "t_ns": t_ns[on] + 61 * S,
+                    "decided_ns": [[int(t)] for t in t_ns[on]],
+                    "horizon_s": [[60]] * n,
+                    "return_bps": [[float(y)] for y in realised[on]],
+                },
+                schema=PREDICTED["realised"],
+            ),
+        }
+        if "challenger" in shadow:
+            parts["shadow"] = pa.table(
+                {
+                    "t_ns": t_ns[on],
+                    "model_version": ["2"] * n,
+                    "bundle_sha": ["s"] * n,
+                    "raw_bps": shadow["challenger"][on],
+                    "scale_bps": np.ones(n),
+                }
+            )
+        for table, rows in parts.items():
+            if lake.exists(table, "BTCUSDT", str(day)):
+                rows = pa.concat_tables([lake.read(table, "BTCUSDT", str(day)), rows])
+            lake.write(table, "BTCUSDT", str(day), rows)
+    return lake
+
+
+def noisy(n: int, ic: float, seed: int) -> tuple[Float, Float]:
+    generator = np.random.default_rng(seed)
+    raw = generator.normal(size=n)
+    return raw, ic * raw + np.sqrt(1 - ic**2) * generator.normal(size=n)
+
+
+def test_decay_is_found_hourly_and_stands_until_another_version_is_champion(
+    settings: Settings,
+) -> None:
+    home = bundles_folder(settings.root, NAME)
+    lake = serve(settings, 0, *noisy(30 * HOUR, 0.2, 1))
+    assert not check(lake, settings).failed
+    before = read_state(home)
+    assert before.watched_to_ns == START + 30 * 3600 * S, "whole hours"
+    serve(settings, 30, *noisy(20 * HOUR, 0.0, 2))
+    report = check(lake, settings)
+    assert report.failed
+    assert START + 30 * 3600 * S < report.alarm_ns < START + 42 * 3600 * S
+    state = read_state(home)
+    assert check(lake, settings) == report, "an hour is watched once"
+    (home / DECAY_FILE).unlink()
+    check(lake, settings)
+    assert read_state(home) == state, "in two steps as in one"
+    promote(Path(settings.root), "2", decay=REFERENCE)
+    assert not check(lake, settings).failed
+    assert read_state(home) == msgspec.structs.replace(state, alarm_ns=None, alarm_version=""), (
+        "the stream goes on"
+    )
+
+
+def test_a_calibration_that_drifted_is_told_from_a_good_one(settings: Settings) -> None:
+    raw, realised = noisy(30 * HOUR, 0.3, 3)
+    rows = served(
+        serve(settings, 0, 0.3 * raw, realised), load_pointed(settings.root, NAME)[1].manifest
+    )
+    slope, error = calibration_slope(rows)
+    assert slope == pytest.approx(1.0, abs=3 * error)
+    bold, error = calibration_slope(msgspec.structs.replace(rows, raw_bps=3 * rows.raw_bps))
+    assert bold == pytest.approx(1 / 3, abs=3 * error)
+
+
+def test_the_psi_without_drift_is_that_of_chance_and_grows_with_a_shift() -> None:
+    generator = np.random.default_rng(4)
+    old, new = generator.normal(size=5_000), generator.normal(size=(200, 500))
+    chance = np.mean([psi(old, one) for one in new])
+    assert chance == pytest.approx(9 * (1 / 5_000 + 1 / 500), rel=0.15)
+    assert psi(old, new[0] + 1.0) > 0.5
+    assert psi(old, np.where(np.arange(500) % 2, np.nan, new[0])) > 0.5
+
+
+def test_a_patch_is_adopted_only_if_it_is_better_and_dies_with_its_champion(
+    settings: Settings,
+) -> None:
+    root = Path(settings.root)
+    bundle = load_pointed(root, NAME)[1]
+    generator = np.random.default_rng(5)
+    n = 60 * HOUR
+    flow = generator.normal(size=n)
+    vectors = np.ones((n, len(feature_names())))
+    vectors[:, feature_names().index("tfi_60")] = flow
+    made = bundle.predict_many(vectors)
+    noise = made.raw_bps.std() * generator.normal(size=n)
+    lake = serve(settings, 0, made.raw_bps, made.raw_bps + noise, tfi_60=flow)
+    assert not online.refit(lake, settings).adopted, "as it was calibrated"
+    for table in ("decisions", "realised"):
+        for key in lake.partitions(table):
+            lake.remove(table, *key)
+    serve(settings, 0, made.raw_bps, 0.3 * made.raw_bps + noise, tfi_60=flow)
+    found = online.refit(lake, settings)
+    assert found.adopted, found.summary
+    pointer, patched = load_pointed(root, NAME)
+    assert pointer.patch
+    shrunk = patched.predict_many(vectors[:100]).raw_bps / made.raw_bps[:100]
+    assert np.all((shrunk > 0.3) & (shrunk < 0.9))
+    again, same = find(bundles_folder(root, NAME), pointer.in_force)
+    assert again.version == "1"
+    assert same.recipe == patched.recipe
+    promote(root, "2", sign=-1.0)
+    assert read_pointer(root, NAME).patch == ""
+    patch = Patch(
+        name=NAME, version="1", manifest_sha256=bundle.manifest_sha256, until_ns=0,
+        weights=(1.0, 1.0), gain=1.0,
+    )  # fmt: skip
+    assert publish(root, patch) is None, "of a champion that is none any more"
+    with pytest.raises(BundleError, match="dies with its champion"):
+        apply(load_pointed(root, NAME)[1], patch)
+    with pytest.raises(BundleError, match="finite"):
+        apply(bundle, msgspec.structs.replace(patch, weights=(1.0, float("nan"))))
+
+
+@pytest.mark.parametrize(("ic", "better"), [(0.5, "challenger"), (0.2, "open"), (0.0, "champion")])
+def test_challenger_and_champion_are_told_apart(ic: float, better: str, settings: Settings) -> None:
+    raw, realised = noisy(60 * HOUR, 0.3, 6)
+    other = ic * realised + np.sqrt(1 - ic**2) * np.random.default_rng(7).normal(size=len(raw))
+    assert "no challenger" in comparison.compare(Lake(settings.root, "synthetic"), settings)
+    home = bundles_folder(settings.root, NAME)
+    pointer = msgspec.structs.replace(read_pointer(settings.root, NAME), version="2")
+    (home / CHALLENGER_FILE).write_bytes(msgspec.json.encode(pointer))
+    lake = serve(settings, 0, other if better == "open" else raw, realised, challenger=other)
+    found = comparison.compare(lake, settings)
+    assert found.hours >= 59
+    assert found.better == better
+    assert found.lower <= found.difference <= found.upper
+
+
+def test_an_unreadable_state_begins_anew(settings: Settings) -> None:
+    home = bundles_folder(settings.root, NAME)
+    (home / DECAY_FILE).write_bytes(b"{")
+    assert read_state(home) == DecayState()
