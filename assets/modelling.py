@@ -47,7 +47,7 @@ def performance(
 
 
 # Blocking, so that training and promotion wait for it; its severity stops neither.
-@dg.asset_check(asset=performance, blocking=True)
+@dg.asset_check(asset=performance, blocking=True, additional_deps=["served"])
 def decay(context: dg.AssetCheckExecutionContext, platform: Platform) -> dg.AssetCheckResult:
     """CUSUM on the champion's live IC: fails when the IC decays.
 

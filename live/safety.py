@@ -32,8 +32,8 @@ class Mode(IntEnum):
 class Limit(NamedTuple):
     """A row of the table. ``setting`` of `[risk]` holds the limit; empty for a fact that is 0 or 1.
 
-    ``clears``: "eased" once the fact is within ``ease`` × the limit; "day" at the next UTC day, or by
-    `l2 resume`; "resume" by that alone. ``below``: a fact under its limit is the bad one. ``again``: a
+    ``clears``: "eased" once the fact is within ``ease`` × the limit; "fact" then too, or by `l2 resume`;
+    "day" at the next UTC day, or by `l2 resume`; "resume" by that alone. ``below``: a fact under its limit is the bad one. ``again``: a
     resumed loss may grow by its limit once more.
     """
 

@@ -34,6 +34,14 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     upper: float
     better: str
 
+    @property
+    def summary(self) -> str:
+        """One line."""
+        return (
+            f"challenger {self.challenger} less champion {self.champion}: rank IC {self.difference:+.4f}, "
+            f"between {self.lower:+.4f} and {self.upper:+.4f} over {self.hours} hours; better: {self.better}"
+        )
+
 
 def compare(lake: Lake, settings: Settings) -> Comparison | str:
     """Challenger against champion on the seconds that both predicted; the reason when there are none."""
@@ -71,7 +79,7 @@ def compare(lake: Lake, settings: Settings) -> Comparison | str:
 
 def show(settings: Settings, found: Comparison) -> None:
     """Put a comparison on the challenger's version in the registry: tags, and metrics of its run."""
-    from models_registry.registry import model_version, registry_client
+    from models_registry.store import model_version, registry_client
 
     with registry_client(settings) as client:
         version = model_version(client, settings.model_name, found.challenger)
@@ -102,8 +110,5 @@ def command(settings: Settings, _: argparse.Namespace) -> Result:
         say(found)
         return {"better": "open", "reason": found}
     show(settings, found)
-    say(
-        f"challenger {found.challenger} less champion {found.champion}: rank IC {found.difference:+.4f}, "
-        f"between {found.lower:+.4f} and {found.upper:+.4f} over {found.hours} hours; better: {found.better}"
-    )
+    say(found.summary)
     return msgspec.to_builtins(found)  # type: ignore[no-any-return]

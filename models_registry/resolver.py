@@ -38,7 +38,9 @@ from models_registry.manifest import (
     encode,
     read_pointer,
 )
+from models_registry.pointed import CHALLENGER_FILE, replace_file
 from models_registry.store import (
+    CHALLENGER,
     CHAMPION,
     PREVIOUS,
     RegistryError,
@@ -103,6 +105,22 @@ def follow(client: Any, settings: Settings, features: Features) -> Pointer | Non
         record(client, name, version, "by hand in MLflow")
     point(settings, pointer)
     return pointer
+
+
+def follow_challenger(settings: Settings) -> str:
+    """Point the worker's shadow to the alias `challenger`; its version, empty without one of its own."""
+    name = settings.model_name
+    file = bundles_folder(settings.root, name) / CHALLENGER_FILE
+    with champions(settings) as client:
+        aliases = aliases_of(client, name)
+        version = str(aliases.get(CHALLENGER, ""))
+        if version in ("", aliases.get(CHAMPION)):
+            file.unlink(missing_ok=True)
+            return ""
+        present = read_pointer(settings.root, name, CHALLENGER_FILE)
+        if present is None or present.version != version:
+            replace_file(file, encode(bring(client, settings, version)))
+    return version
 
 
 @contextmanager
@@ -232,6 +250,7 @@ def _once(settings: Settings, seen: str | None) -> tuple[int, str]:
     """Resolve once and print a changed status line: (exit status, line)."""
     try:
         pointer = resolve(settings)
+        challenger = follow_challenger(settings) if pointer is not None else ""
     except (ModelError, OSError) as error:
         code, line = 1, f"resolver: {error}"
     else:
@@ -243,6 +262,7 @@ def _once(settings: Settings, seen: str | None) -> tuple[int, str]:
             )
         else:
             code, line = 0, f"champion of {pointer.name}: version {pointer.version}"
+            line += f"; challenger: version {challenger}" if challenger else ""
     if line != seen:
         print(line, file=sys.stderr if code else sys.stdout, flush=True)
     return code, line

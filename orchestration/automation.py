@@ -32,6 +32,23 @@ retrain_job = dg.define_asset_job(
 )
 
 
+#: What the worker served in the hours that are over; a worker that runs hears of an alarm at once.
+hourly_job = dg.define_asset_job(
+    "hourly",
+    selection=dg.AssetSelection.assets("served")
+    | dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("performance"), "decay")),
+    description="Collect what was served, patch the champion, compare the challenger, look for decay.",
+)
+
+hourly = dg.ScheduleDefinition(
+    job=hourly_job,
+    cron_schedule="5 * * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="At five past each hour: decay, patch and challenger.",
+)
+
+
 def range_tags(first: str, last: str, symbols: tuple[str, ...]) -> dict[str, str]:
     """Run tags that select every partition from first to last date, for all these symbols."""
     return {

@@ -47,6 +47,28 @@ def decisions(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mater
     )
 
 
+@dg.asset(group_name="live", owners=OWNERS, kinds={"python", "lightgbm"})
+def served(context: dg.AssetExecutionContext, platform: Platform) -> dg.MaterializeResult[None]:
+    """What the running worker served in the hours that are over: collected, the champion's patch fitted to
+    it, and the challenger compared with it. The check `decay` goes on from here.
+    """
+    from live.collect import collect
+    from models_registry.comparison import compare, show
+    from models_registry.online import refit
+
+    settings, lake = platform.settings(), platform.lake()
+    venue = settings.live.venue
+    state = Path(settings.root) / "live" / venue
+    if (state / "log").exists():
+        collect(lake, state, venue)
+    fitted, compared = refit(lake, settings), compare(lake, settings)
+    if not isinstance(compared, str):
+        show(settings, compared)
+    said = compared if isinstance(compared, str) else compared.summary
+    context.log.info(f"{fitted.summary}; {said}")
+    return dg.MaterializeResult(metadata={"patch": fitted.summary, "challenger": said})
+
+
 @dg.asset_check(asset=decisions, partitions_def=PARTITIONS)
 def live_batch_skew(
     context: dg.AssetCheckExecutionContext, platform: Platform

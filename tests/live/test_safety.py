@@ -72,7 +72,7 @@ def test_each_limit_clears_as_its_row_says_and_not_earlier(limit: Limit) -> None
     desk.safety.see(T0 + 1, limit.fact, almost)
     assert limit.name in desk.safety.why(A), "the limit has hysteresis"
     desk.safety.see(T0 + 2, limit.fact, good(limit))
-    assert (limit.name in desk.safety.why(A)) == (limit.clears != "eased")
+    assert (limit.name in desk.safety.why(A)) == (limit.clears in ("day", "resume"))
     desk.safety.second(T0 + DAY_NS)
     assert (limit.name in desk.safety.why(A)) == (limit.clears == "resume")
     desk.order("resume")
@@ -99,6 +99,17 @@ def test_a_gap_of_a_second_closes_nothing_and_one_of_a_minute_does() -> None:
     assert modes == {0: 0, 1: 0, 2: Mode.PAUSE, 59: Mode.PAUSE, 60: Mode.FLATTEN}
     desk.safety.see(T0, "gap_s", 0.0, A)
     assert desk.safety.mode(A) == Mode.NORMAL
+
+
+def test_a_resumed_decay_alarm_stays_lifted_until_the_next_alarm() -> None:
+    desk, modes = Desk(), []
+    for alarm_s in (1_000.0, 1_000.0, 4_600.0, 0.0):
+        desk = desk.again()
+        desk.order("fact", decay=alarm_s)
+        modes.append(desk.safety.mode(A))
+        if len(modes) == 1:
+            desk.order("resume")
+    assert modes == [Mode.PAUSE, Mode.NORMAL, Mode.PAUSE, Mode.NORMAL]
 
 
 def test_decisions_3_s_late_open_nothing() -> None:

@@ -558,7 +558,7 @@ def test_patch_challenger_and_decay_alarm_reach_the_worker_and_repeat_bit_for_bi
     lake = Lake(root)
     shadow = lake.read("shadow", "BTCUSDT", DAY).to_pylist()
     assert shadow
-    assert 0 < summary["shadowed"]["predicted"]
+    assert summary["shadowed"]["predicted"] > 0
     for row in shadow:
         assert row["model_version"] == "2"
         assert row["raw_bps"] * by_time["BTCUSDT", row["t_ns"]]["raw_bps"] < 0
