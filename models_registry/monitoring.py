@@ -33,9 +33,9 @@ from models_registry.manifest import (
     encode,
     load_champion,
     parse_manifest,
-    scale_bps,
 )
 from models_registry.pointed import DECAY_FILE, replace_file
+from models_registry.recipe import scale_bps
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]

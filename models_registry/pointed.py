@@ -25,12 +25,12 @@ from models_registry.manifest import (
     Bundle,
     BundleError,
     Pointer,
-    StrictStruct,
     bundles_folder,
     encode,
     read_pointer,
     sha256,
 )
+from models_registry.recipe import StrictStruct
 
 CHALLENGER_FILE: Final = "challenger.json"
 #: State of the decay monitor (`models_registry.monitoring`), of which the worker reads the alarm.
