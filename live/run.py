@@ -69,6 +69,7 @@ class Run:
         self.clock: VenueClock | None = None
         self.codec: Codec = PlainCodec()
         self.gateway: Connections | None = None
+        self.shadow: Shadow | None = None
         self.account: str = self.venue  #: the venue's id of it; paper has no other
         self.run_id = ""
         self._ends = ExitStack()
@@ -251,7 +252,7 @@ class Run:
         stack.callback(keeper.close)
         stream = StateStream(self.state / "state.sock")
         stack.callback(stream.close)
-        shadow = Shadow(
+        shadow = self.shadow = Shadow(
             settings.root,
             settings.model_name,
             feature_hash=feature_hash(),
@@ -299,7 +300,7 @@ class Run:
             **core.trader.summary(),
             "swaps": self.champion.swaps,
             "bundles_refused": self.champion.refused,
-            "shadowed": {} if shell.shadow is None else shell.shadow.counts,
+            "shadowed": {} if self.shadow is None else self.shadow.counts,
             "latency_us": decision | {"unpaced": shell.unpaced},
             "stages_us": {stage: shell.latency[stage].summary() for stage in STAGES},
             "lost_frames": shell.keeper.lost_frames,

@@ -534,7 +534,7 @@ def test_patch_challenger_and_decay_alarm_reach_the_worker_and_repeat_bit_for_bi
 
         def shadowed() -> None:
             until = time.monotonic() + 60
-            while one.inbox.empty():
+            while not (one.shadow and one.shadow.predicted):
                 assert time.monotonic() < until
                 time.sleep(0.01)
 
