@@ -14,7 +14,7 @@ from market.features import feature_names
 from market.lake import Lake
 from market.settings import Settings
 from market.units import day_start_ns, utc_date
-from models_registry import comparison, online
+from models_registry import comparison, online, store
 from models_registry.decay import DecayState
 from models_registry.manifest import BundleError, DecayReference, bundles_folder, read_pointer
 from models_registry.monitoring import calibration_slope, check, psi, read_state, served
@@ -27,6 +27,7 @@ from models_registry.pointed import (
     load_pointed,
     publish,
 )
+from models_registry.resolver import follow_challenger
 from tests.live.live_market import live_settings, promote
 
 S = 1_000_000_000
@@ -195,6 +196,24 @@ def test_challenger_and_champion_are_told_apart(ic: float, better: str, settings
     assert found.hours >= 59
     assert found.better == better
     assert found.lower <= found.difference <= found.upper
+
+
+def test_the_shadow_s_pointer_follows_the_challenger_unless_that_is_champion(
+    registered: tuple[Lake, Settings],
+) -> None:
+    _, settings = registered
+    name = settings.model_name
+    file = bundles_folder(settings.root, name) / CHALLENGER_FILE
+    assert follow_challenger(settings) == "", "version 1 is both"
+    with store.registry_client(settings) as client:
+        client.delete_registered_model_alias(name, store.CHAMPION)
+        try:
+            assert follow_challenger(settings) == "1"
+            assert load_pointed(settings.root, name, CHALLENGER_FILE)[0].version == "1"
+        finally:
+            client.set_registered_model_alias(name, store.CHAMPION, "1")
+    assert follow_challenger(settings) == ""
+    assert not file.exists()
 
 
 def test_an_unreadable_state_begins_anew(settings: Settings) -> None:
