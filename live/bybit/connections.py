@@ -49,8 +49,9 @@ PING_S: Final = 20.0
 LATEST_S: Final = 60.0
 #: Blocking calls at a time.
 _CALLERS: Final = 4
-#: So often is asked what a start has to know.
-_START_TRIES: Final = 3
+#: What a start has to know is asked for again after these waits (s), each answer awaited for so long.
+_START_WAITS_S: Final = (0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0)
+_START_ANSWER_S: Final = 4.0
 
 
 class _Socket:
@@ -285,19 +286,16 @@ class Connections:
         self._task(self._keep_time())
 
     async def _asked(self, query: Query) -> tuple[Report, ...]:
-        """The reports of an answer; BybitError when they are none."""
-        conversation = self._codec.converse(query)
-        call = next(conversation)
-        try:
-            while True:
-                reply = await self._insist(self._rest.call, call)
-                call = conversation.send(reply.body)
-        except StopIteration as ended:
-            (result,) = self._codec.answer(self._clock_ns(), query, ended.value)
-        reports = result.reports if isinstance(result, QueryResult) else ()
-        if reports and not isinstance(reports[0], Refused):
-            return reports
-        why = f" ({reason})" if (reason := getattr(result, "reason", "")) else ""
+        """The reports of an answer; BybitError when they are none, for a reason that does not pass."""
+        for wait_s in (*_START_WAITS_S, None):
+            result = await self._answer(query)
+            reports = result.reports
+            if reports and not isinstance(reports[0], Refused):
+                return reports
+            if wait_s is None or not any(isinstance(one, Refused) and one.retry for one in reports):
+                break
+            await asyncio.sleep(wait_s)
+        why = f" ({reason})" if (reason := result.reason) else ""
         if query.kind is QueryKind.INSTRUMENT:
             raise BybitError(
                 f"{query.symbol}: {self.address.rest} does not list it{why}; take it out of market.symbols"
@@ -307,11 +305,24 @@ class Connections:
             f"L2_API_SECRET are keys of {self.address.name}"
         )
 
+    async def _answer(self, query: Query) -> QueryResult:
+        conversation = self._codec.converse(query)
+        call = next(conversation)
+        try:
+            while True:
+                reply = await self._insist(self._rest.call, call, _START_ANSWER_S)
+                call = conversation.send(reply.body)
+        except StopIteration as ended:
+            (result,) = self._codec.answer(self._clock_ns(), query, ended.value)
+        assert isinstance(result, QueryResult)
+        return result
+
     async def _insist(self, ask: Callable[..., T], *about: Any) -> T:
-        """The answer to what only asks; asked again when there is none, a few times."""
-        for _ in range(_START_TRIES - 1):
+        """The answer to what only asks; asked again when there is none."""
+        for wait_s in _START_WAITS_S:
             with suppress(NoAnswerError):
                 return await self._loop.run_in_executor(self._callers, ask, *about)
+            await asyncio.sleep(wait_s)
         return await self._loop.run_in_executor(self._callers, ask, *about)
 
     async def _measure(self) -> None:

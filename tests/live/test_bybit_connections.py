@@ -381,9 +381,12 @@ def test_a_clock_that_is_off_is_one_clear_line(venue: Served) -> None:
     assert line.endswith("set it (NTP), or every request is refused")
 
 
-def test_a_start_asks_again_where_no_answer_came(venue: Served) -> None:
+@pytest.mark.parametrize("kind", ["cut_before", "rate_limited", "overloaded"])
+def test_a_start_asks_again_where_no_answer_came_or_the_refusal_passes(
+    venue: Served, kind: str
+) -> None:
     client = Client(venue, client=4)
-    client.fault("cut_before", "account/info", times=2)
+    client.fault(kind, "account/info", times=5)
     client.connections.start()
     client.connections.stop(0.0)
     assert not venue.sandbox.faults.pending
