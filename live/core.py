@@ -4,15 +4,15 @@
     private frame, answer, expiry ─► evidence ─► orders, account ─► desk, reconciliation, safety
     time, links, commands ─► reconciliation, safety
 
-No clock, thread, socket, file or random source: the worker's shell, paper trading and fault simulation
-drive the same core, and the log repeats a run. In one step seconds up to now close first, then the input is
+No clock, thread, socket, file or random source: the worker's shell, paper trading, backtest and fault
+simulation drive the same core, and the log repeats a run. In one step seconds up to now close first, then the input is
 handled, then what is due by time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -61,6 +61,15 @@ RENEW_NS: Final = 2 * SECOND_NS
 MOST_RENEW_NS: Final = 30 * SECOND_NS
 
 _TRADE: Final = int(Kind.TRADE)
+
+
+class Rows(NamedTuple):
+    """Event rows of whole frames of one symbol and second, in receive order: a public frame that has been
+    read. Several frames at once only while nothing is open (`Desk.at_rest`).
+    """
+
+    symbol: str
+    events: Events
 
 
 class CoreState(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +121,8 @@ class Core:
     ``codec`` reads the venue's messages, ``name`` is the venue's name in records. ``at_venue``: a venue
     that states positions, funding and stops, and in whose market our orders are; else a simulated one.
     ``check`` says in what the venue's first reports contradict the settings (`live.bybit.account.problems`).
-    ``rows`` are the event rows of the last public frame by symbol, for a simulated venue.
+    ``rows`` are the event rows of the last public frame by symbol, for a simulated venue. ``trader`` makes
+    the trader, for studies of others.
     """
 
     def __init__(
@@ -129,9 +139,10 @@ class Core:
         on_decision: Callable[[Decision, tuple[int, ...]], None] | None = None,
         on_midnight: Callable[[int], None] | None = None,
         check: Callable[[list[Report]], list[str]] = lambda reports: [],
+        trader: Callable[..., Trader] = Trader,
     ) -> None:
         self._settings, self._codec = settings, codec
-        self.trader = Trader(
+        self.trader = trader(
             settings,
             instruments,
             model=model,
@@ -228,13 +239,16 @@ class Core:
         self.reconciliation.start(now_ns)
         return self.trader.drain()
 
-    def step(self, now_ns: int, given: Input) -> list[Effect]:
+    def step(self, now_ns: int, given: Input | Rows) -> list[Effect]:
         """Handle one input received at ``now_ns``; the effects, in order."""
         self.now_ns = now_ns = max(now_ns, self.now_ns)
         self.rows = {}
         match given:
             case PublicFrame():
                 self._public(now_ns, given.frame)
+            case Rows():
+                self._close(now_ns)
+                self._rows(now_ns, *given)
             case Tick():
                 self._close(now_ns)
                 for symbol in self.trader.symbols:
@@ -345,13 +359,8 @@ class Core:
         now_ns = self._decoder.clock_ns
         self._close(now_ns)
         for symbol, rows in decoded.events.items():
-            if not len(rows):
-                continue
-            self.events += len(rows)
-            if self.trader.on_rows(symbol, rows):
-                self.rows[symbol] = rows
-            if rows["kind"][0] <= _TRADE:
-                self.trader.react(symbol, now_ns)
+            if len(rows):
+                self._rows(now_ns, symbol, rows)
         if decoded.gaps:
             self.gaps += decoded.gaps
             for symbol in self._books:
@@ -361,6 +370,13 @@ class Core:
                 self._emitter.say("warning", "topics " + control.fields["l2"], **control.fields)
         for reject in decoded.rejects:
             self._note_reject(reject)
+
+    def _rows(self, now_ns: int, symbol: str, rows: Events) -> None:
+        self.events += len(rows)
+        if self.trader.on_rows(symbol, rows):
+            self.rows[symbol] = rows
+        if rows["kind"][0] <= _TRADE:
+            self.trader.react(symbol, now_ns)
 
     def _look(self, symbol: str, now_ns: int) -> None:
         """Ask for a book anew when it is not known."""

@@ -1,25 +1,31 @@
-"""Paper trading: the trader driven over simulated venues, which are fed with the same rows.
+"""Paper trading: the core driven over simulated venues, which are fed with the same rows.
 
 The rules of the market are the simulator's, so paper, backtest and the execution study agree. What happens
-when: a symbol's market moves at the receive times of its own frames, on a time grid of `GRID_NS`, and when
-evidence in flight arrives; bare time adds no other instant. So a run is a function of its events.
+when: the core is stepped at receive times of frames, on a time grid of `GRID_NS`, and when evidence in
+flight arrives; bare time adds no other instant. So a run is a function of its events.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import Final
+
+import msgspec
+import numpy as np
 
 from execution.account import rate_of_bps
 from execution.orders import Action, Amend, Cancel, Event, OrderReport, OrderState, Submit
 from execution.simulation.simulator import Simulator, latency_of
+from live.core import Core, Rows
 from live.desk import TIMER_NS
 from live.gateway import PlainCodec
 from live.history import SymbolHistory
 from live.messages import (
     Answer,
     CancelAll,
+    Command,
     Effect,
     Evidence,
     Input,
@@ -30,9 +36,9 @@ from live.messages import (
     QueryResult,
     Report,
     Send,
+    Tick,
 )
-from live.trader import Trader
-from market.events import Events, Flag, Kind
+from market.events import Events, Flag
 from market.instruments import Instrument
 from market.settings import FEE_ROWS_BPS, Settings
 from market.units import SECOND_NS
@@ -40,10 +46,6 @@ from market.units import SECOND_NS
 #: Between frames a market in which we have orders moves on multiples of this.
 GRID_NS: Final = TIMER_NS
 
-#: At the end of a run open orders get this long to be cancelled, and positions to be closed.
-CLOSING_NS: Final = 5 * SECOND_NS
-
-_TRADE: Final = int(Kind.TRADE)
 _LAST, _CHECKPOINT = int(Flag.LAST), int(Flag.CHECKPOINT)
 
 
@@ -89,163 +91,149 @@ def paper_venues(
     }
 
 
-class PaperDriver:
-    """Drives a trader over event rows and its simulated venues, a symbol at a time within each second.
+def on_paper(settings: Settings) -> Settings:
+    """The settings of a run at a simulated venue, whatever venue a worker of theirs trades at."""
+    return msgspec.structs.replace(
+        settings, live=msgspec.structs.replace(settings.live, venue="paper")
+    )
 
-    ``on_effect`` gets every effect but the requests, which go to the venues.
+
+class PaperDriver:
+    """Drives a core over event rows of a lake and its simulated venues, as the worker's shell does over frames.
+
+    Rows wait until their second has ended. While a symbol has nothing open, its market need not be stepped:
+    its second is taken at once. ``on_effect`` gets every effect but the requests, which go to the venues.
     """
 
     def __init__(
         self,
-        trader: Trader,
+        core: Core,
         venues: Mapping[str, Simulator],
         on_effect: Callable[[Effect], None] = lambda effect: None,
     ) -> None:
-        self.trader, self.venues, self._on_effect = trader, venues, on_effect
-        self._now_ns = dict.fromkeys(
-            trader.symbols, 0
-        )  #: receive time that each market has reached
+        self.core, self.trader, self.venues = core, core.trader, venues
+        self._gateway, self._on_effect = PaperGateway(venues), on_effect
+        self._waiting: dict[str, list[Events]] = {symbol: [] for symbol in core.trader.symbols}
 
     def begin(self, second_ns: int, history: Mapping[str, SymbolHistory] | None = None) -> None:
         """Start at a whole second, with the history before it if there is one."""
-        for symbol, rows in self.trader.begin(second_ns, history).items():
-            self.venues[symbol].on_events(symbol, rows)
-        self._now_ns = dict.fromkeys(self._now_ns, second_ns)
+        effects = self.core.begin(second_ns, history)
+        self._gateway.take(self.core.rows)
+        self._carry_out(second_ns, effects)
 
     def on_events(self, symbol: str, events: Events) -> None:
         """Take event rows of whole frames of one symbol and one second, in receive order.
 
         The result does not depend on how a second's rows are split into calls.
         """
-        if not len(events):
-            return
-        # Seconds only: events of other symbols before this one may still be to come.
-        self._close_until(int(events["receive_ns"][0]))
-        restates = bool((events["flags"] & _CHECKPOINT).any())
-        start = 0
-        while start < len(events):
-            if not restates and self._at_rest(symbol):
-                self._take(symbol, events[start:])
-                self._now_ns[symbol] = int(events["receive_ns"][-1])
-                return
-            ends = events["flags"][start:] & _LAST
-            end = start + int(ends.argmax()) + 1 if ends.any() else len(events)
-            self._frame(symbol, events[start:end])
-            start = end
+        if len(events):
+            # Seconds only: events of other symbols before this one may still be to come.
+            self.advance(int(events["receive_ns"][0]))
+            self._waiting[symbol].append(events)
 
     def advance(self, now_ns: int) -> None:
-        """Advance time to ``now_ns``; all earlier events must have been taken.
-
-        Closes the seconds before it, and advances each market to the last instant of the grid.
-        """
-        self._close_until(now_ns)
-        for symbol in self.venues:
-            self._pass(symbol, now_ns // GRID_NS * GRID_NS)
+        """Close the seconds that have ended by ``now_ns``; all earlier events must have been taken."""
+        trader, target_ns = self.trader, now_ns // SECOND_NS * SECOND_NS
+        while trader.second_ns < target_ns:
+            end_ns = target_ns if self._idle else trader.second_ns + SECOND_NS
+            self._take_waiting()
+            self._pass(end_ns)
 
     def advance_exactly(self, now_ns: int) -> None:
-        """`advance`, and every market to ``now_ns`` itself instead of the grid: at a stream's end."""
+        """`advance`, and take what waits of the second that ``now_ns`` is in: at a stream's end."""
         self.advance(now_ns)
-        for symbol in self.venues:
-            self._pass(symbol, now_ns)
+        self._take_waiting()
+        self._pass(now_ns)
 
     @property
     def market_ns(self) -> int:
-        """The latest time that a market has reached."""
-        return max(self._now_ns.values())
+        """The time that the core has reached."""
+        return self.core.now_ns
 
     def close(self, flatten: bool) -> None:
-        """End of the stream: cancel open orders, with ``flatten`` close positions, measure costs.
-
-        Cancelling and flattening take at most `CLOSING_NS` each; what is left is said as an error.
-        """
-        now_ns = max(self.trader.last_event_ns, self.market_ns)
+        """End of the stream: the core shuts down (`Core.stop`) and says what is left as an error."""
+        core = self.core
+        waiting = [
+            int(part["receive_ns"][-1]) for parts in self._waiting.values() for part in parts
+        ]
+        now_ns = max(self.trader.last_event_ns, core.now_ns, *waiting)
         self.advance_exactly(now_ns)
-        self.trader.settle_funding(wait_ns=0)
-        self.trader.desk.abandon(now_ns)
-        now_ns = self._wait(now_ns)
-        if flatten:
-            for venue in self.venues.values():
-                venue.advance(now_ns)  # an idle one was left at the end of the last second
-            self.trader.desk.flatten(now_ns)
-            now_ns = self._wait(now_ns)
-        desk = self.trader.desk
-        desk.finish(now_ns)
-        left = [f"order {order.client_id}" for order in desk.orders.open()]
-        if flatten:
-            left += [f"position in {s}" for s in self.venues if desk.position_lots(s)]
-        for what in left:
-            desk.say("error", "left at the end", what=what)
-        self._carry_out()
+        reason = "the stream ended"
+        limits = {"flatten": 1.0} if flatten else {}
+        self._step(now_ns, Command(command="stop", who="driver", reason=reason, limits=limits))
+        while not core.ended:
+            self._pass((core.now_ns // GRID_NS + 1) * GRID_NS, steps=True)
+        self._step(core.now_ns, Command(command="finish", who="driver", reason=reason))
 
-    def _wait(self, now_ns: int) -> int:
-        until_ns = now_ns + CLOSING_NS
-        for symbol, venue in self.venues.items():
-            self._react(symbol, now_ns, venue.poll())
-        while any(not self._at_rest(symbol) for symbol in self.venues) and now_ns < until_ns:
-            now_ns = (now_ns // GRID_NS + 1) * GRID_NS
-            for symbol in self.venues:
-                self._pass(symbol, now_ns)
-        return now_ns
+    @property
+    def _idle(self) -> bool:
+        """Nothing is open anywhere, nothing waits and nothing is due."""
+        return (
+            not any(self._waiting.values())
+            and not self._gateway.awaited
+            and not self.core.next_ns
+            and all(map(self._at_rest, self._waiting))
+        )
 
     def _at_rest(self, symbol: str) -> bool:
-        """No parent or order is open, so the market need not be stepped within the second."""
-        return not self.trader.desk.has_parent(symbol) and self.venues[symbol].idle
+        return self.trader.desk.at_rest(symbol) and self.venues[symbol].idle
 
-    def _take(self, symbol: str, rows: Events) -> None:
-        if self.trader.on_rows(symbol, rows):
-            self.venues[symbol].on_events(symbol, rows)
-
-    def _frame(self, symbol: str, frame: Events) -> None:
-        """One frame while orders are open: advance to it, apply it, react."""
-        now_ns = int(frame["receive_ns"][0])
-        if frame["kind"][0] > _TRADE:
-            self._take(symbol, frame)
-            return
-        self._pass(symbol, now_ns)
-        self._take(symbol, frame)
-        self.venues[symbol].advance(now_ns)
-        self._react(symbol, now_ns, self.venues[symbol].poll())
-
-    def _pass(self, symbol: str, until_ns: int) -> None:
-        """Advance a symbol's market, stopping at the grid and at each outcome."""
-        now_ns = self._now_ns[symbol]
-        while now_ns < until_ns:
+    def _take_waiting(self) -> None:
+        """The rows of the second in progress: frame by frame, by time, where something is open."""
+        whole, frames = list[Rows](), list[tuple[int, str, Events]]()
+        for symbol, parts in self._waiting.items():
+            if not parts:
+                continue
+            rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            parts.clear()
             if self._at_rest(symbol):
-                now_ns = until_ns
-                break
-            stop_ns = min(until_ns, (now_ns // GRID_NS + 1) * GRID_NS)
-            while now_ns < stop_ns:
-                venue = self.venues[symbol]
-                now_ns = venue.advance(stop_ns, stop_at_outcome=True)
-                evidence = venue.poll()
-                # Not at the instant of a frame that is still to be taken.
-                if evidence or now_ns % GRID_NS == 0:
-                    self._react(symbol, now_ns, evidence)
-        self._now_ns[symbol] = max(now_ns, self._now_ns[symbol])
+                whole += [Rows(symbol, part) for part in _apart(rows)]
+            else:
+                frames += [(int(part["receive_ns"][0]), symbol, part) for part in _frames(rows)]
+        for now_ns, symbol, rows in sorted(frames, key=itemgetter(0)):
+            self._pass(now_ns)
+            self._step(now_ns, Rows(symbol, rows))
+        for given in whole:  # nothing looks at them within the second, so they move no time
+            self._step(self.core.now_ns, given)
 
-    def _close_until(self, now_ns: int) -> None:
-        trader, target_ns = self.trader, now_ns // SECOND_NS * SECOND_NS
-        while trader.second_ns < target_ns:
-            end_ns = trader.next_end(target_ns)
-            for symbol, venue in self.venues.items():
-                self._pass(symbol, end_ns)
-                venue.advance(end_ns)
-            trader.close_second(end_ns)
-            self._carry_out()
+    def _pass(self, until_ns: int, steps: bool = False) -> None:
+        """Advance time: evidence as it comes, and a tick at each multiple of `GRID_NS` while something is open."""
+        core = self.core
+        while core.now_ns < until_ns:
+            grid_ns = (core.now_ns // GRID_NS + 1) * GRID_NS
+            if steps or not all(map(self._at_rest, self._waiting)) or 0 < core.next_ns <= grid_ns:
+                stop_ns = min(until_ns, grid_ns)
+            else:
+                stop_ns = until_ns
+            for now_ns, given in self._gateway.until(stop_ns):
+                self._step(now_ns, given)
+            if stop_ns % GRID_NS == 0:
+                self._step(stop_ns, Tick())
+            elif stop_ns == until_ns:
+                return
 
-    def _react(self, symbol: str, now_ns: int, evidence: Sequence[Event]) -> None:
-        self.trader.react(symbol, now_ns, evidence)
-        self._carry_out()
+    def _step(self, now_ns: int, given: Input | Rows) -> None:
+        effects = self.core.step(now_ns, given)
+        if self.core.rows:
+            self._gateway.take(self.core.rows)
+        self._carry_out(now_ns, effects)
 
-    def _carry_out(self) -> None:
-        for effect in self.trader.drain():
-            if not isinstance(effect, Send):
+    def _carry_out(self, now_ns: int, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                self._gateway.send(now_ns, effect)
+            else:
                 self._on_effect(effect)
-            elif isinstance(effect.body, Submit):
-                self.venues[effect.body.symbol].send([effect.body])
-            elif isinstance(effect.body, Amend | Cancel):
-                order = self.trader.desk.orders.by_id[effect.body.client_id]
-                self.venues[order.symbol].send([effect.body])
+
+
+def _frames(rows: Events) -> list[Events]:
+    ends = np.flatnonzero(rows["flags"] & _LAST) + 1
+    return [part for part in np.split(rows, ends) if len(part)]
+
+
+def _apart(rows: Events) -> list[Events]:
+    """All rows at once, unless some restate a book, which a trader takes frame by frame."""
+    return _frames(rows) if (rows["flags"] & _CHECKPOINT).any() else [rows]
 
 
 class PaperGateway:
@@ -259,6 +247,11 @@ class PaperGateway:
         self._venues = venues
         self._symbols: dict[str, str] = {}  #: client id -> symbol
         self._answers: deque[tuple[int, Answer]] = deque()
+
+    @property
+    def awaited(self) -> bool:
+        """Whether an answer is still to be read."""
+        return bool(self._answers)
 
     def take(self, rows: Mapping[str, Events]) -> None:
         """Rows of the last frame (`Core.rows`)."""

@@ -1,7 +1,7 @@
 """A rehearsal before the first frame: the worker's whole path once, on made-up frames.
 
 The first call of compiled code loads it, or compiles it where no process has before, which takes
-seconds to minutes; pyarrow, LightGBM and the algorithms are lazy too. All of it is paid here, by a trader
+seconds to minutes; pyarrow, LightGBM and the algorithms are lazy too. All of it is paid here, by a core
 of its own that is thrown away, so that no frame waits for it and no latency is of a warm-up.
 """
 
@@ -15,8 +15,10 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from live.paper import PaperDriver, paper_venues
-from live.trader import Model, Trader
+from live.core import Core
+from live.gateway import PlainCodec
+from live.paper import PaperDriver, on_paper, paper_venues
+from live.trader import Model
 from market.instruments import Instrument
 from market.settings import Settings
 from market.units import MS_NS, SECOND_NS
@@ -26,7 +28,7 @@ from market.wire.topics import symbol_topics
 #: Any whole second; the made-up market opens at it.
 _START_NS: Final = 1_700_000_000 * SECOND_NS
 _SECONDS: Final = 3
-_ORDER_NS: Final = _START_NS + SECOND_NS + 500 * MS_NS
+_ORDER_NS: Final = _START_NS + SECOND_NS
 _MID_TICKS: Final = 100_000
 
 
@@ -38,15 +40,18 @@ def rehearse(settings: Settings, instruments: Mapping[str, Instrument], model: M
     started = time.monotonic()
     depth = settings.market.book_depth
     decoder = Decoder(instruments, depth, instruments, follow=False)
-    trader = Trader(settings, instruments, model=model, name="rehearsal")
-    driver = PaperDriver(trader, paper_venues(instruments, settings))
+    settings = on_paper(settings)
+    core = Core(
+        settings, instruments, model=model, codec=PlainCodec(), name="rehearsal", at_venue=False
+    )
+    driver, desk = PaperDriver(core, paper_venues(instruments, settings)), core.desk
     driver.begin(_START_NS)
     for now_ns, frame in _frames(instruments, depth):
         driver.advance(now_ns)
         for symbol, events in decoder.decode_frame(now_ns, frame).events.items():
+            if now_ns == _ORDER_NS and not desk.has_parent(symbol):
+                desk.set_target(symbol, _least_lots(instruments[symbol]), now_ns, 1.0)
             driver.on_events(symbol, events)
-            if now_ns == _ORDER_NS and not trader.desk.has_parent(symbol):
-                trader.desk.set_target(symbol, _least_lots(instruments[symbol]), now_ns, 1.0)
     driver.close(flatten=True)
     model.bundle.predict(np.zeros(len(model.bundle.manifest.features)))
     return time.monotonic() - started

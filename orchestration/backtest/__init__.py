@@ -1,11 +1,11 @@
 """The backtest: the live trader over recorded events, with its books kept at every fee row.
 
     lake's events ─► features ─► predictions, once, in processes by symbol        (foresight)
-      (span)   └───► seconds of all symbols ─► live.trader ─► paper venue, in processes by run
+      (span)   └───► seconds of all symbols ─► live.core ─► paper venue, in processes by run
                                                   └─► ledger ─► blotter ─► figures ─► report, tear sheet
                                                         (run)
 
-`live.trader` and `live.paper` decide, order and fill, fed with the same rows at the same times as live:
+`live.core` and `live.paper` decide, order, fill and limit, fed with the same rows at the same times as live:
 the same capture gives the same decisions, orders and fills here and under `l2 live --venue paper`. This
 package adds reading the lake and book-keeping.
 

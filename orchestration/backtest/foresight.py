@@ -189,13 +189,13 @@ class ForesightTrader(Trader):
         bundle = options["model"].bundle
         self._foreseen = _Foreseen(files, len(bundle.horizons_s))
         self._regimes = [*(regime.name for regime in bundle.manifest.recipe.regimes), NO_REGIME]
-        super().__init__(*arguments, evaluator=self._foreseen, **options)
+        super().__init__(*arguments, **options | {"evaluator": self._foreseen})
 
     def _expect(self, symbol: str, t_ns: int, vector: Floats) -> Prediction:
         _, _, expected_bps, raw_bps, regime, by_horizon = self._foreseen.current[symbol]
         return Prediction(
             expected_bps=expected_bps,
             raw_bps=raw_bps,
-            by_horizon=tuple(by_horizon),
+            by_horizon=tuple(by_horizon.tolist()),
             regime=self._regimes[regime],
         )

@@ -25,6 +25,12 @@ GROUP_HEAD: Final = (
 AGAINST_HEAD: Final = ("fee row", "net", "the other's", "difference", "a day", "95 %")
 
 
+def limits_reached(result: Figures) -> list[str]:
+    """A line about the worker's limits that stopped the trader, none when none did."""
+    reached = [f"{name} {times} times" for name, times in result["worker"]["limits"].items()]
+    return [f"Limits reached (`[risk]`): {', '.join(reached)}"] if reached else []
+
+
 def summary_rows(result: Figures) -> list[tuple[str, str]]:
     """The head of every report: which model ran over which market, and what came of it."""
     exposure = result["exposure"]
@@ -116,5 +122,6 @@ def report_text(result: Figures) -> str:
         head = f"Against {result['against']['model']} on the same events:\n"
         parts.append(head + table(against_rows(result), AGAINST_HEAD))
     parts.append("\n".join(result["assumptions"]))
+    parts += limits_reached(result)
     parts += [f"ERROR: {error}" for error in result["errors"]]
     return "\n\n".join(parts)

@@ -16,13 +16,15 @@ from execution.blotter import Blotter, EntryReason
 from execution.orders import Event, Filled
 from execution.simulation.queue import BOUNDS
 from execution.tca import Row
+from live.core import Core
 from live.decisions import Decision
 from live.funding import FundingPayment
+from live.gateway import PlainCodec
 from live.history import SymbolHistory, book_states, join_history
 from live.journal import journal_rows
 from live.messages import Append, Effect
 from live.messages import Say as Said
-from live.paper import PaperDriver, paper_venues
+from live.paper import PaperDriver, on_paper, paper_venues
 from live.trader import Model, Trader
 from market.columns import C
 from market.console import Say
@@ -257,7 +259,8 @@ class Ledger:
 class Books(msgspec.Struct, frozen=True, kw_only=True):
     """What a finished run leaves: the data of its figures and pages, which may cross processes.
 
-    ``worker`` is `Trader.summary`; the rest is as in `Run` and `Trader`.
+    ``worker`` is `Trader.summary` with ``limits``, how often each limit of `live.safety` was reached; the
+    rest is as in `Run` and `Trader`.
     """
 
     settings: Settings
@@ -301,11 +304,19 @@ class Run:
         self._latest: dict[str, tuple[str, float]] = {}
         self._sampled_ns = self._sampled_changes = 0
         self._equity = dict.fromkeys(FEE_ROWS_BPS, 0.0)
-        self.trader = trader(
-            settings, instruments, model=model, name="backtest", on_decision=self._note
+        settings = on_paper(settings)
+        core = Core(
+            settings,
+            instruments,
+            model=model,
+            codec=PlainCodec(),
+            name="backtest",
+            at_venue=False,
+            on_decision=self._note,
+            trader=trader,
         )
-        venues = paper_venues(instruments, settings)
-        self.driver = PaperDriver(self.trader, venues, self._take)
+        self.trader, self.safety = core.trader, core.safety
+        self.driver = PaperDriver(core, paper_venues(instruments, settings), self._take)
 
     def _take(self, effect: Effect) -> None:
         if isinstance(effect, Append):
@@ -384,7 +395,7 @@ class Run:
             events=events,
             warm_decisions=trader.warm_decisions,
             unpriced_funding=trader.unpriced_funding,
-            worker=trader.summary(),
+            worker=trader.summary() | {"limits": self.safety.counts},
         )
 
 

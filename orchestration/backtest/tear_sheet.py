@@ -29,6 +29,7 @@ from orchestration.backtest.report_tables import (
     bounds_rows,
     fee_rows,
     group_rows,
+    limits_reached,
     summary_rows,
 )
 from orchestration.backtest.run import Books
@@ -104,7 +105,8 @@ def document(run: Books, bounds: Sequence[Books], result: Mapping[str, Any]) -> 
     """The page: one HTML file that needs nothing else."""
     row = result["fee_row"]
     by_net = sorted(run.blotter.trades, key=lambda trade: trade.net_usdt(row))
-    warnings = [*([result["foreign"]] if result["foreign"] else []), *result["errors"]]
+    foreign = [result["foreign"]] if result["foreign"] else []
+    warnings = [*foreign, *limits_reached(result), *result["errors"]]
     body = [
         f"<h1>Backtest of {html.escape(result['model'])}</h1>",
         *(f"<p class=warning>{html.escape(warning)}</p>" for warning in warnings),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,10 +14,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from live.core import Core
 from live.decisions import Decision
+from live.gateway import PlainCodec
 from live.messages import Append, Effect, Say
 from live.paper import PaperDriver, paper_venues
-from live.trader import Trader
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.settings import Settings
 from orchestration.backtest.run import FixedModel, load_model
@@ -52,15 +54,18 @@ class Traded:
         self.records: list[Append] = []
         self.errors: list[str] = []
         self.decisions: list[Decision] = []
-        self.trader = Trader(
+        core = Core(
             settings,
             market.instruments,
             model=model,
+            codec=PlainCodec(),
             name="test",
+            at_venue=False,
             on_decision=lambda decision, _: self.decisions.append(decision),
         )
+        self.trader = core.trader
         venues = paper_venues(market.instruments, settings)
-        self.driver = PaperDriver(self.trader, venues, self._take)
+        self.driver = PaperDriver(core, venues, self._take)
         self.driver.begin(market.start_ns, fresh(market.history))
 
     def _take(self, effect: Effect) -> None:
@@ -71,7 +76,7 @@ class Traded:
 
     def record(self) -> dict[str, list[Any]]:
         """By symbol: decisions with their vectors, and the ledger's entries without their numbers."""
-        done: dict[str, list[Any]] = {symbol: [] for symbol in SYMBOLS}
+        done: dict[str, list[Any]] = defaultdict(list)
         for decision in self.decisions:
             told = [repr(getattr(decision, n)) for n in decision.__struct_fields__[:-1]]
             digest = hashlib.sha256(decision.vector.tobytes()).hexdigest()
@@ -155,8 +160,9 @@ def test_splitting_a_second_into_calls_changes_nothing(
 def test_events_of_another_second_are_refused(market: Minutes, model: FixedModel) -> None:
     traded = Traded(model, live_settings(Path("unused")), market)
     rows = market.events["BTCUSDT"]
+    traded.driver.on_events("BTCUSDT", rows[rows["receive_ns"] < market.start_ns + 3 * S])
     with pytest.raises(ValueError, match="push one second at a time"):
-        traded.driver.on_events("BTCUSDT", rows[rows["receive_ns"] < market.start_ns + 3 * S])
+        traded.driver.advance(market.start_ns + S)
 
 
 def test_a_gap_of_seconds_holds_the_position_and_enters_nothing(

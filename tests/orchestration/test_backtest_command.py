@@ -26,6 +26,7 @@ from models_registry.recipe import Prediction
 from orchestration.backtest import lookahead
 from orchestration.backtest.command import backtest
 from orchestration.backtest.figures import bound_figures, figures
+from orchestration.backtest.report_tables import report_text
 from orchestration.backtest.run import Run, load_model, replay
 from orchestration.backtest.span import instruments_of_span, span_of
 from orchestration.cli import main
@@ -293,6 +294,17 @@ def test_a_run_that_begins_within_a_date_has_the_book_of_that_second(root: Path)
     whole, late = mids
     assert len(late) == 2 * 9
     assert all(whole[key] == mid for key, mid in late.items())
+
+
+def test_the_workers_limits_stop_a_backtest_too(root: Path) -> None:
+    settings = live_settings(root)
+    risk = msgspec.structs.replace(settings.risk, drawdown_usdt=0.01)
+    free = backtest(settings, first=FIRST, last=UNTIL)
+    limited = backtest(msgspec.structs.replace(settings, risk=risk), first=FIRST, last=UNTIL)
+    assert free["worker"]["limits"] == {}
+    assert limited["worker"]["limits"]["drawdown"] == 1
+    assert limited["round_trips"] < free["round_trips"] / 2
+    assert "Limits reached (`[risk]`): drawdown 1 times" in report_text(limited)
 
 
 def test_runs_by_foresight_are_those_of_the_trader_to_the_last_bit(
