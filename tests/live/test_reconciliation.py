@@ -450,6 +450,29 @@ def test_an_order_that_the_log_believes_ended_is_cancelled(desk: Desk) -> None:
     assert desk.lines("an ended order is open at the venue")
 
 
+def test_a_list_of_open_orders_from_before_an_orders_end_says_nothing_of_it(desk: Desk) -> None:
+    """The fill arrives before the answer to a question that was asked while the order was open."""
+    held: list[tuple[Send, QueryResult]] = []
+
+    def reaches(send: Send) -> tuple[bool, bool]:
+        if isinstance(send.body, Query) and send.body.kind is QueryKind.OPEN_ORDERS and not held:
+            held.append((send, desk.venue._query(send.body)))
+            return False, False
+        return True, True
+
+    desk.submit("a-1")
+    desk.reaches = reaches
+    while not held:
+        desk.run(1)
+    desk.venue.fill("a-1", 10)
+    desk.settle()
+    assert desk.orders.by_id["a-1"].state is OrderState.FILLED
+    send, result = held[0]
+    desk.answer(send, [result])
+    desk.settle()
+    assert not desk.lines("an ended order is open at the venue")
+
+
 # -- positions ---------------------------------------------------------------------------------------
 
 
