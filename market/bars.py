@@ -136,7 +136,10 @@ def bars_from_chunks(
 ) -> Bars:
     """All bars of a finite stream, from the second of its first event to that of its last, or to
     ``until_ns`` when the stream went on in silence until then."""
-    builder = BarBuilder(instrument, settings.market.stale_after_s)
+    return _whole(BarBuilder(instrument, settings.market.stale_after_s), chunks, until_ns)
+
+
+def _whole(builder: BarBuilder, chunks: Iterable[Events], until_ns: int) -> Bars:
     parts = [builder.push(chunk) for chunk in chunks]
     parts += [builder.finish(), builder.close_until(until_ns)]
     return Bars(
@@ -154,7 +157,8 @@ def make_bars(lake: Lake, symbol: str, day: str, settings: Settings) -> int:
     """Make one bars partition of one events partition; returns the number of bars.
 
     The instrument is that of the events partition; bars go up to the instant to which its stream is
-    known. LakeError when there are no events, or no instrument.
+    known. The partition notes the shares of frames that left the book crossed, and one-sided.
+    LakeError when there are no events, or no instrument.
     """
     source = lake.open("events", symbol, day)
     notes = lake.metadata("events", symbol, day)
@@ -165,7 +169,10 @@ def make_bars(lake: Lake, symbol: str, day: str, settings: Settings) -> int:
             f"{lake.path('events', symbol, day)}: names no instrument for {symbol}"
         ) from None
     chunks = (from_arrow(batch) for batch in source.iter_batches(batch_size=1 << 18))
-    bars = bars_from_chunks(chunks, instrument, settings, int(notes.get("until_ns", 0)))
+    builder = BarBuilder(instrument, settings.market.stale_after_s)
+    bars = _whole(builder, chunks, int(notes.get("until_ns", 0)))
+    counted = builder.book.counters
+    shares = {name: counted[name] / max(1, counted["frames"]) for name in ("crossed", "one_sided")}
     inputs = bar_inputs(lake, symbol, day, settings)
-    lake.write("bars", symbol, day, bars.to_arrow(), inputs=inputs)
+    lake.write("bars", symbol, day, bars.to_arrow(), inputs=inputs, extra=shares)
     return len(bars)

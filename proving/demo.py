@@ -31,7 +31,6 @@ import pyarrow.parquet as pq
 
 from assets.execution import study_partition
 from assets.market_data import bars_of
-from assets.quality_figures import event_figures
 from market.bars import COLUMNS
 from market.compute import map_processes
 from market.console import Result, say, table
@@ -279,7 +278,6 @@ def compile_ahead(settings: Settings, day: str) -> str:
         ingest(lake, lake.captures(day), keys, own)
         evaluator = FeatureEvaluator(symbols)
         for symbol, _ in keys:
-            event_figures(lake, symbol, day)
             bars_of(folder, own, symbol, day)
             study_partition(folder, own, symbol, day)
             evaluator.push(symbol, day_start_ns(day), np.full(len(COLUMNS), np.nan))

@@ -2,8 +2,8 @@
 
 # No postponed annotations here: Dagster compares the type of `context` as it stands.
 
-import math
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import dagster as dg
 import numpy as np
@@ -11,23 +11,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from assets.expectations import BARS, EVENTS, SUITES, Bound
 from assets.platform import PARTITIONS, Platform, partition_key
-from assets.quality import (
-    BARS,
-    EVENTS,
-    FEATURES,
-    SUITES,
-    Bound,
-    Breach,
-    features_quality,
-    record,
-    validate,
-    withhold,
-)
-from assets.quality_figures import STEADY, _query, summarise
-from market.bars import COLUMNS, bars_from_chunks
+from assets.quality import Verdict, features_quality, record, validate, withhold
+from assets.quality_batches import BATCHES, STEADY
+from market.bars import COLUMNS, make_bars
 from market.events import Events, Flag, Kind, to_arrow
-from market.instruments import BUILT_IN
 from market.lake import Lake
 from market.settings import Settings
 from proving.synthetic import generate, profile
@@ -49,36 +38,38 @@ def minute() -> Events:
 def store(lake: Lake, events: Events) -> None:
     """The events, and the bars made of them, as partitions."""
     lake.write("events", *KEY, to_arrow(events))
-    bars = bars_from_chunks([events], BUILT_IN["BTCUSDT"], Settings())
-    lake.write("bars", *KEY, bars.to_arrow())
+    make_bars(lake, *KEY, Settings())
 
 
-def judged(lake: Lake, folder: Path) -> dict[str, list[Breach]]:
-    found = {}
-    for table in ("events", "bars"):
-        frame = summarise(lake, table, [KEY])
-        found[table] = validate(frame, table, SUITES[table], folder)[0]
-    return found
+def breaches(lake: Lake, table: str, folder: Path) -> list[Verdict]:
+    batch = BATCHES[table](lake, *KEY)
+    return [v for v in validate({NAME: batch}, table, SUITES[table], folder)[0] if not v.passed]
 
 
-def warned(breaches: list[Breach]) -> set[str]:
-    return {breach.figure for breach in breaches if breach.severity == "warning"}
+def warned(found: list[Verdict]) -> set[str]:
+    return {verdict.bound.figure for verdict in found if verdict.bound.severity == "warning"}
 
 
-def critical(breaches: list[Breach]) -> set[str]:
-    return {breach.figure for breach in breaches if breach.severity == "critical"}
+def critical(found: list[Verdict]) -> set[str]:
+    return {verdict.bound.figure for verdict in found if verdict.bound.severity == "critical"}
+
+
+def lake_of(events: Events, folder: Path) -> Lake:
+    lake = Lake(folder / "lake", "synthetic")
+    store(lake, events)
+    return lake
 
 
 def test_a_sound_market_breaches_nothing_critical(minute: Events, tmp_path: Path) -> None:
-    lake = Lake(tmp_path / "lake", "synthetic")
-    store(lake, minute)
-    found = judged(lake, tmp_path / "quality")
-    assert not critical(found["events"])
-    assert not critical(found["bars"])
+    lake = lake_of(minute, tmp_path)
+    for table in ("events", "bars"):
+        assert not critical(breaches(lake, table, tmp_path / "quality"))
 
 
-def test_each_defect_is_named_with_its_partition(minute: Events, tmp_path: Path) -> None:
-    """Two of three seconds missing, gaps, a price of zero, a trade far off the market."""
+def test_each_defect_is_named_with_its_partition_and_seconds(
+    minute: Events, tmp_path: Path
+) -> None:
+    """Two of three seconds missing, gaps, a price of zero, trades far off the market and of nothing."""
     broken = minute.copy()
     second = broken["receive_ns"] // 1_000_000_000
     books = (broken["kind"] == Kind.DELTA) | (broken["kind"] == Kind.SNAPSHOT)
@@ -88,20 +79,24 @@ def test_each_defect_is_named_with_its_partition(minute: Events, tmp_path: Path)
     trades = np.flatnonzero(broken["kind"] == Kind.TRADE)
     broken["price_ticks"][trades[0]] = 0
     broken["price_ticks"][trades[1:9]] *= 2
+    broken["qty_lots"][trades[9]] = 0
+    broken["receive_ns"][books[-1]] -= 1
     lake = Lake(tmp_path / "lake", "synthetic")
     lake.write("events", *KEY, to_arrow(broken))
-    frame = summarise(lake, "events", [KEY])
-    breaches, docs = validate(frame, "events", EVENTS, tmp_path / "quality")
-    assert critical(breaches) >= {
-        "completeness",
-        "gap_share",
-        "nonpositive_price",
-        "trades_off_market",
-    }
-    assert all(breach.partitions == (NAME,) for breach in breaches)
-    page = Path(docs.removeprefix("file://"))
-    assert page.parent.parent.parent.name == "events", "the result's own page"
-    assert "completeness" in page.read_text()
+    batch = BATCHES["events"](lake, *KEY)
+    verdicts, pages = validate({NAME: batch}, "events", EVENTS, tmp_path / "quality")
+    assert {
+        v.bound.figure for v in verdicts if v.bound.severity == "critical" and not v.passed
+    } == {*("frames", "gaps", "priceless", "empty_trades", "off_market", "steps_back")}
+    (silent, _) = (verdict for verdict in verdicts if verdict.bound.figure == "frames")
+    assert silent.value == pytest.approx(2 / 3, abs=0.02)
+    assert silent.rows[:3] == ("00:00:01", "00:00:02", "00:00:04")
+    assert f"in {NAME}" in str(silent)
+    page = Path(unquote(pages[NAME].removeprefix("file://")))
+    assert NAME in page.parts, "the partition's own page"
+    assert "gaps" in page.read_text()
+    assert f"validations/events/{quote(NAME)}" in (page.parents[4] / "index.html").read_text()
+    assert "a trade moves a quantity" in (page.parents[4] / "expectations/events.html").read_text()
 
 
 def test_a_clock_behind_the_exchange_warns_and_does_not_block(
@@ -109,15 +104,8 @@ def test_a_clock_behind_the_exchange_warns_and_does_not_block(
 ) -> None:
     late = minute.copy()
     late["exchange_ns"] += 2_000_000_000
-    found = judged(lake_of(late, tmp_path), tmp_path / "quality")["events"]
-    assert warned(found) == {"lag_min_s"}
-    assert not critical(found)
-
-
-def lake_of(events: Events, folder: Path) -> Lake:
-    lake = Lake(folder / "lake", "synthetic")
-    store(lake, events)
-    return lake
+    found = breaches(lake_of(late, tmp_path), "events", tmp_path / "quality")
+    assert (warned(found), critical(found)) == ({"lag_min_s"}, set())
 
 
 def test_a_clock_step_is_distinguished_from_a_clock_that_is_behind(
@@ -126,88 +114,77 @@ def test_a_clock_step_is_distinguished_from_a_clock_that_is_behind(
     stepped = minute.copy()
     later = stepped["receive_ns"] >= stepped["receive_ns"][0] + 30 * 10**9
     stepped["exchange_ns"][later] -= 400_000_000
-    assert warned(judged(lake_of(stepped, tmp_path), tmp_path / "quality")["events"]) == {
-        "clock_step_s"
-    }
+    found = breaches(lake_of(stepped, tmp_path), "events", tmp_path / "quality")
+    assert warned(found) == {"clock_step_s"}
 
 
-def test_a_crossed_book_blocks(minute: Events, tmp_path: Path) -> None:
+def test_a_crossed_book_blocks_what_is_made_of_its_bars(minute: Events, tmp_path: Path) -> None:
     """Every bid level is moved above the asks."""
     crossed = minute.copy()
     bids = ((crossed["kind"] == Kind.DELTA) | (crossed["kind"] == Kind.SNAPSHOT)) & (
         crossed["side"] == 1
     )
     crossed["price_ticks"][bids] += 10_000
-    assert "crossed_share" in critical(
-        judged(lake_of(crossed, tmp_path), tmp_path / "quality")["events"]
-    )
+    found = breaches(lake_of(crossed, tmp_path), "bars", tmp_path / "quality")
+    assert "crossed_frames" in critical(found)
 
 
+@pytest.mark.parametrize(
+    ("counted", "errors", "warnings"),
+    [
+        ({"rejected": 10}, {"rejected_share"}, {"rejected_share", "steps_back_share"}),
+        ({"rejected": 0, "left_out": 9}, set(), {"left_out", "steps_back_share"}),
+    ],
+)
 def test_rejected_lines_and_steps_back_come_from_the_ingest_counts(
-    minute: Events, tmp_path: Path
+    counted: dict[str, int], errors: set[str], warnings: set[str], minute: Events, tmp_path: Path
 ) -> None:
+    """A partition of an earlier ingest does not say what was left out."""
     lake = lake_of(minute, tmp_path)
-    row = {"topic": "t", "converted": True, "frames": 90, "events": 1, "rejected": 10}
-    row |= {"duplicates": 0, "gaps": 0, "steps_back": 9, "torn": 0}
-    lake.write("ingests", *KEY, pa.Table.from_pylist([row]))
-    figures = summarise(lake, "events", [KEY]).iloc[0]
-    assert (figures["rejected_share"], figures["steps_back_share"]) == (0.1, 0.1)
-    found = judged(lake, tmp_path / "quality")["events"]
-    assert critical(found) == {"rejected_share"}
-    assert warned(found) == {"rejected_share", "steps_back_share"}
+    lake.write("ingests", *KEY, pa.table({n: [v] for n, v in counted.items()} | INGESTED))
+    found = breaches(lake, "events", tmp_path / "quality")
+    assert (critical(found), warned(found)) == (errors, warnings)
 
 
-def test_frames_without_a_time_are_a_warning(minute: Events, tmp_path: Path) -> None:
-    lake = lake_of(minute, tmp_path)
-    row = {"topic": "t", "converted": True, "frames": 90, "events": 1, "rejected": 0}
-    row |= {"duplicates": 0, "gaps": 0, "steps_back": 9, "left_out": 9, "torn": 0}
-    lake.write("ingests", *KEY, pa.Table.from_pylist([row]))
-    assert summarise(lake, "events", [KEY]).iloc[0]["left_out"] == 9
-    found = judged(lake, tmp_path / "quality")["events"]
-    assert critical(found) == set()
-    assert "left_out" in warned(found)
+INGESTED = {"topic": ["t"], "frames": [90], "events": [1], "steps_back": [9]}
 
 
-def good(bounds: tuple[Bound, ...]) -> dict[str, float]:
-    """A figure within all its bounds, for every figure of a suite."""
-    figures: dict[str, float] = {}
+def rows_of(bounds: tuple[Bound, ...], bad: Bound | None = None, side: str = "") -> pd.DataFrame:
+    """A thousand rows within every limit, but one bound's, which is broken as little as can be."""
+    batch = pd.DataFrame({"time": map(str, range(1000))})
     for figure in dict.fromkeys(bound.figure for bound in bounds):
         mine = [bound for bound in bounds if bound.figure == figure]
-        low = max([bound.low for bound in mine if bound.low is not None], default=None)
-        high = min([bound.high for bound in mine if bound.high is not None], default=None)
-        figures[figure] = float(low if high is None else high if low is None else (low + high) / 2)
-    return figures
+        low = max((b.low for b in mine if b.low is not None), default=None)
+        high = min((b.high for b in mine if b.high is not None), default=None)
+        inside = 0.0 if low is None and high is None else low if high is None else high
+        batch[figure] = inside / 1000 if mine[0].metric == "sum" else float(inside)
+    if bad is not None:
+        number = int(bad.outside * 1000) + 1 if bad.metric in ("values", "present") else 1000
+        limit = float(getattr(bad, side))
+        beyond = limit + (1e-6 if side == "high" else -1e-6)
+        batch.loc[: number - 1, bad.figure] = beyond / (
+            1000 if bad.metric == "sum" and limit else 1
+        )
+    return batch
 
 
 @pytest.mark.parametrize("table", SUITES)
-def test_every_expectation_names_the_partition_that_breaches_it(table: str, tmp_path: Path) -> None:
-    """One partition breaks each bound alone, as far beyond it as it takes; the good one never."""
+def test_every_expectation_holds_at_its_limit_and_not_beyond(table: str, tmp_path: Path) -> None:
     bounds = SUITES[table]
-    cases = [
-        (bound, side, {"partition": f"bad{n}{side}", **good(bounds), bound.figure: value})
+    cases = {
+        f"2026-01-01 {n}{side}": (bound, side)
         for n, bound in enumerate(bounds)
-        for side, value in (
-            ("low", None if bound.low is None else bound.low - 1e-6),
-            ("high", None if bound.high is None else bound.high + 1e-6),
-        )
-        if value is not None
-    ]
-    absent = dict.fromkeys(good(bounds), math.nan)
-    rows = [{"partition": "good", **good(bounds)}, {"partition": "absent", **absent}]
-    frame = pd.DataFrame([*rows, *(row for _, _, row in cases)])
-    breaches, _ = validate(frame, table, bounds, tmp_path)
-    found = {(b.severity, b.figure, place) for b in breaches for place in b.partitions}
-    assert {(bound.severity, bound.figure, row["partition"]) for bound, _, row in cases} <= found
-    assert not {"good", "absent"} & {place for _, _, place in found}
-
-
-def test_no_suite_repeats_a_dbt_test() -> None:
-    """dbt tests keys, rows per bar, whole seconds, finite values and the sign of a price."""
-    said = {bound.figure for suite in SUITES.values() for bound in suite}
-    assert len(EVENTS) >= 12
-    assert len(BARS) >= 8
-    assert len(FEATURES) >= 6
-    assert not said & {"duplicates", "not_null", "finite", "mid_close", "t_ns"}
+        for side in ("low", "high")
+        if getattr(bound, side) is not None
+    }
+    absent = rows_of(bounds).assign(**dict.fromkeys((b.figure for b in bounds), np.nan))
+    batches = {"2026-01-01 good": rows_of(bounds), "2026-01-01 absent": absent}
+    batches |= {name: rows_of(bounds, *case) for name, case in cases.items()}
+    verdicts, _ = validate(batches, table, bounds, tmp_path)
+    broken = {(v.partition, v.bound) for v in verdicts if not v.passed}
+    assert broken >= {(name, bound) for name, (bound, _) in cases.items()}
+    present = [bound for bound in bounds if bound.metric == "present"]
+    assert {b for at, b in broken if at.endswith(("good", "absent"))} == set(present)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +203,7 @@ def test_trades_are_compared_with_the_tickers_turnover_over_a_whole_date(
     columns |= {"turnover_24h": np.linspace(1, 4.0 * rows, rows), "mid_close": np.ones(rows)}
     lake = Lake(tmp_path, source)
     lake.write("bars", *KEY, pa.table({"t_ns": np.arange(rows), **columns}))
-    found = summarise(lake, "bars", [KEY]).iloc[0]["volume_to_turnover"]
+    found = BATCHES["bars"](lake, *KEY)["volume_to_turnover"][0]
     assert np.isnan(found) if share is None else found == share
 
 
@@ -243,20 +220,18 @@ def feature_day(lake: Lake, day: str, shift: float = 0.0, warm: bool = True) -> 
     lake.write("features", "BTCUSDT", day, rows.append_column("gone", pa.nulls(n, pa.float64())))
 
 
-def figures_of_features(lake: Lake, day: str) -> dict[str, float]:
-    return dict(summarise(lake, "features", [("BTCUSDT", day)]).iloc[0])
-
-
 def test_features_are_counted_in_warm_rows(tmp_path: Path) -> None:
     lake = Lake(tmp_path, "synthetic")
     feature_day(lake, DAY)
-    figures = figures_of_features(lake, DAY)
-    assert (figures["absent"], figures["constant"], figures["warm_share"]) == (1, 1, 1)
-    assert figures["null_share"] == pytest.approx(1 / (len(STEADY) + 2))
+    batch = BATCHES["features"](lake, *KEY).set_index("feature")
+    assert batch.index[batch["absent"] == 1].tolist() == ["gone"]
+    assert batch.index[batch["constant"] == 1].tolist() == ["still"]
+    assert batch["null_share"].mean() == pytest.approx(1 / (len(STEADY) + 2))
+    assert (batch["warm_share"] == 1).all()
     feature_day(lake, DAY, warm=False)
-    figures = figures_of_features(lake, DAY)
-    assert figures["warm_share"] == 0
-    assert np.isnan(figures["null_share"])
+    batch = BATCHES["features"](lake, *KEY)
+    assert (batch["warm_share"] == 0).all()
+    assert batch["null_share"].isna().all()
 
 
 def test_drift_is_measured_once_the_week_before_has_three_dates(tmp_path: Path) -> None:
@@ -264,12 +239,16 @@ def test_drift_is_measured_once_the_week_before_has_three_dates(tmp_path: Path) 
     week = [f"2026-03-{n:02d}" for n in (2, 3, 4, 5)]
     for day in week[:3]:
         feature_day(lake, day)
-    assert np.isnan(figures_of_features(lake, week[2])["drift"])
+
+    def drift(day: str) -> float:
+        return float(BATCHES["features"](lake, "BTCUSDT", day)["drift"].max())
+
+    assert np.isnan(drift(week[2]))
     feature_day(lake, week[3])
-    assert figures_of_features(lake, week[3])["drift"] < 0.3
+    assert drift(week[3]) < 0.3
     feature_day(lake, week[3], shift=3.0)
     # A standard normal's quartiles are 1.349 apart.
-    assert figures_of_features(lake, week[3])["drift"] == pytest.approx(3 / 1.349, rel=0.15)
+    assert drift(week[3]) == pytest.approx(3 / 1.349, rel=0.15)
 
 
 # -- what fails does not train -----------------------------------------------------------------
@@ -281,31 +260,32 @@ def test_a_failing_date_is_recorded_and_withheld_until_it_passes(
     lake, other = lake_of(minute, tmp_path), ("ETHUSDT", DAY)
     for key in (KEY, other):
         lake.write("training_set", *key, pa.table({"t_ns": [1]}))
-    frame = summarise(lake, "bars", [KEY])
+    batch = BATCHES["bars"](lake, *KEY)
 
     def verdict(figure: str, value: float) -> dict[tuple[str, str], str]:
-        altered = frame.assign(**{figure: value})
-        breaches, _ = validate(altered, "bars", BARS, tmp_path / "quality")
-        failed = record(lake, "bars", altered, breaches)
-        assert failed == ([KEY] if critical(breaches) else [])
-        return withhold(lake, [KEY, other])
+        altered = {NAME: batch.assign(**{figure: value})}
+        verdicts, _ = validate(altered, "bars", BARS, tmp_path / "quality")
+        failed = record(lake, "bars", KEY, verdicts)
+        withheld = withhold(lake, [KEY, other])
+        assert failed == (KEY in withheld)
+        return withheld
 
-    assert verdict("silent_share", 0.5) == {}
+    assert verdict("frames", 0.0) == {}
     assert lake.exists("training_set", *KEY)
-    assert verdict("largest_jump_pct", 9.0) == {KEY: "bars.largest_jump_pct"}
+    assert verdict("jump_pct", 9.0) == {KEY: "bars.jump_pct"}
     assert not lake.exists("training_set", *KEY)
     assert lake.exists("training_set", *other)
     told = lake.connect(["quality"]).sql(
         "select symbol, date, judged, figure, value, high from quality"
         " where not passed and severity = 'critical'"
     )
-    assert told.fetchall() == [(*KEY, "bars", "largest_jump_pct", 9.0, 5.0)]
+    assert told.fetchall() == [(*KEY, "bars", "jump_pct", 9.0, 5.0)]
     # Built again while the verdict stands, it is taken away again; once it passes it stays.
     lake.write("training_set", *KEY, pa.table({"t_ns": [1]}))
-    assert withhold(lake, [KEY]) == {KEY: "bars.largest_jump_pct"}
+    assert withhold(lake, [KEY]) == {KEY: "bars.jump_pct"}
     assert not lake.exists("training_set", *KEY)
     lake.write("training_set", *KEY, pa.table({"t_ns": [1]}))
-    assert verdict("largest_jump_pct", 0.1) == {}
+    assert verdict("jump_pct", 0.1) == {}
     assert lake.exists("training_set", *KEY)
 
 
@@ -348,10 +328,9 @@ def test_training_waits_for_the_features_suite_and_does_not_get_a_failed_date(
     assert lake.exists("training_set", "BTCUSDT", "2026-03-04")
 
 
-def test_figures_are_of_the_partition_alone_whatever_its_lake_is_named(tmp_path: Path) -> None:
-    key = ("bars", "BTCUSDT", "2026-03-02")
+def test_a_batch_is_of_the_partition_alone_whatever_its_lake_is_named(tmp_path: Path) -> None:
     for name, rows in (("a*", 2), ("ab", 3), ("[1]", 4), ("1", 5)):
-        Lake(tmp_path / name).write(*key, pa.table({"t_ns": range(rows)}))
+        columns = dict.fromkeys(COLUMNS, np.zeros(rows))
+        Lake(tmp_path / name).write("bars", *KEY, pa.table({"t_ns": np.arange(rows), **columns}))
     for name, rows in (("a*", 2), ("[1]", 4)):
-        path = Lake(tmp_path / name).path(*key)
-        assert _query("select count(*) from read_parquet($path)", path) == (rows,)
+        assert len(BATCHES["bars"](Lake(tmp_path / name), *KEY)) == rows

@@ -97,7 +97,7 @@ def test_what_was_left_out_is_named_with_its_reason(ran: tuple[Lake, dict[str, A
     assert set(failed) == {f"{day} {s}" for day in (NO_ZSTD, EMPTY) for s in (BTC, ETH)} | {
         f"{ETH_GAPS} {ETH}"
     }
-    assert failed[f"{ETH_GAPS} {ETH}"].endswith("critical: events.gap_share")
+    assert failed[f"{ETH_GAPS} {ETH}"].endswith("critical: events.gaps")
     assert "not a zstd file" in failed[f"{NO_ZSTD} {BTC}"]
     assert "the file is empty" in failed[f"{EMPTY} {BTC}"]
     assert report["failed"]  # data was left out, so that the exit status is 1
