@@ -106,18 +106,34 @@ def staging(lake: Lake) -> Iterator[Path]:
         yield Path(out)
 
 
-def _dbt(project: Path, target: Path, *arguments: str) -> list[str]:
-    return [
+def _dbt(
+    project: Path, target: Path, cwd: Path, progress: Callable[[str], None], *arguments: str
+) -> str:
+    """Run dbt; "" when it ended well, else its last error, or what it says of a full disk."""
+    command = [
         *(sys.executable, "-m", "dbt.cli.main", "--no-use-colors", "--log-format", "json"),
         *("--log-path", str(target), "--no-version-check", *arguments),
         *("--project-dir", str(project), "--profiles-dir", str(project)),
         *("--target-path", str(target)),
     ]
-
-
-def _environment() -> dict[str, str]:
     # No telemetry, whatever the user's own dbt configuration says.
-    return {**os.environ, "DO_NOT_TRACK": "1", "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "DO_NOT_TRACK": "1", "PYTHONWARNINGS": "ignore"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    errors: list[str] = []
+    with subprocess.Popen(command, cwd=cwd, env=environment, text=True, **pipes) as process:
+        for line in process.stdout or ():
+            try:
+                info = json.loads(line)["info"]
+            except (ValueError, KeyError, TypeError):
+                errors.append(line.strip())  # not dbt's: the interpreter failed to start, say
+                continue
+            text = " ".join(str(info.get("msg", "")).split())
+            if info.get("level") == "error":
+                errors.append(text)
+            if text and info.get("name") in ("LogModelResult", "LogTableTest"):
+                progress(text)
+    last = [line for line in errors if no_space(line)] or errors or [f"exit {process.returncode}"]
+    return last[-1] if process.returncode else ""
 
 
 def run_dbt(
@@ -134,51 +150,22 @@ def run_dbt(
     """
     target = out / "target"
     place = os.path.relpath(os.path.realpath(variables["root"]), os.path.realpath(out))
-    command = _dbt(
-        project,
-        target,
-        "build",
+    error = _dbt(
+        *(project, target, out, progress, "build"),
         *("--select", *(f"+{table}" for table in tables)),
         # A test on two tables runs when both are built; unit tests belong to the test suite.
         *("--indirect-selection", "cautious", "--exclude-resource-type", "unit_test"),
         *("--vars", json.dumps({**variables, "root": place, "out": "."})),
     )
-    errors: list[str] = []
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=out,
-        env=_environment(),
-    ) as process:
-        for line in process.stdout or ():
-            message = _message(line, errors)
-            if message:
-                progress(message)
     file = target / "run_results.json"
     results = json.loads(file.read_bytes())["results"] if file.exists() else []
     tests = tuple(_test(result) for result in results if result["unique_id"].startswith("test."))
     failed = [_failure(result) for result in results if result["status"] in ("error", "fail")]
-    if failed or process.returncode:
-        told = [line for line in errors if no_space(line)] or errors
-        reason = "; ".join(failed) or f"dbt failed: {' '.join(told[-1:]) or process.returncode}"
+    if failed or error:
+        reason = "; ".join(failed) or f"dbt failed: {error}"
         dates = f"{variables['from_date']} to {variables['to_date']}"
         raise WarehouseError(f"{reason}; nothing of {dates} was published", tests)
     return tests
-
-
-def _message(line: str, errors: list[str]) -> str:
-    """The progress message of one line of dbt's log, "" for none; appends to ``errors``."""
-    try:
-        info = json.loads(line)["info"]
-    except (ValueError, KeyError, TypeError):
-        errors.append(line.strip())  # not from dbt: the interpreter failed to start, for example
-        return ""
-    text = " ".join(str(info.get("msg", "")).split())
-    if info.get("level") == "error":
-        errors.append(text)
-    return text if info.get("name") in ("LogModelResult", "LogTableTest") else ""
 
 
 def _test(result: Mapping[str, Any]) -> TableTest:
@@ -259,19 +246,9 @@ def manifest(project: Path = PROJECT) -> Path:
         return cached
     home.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="parse-", dir=home) as folder:
-        done = subprocess.run(
-            _dbt(project, Path(folder), "parse"),
-            capture_output=True,
-            text=True,
-            cwd=project,
-            env=_environment(),
-            check=False,
-        )
-        if done.returncode:
-            errors: list[str] = []
-            for line in (done.stdout + done.stderr).splitlines():
-                _message(line, errors)
-            raise WarehouseError(f"{project}: dbt cannot parse it: {' '.join(errors[-1:])}")
+        error = _dbt(project, Path(folder), project, lambda line: None, "parse")
+        if error:
+            raise WarehouseError(f"{project}: dbt cannot parse it: {error}")
         for old in home.glob("manifest-*.json"):
             old.unlink(missing_ok=True)
         # Two processes may parse at once, with the same result.

@@ -17,10 +17,9 @@ from execution.tca.figures import figures
 from market.errors import DataError
 from market.instruments import leader
 from market.lake import Lake
-from market.settings import Settings
 
-#: Builds the named tables over a span; the last argument takes progress messages.
-Build = Callable[[Lake, Settings, Span, Collection[str], Callable[[str], None]], BuildReport]
+#: Builds ``tables``: `assets.warehouse.build_range`, or one called like it.
+Build = Callable[..., BuildReport]
 #: Metadata of each table after a run.
 Describe = Callable[[Lake, Sequence[Span], Sequence[BuildReport]], Mapping[str, dict[str, Any]]]
 
@@ -106,7 +105,10 @@ def table_assets(
 
         def made(span: Span) -> BuildReport:
             try:
-                return build(lake, settings, span, selected, context.log.info)
+                return build(
+                    *(lake, settings, span.symbols, span.from_date, span.to_date, context.log.info),
+                    tables=selected,
+                )
             except WarehouseError as error:
                 # Not for its data: no part of the range would do better.
                 if all(test.passed for test in error.tests):
@@ -126,8 +128,11 @@ def table_assets(
             for key, reason in report.failed.items():
                 left.fail(key, reason)
         made_keys = [key for report in reports for key in report.keys]
+        unasked = (
+            "the tables are current" if any(r.current and r.keys for r in reports) else "no records"
+        )
         if left.failed and not made_keys:
-            yield from check_results(context, tests, dg.AssetCheckSeverity.ERROR)
+            yield from check_results(context, tests, dg.AssetCheckSeverity.ERROR, unasked)
         left_out = left.finish(made_keys)
         metadata = describe(lake, spans, reports)
         for table in tables:
@@ -136,7 +141,7 @@ def table_assets(
                     asset_key=table, metadata={**left_out, **metadata[table]}
                 )
         # dbt's checks block a whole run: an error would keep the partitions that stand from going on.
-        yield from check_results(context, tests, dg.AssetCheckSeverity.WARN)
+        yield from check_results(context, tests, dg.AssetCheckSeverity.WARN, unasked)
 
     return run
 
@@ -154,11 +159,14 @@ def log_published(context: dg.AssetExecutionContext, report: BuildReport, which:
 
 
 def check_results(
-    context: dg.AssetExecutionContext, tests: Sequence[TableTest], severity: dg.AssetCheckSeverity
+    context: dg.AssetExecutionContext,
+    tests: Sequence[TableTest],
+    severity: dg.AssetCheckSeverity,
+    unasked: str,
 ) -> Iterator[dg.AssetCheckResult]:
     """Results of the selected checks; one that ran for several spans must pass in all.
 
-    A test does not run where nothing was built; Dagster wants a result, which says so.
+    A test does not run where nothing was built; Dagster wants a result, which says why: ``unasked``.
     """
     for key in sorted(context.selected_asset_check_keys, key=lambda key: key.name):
         ran = [test for test in tests if test.name == key.name]
@@ -167,7 +175,7 @@ def check_results(
                 asset_key=key.asset_key,
                 check_name=key.name,
                 passed=True,
-                metadata={NOT_RUN: "nothing was built: no records, or the tables are current"},
+                metadata={NOT_RUN: unasked},
             )
         else:
             yield dg.AssetCheckResult(
@@ -180,18 +188,6 @@ def check_results(
                     "message": "; ".join(test.message for test in ran if test.message),
                 },
             )
-
-
-def _build_features(
-    lake: Lake,
-    settings: Settings,
-    span: Span,
-    selected: Collection[str],
-    progress: Callable[[str], None],
-) -> BuildReport:
-    return feature_tables.build_range(
-        lake, settings, span.symbols, span.from_date, span.to_date, progress, tables=selected
-    )
 
 
 def _describe_features(
@@ -211,16 +207,8 @@ def _describe_features(
     return metadata
 
 
-def _build_costs(
-    lake: Lake,
-    settings: Settings,
-    span: Span,
-    selected: Collection[str],
-    progress: Callable[[str], None],
-) -> BuildReport:
-    return cost_tables.build_costs(
-        lake, settings, span.symbols, span.from_date, span.to_date, progress
-    )
+def _build_costs(*arguments: Any, tables: Collection[str]) -> BuildReport:
+    return cost_tables.build_costs(*arguments)  # which makes all of them together
 
 
 def _describe_costs(
@@ -249,7 +237,11 @@ def _describe_costs(
 
 
 warehouse = table_assets(
-    "warehouse", feature_tables.TABLES, _build_features, _describe_features, feature_tables.BATCH
+    "warehouse",
+    feature_tables.TABLES,
+    feature_tables.build_range,
+    _describe_features,
+    feature_tables.BATCH,
 )
 costs = table_assets(
     "costs", tuple(cost_tables.TABLES), _build_costs, _describe_costs, cost_tables.BATCH

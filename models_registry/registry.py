@@ -34,7 +34,7 @@ from models_registry.store import (
     registry_client,
     registry_home,
 )
-from models_registry.tuning import Studies
+from models_registry.tuning import Studies, kept_trials
 
 if TYPE_CHECKING:
     from models_registry.training import TrainedModel
@@ -139,7 +139,7 @@ def train_and_register(
         )
         judged = baselines.judge(source, settings, features, git_sha)
         evaluation = msgspec.structs.replace(evaluation, baselines=judged)
-        return _log(client, settings, recorded, evaluation, model, tags)
+        return _log(client, settings, recorded, evaluation, model, tags, studies)
 
 
 def _context(
@@ -228,6 +228,7 @@ def _log(
     evaluation: Evaluation,
     model: TrainedModel | None,
     tags: Mapping[str, str],
+    studies: Studies,
 ) -> Outcome:
     """Log the run with its model, and register the version when everything of it is there."""
     import mlflow
@@ -272,6 +273,7 @@ def _log(
             mlflow.log_artifact(str(folder / name), "pictures")
         logged = _log_model(model, folder) if model is not None else None
         _log_figures(evaluation, figures, tags, logged.model_id if logged else None)
+        _log_trials(client, run.info, studies)
         if model is not None and logged is not None:
             version = _register(
                 client,
@@ -323,6 +325,27 @@ def _log_figures(
                 | {f"net_total_bps_{row}": total for row, total in block.net_total_bps.items()}
                 | {f"trades_{row}": float(count) for row, count in block.trades.items()}
             )
+
+
+def _log_trials(client: Any, parent: Any, studies: Studies) -> None:
+    """Log a nested run for each trial of the search for hyper-parameters, with its times."""
+    from mlflow.entities import Metric, Param
+
+    for study, trial in kept_trials(studies):
+        began, ended = (
+            round(time.timestamp() * 1000) if time else None
+            for time in (trial.datetime_start, trial.datetime_complete)
+        )
+        run = client.create_run(
+            parent.experiment_id,
+            start_time=began,
+            tags={"mlflow.parentRunId": parent.run_id, "trial.state": trial.state.name.lower()},
+            run_name=f"trial {trial.number + 1}: {study}",
+        ).info
+        ic = [] if trial.value is None else [Metric("ic", trial.value, ended or 0, 0)]
+        params = [Param(name, str(value)) for name, value in trial.params.items()]
+        client.log_batch(run.run_id, metrics=ic, params=params)
+        client.set_terminated(run.run_id, end_time=ended)
 
 
 def _log_model(model: Any, folder: Path) -> Any:

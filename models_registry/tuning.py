@@ -7,7 +7,7 @@ where an uninterrupted one does. Kept trials are in an SQLite file that optuna-d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
@@ -117,6 +117,20 @@ def tune(
 
 def _ic(predicted: Float, goal: Float) -> float:
     return float(np.nanmean(normal_scores(predicted) * goal))
+
+
+def kept_trials(studies: Studies) -> Iterator[tuple[str, optuna.trial.FrozenTrial]]:
+    """Every trial that is kept of these data, code and settings, with the name of its study."""
+    import optuna
+
+    if not studies.file.exists():
+        return
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{studies.file}")
+    for name in optuna.get_all_study_names(storage):
+        if name.startswith(f"{studies.prefix} "):
+            for trial in optuna.load_study(study_name=name, storage=storage).trials:
+                yield name.removeprefix(f"{studies.prefix} "), trial
 
 
 def _kept(studies: Studies | None, name: str) -> optuna.Study | None:

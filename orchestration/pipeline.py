@@ -230,7 +230,7 @@ def _checks(result: dg.ExecuteInProcessResult) -> list[dict[str, Any]]:
 
 
 def outcomes(checks: Sequence[dict[str, Any]]) -> str:
-    """How many checks passed, warned, failed and were not run, in words."""
+    """How many checks passed, warned, failed and were not run (and why), in words."""
     counts = Counter(
         NOT_RUN
         if NOT_RUN in check
@@ -241,8 +241,13 @@ def outcomes(checks: Sequence[dict[str, Any]]) -> str:
         else "warned"
         for check in checks
     )
+    unasked: dict[str, set[str]] = {}
+    for check in checks:
+        if NOT_RUN in check:
+            unasked.setdefault(check[NOT_RUN], set()).add(check["asset"])
+    why = "; ".join(f"{', '.join(sorted(of))}: {reason}" for reason, of in unasked.items())
     return ", ".join(
-        f"{counts[outcome]} {outcome}"
+        f"{counts[outcome]} {outcome}{f' ({why})' if outcome == NOT_RUN else ''}"
         for outcome in ("passed", "warned", "failed", NOT_RUN)
         if counts[outcome] or outcome == "passed"
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +231,7 @@ def test_readers_never_fail_while_two_resolvers_follow_promotions(registry: Regi
     assert read_pointer(root, registry.name) is not None
 
 
-def test_a_registry_that_is_down_or_locked_is_named_and_the_champion_stays(
+def test_a_registry_that_is_down_is_named_and_the_champion_stays(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.version()
@@ -241,3 +243,16 @@ def test_a_registry_that_is_down_or_locked_is_named_and_the_champion_stays(
             call(registry.settings)
     monkeypatch.undo()
     assert registry.champion() == "1"
+
+
+def test_a_locked_database_is_named_and_nothing_is_half_done(registry: Registry) -> None:
+    registry.version()
+    promotion.promote_latest(registry.settings)
+    registry.version()
+    database = store.registry_home(registry.settings) / "mlflow.db"
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("begin immediate")
+        with pytest.raises(RegistryError, match=r"the model registry does not do it .*locked"):
+            promotion.promote_latest(registry.settings)
+    assert registry.champion() == "1"
+    assert promotion.promote_latest(registry.settings) == (True, "2"), "it is free again"

@@ -72,10 +72,14 @@ def test_a_version_describes_itself_to_a_reviewer(registered: tuple[Lake, Settin
     assert [data.dataset.digest for data in run.inputs.dataset_inputs] == [
         version.tags["data_fingerprint"]
     ]
-    folds = client.search_runs(
+    nested = client.search_runs(
         [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{version.run_id}'"
     )
-    assert len(folds) == int(run.data.metrics["blocks"])
+    blocks, trials = ([n for n in nested if n.info.run_name.startswith(k)] for k in ("b", "trial"))
+    assert len(blocks) == int(run.data.metrics["blocks"])
+    assert len(trials) >= settings.model.trials * len(settings.model.horizons_s)
+    assert all({"trees", "leaves"} <= set(trial.data.params) for trial in trials)
+    assert all("ic" in trial.data.metrics for trial in trials)
     assert lake.source == "synthetic"
 
 
