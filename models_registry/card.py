@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from itertools import groupby
 from typing import Final
@@ -62,10 +63,18 @@ def _fixed_width(markdown: str) -> str:
     for is_table, group in groupby(markdown.split("\n"), lambda line: line.startswith("|")):
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in group]
         if is_table:
-            lines += ["```", table(rows[2:], rows[0]), "```"]
+            wrapped = [line for row in rows[2:] for line in _wrapped(row)]
+            lines += ["```", table(wrapped, rows[0]), "```"]
         else:
             lines += ["|".join(row) for row in rows]
     return "\n".join(lines)
+
+
+def _wrapped(row: list[str]) -> list[list[str]]:
+    """A table's row as lines that the page shows whole; only its last cell is ever long."""
+    *cells, last = row
+    first, *more = textwrap.wrap(last, 64) or [""]
+    return [[*cells, first], *([""] * len(cells) + [line] for line in more)]
 
 
 def text(evaluation: Evaluation, model: TrainedModel | None, about: About) -> str:

@@ -36,19 +36,23 @@ def pictures(evaluation: Evaluation, model: TrainedModel | None) -> dict[str, by
     return found
 
 
-def _figure(title: str, columns: int = 1) -> tuple[Any, Any]:
+def _figure(title: str, panels: int = 1) -> tuple[Any, Any]:
+    """A figure as wide as the text of MLflow's page, two panels a row; its axis, or axes if several."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * columns + 3.6 * (columns == 1), 3.8), layout="constrained")
+    rows, columns = -(-panels // 2), min(panels, 2)
+    figure = Figure(figsize=(7.8, 3.8 if rows == 1 else 3.0 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns)
-    for axis in np.atleast_1d(axes):
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for spare in axes[panels:]:
+        spare.set_visible(False)
+    for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#dddddd", linewidth=0.7)
         axis.set_axisbelow(True)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=_INK)
-    return figure, axes
+    return figure, axes[0] if panels == 1 else axes[:panels]
 
 
 def _png(figure: Any) -> bytes:
@@ -83,6 +87,10 @@ def _ic_picture(evaluation: Evaluation) -> bytes:
 def _net_picture(evaluation: Evaluation) -> bytes:
     figure, axes = _figure("Cumulative net result of the target rule, bps", len(evaluation.results))
     axes = np.atleast_1d(axes)
+    pooled = evaluation.pooled
+    # of all fee rows the same, also of one with a single trade
+    t_ns = pooled.rows.t_ns if pooled is not None else np.empty(0, np.int64)
+    span = np.array([t_ns.min(), t_ns.max()], "datetime64[ns]") if len(t_ns) else None
     for axis, result in zip(axes, evaluation.results, strict=True):
         found = evaluation.round_trips[result.row]
         axis.set_title(
@@ -109,9 +117,12 @@ def _net_picture(evaluation: Evaluation) -> bytes:
                 style,
                 color=_COLOURS[result.row],
                 linewidth=1.3,
+                marker="o" if len(keep) == 1 else None,
                 label=label,
             )
         axis.legend(frameon=False, fontsize=8)
+        if span is not None:
+            axis.set_xlim(*span)
         _dates(axis)
     return _png(figure)
 
@@ -133,7 +144,8 @@ def _calibration_picture(model: TrainedModel) -> bytes:
         axis.plot(predicted, [row.realised_bps for row in table], "o", color="#4c72b0", ms=4.5)
         axis.set_xlabel("predicted")
         axis.legend(frameon=False, fontsize=8)
-    np.atleast_1d(axes)[0].set_ylabel("realised")
+    for axis in np.atleast_1d(axes)[::2]:
+        axis.set_ylabel("realised")
     return _png(figure)
 
 
