@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from assets.dbt import PROJECT, BuildReport, WarehouseError, dbt_vars
 from assets.dbt_assets import (
-    _build_features,
     _describe_features,
     table_assets,
     warehouse,
@@ -173,7 +172,7 @@ def test_batches_show_as_they_end_and_a_failure_keeps_those_before(
     gap = wrong.schema.get_field_index("gap")
     wrong = wrong.set_column(gap, "gap", pa.array([2.0] * len(wrong)))
     lake.write("bars", "BTCUSDT", SUNDAY, wrong, inputs="wrong")
-    one_by_one = table_assets("warehouse", TABLES, _build_features, _describe_features, batch=1)
+    one_by_one = table_assets("warehouse", TABLES, build_range, _describe_features, batch=1)
     instance = dg.DagsterInstance.ephemeral()
     result = dg.materialize(
         [one_by_one],
