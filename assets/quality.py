@@ -69,7 +69,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
     bound: Bound
     partition: str
-    value: float | None
+    value: float
     passed: bool
     rows: tuple[str, ...] = ()
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from market.lake import Lake
+from orchestration.pipeline import outcomes
 
 COUNTS = {
     "orderbook.200.BTCUSDT": 8_989,
@@ -76,6 +77,8 @@ def test_data_quality_is_judged_by_dbt_and_great_expectations(
     assert (lag["passed"], lag["severity"]) == (False, "WARN")
     assert any("lag_min_s" in breach for breach in lag["breaches"])
     assert any(name.startswith("features.") for name in checks)
+    unasked = "cost_findings, fill_markouts, order_outcomes, parent_costs: no records"
+    assert outcomes(report["checks"]).endswith(f" not run ({unasked})")
 
 
 def test_the_cost_of_orders_is_reported_for_both_algorithms(
