@@ -17,24 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from market.settings import FEE_ROWS_BPS, Settings
-from market.units import utc_date
 from models_registry import ensemble, trades
 from models_registry.dataset import Features, Rows, Source
 from models_registry.evaluation import BaselineResult, rank_product
 from models_registry.manifest import (
-    FORMAT,
     LEGACY,
     MANIFEST_FILE,
     Bundle,
     BundleError,
-    DecayReference,
-    Fees,
     Gate,
-    Manifest,
-    TrainingWindow,
     encode,
     legacy_folder,
-    list_hash,
+    new_manifest,
     sha256,
 )
 from models_registry.recipe import Calibration, Member, Recipe, Regime, Scale, scale_bps
@@ -254,39 +248,14 @@ def make_legacy(
     text = booster.model_to_string().encode()
     act = float(np.quantile(odds, 1.0 - _LEGACY_ACTS))
     recipe = _legacy_recipe(names, scale, model.primary_s, sha256(text), size, act)
-    taker_bps, maker_bps = FEE_ROWS_BPS[model.fee_row]
-    manifest = Manifest(
-        format=FORMAT,
-        name=settings.model_name,
-        source=settings.source,
-        book_topic=f"orderbook.{settings.market.book_depth}",
-        symbols=settings.market.symbols,
-        feature_hash=features.hash,
-        feature_list_hash=list_hash(names),
-        recipe=recipe,
-        fees=Fees(row=model.fee_row, taker_bps=taker_bps, maker_bps=maker_bps),
-        window=TrainingWindow(
-            first_date=utc_date(int(train.t_ns[0])),
-            last_date=utc_date(int(held.t_ns[-1])),
-            first_ns=int(train.t_ns[0]),
-            last_ns=int(held.t_ns[-1]),
-            rows=len(train),
-            stride_s=model.train_stride_s,
-        ),
-        data_fingerprint="",
+    manifest = new_manifest(
+        settings,
+        features.hash,
+        recipe,
+        (int(train.t_ns[0]), int(held.t_ns[-1])),
+        rows=len(train),
         git_sha=git_sha,
-        seed=model.seed,
-        parameters={},
         gate=Gate(verdict="abstain", reasons=("a baseline is not promoted",)),
-        decay=DecayReference(
-            spacing_s=model.primary_s,
-            mean=0.0,
-            drift=0.0,
-            limit=None,
-            arl0_days=model.decay_arl0_days,
-            observations=0,
-        ),
-        metrics={},
     )
     return {_LEGACY_FILE: text, MANIFEST_FILE: encode(manifest)}
 

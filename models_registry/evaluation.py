@@ -110,7 +110,7 @@ class ChampionComparison(msgspec.Struct, frozen=True, kw_only=True):
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """What the gate knows besides the test blocks.
 
-    ``trials`` counts the looks at these data (this one included) of ``procedures`` procedures,
+    ``trials`` counts the looks at these data (this one included, its tuning not yet) of ``procedures``,
     ``correlation`` is the mean one of their daily results and ``sharpe_variance`` the variance of their
     Sharpe ratios (None: too few); ``others`` are the daily results of the other procedures by day number.
     ``rows`` are found elsewhere.
@@ -168,6 +168,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     daily: Mapping[int, float]
     selections: tuple[FoldSelection, ...] = ()
     baselines: tuple[BaselineResult, ...] = ()
+    #: This attempt and its tuning trials.
+    looks: int = 1
 
 
 def metrics(evaluation: Evaluation) -> dict[str, float]:

@@ -49,11 +49,15 @@ class FoldModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tuned(msgspec.Struct, frozen=True, kw_only=True):
-    """Parameters by horizon, the primary horizon's rank IC, and the seconds of training span they saw."""
+    """Parameters by horizon, the primary horizon's rank IC, and the seconds of training span they saw.
+
+    ``looks`` counts the trials so far: every one of each horizon and span.
+    """
 
     parameters: Mapping[int, BoosterParameters] = {}
     ic: float = math.nan
     span_s: float = 0.0
+    looks: int = 0
 
 
 class Trainer:
@@ -211,6 +215,7 @@ class Trainer:
                 parameters={horizon: parameters for horizon, (parameters, _) in found.items()},
                 ic=found[model.primary_s][1],
                 span_s=span_s,
+                looks=self.tuned.looks + max(0, model.trials) * len(found),
             )
             self._progress(
                 f"tuned within the training span before {fold.test_dates[0]}: rank IC "

@@ -15,14 +15,15 @@ training code, because the worker imports it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
 from market.errors import ModelError
-from market.settings import Settings
+from market.settings import FEE_ROWS_BPS, Settings
+from market.units import utc_date
 from models_registry.recipe import Predictor, Recipe, StrictStruct
 
 if TYPE_CHECKING:
@@ -186,6 +187,64 @@ def list_hash(names: Sequence[str]) -> str:
 def encode(record: StrictStruct) -> bytes:
     """Canonical JSON: equal records give equal bytes."""
     return msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=2) + b"\n"
+
+
+def new_manifest(
+    settings: Settings,
+    feature_hash: str,
+    recipe: Recipe,
+    span_ns: tuple[int, int],
+    *,
+    rows: int,
+    git_sha: str,
+    gate: Gate,
+    data_fingerprint: str = "",
+    parameters: Mapping[str, float | int | str | bool] | None = None,
+    decay: DecayReference | None = None,
+    metrics: Mapping[str, float] | None = None,
+    selection: Selection | None = None,
+) -> Manifest:
+    """The manifest of a version that these settings made of ``rows`` rows from the first to the last of
+    ``span_ns``; without ``decay`` it has none that could be found."""
+    model = settings.model
+    first_ns, last_ns = span_ns
+    taker_bps, maker_bps = FEE_ROWS_BPS[model.fee_row]
+    return Manifest(
+        format=FORMAT,
+        name=settings.model_name,
+        source=settings.source,
+        book_topic=f"orderbook.{settings.market.book_depth}",
+        symbols=settings.market.symbols,
+        feature_hash=feature_hash,
+        feature_list_hash=list_hash(recipe.features),
+        recipe=recipe,
+        fees=Fees(row=model.fee_row, taker_bps=taker_bps, maker_bps=maker_bps),
+        window=TrainingWindow(
+            # A partition is of the date of t - 1 ns.
+            first_date=utc_date(first_ns - 1),
+            last_date=utc_date(last_ns - 1),
+            first_ns=first_ns,
+            last_ns=last_ns,
+            rows=rows,
+            stride_s=model.train_stride_s,
+        ),
+        data_fingerprint=data_fingerprint,
+        git_sha=git_sha,
+        seed=model.seed,
+        parameters=dict(parameters or {}),
+        gate=gate,
+        decay=decay
+        or DecayReference(
+            spacing_s=recipe.primary_s,
+            mean=0.0,
+            drift=0.0,
+            limit=None,
+            arl0_days=model.decay_arl0_days,
+            observations=0,
+        ),
+        metrics=dict(metrics or {}),
+        selection=selection,
+    )
 
 
 def bundles_folder(root: str | Path, name: str) -> Path:

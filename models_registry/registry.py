@@ -134,7 +134,7 @@ def train_and_register(
             "training",
             trials.procedure(settings, features),
             tags["identity"],
-            trials.looks_of(settings),
+            evaluation.looks,
             evaluation.daily,
         )
         judged = baselines.judge(source, settings, features, git_sha)
@@ -155,7 +155,7 @@ def _context(
         found += probes.live_skew(lake, settings.market.symbols, features.names, date)
     procedure = trials.procedure(settings, features)
     return msgspec.structs.replace(
-        trials.context(registry_home(settings), procedure, trials.looks_of(settings)),
+        trials.context(registry_home(settings), procedure),
         champion_decayed=champion and check(lake, settings, features).failed,
         rows=tuple(gate.probe_row(probe) for probe in found),
     )

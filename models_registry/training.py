@@ -35,16 +35,13 @@ from models_registry.evaluation import (
 )
 from models_registry.fold import FoldModel, Trainer
 from models_registry.manifest import (
-    FORMAT,
     MANIFEST_FILE,
     Bundle,
     DecayReference,
-    Fees,
     Manifest,
     Selection,
-    TrainingWindow,
     encode,
-    list_hash,
+    new_manifest,
     parse_manifest,
 )
 from models_registry.recipe import Basis, Predictor
@@ -88,7 +85,7 @@ def evaluate(
     definitions; ``studies`` keep the trials of the search for hyper-parameters. Gives a verdict even
     without any row. DatasetError without the scale feature.
     """
-    model = settings.model
+    model, context = settings.model, context or Context()
     trainer = Trainer(source, features, model, studies, progress)
     t_ns = trainer.rows.t_ns
     days = distinct((t_ns - 1) // DAY_NS)
@@ -143,10 +140,13 @@ def evaluate(
         progress(
             f"block {number + 1} of {len(folds)} ({block.first_date}): rank IC {block.ic.rank:.4f}"
         )
-    return summarise_blocks(
-        settings, len(t_ns), dates, trainer.tuned.parameters, trainer.tuned.ic, blocks, parts,
-        skipped, note, context, selections,
+    tuned = trainer.tuned
+    context = msgspec.structs.replace(context, trials=context.trials + tuned.looks)
+    found = summarise_blocks(
+        settings, len(t_ns), dates, tuned.parameters, tuned.ic, blocks, parts, skipped, note, context,
+        selections,
     )  # fmt: skip
+    return msgspec.structs.replace(found, looks=1 + tuned.looks)
 
 
 def finish(
@@ -188,28 +188,14 @@ def finish(
         names,
         model,
     )
-    taker_bps, maker_bps = FEE_ROWS_BPS[model.fee_row]
-    manifest = Manifest(
-        format=FORMAT,
-        name=settings.model_name,
-        source=settings.source,
-        book_topic=f"orderbook.{settings.market.book_depth}",
-        symbols=settings.market.symbols,
-        feature_hash=features.hash,
-        feature_list_hash=list_hash(names),
-        recipe=recipe,
-        fees=Fees(row=model.fee_row, taker_bps=taker_bps, maker_bps=maker_bps),
-        window=TrainingWindow(
-            first_date=evaluation.dates[0],
-            last_date=evaluation.dates[-1],
-            first_ns=int(rows.t_ns[0]),
-            last_ns=int(rows.t_ns[-1]),
-            rows=len(rows),
-            stride_s=model.train_stride_s,
-        ),
+    manifest = new_manifest(
+        settings,
+        features.hash,
+        recipe,
+        (int(rows.t_ns[0]), int(rows.t_ns[-1])),
+        rows=len(rows),
         data_fingerprint=data_fingerprint,
         git_sha=git_sha,
-        seed=model.seed,
         parameters={
             f"{horizon}s.{name}": value
             for horizon, found in evaluation.parameters.items()

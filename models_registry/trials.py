@@ -1,8 +1,8 @@
 """The trial registry: every look at a lake's data, beside its MLflow store.
 
-A look is a training attempt, a tuning trial inside one, or a person's research evaluation. The gate shares its
-error among the procedures (settings and features, whatever the code and the data) and deflates Sharpe
-ratios by the number of looks (`models_registry.statistics`).
+A look is a training attempt, a tuning trial inside one (each of a horizon and training span: `fold.Tuned`),
+or a person's research evaluation (`orchestration.research`). The gate shares its error among the procedures (settings and features, whatever the
+code and the data) and deflates Sharpe ratios by the number of looks (`models_registry.statistics`).
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def record(home: Path, kind: Kind, of: str, identity: str, looks: int, daily: Da
         )
 
 
-def context(home: Path, of: str, looks: int) -> Context:
-    """What the gate must know of the looks before this one of procedure ``of``, which adds ``looks``."""
+def context(home: Path, of: str) -> Context:
+    """What the gate must know of the looks up to this one of procedure ``of``."""
     with _open(home) as db:
         rows = db.execute("select procedure, looks, daily from looks order by id").fetchall()
     # The latest of each procedure.
@@ -78,16 +78,11 @@ def context(home: Path, of: str, looks: int) -> Context:
     sharpes = [float(x.mean() / x.std()) for x in results if x.std() > 0]
     return Context(
         procedures=len({of, *daily}),
-        trials=looks + sum(count for _, count, _ in rows),
+        trials=1 + sum(count for _, count, _ in rows),
         correlation=_mean_correlation(series),
         sharpe_variance=float(np.var(sharpes, ddof=1)) if len(sharpes) > 1 else None,
         others=tuple(days for name, days in daily.items() if name != of and days),
     )
-
-
-def looks_of(settings: Settings) -> int:
-    """Looks of one training attempt: itself and its tuning trials."""
-    return 1 + settings.model.trials
 
 
 def _mean_correlation(series: Sequence[DailyNet]) -> float:

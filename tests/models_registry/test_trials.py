@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import planted
 import pytest
 
-from models_registry import trials
+from market.lake import Lake
+from market.settings import Settings
+from models_registry import store, trials
 
 HOME = planted.settings(Path("lake"))
 
@@ -18,17 +22,17 @@ def daily(sign: float = 1.0) -> dict[int, float]:
 
 
 def test_looks_add_up_and_daily_ones_of_a_procedure_are_one_series(tmp_path: Path) -> None:
-    assert trials.context(tmp_path, "a", 9).trials == 9
+    assert trials.context(tmp_path, "a").trials == 1
     for _ in range(3):
         trials.record(tmp_path, "training", "a", "x", 9, daily())
     trials.record(tmp_path, "research", "b", "y", 1, daily(-1.0))
-    found = trials.context(tmp_path, "a", 9)
-    assert (found.trials, found.procedures) == (3 * 9 + 1 + 9, 2)
+    found = trials.context(tmp_path, "a")
+    assert (found.trials, found.procedures) == (3 * 9 + 1 + 1, 2)
     assert found.others == (daily(-1.0),)
     assert found.correlation == pytest.approx(-1.0)
     assert found.sharpe_variance is not None
     assert found.sharpe_variance > 0
-    third = trials.context(tmp_path, "c", 1)
+    third = trials.context(tmp_path, "c")
     assert third.procedures == 3
     assert len(third.others) == 2
 
@@ -40,3 +44,16 @@ def test_a_procedure_is_its_settings_and_features_and_not_its_threads() -> None:
     assert trials.procedure(same, planted.FEATURES) == of
     assert trials.procedure(other, planted.FEATURES) != of
     assert trials.procedure(HOME, planted.Features.of(("signal",))) != of
+
+
+def test_every_tuning_trial_of_every_horizon_and_span_is_a_look(
+    registered: tuple[Lake, Settings],
+) -> None:
+    home = store.registry_home(registered[1])
+    with closing(sqlite3.connect(home / "optuna.db")) as db:
+        kept = db.execute("select count(*) from trials").fetchone()[0]
+    assert kept % (2 * len(planted.HORIZONS)) == 0
+    with closing(sqlite3.connect(home / trials.FILE)) as db:
+        assert db.execute("select looks from looks where kind = 'training'").fetchall() == [
+            (1 + kept,)
+        ]
