@@ -20,6 +20,7 @@ from market.settings import FEE_ROWS_BPS, Settings
 from models_registry import ensemble, trades
 from models_registry.dataset import Features, Rows, Source
 from models_registry.evaluation import BaselineResult, rank_product
+from models_registry.fold import folds_of
 from models_registry.manifest import (
     LEGACY,
     MANIFEST_FILE,
@@ -32,7 +33,7 @@ from models_registry.manifest import (
     sha256,
 )
 from models_registry.recipe import Calibration, Member, Recipe, Regime, Scale, scale_bps
-from models_registry.validation import Fold, lower_bound, walk_forward
+from models_registry.validation import Fold, label_reach_ns, lower_bound
 
 Float = npt.NDArray[np.float64]
 #: Features (n, f) of the columns that it needs -> expected return (n,) in bps.
@@ -97,43 +98,46 @@ def baselines(primary_s: int) -> tuple[Baseline, ...]:
 
 
 def judge(
-    source: Source, settings: Settings, features: Features, git_sha: str
+    source: Source, settings: Settings, features: Features, git_sha: str | None
 ) -> tuple[BaselineResult, ...]:
     """Every baseline whose columns are there, and `legacy`, on the folds of training; none without them.
 
+    Without ``git_sha`` no `legacy` is made where there is none that ends before the first test block.
     BundleError when the lake's `legacy` is damaged or cannot be made.
     """
     model = settings.model
     times = source.read(source.dates(), (ensemble.SCALE_FEATURE,), model.train_stride_s).t_ns
-    folds = walk_forward(
-        times,
-        min_train_days=model.min_train_days,
-        max_test_blocks=model.max_test_blocks,
-        calibration_share=model.calibration_share,
-        max_horizon_s=max(model.horizons_s),
-    )
+    folds = folds_of(times, model)
     if not folds:
         return ()
-    return evaluate(
-        source,
-        settings,
-        features,
-        folds,
-        load_legacy(source, settings, features, folds[0], git_sha),
-    )
+    if git_sha is not None:
+        legacy: Bundle | None = load_legacy(source, settings, features, folds[0], git_sha)
+    else:
+        legacy = held_legacy(settings, features)
+        reach = label_reach_ns(model.primary_s)
+        if legacy is not None and legacy.manifest.window.last_ns + reach > folds[0].test.after_ns:
+            legacy = None
+    return evaluate(source, settings, features, folds, legacy)
 
 
 def evaluate(
-    source: Source, settings: Settings, features: Features, folds: Sequence[Fold], legacy: Bundle
+    source: Source,
+    settings: Settings,
+    features: Features,
+    folds: Sequence[Fold],
+    legacy: Bundle | None,
 ) -> tuple[BaselineResult, ...]:
     """The baselines on the test blocks of ``folds``."""
     model = settings.model
     chosen = [b for b in baselines(model.primary_s) if set(b.needs) <= set(features.names)]
-    names = tuple(dict.fromkeys((*(n for b in chosen for n in b.needs), *legacy.manifest.features)))
+    its = legacy.manifest.features if legacy is not None else ()
+    names = tuple(dict.fromkeys((*(n for b in chosen for n in b.needs), *its)))
     column = model.horizons_s.index(model.primary_s)
     training = source.read(source.dates(), names, model.train_stride_s)
     blocks: list[Rows] = []
-    expected: dict[str, list[Float]] = {name: [] for name in (*(b.name for b in chosen), LEGACY)}
+    expected: dict[str, list[Float]] = {b.name: [] for b in chosen}
+    if legacy is not None:
+        expected[LEGACY] = []
     products: dict[str, list[Float]] = {name: [] for name in expected}
     for fold in folds:
         train = training.where(
@@ -147,9 +151,10 @@ def evaluate(
                 train.features[:, at].astype(np.float64), train.labels_bps[:, column]
             )(test.features[:, at].astype(np.float64))
             made[baseline.name] = signal, signal
-        own = [names.index(name) for name in legacy.manifest.features]
-        seen = legacy.predict_many(test.features[:, own], model.threads)
-        made[LEGACY] = seen.raw_bps, seen.expected_bps
+        if legacy is not None:
+            own = [names.index(name) for name in its]
+            seen = legacy.predict_many(test.features[:, own], model.threads)
+            made[LEGACY] = seen.raw_bps, seen.expected_bps
         for name, (raw, acted) in made.items():
             expected[name].append(acted)
             products[name].append(rank_product(test.symbol, raw, test.labels_bps[:, column]))
@@ -198,6 +203,13 @@ def _result(
 # -- legacy ----------------------------------------------------------------------------------------
 
 
+def held_legacy(settings: Settings, features: Features) -> Bundle | None:
+    """The lake's `legacy`, None where there is none of these definitions. BundleError when it is damaged."""
+    folder = legacy_folder(settings)
+    found = Bundle.load(folder) if (folder / MANIFEST_FILE).exists() else None
+    return found if found is not None and found.manifest.feature_hash == features.hash else None
+
+
 def load_legacy(
     source: Source, settings: Settings, features: Features, fold: Fold, git_sha: str
 ) -> Bundle:
@@ -205,11 +217,9 @@ def load_legacy(
 
     It is made again only when the running feature definitions are others. BundleError when it is damaged.
     """
+    if (held := held_legacy(settings, features)) is not None:
+        return held
     folder = legacy_folder(settings)
-    if (folder / MANIFEST_FILE).exists():
-        found = Bundle.load(folder)
-        if found.manifest.feature_hash == features.hash:
-            return found
     files = make_legacy(source, settings, features, fold, git_sha)
     folder.mkdir(parents=True, exist_ok=True)
     # The manifest last: what it names is there.

@@ -51,13 +51,13 @@ def description(
     )
     text = ""
     for section in (_verdict(evaluation, about), _costs(evaluation), images, _blocks(evaluation)):
-        fixed = _fixed_width(section)
+        fixed = fixed_width(section)
         if len(text) + len(fixed) + 2 <= DESCRIPTION_LIMIT:
             text += f"{fixed}\n\n"
     return text.rstrip()
 
 
-def _fixed_width(markdown: str) -> str:
+def fixed_width(markdown: str) -> str:
     """The text with its tables as blocks of fixed width."""
     lines: list[str] = []
     for is_table, group in groupby(markdown.split("\n"), lambda line: line.startswith("|")):

@@ -142,6 +142,14 @@ def load(
     return rows
 
 
+def values_at(t_ns: Int, values: Float, wanted: Int) -> Float:
+    """Values (n,) at rising times as of the ``wanted`` ones (m,), NaN where there is none."""
+    at = np.searchsorted(t_ns, wanted)
+    found = np.append(values, np.nan)[at]
+    found[np.append(t_ns, -1)[at] != wanted] = np.nan
+    return found
+
+
 class Source(Protocol):
     """Where training and validation read their rows."""
 

@@ -110,6 +110,10 @@ class FittedBooster(msgspec.Struct, frozen=True, kw_only=True):
         suffix = "" if self.objective == "return" else f"_{self.objective}"
         return f"booster_{self.horizon_s}s{suffix}.txt"
 
+    def booster(self) -> Any:
+        """What predicts: read from the text, as it is served; the trained object itself is never used."""
+        return read_booster(self.text)
+
 
 def scale_of(volatility: Float) -> Scale:
     """The volatility scale, floored at the first percentile of the training rows' volatility."""
@@ -199,7 +203,7 @@ def fit_booster(
 
 
 def read_booster(text: str) -> lightgbm.Booster:
-    """A booster from its text, as it is served; the trained object itself is never used."""
+    """A booster from its text."""
     import lightgbm
 
     return lightgbm.Booster(model_str=text)
@@ -447,13 +451,10 @@ def outputs(members: Sequence[FittedBooster], features: Float32, threads: int) -
     if not len(features):
         return np.empty((0, len(members)))
     return np.column_stack(
-        [
-            read_booster(m.text).predict(features, raw_score=True, num_threads=threads)
-            for m in members
-        ]
+        [m.booster().predict(features, raw_score=True, num_threads=threads) for m in members]
     )
 
 
 def predictor(recipe: Recipe, members: Sequence[FittedBooster]) -> Predictor:
-    """A predictor with these boosters, read from their texts."""
-    return Predictor(recipe, [read_booster(member.text) for member in members])
+    """A predictor with these boosters."""
+    return Predictor(recipe, [member.booster() for member in members])

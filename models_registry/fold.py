@@ -24,10 +24,10 @@ from models_registry import dataset, ensemble, selection
 from models_registry.abstention import Scored
 from models_registry.dataset import Features, Rows, Source
 from models_registry.ensemble import BoosterParameters, FittedBooster
-from models_registry.recipe import Recipe
+from models_registry.recipe import Recipe, Scale
 from models_registry.selection import FoldSelection
 from models_registry.tuning import Studies, tune
-from models_registry.validation import Fold, TimeSpan, split_tail
+from models_registry.validation import Fold, Int, TimeSpan, split_tail, walk_forward
 
 Float = npt.NDArray[np.float64]
 Progress = Callable[[str], None]
@@ -36,6 +36,17 @@ Progress = Callable[[str], None]
 TAIL_SHARE: Final = 0.25
 #: Rows that features are selected on, at most; more are thinned to a multiple of the stride.
 SELECTION_ROWS: Final = 400_000
+
+
+def folds_of(t_ns: Int, model: Model) -> tuple[Fold, ...]:
+    """The walk-forward folds of decisions at these times (n,) that the settings ask for."""
+    return walk_forward(
+        t_ns,
+        min_train_days=model.min_train_days,
+        max_test_blocks=model.max_test_blocks,
+        calibration_share=model.calibration_share,
+        max_horizon_s=max(model.horizons_s),
+    )
 
 
 class FoldModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +133,7 @@ class Trainer:
         train, volatility = self.read(names, fold.train)
         weights = self._tune_and_stack(fold, names, head, tail)
         scale = ensemble.scale_of(volatility)
-        members = ensemble.fit(train, volatility, scale, names, self.tuned.parameters, model)
+        members = self._members(train, volatility, scale, names)
         calibration, calibration_volatility = self.read(names, fold.calibration)
         before = None
         if earlier is not None:
@@ -146,6 +157,11 @@ class Trainer:
             train_rows=len(train),
             calibration_rows=len(calibration),
         )
+
+    def _members(
+        self, rows: Rows, volatility: Float, scale: Scale, names: tuple[str, ...]
+    ) -> tuple[FittedBooster, ...]:
+        return ensemble.fit(rows, volatility, scale, names, self.tuned.parameters, self._model)
 
     def _select(self, head: TimeSpan, tail: TimeSpan) -> FoldSelection | None:
         rows, model = self._candidates, self._model
@@ -221,10 +237,14 @@ class Trainer:
                 f"tuned within the training span before {fold.test_dates[0]}: rank IC "
                 f"{self.tuned.ic:.4f}"
             )
-        members = ensemble.fit(train, volatility, scale, names, self.tuned.parameters, model)
+        members = self._members(train, volatility, scale, names)
         return ensemble.stack(
             ensemble.outputs(members, scored.features, model.threads),
             realised[:, model.horizons_s.index(model.primary_s)],
             scored.t_ns,
             model.primary_s,
         )
+
+
+#: What fits a source's folds: `Trainer`, or another of its kind.
+Fits = Callable[[Source, Features, Model, Studies | None, Progress], Trainer]

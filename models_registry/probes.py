@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
@@ -35,6 +35,9 @@ from models_registry.validation import (
     label_reach_ns,
     walk_forward,
 )
+
+if TYPE_CHECKING:
+    from models_registry.fold import Fits
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -294,8 +297,14 @@ def of_data(source: Source, names: Sequence[str], horizon_s: int) -> tuple[Probe
     return ()
 
 
-def of_pipeline(source: Source, settings: Settings, features: Features) -> tuple[Probe, ...]:
-    """`split`, `future_fit` and `permuted` on the first fold, fitted by `fold.Trainer`; none without it.
+def of_pipeline(
+    source: Source,
+    settings: Settings,
+    features: Features,
+    fits: Fits | None = None,
+) -> tuple[Probe, ...]:
+    """`split`, `future_fit` and `permuted` on the first fold, fitted by `fold.Trainer` or by ``fits``; none
+    without a fold.
 
     Of the primary horizon alone, without selection and tuning, which stay inside the training span: three
     such fits are to cost little beside the folds themselves.
@@ -324,7 +333,8 @@ def of_pipeline(source: Source, settings: Settings, features: Features) -> tuple
 
     def fit(given: Rows) -> FoldModel | str:
         memory = MemorySource(given, features.names)
-        return Trainer(memory, features, model, None, lambda line: None).fit(fold, None)
+        trainer = (fits or Trainer)(memory, features, model, None, lambda line: None)
+        return trainer.fit(fold, None)
 
     def digest(given: Rows) -> bytes:
         made = fit(given)

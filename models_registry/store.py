@@ -60,8 +60,9 @@ def is_own(settings: Settings) -> bool:
 
 
 @contextmanager
-def registry_client(settings: Settings) -> Iterator[Any]:
-    """An MLflow client on this lake's store and experiment; restores MLflow's URIs afterwards.
+def registry_client(settings: Settings, experiment: str = "") -> Iterator[Any]:
+    """An MLflow client on this lake's store, at its experiment or the named one; restores MLflow's URIs
+    afterwards.
 
     RegistryError when the store is down, locked or refuses the request.
     """
@@ -74,7 +75,7 @@ def registry_client(settings: Settings) -> Iterator[Any]:
         # Warnings of MLflow's own dependencies.
         warnings.filterwarnings("ignore", module=_FOREIGN)
         try:
-            yield from _pointed(settings)
+            yield from _pointed(settings, experiment or settings.model_name)
         except MlflowException as error:
             reason = str(error).strip().partition("\n")[0]
             raise RegistryError(
@@ -83,7 +84,7 @@ def registry_client(settings: Settings) -> Iterator[Any]:
             ) from error
 
 
-def _pointed(settings: Settings) -> Iterator[Any]:
+def _pointed(settings: Settings, experiment: str) -> Iterator[Any]:
     import mlflow
 
     # Silence the migrations of a new database and the check of the input example.
@@ -108,10 +109,10 @@ def _pointed(settings: Settings) -> Iterator[Any]:
             if own:
                 relocate(home)
             client = mlflow.MlflowClient(uri, versions)
-            if client.get_experiment_by_name(settings.model_name) is None:
+            if client.get_experiment_by_name(experiment) is None:
                 location = artifacts_uri(home) if own else None
-                client.create_experiment(settings.model_name, artifact_location=location)
-            mlflow.set_experiment(settings.model_name)
+                client.create_experiment(experiment, artifact_location=location)
+            mlflow.set_experiment(experiment)
         yield client
     finally:
         mlflow.set_tracking_uri(before[0])

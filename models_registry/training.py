@@ -33,7 +33,7 @@ from models_registry.evaluation import (
     rank_product,
     summarise_blocks,
 )
-from models_registry.fold import FoldModel, Trainer
+from models_registry.fold import Fits, FoldModel, Trainer, folds_of
 from models_registry.manifest import (
     MANIFEST_FILE,
     Bundle,
@@ -48,7 +48,7 @@ from models_registry.recipe import Basis, Predictor
 from models_registry.selection import FoldSelection
 from models_registry.statistics import clopper_pearson_upper
 from models_registry.tuning import Studies
-from models_registry.validation import Fold, distinct, effective_count, label_reach_ns, walk_forward
+from models_registry.validation import Fold, distinct, effective_count, label_reach_ns
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -78,26 +78,22 @@ def evaluate(
     context: Context | None = None,
     studies: Studies | None = None,
     progress: Progress = lambda line: None,
+    fits: Fits = Trainer,
+    folds: Sequence[Fold] | None = None,
 ) -> Evaluation:
     """Walk-forward over the source's dates: training rows by stride, test blocks at every second.
 
     ``champion`` (version, bundle) is compared on seconds after its training if it is of the same
-    definitions; ``studies`` keep the trials of the search for hyper-parameters. Gives a verdict even
-    without any row. DatasetError without the scale feature.
+    definitions; ``studies`` keep the trials of the search for hyper-parameters; ``fits`` fits a fold's
+    model; ``folds`` are other ones. Gives a verdict even without any row. DatasetError without the scale feature.
     """
     model, context = settings.model, context or Context()
-    trainer = Trainer(source, features, model, studies, progress)
+    trainer = fits(source, features, model, studies, progress)
     t_ns = trainer.rows.t_ns
     days = distinct((t_ns - 1) // DAY_NS)
     dates = tuple(utc_date(int(day) * DAY_NS) for day in days)
     progress(f"{len(t_ns)} training rows on {len(dates)} dates")
-    folds = walk_forward(
-        t_ns,
-        min_train_days=model.min_train_days,
-        max_test_blocks=model.max_test_blocks,
-        calibration_share=model.calibration_share,
-        max_horizon_s=max(model.horizons_s),
-    )
+    folds = folds_of(t_ns, model) if folds is None else folds
     skipped: list[str] = []
     if not folds:
         skipped.append(
@@ -116,7 +112,7 @@ def evaluate(
             continue
         if fitted.selection is not None:
             selections.append(fitted.selection)
-        part = _face(source, settings, fold, fitted, rival)
+        part = face(source, settings, fold, fitted, rival)
         block = make_block(
             number,
             fold,
@@ -266,8 +262,12 @@ def _rival(
     return bundle, ChampionComparison(champion=version)
 
 
-def _face(
-    source: Source, settings: Settings, fold: Fold, fitted: FoldModel, rival: Bundle | None
+def face(
+    source: Source,
+    settings: Settings,
+    fold: Fold,
+    fitted: FoldModel,
+    rival: Bundle | None = None,
 ) -> OutOfSample:
     """Predict every second of the test block with the fold's model, one date at a time."""
     predictor: Predictor = ensemble.predictor(fitted.recipe, fitted.members)
@@ -277,6 +277,8 @@ def _face(
     parts = []
     for date in fold.test_dates:
         rows = source.read([date], names)
+        if not (inside := fold.test.mask(rows.t_ns)).all():
+            rows = rows.where(inside)
         made = predictor.predict_many(rows.features[:, : len(own)], threads)
         champion_bps, champion_raw = np.full((2, len(rows)), np.nan)
         if rival is not None:

@@ -161,6 +161,61 @@ def combinatorial_purged(
             tested[number] += 1
 
 
+class Decisions(TimeSpan, frozen=True):
+    """The decisions at ``times`` (n,), rising; others may lie between them."""
+
+    times: Int
+
+    def mask(self, t_ns: Int) -> Mask:
+        return np.isin(t_ns, self.times)
+
+
+def combinatorial_folds(
+    t_ns: Int,
+    *,
+    groups: int,
+    test_groups: int,
+    calibration_share: float,
+    max_horizon_s: int,
+    embargo_s: int,
+) -> tuple[tuple[Fold, ...], ...]:
+    """The paths of `combinatorial_purged` as folds, one for each group of time.
+
+    Folds of one split share their spans for training and calibration: of its training decisions the last
+    ``calibration_share`` calibrates, purged. ValueError as there, or when nothing is left to train on.
+    """
+    parts = np.array_split(distinct(t_ns), max(groups, 1))
+    paths: dict[int, dict[int, Fold]] = {}
+    for split in combinatorial_purged(
+        t_ns,
+        groups=groups,
+        test_groups=test_groups,
+        max_horizon_s=max_horizon_s,
+        embargo_s=embargo_s,
+    ):
+        past = distinct(t_ns[split.train])
+        tail = past[int(len(past) * (1.0 - calibration_share)) :]
+        head = past[past + label_reach_ns(max_horizon_s) <= tail[:1].sum()]
+        if not len(head):
+            raise ValueError(f"groups {split.groups} leave nothing to train on")
+        train, calibration = (
+            Decisions(int(times[0]) - 1, int(times[-1]), times) for times in (head, tail)
+        )
+        for group, path in zip(split.groups, split.paths, strict=True):
+            times = parts[group]
+            paths.setdefault(path, {})[group] = Fold(
+                train=train,
+                calibration=calibration,
+                test=TimeSpan(int(times[0]) - 1, int(times[-1])),
+                test_dates=tuple(
+                    utc_date(int(day) * DAY_NS) for day in distinct((times - 1) // DAY_NS)
+                ),
+            )
+    return tuple(
+        tuple(paths[path][group] for group in sorted(paths[path])) for path in sorted(paths)
+    )
+
+
 def normal_scores(values: Float) -> Float:
     """Ranks as standard normal quantiles, mean 0 and variance 1 (van der Waerden); NaN stays NaN.
 

@@ -43,6 +43,8 @@ def with_options(
     settings: Settings, fee_row: str | None = None, algorithm: str | None = None
 ) -> Settings:
     """The settings with another fee row or algorithm; UsageError when there is none such."""
+    if fee_row is None and algorithm is None:
+        return settings
     data = msgspec.to_builtins(settings)
     if fee_row is not None:
         data["model"]["fee_row"] = fee_row
@@ -57,8 +59,8 @@ def with_options(
 def backtest(
     settings: Settings,
     *,
-    model: str = "champion",
-    against: str | None = None,
+    model: str | FixedModel = "champion",
+    against: str | FixedModel | None = None,
     first: str | None = None,
     last: str | None = None,
     fee_row: str | None = None,
@@ -67,13 +69,14 @@ def backtest(
     bounded: bool = True,
     page: str | None = None,
     say: Say | None = None,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Run a model over a span of the lake's events; the figures as plain data (`figures.figures`).
 
-    ``against`` names a second model, which trades the same events with books of its own. ``bounded``
+    ``against`` is a second model, which trades the same events with books of its own. ``bounded``
     repeats the run at both bounds of the queue models (`run.bound_settings`). ``page`` is the HTML file
-    to write, with the tables beside it. Raises UsageError, BacktestError, SpanError,
-    BundleError, LakeError.
+    to write, with the tables beside it; ``workers`` is how many processes to use (0: `processes`).
+    Raises UsageError, BacktestError, SpanError, BundleError, LakeError.
     """
     settings = with_options(settings, fee_row, algorithm)
     lake = Lake(settings.root, settings.source)
@@ -81,13 +84,17 @@ def backtest(
     span = span_of(lake, symbols, first, last)
     instruments, inputs = instruments_of_span(lake, symbols, span)
     models = [
-        load_model(settings, which, settings.market.symbols, in_spite_of_source=in_spite_of_source)
+        which
+        if isinstance(which, FixedModel)
+        else load_model(
+            settings, which, settings.market.symbols, in_spite_of_source=in_spite_of_source
+        )
         for which in (model, *([against] if against is not None else []))
     ]
     variants = [(settings, 0), *((one, 0) for one in (bound_settings(settings) if bounded else ()))]
     variants += [(settings, number) for number in range(1, len(models))]
     started = time.monotonic()
-    workers = processes(span)
+    workers = workers or processes(span)
     with tempfile.TemporaryDirectory(prefix="l2-backtest-") as scratch, mapping(workers) as mapped:
         parts = [settings.market.symbols[n::workers] for n in range(workers)]
         foresee_tasks = [

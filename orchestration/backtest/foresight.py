@@ -24,6 +24,7 @@ from market.events import Events
 from market.instruments import Instrument
 from market.lake import Lake
 from market.settings import Settings
+from models_registry.dataset import values_at
 from models_registry.recipe import NO_REGIME, Prediction
 from orchestration.backtest.run import PROGRESS_EVERY_S, FixedModel, opening
 from orchestration.backtest.span import Span, instant_text, merged, seconds_of
@@ -63,7 +64,7 @@ class Watcher(Trader):
         **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(*arguments, **options)
-        self._models = [(model.bundle, columns_of(model.bundle)) for model in models]
+        self._models = [(model, columns_of(model.bundle)) for model in models]
         self._folder = folder
         self._pending: dict[str, list[tuple[int, bool, Floats]]] = {s: [] for s in watched}
         self.seconds = {"features": 0.0, "predictions": 0.0}
@@ -90,12 +91,16 @@ class Watcher(Trader):
         started = time.process_time()
         pending = self._pending[symbol]
         warm = np.array([row[1] for row in pending], np.bool_)
-        for number, (bundle, columns) in enumerate(self._models):
-            rows = np.zeros(len(pending), record(len(bundle.horizons_s)))
+        for number, (model, columns) in enumerate(self._models):
+            rows = np.zeros(len(pending), record(len(model.bundle.horizons_s)))
             rows["t_ns"], rows["warm"] = [row[0] for row in pending], warm
-            if warm.any():
+            if model.signal is not None:
+                expected = values_at(*model.signal[symbol], rows["t_ns"])
+                rows["warm"] &= np.isfinite(expected)
+                rows["expected_bps"] = rows["raw_bps"] = expected
+            elif warm.any():
                 matrix = np.array([vector[columns] for _, warm, vector in pending if warm])
-                found = bundle.predict_many(matrix)
+                found = model.bundle.predict_many(matrix)
                 for name in ("expected_bps", "raw_bps", "regime", "by_horizon"):
                     rows[name][warm] = getattr(found, name)
             with file_of(self._folder, number, symbol).open("ab") as sink:

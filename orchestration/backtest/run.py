@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from execution.blotter import Blotter, EntryReason
 from execution.orders import Event, Filled
@@ -28,21 +31,25 @@ from live.paper import PaperDriver, on_paper, paper_venues
 from live.trader import Model, Trader
 from market.columns import C
 from market.console import Say
-from market.errors import DataError
+from market.errors import DataError, UsageError
 from market.features import feature_hash
 from market.instruments import Instrument
 from market.lake import Lake
 from market.settings import FEE_ROWS_BPS, Settings
 from market.units import HOUR_NS, MINUTE_NS, SECOND_NS
+from models_registry.ensemble import SCALE_FEATURE, SCALE_WINDOW_S
 from models_registry.manifest import (
     LEGACY,
     MANIFEST_FILE,
     Bundle,
     BundleError,
+    Gate,
     Pointer,
     legacy_folder,
     load_champion,
+    new_manifest,
 )
+from models_registry.recipe import Recipe, Regime, Scale
 from orchestration.backtest.span import Span, instant_text, merged, seconds_of
 
 #: Finished orders and parents leave memory this often, so that memory does not grow with the span.
@@ -67,11 +74,16 @@ class BacktestError(DataError):
 
 
 class FixedModel(msgspec.Struct, frozen=True):
-    """One model version for the whole run. ``foreign`` says why its source is not the lake's, or ``""``."""
+    """One model version for the whole run. ``foreign`` says why its source is not the lake's, or ``""``.
+
+    A ``signal`` takes the place of what the bundle would predict: by symbol the decision times (n,), rising,
+    and expected returns (n,) in bps; at other times, and at NaN, nothing is expected.
+    """
 
     pointer: Pointer
     bundle: Bundle
     foreign: str = ""
+    signal: Mapping[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] | None = None
 
     @property
     def name(self) -> str:
@@ -140,6 +152,34 @@ def _pointer(bundle: Bundle, version: str) -> Pointer:
         folder="",
         manifest_sha256=bundle.manifest_sha256,
     )
+
+
+def signal_model(settings: Settings, signal: Any, name: str) -> FixedModel:
+    """A table (Arrow, Polars or pandas) of symbol, t_ns and expected_bps in the place of a model.
+
+    UsageError for a column or value that is missing, or two of one second.
+    """
+    columns, rows = ["symbol", "t_ns", "expected_bps"], pa.table(signal)
+    if missing := [column for column in columns if column not in rows.column_names]:
+        raise UsageError(f"{name}: no column {missing[0]}; a signal has {', '.join(columns)}")
+    frame = rows.select(columns).to_pandas().sort_values("t_ns")
+    if not len(frame) or frame.duplicated(["symbol", "t_ns"]).any():
+        raise UsageError(f"{name}: a signal has a row, and one for each symbol and second")
+    parts = {symbol: frame[frame["symbol"] == symbol] for symbol in settings.market.symbols}
+    recipe = Recipe(
+        features=(SCALE_FEATURE,), primary_s=settings.model.primary_s, members=(), gain=1.0,
+        scale=Scale(feature=SCALE_FEATURE, window_s=SCALE_WINDOW_S, floor_bps=1.0),
+        regimes=(Regime(name="all", up_to_bps=None, threshold_bps=0.0),),
+    )  # fmt: skip
+    manifest = new_manifest(
+        settings, feature_hash(), recipe, (int(frame["t_ns"].iloc[0]), int(frame["t_ns"].iloc[-1])),
+        rows=len(frame), git_sha="", gate=Gate(verdict="abstain", reasons=("a signal is no model",)),
+    )  # fmt: skip
+    values = {
+        s: (p["t_ns"].to_numpy(), p["expected_bps"].to_numpy(float)) for s, p in parts.items()
+    }
+    pointer = Pointer(name="signal", version=name, folder="", manifest_sha256="")
+    return FixedModel(pointer, Bundle(manifest, [], ""), signal=values)
 
 
 # -- the bounds of the queue model -----------------------------------------------------------------

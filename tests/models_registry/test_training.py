@@ -16,7 +16,7 @@ from models_registry import card, dataset, ensemble, training
 from models_registry.dataset import DatasetError, Features
 from models_registry.ensemble import fit_line
 from models_registry.evaluation import Evaluation
-from models_registry.fold import FoldModel, Trainer, Tuned
+from models_registry.fold import FoldModel, Trainer, Tuned, folds_of
 from models_registry.pictures import pictures
 from models_registry.training import TrainedModel
 
@@ -152,9 +152,7 @@ def test_a_fold_selects_tunes_and_stacks_within_its_training_span(
 ) -> None:
     names = planted.FEATURES.names
     rows = rows_of(planted_lake)
-    fold = training.walk_forward(
-        rows.t_ns, min_train_days=2, max_test_blocks=20, calibration_share=0.2, max_horizon_s=300
-    )[0]
+    fold = folds_of(rows.t_ns, planted_settings.model)[0]
     model = msgspec.structs.replace(planted_settings.model, select=3)
 
     def fitted(given: dataset.Rows) -> tuple[FoldModel, Tuned]:

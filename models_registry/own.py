@@ -1,0 +1,172 @@
+"""Columns and models of one's own where the pipeline's are: what `orchestration.research` judges.
+
+A model is anything with scikit-learn's ``fit(X, y)`` and ``predict(X)``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import duckdb
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from market.errors import UsageError
+from market.features.precision import Float32, rounded
+from market.settings import Model
+from models_registry import ensemble, labels
+from models_registry.dataset import Features, Rows, Source, values_at
+from models_registry.ensemble import FittedBooster
+from models_registry.fold import Trainer
+from models_registry.probes import Probe
+from models_registry.recipe import Scale
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+
+
+class ResearchError(UsageError):
+    """What was asked of research cannot be done; the message names what, and what to do."""
+
+
+class Column(msgspec.Struct, frozen=True, kw_only=True):
+    """A column of one's own: by symbol the times (n,), rising, and values (n,); and its truncation probe."""
+
+    name: str
+    values: Mapping[str, tuple[Int, Float]]
+    probe: Probe
+
+
+class OwnSource:
+    """The rows of a source on some dates, with columns of one's own, by name, beside its own."""
+
+    def __init__(
+        self,
+        source: Source,
+        days: Sequence[str],
+        symbols: Sequence[str],
+        own: Mapping[str, Column],
+    ) -> None:
+        self._source, self._days, self._symbols, self._own = source, tuple(days), symbols, own
+
+    def dates(self) -> tuple[str, ...]:
+        return self._days
+
+    def read(self, days: Iterable[str], features: Sequence[str], stride_s: int = 1) -> Rows:
+        theirs = [name for name in features if name not in self._own]
+        rows = self._source.read(days, theirs, stride_s)
+        matrix = np.empty((len(rows), len(features)), np.float32)
+        for at, name in enumerate(features):
+            if name in theirs:
+                matrix[:, at] = rows.features[:, theirs.index(name)]
+                continue
+            for index, symbol in enumerate(self._symbols):
+                chosen = rows.symbol == index
+                values = values_at(*self._own[name].values[symbol], rows.t_ns[chosen])
+                matrix[chosen, at] = rounded(values)
+        return msgspec.structs.replace(rows, features=matrix)
+
+
+class _Fitted:
+    """A fitted model as a recipe asks a booster: its output (n,) for rows (n, features)."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        self._model, self._name, self._seen = model, name, (np.empty(0, np.float32), np.empty(0))
+
+    def predict(self, rows: Float32, raw_score: bool = True, num_threads: int = 1) -> Float:
+        if rows is not self._seen[0]:  # the members of every horizon ask for the same rows
+            made = np.asarray(_called(self._name, self._model.predict, rows), np.float64)
+            if made.shape != (len(rows),) or not np.isfinite(made).all():
+                raise ResearchError(
+                    f"{self._name}: predict gave not one finite number for each of {len(rows)} rows"
+                )
+            self._seen = rows, made
+        return self._seen[1]
+
+
+class OwnBooster(FittedBooster, frozen=True, kw_only=True):
+    """A fitted model of one's own in the place of a booster; it is never served."""
+
+    fitted: _Fitted
+
+    def booster(self) -> Any:
+        return self.fitted
+
+
+class OwnTrainer(Trainer):
+    """Fits ``own`` on each fold in the place of boosters, on all features given.
+
+    It gets X float32 (n, features), NaN for NULL, and y (n,), the primary label in units of trailing
+    volatility, clipped as boosters get it (`models_registry.ensemble`), with its uniqueness as
+    ``sample_weight`` where ``fit`` takes one. Its output is calibrated and acted on as theirs.
+    """
+
+    def __init__(
+        self, source: Any, features: Features, model: Model, *more: Any, own: Any, name: str
+    ) -> None:
+        super().__init__(source, features, msgspec.structs.replace(model, select=0), *more)
+        self._own, self._name = own, name
+
+    def _tune_and_stack(self, *_: Any) -> Float:
+        return np.array(
+            [float(horizon == self._model.primary_s) for horizon in self._model.horizons_s]
+        )
+
+    def _members(
+        self, rows: Rows, volatility: Float, scale: Scale, names: tuple[str, ...]
+    ) -> tuple[FittedBooster, ...]:
+        from sklearn.base import clone
+        from sklearn.utils.validation import has_fit_parameter
+
+        model, fitted = self._model, clone(self._own, safe=False)
+        goals = ensemble.targets(rows.labels_bps, volatility, scale, model.horizons_s)
+        goal = goals[:, model.horizons_s.index(model.primary_s)]
+        known, more = ~np.isnan(goal), {}
+        if has_fit_parameter(fitted, "sample_weight"):
+            more["sample_weight"] = labels.weights(rows.t_ns, rows.symbol, model.primary_s)[known]
+        y = np.clip(goal[known], -ensemble.CLIP, ensemble.CLIP)
+        _called(self._name, fitted.fit, rows.features[known], y, **more)
+        shared, text = _Fitted(fitted, self._name), repr(self._own)
+        return tuple(
+            OwnBooster(horizon_s=horizon, objective="return", text=text, fitted=shared)
+            for horizon in model.horizons_s
+        )
+
+
+def _called(name: str, function: Callable[..., Any], *given: Any, **more: Any) -> Any:
+    try:
+        return function(*given, **more)
+    except Exception as error:
+        raise ResearchError(
+            f"{name}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        ) from error
+
+
+def computed(name: str, made: str | Callable[..., Any], rows: pa.Table) -> Float:
+    """A column (n,) of rows (n) by time: ``made`` is an SQL expression or a function of columns."""
+    if isinstance(made, str):
+        connection = duckdb.connect().register("rows", rows)
+        query = f"select ({made})::double as value from rows order by t_ns"
+        found = queried(connection, query, f"{name}: {made}")["value"].to_numpy()
+    else:
+        needed = list(inspect.signature(made).parameters)
+        frame = rows.select(needed).to_pandas()
+        found = _called(name, made, **{column: frame[column] for column in needed})
+    values = np.asarray(found, np.float64)
+    if values.shape != (len(rows),):
+        raise ResearchError(
+            f"{name}: gave shape {values.shape} for {len(rows)} rows; one value each is expected"
+        )
+    return values
+
+
+def queried(connection: duckdb.DuckDBPyConnection, query: str, about: str) -> pa.Table:
+    """The result; ResearchError with DuckDB's first line."""
+    try:
+        return connection.execute(query).to_arrow_table()
+    except duckdb.Error as error:
+        raise ResearchError(f"{about}: {str(error).strip().partition(chr(10))[0]}") from error
