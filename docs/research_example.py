@@ -96,7 +96,7 @@ def draw_columns(looks: Sequence[Look], file: Path) -> None:
         axis.annotate(f"{ic:.3f}\n{said}", (at, high), (0, 6), textcoords="offset points", ha="center",
                       va="bottom", fontsize=8, color=colour)  # fmt: skip
     axis.set_xticks(range(len(looks)), [look.name for look in looks])
-    axis.set_xlim(-0.6, len(looks) - 0.4)
+    axis.set_xlim(-0.6, len(looks) - 0.2)
     axis.margins(y=0.25)
     axis.axhline(0.0, color="#333333", linewidth=0.7)
     figure.savefig(file, dpi=110)

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -29,7 +30,7 @@ import pyarrow as pa
 
 from assets.contracts import columns as described
 from assets.modelling import git_sha
-from execution.algorithms import registered
+from execution.algorithms import ALGORITHMS
 from execution.algorithms.working import Working
 from execution.study import StudyReport, study
 from market.features import feature_hash, feature_names
@@ -328,7 +329,7 @@ class Lab:
             chosen: Any = next(iter(own), algorithm)
             execution = msgspec.structs.replace(settings.execution, algorithm=chosen)
             settings = msgspec.structs.replace(settings, execution=execution)
-        with registered(own):
+        with _registered(own):
             result = backtest(settings, model=model, **given)
         procedure = self._procedure(
             "backtest", f"{name} {settings.execution.algorithm}", Features.of([])
@@ -357,7 +358,7 @@ class Lab:
         span = span_of(self.lake, symbols, first or None, last or None)
         instruments, _ = instruments_of_span(self.lake, symbols, span)
         feeds = {s: (rows for _, rows in seconds_of(self.lake, s, span)) for s in symbols}
-        with registered(own):
+        with _registered(own):
             return study(feeds, instruments, self.settings, algorithms=(*beside, *own), **options)
 
     def keep(self, look: Look, note: str = "") -> str:
@@ -481,3 +482,16 @@ def _rows(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 def _probe_rows(found: Sequence[Probe]) -> str:
     cells = [(probe.name, "pass" if probe.passed else "FAIL", probe.text) for probe in found]
     return "\n" + _rows(("probe", "", ""), cells)
+
+
+@contextmanager
+def _registered(own: Mapping[str, type[Working]]) -> Iterator[None]:
+    """More algorithms for as long as the block runs, in this process."""
+    if taken := [name for name in own if name in ALGORITHMS]:
+        raise ResearchError(f"algorithm {taken[0]}: there is one of that name; give it another")
+    ALGORITHMS.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            del ALGORITHMS[name]

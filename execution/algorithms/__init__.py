@@ -6,8 +6,6 @@ To add one: derive from `placement.Resting` or `schedules.Scheduled` (or, for so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, Final
 
 from execution.algorithms.placement import Adaptive, ContKukanov, Iceberg, MarketOrder, PassivePeg
@@ -15,7 +13,6 @@ from execution.algorithms.router import Router
 from execution.algorithms.schedules import AlmgrenChriss, Pov, Twap, Vwap
 from execution.algorithms.working import Parent, Working
 from execution.order_machine import Orders
-from market.errors import UsageError
 
 ALGORITHMS: Final[dict[str, type[Working]]] = {
     "market": MarketOrder,
@@ -51,17 +48,3 @@ def start(
     if band_bps is not None:
         working.band_bps = band_bps
     return working
-
-
-@contextmanager
-def registered(own: Mapping[str, type[Working]]) -> Iterator[None]:
-    """More algorithms for as long as the block runs, in this process. UsageError for a name that is taken."""
-    for name in own:
-        if name in ALGORITHMS:
-            raise UsageError(f"algorithm {name}: there is one of that name; give it another")
-    ALGORITHMS.update(own)
-    try:
-        yield
-    finally:
-        for name in own:
-            del ALGORITHMS[name]
