@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import duckdb
 import msgspec
@@ -18,7 +18,7 @@ import pyarrow as pa
 from market.errors import UsageError
 from market.features.precision import Float32, rounded
 from market.settings import Model
-from models_registry import ensemble, labels
+from models_registry import ensemble, labels, probes
 from models_registry.dataset import Features, Rows, Source, values_at
 from models_registry.ensemble import FittedBooster
 from models_registry.fold import Trainer
@@ -27,6 +27,9 @@ from models_registry.recipe import Scale
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
+
+#: Rows at the end of a column that the truncation probe computes again.
+PROBED_ROWS: Final = 20_000
 
 
 class ResearchError(UsageError):
@@ -146,8 +149,7 @@ def _called(name: str, function: Callable[..., Any], *given: Any, **more: Any) -
         ) from error
 
 
-def computed(name: str, made: str | Callable[..., Any], rows: pa.Table) -> Float:
-    """A column (n,) of rows (n) by time: ``made`` is an SQL expression or a function of columns."""
+def _values(name: str, made: str | Callable[..., Any], rows: pa.Table) -> Float:
     if isinstance(made, str):
         connection = duckdb.connect().register("rows", rows)
         query = f"select ({made})::double as value from rows order by t_ns"
@@ -162,6 +164,21 @@ def computed(name: str, made: str | Callable[..., Any], rows: pa.Table) -> Float
             f"{name}: gave shape {values.shape} for {len(rows)} rows; one value each is expected"
         )
     return values
+
+
+def computed(name: str, made: str | Callable[..., Any], rows: pa.Table) -> tuple[Float, Probe]:
+    """A column (n,) of rows (n) by time, and its `probes.truncation` over the last of them.
+
+    ``made`` is an SQL expression or a function of columns. ResearchError when it fails.
+    """
+    tail = rows.slice(max(0, len(rows) - PROBED_ROWS))
+
+    def again(count: int) -> Float:
+        return _values(name, made, tail.slice(0, count))[:, np.newaxis]
+
+    found = probes.truncation(again, len(tail), (len(tail) // 3, len(tail) // 2))
+    probe = msgspec.structs.replace(found, text=f"{name}: {found.text}")
+    return _values(name, made, rows), probe
 
 
 def queried(connection: duckdb.DuckDBPyConnection, query: str, about: str) -> pa.Table:

@@ -33,6 +33,8 @@ from assets.modelling import git_sha
 from execution.algorithms import ALGORITHMS
 from execution.algorithms.working import Working
 from execution.study import StudyReport, study
+from live.history import SymbolHistory, book_states
+from market.events import Events
 from market.features import feature_hash, feature_names
 from market.features.expression import WARM_S
 from market.lake import Lake
@@ -54,7 +56,7 @@ from models_registry.validation import Fold, combinatorial_folds, effective_coun
 from orchestration.backtest.command import backtest
 from orchestration.backtest.report_tables import report_text
 from orchestration.backtest.run import signal_model
-from orchestration.backtest.span import instruments_of_span, seconds_of, span_of
+from orchestration.backtest.span import Span, instruments_of_span, seconds_of, span_of
 
 Kind = Literal["arrow", "polars", "pandas"]
 
@@ -68,8 +70,6 @@ _UNITS: Final = (
     ("_lots", "lots"),
     ("_s", "s"),
 )
-#: Rows at the end of a column that the truncation probe computes again.
-_PROBED: Final = 20_000
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,25 +170,19 @@ class Lab:
         ``made`` is an SQL expression over the table's columns, or a function whose parameters name them and
         get pandas Series by time. It gives one value for each row.
         """
-        words = (
-            re.findall(r"\w+", made)
-            if isinstance(made, str)
-            else inspect.signature(made).parameters
-        )
         given = self.units(table)
-        needed = [
-            word for word in dict.fromkeys(words) if word in given or not isinstance(made, str)
-        ]
+        if isinstance(made, str):
+            needed = [word for word in dict.fromkeys(re.findall(r"\w+", made)) if word in given]
+        else:
+            needed = list(inspect.signature(made).parameters)
         values, found = {}, []
         for symbol in self.settings.market.symbols:
             rows = self.table(table, first, last, [symbol], ["t_ns", *needed]).sort_by("t_ns")
-            values[symbol] = rows["t_ns"].to_numpy(), computed(name, made, rows)
-            tail = rows.slice(max(0, len(rows) - _PROBED))
-            again = partial(_truncated, name, made, tail)
-            found.append(probes.truncation(again, len(tail), (len(tail) // 3, len(tail) // 2)))
+            own, probe = computed(name, made, rows)
+            values[symbol] = rows["t_ns"].to_numpy(), own
+            found.append(probe)
         worst = max(found, key=lambda probe: probe.value)
-        probe = msgspec.structs.replace(worst, text=f"{name}: {worst.text}")
-        return Column(name=name, values=values, probe=probe)
+        return Column(name=name, values=values, probe=worst)
 
     # -- looks -------------------------------------------------------------------------------------
 
@@ -357,9 +351,16 @@ class Lab:
         symbols = symbols or self.settings.market.symbols
         span = span_of(self.lake, symbols, first or None, last or None)
         instruments, _ = instruments_of_span(self.lake, symbols, span)
-        feeds = {s: (rows for _, rows in seconds_of(self.lake, s, span)) for s in symbols}
+        # The span may begin anywhere, and a study needs the book from its first row on.
+        known = book_states(self.lake, instruments, span.first_ns) or {}
+        feeds = {symbol: self._events(symbol, span, known.get(symbol)) for symbol in symbols}
         with _registered(own):
-            return study(feeds, instruments, self.settings, algorithms=(*beside, *own), **options)
+            found = study(feeds, instruments, self.settings, algorithms=(*beside, *own), **options)
+        if not found.rows:
+            raise ResearchError(
+                "study: no parent came to its end; ask for a longer span, or from midnight"
+            )
+        return found
 
     def keep(self, look: Look, note: str = "") -> str:
         """Keep a look as a run of the experiment ``MODEL-research`` in the lake's MLflow; the run's id.
@@ -386,6 +387,12 @@ class Lab:
             return str(run.info.run_id)
 
     # -- parts -------------------------------------------------------------------------------------
+
+    def _events(self, symbol: str, span: Span, known: SymbolHistory | None) -> Iterator[Events]:
+        for _, rows in seconds_of(self.lake, symbol, span):
+            book = known and known.book.snapshot_rows(int(rows["receive_ns"][0]))
+            yield rows if book is None else np.concatenate([book, rows])
+            known = None
 
     def _source(
         self, chosen: Sequence[str | Column], first: str, last: str
@@ -440,9 +447,10 @@ class Lab:
                 *(f"net bps at {r.row} (≥, trades)" for r in one.results),
             )
             cells = [
-                (f"{n}", f"{e.ic.rank:.4f}", f"{e.ic_lower:.4f}", *_net(e))
+                (f"{n}", f"{e.ic.rank:.4f}", f"{e.ic_lower:.4f}",
+                 *(f"{r.net_bps:.3f} ({r.net_lower_bps:.3f}, {r.trades:,})" for r in e.results))
                 for n, e in enumerate(evaluations, 1)
-            ]
+            ]  # fmt: skip
             return f"# {title}\n\n{_rows(head, cells)}{_probe_rows(found)}"
         about = About(
             name=title, source=self.lake.source, git_sha=git_sha(), fee_row=settings.model.fee_row,
@@ -450,10 +458,6 @@ class Lab:
             block_s=settings.model.bootstrap_block_s,
         )  # fmt: skip
         return card.text(one, None, about)
-
-
-def _truncated(name: str, made: str | Callable[..., Any], rows: pa.Table, count: int) -> Any:
-    return computed(name, made, rows.slice(0, count))[:, np.newaxis]
 
 
 def _as(found: pa.Table, kind: Kind, units: Mapping[str, str]) -> Any:
@@ -468,10 +472,6 @@ def _as(found: pa.Table, kind: Kind, units: Mapping[str, str]) -> Any:
     frame = found.to_pandas()
     frame.attrs["units"] = {name: units.get(name, "") for name in found.column_names}
     return frame
-
-
-def _net(evaluation: Evaluation) -> list[str]:
-    return [f"{r.net_bps:.3f} ({r.net_lower_bps:.3f}, {r.trades:,})" for r in evaluation.results]
 
 
 def _rows(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

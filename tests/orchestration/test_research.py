@@ -278,6 +278,8 @@ def test_an_algorithm_of_ones_own_runs_in_study_and_backtest_beside_ours(market:
     }
     assert costs["mine"] == costs["market"]
     assert len(report.rows) > 0
+    later = (f"{DAY}T00:00:30", SPAN[1])
+    assert market.study({}, ("market",), *later, deadline_s=5.0, every_s=20.0).skipped == 0
     mine = counted(market, market.backtest, None, "mine", *SPAN, algorithm=Mine)
     ours = market.backtest(None, "market", *SPAN, algorithm="market")
     assert mine.figures == ours.figures
