@@ -8,7 +8,8 @@ named with it, the expected return:
 
     |live − batch| <= 1e-9 max(1, |live|), NULLs in the same places, the same bars, the same warm-up
 
-Another frame, bar, definition or order of events shows as a difference.
+Another frame, bar, definition or order of events shows as a difference. Of features that a decision's
+model does not take, which the worker need not compute, the values that are there are compared.
 """
 
 from __future__ import annotations
@@ -56,11 +57,12 @@ class SkewError(DataError):
 
 
 class Mismatches(NamedTuple):
-    """Rows of one column where live and batch differ; arrays of shape (n,)."""
+    """Rows of one column where live and batch differ, arrays of shape (n,); ``values`` were compared."""
 
     t_ns: npt.NDArray[np.int64]
     live: Floats
     batch: Floats
+    values: int
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,12 +137,16 @@ def compare(lake: Lake, settings: Settings, keys: Iterable[Key]) -> SkewReport:
             continue
         for symbol, rows in of_run.items():
             decisions += len(rows)
-            mismatches = _compare_features(rows, batch[symbol])
+            bundles: dict[str, Bundle] = {}
+            mismatches: dict[str, Mismatches] = {}
             try:
-                mismatches |= _compare_predictions(lake.base, rows)
+                shas = sorted(set(rows["bundle_sha"].to_pylist()))
+                bundles = {sha: _bundle(lake.base, sha) for sha in shas}
+                mismatches = _compare_predictions(bundles, rows)
             except BundleError as error:
                 not_recomputed.append(f"{run} {day}: {error}")
-            values += len(rows) * len(mismatches)
+            mismatches |= _compare_features(bundles, rows, batch[symbol])
+            values += sum(found.values for found in mismatches.values())
             for name, found in mismatches.items():
                 if len(found.t_ns):
                     by_name[name] = by_name.get(name, 0) + len(found.t_ns)
@@ -264,8 +270,12 @@ def _bars(
 # -- comparing -------------------------------------------------------------------------------------
 
 
-def _compare_features(rows: pa.Table, batch: pa.Table) -> dict[str, Mismatches]:
+def _compare_features(
+    bundles: Mapping[str, Bundle], rows: pa.Table, batch: pa.Table
+) -> dict[str, Mismatches]:
     """Column -> mismatches, for every compared column of the decisions."""
+    shas = np.array(rows["bundle_sha"].to_pylist())
+    taken = [(shas == sha, {*bundle.manifest.features}) for sha, bundle in bundles.items()]
     live_ns, batch_ns = rows["t_ns"].to_numpy(), batch["t_ns"].to_numpy()
     index = np.minimum(np.searchsorted(batch_ns, live_ns), max(len(batch_ns) - 1, 0))
     matched = batch_ns[index] == live_ns if len(batch_ns) else np.zeros(len(live_ns), bool)
@@ -276,20 +286,20 @@ def _compare_features(rows: pa.Table, batch: pa.Table) -> dict[str, Mismatches]:
         recomputed = np.full(len(live_ns), np.nan)
         if len(batch_ns):
             recomputed = np.where(matched, _floats(batch, batch_name)[index], np.nan)
-        mismatches[name] = _mismatches(live_ns, _floats(rows, name), recomputed)
+        live = _floats(rows, name)
+        compared = ~np.isnan(live) | (name not in feature_names())
+        for mask, features in taken:
+            compared |= mask & (name in features)
+        mismatches[name] = _mismatches(live_ns[compared], live[compared], recomputed[compared])
     return mismatches
 
 
-def _compare_predictions(root: str, rows: pa.Table) -> dict[str, Mismatches]:
-    """The same for expected returns, predicted again by the bundles that the decisions name.
-
-    BundleError when one is gone.
-    """
+def _compare_predictions(bundles: Mapping[str, Bundle], rows: pa.Table) -> dict[str, Mismatches]:
+    """The same for expected returns, predicted again by the bundles that the decisions name."""
     shas = np.array(rows["bundle_sha"].to_pylist())
     predicted = (_floats(rows, "warm") == 1) & ~np.isnan(_floats(rows, "mid"))
     batch = {name: np.full(len(rows), np.nan) for name in ("expected_bps", "raw_bps")}
-    for sha in sorted(set(shas.tolist())):
-        bundle = _bundle(root, sha)
+    for sha, bundle in bundles.items():
         chosen = np.flatnonzero(predicted & (shas == sha))
         names = bundle.manifest.features
         vectors = np.column_stack([_floats(rows, name)[chosen] for name in names])
@@ -314,7 +324,7 @@ def _bundle(root: str, sha: str) -> Bundle:
 def _mismatches(t_ns: npt.NDArray[np.int64], live: Floats, batch: Floats) -> Mismatches:
     differs = np.isnan(live) != np.isnan(batch)
     differs |= np.abs(live - batch) > TOLERANCE * np.maximum(1.0, np.abs(live))
-    return Mismatches(t_ns[differs], live[differs], batch[differs])
+    return Mismatches(t_ns[differs], live[differs], batch[differs], len(t_ns))
 
 
 def _floats(rows: pa.Table, name: str) -> Floats:

@@ -1,7 +1,8 @@
 """The challenger beside the champion, and the decay alarm: what the worker learns of models from files.
 
 A challenger (`challenger.json` beside the champion's pointer) predicts on the vectors that the champion
-decided on, in a thread, after those decisions' orders have left. Its predictions come back as inputs
+decided on, in a thread, after those decisions' orders have left; features that it takes besides the
+champion's are computed from the second after it was loaded (`Shadow.features`). Its predictions come back as inputs
 (`messages.Shadowed`), so that a replay of the log needs no challenger. One that takes longer than
 `BUDGET_S` a second, for both symbols, loses seconds, which are counted; trading never waits for it.
 """
@@ -12,7 +13,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any, Final
 
 import msgspec
@@ -83,7 +84,7 @@ class Shadow:
         self._file = bundles_folder(root, name) / CHALLENGER_FILE
         self._stamp: tuple[int, int] | None = None
         self._model: tuple[Pointer, Bundle] | None = None
-        self._queue: queue.SimpleQueue[list[Decision] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[list[Decision], Set[str]] | None] = queue.SimpleQueue()
         self._skip = False
         self.predicted = self.skipped = 0
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
@@ -94,12 +95,19 @@ class Shadow:
         """Predictions made, and decisions left out for want of time."""
         return {"predicted": self.predicted, "skipped": self.skipped}
 
-    def take(self, decisions: list[Decision]) -> None:
-        """The decisions of a second, once their orders have left; left out while it is busy."""
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What the challenger takes; nothing without one."""
+        model = self._model
+        return () if model is None else model[1].manifest.features
+
+    def take(self, decisions: list[Decision], computed: Set[str]) -> None:
+        """The decisions of a second, whose vectors hold the ``computed`` features, once their orders have
+        left; left out while it is busy."""
         if self._queue.qsize():
             self.skipped += len(decisions)
         else:
-            self._queue.put(decisions)
+            self._queue.put((decisions, computed))
 
     def close(self) -> None:
         """Finish the second in progress."""
@@ -109,12 +117,12 @@ class Shadow:
     # -- the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while (decisions := self._queue.get()) is not None:
+        while (second := self._queue.get()) is not None:
             time.sleep(_AFTER_S)
             try:
                 self._look()
-                if self._model is not None:
-                    self._predict(*self._model, decisions)
+                if self._model is not None and second[1] >= set(self.features):
+                    self._predict(*self._model, second[0])
             except Exception as error:  # the challenger's trouble is nobody else's
                 self._model = None
                 self._log.error("challenger not used", reason=f"{type(error).__name__}: {error}")

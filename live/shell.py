@@ -283,7 +283,9 @@ class Shell:
         if ends and self.core.trader.second_ns > second_ns:
             self._measure(due_ns or read)
         if self._for_shadow and self.shadow is not None:
-            self.shadow.take(self._for_shadow)
+            trader = self.core.trader
+            self.shadow.take(self._for_shadow, trader.computed)
+            trader.compute_also(self.shadow.features)
             self._for_shadow = []
         if isinstance(body, Tick):
             self._tick()

@@ -22,7 +22,7 @@ without history) nothing is entered, and what is held goes when its horizon has 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -73,6 +73,8 @@ class Evaluates(Protocol):
 
     def push_many(self, symbol: str, t_ns: npt.NDArray[np.int64], bars: Floats, /) -> None: ...
 
+    def choose(self, names: Collection[str], /) -> None: ...
+
     def evaluate(self, symbol: str) -> tuple[Floats, bool]: ...
 
 
@@ -98,7 +100,7 @@ class Trader:
         on_midnight: Callable[[int], None] | None = None,
         evaluator: Evaluates | None = None,
     ) -> None:
-        self._settings, self._model = settings, model
+        self._settings = settings
         self._on_decision, self._on_midnight = on_decision, on_midnight
         self._pays_funding = pays_funding
         self.effects: list[Effect] = []
@@ -116,7 +118,8 @@ class Trader:
             emit=self.effects.append,
         )
         self._evaluator = evaluator or FeatureEvaluator(settings.market.symbols)
-        self._columns = columns_of(model.bundle)
+        self._also: tuple[str, ...] = ()
+        self.load(model)
         self._fees_bps = 2 * FEE_ROWS_BPS[settings.model.fee_row][0]
         self.second_ns = 0  #: end of the last closed second
         self.last_event_ns = 0  #: receive time of the last event
@@ -132,9 +135,18 @@ class Trader:
         return effects
 
     def load(self, model: Model) -> None:
-        """Decide by another model from now on."""
+        """Decide by another model from now on, on the features that it takes."""
         self._model = model
         self._columns = columns_of(model.bundle)
+        #: The features in decisions' vectors; the others are NaN.
+        self.computed = frozenset((*model.bundle.manifest.features, *self._also))
+        self._evaluator.choose(self.computed)
+
+    def compute_also(self, names: tuple[str, ...]) -> None:
+        """Compute these features besides the model's from now on."""
+        if names != self._also:
+            self._also = names
+            self.load(self._model)
 
     # -- the stream ------------------------------------------------------------------------------
 

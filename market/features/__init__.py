@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Final
 
@@ -136,13 +136,15 @@ class FeatureEvaluator(Evaluator):
     """The features of symbols, live: push every symbol's bar of a second, then evaluate.
 
     Bars are float64[len(COLUMNS)] in the order of `market.bars.COLUMNS`. Besides the symbols
-    themselves, their leaders' bars must be pushed.
+    themselves, their leaders' bars must be pushed. Computes the features ``names``, all by default; the
+    others are NaN.
     """
 
-    def __init__(self, symbols: Sequence[str]) -> None:
+    def __init__(self, symbols: Sequence[str], names: Collection[str] | None = None) -> None:
         super().__init__(
             Program(nodes(), tuple(COLUMNS)),
             symbols,
             {symbol: leader(symbol) for symbol in symbols},
             tuple(COLUMNS),
+            names,
         )

@@ -10,8 +10,8 @@ slice. NaN is NULL.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,8 @@ assert RING_S > MEMORY_S
 
 
 _CODE: Final = {name: code for code, name in enumerate(["load", *OPERATIONS])}
+#: Registers that an instruction reads, by code.
+_ARGUMENTS: Final = (0, *OPERATIONS.values())
 _LOAD, _ADD, _SUB, _MUL = _CODE["load"], _CODE["add"], _CODE["sub"], _CODE["mul"]
 _DIV, _NEG, _ABS, _LOG = _CODE["div"], _CODE["neg"], _CODE["abs"], _CODE["log"]
 _SQRT, _SIGN, _SIN, _COS = _CODE["sqrt"], _CODE["sign"], _CODE["sin"], _CODE["cos"]
@@ -109,6 +111,18 @@ class _Machine:
         return values
 
 
+class Part(NamedTuple):
+    """What computes some outputs of a program after the terms; ``outputs`` are registers, -1: not computed.
+
+    Instructions and registers are the program's own, so the values have the bits of all computed together.
+    """
+
+    windows: Records
+    code: Records
+    outputs: Ints
+    spans: Records
+
+
 class Program:
     """Named expressions, lowered for the kernels.
 
@@ -166,6 +180,26 @@ class Program:
             _SPAN,
         )
 
+    def part(self, names: Collection[str]) -> Part:
+        """The instructions that these outputs need. ValueError for a name that the program has not."""
+        if unknown := sorted(set(names) - set(self.names)):
+            raise ValueError(f"no feature {', '.join(unknown[:3])}")
+        chosen = np.array([name in names for name in self.names])
+        needed = set(self.outputs[chosen].tolist())
+        kept = np.zeros(len(self.final_code), np.bool_)
+        # Arguments are placed before what uses them, so one pass backwards finds all.
+        for n, (op, target, *arguments) in reversed(list(enumerate(self.final_code.tolist()))):
+            if target in needed:
+                kept[n] = True
+                needed.update(arguments[: _ARGUMENTS[op]])
+        of_output = self.spans["output"]
+        return Part(
+            windows=self.windows[np.isin(self.windows["target"], list(needed))],
+            code=self.final_code[kept],
+            outputs=np.where(chosen, self.outputs, -1),
+            spans=self.spans[(of_output < 0) | chosen[of_output]],
+        )
+
 
 class Evaluator:
     """A program over the bars of symbols, second by second.
@@ -175,7 +209,8 @@ class Evaluator:
     rows, as in a table. Warm-up pushes history the same way (`push_many`), with the breaks that it
     has: after the bars of 3,600 s, a new evaluator and an old one return the same.
 
-    ``leaders`` gives the symbol whose bars `lead` reads; bars of other symbols are an error.
+    ``leaders`` gives the symbol whose bars `lead` reads; bars of other symbols are an error. ``names`` are
+    the outputs to compute, all by default.
     """
 
     def __init__(
@@ -184,8 +219,10 @@ class Evaluator:
         symbols: Sequence[str],
         leaders: Mapping[str, str],
         bar_columns: Sequence[str],
+        names: Collection[str] | None = None,
     ) -> None:
         self.program = program
+        self.choose(program.names if names is None else names)
         self.symbols = tuple(symbols)
         self._width = len(bar_columns)
         self._gap = list(bar_columns).index("gap")
@@ -207,6 +244,13 @@ class Evaluator:
         }
         #: The last second whose terms are in the ring.
         self._derived = dict.fromkeys(symbols, -1)
+
+    def choose(self, names: Collection[str]) -> None:
+        """Compute these outputs from now on; the others are NaN. Needs no history: terms are kept of all.
+
+        Safe from any thread. ValueError for an unknown name.
+        """
+        self._part = self.program.part(names)
 
     def push(self, symbol: str, t_ns: int, bar: Floats) -> None:
         """One bar: ``bar`` is float64[len(bar_columns)] in their order, NaN where it is NULL.
@@ -242,7 +286,7 @@ class Evaluator:
             self.push(symbol, t, bar)
 
     def evaluate(self, symbol: str) -> tuple[Floats, bool]:
-        """The features at the symbol's last bar (NaN where NULL), and whether the row is warm.
+        """The features at the symbol's last bar (NaN where NULL or not chosen), and whether the row is warm.
 
         Raises ValueError before the first bar.
         """
@@ -270,17 +314,7 @@ class Evaluator:
         )
         self._derived[symbol] = last
         out = np.empty(len(program.outputs))
-        warm = _evaluate(
-            last,
-            ring,
-            existing,
-            program.windows,
-            program.final_code,
-            program.outputs,
-            program.spans,
-            final_registers,
-            out,
-        )
+        warm = _evaluate(last, ring, existing, *self._part, final_registers, out)
         return out, bool(warm)
 
 
@@ -426,7 +460,7 @@ def _evaluate(
             registers[target] = pair(x, y, op == _CORR)
     _run(code, registers, ring, stop)
     for n in range(outputs.shape[0]):
-        out[n] = _keep(registers[outputs[n]])
+        out[n] = _keep(registers[outputs[n]]) if outputs[n] >= 0 else np.nan
     warm = True
     for n in range(spans.shape[0]):
         output, led = spans[n].output, spans[n].led

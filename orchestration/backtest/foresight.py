@@ -10,7 +10,7 @@ rows one by one (`models_registry.manifest`): a run decides as the live trader d
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,6 +64,7 @@ class Watcher(Trader):
         **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(*arguments, **options)
+        self.compute_also(tuple(n for model in models for n in model.bundle.manifest.features))
         self._models = [(model, columns_of(model.bundle)) for model in models]
         self._folder = folder
         self._pending: dict[str, list[tuple[int, bool, Floats]]] = {s: [] for s in watched}
@@ -164,6 +165,9 @@ class _Foreseen:
 
     def push_many(self, symbol: str, t_ns: npt.NDArray[np.int64], bars: Floats) -> None:
         """History: foreseen from it already."""
+
+    def choose(self, names: Collection[str]) -> None:
+        """No features are computed."""
 
     def evaluate(self, symbol: str) -> tuple[Floats, bool]:
         """No vector, and whether the last bar is warm; before the first bar nothing was foreseen."""

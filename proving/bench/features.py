@@ -31,6 +31,8 @@ from proving.bench.goals import Measure
 Frame = tuple[int, bytes]
 
 _MOST_AT_ONCE: Final = 4096
+#: Features of a model, as `market.settings.Model.select`.
+_TAKEN: Final = 25
 _GAP: Final = list(COLUMNS).index("gap")
 
 
@@ -137,8 +139,8 @@ def features(
             yield from _percentiles(f"{data}, {priority}", pace, *latencies)
         at = stop
     with real_time() as priority:
-        alone = _evaluator_alone(f"{data}, {priority}", history, start)
-    yield alone
+        alone = list(_evaluator_alone(f"{data}, {priority}", history, start))
+    yield from alone
     yield _stalls(min(5.0, paced_s))
 
 
@@ -216,9 +218,37 @@ def _percentiles(
 
 def _evaluator_alone(
     data: str, history: Mapping[str, npt.NDArray[np.float64]], start_ns: int
-) -> Measure:
-    """One bar pushed and all features of one symbol evaluated, second by second."""
-    evaluator = FeatureEvaluator(tuple(history))
+) -> Iterator[Measure]:
+    """One bar pushed and the features of one symbol evaluated, second by second: of all, and of a model."""
+    names = feature_names()
+    drawn = np.random.default_rng(0).choice(names, _TAKEN, replace=False).tolist()
+    spent = {
+        "all": _evaluated(history, start_ns, names),
+        "model": _evaluated(history, start_ns, drawn),
+    }
+    how = f"{data}; push of a bar and all {len(names)} features of one symbol, {len(spent['all']):,} times on full windows"
+    yield Measure(
+        name="evaluator alone: p99",
+        ours=float(np.percentile(spent["all"], 99)) / 1e3,
+        unit="µs",
+        better="less",
+        how=how,
+    )
+    yield Measure(
+        name="evaluator alone, features of a model: median",
+        ours=float(np.median(spent["model"])) / 1e3,
+        peer=float(np.median(spent["all"])) / 1e3,
+        unit="µs",
+        better="less",
+        how=f"the same with {_TAKEN} features drawn at random, as many as a model takes, beside all of them",
+    )
+
+
+def _evaluated(
+    history: Mapping[str, npt.NDArray[np.float64]], start_ns: int, names: Sequence[str]
+) -> list[int]:
+    """Time (ns) of each push and evaluation of these features."""
+    evaluator = FeatureEvaluator(tuple(history), names)
     first = start_ns // SECOND_NS
     spent = []
     rounds = RING_S + max(map(len, history.values()))
@@ -232,11 +262,4 @@ def _evaluator_alone(
                 spent.append(time.perf_counter_ns() - started)
             elif n == RING_S - 1:
                 evaluator.evaluate(symbol)
-    return Measure(
-        name="evaluator alone: p99",
-        ours=float(np.percentile(spent, 99)) / 1e3,
-        unit="µs",
-        better="less",
-        how=f"{data}; push of a bar and all {len(feature_names())} features of one symbol, "
-        f"{len(spent):,} times on full windows",
-    )
+    return spent

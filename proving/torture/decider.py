@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Collection
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +42,9 @@ class SecondAsFeature:
     def push_many(self, symbol: str, t_ns: npt.NDArray[np.int64], bars: Floats, /) -> None:
         if len(t_ns):
             self._second[symbol] = int(t_ns[-1]) // SECOND_NS
+
+    def choose(self, names: Collection[str], /) -> None:
+        """There is one feature."""
 
     def evaluate(self, symbol: str) -> tuple[Floats, bool]:
         vector = np.zeros(len(feature_names()))

@@ -16,6 +16,7 @@ from assets.platform import Platform, partition_key
 from assets.skew import compare
 from live.worker import run
 from market.bars import make_bars
+from market.features import feature_names
 from market.ingest import ingest
 from market.lake import Lake
 from market.settings import Settings
@@ -30,6 +31,12 @@ EVE, DAY = "2026-03-03", "2026-03-04"
 MIDNIGHT = day_start_ns(DAY)
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 KEYS = [(symbol, day) for day in (EVE, DAY) for symbol in SYMBOLS]
+#: The features of the model: half of all, with those that it follows and scales by.
+TAKEN = tuple(
+    n
+    for i, n in enumerate(feature_names())
+    if i % 2 or n in {"tfi_60", "realised_vol_300", "ofi_now", "lead_ofi_15"}
+)
 #: The lake knows the first of these seconds of the eve; the worker goes on, past midnight.
 FIRST_S, KNOWN_S, FRESH_S = 82_680, 86_300, 40
 
@@ -57,7 +64,7 @@ def worked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_bars(lake, law, 7, symbol, EVE, settings, FIRST_S, KNOWN_S)
     end = write_frames(root / "end.frames.zst", law, 7, SYMBOLS, EVE, KNOWN_S, 86_400)
     next_day = write_frames(root / "next.frames.zst", law, 7, SYMBOLS, DAY, 0, FRESH_S)
-    promote(root)
+    promote(root, features=TAKEN)
     frames = [without_bitcoin_at_midnight(end, root / "quiet.frames.zst"), next_day]
     summary = run(settings, frames=frames, speed=0)
     assert summary["warm_decisions"] > 1.5 * (86_400 - KNOWN_S)
@@ -75,8 +82,11 @@ def test_an_unaltered_run_has_no_skew_on_both_sides_of_midnight(worked: Path) ->
     report = compare(Lake(worked), live_settings(worked), KEYS)
     assert report.passed, report.summary
     assert report.decisions == sum(Lake(worked).rows("decisions", *key) for key in KEYS)
-    assert report.values > 160 * report.decisions
+    # The features taken, warm, mid, spread, and the expectation twice.
+    assert report.values == (len(TAKEN) + 5) * report.decisions
     assert report.summary.endswith("0 differ")
+    rows = Lake(worked).read("decisions", *KEYS[0])
+    assert {n for n in feature_names() if rows[n].null_count < len(rows)} == {*TAKEN}
 
 
 def test_the_batch_makes_the_same_bars_up_to_midnight(worked: Path, root: Path) -> None:
@@ -101,12 +111,13 @@ def test_one_altered_value_fails_and_is_reported(root: Path) -> None:
     rows = lake.read("decisions", *key)
     place = rows.column_names.index("tfi_60")
     values = rows["tfi_60"].to_numpy().copy()
-    before, values[7] = values[7], values[7] + 1e-6
-    altered = rows.set_column(place, "tfi_60", pa.array(values))
+    before, values[7], values[9] = values[7], values[7] + 1e-6, np.nan
+    altered = rows.set_column(place, "tfi_60", pa.array(values, from_pandas=True))
     lake.write("decisions", *key, altered.replace_schema_metadata())
     report = compare(lake, live_settings(root), KEYS)
-    assert (report.differences, report.by_name) == (1, {"tfi_60": 1})
-    (told,) = report.examples
+    assert report.by_name["tfi_60"] == 2
+    told, missing = (one for one in report.examples if one.name == "tfi_60")
+    assert missing.live is None
     assert (told.symbol, told.t_ns, told.name) == ("ETHUSDT", MIDNIGHT + 8 * S, "tfi_60")
     assert told.live == values[7]
     assert told.batch == pytest.approx(before, abs=1e-12)

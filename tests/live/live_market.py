@@ -51,9 +51,9 @@ def promote(root: Path, version: str = "1", name: str = "synthetic-l2", **change
     """Write a bundle whose prediction follows the trade flow of a minute, and point at it.
 
     ``changes`` replace fields of the manifest; ``sign`` inverts the prediction, ``follows`` names
-    another feature.
+    another feature, ``features`` are those that the model takes, all by default.
     """
-    names = feature_names()
+    names: tuple[str, ...] = changes.pop("features", feature_names())  # type: ignore[assignment]
     sign = float(changes.pop("sign", 1.0))  # type: ignore[arg-type]
     follows = names.index(str(changes.pop("follows", "tfi_60")))
     folder = bundles_folder(root, name) / f"{version}-test"

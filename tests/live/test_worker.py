@@ -527,19 +527,27 @@ def patch_champion(root: Path) -> None:
 def test_patch_challenger_and_decay_alarm_reach_the_worker_and_repeat_bit_for_bit(
     root: Path, market: Market, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    promote(root, "1")
+    """The challenger takes features that the champion does not: they are computed once it is loaded."""
+    taken = ("tfi_60", "realised_vol_300")
+    promote(root, "1", features=taken)
     point_at_challenger(root)
     alarm = bundles_folder(root, "synthetic-l2") / DECAY_FILE
     with begun(root, market.fresh) as one:
 
-        def shadowed() -> None:
+        def loaded() -> None:
             until = time.monotonic() + 60
-            while not (one.shadow and one.shadow.predicted):
+            while not (one.shadow and one.shadow.features):
                 assert time.monotonic() < until
                 time.sleep(0.01)
 
+        def paced() -> None:
+            """As slow as a real second is to the shadow, which leaves out what it is too busy for."""
+            while one.shadow and one.shadow._queue.qsize():
+                time.sleep(0.01)
+
         at: dict[int, Callable[[], object]] = {
-            START + 10 * S: shadowed,
+            START + 10 * S: loaded,
+            **{START + n * S: paced for n in range(11, 20)},
             START + 20 * S: lambda: patch_champion(root),
             START + 20 * S + S // 2: wait_for(one.champion),
             START + 50 * S: lambda: alarm.write_text(f'{{"alarm_ns": {START}, "cusum": 1.0}}'),
@@ -554,6 +562,8 @@ def test_patch_challenger_and_decay_alarm_reach_the_worker_and_repeat_bit_for_bi
         again = find(bundles_folder(root, "synthetic-l2"), sha)[1]
         vector = np.array([row[name] for name in again.manifest.features], np.float64)
         assert again.predict(vector).raw_bps == row["raw_bps"]
+    assert rows[0]["queue_now"] is None
+    assert all(row["queue_now"] is not None for row in rows if row["t_ns"] > START + 12 * S)
     by_time = {(row["symbol"], row["t_ns"]): row for row in rows}
     lake = Lake(root)
     shadow = lake.read("shadow", "BTCUSDT", DAY).to_pylist()

@@ -314,6 +314,32 @@ def test_an_evaluator_warmed_up_from_history_equals_the_old_one():
         assert warm == old[symbol, int(t[-1])][1]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_features_chosen_at_any_time_have_the_bits_of_all_together(seed):
+    """From the next second on, NULLs of uncovered windows and warmth included; the others are NaN."""
+    generator = np.random.default_rng(seed)
+    data = two_symbols(seed, MIDNIGHT, 1200, missing=0.2 * (seed % 2))
+    names = np.array(feature_names())
+    whole, part = FeatureEvaluator(SYMBOLS), FeatureEvaluator(SYMBOLS, ())
+    rows = {symbol: dict(zip(t.tolist(), bars, strict=True)) for symbol, (t, bars) in data.items()}
+    chosen = np.zeros(len(names), bool)
+    for n, second in enumerate(sorted(set().union(*rows.values()))):
+        if n % 200 == 50:
+            chosen = np.isin(names, generator.choice(names, 25))
+            part.choose(set(names[chosen]))
+        present = [symbol for symbol in rows if second in rows[symbol]]
+        for symbol in present:
+            for evaluator in (whole, part):
+                evaluator.push(symbol, second * SECOND_NS, rows[symbol][second])
+        for symbol in present:
+            (expected, warm), (found, found_warm) = whole.evaluate(symbol), part.evaluate(symbol)
+            assert found[chosen].tobytes() == expected[chosen].tobytes()
+            assert np.isnan(found[~chosen]).all()
+            assert found_warm == warm
+    with pytest.raises(ValueError, match="no feature nonsense"):
+        part.choose(["nonsense"])
+
+
 def test_a_late_leaders_bar_counts_from_the_next_second():
     data = two_symbols(11, MIDNIGHT, 100)
     on_time, late = FeatureEvaluator(SYMBOLS[:1]), FeatureEvaluator(SYMBOLS[:1])
