@@ -25,7 +25,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from market.features.precision import rounded
+from market.features.precision import Float32, rounded
+from models_registry.one_row import OneRow
 
 if TYPE_CHECKING:
     import lightgbm
@@ -225,14 +226,18 @@ class Predictor:
             + [np.nan]  # reached by index -1, where the expectation is NaN anyway
         )
         self._least_scores = np.array([r.least_score for r in recipe.regimes] + [np.nan])
+        self._one_row: OneRow | None = None
 
     @property
     def horizons_s(self) -> tuple[int, ...]:
         return self.recipe.horizons_s
 
     def predict(self, vector: npt.NDArray[np.floating]) -> Prediction:
-        """The prediction for one row of shape (features,), NaN for NULL."""
-        many = self.predict_many(vector[np.newaxis, :])
+        """The prediction for one row of shape (features,), NaN for NULL; from one thread at a time."""
+        matrix = self._rounded(vector[np.newaxis, :])
+        if self._one_row is None:
+            self._one_row = OneRow(self.boosters, len(self.recipe.features))
+        many = self._combined(matrix, self._one_row(matrix[0])[np.newaxis, :].copy())
         index = int(many.regime[0])
         return Prediction(
             expected_bps=float(many.expected_bps[0]),
@@ -249,22 +254,29 @@ class Predictor:
 
         Features are rounded as the training set keeps them, whoever computed them.
         """
-        recipe = self.recipe
-        if matrix.ndim != 2 or matrix.shape[1] != len(recipe.features):
+        matrix = self._rounded(matrix)
+        output = np.empty((len(matrix), len(self.boosters)))
+        for column, booster in enumerate(self.boosters):
+            output[:, column] = booster.predict(matrix, raw_score=True, num_threads=threads)
+        return self._combined(matrix, output)
+
+    def _rounded(self, matrix: npt.NDArray[np.floating]) -> Float32:
+        if matrix.ndim != 2 or matrix.shape[1] != len(self.recipe.features):
             raise ValueError(
-                f"the model takes {len(recipe.features)} features, got shape {matrix.shape}"
+                f"the model takes {len(self.recipe.features)} features, got shape {matrix.shape}"
             )
-        matrix = rounded(matrix)
+        return rounded(matrix)
+
+    def _combined(self, matrix: Float32, output: Float) -> Predictions:
+        """Predictions from the boosters' outputs (n, members)."""
+        recipe = self.recipe
         volatility = np.asarray(matrix[:, self._scale_column], np.float64)
-        output = np.empty((len(matrix), len(recipe.members)))
         by_horizon = np.empty((len(matrix), len(recipe.horizons_s)))
         combined = np.zeros(len(matrix))
         horizon = 0
         # Column by column, never a matrix product: its summation order depends on the row count,
         # and one row live must give the bits that many rows gave in validation.
-        for column, (member, booster) in enumerate(zip(recipe.members, self.boosters, strict=True)):
-            raw = np.asarray(booster.predict(matrix, raw_score=True, num_threads=threads))
-            output[:, column] = raw
+        for member, raw in zip(recipe.members, output.T, strict=True):
             combined += raw * (member.weight * member.to_primary)
             if member.objective == "return":
                 own_scale = scale_bps(volatility, recipe.scale, member.horizon_s)
