@@ -69,8 +69,20 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
     def __len__(self) -> int:
         return len(self.t_ns)
 
-    def where(self, mask: npt.NDArray[np.bool_]) -> Rows:
-        """The rows where ``mask`` (n,) is true."""
+    @classmethod
+    def empty(cls, rows: int, features: int, labels: int) -> Rows:
+        """Rows to be filled in."""
+        return cls(
+            t_ns=np.empty(rows, np.int64),
+            symbol=np.empty(rows, np.int8),
+            mid=np.empty(rows),
+            spread_bps=np.empty(rows),
+            features=np.empty((rows, features), np.float32),
+            labels_bps=np.empty((rows, labels)),
+        )
+
+    def where(self, mask: npt.NDArray[np.bool_] | slice) -> Rows:
+        """The rows where ``mask`` (n,) is true; views of those of a slice."""
         return Rows(**{name: getattr(self, name)[mask] for name in self.__struct_fields__})
 
 
@@ -118,7 +130,7 @@ def load(
     symbol_of = np.repeat([index for index, *_ in keys], [len(k) for k in kept]).astype(np.int8)
     # Each row goes straight to its place, so that no array is held twice.
     place = np.argsort(np.lexsort((symbol_of, t_ns)))
-    rows = _empty(len(t_ns), len(features), len(labels))
+    rows = Rows.empty(len(t_ns), len(features), len(labels))
     rows.t_ns[place], rows.symbol[place] = t_ns, symbol_of
     start = 0
     for (_, symbol, day), chosen in zip(keys, kept, strict=True):
@@ -200,14 +212,3 @@ def _column(table: pa.Table, name: str) -> Float:
     # Cast first: an all-NULL column has no float type, and its NULLs would not become NaN.
     values = table.column(name).cast(pa.float64()).to_numpy()
     return np.ascontiguousarray(values, np.float64)
-
-
-def _empty(rows: int, features: int, labels: int) -> Rows:
-    return Rows(
-        t_ns=np.empty(rows, np.int64),
-        symbol=np.empty(rows, np.int8),
-        mid=np.empty(rows),
-        spread_bps=np.empty(rows),
-        features=np.empty((rows, features), np.float32),
-        labels_bps=np.empty((rows, labels)),
-    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -214,20 +214,22 @@ def rank_product(symbol: npt.NDArray[np.int8], predicted: Float, realised: Float
     return out
 
 
-def join(parts: Sequence[OutOfSample]) -> OutOfSample:
-    """Concatenate the rows of several parts."""
+def join(parts: list[OutOfSample]) -> OutOfSample:
+    """Concatenate the rows of several parts; empties the list, so that hardly a column is held twice."""
     if len(parts) == 1:
-        return parts[0]
-    values = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in OutOfSample.__struct_fields__
-        if name != "rows"
-    }
-    rows = {
-        name: np.concatenate([getattr(part.rows, name) for part in parts])
-        for name in Rows.__struct_fields__
-    }
-    return OutOfSample(rows=Rows(**rows), **values)
+        return parts.pop()
+    bare = [{name: getattr(part, name) for name in part.__struct_fields__} for part in parts]
+    rows = [
+        {name: getattr(part.rows, name) for name in part.rows.__struct_fields__} for part in parts
+    ]
+    for columns in bare:
+        del columns["rows"]
+    parts.clear()
+    return OutOfSample(rows=Rows(**_concatenated(rows)), **_concatenated(bare))
+
+
+def _concatenated(parts: Sequence[dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+    return {name: np.concatenate([part.pop(name) for part in parts]) for name in [*parts[0]]}
 
 
 def _coefficient(part: OutOfSample, primary: int, horizon_s: int) -> Coefficient:
@@ -319,13 +321,13 @@ def summarise_blocks(
     parameters: Mapping[int, BoosterParameters],
     tuned_ic: float,
     blocks: Sequence[BlockResult],
-    parts: Sequence[OutOfSample],
+    parts: list[OutOfSample],
     skipped: Sequence[str],
     versus: ChampionComparison | None,
     context: Context | None = None,
     selections: Sequence[FoldSelection] = (),
 ) -> Evaluation:
-    """Pool the test blocks, bound IC and net result, compare with the champion, and decide the gate."""
+    """Pool the test blocks (``parts``, which is emptied), bound IC and net result, compare with the champion, and decide the gate."""
     model, context = settings.model, context or Context()
     pooled = join(parts) if parts else None
     ic = Coefficient(rank=0.0, pearson=0.0, rows=0, n_eff=0.0)

@@ -17,7 +17,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from market.features.precision import Float32
 from market.settings import Model
 from market.units import utc_date
 from models_registry import dataset, ensemble, selection
@@ -101,21 +100,19 @@ class Trainer:
     def read(self, names: tuple[str, ...], span: TimeSpan) -> tuple[Rows, Float]:
         """Training rows of a span with these features, and their volatility."""
         if self._candidates is not None and self._stride_s == self._model.train_stride_s:
-            rows = self._candidates
+            rows = self._candidates.where(_within(self._candidates, span))
             columns = [self._features.names.index(name) for name in names]
-            inside = span.mask(rows.t_ns)
-            matrix: Float32 = rows.features[np.ix_(np.flatnonzero(inside), np.array(columns))]
+            rows = msgspec.structs.replace(rows, features=rows.features.take(columns, axis=1))
         else:
             first, last = (
                 utc_date(ns) for ns in (max(span.after_ns, 0), max(span.until_ns - 1, 0))
             )
             days = [day for day in self.dates if first <= day <= last]
             rows = self._source.read(days, names, self._model.train_stride_s)
-            inside = span.mask(rows.t_ns)
-            matrix = rows.features[inside]
-        bare = msgspec.structs.replace(rows, features=rows.features[:, :0]).where(inside)
-        volatility = matrix[:, names.index(ensemble.SCALE_FEATURE)].astype(np.float64)
-        return msgspec.structs.replace(bare, features=matrix), volatility
+            # Views: every second of 30 days is half a gigabyte of features.
+            rows = rows.where(_within(rows, span))
+        volatility = rows.features[:, names.index(ensemble.SCALE_FEATURE)].astype(np.float64)
+        return rows, volatility
 
     def fit(self, fold: Fold, earlier: Scored | None) -> FoldModel | str:
         """The fold's model, or the reason why it has too few rows."""
@@ -248,3 +245,9 @@ class Trainer:
 
 #: What fits a source's folds: `Trainer`, or another of its kind.
 Fits = Callable[[Source, Features, Model, Studies | None, Progress], Trainer]
+
+
+def _within(rows: Rows, span: TimeSpan) -> slice:
+    """Where the rows of a span are among rows by time."""
+    first, last = np.searchsorted(rows.t_ns, (span.after_ns, span.until_ns), side="right")
+    return slice(int(first), int(last))

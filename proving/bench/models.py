@@ -3,17 +3,18 @@
 Rows are generated: a slow driver moves the price and six features see it through noise, the others are
 noise. The peers fit the same rows with the same trees, leaves, learning rate and bins.
 
-    python -m proving.bench.models DAYS STRIDE     prints peak memory (MB) and processor seconds of a
-                                                   training on so many days of two symbols
+    python -m proving.bench.models DAYS STRIDE TREES     prints peak memory (MB) and processor seconds of a
+                                                         training on so many days of two symbols
 """
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import lightgbm
 import msgspec
@@ -27,6 +28,7 @@ from market.units import DAY_NS, DAY_S, SECOND_NS, day_start_ns, utc_date
 from models_registry import ensemble, training
 from models_registry.dataset import Features, Rows
 from models_registry.ensemble import BoosterParameters
+from models_registry.fold import Trainer, Tuned
 from models_registry.manifest import MANIFEST_FILE, Bundle, parse_manifest
 from proving.bench.command import peak_mb
 from proving.bench.goals import Measure
@@ -48,20 +50,22 @@ class GeneratedSource:
         return self._dates
 
     def read(self, days: Iterable[str], features: Sequence[str], stride_s: int = 1) -> Rows:
-        parts = [self._day(day, features, stride_s) for day in days]
-        return Rows(
-            **{
-                name: np.concatenate([getattr(part, name) for part in parts])
-                for name in Rows.__struct_fields__
-            }
-        )
+        days = list(days)
+        size = 2 * len(range(stride_s - 1, self._seconds, stride_s))
+        rows = Rows.empty(size * len(days), len(features), len(_HORIZONS))
+        for n, day in enumerate(days):
+            self._fill(rows.where(slice(n * size, (n + 1) * size)), day, features, stride_s)
+        return rows
 
-    def _day(self, day: str, features: Sequence[str], stride_s: int) -> Rows:
+    def _fill(self, rows: Rows, day: str, features: Sequence[str], stride_s: int) -> None:
         count = self._seconds
         shown = np.arange(stride_s - 1, count, stride_s)
-        order = np.argsort(np.tile(shown, 2), kind="stable")
         driver, labels = zip(*(self._path(day, symbol) for symbol in range(2)), strict=True)
-        matrix = np.empty((2 * len(shown), len(features)), np.float32)
+        rows.t_ns[:] = np.repeat(day_start_ns(day) + (shown + 1) * SECOND_NS, 2)
+        rows.symbol[:] = np.arange(len(rows)) % 2
+        rows.mid[:], rows.spread_bps[:] = 1e5, 0.01
+        for symbol, label in enumerate(labels):
+            rows.labels_bps[symbol::2] = label[shown]
         for column, name in enumerate(features):
             number = feature_names().index(name)
             for symbol in range(2):
@@ -69,18 +73,9 @@ class GeneratedSource:
                     np.random.Philox(key=[day_start_ns(day), 2 * number + symbol])
                 ).standard_normal(len(shown), np.float32)
                 seen = driver[symbol][shown] if number < _SEEING else 0.0
-                matrix[symbol * len(shown) : (symbol + 1) * len(shown), column] = seen + noise
+                rows.features[symbol::2, column] = seen + noise
             if name == ensemble.SCALE_FEATURE:
-                matrix[:, column] = 15.0 + np.abs(matrix[:, column])
-        t_ns = np.tile(day_start_ns(day) + (shown + 1) * SECOND_NS, 2)
-        return Rows(
-            t_ns=t_ns[order],
-            symbol=np.repeat(np.array([0, 1], np.int8), len(shown))[order],
-            mid=np.full(len(t_ns), 1e5),
-            spread_bps=np.full(len(t_ns), 0.01),
-            features=matrix[order],
-            labels_bps=np.concatenate([label[shown] for label in labels])[order],
-        )
+                rows.features[:, column] = 15.0 + np.abs(rows.features[:, column])
 
     def _path(self, day: str, symbol: int) -> tuple[npt.NDArray[np.float64], ...]:
         """The driver (seconds,) and labels (seconds, horizons) in bps of one symbol."""
@@ -148,26 +143,36 @@ def measure(quick: bool, say: Say) -> Iterator[Measure]:
         f"{len(taken_ms):,} rows; median {np.median(taken_ms):.3f} ms",
     )
     say("memory of a training")
-    for name, count, stride_s in (
-        ("8 days at every 15 s", 8, 15),
-        ("4 days at every second", 4, 1),
+    for name, count, stride_s, trees in (
+        ("8 days at every 15 s", 8, 15, _PARAMETERS.trees),
+        # Memory does not depend on the trees; all of them would take twenty minutes.
+        ("30 days at every second", 30, 1, 8),
     ):
         count, stride_s = (4, 60) if quick else (count, stride_s)
-        peak, took = training_cost(count, stride_s)
+        peak, took = training_cost(count, stride_s, trees)
         yield Measure(
             name=f"training, {name}: peak memory",
             ours=peak,
             unit="MB",
             better="less",
-            how=f"two symbols, all {len(feature_names())} candidates, generated by date; a process of its "
-            f"own; {took:.0f} processor s",
+            how=f"two symbols, {2 * count * DAY_S // stride_s:,} rows, all {len(feature_names())} candidates, "
+            f"generated by date; three test blocks, boosters of {trees} trees; a process of its own; "
+            f"{took:.0f} processor s",
         )
 
 
-def trained(days: int, seconds: int, stride_s: int) -> Bundle:
-    """A bundle trained on generated days."""
-    source, chosen = GeneratedSource(days, seconds), settings(stride_s, trials=0, min_train_days=3)
-    made = training.evaluate(source, chosen, Features.defined())
+def trained(days: int, seconds: int, stride_s: int, trees: int = _PARAMETERS.trees) -> Bundle:
+    """A bundle trained on generated days, with all that is kept of an evaluation in memory."""
+    source = GeneratedSource(days, seconds)
+    chosen = settings(stride_s, trials=0, min_train_days=3, max_test_blocks=3)
+
+    def untuned(*given: Any) -> Trainer:
+        trainer = Trainer(*given)
+        parameters = dict.fromkeys(_HORIZONS, BoosterParameters(trees=trees))
+        trainer.tuned = Tuned(parameters=parameters, span_s=math.inf)
+        return trainer
+
+    made = training.evaluate(source, chosen, Features.defined(), fits=untuned)
     model = training.finish(
         made, source, chosen, Features.defined(), data_fingerprint="generated", git_sha="none"
     )
@@ -176,9 +181,9 @@ def trained(days: int, seconds: int, stride_s: int) -> Bundle:
     return Bundle(manifest, [ensemble.read_booster(text) for text in texts], "")
 
 
-def training_cost(days: int, stride_s: int) -> tuple[float, float]:
+def training_cost(days: int, stride_s: int, trees: int) -> tuple[float, float]:
     """Peak memory (MB) and processor seconds of a training in a process of its own."""
-    command = [sys.executable, "-m", "proving.bench.models", str(days), str(stride_s)]
+    command = [sys.executable, "-m", "proving.bench.models", *map(str, (days, stride_s, trees))]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     peak, took = done.stdout.split()
     return float(peak), float(took)
@@ -219,5 +224,5 @@ def _sklearn(features: npt.NDArray[np.float32], target: npt.NDArray[np.float64])
 
 
 if __name__ == "__main__":
-    trained(int(sys.argv[1]), DAY_S, int(sys.argv[2]))
+    trained(int(sys.argv[1]), DAY_S, *map(int, sys.argv[2:]))
     print(peak_mb(), time.process_time())
