@@ -12,7 +12,7 @@ handled, then what is due by time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -21,6 +21,7 @@ from execution.order_machine import Order
 from execution.orders import OrderEvent
 from live.decisions import Decision
 from live.desk import DeskState
+from live.frames import Frames, Rows
 from live.gateway import Codec
 from live.history import SymbolHistory
 from live.labels import Labels
@@ -38,7 +39,6 @@ from live.messages import (
     Link,
     PrivateFrame,
     PublicFrame,
-    Renew,
     Report,
     Send,
     Shadowed,
@@ -47,29 +47,17 @@ from live.messages import (
 from live.reconciliation import Phase, Reconciliation, ReconciliationState
 from live.requests import RequestsState
 from live.safety import Mode, Safety, SafetyState
+from live.symbol_state import BookWatch
 from live.trader import Evaluates, Model, Trader
 from market.events import Events, Kind
 from market.instruments import Instrument
 from market.settings import Settings
 from market.units import SECOND_NS
-from market.wire.decode import Decoder
 from market.wire.results import Reject
+from market.wire.stream import NEVER
 from market.wire.topics import symbol_topics
 
-#: A book that is not known is asked for at once, and again after waits that double up to the last.
-RENEW_NS: Final = 2 * SECOND_NS
-MOST_RENEW_NS: Final = 30 * SECOND_NS
-
 _TRADE: Final = int(Kind.TRADE)
-
-
-class Rows(NamedTuple):
-    """Event rows of whole frames of one symbol and second, in receive order: a public frame that has been
-    read. Several frames at once only while nothing is open (`Desk.at_rest`).
-    """
-
-    symbol: str
-    events: Events
 
 
 class CoreState(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,27 +70,6 @@ class CoreState(msgspec.Struct, frozen=True, kw_only=True):
     reconciliation: ReconciliationState | None = None
     safety: SafetyState | None = None
     desk: DeskState = DeskState()
-
-
-class BookWatch:
-    """Asks for a book anew when it is not known: at once, then with growing patience."""
-
-    def __init__(self, topics: tuple[str, ...]) -> None:
-        self._topics = topics
-        self._wait_ns, self._due_ns = RENEW_NS, 0
-        self.lost_ns = 0  #: since when the book is not known; 0 while it is
-
-    def look(self, now_ns: int, synchronised: bool) -> Renew | None:
-        """The request for a new book, when one is due."""
-        if synchronised:
-            self.lost_ns, self._wait_ns, self._due_ns = 0, RENEW_NS, 0
-            return None
-        self.lost_ns = self.lost_ns or now_ns
-        if now_ns < self._due_ns:
-            return None
-        self._due_ns = now_ns + self._wait_ns
-        self._wait_ns = min(2 * self._wait_ns, MOST_RENEW_NS)
-        return Renew(topics=self._topics)
 
 
 class Closing(msgspec.Struct):
@@ -182,7 +149,7 @@ class Core:
             self.desk.adopt()
         self._targets = self._targets_now()  #: on record
         depth = settings.market.book_depth
-        self._decoder = Decoder(instruments, depth, instruments, follow=False)
+        self._decoder = Frames(instruments, depth, instruments, follow=False)
         self._books = {
             symbol: BookWatch((symbol_topics(symbol, depth)[0],)) for symbol in instruments
         }
@@ -275,6 +242,16 @@ class Core:
         self._due(now_ns)
         return self.trader.drain()
 
+    def step_frames(self, given: Sequence[tuple[int, PublicFrame]]) -> list[Effect]:
+        """`step` for public frames with their times; they are taken together where it makes no difference."""
+        effects: list[Effect] = []
+        n = 0
+        while n < len(given):
+            if not (taken := self._together(given[n:])):
+                effects += self.step(*given[n])
+            n += taken or 1
+        return effects + self.trader.drain()
+
     def _decided(self, decision: Decision, horizons_s: tuple[int, ...]) -> None:
         self._labels[decision.symbol].decided(decision, horizons_s)
         if self._on_decision is not None:
@@ -302,6 +279,8 @@ class Core:
             if book.receive_ns:
                 silent_ns = max(0, end_ns - book.receive_ns)
                 self.safety.see(end_ns, "stale_s", silent_ns / SECOND_NS, symbol)
+                behind_ns = book.receive_ns - int(book.state[0]["publish_ns"])
+                self.safety.see(end_ns, "behind_s", behind_ns / SECOND_NS, symbol)
             lost_ns = end_ns - watch.lost_ns if watch.lost_ns else 0
             self.safety.see(end_ns, "gap_s", lost_ns / SECOND_NS, symbol)
         for symbol, labels in self._labels.items():
@@ -361,10 +340,7 @@ class Core:
         for symbol, rows in decoded.events.items():
             if len(rows):
                 self._rows(now_ns, symbol, rows)
-        if decoded.gaps:
-            self.gaps += decoded.gaps
-            for symbol in self._books:
-                self._look(symbol, now_ns)
+        self._gapped(now_ns, decoded.gaps)
         for control in decoded.controls:
             if control.fields["l2"] in ("refused", "restored"):
                 self._emitter.say("warning", "topics " + control.fields["l2"], **control.fields)
@@ -377,6 +353,32 @@ class Core:
             self.rows[symbol] = rows
         if rows["kind"][0] <= _TRADE:
             self.trader.react(symbol, now_ns)
+
+    def _together(self, given: Sequence[tuple[int, PublicFrame]]) -> int:
+        """Take the first frames together; how many, 0 when there may be something to do after each."""
+        if len(given) == 1 or given[0][0] < self.now_ns or not self._due_ns():
+            return 0
+        decoder = self._decoder
+        for now_ns, symbol, gaps in decoder.together(given, self.trader, self._due_ns):
+            self.now_ns = now_ns
+            if symbol:
+                self.trader.react(symbol, now_ns)
+            self._gapped(now_ns, gaps)
+            self._due(now_ns)
+        self.frames += len(decoder.frames)
+        self.events += decoder.rows_taken
+        return len(decoder.frames)
+
+    def _due_ns(self) -> int:
+        """Up to when nothing is due but by what comes in; 0 when there may be something after each frame."""
+        if self.safety.strictest >= Mode.FLATTEN and self._closing is None:
+            return 0
+        return self.reconciliation.next_ns or NEVER
+
+    def _gapped(self, now_ns: int, gaps: int) -> None:
+        self.gaps += gaps
+        for symbol in self._books if gaps else ():
+            self._look(symbol, now_ns)
 
     def _look(self, symbol: str, now_ns: int) -> None:
         """Ask for a book anew when it is not known."""

@@ -36,12 +36,7 @@ from execution.orders import (
     TimeInForce,
 )
 from execution.risk import Guard
-from execution.tca import (
-    PARTS,
-    ParentRow,
-    displayed_ahead,
-    parent_row,
-)
+from execution.tca import PARTS, ParentRow, displayed_ahead, parent_row
 from execution.venue import View
 from live.funding import FundingPayment
 from live.messages import Effect, Emitter, FundingReport
@@ -292,12 +287,16 @@ class Desk:
         """Take event rows of a symbol as received: costs are measured by its mids and trades."""
         self.costs.on_events(symbol, events)
 
+    def at_work(self, symbol: str) -> ActiveParent | None:
+        """The parent whose algorithm `step` steps, if any."""
+        work = self._work.get(symbol)
+        return None if work is None or work.waits or not self._ready() else work
+
     def step(self, symbol: str, now_ns: int, evidence: Sequence[Event] = ()) -> None:
         """Take evidence of orders, and step the algorithm on it, on a new touch or at its timer."""
         for event in evidence:
             self.take(event)
-        work = self._work.get(symbol)
-        if work is not None and not work.waits and self._ready():
+        if (work := self.at_work(symbol)) is not None:
             touch = self._symbols[symbol].touch()
             if work.changed or work.denied or touch != work.touch or now_ns >= work.timer_ns:
                 work.touch = touch

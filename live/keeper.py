@@ -37,6 +37,7 @@ class Keeper:
         self._queue: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None]
         self._queue = queue.SimpleQueue()
         self.lost_frames = self.lost_decisions = 0
+        self._given = self._taken = 0  #: frames put into the queue, and out of it
         self._captures, self._decides = False, True
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
         self._thread.start()
@@ -45,15 +46,16 @@ class Keeper:
         """Start the capture's file of a UTC date, with checkpoints of books and tickers."""
         self._queue.put((self._open, (now_ns, restated)))
 
-    def frame(self, receive_ns: int, frame: bytes) -> None:
-        """Keep a frame as received."""
-        while self._queue.qsize() > _WAITING:
+    def frames(self, frames: Sequence[tuple[int, bytes]]) -> None:
+        """Keep frames as received, with their receive times."""
+        while self._given - self._taken > _WAITING:
             if not self._may_wait:
-                self.lost_frames += 1
+                self.lost_frames += len(frames)
                 self._captures = False  # a capture with a hole would claim to be whole
                 return
             time.sleep(0.01)
-        self._queue.put((self._frame, (receive_ns, frame)))
+        self._given += len(frames)
+        self._queue.put((self._frames, (frames,)))
 
     def decision(self, decision: Decision, horizons_s: tuple[int, ...]) -> None:
         """Keep a decision."""
@@ -82,14 +84,15 @@ class Keeper:
         except Exception as error:
             self._fail(error)
 
-    def _frame(self, receive_ns: int, frame: bytes) -> None:
+    def _frames(self, frames: Sequence[tuple[int, bytes]]) -> None:
+        self._taken += len(frames)
         if not self._captures:
-            self.lost_frames += 1
+            self.lost_frames += len(frames)
             return
         try:
-            self.capture.append(receive_ns, frame)
+            self.capture.append(frames)
         except Exception as error:
-            self.lost_frames += 1
+            self.lost_frames += len(frames)
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:

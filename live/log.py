@@ -296,10 +296,9 @@ class _Chunk(msgspec.Struct, gc=False):
 class LogWriter:
     """Appends to the log of a folder; the caller holds its lock (`live.control.lock`) and has called `repair`.
 
-    One thread appends, which only encodes, and gets a position. What came up to there is on disk once
-    `sync` has returned as much, which may run in another thread: then ``background`` keeps `append_*`
-    from writing full blocks itself. A request leaves when its position is synced; everything else is
-    synced at least every ``live.log_sync_s`` by the caller.
+    One thread appends, which only encodes, and gets a position. What came up to there is on disk once `sync`
+    has returned as much, which may run in another thread: then ``background`` keeps appends from writing
+    full blocks. A request leaves when its position is synced; all else is at least every ``live.log_sync_s``.
     """
 
     def __init__(
@@ -333,30 +332,31 @@ class LogWriter:
 
     def append_input(self, now_ns: int, body: Input) -> int:
         """Append an input, before it is handled."""
-        return self._append(now_ns, (body,))
+        return self.append(((now_ns, body),))
 
     def append_effects(self, now_ns: int, effects: Sequence[Effect]) -> int:
         """Append what the core made of it; a `Send` leaves when the position returned is synced."""
-        return self._append(now_ns, effects)
+        return self.append([(now_ns, effect) for effect in effects])
 
     def turn(self, now_ns: int, checkpoint: Checkpoint) -> None:
         """Start a new segment from this state; the earlier one is synced before."""
         with self._pending:
             self._chunks.append(_Chunk(bytearray(), opens=True))
         self._hour = now_ns // HOUR_NS
-        self._append(now_ns, (msgspec.structs.replace(self.header, checkpoint=checkpoint),))
+        self.append(((now_ns, msgspec.structs.replace(self.header, checkpoint=checkpoint)),))
 
     def turn_due(self, now_ns: int) -> bool:
         """Whether an hour has ended since the segment began."""
         return now_ns // HOUR_NS != self._hour
 
-    def _append(self, now_ns: int, bodies: Sequence[Body]) -> int:
+    def append(self, records: Sequence[tuple[int, Body]]) -> int:
+        """Append records with their times; the position they end at."""
         with self._pending:
             chunk = self._chunks[-1]
             before = len(chunk.raw)
-            for body in bodies:
-                self._encoder.encode_into((now_ns, body), chunk.raw, -1)
-            chunk.records += len(bodies)
+            for record in records:
+                self._encoder.encode_into(record, chunk.raw, -1)
+            chunk.records += len(records)
             self.position += len(chunk.raw) - before
             if full := len(chunk.raw) >= BLOCK_BYTES:
                 self._chunks.append(_Chunk(bytearray()))

@@ -7,7 +7,7 @@ from the same checkpoints, so recomputing a date from its file starts where the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -51,11 +51,13 @@ class OwnCapture:
         for line in checkpoints:
             self._writer.append(now_ns, line)
 
-    def append(self, receive_ns: int, frame: bytes) -> None:
-        """Write one frame; `open` must have been called."""
+    def append(self, frames: Sequence[tuple[int, bytes]]) -> None:
+        """Write frames with their receive times; `open` must have been called."""
         if self._writer is None:
             raise RuntimeError("no capture file is open: call open() before the first frame")
-        self._writer.append(receive_ns, frame)
+        lines = [b"%d %b\n" % (ns, frame.replace(b"\n", b" ")) for ns, frame in frames[:-1]]
+        self._writer.append_block(b"".join(lines))
+        self._writer.append(*frames[-1])
 
     def close(self) -> None:
         """Flush and close the current file; no-op when none is open."""

@@ -18,8 +18,9 @@ import numpy as np
 from execution.account import rate_of_bps
 from execution.orders import Action, Amend, Cancel, Event, OrderReport, OrderState, Submit
 from execution.simulation.simulator import Simulator, latency_of
-from live.core import Core, Rows
+from live.core import Core
 from live.desk import TIMER_NS
+from live.frames import Rows
 from live.gateway import PlainCodec
 from live.history import SymbolHistory
 from live.messages import (

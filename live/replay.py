@@ -20,7 +20,7 @@ from live.core import Core
 from live.gateway import PlainCodec
 from live.history import saved_history
 from live.log import Body, Checkpoint, Header, LogError, Position
-from live.messages import Append, Effect, InForce, Input
+from live.messages import Append, Effect, InForce, Input, PublicFrame
 from live.restoration import checkpoint_of, state_of
 from market.console import Result
 from market.instruments import BUILT_IN
@@ -91,7 +91,7 @@ class _Comparison:
         self._core = core
         self._made: deque[Effect] = deque()
         self._begins_ns: int | None = None  #: until the core has begun
-        self._begun = False
+        self._begun = self._frame = False  #: the last input was a public frame
         self.inputs = self.effects = 0
 
     def take(self, now_ns: int, body: Body) -> str:
@@ -107,8 +107,11 @@ class _Comparison:
             self.effects += 1
             made = self._made.popleft() if self._made else None
             return "" if _bytes(made) == _bytes(body) else f"the log has {body}, now {made}"
-        if self._made:
+        # Frames that were taken together are logged before what any of them made.
+        together = self._frame and isinstance(body, PublicFrame)
+        if self._made and not together:
             return f"the log has no more effects, now {self._made[0]}"
+        self._frame = isinstance(body, PublicFrame)
         if isinstance(body, Input):
             self.inputs += 1
             self._made.extend(self._core.step(now_ns, body))

@@ -50,13 +50,15 @@ class Limit(NamedTuple):
         return float(getattr(limits, self.setting)) if self.setting else 1.0
 
 
-#: Facts: ``stale_s`` since the last frame, ``gap_s`` since the book was last valid, ``late_s`` from a
+#: Facts: ``stale_s`` since the last frame, ``behind_s`` of its venue time behind the venue's clock when it was
+#: received, ``gap_s`` since the book was last valid, ``late_s`` from a
 #: second's end to its decision, ``clock_skew_s`` of the venue's clock against ours, ``rate_used`` of the
 #: request limit, ``rejects`` in a minute, losses in quote currency, the account's maintenance
 #: ``margin_rate``, ``liquidation_bps`` from the mid to the liquidation price, and flags.
 LIMITS: Final = (
     Limit("stale data", "stale_s", "stale_s", Mode.PAUSE),
     Limit("long stale data", "stale_s", "gap_flatten_s", Mode.FLATTEN, ease=0.1),
+    Limit("venue behind", "behind_s", "stale_s", Mode.PAUSE),
     Limit("gap", "gap_s", "gap_s", Mode.PAUSE),
     Limit("long gap", "gap_s", "gap_flatten_s", Mode.FLATTEN, ease=0.1),
     Limit("clock skew", "clock_skew_s", "clock_skew_s", Mode.PAUSE),

@@ -13,21 +13,21 @@ from __future__ import annotations
 import gc
 import math
 import queue
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol
 
-from execution.orders import Amend, Submit
 from live.bybit import account
 from live.champion import Champion
 from live.control import Control
 from live.core import Core, CoreState
 from live.decisions import Decision
 from live.feed import TICK_NS, Feed, FeedError, Item, ReplayFeed, WireFeed
+from live.frames import MOST
 from live.gateway import Codec
 from live.history import SymbolHistory
 from live.keeper import Keeper
@@ -52,6 +52,7 @@ from live.restoration import checkpoint_of
 from live.shadow import DecayAlarm, Shadow
 from live.state_stream import StateStream
 from live.state_view import view
+from live.writer import Writer
 from market.errors import VenueError, no_space
 from market.ingest import MAX_SILENCE_NS
 from market.instruments import Instrument
@@ -64,8 +65,6 @@ History = Mapping[str, SymbolHistory]
 #: append and sync, and handing over to the socket.
 STAGES: Final = ("queue", "step", "log", "sync", "send", "decision")
 
-#: What no request waits for is on disk after so long.
-SYNC_S: Final = 0.5
 #: A state is published this often (wall clock).
 _PUBLISH_NS: Final = 250 * MS_NS
 #: So many refused frames, and none accepted, end a run.
@@ -92,68 +91,6 @@ class Given(NamedTuple):
     body: Input
     read_ns: int
     name: str = ""
-
-
-class Writer:
-    """Syncs the log in a thread, and hands requests to ``send`` once what they rest on is on disk.
-
-    While ``gated`` nothing leaves that could open or enlarge a position.
-    """
-
-    def __init__(
-        self,
-        log: LogWriter,
-        send: Callable[[Send], None],
-        failed: Callable[[Exception], None],
-        latency: Mapping[str, Histogram],
-    ) -> None:
-        self._log, self._send, self._failed, self._latency = log, send, failed, latency
-        self._waiting: deque[tuple[int, Send]] = deque()
-        self._wake, self._closing = threading.Event(), False
-        self.gated = False
-        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
-        self._thread.start()
-
-    def put(self, position: int, send: Send) -> None:
-        """A request that rests on the log up to a position."""
-        self._waiting.append((position, send))
-        self._wake.set()
-
-    def close(self) -> None:
-        """Sync what there is, send what may leave, and end."""
-        self._closing = True
-        self._wake.set()
-        self._thread.join(timeout=10)
-
-    def _run(self) -> None:
-        closing = False
-        while not closing:
-            self._wake.wait(SYNC_S)
-            self._wake.clear()
-            closing = self._closing
-            started = time.monotonic_ns()
-            try:
-                self._log.sync()
-            except LogError as error:  # what it rests on is not on disk, so it does not leave
-                self._failed(error)
-            synced = time.monotonic_ns()
-            if self._waiting:
-                self._latency["sync"].add(synced - started)
-            while self._waiting and self._waiting[0][0] <= self._log.synced_to:
-                self._let(self._waiting.popleft()[1])
-                sent = time.monotonic_ns()
-                self._latency["send"].add(sent - synced)
-                synced = sent
-
-    def _let(self, send: Send) -> None:
-        body = send.body
-        opens = isinstance(body, Amend) or (isinstance(body, Submit) and not body.reduce_only)
-        if self.gated and opens:
-            return  # its deadline passes, and the core finds out that it never arrived
-        try:
-            self._send(send)
-        except Exception as error:  # the next request must leave all the same
-            self._failed(error)
 
 
 class Shell:
@@ -269,7 +206,7 @@ class Shell:
             for time_ns, given in self._paper.until(self.now_ns):
                 self._step(time_ns, given)
         if isinstance(body, PublicFrame):
-            self.keeper.frame(self.now_ns, body.frame)
+            self.keeper.frames([(self.now_ns, body.frame)])
             if not self.core.events:
                 self._require_accepted()
         name = "" if isinstance(item, Item) else item.name
@@ -289,6 +226,34 @@ class Shell:
             self._for_shadow = []
         if isinstance(body, Tick):
             self._tick()
+
+    def take_frames(self, items: Sequence[Item]) -> None:
+        """Frames that waited in the inbox, in order: those that end no second together."""
+        while items:
+            n, end_ns = 1, self.core.trader.second_ns + SECOND_NS
+            if self._paced and self._paper is None and self.core.events and self.now_ns < end_ns:
+                n = max(1, bisect_left(items, end_ns, key=attrgetter("receive_ns")))
+            if n > 1:
+                self._together(items[:n])
+            else:
+                self.take(items[0])
+            items = items[n:]
+
+    def _together(self, items: Sequence[Item]) -> None:
+        self.latency["queue"].add(time.monotonic_ns() - items[0].due_ns)
+        given: list[tuple[int, PublicFrame]] = []
+        for item in items:
+            self.now_ns = max(self.now_ns, item.receive_ns)
+            given.append((self.now_ns, PublicFrame(frame=item.frame or b"")))
+        self.keeper.frames([(now_ns, body.frame) for now_ns, body in given])
+        before = time.monotonic_ns()
+        self.log.append(given)
+        logged = time.monotonic_ns()
+        effects = self.core.step_frames(given)
+        self.latency["step"].add(time.monotonic_ns() - logged)
+        self.latency["log"].add(logged - before)
+        if effects:
+            self._carry_out(self.now_ns, effects)
 
     def _require_accepted(self) -> None:
         """FeedError when so many frames were refused and none accepted that nothing can come of it."""
@@ -425,8 +390,11 @@ class Shell:
         """
         failure: BaseException | None = None
         try:
-            for item in items:
-                self.take(item)
+            for given in self._grouped(items):
+                if isinstance(given, list):
+                    self.take_frames(given)
+                else:
+                    self.take(given)
                 while self._paper is not None and not self._inbox.empty():
                     if isinstance(waiting := self._inbox.get(), Item | Given):
                         self.take(waiting)
@@ -444,6 +412,26 @@ class Shell:
         if failure is not None:
             raise failure
         return left
+
+    def _grouped(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The items; frames that wait in the inbox behind each other in lists."""
+        waiting: list[Item] = []
+        try:
+            for item in items:
+                if isinstance(item, Item) and item.frame is not None:
+                    waiting.append(item)
+                    if self._paper is None and len(waiting) < MOST and not self._inbox.empty():
+                        continue
+                    item = None
+                if waiting:
+                    yield waiting
+                    waiting = []
+                if item is not None:
+                    yield item
+        except FeedError:
+            yield waiting
+            raise
+        yield waiting
 
     def _close_down(self, flatten: bool, failure: BaseException | None) -> list[str]:
         reason = self._stop_reason or ("the stream ended" if failure is None else repr(failure))

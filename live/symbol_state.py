@@ -11,11 +11,13 @@ import numpy.typing as npt
 from execution.simulation.queue import HIDDEN
 from execution.venue import View
 from live.funding import Settlement, Settlements
+from live.messages import Renew
 from live.own_capture import TickerState
 from market.bars import COLUMNS, BarBuilder
 from market.events import EVENT, Events, Flag, Kind
 from market.instruments import Instrument
 from market.kernel import kernel
+from market.units import SECOND_NS
 
 _TICKER: Final = int(Kind.TICKER)
 _TRADE: Final = int(Kind.TRADE)
@@ -25,6 +27,10 @@ _MID, _GAP = (list(COLUMNS).index(name) for name in ("mid_close", "gap"))
 
 #: Levels of a view.
 VIEW_LEVELS: Final = 5
+
+#: A book that is not known is asked for at once, and again after waits that double up to the last.
+RENEW_NS: Final = 2 * SECOND_NS
+MOST_RENEW_NS: Final = 30 * SECOND_NS
 
 
 @kernel
@@ -106,3 +112,24 @@ class SymbolState:
         """Restart the bar builder from checkpoint rows, as a date's partition does."""
         self.builder = BarBuilder(self.instrument, self.stale_after_s)
         self.builder.push(rows)
+
+
+class BookWatch:
+    """Asks for a book anew when it is not known: at once, then with growing patience."""
+
+    def __init__(self, topics: tuple[str, ...]) -> None:
+        self._topics = topics
+        self._wait_ns, self._due_ns = RENEW_NS, 0
+        self.lost_ns = 0  #: since when the book is not known; 0 while it is
+
+    def look(self, now_ns: int, synchronised: bool) -> Renew | None:
+        """The request for a new book, when one is due."""
+        if synchronised:
+            self.lost_ns, self._wait_ns, self._due_ns = 0, RENEW_NS, 0
+            return None
+        self.lost_ns = self.lost_ns or now_ns
+        if now_ns < self._due_ns:
+            return None
+        self._due_ns = now_ns + self._wait_ns
+        self._wait_ns = min(2 * self._wait_ns, MOST_RENEW_NS)
+        return Renew(topics=self._topics)

@@ -199,6 +199,12 @@ class Trader:
         if not restated:
             self.desk.on_events(state.instrument.symbol, rows)
 
+    def took(self, symbol: str, rows: Events) -> None:
+        """The same for rows that are in the symbol's book and bars already (`live.frames`)."""
+        self.last_event_ns = max(self.last_event_ns, int(rows["receive_ns"][-1]))
+        self.symbols[symbol].ticker.apply(rows)
+        self.desk.on_events(symbol, rows)
+
     def react(self, symbol: str, now_ns: int, evidence: Sequence[Event] = ()) -> None:
         """Take evidence of orders; step the algorithm on it, on a new touch or at its timer."""
         self.desk.step(symbol, now_ns, evidence)

@@ -9,7 +9,6 @@ sent. The venue answers at once, in this process, so that no figure holds its ti
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import multiprocessing
 import os
@@ -78,6 +77,7 @@ from proving.bench.command import recorded
 from proving.bench.disk import SYNCS, Disk, disk_alone
 from proving.bench.goals import Measure
 from proving.bench.sandbox import round_trip
+from proving.bench.stopwatch import Stopwatch
 from proving.synthetic import profile, write_frames
 
 SYMBOLS: Final = ("BTCUSDT", "ETHUSDT")
@@ -122,9 +122,12 @@ def measure(quick: bool, say: Say) -> Iterator[Measure]:
 def _serve(capture: str, speed: float, told: Any) -> None:
     """Send a capture's frames at their times to the one client; tell port, then the monotonic anchor."""
     from websockets.asyncio.server import ServerConnection, serve
+    from websockets.frames import Frame, Opcode
 
     lines = [
-        (ns, frame.decode()) for ns, frame in read_lines(capture) if not frame.startswith(b'{"l2"')
+        (ns, Frame(Opcode.TEXT, frame).serialize(mask=False))
+        for ns, frame in read_lines(capture)
+        if not frame.startswith(b'{"l2"')
     ]
 
     async def client(connection: ServerConnection) -> None:
@@ -136,7 +139,10 @@ def _serve(capture: str, speed: float, told: Any) -> None:
             due = anchor + (receive_ns - lines[0][0]) / speed
             if (wait := (due - time.monotonic_ns()) / 1e9) > 0:
                 await asyncio.sleep(wait)
-            await connection.send(frame)
+            if connection.transport.is_closing():
+                return
+            # Not `send`, which takes the sender as long as a frame may take the worker.
+            connection.transport.write(frame)
 
     async def main() -> None:
         async with serve(client, "127.0.0.1", 0, max_queue=None, compression=None) as server:
@@ -237,31 +243,6 @@ class _Model:
         return False
 
 
-class _Stopwatch:
-    """Exclusive times of nested stages, of one input."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, int] = {}
-        self._inner = [0]
-
-    def wrap(self, owner: Any, name: str, stage: str) -> None:
-        function = getattr(owner, name)
-
-        @functools.wraps(function)
-        def timed(*arguments: Any, **options: Any) -> Any:
-            self._inner.append(0)
-            started = time.monotonic_ns()
-            try:
-                return function(*arguments, **options)
-            finally:
-                taken = time.monotonic_ns() - started
-                own = taken - self._inner.pop()
-                self._inner[-1] += taken
-                self.spent[stage] = self.spent.get(stage, 0) + own
-
-        setattr(owner, name, timed)
-
-
 class _ReplayClock:
     """The recording's time: it stands until the sender has told when it begins."""
 
@@ -277,23 +258,36 @@ class _ReplayClock:
         return self._first_ns + int(max(0, passed_ns) * self._speed)
 
 
+class _Frame(Item):
+    """An item with the time at which it was to be sent as ``due_ns``."""
+
+    read_ns = 0  #: when it was read from the socket
+
+
 class _TimedShell(Shell):
-    """Knows, of each request, when the frame that led to it was due, and what each stage took."""
+    """Knows, of each request, when the frame that led to it was due, and what each stage took (of frames
+    that were taken together: all of them).
+    """
 
     def watch(self) -> None:
-        core, watch = self.core, _Stopwatch()
+        core, watch = self.core, Stopwatch()
         self.stopwatch = watch
         self.requests: dict[int, dict[str, int]] = {}  #: number -> instants and stages, ns
-        self._origin = {"due": 0, "read": 0, "taken": 0}
-        self.read_ns = 0  #: when the frame that comes next was read from the socket
+        self._origin: dict[str, int] = {}
+        self._origins: dict[int, dict[str, int]] = {}  #: of frames taken together, by their time
+        answer_ns = round(self.settings.live.answer_s * SECOND_NS)
         for owner, name, stage in (
             (core._decoder, "decode_frame", "decode"),
+            (core._decoder, "read", "decode"),
+            (core._decoder, "advance", "market"),
+            (core._decoder, "finish", "market"),
             (core.trader, "on_rows", "market"),
             (core.trader, "_push", "market"),
             (core.trader, "_decide", "decide"),
             (core.trader, "react", "decide"),
             (core.desk.guard, "allow", "guard"),
             (self.log, "append_input", "log"),
+            (self.log, "append", "log"),
             (self.log, "append_effects", "log"),
         ):
             watch.wrap(owner, name, stage)
@@ -301,17 +295,29 @@ class _TimedShell(Shell):
 
         def handed(position: int, send: Send) -> None:
             at = {"handed": time.monotonic_ns()}
-            self.requests[send.number] = self._origin | watch.spent | at
+            origin = self._origins.get(send.deadline_ns - answer_ns, self._origin)
+            self.requests[send.number] = origin | watch.spent | at
             put(position, send)
 
         self.writer.put = handed  # type: ignore[method-assign]
 
     def take(self, item: Item | Given) -> None:
-        self.stopwatch.spent.clear()
-        due = item.due_ns if isinstance(item, Item) else item.read_ns
-        read = self.read_ns or due
-        self._origin = {"due": due, "read": read, "taken": time.monotonic_ns()}
+        self._begin([item])
         super().take(item)
+
+    def _together(self, items: Sequence[Item]) -> None:
+        self._begin(items)
+        super()._together(items)
+
+    def _begin(self, items: Sequence[Item | Given]) -> None:
+        self.stopwatch.spent.clear()
+        self._origins, taken = {}, time.monotonic_ns()
+        for item in reversed(items):
+            due = item.due_ns if isinstance(item, Item) else item.read_ns
+            read = item.read_ns if isinstance(item, _Frame | Given) else due
+            self._origin = {"due": due, "read": read, "taken": taken}
+            if isinstance(item, _Frame):
+                self._origins[max(self.now_ns, item.receive_ns)] = self._origin
 
 
 class _Run:
@@ -402,7 +408,7 @@ class _Run:
         self.shell.begin(begin_ns, Append(kind="run", time_ns=begin_ns, body=b"{}"), history)
         if self._as_it_was:
             self.shell._collected_s = 1 << 62
-            self.shell.keeper.frame = self.shell.keeper.capture.append  # type: ignore[method-assign]
+            self.shell.keeper.frames = self.shell.keeper.capture.append  # type: ignore[method-assign]
             while not self.shell.keeper.capture.paths:
                 time.sleep(0.01)
         until_ns = begin_ns + round(span_s * self._speed * SECOND_NS)
@@ -429,11 +435,9 @@ class _Run:
         number = 0
         for item in items:
             if isinstance(item, Item) and item.frame and not item.frame.startswith(b'{"l2"'):
-                self.shell.read_ns = item.due_ns
-                item = item._replace(due_ns=self._clock.anchor_ns + offsets[number])
+                frame = _Frame(item.receive_ns, item.frame, self._clock.anchor_ns + offsets[number])
+                frame.read_ns, item = item.due_ns, frame
                 number += 1
-            else:
-                self.shell.read_ns = 0
             yield item
 
 

@@ -24,7 +24,7 @@ from execution.orders import (
     TimeInForce,
 )
 from execution.risk import Denial
-from live.core import MOST_RENEW_NS, Core, CoreState
+from live.core import Core, CoreState
 from live.decisions import Decision
 from live.gateway import PlainCodec
 from live.labels import Labels
@@ -40,10 +40,13 @@ from live.messages import (
     Query,
     QueryResult,
     Renew,
+    Say,
     Send,
     Tick,
 )
 from live.rehearsal import _frames
+from live.safety import Mode
+from live.symbol_state import MOST_RENEW_NS
 from market.instruments import BUILT_IN
 from market.settings import Settings
 from market.units import E8, SECOND_NS
@@ -127,6 +130,21 @@ def test_a_lost_delta_asks_for_the_book_at_once_and_with_growing_patience(core: 
     assert waits[0] >= 2 * SECOND_NS
     assert waits[-1] <= MOST_RENEW_NS + SECOND_NS
     assert 4 <= len(asked) <= 10
+
+
+def test_frames_on_time_but_of_an_earlier_venue_time_open_nothing(core: Core) -> None:
+    said = [
+        effect.fields
+        for now_ns, frame in _frames(INSTRUMENTS, 200)
+        for effect in core.step(now_ns + 6 * SECOND_NS, PublicFrame(frame=frame))
+        if isinstance(effect, Say) and effect.fields.get("limit") == "venue behind"
+    ]
+    assert said == [
+        {"limit": "venue behind", "action": "pause", "symbol": symbol, "value": 6.0, "bound": 5.0}
+        for symbol in SYMBOLS
+    ]
+    assert [core.mode(symbol) for symbol in SYMBOLS] == [Mode.PAUSE, Mode.PAUSE]
+    assert core.safety.counts["venue behind"] == 2
 
 
 def test_an_execution_of_no_order_of_ours_moves_the_position_once(core: Core) -> None:

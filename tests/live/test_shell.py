@@ -13,7 +13,8 @@ from execution.orders import Amend, Cancel, Submit
 from live.latency import Histogram
 from live.log import Header, LogWriter
 from live.messages import CancelAll, RequestBody, Send, SetStop, Tick
-from live.shell import STAGES, Writer
+from live.shell import STAGES
+from live.writer import Writer
 
 
 class Disk:
