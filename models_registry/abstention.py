@@ -8,6 +8,9 @@ the rate is above the target with probability delta at most (Angelopoulos et al.
 sequence). n counts independent labels and k that share of them. Each regime's statement holds at its own
 95 %. It assumes that later signals are exchangeable with those counted; `AdaptiveLevel` follows between
 two trainings what is not.
+
+The same sequence over all regimes' signals has three times the labels and so a looser threshold, of their
+rate together. A regime takes it unless its own signals above it were false more often than the target.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from models_registry.recipe import (
     Certificate,
     Recipe,
     Regime,
+    Scope,
     Step,
     regime_index,
 )
@@ -57,15 +61,6 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
     def where(self, mask: npt.NDArray[np.bool_]) -> Scored:
         """The decisions where ``mask`` (n,) is true."""
         return Scored(**{name: getattr(self, name)[mask] for name in self.__struct_fields__})
-
-    def then(self, other: Scored) -> Scored:
-        """These decisions and the others."""
-        return Scored(
-            **{
-                name: np.concatenate((getattr(self, name), getattr(other, name)))
-                for name in self.__struct_fields__
-            }
-        )
 
 
 def score(rows: Rows, signed: Float, volatility: Float, model: Model) -> Scored:
@@ -117,34 +112,54 @@ def loosest(steps: tuple[Step, ...] | list[Step], level: float) -> float | None:
     return found
 
 
-def certify(recipe: Recipe, scored: Scored, earlier: Scored | None, model: Model) -> Recipe:
+def certify(recipe: Recipe, scored: Scored, model: Model) -> Recipe:
     """The recipe with certificates, gross and net, in every regime, which decide its act rule."""
-    scored = scored if earlier is None else earlier.then(scored)
     index = regime_index(scored.volatility, recipe.regimes)
+    together = _certificates(scored, model, "all")
     regimes = []
     for number, regime in enumerate(recipe.regimes):
         inside = scored.where(index == number)
-        earned: dict[Basis, Float] = {"gross": inside.gross_bps, "net": inside.net_bps}
-        made = []
-        for basis, bps in earned.items():
-            least, steps = learn_then_test(
-                inside.t_ns, inside.score, bps <= 0, horizon_s=model.primary_s,
-                target=model.false_rate, confidence=CONFIDENCE,
-            )  # fmt: skip
-            made.append(
-                Certificate(
-                    basis=basis,
-                    fee_row=model.fee_row,
-                    target=model.false_rate,
-                    confidence=CONFIDENCE,
-                    least_score=least,
-                    steps=steps,
-                )
-            )
+        made = tuple(
+            whole if _holds(whole, inside) else own
+            for own, whole in zip(_certificates(inside, model, "regime"), together, strict=True)
+        )
         regimes.append(
-            _ruled(msgspec.structs.replace(regime, certificates=tuple(made)), recipe.act, model)
+            _ruled(msgspec.structs.replace(regime, certificates=made), recipe.act, model)
         )
     return msgspec.structs.replace(recipe, regimes=tuple(regimes))
+
+
+def _earned(scored: Scored) -> dict[Basis, Float]:
+    return {"gross": scored.gross_bps, "net": scored.net_bps}
+
+
+def _certificates(scored: Scored, model: Model, scope: Scope) -> tuple[Certificate, ...]:
+    made = []
+    for basis, bps in _earned(scored).items():
+        least, steps = learn_then_test(
+            scored.t_ns, scored.score, bps <= 0, horizon_s=model.primary_s,
+            target=model.false_rate, confidence=CONFIDENCE,
+        )  # fmt: skip
+        made.append(
+            Certificate(
+                basis=basis,
+                fee_row=model.fee_row,
+                target=model.false_rate,
+                confidence=CONFIDENCE,
+                least_score=least,
+                steps=steps,
+                scope=scope,
+            )
+        )
+    return tuple(made)
+
+
+def _holds(whole: Certificate, inside: Scored) -> bool:
+    """Whether all signals together are certified, and those ``inside`` a regime do not speak against it."""
+    if whole.least_score is None:
+        return False
+    false = _earned(inside)[whole.basis][inside.score >= whole.least_score] <= 0
+    return bool(len(false)) and float(false.mean()) <= whole.target
 
 
 def _ruled(regime: Regime, act: str, model: Model) -> Regime:

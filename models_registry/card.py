@@ -275,7 +275,7 @@ def _acting(model: TrainedModel) -> str:
     """What the model acts on, the certified rates of false signals, and how features were selected."""
     manifest, found = model.manifest, model.manifest.metrics
     lines = [
-        f"| {regime.name} | {c.basis} | {c.fee_row} | {_n(c.least_score)} "
+        f"| {regime.name} | {c.basis} | {c.fee_row} | {c.scope} | {_n(c.least_score)} "
         f"| {_p(chosen.coverage if chosen else 0.0)} | {_p(chosen.upper if chosen else math.nan)} |"
         for regime in manifest.recipe.regimes
         for c in regime.certificates
@@ -291,9 +291,9 @@ def _acting(model: TrainedModel) -> str:
         f"## When it acts: {manifest.recipe.act.replace('_', ' ')}\n",
         f"Signals out of sample: {_p(found.get('signals.coverage', math.nan))} of seconds; false: "
         f"{rates or 'none'}. A score is |expectation| over volatility; from the least score on, the share "
-        "of false signals is certified in each regime.\n",
-        "| regime | basis | fee row | least score | coverage | false at most |",
-        "|---|---|---|---|---|---|",
+        "of false signals is certified, in the regime or in all together.\n",
+        "| regime | basis | fee row | signals of | least score | coverage | false at most |",
+        "|---|---|---|---|---|---|---|",
         *lines,
     ]
     if (how := manifest.selection) is not None:

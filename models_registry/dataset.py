@@ -85,6 +85,13 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
         """The rows where ``mask`` (n,) is true; views of those of a slice."""
         return Rows(**{name: getattr(self, name)[mask] for name in self.__struct_fields__})
 
+    def then(self, other: Rows) -> Rows:
+        """These rows and the others."""
+        both = (
+            (name, getattr(self, name), getattr(other, name)) for name in self.__struct_fields__
+        )
+        return Rows(**{name: np.concatenate((a, b)) for name, a, b in both})
+
 
 def dates(lake: Lake, symbols: Iterable[str]) -> list[str]:
     """Dates with a training_set partition of any of the symbols, sorted."""

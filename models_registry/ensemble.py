@@ -9,7 +9,8 @@ Predictions are multiplied back, and all evaluation is unclipped in bps. The obj
     direction    log-loss of its sign, outside the band of `labels.direction`; the output is log-odds
 
 both weighted by each label's uniqueness. Stacking weights are non-negative least squares of the primary
-label on outputs that no booster was trained on (`stack`); calibration is lines through zero on later rows:
+label on outputs that no booster was trained on (`stack`); calibration is lines through zero on the same
+rows, the latest with most weight (`recency`):
 
     slope_m       label_h   on booster_m's output       -> the expectation at horizon h
     to_primary_m  label_p   on booster_m's output       -> booster_m as a predictor at the primary
@@ -49,7 +50,8 @@ from models_registry.recipe import (
     regime_index,
     scale_bps,
 )
-from models_registry.validation import Mask, effective_count, information_coefficient
+from models_registry.slopes import fit_line, fit_sign, pooled, recency
+from models_registry.validation import Mask, information_coefficient
 
 if TYPE_CHECKING:
     import lightgbm
@@ -62,9 +64,6 @@ SCALE_WINDOW_S: Final = 300
 
 #: Training labels are clipped at this, in units of their scale.
 CLIP: Final = 5.0
-
-#: One-sided 95 % normal quantile.
-Z95: Final = 1.6448536269514722
 
 #: With fewer independent labels a regime stays closed and a test block is skipped.
 MIN_EFFECTIVE: Final = 30.0
@@ -209,111 +208,83 @@ def read_booster(text: str) -> lightgbm.Booster:
     return lightgbm.Booster(model_str=text)
 
 
-class LineFit(msgspec.Struct, frozen=True, kw_only=True):
-    """A least-squares line through zero; ``error`` is its slope's standard error."""
+class Outputs(msgspec.Struct, frozen=True, kw_only=True):
+    """What boosters gave, ``output`` (n, members), for rows that they were not trained on, purged.
 
-    slope: float
-    error: float
-    n_eff: float
-
-    @property
-    def shrunk(self) -> float:
-        """Positive-part James–Stein shrinkage of the slope; never negative."""
-        if not self.slope > 0:
-            return 0.0
-        return self.slope * max(0.0, 1.0 - (self.error / self.slope) ** 2)
-
-    @property
-    def lower(self) -> float:
-        """One-sided 95 % lower bound."""
-        return self.slope - Z95 * self.error
-
-
-def fit_line(x: Float, y: Float, t_ns: Int, horizon_s: int) -> LineFit:
-    """y on x through zero over rows without NaN; the error allows for overlapping labels."""
-    known = ~(np.isnan(x) | np.isnan(y))
-    x, y = x[known], y[known]
-    n_eff = effective_count(t_ns[known], horizon_s)
-    # Sums, not products of BLAS: its threads spin on vectors of this size.
-    power = float((x * x).sum())
-    if power <= 0.0 or n_eff < 2.0:
-        return LineFit(slope=0.0, error=math.inf, n_eff=n_eff)
-    slope = float((x * y).sum()) / power
-    variance = float(np.mean((y - slope * x) ** 2)) / power
-    return LineFit(slope=slope, error=math.sqrt(variance * max(1.0, len(x) / n_eff)), n_eff=n_eff)
-
-
-def fit_sign(edge: Float, realised: Float, t_ns: Int, horizon_s: int) -> LineFit:
-    """Log-odds that ``realised`` has the sign of ``edge``, per unit of |edge|: logistic, through zero.
-
-    Newton's method; the error allows for overlapping labels. Rows without NaN count.
+    ``rows`` without features; ``volatility`` (n,) is their scale feature. The boosters of different folds
+    are the same members.
     """
-    from scipy.special import expit
 
-    known = ~(np.isnan(edge) | np.isnan(realised)) & (edge != 0)
-    size, right = np.abs(edge[known]), (edge * realised)[known] > 0
-    n_eff = effective_count(t_ns[known], horizon_s)
-    slope, information = 0.0, 0.0
-    for _ in range(25 if len(size) and n_eff >= 2.0 else 0):
-        p = expit(slope * size)
-        information = float(np.sum(p * (1 - p) * size**2))
-        if information <= 0.0:
-            break
-        slope += float(np.sum((right - p) * size)) / information
-    if information <= 0.0:
-        return LineFit(slope=0.0, error=math.inf, n_eff=n_eff)
-    error = math.sqrt(max(1.0, len(size) / n_eff) / information)
-    return LineFit(slope=slope, error=error, n_eff=n_eff)
+    rows: Rows
+    volatility: Float
+    output: Float
+
+    def where(self, mask: Mask) -> Outputs:
+        """The rows where ``mask`` (n,) is true."""
+        return Outputs(
+            rows=self.rows.where(mask), volatility=self.volatility[mask], output=self.output[mask]
+        )
+
+    def then(self, other: Outputs) -> Outputs:
+        """These rows and the others."""
+        return Outputs(
+            rows=self.rows.then(other.rows),
+            volatility=np.concatenate((self.volatility, other.volatility)),
+            output=np.concatenate((self.output, other.output)),
+        )
 
 
-def stack(output: Float, primary: Float, t_ns: Int, primary_s: int) -> Float:
+def stack(seen: Outputs, scale: Scale, model: Model) -> Float:
     """Stacking weights (members,), non-negative and summing to one, or all zero.
 
-    Least squares (Lawson & Hanson 1974) of the primary scaled label (n,) on the members' ``output``
-    (n, members), each first multiplied by its own shrunk slope. Honest only for outputs on rows that
-    no member was trained on.
+    Least squares (Lawson & Hanson 1974), weighted by recency, of the primary scaled label on the members'
+    outputs, each first multiplied by its own shrunk slope.
     """
     from scipy.optimize import nnls
 
-    slopes = [fit_line(column, primary, t_ns, primary_s).shrunk for column in output.T]
+    goals = targets(seen.rows.labels_bps, seen.volatility, scale, model.horizons_s)
+    primary, t_ns = goals[:, model.horizons_s.index(model.primary_s)], seen.rows.t_ns
+    weight = recency(t_ns)
+    slopes = [fit_line(x, primary, t_ns, model.primary_s, weight).shrunk for x in seen.output.T]
     known = ~np.isnan(primary)
     if not known.any():
-        return np.zeros(output.shape[1])
-    found = nnls(output[known] * slopes, np.clip(primary[known], -CLIP, CLIP))[0]
+        return np.zeros(seen.output.shape[1])
+    root = np.sqrt(weight[known])
+    found = nnls(
+        seen.output[known] * slopes * root[:, np.newaxis],
+        np.clip(primary[known], -CLIP, CLIP) * root,
+    )[0]
     return np.asarray(found / found.sum() if found.sum() > 0 else found)
 
 
 def combine(
     members: Sequence[FittedBooster],
     weights: Float,
-    output: Float,
-    rows: Rows,
-    volatility: Float,
+    seen: Outputs,
     scale: Scale,
     edges_bps: Sequence[float],
     features: Sequence[str],
     model: Model,
-    earlier: abstention.Scored | None = None,
 ) -> Recipe:
-    """Calibrate the stack of boosters by their ``output`` (n, members) on ``rows``, and its act rule.
+    """Calibrate the stack of boosters by what they gave out of sample, and its act rule.
 
-    Honest only for rows that no booster was trained on, purged of overlap. ``volatility`` (n,) is the
-    scale feature of the rows, ``edges_bps`` the regimes' inner edges. ``earlier`` are scores of earlier
-    models out of sample; they count for the certificates.
+    ``edges_bps`` are the regimes' inner edges.
     """
     primary_s = model.primary_s
+    rows, volatility, output = seen.rows, seen.volatility, seen.output
+    weight = recency(rows.t_ns)
     goals = targets(rows.labels_bps, volatility, scale, model.horizons_s)
     column_of = [model.horizons_s.index(member.horizon_s) for member in members]
     primary = goals[:, model.horizons_s.index(primary_s)]
     own = [
-        fit_line(output[:, i], goals[:, column], rows.t_ns, members[i].horizon_s)
+        fit_line(output[:, i], goals[:, column], rows.t_ns, members[i].horizon_s, weight)
         for i, column in enumerate(column_of)
     ]
-    across = [fit_line(output[:, i], primary, rows.t_ns, primary_s) for i in range(len(members))]
+    across = [fit_line(x, primary, rows.t_ns, primary_s, weight) for x in output.T]
     combined = np.zeros(len(rows))
     for i, line in enumerate(across):
         combined += output[:, i] * (weights[i] * line.shrunk)
-    line = fit_line(combined, primary, rows.t_ns, primary_s)
+    line = fit_line(combined, primary, rows.t_ns, primary_s, weight)
     edge = combined * line.shrunk
     confidence = None
     if math.isfinite(line.error):
@@ -321,7 +292,7 @@ def combine(
         confidence = Confidence(
             level_error=residual / math.sqrt(line.n_eff),
             gain_error=line.error,
-            sign_slope=fit_sign(edge, primary, rows.t_ns, primary_s).shrunk,
+            sign_slope=fit_sign(edge, primary, rows.t_ns, primary_s, weight).shrunk,
         )
     recipe = Recipe(
         features=tuple(features),
@@ -352,38 +323,46 @@ def combine(
             for i, (member, column) in enumerate(zip(members, column_of, strict=True))
         ),
         gain=line.shrunk,
-        regimes=_regimes(combined, primary, rows.t_ns, volatility, edges_bps, primary_s),
+        regimes=_regimes(combined, primary, rows.t_ns, weight, volatility, edges_bps, primary_s),
         act=model.act,
         confidence=confidence,
     )
     scored = abstention.score(rows, edge, volatility, model)
-    return abstention.certify(recipe, scored, earlier, model)
+    return abstention.certify(recipe, scored, model)
 
 
 def _regimes(
     combined: Float,
     primary: Float,
     t_ns: Int,
+    weight: Float,
     volatility: Float,
     edges_bps: Sequence[float],
     primary_s: int,
 ) -> tuple[Regime, ...]:
-    """Open a regime only if its own rows show, at 95 %, a positive slope of the prediction.
+    """Open a regime if a positive slope of the prediction in it is shown at 95 %.
 
-    An open regime's threshold is zero: the cost is the target rule's concern.
+    The slopes of regimes are taken for draws around a common one, so that a regime of few labels has the
+    evidence of the others, as far as they agree (`pooled`). An open regime's threshold is zero: the
+    cost is the target rule's concern.
     """
     bands = [
         Regime(name=name, up_to_bps=edge, threshold_bps=None)
         for name, edge in zip(REGIMES, [*edges_bps, None], strict=True)
     ]
     index = regime_index(volatility, bands)
-    opened = []
-    for number, band in enumerate(bands):
+    lines = []
+    for number in range(len(bands)):
         inside: Mask = index == number
-        line = fit_line(combined[inside], primary[inside], t_ns[inside], primary_s)
-        shown = line.n_eff >= MIN_EFFECTIVE and line.lower > 0.0
-        opened.append(msgspec.structs.replace(band, threshold_bps=0.0 if shown else None))
-    return tuple(opened)
+        lines.append(
+            fit_line(combined[inside], primary[inside], t_ns[inside], primary_s, weight[inside])
+        )
+    return tuple(
+        msgspec.structs.replace(
+            band, threshold_bps=0.0 if line.n_eff >= MIN_EFFECTIVE and line.lower > 0.0 else None
+        )
+        for band, line in zip(bands, pooled(lines), strict=True)
+    )
 
 
 def regime_edges(volatility: Float) -> tuple[float, float]:

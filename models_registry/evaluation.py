@@ -21,10 +21,11 @@ from market.settings import FEE_ROWS_BPS, Settings
 from market.units import DAY_NS
 from models_registry import gate, statistics, trades
 from models_registry.dataset import Rows
-from models_registry.ensemble import Z95, BoosterParameters, fit_line
+from models_registry.ensemble import BoosterParameters
 from models_registry.manifest import Gate, GateRow
 from models_registry.recipe import Recipe
 from models_registry.selection import FoldSelection
+from models_registry.slopes import Z95, fit_line
 from models_registry.trades import FeeResult, Trades
 from models_registry.validation import (
     Coefficient,

@@ -1,9 +1,14 @@
-"""One fold's model: features selected, tuned and stacked within the training span, calibrated after it.
+"""One fold's model: boosters of all that is past, stacked and calibrated by what was seen out of sample.
 
-    training span  |TTTTTTTTTTTTTTT head .| tail |.|CCCC calibration|.|#### test|
+    first fold     |TTTTTTTTTTT head .| tail |.|CCCC calibration|.|#### test|
+    later folds    |TTTTTTTTTTTTTTT head .|   tail   |.SSSSSSSS seen|#### test|
 
-Features, hyper-parameters and stacking weights come from boosters of the head, judged on the tail; then
-boosters of the whole span are fitted, and calibrated on the calibration span.
+Features and hyper-parameters come from boosters of the head, judged on the tail. Stacking weights and
+slopes are those of the procedure, not of one set of boosters: they come from its outputs on the first
+calibration span and on all test blocks before this one, each by boosters of what lay before it
+(prequential, Dawid 1984), the latest with most weight. So no fold but the first holds rows back from its
+boosters, and a change of the market is learned at the next fold. The final model is made the same way. Each
+fold of combinatorial validation is like a first one.
 """
 
 from __future__ import annotations
@@ -20,13 +25,12 @@ import numpy.typing as npt
 from market.settings import Model
 from market.units import utc_date
 from models_registry import dataset, ensemble, selection
-from models_registry.abstention import Scored
 from models_registry.dataset import Features, Rows, Source
-from models_registry.ensemble import BoosterParameters, FittedBooster
+from models_registry.ensemble import BoosterParameters, FittedBooster, Outputs
 from models_registry.recipe import Recipe, Scale
 from models_registry.selection import FoldSelection
 from models_registry.tuning import Studies, tune
-from models_registry.validation import Fold, Int, TimeSpan, split_tail, walk_forward
+from models_registry.validation import Decisions, Fold, Int, TimeSpan, split_tail, walk_forward
 
 Float = npt.NDArray[np.float64]
 Progress = Callable[[str], None]
@@ -87,7 +91,9 @@ class Trainer:
             )
         self._source, self._features, self._model = source, features, model
         self._studies, self._progress = studies, progress
-        self.tuned = Tuned()
+        self.tuned = Tuned(parameters=dict.fromkeys(model.horizons_s, BoosterParameters()))
+        #: Outputs of all folds so far, out of sample; None before the first one.
+        self.seen: Outputs | None = None
         self.dates = source.dates()
         #: Training rows without features: what folds are made of.
         self.rows = source.read(self.dates, [ensemble.SCALE_FEATURE], model.train_stride_s)
@@ -114,51 +120,64 @@ class Trainer:
         volatility = rows.features[:, names.index(ensemble.SCALE_FEATURE)].astype(np.float64)
         return rows, volatility
 
-    def fit(self, fold: Fold, earlier: Scored | None) -> FoldModel | str:
+    def fit(self, fold: Fold) -> FoldModel | str:
         """The fold's model, or the reason why it has too few rows."""
         model = self._model
         known = ~np.isnan(self.rows.labels_bps[fold.train.mask(self.rows.t_ns)])
         for horizon, count in zip(model.horizons_s, known.sum(axis=0), strict=True):
             if count < ensemble.MIN_TRAIN_ROWS:
                 return f"{count} training rows at {horizon} s of at least {ensemble.MIN_TRAIN_ROWS}"
-        head, tail = split_tail(self.rows.t_ns, fold.train, TAIL_SHARE, max(model.horizons_s))
+        # Only of a fold whose past is all that lies before it can earlier folds say anything.
+        first = self.seen is None or isinstance(fold.train, Decisions)
+        span = fold.train if first else TimeSpan(fold.train.after_ns, fold.calibration.until_ns)
+        head, tail = split_tail(self.rows.t_ns, span, TAIL_SHARE, max(model.horizons_s))
         chosen = self._select(head, tail)
         names = self._features.names
         if chosen is not None:
             wanted = {*chosen.names, ensemble.SCALE_FEATURE}
             names = tuple(name for name in names if name in wanted)
-        train, volatility = self.read(names, fold.train)
-        weights = self._tune_and_stack(fold, names, head, tail)
+        self._tune(fold, names, head, tail)
+        rows, volatility = self.read(names, span)
         scale = ensemble.scale_of(volatility)
-        members = self._members(train, volatility, scale, names)
-        calibration, calibration_volatility = self.read(names, fold.calibration)
-        before = None
-        if earlier is not None:
-            before = earlier.where(earlier.t_ns <= fold.calibration.after_ns)
+        members = self._members(rows, volatility, scale, names)
+        count = len(rows)
+        del rows
+        if first:
+            held, held_volatility = self.read(names, fold.calibration)
+            output = ensemble.outputs(members, held.features, model.threads)
+            self.seen = _bare(held, held_volatility, output)
+        assert self.seen is not None
+        # The labels of the last rows of a test block reach into the next one.
+        seen = self.seen.where(self.seen.rows.t_ns <= fold.calibration.until_ns)
         recipe = ensemble.combine(
             members,
-            weights,
-            ensemble.outputs(members, calibration.features, model.threads),
-            calibration,
-            calibration_volatility,
+            self._weights(seen, scale),
+            seen,
             scale,
             ensemble.regime_edges(volatility),
             names,
             model,
-            before,
         )
         return FoldModel(
             recipe=recipe,
             members=members,
             selection=chosen,
-            train_rows=len(train),
-            calibration_rows=len(calibration),
+            train_rows=count,
+            calibration_rows=len(seen.rows),
         )
 
     def _members(
         self, rows: Rows, volatility: Float, scale: Scale, names: tuple[str, ...]
     ) -> tuple[FittedBooster, ...]:
         return ensemble.fit(rows, volatility, scale, names, self.tuned.parameters, self._model)
+
+    def _weights(self, seen: Outputs, scale: Scale) -> Float:
+        return ensemble.stack(seen, scale, self._model)
+
+    def add(self, rows: Rows, volatility: Float, output: Float) -> None:
+        """Outputs of the last fold's boosters on rows after its training, whose outcome is known."""
+        new = _bare(rows, volatility, output)
+        self.seen = new if self.seen is None else self.seen.then(new)
 
     def _select(self, head: TimeSpan, tail: TimeSpan) -> FoldSelection | None:
         rows, model = self._candidates, self._model
@@ -187,18 +206,17 @@ class Trainer:
             threads=model.threads,
         )
 
-    def _tune_and_stack(
-        self, fold: Fold, names: tuple[str, ...], head: TimeSpan, tail: TimeSpan
-    ) -> Float:
-        """Stacking weights by boosters of the head; tunes first when the span has doubled."""
-        model = self._model
+    def _tune(self, fold: Fold, names: tuple[str, ...], head: TimeSpan, tail: TimeSpan) -> None:
+        """Search for hyper-parameters anew when the span has doubled."""
+        model, span_s = self._model, (fold.train.until_ns - fold.train.after_ns) / 1e9
+        if not model.trials or span_s < 2 * self.tuned.span_s:
+            return
         train, volatility = self.read(names, head)
         scored, scored_volatility = self.read(names, tail)
         scale = ensemble.scale_of(volatility)
         goals = ensemble.targets(train.labels_bps, volatility, scale, model.horizons_s)
         realised = ensemble.targets(scored.labels_bps, scored_volatility, scale, model.horizons_s)
-        span_s = (fold.train.until_ns - fold.train.after_ns) / 1e9
-        if span_s >= 2 * self.tuned.span_s and len(scored) >= ensemble.MIN_EFFECTIVE:
+        if len(scored) >= ensemble.MIN_EFFECTIVE:
             data = ensemble.bin_features(train.features, names, model.threads)
 
             def one(column: int) -> tuple[BoosterParameters, float]:
@@ -234,13 +252,11 @@ class Trainer:
                 f"tuned within the training span before {fold.test_dates[0]}: rank IC "
                 f"{self.tuned.ic:.4f}"
             )
-        members = self._members(train, volatility, scale, names)
-        return ensemble.stack(
-            ensemble.outputs(members, scored.features, model.threads),
-            realised[:, model.horizons_s.index(model.primary_s)],
-            scored.t_ns,
-            model.primary_s,
-        )
+
+
+def _bare(rows: Rows, volatility: Float, output: Float) -> Outputs:
+    rows = msgspec.structs.replace(rows, features=np.empty((len(rows), 0), np.float32))
+    return Outputs(rows=rows, volatility=volatility, output=output)
 
 
 #: What fits a source's folds: `Trainer`, or another of its kind.

@@ -21,7 +21,7 @@ from market.settings import Model
 from models_registry import ensemble, labels, probes
 from models_registry.dataset import Features, Rows, Source, values_at
 from models_registry.ensemble import FittedBooster
-from models_registry.fold import Trainer
+from models_registry.fold import Trainer, Tuned
 from models_registry.probes import Probe
 from models_registry.recipe import Scale
 
@@ -111,10 +111,12 @@ class OwnTrainer(Trainer):
     def __init__(
         self, source: Any, features: Features, model: Model, *more: Any, own: Any, name: str
     ) -> None:
-        super().__init__(source, features, msgspec.structs.replace(model, select=0), *more)
+        model = msgspec.structs.replace(model, select=0, trials=0)
+        super().__init__(source, features, model, *more)
+        self.tuned = Tuned()
         self._own, self._name = own, name
 
-    def _tune_and_stack(self, *_: Any) -> Float:
+    def _weights(self, *_: Any) -> Float:
         return np.array(
             [float(horizon == self._model.primary_s) for horizon in self._model.horizons_s]
         )

@@ -334,7 +334,7 @@ def of_pipeline(
     def fit(given: Rows) -> FoldModel | str:
         memory = MemorySource(given, features.names)
         trainer = (fits or Trainer)(memory, features, model, None, lambda line: None)
-        return trainer.fit(fold, None)
+        return trainer.fit(fold)
 
     def digest(given: Rows) -> bytes:
         made = fit(given)

@@ -36,6 +36,7 @@ Float = npt.NDArray[np.float64]
 Objective = Literal["return", "direction"]
 Act = Literal["threshold", "expected_edge", "certified"]
 Basis = Literal["gross", "net"]
+Scope = Literal["regime", "all"]
 
 #: Regime of a row without volatility, which has no prediction either.
 NO_REGIME: Final = "unknown"
@@ -117,6 +118,8 @@ class Certificate(StrictStruct, frozen=True, kw_only=True):
     confidence: float
     least_score: float | None
     steps: tuple[Step, ...]
+    #: Whose signals were counted: the regime's, or those of all regimes together.
+    scope: Scope = "regime"
 
 
 class Regime(StrictStruct, frozen=True, kw_only=True):

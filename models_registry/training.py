@@ -1,8 +1,8 @@
 """Training: walk-forward evaluation, verdict, final boosters.
 
-Walk-forward evaluates the procedure: in every fold boosters are trained, calibrated and tested on a
-later block, second by second, through the live predictor and target rule. The final boosters are fitted
-by the same procedure on all rows and calibrated on the out-of-sample outputs of all test blocks. The
+Walk-forward evaluates the procedure: in every fold boosters are trained, calibrated (`models_registry.fold`)
+and tested on a later block, second by second, through the live predictor and target rule. The final boosters
+are fitted by the same procedure on all rows and calibrated on the out-of-sample outputs of all test blocks. The
 reported figures are those of the folds, each with its own calibration; never in-sample ones.
 """
 
@@ -18,9 +18,9 @@ import numpy.typing as npt
 from market.settings import FEE_ROWS_BPS, Model, Settings
 from market.units import DAY_NS, SECOND_NS, utc_date
 from models_registry import decay, ensemble, selection
-from models_registry.abstention import Scored, score
+from models_registry.abstention import score
 from models_registry.dataset import Features, Rows, Source
-from models_registry.ensemble import FittedBooster
+from models_registry.ensemble import FittedBooster, Outputs
 from models_registry.evaluation import (
     BlockResult,
     ChampionComparison,
@@ -104,15 +104,16 @@ def evaluate(
     blocks: list[BlockResult] = []
     parts: list[OutOfSample] = []
     selections: list[FoldSelection] = []
-    earlier: Scored | None = None
     for number, fold in enumerate(folds):
-        fitted = trainer.fit(fold, earlier)
+        fitted = trainer.fit(fold)
         if isinstance(fitted, str):
             skipped.append(f"block from {fold.test_dates[0]}: {fitted}")
             continue
         if fitted.selection is not None:
             selections.append(fitted.selection)
         part = face(source, settings, fold, fitted, rival)
+        strided = _strided(part, model)
+        trainer.add(strided.rows, strided.volatility, strided.output)
         block = make_block(
             number,
             fold,
@@ -130,9 +131,6 @@ def evaluate(
             continue
         parts.append(part)
         blocks.append(block)
-        seen = _strided(part, model)
-        made = score(seen.rows, seen.raw_bps / seen.scale_bps, seen.volatility, model)
-        earlier = made if earlier is None else earlier.then(made)
         progress(
             f"block {number + 1} of {len(folds)} ({block.first_date}): rank IC {block.ic.rank:.4f}"
         )
@@ -169,19 +167,16 @@ def finish(
     members = ensemble.fit(rows, volatility, scale, names, evaluation.parameters, model)
     span, count = (int(rows.t_ns[0]), int(rows.t_ns[-1])), len(rows)
     del rows
-    seen = _strided(evaluation.pooled, model)
-    goals = ensemble.targets(seen.rows.labels_bps, seen.volatility, scale, model.horizons_s)
-    primary = goals[:, model.horizons_s.index(model.primary_s)]
-    weights = ensemble.stack(seen.output, primary, seen.rows.t_ns, model.primary_s)
+    part = _strided(evaluation.pooled, model)
+    seen = Outputs(rows=part.rows, volatility=part.volatility, output=part.output)
+    weights = ensemble.stack(seen, scale, model)
     # Only a return booster has another use than its weight: the expectation at its horizon.
     kept = [n for n, m in enumerate(members) if m.objective == "return" or weights[n] > 0]
     members = tuple(members[n] for n in kept)
     recipe = ensemble.combine(
         members,
         weights[kept],
-        seen.output[:, kept],
-        seen.rows,
-        seen.volatility,
+        msgspec.structs.replace(seen, output=seen.output[:, kept]),
         scale,
         ensemble.regime_edges(volatility),
         names,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import betaincinv
 
-from models_registry.ensemble import Z95
+from models_registry.slopes import Z95
 from proving.certify.stream import cusum_delay_days
 
 Float = npt.NDArray[np.float64]

@@ -71,7 +71,7 @@ def test_the_sequence_stops_at_the_first_bound_that_is_not_met() -> None:
 def test_a_strong_signal_is_certified_and_keeps_its_rate_on_new_data() -> None:
     kept, coverage = 0, []
     for seed in range(20):
-        made = certify(RECIPE, signals(0.5, seed, 20_000), None, MODEL)
+        made = certify(RECIPE, signals(0.5, seed, 20_000), MODEL)
         for regime in made.regimes:
             assert regime.threshold_bps == 0.0
             later = signals(0.5, 1000 + seed, 200_000)
@@ -86,7 +86,7 @@ def test_a_strong_signal_is_certified_and_keeps_its_rate_on_new_data() -> None:
 def test_what_cannot_be_certified_closes_the_regime(ic: float) -> None:
     closed = 0
     for seed in range(10):
-        made = certify(RECIPE, signals(ic, seed), None, MODEL)
+        made = certify(RECIPE, signals(ic, seed), MODEL)
         closed += sum(regime.threshold_bps is None for regime in made.regimes)
     assert closed == 20
 
@@ -94,7 +94,7 @@ def test_what_cannot_be_certified_closes_the_regime(ic: float) -> None:
 def test_gross_and_net_are_both_stated_and_the_setting_decides_which_acts() -> None:
     found = signals(0.6, 1, cost=0.4)
     gross, net = (
-        certify(RECIPE, found, None, msgspec.structs.replace(MODEL, certify=basis))
+        certify(RECIPE, found, msgspec.structs.replace(MODEL, certify=basis))
         for basis in ("gross", "net")
     )
     for one, two in zip(gross.regimes, net.regimes, strict=True):
@@ -103,14 +103,23 @@ def test_gross_and_net_are_both_stated_and_the_setting_decides_which_acts() -> N
         assert (one.least_score, two.least_score) == (by_basis["gross"], by_basis["net"])
         assert one.least_score < two.least_score
         assert {c.fee_row for c in one.certificates} == {"zero"}
-    edge = certify(msgspec.structs.replace(RECIPE, act="expected_edge"), found, None, MODEL)
+    edge = certify(msgspec.structs.replace(RECIPE, act="expected_edge"), found, MODEL)
     assert [r.least_score for r in edge.regimes] == [0.0, 0.0]
 
 
-def test_earlier_signals_out_of_sample_count_too() -> None:
-    few = signals(0.5, 1, 100)
-    assert not certify(RECIPE, few, None, MODEL).regimes[0].certificates[0].steps[1:]
-    assert len(certify(RECIPE, few, signals(0.5, 2), MODEL).regimes[0].certificates[0].steps) > 5
+def test_a_regime_takes_the_certificate_of_all_unless_its_own_signals_are_worse() -> None:
+    alike = signals(0.5, 1, 3000)
+    scopes = [{c.scope for c in r.certificates} for r in certify(RECIPE, alike, MODEL).regimes]
+    assert scopes == [{"all"}, {"all"}]
+    least = [c.least_score for c in certify(RECIPE, alike, MODEL).regimes[0].certificates]
+    low = alike.where(alike.volatility < 1.0)
+    alone = [c.least_score for c in certify(RECIPE, low, MODEL).regimes[0].certificates]
+    assert all(a is not None and b is not None and a < b for a, b in zip(least, alone, strict=True))
+    # Without alpha in the high regime a half of what passes together is false there.
+    dead = alike.gross_bps * np.where(alike.volatility > 1.0, np.arange(3000) // 2 % 2 * 2 - 1, 1)
+    apart = certify(RECIPE, msgspec.structs.replace(alike, gross_bps=dead, net_bps=dead), MODEL)
+    assert apart.regimes[0].threshold_bps == 0.0
+    assert apart.regimes[1].threshold_bps is None
 
 
 def test_the_adaptive_level_keeps_the_long_run_rate_and_its_state_is_plain() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -14,10 +15,10 @@ from market.lake import Lake
 from market.settings import Settings
 from models_registry import card, dataset, ensemble, training
 from models_registry.dataset import DatasetError, Features
-from models_registry.ensemble import fit_line
 from models_registry.evaluation import Evaluation
 from models_registry.fold import FoldModel, Trainer, Tuned, folds_of
 from models_registry.pictures import pictures
+from models_registry.slopes import LineFit, fit_line, pooled, recency
 from models_registry.training import TrainedModel
 
 
@@ -136,18 +137,19 @@ def test_later_data_cannot_change_a_fold(
     trained: tuple[Evaluation, TrainedModel],
     tmp_path: Path,
 ) -> None:
-    # The first block of a shorter lake is the first block of the longer one.
+    # The first blocks of a shorter lake are the first blocks of the longer one.
     shorter = Lake(tmp_path / "lake", "synthetic")
     for symbol, date in planted_lake.partitions("training_set"):
-        if date <= "2026-01-03":
+        if date <= "2026-01-04":
             table = planted_lake.read("training_set", symbol, date)
             shorter.write("training_set", symbol, date, table, inputs="x")
     study = study_of(shorter, msgspec.structs.replace(planted_settings, root=shorter.uri))
-    assert study.blocks[0].ic == trained[0].blocks[0].ic
-    assert study.blocks[0].net_total_bps == trained[0].blocks[0].net_total_bps
+    assert len(study.blocks) == 2
+    for short, long in zip(study.blocks, trained[0].blocks, strict=False):
+        assert (short.ic, short.net_total_bps) == (long.ic, long.net_total_bps)
 
 
-def test_a_fold_selects_tunes_and_stacks_within_its_training_span(
+def test_the_first_fold_is_calibrated_on_what_its_boosters_had_not_seen(
     planted_lake: Lake, planted_settings: Settings
 ) -> None:
     names = planted.FEATURES.names
@@ -155,27 +157,73 @@ def test_a_fold_selects_tunes_and_stacks_within_its_training_span(
     fold = folds_of(rows.t_ns, planted_settings.model)[0]
     model = msgspec.structs.replace(planted_settings.model, select=3)
 
-    def fitted(given: dataset.Rows) -> tuple[FoldModel, Tuned]:
+    def fitted(given: dataset.Rows) -> tuple[FoldModel, Tuned, ensemble.Outputs]:
         source = dataset.MemorySource(given, names)
         trainer = Trainer(source, planted.FEATURES, model, None, lambda line: None)
-        made = trainer.fit(fold, None)
+        made = trainer.fit(fold)
         assert isinstance(made, FoldModel)
-        return made, trainer.tuned
+        assert trainer.seen is not None
+        return made, trainer.tuned, trainer.seen
 
-    made, tuned = fitted(rows)
+    made, tuned, seen = fitted(rows)
     assert made.selection is not None
     assert {"signal", "echo"} <= set(made.selection.names) <= set(names)
     assert set(made.recipe.features) == {*made.selection.names, ensemble.SCALE_FEATURE}
     assert set(tuned.parameters) == set(planted.HORIZONS)
     broken = rows.labels_bps.copy()
     broken[~fold.train.mask(rows.t_ns)] *= -1.0
-    other, again = fitted(msgspec.structs.replace(rows, labels_bps=broken))
+    other, again, as_seen = fitted(msgspec.structs.replace(rows, labels_bps=broken))
     assert other.selection is not None
     assert (other.selection.names, again) == (made.selection.names, tuned)
-    assert other.members == made.members
-    weights = [[member.weight for member in one.recipe.members] for one in (made, other)]
-    assert weights[0] == weights[1]
+    assert np.array_equal(as_seen.output, seen.output)
+    assert fold.calibration.mask(seen.rows.t_ns).all()
     assert made.recipe.gain > other.recipe.gain == 0.0
+
+
+def test_outcomes_of_test_blocks_calibrate_the_next_fold(
+    planted_lake: Lake, planted_settings: Settings
+) -> None:
+    rows = rows_of(planted_lake)
+    folds = folds_of(rows.t_ns, planted_settings.model)
+    source = dataset.MemorySource(rows, planted.FEATURES.names)
+    trainer = Trainer(source, planted.FEATURES, planted_settings.model, None, lambda line: None)
+    made = trainer.fit(folds[0])
+    assert isinstance(made, FoldModel)
+    block = rows.where(folds[0].test.mask(rows.t_ns))
+    # Whatever the boosters said there, they were wrong.
+    output = ensemble.outputs(made.members, block.features, 1)
+    trainer.add(block, block.features[:, -1].astype(float), -10.0 * output)
+    worse = trainer.fit(folds[1])
+    assert isinstance(worse, FoldModel)
+    assert worse.train_rows > made.train_rows
+    assert made.recipe.gain > worse.recipe.gain == 0.0
+
+
+def test_slopes_are_drawn_together_by_their_errors() -> None:
+    def line(slope: float, error: float) -> LineFit:
+        return LineFit(slope=slope, error=error, n_eff=100.0)
+
+    alike = pooled([line(1.0, 0.5), line(1.2, 0.5), line(0.8, 0.5)])
+    assert [one.slope for one in alike] == pytest.approx([1.0] * 3)
+    assert [one.error for one in alike] == pytest.approx([0.5 / np.sqrt(3)] * 3)
+    # By hand: Q = 2 / 0.01, τ² = (200 - 2) / 200 = 0.99, B = 0.01 / (0.01 + 0.99).
+    apart = pooled([line(-1.0, 0.1), line(0.0, 0.1), line(1.0, 0.1)])
+    assert [one.slope for one in apart] == pytest.approx([-0.99, 0.0, 0.99])
+    assert apart[0].error == pytest.approx(np.sqrt(0.99 * 0.01 + 0.01**2 / 3))
+    unknown = pooled([line(1.0, 0.1), line(0.0, math.inf)])
+    assert unknown[1].slope == pytest.approx(1.0)
+
+
+def test_recent_rows_count_more_and_all_of_them_less() -> None:
+    generator = np.random.default_rng(1)
+    t_ns = np.arange(1, 6001, dtype=np.int64) * 600_000_000_000
+    x = generator.normal(size=6000)
+    y = np.where(t_ns > t_ns[3000], x, -x) + generator.normal(size=6000)
+    assert fit_line(x, y, t_ns, 10).shrunk == 0.0
+    found = fit_line(x, y, t_ns, 10, recency(t_ns))
+    # A half-life of 720 rows: 2 * 720 / ln 2 equal ones.
+    assert found.n_eff == pytest.approx(2 * 720 / np.log(2) / 1, rel=0.01)
+    assert found.slope == pytest.approx(1.0 - 2 * 0.5 ** (3000 / 720), abs=0.1)
 
 
 def test_a_line_s_error_grows_with_overlap_and_noise_shrinks_to_nothing() -> None:
