@@ -40,9 +40,7 @@ Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
 #: Offsets of the seed: independent random streams.
-_IC_STREAM: Final = 1
-_NET_STREAM: Final = 2
-_CHAMPION_STREAM: Final = 4
+_IC_STREAM, _NET_STREAM, _CHAMPION_STREAM = 1, 2, 4
 
 #: A calibration slope is accepted when its 90 % interval meets this range.
 _SLOPES: Final = (0.5, 1.5)
