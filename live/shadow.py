@@ -105,7 +105,7 @@ class Shadow:
         """The decisions of a second, whose vectors hold the ``computed`` features, once their orders have
         left; left out while it is busy."""
         if self._queue.qsize():
-            self.skipped += len(decisions)
+            self.skipped += len(decisions) if self._model is not None else 0
         else:
             self._queue.put((decisions, computed))
 

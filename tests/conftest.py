@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -44,6 +45,20 @@ def data_dir() -> Path:
     if not any(folder.glob("*.frames.zst")):
         pytest.skip(f"no recorded market data in {folder} (set L2_TEST_DATA)")
     return folder
+
+
+@pytest.fixture
+def a_minute_at_most() -> Iterator[None]:
+    """Fails a test that waits for ever, as pybit's streams do for a connection that was lost."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError("not done within a minute")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 #: Limits the size of files within a block, as a full disk does.

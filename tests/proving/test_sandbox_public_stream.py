@@ -166,6 +166,7 @@ def test_the_command_prints_its_addresses_and_ends_on_sigterm() -> None:
     assert description["clock"]["speed"] == 1.0
 
 
+@pytest.mark.usefixtures("a_minute_at_most")
 def test_pybit_keeps_a_local_book(venue: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its book raises when a delta deletes an unknown price."""
     address = venue.description["ws_public"].replace("linear", "{CHANNEL_TYPE}")
