@@ -151,9 +151,8 @@ class Audits:
                 self._foreign_order(now_ns, report)
                 continue
             listed.add(order.client_id)
-            if (
-                order.state.is_final and result.venue_ns > order.venue_ns
-            ):  # not as of before its end
+            # A list from before the order's end says nothing of it.
+            if order.state.is_final and result.venue_ns > order.venue_ns:
                 self._say(
                     "error", "an ended order is open at the venue", symbol, id=order.client_id
                 )
