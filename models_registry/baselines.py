@@ -65,7 +65,7 @@ def _persistence(features: Float, label: Float) -> Signal:
 
 def _slope(x: Float, y: Float) -> float:
     x = np.nan_to_num(x)
-    return float(x @ y) / (float(x @ x) or 1.0)
+    return float((x * y).sum()) / (float((x * x).sum()) or 1.0)
 
 
 def _queue_imbalance(features: Float, label: Float) -> Signal:

@@ -256,10 +256,10 @@ def calibration_slope(rows: Served) -> tuple[float, float]:
     rows = rows.where(rows.t_ns > rows.t_ns[-1] - RANKED_S * SECOND_NS)
     p, y = rows.raw_bps / rows.scale_bps, rows.realised_bps / rows.scale_bps
     hour, index = np.unique((rows.t_ns - 1) // HOUR_NS, return_inverse=True)
-    square = float(p @ p)
+    square = float((p * p).sum())
     if len(hour) < 2 or square == 0.0:
         return math.nan, math.nan
-    slope = float(p @ y) / square
+    slope = float((p * y).sum()) / square
     by_hour = np.bincount(index, p * (y - slope * p))
     return slope, float(np.sqrt((by_hour**2).sum()) / square)
 

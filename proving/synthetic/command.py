@@ -210,7 +210,8 @@ def day_sums(
             move = log_mid[DELAY_S + horizon_s :] - log_mid[DELAY_S:-horizon_s]
             move = move * (BPS / listing.sigma_bps)
             then = alpha[: len(move)]
-            out[place] += (then @ then, move @ move, then @ move)
+            # numpy's own sum: a BLAS product depends on how many threads it has just now.
+            out[place] += [float((x * y).sum()) for x, y in ((then, then), (move, move), (then, move))]
     return out
 
 
