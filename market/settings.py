@@ -134,6 +134,38 @@ class Execution(Struct, frozen=True, kw_only=True):
     study_span_s: float = 86_400.0
 
 
+class Desk(Struct, frozen=True, kw_only=True):
+    """What the desk decides with. Each part can be switched off alone; ``legacy`` switches all of them off."""
+
+    #: legacy: what was there before: its model, 5 % of constant capital, market orders. It stands for the
+    #: values of `PROFILES`, wherever they are not set one by one.
+    profile: Literal["whole", "legacy"] = "whole"
+    #: champion: the promoted version; legacy: the frozen static model of the lake.
+    model: Literal["champion", "legacy"] = "champion"
+    #: risk: by edge, volatility, liquidity and equity; fixed: ``execution.size_share`` of capital.
+    size: Literal["risk", "fixed"] = "risk"
+    #: Urgency by half-life, spread and what is left; without it an entry has to earn two taker fees.
+    urgency: bool = True
+    #: A guard by correlated symbols, traded or watched, and exposure counted by group.
+    leaders: bool = True
+    #: The next funding settlement in entry, exit and urgency.
+    funding: bool = True
+    #: Size and exits by the distance to liquidation.
+    margin: bool = True
+    #: A newly promoted model, and the first day on a venue, begin at a capped size.
+    ramp: bool = True
+
+
+#: What a profile means for settings that are not set one by one.
+PROFILES: dict[str, dict[str, dict[str, Any]]] = {
+    "whole": {},
+    "legacy": {
+        "desk": {"model": "legacy", "size": "fixed"}
+        | dict.fromkeys(("urgency", "leaders", "funding", "margin", "ramp"), False),
+        "execution": {"algorithm": "market", "size_share": 0.05},
+    },
+}
+
 Positive = Annotated[float, Meta(gt=0)]
 
 
@@ -261,6 +293,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     registry: Registry = Registry()
     pipeline: Pipeline = Pipeline()
     execution: Execution = Execution()
+    desk: Desk = Desk()
     risk: Risk = Risk()
     live: Live = Live()
     record: Record = Record()
@@ -319,6 +352,11 @@ def load(
         tree["root"] = os.path.expanduser(root)
         if wrong := unusable(tree["root"]):
             raise SettingsError(f"{origin['root']}: root: {wrong}")
+    desk = tree.get("desk")
+    profile = desk.get("profile") if isinstance(desk, dict) else None
+    for section, values in PROFILES.get(str(profile), {}).items():
+        own = tree.get(section, {})
+        tree[section] = values | own if isinstance(own, dict) else own
     try:
         settings = msgspec.convert(tree, Settings, strict=False)
     except msgspec.ValidationError as error:
