@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from live.core import Core
 from live.gateway import PlainCodec
@@ -54,6 +55,9 @@ def rehearse(settings: Settings, instruments: Mapping[str, Instrument], model: M
             driver.on_events(symbol, events)
     driver.close(flatten=True)
     model.bundle.predict(np.zeros(len(model.bundle.manifest.features)))
+    pa.array(
+        np.zeros(1), from_pandas=True
+    )  # imports pandas: the decision log's thread would hold the GIL
     return time.monotonic() - started
 
 
