@@ -140,7 +140,6 @@ def bin_features(features: Float32, names: Sequence[str], threads: int) -> light
         np.zeros(len(features)),
         feature_name=list(names),
         params={**_BINNING, "num_threads": threads},
-        free_raw_data=False,
     )
     return data.construct()
 

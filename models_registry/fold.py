@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from market.settings import Model
-from market.units import utc_date
+from market.units import SECOND_NS, utc_date
 from models_registry import dataset, ensemble, selection
 from models_registry.dataset import Features, Rows, Source
 from models_registry.ensemble import BoosterParameters, FittedBooster, Outputs
@@ -39,6 +39,14 @@ Progress = Callable[[str], None]
 TAIL_SHARE: Final = 0.25
 #: Rows that features are selected on, at most; more are thinned to a multiple of the stride.
 SELECTION_ROWS: Final = 400_000
+#: Rows seen out of sample that weights and slopes are fitted on, at most, thinned likewise: labels of a minute
+#: overlap so much that more of them say little, and hold gigabytes.
+SEEN_ROWS: Final = 1_000_000
+
+
+def thinned_s(stride_s: int, rows: int, most: int) -> int:
+    """The least multiple of a stride at which no more than ``most`` of these rows are left (seconds)."""
+    return stride_s * max(1, -(-rows // most))
 
 
 def folds_of(t_ns: Int, model: Model) -> tuple[Fold, ...]:
@@ -97,8 +105,9 @@ class Trainer:
         self.dates = source.dates()
         #: Training rows without features: what folds are made of.
         self.rows = source.read(self.dates, [ensemble.SCALE_FEATURE], model.train_stride_s)
-        thinned = -(-len(self.rows) // SELECTION_ROWS)
-        self._stride_s = model.train_stride_s * thinned if model.select else 0
+        stride_s, count = model.train_stride_s, len(self.rows)
+        self._stride_s = thinned_s(stride_s, count, SELECTION_ROWS) if model.select else 0
+        self.seen_stride_s = thinned_s(stride_s, count, SEEN_ROWS)
         self._candidates = (
             source.read(self.dates, features.names, self._stride_s) if model.select else None
         )
@@ -144,6 +153,8 @@ class Trainer:
         del rows
         if first:
             held, held_volatility = self.read(names, fold.calibration)
+            thin = held.t_ns // SECOND_NS % self.seen_stride_s == 0
+            held, held_volatility = held.where(thin), held_volatility[thin]
             output = ensemble.outputs(members, held.features, model.threads)
             self.seen = _bare(held, held_volatility, output)
         assert self.seen is not None

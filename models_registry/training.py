@@ -33,7 +33,7 @@ from models_registry.evaluation import (
     rank_product,
     summarise_blocks,
 )
-from models_registry.fold import Fits, FoldModel, Trainer, folds_of
+from models_registry.fold import SEEN_ROWS, Fits, FoldModel, Trainer, folds_of, thinned_s
 from models_registry.manifest import (
     MANIFEST_FILE,
     Bundle,
@@ -112,7 +112,7 @@ def evaluate(
         if fitted.selection is not None:
             selections.append(fitted.selection)
         part = face(source, settings, fold, fitted, rival)
-        strided = _strided(part, model)
+        strided = _strided(part, trainer.seen_stride_s)
         trainer.add(strided.rows, strided.volatility, strided.output)
         block = make_block(
             number,
@@ -167,7 +167,7 @@ def finish(
     members = ensemble.fit(rows, volatility, scale, names, evaluation.parameters, model)
     span, count = (int(rows.t_ns[0]), int(rows.t_ns[-1])), len(rows)
     del rows
-    part = _strided(evaluation.pooled, model)
+    part = _strided(evaluation.pooled, thinned_s(model.train_stride_s, count, SEEN_ROWS))
     seen = Outputs(rows=part.rows, volatility=part.volatility, output=part.output)
     weights = ensemble.stack(seen, scale, model)
     # Only a return booster has another use than its weight: the expectation at its horizon.
@@ -245,10 +245,10 @@ def _volatility(rows: Rows, names: Sequence[str]) -> Float:
     return np.ascontiguousarray(rows.features[:, column], np.float64)
 
 
-def _strided(part: OutOfSample, model: Model) -> OutOfSample:
-    if model.train_stride_s == 1:
+def _strided(part: OutOfSample, stride_s: int) -> OutOfSample:
+    if stride_s == 1:
         return part
-    return part.where(part.rows.t_ns // SECOND_NS % model.train_stride_s == 0)
+    return part.where(part.rows.t_ns // SECOND_NS % stride_s == 0)
 
 
 def _rival(
