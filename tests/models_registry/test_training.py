@@ -13,6 +13,7 @@ from conftest import train
 
 from market.lake import Lake
 from market.settings import Settings
+from market.units import SECOND_NS
 from models_registry import card, dataset, ensemble, training
 from models_registry.dataset import DatasetError, Features
 from models_registry.evaluation import Evaluation
@@ -178,6 +179,21 @@ def test_the_first_fold_is_calibrated_on_what_its_boosters_had_not_seen(
     assert np.array_equal(as_seen.output, seen.output)
     assert fold.calibration.mask(seen.rows.t_ns).all()
     assert made.recipe.gain > other.recipe.gain == 0.0
+
+
+def test_slopes_are_fitted_on_a_stated_number_of_rows_at_most(
+    planted_lake: Lake, planted_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(planted_lake)
+    monkeypatch.setattr("models_registry.fold.SEEN_ROWS", len(rows) // 3)
+    source = dataset.MemorySource(rows, planted.FEATURES.names)
+    trainer = Trainer(source, planted.FEATURES, planted_settings.model, None, lambda line: None)
+    fold = folds_of(rows.t_ns, planted_settings.model)[0]
+    assert isinstance(trainer.fit(fold), FoldModel)
+    assert trainer.seen is not None
+    held = fold.calibration.mask(rows.t_ns) & (rows.t_ns // SECOND_NS % trainer.seen_stride_s == 0)
+    assert trainer.seen_stride_s == 3 * planted_settings.model.train_stride_s
+    assert np.array_equal(trainer.seen.rows.t_ns, rows.t_ns[held])
 
 
 def test_outcomes_of_test_blocks_calibrate_the_next_fold(
