@@ -7,7 +7,9 @@ of its own that is thrown away, so that no frame waits for it and no latency is 
 
 from __future__ import annotations
 
+import gc
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -31,6 +33,7 @@ _START_NS: Final = 1_700_000_000 * SECOND_NS
 _SECONDS: Final = 3
 _ORDER_NS: Final = _START_NS + SECOND_NS
 _MID_TICKS: Final = 100_000
+_THRESHOLDS: Final = gc.get_threshold()
 
 
 def rehearse(settings: Settings, instruments: Mapping[str, Instrument], model: Model) -> float:
@@ -59,6 +62,24 @@ def rehearse(settings: Settings, instruments: Mapping[str, Instrument], model: M
         np.zeros(1), from_pandas=True
     )  # imports pandas: the decision log's thread would hold the GIL
     return time.monotonic() - started
+
+
+def settle() -> None:
+    """Set the interpreter up for short waits, once everything is loaded; `unsettle` takes it back."""
+    # What is loaded now stays: the collector looks at it never again. The rest it looks at in idle moments
+    # (`live.shell`); by itself it would in any thread at any time, for milliseconds.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1_000)
+    # A thread that wakes up, as with a sync that ended, waits for the interpreter so long at most.
+    sys.setswitchinterval(0.0005)
+
+
+def unsettle() -> None:
+    """What the interpreter does by itself."""
+    gc.unfreeze()
+    gc.set_threshold(*_THRESHOLDS)
+    sys.setswitchinterval(0.005)
 
 
 def _least_lots(instrument: Instrument) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import queue
@@ -40,7 +39,7 @@ from live.loopback import past_of
 from live.messages import Append
 from live.own_capture import OwnCapture
 from live.paper import PaperGateway, paper_venues
-from live.rehearsal import rehearse
+from live.rehearsal import rehearse, settle, unsettle
 from live.restoration import checkpoint_of, restore
 from live.shadow import Shadow
 from live.shell import STAGES, Given, History, Shell
@@ -89,8 +88,7 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self._ends.close()
-        gc.unfreeze()
-        sys.setswitchinterval(0.005)
+        unsettle()
 
     @staticmethod
     def _lock(stack: ExitStack, file: Path, what: str) -> None:
@@ -110,11 +108,7 @@ class Run:
 
     def _rehearse(self) -> float:
         took_s = rehearse(self.settings, self.instruments, self.champion)
-        # What is loaded now stays: the collector looks at it never again.
-        gc.collect()
-        gc.freeze()
-        # A thread that wakes up, as with a sync that ended, waits for the interpreter so long at most.
-        sys.setswitchinterval(0.0005)
+        settle()
         return took_s
 
     def _connect(self, address: VenueAddress, stack: ExitStack) -> None:

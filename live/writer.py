@@ -12,9 +12,12 @@ from execution.orders import Amend, Submit
 from live.latency import Histogram
 from live.log import LogError, LogWriter
 from live.messages import Send
+from market.units import SECOND_NS
 
-#: What no request waits for is on disk after so long.
+#: What no request waits for is on disk after so long, and compressed and handed to the system after so long:
+#: what is left of a burst when a request comes is little.
 SYNC_S: Final = 0.5
+FLUSH_S: Final = 0.05
 
 
 class Writer:
@@ -49,14 +52,18 @@ class Writer:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        closing = False
+        closing, due_ns = False, 0
         while not closing:
-            self._wake.wait(SYNC_S)
+            self._wake.wait(FLUSH_S)
             self._wake.clear()
             closing = self._closing
             started = time.monotonic_ns()
             try:
-                self._log.sync()
+                if self._waiting or closing or started >= due_ns:
+                    due_ns = started + round(SYNC_S * SECOND_NS)
+                    self._log.sync()
+                else:
+                    self._log.flush()
             except LogError as error:  # what it rests on is not on disk, so it does not leave
                 self._failed(error)
             synced = time.monotonic_ns()

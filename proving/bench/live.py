@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import queue
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -60,7 +59,7 @@ from live.messages import (
     SetStop,
 )
 from live.own_capture import OwnCapture
-from live.rehearsal import rehearse
+from live.rehearsal import rehearse, settle, unsettle
 from live.shell import Given, Shell
 from market.bars import Bars
 from market.book import Book
@@ -350,7 +349,7 @@ class _Run:
 
     def __exit__(self, *_: object) -> None:
         self._ends.close()
-        gc.unfreeze()
+        unsettle()
 
     def _worker(self) -> tuple[_TimedShell, WireFeed]:
         settings, instruments = self.settings, self._instruments
@@ -362,10 +361,10 @@ class _Run:
         feed = WireFeed(url, topics, clock_ns=clock, speed=self._speed, inbox=inbox)
         model: Any = _Model(settings)
         rehearse(settings, instruments, model)
-        gc.collect()
-        if not self._as_it_was:
-            gc.freeze()
-        sys.setswitchinterval(0.0005)
+        settle()
+        if self._as_it_was:
+            gc.unfreeze()
+            gc.set_threshold(700, 10, 10)
         grid = {symbol: (found.tick, found.lot) for symbol, found in instruments.items()}
         header = Header(
             venue="bench", account="", source="recorded", instruments=grid,

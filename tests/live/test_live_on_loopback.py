@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,11 +69,11 @@ class Exchange(NamedTuple):
         ]
 
 
-@pytest.fixture(scope="module")
-def exchange() -> Iterator[Exchange]:
+@contextmanager
+def serving(*symbols: str) -> Iterator[Exchange]:
     command = [
         *(sys.executable, "-m", "orchestration.cli", "sandbox", "--profile", "demo"),
-        *("--symbols", ",".join(SYMBOLS), "--past", "1200", "--no-rate-limit", "--seed", "3"),
+        *("--symbols", ",".join(symbols), "--past", "1200", "--no-rate-limit", "--seed", "3"),
     ]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -81,6 +82,12 @@ def exchange() -> Iterator[Exchange]:
             yield Exchange(described["rest"], described["keys"][0])
         finally:
             process.terminate()
+
+
+@pytest.fixture(scope="module")
+def exchange() -> Iterator[Exchange]:
+    with serving(*SYMBOLS) as one:
+        yield one
 
 
 class Worker:
@@ -181,3 +188,15 @@ def test_an_upgrade_keeps_position_and_resting_order_and_doubles_nothing(
         lot = Decimal(BUILT_IN[row["symbol"]].lot)
         filled = [Decimal(x["execQty"]) / lot for x in exchange.executions(parent)]
         assert sum(filled) <= row["qty_lots"], "nothing doubled"
+
+
+def test_a_symbol_that_the_venue_does_not_list_ends_the_start_with_one_line(root: Path) -> None:
+    with serving("BTCUSDT") as exchange:
+        worker = Worker(root, exchange)
+        assert worker.process.wait(timeout=120) == 1
+        last = (root / "worker.log").read_text().splitlines()[-1]
+        assert last.startswith(
+            f"live.bybit.rest.BybitError: ETHUSDT: {exchange.rest} does not list it"
+        )
+        assert last.endswith("; take it out of market.symbols")
+        assert exchange.orders() == []
