@@ -7,21 +7,24 @@ copies bundles from the registry (`models_registry.resolver`).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from market.errors import ModelError
+from market.settings import Settings
 from models_registry.manifest import (
+    LEGACY,
+    MANIFEST_FILE,
     POINTER_FILE,
     Bundle,
     BundleError,
     Pointer,
     bundles_folder,
+    legacy_folder,
 )
-from models_registry.pointed import load_pointed
+from models_registry.pointed import load_frozen, load_pointed
 
 
 class NoChampionError(ModelError):
@@ -31,28 +34,19 @@ class NoChampionError(ModelError):
 class Champion:
     """The bundle in force; `refresh` costs one stat unless the pointer changed.
 
-    ``feature_hash``, ``book_topic``, ``source`` and ``symbols`` are those of this process. A bundle
-    trained for others is refused: at the start with BundleError (NoChampionError without one), later
-    with a logged error while the bundle in force stays.
+    With ``desk.model=legacy`` it is the lake's frozen bundle, which no promotion replaces: neither resolver
+    nor registry has a part in it. ``feature_hash`` is that of this process. A bundle trained for other
+    features, book, source or symbols is refused: at the start with BundleError (NoChampionError without
+    one), later with a logged error while the bundle in force stays.
     """
 
-    def __init__(
-        self,
-        root: str,
-        name: str,
-        *,
-        feature_hash: str,
-        book_topic: str,
-        source: str,
-        symbols: Sequence[str],
-        log: Any,
-        file: str = POINTER_FILE,
-    ) -> None:
-        self._root, self._name = root, name
-        self._feature_hash, self._book_topic = feature_hash, book_topic
-        self._source, self._symbols = source, tuple(symbols)
-        self._log = log
-        self._file = bundles_folder(root, name) / file
+    def __init__(self, settings: Settings, *, feature_hash: str, log: Any) -> None:
+        self._settings, self._feature_hash, self._log = settings, feature_hash, log
+        self.is_frozen = settings.desk.model == LEGACY
+        if self.is_frozen:
+            self._file = legacy_folder(settings) / MANIFEST_FILE
+        else:
+            self._file = bundles_folder(settings.root, settings.model_name) / POINTER_FILE
         self._stamped = self._stamp()
         # Loaded in a thread: reading boosters takes longer than a frame may wait.
         self._loader = ThreadPoolExecutor(1, "champion")
@@ -96,22 +90,24 @@ class Champion:
         return (stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
     def _load(self) -> tuple[Pointer, Bundle]:
-        champion = load_pointed(self._root, self._name, self._file.name)
-        if champion is None:
+        settings = self._settings
+        name = settings.model_name
+        found = load_frozen(settings) if self.is_frozen else load_pointed(settings.root, name)
+        if found is None:
             raise NoChampionError(
-                f"no champion of {self._name} in {self._root}: train with `l2 pipeline` and promote "
+                f"no champion of {name} in {settings.root}: train with `l2 pipeline` and promote "
                 "a version with `l2 promote VERSION`"
             )
-        pointer, bundle = champion
-        bundle.require(self._feature_hash, self._book_topic)
-        if bundle.manifest.source != self._source:
+        pointer, bundle = found
+        bundle.require(self._feature_hash, f"orderbook.{settings.market.book_depth}")
+        if bundle.manifest.source != settings.source:
             raise BundleError(
-                f"model {self._name} {pointer.version} was trained on {bundle.manifest.source} data "
-                f"and this lake holds {self._source} data; train on this lake"
+                f"model {name} {pointer.version} was trained on {bundle.manifest.source} data "
+                f"and this lake holds {settings.source} data; train on this lake"
             )
-        if missing := set(self._symbols) - set(bundle.manifest.symbols):
+        if missing := set(settings.market.symbols) - set(bundle.manifest.symbols):
             raise BundleError(
-                f"model {self._name} {pointer.version} was not trained on "
+                f"model {name} {pointer.version} was not trained on "
                 f"{', '.join(sorted(missing))}; set market.symbols accordingly or train again"
             )
         # The first prediction pays for LightGBM's lazy set-up: here, not in a decision.

@@ -95,16 +95,7 @@ class Run:
         stack.callback(os.close, lock(file, what))
 
     def _champion(self) -> Champion:
-        settings = self.settings
-        return Champion(
-            settings.root,
-            settings.model_name,
-            feature_hash=feature_hash(),
-            book_topic=f"orderbook.{settings.market.book_depth}",
-            source=settings.source,
-            symbols=settings.market.symbols,
-            log=self.say,
-        )
+        return Champion(self.settings, feature_hash=feature_hash(), log=self.say)
 
     def _rehearse(self) -> float:
         took_s = rehearse(self.settings, self.instruments, self.champion)

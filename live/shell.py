@@ -58,6 +58,7 @@ from market.ingest import MAX_SILENCE_NS
 from market.instruments import Instrument
 from market.settings import Settings
 from market.units import MS_NS, SECOND_NS, utc_date
+from models_registry.manifest import LEGACY
 
 History = Mapping[str, SymbolHistory]
 
@@ -126,7 +127,9 @@ class Shell:
         self._inbox, self._say, self._paper, self._gateway = inbox, say, paper, gateway
         self.stream, self._clock_ns, self._speed = stream, clock_ns, speed
         self.shadow, self._for_shadow = shadow, list[Decision]()
-        self._decay = DecayAlarm(settings.root, settings.model_name)
+        # The alarm is the promoted model's.
+        name = LEGACY if settings.desk.model == LEGACY else settings.model_name
+        self._decay = DecayAlarm(settings.root, name)
         traded = {symbol: instruments[symbol] for symbol in settings.market.symbols}
         self.core = Core(
             settings,

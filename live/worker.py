@@ -29,6 +29,7 @@ from live.run import Run, followed
 from market.console import Result
 from market.errors import UsageError
 from market.settings import Settings
+from models_registry.manifest import LEGACY
 
 
 def run(
@@ -163,11 +164,15 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
 
 @contextmanager
 def _resolver(settings: Settings) -> Iterator[None]:
-    """The resolver as a child process, which copies a promoted version to a local bundle.
+    """The resolver as a child process, which copies a promoted version to a local bundle; none for the
+    frozen model.
 
     A process of its own, so that the worker never loads MLflow; if it dies, the worker keeps its
     champion, and if the worker is killed, it ends.
     """
+    if settings.desk.model == LEGACY:
+        yield
+        return
     options = ("--every", str(settings.live.resolve_every_s), "--parent", str(os.getpid()))
     command = [sys.executable, "-m", "models_registry.resolver", *options]
     # stdout is reserved for the result, so the resolver writes to stderr

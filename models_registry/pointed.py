@@ -19,7 +19,9 @@ from typing import Final
 
 import msgspec
 
+from market.settings import Settings
 from models_registry.manifest import (
+    LEGACY,
     MANIFEST_FILE,
     POINTER_FILE,
     Bundle,
@@ -27,6 +29,7 @@ from models_registry.manifest import (
     Pointer,
     bundles_folder,
     encode,
+    legacy_folder,
     read_pointer,
     sha256,
 )
@@ -68,8 +71,27 @@ def load_pointed(
     return pointer, apply(bundle, _patch(home, pointer.patch)) if pointer.patch else bundle
 
 
+def load_frozen(settings: Settings) -> tuple[Pointer, Bundle]:
+    """The lake's `LEGACY` bundle under a pointer that no registry moves. BundleError without one."""
+    folder = legacy_folder(settings)
+    if not (folder / MANIFEST_FILE).is_file():
+        raise BundleError(
+            f"{folder}: no legacy model; `l2 pipeline` freezes one when it trains, and desk.model=champion "
+            "runs the promoted version"
+        )
+    bundle = Bundle.load(folder)
+    return _frozen_pointer(folder, bundle.manifest_sha256), bundle
+
+
+def _frozen_pointer(folder: Path, sha: str) -> Pointer:
+    return Pointer(name=folder.name, version=LEGACY, folder="", manifest_sha256=sha)
+
+
 def find(home: Path, sha: str) -> tuple[Pointer, Bundle]:
-    """The bundle in a model's folder whose manifest, or whose patch, has this checksum."""
+    """The bundle in a model's folder, or its legacy one, whose manifest, or whose patch, has this checksum."""
+    frozen = home.parent / LEGACY / home.name
+    if (frozen / MANIFEST_FILE).is_file() and sha256((frozen / MANIFEST_FILE).read_bytes()) == sha:
+        return _frozen_pointer(frozen, sha), Bundle.load(frozen, sha)
     patch = _patch(home, sha) if (home / "patches" / f"{sha}.json").exists() else None
     wanted = sha if patch is None else patch.manifest_sha256
     for manifest in sorted(home.glob(f"*/{MANIFEST_FILE}")):

@@ -308,7 +308,7 @@ class Lab:
         `orchestration.backtest.command.backtest`.
         """
         settings = self.settings
-        model = "champion" if signal is None else signal_model(settings, signal, name)
+        model = "" if signal is None else signal_model(settings, signal, name)
         champion = load_champion(settings.root, settings.model_name)
         given: dict[str, Any] = {"against": "champion" if champion and signal is not None else None}
         given |= {

@@ -59,7 +59,7 @@ def with_options(
 def backtest(
     settings: Settings,
     *,
-    model: str | FixedModel = "champion",
+    model: str | FixedModel = "",
     against: str | FixedModel | None = None,
     first: str | None = None,
     last: str | None = None,
@@ -73,7 +73,7 @@ def backtest(
 ) -> dict[str, Any]:
     """Run a model over a span of the lake's events; the figures as plain data (`figures.figures`).
 
-    ``against`` is a second model, which trades the same events with books of its own. ``bounded``
+    ``model`` is one of `run.load_model`, by default that of ``desk.model``; ``against`` is a second model, which trades the same events with books of its own. ``bounded``
     repeats the run at both bounds of the queue models (`run.bound_settings`). ``page`` is the HTML file
     to write, with the tables beside it; ``workers`` is how many processes to use (0: `processes`).
     Raises UsageError, BacktestError, SpanError, BundleError, LakeError.
@@ -191,9 +191,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `l2 backtest`."""
     parser.add_argument(
         "--model",
-        default="champion",
+        default="",
         metavar="MODEL",
-        help="champion, a version of the registry, or a bundle's folder",
+        help="champion, legacy, a version of the registry, or a bundle's folder (default: desk.model)",
     )
     parser.add_argument("--against", metavar="MODEL", help="a second model on the same events")
     parser.add_argument("--from", dest="first", metavar="DATE", help="UTC date or instant")

@@ -204,7 +204,7 @@ def random_instants(span: Span, count: int, seed: int) -> list[int]:
 def probe(
     settings: Settings,
     *,
-    model: str = "champion",
+    model: str = "",
     first: str | None = None,
     last: str | None = None,
     truncations: int = 2,

@@ -45,10 +45,10 @@ from models_registry.manifest import (
     BundleError,
     Gate,
     Pointer,
-    legacy_folder,
     load_champion,
     new_manifest,
 )
+from models_registry.pointed import load_frozen
 from models_registry.recipe import Recipe, Regime, Scale
 from orchestration.backtest.span import Span, instant_text, merged, seconds_of
 
@@ -94,12 +94,13 @@ class FixedModel(msgspec.Struct, frozen=True):
 def load_model(
     settings: Settings, which: str, symbols: Sequence[str], *, in_spite_of_source: bool = False
 ) -> FixedModel:
-    """The model to run: ``champion``, ``legacy``, a version of the registry, or a bundle's folder.
+    """The model to run: ``champion``, ``legacy``, a version of the registry, a bundle's folder, or (empty)
+    that of ``desk.model``.
 
     BundleError when it was trained for other features, another book topic, other symbols or, unless
     ``in_spite_of_source``, on another source than the lake's; BacktestError when there is none.
     """
-    pointer, bundle = _bundle(settings, which)
+    pointer, bundle = _bundle(settings, which or settings.desk.model)
     bundle.require(feature_hash(), f"orderbook.{settings.market.book_depth}")
     manifest = bundle.manifest
     if missing := set(symbols) - set(manifest.symbols):
@@ -119,10 +120,12 @@ def load_model(
 
 
 def _bundle(settings: Settings, which: str) -> tuple[Pointer, Bundle]:
-    folder = legacy_folder(settings) if which == LEGACY else Path(which)
+    if which == LEGACY:
+        return load_frozen(settings)
+    folder = Path(which)
     if (folder / MANIFEST_FILE).is_file():
         bundle = Bundle.load(folder)
-        return _pointer(bundle, which if which == LEGACY else folder.name), bundle
+        return _pointer(bundle, folder.name), bundle
     if which == "champion":
         champion = load_champion(settings.root, settings.model_name)
         if champion is None:

@@ -127,7 +127,12 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 study`: synthetic days, recordings, or both."""
     if not options.frames and not options.synthetic:
         raise StudyError("nothing to study: ask for --synthetic, or name captures with --frames")
-    algorithms = names(options.algorithms, "--algorithms") or tuple(ALGORITHMS)
+    legacy = settings.desk.profile == "legacy"
+    algorithms = names(options.algorithms, "--algorithms") or (
+        (settings.execution.algorithm,) if legacy else tuple(ALGORITHMS)
+    )
+    own_usdt = settings.execution.capital_usdt * settings.execution.size_share
+    sizes_usdt = (own_usdt,) if legacy else RECORDED_USDT
     result: dict[str, Any] = {}
     parts: list[str] = []
     if options.synthetic:
@@ -147,7 +152,7 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
         )
         parts.append(text)
     for name in options.frames:
-        report = recorded(settings, Path(name), algorithms, RECORDED_USDT, say)
+        report = recorded(settings, Path(name), algorithms, sizes_usdt, say)
         result.setdefault("recordings", []).append(recorded_data(Path(name).name, report))
         parts.append(f"{Path(name).name}\n{report.text()}")
     if options.html:

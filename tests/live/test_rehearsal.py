@@ -27,15 +27,7 @@ CHEAP = {
 
 def champion(root: Path) -> Champion:
     promote(root)
-    return Champion(
-        str(root),
-        "synthetic-l2",
-        feature_hash=feature_hash(),
-        book_topic="orderbook.200",
-        source="synthetic",
-        symbols=SYMBOLS,
-        log=None,
-    )
+    return Champion(live_settings(root), feature_hash=feature_hash(), log=None)
 
 
 @pytest.mark.parametrize("instruments", [INSTRUMENTS, CHEAP], ids=["built in", "cheap"])

@@ -28,7 +28,7 @@ from live import log
 from live.champion import Champion, NoChampionError
 from live.collect import collect
 from live.feed import FeedError, Item, ReplayFeed
-from live.journal import JournalError, TableRows
+from live.journal import JournalError, TableRows, parent_of
 from live.log import LogError
 from live.messages import Append
 from live.replay import replay_last
@@ -40,12 +40,19 @@ from market.features import FeatureEvaluator, feature_names
 from market.features.rendering import render_model
 from market.ingest import ingest
 from market.lake import Lake
-from market.settings import Settings
+from market.settings import PROFILES, Desk, Settings
 from market.units import day_start_ns
 from market.wire.capture import CaptureWriter, read_blocks, read_lines
 from market.wire.decode import Decoder
-from models_registry.manifest import POINTER_FILE, BundleError, bundles_folder, read_pointer
+from models_registry.manifest import (
+    POINTER_FILE,
+    BundleError,
+    bundles_folder,
+    legacy_folder,
+    read_pointer,
+)
 from models_registry.pointed import CHALLENGER_FILE, DECAY_FILE, Patch, find, publish
+from orchestration.backtest.run import load_model
 from orchestration.journal_migration import migrate_journals
 from proving.synthetic import profile, write_frames
 from tests.conftest import Limit
@@ -647,6 +654,28 @@ def test_without_a_champion_nothing_is_written_and_the_error_says_how_to_promote
     with pytest.raises(NoChampionError, match=r"no champion.*l2 pipeline.*l2 promote"):
         run(live_settings(root), frames=[market.fresh], speed=0)
     assert not root.exists()
+
+
+def test_the_frozen_model_is_traded_without_champion_or_registry_and_repeated(
+    root: Path, market: Market
+) -> None:
+    """``desk.profile=legacy``: market orders of 5 % of the capital, and one line where there is no bundle."""
+    plain = live_settings(root, algorithm="market")
+    settings = msgspec.structs.replace(plain, desk=Desk(**PROFILES["legacy"]["desk"]))
+    with pytest.raises(BundleError, match=r"no legacy model; `l2 pipeline` freezes one"):
+        run(settings, frames=[market.fresh], speed=0)
+    promote(root)
+    home = bundles_folder(root, "synthetic-l2")
+    (home / POINTER_FILE).unlink()
+    (home.parent / "legacy").mkdir()
+    (home / "1-test").rename(legacy_folder(settings))
+    summary = run(settings, frames=[market.fresh], speed=0)
+    assert summary["model"] == "synthetic-l2 legacy"
+    assert summary["fills"] > 0
+    sizes = [parent_of(r).size_usdt for r in records(root, "parent")]
+    assert max(sizes) <= 2.01 * 0.05 * settings.execution.capital_usdt  # turned round
+    assert not replay_last(root / "live" / "paper" / "log", as_json=True)["difference"]
+    assert load_model(settings, "", SYMBOLS).name == summary["model"]
 
 
 def test_a_worker_goes_on_from_a_migrated_journal_and_not_before(
