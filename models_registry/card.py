@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Final
 
@@ -12,7 +12,6 @@ import msgspec
 
 from market.console import table
 from models_registry.evaluation import Evaluation
-from models_registry.pictures import pictures
 from models_registry.trades import FeeResult
 from models_registry.training import TrainedModel
 
@@ -37,17 +36,14 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     block_s: int
 
 
-def description(
-    evaluation: Evaluation, model: TrainedModel | None, about: About, run_id: str
-) -> str:
-    """What MLflow shows on a version's page: the card's first sections and its pictures.
+def description(evaluation: Evaluation, about: About, run_id: str, pictures: Iterable[str]) -> str:
+    """What MLflow shows on a version's page: the card's first sections and the run's pictures, by file name.
 
     The page gives tables no space between their columns, so that they are set as fixed-width text; the
     pictures are served from the run. Sections that would exceed `DESCRIPTION_LIMIT` are left out.
     """
     images = "\n\n".join(
-        f"![{name}](get-artifact?path=pictures/{name}&run_uuid={run_id})"
-        for name in pictures(evaluation, model)
+        f"![{name}](get-artifact?path=pictures/{name}&run_uuid={run_id})" for name in pictures
     )
     text = ""
     for section in (_verdict(evaluation, about), _costs(evaluation), images, _blocks(evaluation)):

@@ -268,7 +268,8 @@ def _log(
         if evaluation.pooled is not None:
             evaluation.pooled.write(folder / OUT_OF_SAMPLE_FILE)
             mlflow.log_artifact(str(folder / OUT_OF_SAMPLE_FILE))
-        for name, image in pictures(evaluation, model).items():
+        images = pictures(evaluation, model)
+        for name, image in images.items():
             (folder / name).write_bytes(image)
             mlflow.log_artifact(str(folder / name), "pictures")
         logged = _log_model(model, folder) if model is not None else None
@@ -281,7 +282,7 @@ def _log(
                 str(logged.model_uri),
                 run.info.run_id,
                 {**tags, "manifest_sha256": sha256(model.files[MANIFEST_FILE])},
-                card.description(evaluation, model, about, run.info.run_id),
+                card.description(evaluation, about, run.info.run_id, images),
             )
             mlflow.set_tag("model_version", version)
     return Outcome(
