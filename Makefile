@@ -58,11 +58,12 @@ $(PEER)/.ready: tests/peers/hftbacktest.lock $(READY)
 	@$(BIN)/uv pip sync --quiet --python $(PEER)/bin/python --require-hashes $<
 	@touch $@
 
-# After a change of a feature, of a bar column or of the horizons: SQL, contracts and their docs.
+# After a change of a feature, a bar column, the horizons or a limit: SQL, contracts and their docs.
 generate: $(READY)
 	@$(BIN)/python -m market.features.rendering
 	@$(BIN)/python -m assets.contracts
 	@$(BIN)/python -m proving.synthetic.page
+	@$(BIN)/python -m live.runbook
 	@$(BIN)/python -m proving.rooms
 
 # Renews the lock files: ours from pyproject.toml, the peer's from the one line that names it.

@@ -55,6 +55,8 @@ _EVENT = msgspec.json.Decoder(Event)
 class JournalError(DataError):
     """Records cannot be used; the message names the file and what to do."""
 
+    exit_status = 3
+
 
 def require_migrated(state: Path) -> None:
     """JournalError where a worker of an earlier version left a journal that was not migrated yet."""

@@ -51,11 +51,11 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 class LogError(DataError):
     """The log cannot be read or written; the message names the file and what to do."""
 
+    exit_status = 3
+
 
 class LogFullError(LogError):
-    """The disk is full. Said once, while everything is written still and the reserve is left: the
-    worker can cancel its orders and flatten.
-    """
+    """The disk is full. Said once, with the reserve left: the worker can cancel and flatten."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True):

@@ -44,7 +44,7 @@ from live.restoration import checkpoint_of, restore
 from live.shadow import Shadow
 from live.shell import STAGES, Given, History, Shell
 from live.state_stream import StateStream
-from market.errors import UsageError
+from market.errors import UsageError, VenueError
 from market.features import feature_hash, feature_names
 from market.instruments import BUILT_IN, Instrument, leader
 from market.lake import Lake
@@ -52,6 +52,12 @@ from market.settings import Settings
 from market.units import E8, SECOND_NS
 from market.wire.survey import instruments_of
 from market.wire.topics import public_topics
+
+
+class StoppedError(VenueError):
+    """The worker failed while a person or a limit held it: a person has to look before it trades again."""
+
+    exit_status = 3
 
 
 class Run:
@@ -156,8 +162,14 @@ class Run:
             shell = self.begin(feed, first_ns, stack, history)
             stack.enter_context(stopping(shell.stop, self.say))
             until_ns = 0 if duration_s is None else first_ns + round(duration_s * 1e9)
-            left = shell.run(items, flatten, until_ns)
-        summary = self.summary(shell) | {"left": left}
+            try:
+                left = shell.run(items, flatten, until_ns)
+            except Exception as error:
+                if not (held := shell.core.safety.held):
+                    raise
+                why = f"ended while held ({', '.join(held)}): {type(error).__name__}: {error}"
+                raise StoppedError(f"{why}; docs/runbook.md says what to do") from error
+        summary = self.summary(shell) | {"left": left, "held": shell.core.safety.held}
         self.say.info("worker stopped", **summary)
         return summary
 

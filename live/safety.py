@@ -153,6 +153,19 @@ class Safety:
         """How often each limit was reached, by its name."""
         return dict(self._state.counts)
 
+    @property
+    def held(self) -> list[str]:
+        """What closes or halts until a person lifts it: operators' orders, and limits that wait for `l2 resume`."""
+        state = self._state
+        limits = [_BY_NAME[key.rpartition("/")[0]] for key in state.reached]
+        ordered = [
+            f"{x.mode.name.lower()} by {x.who}"
+            for x in state.standing.values()
+            if x.mode >= Mode.FLATTEN
+        ]
+        waits = [x.name for x in limits if x.action >= Mode.FLATTEN and x.clears == "resume"]
+        return list(dict.fromkeys(ordered + waits))
+
     def mode(self, symbol: str) -> Mode:
         """The strictest mode in force for a symbol."""
         return self._modes[symbol]

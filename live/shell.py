@@ -79,6 +79,8 @@ _FULL_GC_S: Final = 60
 class StartError(VenueError):
     """The venue contradicts settings or manifest, so that nothing was begun; the message says what."""
 
+    exit_status = 3
+
 
 class Gateway(Protocol):
     """A venue's connections: requests go out; what it says is put into the inbox as inputs."""

@@ -25,7 +25,7 @@ import msgspec
 from live.collect import collect
 from live.feed import ReplayFeed, WireFeed
 from live.loopback import exchange
-from live.run import Run, followed
+from live.run import Run, StoppedError, followed
 from market.console import Result
 from market.errors import UsageError
 from market.settings import Settings
@@ -119,6 +119,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for", dest="duration", type=float, metavar="S", help="stop after this long"
     )
+    parser.add_argument(
+        "--no-resolver", action="store_true", help="another process keeps the champion's bundle"
+    )
     parser.add_argument("--keep-position", action="store_true", help="do not flatten at the end")
     parser.add_argument(
         "--again",
@@ -147,7 +150,8 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
             symbols = followed(settings.market.symbols)
             served = exchange(settings, options.url, options.speed, symbols)
             settings = stack.enter_context(served)
-        stack.enter_context(_resolver(settings))
+        if not options.no_resolver:
+            stack.enter_context(_resolver(settings))
         result = run(
             settings,
             frames=options.frames,
@@ -159,6 +163,11 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
         )
     if not options.json:
         print(summary_text(result))
+    if held := result["held"]:
+        print(
+            f"l2 live: stopped while held ({', '.join(held)}); see docs/runbook.md", file=sys.stderr
+        )
+        result["status"] = StoppedError.exit_status
     return result
 
 

@@ -9,6 +9,8 @@ other exception is a defect of ours, and is printed with its type.
     ├── ModelError          a model, its data or the registry cannot serve a request
     └── VenueError          the venue or the link to it cannot serve a request
 
+Exit status 3 is of those after which a worker must not be started again before a person has looked.
+
 Each room derives its own from these, beside the code that raises them; docs/architecture.md draws
 the whole tree.
 """
@@ -16,7 +18,7 @@ the whole tree.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import ClassVar, Final
 
 #: What the kernel says, SQLite, and Python of a limit on file sizes; libraries pass on the words alone.
 _NO_SPACE: Final = re.compile(
@@ -30,11 +32,15 @@ def no_space(error: BaseException | str) -> bool:
 
 
 class L2Error(Exception):
-    """Base of every error whose message is written for a person."""
+    """Base of every error whose message is written for a person; ``exit_status`` is what a command exits with."""
+
+    exit_status: ClassVar[int] = 1
 
 
 class UsageError(L2Error, ValueError):
     """What was typed or configured cannot be used; the message names what the user typed."""
+
+    exit_status = 2
 
 
 class DataError(L2Error, RuntimeError):

@@ -6,8 +6,8 @@ its options, and ``command(settings, options)``, which runs it and returns its r
 verb is called, so `l2 --help` and `l2 config` wait for nothing heavy.
 
 Results go to standard output (``--json``: one object, last line), progress to standard error. A
-failure is one clear line and exit status 1, a wrong call or setting exit status 2, an interruption
-130; ``--debug`` adds the traceback. Options become environment variables before anything is loaded,
+failure is one clear line and exit status 1 (3 where a worker must not be started again as it is), a wrong
+call or setting exit status 2, an interruption 130; ``--debug`` adds the traceback. Options become environment variables before anything is loaded,
 so that whatever a verb starts, in this process or another, sees the same settings.
 """
 
@@ -109,6 +109,7 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
     },
     "this machine": {
         "config": Verb("orchestration.commands", "print the effective settings"),
+        "service": Verb("orchestration.service", "make systemd units of recorder, worker and pages"),
         "doctor": Verb(
             "orchestration.commands", "check what the platform needs of this machine"
         ),
@@ -207,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         hint = "" if ours or debug else f" ({type(error).__name__}; --debug shows where)"
         print(f"l2 {name}: {text}{hint}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return error.exit_status if isinstance(error, L2Error) else 1
     finally:
         # Another call in this process starts from the environment that this one found.
         for key, value in before.items():
@@ -217,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 os.environ[key] = value
     if options.json and result is not None:
         print(json.dumps(result, default=str))
-    return int(bool(result and result.get("failed")))
+    return int(result.get("status") or bool(result.get("failed"))) if result else 0
 
 
 _EXPORTED: Final = ("L2_CONFIG", "L2_ROOT", "L2_SET")

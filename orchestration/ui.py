@@ -81,8 +81,10 @@ def require_free(port: int, option: str) -> None:
             raise PortError(f"port {port} is in use; choose another with {option}") from error
 
 
-def serve(settings: Settings, dagster_port: int, mlflow_port: int) -> None:
-    """Run the servers until interrupted, or until one of them exits. Raises PortError."""
+def serve(settings: Settings, dagster_port: int, mlflow_port: int, daemon: bool = True) -> None:
+    """Run the servers until interrupted, or until one of them exits; with the ``daemon`` of Dagster, which
+    launches its runs. Raises PortError.
+    """
     own = is_own(settings)
     require_free(dagster_port, "--dagster-port")
     root = Path(settings.root).absolute()
@@ -104,7 +106,7 @@ def serve(settings: Settings, dagster_port: int, mlflow_port: int) -> None:
         signal.signal(number, signal.default_int_handler)
     servers: list[subprocess.Popen[bytes]] = []
     try:
-        served = [("Dagster", dagster_port, _dagster(dagster_port))]
+        served = [("Dagster", dagster_port, _dagster(dagster_port, daemon))]
         if own:
             served.append(("MLflow", mlflow_port, _mlflow(mlflow_port, root)))
         for name, port, arguments in served:
@@ -117,11 +119,11 @@ def serve(settings: Settings, dagster_port: int, mlflow_port: int) -> None:
         _stop(servers)
 
 
-def _dagster(port: int) -> list[str]:
-    return [
-        str(Path(sys.executable).parent / "dagster"), "dev", "--port", str(port),
-        "--host", "127.0.0.1", "--module-name", "orchestration.definitions",
-    ]  # fmt: skip
+def _dagster(port: int, daemon: bool) -> list[str]:
+    beside = Path(sys.executable).parent
+    server = [str(beside / "dagster"), "dev"] if daemon else [str(beside / "dagster-webserver")]
+    module = ("--module-name", "orchestration.definitions")
+    return [*server, "--port", str(port), "--host", "127.0.0.1", *module]
 
 
 def _mlflow(port: int, root: Path) -> list[str]:
@@ -152,9 +154,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `l2 ui`."""
     parser.add_argument("--dagster-port", type=int, default=3000)
     parser.add_argument("--mlflow-port", type=int, default=5000)
+    parser.add_argument(
+        "--no-daemon", action="store_true", help="pages alone; Dagster's daemon runs elsewhere"
+    )
 
 
 def command(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 ui`: serve both pages until interrupted."""
-    serve(settings, options.dagster_port, options.mlflow_port)
+    serve(settings, options.dagster_port, options.mlflow_port, not options.no_daemon)
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -243,12 +242,17 @@ def test_the_mode_is_the_strictest_reached_whatever_restarts(
                     assert plain.safety.mode(symbol) >= limit.action
 
 
-def test_the_documented_table_is_the_table_in_force() -> None:
-    text = Path("docs/live.md").read_text()
-    for limit in LIMITS:
-        row = next(line for line in text.splitlines() if line.startswith(f"| {limit.name} |"))
-        assert f"| {limit.action.name} |" in row
-        assert (f"`{limit.setting}`" in row) == bool(limit.setting)
+def test_held_is_what_only_a_person_lifts() -> None:
+    desk = Desk()
+    desk.safety.see(T0, "gap_s", 1000.0, A)
+    desk.order("pause", A)
+    assert desk.safety.mode(A) is Mode.FLATTEN
+    assert desk.safety.held == [], "both end by themselves, or close nothing"
+    desk.safety.see(T0, "unexplained", 1.0, A)
+    desk.order("flatten", B)
+    assert desk.safety.held == desk.again().safety.held == ["flatten by ann", "unexplained"]
+    desk.order("resume")
+    assert desk.safety.held == []
 
 
 def test_what_still_holds_is_not_resumed_away() -> None:
