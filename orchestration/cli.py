@@ -103,6 +103,9 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
         "certify": Verb(
             "proving.certify.command", "run training over markets whose truth is known, and judge it"
         ),
+        "desk-table": Verb(
+            "proving.desk.command", "compare the desk with the profile legacy, seed by seed, at every fee row"
+        ),
         "bench": Verb(
             "proving.bench.command", "measure speed and memory against goals and a peer"
         ),

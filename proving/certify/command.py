@@ -4,41 +4,26 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
-import os
-import time
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from market.console import Result, say
+from market.console import Result
 from market.console import names as listed
 from market.console import seeds as named_seeds
 from market.errors import UsageError
 from market.provenance import closure_hash
 from market.settings import Settings
 from proving.certify.verdict import Figures, Line
+from proving.kept import read, run
 
 JOBS: Final = 2
+ROWS_MODULE: Final = "proving.certify.rows"
 FOLDER: Final = "certify"
 #: Seeds from here on certify; those before are for development.
 FIRST_CERTIFYING: Final = 1001
-
-
-class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished seed of a run, figures by cell; ``code`` is the hash of all that decides them."""
-
-    row: str
-    run: str
-    seed: int
-    code: str
-    cpu_s: float
-    at: str
-    figures: dict[str, Figures]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +55,7 @@ def command(_: Settings, options: argparse.Namespace) -> Result:
         raise UsageError(f"--only {unknown[0]}: expected {', '.join(ROWS)}")
     wanted = None if options.runs is None else set(listed(options.runs, "--runs"))
     seeds, folder = named_seeds(options.seeds), Path(options.folder)
-    code = closure_hash("proving.certify.rows")
+    code = closure_hash(ROWS_MODULE)
     # Of several results of a seed the last one counts.
     done = {(d.row, d.run, d.seed): d for d in read(folder) if options.judge or d.code == code}
     tasks = [
@@ -81,7 +66,8 @@ def command(_: Settings, options: argparse.Namespace) -> Result:
         if wanted is None or name in wanted
     ]
     if not options.judge:
-        run([task for task in tasks if task not in done], code, folder, done, options.jobs)
+        left = [task for task in tasks if task not in done]
+        run(ROWS_MODULE, left, code, folder, done, options.jobs)
     lines: list[Line] = []
     for row in rows:
         cells: dict[str, list[Figures]] = defaultdict(list)
@@ -113,63 +99,6 @@ def command(_: Settings, options: argparse.Namespace) -> Result:
             for x in lines
         ],
     }
-
-
-def read(folder: Path) -> list[Done]:
-    """Finished seeds of a folder; a line cut by a crash does not count."""
-    found = []
-    for path in sorted(folder.glob("*.jsonl")):
-        for text in path.read_bytes().splitlines():
-            try:
-                found.append(msgspec.json.decode(text, type=Done))
-            except msgspec.DecodeError:
-                say(f"{path}: a line is cut; its seed runs again")
-    return found
-
-
-def run(
-    tasks: list[tuple[str, str, int]],
-    code: str,
-    folder: Path,
-    done: dict[tuple[str, str, int], Done],
-    jobs: int,
-) -> None:
-    """Run tasks in processes; each result is on disk before the next one is waited for."""
-    if not tasks:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    # One thread each: the processes are the parallelism.
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["proving.certify.rows"])
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool:
-        waiting = {pool.submit(one, *task): task for task in tasks}
-        for count, future in enumerate(as_completed(waiting), 1):
-            row, name, seed = task = waiting[future]
-            figures, cpu_s = future.result()
-            done[task] = Done(
-                row=row,
-                run=name,
-                seed=seed,
-                code=code,
-                cpu_s=cpu_s,
-                at=datetime.now(UTC).isoformat(timespec="seconds"),
-                figures=figures,
-            )
-            with (folder / f"{row}.jsonl").open("ab") as file:
-                file.write(msgspec.json.encode(done[task]) + b"\n")
-            if count % 20 == 0 or count == len(tasks):
-                say(f"{count} of {len(tasks)}: {row} {name}, seed {seed}, {cpu_s:.1f} s of cpu")
-
-
-def one(row: str, name: str, seed: int) -> tuple[dict[str, Figures], float]:
-    """One seed of one run, in this process: figures by cell, and cpu seconds."""
-    from proving.certify.rows import ROWS
-
-    started = time.process_time()
-    found = ROWS[row].runs[name](seed)
-    plain = {cell: {k: float(v) for k, v in part.items()} for cell, part in found.items()}
-    return plain, time.process_time() - started
 
 
 def status(of: Line, seeds: int) -> str:

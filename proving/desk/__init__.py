@@ -1,0 +1,1 @@
+"""The desk against the frozen profile `legacy`: the same seeds and recordings, traded by both."""

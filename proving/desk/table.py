@@ -1,0 +1,247 @@
+"""The table of both desks: figures of summed sessions with intervals that are paired by seed, and the goals.
+
+Sessions of different seeds are independent, what happens within one is not: every interval is the 95 % percentile
+interval of a bootstrap of whole sessions, with the same sessions drawn for both desks.
+
+**Sharpe** is that of the sessions' net results as if each were a day's: mean / standard deviation · √365. A desk that
+never trades has 0. Where the baseline is below `LEAST_SHARPE` a ratio means nothing, and the goal is judged by the
+difference. Over one recording, seeds are draws of the signal: their intervals say nothing about other days.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from execution.simulation.queue import BOUNDS
+from market.settings import FEE_ROWS_BPS
+from market.units import BPS
+from proving.desk.sessions import PARTS, ROWS, Figures
+
+Float = npt.NDArray[np.float64]
+#: Sums by name, (draws, sessions).
+Sums = Mapping[str, Float]
+
+RESAMPLES: Final = 4000
+YEAR: Final = math.sqrt(365)
+LEAST_SHARPE: Final = 0.5
+
+
+def _over(above: str, below: str, scale: float = 1.0) -> Callable[[Sums], Float]:
+    def figure(sums: Sums) -> Float:
+        under = sums[below].sum(axis=1)
+        over = sums[above].sum(axis=1)
+        out = np.full(len(under), np.nan)
+        np.divide(scale * over, under, out=out, where=under != 0)
+        return out
+
+    return figure
+
+
+def sharpe(sums: Sums) -> Float:
+    """Of sessions as days, a year; 0 for a desk that never trades."""
+    net = sums["net"]
+    spread = net.std(axis=1, ddof=1)
+    out = np.zeros(len(net))
+    np.divide(YEAR * net.mean(axis=1), spread, out=out, where=spread > 0)
+    return out
+
+
+class Metric(msgspec.Struct, frozen=True, kw_only=True):
+    """A column of the table: what it is of, its decimals, and the figure of (draws, sessions) sums."""
+
+    text: str
+    of: Callable[[Sums], Float]
+    digits: int = 2
+
+
+METRICS: Final[dict[str, Metric]] = {
+    "sharpe": Metric(text="Sharpe", of=sharpe, digits=1),
+    "net": Metric(text="net, bps of capital a session", of=_over("net", "capital", BPS)),
+    "cost": Metric(text="all-in cost, bps", of=_over("cost", "parents_usdt"), digits=3),
+    "bare": Metric(text="cost without fees, bps", of=_over("cost_without_fees", "parents_usdt"), digits=3),
+    "fill": Metric(text="filled, %", of=_over("filled", "parents_usdt", 100), digits=1),
+    "made": Metric(text="filled as maker, %", of=_over("filled_maker", "parents_usdt", 100), digits=1),
+    "maker": Metric(text="maker share of turnover, %", of=_over("turnover_maker", "turnover", 100), digits=1),
+    "hit": Metric(text="hit rate, %", of=_over("hits", "trips", 100), digits=1),
+    "drawdown": Metric(text="drawdown, bps of capital", of=_over("drawdown", "capital", BPS)),
+    "turnover": Metric(text="turnover, capital a session", of=_over("turnover", "capital")),
+}  # fmt: skip
+
+
+class Compared(msgspec.Struct, frozen=True, kw_only=True):
+    """A figure of two cells and its difference, new less base, with the paired 95 % interval; NaN where undefined.
+
+    ``ratio`` is new over base with its interval.
+    """
+
+    metric: str
+    base: float
+    new: float
+    difference: tuple[float, float, float]
+    ratio: tuple[float, float, float]
+    sessions: int
+
+
+def compare(base: Sequence[Figures], new: Sequence[Figures], metric: str) -> Compared:
+    """Both cells' sessions, in the same order of seeds."""
+    n, figure = len(base), METRICS[metric].of
+    drawn = np.random.Generator(np.random.Philox(key=n)).integers(0, n, (RESAMPLES, n))
+    drawn = np.concatenate([np.arange(n)[np.newaxis], drawn])  # the first is the sample itself
+    old, late = (
+        figure({name: np.array([one[name] for one in cell])[drawn] for name in base[0] if name in new[0]})
+        for cell in (base, new)
+    )  # fmt: skip
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = late / old
+    return Compared(
+        metric=metric, base=float(old[0]), new=float(late[0]), difference=_bounded(late - old),
+        ratio=_bounded(ratio), sessions=n,
+    )  # fmt: skip
+
+
+def _bounded(values: Float) -> tuple[float, float, float]:
+    known = values[1:][np.isfinite(values[1:])]
+    if not math.isfinite(values[0]) or len(known) < 0.95 * (len(values) - 1):
+        return float(values[0]), math.nan, math.nan
+    low, high = np.quantile(known, (0.025, 0.975))
+    return float(values[0]), float(low), float(high)
+
+
+#: Figures by cell, then by seed.
+Found = Mapping[str, Mapping[int, Figures]]
+
+
+def paired(found: Found, base: str, new: str) -> list[Compared]:
+    """Every metric of two cells over the seeds that both have; empty below two."""
+    seeds = sorted(found.get(base, {}).keys() & found.get(new, {}).keys())
+    if len(seeds) < 2:
+        return []
+    old, late = ([found[cell][seed] for seed in seeds] for cell in (base, new))
+    return [compare(old, late, metric) for metric in METRICS]
+
+
+def desks(found: Found) -> list[tuple[str, list[Compared]]]:
+    """Whole against legacy by fee row and queue bound."""
+    return [
+        (f"{fee}, {queue}", lines)
+        for fee in FEE_ROWS_BPS
+        for queue in BOUNDS
+        if (lines := paired(found, f"legacy {fee}", f"whole {fee} {queue}"))
+    ]
+
+
+def alone(found: Found, fee: str) -> list[tuple[str, list[Compared]]]:
+    """What each part adds: over `legacy`, and to the whole without it."""
+    out = []
+    for part in PARTS:
+        out.append((f"{part}, over legacy", paired(found, f"legacy {fee}", f"legacy + {part}")))
+        of_whole = paired(found, f"whole - {part}", f"whole {fee} {BOUNDS[0]}")
+        out.append((f"{part}, in the whole", of_whole))
+    return [(name, lines) for name, lines in out if lines]
+
+
+def bias(found: Found) -> list[tuple[str, str, int, tuple[float, float, float]]]:
+    """Cost less its estimate by cell of the whole and algorithm: parents, mean bps and its interval over sessions."""
+    out = []
+    for cell, by_seed in found.items():
+        names = sorted({n[5:] for one in by_seed.values() for n in one if n.startswith("bias ")})
+        for name in names if cell.startswith("whole ") else ():
+            pairs = np.array(
+                [[one.get(f"bias {name}", 0.0), one.get(f"biased {name}", 0.0)] for one in by_seed.values()]
+            )  # fmt: skip
+            n = len(pairs)
+            drawn = np.random.Generator(np.random.Philox(key=n)).integers(0, n, (RESAMPLES, n))
+            drawn = np.concatenate([np.arange(n)[np.newaxis], drawn])
+            total = pairs[drawn].sum(axis=1)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                out.append((cell, name, int(total[0, 1]), _bounded(total[:, 0] / total[:, 1])))
+    return out
+
+
+# -- the owners' goals -----------------------------------------------------------------------------
+
+
+class Goal(msgspec.Struct, frozen=True, kw_only=True):
+    """A goal of the owners in a cell: what was found, and whether it holds."""
+
+    goal: str
+    cell: str
+    found: str
+    holds: bool
+
+
+def goals(row: str, lines: Sequence[tuple[str, Sequence[Compared]]]) -> list[Goal]:
+    """The owners' goals where the row can show them; slippage counts with fees and with what was not filled."""
+    out = []
+    for cell, compared in lines:
+        by = {each.metric: each for each in compared}
+        cost, fill, made, ratio = by["cost"], by["fill"], by["made"], by["sharpe"]
+        where = f"{row}, {cell}"
+        if row == "planted":
+            text = (
+                f"{ratio.base:.1f} → {ratio.new:.1f}, difference {_interval(ratio.difference, 1)}"
+            )
+            holds = ratio.difference[1] > 0 and ratio.new > 0
+            if ratio.base >= LEAST_SHARPE:
+                text = f"{ratio.base:.1f} → {ratio.new:.1f}, ratio {_interval(ratio.ratio, 2)}"
+                holds = ratio.ratio[0] >= 1.3 and ratio.ratio[1] > 1
+            out.append(Goal(goal="Sharpe +30 %", cell=where, found=text, holds=holds))
+        if not ROWS[row].draws or math.isnan(cost.ratio[0]):
+            continue
+        saved, high, low = (100 * (x - 1) for x in cost.ratio)
+        text = f"{cost.base:.2f} → {cost.new:.2f} bps, {saved:+.0f} % [{high:+.0f}, {low:+.0f}]"
+        out.append(Goal(goal="slippage −50 %", cell=where, found=text, holds=saved <= -50))
+        text = f"{fill.new:.1f} %, as maker {made.new:.1f} %"
+        out.append(Goal(goal="fills > 95 %", cell=where, found=text, holds=fill.new > 95))
+    return out
+
+
+# -- text ------------------------------------------------------------------------------------------
+
+
+def _interval(bounded: tuple[float, float, float], digits: int) -> str:
+    value, low, high = bounded
+    return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]".replace("nan", "–")
+
+
+def markdown(title: str, lines: Sequence[tuple[str, Sequence[Compared]]]) -> list[str]:
+    """Lines as a Markdown table: base → new, and the difference with its interval."""
+    if not lines:
+        return []
+    out = [f"### {title}, {lines[0][1][0].sessions} sessions", ""]
+    out += ["| | " + " | ".join(m.text for m in METRICS.values()) + " |", "|---|" + "---|" * len(METRICS)]  # fmt: skip
+    for name, compared in lines:
+        cells = []
+        for each in compared:
+            digits = METRICS[each.metric].digits
+            pair = f"{each.base:.{digits}f} → {each.new:.{digits}f}".replace("nan", "–")
+            cells.append(f"{pair}; {_interval(each.difference, digits)}")
+        out.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [*out, ""]
+
+
+def report(rows: Mapping[str, Found]) -> tuple[list[str], dict[str, Any]]:
+    """The tables as Markdown, and the same as plain data."""
+    text, data, judged = list[str](), dict[str, Any](), list[Goal]()
+    for row, found in rows.items():
+        both = desks(found)
+        single = alone(found, ROWS[row].parts_at) if ROWS[row].parts_at else []
+        judged += goals(row, both)
+        text += markdown(f"{row}: legacy → whole", both)
+        text += markdown(f"{row}: each part alone, {ROWS[row].parts_at}, {BOUNDS[0]}", single)
+        data[row] = {"desks": dict(both), "parts": dict(single), "bias": bias(found)}
+    text += ["### Goals", "", "| goal | where | found | holds |", "|---|---|---|---|"]
+    text += [f"| {g.goal} | {g.cell} | {g.found} | {'yes' if g.holds else 'no'} |" for g in judged]
+    text += ["", "### Cost less its estimate, bps", "", "| where | algorithm | parents | mean |", "|---|---|---|---|"]  # fmt: skip
+    text += [
+        f"| {row}, {cell} | {name} | {n:,} | {_interval(mean, 2)} |"
+        for row, one in data.items()
+        for cell, name, n, mean in one["bias"]
+    ]
+    return text, data | {"goals": judged}

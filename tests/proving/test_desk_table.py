@@ -1,0 +1,61 @@
+"""The desk against legacy: paired intervals, drawn signals, and the same parents for both on a recording."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from proving.desk import sessions
+from proving.desk.sessions import Figures, recording, session, variant
+from proving.desk.table import compare, goals, paired
+
+
+def figures(net: float, cost: float, parents_usdt: float = 1000.0) -> Figures:
+    names = ("cost_without_fees", "filled", "filled_maker", "turnover_maker", "hits", "drawdown")
+    shared = {"capital": 1e5, "turnover": 2e3, "trips": 4.0, **dict.fromkeys(names, 1.0)}
+    return shared | {"net": net, "cost": cost * parents_usdt, "parents_usdt": parents_usdt}
+
+
+def test_a_difference_is_paired_by_session() -> None:
+    dice = np.random.default_rng(1)
+    market = dice.normal(0, 100, 30)  # what both desks went through
+    base = [figures(5 + x, 5.5) for x in market]
+    new = [figures(15 + x, 2.2) for x in market]
+    assert compare(base, new, "cost").ratio == pytest.approx((0.4, 0.4, 0.4))
+    net = compare(base, new, "net").difference
+    assert net == pytest.approx(
+        (1.0, 1.0, 1.0)
+    )  # 10 of 100,000 in bps, without the market's scatter
+    assert compare(base, new, "sharpe").difference[1] > 0
+
+
+def test_what_never_traded_has_no_cost_and_a_sharpe_of_zero() -> None:
+    idle = [figures(0.0, 0.0, 0.0)] * 20
+    busy = [figures(x, 2.0) for x in (1.0, 2.0, 3.0, 2.0) * 5]
+    assert math.isnan(compare(idle, busy, "cost").difference[0])
+    assert compare(idle, busy, "sharpe").base == 0.0
+    found = {cell: dict(enumerate(each)) for cell, each in (("base", idle), ("new", busy))}
+    (goal,) = goals("planted", [("vip0, pessimistic", paired(found, "base", "new"))])
+    assert goal.holds
+    assert "difference" in goal.found  # of zero there is no ratio
+
+
+def test_both_desks_work_the_same_drawn_parents_on_a_recording(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("L2_TEST_DATA", str(data_dir))
+    cells = {
+        "legacy": variant("vip0", sessions.PESSIMISTIC, profile="legacy"),
+        "passive": variant("vip0", sessions.PESSIMISTIC, "execution.algorithm=passive", profile="legacy"),
+    }  # fmt: skip
+    market = partial(recording, "usdm-20240808")
+    found = session(lambda _, lake: market(lake), cells, 1, source="recorded", draws=True)
+    legacy, passive = found["legacy"], found["passive"]
+    assert legacy["parents"] == passive["parents"] > 0
+    assert legacy["filled_maker"] == 0 < passive["filled_maker"]
+    assert legacy["cost"] / legacy["parents_usdt"] == pytest.approx(5.5, abs=0.5)
+    assert not legacy["errors"]
