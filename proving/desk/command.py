@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -38,8 +38,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(settings: Settings, options: argparse.Namespace) -> Result:
     """Run what is not done yet with the lake's champion and its legacy model, and print the table."""
-    from proving.desk.sessions import ROWS, models
-    from proving.desk.table import Found, report
+    from proving.desk.sessions import ROWS, Figures, models
+    from proving.desk.table import report
 
     rows = names(options.only, "--only") or tuple(ROWS)
     if unknown := sorted(set(rows) - set(ROWS)):
@@ -51,26 +51,25 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
         code = "-".join((closure_hash(MODULE), *(m.pointer.manifest_sha256[:8] for m in used)))
     # Of several results of a seed the last one counts.
     done = {(d.row, d.run, d.seed): d for d in read(folder) if options.judge or d.code == code}
+    # Both desks come first, then each part; a run that is stopped has all rows of its first seeds.
     tasks = [
         (row, name, seed)
-        for seed in named_seeds(options.seeds)
+        for name in ("whole", "parts")
+        for place, seed in enumerate(named_seeds(options.seeds))
         for row in rows
-        for name in ROWS[row].runs
-        if not wanted or name in wanted
+        if name in (wanted or name) and name in ROWS[row].runs and place < ROWS[row].seeds
     ]
     if not options.judge:
         left = [task for task in tasks if task not in done]
         run(MODULE, left, code, folder, done, options.jobs)
-    found: dict[str, dict[str, dict[int, Any]]] = {}
-    for row, name, seed in tasks:
-        if (row, name, seed) in done:
-            for cell, figures in done[row, name, seed].figures.items():
-                found.setdefault(row, defaultdict(dict))[cell][seed] = figures
-    whole: dict[str, Found] = dict(found)
-    text, data = report(whole)
+    kept = [done[task] for task in tasks if task in done]
+    found: dict[str, dict[str, dict[int, Figures]]] = {}
+    for each in kept:
+        for cell, figures in each.figures.items():
+            found.setdefault(each.row, defaultdict(dict))[cell][each.seed] = figures
+    text, data = report(found)
     if not options.json:
         print("\n".join(text))
-    kept = [done[task] for task in tasks if task in done]
     return {
         "code": sorted({each.code for each in kept}),
         "cpu_s": sum(each.cpu_s for each in kept),

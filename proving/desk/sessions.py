@@ -17,8 +17,9 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -79,12 +80,9 @@ def variant(fee_row: str, queue: str, *changes: str, profile: str = "whole") -> 
 
 def whole() -> dict[str, tuple[str, ...]]:
     """Both desks at every fee row and bound. Of `legacy`, which never rests an order, one bound is both."""
-    cells = {
-        f"whole {fee} {queue}": variant(fee, queue) for fee in FEE_ROWS_BPS for queue in BOUNDS
-    }
-    return cells | {
-        f"legacy {fee}": variant(fee, PESSIMISTIC, profile="legacy") for fee in FEE_ROWS_BPS
-    }
+    cells = {f"legacy {fee}": variant(fee, PESSIMISTIC, profile="legacy") for fee in FEE_ROWS_BPS}
+    pairs = product(FEE_ROWS_BPS, BOUNDS)
+    return cells | {f"whole {fee} {queue}": variant(fee, queue) for fee, queue in pairs}
 
 
 def parts(fee_row: str) -> dict[str, tuple[str, ...]]:
@@ -129,8 +127,8 @@ def engine(law: Profile, seed: int, lake: Lake) -> Span:
     return Span(first_ns, end_ns)
 
 
-def recording(name: str, lake: Lake) -> Span:
-    """Ingest a recording; its span. It is minutes long and features look back an hour, so the hour before repeats
+def recording(name: str, _: int, lake: Lake) -> Span:
+    """Ingest a recording, the same for every seed; its span. It is minutes long and features look back an hour, so the hour before repeats
     its own bars, of which a drawn signal knows nothing."""
     folder = Path(os.environ.get("L2_TEST_DATA", "../shared/data"))
     path = folder / f"{name}.frames.zst"
@@ -180,10 +178,9 @@ def drawn(settings: Settings, span: Span, seed: int) -> FixedModel:
 
 
 def session(
-    market: Callable[[int, Lake], Span],
+    market: Callable[..., Span],
     cells: Mapping[str, tuple[str, ...]],
     seed: int,
-    *,
     source: str = "synthetic",
     draws: bool = False,
 ) -> dict[str, Figures]:
@@ -215,31 +212,28 @@ def _keeper(rows: dict[str, list[Row]]) -> Callable[[str, Sequence[Row]], None]:
     return lambda table, more: rows.setdefault(table, []).extend(more)
 
 
-_OF_PARENTS: Final = (
-    "parents", "parents_usdt", "cost", "cost_without_fees", "filled", "filled_maker"
-)  # fmt: skip
+_OF_PARENTS: Final = ("parents_usdt", "cost", "cost_without_fees", "filled", "filled_maker")
 
 
 def sums(run: Run, rows: Mapping[str, Sequence[Row]]) -> Figures:
     """A session in sums that add up over seeds; money in USDT, costs in bps times USDT.
 
-    ``parents`` and its parts are of measured parents, abandoned ones too: what they did not fill is in
-    their cost, valued at the mid of their deadline. ``bias …`` is cost less its estimate, by algorithm.
+    Costs and filled shares are of measured parents, abandoned ones too: what they did not fill is in their cost,
+    valued at the mid of their deadline. ``bias …`` is cost less its estimate, by algorithm.
     """
     row, capital = run.settings.model.fee_row, run.settings.execution.capital_usdt
     totals, trades = run.blotter.totals.values(), run.blotter.trades
     out = {
         "net": run.curve.equity[row][-1],
         "capital": capital,
-        "hours": run.curve.seconds / 3600,
         "drawdown": run.curve.drawdown[row],
         "turnover": sum(t.turnover_e8 for t in totals) / E8,
         "turnover_maker": sum(t.maker_e8 for t in totals) / E8,
         "funding": sum(t.funding_e8 for t in totals) / E8,
         "trips": len(trades),
         "hits": sum(trade.net_usdt(row) > 0 for trade in trades),
-        "exposure": run.curve.exposure_usdt_s,
         "errors": len(run.errors),
+        "parents": len(rows.get("tca", ())),
     }
     out |= dict.fromkeys(_OF_PARENTS, 0.0)
     estimates = {p.parent_id: p for p in rows.get("parents", ()) if isinstance(p, ParentRow)}
@@ -247,16 +241,9 @@ def sums(run: Run, rows: Mapping[str, Sequence[Row]]) -> Figures:
         if not isinstance(cost, Shortfall) or not np.isfinite(cost.total_bps):
             continue
         usdt, filled = cost.size_usdt, cost.fill_rate
-        made, bare = cost.maker_share if filled else 0.0, cost.total_bps - cost.fees_bps
-        values = (
-            1.0,
-            usdt,
-            cost.total_bps * usdt,
-            bare * usdt,
-            filled * usdt,
-            filled * made * usdt,
-        )
-        more = dict(zip(_OF_PARENTS, values, strict=True))
+        bare, made = cost.total_bps - cost.fees_bps, cost.maker_share * filled if filled else 0.0
+        values = np.array((1.0, cost.total_bps, bare, filled, made)) * usdt
+        more = dict(zip(_OF_PARENTS, values.tolist(), strict=True))
         parent = estimates.get(cost.parent_id)
         expected = sum(getattr(parent, name) for name in ESTIMATES) if parent else np.nan
         if parent and np.isfinite(expected) and (filled == 1 or cost.end_ns >= parent.deadline_ns):
@@ -269,25 +256,25 @@ def sums(run: Run, rows: Mapping[str, Sequence[Row]]) -> Figures:
 
 
 class Market(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the table: its runs by name. ``parts_at``: the fee row at which each part is tried alone, if any."""
+    """A row of the table: its runs by name, the fee row at which each part is tried alone, if any, whether its
+    signals are drawn, and how many seeds it takes: over one recording more of them say little more."""
 
     runs: Mapping[str, Callable[[int], dict[str, Figures]]]
     parts_at: str
     draws: bool
+    seeds: int
 
 
 def row(
-    market: Callable[[int, Lake], Span], parts_at: str = "", *, draws: bool = False, **options: Any
+    market: Callable[..., Span], parts_at: str = "", draws: bool = False, source: str = "synthetic"
 ) -> Market:
-    """A row over a market; ``draws``: its signals are drawn."""
+    """A row over a market."""
     cells = {"whole": whole(), **({"parts": parts(parts_at)} if parts_at else {})}
-    runs = {n: partial(session, market, each, draws=draws, **options) for n, each in cells.items()}
-    return Market(runs=runs, parts_at=parts_at, draws=draws)
-
-
-def recorded(name: str) -> Callable[[int, Lake], Span]:
-    """A recording as a market: the same for every seed."""
-    return lambda _, lake: recording(name, lake)
+    runs = {
+        n: partial(session, market, each, source=source, draws=draws) for n, each in cells.items()
+    }
+    seeds = 20 if source == "synthetic" else 8
+    return Market(runs=runs, parts_at=parts_at, draws=draws, seeds=seeds)
 
 
 DEMO: Final = profile("demo")
@@ -297,7 +284,7 @@ ROWS: Final[dict[str, Market]] = {
     "null": row(partial(engine, NULL)),
     "parents": row(partial(engine, NULL), "vip0", draws=True),
     **{
-        name: row(recorded(name), source="recorded", draws=True)
+        name: row(partial(recording, name), source="recorded", draws=True)
         for name in ("usdm-20240718", "usdm-20240808")
     },
 }

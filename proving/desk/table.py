@@ -69,6 +69,7 @@ METRICS: Final[dict[str, Metric]] = {
     "made": Metric(text="filled as maker, %", of=_over("filled_maker", "parents_usdt", 100), digits=1),
     "maker": Metric(text="maker share of turnover, %", of=_over("turnover_maker", "turnover", 100), digits=1),
     "hit": Metric(text="hit rate, %", of=_over("hits", "trips", 100), digits=1),
+    "funding": Metric(text="funding paid, bps of capital", of=_over("funding", "capital", BPS), digits=3),
     "drawdown": Metric(text="drawdown, bps of capital", of=_over("drawdown", "capital", BPS)),
     "turnover": Metric(text="turnover, capital a session", of=_over("turnover", "capital")),
 }  # fmt: skip
@@ -91,8 +92,7 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
 def compare(base: Sequence[Figures], new: Sequence[Figures], metric: str) -> Compared:
     """Both cells' sessions, in the same order of seeds."""
     n, figure = len(base), METRICS[metric].of
-    drawn = np.random.Generator(np.random.Philox(key=n)).integers(0, n, (RESAMPLES, n))
-    drawn = np.concatenate([np.arange(n)[np.newaxis], drawn])  # the first is the sample itself
+    drawn = _drawn(n)
     old, late = (
         figure({name: np.array([one[name] for one in cell])[drawn] for name in base[0] if name in new[0]})
         for cell in (base, new)
@@ -103,6 +103,12 @@ def compare(base: Sequence[Figures], new: Sequence[Figures], metric: str) -> Com
         metric=metric, base=float(old[0]), new=float(late[0]), difference=_bounded(late - old),
         ratio=_bounded(ratio), sessions=n,
     )  # fmt: skip
+
+
+def _drawn(n: int) -> npt.NDArray[np.int64]:
+    """Places of n sessions: of the sample itself, then of the resamples."""
+    drawn = np.random.Generator(np.random.Philox(key=n)).integers(0, n, (RESAMPLES, n))
+    return np.concatenate([np.arange(n)[np.newaxis], drawn])
 
 
 def _bounded(values: Float) -> tuple[float, float, float]:
@@ -151,14 +157,11 @@ def bias(found: Found) -> list[tuple[str, str, int, tuple[float, float, float]]]
     out = []
     for cell, by_seed in found.items():
         names = sorted({n[5:] for one in by_seed.values() for n in one if n.startswith("bias ")})
-        for name in names if cell.startswith("whole ") else ():
+        for name in names if cell.startswith("whole ") and " - " not in cell else ():
             pairs = np.array(
                 [[one.get(f"bias {name}", 0.0), one.get(f"biased {name}", 0.0)] for one in by_seed.values()]
             )  # fmt: skip
-            n = len(pairs)
-            drawn = np.random.Generator(np.random.Philox(key=n)).integers(0, n, (RESAMPLES, n))
-            drawn = np.concatenate([np.arange(n)[np.newaxis], drawn])
-            total = pairs[drawn].sum(axis=1)
+            total = pairs[_drawn(len(pairs))].sum(axis=1)
             with np.errstate(divide="ignore", invalid="ignore"):
                 out.append((cell, name, int(total[0, 1]), _bounded(total[:, 0] / total[:, 1])))
     return out
@@ -207,7 +210,7 @@ def goals(row: str, lines: Sequence[tuple[str, Sequence[Compared]]]) -> list[Goa
 
 def _interval(bounded: tuple[float, float, float], digits: int) -> str:
     value, low, high = bounded
-    return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]".replace("nan", "–")
+    return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]".replace("+nan", "–")
 
 
 def markdown(title: str, lines: Sequence[tuple[str, Sequence[Compared]]]) -> list[str]:
@@ -226,7 +229,9 @@ def markdown(title: str, lines: Sequence[tuple[str, Sequence[Compared]]]) -> lis
     return [*out, ""]
 
 
-def report(rows: Mapping[str, Found]) -> tuple[list[str], dict[str, Any]]:
+def report(
+    rows: Mapping[str, Mapping[str, Mapping[int, Figures]]],
+) -> tuple[list[str], dict[str, Any]]:
     """The tables as Markdown, and the same as plain data."""
     text, data, judged = list[str](), dict[str, Any](), list[Goal]()
     for row, found in rows.items():

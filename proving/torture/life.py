@@ -15,7 +15,7 @@ from live.log import Checkpoint, Header, LogWriter, segments
 from live.replay import replay
 from live.restoration import checkpoint_of, state_of
 from market.instruments import Instrument
-from market.settings import Execution, Market, Risk, Settings
+from market.settings import Desk, Execution, Market, Risk, Settings
 from market.settings import Live as LiveSettings
 from market.units import E8, MS_NS
 from market.wire.topics import symbol_topics
@@ -84,6 +84,7 @@ class Terms(msgspec.Struct, kw_only=True):
             market=Market(symbols=symbols),
             execution=execution,
             risk=risk,
+            desk=_desk(random.Random(f"{seed}/desk")),
         )
         return cls(
             seed=seed,
@@ -92,6 +93,15 @@ class Terms(msgspec.Struct, kw_only=True):
             has_trade_socket=dice.random() < 0.7,
             sync_ns=dice.choice((0, 1, 10)) * MS_NS,
         )
+
+
+def _desk(dice: random.Random) -> Desk:
+    """The parts of the desk, each on or off; half of the seeds have all of them on."""
+    if dice.random() < 0.5:
+        return Desk()
+    names = ("urgency", "leaders", "funding", "margin", "ramp")
+    parts = {name: dice.random() < 0.5 for name in names}
+    return msgspec.convert({"size": dice.choice(("risk", "fixed")), **parts}, Desk)
 
 
 class Life:

@@ -15,7 +15,15 @@ from proving.desk.table import compare, goals, paired
 
 
 def figures(net: float, cost: float, parents_usdt: float = 1000.0) -> Figures:
-    names = ("cost_without_fees", "filled", "filled_maker", "turnover_maker", "hits", "drawdown")
+    names = (
+        "funding",
+        "cost_without_fees",
+        "filled",
+        "filled_maker",
+        "turnover_maker",
+        "hits",
+        "drawdown",
+    )
     shared = {"capital": 1e5, "turnover": 2e3, "trips": 4.0, **dict.fromkeys(names, 1.0)}
     return shared | {"net": net, "cost": cost * parents_usdt, "parents_usdt": parents_usdt}
 
@@ -53,7 +61,7 @@ def test_both_desks_work_the_same_drawn_parents_on_a_recording(
         "passive": variant("vip0", sessions.PESSIMISTIC, "execution.algorithm=passive", profile="legacy"),
     }  # fmt: skip
     market = partial(recording, "usdm-20240808")
-    found = session(lambda _, lake: market(lake), cells, 1, source="recorded", draws=True)
+    found = session(market, cells, 1, "recorded", draws=True)
     legacy, passive = found["legacy"], found["passive"]
     assert legacy["parents"] == passive["parents"] > 0
     assert legacy["filled_maker"] == 0 < passive["filled_maker"]
