@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from itertools import product
@@ -87,11 +88,8 @@ def whole() -> dict[str, tuple[str, ...]]:
 
 def parts(fee_row: str) -> dict[str, tuple[str, ...]]:
     """Each part alone, over `legacy` and left out of the whole, at one fee row and the pessimistic bound."""
-    cells = {}
-    for name, (on, off) in PARTS.items():
-        cells[f"legacy + {name}"] = variant(fee_row, PESSIMISTIC, *on, profile="legacy")
-        cells[f"whole - {name}"] = variant(fee_row, PESSIMISTIC, *off)
-    return cells
+    over = {f"legacy + {n}": variant(fee_row, PESSIMISTIC, *on, profile="legacy") for n, (on, _) in PARTS.items()}  # fmt: skip
+    return over | {f"whole - {n}": variant(fee_row, PESSIMISTIC, *off) for n, (_, off) in PARTS.items()}  # fmt: skip
 
 
 def settings_of(lake: Lake, overrides: Sequence[str]) -> Settings:
@@ -195,21 +193,16 @@ def session(
         given = list(found.values())
         foresee(plain, instruments, span, given, SYMBOLS, Path(folder))
         gc.freeze()  # what is imported by now is never garbage, and need not be looked at
-        runs: dict[str, tuple[Run, dict[str, list[Row]]]] = {}
+        runs: dict[str, tuple[Run, Mapping[str, list[Row]]]] = {}
         for cell, overrides in cells.items():
             settings = settings_of(lake, overrides)
             number = places[settings.desk.model]
             files = {symbol: file_of(Path(folder), number, symbol) for symbol in SYMBOLS}
-            rows: dict[str, list[Row]] = {}
-            trader = partial(ForesightTrader, files=files)
-            run = Run(settings, instruments, given[number], trader=trader, rows=_keeper(rows))
-            runs[cell] = run, rows
+            rows, trader = defaultdict[str, list[Row]](list), partial(ForesightTrader, files=files)
+            keep = partial(lambda rows, table, more: rows[table].extend(more), rows)
+            runs[cell] = Run(settings, instruments, given[number], trader=trader, rows=keep), rows
         replay(lake, instruments, span, [run for run, _ in runs.values()])
         return {cell: sums(run, rows) for cell, (run, rows) in runs.items()}
-
-
-def _keeper(rows: dict[str, list[Row]]) -> Callable[[str, Sequence[Row]], None]:
-    return lambda table, more: rows.setdefault(table, []).extend(more)
 
 
 _OF_PARENTS: Final = ("parents_usdt", "cost", "cost_without_fees", "filled", "filled_maker")

@@ -26,6 +26,9 @@ from proving.desk.sessions import PARTS, ROWS, Figures
 Float = npt.NDArray[np.float64]
 #: Sums by name, (draws, sessions).
 Sums = Mapping[str, Float]
+#: Figures by cell, then by seed.
+Found = Mapping[str, Mapping[int, Figures]]
+Bounded = tuple[float, float, float]  #: a figure with its interval
 
 RESAMPLES: Final = 4000
 YEAR: Final = math.sqrt(365)
@@ -84,8 +87,8 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
     metric: str
     base: float
     new: float
-    difference: tuple[float, float, float]
-    ratio: tuple[float, float, float]
+    difference: Bounded
+    ratio: Bounded
     sessions: int
 
 
@@ -111,16 +114,12 @@ def _drawn(n: int) -> npt.NDArray[np.int64]:
     return np.concatenate([np.arange(n)[np.newaxis], drawn])
 
 
-def _bounded(values: Float) -> tuple[float, float, float]:
+def _bounded(values: Float) -> Bounded:
     known = values[1:][np.isfinite(values[1:])]
     if not math.isfinite(values[0]) or len(known) < 0.95 * (len(values) - 1):
         return float(values[0]), math.nan, math.nan
     low, high = np.quantile(known, (0.025, 0.975))
     return float(values[0]), float(low), float(high)
-
-
-#: Figures by cell, then by seed.
-Found = Mapping[str, Mapping[int, Figures]]
 
 
 def paired(found: Found, base: str, new: str) -> list[Compared]:
@@ -134,25 +133,21 @@ def paired(found: Found, base: str, new: str) -> list[Compared]:
 
 def desks(found: Found) -> list[tuple[str, list[Compared]]]:
     """Whole against legacy by fee row and queue bound."""
-    return [
-        (f"{fee}, {queue}", lines)
-        for fee in FEE_ROWS_BPS
-        for queue in BOUNDS
-        if (lines := paired(found, f"legacy {fee}", f"whole {fee} {queue}"))
-    ]
+    cells = [(f"legacy {fee}", f"{fee} {queue}") for fee in FEE_ROWS_BPS for queue in BOUNDS]
+    lines = [(name, paired(found, base, f"whole {name}")) for base, name in cells]
+    return [line for line in lines if line[1]]
 
 
 def alone(found: Found, fee: str) -> list[tuple[str, list[Compared]]]:
     """What each part adds: over `legacy`, and to the whole without it."""
-    out = []
+    whole, out = f"whole {fee} {BOUNDS[0]}", []
     for part in PARTS:
         out.append((f"{part}, over legacy", paired(found, f"legacy {fee}", f"legacy + {part}")))
-        of_whole = paired(found, f"whole - {part}", f"whole {fee} {BOUNDS[0]}")
-        out.append((f"{part}, in the whole", of_whole))
-    return [(name, lines) for name, lines in out if lines]
+        out.append((f"{part}, in the whole", paired(found, f"whole - {part}", whole)))
+    return [line for line in out if line[1]]
 
 
-def bias(found: Found) -> list[tuple[str, str, int, tuple[float, float, float]]]:
+def bias(found: Found) -> list[tuple[str, str, int, Bounded]]:
     """Cost less its estimate by cell of the whole and algorithm: parents, mean bps and its interval over sessions."""
     out = []
     for cell, by_seed in found.items():
@@ -170,7 +165,7 @@ def bias(found: Found) -> list[tuple[str, str, int, tuple[float, float, float]]]
 # -- the owners' goals -----------------------------------------------------------------------------
 
 
-class Goal(msgspec.Struct, frozen=True, kw_only=True):
+class Goal(msgspec.Struct, frozen=True):
     """A goal of the owners in a cell: what was found, and whether it holds."""
 
     goal: str
@@ -187,28 +182,27 @@ def goals(row: str, lines: Sequence[tuple[str, Sequence[Compared]]]) -> list[Goa
         cost, fill, made, ratio = by["cost"], by["fill"], by["made"], by["sharpe"]
         where = f"{row}, {cell}"
         if row == "planted":
-            text = (
-                f"{ratio.base:.1f} → {ratio.new:.1f}, difference {_interval(ratio.difference, 1)}"
-            )
+            text = f"difference {_interval(ratio.difference, 1)}"
             holds = ratio.difference[1] > 0 and ratio.new > 0
             if ratio.base >= LEAST_SHARPE:
-                text = f"{ratio.base:.1f} → {ratio.new:.1f}, ratio {_interval(ratio.ratio, 2)}"
+                text = f"ratio {_interval(ratio.ratio, 2)}"
                 holds = ratio.ratio[0] >= 1.3 and ratio.ratio[1] > 1
-            out.append(Goal(goal="Sharpe +30 %", cell=where, found=text, holds=holds))
+            text = f"{ratio.base:.1f} → {ratio.new:.1f}, {text}"
+            out.append(Goal("Sharpe +30 %", where, text, holds))
         if not ROWS[row].draws or math.isnan(cost.ratio[0]):
             continue
         saved, high, low = (100 * (x - 1) for x in cost.ratio)
         text = f"{cost.base:.2f} → {cost.new:.2f} bps, {saved:+.0f} % [{high:+.0f}, {low:+.0f}]"
-        out.append(Goal(goal="slippage −50 %", cell=where, found=text, holds=saved <= -50))
+        out.append(Goal("slippage −50 %", where, text, saved <= -50))
         text = f"{fill.new:.1f} %, as maker {made.new:.1f} %"
-        out.append(Goal(goal="fills > 95 %", cell=where, found=text, holds=fill.new > 95))
+        out.append(Goal("fills > 95 %", where, text, fill.new > 95))
     return out
 
 
 # -- text ------------------------------------------------------------------------------------------
 
 
-def _interval(bounded: tuple[float, float, float], digits: int) -> str:
+def _interval(bounded: Bounded, digits: int) -> str:
     value, low, high = bounded
     return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]".replace("+nan", "–")
 
