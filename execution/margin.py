@@ -16,7 +16,9 @@ rate and deduction of the risk tier (∓ is - for a long, + for a short):
 E is the entry price, S the quantity, extra the margin added by hand. An *isolated* position is secured
 by its own margin, V taken at entry; its liquidation price moves only when the position does. *Cross*
 positions are secured by the whole balance, V taken at mark, and the account is liquidated when its
-balance at mark no longer exceeds the maintenance margins.
+balance at mark no longer exceeds the maintenance margins. The price at which that happens to one of its
+positions, the others' marks fixed, is that of the table with the margin V/L replaced by the balance that
+secures the position, and the closing fee added to the maintenance rate (`liquidation_ticks`).
 
 Money is exact, in units of 1e-8, rounded up (towards +∞), as the venue's figures are. The formulas are
 those of Bybit's unified trading account (help centre, "Initial Margin", "Maintenance Margin",
@@ -161,9 +163,36 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     def maintenance_e8(self, side: int, value_e8: int) -> int:
         """Maintenance margin of a position of this value."""
-        tier = self.reached(value_e8)
+        return self._maintained_e8(side, value_e8, self.reached(value_e8))
+
+    def upkeep_e8(self, side: int, value_e8: int) -> int:
+        """The same, in the last tier beyond it."""
+        held = (tier for tier in self.tiers if value_e8 <= tier.limit * E8)
+        return self._maintained_e8(side, value_e8, next(held, self.tiers[-1]))
+
+    def _maintained_e8(self, side: int, value_e8: int, tier: Tier) -> int:
         rate = _exact(tier.maintenance) + _closing_rate(side, self.leverage, self.taker_fee)
         return ceil(value_e8 * rate - tier.deduction * E8)
+
+
+def liquidation_ticks(
+    terms: Terms, side: int, per_tick_e8: float, value_e8: float, backing_e8: float
+) -> float:
+    """Price in ticks at which ``backing_e8``, less the loss, is the maintenance margin.
+
+    ``value_e8`` is the value at entry and ``per_tick_e8`` its change by a tick. Not above 0 where no price
+    liquidates a long, or where every price liquidates a short. An isolated position stays in its tier.
+    """
+    isolated, price = terms.mode is MarginMode.ISOLATED, 0.0
+    fee = 0.0 if isolated else float(_closing_rate(side, terms.leverage, terms.taker_fee))
+    for tier in terms.tiers:
+        rate = float(tier.maintenance) + fee
+        rest = value_e8 - side * (backing_e8 + float(tier.deduction) * E8)
+        price = rest / (per_tick_e8 * (1 - side * rate))
+        # Maintenance is convex in the value: the first tier that holds its own price is the one.
+        if (value_e8 if isolated else price * per_tick_e8) <= tier.limit * E8:
+            break
+    return price
 
 
 # Every order needs a few exact rates; they are cached.

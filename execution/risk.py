@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from execution.account import Account
+from execution.liquidation import Headroom
 from execution.order_machine import Orders
 from execution.orders import Action, Cancel, OrderType, Submit
 from execution.venue import View
@@ -60,7 +61,7 @@ class Denial(StrEnum):
 class Guard:
     """Checks requests against limits. ``denials`` counts denied requests by reason.
 
-    Positions of symbols that are not ``traded`` count in shared limits, and may only be reduced.
+    With ``headroom`` the liquidation price after an order keeps its distance from the mid. Positions of symbols that are not ``traded`` count in shared limits, and may only be reduced.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Guard:
         orders: Orders,
         account: Account,
         traded: Sequence[str],
+        headroom: Headroom | None = None,
     ) -> None:
         self.limits = limits
         self.denials: dict[Denial, int] = {}
@@ -78,7 +80,7 @@ class Guard:
         self._instruments, self._orders, self._account = instruments, orders, account
         self._traded = frozenset(traded)
         self._mids: dict[str, float] = {}
-        self._liquidation: dict[str, float] = {}
+        self._headroom = headroom
         self._sent: dict[str, deque[int]] = {symbol: deque() for symbol in instruments}
         self._rate = max(1, limits.actions_per_s // max(1, len(self._traded)))
         self._room: dict[str, tuple[float, float]] = {}
@@ -102,13 +104,6 @@ class Guard:
                 )
             )
             self._room[symbol] = (gross, geared)
-
-    def liquidation(self, symbol: str, price_ticks: float | None) -> None:
-        """Set the liquidation price of the symbol's position; None when it has none."""
-        if price_ticks is None:
-            self._liquidation.pop(symbol, None)
-        else:
-            self._liquidation[symbol] = price_ticks
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -212,10 +207,10 @@ class Guard:
             return Denial.DAILY_LOSS
         if account.marked_e8 <= account.peak_e8 - (limits.drawdown_usdt + peak_usdt) * E8:
             return Denial.DRAWDOWN
-        liquidated = self._liquidation.get(symbol)
-        if liquidated is not None and side * account.position_lots(symbol) > 0:
-            distance = side * (mid - liquidated) / mid * BPS
-            if distance < limits.liquidation_bps:
+        if (headroom := self._headroom) is not None:
+            more = side * (self._open(symbol, side) + lots)  # as if every order of this side filled
+            away_bps = headroom.distance_bps(symbol, more, mid)
+            if away_bps < limits.liquidation_bps or symbol in headroom.unknown:
                 return Denial.LIQUIDATION
         value = self._lot_usdt(symbol)
         if lots * value > limits.order_usdt:

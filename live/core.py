@@ -25,9 +25,9 @@ from live.frames import Frames, Rows
 from live.gateway import Codec
 from live.history import SymbolHistory
 from live.labels import Labels
+from live.margins import MarginsState
 from live.messages import (
     Answer,
-    Append,
     Command,
     Effect,
     Emitter,
@@ -70,6 +70,7 @@ class CoreState(msgspec.Struct, frozen=True, kw_only=True):
     reconciliation: ReconciliationState | None = None
     safety: SafetyState | None = None
     desk: DeskState = DeskState()
+    margins: MarginsState = MarginsState()
 
 
 class Closing(msgspec.Struct):
@@ -124,9 +125,8 @@ class Core:
         self.desk = self.trader.desk
         self.orders, self.account = self.desk.orders, self.desk.account
         self.requests = self.desk.requests
-        if state is not None:
-            self._restore(state)
         state = state or CoreState()
+        self._restore(state)
         emit = self._emit = self.trader.effects.append
         self._emitter = Emitter(emit)
         self.safety = Safety(instruments, settings.risk, emit, state.safety)
@@ -144,6 +144,7 @@ class Core:
         self._labels = {symbol: Labels(symbol, emit) for symbol in settings.market.symbols}
         stops = self.reconciliation.protection.entry_stop if at_venue else None
         self.desk.govern(self.mode, stops, self.reconciliation.is_started)
+        self.desk.margins.govern(self.safety, self.reconciliation.look_again)
         self._limit()
         if at_venue:
             self.desk.adopt()
@@ -156,8 +157,7 @@ class Core:
         self.rows: dict[str, Events] = {}
         self._closing: Closing | None = None
         self._numbered = self.requests.number  #: requests by the last second's end
-        self.now_ns = 0
-        self.frames = self.events = self.gaps = self.strays = 0
+        self.now_ns = self.frames = self.events = self.gaps = self.strays = 0
         self.rejects: dict[tuple[str, str], int] = {}
 
     def _restore(self, state: CoreState) -> None:
@@ -166,6 +166,7 @@ class Core:
             self.account.restore(state.account)
         self.requests.restore(state.requests)
         self.desk.restore(state.desk)
+        self.desk.margins.restore(state.margins)
 
     def snapshot(self) -> CoreState:
         """The state, for a checkpoint; to be encoded before the next step."""
@@ -177,6 +178,7 @@ class Core:
             reconciliation=self.reconciliation.snapshot(),
             safety=self.safety.snapshot(),
             desk=self.desk.snapshot(),
+            margins=self.desk.margins.snapshot(),
         )
 
     @property
@@ -237,8 +239,7 @@ class Core:
             case Shadowed():
                 self._emitter.append("shadow", given.t_ns, given, symbol=given.symbol)
             case InForce():
-                fields = {"name": given.name, "version": given.version}
-                self._emitter.say("info", "model in force", **fields)
+                self._emitter.say("info", "model in force", name=given.name, version=given.version)
         self._due(now_ns)
         return self.trader.drain()
 
@@ -275,7 +276,8 @@ class Core:
                 self._look(symbol, end_ns)
             if book.valid:
                 mid_ticks = self.trader.symbols[symbol].view(end_ns).mid_ticks
-                self.reconciliation.mark(end_ns, symbol, mid_ticks)
+                self.reconciliation.protection.mark(symbol, mid_ticks)
+                self.desk.margins.see(end_ns, symbol, mid_ticks)
             if book.receive_ns:
                 silent_ns = max(0, end_ns - book.receive_ns)
                 self.safety.see(end_ns, "stale_s", silent_ns / SECOND_NS, symbol)
@@ -300,8 +302,7 @@ class Core:
     def _record_desk(self, now_ns: int) -> None:
         # Parents and their fills follow from their own records.
         desk = msgspec.structs.replace(self.desk.snapshot(), open={}, fills={})
-        body = msgspec.json.encode(desk)
-        self._emit(Append(kind="section/desk", time_ns=now_ns, body=body))
+        self._emitter.append("section/desk", now_ns, desk)
 
     def _due(self, now_ns: int) -> None:
         """What is due by time; what reconciliation proves is evidence like the venue's own."""
@@ -314,8 +315,7 @@ class Core:
         if self.safety.changed:  # a halt outlives the process that was told
             self.safety.changed = False
             self._limit()
-            body = msgspec.json.encode(self.safety.snapshot())
-            self._emit(Append(kind="section/safety", time_ns=now_ns, body=body))
+            self._emitter.append("section/safety", now_ns, self.safety.snapshot())
 
     def _obey(self, now_ns: int) -> None:
         """Close or cancel at once, and as soon as what was open is cancelled: not at the next decision."""
@@ -430,6 +430,7 @@ class Core:
                 elif isinstance(piece, FundingReport):
                     self.desk.book_funding(piece)
                 self.reconciliation.evidence(now_ns, piece, send)
+                self.desk.margins.evidence(now_ns, piece)
         for symbol in changed:
             self.trader.react(symbol, now_ns)
 

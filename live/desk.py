@@ -39,6 +39,7 @@ from execution.risk import Guard
 from execution.tca import PARTS, ParentRow, displayed_ahead, parent_row
 from execution.venue import View
 from live.funding import FundingPayment
+from live.margins import Margins
 from live.messages import Effect, Emitter, FundingReport
 from live.parent_costs import (
     ActiveParent,
@@ -94,16 +95,16 @@ class Desk:
         self._band_bps = settings.risk.price_band_bps
         self._emit, self._emitter = emit, Emitter(emit)
         self.say = self._emitter.say
-        self._instruments = {symbol: state.instrument for symbol, state in symbols.items()}
+        self._instruments = own = {s: state.instrument for s, state in symbols.items()}
         self.requests = Requests(round(settings.live.answer_s * 1e9))
         self.orders = Orders()
-        self.account = Account(self._instruments, round(settings.execution.capital_usdt * E8))
+        self.account = account = Account(own, round(settings.execution.capital_usdt * E8))
+        self.margins = Margins(own, account, settings, moves_market, self.say)
         self.guard = Guard(
-            self._instruments, settings.risk, self.orders, self.account, self._traded
+            own, settings.risk, self.orders, account, self._traded, self.margins.headroom
         )
         self.parent_number = 0  #: of the last parent in the log
-        self.sent = self.fills = self.parents = 0
-        self._maker_e8 = self._filled_e8 = 0
+        self.sent = self.fills = self.parents = self._maker_e8 = self._filled_e8 = 0
         self._monitors = {symbol: Monitor() for symbol in symbols}
         self.costs = ParentCosts(self._instruments, self.orders, name, moves_market, self._emitter)
         self.mids = self.costs.mids
@@ -212,6 +213,7 @@ class Desk:
         algorithm = self._settings.algorithm
         if not self._ready():
             return
+        target_lots = self.margins.reduced(now_ns, symbol, position_lots, target_lots)
         if mode is Mode.HALT:
             target_lots = position_lots  # whatever is open is abandoned, nothing is begun
         elif mode in (Mode.PAUSE, Mode.REDUCE):
@@ -396,10 +398,9 @@ class Desk:
 
     def facts(self) -> dict[str, float]:
         """What `live.safety` judges of money: losses in quote currency."""
-        account = self.account
         return {
-            "day_loss_usdt": (account.day_opening_e8 - account.marked_e8) / E8,
-            "drawdown_usdt": (account.peak_e8 - account.marked_e8) / E8,
+            "day_loss_usdt": (self.account.day_opening_e8 - self.account.marked_e8) / E8,
+            "drawdown_usdt": (self.account.peak_e8 - self.account.marked_e8) / E8,
         }
 
     def _book(self, fill: Filled) -> bool:

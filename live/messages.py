@@ -114,6 +114,7 @@ class QueryKind(StrEnum):
     ACCOUNT = "account"
     INSTRUMENT = "instrument"
     FEES = "fees"
+    RISK_LIMITS = "risk_limits"
 
 
 class Query(Struct, frozen=True, kw_only=True):
@@ -228,6 +229,19 @@ class FeeReport(Struct, frozen=True, kw_only=True):
     taker: str
 
 
+class TierReport(Struct, frozen=True, kw_only=True):
+    """A risk tier of a symbol in the venue's own strings: positions up to ``limit`` in quote currency, rates
+    as fractions; ``deduction`` is empty where it states none.
+    """
+
+    symbol: str
+    limit: str
+    initial: str
+    maintenance: str
+    max_leverage: str
+    deduction: str = ""
+
+
 class Refused(Struct, frozen=True, kw_only=True):
     """The venue refused a request other than an order's; ``retry`` when the reason passes by itself."""
 
@@ -254,6 +268,7 @@ Report = (
     | AccountReport
     | InstrumentReport
     | FeeReport
+    | TierReport
     | Refused
 )
 Evidence = Event | Report | QueryResult

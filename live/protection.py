@@ -80,11 +80,6 @@ class Protection:
         if mid_ticks > 0:
             self._marks[symbol] = mid_ticks
 
-    def distance_bps(self, symbol: str, price_ticks: float) -> float:
-        """From the last known mid to a price; infinite while either is not known."""
-        mark = self._marks.get(symbol, 0.0)
-        return abs(price_ticks - mark) / mark * BPS if mark and price_ticks > 0 else math.inf
-
     # -- stops -----------------------------------------------------------------------------------
 
     def entry_stop(self, symbol: str, side: int, price_ticks: float) -> int:

@@ -130,7 +130,6 @@ class Reconciliation:
         self._down: set[str] = set()
         self._refused: dict[int, Refused] = {}
         self._flatten_ns: dict[str, int] = {}
-        self._liquidation: dict[str, float] = {}  #: ticks, 0 for none
         self._starting, self._ended, self._checked = True, False, not self._at_venue
         self._deadline_ns = 0
         self._flatten = self._leave = self._proving = False
@@ -164,6 +163,8 @@ class Reconciliation:
             since_ns.setdefault(symbol, now_ns)
             for kind in (QueryKind.INSTRUMENT, QueryKind.FEES):
                 self._want(now_ns, kind, symbol)
+            if self._settings.desk.margin:
+                self._want(now_ns, QueryKind.RISK_LIMITS, symbol)
             self._audits.begin(now_ns, symbol, blocking=True)
         if self._at_venue:
             self._want(now_ns, QueryKind.ACCOUNT)
@@ -286,8 +287,6 @@ class Reconciliation:
                 self._fate.look_at(now_ns, order)
             case PositionReport():
                 self._audits.report(now_ns, evidence)
-                price_ticks = evidence.liquidation_ticks if evidence.lots else 0.0
-                self._liquidation[evidence.symbol] = price_ticks
             case WalletReport():
                 self._safety.see(now_ns, "margin_rate", evidence.maintenance_margin_rate)
             case Refused():
@@ -346,12 +345,10 @@ class Reconciliation:
                 self._audits.begin(now_ns, symbol, blocking)
             self._want(now_ns, QueryKind.WALLET)  # no message says how its margin rate moves
 
-    def mark(self, now_ns: int, symbol: str, mid_ticks: float) -> None:
-        """The last known mid of a symbol."""
-        self.protection.mark(symbol, mid_ticks)
-        if symbol in self._liquidation:
-            distance_bps = self.protection.distance_bps(symbol, self._liquidation[symbol])
-            self._safety.see(now_ns, "liquidation_bps", distance_bps, symbol)
+    def look_again(self, now_ns: int, symbol: str) -> None:
+        """Ask for a symbol's position and for the wallet."""
+        self._audits.begin(now_ns, symbol, blocking=False)
+        self._want(now_ns, QueryKind.WALLET)
 
     def _result(self, now_ns: int, retry: Retry, result: QueryResult) -> None:
         what = retry.key.partition("/")[0]

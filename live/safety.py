@@ -34,7 +34,8 @@ class Limit(NamedTuple):
 
     ``clears``: "eased" once the fact is within ``ease`` × the limit; "fact" then too, or by `l2 resume`;
     "day" at the next UTC day, or by `l2 resume`; "resume" by that alone. ``below``: a fact under its limit is the bad one. ``again``: a
-    resumed loss may grow by its limit once more.
+    resumed loss may grow by its limit once more. ``shrinks``: the position is reduced in steps for as long as
+    it is in force (`live.margins`).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Limit(NamedTuple):
     ease: float = 0.8
     below: bool = False
     again: bool = False
+    shrinks: bool = False
 
     def bound(self, limits: Risk) -> float:
         return float(getattr(limits, self.setting)) if self.setting else 1.0
@@ -54,7 +56,8 @@ class Limit(NamedTuple):
 #: received, ``gap_s`` since the book was last valid, ``late_s`` from a
 #: second's end to its decision, ``clock_skew_s`` of the venue's clock against ours, ``rate_used`` of the
 #: request limit, ``rejects`` in a minute, losses in quote currency, the account's maintenance
-#: ``margin_rate``, ``liquidation_bps`` from the mid to the liquidation price, and flags.
+#: ``margin_rate``, ``liquidation_bps`` from the mid to the liquidation price, ``liquidation_apart_bps`` between
+#: the venue's and ours, and flags.
 LIMITS: Final = (
     Limit("stale data", "stale_s", "stale_s", Mode.PAUSE),
     Limit("long stale data", "stale_s", "gap_flatten_s", Mode.FLATTEN, ease=0.1),
@@ -68,9 +71,17 @@ LIMITS: Final = (
     Limit("reject burst", "rejects", "rejects_per_min", Mode.PAUSE, ease=0.5),
     Limit("daily loss", "day_loss_usdt", "daily_loss_usdt", Mode.REDUCE, "day", again=True),
     Limit("drawdown", "drawdown_usdt", "drawdown_usdt", Mode.REDUCE, "resume", again=True),
-    Limit("margin", "margin_rate", "margin_reduce", Mode.REDUCE),
+    Limit("margin", "margin_rate", "margin_reduce", Mode.REDUCE, shrinks=True),
     Limit("margin nearly used", "margin_rate", "margin_flatten", Mode.FLATTEN),
-    Limit("liquidation", "liquidation_bps", "liquidation_bps", Mode.REDUCE, ease=1.2, below=True),
+    Limit(
+        "liquidation",
+        "liquidation_bps",
+        "liquidation_bps",
+        Mode.REDUCE,
+        ease=1.2,
+        below=True,
+        shrinks=True,
+    ),
     Limit(
         "liquidation close",
         "liquidation_bps",
@@ -78,6 +89,10 @@ LIMITS: Final = (
         Mode.FLATTEN,
         ease=1.5,
         below=True,
+    ),
+    #: The venue counts by other tiers, another balance or another rule than we do.
+    Limit(
+        "liquidation differs", "liquidation_apart_bps", "liquidation_apart_bps", Mode.HALT, "resume"
     ),
     Limit("decay alarm", "decay", "", Mode.PAUSE, "fact", again=True),
     Limit("disk full", "disk_full", "", Mode.REDUCE),
@@ -176,6 +191,13 @@ class Safety:
         reached = [key.rpartition("/")[0] for key in state.reached if _concerns(key, symbol)]
         ordered = [state.standing[s].reason for s in ("", symbol) if s in state.standing]
         return reached + ordered
+
+    def shrinks(self, symbol: str) -> bool:
+        """Whether a limit in force asks for a smaller position, step by step."""
+        return any(
+            _BY_NAME[key.rpartition("/")[0]].shrinks and _concerns(key, symbol)
+            for key in self._state.reached
+        )
 
     def snapshot(self) -> SafetyState:
         """For a checkpoint."""

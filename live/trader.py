@@ -242,6 +242,7 @@ class Trader:
         if end_ns == midnight_ns:
             self._new_date()
         self.desk.measure(end_ns)
+        self.desk.margins.mark(self.desk.costs.last_mids())
         if not silent and self.decides:
             self._decide(end_ns)
 
@@ -382,8 +383,13 @@ class Trader:
             state.entries += target != 0
             state.target = target
             symbol = state.instrument.symbol
-            state.target_lots = target * self.desk.size_lots(symbol, mid) if target else 0
+            state.target_lots = target * self._size_lots(symbol, target, mid) if target else 0
         return target
+
+    def _size_lots(self, symbol: str, side: int, mid: float) -> int:
+        """The desk's size within the named caps of the other parts."""
+        caps = self.desk.margins.caps(symbol, side)
+        return min([self.desk.size_lots(symbol, mid), *caps.values()])
 
 
 def columns_of(bundle: Bundle) -> npt.NDArray[np.intp]:

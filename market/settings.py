@@ -185,9 +185,11 @@ class Risk(Struct, frozen=True, kw_only=True):
     drawdown_usdt: Positive = 15_000.0
     #: Requests a second, shared equally by the traded symbols; cancels, and what reduces, never stop.
     actions_per_s: Annotated[int, Meta(gt=0)] = 20
-    #: A position nearer to its liquidation price than this is not increased (bps). Not in force yet: the
-    #: worker does not tell the guard a liquidation price.
+    #: An order after which a position would be nearer to its liquidation price than this is denied, and
+    #: one that is nearer is reduced in steps (bps from the mid).
     liquidation_bps: Positive = 500.0
+    #: The venue's liquidation price and ours differ by no more than this (bps of it).
+    liquidation_apart_bps: Positive = 10.0
     #: The stop that the venue holds with a position is this far from the entry price (bps).
     stop_bps: Positive = 300.0
     #: A closing order's price bound, from the last known mid (bps).

@@ -295,6 +295,8 @@ class BybitCodec:
                 return (yield from ask("account/fee-rate", linear, 0)) if self.states_fees else ""
             case QueryKind.INSTRUMENT:
                 return (yield from ask("market/instruments-info", linear, 1000))
+            case QueryKind.RISK_LIMITS:
+                return (yield from ask("market/risk-limit", linear, 0))
             case QueryKind.POSITION:
                 return (yield from ask("position/list", of_coin, 200))
             case QueryKind.OPEN_ORDERS:
@@ -336,6 +338,8 @@ class BybitCodec:
                         evidence.append(rows.instrument(row))
                     case "account/fee-rate":
                         evidence.append(rows.fees(row))
+                    case "market/risk-limit":
+                        evidence.append(rows.tier(row))
                     case _:
                         raise UnreadableError("not read here")
             except UnreadableError as error:

@@ -21,6 +21,7 @@ from live.messages import (
     InstrumentReport,
     PositionReport,
     Refused,
+    TierReport,
     WalletReport,
 )
 from market.instruments import Instrument
@@ -218,6 +219,22 @@ def fees(row: Row) -> FeeReport:
         symbol=text(row, "symbol"),
         maker=text(row, "makerFeeRate"),
         taker=text(row, "takerFeeRate"),
+    )
+
+
+def tier(row: Row) -> TierReport:
+    """A row of `market/risk-limit`."""
+    for name in ("riskLimitValue", "initialMargin", "maintenanceMargin", "maxLeverage"):
+        if decimal(row, name) <= 0:
+            raise UnreadableError(f"{name} {row.get(name)!r}")
+    decimal(row, "mmDeduction")
+    return TierReport(
+        symbol=text(row, "symbol"),
+        limit=text(row, "riskLimitValue"),
+        initial=text(row, "initialMargin"),
+        maintenance=text(row, "maintenanceMargin"),
+        max_leverage=text(row, "maxLeverage"),
+        deduction=text(row, "mmDeduction"),
     )
 
 

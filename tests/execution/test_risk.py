@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from execution.account import Account
+from execution.liquidation import Headroom
+from execution.margin import BTC_TIERS, MarginMode, Terms
 from execution.order_machine import Order, Orders
 from execution.orders import (
     Accepted,
@@ -57,6 +59,7 @@ class Watched(Guard):
         self,
         positions: dict[str, int] | None = None,
         traded: Sequence[str] = (SYMBOL, "OTHER"),
+        leverage: str = "",
         **limits: Any,
     ) -> None:
         instruments = {SYMBOL: INSTRUMENT, "OTHER": OTHER}
@@ -64,7 +67,9 @@ class Watched(Guard):
         for symbol, lots in (positions or {}).items():
             self.account.adopt(symbol, lots, 100_50000000)
         asked = msgspec.structs.replace(LIMITS, **limits)
-        super().__init__(instruments, asked, self.orders, self.account, traded)
+        terms = Terms(tiers=BTC_TIERS, leverage=leverage, mode=MarginMode.ISOLATED)
+        headroom = Headroom(self.account, dict.fromkeys(instruments, terms)) if leverage else None
+        super().__init__(instruments, asked, self.orders, self.account, traded, headroom)
 
     def sends(self, action: Action, seen: View | None = None, now: int = 0) -> Denial | None:
         """Judge an action, and tell the order machine of one that is allowed."""
@@ -243,12 +248,20 @@ def test_a_drawdown_limit_outlasts_the_day() -> None:
 
 
 def test_a_position_near_its_liquidation_is_not_increased() -> None:
-    ours = guard({SYMBOL: 5})
-    ours.liquidation(SYMBOL, 97.0)  # 348 bps below the mid
+    ours = guard({SYMBOL: 5}, leverage="25")  # liquidated some 370 bps below the entry
     assert denial_of(ours, order("a")) is Denial.LIQUIDATION
     assert denial_of(ours, order("b", side=-1, price=101)) is None
-    ours.liquidation(SYMBOL, None)
-    assert denial_of(ours, order("c")) is None
+    assert denial_of(guard({SYMBOL: 5}, leverage="10"), order("c")) is None
+
+
+def test_an_order_after_which_a_position_would_be_near_its_liquidation_is_denied() -> None:
+    """Of a flat symbol too, and counting what is open; unknown tiers deny all that opens."""
+    assert denial_of(guard(leverage="25"), order("a")) is Denial.LIQUIDATION
+    ours = guard(leverage="10")
+    assert ours.sends(order("a")) is None
+    assert ours._headroom is not None
+    ours._headroom.unknown.add(SYMBOL)
+    assert denial_of(ours, order("b")) is Denial.LIQUIDATION
 
 
 def test_the_rate_limit_stops_neither_cancels_nor_what_reduces() -> None:

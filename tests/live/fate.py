@@ -28,10 +28,12 @@ from execution.orders import (
     Submit,
     TimeInForce,
 )
+from live.margins import Margins
 from live.messages import (
     Append,
     CancelAll,
     Effect,
+    Emitter,
     Evidence,
     Link,
     PositionReport,
@@ -43,12 +45,14 @@ from live.messages import (
     Say,
     Send,
     SetStop,
+    TierReport,
     WalletReport,
 )
 from live.reconciliation import Reconciliation, ReconciliationState
 from live.requests import Requests
 from live.safety import Safety
 from market.instruments import BUILT_IN
+from market.settings import Desk as DeskSettings
 from market.settings import Live, Market, Risk, Settings
 from market.units import MS_NS, SECOND_NS
 
@@ -56,7 +60,8 @@ T0 = 1_800_000_000 * SECOND_NS
 S = "BTCUSDT"
 TICK_E8 = 10_000_000  #: of the symbol's tick, 0.1
 MID = 1_000_000
-SETTINGS = Settings(market=Market(symbols=(S,)))
+#: Without margin: the venue here has no money unless a test gives it some.
+SETTINGS = Settings(market=Market(symbols=(S,)), desk=DeskSettings(margin=False))
 
 
 def settings(venue: str = "sandbox", risk: Risk | None = None, **live: object) -> Settings:
@@ -85,6 +90,8 @@ class Venue:
         self.entry = 0.0
         self.balance_e8, self.margin_rate = 0, 0.0
         self.stop = 0
+        self.liquidation_ticks = 0.0
+        self.tiers: list[TierReport] = []
         self.takes_stops = True
         self.outbox: list[Evidence] = []  #: of the private stream
         self.asked: list[tuple[int, Query]] = []
@@ -172,6 +179,8 @@ class Venue:
                 orders = [f for f in self.fills if f.venue_ns >= query.since_ns]
             case QueryKind.POSITION:
                 reports = [self.position()]
+            case QueryKind.RISK_LIMITS:
+                reports = list(self.tiers)
             case QueryKind.WALLET:
                 reports = [
                     WalletReport(
@@ -244,7 +253,12 @@ class Venue:
     def position(self) -> PositionReport:
         entry = round(self.entry * TICK_E8) if self.lots else 0
         return PositionReport(
-            symbol=S, lots=self.lots, entry_e8=entry, stop_ticks=self.stop, venue_ns=self.now_ns
+            symbol=S,
+            lots=self.lots,
+            entry_e8=entry,
+            stop_ticks=self.stop,
+            liquidation_ticks=self.liquidation_ticks,
+            venue_ns=self.now_ns,
         )
 
     def _report(self, client_id: str) -> None:
@@ -300,6 +314,10 @@ class Desk:
             self._emit,
             state,
         )
+        self.margins = Margins(
+            {S: BUILT_IN[S]}, self.account, self.settings, True, Emitter(self._emit).say
+        )
+        self.margins.govern(self.safety, self.fate.look_again)
 
     def _emit(self, effect: Effect) -> None:
         if isinstance(effect, Say):
@@ -313,7 +331,7 @@ class Desk:
     # -- driving ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        self.fate.mark(self.now_ns, S, float(MID))
+        self.fate.protection.mark(S, float(MID))
         self.fate.start(self.now_ns)
         self.run(0.5)
 
@@ -406,6 +424,7 @@ class Desk:
                 if isinstance(piece, OrderEvent):
                     self._fold(piece)
                 self.fate.evidence(self.now_ns, piece, send)
+                self.margins.evidence(self.now_ns, piece)
 
     def _fold(self, event: Event) -> None:
         self.evidence.append(event)

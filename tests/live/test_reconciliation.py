@@ -673,7 +673,7 @@ def test_a_stop_is_not_moved_while_executions_may_be_missing(desk: Desk) -> None
     first, _, _, second, *_ = desk.venue.outbox
     desk.venue.outbox = []
     desk.tell(first)
-    desk.fate.mark(desk.now_ns, S, 1.01 * MID)
+    desk.fate.protection.mark(S, 1.01 * MID)
     desk.reaches = lambda send: (False, False)
     desk.link(up=True)
     desk.tell(second)
@@ -757,7 +757,7 @@ def test_nothing_trades_before_log_and_venue_agree() -> None:
     desk.run(31)
     assert desk.fate.phase is Phase.TRADING
     asked = {query.kind for _, query in desk.venue.asked}
-    assert asked >= set(QueryKind) - {QueryKind.ORDER}
+    assert asked >= set(QueryKind) - {QueryKind.ORDER, QueryKind.RISK_LIMITS}
 
 
 def test_what_contradicts_the_settings_is_a_line_each_and_nothing_is_sent() -> None:
@@ -939,21 +939,6 @@ def test_a_long_gap_closes_by_a_bounded_order_without_a_book(desk: Desk) -> None
     assert isinstance(closing, Submit)
     assert closing.reduce_only
     assert closing.price_ticks == 990_000  # 100 bps below the last known mid
-
-
-def test_the_market_coming_near_the_liquidation_price_reduces_then_closes(desk: Desk) -> None:
-    desk.submit("a-1", time_in_force=TimeInForce.IOC)
-    desk.tell(msgspec.structs.replace(desk.venue.position(), liquidation_ticks=900_000.0))
-    modes = {}
-    for mid in (1_000_000, 940_000, 915_000, 940_000, 960_000):
-        desk.fate.mark(desk.now_ns, S, float(mid))
-        modes[mid] = desk.safety.mode(S)
-    assert modes == {
-        1_000_000: Mode.NORMAL,
-        940_000: Mode.REDUCE,
-        915_000: Mode.FLATTEN,
-        960_000: Mode.NORMAL,
-    }
 
 
 def test_a_margin_rate_that_the_stream_is_silent_about_is_asked_for(desk: Desk) -> None:
