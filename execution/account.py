@@ -25,13 +25,15 @@ from typing import Final
 
 import msgspec
 
-from execution.orders import Filled
+from execution.orders import Filled, Liquidity
 from market.errors import DataError
 from market.instruments import Instrument
 from market.units import DAY_NS, E8, HOUR_NS
 
 #: An execution is known by its id for this long by the venue's time, longer than venues report one.
 MEMORY_NS: Final = 8 * DAY_NS
+#: Days whose sums are kept.
+DAYS: Final = 9
 
 
 @lru_cache(maxsize=256)
@@ -141,6 +143,36 @@ class Holding(msgspec.Struct, kw_only=True):
         return closed_pnl
 
 
+class Day(msgspec.Struct, kw_only=True):
+    """What one symbol's executions and funding of a UTC day, by the venue's time, came to; money at 1e-8."""
+
+    opening_lots: int = 0
+    opening_cost_e8: int = 0
+    executions: int = 0
+    bought_lots: int = 0
+    sold_lots: int = 0
+    value_e8: int = 0  #: of what was bought less what was sold
+    realised_e8: int = 0
+    maker_fees_e8: int = 0
+    taker_fees_e8: int = 0
+    funding_e8: int = 0
+    adopted: bool = False  #: the position was taken from the venue
+    mark_ticks: float | None = None  #: the day's last mid
+
+    @property
+    def closing_lots(self) -> int:
+        return self.opening_lots + self.bought_lots - self.sold_lots
+
+    @property
+    def closing_cost_e8(self) -> int:
+        """Signed entry notional of what is left: v = Δcost - realised for every execution."""
+        return self.opening_cost_e8 + self.value_e8 + self.realised_e8
+
+    @property
+    def fees_e8(self) -> int:
+        return self.maker_fees_e8 + self.taker_fees_e8
+
+
 class AccountState(msgspec.Struct, kw_only=True):
     """What an account is at an instant; money at 1e-8, times epoch ns."""
 
@@ -152,6 +184,7 @@ class AccountState(msgspec.Struct, kw_only=True):
     day_opening_e8: int
     executions: dict[str, int] = {}  #: execution id -> venue time, of trades and funding
     recent: dict[str, list[tuple[int, int]]] = {}  #: symbol -> (venue time, signed lots)
+    days: dict[int, dict[str, Day]] = {}  #: UTC day since the epoch -> by symbol, the newest
 
 
 class Account:
@@ -166,6 +199,7 @@ class Account:
         self.opening_e8 = self.marked_e8 = self.peak_e8 = self.day_opening_e8 = opening_e8
         self.day = -1
         self.forgotten = 0
+        self.days: dict[int, dict[str, Day]] = {}
         self.holdings = {
             symbol: Holding(instrument=instrument) for symbol, instrument in instruments.items()
         }
@@ -193,12 +227,48 @@ class Account:
             f"{fill.exec_id}/{fill.side:+d}", fill.venue_ns
         ):
             return False
-        holding.trade(fill.side * fill.qty_lots, fill.price_ticks, fill.fee_e8)
+        lots, realised_e8 = fill.side * fill.qty_lots, holding.realised_e8
+        day = self.day_of(fill.symbol, fill.venue_ns)
+        holding.trade(lots, fill.price_ticks, fill.fee_e8)
+        self._sum(day, fill, holding.realised_e8 - realised_e8)
         recent = self._recent[fill.symbol]
         recent.append((fill.venue_ns, fill.side * fill.qty_lots))
         while recent[0][0] < fill.venue_ns - HOUR_NS:
             recent.popleft()
         return True
+
+    def day_of(self, symbol: str, venue_ns: int) -> Day:
+        """The sums of the day of a time; asked for before what moves them is booked."""
+        number, days = venue_ns // DAY_NS, self.days
+        if symbol not in days.setdefault(number, {}):
+            holding = self.holdings[symbol]
+            later = [days[n][symbol] for n in sorted(days) if n > number and symbol in days[n]]
+            opening = later[0] if later else None
+            days[number][symbol] = Day(
+                opening_lots=opening.opening_lots if opening else holding.position_lots,
+                opening_cost_e8=opening.opening_cost_e8 if opening else holding.cost_e8,
+            )
+        day = days[number][symbol]
+        if len(days) > DAYS:
+            del days[min(days)]
+        return day
+
+    def _sum(self, day: Day, fill: Filled, realised_e8: int) -> None:
+        lots = fill.side * fill.qty_lots
+        value = value_e8(self.holdings[fill.symbol].instrument, fill.price_ticks, lots)
+        day.executions += 1
+        day.bought_lots += max(0, lots)
+        day.sold_lots += max(0, -lots)
+        day.value_e8 += value
+        day.realised_e8 += realised_e8
+        if fill.liquidity is Liquidity.MAKER:
+            day.maker_fees_e8 += fill.fee_e8
+        else:
+            day.taker_fees_e8 += fill.fee_e8
+        for number, symbols in self.days.items():  # it came late
+            if number > fill.venue_ns // DAY_NS and fill.symbol in symbols:
+                symbols[fill.symbol].opening_lots += lots
+                symbols[fill.symbol].opening_cost_e8 += value + realised_e8
 
     def fund(self, exec_id: str, symbol: str, paid_e8: int, venue_ns: int) -> bool:
         """Book a funding payment (positive = paid) as the venue states it; False for a repetition.
@@ -208,6 +278,7 @@ class Account:
         holding = self.holdings[symbol]
         if not self._is_new(exec_id, venue_ns):
             return False
+        self.day_of(symbol, venue_ns).funding_e8 += paid_e8
         holding.funding_e8 += paid_e8
         return True
 
@@ -233,6 +304,9 @@ class Account:
         symbol that the account does not know.
         """
         holding = self.holdings[symbol]
+        for number in [*self.days, venue_ns // DAY_NS] if venue_ns > 0 else self.days:
+            if number >= venue_ns // DAY_NS:
+                self.day_of(symbol, number * DAY_NS).adopted = True
         holding.position_lots, holding.open_fees_e8 = lots, 0
         holding.cost_e8 = round(lots * entry_e8 * Fraction(holding.instrument.lot))
         holding.adopted_ns = venue_ns
@@ -245,6 +319,8 @@ class Account:
         The first mark of a UTC day sets the equity that its result is measured from. While a position
         has never had a mid the equity stays what it was.
         """
+        if 0 <= self.day < now_ns // DAY_NS:
+            self._close_day(self.day)
         self._mids |= {s: mid for s, mid in mids_ticks.items() if not math.isnan(mid)}
         held = {s: h for s, h in self.holdings.items() if h.position_lots}
         if held.keys() <= self._mids.keys():
@@ -256,6 +332,12 @@ class Account:
         if self.day != now_ns // DAY_NS:
             self.day, self.day_opening_e8 = now_ns // DAY_NS, self.marked_e8
         return self.marked_e8
+
+    def _close_day(self, number: int) -> None:
+        """Give a day's symbols their last mid, those held without an execution included."""
+        for symbol, holding in self.holdings.items():
+            if holding.position_lots or symbol in self.days.get(number, {}):
+                self.day_of(symbol, number * DAY_NS).mark_ticks = self._mids.get(symbol)
 
     def profit(self, mids_ticks: Mapping[str, float]) -> tuple[float, float, float]:
         """Gross profit at these mids, fees and funding paid (quote currency).
@@ -297,6 +379,7 @@ class Account:
             holdings=self.holdings,
             executions=self._executions,
             recent={symbol: list(recent) for symbol, recent in self._recent.items()},
+            days=self.days,
         )
 
     def restore(self, state: AccountState) -> None:
@@ -316,7 +399,7 @@ class Account:
             self.holdings[symbol] = holding
         self.opening_e8 = state.opening_e8
         self.restore_marks(state)
-        self._executions = state.executions
+        self._executions, self.days = state.executions, state.days
         self._newest_ns = max(state.executions.values(), default=self._newest_ns)
         self._recent |= {symbol: deque(recent) for symbol, recent in state.recent.items()}
 
@@ -328,14 +411,24 @@ class Account:
         return self.holdings[symbol].position_lots - later
 
     def settle(
-        self, symbol: str, mark_e8: int, rate_e8: int, position_lots: int | None = None
+        self,
+        symbol: str,
+        mark_e8: int,
+        rate_e8: int,
+        position_lots: int | None = None,
+        time_ns: int = 0,
     ) -> int:
         """Settle funding on a position, by default the present one; the payment (positive = paid)."""
         holding = self.holdings[symbol]
         lots = holding.position_lots if position_lots is None else position_lots
         paid = funding_e8(holding.instrument, lots, mark_e8, rate_e8)
-        holding.funding_e8 += paid
+        self.pay(symbol, paid, time_ns)
         return paid
+
+    def pay(self, symbol: str, paid_e8: int, time_ns: int) -> None:
+        """Book funding of a simulated venue, which has no execution of it."""
+        self.day_of(symbol, time_ns).funding_e8 += paid_e8
+        self.holdings[symbol].funding_e8 += paid_e8
 
     @property
     def balance_e8(self) -> int:

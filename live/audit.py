@@ -32,6 +32,7 @@ from live.messages import (
 from live.protection import Protection
 from live.requests import Retries, Retry
 from live.safety import Safety
+from live.statement import Statements, StatementState
 from market.settings import Settings
 from market.units import MS_NS, SECOND_NS
 
@@ -62,6 +63,7 @@ class AuditState(msgspec.Struct, kw_only=True):
 
     since_ns: dict[str, int] = {}
     strangers: list[str] = []  #: ids of open orders that are not ours
+    statement: StatementState = msgspec.field(default_factory=StatementState)
     stops: dict[str, str] = {}  #: venue's id of a stop order -> symbol
 
 
@@ -84,6 +86,9 @@ class Audits:
         self._protection, self._safety, self._settings = protection, safety, settings
         self._ask, self._emit = ask, emit
         self.state = copy.deepcopy(state)
+        self._statements = Statements(
+            account, retries, safety, settings.live.venue, emit, self.state.statement
+        )
         self._under_way: dict[str, Audit] = {}
         self._positions: dict[str, PositionReport] = {}
         self._fill_ns: dict[str, int] = {}
@@ -122,6 +127,9 @@ class Audits:
     def result(self, now_ns: int, retry: Retry, result: QueryResult) -> None:
         """A complete answer to one of the questions, after its evidence was applied."""
         symbol = result.query.symbol
+        if result.query.kind is QueryKind.TRANSACTIONS:
+            self._statements.result(now_ns, retry, result)
+            return
         audit = self._under_way[symbol]
         self._retries.done(retry.key)
         if result.query.kind is QueryKind.POSITION:
@@ -258,6 +266,8 @@ class Audits:
         self._differs_ns.pop(symbol, None)
         since_ns = max(self.state.since_ns.get(symbol, 0), audit.venue_ns - MARGIN_NS)
         self.state.since_ns[symbol] = since_ns
+        if not self._under_way:  # executions are known up to this time
+            self._statements.look(now_ns, audit.venue_ns)
         if audit.blocking:
             lots = self._account.position_lots(symbol)
             self._say("info", "log and venue agree", symbol, lots=lots)

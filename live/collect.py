@@ -16,10 +16,10 @@ import msgspec
 import pyarrow as pa
 
 from execution.order_machine import Order
-from execution.tca import TABLES, Row, fitted, to_table
+from execution.tca import Row, fitted, to_table
 from live import log
 from live.decisions import collect_decisions, write_merged
-from live.journal import JournalError, TableRows, require_migrated
+from live.journal import KINDS, JournalError, TableRows, require_migrated
 from live.labels import LabelRecord
 from live.messages import Append
 from market.lake import Lake
@@ -35,6 +35,7 @@ RECORDS: Final = (
     Table("markouts", version=1, record=True),
     Table("realised", version=1, record=True),
     Table("shadow", version=1, record=True),
+    Table("statements", version=1, record=True),
 )
 
 #: What became of predictions: a row for each second at which labels became known, and one for each
@@ -68,6 +69,7 @@ KEYS: Final = {
     "markouts": ("venue", "client_id", "exec_id"),
     "realised": ("t_ns",),
     "shadow": ("t_ns", "bundle_sha"),
+    "statements": ("venue",),
 }
 
 #: Rows in memory at once, about.
@@ -184,7 +186,7 @@ def _merge(lake: Lake, table: str, timed_rows: list[tuple[int, Row]]) -> None:
     for time_ns, row in timed_rows:
         parts[getattr(row, "symbol"), utc_date(time_ns)].append(row)  # noqa: B009
     for (symbol, day), part in sorted(parts.items()):
-        columns = to_table(part, TABLES[table]).drop(["symbol"])
+        columns = to_table(part, KINDS[table]).drop(["symbol"])
         present = _present_rows(lake, table, symbol, day)
         write_merged(lake, table, symbol, day, columns, KEYS[table], present)
 
@@ -195,4 +197,4 @@ def _present_rows(lake: Lake, table: str, symbol: str, day: str) -> pa.Table | N
         return None
     rows = lake.as_written(table, symbol, day).read()
     named = rows.append_column("symbol", pa.array([symbol] * rows.num_rows, pa.string()))
-    return fitted(named, TABLES[table]).drop(["symbol"])
+    return fitted(named, KINDS[table]).drop(["symbol"])

@@ -489,8 +489,7 @@ class Core:
 
     def _finish(self) -> None:
         """After the shut-down: measure what is measured by now, say what is left."""
-        self.trader.settle_funding(wait_ns=0)
-        self.desk.finish(self.now_ns)
+        self.trader.finish(self.now_ns)
         for line in self.reconciliation.left():
             self._emitter.say("error", "left at the end", what=line)
 

@@ -444,7 +444,7 @@ class Desk:
             position_lots=lots,
             mark_e8=mark_e8,
             rate_e8=rate_e8,
-            paid_e8=self.account.settle(symbol, mark_e8, rate_e8, lots),
+            paid_e8=self.account.settle(symbol, mark_e8, rate_e8, lots, time_ns),
         )
         self._emitter.append("funding", time_ns, funding, symbol)
 

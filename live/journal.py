@@ -13,6 +13,8 @@ A record is a `messages.Append`, its body JSON of what its kind says:
                 cut by the end of its process
     funding     funding was paid; client id: the     `live.desk.FundingPayment`
                 venue's execution id of it, if any
+    statement   a UTC day's sums of a symbol, as     `live.statement.StatementRow`
+                known by then; the last one holds
     adopted     a position was taken from the venue  `messages.PositionReport`
     equity      a mark to market, every minute       `execution.account.AccountState`, its marks
     decision    a decision; labels, what came of it  `live.labels`
@@ -38,13 +40,17 @@ import msgspec
 
 from execution.order_machine import Order, Orders
 from execution.orders import Action, Event, Filled, Submit
-from execution.tca import MarkoutRow, ParentRow, Row, Shortfall, fill_row, order_row
+from execution.tca import TABLES, MarkoutRow, ParentRow, Row, Shortfall, fill_row, order_row
 from live.messages import Append
+from live.statement import StatementRow
 from market.errors import DataError
 from market.units import DAY_NS
 
 #: The journal of versions before the log, in a worker's folder.
 OLD_JOURNAL: Final = "journal.sqlite3"
+
+#: Row types of the tables that are made of records.
+KINDS: Final[dict[str, type[Row]]] = TABLES | {"statements": StatementRow}
 
 R = TypeVar("R", bound=Row)
 
@@ -112,6 +118,9 @@ class TableRows:
                 for fields in msgspec.json.decode(record.body):
                     row = _read(MarkoutRow, fields)
                     self._rows["markouts"].append((row.time_ns, row))
+            case "statement":
+                day = msgspec.json.decode(record.body, type=StatementRow)
+                self._rows["statements"].append((record.time_ns, day))
             case "intent" | "event":
                 self._fold(record)
 

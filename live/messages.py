@@ -103,7 +103,7 @@ Input = PublicFrame | PrivateFrame | Answer | Expired | Tick | Link | InForce | 
 
 class QueryKind(StrEnum):
     """What can be asked of a venue. ORDER is one order, open or ended, by client id; EXECUTIONS are those
-    since a time, or of one client id.
+    since a time, or of one client id; TRANSACTIONS those of a time's UTC day from it on.
     """
 
     ORDER = "order"
@@ -115,6 +115,7 @@ class QueryKind(StrEnum):
     INSTRUMENT = "instrument"
     FEES = "fees"
     RISK_LIMITS = "risk_limits"
+    TRANSACTIONS = "transactions"
 
 
 class Query(Struct, frozen=True, kw_only=True):
@@ -194,6 +195,24 @@ class FundingReport(Struct, frozen=True, kw_only=True):
     venue_ns: int
 
 
+class TransactionReport(Struct, frozen=True, kw_only=True):
+    """A line of the venue's transaction log; money at 1e-8. ``lots`` (signed) and ``price_ticks`` are those
+    of an execution of a symbol that is known here, else 0. Fee and funding are positive when paid; change =
+    cash - fee - funding.
+    """
+
+    kind: str
+    exec_id: str
+    symbol: str
+    lots: int
+    price_ticks: int
+    fee_e8: int
+    funding_e8: int
+    cash_e8: int
+    change_e8: int
+    venue_ns: int
+
+
 class AccountReport(Struct, frozen=True, kw_only=True):
     """The key's permissions and the account's modes, as the venue states them; ``expires_ns`` is the
     key's last instant, 0 for none.
@@ -265,6 +284,7 @@ Report = (
     PositionReport
     | WalletReport
     | FundingReport
+    | TransactionReport
     | AccountReport
     | InstrumentReport
     | FeeReport

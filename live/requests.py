@@ -90,7 +90,9 @@ class Requests:
 
 
 class Retry(msgspec.Struct, kw_only=True):
-    """A request that is retried until it is done. ``number`` is that of the one under way, 0 for none."""
+    """A request that is retried until it is done. ``number`` is that of the one under way, 0 for none; it
+    waits ``patience`` times as long as others for its answer.
+    """
 
     key: str
     body: RequestBody
@@ -98,6 +100,7 @@ class Retry(msgspec.Struct, kw_only=True):
     due_ns: int
     tries: int = 0
     number: int = 0
+    patience: int = 1
 
 
 class Retries:
@@ -119,12 +122,16 @@ class Retries:
         """Those of them that are not under way."""
         return [key for key in self.keys(prefix) if not self._by_key[key].number]
 
-    def want(self, now_ns: int, key: str, body: RequestBody, delay_ns: int = 0) -> None:
+    def want(
+        self, now_ns: int, key: str, body: RequestBody, delay_ns: int = 0, patience: int = 1
+    ) -> None:
         """Have this sent until it is done; one that is wanted already goes on with this body."""
         retry = self._by_key.get(key)
         if retry is None:
             due_ns = now_ns + delay_ns
-            self._by_key[key] = Retry(key=key, body=body, born_ns=now_ns, due_ns=due_ns)
+            self._by_key[key] = Retry(
+                key=key, body=body, born_ns=now_ns, due_ns=due_ns, patience=patience
+            )
         else:
             retry.body = body
 
@@ -151,7 +158,8 @@ class Retries:
                 return
             self._sent.append(now_ns)
             retry.tries += 1
-            send = self._requests.open(now_ns, retry.body)
+            deadline_ns = now_ns + retry.patience * self._requests.answer_ns
+            send = self._requests.open(now_ns, retry.body, deadline_ns=deadline_ns)
             retry.number = send.number
             self._emit(send)
 

@@ -149,7 +149,7 @@ class Restoration:
                     symbol, paid_e8 = record.symbol, funding.paid_e8
                     self.account.fund(record.client_id, symbol, paid_e8, record.time_ns)
                 else:  # of a simulated venue, which has no execution of it
-                    self.account.holdings[record.symbol].funding_e8 += funding.paid_e8
+                    self.account.pay(record.symbol, funding.paid_e8, record.time_ns)
             case "adopted":
                 of = _POSITION.decode(record.body)
                 self.account.adopt(of.symbol, of.lots, of.entry_e8, of.venue_ns)

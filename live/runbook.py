@@ -124,6 +124,11 @@ LIMIT_ADVICE: Final[Mapping[str, Advice]] = {
         "the lines `unexplained` and `halted`; order and execution history on the venue's page",
         "find who did it (a person, another program with this key); cancel or close what is not wanted",
     ),
+    "statement differs": Advice(
+        "The venue's transaction log of a past day has other executions, fees, funding or profit than the log.",
+        "`l2 statement DATE`: which figure, of which symbol; the venue's transaction log on its page",
+        "find the execution that one side lacks; where the venue is right, say so as the reason of the resume",
+    ),
 }  # fmt: skip
 
 #: What clears a limit -> when trading goes on.
@@ -158,6 +163,8 @@ LINES: Final[Mapping[str, tuple[str, str]]] = {
     "unexplained": ("the venue holds what the log does not explain", "see `unexplained` above"),
     "execution of no order of ours": ("somebody else trades the account, or the venue did", "find out who"),
     "the venue moved a position": ("deleveraging by the venue", "check the position; `l2 statement DATE`"),
+    "statement differs": ("a past day's sums differ from the venue's; the symbol halts", "see `statement differs` above"),
+    "transactions of others": ("the venue's log of a day has lines of symbols or kinds that are not traded here", "nothing, if known"),
     "stop filled": ("the venue-side stop closed a position", "look why the worker had not (gap, halt)"),
     "an ended order is open at the venue": ("it is cancelled", "nothing; if often, keep the log and report it"),
     "order absent": ("the venue does not know an order: it counts as ended", "nothing"),

@@ -98,6 +98,8 @@ LIMITS: Final = (
     Limit("disk full", "disk_full", "", Mode.REDUCE),
     #: The venue holds what the log does not explain, and the policy is to halt.
     Limit("unexplained", "unexplained", "", Mode.HALT, "resume"),
+    #: The venue's transaction log of a day is not what the log has.
+    Limit("statement differs", "statement", "", Mode.HALT, "resume"),
 )
 
 #: Names of limits by fact.

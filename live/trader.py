@@ -36,6 +36,7 @@ from live.desk import Desk
 from live.funding import Settlement
 from live.history import SymbolHistory
 from live.messages import Effect, Say
+from live.statement import DailyStatement
 from live.symbol_state import SymbolState
 from market.bars import COLUMNS, Bars
 from market.events import Events, Flag
@@ -117,6 +118,7 @@ class Trader:
             moves_market=moves_market,
             emit=self.effects.append,
         )
+        self._statement = DailyStatement(self.desk.account, name, pays_funding, self.effects.append)
         self._evaluator = evaluator or FeatureEvaluator(settings.market.symbols)
         self._also: tuple[str, ...] = ()
         self.load(model)
@@ -243,6 +245,7 @@ class Trader:
             self._new_date()
         self.desk.measure(end_ns)
         self.desk.margins.mark(self.desk.costs.last_mids())
+        self._statement.second(end_ns)
         if not silent and self.decides:
             self._decide(end_ns)
 
@@ -271,6 +274,12 @@ class Trader:
         fresh = self.second_ns - self.last_event_ns <= MAX_SILENCE_NS
         for state in self.symbols.values():
             state.restart_bars(state.checkpoint_rows(self.second_ns)[: None if fresh else 0])
+
+    def finish(self, now_ns: int) -> None:
+        """After the shut-down: pay, measure and state what is known by now."""
+        self.settle_funding(wait_ns=0)
+        self.desk.finish(now_ns)
+        self._statement.finish(now_ns)
 
     def settle_funding(self, wait_ns: int = SECOND_NS) -> None:
         """Pay what was settled, once executions before the settlement have been reported."""

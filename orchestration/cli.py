@@ -82,6 +82,7 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
         "tca": Verb(
             "orchestration.tca.command", "show what orders cost, in parts, against what was expected"
         ),
+        "statement": Verb("orchestration.statement", "state a day's profit, fees and funding, for an accountant"),
         "fills": Verb(
             "orchestration.fills.command", "judge the fill model by orders placed into market data"
         ),

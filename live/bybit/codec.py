@@ -96,6 +96,7 @@ VERDICTS: Final = {code: verdict for verdict, codes in _BY_VERDICT.items() for c
 KEPT_NS: Final = DAY_NS
 #: Longest span of one query of executions.
 _WEEK_MS: Final = 7 * 86_400_000
+_TRANSACTIONS: Final = "account/transaction-log"
 #: A query that has not ended after so many pages is incomplete.
 MAX_PAGES: Final = 50
 _SIDES: Final = {1: "Buy", -1: "Sell"}
@@ -285,6 +286,15 @@ class BybitCodec:
                     reason = yield from ask("execution/list", linear | link | span, 100)
                     start_ms += _WEEK_MS
                 return reason
+            case QueryKind.TRANSACTIONS:
+                start_ms, day_ms = query.since_ns // MS_NS, DAY_NS // MS_NS
+                end_ms = (start_ms // day_ms + 1) * day_ms
+                of_coin = {"accountType": "UNIFIED", "currency": self.reader.settle_coin}
+                for ms in range(start_ms, end_ms, day_ms // 4):
+                    span = {"startTime": str(ms), "endTime": str(min(ms + day_ms // 4, end_ms) - 1)}
+                    if reason := (yield from ask(_TRANSACTIONS, of_coin | span, 50)):
+                        return reason
+                return ""
             case QueryKind.ACCOUNT:
                 reason = yield from ask("user/query-api", {}, 0)
                 return reason or (yield from ask("account/info", {}, 0))
@@ -334,6 +344,8 @@ class BybitCodec:
                     case "wallet" | "account/wallet-balance":
                         wallet = self.reader.wallet(row, venue_ns)
                         evidence += [] if wallet is None else [wallet]
+                    case _ if topic == _TRANSACTIONS:
+                        evidence.append(self.reader.transaction(row))
                     case "market/instruments-info":
                         evidence.append(rows.instrument(row))
                     case "account/fee-rate":

@@ -23,7 +23,7 @@ _LIMITS: Final = dict.fromkeys(
         *("account/wallet-balance", "account/info"),
     ),
     50,
-) | {"account/fee-rate": 5}
+) | {"account/fee-rate": 5, "account/transaction-log": 25}
 #: The venue counts by seconds of arrival; requests that were slower on their way may meet later ones.
 WINDOW_S: Final = 1.25
 #: A wall clock further off the venue's than this makes no start (ns).

@@ -22,6 +22,7 @@ from live.messages import (
     PositionReport,
     Refused,
     TierReport,
+    TransactionReport,
     WalletReport,
 )
 from market.instruments import Instrument
@@ -47,6 +48,7 @@ EXECUTIONS: Final = {
     kind.value: kind for kind in ExecutionType if kind is not ExecutionType.UNKNOWN
 }
 _SIDES: Final = {"Buy": 1, "Sell": -1}
+_FUNDING: Final = "SETTLEMENT"  #: type of a funding payment in the transaction log
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,18})?")
 #: Words of the venue for "no reason".
 _NO_REASON: Final = ("", "UNKNOWN", "EC_NoError")
@@ -157,6 +159,24 @@ class Reader:
                     venue_ns=venue_ns,
                 )
         return None
+
+    def transaction(self, row: Row) -> TransactionReport:
+        """A line of the transaction log, of any symbol and type; what a settlement moved is funding."""
+        symbol, kind = text(row, "symbol"), text(row, "type")
+        grid, change_e8 = self.instruments.get(symbol), e8(decimal(row, "change"))
+        is_trade = grid is not None and kind != _FUNDING and text(row, "side") in _SIDES
+        return TransactionReport(
+            kind=kind,
+            exec_id=text(row, "tradeId"),
+            symbol=symbol,
+            lots=side(row) * lots(grid, row, "qty") if grid and is_trade else 0,
+            price_ticks=ticks(grid, row, "tradePrice") if grid and is_trade else 0,
+            fee_e8=e8(decimal(row, "fee"), ROUND_CEILING),
+            funding_e8=-change_e8 if kind == _FUNDING else 0,
+            cash_e8=e8(decimal(row, "cashFlow")),
+            change_e8=change_e8,
+            venue_ns=milliseconds(row, "transactionTime"),
+        )
 
     def _instrument(self, row: Row) -> Instrument:
         category, symbol = text(row, "category", "linear"), text(row, "symbol")

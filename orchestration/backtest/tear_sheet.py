@@ -15,7 +15,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from execution.blotter import Trade
-from execution.tca import TABLES, Row, to_table
+from execution.tca import Row, to_table
+from live.journal import KINDS
 from market.console import fixed
 from market.units import BPS, SECOND_NS
 from orchestration import report_page
@@ -56,7 +57,7 @@ class TableWriter:
 
     def __call__(self, table: str, rows: Sequence[Row]) -> None:
         """Append rows of a table; the first call writes the file even without rows."""
-        kind = TABLES[table]
+        kind = KINDS[table]
         if table not in self._writers:
             path = self._stem.with_name(f"{self._stem.name}.{table}.parquet")
             self._writers[table] = self._stack.enter_context(

@@ -21,6 +21,8 @@ FULL_STOP_KINDS: Final = ("TakeProfit", "StopLoss", "TrailingStop")
 STOP_KINDS: Final = ("Stop", *FULL_STOP_KINDS, "PartialTakeProfit", "PartialStopLoss")
 #: Records of each kind kept per client, the newest: an exchange that runs for days must not grow.
 KEPT: Final = 1_000
+#: The transaction log goes back for days.
+TRANSACTIONS: Final = 50_000
 
 
 class Trigger(msgspec.Struct, kw_only=True):
@@ -186,7 +188,7 @@ class Client:
         self.by_link_id: dict[str, VenueOrder] = {}
         self.executions: deque[Row] = deque(maxlen=KEPT)
         self.closed_pnls: deque[ClosedPnl] = deque(maxlen=KEPT)
-        self.transactions: deque[Row] = deque(maxlen=KEPT)
+        self.transactions: deque[Row] = deque(maxlen=TRANSACTIONS)
         self.position_meta = {symbol: PositionMeta(opened_ms, opened_ms) for symbol in instruments}
 
     def fee_rates(self, instrument: Instrument) -> tuple[str, str]:

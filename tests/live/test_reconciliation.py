@@ -757,7 +757,8 @@ def test_nothing_trades_before_log_and_venue_agree() -> None:
     desk.run(31)
     assert desk.fate.phase is Phase.TRADING
     asked = {query.kind for _, query in desk.venue.asked}
-    assert asked >= set(QueryKind) - {QueryKind.ORDER, QueryKind.RISK_LIMITS}
+    known = {QueryKind.ORDER, QueryKind.RISK_LIMITS, QueryKind.TRANSACTIONS}
+    assert asked >= set(QueryKind) - known
 
 
 def test_what_contradicts_the_settings_is_a_line_each_and_nothing_is_sent() -> None:

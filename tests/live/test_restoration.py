@@ -175,7 +175,7 @@ class Machine:
             if account.fund(exec_id := f"f{chance.randint(0, 3)}", SYMBOL, 3, now_ns):
                 yield self._append("funding", now_ns, payment, "", exec_id)
         elif kind == 1:
-            account.holdings[SYMBOL].funding_e8 += 3
+            account.pay(SYMBOL, 3, now_ns)
             yield self._append("funding", now_ns, payment, "")
         elif kind == 2:
             report = PositionReport(
