@@ -1,8 +1,8 @@
-"""Liquidity: depth, order flow and volatility as seen, and the pre-trade cost estimate of a parent.
+"""Liquidity: depth, order flow and volatility as seen, and what taking costs.
 
 A `Monitor` follows one symbol through its views and measures what no single view shows: the rate at
 which the touch is traded away, the usual spread, the volatility of the mid, the time in which a
-depleted touch recovers. `estimate` turns that into the expected cost of a parent before it starts.
+depleted touch recovers. `execution.estimates` turns that into the expected cost of a parent.
 
 Rates are exponential averages over ``memory_s`` seconds of the view's own time, started by priors
 that count as ``PRIOR_S`` seconds of observation.
@@ -129,11 +129,6 @@ class Monitor:
         """Lots a second that trade on both sides."""
         return self.outflow_lots_s(1, view) + self.outflow_lots_s(-1, view)
 
-    def fill_time_s(self, side: int, view: View, lots: int) -> float:
-        """Expected time to fill of an order that joins the own touch now, by trades alone."""
-        queue = (view.bids if side > 0 else view.asks)[0][1]
-        return (queue + lots) / self.outflow_lots_s(side, view)
-
     @property
     def recovery_s(self) -> float | None:
         """Mean time in which a depleted touch recovered to half; None before the first (resilience)."""
@@ -171,14 +166,14 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of an estimate beyond the market: fees, and coefficients fitted on recorded parents.
 
-    Fees are honest when they are the account's own fee row.
+    Fees are honest when they are the account's own fee row, fills when the fill model was fitted on such
+    markets: ``source`` is `Settings.source`.
     """
 
     taker_bps: float = 5.5
     maker_bps: float = 2.0
     impact: float = IMPACT
-    #: Adverse drift of a passive fill in units of one second's volatility.
-    adverse: float = 1.0
+    source: str = "recorded"
 
 
 def impact_bps(monitor: Monitor, view: View, lots: int, coefficient: float = IMPACT) -> float:
@@ -230,49 +225,3 @@ def estimate_taker(monitor: Monitor, view: View, side: int, lots: int, costs: Co
         fees_bps=costs.taker_bps,
         risk_bps=0.0,
     )
-
-
-def filled_share(monitor: Monitor, view: View, side: int, lots: int, span_s: float) -> float:
-    """Expected filled share of a passive parent by its deadline.
-
-    A touch is traded through at least as soon as its queue at the usual outflow; with an exponential
-    time to fill of mean T the share is 1 - exp(-span / T).
-    """
-    return -math.expm1(-max(0.0, span_s) / monitor.fill_time_s(side, view, lots))
-
-
-def estimate_passive(
-    monitor: Monitor, view: View, side: int, lots: int, span_s: float, costs: Costs
-) -> Estimate:
-    """Cost of resting at the touch for ``span_s`` and crossing with the remainder."""
-    half = view.half_spread_bps
-    filled = filled_share(monitor, view, side, lots, span_s)
-    expected = side * (view.signal_bps or 0.0)
-    sigma = monitor.sigma_bps
-    taken = lots * (1 - filled)
-    impact = impact_bps(monitor, view, max(1, round(taken)), costs.impact) * (1 - filled)
-    return Estimate(
-        spread_bps=half * (1 - 2 * filled),
-        impact_bps=impact,
-        timing_bps=costs.adverse * sigma * filled + expected * (1 - filled),
-        fees_bps=costs.maker_bps * filled + costs.taker_bps * (1 - filled),
-        risk_bps=sigma * math.sqrt(min(span_s, monitor.fill_time_s(side, view, lots))),
-    )
-
-
-def estimate(
-    algorithm: str,
-    monitor: Monitor,
-    view: View,
-    side: int,
-    lots: int,
-    span_s: float,
-    costs: Costs,
-) -> Estimate:
-    """Expected cost of a parent under an algorithm of that name, ``span_s`` before its deadline.
-
-    A market order takes; every other algorithm is taken to rest at the touch and then cross.
-    """
-    if algorithm == "market":
-        return estimate_taker(monitor, view, side, lots, costs)
-    return estimate_passive(monitor, view, side, lots, span_s, costs)

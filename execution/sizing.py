@@ -112,26 +112,6 @@ def portfolio_scale(
     return 1.0 if total <= target_bps else target_bps / total
 
 
-def funding_bps(side: int, predicted_bps: float, to_stamp_s: float, holding_s: float) -> float:
-    """Funding that a position entered now is expected to pay (positive) or to receive, in bps.
-
-    Only a position held at the settlement, ``to_stamp_s`` away, pays; longs pay shorts at a positive
-    rate.
-    """
-    return side * predicted_bps if 0 <= to_stamp_s <= holding_s else 0.0
-
-
-def leaves_for_funding(
-    side: int, predicted_bps: float, to_stamp_s: float, round_trip_bps: float, wait_s: float = 60.0
-) -> bool:
-    """Whether a position is better closed before a funding settlement and opened again after it.
-
-    Only within ``wait_s`` of it, and only when the payment is larger than the round trip; at the
-    usual 1 bp in eight hours it never is.
-    """
-    return funding_bps(side, predicted_bps, to_stamp_s, wait_s) > round_trip_bps
-
-
 def size(
     edge: Edge,
     *,
@@ -141,7 +121,7 @@ def size(
 ) -> float:
     """Signed share of capital for one symbol: the smallest of Kelly, volatility target and cap.
 
-    ``funding`` is the expected funding payment in bps (`funding_bps`), which comes off the edge; an
+    ``funding`` is the expected funding payment in bps, which comes off the edge; an
     edge that is no larger gives 0.
     """
     sign = math.copysign(1.0, edge.mean_bps)

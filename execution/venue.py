@@ -23,7 +23,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     ``bids`` and ``asks`` are (price_ticks, qty_lots) from the touch outwards, at least one level
     each unless ``stale``. ``signal_bps`` is the model's expected return over its horizon, signed,
-    None when there is none. ``bought_lots`` and ``sold_lots`` are lots that takers have bought and
+    None when there is none, ``urgency`` that of the parent at work (`execution.urgency`), None where it
+    is not judged: then an algorithm has all of its time. ``bought_lots`` and ``sold_lots`` are lots that takers have bought and
     sold since the venue began, as far as received; only differences mean something.
     """
 
@@ -34,6 +35,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     stale: bool
     instrument: Instrument
     signal_bps: float | None = None
+    urgency: float | None = None
     bought_lots: int = 0
     sold_lots: int = 0
     #: The book behind the levels shown, as it is now and not as it was at ``now_ns``; None where there is none.

@@ -14,7 +14,6 @@ Order ids are deterministic and unique in a log: ``SYMBOL-<decision s>-<number>`
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -45,15 +44,15 @@ from live.parent_costs import (
     ActiveParent,
     FinishedParent,
     ParentCosts,
-    circumstances,
     recorded_parent,
 )
+from live.pre_trade import PreTrade
 from live.requests import Requests
 from live.safety import Mode
 from live.symbol_state import SymbolState
 from market.events import Events
 from market.settings import Settings
-from market.units import E8, HOUR_NS, MINUTE_NS, SECOND_NS
+from market.units import E8, HOUR_NS, MINUTE_NS
 
 #: An active algorithm is stepped at least this often.
 TIMER_NS: Final = 100_000_000
@@ -91,7 +90,6 @@ class Desk:
     ) -> None:
         self._symbols, self._settings, self._name = symbols, settings.execution, name
         self._traded = settings.market.symbols
-        self._estimates, self._signal_s = costs, float(settings.model.primary_s)
         self._band_bps = settings.risk.price_band_bps
         self._emit, self._emitter = emit, Emitter(emit)
         self.say = self._emitter.say
@@ -106,6 +104,7 @@ class Desk:
         self.parent_number = 0  #: of the last parent in the log
         self.sent = self.fills = self.parents = self._maker_e8 = self._filled_e8 = 0
         self._monitors = {symbol: Monitor() for symbol in symbols}
+        self.pre_trade = PreTrade(settings, symbols, self._monitors, self.orders, costs)
         self.costs = ParentCosts(self._instruments, self.orders, name, moves_market, self._emitter)
         self.mids = self.costs.mids
         self._work: dict[str, ActiveParent] = {}
@@ -225,6 +224,11 @@ class Desk:
         if work is not None:
             work.waits = False
             work.expected_bps = expected_bps
+            view = self._symbols[symbol].view(now_ns)
+            judged = self.pre_trade.judged(
+                work.parent, view, expected_bps, work.algorithm.filled_lots
+            )
+            work.urgency = judged.urgency
             remaining_lots = work.parent.side * (work.parent.qty_lots - work.algorithm.filled_lots)
             if missing != remaining_lots:
                 self._abandon(work, now_ns)
@@ -240,30 +244,16 @@ class Desk:
         view = self._symbols[symbol].view(now_ns)
         if view.stale:
             return
-        position_lots = self.position_lots(symbol)
         self.parent_number += 1
-        parent = Parent(
-            id=f"{symbol}-{now_ns // SECOND_NS}-{self.parent_number}",
-            symbol=symbol,
-            side=1 if lots > 0 else -1,
-            qty_lots=abs(lots),
-            decision_ns=now_ns,
-            deadline_ns=now_ns + round(self._settings.deadline_s * 1e9),
-            decision_mid_ticks=view.mid_ticks,
-            reduce_only=position_lots * lots < 0 and abs(lots) <= abs(position_lots),
-        )
-        view = msgspec.structs.replace(view, signal_bps=expected_bps)
-        parameters: dict[str, Any] = {"costs": self._estimates} if algorithm == "router" else {}
-        working = start(algorithm, parent, self.orders, self._band_bps, **parameters)
-        working.inform(copy.deepcopy(self._monitors[symbol]))
+        parent = self.pre_trade.parent(lots, view, self.parent_number, self.position_lots(symbol))
+        view = self.pre_trade.judged(parent, view, expected_bps)
+        working = self.pre_trade.started(algorithm, parent)
         row = parent_row(
             parent,
             algorithm,
             self._name,
             self._instruments[symbol],
-            circumstances=circumstances(
-                working, algorithm, self._monitors[symbol], view, self._estimates, self._signal_s
-            ),
+            circumstances=self.pre_trade.circumstances(working, algorithm, view),
         )
         self._emitter.append("parent", now_ns, row, symbol, parent.id)
         self.parents += 1
@@ -276,6 +266,7 @@ class Desk:
             row=row,
             timer_ns=now_ns,
             expected_bps=expected_bps,
+            urgency=view.urgency,
         )
 
     def _abandon(self, work: ActiveParent, now_ns: int) -> None:
@@ -309,8 +300,8 @@ class Desk:
         parent = work.parent
         work.timer_ns = now_ns + TIMER_NS
         view = self._symbols[parent.symbol].view(now_ns)
-        if work.expected_bps is not None:
-            view = msgspec.structs.replace(view, signal_bps=work.expected_bps)
+        if work.expected_bps is not None or work.urgency is not None:
+            view = msgspec.structs.replace(view, signal_bps=work.expected_bps, urgency=work.urgency)
         changed, work.changed, work.denied = list(work.changed.values()), {}, False
         for action in work.algorithm.step(now_ns, view, changed):
             denial = self._denial(now_ns, action, view)

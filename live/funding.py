@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from execution.urgency import Funding
 from market.events import Field
-from market.units import MS_NS, SECOND_NS
+from market.units import BPS, E8, MS_NS, SECOND_NS
 
 
 class Settlement(NamedTuple):
@@ -60,6 +61,14 @@ class Settlements:
     def _note(self, fields: Mapping[int, int]) -> None:
         self.next_ns = fields.get(Field.NEXT_FUNDING_MS, 0) * MS_NS
         self._terms = fields.get(Field.FUNDING_RATE), fields.get(Field.MARK_PRICE)
+
+
+def predicted(fields: Mapping[int, int], now_ns: int) -> Funding | None:
+    """The next settlement as the venue's ticker foresees it; None without its time or its rate."""
+    next_ns, rate_e8 = fields.get(Field.NEXT_FUNDING_MS, 0) * MS_NS, fields.get(Field.FUNDING_RATE)
+    if next_ns <= now_ns or rate_e8 is None:
+        return None
+    return Funding((next_ns - now_ns) / SECOND_NS, rate_e8 / E8 * BPS)
 
 
 class FundingPayment(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,12 +9,11 @@ from typing import Any, Final
 import msgspec
 
 from execution.algorithms.working import Parent, Working
-from execution.liquidity import Costs, Monitor, Propagator, depth_lots, estimate
+from execution.liquidity import Propagator
 from execution.order_machine import Order, Orders
 from execution.orders import Filled
 from execution.tca import (
     PARTS,
-    Circumstances,
     MidRecorder,
     Mids,
     ParentRow,
@@ -22,7 +21,6 @@ from execution.tca import (
     order_row,
     shortfall,
 )
-from execution.venue import View
 from live.messages import Emitter
 from market.events import Events
 from market.instruments import Instrument
@@ -30,30 +28,6 @@ from market.units import SECOND_NS
 
 #: Longest markout after a fill; a parent's cost is final only then.
 MARKOUT_NS: Final = 60 * SECOND_NS
-
-
-#: Recorded depth is the quantity within this many bps of the mid.
-DEPTH_BPS: Final = 3.0
-
-
-def circumstances(
-    working: Working, algorithm: str, monitor: Monitor, view: View, costs: Costs, signal_s: float
-) -> Circumstances:
-    """The market at a parent's start, and its pre-trade cost estimate."""
-    parent = working.parent
-    taken = view.levels(-parent.side)
-    span_s = (parent.deadline_ns - parent.decision_ns) / SECOND_NS
-    foreseen = view.signal_bps is not None
-    return Circumstances(
-        spread_regime=str(monitor.regime(view)),
-        sigma_bps=monitor.sigma_bps,
-        volume_lots_s=monitor.volume_lots_s(view),
-        depth_lots=float(depth_lots(taken, view.mid_ticks, DEPTH_BPS)),
-        signal_bps=math.nan if view.signal_bps is None else view.signal_bps,
-        signal_s=signal_s if foreseen else math.nan,
-        estimate=working.estimate(view)
-        or estimate(algorithm, monitor, view, parent.side, parent.qty_lots, span_s, costs),
-    )
 
 
 class ActiveParent(msgspec.Struct, kw_only=True):
@@ -74,6 +48,7 @@ class ActiveParent(msgspec.Struct, kw_only=True):
     touch: tuple[int | None, int | None] = (None, None)
     timer_ns: int = 0
     expected_bps: float | None = None
+    urgency: float | None = None
 
 
 def recorded_parent(row: ParentRow, resting: Sequence[Order]) -> Parent:

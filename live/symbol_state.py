@@ -59,6 +59,7 @@ class SymbolState:
         self.entries = 0
         self.settlements = Settlements()
         self.unpaid: list[Settlement] = []  #: settled within the last second
+        self.funding_missed = False  #: an entry was judged without a predicted rate
         self._stale_ns = round(stale_after_s * 1e9)
 
     def take(self, rows: Events) -> None:

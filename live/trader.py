@@ -28,12 +28,14 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from execution.estimates import Decay
 from execution.liquidity import Costs
 from execution.orders import Event
 from execution.sizing import next_target
+from execution.urgency import Funding, entry_bps, half_life_s, leaves_for_funding
 from live.decisions import Decision
 from live.desk import Desk
-from live.funding import Settlement
+from live.funding import Settlement, predicted
 from live.history import SymbolHistory
 from live.messages import Effect, Say
 from live.statement import DailyStatement
@@ -114,7 +116,7 @@ class Trader:
             self.symbols,
             settings,
             name,
-            costs=Costs(taker_bps=taker_bps, maker_bps=maker_bps),
+            costs=Costs(taker_bps=taker_bps, maker_bps=maker_bps, source=settings.source),
             moves_market=moves_market,
             emit=self.effects.append,
         )
@@ -139,6 +141,7 @@ class Trader:
     def load(self, model: Model) -> None:
         """Decide by another model from now on, on the features that it takes."""
         self._model = model
+        self.desk.pre_trade.decay = decay_of(model.bundle)
         self._columns = columns_of(model.bundle)
         #: The features in decisions' vectors; the others are NaN.
         self.computed = frozenset((*model.bundle.manifest.features, *self._also))
@@ -322,8 +325,16 @@ class Trader:
             sound = warm and not math.isnan(mid)
             prediction = self._expect(symbol, t_ns, vector) if sound else self._nothing()
             expected = prediction.expected_bps
-            cost_bps = self._fees_bps + spread_bps
-            target = self._target(state, t_ns, expected, cost_bps, mid)
+            trip_bps = self._cost_bps(state, t_ns, expected, spread_bps)
+            funding = self._funding(state, t_ns, abs(expected) > trip_bps)
+            side = 1 if expected > 0 else -1
+            decay, deadline_s = self.desk.pre_trade.decay, self._settings.execution.deadline_s
+            holding_s = decay.horizon_s + deadline_s
+            cost_bps = entry_bps(trip_bps, side, funding, decay, holding_s)
+            leaves = leaves_for_funding(
+                trip_bps, state.target, expected, funding, decay, deadline_s
+            )
+            target = self._target(state, t_ns, expected, cost_bps, mid, leaves)
             if self._on_decision is not None:
                 self._on_decision(
                     Decision(
@@ -377,15 +388,49 @@ class Trader:
             regime=NO_REGIME,
         )
 
+    def _cost_bps(
+        self, state: SymbolState, t_ns: int, expected_bps: float, spread_bps: float
+    ) -> float:
+        """The round trip's cost: what execution is expected to pay for it, or two taker fees and the spread
+        with `Desk.urgency` off, and where there is neither an expectation nor a position to trade on."""
+        side = (expected_bps > 0) - (expected_bps < 0) or state.target
+        found = None
+        if side and self._settings.desk.urgency:
+            signal = None if math.isnan(expected_bps) else expected_bps
+            found = self.desk.pre_trade.round_trip_bps(state.instrument.symbol, side, signal, t_ns)
+        return self._fees_bps + spread_bps if found is None else found
+
+    def _funding(self, state: SymbolState, t_ns: int, signal: bool) -> Funding | None:
+        """The next settlement as predicted; where that is missing it counts as zero, and is said once."""
+        if not self._settings.desk.funding:
+            return None
+        found = predicted(state.ticker.fields, t_ns)
+        if found is None and signal and not state.funding_missed:
+            state.funding_missed = True
+            symbol = state.instrument.symbol
+            self.desk.say("warning", "funding not predicted, taken as zero", symbol=symbol)
+        return found
+
     def _target(
-        self, state: SymbolState, t_ns: int, expected_bps: float, cost_bps: float, mid: float
+        self,
+        state: SymbolState,
+        t_ns: int,
+        expected_bps: float,
+        cost_bps: float,
+        mid: float,
+        leaves: bool = False,
     ) -> int:
-        """The target rule's next position; without an expectation (NaN) nothing is entered."""
+        """The target rule's next position; without an expectation (NaN) nothing is entered.
+
+        ``leaves``: a position on the same side is closed all the same.
+        """
         signal_now = abs(expected_bps) > cost_bps
         state.signals += signal_now
         age_s = (t_ns - state.signal_ns) / 1e9
         horizon_s = float(self._model.bundle.manifest.primary_s)
         target: int = next_target(state.target, age_s, expected_bps, cost_bps, horizon_s)
+        if leaves and target == state.target:
+            target = 0
         if signal_now and target:
             state.signal_ns = t_ns
         if target != state.target:
@@ -399,6 +444,25 @@ class Trader:
         """The desk's size within the named caps of the other parts."""
         caps = self.desk.margins.caps(symbol, side)
         return min([self.desk.size_lots(symbol, mid), *caps.values()])
+
+
+def decay_of(bundle: Bundle) -> Decay:
+    """How soon the model's signal comes, by the slopes that its calibration found.
+
+    A booster's output has a slope on the return over its own horizon and one on that over the primary;
+    their ratio, in the same unit, is the share of the signal that has come by the one against the other.
+    Weighted by the error of the slope; evenly over the primary horizon where no booster has another.
+    """
+    recipe, shares = bundle.recipe, []
+    for member in recipe.members:
+        line, root = member.calibration, math.sqrt(member.horizon_s / recipe.primary_s)
+        if member.objective == "return" and line.slope > 0 and member.to_primary > 0:
+            share = line.slope * root / member.to_primary
+            error = share * max((line.error or 0.0) / line.fitted, 0.01)
+            shares.append((float(member.horizon_s), share, error**-2))
+    horizon_s = float(recipe.primary_s)
+    others = [each for each in shares if each[0] != horizon_s]
+    return Decay(half_life_s=half_life_s(others, horizon_s), horizon_s=horizon_s)
 
 
 def columns_of(bundle: Bundle) -> npt.NDArray[np.intp]:

@@ -111,8 +111,8 @@ class Execution(Struct, frozen=True, kw_only=True):
         "pov",
         "almgren_chriss",
         "router",
-    ] = "passive"
-    #: After this long an algorithm crosses what is left (seconds).
+    ] = "router"
+    #: After this long, or sooner when it is urgent, an algorithm crosses what is left (seconds).
     deadline_s: float = 30.0
     #: Order entry and response latency of simulator and paper venue (milliseconds).
     entry_latency_ms: float = 10.0

@@ -4,9 +4,10 @@
     passive        peg to the own touch, cross with the remainder at the deadline
     iceberg        the same, showing a tip at a time
     cont_kukanov   split at once between limit and market orders by the cost of an unfilled remainder
-    adaptive       passive, cancelling before sweeps, and crossing when waiting costs more
+    adaptive       passive, cancelling before sweeps
 
-All of them rest post-only and never follow the market beyond a price limit.
+All but the first rest post-only and never follow the market beyond a price limit. How long they wait is
+up to the parent's urgency (`execution.urgency`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import math
 from collections.abc import Iterator
 
 from execution.algorithms.working import Parent, Working
-from execution.liquidity import filled_share
 from execution.order_machine import Order
 from execution.orders import Action, Amend
 from execution.venue import View
@@ -62,16 +62,16 @@ class Resting(Working):
 
     def _decide(self, now_ns: int, view: View) -> Iterator[Action]:
         if view.stale:
-            if now_ns >= self.parent.deadline_ns:
+            if now_ns >= self.until_ns:
                 for order in self._live:
                     yield from self._cancel(order, now_ns)
-        elif now_ns >= self.parent.deadline_ns:
+        elif now_ns >= self.until_ns:
             yield from self._cross(now_ns, self.parent.qty_lots - self.filled_lots, view)
         else:
             yield from self._work(now_ns, view)
 
     def _work(self, now_ns: int, view: View) -> Iterator[Action]:
-        """Actions before the deadline, with a sound book."""
+        """Actions before the remainder crosses, with a sound book."""
         yield from self._rest(now_ns, self.parent.qty_lots, view.touch(self.parent.side))
 
     def _rest(self, now_ns: int, lots: int, price_ticks: int) -> Iterator[Action]:
@@ -125,13 +125,14 @@ class PassivePeg(Resting):
                 "no negative distance and a share of 0 to 1"
             )
         self._behind_bps = behind_bps
-        self._patience_ns = patience * (parent.deadline_ns - parent.decision_ns)
+        self._patience = patience
 
     def _work(self, now_ns: int, view: View) -> Iterator[Action]:
         side, price = self.parent.side, view.touch(self.parent.side)
         waited_ns = now_ns - self.parent.decision_ns
-        if waited_ns < self._patience_ns:
-            share = 1 - waited_ns / self._patience_ns
+        patience_ns = self._patience * (self.until_ns - self.parent.decision_ns)
+        if waited_ns < patience_ns:
+            share = 1 - waited_ns / patience_ns
             price -= side * round(price * self._behind_bps / BPS * share)
         yield from self._rest(now_ns, self.parent.qty_lots, max(1, price))
 
@@ -193,7 +194,7 @@ class ContKukanov(Resting):
         """L for the unfilled quantity, from 0 to all of it."""
         side = self.parent.side
         unfilled = self.parent.qty_lots - self.filled_lots
-        left_s = max(0.0, (self.parent.deadline_ns - now_ns) / SECOND_NS)
+        left_s = max(0.0, (self.until_ns - now_ns) / SECOND_NS)
         mean = self.monitor.outflow_lots_s(side, view) * left_s
         half = view.half_spread_bps
         level = (2 * half + self._taker_bps + self._rebate_bps) / (
@@ -216,43 +217,31 @@ class ContKukanov(Resting):
 
 
 class Adaptive(Resting):
-    """Passive, cancelling before sweeps, and crossing when waiting costs more.
-
-    Three rules, each in bps of price and signed against the parent:
+    """Passive, cancelling before sweeps. Two rules:
 
     - *Step aside.* When the own side's share of the touch (queue imbalance) is below ``aside_share``,
       the price is about to trade through us: orders are cancelled, and posted again when the share is
       above ``return_share`` or the touch has moved. Fills just before a sweep are adversely selected.
-    - *Hold back.* When the signal expects the market to come to us, resting orders are not moved.
-    - *Cross.* Waiting costs the maker fee less half the spread when it fills, and the taker fee, half
-      the spread and the expected drift when it does not; it fills by the deadline with the probability
-      that the queue ahead and the outflow give (`liquidity.filled_share`). The remainder crosses when
-      that costs more than crossing now.
+    - *Hold back.* When the signal expects the market to come to us by more than ``hold_back_bps``,
+      resting orders are not moved.
     """
 
     def __init__(
         self,
         parent: Parent,
         *,
-        taker_bps: float = 5.5,
-        maker_bps: float = 2.0,
         aside_share: float = 0.05,
         return_share: float = 0.2,
         hold_back_bps: float = 0.5,
     ) -> None:
         super().__init__(parent, max_moves=200, pause_ns=200 * MS_NS)
-        self._taker_bps, self._maker_bps = taker_bps, maker_bps
         self._aside_share, self._return_share = aside_share, return_share
         self._hold_back_bps = hold_back_bps
         self._aside_ticks: int | None = None
-        self._crosses = False
 
     def _work(self, now_ns: int, view: View) -> Iterator[Action]:
         side, unfilled = self.parent.side, self.parent.qty_lots - self.filled_lots
         price = view.touch(side)
-        if self._dearer_to_wait(now_ns, view):
-            yield from self._cross(now_ns, unfilled, view)
-            return
         if self._steps_aside(view):
             for order in self._live:
                 if order.price_ticks == price:
@@ -271,19 +260,3 @@ class Adaptive(Resting):
         else:
             self._aside_ticks = own[0][0] if share < self._aside_share else None
         return self._aside_ticks is not None
-
-    def _dearer_to_wait(self, now_ns: int, view: View) -> bool:
-        """Whether crossing now costs less than waiting; once true, it stays so."""
-        self.monitor.see(view)
-        if self._crosses or view.signal_bps is None:
-            return self._crosses
-        side = self.parent.side
-        unfilled = self.parent.qty_lots - self.filled_lots
-        left_s = max(0.0, (self.parent.deadline_ns - now_ns) / SECOND_NS)
-        filled = filled_share(self.monitor, view, side, unfilled, left_s)
-        half = view.half_spread_bps
-        drift = max(0.0, side * view.signal_bps)
-        # A fill means that the market came to us: only the unfilled part bears the drift.
-        waits = filled * (self._maker_bps - half) + (1 - filled) * (self._taker_bps + half + drift)
-        self._crosses = self._taker_bps + half < waits
-        return self._crosses

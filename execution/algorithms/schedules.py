@@ -6,7 +6,7 @@
     almgren_chriss   faster first, as fast as aversion to risk asks
 
 The quantity due rests at the own touch; what has been due for longer than ``patience_ns`` is taken,
-and so is the remainder at the deadline.
+and so is the remainder at the end of the time that the parent's urgency leaves.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Scheduled(Resting):
         """Share of the parent that should be done by now, 0 to 1; it never falls."""
 
     def _elapsed(self, now_ns: int) -> float:
-        """Elapsed share of the parent's time."""
-        span = self.parent.deadline_ns - self.parent.decision_ns
+        """Elapsed share of the time that its urgency leaves the parent."""
+        span = self.until_ns - self.parent.decision_ns
         return min(1.0, (now_ns - self.parent.decision_ns) / span) if span > 0 else 1.0
 
     def _work(self, now_ns: int, view: View) -> Iterator[Action]:
@@ -91,7 +91,6 @@ class Vwap(Scheduled):
             raise ValueError(f"volume profile {list(profile)}: expected positive numbers")
         self._profile = tuple(profile)
         self._start = self._volume(parent.decision_ns)
-        self._total = self._volume(parent.deadline_ns) - self._start
 
     def _volume(self, time_ns: int) -> float:
         """Forecast volume from the epoch to ``time_ns``, in days of the profile's sum."""
@@ -102,9 +101,10 @@ class Vwap(Scheduled):
         return day * math.fsum(self._profile) + done
 
     def _share(self, now_ns: int, view: View) -> float:
-        if self._total <= 0:
+        total = self._volume(self.until_ns) - self._start
+        if total <= 0:
             return 1.0
-        return min(1.0, (self._volume(now_ns) - self._start) / self._total)
+        return min(1.0, (self._volume(now_ns) - self._start) / total)
 
 
 class Pov(Scheduled):
@@ -127,34 +127,35 @@ class Pov(Scheduled):
         return min(1.0, self._ratio * (traded - self._begin) / self.parent.qty_lots)
 
 
-def trajectory(urgency: float, elapsed: float) -> float:
+def trajectory(front_load: float, elapsed: float) -> float:
     """Share done of an optimal schedule (Almgren and Chriss 2000, in continuous time).
 
-    1 - sinh(κ(T - t)) / sinh(κT) with ``urgency`` = κT and ``elapsed`` = t/T; 0 is even (TWAP).
+    1 - sinh(κ(T - t)) / sinh(κT) with ``front_load`` = κT and ``elapsed`` = t/T; 0 is even (TWAP).
     """
-    if urgency < 1e-6:
+    if front_load < 1e-6:
         return elapsed
     # sinh(a)/sinh(b) by exponentials of negative numbers only: it cannot overflow.
-    left = urgency * (1 - elapsed)
-    remaining = math.exp(left - urgency) * -math.expm1(-2 * left) / -math.expm1(-2 * urgency)
+    left = front_load * (1 - elapsed)
+    remaining = math.exp(left - front_load) * -math.expm1(-2 * left) / -math.expm1(-2 * front_load)
     return 1 - remaining
 
 
 class AlmgrenChriss(Scheduled):
     """Front-loaded by risk aversion against market impact: the Almgren-Chriss curve.
 
-    ``urgency`` is κT, with κ² = λσ²/η in continuous time: risk aversion, variance of the price a
-    second, and temporary impact of trading one lot a second. ValueError when negative.
+    ``front_load`` is κT, with κ² = λσ²/η in continuous time: risk aversion, variance of the price a
+    second, and temporary impact of trading one lot a second; T is the time that urgency leaves.
+    ValueError when negative.
     """
 
-    def __init__(self, parent: Parent, *, urgency: float = 2.0) -> None:
+    def __init__(self, parent: Parent, *, front_load: float = 2.0) -> None:
         super().__init__(parent)
-        if urgency < 0:
-            raise ValueError(f"urgency {urgency:g}: expected κT of at least 0")
-        self._urgency = urgency
+        if front_load < 0:
+            raise ValueError(f"front load {front_load:g}: expected κT of at least 0")
+        self._front_load = front_load
 
     def _share(self, now_ns: int, view: View) -> float:
-        return trajectory(self._urgency, self._elapsed(now_ns))
+        return trajectory(self._front_load, self._elapsed(now_ns))
 
 
 def _uniform(key: str, count: int) -> list[float]:

@@ -40,7 +40,7 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True):
     """A parent order: what is to be bought or sold, and by when.
 
     ``decision_mid_ticks`` is the mid at the decision, the benchmark of its implementation shortfall.
-    At ``deadline_ns`` passive algorithms cross with the remainder. ``reduce_only`` marks an exit, a parent
+    At ``deadline_ns``, or sooner when it is urgent, passive algorithms cross with the remainder. ``reduce_only`` marks an exit, a parent
     that only closes a position: it is never given up. ValueError for a bad side or quantity.
     """
 
@@ -100,6 +100,8 @@ class Working(ABC):
         self._failures = 0
         self._failed_ns = -self.retry_ns
         self._ended = False
+        #: When the remainder crosses at the latest.
+        self.until_ns = parent.deadline_ns
         self.monitor = Monitor()
 
     def inform(self, monitor: Monitor) -> None:
@@ -155,7 +157,18 @@ class Working(ABC):
             return [a for order in self._live for a in self._cancel(order, now_ns)]
         if self.filled_lots >= self.parent.qty_lots:
             return []
+        self._hurry(view)
         return list(self._decide(now_ns, view))
+
+    def _hurry(self, view: View) -> None:
+        """Bring forward when the remainder crosses: urgency u leaves the first 1 - u of the time.
+
+        It is never put off again, so that a moment's doubt costs no queue position twice.
+        """
+        if view.urgency is not None:
+            begin_ns, end_ns = self.parent.decision_ns, self.parent.deadline_ns
+            until_ns = begin_ns + round((1 - view.urgency) * (end_ns - begin_ns))
+            self.until_ns = min(self.until_ns, until_ns)
 
     @abstractmethod
     def _decide(self, now_ns: int, view: View) -> Iterator[Action]:

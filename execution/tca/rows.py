@@ -53,7 +53,8 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
 
     ``sigma_bps`` is volatility per square root of a second, ``volume_lots_s`` the traded lots a
     second, ``depth_lots`` the depth within 3 bps on the side that would be taken from. ``signal_bps``
-    is the model's signed expected return over ``signal_s`` seconds. NaN where unknown.
+    is the model's signed expected return over ``signal_s`` seconds, ``urgency`` that of
+    `execution.urgency`. NaN where unknown.
     """
 
     spread_regime: str = "unknown"
@@ -62,6 +63,7 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     depth_lots: float = math.nan
     signal_bps: float = math.nan
     signal_s: float = math.nan
+    urgency: float = math.nan
     estimate: Estimate | None = None
 
 
@@ -84,6 +86,7 @@ class ParentRow(Row, frozen=True, kw_only=True):
     depth_lots: float = math.nan
     signal_bps: float = math.nan
     signal_s: float = math.nan
+    urgency: float = math.nan
     estimate_spread_bps: float = math.nan
     estimate_impact_bps: float = math.nan
     estimate_timing_bps: float = math.nan
@@ -312,6 +315,7 @@ def parent_row(
         depth_lots=known.depth_lots,
         signal_bps=known.signal_bps,
         signal_s=known.signal_s,
+        urgency=known.urgency,
         **estimated,
     )
 

@@ -99,7 +99,9 @@ def recorded_data(name: str, report: StudyReport) -> dict[str, Any]:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `l2 study`."""
     parser.add_argument("--frames", nargs="+", default=[], metavar="FILE", help="captures to study")
-    parser.add_argument("--algorithms", metavar="A,B", help="default: all")
+    parser.add_argument(
+        "--algorithms", metavar="A,B", help="default: all; A@0.5: at that urgency (synthetic days)"
+    )
     parser.add_argument("--html", metavar="FILE", help="write the page; a name in .md: Markdown")
     engine = parser.add_argument_group("--synthetic: days of the synthetic market, in its engine")
     engine.add_argument("--synthetic", action="store_true", help="study synthetic days")

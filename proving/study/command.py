@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pyarrow.parquet as pq
 
-from execution.study import known
+from execution.study import StudyError, known
 from execution.tca import to_table
 from market.compute import map_processes
 from market.console import Say
@@ -28,9 +28,15 @@ from proving.study.verdicts import by_cell, goals, lines, regimes, text
 
 
 def contenders(names: Sequence[str]) -> tuple[Contender, ...]:
-    """Algorithms as they are, the baseline first; StudyError for one that is not known."""
-    ordered = sorted(known(names), key=lambda name: name != "market")
-    return tuple(Contender(name, name) for name in ordered)
+    """Algorithms, the baseline first; ``NAME@0.5`` is one at that urgency. StudyError for what is none."""
+    found = []
+    for name in names:
+        algorithm, at, level = name.partition("@")
+        known([algorithm])
+        if at and not (level.replace(".", "", 1).isdecimal() and float(level) <= 1):
+            raise StudyError(f"algorithm {name!r}: expected an urgency of 0 to 1 after the @")
+        found.append(Contender(name, algorithm, urgency=float(level) if at else None))
+    return tuple(sorted(found, key=lambda each: each.name != "market"))
 
 
 def made_by(plan: Plan, settings: Settings) -> str:
@@ -103,6 +109,7 @@ def as_data(outcomes: Sequence[ParentOutcome]) -> dict[str, Any]:
         "parents": sum(row.algorithm == ORACLE for row in outcomes),
         "seeds": sorted({row.seed for row in outcomes}),
         "cells": lines(outcomes, by_cell),
+        "estimates": lines(outcomes, lambda _: "all"),
         "regimes": by_regime,
         "goals": goals(outcomes),
     }

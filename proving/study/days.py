@@ -16,10 +16,11 @@ from typing import Any, Final
 
 import msgspec
 
-from execution import liquidity
+from execution import estimates
 from execution.account import rate_of_bps, unit_e8
 from execution.algorithms import start
 from execution.algorithms.working import Parent, Working
+from execution.estimates import Decay
 from execution.liquidity import Costs, Monitor, depth_lots
 from execution.study import Task, drive
 from execution.tca import MARKOUTS_S, Mids, Row, shortfall
@@ -47,11 +48,12 @@ _MARKOUT_NS: Final = MARKOUTS_S[-1] * SECOND_NS
 
 
 class Contender(msgspec.Struct, frozen=True):
-    """An algorithm under study: its name in the rows, and parameters other than the default."""
+    """An algorithm under study: its name in the rows, parameters other than the default, and urgency."""
 
     name: str
     algorithm: str
     parameters: dict[str, Any] = {}
+    urgency: float | None = None
 
 
 class Size(msgspec.Struct, frozen=True):
@@ -228,12 +230,15 @@ def _work(
         deadline_ns=now_ns + deadline_s * SECOND_NS,
         decision_mid_ticks=mid,
     )
-    working = start(contender.algorithm, parent, **contender.parameters)
+    costs = Costs(source="synthetic")
+    router = {"costs": costs} if contender.algorithm == "router" else {}
+    working = start(contender.algorithm, parent, **(router | contender.parameters))
     working.inform(copy.deepcopy(monitor))
-    estimate = working.estimate(view) or liquidity.estimate(
-        contender.algorithm, monitor, view, side, parent.qty_lots, deadline_s, Costs()
+    view = msgspec.structs.replace(view, urgency=contender.urgency)
+    estimate = working.estimate(view) or estimates.estimate(
+        contender.algorithm, monitor, view, side, parent.qty_lots, deadline_s, costs, Decay()
     )
-    task = _TimedTask(parent, working)
+    task = _TimedTask(parent, working, contender.urgency)
     drive(branch, [task], parent.deadline_ns + Working.grace_ns + SECOND_NS, TIMER_NS)
     if task.end_ns is None:
         raise RuntimeError(f"parent {parent.id} never ended: {working.orders.by_id}")
@@ -250,15 +255,15 @@ def _work(
 
 
 class _TimedTask(Task):
-    """A task that measures the time of its decisions."""
+    """A task of constant urgency that measures the time of its decisions."""
 
-    def __init__(self, parent: Parent, working: Working) -> None:
+    def __init__(self, parent: Parent, working: Working, urgency: float | None) -> None:
         super().__init__(parent, working)
-        self.spent_s, self.steps = 0.0, 0
+        self.spent_s, self.steps, self._urgency = 0.0, 0, urgency
 
     def step(self, view: View) -> Sequence[Any]:
         begun = time.perf_counter()
-        actions = super().step(view)
+        actions = super().step(msgspec.structs.replace(view, urgency=self._urgency))
         self.spent_s += time.perf_counter() - begun
         self.steps += 1
         return actions

@@ -247,6 +247,15 @@ def text(outcomes: Sequence[ParentOutcome]) -> str:
             f"{line.completion:8.1%}{line.maker_share:7.0%}{line.time_to_fill_s:8.1f}"
             f"{line.markout_5s_bps:7.2f}{line.markout_60s_bps:7.2f}"
         )
+    rows += ["", f"{'outcome less estimate':22}{'n':>6}{'bps [95 %]':>24}{'RMSE':>7}{'in it':>7}"]
+    for line in lines(outcomes, lambda _: "all"):
+        bias = line.bias
+        if bias.n:
+            rows.append(
+                f"{line.algorithm:22}{bias.n:6}"
+                f"{f'{bias.mean:+.3f} [{bias.low:+.3f}, {bias.high:+.3f}]':>24}{line.rmse_bps:7.2f}"
+                f"{'yes' if bias.low <= 0 <= bias.high else 'no':>7}"
+            )
     rows.append("")
     rows += [
         f"{'holds' if goal.holds else 'FAILS':6}{goal.name}: {goal.found}; wanted {goal.wanted}"

@@ -16,9 +16,7 @@ from execution.liquidity import (
     Monitor,
     SpreadRegime,
     depth_lots,
-    estimate_passive,
     estimate_taker,
-    filled_share,
     sweep_bps,
 )
 from execution.venue import View
@@ -77,7 +75,6 @@ def test_outflow_is_what_takers_took_from_the_own_side() -> None:
     view = picture(0)
     assert monitor.outflow_lots_s(1, view) == pytest.approx(7, rel=0.02)
     assert monitor.outflow_lots_s(-1, view) == pytest.approx(2, rel=0.02)
-    assert monitor.fill_time_s(1, view, 4) == pytest.approx(14 / 7, rel=0.02)
 
 
 def test_the_prior_outflow_is_one_queue_in_the_prior_time() -> None:
@@ -127,20 +124,3 @@ def test_a_taker_beyond_the_visible_book_is_estimated_and_dearer() -> None:
     beyond = estimate_taker(Monitor(), picture(), -1, 10_000, Costs())
     assert beyond.total_bps > inside.total_bps
     assert math.isfinite(beyond.total_bps)
-
-
-def test_patience_makes_a_passive_parent_cheaper_in_fees_and_riskier() -> None:
-    monitor = Monitor()
-    short = estimate_passive(monitor, picture(), 1, 100, 1.0, Costs())
-    long = estimate_passive(monitor, picture(), 1, 100, 300.0, Costs())
-    assert long.fees_bps < short.fees_bps
-    assert long.risk_bps > short.risk_bps
-    assert filled_share(monitor, picture(), 1, 100, 0.0) == 0.0
-
-
-def test_an_adverse_signal_costs_on_the_unfilled_part() -> None:
-    """A buyer in a market expected to rise by 3 bps, with no time to wait, pays the 3 bps."""
-    rising = picture(signal_bps=3.0)
-    calm = estimate_passive(Monitor(), picture(), 1, 10, 0.0, Costs())
-    paid = estimate_passive(Monitor(), rising, 1, 10, 0.0, Costs())
-    assert paid.total_bps - calm.total_bps == pytest.approx(3.0)

@@ -116,17 +116,6 @@ def test_adaptive_does_not_follow_a_market_expected_to_return() -> None:
         assert len(play(algorithm, SECOND_NS, away, [])) == moves
 
 
-def test_adaptive_crosses_when_the_signal_makes_waiting_dearer() -> None:
-    calm = Adaptive(parent(lots=50))
-    (posted,) = play(calm, 0, book(signal_bps=1.0), [])
-    assert isinstance(posted, Submit)
-    assert posted.time_in_force is TimeInForce.POST_ONLY
-    urgent = Adaptive(parent(lots=50))
-    (taken,) = play(urgent, 0, book(bid_lots=1_000, signal_bps=10_000.0), [])
-    assert isinstance(taken, Submit)
-    assert taken.time_in_force is TimeInForce.IOC
-
-
 def test_passive_algorithms_cancel_in_a_stale_book_past_the_deadline() -> None:
     for kind in (Adaptive, ContKukanov, Iceberg):
         algorithm = kind(parent(lots=2_000))

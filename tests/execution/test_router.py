@@ -8,10 +8,11 @@ import msgspec
 import pytest
 
 from execution.algorithms import start
-from execution.algorithms.router import Policy, Router
+from execution.algorithms.router import Router
 from execution.algorithms.working import Parent
+from execution.estimates import Policy
 from execution.liquidity import Costs, Monitor
-from execution.orders import Accepted, Submit, TimeInForce
+from execution.orders import Accepted, Cancel, Submit, TimeInForce
 from execution.venue import View
 from market.instruments import BUILT_IN
 from market.units import SECOND_NS
@@ -111,18 +112,26 @@ def test_high_adverse_selection_makes_it_take() -> None:
     assert working.picked == "market"
 
 
-def test_urgency_prices_the_risk_of_waiting() -> None:
-    options = router(parent()).options(0, view())
-    (passive,) = (each for each in options if each.name == "passive")
-    (market,) = (each for each in options if each.name == "market")
-    indifferent = (market.estimate.total_bps - passive.estimate.total_bps) / (
-        passive.estimate.risk_bps
-    )
-    assert indifferent > 0
-    for factor, picked in ((0.9, "passive"), (1.1, "market")):
-        working = router(parent(), urgency=factor * indifferent)
-        play(working, 0, view(), [])
-        assert working.picked == picked
+def test_a_picked_parent_crosses_when_it_becomes_urgent() -> None:
+    working = router(parent())
+    (order,) = play(working, 0, view(urgency=0.0), [])
+    assert working.picked == "passive"
+    play(working, 1, view(1), [Accepted(client_id=order.client_id, time_ns=1, venue_ns=1)])
+    assert isinstance(play(working, 2, view(2, urgency=1.0), [])[0], Cancel)
+
+
+@pytest.mark.parametrize(
+    ("urgency", "picks"),
+    [(0.0, {"passive", "patient", "twap"}), (0.5, {"passive"}), (1.0, {"market"})],
+)
+def test_urgency_leaves_less_time_and_at_one_only_the_market(
+    urgency: float, picks: set[str]
+) -> None:
+    """Seven thousand lots, and five minutes: half of them are still enough for patience."""
+    seen = view(urgency=urgency)
+    options = router(parent(7_000, span_s=300)).options(0, seen)
+    assert {each.name for each in options} >= picks - {"twap"}
+    assert ("market" in {each.name for each in options}) == (urgency == 1)
 
 
 def test_nothing_is_picked_before_a_sound_view() -> None:
@@ -151,29 +160,3 @@ def test_the_router_shares_the_book_keeping_of_its_pick() -> None:
     working.abandon()
     (cancel,) = play(working, 2, view(2), [])
     assert cancel.client_id == order.client_id
-
-
-# -- funding ---------------------------------------------------------------------------------------
-
-
-def test_a_buyer_who_would_pay_funding_waits_for_the_settlement() -> None:
-    stamp_ns = 20 * SECOND_NS
-    working = router(parent(span_s=300), funding_ns=stamp_ns, funding_bps=30.0)
-    assert play(working, 0, view(), []) == []
-    assert not working.done
-    assert play(working, stamp_ns, view(stamp_ns), [])
-
-
-def test_a_seller_who_would_be_paid_is_done_before_the_settlement() -> None:
-    stamp_ns = 5 * SECOND_NS
-    working = router(parent(span_s=300, side=-1), funding_ns=stamp_ns, funding_bps=30.0)
-    assert play(working, 0, view(), [])
-    option = working.option
-    assert option is not None
-    assert option.deadline_ns == stamp_ns
-
-
-def test_funding_after_the_deadline_changes_nothing() -> None:
-    far_ns = 10_000 * SECOND_NS
-    plain = router(parent()).options(0, view())
-    assert router(parent(), funding_ns=far_ns, funding_bps=30.0).options(0, view()) == plain

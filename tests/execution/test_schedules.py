@@ -42,8 +42,8 @@ def shares(algorithm: Scheduled, traded: int = 0) -> list[float]:
     [
         Twap(parent()),
         Vwap(parent(), profile=[1, 2, 3]),
-        AlmgrenChriss(parent(), urgency=3.0),
-        AlmgrenChriss(parent(), urgency=0.0),
+        AlmgrenChriss(parent(), front_load=3.0),
+        AlmgrenChriss(parent(), front_load=0.0),
     ],
 )
 def test_a_schedule_rises_from_its_start_to_all_of_it(algorithm: Scheduled) -> None:
@@ -115,7 +115,7 @@ def test_a_trajectory_stays_between_even_and_all_at_once(kappa_t: float, elapsed
 
 def test_overdue_quantity_is_taken() -> None:
     """After ten seconds of patience what was due by then crosses, one order at a time."""
-    algorithm = AlmgrenChriss(parent(lots=30), urgency=0.0)
+    algorithm = AlmgrenChriss(parent(lots=30), front_load=0.0)
     taken: list[Submit] = []
     for k in range(15):
         now = k * SECOND_NS
@@ -135,7 +135,7 @@ def test_overdue_quantity_is_taken() -> None:
     [
         (lambda: Vwap(parent(), profile=[1, 0]), "volume profile"),
         (lambda: Pov(parent(), participation=1.0), "participation 1"),
-        (lambda: AlmgrenChriss(parent(), urgency=-1.0), "urgency -1"),
+        (lambda: AlmgrenChriss(parent(), front_load=-1.0), "front load -1"),
     ],
 )
 def test_parameters_out_of_range_are_refused(make: Any, text: str) -> None:

@@ -10,17 +10,13 @@ from hypothesis import strategies as st
 
 from execution.sizing import (
     Edge,
-    funding_bps,
     kelly,
-    leaves_for_funding,
     liquidity_lots,
     portfolio_scale,
     shrunk_bps,
     size,
     volatility_share,
 )
-
-HOUR = 3_600.0
 
 
 def test_a_known_edge_gets_a_quarter_of_kelly() -> None:
@@ -55,20 +51,6 @@ def test_correlated_positions_are_scaled_and_a_hedge_is_not() -> None:
 def test_a_matrix_that_is_no_correlation_is_refused(matrix: list[list[float]]) -> None:
     with pytest.raises(ValueError, match="correlation"):
         portfolio_scale({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.0}, matrix, 1.0)
-
-
-def test_funding_is_paid_only_across_the_settlement() -> None:
-    assert funding_bps(1, 1.0, to_stamp_s=60, holding_s=300) == 1.0
-    assert funding_bps(-1, 1.0, to_stamp_s=60, holding_s=300) == -1.0
-    assert funding_bps(1, 1.0, to_stamp_s=HOUR, holding_s=300) == 0.0
-
-
-def test_a_position_is_closed_for_funding_only_when_that_is_cheaper() -> None:
-    """At one bp the round trip (11 bps as a taker) costs more; at 30 bps it is not."""
-    assert not leaves_for_funding(1, 1.0, 30.0, round_trip_bps=11.0)
-    assert leaves_for_funding(1, 30.0, 30.0, round_trip_bps=11.0)
-    assert not leaves_for_funding(-1, 30.0, 30.0, round_trip_bps=11.0)
-    assert not leaves_for_funding(1, 30.0, HOUR, round_trip_bps=11.0)
 
 
 @settings(derandomize=True, max_examples=200, deadline=None)

@@ -24,7 +24,7 @@ from execution.orders import (
 )
 from live.desk import Desk
 from live.messages import Append, Effect, Send
-from live.parent_costs import DEPTH_BPS
+from live.pre_trade import DEPTH_BPS
 from live.symbol_state import SymbolState
 from market.instruments import BUILT_IN
 from market.settings import Execution, Market, Settings

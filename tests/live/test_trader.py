@@ -19,8 +19,9 @@ from live.decisions import Decision
 from live.gateway import PlainCodec
 from live.messages import Append, Effect, Say
 from live.paper import PaperDriver, paper_venues
+from live.trader import decay_of
 from market.events import EVENT, Events, Field, Flag, Kind
-from market.settings import Settings
+from market.settings import Desk, Settings
 from orchestration.backtest.run import FixedModel, load_model
 from tests.live.live_market import live_settings, promote
 from tests.live.warm import SYMBOLS, Minutes, S, fresh, minutes, snapshot
@@ -53,6 +54,7 @@ class Traded:
     def __init__(self, model: FixedModel, settings: Settings, market: Minutes) -> None:
         self.records: list[Append] = []
         self.errors: list[str] = []
+        self.warnings: list[str] = []
         self.decisions: list[Decision] = []
         core = Core(
             settings,
@@ -71,8 +73,9 @@ class Traded:
     def _take(self, effect: Effect) -> None:
         if isinstance(effect, Append):
             self.records.append(effect)
-        elif isinstance(effect, Say) and effect.level == "error":
-            self.errors.append(effect.event)
+        elif isinstance(effect, Say):
+            said = {"error": self.errors, "warning": self.warnings}.get(effect.level, [])
+            said.append(effect.event)
 
     def record(self) -> dict[str, list[Any]]:
         """By symbol: decisions with their vectors, and the ledger's entries without their numbers."""
@@ -208,39 +211,94 @@ def ticker(time_ns: int, values: dict[Field, int]) -> Events:
     return rows
 
 
+#: Rate and mark price of a settlement, at 1e-8.
+RATE, MARK = 10_000, 58_000 * 100_000_000
+
+
+def through_a_settlement(
+    source: str, market: Minutes, model: FixedModel, due_ns: int, funding: bool
+) -> Traded:
+    """What comes of the minutes with a settlement that ``source`` tells of; ``funding`` as in `Desk`."""
+    settings = live_settings(Path("unused"), algorithm="market")
+    traded = Traded(model, msgspec.structs.replace(settings, desk=Desk(funding=funding)), market)
+    for state in traded.trader.symbols.values():
+        state.ticker.fields = {}
+    frames = [f for f in frames_of(market.events["BTCUSDT"]) if f["kind"][0] != int(Kind.TICKER)]
+    foreseen = {Field.MARK_PRICE: MARK, Field.NEXT_FUNDING_MS: due_ns // 1_000_000}
+    if source == "recorder":
+        frames.append(ticker(due_ns - 3 * S // 2, {Field.FUNDING_RATE: RATE, **foreseen}))
+        frames.append(ticker(due_ns, {Field.FUNDING_RATE: 99 * RATE}))
+    elif source.startswith("archive"):
+        at_ms = due_ns // 1_000_000
+        before = {Field.FUNDING_RATE: 99 * RATE, Field.EXPECTED_FUNDING_MS: at_ms - 3000}
+        settled = {Field.FUNDING_RATE: RATE, Field.SETTLED_MS: at_ms, Field.SETTLED_RATE: RATE}
+        if source == "archive":
+            settled[Field.SETTLED_MARK] = MARK
+        frames += [ticker(due_ns - 5 * S, before), ticker(due_ns + 20_000_000, settled)]
+    else:
+        frames.append(ticker(due_ns - 3 * S // 2, foreseen))
+    frames.sort(key=lambda frame: int(frame["receive_ns"][0]))
+    events = {"BTCUSDT": np.concatenate(frames), "ETHUSDT": market.events["ETHUSDT"][:0]}
+    return by_seconds(traded, market._replace(events=events))
+
+
+def test_a_payment_that_costs_more_than_the_round_trip_is_avoided(
+    market: Minutes, model: FixedModel
+) -> None:
+    """Without fees a bp is dear: the long position that would pay it is closed, and comes back."""
+    due_ns = market.start_ns + 12 * S
+    traded = through_a_settlement("recorder", market, model, due_ns, True)
+    held = {d.t_ns: d.position_lots for d in traded.decisions if d.symbol == "BTCUSDT"}
+    assert max(held[ns] for ns in held if ns < due_ns) > 0
+    assert held[due_ns] <= 0
+    assert not [r for r in traded.records if r.kind == "funding" and b'"paid_e8":-' not in r.body]
+
+
+def test_a_rate_that_is_not_predicted_counts_as_zero_and_is_said_once_for_a_symbol(
+    market: Minutes, model: FixedModel
+) -> None:
+    due_ns = market.start_ns + 12 * S
+    with_it, without = (
+        through_a_settlement("no rate", market, model, due_ns, funding) for funding in (True, False)
+    )
+    assert with_it.record() == without.record()
+    said = [w for w in with_it.warnings if w.startswith("funding")]
+    assert said == ["funding not predicted, taken as zero"] * len(SYMBOLS)
+
+
+def test_the_threshold_is_what_execution_is_expected_to_pay(
+    market: Minutes, model: FixedModel
+) -> None:
+    """Without fees nothing is saved by waiting, and the round trip costs its spread and depth; with
+    them as a maker less than two taker fees."""
+    free = through_a_settlement("no rate", market, model, market.start_ns + 12 * S, True)
+    costs = {round(d.cost_bps, 3) for d in free.decisions if abs(d.expected_bps) > 0}
+    assert costs
+    assert 0 < min(costs) <= max(costs) < 2
+    settings = live_settings(Path("unused"), algorithm="router")
+    settings = msgspec.structs.replace(
+        settings, model=msgspec.structs.replace(settings.model, fee_row="vip0")
+    )
+    paying = by_seconds(Traded(model, settings, market), market)
+    costs = [d.cost_bps for d in paying.decisions if d.expected_bps]
+    assert costs
+    assert all(4.0 < cost < 11.0 for cost in costs)
+
+
+def test_the_half_life_is_that_of_the_models_slopes(model: FixedModel) -> None:
+    """Equal slopes per square root of time: √(1/6) of the minute's return comes in ten seconds."""
+    decay = decay_of(model.bundle)
+    assert decay.horizon_s == 60
+    assert decay.ratio(10) == pytest.approx(math.sqrt(1 / 6), rel=0.03)
+
+
 @pytest.mark.parametrize("source", ["recorder", "archive", "archive without a mark", "no rate"])
 def test_funding_is_settled_at_its_instant_by_its_own_mark_and_rate(
     source: str, market: Minutes, model: FixedModel
 ) -> None:
     """A recorder's rate that is told at the settlement belongs to the next one; an archive's is its own."""
-    settings = live_settings(Path("unused"), algorithm="market")
-    due_ns = market.start_ns + 12 * S
-    rate, mark = 10_000, 58_000 * 100_000_000
-    known = {
-        Field.MARK_PRICE: mark,
-        Field.FUNDING_RATE: rate,
-        Field.NEXT_FUNDING_MS: due_ns // 1_000_000,
-    }
-    traded = Traded(model, settings, market)
-    for state in traded.trader.symbols.values():
-        state.ticker.fields = {}
-    frames = [f for f in frames_of(market.events["BTCUSDT"]) if f["kind"][0] != int(Kind.TICKER)]
-    told = source != "no rate"
-    if source == "recorder":
-        frames.append(ticker(due_ns - 3 * S // 2, known))
-        frames.append(ticker(due_ns, {Field.FUNDING_RATE: 99 * rate}))
-    elif told:
-        at_ms = due_ns // 1_000_000
-        before = {Field.FUNDING_RATE: 99 * rate, Field.EXPECTED_FUNDING_MS: at_ms - 3000}
-        settled = {Field.FUNDING_RATE: rate, Field.SETTLED_MS: at_ms, Field.SETTLED_RATE: rate}
-        if source == "archive":
-            settled[Field.SETTLED_MARK] = mark
-        frames += [ticker(due_ns - 5 * S, before), ticker(due_ns + 20_000_000, settled)]
-    else:
-        frames.append(ticker(due_ns - 3 * S // 2, {Field.NEXT_FUNDING_MS: due_ns // 1_000_000}))
-    frames.sort(key=lambda frame: int(frame["receive_ns"][0]))
-    events = {"BTCUSDT": np.concatenate(frames), "ETHUSDT": market.events["ETHUSDT"][:0]}
-    by_seconds(traded, market._replace(events=events))
+    due_ns, rate, mark, told = market.start_ns + 12 * S, RATE, MARK, source != "no rate"
+    traded = through_a_settlement(source, market, model, due_ns, False)
     held = next(d.position_lots for d in traded.decisions if d.t_ns == due_ns)
     assert held != 0
     payments = [r for r in traded.records if r.kind == "funding"]

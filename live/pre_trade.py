@@ -1,0 +1,133 @@
+"""What a parent should cost before it starts, and how urgent it is: signal, market and funding put together."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from execution.algorithms import start
+from execution.algorithms.working import Parent, Working
+from execution.estimates import Decay, estimate
+from execution.liquidity import Costs, Estimate, Monitor, depth_lots
+from execution.order_machine import Orders
+from execution.tca import Circumstances
+from execution.tca.rows import notional_usdt
+from execution.urgency import urgency
+from execution.venue import View
+from live.funding import predicted
+from live.symbol_state import SymbolState
+from market.settings import Settings
+from market.units import SECOND_NS
+
+#: Recorded depth is the quantity within this many bps of the mid.
+DEPTH_BPS: Final = 3.0
+
+
+class PreTrade:
+    """Makes parents and their algorithms, and says what they should cost.
+
+    ``decay`` says how soon the signal comes, and is the model's; ``monitors`` are the desk's.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        symbols: Mapping[str, SymbolState],
+        monitors: Mapping[str, Monitor],
+        orders: Orders,
+        costs: Costs,
+    ) -> None:
+        self.decay = Decay(horizon_s=float(settings.model.primary_s))
+        self._settings, self._switches = settings.execution, settings.desk
+        self._band_bps = settings.risk.price_band_bps
+        self._symbols, self._monitors = symbols, monitors
+        self._orders, self._costs = orders, costs
+
+    def parent(self, lots: int, view: View, number: int = 0, position_lots: int = 0) -> Parent:
+        """A parent that is decided now for ``lots``, which are signed."""
+        now_ns = view.now_ns
+        return Parent(
+            id=f"{view.symbol}-{now_ns // SECOND_NS}-{number}",
+            symbol=view.symbol,
+            side=1 if lots > 0 else -1,
+            qty_lots=abs(lots),
+            decision_ns=now_ns,
+            deadline_ns=now_ns + round(self._settings.deadline_s * 1e9),
+            decision_mid_ticks=view.mid_ticks,
+            reduce_only=position_lots * lots < 0 and abs(lots) <= abs(position_lots),
+        )
+
+    def started(self, algorithm: str, parent: Parent) -> Working:
+        """Its algorithm, which knows the market so far."""
+        router: dict[str, Any] = {"costs": self._costs, "decay": self.decay}
+        given = router if algorithm == "router" else {}
+        working = start(algorithm, parent, self._orders, self._band_bps, **given)
+        working.inform(copy.deepcopy(self._monitors[parent.symbol]))
+        return working
+
+    def judged(
+        self, parent: Parent, view: View, expected_bps: float | None, filled_lots: int = 0
+    ) -> View:
+        """The view with the signal, and with the urgency of what is left of a parent."""
+        view = msgspec.structs.replace(view, signal_bps=expected_bps)
+        if view.stale or not self._switches.urgency:
+            return view
+        fields = self._symbols[parent.symbol].ticker.fields
+        urgent = urgency(
+            self._monitors[parent.symbol],
+            view,
+            parent.side,
+            parent.qty_lots - filled_lots,
+            (parent.deadline_ns - view.now_ns) / SECOND_NS,
+            self._costs,
+            self.decay,
+            predicted(fields, view.now_ns) if self._switches.funding else None,
+        )
+        return msgspec.structs.replace(view, urgency=urgent)
+
+    def estimate(self, working: Working, algorithm: str, view: View) -> Estimate:
+        """Expected cost of a parent that has not started; the view is judged and sound."""
+        parent, monitor = working.parent, self._monitors[view.symbol]
+        span_s = (parent.deadline_ns - parent.decision_ns) / SECOND_NS
+        found = working.estimate(view)
+        return found or estimate(
+            algorithm, monitor, view, parent.side, parent.qty_lots, span_s, self._costs, self.decay
+        )
+
+    def circumstances(self, working: Working, algorithm: str, view: View) -> Circumstances:
+        """The market at a parent's start, and its pre-trade cost estimate."""
+        monitor, taken = self._monitors[view.symbol], view.levels(-working.parent.side)
+        return Circumstances(
+            spread_regime=str(monitor.regime(view)),
+            sigma_bps=monitor.sigma_bps,
+            volume_lots_s=monitor.volume_lots_s(view),
+            depth_lots=float(depth_lots(taken, view.mid_ticks, DEPTH_BPS)),
+            signal_bps=math.nan if view.signal_bps is None else view.signal_bps,
+            signal_s=math.nan if view.signal_bps is None else self.decay.horizon_s,
+            urgency=math.nan if view.urgency is None else view.urgency,
+            estimate=self.estimate(working, algorithm, view),
+        )
+
+    def round_trip_bps(
+        self, symbol: str, side: int, expected_bps: float | None, now_ns: int
+    ) -> float | None:
+        """What entering the fixed size now and leaving again should cost; None without a sound book.
+
+        Either way is as its algorithm would work it at its urgency; of the exit's signal nothing is known.
+        """
+        view, algorithm = self._symbols[symbol].view(now_ns), self._settings.algorithm
+        if view.stale:
+            return None
+        worth = notional_usdt(view.instrument, 1, view.mid_ticks)
+        lots = max(1, round(self._settings.capital_usdt * self._settings.size_share / worth))
+        cost_bps = 0.0
+        for way, signal in ((side, expected_bps), (-side, None)):
+            parent = self.parent(way * lots, view)
+            working = self.started(algorithm, parent)
+            seen = self.judged(parent, view, signal)
+            cost_bps += self.estimate(working, algorithm, seen).total_bps
+        return cost_bps
