@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from scipy.special import ndtr
 
+from execution.liquidity import sweep_bps
 from execution.orders import OrderState
 from live.decisions import Decision
+from live.symbol_state import SymbolState
+from market.events import PLACES, Field
 from market.features import feature_names
 from market.units import E8
 from models_registry.recipe import Recipe, scale_bps
+
+#: Levels of each side that are shown, and sizes whose cost is (USDT).
+LADDER: Final = 15
+SWEPT_USDT: Final = (10_000, 50_000, 250_000)
 
 
 def view(shell: Any) -> dict[str, dict[str, Any]]:
@@ -45,12 +52,14 @@ def view(shell: Any) -> dict[str, dict[str, Any]]:
             "log_synced": shell.log.synced_to,
         },
         "symbols": symbols,
+        "markets": {symbol: _market(state) for symbol, state in core.trader.symbols.items()},
         "limits": msgspec.structs.asdict(safety.limits),
         "account": {
             "equity": account.marked_e8 / E8,
             "day_result": (account.marked_e8 - account.day_opening_e8) / E8,
             "peak": account.peak_e8 / E8,
         },
+        "costs": core.desk.summary(),
         "orders": {
             order.client_id: {
                 "symbol": order.symbol,
@@ -91,6 +100,31 @@ def view(shell: Any) -> dict[str, dict[str, Any]]:
             "reconnects": getattr(shell.feed, "reconnects", 0),
             "limits_reached": safety.counts,
         },
+    }
+
+
+def _market(state: SymbolState) -> dict[str, Any]:
+    """The book near the touch, what sizes would cost that are taken at once, and the next funding."""
+    book, instrument, fields = state.builder.book, state.instrument, state.ticker.fields
+    bids, asks = book.bids(), book.asks()
+    sweep: dict[str, list[float | None]] = {}
+    if bids and asks:
+        mid = (bids[0][0] + asks[0][0]) / 2
+        for usdt in SWEPT_USDT:
+            lots = max(1, round(usdt / (mid * instrument.tick_size * instrument.lot_size)))
+            sweep[str(usdt)] = [sweep_bps(levels, mid, lots) for levels in (asks, bids)]
+    rate = fields.get(int(Field.FUNDING_RATE))
+    return {
+        "tick": instrument.tick,
+        "lot": instrument.lot,
+        "valid": bool(book.valid),
+        "bids": bids[:LADDER],
+        "asks": asks[:LADDER],
+        "bought_lots": int(state.taken[0]),
+        "sold_lots": int(state.taken[1]),
+        "sweep_bps": sweep,
+        "funding_rate": None if rate is None else rate / 10 ** PLACES[Field.FUNDING_RATE],
+        "funding_ns": state.settlements.next_ns,
     }
 
 

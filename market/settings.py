@@ -318,7 +318,16 @@ FEE_ROWS_BPS: dict[str, tuple[float, float]] = {
 
 #: Environment variables that are secrets or not settings; never read as a setting. ``L2_SET`` holds
 #: the ``--set`` options of the command that started this process, one a line.
-_RESERVED = frozenset({"L2_CONFIG", "L2_SET", "L2_TEST_DATA", "L2_API_KEY", "L2_API_SECRET"})
+_RESERVED = frozenset(
+    {
+        "L2_CONFIG",
+        "L2_SET",
+        "L2_TEST_DATA",
+        "L2_API_KEY",
+        "L2_API_SECRET",
+        "L2_DASHBOARD_TOKEN",
+    }
+)
 
 
 def load(

@@ -1,0 +1,122 @@
+"""`l2 dashboard`: serves the page on loopback, in a process of its own that a worker never waits for.
+
+NiceGUI, because what the browser needs (Vue, Quasar, ECharts, fonts) comes with its wheel: the page works
+offline and asks no other host. It only reads the state stream; what acts goes through the worker's
+control folder, as the verbs do, and takes a token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from live.control import state_of
+from market.console import Result, say
+from market.errors import UsageError
+from market.settings import Settings
+from orchestration.dashboard.follow import Follower
+
+#: Updates a second.
+RENEWALS: Final = 5
+PAGES: Final = ("market", "execution", "risk", "model", "system")
+#: The token of what acts; made at the start where it is not set.
+TOKEN: Final = "L2_DASHBOARD_TOKEN"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 dashboard`."""
+    parser.add_argument("--venue", metavar="NAME", help="default: that of the worker that runs")
+    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
+    parser.add_argument("--port", type=int, default=8300, help="default: 8300; 0 takes a free one")
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """Serve until interrupted. UsageError for a port in use."""
+    port = options.port
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((options.host, port))
+            port = probe.getsockname()[1]
+        except OSError as error:
+            raise UsageError(
+                f"{options.host}:{port}: {error.strerror}; name another with --port"
+            ) from error
+    token = os.environ.get(TOKEN) or secrets.token_urlsafe(12)
+    follow = Follower(state_of(settings, options.venue) / "state.sock")
+    serve(follow, settings, options.host, port, token)
+    return None
+
+
+def serve(follow: Follower, settings: Settings, host: str, port: int, token: str) -> None:
+    """Serve the pages of a worker until the process is interrupted."""
+    from nicegui import app, ui
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from orchestration.dashboard import pages
+
+    # A page of another site that resolves to this machine gets nothing.
+    app.add_middleware(
+        TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", host]
+    )
+
+    @ui.page("/")
+    def first() -> None:
+        ui.navigate.to(f"/{PAGES[0]}")
+
+    def built(name: str) -> None:
+        ui.dark_mode(None)
+        ui.page_title(f"{name} · l2")
+        with ui.header().classes("items-center gap-4 py-2 bg-slate-800 text-white flex-wrap"):
+            ui.label("l2").classes("text-xl font-bold")
+            for page in PAGES:
+                link = ui.link(page, f"/{page}").classes("text-white no-underline")
+                if page == name:
+                    link.classes("font-bold border-b-2 border-white").props("aria-current=page")
+            status = ui.label().classes("ml-auto text-sm tabular-nums").mark("status")
+        warning = ui.label().classes(
+            "w-full p-3 rounded bg-amber-200 text-black text-base"
+        ).mark("warning").props("role=status")  # fmt: skip
+        chosen = ui.toggle(list(settings.market.symbols), value=settings.market.symbols[0])
+        chosen.props("dense no-caps").set_visibility(name in ("market", "risk", "model"))
+
+        def symbol() -> str:
+            return str(chosen.value)
+
+        with ui.column().classes("w-full max-w-7xl mx-auto gap-2") as body:
+            renew: Callable[[], None] = {
+                "market": lambda: pages.market(follow, symbol),
+                "execution": lambda: pages.execution(follow, symbol),
+                "risk": lambda: pages.risk(follow, symbol, token),
+                "model": lambda: pages.model(follow, symbol, settings.model.primary_s),
+                "system": lambda: pages.system(follow, settings.root),
+            }[name]()
+
+        def tick() -> None:
+            silent = follow.status
+            if not silent and follow.age_s > 3.0:
+                silent = f"the worker has said nothing for {follow.age_s:.0f} s"
+            if silent:
+                more = "; what follows is old" if follow.state else ""
+                warning.set_text(silent + more)
+            warning.set_visibility(bool(silent))
+            body.set_visibility(bool(follow.state))
+            if follow.state:
+                worker = follow.state["worker"]
+                status.set_text(f"{worker['venue']} · {worker['model']} · {worker['phase']}")
+                renew()
+
+        tick()
+        ui.timer(1.0 / RENEWALS, tick)
+
+    for name in PAGES:
+        ui.page(f"/{name}")(lambda name=name: built(name))
+    app.on_startup(lambda: say(f"the page: http://{host}:{port}/  token for what acts: {token}"))
+    ui.run(
+        host=host, port=port, show=False, reload=False, title="l2", show_welcome_message=False,
+        uvicorn_logging_level="warning",
+    )  # fmt: skip

@@ -1,0 +1,168 @@
+"""Follows a worker's state stream from outside: the state now, its age, and what the page draws over time."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from live.state_stream import VERSION, read_states
+from market.units import SECOND_NS
+
+#: Seconds of the charts, and how long a silent worker is waited for before it is asked for anew.
+KEPT_S: Final = 600
+PATIENCE_S: Final = 3.0
+
+
+class Moment(NamedTuple):
+    """One second of a symbol: venue time (s), mid, touch, book near it, prediction, and its cost (bps)."""
+
+    t_s: int
+    mid: float
+    bid: float
+    ask: float
+    bids: tuple[tuple[float, float], ...]
+    asks: tuple[tuple[float, float], ...]
+    expected_bps: float
+    cost_bps: float
+    bought: int
+    sold: int
+
+
+class Second(NamedTuple):
+    """One second of the worker: venue time (s), equity, and p99 of stages (ms)."""
+
+    t_s: int
+    equity: float
+    p99_ms: Mapping[str, float]
+
+
+class Follower:
+    """Reads the stream in a thread of its own, again and again; what it holds is replaced, never changed.
+
+    ``status`` says what there is to say of the connection, empty while all is well.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state: dict[str, dict[str, Any]] = {}
+        self.status = "connecting"
+        self.received = self.updates = 0  #: lines of the stream, and how often the state changed
+        self.dropped = 0
+        self.told_s = -math.inf  #: when the last line came, monotonic
+        self.moments: dict[str, deque[Moment]] = {}
+        self.seconds: deque[Second] = deque(maxlen=KEPT_S)
+        self._follows = False
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="follow", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._end.set()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the worker last said something."""
+        return time.monotonic() - self.told_s
+
+    def _run(self) -> None:
+        while not self._end.is_set():
+            try:
+                for line in read_states(self.path, PATIENCE_S):
+                    if self._end.is_set():
+                        return
+                    self._take(line)
+                self.status = "the worker says nothing"
+            except FileNotFoundError:
+                self.status = "no worker runs; start one with `l2 live`"
+            except (OSError, ValueError) as error:
+                self.status = f"the worker's stream cannot be read: {error}"
+            self._end.wait(0.5)
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        self.received += 1
+        self.told_s = time.monotonic()
+        match line.get("type"):
+            case "snapshot":
+                if (version := line.get("version")) != VERSION:
+                    self.status = (
+                        f"the worker speaks version {version} of its state, this page {VERSION}; "
+                        "start the page of the same version"
+                    )
+                    self.state, self._follows = {}, False
+                    return
+                self._follows = True  # its state is empty where a worker only begins
+                self.state = {name: dict(values) for name, values in line["state"].items()}
+            case "change" if self._follows:
+                state = dict(self.state)
+                for section, patch in line["state"].items():
+                    merged = state.get(section, {}) | patch
+                    state[section] = {k: v for k, v in merged.items() if v is not None}
+                self.state = state
+            case "dropped":
+                self.dropped += int(line["lines"])
+                return
+            case _:
+                return
+        if self.state:
+            self.status = ""
+            self.updates += 1
+            self._keep()
+
+    def _keep(self) -> None:
+        state = self.state
+        t_s = int(state["worker"]["time_ns"]) // SECOND_NS
+        for symbol, market in state.get("markets", {}).items():
+            kept = self.moments.setdefault(symbol, deque(maxlen=KEPT_S))
+            if (not kept or kept[-1].t_s < t_s) and market["bids"] and market["asks"]:
+                kept.append(_moment(t_s, market, state["symbols"].get(symbol, {}).get("decision")))
+        if not self.seconds or self.seconds[-1].t_s < t_s:
+            latency = state.get("latency", {})
+            p99 = {stage: found["p99"] / 1e3 for stage, found in latency.items() if found.get("n")}
+            self.seconds.append(Second(t_s, float(state["account"]["equity"]), p99))
+
+    def ic(self, symbol: str, horizon_s: int) -> tuple[float, int]:
+        """Rank correlation of prediction and return over what was seen here, and of how many seconds."""
+        from scipy.stats import spearmanr
+
+        kept = list(self.moments.get(symbol, ()))
+        mids = {moment.t_s: moment.mid for moment in kept}
+        pairs = [
+            (moment.expected_bps, math.log(mids[moment.t_s + horizon_s] / moment.mid))
+            for moment in kept
+            if moment.t_s + horizon_s in mids and not math.isnan(moment.expected_bps)
+        ]
+        if len(pairs) < 30 or np.ptp([p for p, _ in pairs]) == 0:
+            return math.nan, len(pairs)
+        return float(spearmanr(*zip(*pairs, strict=True)).statistic), len(pairs)
+
+
+def _moment(t_s: int, market: Mapping[str, Any], decision: Mapping[str, Any] | None) -> Moment:
+    tick, lot = float(market["tick"]), float(market["lot"])
+    bids, asks = (
+        tuple((ticks * tick, lots * lot) for ticks, lots in market[side])
+        for side in ("bids", "asks")
+    )
+    known = decision or {}
+    return Moment(
+        t_s=t_s,
+        mid=(bids[0][0] + asks[0][0]) / 2,
+        bid=bids[0][0],
+        ask=asks[0][0],
+        bids=bids,
+        asks=asks,
+        expected_bps=_number(known.get("raw_bps")),
+        cost_bps=_number(known.get("cost_bps")),
+        bought=int(market["bought_lots"]),
+        sold=int(market["sold_lots"]),
+    )
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan

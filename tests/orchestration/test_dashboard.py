@@ -1,0 +1,169 @@
+"""The page in headless Chromium, over a worker that trades on the exchange on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from live.state_stream import StateStream, read_states
+from market.instruments import BUILT_IN
+from orchestration.dashboard.command import PAGES
+from tests.live.live_market import promote
+from tests.live.loopback_worker import REPOSITORY, SYMBOLS, Worker, holds, serving
+from tests.orchestration.browser import CHROMIUM, Tab, browser
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+
+TOKEN = "the token"
+HOSTILE = '<img src="x" onerror="document.title=1"> & "why"'
+
+
+@contextmanager
+def page(root: Path, venue: str = "sandbox") -> Iterator[str]:
+    """The page's address; its process is of its own."""
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "orchestration.cli", "dashboard", "--root", str(root)),
+            *("--venue", venue, "--port", "0"),
+        ],
+        cwd=REPOSITORY,
+        # NiceGUI would take a process below pytest for a test of its own kind.
+        env={k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+        | {"L2_DASHBOARD_TOKEN": TOKEN},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            address = process.stderr.readline().split("the page: ")[1].split()[0]
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:  # it is said just before it serves
+                with suppress(OSError), urllib.request.urlopen(address):
+                    break
+                time.sleep(0.05)
+            yield address
+        finally:
+            process.terminate()
+
+
+def click(tab: Tab, text: str) -> None:
+    tab.until(
+        f"(() => {{ const b = [...document.querySelectorAll('button')].find("
+        f"b => b.innerText.toLowerCase() === {json.dumps(text.lower())});"
+        " if (b) b.click(); return !!b })()"
+    )
+
+
+def type_in(tab: Tab, label: str, text: str) -> None:
+    tab.until(
+        f"(() => {{ const i = document.querySelector('input[aria-label={json.dumps(label)}]');"
+        " if (!i) return false; Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value')"
+        f".set.call(i, {json.dumps(text)}); i.dispatchEvent(new Event('input')); return true }})()"
+    )
+
+
+def figure(name: str) -> str:
+    """The expression of a labelled figure's text."""
+    return (
+        "([...document.querySelectorAll('.text-xs')].find(e => e.innerText === "
+        f"{json.dumps(name)})?.nextSibling?.innerText)"
+    )
+
+
+def state_of(worker: Worker) -> dict[str, Any]:
+    return worker.until(lambda state: True)
+
+
+def test_without_a_worker_the_page_says_what_to_do(tmp_path: Path) -> None:
+    with page(tmp_path) as address, browser() as tab:
+        for name in PAGES:
+            tab.open(f"{address}{name}")
+            tab.until(
+                "document.body.innerText.includes('no worker runs; start one with `l2 live`')"
+            )
+        assert tab.errors == []
+
+
+def test_a_stream_of_another_version_and_hostile_names_are_shown_as_text(tmp_path: Path) -> None:
+    state = tmp_path / "live" / "sandbox"
+    state.mkdir(parents=True)
+    stream = StateStream(state / "state.sock")
+    try:
+        with page(tmp_path) as address, browser() as tab:
+            stream.publish({"worker": {"time_ns": time.time_ns(), "phase": HOSTILE, "venue": "v",
+                                       "run": "r", "model": HOSTILE},
+                            "account": {"equity": 1.0, "peak": 1.0, "day_result": 0.0}})  # fmt: skip
+            tab.open(f"{address}system")
+            tab.until(f"{figure('phase')} === {json.dumps(HOSTILE)}")
+            assert tab.errors == []
+            assert tab.run("document.querySelectorAll('img').length") == 0
+    finally:
+        stream.close()
+
+
+def test_the_page_shows_the_worker_obeys_an_operator_and_outlives_a_restart(
+    tmp_path: Path,
+) -> None:
+    promote(tmp_path)
+    with serving(*SYMBOLS) as exchange, page(tmp_path) as address, browser() as tab:
+        worker = Worker(tmp_path, exchange)
+        worker.until(holds)
+
+        # Each page renders, and its numbers are the worker's own.
+        for name in PAGES:
+            for width, dark in ((1440, False), (390, True)):
+                tab.open(f"{address}{name}", width, dark=dark)
+                tab.until("document.body.innerText.includes('trading')")
+                assert tab.run("document.documentElement.scrollWidth") <= width
+        tab.open(f"{address}market")
+        shown, told = set[str](), set[str]()
+        lines = read_states(worker.state / "state.sock", 5)
+        tick = BUILT_IN["BTCUSDT"].tick_size
+        while not shown & told:
+            found = next(lines)["state"].get("markets", {}).get("BTCUSDT")
+            if found:
+                told.add(f"{(found['bids'][0][0] + found['asks'][0][0]) / 2 * tick:,.1f}")
+            shown.add(tab.run(figure("mid")))
+
+        # Updates arrive without a reload.
+        tab.run(
+            "window.seen = new Set(); setInterval(() => window.seen.add(document.body.innerText), 50)"
+        )
+        tab.until("window.seen.size >= 12")
+
+        # Nothing acts without the token; a halt halts, and its reason is text.
+        tab.open(f"{address}risk")
+        click(tab, "halt")
+        type_in(tab, "Reason, kept on record", HOSTILE)
+        type_in(tab, "Token", "another")
+        click(tab, "yes, halt")
+        tab.until("document.body.innerText.includes('wrong token')")
+        assert {row["mode"] for row in state_of(worker)["symbols"].values()} <= {"normal", "pause"}
+        type_in(tab, "Token", TOKEN)
+        click(tab, "yes, halt")
+        state = worker.until(lambda state: state["symbols"]["BTCUSDT"]["mode"] == "halt")
+        assert HOSTILE in state["symbols"]["BTCUSDT"]["why"]
+        tab.until(f"document.body.innerText.includes({json.dumps(HOSTILE)})")
+
+        # A worker that dies is said, and the next one is followed.
+        worker.kill()
+        tab.until("/says nothing|no worker runs|cannot be read/.test(document.body.innerText)")
+        worker = Worker(tmp_path, exchange)
+        worker.until(lambda state: state["worker"]["phase"] == "trading")
+        tab.until(
+            "!/says nothing|has said nothing|cannot be read/.test(document.body.innerText)"
+            " && document.body.innerText.includes('trading')"
+        )
+        worker.stop()
+        assert tab.errors == []
+        assert tab.hosts == {address.split("/")[2]}
