@@ -20,7 +20,7 @@ from live.messages import Command
 from market.console import NONE, fixed, percent, utc_time
 from market.errors import L2Error
 from market.units import SECOND_NS
-from orchestration.dashboard.follow import Follower
+from orchestration.dashboard.follow import Follower, Moment
 
 Renew = Callable[[], None]
 
@@ -160,28 +160,9 @@ def market(follow: Follower, symbol: Callable[[], str]) -> Renew:
         if not found:
             return
         kept = list(follow.moments.get(name, ()))
-        tick, lot = float(found["tick"]), float(found["lot"])
-        levels = [(p * tick, q * lot * p * tick / 1e3) for p, q in (*found["bids"], *found["asks"])]
-        bids = len(found["bids"])
-        digits = len(found["tick"].partition(".")[2])
-        order = sorted(range(len(levels)), key=lambda n: levels[n][0])
-        ladder.options["yAxis"]["data"] = [f"{levels[n][0]:,.{digits}f}" for n in order]
-        _draw(
-            ladder,
-            [round(levels[n][1], 2) if n < bids else None for n in order],
-            [round(levels[n][1], 2) if n >= bids else None for n in order],
-        )
+        _ladder(ladder, found)
         if kept:
-            last = kept[-1]
-            back = kept[-min(len(kept), 11)]
-            span = max(1, last.t_s - back.t_s)
-            bought, sold = ((a - b) / span * lot * last.mid for a, b in (
-                (last.bought, back.bought), (last.sold, back.sold)))  # fmt: skip
-            figures.show(
-                mid=f"{last.mid:,.{digits}f}",
-                spread=f"{fixed((last.ask - last.bid) / last.mid * 1e4, 3)} bps",
-                taker_flow=f"+{fixed(bought / 1e3, 1)} / -{fixed(sold / 1e3, 1)} k USDT/s",
-            )
+            figures.show(**_touch(kept, found))
         rate, due_ns = found["funding_rate"], found["funding_ns"]
         left_s = (due_ns - state["worker"]["time_ns"]) // SECOND_NS
         figures.show(
@@ -210,12 +191,37 @@ def market(follow: Follower, symbol: Callable[[], str]) -> Renew:
                 [[m.t_s * 1000, _finite(m.cost_bps)] for m in kept],
                 [[m.t_s * 1000, _finite(-m.cost_bps)] for m in kept],
             )
-            _map(depth, kept[-_MAP_S:], tick)
+            _map(depth, kept[-_MAP_S:], float(found["tick"]))
 
     return renew
 
 
-def _map(chart: ui.echart, kept: Sequence[Any], tick: float) -> None:
+def _ladder(chart: ui.echart, found: Mapping[str, Any]) -> None:
+    tick, lot = float(found["tick"]), float(found["lot"])
+    levels = [(p * tick, q * lot * p * tick / 1e3) for p, q in (*found["bids"], *found["asks"])]
+    bids, digits = len(found["bids"]), len(found["tick"].partition(".")[2])
+    order = sorted(range(len(levels)), key=lambda n: levels[n][0])
+    chart.options["yAxis"]["data"] = [f"{levels[n][0]:,.{digits}f}" for n in order]
+    _draw(
+        chart,
+        [round(levels[n][1], 2) if n < bids else None for n in order],
+        [round(levels[n][1], 2) if n >= bids else None for n in order],
+    )
+
+
+def _touch(kept: Sequence[Moment], found: Mapping[str, Any]) -> dict[str, str]:
+    """Mid, spread, and what takers bought and sold over the last ten seconds."""
+    last, back = kept[-1], kept[-min(len(kept), 11)]
+    span_s, usdt = max(1, last.t_s - back.t_s), float(found["lot"]) * last.mid / 1e3
+    bought, sold = (last.bought - back.bought) / span_s, (last.sold - back.sold) / span_s
+    return {
+        "mid": f"{last.mid:,.{len(found['tick'].partition('.')[2])}f}",
+        "spread": f"{fixed((last.ask - last.bid) / last.mid * 1e4, 3)} bps",
+        "taker flow": f"+{fixed(bought * usdt, 1)} / -{fixed(sold * usdt, 1)} k USDT/s",
+    }
+
+
+def _map(chart: ui.echart, kept: Sequence[Moment], tick: float) -> None:
     """Quantity by price and second, in rows of equal width around the last mid."""
     last = kept[-1]
     reach = max((abs(p - last.mid) for m in kept for p, _ in (*m.bids, *m.asks)), default=tick)

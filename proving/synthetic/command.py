@@ -211,7 +211,9 @@ def day_sums(
             move = move * (BPS / listing.sigma_bps)
             then = alpha[: len(move)]
             # numpy's own sum: a BLAS product depends on how many threads it has just now.
-            out[place] += [float((x * y).sum()) for x, y in ((then, then), (move, move), (then, move))]
+            out[place] += [
+                float((x * y).sum()) for x, y in ((then, then), (move, move), (then, move))
+            ]
     return out
 
 
