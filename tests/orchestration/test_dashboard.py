@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 
 from live.state_stream import StateStream, read_states
 from market.instruments import BUILT_IN
+from orchestration.cli import main
 from orchestration.dashboard.command import PAGES
 from tests.live.live_market import promote
 from tests.live.loopback_worker import REPOSITORY, SYMBOLS, Worker, holds, serving
@@ -84,7 +86,9 @@ def state_of(worker: Worker) -> dict[str, Any]:
     return worker.until(lambda state: True)
 
 
-def test_without_a_worker_the_page_says_what_to_do(tmp_path: Path) -> None:
+def test_without_a_worker_the_page_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with page(tmp_path) as address, browser() as tab:
         for name in PAGES:
             tab.open(f"{address}{name}")
@@ -112,7 +116,7 @@ def test_a_stream_of_another_version_and_hostile_names_are_shown_as_text(tmp_pat
 
 
 def test_the_page_shows_the_worker_obeys_an_operator_and_outlives_a_restart(
-    tmp_path: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     promote(tmp_path)
     with serving(*SYMBOLS) as exchange, page(tmp_path) as address, browser() as tab:
@@ -134,6 +138,12 @@ def test_the_page_shows_the_worker_obeys_an_operator_and_outlives_a_restart(
             if found:
                 told.add(f"{(found['bids'][0][0] + found['asks'][0][0]) / 2 * tick:,.1f}")
             shown.add(tab.run(figure("mid")))
+
+        # So do they in a terminal.
+        assert main(["status", "--root", str(tmp_path), "--venue", "sandbox"]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith("sandbox, synthetic-l2 1, trading, ")
+        assert re.search(r"^BTCUSDT +normal +-?\d+ +-?\d+ ", text, re.MULTILINE)
 
         # Updates arrive without a reload.
         tab.run(
