@@ -55,7 +55,8 @@ FIRST_S: Final = 8 * 3600 + 300 - TRADE_S
 #: A drawn signal: one every so many seconds, its size at first and its half-life.
 SIGNAL_EVERY_S, SIGNAL_BPS, SIGNAL_HALF_LIFE_S = 120, 30.0, 15.0
 HISTORY_S: Final = 3_700
-PESSIMISTIC, OPTIMISTIC = BOUNDS
+PESSIMISTIC: Final = BOUNDS[0]
+URGENCIES: Final = ("low", "middle", "high")  #: in thirds
 
 #: Settings in which each part of the desk is switched on (over `legacy`), and off (from the whole).
 PARTS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
@@ -212,7 +213,7 @@ def sums(run: Run, rows: Mapping[str, Sequence[Row]]) -> Figures:
     """A session in sums that add up over seeds; money in USDT, costs in bps times USDT.
 
     Costs and filled shares are of measured parents, abandoned ones too: what they did not fill is in their cost,
-    valued at the mid of their deadline. ``bias …`` is cost less its estimate, by algorithm.
+    valued at the mid of their deadline. ``bias …`` is cost less its estimate, by algorithm and third of urgency.
     """
     row, capital = run.settings.model.fee_row, run.settings.execution.capital_usdt
     totals, trades = run.blotter.totals.values(), run.blotter.trades
@@ -240,7 +241,12 @@ def sums(run: Run, rows: Mapping[str, Sequence[Row]]) -> Figures:
         parent = estimates.get(cost.parent_id)
         expected = sum(getattr(parent, name) for name in ESTIMATES) if parent else np.nan
         if parent and np.isfinite(expected) and (filled == 1 or cost.end_ns >= parent.deadline_ns):
-            group = cost.picked or cost.algorithm
+            urgent = (
+                ""
+                if np.isnan(parent.urgency)
+                else f", urgency {URGENCIES[int(2.999 * parent.urgency)]}"
+            )
+            group = f"{cost.picked or cost.algorithm}{urgent}"
             more[f"bias {group}"] = cost.total_bps - expected
             more[f"biased {group}"] = 1.0
         for name, value in more.items():
