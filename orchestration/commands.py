@@ -10,14 +10,17 @@ import ctypes.util
 import os
 import shutil
 import sys
+import time
+import urllib.request
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from market.console import Result, say, table
-from market.errors import UsageError
+from market.errors import L2Error, UsageError
 from market.settings import Settings, effective
 
 if TYPE_CHECKING:
@@ -160,7 +163,77 @@ def examine(settings: Settings) -> list[Finding]:
         _disk(settings),
         _memory(),
         *map(_package, packages),
+        _asked("lake", _lake, settings),
+        _asked("model", _champion, settings),
+        *(
+            _asked(name, check, settings)
+            for name, check in _VENUE
+            if settings.live.venue != "paper"
+        ),
     ]
+
+
+def _asked(what: str, check: Callable[[Settings], str], settings: Settings) -> Finding:
+    """A check's detail, or the error that it ends with."""
+    try:
+        return Finding(True, what, check(settings))
+    except (L2Error, OSError) as error:
+        return Finding(False, what, " ".join(str(error).split()))
+
+
+def _lake(settings: Settings) -> str:
+    from market.lake import Lake
+
+    if not Path(settings.root).exists():
+        return f"none yet at {settings.root}"
+    days = [day for _, day in Lake(settings.root, settings.source).partitions("bars")]
+    return (
+        f"{settings.root}: bars of {min(days)} to {max(days)}"
+        if days
+        else f"{settings.root}: no bars"
+    )
+
+
+def _champion(settings: Settings) -> str:
+    from models_registry.pointed import load_pointed
+
+    if (found := load_pointed(settings.root, settings.model_name)) is None:
+        return f"no champion of {settings.model_name} yet; `l2 pipeline`, then `l2 promote`"
+    pointer, bundle = found
+    return (
+        f"{pointer.name} version {pointer.version}, {len(bundle.manifest.features)} features, loads"
+    )
+
+
+def _keys(settings: Settings) -> str:
+    from live.bybit.venues import REAL, keys_of
+
+    if settings.live.venue not in REAL:
+        return "the exchange on loopback hands out its own"
+    keys_of()
+    return "set (not shown)"
+
+
+def _clock(settings: Settings) -> str:
+    """Reaches the venue, which needs no key, and compares its clock."""
+    from live.bybit.venues import address_of
+
+    rest = address_of(settings).rest
+    sent = time.time_ns()
+    with urllib.request.urlopen(f"{rest}/v5/market/time", timeout=5) as answer:
+        theirs = int(msgspec.json.decode(answer.read())["result"]["timeNano"])
+    taken, since = settings.clock, time.time_ns()
+    ours = taken.simulated_ns + taken.speed * ((sent + since) / 2 - taken.wall_ns)
+    skew_s = abs(theirs - ours) / 1e9
+    said = f"{rest} answers in {(since - sent) / 1e6:.0f} ms, its clock is {skew_s:.2f} s from ours"
+    if skew_s > settings.risk.clock_skew_s:
+        raise UsageError(
+            f"{said}, of {settings.risk.clock_skew_s:g} allowed; synchronise this machine's"
+        )
+    return said
+
+
+_VENUE: Final = (("keys", _keys), ("venue", _clock))
 
 
 def _libgomp() -> Finding:

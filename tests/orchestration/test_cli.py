@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestration.cli import VERBS, main
 from orchestration.ui import PortError, require_free
+from proving.sandbox.server import Sandbox
 from tests.conftest import REPOSITORY, Limit
+from tests.proving.sandbox_server import served
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +201,32 @@ def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)["findings"]
     assert {"Python", "libgomp", "disk", "memory"} <= {finding["what"] for finding in findings}
+
+
+def test_doctor_reaches_the_venue_and_compares_its_clock(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def venue(*options: str) -> dict[str, Any]:
+        given = ("doctor", "--json", "--root", str(tmp_path), "--set", "live.venue=sandbox")
+        main([*given, *(part for option in options for part in ("--set", option))])
+        found = json.loads(capsys.readouterr().out)["findings"]
+        return next(finding for finding in found if finding["what"] == "venue")
+
+    with served(Sandbox(41, symbols=("BTCUSDT",), begins_ns=None)) as running:
+        rest = str(running.description["rest"])
+        clock = running.description["clock"]
+        taken = [f"clock.{name}={value}" for name, value in clock.items()]
+        taken.append("risk.clock_skew_s=30")  # an exchange that is starved falls behind
+        good = venue(f"live.sandbox={rest}", *taken)
+        assert good["ok"], good
+        assert good["detail"].startswith(f"{rest} answers in ")
+        behind = f"clock.simulated_ns={clock['simulated_ns'] - 100_000_000_000}"
+        late = venue(f"live.sandbox={rest}", *taken, behind)
+        assert not late["ok"]
+        assert "s from ours, of 30 allowed; synchronise this machine's" in late["detail"]
+    gone = venue(f"live.sandbox={rest}")
+    assert not gone["ok"]
+    assert "Connection refused" in gone["detail"]
 
 
 def test_a_port_in_use_is_refused_before_anything_starts() -> None:
