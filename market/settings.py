@@ -253,6 +253,17 @@ class Record(Struct, frozen=True, kw_only=True):
     hold_mb: int = 512
 
 
+class Notify(Struct, frozen=True, kw_only=True):
+    """What `l2 watch` says; where it says it is in the environment, L2_NOTIFY."""
+
+    #: A worker or recorder that is silent for longer is late (seconds).
+    silence_s: Positive = 30.0
+    #: What lasts is said again after so long (seconds).
+    again_s: Positive = 3600.0
+    #: Whether executions are said.
+    fills: bool = False
+
+
 class History(Struct, frozen=True, kw_only=True):
     """The venue's public archives, and how they are asked for."""
 
@@ -299,6 +310,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     risk: Risk = Risk()
     live: Live = Live()
     record: Record = Record()
+    notify: Notify = Notify()
     history: History = History()
     clock: Clock = Clock()
     synthetic: Synthetic = Synthetic()
@@ -326,6 +338,7 @@ _RESERVED = frozenset(
         "L2_API_KEY",
         "L2_API_SECRET",
         "L2_DASHBOARD_TOKEN",
+        "L2_NOTIFY",
     }
 )
 

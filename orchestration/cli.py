@@ -75,6 +75,7 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
         "live": Verb("live.worker", "run the worker: predict and trade with the champion", daemon=True),
         "status": Verb("live.status", "show on one screen what the running worker does"),
         "dashboard": Verb("orchestration.dashboard.command", "serve the page of the running worker", daemon=True),
+        "watch": Verb("orchestration.watch", "say when worker, recorder or daily run are late", daemon=True),
         "halt": Verb("live.control", "make the worker cancel everything and open nothing, until resumed"),
         "flatten": Verb("live.control", "make the worker close its positions and open nothing"),
         "pause": Verb("live.control", "make the worker open nothing for a symbol"),

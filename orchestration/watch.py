@@ -1,0 +1,173 @@
+"""`l2 watch`: a small process that says when a worker, a recorder or the daily run is late, which they cannot.
+
+It follows the worker's state stream, looks at the newest capture and at yesterday's bars, and sends through
+Apprise (mail, chat, webhook) to the addresses in the environment variable ``L2_NOTIFY``, separated by spaces,
+since they hold secrets; without it, it prints. A subject is said once, again when it is over, and while it lasts
+every ``notify.again_s`` at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from live.control import state_of
+from market.console import Result, say
+from market.errors import UsageError
+from market.lake import Lake
+from market.settings import Settings
+from market.units import DAY_NS, utc_date
+from orchestration.dashboard.follow import Follower
+
+NOTIFY: Final = "L2_NOTIFY"
+#: How often everything is looked at, and how long the daily run may take after its time (seconds).
+_EVERY_S: Final = 2.0
+_DAILY_S: Final = 2 * 3600.0
+
+
+class Subject(NamedTuple):
+    """Something that is wrong now, by a name that stays while it lasts."""
+
+    name: str
+    text: str
+
+
+class Watch:
+    """What is wrong, from one look to the next; ``clock`` gives epoch seconds."""
+
+    def __init__(
+        self, settings: Settings, follow: Follower, recorder: bool, clock: Callable[[], float]
+    ) -> None:
+        self._settings, self._follow, self._recorder, self._clock = (
+            settings,
+            follow,
+            recorder,
+            clock,
+        )
+        self._lake = Lake(settings.root, settings.source)
+        self._began = clock()
+        self._run, self._fills, self._seen = "", 0, False
+
+    def look(self) -> Iterator[Subject]:
+        """Everything that is wrong now."""
+        yield from self._worker()
+        if self._recorder:
+            yield from self._captures()
+        if self._settings.pipeline.daily != "off" and self._settings.source == "recorded":
+            yield from self._daily()
+
+    def _worker(self) -> Iterator[Subject]:
+        follow, patience_s = self._follow, self._settings.notify.silence_s
+        if follow.age_s > patience_s and (self._seen or self._clock() - self._began > patience_s):
+            why = follow.status or "its stream stands still"
+            yield Subject("worker silent", f"no word of the worker for {patience_s:g} s: {why}")
+        if not follow.state:
+            return
+        self._seen = True
+        for symbol, row in follow.state["symbols"].items():
+            if row["mode"] not in ("normal", "passive"):
+                why = "; ".join(row["why"]) or "no reason is told"
+                yield Subject(f"{symbol} {row['mode']}", f"{symbol}: {row['mode']} ({why})")
+
+    def news(self) -> Iterator[str]:
+        """What happened since the last call and is over: restarts, and fills where they are asked for."""
+        state = self._follow.state
+        if not state:
+            return
+        run, fills = state["worker"]["run"], int(state.get("costs", {}).get("fills", 0))
+        if run != self._run:
+            if self._run:
+                yield f"the worker was started again: {run}"
+            self._run, self._fills = run, fills
+        if fills > self._fills and self._settings.notify.fills:
+            yield f"{fills - self._fills} executions"
+        self._fills = fills
+
+    def _captures(self) -> Iterator[Subject]:
+        now, limit_s = self._clock(), self._settings.notify.silence_s
+        days = (utc_date(int(at * 1e9)) for at in (now, now - 86_400))
+        files = [Path(path) for day in days for path in self._lake.captures(day)]
+        newest = max((file.stat().st_mtime for file in files), default=0.0)
+        if now - newest > limit_s and now - self._began > limit_s:
+            yield Subject("recorder", f"no capture was written to for {limit_s:g} s: `l2 record`")
+
+    def _daily(self) -> Iterator[Subject]:
+        now_ns = int(self._clock() * 1e9)
+        hour, minute = map(int, self._settings.pipeline.daily.split(":"))
+        if now_ns % DAY_NS < (hour * 3600 + minute * 60 + _DAILY_S) * 1e9:
+            return
+        day = utc_date(now_ns - DAY_NS)
+        missing = [
+            s for s in self._settings.market.symbols if not self._lake.exists("bars", s, day)
+        ]
+        if missing:
+            yield Subject("daily run", f"no bars of {day} for {', '.join(missing)}: see `l2 ui`")
+
+
+class Notifier:
+    """Sends lines, and prints them; a refusal of a service is printed."""
+
+    def __init__(self, addresses: str) -> None:
+        import apprise
+
+        self._send = apprise.Apprise()
+        for number, address in enumerate(addresses.split(), 1):
+            if not self._send.add(address):
+                # Not the address itself: it holds secrets.
+                raise UsageError(f"{NOTIFY}: address {number} is none that Apprise knows")
+
+    def __call__(self, text: str) -> None:
+        say(text)
+        if len(self._send) and not self._send.notify(body=text, title="l2"):
+            say("a service did not take it")
+
+
+class Told:
+    """Which subjects were said, and when: each once, again after a while, and when it is over."""
+
+    def __init__(self, tell: Callable[[str], None], again_s: float) -> None:
+        self._tell, self._again_s = tell, again_s
+        self._since: dict[str, float] = {}
+
+    def __call__(self, now_s: float, subjects: Iterator[Subject]) -> None:
+        found = {subject.name: subject.text for subject in subjects}
+        for name, text in found.items():
+            if now_s - self._since.get(name, -1e18) >= self._again_s:
+                self._since[name] = now_s
+                self._tell(text)
+        for name in self._since.keys() - found.keys():
+            del self._since[name]
+            self._tell(f"over: {name}")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 watch`."""
+    parser.add_argument("--venue", metavar="NAME", help="default: that of the worker that runs")
+    parser.add_argument("--recorder", action="store_true", help="a recorder has to write captures")
+    parser.add_argument("--for", dest="seconds", type=float, metavar="S", help="end after so long")
+    parser.add_argument("--try", dest="trial", action="store_true", help="send one line, and end")
+
+
+def command(settings: Settings, options: argparse.Namespace) -> Result:
+    """Watch until interrupted. UsageError for an address that is none."""
+    tell = Notifier(os.environ.get(NOTIFY, ""))
+    if options.trial:
+        tell("a trial of `l2 watch`")
+        return None
+    follow = Follower(state_of(settings, options.venue) / "state.sock")
+    watch = Watch(settings, follow, options.recorder, time.time)
+    told, end = Told(tell, settings.notify.again_s), threading.Event()
+    until = time.monotonic() + (options.seconds or 1e18)
+    try:
+        while time.monotonic() < until and not end.wait(_EVERY_S):
+            told(time.monotonic(), watch.look())
+            for line in watch.news():
+                tell(line)
+    finally:
+        follow.close()
+    return None

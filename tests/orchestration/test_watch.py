@@ -1,0 +1,172 @@
+"""What the watch says to a receiver on loopback, of a worker, a recorder and a daily run that are late."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from live.state_stream import StateStream
+from market.lake import Lake
+from market.settings import Notify, Settings
+from market.units import utc_date
+from orchestration.cli import main
+from orchestration.dashboard.follow import Follower
+from orchestration.watch import Told, Watch
+
+DAY = 1_772_409_600  # a UTC midnight, epoch seconds
+
+
+@pytest.fixture
+def received() -> Iterator[tuple[str, list[str]]]:
+    """A receiver's Apprise address, and the texts that it got."""
+    texts: list[str] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            length = int(self.headers["Content-Length"])
+            texts.append(json.loads(self.rfile.read(length))["message"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Receiver)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"json://127.0.0.1:{server.server_port}", texts
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def told(run: str = "a", mode: str = "normal", fills: int = 0) -> dict[str, dict[str, Any]]:
+    return {
+        "worker": {"time_ns": time.time_ns(), "run": run},
+        "symbols": {"BTCUSDT": {"mode": mode, "why": ["daily loss"] if mode != "normal" else []}},
+        "account": {"equity": 1.0},
+        "costs": {"fills": fills},
+    }
+
+
+def settings_of(root: Path, **notify: Any) -> Settings:
+    return Settings(root=str(root), notify=Notify(**notify))
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Iterator[StateStream]:
+    one = StateStream(tmp_path / "state.sock")
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def follow(stream: StateStream) -> Iterator[Follower]:
+    one = Follower(stream.path)
+    yield one
+    one.close()
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def publish(stream: StateStream, follow: Follower, state: dict[str, dict[str, Any]]) -> None:
+    before = follow.updates
+    stream.publish(state)
+    until(lambda: follow.updates > before)
+
+
+def test_a_halt_is_said_once_and_when_it_is_over(
+    tmp_path: Path, stream: StateStream, follow: Follower
+) -> None:
+    watch = Watch(settings_of(tmp_path), follow, False, lambda: DAY + 60.0)
+    lines: list[str] = []
+    tell = Told(lines.append, 3600.0)
+    stream.publish(told(mode="halt"))
+    until(lambda: follow.state)
+    for now in (0.0, 10.0):
+        tell(now, watch.look())
+    assert lines == ["BTCUSDT: halt (daily loss)"]
+    tell(3700.0, watch.look())
+    assert lines == ["BTCUSDT: halt (daily loss)"] * 2
+    stream.publish(told())
+    until(lambda: follow.state["symbols"]["BTCUSDT"]["mode"] == "normal")
+    tell(3701.0, watch.look())
+    assert lines[2:] == ["over: BTCUSDT halt"]
+
+
+def test_restarts_are_news_and_executions_where_they_are_asked_for(
+    tmp_path: Path, stream: StateStream, follow: Follower
+) -> None:
+    watch = Watch(settings_of(tmp_path, fills=True), follow, False, time.time)
+    for given, expected in (
+        (told("a", fills=2), []),
+        (told("a", fills=5), ["3 executions"]),
+        (told("b"), ["the worker was started again: b"]),
+    ):
+        publish(stream, follow, given)
+        assert list(watch.news()) == expected
+
+
+def test_a_worker_that_dies_is_said_although_it_cannot_say_so(
+    tmp_path: Path, stream: StateStream, follow: Follower
+) -> None:
+    watch = Watch(settings_of(tmp_path, silence_s=0.2), follow, False, lambda: DAY + 60.0)
+    stream.publish(told())
+    until(lambda: follow.state)
+    stream.close()
+    until(lambda: [subject.name for subject in watch.look()] == ["worker silent"])
+
+
+def test_a_recorder_and_a_daily_run_that_are_late_are_subjects_each(
+    tmp_path: Path, follow: Follower
+) -> None:
+    hours = [0.0]
+    watch = Watch(settings_of(tmp_path), follow, True, lambda: DAY + 3600.0 * hours[0])
+    hours[0] = 2.0
+
+    def late() -> dict[str, str]:
+        return {s.name: s.text for s in watch.look() if s.name != "worker silent"}
+
+    assert set(late()) == {"recorder"}
+    hours[0] = 2.5  # the run begins at 00:20 and may take two hours
+    names = late()
+    assert set(names) == {"recorder", "daily run"}
+    assert (
+        names["daily run"]
+        == f"no bars of {utc_date((DAY - 1) * 10**9)} for BTCUSDT, ETHUSDT: see `l2 ui`"
+    )
+    capture = Path(Lake(tmp_path).frames_dir(utc_date(DAY * 10**9))) / "a.frames.zst"
+    capture.parent.mkdir(parents=True)
+    capture.touch()
+    assert set(late()) == {"daily run"}
+
+
+def test_lines_go_to_the_addresses_of_the_environment(
+    tmp_path: Path, received: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, texts = received
+    monkeypatch.setenv("L2_NOTIFY", address)
+    assert main(["watch", "--try", "--root", str(tmp_path)]) == 0
+    assert texts == ["a trial of `l2 watch`"]
+    options = ("--root", str(tmp_path), "--venue", "sandbox", "--set", "notify.silence_s=0.1")
+    assert main(["watch", "--for", "3", "--recorder", *options]) == 0
+    assert any(text.startswith("no word of the worker for 0.1 s: no worker runs") for text in texts)
+    monkeypatch.setenv("L2_NOTIFY", "nonsense")
+    assert main(["watch", "--try", "--root", str(tmp_path)]) == 2
+
+
+def test_the_settings_hold_no_address() -> None:
+    assert {f.name for f in msgspec.structs.fields(Notify)} == {"silence_s", "again_s", "fills"}
