@@ -27,8 +27,8 @@ from orchestration.ui import dagster_home
 MARK: Final = "# Written by `l2 service install`; changes are lost."
 #: Of the environment at the installation, units get these beside DAGSTER_HOME; keys never.
 _PASSED: Final = ("L2_", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-_SECRET: Final = ("L2_API_KEY", "L2_API_SECRET", "L2_TEST_DATA")
-#: The worker's keys, two lines NAME=VALUE; the folder is the user's for configuration.
+_SECRET: Final = ("L2_API_KEY", "L2_API_SECRET", "L2_DASHBOARD_TOKEN", "L2_NOTIFY", "L2_TEST_DATA")
+#: Keys, the page's token and the watch's addresses, a line NAME=VALUE each, in the user's configuration.
 KEYS: Final = "l2/keys.env"
 #: What a clean end takes beside `live.closing_s`: sockets, files, the log's collection.
 _MARGIN_S: Final = 60
@@ -56,6 +56,8 @@ def units(settings: Settings, environment: Mapping[str, str], folder: Path) -> d
         ),
         "dagster": ("Dagster's daemon", (str(programs / "dagster-daemon"), *dagster), 30, ()),
         "ui": ("Dagster's and MLflow's pages", (l2, "ui", "--no-daemon"), 30, ()),
+        "dashboard": ("page of the worker", (l2, "dashboard"), 10, (keys,)),
+        "watch": ("watch over worker, recorder and daily run", (l2, "watch", "--recorder"), 10, (keys,)),
     }  # fmt: skip
     given = {
         name: value
