@@ -182,7 +182,7 @@ def recover(folder: Path) -> list[Recovered]:
     """Finish the files that a crash left unfinished, in name order."""
     recovered = []
     for path in sorted(folder.glob("date=*/hour=*/*.arrows")):
-        rows, torn = _read_stream(path)
+        rows, torn = read_stream(path)
         _write_parquet(rows, path)
         recovered.append(
             Recovered(path.with_suffix(".parquet"), 0 if rows is None else len(rows), torn)
@@ -191,12 +191,12 @@ def recover(folder: Path) -> list[Recovered]:
 
 
 def _to_parquet(path: Path) -> int:
-    rows, _ = _read_stream(path)
+    rows, _ = read_stream(path)
     _write_parquet(rows, path)
     return 0 if rows is None else len(rows)
 
 
-def _read_stream(path: Path) -> tuple[pa.Table | None, bool]:
+def read_stream(path: Path) -> tuple[pa.Table | None, bool]:
     """The complete batches of a stream, and whether an incomplete one follows."""
     batches: list[pa.RecordBatch] = []
     with pa.OSFile(str(path), "rb") as source:

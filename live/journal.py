@@ -78,12 +78,22 @@ def fold(orders: Orders, record: Append) -> tuple[Order | None, Event | None]:
     The order is None for evidence of none of ours, and for an execution that was counted before.
     """
     if record.kind == "event":
-        event = _EVENT.decode(record.body)
+        event = event_of(record)
         return orders.apply(event), event
-    action = _ACTION.decode(record.body)
+    action = action_of(record)
     if isinstance(action, Submit):
         return orders.sent(action, record.parent_id, record.time_ns), None
     return orders.requested(action, record.time_ns), None
+
+
+def action_of(record: Append) -> Action:
+    """The action of an intent."""
+    return _ACTION.decode(record.body)  # type: ignore[no-any-return]
+
+
+def event_of(record: Append) -> Event:
+    """The evidence of an event."""
+    return _EVENT.decode(record.body)  # type: ignore[no-any-return]
 
 
 def parent_of(record: Append) -> ParentRow:

@@ -263,6 +263,19 @@ class Predictor:
             output[:, column] = booster.predict(matrix, raw_score=True, num_threads=threads)
         return self._combined(matrix, output)
 
+    def contributions(self, vector: npt.NDArray[np.floating]) -> Float:
+        """Each feature's part of ``raw_bps`` and, last, the constant one (features + 1,): they sum to it.
+
+        TreeSHAP (Lundberg et al. 2020) of each booster, weighted as the boosters are.
+        """
+        recipe, matrix = self.recipe, self._rounded(vector[np.newaxis, :])
+        parts = np.zeros(len(recipe.features) + 1)
+        for member, booster in zip(recipe.members, self.boosters, strict=True):
+            own = np.asarray(booster.predict(matrix, pred_contrib=True))[0]
+            parts += own * (member.weight * member.to_primary)
+        volatility = np.asarray(matrix[:, self._scale_column], np.float64)
+        return parts * recipe.gain * float(scale_bps(volatility, recipe.scale, recipe.primary_s)[0])
+
     def _rounded(self, matrix: npt.NDArray[np.floating]) -> Float32:
         if matrix.ndim != 2 or matrix.shape[1] != len(self.recipe.features):
             raise ValueError(

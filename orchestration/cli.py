@@ -74,6 +74,7 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
     "trading": {
         "live": Verb("live.worker", "run the worker: predict and trade with the champion", daemon=True),
         "status": Verb("live.status", "show on one screen what the running worker does"),
+        "why": Verb("live.why", "explain an order, or a decision, from the worker's log"),
         "dashboard": Verb("orchestration.dashboard.command", "serve the page of the running worker", daemon=True),
         "watch": Verb("orchestration.watch", "say when worker, recorder or daily run are late", daemon=True),
         "halt": Verb("live.control", "make the worker cancel everything and open nothing, until resumed"),

@@ -53,6 +53,7 @@ from models_registry.manifest import (
 )
 from models_registry.pointed import CHALLENGER_FILE, DECAY_FILE, Patch, find, publish
 from orchestration.backtest.run import load_model
+from orchestration.cli import main
 from orchestration.journal_migration import migrate_journals
 from proving.synthetic import profile, write_frames
 from tests.conftest import Limit
@@ -344,6 +345,31 @@ def test_a_log_repeats_its_run_effect_for_effect(worked: tuple[Path, dict[str, A
 
 
 # -- skew: live against batch -----------------------------------------------------------------
+
+
+def test_an_order_is_explained_from_its_features_to_its_cost(
+    worked: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = worked
+    ended = {record.parent_id for record in records(root, "end")}
+    parent = next(r for r in records(root, "parent") if r.parent_id in ended)
+    options = ("--root", str(root), "--venue", "paper", "--set", "source=synthetic")
+    assert main(["why", f"{parent.parent_id}-1", *options]) == 0
+    text = capsys.readouterr().out
+    second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(parent.time_ns // S))
+    assert text.startswith(f"{parent.symbol}, decision of {second.replace('T', ' ')} UTC\n")
+    assert f"\nparent {parent.parent_id}: " in text
+    assert re.search(r"^ +0\.\d{3} +1 +(buy|sell) limit ioc", text, re.MULTILINE)
+    assert re.search(r"^cost -?\d+\.\d{3} bps: delay ", text, re.MULTILINE)
+
+    assert main(["why", second, "--symbol", parent.symbol, "--json", *options]) == 0
+    found = msgspec.json.decode(capsys.readouterr().out)
+    assert sum(found["moved_bps"].values()) == pytest.approx(found["decision"]["raw_bps"], abs=1e-9)
+    assert {r["kind"] for r in found["records"]} >= {"parent", "intent", "event", "end"}
+
+    assert main(["why", "2001-01-01T00:00:00", *options]) == 2
+    assert main(["why", "yesterday", *options]) == 2
+    assert "neither an id (SYMBOL-SECOND-NUMBER) nor a UTC time" in capsys.readouterr().err
 
 
 def batch_bars(capture: str, settings: Settings, until_ns: int = 0) -> dict[str, Bars]:
