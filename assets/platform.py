@@ -80,7 +80,7 @@ def partitions(symbols: Iterable[str]) -> dg.MultiPartitionsDefinition:
 
 
 #: Dagster needs partitions when definitions are loaded, so the symbols are the configured ones.
-PARTITIONS: Final = partitions(load().market.symbols)
+PARTITIONS: Final = partitions(load().market.recorded)
 
 
 class Span(msgspec.Struct, frozen=True):

@@ -226,7 +226,7 @@ def _order_rate(side: int, leverage: str, taker_fee: str) -> Fraction:
 
 
 class Security(msgspec.Struct, frozen=True, kw_only=True):
-    """Margins and prices of one position. Prices are exact ticks; ``liquidation_ticks`` is None in
+    """Exposure and prices of one position. Prices are exact ticks; ``liquidation_ticks`` is None in
     cross mode, and where no price above zero would liquidate the position."""
 
     initial_e8: int
@@ -277,7 +277,7 @@ class Margin:
         self.extra_e8[symbol] = extra
 
     def security(self, symbol: str, mark_e8: int) -> Security | None:
-        """Margins, bankruptcy and liquidation price of a symbol's position; None when flat."""
+        """Exposure, bankruptcy and liquidation price of a symbol's position; None when flat."""
         holding, terms = self.account.holdings[symbol], self.terms[symbol]
         lots = holding.position_lots
         if not lots:

@@ -21,11 +21,11 @@ from execution.order_machine import Order
 from execution.orders import OrderEvent
 from live.decisions import Decision
 from live.desk import DeskState
+from live.exposure import ExposureState
 from live.frames import Frames, Rows
 from live.gateway import Codec
 from live.history import SymbolHistory
 from live.labels import Labels
-from live.margins import MarginsState
 from live.messages import (
     Answer,
     Command,
@@ -70,7 +70,7 @@ class CoreState(msgspec.Struct, frozen=True, kw_only=True):
     reconciliation: ReconciliationState | None = None
     safety: SafetyState | None = None
     desk: DeskState = DeskState()
-    margins: MarginsState = MarginsState()
+    exposure: ExposureState = ExposureState()
 
 
 class Closing(msgspec.Struct):
@@ -144,7 +144,7 @@ class Core:
         self._labels = {symbol: Labels(symbol, emit) for symbol in settings.market.symbols}
         stops = self.reconciliation.protection.entry_stop if at_venue else None
         self.desk.govern(self.mode, stops, self.reconciliation.is_started)
-        self.desk.margins.govern(self.safety, self.reconciliation.look_again)
+        self.desk.exposure.govern(self.safety, self.reconciliation.look_again)
         self._limit()
         if at_venue:
             self.desk.adopt()
@@ -166,7 +166,7 @@ class Core:
             self.account.restore(state.account)
         self.requests.restore(state.requests)
         self.desk.restore(state.desk)
-        self.desk.margins.restore(state.margins)
+        self.desk.exposure.restore(state.exposure)
 
     def snapshot(self) -> CoreState:
         """The state, for a checkpoint; to be encoded before the next step."""
@@ -178,7 +178,7 @@ class Core:
             reconciliation=self.reconciliation.snapshot(),
             safety=self.safety.snapshot(),
             desk=self.desk.snapshot(),
-            margins=self.desk.margins.snapshot(),
+            exposure=self.desk.exposure.snapshot(),
         )
 
     @property
@@ -277,7 +277,7 @@ class Core:
             if book.valid:
                 mid_ticks = self.trader.symbols[symbol].view(end_ns).mid_ticks
                 self.reconciliation.protection.mark(symbol, mid_ticks)
-                self.desk.margins.see(end_ns, symbol, mid_ticks)
+                self.desk.exposure.see(end_ns, symbol, mid_ticks)
             if book.receive_ns:
                 silent_ns = max(0, end_ns - book.receive_ns)
                 self.safety.see(end_ns, "stale_s", silent_ns / SECOND_NS, symbol)
@@ -430,7 +430,7 @@ class Core:
                 elif isinstance(piece, FundingReport):
                     self.desk.book_funding(piece)
                 self.reconciliation.evidence(now_ns, piece, send)
-                self.desk.margins.evidence(now_ns, piece)
+                self.desk.exposure.evidence(now_ns, piece)
         for symbol in changed:
             self.trader.react(symbol, now_ns)
 

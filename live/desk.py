@@ -37,8 +37,8 @@ from execution.orders import (
 from execution.risk import Guard
 from execution.tca import PARTS, ParentRow, displayed_ahead, parent_row
 from execution.venue import View
+from live.exposure import Exposure
 from live.funding import FundingPayment
-from live.margins import Margins
 from live.messages import Effect, Emitter, FundingReport
 from live.parent_costs import (
     ActiveParent,
@@ -97,9 +97,9 @@ class Desk:
         self.requests = Requests(round(settings.live.answer_s * 1e9))
         self.orders = Orders()
         self.account = account = Account(own, round(settings.execution.capital_usdt * E8))
-        self.margins = Margins(own, account, settings, moves_market, self.say)
+        self.exposure = Exposure(own, account, settings, moves_market, self.say)
         self.guard = Guard(
-            own, settings.risk, self.orders, account, self._traded, self.margins.headroom
+            own, settings.risk, self.orders, account, self._traded, self.exposure.headroom
         )
         self.parent_number = 0  #: of the last parent in the log
         self.sent = self.fills = self.parents = self._maker_e8 = self._filled_e8 = 0
@@ -212,7 +212,7 @@ class Desk:
         algorithm = self._settings.algorithm
         if not self._ready():
             return
-        target_lots = self.margins.reduced(now_ns, symbol, position_lots, target_lots)
+        target_lots = self.exposure.reduced(now_ns, symbol, position_lots, target_lots)
         if mode is Mode.HALT:
             target_lots = position_lots  # whatever is open is abandoned, nothing is begun
         elif mode in (Mode.PAUSE, Mode.REDUCE):

@@ -11,7 +11,7 @@ be rebuilt: capture and history together reproduce every decision of the run.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -43,39 +43,39 @@ class SymbolHistory(NamedTuple):
 
 
 def join_history(
-    lake: Lake, instruments: Mapping[str, Instrument], now_ns: int
+    lake: Lake, instruments: Mapping[str, Instrument], now_ns: int, watched: Collection[str] = ()
 ) -> dict[str, SymbolHistory] | None:
     """History of every symbol up to ``now_ns`` (a whole second); None if any symbol's ends earlier.
 
-    LakeError when a partition was made by other code.
+    Of the ``watched`` ones those that the lake has. LakeError when a partition was made by other code.
     """
     histories = {}
     for symbol in instruments:
         bars = _bars(lake, symbol, now_ns)
-        if bars is None:
-            return None
         book, ticker = Book(), TickerState()
-        if not _replay(lake, instruments[symbol], now_ns, book, ticker):
+        if bars is not None and _replay(lake, instruments[symbol], now_ns, book, ticker):
+            histories[symbol] = SymbolHistory(bars, book, ticker)
+        elif symbol not in watched:
             return None
-        histories[symbol] = SymbolHistory(bars, book, ticker)
     return histories
 
 
 def book_states(
-    lake: Lake, instruments: Mapping[str, Instrument], now_ns: int
+    lake: Lake, instruments: Mapping[str, Instrument], now_ns: int, watched: Collection[str] = ()
 ) -> dict[str, SymbolHistory] | None:
     """Book and ticker of every symbol at ``now_ns`` from the events of its date, without bars.
 
     For a backtest that starts within a date and warms up from there. None unless the events give a
-    synchronised book for every symbol.
+    synchronised book for every symbol but the ``watched`` ones.
     """
     no_bars = Bars(t_ns=np.zeros(0, np.int64), values=np.zeros((0, len(COLUMNS))))
     histories = {}
     for symbol in instruments:
         book, ticker = Book(), TickerState()
-        if not _replay(lake, instruments[symbol], now_ns, book, ticker):
+        if _replay(lake, instruments[symbol], now_ns, book, ticker):
+            histories[symbol] = SymbolHistory(no_bars, book, ticker)
+        elif symbol not in watched:
             return None
-        histories[symbol] = SymbolHistory(no_bars, book, ticker)
     return histories
 
 
@@ -128,6 +128,8 @@ def saved_history(
     history = {}
     for symbol, (book, ticker) in books.items():
         mine = np.array([name == symbol for name in names])
+        if not mine.any():  # watched, and not in the lake then
+            continue
         history[symbol] = SymbolHistory(Bars(t_ns=t_ns[mine], values=values[mine]), book, ticker)
     return history
 

@@ -391,7 +391,7 @@ def record(
         )
     if settings.source != "recorded" or "://" in settings.root:
         raise RecorderError("a recorder needs a local root whose source is recorded")
-    names = public_topics(settings.market.symbols, settings.record.depths)
+    names = public_topics(settings.market.recorded, settings.record.depths)
     url = url or settings.record.url
     clock = VenueClock(clock_of(url, settings.clock, say))
     feed = WireFeed(
@@ -418,7 +418,7 @@ def instruments_listed(settings: Settings, say: Callable[[str], None]) -> dict[s
     """
     retry = RetryPolicy(attempts=2, wait_s=0.5, timeout_s=10.0)
     listed = {}
-    for symbol in settings.market.symbols:
+    for symbol in settings.market.recorded:
         try:
             (listed[symbol],) = instruments(settings.record.rest_url, [symbol], retry)
         except RequestError as error:
@@ -471,7 +471,7 @@ def _control(kind: str, **fields: Any) -> bytes:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `l2 record`."""
-    parser.add_argument("--symbols", metavar="A,B", help="default: market.symbols")
+    parser.add_argument("--symbols", metavar="A,B", help="default: market.symbols, with watch")
     parser.add_argument("--url", metavar="WS", help="public WebSocket (default: record.url)")
     parser.add_argument(
         "--for", dest="duration", type=float, metavar="S", help="stop after this long"

@@ -48,7 +48,7 @@ from market.errors import UsageError, VenueError
 from market.features import feature_hash, feature_names
 from market.instruments import BUILT_IN, Instrument, leader
 from market.lake import Lake
-from market.settings import Settings
+from market.settings import Market, Settings
 from market.units import E8, SECOND_NS
 from market.wire.survey import instruments_of
 from market.wire.topics import public_topics
@@ -66,7 +66,7 @@ class Run:
     def __init__(self, settings: Settings, captures: Sequence[str], url: str | None) -> None:
         self.settings, self.say, self.inbox = settings, logger(), queue.SimpleQueue[Any]()
         depth = settings.market.book_depth
-        self.instruments = known_instruments(followed(settings.market.symbols), captures, depth)
+        self.instruments = known_instruments(followed(settings.market), captures, depth)
         self.venue = settings.live.venue
         self.state = Path(settings.root) / "live" / self.venue
         self.address = None if self.venue == "paper" else address_of(settings)
@@ -183,7 +183,8 @@ class Run:
         """A shell that has begun, with the history before the first frame; ``stack`` ends its threads."""
         shell = self._shell(feed, first_ns, stack)
         second_ns = first_ns // SECOND_NS * SECOND_NS
-        history = history or join_history(self.lake, self.instruments, second_ns)
+        watch = self.settings.market.watch
+        history = history or join_history(self.lake, self.instruments, second_ns, watch)
         pointer = self.champion.pointer
         about = {"model": pointer.version, "symbols": list(self.instruments)}
         if history is not None:
@@ -305,9 +306,10 @@ class Run:
         }
 
 
-def followed(symbols: Sequence[str]) -> list[str]:
-    """The traded symbols, and those whose bars enter their features."""
-    return list(dict.fromkeys([*symbols, *(leader(symbol) for symbol in symbols)]))
+def followed(market: Market) -> list[str]:
+    """The traded symbols, those whose bars enter their features, and the watched ones."""
+    leaders = (leader(symbol) for symbol in market.symbols)
+    return list(dict.fromkeys([*market.symbols, *leaders, *market.watch]))
 
 
 def known_instruments(

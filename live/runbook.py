@@ -174,6 +174,8 @@ LINES: Final[Mapping[str, tuple[str, str]]] = {
     "risk tiers do not match: nothing is opened": ("the venue's table contradicts itself or cannot be read", "the reason said; start anew once it is mended"),
     "the venue's liquidation price differs, asked for again": ("see `liquidation differs` above", "nothing, unless it halts"),
     "margin leaves no size: fund the account, or lower live.leverage": ("no position is far enough from its liquidation", "what it says"),
+    "a correlated symbol without data guards nothing": ("a traded or watched symbol has no mid for a minute", "the symbol's status; `market.watch`"),
+    "funding not predicted, taken as zero": ("the ticker states no next rate or settlement", "nothing; if it stays, the symbol's ticker"),
     "position reduced for margin": ("a step of `margin` or `liquidation` above", "see there"),
     "incomplete answer": ("a query is asked again", "if it goes on: the reason said"),
     "refused": ("the venue refused a stop or cancel-all; it is repeated", "the reason said"),

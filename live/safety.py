@@ -35,7 +35,7 @@ class Limit(NamedTuple):
     ``clears``: "eased" once the fact is within ``ease`` × the limit; "fact" then too, or by `l2 resume`;
     "day" at the next UTC day, or by `l2 resume`; "resume" by that alone. ``below``: a fact under its limit is the bad one. ``again``: a
     resumed loss may grow by its limit once more. ``shrinks``: the position is reduced in steps for as long as
-    it is in force (`live.margins`).
+    it is in force (`live.exposure`).
     """
 
     name: str

@@ -44,7 +44,7 @@ from market.bars import COLUMNS, Bars
 from market.events import Events, Flag
 from market.features import FeatureEvaluator, feature_names
 from market.ingest import MAX_SILENCE_NS
-from market.instruments import Instrument
+from market.instruments import Instrument, leader
 from market.settings import FEE_ROWS_BPS, Settings
 from market.units import DAY_NS, E8, SECOND_NS
 from models_registry.manifest import Bundle, Pointer
@@ -56,7 +56,7 @@ SILENCE_NS: Final = 60 * SECOND_NS
 Floats = npt.NDArray[np.float64]
 
 _CHECKPOINT: Final = int(Flag.CHECKPOINT)
-_MID, _SPREAD = (list(COLUMNS).index(name) for name in ("mid_close", "spread_bps"))
+_MID, _SPREAD, _GAP = (list(COLUMNS).index(name) for name in ("mid_close", "spread_bps", "gap"))
 
 
 class Model(Protocol):
@@ -121,7 +121,10 @@ class Trader:
             emit=self.effects.append,
         )
         self._statement = DailyStatement(self.desk.account, name, pays_funding, self.effects.append)
-        self._evaluator = evaluator or FeatureEvaluator(settings.market.symbols)
+        traded = settings.market.symbols
+        self._evaluator = evaluator or FeatureEvaluator(traded)
+        #: Whose bars enter features; those of the others are only watched.
+        self._featured = frozenset((*traded, *map(leader, traded)))
         self._also: tuple[str, ...] = ()
         self.load(model)
         self._fees_bps = 2 * FEE_ROWS_BPS[settings.model.fee_row][0]
@@ -165,21 +168,34 @@ class Trader:
         self.second_ns = self.last_event_ns = second_ns
         restated = {}
         for symbol, state in self.symbols.items():
-            if history is not None:
+            if history is not None and symbol in history:
                 bars, book, ticker = history[symbol]
                 known = bars.t_ns <= second_ns  # a feed may begin before the history's end
-                self._evaluator.push_many(symbol, bars.t_ns[known], bars.values[known])
+                if symbol in self._featured:
+                    self._evaluator.push_many(symbol, bars.t_ns[known], bars.values[known])
                 state.builder.book = book
                 state.ticker.fields = dict(ticker.fields)
                 rows = restated[symbol] = state.checkpoint_rows(second_ns)
                 state.restart_bars(rows)
                 self.desk.on_events(symbol, rows)
             state.settlements.begin(state.ticker.fields, second_ns)
-        for symbol, (bars, *_) in (history or {}).items():
-            if (bars.t_ns <= second_ns).any():
+        known_of = history or {}
+        self._learn_history(second_ns, known_of)
+        for symbol in self._settings.market.symbols:
+            if symbol in known_of and (known_of[symbol].bars.t_ns <= second_ns).any():
                 # The hour is derived now, not by the first decision.
                 self._evaluator.evaluate(symbol)
         return restated
+
+    def _learn_history(self, until_ns: int, history: Mapping[str, SymbolHistory]) -> None:
+        """Returns of correlated symbols over the history, second by second."""
+        mids: dict[int, dict[str, float]] = {}
+        for symbol, (bars, *_) in history.items():
+            for t_ns, row in zip(bars.t_ns.tolist(), bars.values, strict=True):
+                if t_ns <= until_ns and not row[_GAP]:
+                    mids.setdefault(t_ns, {})[symbol] = float(row[_MID])
+        for t_ns in sorted(mids):
+            self.desk.exposure.learn(t_ns, mids[t_ns])
 
     def on_rows(self, symbol: str, rows: Events) -> bool:
         """Take event rows of whole frames of one symbol and one second, in receive order.
@@ -247,7 +263,8 @@ class Trader:
         if end_ns == midnight_ns:
             self._new_date()
         self.desk.measure(end_ns)
-        self.desk.margins.mark(self.desk.costs.last_mids())
+        self.desk.exposure.mark(self.desk.costs.last_mids())
+        self.desk.exposure.learn(end_ns, {s: m.mid_at(end_ns) for s, m in self.symbols.items()})
         self._statement.second(end_ns)
         if not silent and self.decides:
             self._decide(end_ns)
@@ -268,7 +285,8 @@ class Trader:
         for t_ns, symbol, n in rows:
             state = self.symbols[symbol]
             state.row, state.row_ns = closed[symbol].values[n], t_ns
-            self._evaluator.push(symbol, t_ns, state.row)
+            if symbol in self._featured:
+                self._evaluator.push(symbol, t_ns, state.row)
 
     def _new_date(self) -> None:
         """Midnight: restart bars, from checkpoints unless the last event is too old."""
@@ -424,25 +442,26 @@ class Trader:
 
         ``leaves``: a position on the same side is closed all the same.
         """
-        signal_now = abs(expected_bps) > cost_bps
+        symbol, signal_now = state.instrument.symbol, abs(expected_bps) > cost_bps
         state.signals += signal_now
         age_s = (t_ns - state.signal_ns) / 1e9
         horizon_s = float(self._model.bundle.manifest.primary_s)
         target: int = next_target(state.target, age_s, expected_bps, cost_bps, horizon_s)
         if leaves and target == state.target:
             target = 0
+        if target not in (0, state.target) and self.desk.exposure.delays(symbol, target):
+            return state.target  # a leader has just moved against it: the next second decides
         if signal_now and target:
             state.signal_ns = t_ns
         if target != state.target:
             state.entries += target != 0
             state.target = target
-            symbol = state.instrument.symbol
             state.target_lots = target * self._size_lots(symbol, target, mid) if target else 0
         return target
 
     def _size_lots(self, symbol: str, side: int, mid: float) -> int:
         """The desk's size within the named caps of the other parts."""
-        caps = self.desk.margins.caps(symbol, side)
+        caps = self.desk.exposure.caps(symbol, side)
         return min([self.desk.size_lots(symbol, mid), *caps.values()])
 
 

@@ -147,7 +147,7 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
         raise UsageError(f"--frames: captures are replayed on paper, not at the venue {venue}")
     with ExitStack() as stack:
         if venue == "sandbox":
-            symbols = followed(settings.market.symbols)
+            symbols = followed(settings.market)
             served = exchange(settings, options.url, options.speed, symbols)
             settings = stack.enter_context(served)
         if not options.no_resolver:

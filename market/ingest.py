@@ -413,7 +413,7 @@ class _Run:
         for reject in rejects:
             if reject.symbol in self.open:
                 by_symbol.setdefault(reject.symbol, []).append(reject)
-            elif reject.symbol not in (*self.symbols, *self.settings.market.symbols):
+            elif reject.symbol not in (*self.symbols, *self.settings.market.recorded):
                 by_symbol.setdefault(UNATTRIBUTED, []).append(reject)
             else:
                 self.elsewhere += 1

@@ -32,12 +32,19 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class Market(Struct, frozen=True, kw_only=True):
     symbols: tuple[str, ...] = ("BTCUSDT", "ETHUSDT")
+    #: Recorded, made into bars and followed live, and never traded: leaders of the traded symbols.
+    watch: tuple[str, ...] = ()
     #: Depth of the one book topic that bars and features are made of.
     book_depth: int = 200
     #: A book that has been silent for longer is stale (seconds).
     stale_after_s: float = 5.0
     #: Added to an archive's publish time to get a receive time (milliseconds).
     archive_latency_ms: float = 20.0
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """The traded symbols, then the watched ones."""
+        return tuple(dict.fromkeys((*self.symbols, *self.watch)))
 
 
 class Model(Struct, frozen=True, kw_only=True):
@@ -385,7 +392,8 @@ def load(
         settings = msgspec.convert(tree, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(_explain(str(error), origin)) from error
-    _check_symbols(settings.market.symbols, origin.get("market.symbols", "settings"))
+    for name in ("symbols", "watch"):
+        _check_symbols(getattr(settings.market, name), origin.get(f"market.{name}", "settings"))
     return settings
 
 
@@ -419,7 +427,7 @@ def _put(tree: dict[str, Any], origin: dict[str, str], key: str, value: str, whe
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise SettingsError(f"{where}: {section} is a setting, not a section")
-    tree[leaf] = value.split(",") if leaf in {"symbols", "horizons_s", "depths"} else value
+    tree[leaf] = value.split(",") if leaf in {"symbols", "watch", "horizons_s", "depths"} else value
     origin[key] = where
 
 

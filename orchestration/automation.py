@@ -62,7 +62,7 @@ def missing(lake: Lake, settings: Settings, now: datetime) -> list[str]:
     last = (now - CLOSED - timedelta(days=1)).strftime("%Y-%m-%d")
     recorded = {*lake.capture_dates(), *(day for _, day in lake.archives())}
     made = set(lake.partitions("training_set"))
-    symbols = settings.market.symbols
+    symbols = settings.market.recorded
     return sorted(
         day for day in recorded if day <= last and any((s, day) not in made for s in symbols)
     )
@@ -83,7 +83,7 @@ def requests(
         of_day = [run for run in runs if _covers(run, day) and run.create_timestamp >= since]
         unmade = any(
             lake.exists("events", symbol, day) and not lake.exists("training_set", symbol, day)
-            for symbol in settings.market.symbols
+            for symbol in settings.market.recorded
         )
         ended = {dg.DagsterRunStatus.SUCCESS: unmade, dg.DagsterRunStatus.FAILURE: True}
         failed = [run for run in of_day if ended.get(run.dagster_run.status, False)]
@@ -105,7 +105,7 @@ def requests(
         newest = max(_since(lake, settings, day) for day, _ in span)
         yield dg.RunRequest(
             run_key=f"{first} to {last}: captures of {newest:%F %T}, {turn} failed",
-            tags=range_tags(first, last, settings.market.symbols),
+            tags=range_tags(first, last, settings.market.recorded),
         )
 
 
@@ -116,7 +116,7 @@ def _covers(run: dg.RunRecord, day: str) -> bool:
 
 def _since(lake: Lake, settings: Settings, day: str) -> datetime:
     """When the last capture of a date came."""
-    archives = [lake.archive(symbol, day) for symbol in settings.market.symbols]
+    archives = [lake.archive(symbol, day) for symbol in settings.market.recorded]
     files = lake.fs.get_file_info([*lake.captures(day), *archives])
     times = [file.mtime for file in files if file.mtime is not None]
     return max(times, default=datetime.fromtimestamp(0, UTC))

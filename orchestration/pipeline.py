@@ -99,11 +99,11 @@ def _range(
         dates = sorted({day for _, day in taken.keys})
         first, last = first or dates[0], last or dates[-1]
         named = {symbol for symbol, _ in taken.keys}
-        symbols = tuple(symbol for symbol in settings.market.symbols if symbol in named)
+        symbols = tuple(symbol for symbol in settings.market.recorded if symbol in named)
         if not symbols:
             raise LakeError(
                 f"the captures hold {', '.join(sorted(named))}, none of which is among "
-                f"the settings' symbols {', '.join(settings.market.symbols)}"
+                f"the settings' symbols {', '.join(settings.market.recorded)}"
             )
         return first, last, symbols
     dates = [*lake.capture_dates(), *(day for _, day in lake.archives())]
@@ -112,7 +112,7 @@ def _range(
         raise LakeError(
             f"{settings.root}: no captures to run on; give --frames FILE or --from/--to"
         )
-    return first or min(dates), last or max(dates), settings.market.symbols
+    return first or min(dates), last or max(dates), settings.market.recorded
 
 
 def report(

@@ -340,7 +340,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 fetch`: the venue's archives of a range of dates into the lake."""
-    symbols = names(options.symbols) or settings.market.symbols
+    symbols = names(options.symbols) or settings.market.recorded
     fetched = fetch(settings, symbols, options.first, options.last or options.first, say)
     if not options.json:
         rows: list[tuple[str, object]] = [

@@ -80,9 +80,9 @@ def backtest(
     """
     settings = with_options(settings, fee_row, algorithm)
     lake = Lake(settings.root, settings.source)
-    symbols = followed(settings.market.symbols)
+    symbols = followed(settings.market)
     span = span_of(lake, symbols, first, last)
-    instruments, inputs = instruments_of_span(lake, symbols, span)
+    instruments, inputs = instruments_of_span(lake, symbols, span, settings.market.watch)
     models = [
         which
         if isinstance(which, FixedModel)

@@ -137,7 +137,8 @@ def foresee(
     ):
         if not begun:
             begun = True
-            watcher.begin(second_ns, opening(lake, instruments, second_ns))
+            watch = settings.market.watch
+            watcher.begin(second_ns, opening(lake, instruments, second_ns, watch))
         watcher.close_until(second_ns)
         for symbol, part in rows.items():
             watcher.on_rows(symbol, part)

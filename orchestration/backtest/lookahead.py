@@ -217,9 +217,9 @@ def probe(
     ``trader`` makes the trader that is probed. Raises what `command.backtest` raises.
     """
     lake = Lake(settings.root, settings.source)
-    symbols = followed(settings.market.symbols)
+    symbols = followed(settings.market)
     span = span_of(lake, symbols, first, last)
-    instruments, _ = instruments_of_span(lake, symbols, span)
+    instruments, _ = instruments_of_span(lake, symbols, span, settings.market.watch)
     end_ns = _events_end_ns(lake, instruments, span)
     span = Span(span.first_ns, min(span.until_ns, span.first_ns + MAX_SPAN_NS, end_ns))
     fixed_model = load_model(

@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -446,11 +446,11 @@ class Run:
 
 
 def opening(
-    lake: Lake, instruments: Mapping[str, Instrument], second_ns: int
+    lake: Lake, instruments: Mapping[str, Instrument], second_ns: int, watched: Collection[str]
 ) -> dict[str, SymbolHistory] | None:
     """What a run begins with at ``second_ns``: the hour before, or only the books, or nothing."""
-    joined = join_history(lake, instruments, second_ns)
-    return joined or book_states(lake, instruments, second_ns)
+    joined = join_history(lake, instruments, second_ns, watched)
+    return joined or book_states(lake, instruments, second_ns, watched)
 
 
 def replay(
@@ -472,7 +472,7 @@ def replay(
     events = flushed = 0
     for second_ns, rows in merged({s: seconds_of(lake, s, span) for s in instruments}):
         if not flushed:
-            history = opening(lake, instruments, second_ns)
+            history = opening(lake, instruments, second_ns, runs[0].settings.market.watch)
             for run in runs:
                 run.driver.begin(second_ns, history)
         elif second_ns // FLUSH_NS != flushed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Final
@@ -70,11 +70,11 @@ def _parse(text: str) -> tuple[int, int]:
 
 
 def instruments_of_span(
-    lake: Lake, symbols: Sequence[str], span: Span
+    lake: Lake, symbols: Sequence[str], span: Span, watched: Collection[str] = ()
 ) -> tuple[dict[str, Instrument], dict[str, str]]:
     """Each symbol's instrument, and the fingerprints of the partitions in the span.
 
-    SpanError when a symbol has no events, or its dates differ in tick or lot.
+    SpanError when a symbol has no events and is not ``watched``, or its dates differ in tick or lot.
     """
     instruments: dict[str, Instrument] = {}
     inputs: dict[str, str] = {}
@@ -90,7 +90,7 @@ def instruments_of_span(
                     f"{known.tick} and {known.lot}; run them apart"
                 )
             inputs[f"{symbol} {day}"] = lake.fingerprint("events", symbol, day)
-        if symbol not in instruments:
+        if symbol not in instruments and symbol not in watched:
             raise SpanError(
                 f"{symbol}: no events from {span.dates[0]} to {span.dates[-1]}; ingest captures or "
                 "fetch archives of these dates, or leave the symbol out"

@@ -1,4 +1,4 @@
-"""Margins and liquidation against figures that the venue itself gave, and against exact algebra."""
+"""Exposure and liquidation against figures that the venue itself gave, and against exact algebra."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from execution.orders import (
     Submit,
     TimeInForce,
 )
-from live.margins import Margins
+from live.exposure import Exposure
 from live.messages import (
     Append,
     CancelAll,
@@ -314,10 +314,10 @@ class Desk:
             self._emit,
             state,
         )
-        self.margins = Margins(
+        self.exposure = Exposure(
             {S: BUILT_IN[S]}, self.account, self.settings, True, Emitter(self._emit).say
         )
-        self.margins.govern(self.safety, self.fate.look_again)
+        self.exposure.govern(self.safety, self.fate.look_again)
 
     def _emit(self, effect: Effect) -> None:
         if isinstance(effect, Say):
@@ -424,7 +424,7 @@ class Desk:
                 if isinstance(piece, OrderEvent):
                     self._fold(piece)
                 self.fate.evidence(self.now_ns, piece, send)
-                self.margins.evidence(self.now_ns, piece)
+                self.exposure.evidence(self.now_ns, piece)
 
     def _fold(self, event: Event) -> None:
         self.evidence.append(event)

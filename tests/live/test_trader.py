@@ -21,7 +21,7 @@ from live.messages import Append, Effect, Say
 from live.paper import PaperDriver, paper_venues
 from live.trader import decay_of
 from market.events import EVENT, Events, Field, Flag, Kind
-from market.settings import Desk, Settings
+from market.settings import Desk, Market, Settings
 from orchestration.backtest.run import FixedModel, load_model
 from tests.live.live_market import live_settings, promote
 from tests.live.warm import SYMBOLS, Minutes, S, fresh, minutes, snapshot
@@ -158,6 +158,23 @@ def test_splitting_a_second_into_calls_changes_nothing(
 
     settings = live_settings(Path("unused"), algorithm="passive")
     assert by_seconds(Traded(model, settings, market), market, cut).record() == whole
+
+
+def test_watched_symbols_are_followed_and_never_traded(market: Minutes, model: FixedModel) -> None:
+    """One with data, whose beta is known from the history on, and one that nothing is heard of."""
+    silent = msgspec.structs.replace(market.instruments["BTCUSDT"], symbol="SOLUSDT")
+    several = market._replace(instruments={**market.instruments, "SOLUSDT": silent})
+    settings = live_settings(Path("unused"), algorithm="market")
+    followed = Market(symbols=("BTCUSDT",), watch=("ETHUSDT", "SOLUSDT"))
+    traded = Traded(model, msgspec.structs.replace(settings, market=followed), several)
+    leaders = traded.trader.desk.exposure.leaders
+    assert leaders is not None
+    assert leaders.beta("ETHUSDT", "BTCUSDT") > 0
+    by_seconds(traded, several)
+    assert traded.fills() > 3
+    assert {record.symbol for record in traded.records} <= {"", "BTCUSDT"}
+    assert {decision.symbol for decision in traded.decisions} == {"BTCUSDT"}
+    assert math.isnan(leaders.beta("SOLUSDT", "BTCUSDT"))
 
 
 def test_events_of_another_second_are_refused(market: Minutes, model: FixedModel) -> None:

@@ -112,7 +112,7 @@ class Backtest(NamedTuple):
 
 def backtest(settings: Settings, span: Span) -> Backtest:
     lake = Lake(settings.root)
-    instruments, _ = instruments_of_span(lake, followed(settings.market.symbols), span)
+    instruments, _ = instruments_of_span(lake, followed(settings.market), span)
     decisions: list[Decision] = []
     tables: dict[str, list[dict[str, Any]]] = {}
 

@@ -15,7 +15,7 @@ from execution.account import Account
 from execution.margin import BTC_TIERS, MarginMode
 from execution.orders import TimeInForce
 from live.bybit.codec import BybitCodec
-from live.margins import STEP_NS, Margins, MarginsState
+from live.exposure import STEP_NS, Exposure, ExposureState
 from live.messages import Query, QueryKind, QueryResult, TierReport, WalletReport
 from live.safety import Mode
 from market.instruments import BUILT_IN
@@ -44,13 +44,13 @@ def desk() -> Desk:
 
 
 def ours_of(desk: Desk) -> float:
-    assert desk.margins.headroom is not None
-    return desk.margins.headroom.after(S)[1]
+    assert desk.exposure.headroom is not None
+    return desk.exposure.headroom.after(S)[1]
 
 
 def hold(desk: Desk, lots: int = 100) -> None:
     desk.submit("a-1", lots=lots, time_in_force=TimeInForce.IOC)
-    desk.margins.mark({S: float(MID)})
+    desk.exposure.mark({S: float(MID)})
     desk.venue.liquidation_ticks = ours_of(desk)
 
 
@@ -59,8 +59,8 @@ def hold(desk: Desk, lots: int = 100) -> None:
 
 def test_tiers_are_the_venues(desk: Desk) -> None:
     assert Query(kind=QueryKind.RISK_LIMITS, symbol=S) in desk.bodies(Query)
-    assert desk.margins.headroom is not None
-    assert desk.margins.headroom.terms[S].tiers == BTC_TIERS
+    assert desk.exposure.headroom is not None
+    assert desk.exposure.headroom.terms[S].tiers == BTC_TIERS
     assert not desk.lines("risk tiers of BTCUSDT assumed")
 
 
@@ -72,9 +72,9 @@ def tell_tiers(desk: Desk, *rows: TierReport, reason: str = "") -> None:
 def test_a_venue_without_tiers_is_said(desk: Desk) -> None:
     tell_tiers(desk)
     assert len(desk.lines("risk tiers of BTCUSDT assumed")) == 1
-    assert desk.margins.caps(S, 1)["margin"] == 0  # no mark yet
-    desk.margins.mark({S: float(MID)})
-    assert desk.margins.caps(S, 1)["margin"] > 0
+    assert desk.exposure.caps(S, 1)["margin"] == 0  # no mark yet
+    desk.exposure.mark({S: float(MID)})
+    assert desk.exposure.caps(S, 1)["margin"] > 0
 
 
 @pytest.mark.parametrize(
@@ -89,13 +89,13 @@ def test_a_venue_without_tiers_is_said(desk: Desk) -> None:
 def test_a_table_that_does_not_match_gives_no_size_and_a_line(
     desk: Desk, rows: list[TierReport], reason: str, why: str
 ) -> None:
-    desk.margins.mark({S: float(MID)})
+    desk.exposure.mark({S: float(MID)})
     tell_tiers(desk, *rows, reason=reason)
     (line,) = desk.lines("risk tiers do not match: nothing is opened")
     assert why in str(line.fields["why"])
-    assert desk.margins.caps(S, 1) == {"margin": 0}
+    assert desk.exposure.caps(S, 1) == {"margin": 0}
     tell_tiers(desk, *ROWS)
-    assert desk.margins.caps(S, 1)["margin"] > 0
+    assert desk.exposure.caps(S, 1)["margin"] > 0
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_transfer_is_no_difference_once_the_wallet_is_known(desk: Desk) -> Non
     hold(desk)
     desk.venue.balance_e8 += 500 * E8
     desk.tell(WalletReport(equity_e8=desk.venue.balance_e8, balance_e8=desk.venue.balance_e8))
-    desk.margins.mark({S: float(MID)})
+    desk.exposure.mark({S: float(MID)})
     desk.venue.liquidation_ticks = ours_of(desk)
     desk.run(70)
     assert desk.safety.mode(S) == Mode.NORMAL
@@ -145,7 +145,7 @@ def test_the_market_coming_near_the_liquidation_price_reduces_then_closes(margin
     desk.tell(msgspec.structs.replace(venue.position(), liquidation_ticks=900_000.0))
     modes = {}
     for mid in (1_000_000, 940_000, 915_000, 940_000, 960_000):
-        desk.margins.see(desk.now_ns, S, float(mid))
+        desk.exposure.see(desk.now_ns, S, float(mid))
         modes[mid] = desk.safety.mode(S)
     assert modes == {
         1_000_000: Mode.NORMAL,
@@ -178,7 +178,7 @@ def test_our_liquidation_price_is_the_exchanges(side: str, mode: MarginMode, qty
     account.holdings[S] = msgspec.structs.replace(client.account.holdings[S])
     seen: list[tuple[str, float]] = []
     live = Live(leverage=float(row["leverage"]), margin_mode=mode.value)
-    margins = Margins(BUILT_IN, account, Settings(live=live), True, lambda *_, **__: None)
+    margins = Exposure(BUILT_IN, account, Settings(live=live), True, lambda *_, **__: None)
     margins._see = lambda _, fact, value, __: seen.append((fact, value))
     tiers = [
         codec._read(
@@ -205,8 +205,8 @@ def test_our_liquidation_price_is_the_exchanges(side: str, mode: MarginMode, qty
 # -- a position that shrinks --------------------------------------------------------------------------
 
 
-def alone(shrinks: Callable[[str], bool] = lambda symbol: True) -> Margins:
-    margins = Margins(
+def alone(shrinks: Callable[[str], bool] = lambda symbol: True) -> Exposure:
+    margins = Exposure(
         {S: BUILT_IN[S]}, Account({S: BUILT_IN[S]}, 10**13), Settings(market=Market(symbols=(S,))),
         False, lambda *_, **__: None,
     )  # fmt: skip
@@ -239,7 +239,7 @@ def test_a_step_never_enlarges_nor_turns_a_position_whatever_fills_and_restarts(
     margins, before = alone(), abs(held)
     for n, share in enumerate(filled):
         if n == crash:
-            state = msgspec.json.decode(msgspec.json.encode(margins.snapshot()), type=MarginsState)
+            state = msgspec.json.decode(msgspec.json.encode(margins.snapshot()), type=ExposureState)
             margins = alone()
             margins.restore(state)
         wanted = margins.reduced(T0 + n * STEP_NS, S, held, target)
@@ -260,7 +260,7 @@ def test_a_position_that_eased_begins_anew_and_margin_off_changes_nothing() -> N
     assert margins.reduced(T0 + 1, S, 75, 100) == 100
     now[0] = True
     assert margins.reduced(T0 + 2, S, 75, 100) == 56
-    off = Margins({S: BUILT_IN[S]}, Account({S: BUILT_IN[S]}), Settings(desk=DeskSettings(margin=False)),
+    off = Exposure({S: BUILT_IN[S]}, Account({S: BUILT_IN[S]}), Settings(desk=DeskSettings(margin=False)),
                   False, lambda *_, **__: None)  # fmt: skip
     off._shrinks = lambda symbol: True
     assert off.reduced(T0, S, 100, 100) == 100
@@ -269,7 +269,7 @@ def test_a_position_that_eased_begins_anew_and_margin_off_changes_nothing() -> N
 
 def test_zero_equity_gives_no_size_and_says_so_once(desk: Desk) -> None:
     desk.tell(WalletReport(equity_e8=0, balance_e8=0))
-    desk.margins.mark({S: float(MID)})
-    assert [desk.margins.caps(S, side) for side in (1, -1, 1)] == [{"margin": 0}] * 3
+    desk.exposure.mark({S: float(MID)})
+    assert [desk.exposure.caps(S, side) for side in (1, -1, 1)] == [{"margin": 0}] * 3
     lines = desk.lines("margin leaves no size: fund the account, or lower live.leverage")
     assert [line.fields["side"] for line in lines] == [1, -1]

@@ -1,12 +1,14 @@
-"""Margin at the desk: risk tiers from the venue, its liquidation prices against ours, and REDUCE in steps.
+"""What limits a position beside the order's own limits: margin, liquidation and correlated symbols.
 
-`execution.liquidation` computes. Here is what the venue says (`evidence`), what `live.safety` is told of it
-(`see`), and how a position shrinks while margin or liquidation ask for it (`reduced`). With ``desk.margin``
-off only the distance to the liquidation price that the venue states is told.
+`execution.liquidation` and `execution.leaders` compute. Here is what the venue says (`evidence`), what
+`live.safety` is told of it (`see`), how a position shrinks while margin or liquidation ask for it (`reduced`),
+and what other symbols' moves and positions mean for an entry (`delays`, `group`). With ``desk.margin`` off only
+the distance to the liquidation price that the venue states is told.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
@@ -15,6 +17,7 @@ from typing import Final
 import msgspec
 
 from execution.account import Account
+from execution.leaders import Leaders, LeadersState
 from execution.liquidation import Headroom
 from execution.margin import (
     BTC_TIERS,
@@ -52,16 +55,18 @@ CONFIRM_NS: Final = 2 * SECOND_NS
 _NO_PRICE: Final = 0.01
 
 
-class MarginsState(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint of `Margins`: by symbol, when the next step is due and the lots that are left until then."""
+class ExposureState(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint of `Exposure`."""
 
+    #: By symbol, when the next step is due and the lots that are left until then.
     steps: dict[str, tuple[int, int]] = {}
+    leaders: LeadersState = msgspec.field(default_factory=LeadersState)
 
 
-class Margins:
-    """Margin and liquidation of the desk's account. Times are epoch ns.
+class Exposure:
+    """Margin and correlated symbols of the desk's account. Times are epoch ns.
 
-    ``headroom`` is None with ``desk.margin`` off. ``at_venue``: the venue states tiers and liquidation
+    ``headroom`` is None with ``desk.margin`` off, ``leaders`` with ``desk.leaders`` off. ``at_venue``: the venue states tiers and liquidation
     prices; a simulated venue's are ours. ``say`` takes lines (level, event, fields).
     """
 
@@ -82,6 +87,9 @@ class Margins:
             for symbol, one in instruments.items()
         }
         self.headroom = Headroom(account, terms) if settings.desk.margin else None
+        correlated = {*instruments, *settings.market.watch}
+        self.leaders = Leaders(correlated) if settings.desk.leaders else None
+        self._prices: dict[str, float] = {}
         self._see: Callable[[int, str, float, str], None] = lambda *_: None
         self._shrinks: Callable[[str], bool] = lambda symbol: False
         self._ask_again: Callable[[int, str], None] = lambda now_ns, symbol: None
@@ -94,11 +102,14 @@ class Margins:
         """Tell ``safety`` what is measured, and obey its limits; ``ask_again`` asks for position and wallet."""
         self._see, self._shrinks, self._ask_again = safety.see, safety.shrinks, ask_again
 
-    def snapshot(self) -> MarginsState:
-        return MarginsState(steps=dict(self._steps))
+    def snapshot(self) -> ExposureState:
+        leaders = LeadersState() if self.leaders is None else self.leaders.state
+        return ExposureState(steps=dict(self._steps), leaders=leaders)
 
-    def restore(self, state: MarginsState) -> None:
+    def restore(self, state: ExposureState) -> None:
         self._steps = dict(state.steps)
+        if self.leaders is not None:
+            self.leaders.state = copy.deepcopy(state.leaders)
 
     # -- what the venue says ---------------------------------------------------------------------
 
@@ -186,10 +197,19 @@ class Margins:
 
     def mark(self, mids_ticks: Mapping[str, float]) -> None:
         """Take the mids at a whole second; NaN keeps the last."""
-        if (headroom := self.headroom) is not None:
-            ticks = {s: h.instrument.tick_size for s, h in self._account.holdings.items()}
-            known = {s: mid * ticks[s] for s, mid in mids_ticks.items() if not math.isnan(mid)}
-            headroom.mark({symbol: round(mid * E8) for symbol, mid in known.items()})
+        ticks = {s: h.instrument.tick_size for s, h in self._account.holdings.items()}
+        known = {s: mid * ticks[s] for s, mid in mids_ticks.items() if not math.isnan(mid)}
+        self._prices |= known
+        if self.headroom is not None:
+            self.headroom.mark({symbol: round(mid * E8) for symbol, mid in known.items()})
+
+    def learn(self, t_ns: int, mids: Mapping[str, float]) -> None:
+        """Take mids (quote currency) that seconds without a gap closed with."""
+        if self.leaders is not None:
+            for symbol in self.leaders.second(t_ns, mids):
+                self._say(
+                    "warning", "a correlated symbol without data guards nothing", symbol=symbol
+                )
 
     def see(self, now_ns: int, symbol: str, mid_ticks: float) -> None:
         """Tell `live.safety` the distance to liquidation; of a simulated venue the margin rate too."""
@@ -224,6 +244,24 @@ class Margins:
                 symbol=symbol, side=side, least_bps=least_bps, equity=self._account.marked_e8 / E8,
             )  # fmt: skip
         return {"margin": lots}
+
+    def delays(self, symbol: str, side: int) -> bool:
+        """Whether an entry waits for the next second; never with ``desk.leaders`` off."""
+        return self.leaders is not None and self.leaders.delays(symbol, side)
+
+    def group(self, symbol: str, side: int, targets: Mapping[str, int]) -> dict[str, float] | None:
+        """Signed exposures of other symbols in units of this one (quote currency), of their positions or, where
+        that is more, their ``targets`` in lots; None with ``desk.leaders`` off."""
+        if self.leaders is None:
+            return None
+        values: dict[str, float] = {}
+        for other, holding in self._account.holdings.items():
+            lots = max(holding.position_lots, targets.get(other, 0), key=abs)
+            tick, lot = holding.instrument.tick_size, holding.instrument.lot_size
+            values[other] = (
+                lots * lot * self._prices.get(other, float(holding.entry_ticks or 0) * tick)
+            )
+        return self.leaders.exposures(symbol, side, values)
 
     def reduced(self, now_ns: int, symbol: str, position: int, target: int) -> int:
         """The target within what is left of the position: a quarter less at once, and every minute that it lasts."""
