@@ -49,6 +49,7 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
         "coverage": Verb("live.coverage", "show which dates are held, from where, and their gaps"),
         "ingest": Verb("orchestration.commands", "take captures into the lake: frames to events"),
         "convert": Verb("live.archives.doors", "make a capture of data in other formats: Tardis, hftbacktest"),
+        "import-sqlite": Verb("live.archives.sqlite", "books, trades and signals of a SQLite database into the lake"),
         "export": Verb("live.archives.doors", "write a date of events for hftbacktest"),
         "liquidity": Verb("orchestration.liquidity_report", "show what markets could bear: depth to fills"),
         "migrate": Verb("orchestration.migrate", "rewrite what an earlier schema wrote, in place"),
