@@ -150,6 +150,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--venue", metavar="NAME", help="default: that of the worker that runs")
     parser.add_argument("--recorder", action="store_true", help="a recorder has to write captures")
     parser.add_argument("--for", dest="seconds", type=float, metavar="S", help="end after so long")
+    parser.add_argument(
+        "--metrics", type=int, metavar="PORT", help="serve metrics for Prometheus there"
+    )
     parser.add_argument("--try", dest="trial", action="store_true", help="send one line, and end")
 
 
@@ -161,6 +164,11 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
         return None
     follow = Follower(state_of(settings, options.venue) / "state.sock")
     watch = Watch(settings, follow, options.recorder, time.time)
+    if options.metrics is not None:
+        from orchestration.metrics import Metrics, serve
+
+        port = serve(Metrics(settings, follow), options.metrics)
+        say(f"metrics: http://127.0.0.1:{port}/metrics")
     told, end = Told(tell, settings.notify.again_s), threading.Event()
     until = time.monotonic() + (options.seconds or 1e18)
     try:
