@@ -37,6 +37,7 @@ from execution.orders import (
 from execution.risk import Guard
 from execution.tca import PARTS, ParentRow, displayed_ahead, parent_row
 from execution.venue import View
+from live.arms import Arms
 from live.exposure import Exposure
 from live.funding import FundingPayment
 from live.messages import Effect, Emitter, FundingReport
@@ -67,6 +68,7 @@ class DeskState(msgspec.Struct, frozen=True, kw_only=True):
     rest_until: dict[str, int] = {}
     #: By symbol: sign and lots of the target, time of its last signal.
     targets: dict[str, tuple[int, int, int]] = {}
+    arms: dict[str, int] = {}  #: parents of each stratum of an A/B
 
 
 class Desk:
@@ -105,6 +107,7 @@ class Desk:
         self.sent = self.fills = self.parents = self._maker_e8 = self._filled_e8 = 0
         self._monitors = {symbol: Monitor() for symbol in symbols}
         self.pre_trade = PreTrade(settings, symbols, self._monitors, self.orders, costs)
+        self._arms = Arms(settings.execution)
         self.costs = ParentCosts(self._instruments, self.orders, name, moves_market, self._emitter)
         self.mids = self.costs.mids
         self._work: dict[str, ActiveParent] = {}
@@ -134,6 +137,7 @@ class Desk:
             fills={row.parent_id: tuple(self.costs.fills.get(row.parent_id, ())) for row in rows},
             rest_until=dict(self._rest_until),
             targets={s: (m.target, m.target_lots, m.signal_ns) for s, m in self._symbols.items()},
+            arms=dict(self._arms.counts),
         )
 
     def restore(self, state: DeskState) -> None:
@@ -143,7 +147,7 @@ class Desk:
             market.target, market.target_lots, market.signal_ns = state.targets[symbol]
         self.parent_number, self.costs.cut = state.parent_number, dict(state.open)
         self.costs.fills = {key: list(state.fills.get(key, ())) for key in state.open}
-        self._rest_until = dict(state.rest_until)
+        self._rest_until, self._arms.counts = dict(state.rest_until), dict(state.arms)
 
     def adopt(self) -> None:
         """Go on with an earlier process's parents whose orders rest: pegged to the touch until their deadline,
@@ -209,7 +213,7 @@ class Desk:
     ) -> None:
         """Open, keep or abandon what target and mode ask for."""
         mode, position_lots = self._mode(symbol), self.position_lots(symbol)
-        algorithm = self._settings.algorithm
+        forced = ""
         if not self._ready():
             return
         target_lots = self.exposure.reduced(now_ns, symbol, position_lots, target_lots)
@@ -218,7 +222,7 @@ class Desk:
         elif mode in (Mode.PAUSE, Mode.REDUCE):
             target_lots = min(max(target_lots, min(position_lots, 0)), max(position_lots, 0))
         elif mode is Mode.FLATTEN:
-            target_lots, algorithm = 0, "market"
+            target_lots, forced = 0, "market"
         missing = target_lots - position_lots
         work = self._work.get(symbol)
         if work is not None:
@@ -236,18 +240,20 @@ class Desk:
         if now_ns < self._rest_until.get(symbol, 0):  # only what reduces does not wait
             missing = min(max(missing, min(-position_lots, 0)), max(-position_lots, 0))
         if missing:
-            self._open(symbol, missing, now_ns, algorithm, expected_bps)
+            self._open(symbol, missing, now_ns, forced, expected_bps)
 
     def _open(
-        self, symbol: str, lots: int, now_ns: int, algorithm: str, expected_bps: float | None
+        self, symbol: str, lots: int, now_ns: int, forced: str, expected_bps: float | None
     ) -> None:
         view = self._symbols[symbol].view(now_ns)
         if view.stale:
             return
         self.parent_number += 1
         parent = self.pre_trade.parent(lots, view, self.parent_number, self.position_lots(symbol))
+        arm = self._arms.of(parent, forced, view.instrument, self._monitors[symbol].sigma_bps)
+        parent, algorithm = arm.parent(parent), arm.algorithm
         view = self.pre_trade.judged(parent, view, expected_bps)
-        working = self.pre_trade.started(algorithm, parent)
+        working = self.pre_trade.started(algorithm, parent, **arm.parameters)
         row = parent_row(
             parent,
             algorithm,
@@ -255,6 +261,7 @@ class Desk:
             self._instruments[symbol],
             circumstances=self.pre_trade.circumstances(working, algorithm, view),
         )
+        row = arm.on_record(row)
         self._emitter.append("parent", now_ns, row, symbol, parent.id)
         self.parents += 1
         self.say("info", "parent opened", id=parent.id, side=parent.side, lots=parent.qty_lots)

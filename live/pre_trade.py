@@ -61,10 +61,10 @@ class PreTrade:
             reduce_only=position_lots * lots < 0 and abs(lots) <= abs(position_lots),
         )
 
-    def started(self, algorithm: str, parent: Parent) -> Working:
+    def started(self, algorithm: str, parent: Parent, **parameters: Any) -> Working:
         """Its algorithm, which knows the market so far."""
         router: dict[str, Any] = {"costs": self._costs, "decay": self.decay}
-        given = router if algorithm == "router" else {}
+        given = (router if algorithm == "router" else {}) | parameters
         working = start(algorithm, parent, self._orders, self._band_bps, **given)
         working.inform(copy.deepcopy(self._monitors[parent.symbol]))
         return working

@@ -18,6 +18,7 @@ from execution.account import Account, AccountState
 from execution.order_machine import Orders
 from execution.orders import Filled
 from live import log
+from live.arms import base_of
 from live.core import CoreState
 from live.funding import FundingPayment
 from live.journal import fold, parent_of
@@ -98,6 +99,7 @@ class Restoration:
         self.requests = Requests(0)
         self.requests.restore(state.requests)
         self._parents, self._open = state.desk.parent_number, dict(state.desk.open)
+        self._arms = dict(state.desk.arms)
         self._fills = {key: list(state.desk.fills.get(key, ())) for key in self._open}
         self._sections: dict[str, Any] = {}
         self._input: Input | None = None
@@ -137,7 +139,9 @@ class Restoration:
                         self._fills[order.parent_id].append(event)
             case "parent":
                 self._parents += 1
-                self._open[record.parent_id] = parent_of(record)
+                self._open[record.parent_id] = row = parent_of(record)
+                if stratum := base_of(row.stratum):
+                    self._arms[stratum] = self._arms.get(stratum, 0) + 1
                 self._fills[record.parent_id] = []
                 self.orders.forget(record.time_ns - HOUR_NS)  # as the desk does
             case "end":
@@ -164,6 +168,7 @@ class Restoration:
         desk = msgspec.structs.replace(
             self._sections.get("desk", self._state.desk),
             parent_number=self._parents,
+            arms=self._arms,
             open=self._open,
             fills={key: tuple(fills) for key, fills in self._fills.items()},
         )

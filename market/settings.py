@@ -119,6 +119,10 @@ class Execution(Struct, frozen=True, kw_only=True):
         "almgren_chriss",
         "router",
     ] = "router"
+    #: Two of them, each with parameters if wanted ("passive patience=0.5"), between which parents are dealt at
+    #: random, and are compared in `l2 tca`; with none every parent is worked by ``algorithm``.
+    arms: tuple[str, ...] = ()
+    arms_seed: int = 1
     #: After this long, or sooner when it is urgent, an algorithm crosses what is left (seconds).
     deadline_s: float = 30.0
     #: Order entry and response latency of simulator and paper venue (milliseconds).
@@ -427,7 +431,8 @@ def _put(tree: dict[str, Any], origin: dict[str, str], key: str, value: str, whe
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise SettingsError(f"{where}: {section} is a setting, not a section")
-    tree[leaf] = value.split(",") if leaf in {"symbols", "watch", "horizons_s", "depths"} else value
+    is_list = leaf in {"symbols", "watch", "horizons_s", "depths", "arms"}
+    tree[leaf] = value.split(",") if is_list else value
     origin[key] = where
 
 

@@ -13,7 +13,7 @@ from market.settings import Settings
 from models_registry.manifest import load_champion, read_pointer
 from models_registry.monitoring import served
 from models_registry.pointed import CHALLENGER_FILE
-from models_registry.statistics import anytime_lower
+from models_registry.statistics import anytime_interval
 
 #: Chance that the comparison ever names the wrong one, and the effect per hour in standard deviations
 #: that it is quickest for.
@@ -63,8 +63,7 @@ def compare(lake: Lake, settings: Settings) -> Comparison | str:
             f"challenger {pointer.version}: no two hours beside champion {champion[0].version} yet"
         )
     difference = theirs - mine
-    lower = anytime_lower(difference, AB_ALPHA / 2, AB_EFFECT)
-    upper = -anytime_lower(-difference, AB_ALPHA / 2, AB_EFFECT)
+    lower, upper = anytime_interval(difference, AB_ALPHA, AB_EFFECT)
     better = "challenger" if lower > 0 else "champion" if upper < 0 else "open"
     return Comparison(
         champion=champion[0].version,

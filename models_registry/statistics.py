@@ -305,3 +305,8 @@ def anytime_lower(x: Float, alpha: float, effect: float) -> float:
         return -math.inf
     u = (r - 1.0) / (1.0 - r / growth)
     return float(x.mean() - x.std(ddof=1) * math.sqrt(u * (n - 1) / n))
+
+
+def anytime_interval(x: Float, alpha: float, effect: float) -> tuple[float, float]:
+    """Limits of the mean of ``x`` that hold at every look with probability 1 - ``alpha`` (`anytime_lower`)."""
+    return anytime_lower(x, alpha / 2, effect), -anytime_lower(-x, alpha / 2, effect)

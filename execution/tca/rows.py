@@ -92,6 +92,9 @@ class ParentRow(Row, frozen=True, kw_only=True):
     estimate_timing_bps: float = math.nan
     estimate_fees_bps: float = math.nan
     estimate_risk_bps: float = math.nan
+    #: Of an A/B of execution: the arm, and the stratum with the pair's number.
+    arm: str = ""
+    stratum: str = ""
 
 
 class OrderRow(Row, frozen=True, kw_only=True):
@@ -287,7 +290,7 @@ def parent_row(
         size_usdt = notional_usdt(instrument, parent.qty_lots, parent.decision_mid_ticks)
     known = circumstances or Circumstances()
     expected = known.estimate
-    estimated = (
+    estimated: dict[str, Any] = (
         {}
         if expected is None
         else {

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from assets.costs import build_costs, cost_rows
+from assets.costs import build_costs, cost_rows, table_rows
 from execution.tca import TABLES
 from execution.tca.figures import figures, main_table
 from market.console import Result, Say, bps, estimate, percent, say, table
@@ -26,7 +26,7 @@ from market.errors import DataError, UsageError
 from market.lake import Lake
 from market.settings import Settings
 from market.units import utc_date
-from orchestration.tca import cost_report
+from orchestration.tca import arms, cost_report
 
 #: The column that dates a row of each table.
 DATE_COLUMNS: Final = {
@@ -117,6 +117,9 @@ def _analyse(
         "dates": [days[0], days[-1]],
         "symbols": list(present),
         **figures(*rows.values()),
+        "arms": arms.compared(
+            *(table_rows(lake, name, present, days[0], days[-1]) for name in ("parents", "tca"))
+        ),
     }
     if page is not None:
         Path(page).parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +164,8 @@ def report_text(result: dict[str, Any]) -> str:
         f"{result['parents']:,} parents ({states}), {result['traded_usdt']:,.0f} USDT traded",
         table(lines, head) if lines else "no parent was measured",
     ]
+    if result["arms"]:
+        parts.append(arms.text(result["arms"]))
     if result["estimates"]:
         rows = [
             (

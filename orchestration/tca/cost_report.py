@@ -25,6 +25,7 @@ from execution.tca.figures import (
 from market.console import bps, estimate, fixed, interval, percent
 from orchestration import report_page
 from orchestration.backtest.span import instant_text
+from orchestration.tca import arms
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -75,6 +76,7 @@ def document(result: Mapping[str, Any], rows: Mapping[str, Rows]) -> str:
             _parts_picture(result),
             _main_table(result),
             _impact_note(result),
+            *_arms(result),
             "<h2>Parent by parent</h2>",
             _parents_picture(measured),
             "<h2>Against benchmarks</h2>",
@@ -134,6 +136,22 @@ def _cards(result: Mapping[str, Any], measured: Rows) -> str:
 def _main_table(result: Mapping[str, Any]) -> str:
     head, *lines = main_table(result)
     return report_page.table(lines, head, text_columns=3)
+
+
+def _arms(result: Mapping[str, Any]) -> list[str]:
+    if not result["arms"]:
+        return []
+    parts = [
+        "<h2>A/B of execution</h2>",
+        "<p>Parents dealt at random between two arms, in pairs of one symbol, size and volatility. The "
+        "interval of the difference holds at every look at once: stop when it excludes zero.</p>",
+    ]
+    for one in result["arms"]:
+        parts += [
+            report_page.table(arms.lines(one), arms.HEAD),
+            f"<p>{html.escape(arms.sentence(one))}</p>",
+        ]
+    return parts
 
 
 def _impact_note(result: Mapping[str, Any]) -> str:

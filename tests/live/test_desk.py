@@ -42,11 +42,13 @@ class Refusing:
     """A desk at a venue that refuses every new order until it is told to fill."""
 
     def __init__(
-        self, algorithm: str, position_lots: int, symbols: tuple[str, ...] = (BTC,)
+        self, algorithm: str, position_lots: int, symbols: tuple[str, ...] = (BTC,), **more: Any
     ) -> None:
         settings = Settings(
             market=Market(symbols=(BTC,)),
-            execution=msgspec.convert({"algorithm": algorithm, "deadline_s": 60.0}, Execution),
+            execution=msgspec.convert(
+                {"algorithm": algorithm, "deadline_s": 60.0} | more, Execution
+            ),
         )
         self.market = market = SymbolState(BUILT_IN[BTC], stale_after_s=1e6)
         book = snapshot(START, [(600_000, 9_000)], [(600_001, 9_000)])

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from execution.study import StudyReport, study
-from execution.tca import TABLES, summarise
+from execution.tca import TABLES, ParentRow, summarise
 from market.errors import UsageError
 from market.instruments import BUILT_IN
 from market.lake import Lake
 from market.settings import Settings
 from orchestration.backtest.tear_sheet import TableWriter
 from orchestration.cli import main
-from orchestration.tca.command import TcaError, analyse, lake_beside
+from orchestration.tca.command import TcaError, analyse, lake_beside, report_text
 from proving.synthetic import generate, profile
 from tests.orchestration.parsed_page import ParsedPage
 
@@ -31,13 +35,21 @@ def report() -> StudyReport:
     return study({"BTCUSDT": events}, BUILT_IN, Settings(), every_s=45, queues=("risk_averse",))
 
 
+def dealt(parents: Sequence[ParentRow]) -> Iterator[ParentRow]:
+    """The parents as if an A/B had dealt them between their algorithms."""
+    seen: Counter[str] = Counter()
+    for row in parents:
+        yield msgspec.structs.replace(row, arm=row.algorithm, stratum=f"s #{seen[row.algorithm]}")
+        seen[row.algorithm] += 1
+
+
 @pytest.fixture(scope="module")
 def tear_sheet(report: StudyReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tear sheet's name with the tables beside it, as a backtest writes them."""
     page = tmp_path_factory.mktemp("tear_sheet") / "sheet.html"
     writer = TableWriter(page.with_suffix(""))
     for table, rows in (
-        ("parents", report.parents),
+        ("parents", list(dealt(report.parents))),
         ("orders", report.orders),
         ("fills", report.fills),
         ("tca", report.rows),
@@ -99,13 +111,26 @@ def test_the_report_is_one_file_with_every_section(
     assert "url(http" not in text
     words = " ".join(page.words)
     for heading in (
-        "Cost of parents, in parts", "Parent by parent", "Against benchmarks",
+        "Cost of parents, in parts", "A/B of execution", "Parent by parent", "Against benchmarks",
         "The estimate before the trade", "Attribution", "By volatility",
         "Markouts", "Orders", "Records to check",
     ):  # fmt: skip
         assert heading in words
     for row in result["markouts"]:
         assert row["what"] in words
+
+
+def test_arms_on_record_are_compared_pair_by_pair(
+    analysed: tuple[dict[str, Any], str, Settings], report: StudyReport
+) -> None:
+    (found,) = analysed[0]["arms"]
+    algorithms = {row.algorithm for row in report.parents}
+    assert {arm["arm"] for arm in found["arms"]} == algorithms
+    assert found["pairs"] + found["left_out"] == len(report.parents) / 2
+    costs = {a: [r.total_bps for r in report.rows if r.algorithm == a] for a in sorted(algorithms)}
+    first, second = (np.mean(each) for each in costs.values())
+    assert found["difference_bps"] == pytest.approx(second - first)
+    assert "cheaper: " in report_text(analysed[0])
 
 
 def test_the_same_records_give_the_same_report(
