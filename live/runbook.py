@@ -165,6 +165,10 @@ LINES: Final[Mapping[str, tuple[str, str]]] = {
     "the venue moved a position": ("deleveraging by the venue", "check the position; `l2 statement DATE`"),
     "statement differs": ("a past day's sums differ from the venue's; the symbol halts", "see `statement differs` above"),
     "transactions of others": ("the venue's log of a day has lines of symbols or kinds that are not traded here", "nothing, if known"),
+    "funding not predicted, taken as zero": (
+        "the ticker states no rate or no time of the next settlement: decisions leave funding out",
+        "nothing; if it goes on, the symbol's ticker at the venue",
+    ),
     "stop filled": ("the venue-side stop closed a position", "look why the worker had not (gap, halt)"),
     "an ended order is open at the venue": ("it is cancelled", "nothing; if often, keep the log and report it"),
     "order absent": ("the venue does not know an order: it counts as ended", "nothing"),
@@ -216,6 +220,7 @@ ERRORS: Final[Mapping[str, tuple[int, str, str]]] = {
     "BybitError": (1, "the venue cannot be reached, refuses the keys, or keeps another time", "network, keys, clock"),
     "FeedError": (1, "the public stream cannot be followed", "network, `record.url`"),
     "LoopbackError": (1, "the exchange on loopback does not start", "its line above"),
+    "StatusError": (1, "of `l2 status`: no worker says what it does", "is one running? `live.venue`"),
     "ControlError": (1, "of `l2 halt` and its like: no worker took the command", "is one running? `live.venue`"),
 }  # fmt: skip
 
