@@ -165,10 +165,6 @@ LINES: Final[Mapping[str, tuple[str, str]]] = {
     "the venue moved a position": ("deleveraging by the venue", "check the position; `l2 statement DATE`"),
     "statement differs": ("a past day's sums differ from the venue's; the symbol halts", "see `statement differs` above"),
     "transactions of others": ("the venue's log of a day has lines of symbols or kinds that are not traded here", "nothing, if known"),
-    "funding not predicted, taken as zero": (
-        "the ticker states no rate or no time of the next settlement: decisions leave funding out",
-        "nothing; if it goes on, the symbol's ticker at the venue",
-    ),
     "stop filled": ("the venue-side stop closed a position", "look why the worker had not (gap, halt)"),
     "an ended order is open at the venue": ("it is cancelled", "nothing; if often, keep the log and report it"),
     "order absent": ("the venue does not know an order: it counts as ended", "nothing"),

@@ -129,11 +129,11 @@ def test_units_are_shown_first_then_written_and_removed(
     assert cli.main(["service", "install", "--user", "--yes"]) == 0
     written = {path.name: path.read_text() for path in home.iterdir()}
     assert {name.removeprefix("l2-").removesuffix(".service") for name in written} == {
-        *("recorder", "resolver", "worker", "dagster", "ui")
+        *("recorder", "resolver", "worker", "dagster", "ui", "dashboard", "watch")
     }
     assert not any("hush" in text for text in written.values())
     assert cli.main(["service", "remove"]) == 0
-    assert len(list(home.iterdir())) == 5
+    assert len(list(home.iterdir())) == len(written)
     assert cli.main(["service", "remove", "--yes"]) == 0
     assert not list(home.iterdir())
 
