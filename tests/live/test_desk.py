@@ -25,9 +25,10 @@ from execution.orders import (
 from live.desk import Desk
 from live.messages import Append, Effect, Send
 from live.pre_trade import DEPTH_BPS
+from live.safety import Safety
 from live.symbol_state import SymbolState
 from market.instruments import BUILT_IN
-from market.settings import Execution, Market, Settings
+from market.settings import Execution, Market, Risk, Settings
 from market.units import SECOND_NS as S
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
@@ -166,6 +167,28 @@ def test_an_execution_of_no_order_of_ours_moves_position_and_guard() -> None:
     venue.run(2, 0)
     assert [order.qty_lots for _, order in venue.sent] == [4]
     assert venue.desk.position_lots(BTC) == 0
+
+
+def test_a_limit_of_margin_takes_a_quarter_at_once_and_each_minute() -> None:
+    """Under REDUCE, by reduce-only orders, whatever the target; a limit of losses only forbids more."""
+    venue = Refusing("market", 100)
+    venue.fills = True
+    safety = Safety([BTC], Risk(), lambda effect: None)
+    venue.desk.govern(safety.mode)
+    venue.desk.exposure.govern(safety, lambda now_ns, symbol: None)
+    safety.see(START, "day_loss_usdt", 1e9)
+    venue.run(5, 200)
+    assert venue.desk.position_lots(BTC) == 100
+    safety.see(START, "liquidation_bps", 300.0, BTC)
+    held = []
+    for seconds in (5, 60, 60):
+        venue.run(seconds, 200)
+        held.append(venue.desk.position_lots(BTC))
+    assert held == [75, 56, 42]
+    assert all(order.reduce_only for _, order in venue.sent)
+    safety.see(START, "liquidation_bps", 1_000.0, BTC)
+    venue.run(65, 42)
+    assert venue.desk.position_lots(BTC) == 42
 
 
 @pytest.mark.parametrize("symbol", ["BTCUSDT", "ETHUSDT"])

@@ -1,4 +1,4 @@
-"""A profile stands for settings that are not set one by one."""
+"""A profile stands for settings that are not set one by one; watched symbols are recorded and not traded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from live.run import followed
 from market.settings import SettingsError, load
 
 
@@ -32,3 +33,11 @@ def test_the_default_profile_changes_no_setting(tmp_path: Path) -> None:
 def test_an_unknown_profile_is_an_error_that_names_it() -> None:
     with pytest.raises(SettingsError, match=r"--set desk\.profile=best: desk\.profile: .*'best'"):
         load(environ={}, overrides=["desk.profile=best"])
+
+
+def test_watched_symbols_are_recorded_after_the_traded_ones_and_once() -> None:
+    market = load(environ={}, overrides=["market.watch=SOLUSDT,BTCUSDT"]).market
+    assert market.recorded == ("BTCUSDT", "ETHUSDT", "SOLUSDT")
+    assert followed(market) == ["BTCUSDT", "ETHUSDT", "SOLUSDT"]
+    with pytest.raises(SettingsError, match=r"--set market\.watch=BTCUSD: BTCUSD: an inverse"):
+        load(environ={}, overrides=["market.watch=BTCUSD"])

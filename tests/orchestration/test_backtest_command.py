@@ -27,8 +27,8 @@ from orchestration.backtest import lookahead
 from orchestration.backtest.command import backtest
 from orchestration.backtest.figures import bound_figures, figures
 from orchestration.backtest.report_tables import report_text
-from orchestration.backtest.run import Run, load_model, replay
-from orchestration.backtest.span import instruments_of_span, span_of
+from orchestration.backtest.run import Run, load_model, opening, replay
+from orchestration.backtest.span import SpanError, instruments_of_span, span_of
 from orchestration.cli import main
 from tests.live.live_market import live_settings, promote
 from tests.live.warm import planted, write
@@ -291,6 +291,16 @@ def test_a_run_that_begins_within_a_date_has_the_book_of_that_second(root: Path)
         model = load_model(settings, "champion", symbols)
         replay(lake, instruments, span, [Run(settings, instruments, model, decided=seen.append)])
         mids.append({(one.symbol, one.t_ns): one.mid for one in seen})
+    # A watched symbol of which the lake has nothing is left out of both.
+    several = [*symbols, "SOLUSDT"]
+    assert instruments_of_span(lake, several, span, ["SOLUSDT"])[0] == instruments
+    unheard = msgspec.structs.replace(instruments[symbols[0]], symbol="SOLUSDT")
+    listed = instruments | {"SOLUSDT": unheard}
+    known = opening(lake, listed, span.first_ns, ["SOLUSDT"])
+    assert known is not None
+    assert known.keys() == set(symbols)
+    with pytest.raises(SpanError, match="SOLUSDT: no events"):
+        instruments_of_span(lake, several, span)
     whole, late = mids
     assert len(late) == 2 * 9
     assert all(whole[key] == mid for key, mid in late.items())
