@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -17,6 +17,7 @@ from live import log
 from live.bybit import account
 from live.bybit.codec import BybitCodec
 from live.core import Core
+from live.decisions import Decision
 from live.gateway import PlainCodec
 from live.history import saved_history
 from live.log import Body, Checkpoint, Header, LogError, Position
@@ -57,21 +58,32 @@ def replay(folder: Path, segment: int, make: Callable[[Header], Replayable]) -> 
     ``make`` builds the core from the first header of the run. LogError for a log that cannot be read.
     """
     headers = {number: log.header_of(path) for number, path in log.segments(folder).items()}
-    segment = segment or max(headers, default=0)
-    if segment not in headers:
-        raise LogError(f"{folder}: no segment {segment}; it has {', '.join(map(str, headers))}")
-    run = headers[segment].run
-    mine = [number for number, header in headers.items() if header.run == run]
+    run, mine = run_of(folder, headers, segment)
     comparison = _Comparison(make(headers[mine[0]]))
-    for block in log.read(folder, Position(mine[0])):
-        if block.segment not in mine:
-            break
+    for block in blocks_of(folder, mine):
         for index, (now_ns, body) in enumerate(block.records):
             place = f"segment {block.segment}, record {index} of the block at byte {block.offset}"
             if difference := comparison.take(now_ns, body):
                 found = f"{place}, {now_ns}: {difference}"
                 return _told(run, mine, comparison, found)
     return _told(run, mine, comparison, "")
+
+
+def run_of(folder: Path, headers: Mapping[int, Header], segment: int = 0) -> tuple[str, list[int]]:
+    """The run that a segment (0: the last) is of, and all its segments. LogError where there is none."""
+    segment = segment or max(headers, default=0)
+    if segment not in headers:
+        raise LogError(f"{folder}: no segment {segment}; it has {', '.join(map(str, headers))}")
+    run = headers[segment].run
+    return run, [number for number, header in headers.items() if header.run == run]
+
+
+def blocks_of(folder: Path, mine: Sequence[int]) -> Iterator[log.Block]:
+    """The blocks of a run."""
+    for block in log.read(folder, Position(mine[0])):
+        if block.segment not in mine:
+            return
+        yield block
 
 
 def _told(run: str, mine: Sequence[int], comparison: _Comparison, difference: str) -> Replayed:
@@ -137,9 +149,14 @@ class _Model(NamedTuple):
 class LoggedCore:
     """A core that begins and goes on as the run of a header did, from its records."""
 
-    def __init__(self, folder: Path, header: Header) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        header: Header,
+        on_decision: Callable[[Decision, tuple[int, ...]], None] | None = None,
+    ) -> None:
         self._header, self._folder = header, folder
-        settings = self._settings = msgspec.json.decode(header.settings, type=Settings)
+        settings = self.settings = msgspec.json.decode(header.settings, type=Settings)
         self._root = folder.parents[2]
         if unlisted := header.instruments.keys() - BUILT_IN.keys():
             raise LogError(
@@ -153,28 +170,31 @@ class LoggedCore:
         self._instruments = instruments
         paper = header.venue == "paper"
         traded = {symbol: instruments[symbol] for symbol in settings.market.symbols}
+        self.model = self._model(self._first(InForce))
         self.core = Core(
             settings,
             instruments,
-            model=self._model(self._first(InForce)),
+            model=self.model,
             codec=PlainCodec() if paper else BybitCodec(instruments),
             name=header.venue,
             at_venue=not paper,
             state=state_of(header.checkpoint),
+            on_decision=on_decision,
             check=partial(
                 account.problems, settings=settings, instruments=traded, source=settings.source
             ),
         )
 
     def begin(self, now_ns: int) -> list[Effect]:
-        run, depth = self._header.run, self._settings.market.book_depth
+        run, depth = self._header.run, self.settings.market.book_depth
         history = saved_history(self._root, run, self._instruments, depth)
         record = self._first(Append)
         return [record, *self.core.begin(record.time_ns, history)]
 
     def step(self, now_ns: int, given: Input) -> list[Effect]:
         if isinstance(given, InForce):
-            self.core.load(self._model(given))
+            self.model = self._model(given)
+            self.core.load(self.model)
         return self.core.step(now_ns, given)
 
     def checkpoint(self) -> Checkpoint:

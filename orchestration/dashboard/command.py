@@ -12,12 +12,14 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from live.control import state_of
 from market.console import Result, say
 from market.errors import UsageError
 from market.settings import Settings
+from orchestration.dashboard.again import Again
 from orchestration.dashboard.follow import Follower
 
 #: Updates a second.
@@ -29,6 +31,7 @@ TOKEN: Final = "L2_DASHBOARD_TOKEN"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `l2 dashboard`."""
+    parser.add_argument("--again", metavar="LOG", help="a folder of a log: its last run once more")
     parser.add_argument("--venue", metavar="NAME", help="default: that of the worker that runs")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
     parser.add_argument("--port", type=int, default=8300, help="default: 8300; 0 takes a free one")
@@ -47,7 +50,11 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
                 f"{options.host}:{port}: {error.strerror}; name another with --port"
             ) from error
     token = os.environ.get(TOKEN) or secrets.token_urlsafe(12)
-    follow = Follower(state_of(settings, options.venue) / "state.sock")
+    if options.again:
+        follow: Follower = (again := Again(Path(options.again)))
+        settings, token = again.settings, ""  # nothing to order there
+    else:
+        follow = Follower(state_of(settings, options.venue) / "state.sock")
     serve(follow, settings, options.host, port, token)
     return None
 
@@ -57,7 +64,7 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
     from nicegui import app, ui
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from orchestration.dashboard import pages
+    from orchestration.dashboard import acts, pages
 
     # A page of another site that resolves to this machine gets nothing.
     app.add_middleware(
@@ -84,6 +91,8 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
         chosen = ui.toggle(list(settings.market.symbols), value=settings.market.symbols[0])
         chosen.props("dense no-caps").set_visibility(name in ("market", "risk", "model"))
 
+        played = acts.controls(follow) if isinstance(follow, Again) else None
+
         def symbol() -> str:
             return str(chosen.value)
 
@@ -109,13 +118,16 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
                 worker = follow.state["worker"]
                 status.set_text(f"{worker['venue']} · {worker['model']} · {worker['phase']}")
                 renew()
+            if played is not None:
+                played()
 
         tick()
         ui.timer(1.0 / RENEWALS, tick)
 
     for name in PAGES:
         ui.page(f"/{name}")(lambda name=name: built(name))
-    app.on_startup(lambda: say(f"the page: http://{host}:{port}/  token for what acts: {token}"))
+    more = f"  token for what acts: {token}" if token else ""
+    app.on_startup(lambda: say(f"the page: http://{host}:{port}/{more}"))
     ui.run(
         host=host, port=port, show=False, reload=False, title="l2", show_welcome_message=False,
         uvicorn_logging_level="warning",

@@ -5,7 +5,6 @@ Texts of the worker are shown as text, never as HTML. Numbers carry their units;
 
 from __future__ import annotations
 
-import hmac
 import math
 import shutil
 import time
@@ -13,13 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from nicegui import run, ui
+from nicegui import ui
 
-from live.control import send
-from live.messages import Command
 from market.console import NONE, fixed, percent, utc_time
-from market.errors import L2Error
 from market.units import SECOND_NS
+from orchestration.dashboard.acts import order
 from orchestration.dashboard.follow import Follower, Moment
 
 Renew = Callable[[], None]
@@ -224,7 +221,9 @@ def _touch(kept: Sequence[Moment], found: Mapping[str, Any]) -> dict[str, str]:
 def _map(chart: ui.echart, kept: Sequence[Moment], tick: float) -> None:
     """Quantity by price and second, in rows of equal width around the last mid."""
     last = kept[-1]
-    reach = max((abs(p - last.mid) for m in kept for p, _ in (*m.bids, *m.asks)), default=tick)
+    reach = max(
+        (abs(p - last.mid) for m in kept[-30:] for p, _ in (*m.bids, *m.asks)), default=tick
+    )
     step = max(tick, 2 * reach / _MAP_ROWS)
     low = last.mid - step * _MAP_ROWS / 2
     cells: dict[tuple[int, int], float] = {}
@@ -322,12 +321,13 @@ def _price(row: Mapping[str, Any], markets: Mapping[str, Any]) -> str:
 def risk(follow: Follower, symbol: Callable[[], str], token: str) -> Renew:
     """Positions, equity, limits, and what an operator can order."""
     figures = Figures(("equity", "day's result", "below peak", "mode", "gross", "leverage"))
-    with ui.row().classes("gap-2 mt-2"):
+    with ui.row().classes("gap-2 mt-2") as orders:
         for verb, color in (("halt", "negative"), ("flatten", "warning"), ("resume", "positive")):
             ui.button(
-                verb.capitalize(), color=color, on_click=lambda v=verb: _order(follow, v, "", token)
+                verb.capitalize(), color=color, on_click=lambda v=verb: order(follow, v, "", token)
             )
-        ui.button("Pause symbol", on_click=lambda: _order(follow, "pause", symbol(), token))
+        ui.button("Pause symbol", on_click=lambda: order(follow, "pause", symbol(), token))
+    orders.set_visibility(bool(token))
     section("Positions")
     positions = _table(
         ("symbol", "mode", "why", "position", "entry", "stop at the venue", "target", "value"),
@@ -375,38 +375,6 @@ def risk(follow: Follower, symbol: Callable[[], str], token: str) -> Renew:
             _draw(equity, [[s.t_s * 1000, round(s.equity, 2)] for s in seconds])
 
     return renew
-
-
-def _order(follow: Follower, verb: str, symbol: str, token: str) -> None:
-    """Ask for token and reason, then send the command."""
-    with ui.dialog() as dialog, ui.card().classes("w-96"):
-        ui.label(f"{verb.capitalize()} {symbol or 'all symbols'}?").classes("text-lg")
-        reason = ui.input("Reason, kept on record").classes("w-full").props("autofocus")
-        given = ui.input("Token", password=True).classes("w-full")
-        said = ui.label().classes("text-negative")
-
-        async def go() -> None:
-            if not hmac.compare_digest((given.value or "").encode(), token.encode()):
-                said.set_text(
-                    "wrong token: it is in the line that `l2 dashboard` printed at its start"
-                )
-                return
-            if not (reason.value or "").strip():
-                said.set_text("a reason is kept on record: say why")
-                return
-            command = Command(command=verb, who="page", reason=reason.value.strip(), symbol=symbol)
-            try:
-                await run.io_bound(send, follow.path.parent, command)
-            except L2Error as error:
-                said.set_text(str(error))
-                return
-            dialog.close()
-            ui.notify(f"{verb}: done", type="positive")
-
-        with ui.row():
-            ui.button(f"Yes, {verb}", color="negative", on_click=go)
-            ui.button("Cancel", on_click=dialog.close).props("flat")
-    dialog.open()
 
 
 # -- model -----------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ from models_registry.manifest import (
 from models_registry.pointed import CHALLENGER_FILE, DECAY_FILE, Patch, find, publish
 from orchestration.backtest.run import load_model
 from orchestration.cli import main
+from orchestration.dashboard.again import Again
 from orchestration.journal_migration import migrate_journals
 from proving.synthetic import profile, write_frames
 from tests.conftest import Limit
@@ -345,6 +346,35 @@ def test_a_log_repeats_its_run_effect_for_effect(worked: tuple[Path, dict[str, A
 
 
 # -- skew: live against batch -----------------------------------------------------------------
+
+
+def test_a_log_is_shown_again_to_its_end_and_from_any_time(
+    worked: tuple[Path, dict[str, Any]],
+) -> None:
+    root, summary = worked
+    again = Again(root / "live" / "paper" / "log")
+    again.speed = 1e9
+
+    def ended() -> bool:
+        return again.status == "the log ends here"
+
+    def until(true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not true():
+            assert time.monotonic() < deadline, again.status
+            time.sleep(0.02)
+
+    try:
+        until(ended)
+        assert again.state["costs"]["fills"] == summary["fills"]
+        assert again.state["worker"]["run"] == again.run
+        middle = (again.begins_ns + again.ends_ns) // 2
+        again.paused = True
+        again.jump(middle)
+        until(lambda: not ended() and again.state["worker"]["time_ns"] >= middle)
+        assert again.state["worker"]["time_ns"] < middle + 10 * S
+    finally:
+        again.close()
 
 
 def test_an_order_is_explained_from_its_features_to_its_cost(
