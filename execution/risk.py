@@ -105,6 +105,10 @@ class Guard:
             )
             self._room[symbol] = (gross, geared)
 
+    def room_usdt(self, symbol: str) -> tuple[float, float]:
+        """What a symbol may hold by the gross limit and by leverage, as of the last mark."""
+        return self._room.get(symbol, (0.0, 0.0))
+
     # -- requests ------------------------------------------------------------------------------
 
     def allow(self, now_ns: int, action: Action, view: View | None) -> Denial | None:

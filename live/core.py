@@ -148,7 +148,7 @@ class Core:
         self._limit()
         if at_venue:
             self.desk.adopt()
-        self._targets = self._targets_now()  #: on record
+        self._targets = self.trader.targets()  #: on record
         depth = settings.market.book_depth
         self._decoder = Frames(instruments, depth, instruments, follow=False)
         self._books = {
@@ -287,17 +287,15 @@ class Core:
             self.safety.see(end_ns, "gap_s", lost_ns / SECOND_NS, symbol)
         for symbol, labels in self._labels.items():
             labels.second(end_ns, self.trader.symbols[symbol].mid_at(end_ns))
-        if (targets := self._targets_now()) != self._targets:
-            self._targets = targets
-            self._record_desk(end_ns)
         for fact, value in self.desk.facts().items():
             self.safety.see(end_ns, fact, value)
+        self.trader.cut(end_ns, self.safety.breaches)
         sent, self._numbered = self.requests.number - self._numbered, self.requests.number
         self.safety.see(end_ns, "rate_used", sent / self.safety.limits.actions_per_s)
         self.safety.second(end_ns)
-
-    def _targets_now(self) -> list[tuple[int, int]]:
-        return [(market.target, market.target_lots) for market in self.trader.symbols.values()]
+        if (targets := self.trader.targets()) != self._targets:
+            self._targets = targets
+            self._record_desk(end_ns)
 
     def _record_desk(self, now_ns: int) -> None:
         # Parents and their fills follow from their own records.

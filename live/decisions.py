@@ -9,6 +9,7 @@ crash everything but a torn last batch is recovered from it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,7 +38,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     ``expected_bps`` is the expected return that the target rule used, ``raw_bps`` the same before the
     regime's threshold; ``target`` is the sign of the target position, ``position_lots`` the position
-    at that time; ``vector`` are the features, float64 of shape (features,).
+    at that time; ``error_bps`` is the standard error of ``raw_bps`` and ``scale_bps`` the volatility over the
+    horizon, which are not in the files; ``vector`` are the features, float64 of shape (features,).
     """
 
     symbol: str
@@ -54,6 +56,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     cost_bps: float
     mid: float
     spread_bps: float
+    error_bps: float = math.nan
+    scale_bps: float = math.nan
     vector: npt.NDArray[np.float64]
 
 

@@ -20,7 +20,6 @@ from typing import Any, Final
 import msgspec
 
 from execution.account import Account, value_e8
-from execution.algorithms import start
 from execution.algorithms.working import Parent
 from execution.liquidity import Costs, Monitor
 from execution.order_machine import Orders
@@ -35,19 +34,17 @@ from execution.orders import (
     TimeInForce,
 )
 from execution.risk import Guard
+from execution.sizing import Size
 from execution.tca import PARTS, ParentRow, displayed_ahead, parent_row
 from execution.venue import View
 from live.arms import Arms
 from live.exposure import Exposure
 from live.funding import FundingPayment
 from live.messages import Effect, Emitter, FundingReport
-from live.parent_costs import (
-    ActiveParent,
-    FinishedParent,
-    ParentCosts,
-    recorded_parent,
-)
+from live.parent_costs import ActiveParent, FinishedParent, ParentCosts, adopted
+from live.position_size import Sizes
 from live.pre_trade import PreTrade
+from live.ramp import RampState
 from live.requests import Requests
 from live.safety import Mode
 from live.symbol_state import SymbolState
@@ -69,6 +66,8 @@ class DeskState(msgspec.Struct, frozen=True, kw_only=True):
     #: By symbol: sign and lots of the target, time of its last signal.
     targets: dict[str, tuple[int, int, int]] = {}
     arms: dict[str, int] = {}  #: parents of each stratum of an A/B
+    sizes: dict[str, Size] = {}  #: at the last entry
+    ramp: RampState = RampState()
 
 
 class Desk:
@@ -108,7 +107,18 @@ class Desk:
         self._monitors = {symbol: Monitor() for symbol in symbols}
         self.pre_trade = PreTrade(settings, symbols, self._monitors, self.orders, costs)
         self._arms = Arms(settings.execution)
-        self.costs = ParentCosts(self._instruments, self.orders, name, moves_market, self._emitter)
+        self.sizes = Sizes(
+            settings, symbols, self._monitors, self.account, self.guard, self._emitter,
+            self.position_lots, self.exposure.caps,
+        )  # fmt: skip
+        self.costs = ParentCosts(
+            self._instruments,
+            self.orders,
+            name,
+            moves_market,
+            self._emitter,
+            self.sizes.ramp.measured,
+        )
         self.mids = self.costs.mids
         self._work: dict[str, ActiveParent] = {}
         self._rest_until: dict[str, int] = {}
@@ -138,6 +148,8 @@ class Desk:
             rest_until=dict(self._rest_until),
             targets={s: (m.target, m.target_lots, m.signal_ns) for s, m in self._symbols.items()},
             arms=dict(self._arms.counts),
+            sizes=dict(self.sizes.last),
+            ramp=self.sizes.ramp.state,
         )
 
     def restore(self, state: DeskState) -> None:
@@ -148,29 +160,19 @@ class Desk:
         self.parent_number, self.costs.cut = state.parent_number, dict(state.open)
         self.costs.fills = {key: list(state.fills.get(key, ())) for key in state.open}
         self._rest_until, self._arms.counts = dict(state.rest_until), dict(state.arms)
+        self.sizes.last = dict(state.sizes)
+        self.sizes.ramp.restore(state.ramp)
 
     def adopt(self) -> None:
         """Go on with an earlier process's parents whose orders rest: pegged to the touch until their deadline,
         once a decision has confirmed them."""
         for row in list(self.costs.cut.values()):
-            orders = [o for o in self.orders.by_id.values() if o.parent_id == row.parent_id]
-            resting = [o for o in orders if not (o.state.is_final or o.crosses or o.cancel_sent)]
-            if resting and row.symbol in self._traded and row.symbol not in self._work:
+            if row.symbol in self._traded and row.symbol not in self._work:
                 filled = sum(fill.qty_lots for fill in self.costs.fills.get(row.parent_id, ()))
-                working = start(
-                    "passive", recorded_parent(row, resting), self.orders, self._band_bps
-                )
-                working.adopt(orders, filled)
-                del self.costs.cut[row.parent_id]
-                self._work[row.symbol] = ActiveParent(
-                    parent=working.parent,
-                    algorithm=working,
-                    name=row.algorithm,
-                    row=row,
-                    adopted=True,
-                    waits=True,
-                )
-                self.say("info", "parent goes on", id=row.parent_id, orders=len(resting))
+                if work := adopted(row, filled, self.orders, self._band_bps):
+                    del self.costs.cut[row.parent_id]
+                    self._work[row.symbol] = work
+                    self.say("info", "parent goes on", id=row.parent_id)
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -191,13 +193,6 @@ class Desk:
     def at_rest(self, symbol: str) -> bool:
         """No parent is active, and no order may still fill."""
         return symbol not in self._work and not any(self.orders.open(symbol))
-
-    def size_lots(self, symbol: str, mid: float) -> int:
-        """Lots of a full position, a share of capital at this mid (quote currency); 0 below the minimum."""
-        instrument = self._instruments[symbol]
-        notional = self._settings.capital_usdt * self._settings.size_share
-        lots = round(notional / (mid * instrument.lot_size))
-        return lots if lots >= instrument.qty_lots(instrument.min_qty) else 0
 
     # -- targets -------------------------------------------------------------------------------
 
@@ -261,7 +256,7 @@ class Desk:
             self._instruments[symbol],
             circumstances=self.pre_trade.circumstances(working, algorithm, view),
         )
-        row = arm.on_record(row)
+        row = self.sizes.on_record(arm.on_record(row), parent)
         self._emitter.append("parent", now_ns, row, symbol, parent.id)
         self.parents += 1
         self.say("info", "parent opened", id=parent.id, side=parent.side, lots=parent.qty_lots)

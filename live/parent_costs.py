@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from execution.algorithms import start
 from execution.algorithms.working import Parent, Working
 from execution.liquidity import Propagator
 from execution.order_machine import Order, Orders
 from execution.orders import Filled
 from execution.tca import (
+    ESTIMATES,
     PARTS,
     MidRecorder,
     Mids,
@@ -61,6 +63,24 @@ def recorded_parent(row: ParentRow, resting: Sequence[Order]) -> Parent:
     )
 
 
+def adopted(row: ParentRow, filled: int, orders: Orders, band_bps: float) -> ActiveParent | None:
+    """An earlier process's parent to go on with, pegged to the touch; None when no order of it rests."""
+    mine = [order for order in orders.by_id.values() if order.parent_id == row.parent_id]
+    resting = [o for o in mine if not (o.state.is_final or o.crosses or o.cancel_sent)]
+    if not resting:
+        return None
+    working = start("passive", recorded_parent(row, resting), orders, band_bps)
+    working.adopt(mine, filled)
+    return ActiveParent(
+        parent=working.parent,
+        algorithm=working,
+        name=row.algorithm,
+        row=row,
+        adopted=True,
+        waits=True,
+    )
+
+
 class FinishedParent(msgspec.Struct, kw_only=True):
     """A finished parent order whose markouts are not known yet."""
 
@@ -83,7 +103,8 @@ class ParentCosts:
     """Measures parents of several symbols by the markets that it is shown (`on_events`).
 
     ``name`` is the venue's name in records. ``moves_market``: our orders are in the market data that we
-    receive, and our fills among its trades.
+    receive, and our fills among its trades. ``measured`` gets of every parent its realised less
+    its expected cost in bps.
     """
 
     def __init__(
@@ -93,8 +114,10 @@ class ParentCosts:
         name: str,
         moves_market: bool,
         emitter: Emitter,
+        measured: Callable[[float], None] = lambda missed: None,
     ) -> None:
         self._instruments, self._orders, self._name = instruments, orders, name
+        self._measured = measured
         self._moves_market, self._emitter = moves_market, emitter
         self._recorders = {symbol: MidRecorder() for symbol in instruments}
         self.mids = {symbol: recorder.mids for symbol, recorder in self._recorders.items()}
@@ -206,4 +229,6 @@ class ParentCosts:
                 sums[1] += 1.0
         for kind, body in (("markouts", after), ("end", cost)):
             self._emitter.append(kind, ended.end_ns, body, parent.symbol, parent.id)
+        expected = math.fsum(getattr(row, name) for name in ESTIMATES)
+        self._measured(cost.total_bps - expected)
         self.fills.pop(parent.id, None)

@@ -16,12 +16,13 @@ from execution.liquidity import Costs, Estimate, Monitor, depth_lots
 from execution.order_machine import Orders
 from execution.tca import Circumstances
 from execution.tca.rows import notional_usdt
-from execution.urgency import urgency
+from execution.urgency import half_life_s, urgency
 from execution.venue import View
 from live.funding import predicted
 from live.symbol_state import SymbolState
 from market.settings import Settings
 from market.units import SECOND_NS
+from models_registry.manifest import Bundle
 
 #: Recorded depth is the quantity within this many bps of the mid.
 DEPTH_BPS: Final = 3.0
@@ -131,3 +132,22 @@ class PreTrade:
             seen = self.judged(parent, view, signal)
             cost_bps += self.estimate(working, algorithm, seen).total_bps
         return cost_bps
+
+
+def decay_of(bundle: Bundle) -> Decay:
+    """How soon the model's signal comes, by the slopes that its calibration found.
+
+    A booster's output has a slope on the return over its own horizon and one on that over the primary;
+    their ratio, in the same unit, is the share of the signal that has come by the one against the other.
+    Weighted by the error of the slope; evenly over the primary horizon where no booster has another.
+    """
+    recipe, shares = bundle.recipe, []
+    for member in recipe.members:
+        line, root = member.calibration, math.sqrt(member.horizon_s / recipe.primary_s)
+        if member.objective == "return" and line.slope > 0 and member.to_primary > 0:
+            share = line.slope * root / member.to_primary
+            error = share * max((line.error or 0.0) / line.fitted, 0.01)
+            shares.append((float(member.horizon_s), share, error**-2))
+    horizon_s = float(recipe.primary_s)
+    others = [each for each in shares if each[0] != horizon_s]
+    return Decay(half_life_s=half_life_s(others, horizon_s), horizon_s=horizon_s)

@@ -105,6 +105,11 @@ LIMITS: Final = (
 #: Names of limits by fact.
 _BY_FACT: Final = {fact: [x for x in LIMITS if x.fact == fact] for fact in {x.fact for x in LIMITS}}
 _BY_NAME: Final = {limit.name: limit for limit in LIMITS}
+#: Limits after which sizes begin again (`live.ramp`): of money and of the model, not of data that come late.
+CUTS: Final = frozenset(
+    ("daily loss", "drawdown", "margin", "liquidation", "liquidation differs", "decay alarm",
+     "unexplained")
+)  # fmt: skip
 
 #: Settings of `[risk]` whose larger value is the tighter one, and those that are no limits.
 _LARGER: Final = frozenset({"liquidation_bps", "liquidation_flatten_bps"})
@@ -164,6 +169,11 @@ class Safety:
         """Losses of the day and since the peak (quote currency) that were resumed from."""
         bases = self._state.bases
         return bases.get("daily loss/", 0.0), bases.get("drawdown/", 0.0)
+
+    @property
+    def breaches(self) -> int:
+        """How often limits that cut sizes were reached."""
+        return sum(n for name, n in self._state.counts.items() if name in CUTS)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any, Final
 
 import msgspec
@@ -31,14 +32,14 @@ def view(shell: Any) -> dict[str, dict[str, Any]]:
     symbols = {}
     for symbol, state in core.trader.symbols.items():
         holding = account.holdings[symbol]
-        entry = holding.entry_ticks
         symbols[symbol] = {
             "mode": core.mode(symbol).name.lower(),
             "why": safety.why(symbol),
             "position_lots": holding.position_lots,
-            "entry_ticks": None if entry is None else round(float(entry), 3),
+            "entry_ticks": _rounded(holding.entry_ticks),
             "stop_ticks": core.reconciliation.protection.state.stops.get(symbol, 0),
             "target_lots": state.target_lots,
+            "size": msgspec.to_builtins(core.desk.sizes.last.get(symbol)),
             "decision": _decision(shell.decisions.get(symbol), shell.champion.bundle.recipe),
         }
     return {
@@ -54,6 +55,7 @@ def view(shell: Any) -> dict[str, dict[str, Any]]:
         "symbols": symbols,
         "markets": {symbol: _market(state) for symbol, state in core.trader.symbols.items()},
         "limits": msgspec.structs.asdict(safety.limits),
+        "ramp": core.desk.sizes.ramp.view(shell.now_ns),
         "account": {
             "equity": account.marked_e8 / E8,
             "day_result": (account.marked_e8 - account.day_opening_e8) / E8,
@@ -126,6 +128,10 @@ def _market(state: SymbolState) -> dict[str, Any]:
         "funding_rate": None if rate is None else rate / 10 ** PLACES[Field.FUNDING_RATE],
         "funding_ns": state.settlements.next_ns,
     }
+
+
+def _rounded(ticks: Fraction | None) -> float | None:
+    return None if ticks is None else round(float(ticks), 3)
 
 
 def _decision(decision: Decision | None, recipe: Recipe) -> dict[str, Any] | None:

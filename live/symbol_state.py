@@ -55,6 +55,7 @@ class SymbolState:
         self.target = 0
         self.target_lots = 0
         self.signal_ns = 0  #: of the last signal in the target's direction
+        self.sized_bps = 0.0  #: expected return after costs when the target was sized
         self.signals = 0
         self.entries = 0
         self.settlements = Settlements()

@@ -28,16 +28,16 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from execution.estimates import Decay
 from execution.liquidity import Costs
 from execution.orders import Event
 from execution.sizing import next_target
-from execution.urgency import Funding, entry_bps, half_life_s, leaves_for_funding
+from execution.urgency import Funding, entry_bps, leaves_for_funding
 from live.decisions import Decision
 from live.desk import Desk
 from live.funding import Settlement, predicted
 from live.history import SymbolHistory
 from live.messages import Effect, Say
+from live.pre_trade import decay_of
 from live.statement import DailyStatement
 from live.symbol_state import SymbolState
 from market.bars import COLUMNS, Bars
@@ -52,6 +52,9 @@ from models_registry.recipe import NO_REGIME, Prediction
 
 #: After a longer silence of all symbols, seconds pass without a decision.
 SILENCE_NS: Final = 60 * SECOND_NS
+
+#: A position is sized again when the expected return after costs has grown so much.
+GROWN: Final = 1.5
 
 Floats = npt.NDArray[np.float64]
 
@@ -145,6 +148,7 @@ class Trader:
         """Decide by another model from now on, on the features that it takes."""
         self._model = model
         self.desk.pre_trade.decay = decay_of(model.bundle)
+        self.desk.sizes.ramp.load(model.pointer.manifest_sha256)
         self._columns = columns_of(model.bundle)
         #: The features in decisions' vectors; the others are NaN.
         self.computed = frozenset((*model.bundle.manifest.features, *self._also))
@@ -166,6 +170,7 @@ class Trader:
         Returns, by symbol, checkpoint rows of the book that the history ends with.
         """
         self.second_ns = self.last_event_ns = second_ns
+        self.desk.sizes.ramp.begin(second_ns)
         restated = {}
         for symbol, state in self.symbols.items():
             if history is not None and symbol in history:
@@ -329,7 +334,7 @@ class Trader:
         for symbol in self._settings.market.symbols:
             state = self.symbols[symbol]
             if state.row is None or state.row_ns != t_ns:
-                self._target(state, t_ns, math.nan, math.nan, math.nan)
+                self._target(state, t_ns, self._nothing(), math.nan, math.nan)
                 self.desk.set_target(symbol, state.target_lots, t_ns, None)
                 self.desk.step(symbol, t_ns)
                 continue
@@ -352,7 +357,7 @@ class Trader:
             leaves = leaves_for_funding(
                 trip_bps, state.target, expected, funding, decay, deadline_s
             )
-            target = self._target(state, t_ns, expected, cost_bps, mid, leaves)
+            target = self._target(state, t_ns, prediction, cost_bps, mid, leaves)
             if self._on_decision is not None:
                 self._on_decision(
                     Decision(
@@ -370,6 +375,8 @@ class Trader:
                         cost_bps=cost_bps,
                         mid=mid,
                         spread_bps=spread_bps,
+                        error_bps=prediction.error_bps,
+                        scale_bps=prediction.scale_bps,
                         vector=vector,
                     ),
                     model.bundle.horizons_s,
@@ -433,16 +440,19 @@ class Trader:
         self,
         state: SymbolState,
         t_ns: int,
-        expected_bps: float,
+        prediction: Prediction,
         cost_bps: float,
         mid: float,
         leaves: bool = False,
     ) -> int:
         """The target rule's next position; without an expectation (NaN) nothing is entered.
 
-        ``leaves``: a position on the same side is closed all the same.
+        ``leaves``: a position on the same side is closed all the same. A signal often begins small: unless
+        sizes are fixed, one that has become `GROWN` times as strong as when the position was sized, or had
+        no size, is sized again, and may only add; to shrink costs as much as to add.
         """
-        symbol, signal_now = state.instrument.symbol, abs(expected_bps) > cost_bps
+        symbol, expected_bps = state.instrument.symbol, prediction.expected_bps
+        signal_now = abs(expected_bps) > cost_bps
         state.signals += signal_now
         age_s = (t_ns - state.signal_ns) / 1e9
         horizon_s = float(self._model.bundle.manifest.primary_s)
@@ -453,35 +463,33 @@ class Trader:
             return state.target  # a leader has just moved against it: the next second decides
         if signal_now and target:
             state.signal_ns = t_ns
-        if target != state.target:
-            state.entries += target != 0
-            state.target = target
-            state.target_lots = target * self._size_lots(symbol, target, mid) if target else 0
+        edge_bps = abs(expected_bps) - cost_bps
+        grown = signal_now and edge_bps >= GROWN * state.sized_bps
+        if target != state.target or (grown and self._settings.desk.size == "risk"):
+            lots = 0 if target != state.target else abs(state.target_lots)
+            state.entries += target not in (0, state.target)
+            state.target, state.target_lots = target, target * lots
+            if target:
+                size = self.desk.sizes.decide(
+                    symbol, target, t_ns, mid, prediction, cost_bps, horizon_s
+                )
+                state.sized_bps = edge_bps if size.lots else 0.0
+                if size.lots > lots or not lots:
+                    self.desk.sizes.last[symbol] = size
+                    state.target_lots = target * size.lots
         return target
 
-    def _size_lots(self, symbol: str, side: int, mid: float) -> int:
-        """The desk's size within the named caps of the other parts."""
-        caps = self.desk.exposure.caps(symbol, side)
-        return min([self.desk.size_lots(symbol, mid), *caps.values()])
+    def targets(self) -> list[object]:
+        """What is on record as soon as it changes: each symbol's target, and the evidence of sizes."""
+        targets = [(state.target, state.target_lots) for state in self.symbols.values()]
+        return [*targets, self.desk.sizes.ramp.state]
 
-
-def decay_of(bundle: Bundle) -> Decay:
-    """How soon the model's signal comes, by the slopes that its calibration found.
-
-    A booster's output has a slope on the return over its own horizon and one on that over the primary;
-    their ratio, in the same unit, is the share of the signal that has come by the one against the other.
-    Weighted by the error of the slope; evenly over the primary horizon where no booster has another.
-    """
-    recipe, shares = bundle.recipe, []
-    for member in recipe.members:
-        line, root = member.calibration, math.sqrt(member.horizon_s / recipe.primary_s)
-        if member.objective == "return" and line.slope > 0 and member.to_primary > 0:
-            share = line.slope * root / member.to_primary
-            error = share * max((line.error or 0.0) / line.fitted, 0.01)
-            shares.append((float(member.horizon_s), share, error**-2))
-    horizon_s = float(recipe.primary_s)
-    others = [each for each in shares if each[0] != horizon_s]
-    return Decay(half_life_s=half_life_s(others, horizon_s), horizon_s=horizon_s)
+    def cut(self, now_ns: int, breaches: int) -> None:
+        """Shrink every target at once when a limit that cuts was reached (``breaches`` so far)."""
+        share = self.desk.sizes.ramp.breached(now_ns, breaches)
+        if share < 1.0:
+            for state in self.symbols.values():
+                state.target_lots = int(state.target_lots * share)
 
 
 def columns_of(bundle: Bundle) -> npt.NDArray[np.intp]:

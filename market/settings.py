@@ -145,6 +145,10 @@ class Execution(Struct, frozen=True, kw_only=True):
     study_span_s: float = 86_400.0
 
 
+Positive = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+
+
 class Desk(Struct, frozen=True, kw_only=True):
     """What the desk decides with. Each part can be switched off alone; ``legacy`` switches all of them off."""
 
@@ -165,6 +169,19 @@ class Desk(Struct, frozen=True, kw_only=True):
     margin: bool = True
     #: A newly promoted model, and the first day on a venue, begin at a capped size.
     ramp: bool = True
+    #: Volatility of a position, a year, as a share of equity.
+    volatility: Positive = 0.10
+    #: Share of Kelly's fraction. A quarter is for edges that are known well; of one-minute bets this much
+    #: already has a volatility of some per cent a year (docs/desk.md).
+    kelly: Annotated[float, Meta(gt=0, le=0.25)] = 0.002
+    #: Share of the depth within the price bound that one order may take.
+    depth_share: Share = 0.1
+    #: Largest position of a symbol, and of a group of correlated ones, as shares of equity.
+    symbol_share: Positive = 0.25
+    group_share: Positive = 0.4
+    #: The share of its size that a model without evidence gets, and how many parents end the ramp.
+    ramp_start: Share = 0.25
+    ramp_parents: Annotated[int, Meta(gt=0)] = 100
 
 
 #: What a profile means for settings that are not set one by one.
@@ -176,8 +193,6 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "execution": {"algorithm": "market", "size_share": 0.05},
     },
 }
-
-Positive = Annotated[float, Meta(gt=0)]
 
 
 class Risk(Struct, frozen=True, kw_only=True):

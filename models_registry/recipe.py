@@ -171,7 +171,8 @@ class Prediction(StrictStruct, frozen=True, kw_only=True):
     where the recipe does not act, NaN when there is none. ``raw_bps`` is the same before that rule,
     on which IC and decay are measured; ``by_horizon`` the calibrated expected returns in bps at the
     recipe's ``horizons_s``. ``error_bps``, ``probability`` that the return has raw_bps' sign and
-    ``confidence`` that its expectation has are NaN from a manifest of format 1.
+    ``confidence`` that its expectation has are NaN from a manifest of format 1. ``scale_bps`` is the
+    volatility over the primary horizon.
     """
 
     expected_bps: float
@@ -181,6 +182,7 @@ class Prediction(StrictStruct, frozen=True, kw_only=True):
     error_bps: float = math.nan
     probability: float = math.nan
     confidence: float = math.nan
+    scale_bps: float = math.nan
 
 
 class Predictions(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,6 +252,7 @@ class Predictor:
             error_bps=float(many.error_bps[0]),
             probability=float(many.probability[0]),
             confidence=float(many.confidence[0]),
+            scale_bps=float(many.scale_bps[0]),
         )
 
     def predict_many(self, matrix: npt.NDArray[np.floating], threads: int = 1) -> Predictions:

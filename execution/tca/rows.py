@@ -68,7 +68,10 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ParentRow(Row, frozen=True, kw_only=True):
-    """A parent order, with its `Circumstances`."""
+    """A parent order, with its `Circumstances`.
+
+    ``size_binding`` is the cap that decided an entry's size, ``size_caps`` all of them as JSON, in lots.
+    """
 
     parent_id: str
     symbol: str
@@ -95,6 +98,8 @@ class ParentRow(Row, frozen=True, kw_only=True):
     #: Of an A/B of execution: the arm, and the stratum with the pair's number.
     arm: str = ""
     stratum: str = ""
+    size_binding: str = ""
+    size_caps: str = ""
 
 
 class OrderRow(Row, frozen=True, kw_only=True):

@@ -32,6 +32,11 @@ from orchestration.backtest.span import Span, instant_text, merged, seconds_of
 #: Rows that are predicted at once.
 BATCH: Final = 4096
 
+#: What a `record` has of a prediction.
+_PREDICTED: Final = (
+    "expected_bps", "raw_bps", "error_bps", "scale_bps", "regime", "by_horizon",
+)  # fmt: skip
+
 _NO_VECTOR: Final = np.empty(0)
 
 Floats = npt.NDArray[np.float64]
@@ -45,6 +50,8 @@ def record(horizons: int) -> np.dtype[np.void]:
             ("warm", np.bool_),
             ("expected_bps", np.float64),
             ("raw_bps", np.float64),
+            ("error_bps", np.float64),
+            ("scale_bps", np.float64),
             ("regime", np.int8),
             ("by_horizon", np.float64, (horizons,)),
         ]
@@ -99,10 +106,11 @@ class Watcher(Trader):
                 expected = values_at(*model.signal[symbol], rows["t_ns"])
                 rows["warm"] &= np.isfinite(expected)
                 rows["expected_bps"] = rows["raw_bps"] = expected
+                rows["error_bps"] = rows["scale_bps"] = np.nan
             elif warm.any():
                 matrix = np.array([vector[columns] for _, warm, vector in pending if warm])
                 found = model.bundle.predict_many(matrix)
-                for name in ("expected_bps", "raw_bps", "regime", "by_horizon"):
+                for name in _PREDICTED:
                     rows[name][warm] = getattr(found, name)
             with file_of(self._folder, number, symbol).open("ab") as sink:
                 rows.tofile(sink)
@@ -202,10 +210,14 @@ class ForesightTrader(Trader):
         super().__init__(*arguments, **options | {"evaluator": self._foreseen})
 
     def _expect(self, symbol: str, t_ns: int, vector: Floats) -> Prediction:
-        _, _, expected_bps, raw_bps, regime, by_horizon = self._foreseen.current[symbol]
+        *_, expected_bps, raw_bps, error_bps, scale_bps, regime, by_horizon = (
+            self._foreseen.current[symbol]
+        )
         return Prediction(
             expected_bps=expected_bps,
             raw_bps=raw_bps,
+            error_bps=error_bps,
+            scale_bps=scale_bps,
             by_horizon=tuple(by_horizon.tolist()),
             regime=self._regimes[regime],
         )

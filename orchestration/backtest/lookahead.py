@@ -236,6 +236,8 @@ def probe(
             recorded[decision.symbol, decision.t_ns] = Prediction(
                 expected_bps=decision.expected_bps,
                 raw_bps=decision.raw_bps,
+                error_bps=decision.error_bps,
+                scale_bps=decision.scale_bps,
                 by_horizon=decision.by_horizon,
                 regime=decision.regime,
             )

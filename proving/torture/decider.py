@@ -66,7 +66,10 @@ class RandomModel:
             features=feature_names()[:1], primary_s=self._hold_s, source="recorded"
         )
         self.bundle: Any = SimpleNamespace(
-            manifest=manifest, horizons_s=(self._hold_s,), predict=self._predict
+            manifest=manifest,
+            recipe=SimpleNamespace(members=(), primary_s=self._hold_s),
+            horizons_s=(self._hold_s,),
+            predict=self._predict,
         )
         self.pointer = Pointer(
             name="dice", version=version, folder="", manifest_sha256=f"{seed:064x}"

@@ -19,7 +19,7 @@ from live.decisions import Decision
 from live.gateway import PlainCodec
 from live.messages import Append, Effect, Say
 from live.paper import PaperDriver, paper_venues
-from live.trader import decay_of
+from live.pre_trade import decay_of
 from market.events import EVENT, Events, Field, Flag, Kind
 from market.settings import Desk, Market, Settings
 from orchestration.backtest.run import FixedModel, load_model

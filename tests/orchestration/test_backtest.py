@@ -202,7 +202,7 @@ def test_worker_and_backtest_decide_order_and_fill_alike(
             **{
                 field: getattr(d, field)
                 for field in d.__struct_fields__
-                if field not in ("by_horizon", "vector")
+                if field not in ("by_horizon", "vector", "error_bps", "scale_bps")
             },
             **{f"expected_{h}_bps": v for h, v in zip(horizons, d.by_horizon, strict=True)},
             **dict(zip(feature_names(), d.vector.tolist(), strict=True)),
