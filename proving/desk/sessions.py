@@ -87,10 +87,14 @@ def whole() -> dict[str, tuple[str, ...]]:
     return cells | {f"whole {fee} {queue}": variant(fee, queue) for fee, queue in pairs}
 
 
-def parts(fee_row: str) -> dict[str, tuple[str, ...]]:
-    """Each part alone, over `legacy` and left out of the whole, at one fee row and the pessimistic bound."""
-    over = {f"legacy + {n}": variant(fee_row, PESSIMISTIC, *on, profile="legacy") for n, (on, _) in PARTS.items()}  # fmt: skip
-    return over | {f"whole - {n}": variant(fee_row, PESSIMISTIC, *off) for n, (_, off) in PARTS.items()}  # fmt: skip
+def parts(fee_row: str, draws: bool) -> dict[str, tuple[str, ...]]:
+    """Each part alone, over `legacy` and left out of the whole, at one fee row and the pessimistic bound.
+
+    With drawn signals the model is no part.
+    """
+    tried = {name: PARTS[name] for name in PARTS if not (draws and name == "model")}
+    over = {f"legacy + {n}": variant(fee_row, PESSIMISTIC, *on, profile="legacy") for n, (on, _) in tried.items()}  # fmt: skip
+    return over | {f"whole - {n}": variant(fee_row, PESSIMISTIC, *off) for n, (_, off) in tried.items()}  # fmt: skip
 
 
 def settings_of(lake: Lake, overrides: Sequence[str]) -> Settings:
@@ -268,7 +272,7 @@ def row(
     market: Callable[..., Span], parts_at: str = "", draws: bool = False, source: str = "synthetic"
 ) -> Market:
     """A row over a market."""
-    cells = {"whole": whole(), **({"parts": parts(parts_at)} if parts_at else {})}
+    cells = {"whole": whole(), **({"parts": parts(parts_at, draws)} if parts_at else {})}
     runs = {
         n: partial(session, market, each, source=source, draws=draws) for n, each in cells.items()
     }
