@@ -2,7 +2,7 @@
 
     engine (or a recording) ─► events ─► foresight by each model ─► one replay, a run per variant ─► sums
 
-A session is a quarter of an hour after 750 s to warm up, with the funding settlement of 08:00 UTC five minutes before its
+A session is ten minutes after 750 s to warm up, with the funding settlement of 08:00 UTC five minutes before its
 end. Our orders have no impact (`orchestration.backtest`).
 
 Decisions come of the lake's champion and its frozen legacy model (``planted``, ``null``), or are drawn
@@ -50,7 +50,7 @@ Figures = dict[str, float]
 SYMBOLS: Final = ("BTCUSDT", "ETHUSDT")
 DAY: Final = "2026-03-01"
 #: Features are warm after twelve minutes; a session ends five minutes after a settlement.
-WARM_S, TRADE_S = 750, 900
+WARM_S, TRADE_S = 750, 600
 FIRST_S: Final = 8 * 3600 + 300 - TRADE_S
 #: A drawn signal: one every so many seconds, its size at first and its half-life.
 SIGNAL_EVERY_S, SIGNAL_BPS, SIGNAL_HALF_LIFE_S = 120, 30.0, 15.0
