@@ -318,9 +318,29 @@ def _price(row: Mapping[str, Any], markets: Mapping[str, Any]) -> str:
 # -- risk ------------------------------------------------------------------------------------------
 
 
+def _evidence(state: Mapping[str, Any]) -> str:
+    ramp = state.get("ramp") or {}
+    if not ramp:
+        return NONE
+    cost = ramp.get("cost_error_bps")
+    error = "" if cost is None else f", cost {cost[0]:+.2f} ± {cost[1]:.2f} bps off"
+    return f"{ramp['parents']} of {ramp['of_parents']} parents{error}"
+
+
 def risk(follow: Follower, symbol: Callable[[], str], token: str) -> Renew:
     """Positions, equity, limits, and what an operator can order."""
-    figures = Figures(("equity", "day's result", "below peak", "mode", "gross", "leverage"))
+    figures = Figures(
+        (
+            "equity",
+            "day's result",
+            "below peak",
+            "mode",
+            "gross",
+            "leverage",
+            "ramp",
+            "ramp's evidence",
+        )
+    )
     with ui.row().classes("gap-2 mt-2") as orders:
         for verb, color in (("halt", "negative"), ("flatten", "warning"), ("resume", "positive")):
             ui.button(
@@ -330,9 +350,9 @@ def risk(follow: Follower, symbol: Callable[[], str], token: str) -> Renew:
     orders.set_visibility(bool(token))
     section("Positions")
     positions = _table(
-        ("symbol", "mode", "why", "position", "entry", "stop at the venue", "target", "value"),
+        ("symbol", "mode", "why", "size bound by", "position", "entry", "stop", "target", "value"),
         "no symbol is traded",
-        text=3,
+        text=4,
     )
     section("Equity", "USDT, marked to the mid")
     equity = _lines("Equity", ("equity",), (_LINE,), "USDT")
@@ -351,7 +371,8 @@ def risk(follow: Follower, symbol: Callable[[], str], token: str) -> Renew:
             value = row["position_lots"] * lot * kept[-1].mid if kept else math.nan
             gross += abs(value) if math.isfinite(value) else 0.0
             rows.append([
-                name, row["mode"], "; ".join(row["why"]) or NONE, f"{row['position_lots']:,} lots",
+                name, row["mode"], "; ".join(row["why"]) or NONE,
+                (row.get("size") or {}).get("binding", NONE), f"{row['position_lots']:,} lots",
                 fixed(None if row["entry_ticks"] is None else row["entry_ticks"] * tick),
                 fixed(row["stop_ticks"] * tick) if row["stop_ticks"] else NONE,
                 f"{row['target_lots']:,} lots", f"{fixed(value, 0)} USDT",
@@ -364,7 +385,11 @@ def risk(follow: Follower, symbol: Callable[[], str], token: str) -> Renew:
             mode=", ".join(sorted(modes)) or NONE,
             gross=f"{fixed(gross, 0)} USDT",
             leverage=f"{fixed(gross / account['equity'], 2)} x" if account["equity"] > 0 else NONE,
-            **{"day's result": f"{fixed(account['day_result'])} USDT"},
+            ramp=percent((state.get("ramp") or {}).get("share")),
+            **{
+                "day's result": f"{fixed(account['day_result'])} USDT",
+                "ramp's evidence": _evidence(state),
+            },
         )
         limits([
             [name.replace("_", " "), f"{value:,g}"] for name, value in state.get("limits", {}).items()
