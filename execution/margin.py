@@ -28,7 +28,6 @@ those of Bybit's unified trading account (help centre, "Initial Margin", "Mainte
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
 from functools import lru_cache
@@ -394,7 +393,7 @@ class Margin:
 
 
 def _at_mark(instrument: Instrument, lots: int, mark_e8: int) -> Fraction:
-    return abs(lots) * Fraction(Decimal(instrument.lot)) * mark_e8
+    return abs(lots) * _exact(instrument.lot) * mark_e8
 
 
 def at_mark_e8(instrument: Instrument, lots: int, mark_e8: int) -> int:

@@ -90,6 +90,7 @@ class Exposure:
         correlated = {*instruments, *settings.market.watch}
         self.leaders = Leaders(correlated) if settings.desk.leaders else None
         self._prices: dict[str, float] = {}
+        self._rate = 0.0  #: maintenance margin over the balance, at the last second
         self._see: Callable[[int, str, float, str], None] = lambda *_: None
         self._shrinks: Callable[[str], bool] = lambda symbol: False
         self._ask_again: Callable[[int, str], None] = lambda now_ns, symbol: None
@@ -202,6 +203,7 @@ class Exposure:
         self._prices |= known
         if self.headroom is not None:
             self.headroom.mark({symbol: round(mid * E8) for symbol, mid in known.items()})
+            self._rate = self.headroom.rate()
 
     def learn(self, t_ns: int, mids: Mapping[str, float]) -> None:
         """Take mids (quote currency) that seconds without a gap closed with."""
@@ -220,7 +222,7 @@ class Exposure:
         if self.headroom is not None:
             found.append(self.headroom.distance_bps(symbol))
             if not self._at_venue:
-                self._see(now_ns, "margin_rate", self.headroom.rate(), "")
+                self._see(now_ns, "margin_rate", self._rate, "")
         if found:
             self._see(now_ns, "liquidation_bps", min(found), symbol)
 
