@@ -459,12 +459,13 @@ class Trader:
         target: int = next_target(state.target, age_s, expected_bps, cost_bps, horizon_s)
         if leaves and target == state.target:
             target = 0
-        if target not in (0, state.target) and self.desk.exposure.delays(symbol, target):
+        delayed = target != 0 and self.desk.exposure.delays(symbol, target)
+        if delayed and target != state.target:
             return state.target  # a leader has just moved against it: the next second decides
         if signal_now and target:
             state.signal_ns = t_ns
         edge_bps = abs(expected_bps) - cost_bps
-        grown = signal_now and edge_bps >= GROWN * state.sized_bps
+        grown = signal_now and not delayed and edge_bps >= GROWN * state.sized_bps
         if target != state.target or (grown and self._settings.desk.size == "risk"):
             lots = 0 if target != state.target else abs(state.target_lots)
             state.entries += target not in (0, state.target)
