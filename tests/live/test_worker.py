@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,7 @@ from orchestration.backtest.run import load_model
 from orchestration.cli import main
 from orchestration.dashboard.again import Again
 from orchestration.journal_migration import migrate_journals
+from orchestration.statement import statement
 from proving.synthetic import profile, write_frames
 from tests.conftest import Limit
 from tests.live.exchange import acknowledge, exchange
@@ -375,6 +377,34 @@ def test_a_log_is_shown_again_to_its_end_and_from_any_time(
         assert again.state["worker"]["time_ns"] < middle + 10 * S
     finally:
         again.close()
+
+
+def test_the_statement_of_a_paper_run_is_its_profit_and_says_what_it_is_not(
+    worked: tuple[Path, dict[str, Any]],
+) -> None:
+    root, summary = worked
+    rows = statement(live_settings(root), DAY)
+    assert sum(row["executions"] for row in rows) == summary["fills"]
+    assert sum(row["change"] for row in rows) == pytest.approx(Decimal(summary["net_pnl_usdt"]))
+    assert {(row["closing"], row["compared"], row["note"]) for row in rows} == {
+        (0, False, "not compared: the day is not over")
+    }
+
+
+def test_a_worker_that_ends_while_it_is_held_exits_with_a_status_of_its_own(
+    root: Path,
+    market: Market,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    promote(root)
+    (root / "live" / "paper" / "control").mkdir(parents=True)
+    (root / "live" / "paper" / "control" / "halt").touch()
+    options = ["source=synthetic", "model.horizons_s=10,60", "model.fee_row=zero"]
+    told = [word for option in options for word in ("--set", option)]
+    live = ["live", "--root", str(root), "--no-resolver", "--frames", market.fresh]
+    assert main([*live, *told, "--speed", "100"]) == 3
+    assert "l2 live: stopped while held (halt by " in capsys.readouterr().err
 
 
 def test_an_order_is_explained_from_its_features_to_its_cost(
