@@ -273,3 +273,15 @@ def test_zero_equity_gives_no_size_and_says_so_once(desk: Desk) -> None:
     assert [desk.exposure.caps(S, side) for side in (1, -1, 1)] == [{"margin": 0}] * 3
     lines = desk.lines("margin leaves no size: fund the account, or lower live.leverage")
     assert [line.fields["side"] for line in lines] == [1, -1]
+
+
+def test_a_group_counts_positions_or_larger_targets_of_other_symbols() -> None:
+    """As long as no beta is known for the worst side; nothing with ``desk.leaders`` off."""
+    account = Account(BUILT_IN, 10**13)
+    account.holdings["ETHUSDT"].trade(-100, 300_000, 0)  # one, sold at 3,000
+    for leaders in (True, False):
+        given = Settings(desk=DeskSettings(leaders=leaders))
+        one = Exposure(BUILT_IN, account, given, False, lambda *_, **__: None)
+        one.mark({"BTCUSDT": 600_000.0, "ETHUSDT": 330_000.0})
+        counted = [one.group(S, 1, {"ETHUSDT": -200}), one.group(S, -1, {"ETHUSDT": 0})]
+        assert counted == ([{"ETHUSDT": 6_600.0}, {"ETHUSDT": -3_300.0}] if leaders else [None] * 2)
