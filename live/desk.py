@@ -109,7 +109,7 @@ class Desk:
         self._arms = Arms(settings.execution)
         self.sizes = Sizes(
             settings, symbols, self._monitors, self.account, self.guard, self._emitter,
-            self.position_lots, self.exposure.caps,
+            self.position_lots, self.exposure.caps, self.exposure.group,
         )  # fmt: skip
         self.costs = ParentCosts(
             self._instruments,

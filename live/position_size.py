@@ -30,8 +30,8 @@ class Sizes:
     """Sizes of target positions. ``last`` is each symbol's size at its last entry.
 
     ``held_lots`` gives a symbol's signed position, ``caps`` the caps of other parts for a symbol and side.
-    ``exposures``, where there is one, gives signed exposures (quote currency) of a symbol's correlated group
-    in units of the symbol.
+    ``group`` gives signed exposures of its correlated symbols, in units of the symbol (quote currency), by the
+    targets in lots; None where they are not counted.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Sizes:
         emitter: Emitter,
         held_lots: Callable[[str], int],
         caps: Callable[[str, int], Mapping[str, int]],
+        group: Callable[[str, int, Mapping[str, int]], Mapping[str, float] | None],
     ) -> None:
         self._settings, self._symbols, self._monitors = settings, symbols, monitors
         self._account, self._guard, self._emitter = account, guard, emitter
-        self._held_lots, self._caps = held_lots, caps
+        self._held_lots, self._caps, self._group = held_lots, caps, group
         self.ramp = Ramp(settings.desk)
         self.last: dict[str, Size] = {}
-        self.exposures: Callable[[str], Mapping[str, float]] | None = None
         self._told: dict[str, str] = {}  #: the cap that a symbol has no size for, as last said
 
     def decide(
@@ -71,6 +71,7 @@ class Sizes:
         lot_usdt = mid * instrument.lot_size
         least_lots = instrument.qty_lots(instrument.min_qty)
         fixed_usdt = settings.execution.capital_usdt * settings.execution.size_share
+        targets = {name: state.target_lots for name, state in self._symbols.items()}
         inputs = Inputs(
             side=side,
             desk=settings.desk,
@@ -79,7 +80,7 @@ class Sizes:
             least_lots=least_lots,
             fixed_lots=round(fixed_usdt / lot_usdt),
             equity_usdt=self._account.marked_e8 / E8,
-            group_usdt=None if self.exposures is None else self.exposures(symbol),
+            group_usdt=self._group(symbol, side, targets),
             more=self._caps(symbol, side),
             ramp=self.ramp.share(now_ns),
         )
