@@ -17,9 +17,8 @@ from execution.hazard import FillModel, Queued
 from execution.liquidity import Costs, Estimate, Monitor, estimate_taker, impact_bps, sweep_bps
 from execution.venue import View
 
-#: Slices of a twap, and the share of them that is taken at the least, in a calm market.
+#: Slices of a twap.
 SLICES: Final = 10
-SLICES_TAKEN: Final = 0.1
 #: Algorithms that follow a schedule.
 SCHEDULED: Final = frozenset({"twap", "vwap", "pov", "almgren_chriss"})
 
@@ -132,7 +131,7 @@ def sliced(
     """Slices that rest one after the other, each for its part of the time, and then cross."""
     part = max(1, lots // SLICES)
     one = resting(monitor, view, side, part, span_s / SLICES, costs, decay, policy)
-    taken = max(SLICES_TAKEN, share_taken(one, costs))
+    taken = share_taken(one, costs)
     return Estimate(
         spread_bps=view.half_spread_bps * (2 * taken - 1),
         impact_bps=taken

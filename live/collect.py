@@ -36,6 +36,7 @@ RECORDS: Final = (
     Table("realised", version=1, record=True),
     Table("shadow", version=1, record=True),
     Table("statements", version=1, record=True),
+    Table("carry", version=1, record=True),
 )
 
 #: What became of predictions: a row for each second at which labels became known, and one for each
@@ -70,6 +71,7 @@ KEYS: Final = {
     "realised": ("t_ns",),
     "shadow": ("t_ns", "bundle_sha"),
     "statements": ("venue",),
+    "carry": ("venue", "time_ns"),
 }
 
 #: Rows in memory at once, about.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from execution.tca import Row
 from execution.urgency import Funding
 from market.events import Field
 from market.units import BPS, E8, MS_NS, SECOND_NS
@@ -76,6 +77,18 @@ class FundingPayment(msgspec.Struct, frozen=True, kw_only=True):
     (positive = paid) at 1e-8."""
 
     symbol: str
+    time_ns: int
+    position_lots: int
+    mark_e8: int
+    rate_e8: int
+    paid_e8: int
+
+
+class CarryRow(Row, frozen=True, kw_only=True):
+    """A row of the table ``carry``: one payment, positive = paid, in quote currency at 1e-8."""
+
+    symbol: str
+    venue: str
     time_ns: int
     position_lots: int
     mark_e8: int

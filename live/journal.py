@@ -41,6 +41,7 @@ import msgspec
 from execution.order_machine import Order, Orders
 from execution.orders import Action, Event, Filled, Submit
 from execution.tca import TABLES, MarkoutRow, ParentRow, Row, Shortfall, fill_row, order_row
+from live.funding import CarryRow, FundingPayment
 from live.messages import Append
 from live.statement import StatementRow
 from market.errors import DataError
@@ -50,7 +51,7 @@ from market.units import DAY_NS
 OLD_JOURNAL: Final = "journal.sqlite3"
 
 #: Row types of the tables that are made of records.
-KINDS: Final[dict[str, type[Row]]] = TABLES | {"statements": StatementRow}
+KINDS: Final[dict[str, type[Row]]] = TABLES | {"statements": StatementRow, "carry": CarryRow}
 
 R = TypeVar("R", bound=Row)
 
@@ -131,6 +132,10 @@ class TableRows:
             case "statement":
                 day = msgspec.json.decode(record.body, type=StatementRow)
                 self._rows["statements"].append((record.time_ns, day))
+            case "funding":
+                paid = msgspec.json.decode(record.body, type=FundingPayment)
+                carry = CarryRow(venue=self._venue, **msgspec.structs.asdict(paid))
+                self._rows["carry"].append((paid.time_ns, carry))
             case "intent" | "event":
                 self._fold(record)
 

@@ -27,7 +27,6 @@ from execution.algorithms.working import Parent, Working
 from execution.estimates import (
     POLICY,
     SLICES,
-    SLICES_TAKEN,
     Decay,
     Policy,
     resting,
@@ -46,6 +45,8 @@ _PICKS: Final[dict[str, type[Working]]] = {
     "passive": PassivePeg,
     "twap": Twap,
 }
+#: Slices are an option where a passive parent would leave more than this share to cross.
+_LEFT: Final = 0.1
 #: Pegging to the touch for minutes takes more moves than the default for seconds.
 _PEG: Final[dict[str, Any]] = {"max_moves": 1_000}
 
@@ -115,8 +116,7 @@ class Router(Working):
                     parameters=_PEG | patience,
                 )
             )
-        # Slices always leave some to cross: an option only where a passive parent would leave more.
-        if share_taken(passive, costs) > SLICES_TAKEN:
+        if share_taken(passive, costs) > _LEFT:
             slices = sliced(monitor, view, side, lots, span_s, costs, self._decay, policy)
             options.append(
                 Option(

@@ -16,6 +16,7 @@ from execution.orders import NEVER_REST
 from execution.tca.groups import Interval, grouped, interval, third, thirds
 from execution.tca.rows import MARKOUTS_S, PARTS
 from market.console import NONE, bps, fixed, percent
+from market.units import BPS, E8
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -112,6 +113,43 @@ def costs(measured: Rows) -> list[dict[str, Any]]:
                 "complete": sum(row["state"] == "complete" for row in rows) / len(rows),
                 "maker_share": maker_lots / filled if filled else None,
                 "time_to_fill_s": _plain(rows, "time_to_fill_s"),
+            }
+        )
+    return lines
+
+
+def carry(parents: Rows, payments: Rows) -> list[dict[str, Any]]:
+    """Funding paid by symbol and venue, in USDT and in bps of what was traded; no part of a shortfall.
+
+    A payment is that of the parent that was the last to trade on the position's side before it; ``most_bps``
+    is the dearest parent's, of its own size.
+    """
+    lines = []
+    for (symbol, venue), paid in _of(payments, lambda row: (row["symbol"], row["venue"])).items():
+        ours = [row for row in parents if (row["symbol"], row["venue"]) == (symbol, venue)]
+        by_parent: dict[str, float] = defaultdict(float)
+        size = {row["parent_id"]: as_float(row["size_usdt"]) for row in ours}
+        for row in paid:
+            side = 1 if row["position_lots"] > 0 else -1
+            before = [p for p in ours if p["side"] == side and p["decision_ns"] < row["time_ns"]]
+            if before:
+                last = max(before, key=lambda parent: parent["decision_ns"])
+                by_parent[last["parent_id"]] += row["paid_e8"] / E8
+        traded = math.fsum(
+            as_float(row["size_usdt"]) * as_float(row["fill_rate"])
+            for row in ours
+            if row["fill_rate"] is not None
+        )
+        total = math.fsum(row["paid_e8"] for row in paid) / E8
+        lines.append(
+            {
+                "symbol": symbol,
+                "venue": venue,
+                "settlements": len(paid),
+                "parents": len(by_parent),
+                "paid_usdt": total,
+                "carry_bps": total / traded * BPS if traded else None,
+                "most_bps": max((p / size[n] * BPS for n, p in by_parent.items()), default=None),
             }
         )
     return lines

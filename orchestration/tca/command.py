@@ -20,13 +20,15 @@ import pyarrow.parquet as pq
 
 from assets.costs import build_costs, cost_rows, table_rows
 from execution.tca import TABLES
+from execution.tca import figures as tca_figures
 from execution.tca.figures import figures, main_table
+from live.funding import CarryRow
 from market.console import Result, Say, bps, estimate, percent, say, table
 from market.errors import DataError, UsageError
 from market.lake import Lake
 from market.settings import Settings
 from market.units import utc_date
-from orchestration.tca import arms, cost_report
+from orchestration.tca import arms, carry, cost_report
 
 #: The column that dates a row of each table.
 DATE_COLUMNS: Final = {
@@ -35,6 +37,7 @@ DATE_COLUMNS: Final = {
     "fills": "time_ns",
     "tca": "decision_ns",
     "markouts": "time_ns",
+    "carry": "time_ns",
 }
 
 
@@ -120,6 +123,7 @@ def _analyse(
         "arms": arms.compared(
             *(table_rows(lake, name, present, days[0], days[-1]) for name in ("parents", "tca"))
         ),
+        "carry": tca_figures.carry(rows["parent_costs"], table_rows(lake, "carry", present, *span)),
     }
     if page is not None:
         Path(page).parent.mkdir(parents=True, exist_ok=True)
@@ -134,8 +138,10 @@ def lake_beside(page: Path, folder: Path, source: str) -> Lake:
     TcaError when a table is missing, or lacks columns because an older version wrote it.
     """
     lake = Lake(folder / "lake", source)
-    for name, kind in TABLES.items():
+    for name, kind in (TABLES | {"carry": CarryRow}).items():
         path = page.with_name(f"{page.stem}.{name}.parquet")
+        if name == "carry" and not path.exists():
+            continue  # no settlement while a position was held
         if not path.exists():
             raise TcaError(
                 f"{path}: no such table; --beside names the page of `l2 backtest --html FILE`"
@@ -166,6 +172,7 @@ def report_text(result: dict[str, Any]) -> str:
     ]
     if result["arms"]:
         parts.append(arms.text(result["arms"]))
+    parts += carry.text(result)
     if result["estimates"]:
         rows = [
             (

@@ -25,7 +25,7 @@ from execution.tca.figures import (
 from market.console import bps, estimate, fixed, interval, percent
 from orchestration import report_page
 from orchestration.backtest.span import instant_text
-from orchestration.tca import arms
+from orchestration.tca import arms, carry
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -77,6 +77,7 @@ def document(result: Mapping[str, Any], rows: Mapping[str, Rows]) -> str:
             _main_table(result),
             _impact_note(result),
             *_arms(result),
+            *carry.section(result),
             "<h2>Parent by parent</h2>",
             _parents_picture(measured),
             "<h2>Against benchmarks</h2>",

@@ -34,6 +34,7 @@ from execution.tca import (
     thirds,
     to_table,
 )
+from execution.tca.figures import carry
 from execution.venue import View
 from market.events import Flag
 from market.units import SECOND_NS as S
@@ -526,3 +527,21 @@ def test_thirds_have_equal_counts() -> None:
     assert [counted.count(name) for name in ("lower third", "middle", "upper third")] == [3, 3, 3]
     assert third(math.nan, bounds) == "unknown"
     assert third(1.0, thirds([1.0, 1.0, 2.0])) == "unknown"
+
+
+def test_carry_is_that_of_the_parent_that_last_traded_on_the_positions_side() -> None:
+    """2 USDT paid and 1 received on 40,000 traded are 0.25 bps; the second buyer's 2 are 2 bps of his."""
+
+    def parent(name: str, side: int, decision_ns: int) -> dict[str, object]:
+        known = {"symbol": "A", "venue": "paper", "size_usdt": 10_000.0, "fill_rate": 1.0}
+        return known | {"parent_id": name, "side": side, "decision_ns": decision_ns}
+
+    parents = [parent("a", 1, 1), parent("b", 1, 2), parent("c", -1, 5), parent("d", -1, 9)]
+    paid = [
+        {"symbol": "A", "venue": "paper", "time_ns": 4, "position_lots": 7, "paid_e8": 2 * 10**8},
+        {"symbol": "A", "venue": "paper", "time_ns": 8, "position_lots": -7, "paid_e8": -(10**8)},
+    ]
+    (line,) = carry(parents, paid)
+    assert (line["settlements"], line["parents"], line["paid_usdt"]) == (2, 2, 1.0)
+    assert (line["carry_bps"], line["most_bps"]) == (pytest.approx(0.25), pytest.approx(2.0))
+    assert carry(parents, []) == []

@@ -110,7 +110,7 @@ def test_a_second_collection_writes_nothing_again(state: State) -> None:
     state.append(parent("p1"), intent(submit("p1-1")), fill("p1-1", "e1", 9))
     assert state.collect() == {
         "parents": 1, "orders": 1, "fills": 1, "tca": 0, "markouts": 0, "decisions": 0,
-        "realised": 0, "shadow": 0, "statements": 0,
+        "realised": 0, "shadow": 0, "statements": 0, "carry": 0,
     }  # fmt: skip
     before = state.files()
     assert set(before) == {f"{table} BTCUSDT {DAY}" for table in ("parents", "orders", "fills")}
