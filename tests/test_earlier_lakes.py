@@ -154,7 +154,8 @@ def test_a_journal_of_an_earlier_worker_goes_on_and_gives_the_same_rows(earlier:
     migrate_journals(settings_of(earlier))
     collect(earlier, state, "paper")
     for (table, *key), rows in before.items():
-        again = plain(earlier.read(table, *key)).select(rows.column_names)  # others were added since
+        # Other columns were added since.
+        again = plain(earlier.read(table, *key)).select(rows.column_names)
         assert again.equals(rows), (table, key)
     restored = restore(state / "log", {symbol: BUILT_IN[symbol] for symbol in SYMBOLS}, 0)
     assert restored is not None
