@@ -538,9 +538,9 @@ class Steps(ReplayFeed):
 
 
 @contextmanager
-def begun(root: Path, capture: str) -> Iterator[Run]:
+def begun(root: Path, capture: str, settings: Settings | None = None) -> Iterator[Run]:
     """What a run holds, before its first frame."""
-    with Run(live_settings(root), [capture], None) as one:
+    with Run(settings or live_settings(root), [capture], None) as one:
         yield one
 
 
@@ -826,7 +826,11 @@ def test_orders_of_a_killed_worker_are_reconciled_and_its_position_closed(
     left: dict[str, int] = {}
     working: list[str] = []
 
-    with begun(root, market.fresh) as one, ExitStack() as stack:
+    # Without fees urgency has everything cross at once.
+    resting = msgspec.structs.replace(
+        live_settings(root, algorithm="passive"), desk=Desk(urgency=False)
+    )
+    with begun(root, market.fresh, resting) as one, ExitStack() as stack:
         feed = Steps(market.fresh, {})
         shell = one.begin(feed, feed.first_ns, stack)
         for item in feed:

@@ -21,7 +21,7 @@ from execution.algorithms.placement import MarketOrder
 from market.bars import COLUMNS, Bars
 from market.errors import L2Error
 from market.lake import Lake
-from market.settings import Settings
+from market.settings import Desk, Settings
 from market.units import days_between
 from models_registry import ensemble, store, training, trials
 from models_registry.ensemble import BoosterParameters
@@ -243,6 +243,9 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 
 def test_a_signal_that_is_the_champions_trades_as_the_champion(market: Lab, tmp_path: Path) -> None:
+    # A signal states neither an error nor a half-life, which sizes and urgency read of a model.
+    desk = Desk(size="fixed", urgency=False)
+    market = Lab(msgspec.structs.replace(market.settings, desk=desk))
     settings, symbols = market.settings, market.settings.market.symbols
     span = span_of(market.lake, symbols, *SPAN)
     instruments, _ = instruments_of_span(market.lake, symbols, span)
