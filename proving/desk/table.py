@@ -33,6 +33,8 @@ Bounded = tuple[float, float, float]  #: a figure with its interval
 RESAMPLES: Final = 4000
 YEAR: Final = math.sqrt(365)
 LEAST_SHARPE: Final = 0.5
+#: A saving is of costs above this (bps), a bias of so many parents.
+LEAST_COST, LEAST_PARENTS = 0.5, 20
 
 
 def _over(above: str, below: str, scale: float = 1.0) -> Callable[[Sums], Float]:
@@ -189,7 +191,7 @@ def goals(row: str, lines: Sequence[tuple[str, Sequence[Compared]]]) -> list[Goa
                 holds = ratio.ratio[0] >= 1.3 and ratio.ratio[1] > 1
             text = f"{ratio.base:.1f} → {ratio.new:.1f}, {text}"
             out.append(Goal("Sharpe +30 %", where, text, holds))
-        if not ROWS[row].draws or math.isnan(cost.ratio[0]):
+        if not ROWS[row].draws or not cost.base >= LEAST_COST:
             continue
         saved, high, low = (100 * (x - 1) for x in cost.ratio)
         text = f"{cost.base:.2f} → {cost.new:.2f} bps, {saved:+.0f} % [{high:+.0f}, {low:+.0f}]"
@@ -242,5 +244,6 @@ def report(
         f"| {row}, {cell} | {name} | {n:,} | {_interval(mean, 2)} |"
         for row, one in data.items()
         for cell, name, n, mean in one["bias"]
+        if n >= LEAST_PARENTS
     ]
     return text, data | {"goals": judged}
