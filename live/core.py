@@ -205,6 +205,7 @@ class Core:
         """Start at an instant, with the history before its second if there is one."""
         self.now_ns = now_ns
         self.rows = self.trader.begin(now_ns // SECOND_NS * SECOND_NS, history)
+        self._record_desk(now_ns)
         self.reconciliation.start(now_ns)
         return self.trader.drain()
 
@@ -293,11 +294,12 @@ class Core:
         sent, self._numbered = self.requests.number - self._numbered, self.requests.number
         self.safety.see(end_ns, "rate_used", sent / self.safety.limits.actions_per_s)
         self.safety.second(end_ns)
-        if (targets := self.trader.targets()) != self._targets:
-            self._targets = targets
-            self._record_desk(end_ns)
+        self._record_desk(end_ns)
 
     def _record_desk(self, now_ns: int) -> None:
+        if (targets := self.trader.targets()) == self._targets:
+            return
+        self._targets = targets
         # Parents and their fills follow from their own records.
         desk = msgspec.structs.replace(self.desk.snapshot(), open={}, fills={})
         self._emitter.append("section/desk", now_ns, desk)

@@ -141,6 +141,8 @@ def known(state: CoreState) -> dict[str, Any]:
     del plain["safety"]["facts"]
     # On record when it was last written; a start confirms each by a decision before it acts on it.
     del plain["desk"]["targets"]
+    # Learnt anew from the history that a start takes; a step of a margin limit begins anew.
+    del plain["exposure"]
     return plain
 
 
