@@ -24,10 +24,12 @@ WORKER = """
 import msgspec, sys
 from pathlib import Path
 from live.worker import run
+from market.settings import Desk
 from tests.live.live_market import live_settings
 settings = live_settings(Path(sys.argv[1]), algorithm="passive", deadline_s=60.0)
 live = msgspec.structs.replace(settings.live, venue="sandbox", sandbox=sys.argv[2])
-run(msgspec.structs.replace(settings, live=live), flatten=sys.argv[3] == "flatten")
+desk = Desk(urgency=False)  # without fees everything would cross at once, and nothing rest
+run(msgspec.structs.replace(settings, live=live, desk=desk), flatten=sys.argv[3] == "flatten")
 """
 
 
@@ -83,12 +85,14 @@ class Worker:
 
     def __init__(self, root: Path, exchange: Exchange, end: str = "keep") -> None:
         self.state = root / "live" / "sandbox"
+        # Traced it would not keep up with the exchange, which runs by the clock.
+        untraced = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")}
         keys = {"L2_API_KEY": exchange.key["key"], "L2_API_SECRET": exchange.key["secret"]}
         with open(root / "worker.log", "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", WORKER, str(root), exchange.rest, end],
                 cwd=REPOSITORY,
-                env={**os.environ, "PYTHONPATH": str(REPOSITORY), **keys},
+                env={**untraced, "PYTHONPATH": str(REPOSITORY), **keys},
                 stderr=log,
             )
 

@@ -90,7 +90,7 @@ class Tab:
 @contextmanager
 def browser() -> Iterator[Tab]:
     """A tab of a browser of its own."""
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [
             str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
             "--remote-debugging-port=0", f"--user-data-dir={profile}", "--no-first-run",
