@@ -6,12 +6,15 @@ import math
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from orchestration.cli import main
 from proving.desk import sessions
 from proving.desk.sessions import Figures, recording, session, variant
 from proving.desk.table import compare, goals, paired
+from proving.kept import Done
 
 
 def figures(net: float, cost: float, parents_usdt: float = 1000.0) -> Figures:
@@ -67,3 +70,34 @@ def test_both_desks_work_the_same_drawn_parents_on_a_recording(
     assert legacy["filled_maker"] == 0 < passive["filled_maker"]
     assert legacy["cost"] / legacy["parents_usdt"] == pytest.approx(5.5, abs=0.5)
     assert not legacy["errors"]
+
+
+def test_kept_sessions_are_judged_without_running_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    biased = {"bias passive low": 2.0, "biased passive low": 20.0}
+    with open(tmp_path / "parents.jsonl", "wb") as file:
+        for seed in (3001, 3002, 3003):
+            for run, cells in (
+                ("whole", sessions.whole()),
+                ("parts", sessions.parts("vip0", True)),
+            ):
+                found = {
+                    cell: figures(seed - 3000.0, 5.5 if cell.startswith("legacy") else 2.5) | biased
+                    for cell in cells
+                }
+                done = Done(
+                    row="parents", run=run, seed=seed, code="a", cpu_s=8.0, at="", figures=found
+                )
+                file.write(msgspec.json.encode(done) + b"\n")
+        file.write(b'{"row": "parents", "run"')  # cut by a crash
+    options = ("--judge", "--only", "parents", "--seeds", "3001-3003", "--folder", str(tmp_path))
+    assert main(["desk-table", *options]) == 0
+    told = capsys.readouterr()
+    assert "a line is cut; its seed runs again" in told.err
+    assert "5.500 → 2.500" in told.out
+    assert main(["desk-table", *options, "--json"]) == 0
+    data = msgspec.json.decode(capsys.readouterr().out)
+    assert data["cpu_s"] == 48.0
+    assert data["code"] == ["a"]
+    assert main(["desk-table", "--only", "another"]) == 2
