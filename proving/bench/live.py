@@ -326,7 +326,9 @@ class _Run:
         self._as_it_was = as_it_was
         self.settings = msgspec.convert(
             {"root": str(root), "model": {"fee_row": "zero"}, "live": {"venue": "sandbox"},
-             "execution": {"algorithm": "passive", "deadline_s": 10.0}}, Settings,
+             "execution": {"algorithm": "passive", "deadline_s": 10.0},
+             # What crosses is filled at its bound here, and the losses would end the run.
+             "risk": {"daily_loss_usdt": 1e12, "drawdown_usdt": 1e12}}, Settings,
         )  # fmt: skip
         self._capture, self._speed = capture, speed
         self._instruments = instruments_of([capture], SYMBOLS)
