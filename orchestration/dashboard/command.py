@@ -64,7 +64,7 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
     from nicegui import app, ui
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from orchestration.dashboard import acts, pages
+    from orchestration.dashboard import acts, execution, market, model, risk, system
 
     # A page of another site that resolves to this machine gets nothing.
     app.add_middleware(
@@ -98,11 +98,11 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
 
         with ui.column().classes("w-full max-w-7xl mx-auto gap-2") as body:
             renew: Callable[[], None] = {
-                "market": lambda: pages.market(follow, symbol),
-                "execution": lambda: pages.execution(follow, symbol),
-                "risk": lambda: pages.risk(follow, symbol, token),
-                "model": lambda: pages.model(follow, symbol, settings.model.primary_s),
-                "system": lambda: pages.system(follow, settings.root),
+                "market": lambda: market.build(follow, symbol),
+                "execution": lambda: execution.build(follow),
+                "risk": lambda: risk.build(follow, symbol, token),
+                "model": lambda: model.build(follow, symbol, settings.model.primary_s),
+                "system": lambda: system.build(follow, settings.root),
             }[name]()
 
         def tick() -> None:

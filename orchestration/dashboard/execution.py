@@ -1,0 +1,98 @@
+"""The execution page: parents and their open orders, what orders cost so far, and where time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from market.console import NONE, fixed, percent
+from market.units import SECOND_NS
+from orchestration.dashboard.follow import Follower
+from orchestration.dashboard.widgets import (
+    ASK,
+    BID,
+    LINE,
+    MUTED,
+    SECOND,
+    Figures,
+    Renew,
+    draw,
+    lines,
+    section,
+    table,
+)
+
+
+def build(follow: Follower) -> Renew:
+    """Parents and their open orders, what orders cost so far, and where time goes."""
+    figures = Figures(
+        ("parents", "orders", "fills", "filled", "maker share", "all-in cost", "markout 60 s")
+    )
+    section("Parents at work")
+    parents = table(
+        ("parent", "symbol", "side", "algorithm", "filled", "deadline"),
+        "no parent is at work",
+        text=4,
+    )
+    section("Open orders")
+    orders = table(
+        ("order", "symbol", "side", "state", "price", "filled", "age"), "no order is open", text=4
+    )
+    section("Cost so far, in parts", "mean over measured parents, bps of the decision price")
+    parts = table(("part", "bps"), "no parent has been measured yet")
+    section("Latency", "99th percentile since the start, ms")
+    stages = ("queue", "step", "log", "sync", "send", "decision")
+    colors = (LINE, BID, SECOND, ASK, MUTED, "#7a5195")
+    latency = lines("Latency by stage", stages, colors, "ms", "log")
+    drawn = [0]
+
+    def renew() -> None:
+        state = follow.state
+        costs, markets = state.get("costs", {}), state.get("markets", {})
+        now_ns = state["worker"]["time_ns"]
+        figures.show(
+            parents=f"{costs.get('parents', 0):,}",
+            orders=f"{costs.get('orders', 0):,}",
+            fills=f"{costs.get('fills', 0):,}",
+            filled=f"{fixed(costs.get('filled_usdt'), 0)} USDT",
+            maker_share=percent(costs.get("maker_share")),
+            markout_60_s=f"{fixed(costs.get('markout_60s_bps'), 3)} bps",
+            **{"all-in cost": f"{fixed(costs.get('all_in_cost_bps'), 3)} bps"},
+        )
+        parents([
+            [id, row["symbol"], _side(row), row["algorithm"],
+             f"{row['filled_lots']:,} of {row['qty_lots']:,} lots",
+             f"{(row['deadline_ns'] - now_ns) / SECOND_NS:.0f} s"]
+            for id, row in state.get("parents", {}).items()
+        ])  # fmt: skip
+        orders([
+            [id, row["symbol"], _side(row), row["state"].lower(), _price(row, markets),
+             f"{row['filled_lots']:,} of {row['qty_lots']:,} lots",
+             f"{max(0.0, (now_ns - row['sent_ns']) / SECOND_NS):.1f} s"]
+            for id, row in state.get("orders", {}).items()
+        ])  # fmt: skip
+        parts([
+            [name.removesuffix("_bps").replace("_", " "), fixed(value, 3)]
+            for name, value in (costs.get("cost_parts_bps") or {}).items()
+            if value is not None
+        ])  # fmt: skip
+        kept = list(follow.seconds)
+        if kept and kept[-1].t_s != drawn[0]:
+            drawn[0] = kept[-1].t_s
+            draw(
+                latency,
+                *([[s.t_s * 1000, s.p99_ms.get(stage) or None] for s in kept] for stage in stages),
+            )
+
+    return renew
+
+
+def _side(row: Mapping[str, Any]) -> str:
+    return "buy" if row["side"] > 0 else "sell"
+
+
+def _price(row: Mapping[str, Any], markets: Mapping[str, Any]) -> str:
+    if not (ticks := row.get("price_ticks")) or row["symbol"] not in markets:
+        return NONE
+    tick = markets[row["symbol"]]["tick"]
+    return f"{ticks * float(tick):,.{len(tick.partition('.')[2])}f}"

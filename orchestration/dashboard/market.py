@@ -1,0 +1,156 @@
+"""The market page: ladder, depth map, spread, cost by size, taker flow, funding, and the signal over it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from nicegui import ui
+
+from market.console import NONE, fixed, percent
+from market.units import SECOND_NS
+from orchestration.dashboard.follow import Follower, Moment
+from orchestration.dashboard.widgets import (
+    ASK,
+    BID,
+    LINE,
+    MUTED,
+    SECOND,
+    Figures,
+    Renew,
+    chart,
+    draw,
+    finite,
+    lines,
+    section,
+    table,
+)
+
+#: Seconds of the depth map, and its rows.
+_MAP_S: Final = 120
+_MAP_ROWS: Final = 30
+
+
+def build(follow: Follower, symbol: Callable[[], str]) -> Renew:
+    """Ladder, depth map, spread, cost by size, taker flow, funding, and the signal over it."""
+    figures = Figures(
+        ("mid", "spread", "taker flow", "funding", "next funding", "book"),
+    )
+    with ui.element("div").classes("grid grid-cols-1 lg:grid-cols-2 gap-4 w-full"):
+        with ui.column().classes("gap-1 w-full"):
+            section("Ladder", "quantity at each price, USDT")
+            ladder = chart(
+                "h-96",
+                xAxis={"type": "value", "axisLabel": {"formatter": "{value} k", "color": MUTED}},
+                yAxis={"type": "category", "data": [], "axisLabel": {"color": MUTED}},
+                series=[
+                    {"name": name, "type": "bar", "stack": "side", "color": color, "data": []}
+                    for name, color in (("bid", BID), ("ask", ASK))
+                ],
+            )
+        with ui.column().classes("gap-1 w-full"):
+            section("Depth map", f"the last {_MAP_S} s; darker is deeper")
+            depth = chart(
+                "h-96",
+                tooltip={},
+                xAxis={"type": "category", "data": [], "axisLabel": {"color": MUTED}},
+                yAxis={"type": "category", "data": [], "axisLabel": {"color": MUTED}},
+                visualMap={"show": False, "min": 0, "max": 8, "inRange": {
+                    "color": ["rgba(76,120,168,0.04)", "rgba(76,120,168,0.5)", "#16324f"]}},
+                series=[{"type": "heatmap", "data": []}],
+            )  # fmt: skip
+    section("Cost of taking at once", "against the mid, before fees, bps")
+    costs = table(("size, USDT", "buy", "sell"), "the book is not known")
+    section(
+        "Signal", "expected return over the primary horizon, and what an entry has to exceed, bps"
+    )
+    signal = lines("Signal", ("expected", "threshold", "-threshold"), (LINE, SECOND, SECOND), "bps")
+    about = Figures(("expected", "threshold", "confidence", "regime", "by horizon", "target"))
+    drawn = [0]
+
+    def renew() -> None:
+        state, name = follow.state, symbol()
+        found = state.get("markets", {}).get(name)
+        if not found:
+            return
+        kept = list(follow.moments.get(name, ()))
+        _ladder(ladder, found)
+        if kept:
+            figures.show(**_touch(kept, found))
+        rate, due_ns = found["funding_rate"], found["funding_ns"]
+        left_s = (due_ns - state["worker"]["time_ns"]) // SECOND_NS
+        figures.show(
+            funding=NONE if rate is None else f"{fixed(rate * 1e4, 3)} bps",
+            next_funding=f"in {left_s // 3600} h {left_s // 60 % 60} min" if due_ns and left_s > 0 else NONE,
+            book="valid" if found["valid"] else "not known",
+        )  # fmt: skip
+        costs([
+            [f"{int(usdt):,}", *(fixed(each, 3) for each in pair)]
+            for usdt, pair in found["sweep_bps"].items()
+        ])  # fmt: skip
+        decision = state["symbols"].get(name, {}).get("decision") or {}
+        about.show(
+            expected=f"{fixed(decision.get('expected_bps'), 3)} bps",
+            threshold=f"{fixed(decision.get('cost_bps'), 3)} bps",
+            confidence=percent(decision.get("confidence")),
+            regime=str(decision.get("regime") or NONE),
+            by_horizon=" / ".join(fixed(each, 2) for each in decision.get("by_horizon") or ()) or NONE,
+            target={1: "long", -1: "short"}.get(decision.get("target", 0), "flat"),
+        )  # fmt: skip
+        if kept and kept[-1].t_s != drawn[0]:
+            drawn[0] = kept[-1].t_s
+            draw(
+                signal,
+                [[m.t_s * 1000, finite(m.expected_bps)] for m in kept],
+                [[m.t_s * 1000, finite(m.cost_bps)] for m in kept],
+                [[m.t_s * 1000, finite(-m.cost_bps)] for m in kept],
+            )
+            _map(depth, kept[-_MAP_S:], float(found["tick"]))
+
+    return renew
+
+
+def _ladder(chart: ui.echart, found: Mapping[str, Any]) -> None:
+    tick, lot = float(found["tick"]), float(found["lot"])
+    levels = [(p * tick, q * lot * p * tick / 1e3) for p, q in (*found["bids"], *found["asks"])]
+    bids, digits = len(found["bids"]), len(found["tick"].partition(".")[2])
+    order = sorted(range(len(levels)), key=lambda n: levels[n][0])
+    chart.options["yAxis"]["data"] = [f"{levels[n][0]:,.{digits}f}" for n in order]
+    draw(
+        chart,
+        [round(levels[n][1], 2) if n < bids else None for n in order],
+        [round(levels[n][1], 2) if n >= bids else None for n in order],
+    )
+
+
+def _touch(kept: Sequence[Moment], found: Mapping[str, Any]) -> dict[str, str]:
+    """Mid, spread, and what takers bought and sold over the last ten seconds."""
+    last, back = kept[-1], kept[-min(len(kept), 11)]
+    span_s, usdt = max(1, last.t_s - back.t_s), float(found["lot"]) * last.mid / 1e3
+    bought, sold = (last.bought - back.bought) / span_s, (last.sold - back.sold) / span_s
+    return {
+        "mid": f"{last.mid:,.{len(found['tick'].partition('.')[2])}f}",
+        "spread": f"{fixed((last.ask - last.bid) / last.mid * 1e4, 3)} bps",
+        "taker flow": f"+{fixed(bought * usdt, 1)} / -{fixed(sold * usdt, 1)} k USDT/s",
+    }
+
+
+def _map(chart: ui.echart, kept: Sequence[Moment], tick: float) -> None:
+    """Quantity by price and second, in rows of equal width around the last mid."""
+    last = kept[-1]
+    reach = max(
+        (abs(p - last.mid) for m in kept[-30:] for p, _ in (*m.bids, *m.asks)), default=tick
+    )
+    step = max(tick, 2 * reach / _MAP_ROWS)
+    low = last.mid - step * _MAP_ROWS / 2
+    cells: dict[tuple[int, int], float] = {}
+    for column, m in enumerate(kept):
+        for price, quantity in (*m.bids, *m.asks):
+            row = int((price - low) // step)
+            if 0 <= row < _MAP_ROWS:
+                cells[column, row] = cells.get((column, row), 0.0) + quantity * price / 1e3
+    chart.options["xAxis"]["data"] = [time.strftime("%H:%M:%S", time.gmtime(m.t_s)) for m in kept]
+    chart.options["yAxis"]["data"] = [f"{low + (n + 0.5) * step:,.2f}" for n in range(_MAP_ROWS)]
+    draw(chart, [[x, y, round(math.log1p(value), 2)] for (x, y), value in cells.items()])

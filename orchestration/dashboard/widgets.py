@@ -1,0 +1,97 @@
+"""What the pages are made of. Texts of the worker are shown as text, never as HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from nicegui import ui
+
+from market.console import NONE
+
+Renew = Callable[[], None]
+
+BID, ASK, LINE, SECOND = "#2a9d6f", "#d1495b", "#4c78a8", "#e0a030"
+MUTED: Final = "#8a8f98"
+
+
+class Figures:
+    """A grid of labelled figures, renewed by name."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._values: dict[str, ui.label] = {}
+        with ui.grid().classes("grid-cols-2 sm:grid-cols-4 lg:grid-cols-6 gap-x-6 gap-y-2 w-full"):
+            for name in names:
+                with ui.column().classes("gap-0"):
+                    ui.label(name).classes("text-xs opacity-60")
+                    self._values[name] = ui.label(NONE).classes("text-base tabular-nums").mark(name)
+
+    def show(self, **values: str) -> None:
+        for name, text in values.items():
+            self._values[name.replace("_", " ")].set_text(text)
+
+
+def section(title: str, hint: str = "") -> None:
+    """A heading, and below it what it means."""
+    ui.label(title).classes("text-lg font-medium mt-4").props("role=heading aria-level=2")
+    if hint:
+        ui.label(hint).classes("text-xs opacity-60")
+
+
+def table(columns: Sequence[str], empty: str, text: int = 1) -> Callable[[list[list[str]]], None]:
+    """A table whose first columns are ``text`` and the others numbers; what shows new rows."""
+    heads = [
+        {"name": name, "label": name, "field": name, "align": "left" if n < text else "right"}
+        for n, name in enumerate(columns)
+    ]
+    shown = ui.table(columns=heads, rows=[], row_key=columns[0]).classes("w-full")
+    shown.props('dense flat bordered hide-pagination rows-per-page-options="[0]"')
+    shown.add_slot("no-data", f'<div class="q-pa-xs opacity-60">{empty}</div>')
+
+    def show(rows: list[list[str]]) -> None:
+        new = [dict(zip(columns, row, strict=True)) for row in rows]
+        if new != shown.rows:
+            shown.rows = new
+            shown.update()
+
+    return show
+
+
+def chart(height: str, **options: Any) -> ui.echart:
+    base = {
+        "animation": False,
+        "grid": {"left": 58, "right": 16, "top": 28, "bottom": 24},
+        "textStyle": {"color": MUTED},
+        "legend": {"top": 0, "textStyle": {"color": MUTED}},
+        "tooltip": {"trigger": "axis"},
+    }
+    return ui.echart(base | options).classes(f"w-full {height}")
+
+
+def lines(
+    title: str, names: Sequence[str], colors: Sequence[str], unit: str, scale: str = "value"
+) -> ui.echart:
+    return chart(
+        "h-56",
+        xAxis={"type": "time", "axisLabel": {"hideOverlap": True, "color": MUTED}},
+        yAxis={
+            "type": scale, "scale": True, "name": unit, "axisLabel": {"color": MUTED},
+            "splitLine": {"lineStyle": {"opacity": 0.25}},
+        },
+        series=[
+            {"name": name, "type": "line", "showSymbol": False, "color": color, "data": []}
+            for name, color in zip(names, colors, strict=True)
+        ],
+        aria={"enabled": True, "label": {"description": title}},
+    )  # fmt: skip
+
+
+def draw(chart: ui.echart, *series: list[Any]) -> None:
+    for number, data in enumerate(series):
+        chart.options["series"][number]["data"] = data
+    chart.update()
+
+
+def finite(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
