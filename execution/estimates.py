@@ -149,7 +149,7 @@ def _taking(monitor: Monitor, view: View, side: int, lots: float, costs: Costs) 
     """Impact of taking ``lots`` at once, beyond half the spread, bps."""
     whole = max(1, round(lots))
     half = view.half_spread_bps
-    swept = sweep_bps(view.levels(-side), view.mid_ticks, whole)
+    swept = sweep_bps(view.reached(-side, whole), view.mid_ticks, whole)
     if swept is None:
         swept = half + impact_bps(monitor, view, whole, costs.impact)
     return max(0.0, swept - half)

@@ -132,6 +132,18 @@ class Headroom(Margin):
 
         lot_e8 = at_mark_e8(holding.instrument, 1, mark_e8)
         low, high = 0, int(free * float(terms.leverage) / lot_e8) + 1
+        # Where margin and fee end, or the distance, which goes as A / lots - C: beside it comes before halving.
+        rate = (terms.position_margin_e8(side, E8) + fee_e8(E8, terms.taker_fee)) / E8
+        near = max(2, int(free / (lot_e8 * rate)))
+        far_bps, near_bps = (
+            self.distance_bps(symbol, side * lots - holding.position_lots)
+            for lots in (near // 2, near)
+        )
+        if near_bps < least_bps < far_bps:
+            near = int(near * (far_bps - near_bps) / (least_bps + far_bps - 2 * near_bps))
+        for middle in (near + 2, near - 2):
+            if low < middle < high:
+                low, high = (middle, high) if fits(middle) else (low, middle)
         while high - low > 1:  # fits(low), not fits(high)
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)

@@ -10,6 +10,7 @@ that count as ``PRIOR_S`` seconds of observation.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from enum import StrEnum
@@ -78,6 +79,13 @@ class Monitor:
         self._depleted_ns: list[int | None] = [None, None]
         self._recovery_s = 0.0
         self._recoveries = 0.0
+
+    def copy(self) -> Monitor:
+        """One that goes its own way from here."""
+        other = copy.copy(self)
+        for name in ("_outflow", "_touch", "_depleted_ns"):
+            setattr(other, name, list(getattr(self, name)))
+        return other
 
     def see(self, view: View) -> None:
         """Take in a view; views that are stale or not newer are ignored."""
@@ -212,7 +220,7 @@ class Propagator(msgspec.Struct, frozen=True, kw_only=True):
 
 def estimate_taker(monitor: Monitor, view: View, side: int, lots: int, costs: Costs) -> Estimate:
     """Cost of a market order: the visible book, and the square-root law beyond it."""
-    levels = view.levels(-side)
+    levels = view.reached(-side, lots)
     half = view.half_spread_bps
     swept = sweep_bps(levels, view.mid_ticks, lots)
     if swept is None:

@@ -398,4 +398,4 @@ def _at_mark(instrument: Instrument, lots: int, mark_e8: int) -> Fraction:
 
 def at_mark_e8(instrument: Instrument, lots: int, mark_e8: int) -> int:
     """Notional of a position at a mark price in 1e-8 units, rounded up."""
-    return ceil(_at_mark(instrument, lots, mark_e8))
+    return _up(abs(lots) * mark_e8, _exact(instrument.lot))

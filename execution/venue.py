@@ -47,6 +47,11 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
             return self.book.bids() if side > 0 else self.book.asks()
         return self.bids if side > 0 else self.asks
 
+    def reached(self, side: int, lots: int) -> Sequence[tuple[int, int]]:
+        """The levels of a side that hold ``lots``, or more of them; every one that is known if none do."""
+        shown = self.bids if side > 0 else self.asks
+        return shown if sum(held for _, held in shown) >= lots else self.levels(side)
+
     @property
     def mid_ticks(self) -> float:
         """Middle of the touch in ticks; ValueError when a side is empty."""

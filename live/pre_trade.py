@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Any, Final
@@ -67,7 +66,7 @@ class PreTrade:
         router: dict[str, Any] = {"costs": self._costs, "decay": self.decay}
         given = (router if algorithm == "router" else {}) | parameters
         working = start(algorithm, parent, self._orders, self._band_bps, **given)
-        working.inform(copy.deepcopy(self._monitors[parent.symbol]))
+        working.inform(self._monitors[parent.symbol].copy())
         return working
 
     def judged(
