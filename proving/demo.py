@@ -50,9 +50,9 @@ from proving.synthetic import (
 )
 
 FIRST_DAY: Final = "2026-03-02"
-#: Live: a minute of wall time at this speed.
-SPEED: Final = 20
-LIVE_S: Final = 60
+#: Live: twenty minutes of market in half a minute of wall time.
+SPEED: Final = 40
+LIVE_S: Final = 30
 
 _SETTINGS: Final = """\
 # The demo's lake: a synthetic market with a strong planted signal, judged without fees.
@@ -108,7 +108,7 @@ def run(folder: str, days: int, quiet: bool = False) -> dict[str, Any]:
     report = pipeline.run(settings, (), first, last, selection, without=(_STUDY,))
     _require(report)
     with _worker(folder, lake, fresh) as live:
-        # Beside the worker, which trades for a minute and hardly needs its core.
+        # Beside the worker, which trades for half a minute and hardly needs its core.
         if not stands:
             studied = pipeline.run(settings, (), first, last, (_STUDY,))
             _require(studied)
