@@ -44,7 +44,7 @@ def rehearse(settings: Settings, instruments: Mapping[str, Instrument], model: M
     started = time.monotonic()
     depth = settings.market.book_depth
     decoder = Decoder(instruments, depth, instruments, follow=False)
-    settings = on_paper(settings)
+    settings, now_ns = on_paper(settings), _START_NS
     core = Core(
         settings, instruments, model=model, codec=PlainCodec(), name="rehearsal", at_venue=False
     )
@@ -56,8 +56,12 @@ def rehearse(settings: Settings, instruments: Mapping[str, Instrument], model: M
             if now_ns == _ORDER_NS and not desk.has_parent(symbol):
                 desk.set_target(symbol, _least_lots(instruments[symbol]), now_ns, 1.0)
             driver.on_events(symbol, events)
+    prediction = model.bundle.predict(np.zeros(len(model.bundle.manifest.features)))
+    for symbol, instrument in instruments.items():  # nothing was warm: no entry was judged or sized
+        mid = _MID_TICKS * instrument.tick_size
+        desk.pre_trade.round_trip_bps(symbol, 1, 1.0, now_ns)
+        desk.sizes.decide(symbol, 1, now_ns, mid, prediction, 0.0, 60.0)
     driver.close(flatten=True)
-    model.bundle.predict(np.zeros(len(model.bundle.manifest.features)))
     pa.array(
         np.zeros(1), from_pandas=True
     )  # imports pandas: the decision log's thread would hold the GIL
