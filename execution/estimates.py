@@ -2,14 +2,14 @@
 
 Fills come from the fill model (`hazard`): size against the queue, the market's outflow and its
 volatility. Spread and depth enter through the cost of taking, the signal through what has come of it
-by the time at which the unfilled part crosses.
+by the time at which the unfilled part crosses. What parents cost beyond that is learnt (`Learnt`).
 """
 
 from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,8 @@ from execution.venue import View
 
 #: Slices of a twap.
 SLICES: Final = 10
+#: A schedule without slices takes what has been due for so long.
+PATIENCE_S: Final = 10.0
 #: Algorithms that follow a schedule.
 SCHEDULED: Final = frozenset({"twap", "vwap", "pov", "almgren_chriss"})
 
@@ -61,12 +63,21 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     patience: float = 0.25
     #: Adverse selection of patient fills, as a share of that of fills at the touch.
     patient_adverse: float = 0.78
+    #: The same of an iceberg, whose tips are small.
+    iceberg_adverse: float = 0.82
     #: Patience needs this long, or a parent that is larger than this share of the own touch.
     patient_s: float = 120.0
     patient_share: float = 0.5
     #: A pegged order fills so many times as fast as the fill model says, which lets the price run away by
     #: its ``away_bps`` first; algorithms follow every tick.
     pegged: float = 1.75
+    #: Standard deviation of the estimate's own bias in another market: a share of adverse selection and
+    #: impact, and what the market moves within the latency (bps). How many parents weigh as much as that
+    #: prior; more than ``most`` weigh no more, so that what was learnt gives way.
+    bias: float = 0.5
+    bias_bps: float = 0.02
+    bias_parents: int = 40
+    most: int = 400
 
     def adverse_at(self, monitor: Monitor) -> float:
         """Adverse selection: the drift against us that comes with a fill at the touch, bps."""
@@ -90,69 +101,89 @@ def queued(monitor: Monitor, view: View, side: int, lots: int) -> Queued:
     return Queued.of(monitor, view, side, max(1, lots // 2))
 
 
-def resting(
-    monitor: Monitor,
-    view: View,
-    side: int,
-    lots: int,
-    span_s: float,
-    costs: Costs,
-    decay: Decay,
-    policy: Policy = POLICY,
-    adverse: float = 1.0,
-) -> Estimate:
-    """Rest at the touch for ``span_s``, then cross with the remainder; ``adverse`` is the share of the
-    touch's adverse selection that its fills have."""
-    half, sigma = view.half_spread_bps, monitor.sigma_bps
-    order, model = queued(monitor, view, side, lots), fill_model(costs.source)
-    filled = model.pegged_fill_probability(order, span_s * policy.pegged)
-    rest = 1 - filled
-    # A fill means that the market came to us: only the unfilled part bears the drift.
-    drift = side * (view.signal_bps or 0.0) * decay.share(span_s)
-    return Estimate(
-        spread_bps=half * (rest - filled),
-        impact_bps=rest * _taking(monitor, view, side, lots * rest, costs),
-        timing_bps=policy.adverse_at(monitor) * adverse * filled + drift * rest,
-        fees_bps=costs.maker_bps * filled + costs.taker_bps * rest,
-        risk_bps=sigma * math.sqrt(span_s * max(rest, 0.05)),
-    )
+class Prospect(NamedTuple):
+    """A parent of ``lots`` that has not started, and its market; the view is sound (not stale)."""
 
+    monitor: Monitor
+    view: View
+    side: int
+    lots: int
+    costs: Costs
+    decay: Decay
+    policy: Policy = POLICY
 
-def sliced(
-    monitor: Monitor,
-    view: View,
-    side: int,
-    lots: int,
-    span_s: float,
-    costs: Costs,
-    decay: Decay,
-    policy: Policy = POLICY,
-) -> Estimate:
-    """Slices that rest one after the other, each for its part of the time, and then cross."""
-    part = max(1, lots // SLICES)
-    one = resting(monitor, view, side, part, span_s / SLICES, costs, decay, policy)
-    taken = share_taken(one, costs)
-    return Estimate(
-        spread_bps=view.half_spread_bps * (2 * taken - 1),
-        impact_bps=taken
-        * max(
-            _taking(monitor, view, side, part * taken, costs),
-            impact_bps(monitor, view, max(1, round(lots * taken)), costs.impact),
-        ),
-        timing_bps=one.timing_bps,
-        fees_bps=costs.maker_bps * (1 - taken) + costs.taker_bps * taken,
-        risk_bps=monitor.sigma_bps * math.sqrt(span_s / 3),
-    )
+    def resting(self, span_s: float, adverse: float = 1.0) -> Estimate:
+        """Rest at the touch for ``span_s``, then cross with the remainder; ``adverse`` is the share of the
+        touch's adverse selection that its fills have."""
+        monitor, view, side, lots, costs, decay, policy = self
+        order, model = queued(monitor, view, side, lots), fill_model(costs.source)
+        filled = model.pegged_fill_probability(order, span_s * policy.pegged)
+        rest = 1 - filled
+        # A fill means that the market came to us: only the unfilled part bears the drift.
+        drift = side * (view.signal_bps or 0.0) * decay.share(span_s)
+        against = policy.adverse_at(monitor) * adverse * filled
+        impact = rest * self._taking(lots * rest)
+        return Estimate(
+            spread_bps=view.half_spread_bps * (rest - filled),
+            impact_bps=impact,
+            timing_bps=against + drift * rest,
+            fees_bps=costs.maker_bps * filled + costs.taker_bps * rest,
+            risk_bps=monitor.sigma_bps * math.sqrt(span_s * max(rest, 0.05)),
+            bias_bps=policy.bias_bps + policy.bias * (against + impact),
+        )
 
+    def sliced(self, span_s: float, patience_s: float) -> Estimate:
+        """Slices that come due one after the other over ``span_s``; each rests for ``patience_s``, or what
+        is left of the time, and then crosses."""
+        part = max(1, self.lots // SLICES)
+        shares: dict[float, float] = {}  # by seconds of rest; the last slices' thirds rest for less
+        for last, share in ((2, 0.3), (5.5, 0.4), (9, 0.3)):
+            rest_s = min(patience_s, span_s * last / SLICES)
+            shares[rest_s] = shares.get(rest_s, 0.0) + share
+        one = self._replace(lots=part)
+        found = [(share, one.resting(rest_s)) for rest_s, share in shares.items()]
+        costs = self.costs
+        taken = sum(share * share_taken(each, costs) for share, each in found)
+        whole = max(1, round(self.lots * taken))
+        impact = taken * max(
+            self._taking(part * taken), impact_bps(self.monitor, self.view, whole, costs.impact)
+        )
+        return Estimate(
+            spread_bps=self.view.half_spread_bps * (2 * taken - 1),
+            impact_bps=impact,
+            timing_bps=sum(share * each.timing_bps for share, each in found),
+            fees_bps=costs.maker_bps * (1 - taken) + costs.taker_bps * taken,
+            risk_bps=self.monitor.sigma_bps * math.sqrt(span_s / 3),
+            bias_bps=sum(share * each.bias_bps for share, each in found),
+        )
 
-def _taking(monitor: Monitor, view: View, side: int, lots: float, costs: Costs) -> float:
-    """Impact of taking ``lots`` at once, beyond half the spread, bps."""
-    whole = max(1, round(lots))
-    half = view.half_spread_bps
-    swept = sweep_bps(view.reached(-side, whole), view.mid_ticks, whole)
-    if swept is None:
-        swept = half + impact_bps(monitor, view, whole, costs.impact)
-    return max(0.0, swept - half)
+    def _taking(self, lots: float) -> float:
+        """Impact of taking ``lots`` at once, beyond half the spread, bps."""
+        view, whole = self.view, max(1, round(lots))
+        half = view.half_spread_bps
+        swept = sweep_bps(view.reached(-self.side, whole), view.mid_ticks, whole)
+        if swept is None:
+            swept = half + impact_bps(self.monitor, view, whole, self.costs.impact)
+        return max(0.0, swept - half)
+
+    def taken(self) -> Estimate:
+        """A market order."""
+        found = estimate_taker(self.monitor, self.view, self.side, self.lots, self.costs)
+        bias_bps = self.policy.bias_bps + self.policy.bias * found.impact_bps
+        return msgspec.structs.replace(found, bias_bps=bias_bps)
+
+    def estimate(self, algorithm: str, whole_s: float) -> Estimate:
+        """Expected cost under an algorithm of that name, ``whole_s`` before its deadline.
+
+        A market order takes, a schedule rests in slices, every other rests at the touch and then crosses;
+        urgency shortens the time of all of them, but not how long a twap's slice rests.
+        """
+        span_s = whole_s * (1 - (self.view.urgency or 0.0))
+        if algorithm == "market" or span_s <= 0:
+            return self.taken()
+        if algorithm in SCHEDULED:
+            return self.sliced(span_s, whole_s / SLICES if algorithm == "twap" else PATIENCE_S)
+        return self.resting(span_s, self.policy.iceberg_adverse if algorithm == "iceberg" else 1.0)
 
 
 def share_taken(expected: Estimate, costs: Costs) -> float:
@@ -161,24 +192,48 @@ def share_taken(expected: Estimate, costs: Costs) -> float:
     return min(1.0, max(0.0, (expected.fees_bps - costs.maker_bps) / span)) if span > 0 else 0.0
 
 
-def estimate(
-    algorithm: str,
-    monitor: Monitor,
-    view: View,
-    side: int,
-    lots: int,
-    span_s: float,
-    costs: Costs,
-    decay: Decay,
-    policy: Policy = POLICY,
-) -> Estimate:
-    """Expected cost of a parent under an algorithm of that name, ``span_s`` before its deadline.
+# -- what parents cost beyond their estimates ------------------------------------------------------
 
-    A market order takes, a schedule rests in slices, every other rests at the touch and then crosses;
-    urgency shortens the time of all of them.
+#: Urgency in thirds.
+URGENCIES: Final = ("low", "middle", "high")
+#: One parent's cost teaches no more than this (bps): beyond it is the market, not the estimate.
+_MOST_MISSED_BPS: Final = 8.0
+
+
+def group_of(algorithm: str, urgency: float | None) -> str:
+    """The group of a parent whose bias is told: its algorithm and third of urgency."""
+    if urgency is None or math.isnan(urgency):
+        return algorithm
+    return f"{algorithm}, urgency {URGENCIES[min(2, int(3 * urgency))]}"
+
+
+class Learnt:
+    """Realised less expected cost of earlier parents by key, shrunken towards zero.
+
+    With n parents and the prior's weight k the correction is their sum / (n + k), and what is left of the
+    estimate's bias √(k / (n + k)) of the prior: the posterior of a normal mean. ``state`` has n and correction.
     """
-    span_s *= 1 - (view.urgency or 0.0)
-    if algorithm == "market" or span_s <= 0:
-        return estimate_taker(monitor, view, side, lots, costs)
-    works = sliced if algorithm in SCHEDULED else resting
-    return works(monitor, view, side, lots, span_s, costs, decay, policy)
+
+    def __init__(self, policy: Policy = POLICY) -> None:
+        self._policy = policy
+        self.state: dict[str, tuple[int, float]] = {}
+
+    def learn(self, key: str, missed_bps: float) -> None:
+        """A parent cost so much more than its corrected estimate; NaN teaches nothing."""
+        if not math.isnan(missed_bps):
+            parents, bias_bps = self.state.get(key, (0, 0.0))
+            parents = min(parents + 1, self._policy.most)
+            missed_bps = max(-_MOST_MISSED_BPS, min(_MOST_MISSED_BPS, missed_bps))
+            bias_bps += missed_bps / (parents + self._policy.bias_parents)
+            self.state = self.state | {key: (parents, bias_bps)}
+
+    def corrected(self, key: str, expected: Estimate) -> Estimate:
+        """An estimate with what was learnt, as drift."""
+        if (found := self.state.get(key)) is None:
+            return expected
+        weight = self._policy.bias_parents
+        return msgspec.structs.replace(
+            expected,
+            timing_bps=expected.timing_bps + found[1],
+            bias_bps=expected.bias_bps * math.sqrt(weight / (found[0] + weight)),
+        )

@@ -1,8 +1,7 @@
 """Liquidity: depth, order flow and volatility as seen, and what taking costs.
 
 A `Monitor` follows one symbol through its views and measures what no single view shows: the rate at
-which the touch is traded away, the usual spread, the volatility of the mid, the time in which a
-depleted touch recovers. `execution.estimates` turns that into the expected cost of a parent.
+which the touch is traded away, the usual spread, the volatility of the mid. `execution.estimates` turns that into the expected cost of a parent.
 
 Rates are exponential averages over ``memory_s`` seconds of the view's own time, started by priors
 that count as ``PRIOR_S`` seconds of observation.
@@ -25,8 +24,6 @@ from market.units import BPS, SECOND_NS
 PRIOR_S: Final = 10.0
 #: Coefficient Y of the square-root law; between 0.5 and 1 for bitcoin (Donier and Bonart 2015).
 IMPACT: Final = 0.75
-#: A touch below this share of its usual quantity is depleted; above half of it, it has recovered.
-_DEPLETED: Final = 0.2
 
 Levels = Sequence[tuple[int, int]]
 
@@ -75,16 +72,11 @@ class Monitor:
         self._variance = sigma_bps**2 * PRIOR_S
         self._spread = 0.0
         self._outflow = [0.0, 0.0]  #: discounted lots taken from the bid, from the ask
-        self._touch = [0.0, 0.0]  #: discounted quantity × time at the bid, at the ask
-        self._depleted_ns: list[int | None] = [None, None]
-        self._recovery_s = 0.0
-        self._recoveries = 0.0
 
     def copy(self) -> Monitor:
         """One that goes its own way from here."""
         other = copy.copy(self)
-        for name in ("_outflow", "_touch", "_depleted_ns"):
-            setattr(other, name, list(getattr(self, name)))
+        other._outflow = list(self._outflow)
         return other
 
     def see(self, view: View) -> None:
@@ -101,23 +93,9 @@ class Monitor:
             self._variance = self._variance * keep + move * move
             spread = (view.asks[0][0] - view.bids[0][0]) / mid * BPS
             self._spread = self._spread * keep + spread * dt
-            self._recoveries *= keep
-            self._recovery_s *= keep
-            for k, levels in enumerate((view.bids, view.asks)):
+            for k in (0, 1):
                 self._outflow[k] = self._outflow[k] * keep + traded[k] - self._traded[k]
-                self._touch[k] = self._touch[k] * keep + levels[0][1] * dt
-                self._recover(k, levels[0][1], view.now_ns)
         self._now_ns, self._mid, self._traded = view.now_ns, mid, traded
-
-    def _recover(self, k: int, lots: int, now_ns: int) -> None:
-        usual = self._touch[k] / self._seconds
-        since = self._depleted_ns[k]
-        if since is None and lots < _DEPLETED * usual:
-            self._depleted_ns[k] = now_ns
-        elif since is not None and lots >= usual / 2:
-            self._recovery_s += (now_ns - since) / SECOND_NS
-            self._recoveries += 1
-            self._depleted_ns[k] = None
 
     @property
     def sigma_bps(self) -> float:
@@ -137,11 +115,6 @@ class Monitor:
         """Lots a second that trade on both sides."""
         return self.outflow_lots_s(1, view) + self.outflow_lots_s(-1, view)
 
-    @property
-    def recovery_s(self) -> float | None:
-        """Mean time in which a depleted touch recovered to half; None before the first (resilience)."""
-        return self._recovery_s / self._recoveries if self._recoveries > 0 else None
-
     def regime(self, view: View) -> SpreadRegime:
         """Spread regime: the spread against a tick and against 1.5 times its average."""
         ticks = view.asks[0][0] - view.bids[0][0]
@@ -155,8 +128,8 @@ class Monitor:
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """Expected cost of a parent (bps of the decision price, positive = paid).
 
-    ``timing_bps`` is the adverse drift that passive fills come with; ``risk_bps`` the standard
-    deviation of the total, and no part of it.
+    ``timing_bps`` is the adverse drift that passive fills come with. No parts of the total: ``risk_bps``, the
+    standard deviation of the outcome, and ``bias_bps``, that of what the estimate itself is off by.
     """
 
     spread_bps: float
@@ -164,6 +137,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     timing_bps: float
     fees_bps: float
     risk_bps: float
+    bias_bps: float = 0.0
 
     @property
     def total_bps(self) -> float:

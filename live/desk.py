@@ -35,7 +35,7 @@ from execution.orders import (
 )
 from execution.risk import Guard
 from execution.sizing import Size
-from execution.tca import PARTS, ParentRow, displayed_ahead, parent_row
+from execution.tca import PARTS, ParentRow, Shortfall, displayed_ahead, parent_row
 from execution.venue import View
 from live.arms import Arms
 from live.exposure import Exposure
@@ -68,6 +68,7 @@ class DeskState(msgspec.Struct, frozen=True, kw_only=True):
     arms: dict[str, int] = {}  #: parents of each stratum of an A/B
     sizes: dict[str, Size] = {}  #: at the last entry
     ramp: RampState = RampState()
+    learnt: dict[str, tuple[int, float]] = {}  #: what parents cost beyond their estimates
 
 
 class Desk:
@@ -117,7 +118,7 @@ class Desk:
             name,
             moves_market,
             self._emitter,
-            self.sizes.ramp.measured,
+            self._measured,
         )
         self.mids = self.costs.mids
         self._work: dict[str, ActiveParent] = {}
@@ -150,6 +151,7 @@ class Desk:
             arms=dict(self._arms.counts),
             sizes=dict(self.sizes.last),
             ramp=self.sizes.ramp.state,
+            learnt=self.pre_trade.learnt.state,
         )
 
     def restore(self, state: DeskState) -> None:
@@ -162,6 +164,7 @@ class Desk:
         self._rest_until, self._arms.counts = dict(state.rest_until), dict(state.arms)
         self.sizes.last = dict(state.sizes)
         self.sizes.ramp.restore(state.ramp)
+        self.pre_trade.learnt.state = dict(state.learnt)
 
     def adopt(self) -> None:
         """Go on with an earlier process's parents whose orders rest: pegged to the touch until their deadline,
@@ -426,6 +429,10 @@ class Desk:
                 end_ns=now_ns,
             )
         )
+
+    def _measured(self, row: ParentRow, cost: Shortfall, missed_bps: float) -> None:
+        self.sizes.ramp.measured(missed_bps)
+        self.pre_trade.measured(row, cost, missed_bps)
 
     def settle_funding(
         self, symbol: str, time_ns: int, lots: int, mark_e8: int, rate_e8: int

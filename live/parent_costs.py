@@ -19,6 +19,7 @@ from execution.tca import (
     MidRecorder,
     Mids,
     ParentRow,
+    Shortfall,
     markout_rows,
     order_row,
     shortfall,
@@ -103,8 +104,8 @@ class ParentCosts:
     """Measures parents of several symbols by the markets that it is shown (`on_events`).
 
     ``name`` is the venue's name in records. ``moves_market``: our orders are in the market data that we
-    receive, and our fills among its trades. ``measured`` gets of every parent its realised less
-    its expected cost in bps.
+    receive, and our fills among its trades. ``measured`` gets of every parent its row, its cost, and its
+    realised less its expected cost in bps.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class ParentCosts:
         name: str,
         moves_market: bool,
         emitter: Emitter,
-        measured: Callable[[float], None] = lambda missed: None,
+        measured: Callable[[ParentRow, Shortfall, float], None] = lambda row, cost, missed: None,
     ) -> None:
         self._instruments, self._orders, self._name = instruments, orders, name
         self._measured = measured
@@ -230,5 +231,5 @@ class ParentCosts:
         for kind, body in (("markouts", after), ("end", cost)):
             self._emitter.append(kind, ended.end_ns, body, parent.symbol, parent.id)
         expected = math.fsum(getattr(row, name) for name in ESTIMATES)
-        self._measured(cost.total_bps - expected)
+        self._measured(row, cost, float(cost.total_bps - expected))
         self.fills.pop(parent.id, None)

@@ -99,6 +99,11 @@ class Sizes:
         self._tell(symbol, side, size)
         return size
 
+    def likely_lots(self, symbol: str) -> int:
+        """The size that an entry would have: that of the last one; 0 where there was none, or sizes are fixed."""
+        last = self.last.get(symbol) if self._settings.desk.size == "risk" else None
+        return last.lots if last else 0
+
     def _edge(
         self,
         symbol: str,

@@ -10,10 +10,10 @@ import msgspec
 
 from execution.algorithms import start
 from execution.algorithms.working import Parent, Working
-from execution.estimates import Decay, estimate
+from execution.estimates import Decay, Learnt, Prospect, group_of
 from execution.liquidity import Costs, Estimate, Monitor, depth_lots
 from execution.order_machine import Orders
-from execution.tca import Circumstances
+from execution.tca import Circumstances, ParentRow, Shortfall
 from execution.tca.rows import notional_usdt
 from execution.urgency import half_life_s, urgency
 from execution.venue import View
@@ -30,7 +30,8 @@ DEPTH_BPS: Final = 3.0
 class PreTrade:
     """Makes parents and their algorithms, and says what they should cost.
 
-    ``decay`` says how soon the signal comes, and is the model's; ``monitors`` are the desk's.
+    ``decay`` says how soon the signal comes, and is the model's; ``monitors`` are the desk's. ``learnt`` has
+    what parents cost beyond their estimates, by symbol and group.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class PreTrade:
         costs: Costs,
     ) -> None:
         self.decay = Decay(horizon_s=float(settings.model.primary_s))
+        self.learnt = Learnt()
         self._settings, self._switches = settings.execution, settings.desk
         self._band_bps = settings.risk.price_band_bps
         self._symbols, self._monitors = symbols, monitors
@@ -91,12 +93,19 @@ class PreTrade:
 
     def estimate(self, working: Working, algorithm: str, view: View) -> Estimate:
         """Expected cost of a parent that has not started; the view is judged and sound."""
-        parent, monitor = working.parent, self._monitors[view.symbol]
-        span_s = (parent.deadline_ns - parent.decision_ns) / SECOND_NS
-        found = working.estimate(view)
-        return found or estimate(
-            algorithm, monitor, view, parent.side, parent.qty_lots, span_s, self._costs, self.decay
-        )
+        parent = working.parent
+        if (found := working.estimate(view)) is None:
+            monitor, span_s = self._monitors[view.symbol], parent.deadline_ns - parent.decision_ns
+            seen = Prospect(monitor, view, parent.side, parent.qty_lots, self._costs, self.decay)
+            found = algorithm, seen.estimate(algorithm, span_s / SECOND_NS)
+        key = f"{view.symbol} {group_of(found[0], view.urgency)}"
+        return self.learnt.corrected(key, found[1])
+
+    def measured(self, row: ParentRow, cost: Shortfall, missed_bps: float) -> None:
+        """A parent cost so much more than was expected; one that was given up early teaches nothing."""
+        if cost.fill_rate == 1 or cost.end_ns >= row.deadline_ns:
+            group = group_of(cost.picked or cost.algorithm, row.urgency)
+            self.learnt.learn(f"{row.symbol} {group}", missed_bps)
 
     def circumstances(self, working: Working, algorithm: str, view: View) -> Circumstances:
         """The market at a parent's start, and its pre-trade cost estimate."""
@@ -113,17 +122,19 @@ class PreTrade:
         )
 
     def round_trip_bps(
-        self, symbol: str, side: int, expected_bps: float | None, now_ns: int
+        self, symbol: str, side: int, expected_bps: float | None, now_ns: int, lots: int = 0
     ) -> float | None:
-        """What entering the fixed size now and leaving again should cost; None without a sound book.
+        """What entering ``lots`` (0: the fixed size) now and leaving again should cost; None without a sound
+        book.
 
         Either way is as its algorithm would work it at its urgency; of the exit's signal nothing is known.
         """
         view, algorithm = self._symbols[symbol].view(now_ns), self._settings.algorithm
         if view.stale:
             return None
-        worth = notional_usdt(view.instrument, 1, view.mid_ticks)
-        lots = max(1, round(self._settings.capital_usdt * self._settings.size_share / worth))
+        if not lots:
+            worth = notional_usdt(view.instrument, 1, view.mid_ticks)
+            lots = max(1, round(self._settings.capital_usdt * self._settings.size_share / worth))
         cost_bps = 0.0
         for way, signal in ((side, expected_bps), (-side, None)):
             parent = self.parent(way * lots, view)

@@ -352,8 +352,7 @@ class Trader:
             funding = self._funding(state, t_ns, abs(expected) > trip_bps)
             side = 1 if expected > 0 else -1
             decay, deadline_s = self.desk.pre_trade.decay, self._settings.execution.deadline_s
-            holding_s = decay.horizon_s + deadline_s
-            cost_bps = entry_bps(trip_bps, side, funding, decay, holding_s)
+            cost_bps = entry_bps(trip_bps, side, funding, decay, decay.horizon_s + deadline_s)
             leaves = leaves_for_funding(
                 trip_bps, state.target, expected, funding, decay, deadline_s
             )
@@ -422,7 +421,9 @@ class Trader:
         found = None
         if side and self._settings.desk.urgency:
             signal = None if math.isnan(expected_bps) else expected_bps
-            found = self.desk.pre_trade.round_trip_bps(state.instrument.symbol, side, signal, t_ns)
+            symbol = state.instrument.symbol
+            lots = self.desk.sizes.likely_lots(symbol)
+            found = self.desk.pre_trade.round_trip_bps(symbol, side, signal, t_ns, lots)
         return self._fees_bps + spread_bps if found is None else found
 
     def _funding(self, state: SymbolState, t_ns: int, signal: bool) -> Funding | None:
@@ -481,9 +482,9 @@ class Trader:
         return target
 
     def targets(self) -> list[object]:
-        """What is on record as soon as it changes: each symbol's target, and the evidence of sizes."""
+        """What is on record as soon as it changes: each symbol's target, and the evidence of sizes and costs."""
         targets = [(state.target, state.target_lots) for state in self.symbols.values()]
-        return [*targets, self.desk.sizes.ramp.state]
+        return [*targets, self.desk.sizes.ramp.state, self.desk.pre_trade.learnt.state]
 
     def cut(self, now_ns: int, breaches: int) -> None:
         """Shrink every target at once when a limit that cuts was reached (``breaches`` so far)."""

@@ -24,16 +24,8 @@ import msgspec
 from execution.algorithms.placement import MarketOrder, PassivePeg
 from execution.algorithms.schedules import Twap
 from execution.algorithms.working import Parent, Working
-from execution.estimates import (
-    POLICY,
-    SLICES,
-    Decay,
-    Policy,
-    resting,
-    share_taken,
-    sliced,
-)
-from execution.liquidity import Costs, Estimate, estimate_taker
+from execution.estimates import POLICY, SLICES, Decay, Policy, Prospect, share_taken
+from execution.liquidity import Costs, Estimate
 from execution.order_machine import Order
 from execution.orders import Action
 from execution.venue import View
@@ -78,34 +70,33 @@ class Router(Working):
         self._costs, self._decay, self._policy = costs or Costs(), decay or Decay(), policy
         self._inner: Working | None = None
 
-    def estimate(self, view: View) -> Estimate | None:
-        """Expected cost of the option that would be picked now; None without a sound view."""
-        return None if view.stale else self._pick(view.now_ns, view).estimate
+    def estimate(self, view: View) -> tuple[str, Estimate] | None:
+        """The option that would be picked now and its expected cost; None without a sound view."""
+        if view.stale:
+            return None
+        picked = self._pick(view.now_ns, view)
+        return picked.name, picked.estimate
 
     def options(self, now_ns: int, view: View) -> list[Option]:
         """Every option from now on, with its expected cost; the view is sound (not stale)."""
-        parent, costs, policy, monitor = self.parent, self._costs, self._policy, self.monitor
+        parent, costs, policy = self.parent, self._costs, self._policy
         side, lots = parent.side, parent.qty_lots
         self._hurry(view)
         span_s = (self.until_ns - now_ns) / SECOND_NS
-        taker = estimate_taker(monitor, view, side, lots, costs)
-        market = Option(name="market", algorithm="market", estimate=taker)
+        seen = Prospect(self.monitor, view, side, lots, costs, self._decay, policy)
+        market = Option(name="market", algorithm="market", estimate=seen.taken())
         if span_s <= 0:
             return [market]
-
-        def rests(seconds: float, adverse: float) -> Estimate:
-            return resting(monitor, view, side, lots, seconds, costs, self._decay, policy, adverse)
-
-        passive = rests(span_s, 1.0)
+        passive = seen.resting(span_s)
         options = [Option(name="passive", algorithm="passive", estimate=passive, parameters=_PEG)]
         if view.urgency is None:
             options.insert(0, market)
         own = (view.bids if side > 0 else view.asks)[0][1]
         if span_s >= policy.patient_s or lots > policy.patient_share * own:
             joined_s = span_s * (1 - policy.patience / 2)
-            patient = rests(joined_s, policy.patient_adverse)
+            patient = seen.resting(joined_s, policy.patient_adverse)
             patience = {
-                "behind_bps": policy.behind * monitor.sigma_bps,
+                "behind_bps": policy.behind * self.monitor.sigma_bps,
                 "patience": policy.patience,
             }
             options.append(
@@ -117,7 +108,8 @@ class Router(Working):
                 )
             )
         if share_taken(passive, costs) > _LEFT:
-            slices = sliced(monitor, view, side, lots, span_s, costs, self._decay, policy)
+            whole_s = (parent.deadline_ns - parent.decision_ns) / SECOND_NS
+            slices = seen.sliced(span_s, whole_s / SLICES)
             options.append(
                 Option(
                     name="twap", algorithm="twap", estimate=slices, parameters={"slices": SLICES}

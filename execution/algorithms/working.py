@@ -108,8 +108,9 @@ class Working(ABC):
         """Use a monitor that has seen the market before the decision; ours to update from now on."""
         self.monitor = monitor
 
-    def estimate(self, view: View) -> Estimate | None:
-        """Expected cost of the parent before the first step; None for an algorithm without a model."""
+    def estimate(self, view: View) -> tuple[str, Estimate] | None:
+        """How the parent would be worked and its expected cost, before the first step; None for an algorithm
+        that picks nothing (`execution.estimates` has it by name)."""
         return None
 
     def adopt(self, orders: Sequence[Order], filled_lots: int) -> None:

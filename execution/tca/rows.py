@@ -95,6 +95,7 @@ class ParentRow(Row, frozen=True, kw_only=True):
     estimate_timing_bps: float = math.nan
     estimate_fees_bps: float = math.nan
     estimate_risk_bps: float = math.nan
+    estimate_bias_bps: float = math.nan
     #: Of an A/B of execution: the arm, and the stratum with the pair's number.
     arm: str = ""
     stratum: str = ""
@@ -304,6 +305,7 @@ def parent_row(
             "estimate_timing_bps": expected.timing_bps,
             "estimate_fees_bps": expected.fees_bps,
             "estimate_risk_bps": expected.risk_bps,
+            "estimate_bias_bps": expected.bias_bps,
         }
     )
     return ParentRow(

@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from execution.estimates import group_of
 from execution.simulation.queue import BOUNDS
 from execution.tca import ESTIMATES, ParentRow, Row, Shortfall
 from market.bars import make_bars
@@ -56,7 +57,6 @@ FIRST_S: Final = 8 * 3600 + 300 - TRADE_S
 SIGNAL_EVERY_S, SIGNAL_BPS, SIGNAL_HALF_LIFE_S = 120, 30.0, 15.0
 HISTORY_S: Final = 3_700
 PESSIMISTIC: Final = BOUNDS[0]
-URGENCIES: Final = ("low", "middle", "high")  #: in thirds
 
 #: Settings in which each part of the desk is switched on (over `legacy`), and off (from the whole).
 PARTS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
@@ -217,7 +217,8 @@ def sums(run: Run, rows: Mapping[str, Sequence[Row]]) -> Figures:
     """A session in sums that add up over seeds; money in USDT, costs in bps times USDT.
 
     Costs and filled shares are of measured parents, abandoned ones too: what they did not fill is in their cost,
-    valued at the mid of their deadline. ``bias …`` is cost less its estimate, by algorithm and third of urgency.
+    valued at the mid of their deadline. ``bias …`` is cost less its estimate, by algorithm and third of urgency,
+    ``stated …`` the standard deviation that the estimate states of its own bias.
     """
     row, capital = run.settings.model.fee_row, run.settings.execution.capital_usdt
     totals, trades = run.blotter.totals.values(), run.blotter.trades
@@ -245,14 +246,10 @@ def sums(run: Run, rows: Mapping[str, Sequence[Row]]) -> Figures:
         parent = estimates.get(cost.parent_id)
         expected = sum(getattr(parent, name) for name in ESTIMATES) if parent else np.nan
         if parent and np.isfinite(expected) and (filled == 1 or cost.end_ns >= parent.deadline_ns):
-            urgent = (
-                ""
-                if np.isnan(parent.urgency)
-                else f", urgency {URGENCIES[int(2.999 * parent.urgency)]}"
-            )
-            group = f"{cost.picked or cost.algorithm}{urgent}"
+            group = group_of(cost.picked or cost.algorithm, parent.urgency)
             more[f"bias {group}"] = cost.total_bps - expected
             more[f"biased {group}"] = 1.0
+            more[f"stated {group}"] = parent.estimate_bias_bps
         for name, value in more.items():
             out[name] = out.get(name, 0.0) + value
     return out

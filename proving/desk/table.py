@@ -149,18 +149,41 @@ def alone(found: Found, fee: str) -> list[tuple[str, list[Compared]]]:
     return [line for line in out if line[1]]
 
 
-def bias(found: Found) -> list[tuple[str, str, int, Bounded]]:
-    """Cost less its estimate by cell of the whole and algorithm: parents, mean bps and its interval over sessions."""
+class Bias(msgspec.Struct, frozen=True, kw_only=True):
+    """Cost less its estimate of a cell's group: mean bps with its interval over sessions.
+
+    ``stated_bps`` is the standard deviation that the estimates state of their own bias. ``holds``: the mean is
+    within 1.96 of it and of the sampling error together, which the interval has.
+    """
+
+    cell: str
+    group: str
+    parents: int
+    mean: Bounded
+    stated_bps: float
+
+    @property
+    def holds(self) -> bool:
+        error = (self.mean[2] - self.mean[1]) / 3.92
+        return abs(self.mean[0]) <= 1.96 * math.hypot(self.stated_bps, error)
+
+
+def bias(found: Found) -> list[Bias]:
+    """Cost less its estimate by cell of the whole, algorithm and urgency."""
     out = []
     for cell, by_seed in found.items():
         names = sorted({n[5:] for one in by_seed.values() for n in one if n.startswith("bias ")})
         for name in names if cell.startswith("whole ") and " - " not in cell else ():
-            pairs = np.array(
-                [[one.get(f"bias {name}", 0.0), one.get(f"biased {name}", 0.0)] for one in by_seed.values()]
-            )  # fmt: skip
-            total = pairs[_drawn(len(pairs))].sum(axis=1)
+            kinds = ("bias", "biased", "stated")
+            sums = np.array(
+                [[one.get(f"{kind} {name}", 0.0) for kind in kinds] for one in by_seed.values()]
+            )
+            total = sums[_drawn(len(sums))].sum(axis=1)
             with np.errstate(divide="ignore", invalid="ignore"):
-                out.append((cell, name, int(total[0, 1]), _bounded(total[:, 0] / total[:, 1])))
+                mean = _bounded(total[:, 0] / total[:, 1])
+            parents = int(total[0, 1])
+            stated = float(total[0, 2]) / parents
+            out.append(Bias(cell=cell, group=name, parents=parents, mean=mean, stated_bps=stated))
     return out
 
 
@@ -239,11 +262,13 @@ def report(
         data[row] = {"desks": dict(both), "parts": dict(single), "bias": bias(found)}
     text += ["### Goals", "", "| goal | where | found | holds |", "|---|---|---|---|"]
     text += [f"| {g.goal} | {g.cell} | {g.found} | {'yes' if g.holds else 'no'} |" for g in judged]
-    text += ["", "### Cost less its estimate, bps", "", "| where | algorithm | parents | mean |", "|---|---|---|---|"]  # fmt: skip
+    text += ["", "### Cost less its estimate, bps", ""]
+    text += ["| where | algorithm | parents | mean | stated error | within |", "|---|---|---|---|---|---|"]  # fmt: skip
     text += [
-        f"| {row}, {cell} | {name} | {n:,} | {_interval(mean, 2)} |"
+        f"| {row}, {b.cell} | {b.group} | {b.parents:,} | {_interval(b.mean, 2)} | {b.stated_bps:.2f} "
+        f"| {'yes' if b.holds else 'no'} |"
         for row, one in data.items()
-        for cell, name, n, mean in one["bias"]
-        if n >= LEAST_PARENTS
+        for b in one["bias"]
+        if b.parents >= LEAST_PARENTS
     ]
     return text, data | {"goals": judged}

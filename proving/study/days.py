@@ -16,11 +16,10 @@ from typing import Any, Final
 
 import msgspec
 
-from execution import estimates
 from execution.account import rate_of_bps, unit_e8
 from execution.algorithms import start
 from execution.algorithms.working import Parent, Working
-from execution.estimates import Decay
+from execution.estimates import Decay, Prospect
 from execution.liquidity import Costs, Monitor, depth_lots
 from execution.study import Task, drive
 from execution.tca import MARKOUTS_S, Mids, Row, shortfall
@@ -235,9 +234,9 @@ def _work(
     working = start(contender.algorithm, parent, **(router | contender.parameters))
     working.inform(copy.deepcopy(monitor))
     view = msgspec.structs.replace(view, urgency=contender.urgency)
-    estimate = working.estimate(view) or estimates.estimate(
-        contender.algorithm, monitor, view, side, parent.qty_lots, deadline_s, costs, Decay()
-    )
+    name = contender.algorithm
+    seen = Prospect(monitor, view, side, parent.qty_lots, costs, Decay())
+    _, estimate = working.estimate(view) or (name, seen.estimate(name, deadline_s))
     task = _TimedTask(parent, working, contender.urgency)
     drive(branch, [task], parent.deadline_ns + Working.grace_ns + SECOND_NS, TIMER_NS)
     if task.end_ns is None:

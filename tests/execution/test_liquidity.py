@@ -81,16 +81,6 @@ def test_the_prior_outflow_is_one_queue_in_the_prior_time() -> None:
     assert Monitor().outflow_lots_s(1, picture()) == pytest.approx(10 / PRIOR_S)
 
 
-def test_recovery_is_the_time_until_a_depleted_touch_is_half_full() -> None:
-    monitor = Monitor()
-    for k in range(100):
-        depleted = 50 <= k % 60 < 53
-        bids = ((100, 1 if depleted else 10), *BIDS[1:])
-        monitor.see(picture(k * SECOND_NS, bids=bids))
-    assert monitor.recovery_s == pytest.approx(3.0)
-    assert Monitor().recovery_s is None
-
-
 def test_spread_regimes() -> None:
     monitor = Monitor()
     for k in range(60):

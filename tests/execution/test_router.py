@@ -147,7 +147,7 @@ def test_nothing_is_picked_before_a_sound_view() -> None:
 def test_the_estimate_is_that_of_the_picked_option() -> None:
     working = router(parent())
     cheapest = min(working.options(0, view()), key=lambda each: each.estimate.total_bps)
-    assert working.estimate(view()) == cheapest.estimate
+    assert working.estimate(view()) == (cheapest.name, cheapest.estimate)
 
 
 def test_the_router_shares_the_book_keeping_of_its_pick() -> None:

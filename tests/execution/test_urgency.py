@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from execution.algorithms import ALGORITHMS, start
-from execution.estimates import Decay, estimate
-from execution.liquidity import Costs
+from execution.estimates import POLICY, Decay, Learnt, Prospect
+from execution.liquidity import Costs, Estimate
 from execution.orders import Accepted, Cancel, Cancelled, Event, Filled, Liquidity, Submit
 from execution.orders import TimeInForce as Tif
 from execution.urgency import Funding, entry_bps, half_life_s, leaves_for_funding, urgency
@@ -161,11 +161,41 @@ def test_without_urgency_nothing_crosses_before_the_deadline(algorithm: str) -> 
 def test_what_it_should_cost_goes_from_a_makers_to_a_takers_price() -> None:
     def cost(level: float, algorithm: str = "passive") -> float:
         seen = view(urgency=level)
-        return estimate(algorithm, MONITOR, seen, 1, 170, SPAN_S, COSTS, MINUTE).total_bps
+        prospect = Prospect(MONITOR, seen, 1, 170, COSTS, MINUTE)
+        return prospect.estimate(algorithm, SPAN_S).total_bps
 
     costs = [cost(level) for level in (0.0, 0.5, 0.9, 1.0)]
     assert costs == sorted(costs)
     assert costs[-1] == cost(1.0, "twap") == cost(0.0, "market")
+
+
+def test_a_hurried_twaps_slice_rests_as_long_as_one_that_is_not() -> None:
+    """At an urgency of 0.9 slices come due ten times as fast, and cross no sooner but at the end."""
+    seen = Prospect(MONITOR, view(), 1, 170, COSTS, MINUTE)
+    calm, hurried = seen.sliced(60.0, 6.0), seen.sliced(6.0, 6.0)
+    assert calm.total_bps < hurried.total_bps < seen.sliced(6.0, 0.6).total_bps
+    hasty = Prospect(MONITOR, view(urgency=0.9), 1, 170, COSTS, MINUTE)
+    assert hasty.estimate("twap", 60.0) == hasty.sliced(60.0 * (1 - 0.9), 6.0)
+
+
+def test_what_parents_cost_beyond_their_estimates_is_learnt_and_shrunken() -> None:
+    learnt, prior = Learnt(), Estimate(
+        spread_bps=0.0, impact_bps=0.0, timing_bps=0.5, fees_bps=2.0, risk_bps=1.0, bias_bps=0.3
+    )  # fmt: skip
+    assert learnt.corrected("a", prior) == prior
+    for _ in range(
+        POLICY.bias_parents
+    ):  # each costs 3.5: half a posterior's weight is of the prior
+        learnt.learn("a", 3.5 - learnt.corrected("a", prior).total_bps)
+        learnt.learn("b", math.nan)
+    found = learnt.corrected("a", prior)
+    assert found.total_bps == pytest.approx(3.0)
+    assert found.bias_bps == pytest.approx(0.3 / math.sqrt(2))
+    assert learnt.corrected("b", prior) == prior
+    learnt.learn("c", 1e6)
+    assert learnt.corrected("c", prior).total_bps < 2.8, (
+        "one parent beyond all others teaches little"
+    )
 
 
 # -- funding ---------------------------------------------------------------------------------------

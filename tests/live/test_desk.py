@@ -23,16 +23,18 @@ from execution.orders import (
     TimeInForce,
 )
 from live.desk import Desk
-from live.messages import Append, Effect, Send
+from live.messages import Append, Effect, Say, Send
 from live.pre_trade import DEPTH_BPS
 from live.safety import Safety
 from live.symbol_state import SymbolState
 from market.instruments import BUILT_IN
 from market.settings import Execution, Market, Risk, Settings
+from market.units import E8
 from market.units import SECOND_NS as S
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
+from models_registry.recipe import NO_REGIME, Prediction
 from tests.execution.tape import snapshot
 
 BTC = "BTCUSDT"
@@ -167,6 +169,27 @@ def test_an_execution_of_no_order_of_ours_moves_position_and_guard() -> None:
     venue.run(2, 0)
     assert [order.qty_lots for _, order in venue.sent] == [4]
     assert venue.desk.position_lots(BTC) == 0
+
+
+@pytest.mark.parametrize(
+    ("equity_usdt", "binding"), [(0.0, "equity"), (-5.0, "equity"), (100.0, "symbol")]
+)
+def test_no_size_is_said_once_with_the_cap_that_leaves_none(
+    equity_usdt: float, binding: str
+) -> None:
+    """No equity, or a lot of 60 USDT where the symbol's cap is 25."""
+    venue = Refusing("market", 0)
+    desk, mid_ticks = venue.desk, {BTC: 600_000.5}
+    desk.account.opening_e8 = round(equity_usdt * E8)
+    desk.account.mark(START, mid_ticks)
+    desk.exposure.mark(mid_ticks)
+    strong = Prediction(
+        expected_bps=30.0, raw_bps=30.0, by_horizon=(30.0,), regime=NO_REGIME, error_bps=1.0, scale_bps=2.0
+    )  # fmt: skip
+    sizes = [desk.sizes.decide(BTC, 1, START, 60_000.05, strong, 1.0, 60.0) for _ in range(2)]
+    assert [(size.lots, size.binding) for size in sizes] == [(0, binding)] * 2
+    said = [e for e in venue.effects if isinstance(e, Say) and e.event == "no size"]
+    assert [line.fields["binding"] for line in said] == [binding]
 
 
 def test_a_limit_of_margin_takes_a_quarter_at_once_and_each_minute() -> None:
