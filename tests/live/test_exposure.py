@@ -285,3 +285,16 @@ def test_a_group_counts_positions_or_larger_targets_of_other_symbols() -> None:
         one.mark({"BTCUSDT": 600_000.0, "ETHUSDT": 330_000.0})
         counted = [one.group(S, 1, {"ETHUSDT": -200}), one.group(S, -1, {"ETHUSDT": 0})]
         assert counted == ([{"ETHUSDT": 6_600.0}, {"ETHUSDT": -3_300.0}] if leaders else [None] * 2)
+
+
+def test_a_watched_symbol_without_data_for_a_minute_is_said_once() -> None:
+    said: list[str] = []
+    given = Settings(market=Market(symbols=(S,), watch=("ETHUSDT",)))
+    one = Exposure(
+        {S: BUILT_IN[S]}, Account({S: BUILT_IN[S]}), given, False,
+        lambda level, event, **about: said.append(f"{level}: {event}: {about['symbol']}"),
+    )  # fmt: skip
+    for n in range(90):
+        one.learn(T0 + n * SECOND_NS, {S: 60_000.0})
+    assert said == ["warning: a correlated symbol without data guards nothing: ETHUSDT"]
+    assert not one.delays(S, 1)

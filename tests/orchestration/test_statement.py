@@ -18,16 +18,26 @@ from hypothesis import strategies as st
 from execution.account import Account, Day
 from execution.orders import Filled, Liquidity, Submit, TimeInForce
 from execution.tca import to_table
+from live import log
 from live.messages import Append, Effect, FundingReport, QueryKind, QueryResult, Say, Send
 from live.requests import Requests, Retries
 from live.safety import Mode, Safety
-from live.statement import ROUNDS, DailyStatement, StatementRow, Statements, StatementState
+from live.statement import (
+    ROUNDS,
+    DailyStatement,
+    StatementRow,
+    Statements,
+    StatementState,
+    statement,
+)
 from market.instruments import BUILT_IN
 from market.lake import Lake
 from market.settings import Risk
-from market.units import DAY_NS, MINUTE_NS, SECOND_NS, utc_date
+from market.units import DAY_NS, MINUTE_NS, MS_NS, SECOND_NS, day_start_ns, utc_date
 from orchestration import cli
 from proving.sandbox.server import Sandbox
+from proving.sandbox.virtual import VirtualVenue
+from proving.torture.world import World
 from tests.live.bybit_venue import SYMBOL, Client, connected
 from tests.live.fate import Desk, S, Venue
 from tests.proving.sandbox_server import Served, served
@@ -207,6 +217,45 @@ def test_the_worker_asks_a_minute_after_midnight_and_at_a_start_for_the_day_befo
     desk.run(130, step_ms=1000)
     assert len(asked()) == 2
     assert desk.safety.mode(S) is Mode.NORMAL
+
+
+def test_days_of_a_worker_agree_with_the_exchange_on_both_sides_of_midnight(tmp_path: Path) -> None:
+    """A running worker, with fills and funding on both: the day that is over by itself, the new one so far."""
+    midnight_ns = day_start_ns("2026-03-02")
+    venue = VirtualVenue(
+        seed=2, clients=3, cycle_ns=100 * MS_NS, start_ns=MINUTE_NS, begins_ns=midnight_ns - 2 * MINUTE_NS
+    )  # fmt: skip
+    world = World(2, venue, tmp_path)
+    world._begin()
+    for settles_ns in (midnight_ns - 20 * SECOND_NS, midnight_ns + 20 * SECOND_NS):
+        world._until(settles_ns)
+        world._until(settles_ns + 15 * SECOND_NS, lambda: world.client.position_lots(SYMBOL) != 0)
+        venue.exchange.settle_funding(SYMBOL)
+    world._until(midnight_ns + 100 * SECOND_NS)
+    world._command("stop", limits={"flatten": 1.0})
+    core = world.life.core
+    assert core is not None
+    world._until(venue.now_ns + 20 * SECOND_NS, lambda: core.ended)
+    world.life.end()
+    bodies = [
+        body.body
+        for block in log.read(tmp_path)
+        for _, body in block.records
+        if isinstance(body, Append) and body.kind == "statement"
+    ]
+    (over,) = (msgspec.json.decode(body, type=StatementRow) for body in bodies)
+    (so_far,) = statement(core.account, "sandbox", midnight_ns // DAY_NS, "")
+    assert (over.date, over.compared, over.differs) == ("2026-03-01", True, "")
+    for row in (over, so_far):
+        lines = [
+            line
+            for line in world.client.transactions
+            if utc_date(int(line["transactionTime"]) * MS_NS) == row.date and line["symbol"]
+        ]
+        assert row.executions == sum(line["type"] == "TRADE" for line in lines) > 1
+        assert row.funding_e8 == -sum(Decimal(line["funding"] or 0) for line in lines) * 10**8 != 0
+        assert row.change_e8 == sum(Decimal(line["change"]) for line in lines) * 10**8
+    assert over.closing_lots == so_far.opening_lots
 
 
 def test_a_simulated_venue_states_its_days_and_says_that_nothing_was_compared(
