@@ -4,7 +4,8 @@
 
 The exchange runs with random faults, `l2 live` trades at it with the champion of ``root`` in a process of its
 own. Its memory is sampled; when it has ended, what it has on record is compared with what the exchange says:
-executions by id, the position of each symbol, open orders, and a cost for every parent. The worker's state
+executions by id, the position of each symbol, open orders, and a cost for every parent. A worker that stopped
+trading before the last tenth of the run fails. The worker's state
 folder and captures are written below ``root``; use a copy.
 """
 
@@ -29,6 +30,7 @@ from live.journal import parent_of
 from live.log import read, segments
 from live.messages import Append
 from market.console import say
+from market.units import SECOND_NS
 
 #: Faults a simulated minute: network, venue and feed, at the rates of a bad day in an hour.
 FAULTS: Final = (
@@ -73,6 +75,8 @@ def soak(root: str, seconds: float, speed: float, seed: int, faults: str) -> dic
     }
     if worker.returncode:
         found["failed"].append(f"the worker ended with {worker.returncode}")
+    if found["last_parent_s"] < 0.9 * seconds * speed:
+        found["failed"].append(f"no parent after {found['last_parent_s']:,.0f} simulated seconds")
     if found["memory_growth"] > 0.05:
         found["failed"].append(f"memory grew by {found['memory_growth']:.1%} after the warm-up")
     return found
@@ -146,6 +150,7 @@ def _growth(memory: list[float]) -> dict[str, float]:
 
 def compared(folder: Path, began: set[int], venue: dict[str, Any]) -> dict[str, Any]:
     """The worker's record of this run against what the exchange says."""
+    last_ns = 0
     fills: dict[str, int] = {}
     positions: dict[str, int] = {}
     parents: dict[str, int] = {}
@@ -155,6 +160,7 @@ def compared(folder: Path, began: set[int], venue: dict[str, Any]) -> dict[str, 
             if not isinstance(body, Append):
                 continue
             if body.kind == "parent":
+                last_ns = max(last_ns, body.time_ns)
                 parents.setdefault(body.parent_id, 0)
                 left[body.parent_id] = parent_of(body).qty_lots
             elif body.kind == "end":
@@ -185,6 +191,7 @@ def compared(folder: Path, began: set[int], venue: dict[str, Any]) -> dict[str, 
         "executions": len(fills),
         "executions_at_venue": len(theirs["executions"]),
         "parents": len(parents),
+        "last_parent_s": (last_ns - venue["clock"]["simulated_ns"]) / SECOND_NS,
         "positions": ours,
         "failed": failed,
     }
