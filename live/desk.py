@@ -431,8 +431,7 @@ class Desk:
         )
 
     def _measured(self, row: ParentRow, cost: Shortfall, missed_bps: float) -> None:
-        self.sizes.ramp.measured(missed_bps)
-        self.pre_trade.measured(row, cost, missed_bps)
+        self.sizes.ramp.measured(self.pre_trade.measured(row, cost, missed_bps))
 
     def settle_funding(
         self, symbol: str, time_ns: int, lots: int, mark_e8: int, rate_e8: int

@@ -101,11 +101,17 @@ class PreTrade:
         key = f"{view.symbol} {group_of(found[0], view.urgency)}"
         return self.learnt.corrected(key, found[1])
 
-    def measured(self, row: ParentRow, cost: Shortfall, missed_bps: float) -> None:
-        """A parent cost so much more than was expected; one that was given up early teaches nothing."""
+    def measured(self, row: ParentRow, cost: Shortfall, missed_bps: float) -> float:
+        """A parent cost so much more than was expected; returned without what an account's fees exceed those of
+        the model's fee row, which is no error of an estimate. One that was given up early teaches nothing."""
+        if cost.filled_lots:
+            share, costs = cost.maker_share, self._costs
+            assumed_bps = share * costs.maker_bps + (1 - share) * costs.taker_bps
+            missed_bps -= cost.fees_bps - assumed_bps * cost.fill_rate
         if cost.fill_rate == 1 or cost.end_ns >= row.deadline_ns:
             group = group_of(cost.picked or cost.algorithm, row.urgency)
             self.learnt.learn(f"{row.symbol} {group}", missed_bps)
+        return missed_bps
 
     def circumstances(self, working: Working, algorithm: str, view: View) -> Circumstances:
         """The market at a parent's start, and its pre-trade cost estimate."""

@@ -35,6 +35,7 @@ from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
 from models_registry.recipe import NO_REGIME, Prediction
+from tests.assets.test_costs import cost, parent
 from tests.execution.tape import snapshot
 
 BTC = "BTCUSDT"
@@ -190,6 +191,14 @@ def test_no_size_is_said_once_with_the_cap_that_leaves_none(
     assert [(size.lots, size.binding) for size in sizes] == [(0, binding)] * 2
     said = [e for e in venue.effects if isinstance(e, Say) and e.event == "no size"]
     assert [line.fields["binding"] for line in said] == [binding]
+
+
+def test_a_dearer_account_than_assumed_is_no_error_of_an_estimate() -> None:
+    """The model's fee row has 2 and 5.5 bps; the account paid 4 as maker for the half that filled."""
+    desk, row = Refusing("market", 0).desk, parent("p")
+    paid = cost(row, filled=5, fees_bps=2.0)
+    assert desk.pre_trade.measured(row, paid, 3.0) == 3.0 - (2.0 - 0.5 * 2.0)
+    assert desk.pre_trade.measured(row, cost(row, filled=0), 3.0) == 3.0
 
 
 def test_a_limit_of_margin_takes_a_quarter_at_once_and_each_minute() -> None:
