@@ -70,7 +70,7 @@ generate: $(READY)
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-header --no-annotate --quiet
 lock: $(READY)
-	@$(BIN)/$(COMPILE) pyproject.toml --group dev --output-file requirements.lock
+	@$(BIN)/$(COMPILE) pyproject.toml --extra cluster --group dev --output-file requirements.lock
 	@$(BIN)/$(COMPILE) tests/peers/hftbacktest.in --output-file tests/peers/hftbacktest.lock
 
 clean:

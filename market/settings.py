@@ -306,10 +306,7 @@ class History(Struct, frozen=True, kw_only=True):
 
 
 class Clock(Struct, frozen=True, kw_only=True):
-    """How the venue's time follows the wall clock: simulated_ns + speed · (wall - wall_ns).
-
-    A sandbox says so in its ``clock``; by default the venue's time is the wall clock's.
-    """
+    """The venue's time by the wall clock, simulated_ns + speed · (wall - wall_ns), as a sandbox's ``clock`` says."""
 
     wall_ns: int = 0
     simulated_ns: int = 0
@@ -327,6 +324,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     #: The lake's root: a folder, or an object-store URI.
     root: str = "lake"
     source: Literal["recorded", "synthetic"] = "recorded"
+    #: Where heavy work runs: local, or dask://HOST:PORT of a Dask scheduler (docs/deploy.md).
+    compute: Annotated[str, Meta(pattern=r"^(local|dask://[^/@\s]+:[0-9]+)$")] = "local"
+    #: State of Dagster, MLflow and Optuna: sqlite, below the root, or postgresql://USER@HOST:PORT/DATABASE.
+    state: Annotated[str, Meta(pattern=r"^(sqlite|postgresql://\S+@[^@/\s]+/[^@/?\s]+)$")] = (
+        "sqlite"
+    )
     market: Market = Market()
     model: Model = Model()
     registry: Registry = Registry()
@@ -402,6 +405,9 @@ def load(
         tree["root"] = os.path.expanduser(root)
         if wrong := unusable(tree["root"]):
             raise SettingsError(f"{origin['root']}: root: {wrong}")
+    if re.match(r"postgresql://[^@/]*:[^@/]*@", str(tree.get("state"))):
+        where = origin["state"].partition("=")[0]
+        raise SettingsError(f"{where}: state: holds a password; use PGPASSWORD alone")
     desk = tree.get("desk")
     profile = desk.get("profile") if isinstance(desk, dict) else None
     for section, values in PROFILES.get(str(profile), {}).items():
@@ -474,14 +480,12 @@ def with_symbols(settings: Settings, symbols: Sequence[str]) -> Settings:
     if not symbols:
         return settings
     _check_symbols(symbols, "--symbols")
-    replace = msgspec.structs.replace
-    return replace(settings, market=replace(settings.market, symbols=tuple(symbols)))
+    market = msgspec.structs.replace(settings.market, symbols=tuple(symbols))
+    return msgspec.structs.replace(settings, market=market)
 
 
 def changed(section: Struct, *names: str) -> str:
-    """The named settings that differ from their defaults, as `` name=value``: what a partition's inputs
-    say of the settings that decide it.
-    """
+    """The named settings that differ from their defaults, as `` name=value``, for a partition's inputs."""
     defaults = type(section)()
     return "".join(
         f" {name}={getattr(section, name)}"
@@ -492,5 +496,4 @@ def changed(section: Struct, *names: str) -> str:
 
 def effective(settings: Settings) -> dict[str, Any]:
     """Plain data for printing; holds no secret because settings hold none."""
-    data: dict[str, Any] = msgspec.to_builtins(settings)
-    return data
+    return dict(msgspec.to_builtins(settings))

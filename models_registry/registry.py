@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from market.lake import Lake
-from market.locks import exclusive
 from market.provenance import closure_hash
 from market.settings import FEE_ROWS_BPS, Settings
 from models_registry import dataset, trials
@@ -27,12 +26,12 @@ from models_registry.dataset import Features
 from models_registry.evaluation import Context, Evaluation
 from models_registry.manifest import MANIFEST_FILE, Bundle, Verdict, load_champion, sha256
 from models_registry.served import served_model
+from models_registry.state import database, one_at_a_time
 from models_registry.store import (
     BUNDLE_ARTIFACT,
     CHALLENGER,
     registered_model,
     registry_client,
-    registry_home,
 )
 from models_registry.tuning import Studies, kept_trials
 
@@ -101,10 +100,9 @@ def train_and_register(
         "identity": identity(settings, features, fingerprint, git_sha),
         **(run_tags or {}),
     }
-    lock = registry_home(settings) / "training.lock"
     with (
         registry_client(settings) as client,
-        exclusive(lock, f"a training of {tags['source']} data"),
+        one_at_a_time(settings, "training", f"a training of {tags['source']} data"),
     ):
         _end_killed(client, settings.model_name)
         known = _version_with(client, settings.model_name, tags["identity"])
@@ -127,10 +125,12 @@ def train_and_register(
             code=code(),
         )
         rival = (champion[0].version, champion[1]) if champion else None
-        studies = Studies(file=registry_home(settings) / "optuna.db", prefix=tags["identity"])
-        evaluation, model = attempt(recorded, source, rival, fingerprint, progress, studies)
+        studies = Studies(url=database(settings, "optuna"), prefix=tags["identity"])
+        evaluation, model = attempt(
+            recorded, source, rival, fingerprint, progress, studies, settings
+        )
         trials.record(
-            registry_home(settings),
+            database(settings, "looks"),
             "training",
             trials.procedure(settings, features),
             tags["identity"],
@@ -155,7 +155,7 @@ def _context(
         found += probes.live_skew(lake, settings.market.symbols, features.names, date)
     procedure = trials.procedure(settings, features)
     return msgspec.structs.replace(
-        trials.context(registry_home(settings), procedure),
+        trials.context(database(settings, "looks"), procedure),
         champion_decayed=champion and check(lake, settings, features).failed,
         rows=tuple(gate.probe_row(probe) for probe in found),
     )
@@ -168,14 +168,16 @@ def attempt(
     fingerprint: str,
     progress: Progress,
     studies: Studies | None = None,
+    where: Settings | None = None,
 ) -> tuple[Evaluation, TrainedModel | None]:
-    """Evaluate, and train a version unless the verdict is `not_enough_data`."""
+    """Evaluate, and train a version unless the verdict is `not_enough_data`; folds on the cluster of ``where``."""
     from models_registry import training
 
     settings, features = recorded.settings, recorded.features
+    place = where or settings
     evaluation = training.evaluate(
         source,
-        settings,
+        msgspec.structs.replace(settings, root=place.root, compute=place.compute),
         features,
         champion=champion,
         context=recorded.context,

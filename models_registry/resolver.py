@@ -17,7 +17,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,6 @@ import msgspec
 
 from market.cache import settle_home
 from market.errors import ModelError
-from market.locks import exclusive
 from market.settings import Settings, SettingsError, load
 from models_registry.dataset import Features
 from models_registry.manifest import (
@@ -39,6 +38,7 @@ from models_registry.manifest import (
     read_pointer,
 )
 from models_registry.pointed import CHALLENGER_FILE, replace_file
+from models_registry.state import one_at_a_time
 from models_registry.store import (
     CHALLENGER,
     CHAMPION,
@@ -49,7 +49,6 @@ from models_registry.store import (
     model_version,
     registered_model,
     registry_client,
-    registry_home,
 )
 
 #: Tags of the registered model: the champion that was verified and recorded, and the newest version that
@@ -126,12 +125,9 @@ def follow_challenger(settings: Settings) -> str:
 @contextmanager
 def champions(settings: Settings) -> Iterator[Any]:
     """An MLflow client for who reads and moves the alias: one process at a time, where it can write."""
-    with registry_client(settings) as client:
-        home = registry_home(settings)
-        what = f"the champion of {settings.model_name}"
-        may_write = os.access(home, os.W_OK)
-        with exclusive(home / "champion.lock", what) if may_write else nullcontext():
-            yield client
+    what = f"the champion of {settings.model_name}"
+    with registry_client(settings) as client, one_at_a_time(settings, "champion", what):
+        yield client
 
 
 def require_verdict(found: Any) -> None:

@@ -1,6 +1,7 @@
 """MLflow's store of a lake: where it is, a client on it, and what is read from it by name.
 
-By default tracking is in ``<root>/mlflow/mlflow.db`` with artifacts beside it; the settings
+By default tracking is in ``<root>/mlflow/mlflow.db``, or in the database of the setting ``state``, with artifacts
+below the root; the settings
 ``registry.tracking_uri`` and ``registry.registry_uri``, or else MLflow's own environment variables, name
 another. MLflow is imported only inside functions, as it takes seconds and hundreds of megabytes.
 """
@@ -21,6 +22,7 @@ from market.locks import exclusive
 from market.settings import Settings
 from models_registry.manifest import Bundle, BundleError
 from models_registry.relocation import artifacts_uri, here, relocate
+from models_registry.state import database, on_server, registry_home
 
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
@@ -38,25 +40,22 @@ class RegistryError(ModelError):
     """The registry cannot serve the request; the message says what to do."""
 
 
-def registry_home(settings: Settings) -> Path:
-    """The lake's folder of MLflow's files, behind any link, as MLflow keeps what it has opened by name.
-
-    RegistryError when the root is not local.
-    """
-    if "://" in settings.root:
-        raise RegistryError(f"{settings.root}: the model registry needs a local root")
-    return Path(settings.root).resolve() / "mlflow"
-
-
 def tracking_uri(settings: Settings) -> str:
-    """MLflow's store for this lake. RegistryError when neither it nor the root is named usefully."""
+    """MLflow's store for this lake. StateError when neither it nor the root is named usefully."""
     named = settings.registry.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    return named or f"sqlite:///{registry_home(settings) / 'mlflow.db'}"
+    return named or database(settings, "mlflow")
 
 
 def is_own(settings: Settings) -> bool:
-    """Whether the store is the lake's own, which moves with the lake."""
-    return tracking_uri(settings) == f"sqlite:///{registry_home(settings) / 'mlflow.db'}"
+    """Whether the store is the lake's own file, which moves with the lake."""
+    return not on_server(settings) and tracking_uri(settings) == database(settings, "mlflow")
+
+
+def artifacts(settings: Settings) -> str:
+    """Where new experiments of our own databases keep their artifacts: of a file beside it, else below the root."""
+    if "://" in settings.root and on_server(settings):
+        return f"{settings.root.rstrip('/')}/mlflow/artifacts"
+    return artifacts_uri(registry_home(settings))
 
 
 @contextmanager
@@ -110,7 +109,7 @@ def _pointed(settings: Settings, experiment: str) -> Iterator[Any]:
                 relocate(home)
             client = mlflow.MlflowClient(uri, versions)
             if client.get_experiment_by_name(experiment) is None:
-                location = artifacts_uri(home) if own else None
+                location = artifacts(settings) if uri == database(settings, "mlflow") else None
                 client.create_experiment(experiment, artifact_location=location)
             mlflow.set_experiment(experiment)
         yield client

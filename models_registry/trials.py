@@ -7,12 +7,11 @@ code and the data) and deflates Sharpe ratios by the number of looks (`models_re
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -22,18 +21,8 @@ from models_registry.dataset import Features
 from models_registry.evaluation import Context
 from models_registry.manifest import sha256
 
-FILE: Final = "trials.db"
-
-_SCHEMA: Final = """
-create table if not exists looks (
-    id integer primary key,
-    at_ns integer not null,
-    kind text not null,
-    procedure text not null,
-    identity text not null,
-    looks integer not null,
-    daily text not null
-)"""
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 #: Settings that change neither what is learnt nor how it is judged.
 _NEUTRAL: Final = ("threads",)
@@ -54,23 +43,23 @@ def procedure(settings: Settings, features: Features) -> str:
     return sha256("\n".join((*parts, *features.names)).encode())[:16]
 
 
-def record(home: Path, kind: Kind, of: str, identity: str, looks: int, daily: DailyNet) -> None:
+def record(url: str, kind: Kind, of: str, identity: str, looks: int, daily: DailyNet) -> None:
     """Count ``looks`` of one attempt of the procedure ``of``.
 
-    ``home`` is the folder of the lake's MLflow store, ``daily`` the attempt's out-of-sample results.
+    ``url`` is of the lake's database of looks (`state.database`), ``daily`` the attempt's out-of-sample results.
     """
     text = msgspec.json.encode(dict(daily)).decode()
-    with _open(home) as db:
-        db.execute(
-            "insert into looks (at_ns, kind, procedure, identity, looks, daily) values (?,?,?,?,?,?)",
-            (time.time_ns(), kind, of, identity, looks, text),
-        )
+    row = {"at_ns": time.time_ns(), "kind": kind, "procedure": of, "identity": identity}
+    with _open(url) as (db, table):
+        db.execute(table.insert(), row | {"looks": looks, "daily": text})
 
 
-def context(home: Path, of: str) -> Context:
+def context(url: str, of: str) -> Context:
     """What the gate must know of the looks up to this one of procedure ``of``."""
-    with _open(home) as db:
-        rows = db.execute("select procedure, looks, daily from looks order by id").fetchall()
+    with _open(url) as (db, table):
+        columns = (table.c.procedure, table.c.looks, table.c.daily)
+        query = table.select().with_only_columns(*columns).order_by(table.c.id)
+        rows: list[Any] = list(db.execute(query))
     # The latest of each procedure.
     daily = {name: msgspec.json.decode(text, type=dict[int, float]) for name, _, text in rows}
     series = [days for days in daily.values() if len(days) >= _MIN_DAYS]
@@ -97,9 +86,35 @@ def _mean_correlation(series: Sequence[DailyNet]) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
+def schema() -> sa.MetaData:
+    """The one table of the registry."""
+    import sqlalchemy as sa
+
+    found, whole = sa.MetaData(), sa.BigInteger().with_variant(sa.INTEGER(), "sqlite")
+    texts = ("kind", "procedure", "identity")
+    sa.Table(
+        "looks",
+        found,
+        sa.Column("id", whole, primary_key=True),
+        sa.Column("at_ns", whole, nullable=False),
+        *(sa.Column(name, sa.Text, nullable=False) for name in texts),
+        sa.Column("looks", whole, nullable=False),
+        sa.Column("daily", sa.Text, nullable=False),
+    )
+    return found
+
+
 @contextmanager
-def _open(home: Path) -> Iterator[sqlite3.Connection]:
-    home.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(home / FILE, timeout=60.0)) as db, db:
-        db.execute(_SCHEMA)
-        yield db
+def _open(url: str) -> Iterator[tuple[sa.Connection, sa.Table]]:
+    import sqlalchemy as sa
+
+    file, made = sa.make_url(url).database, schema()
+    if url.startswith("sqlite"):
+        Path(str(file)).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url)
+    try:
+        with engine.begin() as connection:
+            made.create_all(connection)
+            yield connection, made.tables["looks"]
+    finally:
+        engine.dispose()

@@ -1,7 +1,7 @@
 """Hyper-parameters of one horizon by Optuna, within a training span: pruned, seeded, kept, resumable.
 
 Each trial's sampler is seeded by the trial's number, so that a search that was interrupted and goes on ends
-where an uninterrupted one does. Kept trials are in an SQLite file that optuna-dashboard reads.
+where an uninterrupted one does. Kept trials are in a database that optuna-dashboard reads (`models_registry.state`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Fit = Callable[[BoosterParameters, Callable[[Any], None] | None], FittedBooster]
 class Studies(msgspec.Struct, frozen=True, kw_only=True):
     """Where trials are kept; studies of one ``prefix`` are of the same data, code and settings."""
 
-    file: Path
+    url: str  #: SQLAlchemy's
     prefix: str
 
 
@@ -123,14 +123,23 @@ def kept_trials(studies: Studies) -> Iterator[tuple[str, optuna.trial.FrozenTria
     """Every trial that is kept of these data, code and settings, with the name of its study."""
     import optuna
 
-    if not studies.file.exists():
+    kind, _, file = studies.url.partition(":///")
+    if kind == "sqlite" and not Path(file).exists():
         return
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{studies.file}")
+    storage = _storage(studies)
     for name in optuna.get_all_study_names(storage):
         if name.startswith(f"{studies.prefix} "):
             for trial in optuna.load_study(study_name=name, storage=storage).trials:
                 yield name.removeprefix(f"{studies.prefix} "), trial
+
+
+def _storage(studies: Studies) -> optuna.storages.RDBStorage:
+    import optuna
+
+    # Tasks of a cluster that share a file wait for each other.
+    options = {"connect_args": {"timeout": 60}} if studies.url.startswith("sqlite") else {}
+    return optuna.storages.RDBStorage(studies.url, engine_kwargs=options)
 
 
 def _kept(studies: Studies | None, name: str) -> optuna.Study | None:
@@ -140,7 +149,7 @@ def _kept(studies: Studies | None, name: str) -> optuna.Study | None:
 
     with _writing:
         return optuna.create_study(
-            storage=f"sqlite:///{studies.file}",
+            storage=_storage(studies),
             study_name=f"{studies.prefix} {name}",
             direction="maximize",
             load_if_exists=True,

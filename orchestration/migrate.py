@@ -80,12 +80,22 @@ def _rewrite(
     return count
 
 
-def arguments(_: argparse.ArgumentParser) -> None:
-    """`l2 migrate` has no options of its own."""
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 migrate`."""
+    parser.add_argument(
+        "--state",
+        action="store_true",
+        help="move the state from SQLite to the database of the settings",
+    )
 
 
 def command(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 migrate`: rewrite what has a migration, and name what has to be made again."""
+    if options.state:
+        from orchestration.state_migration import migrate_state
+
+        moved = migrate_state(settings, say)
+        return {"rows": moved}
     journals = migrate_journals(settings)
     done = msgspec.structs.replace(migrate(Lake(settings.root), say), journals=journals)
     if not options.json:

@@ -50,8 +50,9 @@ from models_registry.own import Column, OwnSource, OwnTrainer, ResearchError, co
 from models_registry.pictures import pictures
 from models_registry.probes import Probe
 from models_registry.registry import CARD_FILE
+from models_registry.state import database
 from models_registry.statistics import minimum_track_record, moments, probabilistic_sharpe
-from models_registry.store import registry_client, registry_home
+from models_registry.store import registry_client
 from models_registry.validation import Fold, combinatorial_folds, effective_count, lower_bound
 from orchestration.backtest.command import backtest
 from orchestration.backtest.report_tables import report_text
@@ -262,7 +263,7 @@ class Lab:
         found += probes.of_pipeline(source, settings, chosen, fits)
         procedure = self._procedure(f"model {folds}", name, chosen)
         context = msgspec.structs.replace(
-            trials.context(registry_home(settings), procedure),
+            trials.context(database(settings, "looks"), procedure),
             rows=tuple(gate.probe_row(probe) for probe in found),
         )
         evaluate = partial(training.evaluate, source, settings, chosen, context=context, fits=fits)
@@ -433,7 +434,7 @@ class Lab:
 
     def _record(self, procedure: str, looks: int, daily: Mapping[int, float]) -> int:
         """Count the looks; how many there are at the lake now."""
-        home = registry_home(self.settings)
+        home = database(self.settings, "looks")
         trials.record(home, "research", procedure, procedure, looks, daily)
         return trials.context(home, procedure).trials - 1
 

@@ -18,7 +18,8 @@ from market.errors import UsageError
 from market.locks import exclusive
 from market.settings import Settings
 from models_registry.relocation import relocate
-from models_registry.store import is_own, tracking_uri
+from models_registry.state import check, database, on_server, registry_home
+from models_registry.store import artifacts, is_own, tracking_uri
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -43,18 +44,28 @@ run_retries:
 )
 
 
+_POSTGRES_YAML: Final = "storage:\n  postgres:\n    postgres_url: {}\n"
+
+
 class PortError(UsageError):
     """A port cannot be listened on."""
 
 
 def dagster_home(settings: Settings) -> Path:
-    """DAGSTER_HOME, by default ``ROOT/dagster``; created and configured when absent."""
-    home = Path(os.environ.get("DAGSTER_HOME") or Path(settings.root).absolute() / "dagster")
+    """DAGSTER_HOME, by default ``ROOT/dagster``, of a lake in an object store beside its locks; created, and
+    configured as the settings say unless a person has written its ``dagster.yaml``.
+    """
+    beside = registry_home(settings).parent if "://" in settings.root else Path(settings.root)
+    home = Path(os.environ.get("DAGSTER_HOME") or beside.absolute() / "dagster")
     home.mkdir(parents=True, exist_ok=True)
-    file = home / "dagster.yaml"
-    # That of earlier versions, unless somebody has changed it.
-    if not file.exists() or file.read_text() == _FIRST_YAML:
-        file.write_text(_DAGSTER_YAML)
+    file, wanted = home / "dagster.yaml", _DAGSTER_YAML
+    if on_server(settings):
+        wanted += _POSTGRES_YAML.format(database(settings, "dagster"))
+    before = file.read_text() if file.exists() else _FIRST_YAML
+    written = _DAGSTER_YAML + _POSTGRES_YAML.partition("{}")[0]
+    ours = before in (_FIRST_YAML, _DAGSTER_YAML) or before.startswith(written)
+    if ours and before != wanted:
+        file.write_text(wanted)
     return home
 
 
@@ -62,6 +73,7 @@ def dagster_instance(settings: Settings) -> dg.DagsterInstance:
     """The Dagster instance of a lake, whose runs `l2 ui` shows; sets DAGSTER_HOME."""
     import dagster as dg
 
+    check(settings)
     home = dagster_home(settings)
     os.environ["DAGSTER_HOME"] = str(home)
     with exclusive(home / "created.lock", "Dagster's databases"):
@@ -85,18 +97,20 @@ def serve(settings: Settings, dagster_port: int, mlflow_port: int, daemon: bool 
     """Run the servers until interrupted, or until one of them exits; with the ``daemon`` of Dagster, which
     launches its runs. Raises PortError.
     """
-    own = is_own(settings)
+    check(settings)
+    own = tracking_uri(settings) == database(settings, "mlflow")
     require_free(dagster_port, "--dagster-port")
-    root = Path(settings.root).absolute()
     if own:
         require_free(mlflow_port, "--mlflow-port")
-        (root / "mlflow").mkdir(parents=True, exist_ok=True)
-        relocate(root / "mlflow")
+        home = registry_home(settings)
+        home.mkdir(parents=True, exist_ok=True)
+        if is_own(settings):
+            relocate(home)
     else:
         say(f"MLflow: {tracking_uri(settings)}, which the settings or its variables name")
     environment = os.environ | {
         "DAGSTER_HOME": str(dagster_home(settings)),
-        "L2_ROOT": str(root),
+        "L2_ROOT": settings.root if "://" in settings.root else str(Path(settings.root).absolute()),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # seven idle processes of a job queue that nothing here uses
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -108,7 +122,7 @@ def serve(settings: Settings, dagster_port: int, mlflow_port: int, daemon: bool 
     try:
         served = [("Dagster", dagster_port, _dagster(dagster_port, daemon))]
         if own:
-            served.append(("MLflow", mlflow_port, _mlflow(mlflow_port, root)))
+            served.append(("MLflow", mlflow_port, _mlflow(mlflow_port, settings)))
         for name, port, arguments in served:
             say(f"{name}: http://127.0.0.1:{port}")
             servers.append(subprocess.Popen(arguments, env=environment, start_new_session=True))
@@ -126,12 +140,12 @@ def _dagster(port: int, daemon: bool) -> list[str]:
     return [*server, "--port", str(port), "--host", "127.0.0.1", *module]
 
 
-def _mlflow(port: int, root: Path) -> list[str]:
+def _mlflow(port: int, settings: Settings) -> list[str]:
     return [
         str(Path(sys.executable).parent / "mlflow"), "server",
         "--host", "127.0.0.1", "--port", str(port),
-        "--backend-store-uri", f"sqlite:///{root}/mlflow/mlflow.db",
-        "--default-artifact-root", f"{root}/mlflow/artifacts", "--workers", "1",
+        "--backend-store-uri", database(settings, "mlflow"),
+        "--default-artifact-root", artifacts(settings), "--workers", "1",
     ]  # fmt: skip
 
 

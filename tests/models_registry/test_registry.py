@@ -12,6 +12,7 @@ import planted
 import pytest
 
 from market.lake import Lake
+from market.postgres import StateError
 from market.settings import Settings
 from models_registry import card, promotion, registry, resolver, store
 from models_registry.manifest import (
@@ -253,7 +254,7 @@ def test_the_resolver_says_in_one_line_that_there_is_no_champion(
 
 
 def test_the_registry_refuses_an_object_store() -> None:
-    with pytest.raises(RegistryError, match="needs a local root"):
+    with pytest.raises(StateError, match="needs a local root"):
         store.tracking_uri(planted.settings(Path("x")).__class__(root="s3://bucket/lake"))
 
 

@@ -22,17 +22,18 @@ def daily(sign: float = 1.0) -> dict[int, float]:
 
 
 def test_looks_add_up_and_daily_ones_of_a_procedure_are_one_series(tmp_path: Path) -> None:
-    assert trials.context(tmp_path, "a").trials == 1
+    url = f"sqlite:///{tmp_path}/trials.db"
+    assert trials.context(url, "a").trials == 1
     for _ in range(3):
-        trials.record(tmp_path, "training", "a", "x", 9, daily())
-    trials.record(tmp_path, "research", "b", "y", 1, daily(-1.0))
-    found = trials.context(tmp_path, "a")
+        trials.record(url, "training", "a", "x", 9, daily())
+    trials.record(url, "research", "b", "y", 1, daily(-1.0))
+    found = trials.context(url, "a")
     assert (found.trials, found.procedures) == (3 * 9 + 1 + 1, 2)
     assert found.others == (daily(-1.0),)
     assert found.correlation == pytest.approx(-1.0)
     assert found.sharpe_variance is not None
     assert found.sharpe_variance > 0
-    third = trials.context(tmp_path, "c")
+    third = trials.context(url, "c")
     assert third.procedures == 3
     assert len(third.others) == 2
 
@@ -53,7 +54,7 @@ def test_every_tuning_trial_of_every_horizon_and_span_is_a_look(
     with closing(sqlite3.connect(home / "optuna.db")) as db:
         kept = db.execute("select count(*) from trials").fetchone()[0]
     assert kept % (2 * len(planted.HORIZONS)) == 0
-    with closing(sqlite3.connect(home / trials.FILE)) as db:
+    with closing(sqlite3.connect(home / "trials.db")) as db:
         assert db.execute("select looks from looks where kind = 'training'").fetchall() == [
             (1 + kept,)
         ]

@@ -42,7 +42,7 @@ def search(studies: Studies | None, trials: int, fits: int | None = None) -> Any
 
 
 def test_an_interrupted_search_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    studies = Studies(file=tmp_path / "optuna.db", prefix="data")
+    studies = Studies(url=f"sqlite:///{tmp_path}/optuna.db", prefix="data")
     whole, calls = search(None, 7)
     assert (calls[0], len(calls)) == (BoosterParameters(), 7)
     with pytest.raises(StoppedError):
@@ -53,9 +53,9 @@ def test_an_interrupted_search_goes_on_to_the_same_end(tmp_path: Path) -> None:
 
 
 def test_trials_are_kept_where_the_dashboard_reads_them_and_some_are_pruned(tmp_path: Path) -> None:
-    file = tmp_path / "optuna.db"
-    (_, best), _ = search(Studies(file=file, prefix="data"), 10)
-    study = optuna.load_study(study_name="data 60 s", storage=f"sqlite:///{file}")
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    (_, best), _ = search(Studies(url=url, prefix="data"), 10)
+    study = optuna.load_study(study_name="data 60 s", storage=url)
     assert study.best_value == best
     states = [trial.state.name for trial in study.trials]
     assert len(states) == 10

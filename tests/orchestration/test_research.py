@@ -25,6 +25,7 @@ from market.settings import Desk, Settings
 from market.units import days_between
 from models_registry import ensemble, store, training, trials
 from models_registry.ensemble import BoosterParameters
+from models_registry.state import database
 from orchestration.backtest.command import backtest
 from orchestration.backtest.foresight import file_of, foresee, record
 from orchestration.backtest.run import load_model
@@ -62,7 +63,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 
 def looks(lab: Lab) -> int:
-    return trials.context(store.registry_home(lab.settings), "of no procedure").trials - 1
+    return trials.context(database(lab.settings, "looks"), "of no procedure").trials - 1
 
 
 def counted(lab: Lab, look: Any, *given: Any, **more: Any) -> Look:
@@ -162,7 +163,7 @@ def test_the_pipelines_primary_model_has_the_pipelines_figures(
     monkeypatch.setattr(ensemble, "OBJECTIVES", ("return",))
     model = msgspec.structs.replace(lab.settings.model, horizons_s=(60,), trials=0)
     alone = Lab(msgspec.structs.replace(lab.settings, model=model))
-    context = trials.context(store.registry_home(alone.settings), "one more procedure")
+    context = trials.context(database(alone.settings, "looks"), "one more procedure")
     own = counted(alone, alone.judge, Primary()).evaluations[0]
     source = planted.LakeSource(alone.lake, planted.SYMBOLS, (60,))
     ours = training.evaluate(source, alone.settings, planted.FEATURES, context=context)
