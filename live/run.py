@@ -34,6 +34,7 @@ from live.gateway import Codec, PlainCodec
 from live.history import join_history, save_history
 from live.journal import require_migrated
 from live.keeper import Keeper
+from live.lease import Lease, leased
 from live.log import Header, LogWriter, require
 from live.loopback import past_of
 from live.messages import Append
@@ -75,6 +76,7 @@ class Run:
         self.codec: Codec = PlainCodec()
         self.gateway: Connections | None = None
         self.shadow: Shadow | None = None
+        self.lease: Lease | None = None
         self.account: str = self.venue  #: the venue's id of it; paper has no other
         self.run_id = ""
         self._ends = ExitStack()
@@ -109,7 +111,9 @@ class Run:
         return took_s
 
     def _connect(self, address: VenueAddress, stack: ExitStack) -> None:
-        """Connect to the venue, as the only worker of its account on this machine."""
+        """Connect to the venue, as the only worker of its account: on this machine, and with state in
+        PostgreSQL on any.
+        """
         self.codec = codec = BybitCodec(self.instruments)
         self.clock = self._clock_of(address.public)
         self.gateway = Connections(
@@ -128,6 +132,10 @@ class Run:
         folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
         file = folder / f"l2-account-{name}.lock"
         self._lock(stack, file, f"the worker of account {self.account} of {address.name}")
+        if (state := self.settings.state) != "sqlite":
+            name = f"account {self.account} of {address.rest}"
+            held = leased(state, name, self.settings.live.closing_s, self.say.warning, time.sleep)
+            self.lease = stack.enter_context(held)
 
     def _clock_of(self, url: str) -> VenueClock:
         return VenueClock(clock_of(url, self.settings.clock, lambda text: self.say.info(text)))
@@ -161,6 +169,8 @@ class Run:
         with ExitStack() as stack:
             shell = self.begin(feed, first_ns, stack, history)
             stack.enter_context(stopping(shell.stop, self.say))
+            if self.lease is not None:
+                stack.enter_context(self.lease.watch(partial(self._lost, shell)))
             until_ns = 0 if duration_s is None else first_ns + round(duration_s * 1e9)
             try:
                 left = shell.run(items, flatten, until_ns)
@@ -172,6 +182,10 @@ class Run:
         summary = self.summary(shell) | {"left": left, "held": shell.core.safety.held}
         self.say.info("worker stopped", **summary)
         return summary
+
+    def _lost(self, shell: Shell, why: str) -> None:
+        self.say.error("stopping", reason=why)
+        shell.stop(why)
 
     def begin(
         self,
