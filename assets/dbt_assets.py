@@ -3,21 +3,27 @@
 # No postponed annotations here: Dagster compares the type of `context` as it stands.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import dagster as dg
+import msgspec
 from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_assets
 
 from assets import costs as cost_tables
 from assets import warehouse as feature_tables
 from assets.dbt import NOT_RUN, BuildReport, Key, TableTest, WarehouseError, manifest
-from assets.isolation import LeftOut, apart
+from assets.isolation import LeftOut, apart, reason_of
 from assets.platform import OWNERS, PARTITIONS, Platform, Span, context_spans, partition_key
 from execution.tca.figures import figures
+from market.compute import map_tasks, on_cluster
 from market.errors import DataError
 from market.instruments import leader
 from market.lake import Lake
+from market.settings import Settings
 
+#: Memory of a batch (GB).
+MEMORY_GB: Final = 2.5
 #: Builds ``tables``: `assets.warehouse.build_range`, or one called like it.
 Build = Callable[..., BuildReport]
 #: Metadata of each table after a run.
@@ -98,29 +104,24 @@ def table_assets(
         spans = [part for span in context_spans(context) for part in span.batches(batch)]
         left = LeftOut(context.log.warning)
         tests: list[TableTest] = []
+        batches: dict[Span, Batch] = {}
 
-        def failed(key: Key, error: DataError) -> None:
-            tests.extend(getattr(error, "tests", ()))
-            left.fail(key, error)
-
-        def made(span: Span) -> BuildReport:
-            try:
-                return build(
-                    *(lake, settings, span.symbols, span.from_date, span.to_date, context.log.info),
-                    tables=selected,
-                )
-            except WarehouseError as error:
-                # Not for its data: no part of the range would do better.
-                if all(test.passed for test in error.tests):
-                    raise dg.Failure(str(error)) from error
-                raise
-
-        reports: list[BuildReport] = []
-        for number, span in enumerate(spans, 1):
-            for report in apart(span, made, failed):
-                reports.append(report)
+        def made(task: tuple[Any, ...], done: Batch) -> None:
+            batches[task[2]] = done
+            for report in done.reports:
                 if len(spans) > 1:
-                    log_published(context, report, f"batch {number} of {len(spans)}")
+                    log_published(context, report, f"batch {len(batches)} of {len(spans)}")
+            if done.broken:
+                raise dg.Failure(done.broken)
+            tests.extend(done.tests)
+            for key, reason in done.failed.items():
+                left.fail(key, reason)
+
+        # Elsewhere nobody would see the lines of a batch that is under way.
+        make = built if on_cluster(settings) else partial(built, log=context.log.info)
+        tasks = [(build, settings, span, selected) for span in spans]
+        map_tasks(make, tasks, 1, made, settings, MEMORY_GB)
+        reports = [report for span in spans for report in batches[span].reports]
         for report in reports:
             tests += report.tests
             for key in report.missing:
@@ -144,6 +145,44 @@ def table_assets(
         yield from check_results(context, tests, dg.AssetCheckSeverity.WARN, unasked)
 
     return run
+
+
+class Batch(msgspec.Struct, kw_only=True):
+    """What a batch made, what its failing parts say, and why no other would do better ("" if they may)."""
+
+    reports: list[BuildReport] = []
+    tests: list[TableTest] = []
+    failed: dict[Key, str] = {}
+    broken: str = ""
+
+
+def built(
+    build: Build,
+    settings: Settings,
+    span: Span,
+    tables: Collection[str],
+    log: Callable[[str], None] | None = None,
+) -> Batch:
+    """Build a span, and where that fails its parts; a worker process may run it."""
+    lake, batch = Lake(settings.root, settings.source), Batch()
+
+    def failed(key: Key, error: DataError) -> None:
+        batch.tests.extend(getattr(error, "tests", ()))
+        batch.failed[key] = reason_of(error)
+
+    def made(part: Span) -> None:
+        if batch.broken:
+            return
+        given = (lake, settings, part.symbols, part.from_date, part.to_date, log)
+        try:
+            batch.reports.append(build(*given, tables=tables))
+        except WarehouseError as error:
+            if any(not test.passed for test in error.tests):
+                raise
+            batch.broken = str(error)  # not for its data: no part of the range would do better
+
+    apart(span, made, failed)
+    return batch
 
 
 def log_published(context: dg.AssetExecutionContext, report: BuildReport, which: str) -> None:

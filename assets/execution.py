@@ -8,7 +8,7 @@ import dagster as dg
 
 from assets.isolation import LeftOut, critical, tried
 from assets.platform import OWNERS, PARTITIONS, Platform, keys_of
-from market.compute import map_processes
+from market.compute import map_tasks
 from market.lake import Lake
 from market.provenance import Table
 from market.settings import Settings, changed
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 STUDY: Final = Table("study", version=1, upstream=("events",))
 
+#: Memory of one partition's study (GB).
+MEMORY_GB: Final = 1.0
 #: Decision times of one partition at most, each with a parent per side, size and algorithm: enough for
 #: a confidence interval, and a bound on the computing time of a day.
 INSTANTS: Final = 120
@@ -130,7 +132,7 @@ def execution_study(
         context.log.info(f"{day} {symbol}: {rows} parents studied ({len(rows_of)} of {len(keys)})")
 
     tasks = [(study_partition, settings.root, settings, *key) for key in keys]
-    map_processes(tried, tasks, platform.workers, note)
+    map_tasks(tried, tasks, platform.workers, note, settings, MEMORY_GB)
     shortfalls = [
         convert({k: math.nan if v is None else v for k, v in row.items()}, Shortfall)
         for key in keys

@@ -2,15 +2,17 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
+import msgspec
 
-from assets.isolation import LeftOut, apart, critical, tried
+from assets.isolation import LeftOut, apart, critical, reason_of, tried
 from assets.platform import OWNERS, PARTITIONS, Key, Platform, Span, keys_of, partition_key, spans
-from market.compute import map_processes
+from market.compute import map_tasks, on_cluster
 from market.errors import DataError
 from market.lake import Lake
 from market.settings import Settings
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from market.ingest import IngestReport
 
 
+#: Memory of a task (GB): a date of two symbols from captures, a date of one from an archive or into bars.
+MEMORY_GB: Final = 1.0
 #: Captures that began so many days before a date are looked at for it.
 _DAYS_BEFORE: Final = 7
 
@@ -131,13 +135,31 @@ def events(context: dg.AssetExecutionContext, platform: Platform) -> dg.Material
             recorded.append(partition_key(*key))
         elif not lake.exists("events", *key):  # a partition that was ingested stands
             left.lacks(key, f"no capture under {lake.base}/frames, and no archive")
-    reading = _Reading(lake, settings, context.log)
-    for span in spans(recorded):
-        apart(span, reading.from_captures, left.fail)
+    # A cluster reads by date, as the daily run does, each with what reaches into it from before.
+    parts = spans(recorded)
+    if on_cluster(settings):
+        parts = tuple(part for span in parts for part in span.batches(len(span.symbols)))
     # Each archive is ingested by itself, so that a range gives the same rows as its single dates.
-    for symbol, day in archived:
-        apart(Span((symbol,), day, day), reading.from_archive, left.fail)
-    for part in reading.parts:
+    tasks = [(_CAPTURES, settings, span) for span in parts]
+    tasks += [(_ARCHIVE, settings, Span((symbol,), day, day)) for symbol, day in archived]
+    readings: dict[tuple[str, Span], Reading] = {}
+
+    def read(task: tuple[Any, ...], reading: Reading) -> None:
+        source, _, span = task
+        readings[source, span] = reading
+        rows = sum(sum(part.report.events.values()) for part in reading.parts)
+        place = f"{', '.join(span.symbols)} from {span.from_date} to {span.to_date}"
+        context.log.info(f"{place}: {rows:,} events ({len(readings)} of {len(tasks)})")
+        for line in reading.warnings:
+            context.log.warning(line)
+        for key, reason in reading.failed.items():
+            left.fail(key, reason)
+
+    # Elsewhere nobody would see the lines of a task that is under way.
+    make = reading_of if on_cluster(settings) else partial(reading_of, log=context.log.info)
+    map_tasks(make, tasks, 1, read, settings, MEMORY_GB)
+    found = [part for source, _, span in tasks for part in readings[source, span].parts]
+    for part in found:
         _note_missing(lake, part.report, left)
         for key in part.span.keys:
             context.add_asset_metadata(
@@ -148,10 +170,10 @@ def events(context: dg.AssetExecutionContext, platform: Platform) -> dg.Material
     metadata = left.finish(there) | {"source": settings.source, "straight as bars": len(straight)}
     if archived:
         metadata["from archives"] = dg.MetadataValue.json([" ".join(key) for key in archived])
-    return dg.MaterializeResult(metadata=metadata | reading.totals())
+    return dg.MaterializeResult(metadata=metadata | _totals(found, context.log))
 
 
-class _Part(NamedTuple):
+class Part(msgspec.Struct, frozen=True):
     """One ingest: where from, which partitions, which files, and its report."""
 
     source: str
@@ -160,54 +182,72 @@ class _Part(NamedTuple):
     report: "IngestReport"
 
 
-class _Reading:
-    """Captures and archives into events, span by span."""
+class Reading(msgspec.Struct, frozen=True):
+    """What a task has read, why the rest of its partitions failed, and what a person has to see."""
 
-    def __init__(self, lake: Lake, settings: Settings, log: logging.Logger) -> None:
-        self._lake, self._settings, self._log = lake, settings, log
-        self.parts: list[_Part] = []
+    parts: list[Part] = []
+    failed: dict[Key, str] = {}
+    warnings: list[str] = []
 
-    def from_captures(self, span: Span) -> None:
-        """DataError when a capture cannot be read; that of the day before stops no single date."""
-        captures = captures_for(self._lake, span.dates)
-        own = [path for day in span.dates for path in self._lake.captures(day)]
+
+_CAPTURES: Final = "captures"
+_ARCHIVE: Final = "the venue's archive"
+
+
+def reading_of(
+    source: str, settings: Settings, span: Span, log: Callable[[str], None] | None = None
+) -> Reading:
+    """Make the events of a span from its captures or its archive; a worker process may run it."""
+    from market.ingest import ingest
+
+    lake, reading = Lake(settings.root, settings.source), Reading()
+
+    def read(part: Span, paths: Sequence[str]) -> None:
+        if log:
+            log(f"reading {len(paths)} capture(s) for {len(part.keys)} partition(s)")
+        report = ingest(lake, paths, part.keys, settings, progress=log)
+        reading.parts.append(Part(source, part, [Path(path).name for path in paths], report))
+
+    def from_captures(part: Span) -> None:
+        # One of the day before that cannot be read stops no single date.
+        captures = captures_for(lake, part.dates)
+        own = [path for day in part.dates for path in lake.captures(day)]
         try:
-            self._ingest("captures", span, captures)
+            read(part, captures)
         except DataError as error:
-            if len(span.dates) > 1 or own in ([], captures):
+            if len(part.dates) > 1 or own in ([], captures):
                 raise
-            self._ingest("captures", span, own)
-            self._log.warning(f"{span.from_date}: read without the day before: {error}")
+            read(part, own)
+            reading.warnings.append(f"{part.from_date}: read without the day before: {error}")
 
-    def from_archive(self, span: Span) -> None:
-        """Of one symbol and date."""
-        self._ingest("the venue's archive", span, [self._lake.archive(*span.keys[0])])
+    def from_archive(part: Span) -> None:
+        read(part, [lake.archive(*part.keys[0])])
 
-    def _ingest(self, source: str, span: Span, paths: Sequence[str]) -> None:
-        from market.ingest import ingest
+    def failed(key: Key, error: DataError) -> None:
+        reading.failed[key] = reason_of(error)
 
-        self._log.info(f"reading {len(paths)} capture(s) for {len(span.keys)} partition(s)")
-        report = ingest(self._lake, paths, span.keys, self._settings, progress=self._log.info)
-        self.parts.append(_Part(source, span, [Path(path).name for path in paths], report))
+    apart(span, from_archive if source == _ARCHIVE else from_captures, failed)
+    return reading
 
-    def totals(self) -> dict[str, Any]:
-        """Metadata of all parts together; none without a part."""
-        if not self.parts:
-            return {}
-        frames: Counter[str] = Counter()
-        reasons: Counter[str] = Counter()
-        for part in self.parts:
-            frames.update(part.report.frames)
-            reasons.update(part.report.reasons)
-        rows = sum(sum(part.report.events.values()) for part in self.parts)
-        quarantined = reasons.total()
-        self._log.info(f"{frames.total():,} frames, {rows:,} events, {quarantined} quarantined")
-        return {
-            "rows": rows,
-            "quarantined": quarantined,
-            "frames": dg.MetadataValue.json(dict(frames)),
-            "rejects by reason": dg.MetadataValue.json(dict(reasons)),
-        }
+
+def _totals(parts: Sequence[Part], log: logging.Logger) -> dict[str, Any]:
+    """Metadata of all parts together; none without a part."""
+    if not parts:
+        return {}
+    frames: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for part in parts:
+        frames.update(part.report.frames)
+        reasons.update(part.report.reasons)
+    rows = sum(sum(part.report.events.values()) for part in parts)
+    quarantined = reasons.total()
+    log.info(f"{frames.total():,} frames, {rows:,} events, {quarantined} quarantined")
+    return {
+        "rows": rows,
+        "quarantined": quarantined,
+        "frames": dg.MetadataValue.json(dict(frames)),
+        "rejects by reason": dg.MetadataValue.json(dict(reasons)),
+    }
 
 
 def _note_missing(lake: Lake, report: "IngestReport", left: LeftOut) -> None:
@@ -250,7 +290,7 @@ def bars(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materializ
         rows[f"{day} {symbol}"] = count
         context.log.info(f"{day} {symbol}: {count:,} bars ({len(rows)} of {len(tasks)})")
 
-    map_processes(tried, tasks, platform.workers, done)
+    map_tasks(tried, tasks, platform.workers, done, settings, MEMORY_GB)
     return dg.MaterializeResult(
         metadata=left.finish(rows)
         | {"rows": sum(rows.values()), "by partition": dg.MetadataValue.json(rows)}

@@ -46,6 +46,7 @@ ROOMS: Final = (
 NEUTRAL: Final = frozenset(
     {
         "market.cache",
+        "market.compute",
         "market.console",
         "market.errors",
         "market.features.definitions",
@@ -56,6 +57,8 @@ NEUTRAL: Final = frozenset(
         "market.settings",
     }
 )
+#: Files that decide what a machine computes.
+_SOURCES: Final = frozenset({".py", ".sql", ".yml", ".toml", ".json", ".npz"})
 EQUIVALENT: Final = Path(__file__).with_name("equivalent_code.toml")
 
 
@@ -159,6 +162,19 @@ def closure_hash(*modules: str) -> str:
         path = module_file(name)
         assert path is not None  # closure() holds modules alone
         digest.update(f"{name}\0{syntax(_parsed(path))}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def source_hash() -> str:
+    """Hash of all that this installation runs, comments and all (16 hex digits): the same on every machine of
+    a cluster."""
+    digest = hashlib.sha256()
+    for folder in (*ROOMS, "dbt_project"):
+        for file in sorted((ROOT / folder).rglob("*")):
+            name = file.relative_to(ROOT)
+            if file.suffix in _SOURCES and "target" not in name.parts:
+                digest.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -14,7 +14,7 @@ fold of combinatorial validation is like a first one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -22,7 +22,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from market.settings import Model
+from market.compute import mapping, on_cluster
+from market.settings import Model, Settings
 from market.units import SECOND_NS, utc_date
 from models_registry import dataset, ensemble, selection
 from models_registry.dataset import Features, Rows, Source
@@ -35,6 +36,8 @@ from models_registry.validation import Decisions, Fold, Int, TimeSpan, split_tai
 Float = npt.NDArray[np.float64]
 Progress = Callable[[str], None]
 
+#: Memory of one fold's task on a cluster (GB).
+MEMORY_GB: Final = 4.0
 #: The share of the training span, at its end, that judges features, parameters and weights.
 TAIL_SHARE: Final = 0.25
 #: Rows that features are selected on, at most; more are thinned to a multiple of the stride.
@@ -82,6 +85,14 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
     looks: int = 0
 
 
+class Ahead(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a fold rests on its own past alone, and was made elsewhere (`fit_ahead`)."""
+
+    selection: FoldSelection | None
+    tuned: Tuned
+    members: tuple[FittedBooster, ...] = ()
+
+
 class Trainer:
     """Fits fold after fold of a source; ``tuned`` are the parameters in force.
 
@@ -102,6 +113,8 @@ class Trainer:
         self.tuned = Tuned(parameters=dict.fromkeys(model.horizons_s, BoosterParameters()))
         #: Outputs of all folds so far, out of sample; None before the first one.
         self.seen: Outputs | None = None
+        #: By the end of a fold's training span.
+        self.ahead: dict[int, Ahead] = {}
         self.dates = source.dates()
         #: Training rows without features: what folds are made of.
         self.rows = source.read(self.dates, [ensemble.SCALE_FEATURE], model.train_stride_s)
@@ -132,23 +145,21 @@ class Trainer:
     def fit(self, fold: Fold) -> FoldModel | str:
         """The fold's model, or the reason why it has too few rows."""
         model = self._model
-        known = ~np.isnan(self.rows.labels_bps[fold.train.mask(self.rows.t_ns)])
-        for horizon, count in zip(model.horizons_s, known.sum(axis=0), strict=True):
-            if count < ensemble.MIN_TRAIN_ROWS:
-                return f"{count} training rows at {horizon} s of at least {ensemble.MIN_TRAIN_ROWS}"
+        if lacking := self.lacks(fold):
+            return lacking
         # Only of a fold whose past is all that lies before it can earlier folds say anything.
         first = self.seen is None or isinstance(fold.train, Decisions)
-        span = fold.train if first else TimeSpan(fold.train.after_ns, fold.calibration.until_ns)
-        head, tail = split_tail(self.rows.t_ns, span, TAIL_SHARE, max(model.horizons_s))
-        chosen = self._select(head, tail)
-        names = self._features.names
-        if chosen is not None:
-            wanted = {*chosen.names, ensemble.SCALE_FEATURE}
-            names = tuple(name for name in names if name in wanted)
-        self._tune(fold, names, head, tail)
+        ahead = self.ahead.get(fold.train.until_ns)
+        span, head, tail = self.spans(fold, first)
+        chosen = ahead.selection if ahead else self.select(head, tail)
+        names = self.names(chosen)
+        if ahead:
+            self.tuned = ahead.tuned
+        elif self.due(fold):
+            self.note(fold, self.search(fold, names, head, tail, model.horizons_s))
         rows, volatility = self.read(names, span)
         scale = ensemble.scale_of(volatility)
-        members = self._members(rows, volatility, scale, names)
+        members = ahead.members if ahead else self._members(rows, volatility, scale, names)
         count = len(rows)
         del rows
         if first:
@@ -177,6 +188,30 @@ class Trainer:
             calibration_rows=len(seen.rows),
         )
 
+    def lacks(self, fold: Fold) -> str:
+        """Why a fold has too few rows; "" where it has enough."""
+        known = ~np.isnan(self.rows.labels_bps[fold.train.mask(self.rows.t_ns)])
+        for horizon, count in zip(self._model.horizons_s, known.sum(axis=0), strict=True):
+            if count < ensemble.MIN_TRAIN_ROWS:
+                return f"{count} training rows at {horizon} s of at least {ensemble.MIN_TRAIN_ROWS}"
+        return ""
+
+    def spans(self, fold: Fold, first: bool) -> tuple[TimeSpan, TimeSpan, TimeSpan]:
+        """The span of a fold's boosters, of its head, and of its tail."""
+        span = fold.train if first else TimeSpan(fold.train.after_ns, fold.calibration.until_ns)
+        head, tail = split_tail(self.rows.t_ns, span, TAIL_SHARE, max(self._model.horizons_s))
+        return span, head, tail
+
+    def names(self, chosen: FoldSelection | None) -> tuple[str, ...]:
+        """The features that a fold's boosters take."""
+        wanted = {*chosen.names, ensemble.SCALE_FEATURE} if chosen else self._features.names
+        return tuple(name for name in self._features.names if name in wanted)
+
+    def boosters(self, names: tuple[str, ...], span: TimeSpan) -> tuple[FittedBooster, ...]:
+        """A fold's boosters with the parameters in force."""
+        rows, volatility = self.read(names, span)
+        return self._members(rows, volatility, ensemble.scale_of(volatility), names)
+
     def _members(
         self, rows: Rows, volatility: Float, scale: Scale, names: tuple[str, ...]
     ) -> tuple[FittedBooster, ...]:
@@ -190,7 +225,8 @@ class Trainer:
         new = _bare(rows, volatility, output)
         self.seen = new if self.seen is None else self.seen.then(new)
 
-    def _select(self, head: TimeSpan, tail: TimeSpan) -> FoldSelection | None:
+    def select(self, head: TimeSpan, tail: TimeSpan) -> FoldSelection | None:
+        """The features that a fold takes; None for all."""
         rows, model = self._candidates, self._model
         if rows is None:
             return None
@@ -217,51 +253,154 @@ class Trainer:
             threads=model.threads,
         )
 
-    def _tune(self, fold: Fold, names: tuple[str, ...], head: TimeSpan, tail: TimeSpan) -> None:
-        """Search for hyper-parameters anew when the span has doubled."""
-        model, span_s = self._model, (fold.train.until_ns - fold.train.after_ns) / 1e9
-        if not model.trials or span_s < 2 * self.tuned.span_s:
-            return
+    def due(self, fold: Fold) -> bool:
+        """Whether hyper-parameters are searched for anew: when the span has doubled."""
+        span_s = (fold.train.until_ns - fold.train.after_ns) / 1e9
+        return bool(self._model.trials) and span_s >= 2 * self.tuned.span_s
+
+    def search(
+        self,
+        fold: Fold,
+        names: tuple[str, ...],
+        head: TimeSpan,
+        tail: TimeSpan,
+        horizons: Sequence[int],
+    ) -> dict[int, tuple[BoosterParameters, float]]:
+        """Parameters and rank IC at these horizons; nothing where the tail is too short to judge."""
+        model = self._model
         train, volatility = self.read(names, head)
         scored, scored_volatility = self.read(names, tail)
         scale = ensemble.scale_of(volatility)
         goals = ensemble.targets(train.labels_bps, volatility, scale, model.horizons_s)
         realised = ensemble.targets(scored.labels_bps, scored_volatility, scale, model.horizons_s)
-        if len(scored) >= ensemble.MIN_EFFECTIVE:
-            data = ensemble.bin_features(train.features, names, model.threads)
+        if len(scored) < ensemble.MIN_EFFECTIVE:
+            return {}
+        data = ensemble.bin_features(train.features, names, model.threads)
 
-            def one(column: int) -> tuple[BoosterParameters, float]:
-                horizon = model.horizons_s[column]
+        def one(horizon: int) -> tuple[BoosterParameters, float]:
+            column = model.horizons_s.index(horizon)
 
-                def fit(parameters: BoosterParameters, watch: Any) -> FittedBooster:
-                    return ensemble.fit_booster(
-                        data, goals[:, column], parameters, horizon_s=horizon,
-                        stride_s=model.train_stride_s, seed=model.seed, threads=1, watch=watch,
-                    )  # fmt: skip
+            def fit(parameters: BoosterParameters, watch: Any) -> FittedBooster:
+                return ensemble.fit_booster(
+                    data, goals[:, column], parameters, horizon_s=horizon,
+                    stride_s=model.train_stride_s, seed=model.seed, threads=1, watch=watch,
+                )  # fmt: skip
 
-                return tune(
-                    fit,
-                    scored.features,
-                    realised[:, column],
-                    first=self.tuned.parameters.get(horizon, BoosterParameters()),
-                    trials=model.trials,
-                    seed=model.seed,
-                    studies=self._studies,
-                    name=f"{horizon} s before {fold.test_dates[0]}",
-                )
-
-            columns = range(len(model.horizons_s))
-            with ThreadPoolExecutor(model.threads) as pool:
-                found = dict(zip(model.horizons_s, pool.map(one, columns), strict=True))
-            self.tuned = Tuned(
-                parameters={horizon: parameters for horizon, (parameters, _) in found.items()},
-                ic=found[model.primary_s][1],
-                span_s=span_s,
-                looks=self.tuned.looks + max(0, model.trials) * len(found),
+            return tune(
+                fit,
+                scored.features,
+                realised[:, column],
+                first=self.tuned.parameters.get(horizon, BoosterParameters()),
+                trials=model.trials,
+                seed=model.seed,
+                studies=self._studies,
+                name=f"{horizon} s before {fold.test_dates[0]}",
             )
-            self._progress(
-                f"tuned within the training span before {fold.test_dates[0]}: rank IC "
-                f"{self.tuned.ic:.4f}"
+
+        with ThreadPoolExecutor(model.threads) as pool:
+            return dict(zip(horizons, pool.map(one, horizons), strict=True))
+
+    def note(self, fold: Fold, found: Mapping[int, tuple[BoosterParameters, float]]) -> None:
+        """Put what a search found into force."""
+        if not found:
+            return
+        self.tuned = Tuned(
+            parameters={horizon: parameters for horizon, (parameters, _) in found.items()},
+            ic=found[self._model.primary_s][1],
+            span_s=(fold.train.until_ns - fold.train.after_ns) / 1e9,
+            looks=self.tuned.looks + max(0, self._model.trials) * len(found),
+        )
+        self._progress(
+            f"tuned within the training span before {fold.test_dates[0]}: rank IC {self.tuned.ic:.4f}"
+        )
+
+
+# -- on a cluster ----------------------------------------------------------------------------------
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task of a fold needs to do as the trainer would; all of it is read from the source."""
+
+    source: Any
+    features: Features
+    model: Model
+    studies: Studies | None
+    fold: Fold
+    first: bool
+    selection: FoldSelection | None = None
+    tuned: Tuned = Tuned()
+    horizon_s: int = 0
+
+    def trainer(self) -> Trainer:
+        made = Trainer(self.source, self.features, self.model, self.studies, lambda line: None)
+        made.tuned = self.tuned
+        return made
+
+
+def selected(work: Work) -> FoldSelection | None:
+    """The features of a fold."""
+    trainer = work.trainer()
+    return trainer.select(*trainer.spans(work.fold, work.first)[1:])
+
+
+def searched(work: Work) -> dict[int, tuple[BoosterParameters, float]]:
+    """The parameters of a fold at one horizon."""
+    trainer = work.trainer()
+    _, head, tail = trainer.spans(work.fold, work.first)
+    names = trainer.names(work.selection)
+    return trainer.search(work.fold, names, head, tail, [work.horizon_s])
+
+
+def boosted(work: Work) -> tuple[FittedBooster, ...]:
+    """The boosters of a fold."""
+    trainer = work.trainer()
+    span, _, _ = trainer.spans(work.fold, work.first)
+    return trainer.boosters(trainer.names(work.selection), span)
+
+
+def fit_ahead(
+    trainer: Trainer, given: tuple[Any, Features, Model, Studies | None], folds: Sequence[Fold],
+    settings: Settings, progress: Progress,
+) -> None:  # fmt: skip
+    """On the cluster of the settings make what of each fold rests on its own past alone: selections side by
+    side, then the searches, each after the one before it, horizons side by side, then all boosters. `fit`
+    weighs them one after the other. Nothing without a cluster. ComputeError as `mapping`.
+    """
+    if not on_cluster(settings):
+        return
+    whole = [fold for fold in folds if not trainer.lacks(fold)]
+    source, features, model, studies = given
+    works = [
+        Work(source=source, features=features, model=model, studies=studies, fold=fold, first=fold is whole[0])
+        for fold in whole
+    ]  # fmt: skip
+    replace, found = msgspec.structs.replace, dict[int, Any]()
+    with mapping(1, settings, MEMORY_GB) as mapped:
+
+        def each(what: str, function: Callable[[Work], Any], of: Collection[Work]) -> list[Any]:
+            found.clear()
+
+            def done(task: tuple[Any, ...], result: Any) -> None:
+                found[id(task[0])] = result
+                progress(f"{task[0].fold.test_dates[0]}: {what} ({len(found)} of {len(of)})")
+
+            mapped(function, [(work,) for work in of], done)
+            return [found[id(work)] for work in of]
+
+        chosen = each("features selected", selected, works)
+        works = [replace(w, selection=c) for w, c in zip(works, chosen, strict=True)]
+        for number, work in enumerate(works):
+            if trainer.due(work.fold):
+                searches = [
+                    replace(work, tuned=trainer.tuned, horizon_s=horizon)
+                    for horizon in model.horizons_s
+                ]
+                parts = each("searched", searched, searches)
+                trainer.note(work.fold, {h: best for part in parts for h, best in part.items()})
+            works[number] = replace(work, tuned=trainer.tuned)
+        for work, members in zip(works, each("boosters fitted", boosted, works), strict=True):
+            trainer.ahead[work.fold.train.until_ns] = Ahead(
+                selection=work.selection, tuned=work.tuned, members=members
             )
 
 

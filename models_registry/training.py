@@ -33,7 +33,15 @@ from models_registry.evaluation import (
     rank_product,
     summarise_blocks,
 )
-from models_registry.fold import SEEN_ROWS, Fits, FoldModel, Trainer, folds_of, thinned_s
+from models_registry.fold import (
+    SEEN_ROWS,
+    Fits,
+    FoldModel,
+    Trainer,
+    fit_ahead,
+    folds_of,
+    thinned_s,
+)
 from models_registry.manifest import (
     MANIFEST_FILE,
     Bundle,
@@ -100,6 +108,8 @@ def evaluate(
             f"{len(dates)} dates with warm rows, of which training alone takes "
             f"{model.min_train_days}"
         )
+    if fits is Trainer:
+        fit_ahead(trainer, (source, features, model, studies), folds, settings, progress)
     rival, note = _rival(champion, features)
     blocks: list[BlockResult] = []
     parts: list[OutOfSample] = []

@@ -14,7 +14,7 @@ import dagster as dg
 
 from assets.dbt import NOT_RUN
 from assets.isolation import FAILED, WITHOUT_DATA, by_reason
-from market import interruption
+from market import compute, interruption
 from market.console import Result, say, table
 from market.intake import TakenIn, take_in
 from market.lake import Lake, LakeError
@@ -42,6 +42,7 @@ def run(
     that holds data was left out; dates without data are only named. LakeError when there is nothing to
     run on.
     """
+    compute.check(settings)
     lake = Lake(settings.root, settings.source)
     taken = take_in(lake, frames, settings.market.book_depth, say)
     first, last, symbols = _range(lake, settings, taken, first, last)

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from assets.execution import study_partition
 from assets.market_data import bars_of
 from market.bars import COLUMNS
-from market.compute import map_processes
+from market.compute import map_tasks
 from market.console import Result, say, table
 from market.features import FeatureEvaluator
 from market.ingest import ingest
@@ -223,7 +223,7 @@ def _market(lake: Lake, settings: Settings, first: str, last: str, fresh: str) -
     say(f"{len(tasks)} pieces of market to make, {len(os.sched_getaffinity(0))} at a time")
     with ThreadPoolExecutor(1) as beside:
         loaded = beside.submit(import_module, "orchestration.definitions")  # and dbt's manifest
-        map_processes(
+        map_tasks(
             _call, tasks, len(os.sched_getaffinity(0)), lambda _, done: say(done) if done else None
         )
         loaded.result()

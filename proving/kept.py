@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
+from market.compute import map_tasks
 from market.console import say
+from market.settings import Settings
+
+#: Memory of a seed (GB).
+MEMORY_GB: Final = 1.5
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,34 +50,34 @@ def run(
     folder: Path,
     done: dict[tuple[str, str, int], Done],
     jobs: int,
+    settings: Settings | None = None,
 ) -> None:
-    """Run the tasks (row, run, seed) of a module's ``ROWS`` in processes; each result is on disk before the
-    next one is waited for."""
+    """Run the tasks (row, run, seed) of a module's ``ROWS`` where `mapping` says; each result is on disk
+    before the next one is waited for."""
     if not tasks:
         return
     folder.mkdir(parents=True, exist_ok=True)
     # One thread each: the processes are the parallelism.
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool:
-        waiting = {pool.submit(one, module, *task): task for task in tasks}
-        for count, future in enumerate(as_completed(waiting), 1):
-            row, name, seed = task = waiting[future]
-            figures, cpu_s = future.result()
-            done[task] = Done(
-                row=row,
-                run=name,
-                seed=seed,
-                code=code,
-                cpu_s=cpu_s,
-                at=datetime.now(UTC).isoformat(timespec="seconds"),
-                figures=figures,
-            )
-            with (folder / f"{row}.jsonl").open("ab") as file:
-                file.write(msgspec.json.encode(done[task]) + b"\n")
-            if count % 20 == 0 or count == len(tasks):
-                say(f"{count} of {len(tasks)}: {row} {name}, seed {seed}, {cpu_s:.1f} s of cpu")
+
+    def keep(task: tuple[Any, ...], result: tuple[dict[str, dict[str, float]], float]) -> None:
+        (_, row, name, seed), (figures, cpu_s) = task, result
+        found = done[row, name, seed] = Done(
+            row=row,
+            run=name,
+            seed=seed,
+            code=code,
+            cpu_s=cpu_s,
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            figures=figures,
+        )
+        with (folder / f"{row}.jsonl").open("ab") as file:
+            file.write(msgspec.json.encode(found) + b"\n")
+        count = sum(each in done for each in tasks)
+        if count % 20 == 0 or count == len(tasks):
+            say(f"{count} of {len(tasks)}: {row} {name}, seed {seed}, {cpu_s:.1f} s of cpu")
+
+    map_tasks(one, [(module, *task) for task in tasks], jobs, keep, settings, MEMORY_GB)
 
 
 def one(module: str, row: str, name: str, seed: int) -> tuple[dict[str, dict[str, float]], float]:

@@ -21,7 +21,7 @@ from execution.hazard import COVARIATES, Fitted, Parameters, placements, surviva
 from execution.hazard.placements import Placed, Signal, Span
 from execution.hazard.survival import Bin, Lives, Score
 from execution.simulation.simulator import latency_of
-from market.compute import map_processes
+from market.compute import map_tasks
 from market.console import Say
 from market.errors import DataError, UsageError
 from market.events import Events
@@ -146,7 +146,7 @@ def place_all(
         count = len(placed.lives[placements.QUEUES[0]].outcome)
         say(f"{done} of {len(tasks)}: {source.name} {source.symbol}, {count} observations")
 
-    map_processes(place, tasks, workers, note)
+    map_tasks(place, tasks, workers, note)
     return {source: placed for source, placed in outcomes.items() if placed is not None}
 
 

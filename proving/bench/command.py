@@ -51,6 +51,7 @@ AREAS: Final[dict[str, str]] = {
     "synth": "proving.bench.synthetic",
     "sandbox": "proving.bench.sandbox",
     "models": "proving.bench.models",
+    "cluster": "proving.bench.cluster",
 }
 
 #: A row's factor is of the calibrations before and after it, which are never further apart than it takes.

@@ -107,6 +107,7 @@ GOALS: Final[dict[str, dict[str, tuple[Threshold, ...]]]] = {
         for pace in ("recorded pace", "10x burst")
         for rank, value in (("p99", 10.0), ("p99.9", 50.0))
     },
+    "cluster": {"bars by the cluster over bars here": (_at_most(1.1),)},
     "lake": {
         "query: last hour, 20 features of one symbol": (_at_most(10, "query"),),
         "query: aggregate of one feature over a day": (_at_most(10, "query"),),

@@ -46,7 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", metavar="DIR", help="write one picture per row")
 
 
-def command(_: Settings, options: argparse.Namespace) -> Result:
+def command(settings: Settings, options: argparse.Namespace) -> Result:
     """Run what is not done yet, and judge; fails where a line fails."""
     from proving.certify.rows import ROWS
 
@@ -67,7 +67,9 @@ def command(_: Settings, options: argparse.Namespace) -> Result:
     ]
     if not options.judge:
         left = [task for task in tasks if task not in done]
-        run(ROWS_MODULE, left, code, folder, done, options.jobs)
+        # Markets are made as needed: no lake has to be where the seeds run.
+        where = msgspec.structs.replace(settings, root="")
+        run(ROWS_MODULE, left, code, folder, done, options.jobs, where)
     lines: list[Line] = []
     for row in rows:
         cells: dict[str, list[Figures]] = defaultdict(list)

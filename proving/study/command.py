@@ -11,20 +11,23 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import pyarrow.parquet as pq
 
 from execution.study import StudyError, known
 from execution.tca import to_table
-from market.compute import map_processes
+from market.compute import map_tasks
 from market.console import Say
 from market.provenance import closure_hash
 from market.settings import Settings
 from proving.study import days as days_module
 from proving.study.days import ORACLE, Contender, ParentOutcome, Plan, run_day
 from proving.study.verdicts import by_cell, goals, lines, regimes, text
+
+#: Memory of a day (GB).
+MEMORY_GB: Final = 1.0
 
 
 def contenders(names: Sequence[str]) -> tuple[Contender, ...]:
@@ -81,6 +84,7 @@ def synthetic(
     say: Say,
 ) -> list[ParentOutcome]:
     """Study the day of every seed and symbol; days whose files are current are not run again."""
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     made = made_by(plan, settings)
     tasks = [
@@ -93,7 +97,9 @@ def synthetic(
         ended += 1
         say(f"{task[3]} seed {task[2]}: {rows:,} parents; {ended} of {len(tasks)} days")
 
-    map_processes(day_file, tasks, workers, note)
+    # Its results lie in the folder, and of the lake nothing is read.
+    where = msgspec.structs.replace(settings, root=str(folder))
+    map_tasks(day_file, tasks, workers, note, where, MEMORY_GB)
     return [
         outcome
         for symbol in symbols

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from market.compute import map_processes
+from market.compute import map_tasks
 from market.console import Result, Say, names, say, table
 from market.errors import UsageError
 from market.events import ARROW_SCHEMA, to_arrow
@@ -83,7 +83,7 @@ def write(
         results[day, part] = result
         say(f"{day}: {result}" if kind == "frames" else f"{day} {part[0]}: {result:,} {kind}")
 
-    map_processes(_write_part, tasks, workers or len(os.sched_getaffinity(0)), done)
+    map_tasks(_write_part, tasks, workers or len(os.sched_getaffinity(0)), done)
     written = {
         day if kind == "frames" else f"{day} {part[0]}": results[day, part]
         for _, _, day, part, _, _ in tasks
@@ -269,7 +269,7 @@ def recovered(
         say(f"seed {seed}: {len(sums)} of {seeds}")
 
     tasks = [(profile, seed, mids) for seed in made_from if seed not in sums]
-    map_processes(day_sums, tasks, workers or len(os.sched_getaffinity(0)), done)
+    map_tasks(day_sums, tasks, workers or len(os.sched_getaffinity(0)), done)
     return pooled(profile, [sums[seed] for seed in made_from])
 
 

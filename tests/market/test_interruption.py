@@ -41,9 +41,9 @@ except BaseException:
     raise ValueError('a broken pool')""",
     "waiting for worker processes": """
 import subprocess, multiprocessing
-from market.compute import map_processes
+from market.compute import map_tasks
 print('ready', flush=True)
-map_processes(time.sleep, [(60,), (60,)], 2, lambda *_: None)""",
+map_tasks(time.sleep, [(60,), (60,)], 2, lambda *_: None)""",
     "waiting for a child": """
 import subprocess
 print('ready', flush=True)
