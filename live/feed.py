@@ -260,8 +260,8 @@ class WireFeed:
         self._stopped = threading.Event()
         self._last_ns = 0
         self._received = False  #: a message since the last ping
-        self.reconnects = 0
-        self.deepest_queue = 0  #: largest queue length, a measure of backpressure
+        self.links: dict[str, tuple[bool, int, str]] = {}  #: as `live.shell.Links`
+        self.reconnects = self.deepest_queue = 0  #: the largest queue: a measure of backpressure
 
     def stop(self) -> None:
         self._stopped.set()
@@ -305,13 +305,15 @@ class WireFeed:
         self._queue.put(Item(self._last_ns, frame, time.monotonic_ns()))
 
     def _control(self, kind: str, **fields: Any) -> None:
+        up = kind == "connect"
+        if kind.endswith("connect") and self.links.get("public", (not up,))[0] != up:
+            self.links["public"] = (up, self._clock_ns(), str(fields.get("reason", "")))
         self._put(msgspec.json.encode({"l2": kind, **fields}))
 
     async def _serve(self) -> None:
         """Run ticks and connections until either ends."""
         self._loop = asyncio.get_running_loop()
-        sessions = asyncio.create_task(self._sessions())
-        ticks = asyncio.create_task(self._ticks())
+        sessions, ticks = map(asyncio.create_task, (self._sessions(), self._ticks()))
         done, pending = await asyncio.wait((sessions, ticks), return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
@@ -336,7 +338,6 @@ class WireFeed:
         from websockets.asyncio.client import connect
         from websockets.exceptions import WebSocketException
 
-        connected_before = False
         while True:
             try:
                 async with connect(
@@ -346,12 +347,11 @@ class WireFeed:
                     max_size=1 << 24,
                     max_queue=None,
                 ) as socket:
+                    self.reconnects += bool(self.links)
                     self._control("connect", url=self._url)
-                    self.reconnects += connected_before
-                    connected_before = True
                     await self._session(socket)
             except (OSError, TimeoutError, WebSocketException) as error:
-                if not connected_before:
+                if not self.links:
                     raise FeedError(
                         f"{self._url}: cannot connect ({error}); check address and network"
                     ) from error

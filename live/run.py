@@ -10,13 +10,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import msgspec
 import structlog
@@ -43,7 +44,7 @@ from live.paper import PaperGateway, paper_venues
 from live.rehearsal import rehearse, settle, unsettle
 from live.restoration import checkpoint_of, restore
 from live.shadow import Shadow
-from live.shell import STAGES, Given, History, Shell
+from live.shell import STAGES, Given, History, Lines, Shell
 from live.state_stream import StateStream
 from market.errors import UsageError, VenueError
 from market.features import feature_hash, feature_names
@@ -53,6 +54,10 @@ from market.settings import Market, Settings
 from market.units import E8, SECOND_NS
 from market.wire.survey import instruments_of
 from market.wire.topics import public_topics
+
+#: Of the worker's log, the state stream shows so many lines, and so much of each.
+_LINES: Final = 40
+_LINE_CHARACTERS: Final = 1_000
 
 
 class StoppedError(VenueError):
@@ -65,7 +70,8 @@ class Run:
     """What a run holds from its start to its end: lock, model, connections, files. A context manager."""
 
     def __init__(self, settings: Settings, captures: Sequence[str], url: str | None) -> None:
-        self.settings, self.say, self.inbox = settings, logger(), queue.SimpleQueue[Any]()
+        self.lines: Lines = deque(maxlen=_LINES)
+        self.settings, self.say, self.inbox = settings, logger(self.lines), queue.SimpleQueue[Any]()
         depth = settings.market.book_depth
         self.instruments = known_instruments(followed(settings.market), captures, depth)
         self.venue = settings.live.venue
@@ -291,6 +297,7 @@ class Run:
             shadow=shadow,
             clock_ns=self.clock or time.time_ns,
             speed=self.clock.speed if self.clock is not None else 1.0,
+            lines=self.lines,
         )
         shell.control = Control(self.state / "control", shell.command, shell.emergency)
         stack.callback(shell.control.close)
@@ -342,14 +349,21 @@ def known_instruments(
     return {symbol: known[symbol] for symbol in symbols}
 
 
-def logger() -> Any:
-    """Structured logging, one JSON line each, to stderr."""
+def logger(lines: Lines) -> Any:
+    """Structured logging, one JSON line each, to stderr; the last ones, by number, are kept in ``lines``."""
+    numbers = itertools.count(1)
+
+    def keep(_: object, __: str, line: Any) -> Any:
+        lines.append((str(next(numbers)), line[:_LINE_CHARACTERS]))
+        return line
+
     return structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(),
+            keep,
         ],
     )
 

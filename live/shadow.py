@@ -23,7 +23,8 @@ from live.decisions import Decision
 from live.messages import Shadowed
 from live.trader import columns_of
 from market.errors import ModelError
-from models_registry.manifest import Bundle, Pointer, bundles_folder
+from market.settings import Settings
+from models_registry.manifest import LEGACY, Bundle, Pointer, bundles_folder
 from models_registry.pointed import CHALLENGER_FILE, DECAY_FILE, load_pointed
 
 #: Longer than this for one second's vectors, and the next second is left out.
@@ -58,6 +59,12 @@ class DecayAlarm:
             return None
         told, self._told = self._told, (found.alarm_ns or 0) / 1e9
         return self._told if told != self._told else None
+
+
+def decay_alarm(settings: Settings) -> DecayAlarm:
+    """That of the promoted model, or of the frozen one."""
+    name = LEGACY if settings.desk.model == LEGACY else settings.model_name
+    return DecayAlarm(settings.root, name)
 
 
 class Shadow:

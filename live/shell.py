@@ -15,6 +15,7 @@ import math
 import queue
 import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -40,6 +41,7 @@ from live.messages import (
     Effect,
     InForce,
     Input,
+    Link,
     PublicFrame,
     Renew,
     Say,
@@ -49,7 +51,7 @@ from live.messages import (
 from live.own_capture import checkpoints
 from live.paper import PaperGateway
 from live.restoration import checkpoint_of
-from live.shadow import DecayAlarm, Shadow
+from live.shadow import Shadow, decay_alarm
 from live.state_stream import StateStream
 from live.state_view import view
 from live.writer import Writer
@@ -58,9 +60,12 @@ from market.ingest import MAX_SILENCE_NS
 from market.instruments import Instrument
 from market.settings import Settings
 from market.units import MS_NS, SECOND_NS, utc_date
-from models_registry.manifest import LEGACY
 
 History = Mapping[str, SymbolHistory]
+#: Connection -> whether it is up, since when (ns), and why not.
+Links = dict[str, tuple[bool, int, str]]
+#: The last lines of the worker's log, (number, JSON) each.
+Lines = deque[tuple[str, str]]
 
 #: Where time is lost between an input and its request: waiting in the inbox, the core's step, the log's
 #: append and sync, and handing over to the socket.
@@ -123,15 +128,15 @@ class Shell:
         shadow: Shadow | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         speed: float = 1.0,
+        lines: Lines | None = None,
     ) -> None:
+        self.lines = deque() if lines is None else lines
         self.settings, self.instruments, self.champion = settings, instruments, champion
         self.feed, self.log, self.keeper = feed, log, keeper
         self._inbox, self._say, self._paper, self._gateway = inbox, say, paper, gateway
         self.stream, self._clock_ns, self._speed = stream, clock_ns, speed
         self.shadow, self._for_shadow = shadow, list[Decision]()
-        # The alarm is the promoted model's.
-        name = LEGACY if settings.desk.model == LEGACY else settings.model_name
-        self._decay = DecayAlarm(settings.root, name)
+        self._decay = decay_alarm(settings)
         traded = {symbol: instruments[symbol] for symbol in settings.market.symbols}
         self.core = Core(
             settings,
@@ -149,6 +154,7 @@ class Shell:
         )
         self.latency = {stage: Histogram() for stage in STAGES}
         self.decisions: dict[str, Decision] = {}
+        self.links: Links = {}
         self.control: Control | None = None
         self.now_ns = self.unpaced = self._began_ns = 0
         self._stop_reason, self._paced, self._was_late = "", False, False
@@ -199,6 +205,8 @@ class Shell:
             due_ns, body = item.read_ns, item.body
             if self._paper is None:
                 self.now_ns = max(self.now_ns, self._clock_ns())
+            if isinstance(body, Link):
+                self.links[body.stream] = (body.up, self.now_ns, body.reason)
         if due_ns > self._began_ns:
             self.latency["queue"].add(read - due_ns)
         second_ns = self.core.trader.second_ns

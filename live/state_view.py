@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from importlib import metadata
 from typing import Any, Final
 
 import msgspec
@@ -12,6 +13,7 @@ from scipy.special import ndtr
 from execution.liquidity import sweep_bps
 from execution.orders import OrderState
 from live.decisions import Decision
+from live.log import FORMAT
 from live.symbol_state import SymbolState
 from market.events import PLACES, Field
 from market.features import feature_names
@@ -21,6 +23,7 @@ from models_registry.recipe import Recipe, scale_bps
 #: Levels of each side that are shown, and sizes whose cost is (USDT).
 LADDER: Final = 15
 SWEPT_USDT: Final = (10_000, 50_000, 250_000)
+PLATFORM: Final = metadata.version("l2-platform")
 
 
 def view(shell: Any) -> dict[str, dict[str, Any]]:
@@ -43,15 +46,14 @@ def view(shell: Any) -> dict[str, dict[str, Any]]:
             "decision": _decision(shell.decisions.get(symbol), shell.champion.bundle.recipe),
         }
     return {
-        "worker": {
-            "time_ns": shell.now_ns,
-            "phase": str(core.reconciliation.phase),
-            "venue": shell.settings.live.venue,
-            "run": shell.log.header.run,
-            "model": f"{shell.champion.pointer.name} {shell.champion.pointer.version}",
-            "log_position": shell.log.position,
-            "log_synced": shell.log.synced_to,
+        "worker": _worker(shell),
+        "links": {
+            name: {"up": up, "since_ns": since_ns, "why": why}
+            for name, (up, since_ns, why) in (
+                shell.links | getattr(shell.feed, "links", {})
+            ).items()
         },
+        "lines": dict(tuple(shell.lines)),
         "symbols": symbols,
         "markets": {symbol: _market(state) for symbol, state in core.trader.symbols.items()},
         "limits": msgspec.structs.asdict(safety.limits),
@@ -105,6 +107,21 @@ def view(shell: Any) -> dict[str, dict[str, Any]]:
     }
 
 
+def _worker(shell: Any) -> dict[str, Any]:
+    return {
+        "time_ns": shell.now_ns,
+        "phase": str(shell.core.reconciliation.phase),
+        "venue": shell.settings.live.venue,
+        "run": shell.log.header.run,
+        "model": f"{shell.champion.pointer.name} {shell.champion.pointer.version}",
+        "log_position": shell.log.position,
+        "log_synced": shell.log.synced_to,
+        "code": shell.log.header.code,
+        "platform": PLATFORM,
+        "log_format": FORMAT,
+    }
+
+
 def _market(state: SymbolState) -> dict[str, Any]:
     """The book near the touch, what sizes would cost that are taken at once, and the next funding."""
     book, instrument, fields = state.builder.book, state.instrument, state.ticker.fields
@@ -120,6 +137,7 @@ def _market(state: SymbolState) -> dict[str, Any]:
         "tick": instrument.tick,
         "lot": instrument.lot,
         "valid": bool(book.valid),
+        "last_ns": int(book.receive_ns),
         "bids": bids[:LADDER],
         "asks": asks[:LADDER],
         "bought_lots": int(state.taken[0]),

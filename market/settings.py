@@ -1,9 +1,8 @@
 """The one configuration: typed, validated, and layered file < environment < command line.
 
-The file is TOML (``l2.toml`` in the working directory, or the one named by ``L2_CONFIG``); an
-environment variable ``L2_MODEL__FEE_ROW`` or a command line ``--set model.fee_row=zero`` names one
-setting. Secrets come from the environment only (`Secrets`). A key or value that is not known is an
-error that names it, never ignored.
+The file is TOML (``l2.toml`` in the working directory, or the one named by ``L2_CONFIG``); an environment
+variable ``L2_MODEL__FEE_ROW`` or a command line ``--set model.fee_row=zero`` names one setting. Secrets come
+from the environment only (`Secrets`). A key or value that is not known is an error that names it.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from msgspec import Meta
 
 from market.errors import UsageError
 from market.instruments import refusal
+from market.pages import Pages
 
 
 class SettingsError(UsageError):
@@ -340,6 +340,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     live: Live = Live()
     record: Record = Record()
     notify: Notify = Notify()
+    pages: Pages = Pages()
     history: History = History()
     clock: Clock = Clock()
     synthetic: Synthetic = Synthetic()

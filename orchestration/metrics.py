@@ -19,8 +19,9 @@ from prometheus_client.metrics_core import Metric
 from live.safety import Mode
 from market.lake import Lake
 from market.settings import Settings
-from market.units import day_start_ns, utc_date
+from market.units import day_start_ns
 from orchestration.dashboard.follow import Follower
+from orchestration.dashboard.machine import newest_capture
 
 #: What is told for a worker that never was.
 _NEVER_S: Final = 1e9
@@ -45,10 +46,9 @@ class Metrics:
 
     def _of_lake(self) -> Iterator[Metric]:
         now = self._clock()
-        days = (utc_date(int(at * 1e9)) for at in (now, now - 86_400))
-        written = [Path(p).stat().st_mtime for day in days for p in self._lake.captures(day)]
-        newest = now - max(written, default=now - _NEVER_S)
-        yield _gauge("capture_age_seconds", "since a capture was last written to", newest)
+        newest = newest_capture(self._lake, now)
+        age_s = _NEVER_S if newest is None else now - newest.written_s
+        yield _gauge("capture_age_seconds", "since a capture was last written to", age_s)
         made = GaugeMetricFamily(
             "l2_bars_age_seconds", "since the end of the last date of bars", labels=["symbol"]
         )

@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from market.console import Result, say
 from market.errors import UsageError
@@ -51,12 +52,15 @@ class PortError(UsageError):
     """A port cannot be listened on."""
 
 
-def dagster_home(settings: Settings) -> Path:
-    """DAGSTER_HOME, by default ``ROOT/dagster``, of a lake in an object store beside its locks; created, and
-    configured as the settings say unless a person has written its ``dagster.yaml``.
-    """
+def home_of(settings: Settings) -> Path:
+    """DAGSTER_HOME, by default ``ROOT/dagster``, of a lake in an object store beside its locks."""
     beside = registry_home(settings).parent if "://" in settings.root else Path(settings.root)
-    home = Path(os.environ.get("DAGSTER_HOME") or beside.absolute() / "dagster")
+    return Path(os.environ.get("DAGSTER_HOME") or beside.absolute() / "dagster")
+
+
+def dagster_home(settings: Settings) -> Path:
+    """The same, created, and configured as the settings say unless a person has written its ``dagster.yaml``."""
+    home = home_of(settings)
     home.mkdir(parents=True, exist_ok=True)
     file, wanted = home / "dagster.yaml", _DAGSTER_YAML
     if on_server(settings):
@@ -81,6 +85,11 @@ def dagster_instance(settings: Settings) -> dg.DagsterInstance:
         # Each makes its tables when it is first used; two processes at once would both do it.
         instance.run_storage, instance.event_log_storage, instance.schedule_storage  # noqa: B018
     return instance
+
+
+def port_of(url: str, default: int) -> int:
+    """The port of an address."""
+    return urlsplit(url).port or default
 
 
 def require_free(port: int, option: str) -> None:
@@ -166,8 +175,8 @@ def _stop(servers: list[subprocess.Popen[bytes]]) -> None:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `l2 ui`."""
-    parser.add_argument("--dagster-port", type=int, default=3000)
-    parser.add_argument("--mlflow-port", type=int, default=5000)
+    parser.add_argument("--dagster-port", type=int, help="default: that of pages.dagster, 3000")
+    parser.add_argument("--mlflow-port", type=int, help="default: that of pages.mlflow, 5000")
     parser.add_argument(
         "--no-daemon", action="store_true", help="pages alone; Dagster's daemon runs elsewhere"
     )
@@ -175,5 +184,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 ui`: serve both pages until interrupted."""
-    serve(settings, options.dagster_port, options.mlflow_port, not options.no_daemon)
+    pages = settings.pages
+    serve(
+        settings,
+        options.dagster_port or port_of(pages.dagster, 3000),
+        options.mlflow_port or port_of(pages.mlflow, 5000),
+        not options.no_daemon,
+    )
     return None

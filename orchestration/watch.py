@@ -13,21 +13,25 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from live.control import state_of
+from live.shadow import decay_alarm
 from market.console import Result, say
 from market.errors import UsageError
 from market.lake import Lake
 from market.settings import Settings
 from market.units import DAY_NS, utc_date
 from orchestration.dashboard.follow import Follower
+from orchestration.dashboard.machine import newest_capture
 
 NOTIFY: Final = "L2_NOTIFY"
 #: How often everything is looked at, and how long the daily run may take after its time (seconds).
 _EVERY_S: Final = 2.0
 _DAILY_S: Final = 2 * 3600.0
+#: Messages are so far apart (seconds), of so many lines at most.
+_APART_S: Final = 30.0
+_TOGETHER: Final = 20
 
 
 class Subject(NamedTuple):
@@ -50,12 +54,18 @@ class Watch:
             clock,
         )
         self._lake = Lake(settings.root, settings.source)
+        self._alarm, self._alarm_s = decay_alarm(settings), 0.0
         self._began = clock()
         self._run, self._fills, self._seen = "", 0, False
 
     def look(self) -> Iterator[Subject]:
         """Everything that is wrong now."""
         yield from self._worker()
+        if (alarm_s := self._alarm.look()) is not None:
+            self._alarm_s = alarm_s
+        if self._alarm_s:
+            day = utc_date(int(self._alarm_s * 1e9))
+            yield Subject("decay", f"the model's predictions decay since {day}: docs/decay.md")
         if self._recorder:
             yield from self._captures()
         if self._settings.pipeline.daily != "off" and self._settings.source == "recorded":
@@ -90,10 +100,9 @@ class Watch:
 
     def _captures(self) -> Iterator[Subject]:
         now, limit_s = self._clock(), self._settings.notify.silence_s
-        days = (utc_date(int(at * 1e9)) for at in (now, now - 86_400))
-        files = [Path(path) for day in days for path in self._lake.captures(day)]
-        newest = max((file.stat().st_mtime for file in files), default=0.0)
-        if now - newest > limit_s and now - self._began > limit_s:
+        newest = newest_capture(self._lake, now)
+        written = 0.0 if newest is None else newest.written_s
+        if now - written > limit_s and now - self._began > limit_s:
             yield Subject("recorder", f"no capture was written to for {limit_s:g} s: `l2 record`")
 
     def _daily(self) -> Iterator[Subject]:
@@ -110,12 +119,17 @@ class Watch:
 
 
 class Notifier:
-    """Sends lines, and prints them; a refusal of a service is printed."""
+    """Prints lines, and sends them: at once, but the next ones together `_APART_S` later at the soonest.
 
-    def __init__(self, addresses: str) -> None:
+    A refusal of a service is printed. ``clock`` is monotonic.
+    """
+
+    def __init__(self, addresses: str, clock: Callable[[], float] = time.monotonic) -> None:
         import apprise
 
-        self._send = apprise.Apprise()
+        self._send, self._clock = apprise.Apprise(), clock
+        self._waiting: list[str] = []
+        self._sent_s = -_APART_S
         for number, address in enumerate(addresses.split(), 1):
             if not self._send.add(address):
                 # Not the address itself: it holds secrets.
@@ -123,7 +137,18 @@ class Notifier:
 
     def __call__(self, text: str) -> None:
         say(text)
-        if len(self._send) and not self._send.notify(body=text, title="l2"):
+        self._waiting.append(text)
+        self.send()
+
+    def send(self, last: bool = False) -> None:
+        """Send what waits, if it is time or the ``last`` that is sent."""
+        if not self._waiting or not (last or self._clock() - self._sent_s >= _APART_S):
+            return
+        told, more = self._waiting[:_TOGETHER], len(self._waiting) - _TOGETHER
+        body = "\n".join([*told, *([f"and {more} more"] if more > 0 else [])])
+        self._waiting, self._sent_s = [], self._clock()
+        # What comes from the worker is text: a service is not to read it as HTML or Markdown.
+        if len(self._send) and not self._send.notify(body=body, title="l2", body_format="text"):
             say("a service did not take it")
 
 
@@ -176,6 +201,8 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
             told(time.monotonic(), watch.look())
             for line in watch.news():
                 tell(line)
+            tell.send()
     finally:
         follow.close()
+        tell.send(last=True)
     return None

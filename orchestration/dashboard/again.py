@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -13,10 +14,11 @@ import msgspec
 from live import log
 from live.decisions import Decision
 from live.log import Header
-from live.messages import Effect, Input
+from live.messages import Effect, Input, Say
 from live.replay import LoggedCore, blocks_of, run_of
 from live.state_stream import VERSION
 from live.state_view import view
+from market.console import utc_time
 from market.units import SECOND_NS
 from orchestration.dashboard.follow import Follower
 
@@ -85,10 +87,12 @@ class Again(Follower):
             latency={},
             stream=None,
             feed=None,
+            links={},
+            lines=deque[tuple[str, str]](maxlen=40),
             decisions=decisions,
             now_ns=0,
         )
-        begun, shown_ns, wall_s = False, 0, time.monotonic()
+        begun, shown_ns, said, wall_s = False, 0, 0, time.monotonic()
         for block in blocks_of(self.folder, self._mine):
             for now_ns, body in block.records:
                 if self._end.is_set() or self._from_start.is_set():
@@ -99,6 +103,11 @@ class Again(Follower):
                     )
                 if isinstance(body, Input):
                     replica.step(now_ns, body)
+                elif isinstance(body, Say):
+                    said += 1
+                    line = {"timestamp": utc_time(now_ns), "level": body.level, "event": body.event}
+                    text = msgspec.json.encode(line | body.fields).decode()
+                    shell.lines.append((str(said), text))
                 self.now_ns = shell.now_ns = now_ns
                 if now_ns < max(shown_ns + _STEP_NS, self._until_ns):
                     continue

@@ -13,15 +13,27 @@ import secrets
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from live.control import state_of
 from market.console import Result, say
 from market.errors import UsageError
+from market.pages import DATA_DOCS, REPORTS
 from market.settings import Settings
 from orchestration.dashboard.again import Again
 from orchestration.dashboard.follow import Follower
+from orchestration.dashboard.machine import Machine
+from orchestration.ui import port_of
 
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+#: What is served of reports, and what such a page may do.
+_SERVED: Final = (".html", ".png", ".svg", ".css", ".ico", ".csv", ".json", ".md")
+_POLICY: Final = (
+    "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self'"
+)
 #: Updates a second.
 RENEWALS: Final = 5
 PAGES: Final = ("market", "execution", "risk", "model", "system")
@@ -34,12 +46,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--again", metavar="LOG", help="a folder of a log: its last run once more")
     parser.add_argument("--venue", metavar="NAME", help="default: that of the worker that runs")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
-    parser.add_argument("--port", type=int, default=8300, help="default: 8300; 0 takes a free one")
+    parser.add_argument(
+        "--port", type=int, help="default: that of pages.dashboard, 8300; 0 takes a free one"
+    )
 
 
 def command(settings: Settings, options: argparse.Namespace) -> Result:
     """Serve until interrupted. UsageError for a port in use."""
-    port = options.port
+    port = port_of(settings.pages.dashboard, 8300) if options.port is None else options.port
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -59,6 +73,25 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
     return None
 
 
+def published(root: Path, path: str) -> Path | None:
+    """A file of the lake's reports or Data Docs; None for anything else."""
+    found = (root / path).resolve()
+    allowed = any(
+        found.is_relative_to((root / folder).resolve()) for folder in (REPORTS, DATA_DOCS)
+    )
+    return found if allowed and found.suffix in _SERVED and found.is_file() else None
+
+
+def _file(root: Path, request: Request) -> Response:
+    from starlette.responses import FileResponse, Response
+
+    path = str(request.path_params["path"])
+    if (found := published(root, path)) is None:
+        return Response(f"{path}: no such report; `l2 tca --html` makes one", 404)
+    # A report is a page without scripts that asks nothing of another host, whatever it was made of.
+    return FileResponse(found, headers={"Content-Security-Policy": _POLICY})
+
+
 def serve(follow: Follower, settings: Settings, host: str, port: int, token: str) -> None:
     """Serve the pages of a worker until the process is interrupted."""
     from nicegui import app, ui
@@ -70,6 +103,10 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
     app.add_middleware(
         TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", host]
     )
+
+    machine = Machine(settings)
+
+    app.add_route("/files/{path:path}", lambda request: _file(Path(settings.root), request))
 
     @ui.page("/")
     def first() -> None:
@@ -102,7 +139,7 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
                 "execution": lambda: execution.build(follow),
                 "risk": lambda: risk.build(follow, symbol, token),
                 "model": lambda: model.build(follow, symbol, settings.model.primary_s),
-                "system": lambda: system.build(follow, settings.root),
+                "system": lambda: system.build(follow, machine, settings),
             }[name]()
 
         def tick() -> None:
@@ -113,10 +150,11 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
                 more = "; what follows is old" if follow.state else ""
                 warning.set_text(silent + more)
             warning.set_visibility(bool(silent))
-            body.set_visibility(bool(follow.state))
-            if follow.state:
-                worker = follow.state["worker"]
+            if worker := follow.state.get("worker"):
                 status.set_text(f"{worker['venue']} · {worker['model']} · {worker['phase']}")
+            shown = bool(worker) or name == "system"
+            body.set_visibility(shown)
+            if shown:
                 renew()
             if played is not None:
                 played()

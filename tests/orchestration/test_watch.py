@@ -17,9 +17,11 @@ from live.state_stream import StateStream
 from market.lake import Lake
 from market.settings import Notify, Settings
 from market.units import utc_date
+from models_registry.decay import DecayState
+from models_registry.pointed import DECAY_FILE
 from orchestration.cli import main
 from orchestration.dashboard.follow import Follower
-from orchestration.watch import Told, Watch
+from orchestration.watch import Notifier, Told, Watch
 
 DAY = 1_772_409_600  # a UTC midnight, epoch seconds
 
@@ -152,6 +154,67 @@ def test_a_recorder_and_a_daily_run_that_are_late_are_subjects_each(
     capture.parent.mkdir(parents=True)
     capture.touch()
     assert set(late()) == {"daily run"}
+
+
+def test_all_that_happens_reaches_a_receiver_in_few_messages(
+    tmp_path: Path, stream: StateStream, follow: Follower, received: tuple[str, list[str]]
+) -> None:
+    address, texts = received
+    now_s = 0.0
+    tell = Notifier(address, lambda: now_s)
+    say = Told(tell, 3600.0)
+    patient, quick = (
+        Watch(settings_of(tmp_path, fills=True, silence_s=s), follow, False, lambda: DAY + 60.0)
+        for s in (3600.0, 0.1)
+    )
+
+    def look(watch: Watch) -> None:
+        say(now_s, watch.look())
+        for line in watch.news():
+            tell(line)
+
+    publish(stream, follow, told("a", fills=1))
+    look(patient)
+    publish(stream, follow, told("a", mode="halt", fills=3))
+    look(patient)
+    assert texts == ["BTCUSDT: halt (daily loss)"]
+    decayed = tmp_path / "bundles" / "btc-l2" / DECAY_FILE
+    decayed.parent.mkdir(parents=True)
+    decayed.write_bytes(msgspec.json.encode(DecayState(alarm_ns=DAY * 10**9)))
+    publish(stream, follow, told("b"))
+    look(patient)
+    stream.close()
+    until(lambda: follow.age_s > 0.1)
+    for _ in range(2):
+        look(quick)
+    assert len(texts) == 1, "the next message is half a minute away"
+    now_s = 31.0
+    tell.send()
+    assert texts[1].splitlines()[:5] == [
+        "2 executions",
+        "the model's predictions decay since 2026-03-02: docs/decay.md",
+        "over: BTCUSDT halt",
+        "the worker was started again: b",
+        f"no word of the worker for 0.1 s: {follow.status or 'its stream stands still'}",
+    ]
+
+
+def test_a_flood_is_one_message_that_counts_what_it_leaves_out(
+    received: tuple[str, list[str]],
+) -> None:
+    address, texts = received
+    tell = Notifier(address, lambda: 0.0)
+    for n in range(1000):
+        tell(f"<b>{n}</b>")
+    tell.send(last=True)
+    assert len(texts) == 2
+    assert texts[0] == "<b>0</b>"
+    assert texts[1].splitlines()[-2:] == ["<b>20</b>", "and 979 more"]
+
+
+def test_a_service_that_refuses_is_named_in_the_output(capsys: pytest.CaptureFixture[str]) -> None:
+    Notifier("json://127.0.0.1:9")("a halt")
+    assert capsys.readouterr().err.endswith("] a service did not take it\n")
 
 
 def test_lines_go_to_the_addresses_of_the_environment(
