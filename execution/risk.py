@@ -93,7 +93,7 @@ class Guard:
 
     def _share_limits(self) -> None:
         """Each symbol's part of the shared limits: its worst case now, and an equal part of the rest."""
-        worst = {symbol: self._worst_usdt(symbol) for symbol in self._account.holdings}
+        worst = {symbol: self.worst_usdt(symbol) for symbol in self._account.holdings}
         total = sum(worst.values())
         for symbol in self._traded:
             gross, geared = (
@@ -222,9 +222,9 @@ class Guard:
         if self._worst_lots(symbol, side, lots) * value > limits.position_usdt:
             return Denial.POSITION_LIMIT
         gross, geared = self._room[symbol]
-        if self._worst_usdt(symbol, side, lots) > gross:
+        if self.worst_usdt(symbol, side, lots) > gross:
             return Denial.GROSS_LIMIT
-        if self._worst_usdt(symbol, side, lots) > geared:
+        if self.worst_usdt(symbol, side, lots) > geared:
             return Denial.LEVERAGE
         return None
 
@@ -244,7 +244,7 @@ class Guard:
         position = self._account.position_lots(symbol)
         return max(0, side * position + self._open(symbol, side) + more)
 
-    def _worst_usdt(self, symbol: str, side: int = 0, more: int = 0) -> float:
+    def worst_usdt(self, symbol: str, side: int = 0, more: int = 0) -> float:
         """Notional of the worst case of both sides, with ``more`` lots on ``side``."""
         worst = max(self._worst_lots(symbol, s, more if s == side else 0) for s in (1, -1))
         return worst * self._lot_usdt(symbol)

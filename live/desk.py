@@ -177,6 +177,10 @@ class Desk:
                     self._work[row.symbol] = work
                     self.say("info", "parent goes on", id=row.parent_id)
 
+    def monitor(self, symbol: str) -> Monitor:
+        """What is known of a symbol's liquidity; not to be changed."""
+        return self._monitors[symbol]
+
     # -- state ---------------------------------------------------------------------------------
 
     def position_lots(self, symbol: str) -> int:

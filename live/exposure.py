@@ -215,16 +215,20 @@ class Exposure:
 
     def see(self, now_ns: int, symbol: str, mid_ticks: float) -> None:
         """Tell `live.safety` the distance to liquidation; of a simulated venue the margin rate too."""
+        if self.headroom is not None and not self._at_venue:
+            self._see(now_ns, "margin_rate", self._rate, "")
+        if not math.isnan(away_bps := self.distance_bps(symbol, mid_ticks)):
+            self._see(now_ns, "liquidation_bps", away_bps, symbol)
+
+    def distance_bps(self, symbol: str, mid_ticks: float) -> float:
+        """From the mid to the nearer of the venue's liquidation price and ours; NaN where neither is counted."""
         stated, found = self._stated.get(symbol), list[float]()
         if stated is not None:
             away = abs(stated - mid_ticks) / mid_ticks * BPS if stated > 0 else math.inf
             found.append(away)
         if self.headroom is not None:
             found.append(self.headroom.distance_bps(symbol))
-            if not self._at_venue:
-                self._see(now_ns, "margin_rate", self._rate, "")
-        if found:
-            self._see(now_ns, "liquidation_bps", min(found), symbol)
+        return min(found, default=math.nan)
 
     # -- what follows for positions --------------------------------------------------------------
 

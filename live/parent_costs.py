@@ -10,11 +10,13 @@ import msgspec
 
 from execution.algorithms import start
 from execution.algorithms.working import Parent, Working
+from execution.hazard import QueueEstimate
 from execution.liquidity import Propagator
 from execution.order_machine import Order, Orders
 from execution.orders import Filled
 from execution.tca import (
     ESTIMATES,
+    MARKOUTS_S,
     PARTS,
     MidRecorder,
     Mids,
@@ -52,6 +54,8 @@ class ActiveParent(msgspec.Struct, kw_only=True):
     timer_ns: int = 0
     expected_bps: float | None = None
     urgency: float | None = None
+    #: By client id, where an order stands in its queue as far as `live.state_view` has looked: shown alone.
+    queues: dict[str, QueueEstimate] = {}
 
 
 def recorded_parent(row: ParentRow, resting: Sequence[Order]) -> Parent:
@@ -223,7 +227,7 @@ class ParentCosts:
             if (order := self._orders.get(client_id)) is not None
         ]
         after = markout_rows(parent.id, self._name, orders, ended.fills, record.mids, ended.ahead)
-        for name in (*PARTS, "total_bps", "markout_60s_bps"):
+        for name in (*PARTS, "total_bps", *(f"markout_{s}s_bps" for s in MARKOUTS_S)):
             if not math.isnan(value := getattr(cost, name)):
                 sums = self._sums.setdefault(name, [0.0, 0.0])
                 sums[0] += value

@@ -7,6 +7,7 @@ what an operator ordered outlive a restart (`SafetyState`), so that no crash for
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Final, Literal, NamedTuple
@@ -112,7 +113,7 @@ CUTS: Final = frozenset(
 )  # fmt: skip
 
 #: Settings of `[risk]` whose larger value is the tighter one, and those that are no limits.
-_LARGER: Final = frozenset({"liquidation_bps", "liquidation_flatten_bps"})
+LARGER: Final = frozenset({"liquidation_bps", "liquidation_flatten_bps"})
 _NO_LIMITS: Final = frozenset({"close_bps"})
 
 _MODES: Final = {"halt": Mode.HALT, "flatten": Mode.FLATTEN, "pause": Mode.PAUSE}
@@ -163,12 +164,27 @@ class Safety:
         self.strictest = Mode.NORMAL  #: of all symbols
         self._renew()
         self.changed = False  #: since the core put it on record
+        self._seen: dict[tuple[str, str], float] = {}  #: last value by fact and symbol, to be shown
 
     @property
     def resumed(self) -> tuple[float, float]:
         """Losses of the day and since the peak (quote currency) that were resumed from."""
         bases = self._state.bases
         return bases.get("daily loss/", 0.0), bases.get("drawdown/", 0.0)
+
+    def used(self) -> dict[str, float]:
+        """By setting of `[risk]`, the worst value last seen of what it limits, less what was resumed from."""
+        found: dict[str, float] = {}
+        for limit in LIMITS:
+            values = [
+                value - self._state.bases.get(f"{limit.name}/{symbol}", 0.0)
+                for (fact, symbol), value in self._seen.items()
+                if fact == limit.fact and math.isfinite(value)
+            ]
+            if limit.setting and values:
+                worst = min(values) if limit.below else max(values)
+                found[limit.setting] = max(worst, found.get(limit.setting, worst))
+        return found
 
     @property
     def breaches(self) -> int:
@@ -219,7 +235,7 @@ class Safety:
 
     def see(self, now_ns: int, fact: str, value: float, symbol: str = "") -> None:
         """A fact's value now, of a symbol or (empty) of all; NaN, not known, changes nothing."""
-        changed = False
+        changed, self._seen[fact, symbol] = False, value
         for limit in _BY_FACT[fact]:
             changed |= self._weigh(now_ns, limit, value, symbol)
         if changed:
@@ -344,7 +360,7 @@ def _concerns(key: str, symbol: str) -> bool:
 
 
 def _is_tighter(name: str, value: float, present: float) -> bool:
-    return value >= present if name in _LARGER else 0 < value <= present
+    return value >= present if name in LARGER else 0 < value <= present
 
 
 def _replaced(limits: Risk, values: dict[str, float]) -> Risk:

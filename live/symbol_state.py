@@ -25,8 +25,9 @@ _LAST, _CHECKPOINT = int(Flag.LAST), int(Flag.CHECKPOINT)
 
 _MID, _GAP = (list(COLUMNS).index(name) for name in ("mid_close", "gap"))
 
-#: Levels of a view.
+#: Levels of a view, and takers' trades that are kept to be shown.
 VIEW_LEVELS: Final = 5
+SHOWN_TRADES: Final = 20
 
 #: A book that is not known is asked for at once, and again after waits that double up to the last.
 RENEW_NS: Final = 2 * SECOND_NS
@@ -35,10 +36,22 @@ MOST_RENEW_NS: Final = 30 * SECOND_NS
 
 @kernel
 def count_taken(rows: Events, taken: npt.NDArray[np.int64]) -> None:
-    """Add the lots that takers bought and sold in the visible book."""
+    """Add the lots that takers bought and sold in the visible book, and note the last trades (`new_taken`)."""
     for row in rows:
         if row.kind == _TRADE and not row.flags & HIDDEN:
             taken[0 if row.side > 0 else 1] += row.qty_lots
+            at = 3 + 4 * (taken[2] % SHOWN_TRADES)
+            taken[at] = row.exchange_ns
+            taken[at + 1] = row.side
+            taken[at + 2] = row.price_ticks
+            taken[at + 3] = row.qty_lots
+            taken[2] += 1
+
+
+def new_taken() -> npt.NDArray[np.int64]:
+    """Lots that takers bought and sold, the number of trades, and a ring of the last: exchange time (ns), side,
+    ticks, lots."""
+    return np.zeros(3 + 4 * SHOWN_TRADES, np.int64)
 
 
 class SymbolState:
@@ -49,7 +62,7 @@ class SymbolState:
         self.stale_after_s = stale_after_s
         self.builder = BarBuilder(instrument, stale_after_s)
         self.ticker = TickerState()
-        self.taken = np.zeros(2, np.int64)  #: lots that takers bought and sold, as received
+        self.taken = new_taken()  #: as received
         self.row: npt.NDArray[np.float64] | None = None  #: the last closed bar
         self.row_ns = 0
         self.target = 0
@@ -86,6 +99,15 @@ class SymbolState:
             sold_lots=int(self.taken[1]),
             book=book,
         )
+
+    def last_trades(self) -> list[list[int]]:
+        """Takers' last trades, the newest first: exchange time (ns), side, ticks, lots."""
+        count = int(self.taken[2])
+        ring = self.taken[3:].reshape(SHOWN_TRADES, 4)
+        return [
+            ring[(count - n) % SHOWN_TRADES].tolist()
+            for n in range(1, min(count, SHOWN_TRADES) + 1)
+        ]
 
     def mid_at(self, t_ns: int) -> float:
         """The mid at the close of the second that ended at ``t_ns``; NaN without a sound bar of it."""

@@ -11,6 +11,7 @@ import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ from market.errors import UsageError
 from market.lake import Lake
 from market.settings import Settings
 from market.units import SECOND_NS, utc_date
-from models_registry.manifest import bundles_folder
+from models_registry.manifest import Bundle, bundles_folder
 from models_registry.pointed import find
 
 #: Features shown of a decision.
@@ -49,7 +50,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def command(settings: Settings, options: argparse.Namespace) -> Result:
     """Print what led to it and what came of it. UsageError for what is not on record."""
     state = state_of(settings, options.venue)
-    symbol, second, parent = target(options.what, options.symbol or settings.market.symbols[0])
+    text, found = explained(settings, state, options.what, options.symbol or "")
+    if not options.json:
+        print(text)
+    return found
+
+
+def explained(
+    settings: Settings, state: Path, what: str, symbol: str = ""
+) -> tuple[str, dict[str, Any]]:
+    """What led to an order, a parent or a second, and what came of it: one screen, and plain data."""
+    symbol, second, parent = target(what, symbol or settings.market.symbols[0])
     records = [r for r in _records(state) if not parent or r.parent_id == parent]
     if not parent:
         at = second * SECOND_NS
@@ -58,11 +69,10 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
         records = [r for r in records if parent and r.parent_id == parent]
     decision = decision_at(settings, state, symbol, second * SECOND_NS)
     if decision is None and not records:
-        raise UsageError(f"{options.what}: not in the log of {state}, nor among the decisions")
+        raise UsageError(f"{what}: not in the log of {state}, nor among the decisions")
     moved = contributions(settings, decision) if decision else []
-    if not options.json:
-        print("\n".join((*_of_decision(symbol, second, decision, moved), *_of_parent(records))))
-    return {
+    text = "\n".join((*_of_decision(symbol, second, decision, moved), *_of_parent(records)))
+    return text, {
         "symbol": symbol,
         "second": second,
         "decision": decision,
@@ -119,10 +129,15 @@ def decision_at(settings: Settings, state: Path, symbol: str, t_ns: int) -> dict
     return None
 
 
+@lru_cache(maxsize=2)
+def bundle_of(root: str, name: str, sha: str) -> Bundle:
+    """The bundle with this checksum, which never changes; ModelError without one."""
+    return find(bundles_folder(root, name), sha)[1]
+
+
 def contributions(settings: Settings, decision: Mapping[str, Any]) -> list[tuple[str, float]]:
     """What each feature moved the prediction by (bps), the largest first; ModelError without the bundle."""
-    home = bundles_folder(settings.root, settings.model_name)
-    _, bundle = find(home, decision["bundle_sha"])
+    bundle = bundle_of(settings.root, settings.model_name, decision["bundle_sha"])
     names = bundle.manifest.features
     given = [decision.get(name) for name in names]
     vector = np.array([math.nan if value is None else value for value in given], np.float64)

@@ -120,6 +120,10 @@ class Router(Working):
     def _pick(self, now_ns: int, view: View) -> Option:
         return min(self.options(now_ns, view), key=lambda each: each.estimate.total_bps)
 
+    @property
+    def due_lots(self) -> int:
+        return super().due_lots if self._inner is None else self._inner.due_lots
+
     # -- the picked algorithm does the work --------------------------------------------------------
 
     def abandon(self) -> None:

@@ -31,6 +31,10 @@ class Scheduled(Resting):
         self._patience_ns = patience_ns
         self._due: list[tuple[int, int]] = []  #: (time, lots due from then on), both rising
 
+    @property
+    def due_lots(self) -> int:
+        return self._due[-1][1] if self._due else 0
+
     @abstractmethod
     def _share(self, now_ns: int, view: View) -> float:
         """Share of the parent that should be done by now, 0 to 1; it never falls."""

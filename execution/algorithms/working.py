@@ -113,6 +113,11 @@ class Working(ABC):
         that picks nothing (`execution.estimates` has it by name)."""
         return None
 
+    @property
+    def due_lots(self) -> int:
+        """What should be done by now, by its schedule; all of the parent without one."""
+        return self.parent.qty_lots
+
     def adopt(self, orders: Sequence[Order], filled_lots: int) -> None:
         """Take over the parent's orders of an earlier process, and what it had filled."""
         self.children = {order.client_id: order for order in orders}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from typing import Any, Final
 
 from nicegui import run, ui
 
@@ -12,8 +13,10 @@ from live.messages import Command
 from market.console import utc_time
 from market.errors import L2Error
 from market.units import SECOND_NS
-from orchestration.dashboard.again import SPEEDS, Again
 from orchestration.dashboard.follow import Follower
+
+#: Of a log that is played.
+SPEEDS: Final = (1, 4, 16, 64)
 
 
 def order(follow: Follower, verb: str, symbol: str, token: str) -> None:
@@ -48,8 +51,8 @@ def order(follow: Follower, verb: str, symbol: str, token: str) -> None:
     dialog.open()
 
 
-def controls(again: Again) -> Callable[[], None]:
-    """Play, pause, speed and time of a log."""
+def controls(again: Any) -> Callable[[], None]:
+    """Play, pause, speed and time of an `again.Again`."""
     with ui.row().classes("items-center gap-4 w-full max-w-7xl mx-auto"):
         button = ui.button("Pause").props("dense no-caps")
 

@@ -25,7 +25,6 @@ from orchestration.dashboard.follow import Follower
 #: How often the state is shown, in the log's time and at most by the wall clock.
 _STEP_NS: Final = SECOND_NS // 4
 _STEP_S: Final = 0.1
-SPEEDS: Final = (1, 4, 16, 64)
 
 
 class Again(Follower):
@@ -33,6 +32,8 @@ class Again(Follower):
 
     LogError for a log that cannot be read.
     """
+
+    is_played = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()

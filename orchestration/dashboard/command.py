@@ -20,9 +20,9 @@ from market.console import Result, say
 from market.errors import UsageError
 from market.pages import DATA_DOCS, REPORTS
 from market.settings import Settings
-from orchestration.dashboard.again import Again
 from orchestration.dashboard.follow import Follower
 from orchestration.dashboard.machine import Machine
+from orchestration.dashboard.reader import Reader
 from orchestration.ui import port_of
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
             ) from error
     token = os.environ.get(TOKEN) or secrets.token_urlsafe(12)
     if options.again:
+        from orchestration.dashboard.again import Again  # brings the core, which takes memory
+
         follow: Follower = (again := Again(Path(options.again)))
         settings, token = again.settings, ""  # nothing to order there
     else:
@@ -97,7 +99,9 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
     from nicegui import app, ui
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from orchestration.dashboard import acts, execution, market, model, risk, system
+    from orchestration.dashboard import acts, execution, market, model, risk, system, why
+
+    reader = Reader(settings)
 
     # A page of another site that resolves to this machine gets nothing.
     app.add_middleware(
@@ -112,7 +116,7 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
     def first() -> None:
         ui.navigate.to(f"/{PAGES[0]}")
 
-    def built(name: str) -> None:
+    def built(name: str, what: str = "") -> None:
         ui.dark_mode(None)
         ui.page_title(f"{name} · l2")
         with ui.header().classes("items-center gap-4 py-2 bg-slate-800 text-white flex-wrap"):
@@ -128,18 +132,19 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
         chosen = ui.toggle(list(settings.market.symbols), value=settings.market.symbols[0])
         chosen.props("dense no-caps").set_visibility(name in ("market", "risk", "model"))
 
-        played = acts.controls(follow) if isinstance(follow, Again) else None
+        played = acts.controls(follow) if follow.is_played else None
 
         def symbol() -> str:
             return str(chosen.value)
 
         with ui.column().classes("w-full max-w-7xl mx-auto gap-2") as body:
             renew: Callable[[], None] = {
-                "market": lambda: market.build(follow, symbol),
+                "market": lambda: market.build(follow, symbol, reader),
                 "execution": lambda: execution.build(follow),
                 "risk": lambda: risk.build(follow, symbol, token),
-                "model": lambda: model.build(follow, symbol, settings.model.primary_s),
-                "system": lambda: system.build(follow, machine, settings),
+from orchestration.dashboard.machine import Machine
+from orchestration.dashboard.reader import Reader
+from orchestration.ui import port_of
             }[name]()
 
         def tick() -> None:
@@ -150,11 +155,9 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
                 more = "; what follows is old" if follow.state else ""
                 warning.set_text(silent + more)
             warning.set_visibility(bool(silent))
-            if worker := follow.state.get("worker"):
-                status.set_text(f"{worker['venue']} · {worker['model']} · {worker['phase']}")
-            shown = bool(worker) or name == "system"
-            body.set_visibility(shown)
-            if shown:
+from orchestration.dashboard.machine import Machine
+from orchestration.dashboard.reader import Reader
+from orchestration.ui import port_of
                 renew()
             if played is not None:
                 played()
@@ -164,6 +167,11 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
 
     for name in PAGES:
         ui.page(f"/{name}")(lambda name=name: built(name))
+
+    @ui.page("/why")
+    def explains(order: str = "") -> None:
+        built("why", order)
+
     more = f"  token for what acts: {token}" if token else ""
     app.on_startup(lambda: say(f"the page: http://{host}:{port}/{more}"))
     ui.run(

@@ -26,17 +26,45 @@ from orchestration.dashboard.widgets import (
 def build(follow: Follower) -> Renew:
     """Parents and their open orders, what orders cost so far, and where time goes."""
     figures = Figures(
-        ("parents", "orders", "fills", "filled", "maker share", "all-in cost", "markout 60 s")
+        (
+            "parents",
+            "orders",
+            "fills",
+            "filled",
+            "fill rate",
+            "maker share",
+            "all-in cost",
+            "markouts",
+        )
     )
-    section("Parents at work")
+    section(
+        "Parents at work",
+        "due: by the schedule now; cost so far of what is filled, estimate of the whole before it began, bps",
+    )
     parents = table(
-        ("parent", "symbol", "side", "algorithm", "filled", "deadline"),
+        (
+            "parent",
+            "symbol",
+            "side",
+            "algorithm",
+            "filled",
+            "due",
+            "deadline",
+            "cost so far",
+            "estimate",
+        ),
         "no parent is at work",
         text=4,
     )
-    section("Open orders")
+    section(
+        "Open orders",
+        "ahead: lots before it in its queue at most; chance: to be filled where it stands by its parent's "
+        "deadline, before the price runs away",
+    )
     orders = table(
-        ("order", "symbol", "side", "state", "price", "filled", "age"), "no order is open", text=4
+        ("order", "symbol", "side", "state", "price", "filled", "ahead", "chance", "age"),
+        "no order is open",
+        text=4,
     )
     section("Cost so far, in parts", "mean over measured parents, bps of the decision price")
     parts = table(("part", "bps"), "no parent has been measured yet")
@@ -56,18 +84,22 @@ def build(follow: Follower) -> Renew:
             fills=f"{costs.get('fills', 0):,}",
             filled=f"{fixed(costs.get('filled_usdt'), 0)} USDT",
             maker_share=percent(costs.get("maker_share")),
-            markout_60_s=f"{fixed(costs.get('markout_60s_bps'), 3)} bps",
+            fill_rate=percent(costs.get("fill_rate")),
+            markouts=_markouts(costs.get("markouts_bps") or {}),
             **{"all-in cost": f"{fixed(costs.get('all_in_cost_bps'), 3)} bps"},
         )
         parents([
-            [id, row["symbol"], _side(row), row["algorithm"],
-             f"{row['filled_lots']:,} of {row['qty_lots']:,} lots",
-             f"{(row['deadline_ns'] - now_ns) / SECOND_NS:.0f} s"]
+            [id, row["symbol"], _side(row),
+             f"{row['algorithm']}: {row['picked']}" if row.get("picked") else row["algorithm"],
+             _filled(row), f"{row.get('due_lots', row['qty_lots']):,} lots",
+             f"{(row['deadline_ns'] - now_ns) / SECOND_NS:.0f} s",
+             fixed(row.get("cost_bps"), 3), fixed(row.get("estimate_bps"), 3)]
             for id, row in state.get("parents", {}).items()
         ])  # fmt: skip
         orders([
             [id, row["symbol"], _side(row), row["state"].lower(), _price(row, markets),
-             f"{row['filled_lots']:,} of {row['qty_lots']:,} lots",
+             _filled(row), f"{row['ahead_lots']:,} lots" if "ahead_lots" in row else NONE,
+             percent(row.get("fill_chance")),
              f"{max(0.0, (now_ns - row['sent_ns']) / SECOND_NS):.1f} s"]
             for id, row in state.get("orders", {}).items()
         ])  # fmt: skip
@@ -85,6 +117,17 @@ def build(follow: Follower) -> Renew:
             )
 
     return renew
+
+
+def _filled(row: Mapping[str, Any]) -> str:
+    return f"{row['filled_lots']:,} of {row['qty_lots']:,} lots"
+
+
+def _markouts(found: Mapping[str, float | None]) -> str:
+    """Seconds after the fill, and how far the mid had gone our way."""
+    return (
+        "; ".join(f"{s} s {fixed(value)}" for s, value in found.items()) + " bps" if found else NONE
+    )
 
 
 def _side(row: Mapping[str, Any]) -> str:

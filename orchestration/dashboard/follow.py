@@ -21,7 +21,8 @@ PATIENCE_S: Final = 3.0
 
 
 class Moment(NamedTuple):
-    """One second of a symbol: venue time (s), mid, touch, book near it, prediction, and its cost (bps)."""
+    """One second of a symbol: venue time (s), mid, touch, book near it, prediction, and its cost (bps); ``sweeps``:
+    what each size costs to take (bps, NaN unknown), mean of both sides."""
 
     t_s: int
     mid: float
@@ -33,6 +34,7 @@ class Moment(NamedTuple):
     cost_bps: float
     bought: int
     sold: int
+    sweeps: tuple[float, ...]
 
 
 class Second(NamedTuple):
@@ -48,6 +50,8 @@ class Follower:
 
     ``status`` says what there is to say of the connection, empty while all is well.
     """
+
+    is_played = False  #: a log, which is played (`again.Again`)
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -161,6 +165,7 @@ def _moment(t_s: int, market: Mapping[str, Any], decision: Mapping[str, Any] | N
         cost_bps=_number(known.get("cost_bps")),
         bought=int(market["bought_lots"]),
         sold=int(market["sold_lots"]),
+        sweeps=tuple(sum(map(_number, pair)) / 2 for pair in market["sweep_bps"].values()),
     )
 
 

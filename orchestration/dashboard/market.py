@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from nicegui import ui
 
-from market.console import NONE, fixed, percent
+from market.console import NONE, fixed, percent, utc_time
 from market.units import SECOND_NS
 from orchestration.dashboard.follow import Follower, Moment
+from orchestration.dashboard.reader import Reader
 from orchestration.dashboard.widgets import (
     ASK,
     BID,
@@ -31,12 +32,23 @@ from orchestration.dashboard.widgets import (
 #: Seconds of the depth map, and its rows.
 _MAP_S: Final = 120
 _MAP_ROWS: Final = 30
+#: Features that are shown of a prediction.
+_PARTS: Final = 10
 
 
-def build(follow: Follower, symbol: Callable[[], str]) -> Renew:
+def build(follow: Follower, symbol: Callable[[], str], reader: Reader) -> Renew:
     """Ladder, depth map, spread, cost by size, taker flow, funding, and the signal over it."""
     figures = Figures(
-        ("mid", "spread", "taker flow", "funding", "next funding", "book"),
+        (
+            "mid",
+            "spread",
+            "taker flow",
+            "volatility",
+            "touch recovers in",
+            "funding",
+            "next funding",
+            "book",
+        ),
     )
     with ui.element("div").classes("grid grid-cols-1 lg:grid-cols-2 gap-4 w-full"):
         with ui.column().classes("gap-1 w-full"):
@@ -61,13 +73,28 @@ def build(follow: Follower, symbol: Callable[[], str]) -> Renew:
                     "color": ["rgba(76,120,168,0.04)", "rgba(76,120,168,0.5)", "#16324f"]}},
                 series=[{"type": "heatmap", "data": []}],
             )  # fmt: skip
-    section("Cost of taking at once", "against the mid, before fees, bps")
-    costs = table(("size, USDT", "buy", "sell"), "the book is not known")
+    with ui.element("div").classes("grid grid-cols-1 lg:grid-cols-2 gap-4 w-full"):
+        with ui.column().classes("gap-1 w-full"):
+            section("Spread and cost of taking at once", "against the mid, before fees, bps")
+            liquidity = lines(
+                "Spread and cost by size", ("spread", *"123"), (MUTED, LINE, SECOND, ASK), "bps"
+            )
+            costs = table(("size, USDT", "buy", "sell"), "the book is not known")
+        with ui.column().classes("gap-1 w-full"):
+            section("Trades", "the last that takers made, newest first; UTC")
+            trades = table(
+                ("time", "side", "price", "size", "USDT"), "nobody has traded yet", text=2
+            )
     section(
         "Signal", "expected return over the primary horizon, and what an entry has to exceed, bps"
     )
     signal = lines("Signal", ("expected", "threshold", "-threshold"), (LINE, SECOND, SECOND), "bps")
     about = Figures(("expected", "threshold", "confidence", "regime", "by horizon", "target"))
+    section(
+        "Features that moved it", "parts of the expected return (TreeSHAP), bps; they sum to it"
+    )
+    moved = table(("feature", "value", "bps"), "no prediction yet, or its model is not in the lake")
+    failed = ui.label().classes("text-xs opacity-60")
     drawn = [0]
 
     def renew() -> None:
@@ -85,7 +112,14 @@ def build(follow: Follower, symbol: Callable[[], str]) -> Renew:
             funding=NONE if rate is None else f"{fixed(rate * 1e4, 3)} bps",
             next_funding=f"in {left_s // 3600} h {left_s // 60 % 60} min" if due_ns and left_s > 0 else NONE,
             book="valid" if found["valid"] else "not known",
+            volatility=f"{fixed(found['sigma_bps'], 3)} bps/√s",
+            touch_recovers_in=NONE if found["recovery_s"] is None else f"{found['recovery_s']:.1f} s",
         )  # fmt: skip
+        trades([_trade(row, found) for row in found["trades"]])
+        if vector := state.get("vectors", {}).get(name):
+            parts = reader.answer(f"moved/{name}", vector["t_ns"], **vector)
+            moved(_parts(parts.get("moved", [])))
+            failed.set_text(parts.get("error", ""))
         costs([
             [f"{int(usdt):,}", *(fixed(each, 3) for each in pair)]
             for usdt, pair in found["sweep_bps"].items()
@@ -101,6 +135,16 @@ def build(follow: Follower, symbol: Callable[[], str]) -> Renew:
         )  # fmt: skip
         if kept and kept[-1].t_s != drawn[0]:
             drawn[0] = kept[-1].t_s
+            for n, usdt in enumerate(found["sweep_bps"], 1):
+                liquidity.options["series"][n]["name"] = f"{int(usdt) // 1000} k USDT"
+            draw(
+                liquidity,
+                [[m.t_s * 1000, finite((m.ask - m.bid) / m.mid * 1e4)] for m in kept],
+                *(
+                    [[m.t_s * 1000, finite(m.sweeps[n])] for m in kept if len(m.sweeps) > n]
+                    for n in range(len(found["sweep_bps"]))
+                ),
+            )
             draw(
                 signal,
                 [[m.t_s * 1000, finite(m.expected_bps)] for m in kept],
@@ -110,6 +154,26 @@ def build(follow: Follower, symbol: Callable[[], str]) -> Renew:
             _map(depth, kept[-_MAP_S:], float(found["tick"]))
 
     return renew
+
+
+def _trade(row: Sequence[int], found: Mapping[str, Any]) -> list[str]:
+    time_ns, side, ticks, lots = row
+    tick, lot = float(found["tick"]), float(found["lot"])
+    digits, places = (len(found[k].partition(".")[2]) for k in ("tick", "lot"))
+    return [
+        f"{utc_time(time_ns)[11:19]}.{time_ns // 1_000_000 % 1000:03d}",
+        "buy" if side > 0 else "sell",
+        f"{ticks * tick:,.{digits}f}",
+        f"{lots * lot:,.{places}f}",
+        fixed(ticks * tick * lots * lot, 0),
+    ]
+
+
+def _parts(moved: Sequence[Sequence[Any]]) -> list[list[str]]:
+    """The largest parts, and the rest together."""
+    rest = sum(part for _, _, part in moved[_PARTS:])
+    rows = [[name, fixed(value, 4), f"{part:+.3f}"] for name, value, part in moved[:_PARTS]]
+    return [*rows, ["all others", "", f"{rest:+.3f}"]] if moved else []
 
 
 def _ladder(chart: ui.echart, found: Mapping[str, Any]) -> None:

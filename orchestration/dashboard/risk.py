@@ -8,6 +8,7 @@ from typing import Any
 
 from nicegui import ui
 
+from live.safety import LARGER
 from market.console import NONE, fixed, percent
 from orchestration.dashboard.acts import order
 from orchestration.dashboard.follow import Follower
@@ -21,6 +22,32 @@ def _evidence(state: Mapping[str, Any]) -> str:
     cost = ramp.get("cost_error_bps")
     error = "" if cost is None else f", cost {cost[0]:+.2f} ± {cost[1]:.2f} bps off"
     return f"{ramp['parents']} of {ramp['of_parents']} parents{error}"
+
+
+def share(name: str, used: float | None, limit: float) -> float | None:
+    """How much of a limit is used; of one that is a least distance, the limit over the distance."""
+    if used is None:
+        return None
+    if name in LARGER:
+        return limit / used if used > 0 else 1.0
+    return max(0.0, used) / limit
+
+
+def _plain(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _exposure(name: str, row: Mapping[str, Any]) -> list[str]:
+    group, own = row["group_usdt"] or {}, row["own_usdt"]
+    total = None if own is None else own + sum(group.values())
+    away = row["liquidation_bps"]
+    return [
+        name, f"{fixed(own, 0)} USDT", f"{fixed(total, 0)} USDT",
+        ", ".join(f"{other} {value:+,.0f}" for other, value in group.items()) or NONE,
+        ", ".join(f"{o} {fixed(c)}" for o, c in row["correlation"].items()) or NONE,
+        NONE if row["margin_usdt"] is None else f"{row['margin_usdt']:,.2f} USDT",
+        NONE if away is None else f"{away:,.0f} bps",
+    ]  # fmt: skip
 
 
 def build(follow: Follower, symbol: Callable[[], str], token: str) -> Renew:
@@ -50,10 +77,22 @@ def build(follow: Follower, symbol: Callable[[], str], token: str) -> Renew:
         "no symbol is traded",
         text=4,
     )
+    section(
+        "Correlated exposure and liquidation",
+        "with others: own value and, in units of the symbol, what correlated positions add; liquidation: from "
+        "the mid to the nearer of the venue's price and ours",
+    )
+    exposures = table(
+        ("symbol", "own", "with others", "added by", "correlation", "margin used", "liquidation"),
+        "no symbol is traded",
+    )
     section("Equity", "USDT, marked to the mid")
     equity = lines("Equity", ("equity",), (LINE,), "USDT")
-    section("Limits in force", "of [risk]; commands only tighten them")
-    limits = table(("limit", "value"), "no limits are told")
+    section(
+        "Limits",
+        "of [risk], as in force: commands only tighten them; used: what they are judged by now",
+    )
+    limits = table(("limit", "used", "in force", "share"), "no limits are told")
     drawn = [0]
 
     def renew() -> None:
@@ -87,8 +126,12 @@ def build(follow: Follower, symbol: Callable[[], str], token: str) -> Renew:
                 "ramp's evidence": _evidence(state),
             },
         )
+        exposures([_exposure(name, row) for name, row in state.get("exposure", {}).items()])
+        used, in_force = state.get("used", {}), state.get("limits", {})
         limits([
-            [name.replace("_", " "), f"{value:,g}"] for name, value in state.get("limits", {}).items()
+            [name.replace("_", " "), _plain(used.get(name)), _plain(value),
+             percent(share(name, used.get(name), value))]
+            for name, value in sorted(in_force.items(), key=lambda each: each[0] not in used)
         ])  # fmt: skip
         seconds = list(follow.seconds)
         if seconds and seconds[-1].t_s != drawn[0]:

@@ -39,18 +39,34 @@ def section(title: str, hint: str = "") -> None:
         ui.label(hint).classes("text-xs opacity-60")
 
 
+#: Cells by column: an order's or a parent's id leads to what led to it, a share is also a bar.
+_CELLS: Final = {
+    "order": "<a class='underline' :href=\"'/why?order=' + encodeURIComponent(props.value)\">"
+    "{{ props.value }}</a>",
+    "share": "<div class='row no-wrap items-center justify-end gap-2'><q-linear-progress"
+    " v-if='!isNaN(parseFloat(props.value))' style='width: 72px' aria-hidden='true'"
+    " :value='Math.min(1, parseFloat(props.value) / 100)'"
+    " :color=\"parseFloat(props.value) >= 80 ? 'negative' : 'primary'\" /><span>{{ props.value }}"
+    "</span></div>",
+}
+_CELLS["parent"] = _CELLS["order"]
+
+
 def table(columns: Sequence[str], empty: str, text: int = 1) -> Callable[[list[list[str]]], None]:
     """A table whose first columns are ``text`` and the others numbers; what shows new rows."""
     heads = [
         {"name": name, "label": name, "field": name, "align": "left" if n < text else "right"}
         for n, name in enumerate(columns)
     ]
-    shown = ui.table(columns=heads, rows=[], row_key=columns[0]).classes("w-full")
+    shown = ui.table(columns=heads, rows=[], row_key="#").classes("w-full")
     shown.props('dense flat bordered hide-pagination rows-per-page-options="[0]"')
     shown.add_slot("no-data", f'<div class="q-pa-xs opacity-60">{empty}</div>')
 
+    for name in _CELLS.keys() & set(columns):
+        shown.add_slot(f"body-cell-{name}", f'<q-td :props="props">{_CELLS[name]}</q-td>')
+
     def show(rows: list[list[str]]) -> None:
-        new = [dict(zip(columns, row, strict=True)) for row in rows]
+        new = [{"#": str(n), **dict(zip(columns, row, strict=True))} for n, row in enumerate(rows)]
         if new != shown.rows:
             shown.rows = new
             shown.update()

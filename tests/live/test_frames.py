@@ -26,6 +26,7 @@ from live.log import Checkpoint, Header, LogWriter
 from live.messages import Answer, Command, Effect, Input, PublicFrame, Renew, Send, Tick
 from live.replay import replay
 from live.restoration import checkpoint_of
+from live.symbol_state import SHOWN_TRADES
 from market.instruments import Instrument
 from market.settings import Execution, Market, Settings
 from market.wire.capture import read_lines
@@ -144,6 +145,8 @@ def test_a_log_of_grouped_frames_is_repeated_by_single_steps(
         other = together.trader.symbols[symbol]
         assert state.view(now_ns).bids == other.view(now_ns).bids
         assert state.ticker.fields == other.ticker.fields
+        assert state.last_trades() == other.last_trades()
+        assert len(state.last_trades()) == SHOWN_TRADES
         mids = [vars(each.desk.mids[symbol]) for each in (alone, together)]
         assert str(mids[0]) == str(mids[1])
     assert sum(isinstance(effect, Renew) for effect in made) > 3

@@ -50,6 +50,20 @@ def good(limit: Limit) -> float:
     return limit.bound(Risk()) * (limit.ease * 1.01 if limit.below else limit.ease * 0.9)
 
 
+def test_what_is_used_of_limits_is_the_worst_value_less_what_was_resumed_from() -> None:
+    desk, risk = Desk(), Risk()
+    for symbol, away in ((A, 900.0), (B, math.inf)):
+        desk.safety.see(T0, "liquidation_bps", away, symbol)
+    desk.safety.see(T0, "gap_s", 1.5, B)
+    desk.safety.see(T0, "day_loss_usdt", risk.daily_loss_usdt + 10.0)
+    desk.order("resume")
+    desk.safety.see(T0, "day_loss_usdt", risk.daily_loss_usdt + 60.0)
+    assert desk.safety.used() == {
+        "liquidation_bps": 900.0, "liquidation_flatten_bps": 900.0, "gap_s": 1.5,
+        "gap_flatten_s": 1.5, "daily_loss_usdt": 50.0,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit.name)
 def test_each_limit_acts_says_so_once_and_is_counted(limit: Limit) -> None:
     desk = Desk()

@@ -35,6 +35,7 @@ FIRST = "2026-03-09"
 START = day_start_ns(FIRST)
 HOUR = 3_600 // 15
 NAME = "synthetic-l2"
+COST_BPS = 0.5
 REFERENCE = DecayReference(
     spacing_s=60, mean=0.2, drift=0.16, limit=30.0, arl0_days=30.0, observations=7200
 )
@@ -62,6 +63,8 @@ def serve(
             "t_ns": t_ns[on],
             "model_version": [version] * n,
             "raw_bps": raw[on],
+            "expected_bps": raw[on],
+            "cost_bps": np.full(n, COST_BPS),
             **{name: shadow.get(name, np.ones(len(raw)))[on] for name in feature_names()},
         }
         parts = {

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from live.state_stream import StateStream, read_states
+from market.console import NONE, fixed, percent
 from market.instruments import BUILT_IN
 from orchestration.cli import main
 from orchestration.dashboard.command import PAGES
@@ -85,6 +87,34 @@ def figure(name: str) -> str:
     )
 
 
+def agree(tab: Tab, lines: Iterator[dict[str, Any]], script: str, of: Callable[..., Any]) -> str:
+    """What a page shows by an expression and the worker told about the same time; other than nothing."""
+    shown, told, state = set[str](), set[str](), dict[str, Any]()
+    deadline = time.monotonic() + 120
+    while not shown & told - {"", NONE}:
+        assert time.monotonic() < deadline, (script, shown, told)
+        line = next(lines).get("state", {})  # a patch of what was told before
+        for section, patch in line.items():
+            merged = state.get(section, {}) | patch
+            state[section] = {k: v for k, v in merged.items() if v is not None}
+        told |= {text for text in of(state) if text}
+        shown.add(str(tab.run(script)))
+    return (shown & told).pop()
+
+
+def cell(heading: str, column: int, row: str = "") -> str:
+    """The expression of a cell in the table below a heading, of the first row or that which begins so."""
+    return (
+        "(() => { const h = [...document.querySelectorAll('[role=heading]')].find("
+        f"e => e.innerText === {json.dumps(heading)});"
+        " const t = h && [...document.querySelectorAll('table')].find("
+        "t => h.compareDocumentPosition(t) & Node.DOCUMENT_POSITION_FOLLOWING);"
+        " const r = [...t?.querySelectorAll('tbody tr') ?? []].find("
+        f"r => r.innerText.startsWith({json.dumps(row)}));"
+        f" return r?.children[{column}]?.innerText.trim() ?? '' }})()"
+    )
+
+
 def state_of(worker: Worker) -> dict[str, Any]:
     return worker.until(lambda state: True)
 
@@ -132,15 +162,49 @@ def test_the_page_shows_the_worker_obeys_an_operator_and_outlives_a_restart(
                 tab.open(f"{address}{name}", width, dark=dark)
                 tab.until("document.body.innerText.includes('trading')")
                 assert tab.run("document.documentElement.scrollWidth") <= width
-        tab.open(f"{address}market")
-        shown, told = set[str](), set[str]()
         lines = read_states(worker.state / "state.sock", 5)
-        tick = BUILT_IN["BTCUSDT"].tick_size
-        while not shown & told:
-            found = next(lines)["state"].get("markets", {}).get("BTCUSDT")
-            if found:
-                told.add(f"{(found['bids'][0][0] + found['asks'][0][0]) / 2 * tick:,.1f}")
-            shown.add(tab.run(figure("mid")))
+        tick, btc = BUILT_IN["BTCUSDT"].tick_size, "BTCUSDT"
+        tab.open(f"{address}market")
+        agree(tab, lines, figure("mid"), lambda state: [
+            f"{(m['bids'][0][0] + m['asks'][0][0]) / 2 * tick:,.1f}"
+            for m in [state.get("markets", {}).get(btc)] if m
+        ])  # fmt: skip
+        agree(tab, lines, cell("Trades", 2), lambda state: [
+            f"{trade[2] * tick:,.1f}" for trade in state.get("markets", {}).get(btc, {}).get("trades", [])[:1]
+        ])  # fmt: skip
+        # What moved the prediction sums to it.
+        parts = (
+            "[...document.querySelectorAll('table')].at(-1).innerText.match(/[+-][0-9]+[.][0-9]{3}(?![0-9])/g)"
+            "?.reduce((a, b) => a + Number(b), 0)"
+        )
+        tab.until(f"Number.isFinite({parts})")
+        agree(tab, lines, f"String(Math.round({parts} * 50))", lambda state: [
+            str(round(row["decision"]["raw_bps"] * 50) + near)
+            for row in [state.get("symbols", {}).get(btc)] if row and row["decision"] for near in (-1, 0, 1)
+        ])  # fmt: skip
+        tab.open(f"{address}execution")
+        for column, name in ((6, "ahead_lots"), (7, "fill_chance")):
+            agree(tab, lines, cell("Open orders", column), lambda state, name=name: [
+                f"{row[name]:,} lots" if name == "ahead_lots" else percent(row[name])
+                for row in list(state.get("orders", {}).values())[:1] if name in row
+            ])  # fmt: skip
+        agree(tab, lines, cell("Parents at work", 8), lambda state: [
+            fixed(row["estimate_bps"], 3) for row in list(state.get("parents", {}).values())[:1]
+        ])  # fmt: skip
+        parent = tab.until(cell("Parents at work", 0))
+        tab.open(f"{address}risk")
+        agree(tab, lines, cell("Correlated exposure and liquidation", 1, btc), lambda state: [
+            f"{fixed(row['own_usdt'], 0)} USDT" for row in [state.get("exposure", {}).get(btc)] if row
+        ])  # fmt: skip
+        agree(tab, lines, cell("Limits", 1, "gross usdt"), lambda state: [
+            f"{used:,.0f}" for used in [state.get("used", {}).get("gross_usdt", 0)] if used >= 1000
+        ])  # fmt: skip
+        tab.open(f"{address}model")
+        tab.until("document.body.innerText.includes('no served decision with its label')")
+        for what, said in ((parent, f"parent {parent}"), (HOSTILE, "neither an id")):
+            tab.open(f"{address}why?order={urllib.parse.quote(what)}")
+            tab.until(f"document.body.innerText.includes({json.dumps(said)})")
+            assert tab.run("document.querySelectorAll('img').length") == 0
 
         # So do they in a terminal.
         assert main(["status", "--root", str(tmp_path), "--venue", "sandbox"]) == 0
