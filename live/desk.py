@@ -105,11 +105,11 @@ class Desk:
         )
         self.parent_number = 0  #: of the last parent in the log
         self.sent = self.fills = self.parents = self._maker_e8 = self._filled_e8 = 0
-        self._monitors = {symbol: Monitor() for symbol in symbols}
-        self.pre_trade = PreTrade(settings, symbols, self._monitors, self.orders, costs)
+        self.monitors = {symbol: Monitor() for symbol in symbols}
+        self.pre_trade = PreTrade(settings, symbols, self.monitors, self.orders, costs)
         self._arms = Arms(settings.execution)
         self.sizes = Sizes(
-            settings, symbols, self._monitors, self.account, self.guard, self._emitter,
+            settings, symbols, self.monitors, self.account, self.guard, self._emitter,
             self.position_lots, self.exposure.caps, self.exposure.group,
         )  # fmt: skip
         self.costs = ParentCosts(
@@ -177,10 +177,6 @@ class Desk:
                     self._work[row.symbol] = work
                     self.say("info", "parent goes on", id=row.parent_id)
 
-    def monitor(self, symbol: str) -> Monitor:
-        """What is known of a symbol's liquidity; not to be changed."""
-        return self._monitors[symbol]
-
     # -- state ---------------------------------------------------------------------------------
 
     def position_lots(self, symbol: str) -> int:
@@ -207,7 +203,7 @@ class Desk:
         self, symbol: str, target_lots: int, now_ns: int, expected_bps: float | None
     ) -> None:
         """Work towards a signed position; called once a second with the decision's expected return, if any."""
-        self._monitors[symbol].see(self._symbols[symbol].view(now_ns))
+        self.monitors[symbol].see(self._symbols[symbol].view(now_ns))
         self.pursue(symbol, target_lots, now_ns, expected_bps)
 
     def pursue(
@@ -252,7 +248,7 @@ class Desk:
             return
         self.parent_number += 1
         parent = self.pre_trade.parent(lots, view, self.parent_number, self.position_lots(symbol))
-        arm = self._arms.of(parent, forced, view.instrument, self._monitors[symbol].sigma_bps)
+        arm = self._arms.of(parent, forced, view.instrument, self.monitors[symbol].sigma_bps)
         parent, algorithm = arm.parent(parent), arm.algorithm
         view = self.pre_trade.judged(parent, view, expected_bps)
         working = self.pre_trade.started(algorithm, parent, **arm.parameters)

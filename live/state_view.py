@@ -66,7 +66,7 @@ def view(shell: Any) -> dict[str, dict[str, Any]]:
         "lines": dict(tuple(shell.lines)),
         "symbols": symbols,
         "markets": {
-            symbol: _market(state, desk.monitor(symbol))
+            symbol: _market(state, desk.monitors[symbol])
             for symbol, state in core.trader.symbols.items()
         },
         "vectors": {
@@ -210,7 +210,7 @@ def queue_of(shell: Any, order: Order, work: ActiveParent | None) -> dict[str, A
     left_s = (work.parent.deadline_ns - core.now_ns) / SECOND_NS
     view = msgspec.structs.replace(view, signal_bps=work.expected_bps)
     queued = Queued.of(
-        core.desk.monitor(order.symbol), view, side, max(1, order.open_lots),
+        core.desk.monitors[order.symbol], view, side, max(1, order.open_lots),
         ahead_lots=found.ahead_lots, price_ticks=order.price_ticks,
     )  # fmt: skip
     chance = fill_model(shell.settings.source).fill_probability(queued, left_s) if left_s > 0 else 0

@@ -39,7 +39,7 @@ def test_an_order_moves_up_by_trades_at_its_price_and_costs_what_it_paid() -> No
     assert second["ahead_lots"] == 5_000, "more is displayed than is ahead of it"
     left_s = (work.parent.deadline_ns - venue.now_ns) / SECOND_NS
     queued = Queued.of(
-        venue.desk.monitor(BTC), venue.market.view(venue.now_ns), 1, 10, ahead_lots=5_000
+        venue.desk.monitors[BTC], venue.market.view(venue.now_ns), 1, 10, ahead_lots=5_000
     )
     chance = FillModel.load().fill_probability(queued, left_s)
     assert second["fill_chance"] == pytest.approx(chance, abs=1e-4)
