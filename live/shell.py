@@ -160,6 +160,7 @@ class Shell:
         self._stop_reason, self._paced, self._was_late = "", False, False
         self._leaves = False  #: what rests, to the next worker
         self._published_ns = self._collected_s = 0
+        self._unshown = False  #: the state cannot be shown, which was said
         self._said: list[str] | None = None
         self._failures: dict[str, int] = {}
         send = gateway.send if gateway is not None else lambda _: None
@@ -343,7 +344,12 @@ class Shell:
         wall_ns, second = time.monotonic_ns(), self.now_ns // SECOND_NS
         if self.stream is not None and wall_ns - self._published_ns >= _PUBLISH_NS:
             self._published_ns = wall_ns
-            self.stream.publish(view(self))
+            try:
+                self.stream.publish(view(self))
+            except Exception as error:  # nobody's orders wait for what is shown
+                if not self._unshown:
+                    self._say.error("state not shown", reason=f"{type(error).__name__}: {error}")
+                self._unshown = True
         elif second > self._collected_s:
             gc.collect(2 if second // _FULL_GC_S > self._collected_s // _FULL_GC_S else 1)
             self._collected_s = second

@@ -154,8 +154,8 @@ def _worker(shell: Any) -> dict[str, Any]:
 
 
 def _market(state: SymbolState, monitor: Monitor) -> dict[str, Any]:
-    """The book near the touch, what sizes would cost that are taken at once, the last trades, how soon a touch
-    that was taken recovers to half (resilience), and the next funding."""
+    """The book near the touch, what sizes would cost that are taken at once, the last trades, volatility,
+    and the next funding."""
     book, instrument, fields = state.builder.book, state.instrument, state.ticker.fields
     bids, asks = book.bids(), book.asks()
     sweep: dict[str, list[float | None]] = {}
@@ -176,7 +176,6 @@ def _market(state: SymbolState, monitor: Monitor) -> dict[str, Any]:
         "sold_lots": int(state.taken[1]),
         "sweep_bps": sweep,
         "trades": state.last_trades(),
-        "recovery_s": monitor.recovery_s,
         "sigma_bps": monitor.sigma_bps,
         "funding_rate": None if rate is None else rate / 10 ** PLACES[Field.FUNDING_RATE],
         "funding_ns": state.settlements.next_ns,

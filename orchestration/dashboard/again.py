@@ -66,6 +66,7 @@ class Again(Follower):
             self._from_start.clear()
             self.moments.clear()
             self.seconds.clear()
+            self.recoveries.clear()
             try:
                 self._play()
                 self.status = "" if self._from_start.is_set() else "the log ends here"

@@ -113,7 +113,7 @@ def build(follow: Follower, symbol: Callable[[], str], reader: Reader) -> Renew:
             next_funding=f"in {left_s // 3600} h {left_s // 60 % 60} min" if due_ns and left_s > 0 else NONE,
             book="valid" if found["valid"] else "not known",
             volatility=f"{fixed(found['sigma_bps'], 3)} bps/√s",
-            touch_recovers_in=NONE if found["recovery_s"] is None else f"{found['recovery_s']:.1f} s",
+            touch_recovers_in=f"{fixed(follow.recoveries[name].mean_s, 1)} s",
         )  # fmt: skip
         trades([_trade(row, found) for row in found["trades"]])
         if vector := state.get("vectors", {}).get(name):

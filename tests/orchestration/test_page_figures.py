@@ -1,4 +1,4 @@
-"""What the model page says of a version in service equals what was served, and is empty before."""
+"""What the page computes: the record of a version in service, and how soon a touch recovers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from market.settings import Settings
+from orchestration.dashboard.follow import Recovery
 from orchestration.dashboard.model_record import record
 from tests.live.live_market import live_settings, promote
 from tests.models_registry.test_between_retrains import (
@@ -48,3 +49,10 @@ def test_the_record_is_of_the_version_that_served(tmp_path: Path) -> None:
 
 def test_without_a_promoted_version_it_says_what_to_do(tmp_path: Path) -> None:
     assert "l2 promote" in record(Settings(root=str(tmp_path)))["error"]
+
+
+def test_resilience_is_how_long_a_depleted_touch_takes_to_half_of_its_usual_quantity() -> None:
+    seen = Recovery()
+    for at, bid in (*((s, 100) for s in range(60)), (60, 10), (61, 30), (62.5, 60), (63, 100)):
+        seen.see(at, (bid, 100))
+    assert seen.mean_s == 2.5
