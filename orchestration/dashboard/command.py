@@ -142,9 +142,9 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
                 "market": lambda: market.build(follow, symbol, reader),
                 "execution": lambda: execution.build(follow),
                 "risk": lambda: risk.build(follow, symbol, token),
-from orchestration.dashboard.machine import Machine
-from orchestration.dashboard.reader import Reader
-from orchestration.ui import port_of
+                "model": lambda: model.build(follow, symbol, settings.model.primary_s, reader),
+                "system": lambda: system.build(follow, machine, settings),
+                "why": lambda: why.build(follow.path.parent, reader, what),
             }[name]()
 
         def tick() -> None:
@@ -155,9 +155,11 @@ from orchestration.ui import port_of
                 more = "; what follows is old" if follow.state else ""
                 warning.set_text(silent + more)
             warning.set_visibility(bool(silent))
-from orchestration.dashboard.machine import Machine
-from orchestration.dashboard.reader import Reader
-from orchestration.ui import port_of
+            if worker := follow.state.get("worker"):
+                status.set_text(f"{worker['venue']} · {worker['model']} · {worker['phase']}")
+            shown = bool(worker) or name in ("system", "why")
+            body.set_visibility(shown)
+            if shown:
                 renew()
             if played is not None:
                 played()
