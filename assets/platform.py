@@ -53,8 +53,8 @@ class Platform(dg.ConfigurableResource["Platform"]):
         return len(os.sched_getaffinity(0))
 
     def folder(self, name: str) -> Path:
-        """A folder beside the tables of a local root, created if missing."""
-        path = Path(self.settings().root).absolute() / name
+        """A folder of this machine's part of the lake, created if missing."""
+        path = self.settings().home.absolute() / name
         path.mkdir(parents=True, exist_ok=True)
         return path
 

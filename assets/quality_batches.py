@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Final
-
-import pyarrow.parquet as pq
 
 from market.events import Flag, Kind
 from market.lake import Lake
@@ -99,30 +98,29 @@ WEEK_AT_LEAST: Final = 3
 
 def event_batch(lake: Lake, symbol: str, day: str) -> pd.DataFrame:
     """A row per second from the first event to the last; what the ingest counted is in every row."""
-    parameters = {"path": _pattern(lake, "events", symbol, day)}
+    paths = {"path": "events"}
     counted = dict.fromkeys(_INGESTS, "null::double")
     if lake.exists("ingests", symbol, day):
-        names = pq.read_schema(lake.path("ingests", symbol, day)).names
-        parameters["ingests"] = _pattern(lake, "ingests", symbol, day)
+        names = lake.as_written("ingests", symbol, day).schema_arrow.names
+        paths["ingests"] = "ingests"
         counted |= {
             name: f"(select {sql} from read_parquet($ingests))"
             for name, sql in _INGESTS.items()
             if name != "left_out" or name in names
         }
     ingests = ", ".join(f"{sql} as {name}" for name, sql in counted.items())
-    return _frame(_EVENTS.format(ingests=ingests), parameters)
+    return _frame(lake, (symbol, day), _EVENTS.format(ingests=ingests), paths, {})
 
 
 def bar_batch(lake: Lake, symbol: str, day: str) -> pd.DataFrame:
     """The bars; the shares of frames that left the book crossed, or one-sided, are in every row."""
     notes = lake.metadata("bars", symbol, day)
     parameters = {
-        "path": _pattern(lake, "bars", symbol, day),
         "recorded": lake.source == "recorded",
         "crossed": notes.get("crossed"),
         "one_sided": notes.get("one_sided"),
     }
-    return _frame(_BARS, parameters)
+    return _frame(lake, (symbol, day), _BARS, {"path": "bars"}, parameters)
 
 
 def feature_batch(lake: Lake, symbol: str, day: str) -> pd.DataFrame:
@@ -131,14 +129,12 @@ def feature_batch(lake: Lake, symbol: str, day: str) -> pd.DataFrame:
 
     names = [
         name
-        for name in pq.read_schema(lake.path("features", symbol, day)).names
+        for name in lake.as_written("features", symbol, day).schema_arrow.names
         if name not in ("t_ns", "warm")
     ]
     counts = ", ".join(f"count({name}), (min({name}) = max({name}))::int" for name in names)
-    found = _frame(
-        f"select count(*), {counts} from read_parquet($path) where warm",
-        {"path": _pattern(lake, "features", symbol, day)},
-    )
+    sql = f"select count(*), {counts} from read_parquet($path) where warm"
+    found = _frame(lake, (symbol, day), sql, {"path": "features"}, {})
     warm, *by_name = found.iloc[0].tolist()
     batch = pd.DataFrame({"feature": names, "constant": by_name[1::2]})
     batch["null_share"] = [1 - count / warm if warm else None for count in by_name[::2]]
@@ -179,12 +175,19 @@ BATCHES: Final[dict[str, Callable[[Lake, str, str], pd.DataFrame]]] = {
 }
 
 
-def _pattern(lake: Lake, table: str, symbol: str, day: str) -> str:
-    return glob.escape(lake.path(table, symbol, day))  # DuckDB takes every path for a glob
-
-
-def _frame(sql: str, parameters: dict[str, Any]) -> pd.DataFrame:
+def _frame(
+    lake: Lake,
+    key: tuple[str, str],
+    sql: str,
+    paths: dict[str, str],
+    parameters: dict[str, Any],
+) -> pd.DataFrame:
+    """The rows of a statement over a key's partitions; ``paths``: parameter -> table."""
     import duckdb
 
-    with duckdb.connect() as connection:
+    with ExitStack() as stack:
+        connection = stack.enter_context(duckdb.connect())
+        for name, table in paths.items():
+            file = stack.enter_context(lake.file(table, *key))
+            parameters[name] = glob.escape(file)  # DuckDB takes every path for a glob
         return connection.execute(sql, parameters).df()

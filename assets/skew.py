@@ -131,7 +131,7 @@ def compare(lake: Lake, settings: Settings, keys: Iterable[Key]) -> SkewReport:
         }
         until_ns = max(pc.max(rows["t_ns"]).as_py() for rows in of_run.values())
         try:
-            batch = _recompute(Path(lake.base) / "live", settings, run, day, symbols, until_ns)
+            batch = _recompute(lake.home / "live", settings, run, day, symbols, until_ns)
         except SkewError as error:
             not_recomputed.append(str(error))
             continue
@@ -141,7 +141,7 @@ def compare(lake: Lake, settings: Settings, keys: Iterable[Key]) -> SkewReport:
             mismatches: dict[str, Mismatches] = {}
             try:
                 shas = sorted(set(rows["bundle_sha"].to_pylist()))
-                bundles = {sha: _bundle(lake.base, sha) for sha in shas}
+                bundles = {sha: _bundle(lake.home, sha) for sha in shas}
                 mismatches = _compare_predictions(bundles, rows)
             except BundleError as error:
                 not_recomputed.append(f"{run} {day}: {error}")
@@ -311,8 +311,8 @@ def _compare_predictions(bundles: Mapping[str, Bundle], rows: pa.Table) -> dict[
     return {name: _mismatches(t_ns, _floats(rows, name), values) for name, values in batch.items()}
 
 
-def _bundle(root: str, sha: str) -> Bundle:
-    for home in sorted(Path(root).glob("bundles/*")):
+def _bundle(root: Path, sha: str) -> Bundle:
+    for home in sorted(root.glob("bundles/*")):
         with suppress(BundleError):
             return find(home, sha)[1]
     raise BundleError(

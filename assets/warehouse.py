@@ -21,7 +21,6 @@ from assets.dbt import (
     BuildReport,
     Key,
     TableTest,
-    WarehouseError,
     dbt_vars,
     publish,
     run_dbt,
@@ -89,8 +88,6 @@ def build_range(
     failed a critical expectation enter no partition, as if they were absent. WarehouseError, with nothing
     published, when a model or test fails.
     """
-    if not lake.is_local:
-        raise WarehouseError(f"{lake.uri}: dbt stages on a local disk; use a local lake root")
     requested = [(s, day) for s in sorted(symbols) for day in days_between(from_date, to_date)]
     judged, unusable = _unfit(lake, requested)
     missing = [key for key in requested if not lake.exists("bars", *key)]
@@ -100,7 +97,7 @@ def build_range(
         if reasons and key not in missing:
             failed[key] = reasons[0]
     present = [key for key in requested if not (key in failed or key in missing)]
-    inputs = _inputs(lake, settings, present, judged)
+    inputs = inputs_of(lake, settings, present, judged)
     built = [table for table in TABLES if table in tables]
     rows: dict[str, dict[str, int]] = {table: {} for table in built}
     results: tuple[TableTest, ...] = ()
@@ -141,14 +138,18 @@ def _unfit(lake: Lake, keys: Sequence[Key]) -> tuple[dict[Key, str], dict[Key, s
     return judged, unusable
 
 
-def _inputs(
-    lake: Lake, settings: Settings, keys: Sequence[Key], judged: Collection[Key]
+def inputs_of(
+    lake: Lake, settings: Settings, keys: Sequence[Key], judged: Collection[Key] | None = None
 ) -> dict[str, dict[Key, str]]:
-    """Table -> key -> fingerprint of everything that the partition is made from."""
+    """Table -> key -> fingerprint of everything that the partition is made from.
+
+    ``judged`` are bars that fail a critical expectation, by default looked up.
+    """
+    unfit = _unfit(lake, keys)[0] if judged is None else judged
 
     @cache
     def bars(key: Key) -> str:
-        absent = key in judged or not lake.exists("bars", *key)
+        absent = key in unfit or not lake.exists("bars", *key)
         return "none" if absent else lake.fingerprint("bars", *key)
 
     features, labels, training = {}, {}, {}

@@ -119,8 +119,7 @@ def _collect(lake: Lake, state: Path, venue: str) -> list[tuple[str, int]]:
         for (table, symbol, day), found in predicted.items():
             counts.append((table, len(found)))
             columns = pa.Table.from_pylist(found, schema=PREDICTED[table])
-            present = lake.read(table, symbol, day) if lake.exists(table, symbol, day) else None
-            write_merged(lake, table, symbol, day, columns, KEYS[table], present)
+            write_merged(lake, table, symbol, day, columns, KEYS[table])
         predicted.clear()
         for table, timed_rows in rows.drain().items():
             counts.append((table, len(timed_rows)))
@@ -189,14 +188,11 @@ def _merge(lake: Lake, table: str, timed_rows: list[tuple[int, Row]]) -> None:
         parts[getattr(row, "symbol"), utc_date(time_ns)].append(row)  # noqa: B009
     for (symbol, day), part in sorted(parts.items()):
         columns = to_table(part, KINDS[table]).drop(["symbol"])
-        present = _present_rows(lake, table, symbol, day)
-        write_merged(lake, table, symbol, day, columns, KEYS[table], present)
+        write_merged(lake, table, symbol, day, columns, KEYS[table], _present_rows)
 
 
-def _present_rows(lake: Lake, table: str, symbol: str, day: str) -> pa.Table | None:
+def _present_rows(lake: Lake, table: str, symbol: str, day: str) -> pa.Table:
     """A partition's rows in the present columns, whatever version of the schema wrote them."""
-    if not lake.exists(table, symbol, day):
-        return None
     rows = lake.as_written(table, symbol, day).read()
     named = rows.append_column("symbol", pa.array([symbol] * rows.num_rows, pa.string()))
     return fitted(named, KINDS[table]).drop(["symbol"])

@@ -163,7 +163,7 @@ def lock(file: Path, what: str) -> int:
 
 def state_of(settings: Settings, venue: str | None) -> Path:
     """The state folder that a command is for: of the venue, else of the one worker that runs."""
-    live = Path(settings.root) / "live"
+    live = settings.home / "live"
     if venue is None:
         running = [lock.parent for lock in sorted(live.glob("*/worker.lock")) if runs(lock.parent)]
         if len(running) > 1:

@@ -18,6 +18,7 @@ import msgspec
 from market.console import Result, names, say, table
 from market.lake import Lake
 from market.settings import Settings
+from market.store import size_of
 from market.units import DAY_NS, SECOND_NS, day_start_ns, days_between, utc_date
 from market.wire.capture import Block, read_blocks
 from market.wire.topics import book_topic
@@ -142,7 +143,7 @@ def coverage(
     """
     parts: dict[tuple[str, str, str], list[tuple[CapturePart, bool]]] = {}
     for source, path in _captures(lake):
-        summary = _summary(path, book_depth, say)
+        summary = _summary(lake, path, book_depth, say)
         for part in summary.stretches:
             parts.setdefault((part.day, part.symbol, source), []).append((part, summary.torn))
     tables: dict[tuple[str, str], list[str]] = {}
@@ -187,7 +188,7 @@ def missing(days: Collection[DayCoverage]) -> list[tuple[str, str, str, int]]:
 
 
 def _captures(lake: Lake) -> Iterator[tuple[str, str]]:
-    """(source, path) of every capture of a local lake."""
+    """(source, path) of every capture."""
     source = "synthetic" if lake.source == "synthetic" else "capture"
     for day in lake.capture_dates():
         for path in lake.captures(day):
@@ -196,10 +197,10 @@ def _captures(lake: Lake) -> Iterator[tuple[str, str]]:
         yield "archive", lake.archive(symbol, day)
 
 
-def _summary(path: str, book_depth: int, say: Callable[[str], None]) -> CaptureSummary:
+def _summary(lake: Lake, path: str, book_depth: int, say: Callable[[str], None]) -> CaptureSummary:
     """The cached summary of a capture, or a new scan of it."""
-    cache = Path(path).with_suffix(".coverage.json")
-    size = Path(path).stat().st_size
+    cache = (lake.home / path.removeprefix(f"{lake.base}/")).with_suffix(".coverage.json")
+    size = size_of(path)
     if cache.exists():
         try:
             cached = msgspec.json.decode(cache.read_bytes(), type=CaptureSummary)
@@ -211,6 +212,7 @@ def _summary(path: str, book_depth: int, say: Callable[[str], None]) -> CaptureS
         return CaptureSummary(_VERSION, 0, book_depth, True, [])
     say(f"reading {Path(path).name}")
     summary = _scan(path, size, book_depth)
+    cache.parent.mkdir(parents=True, exist_ok=True)
     cache.write_bytes(msgspec.json.encode(summary))
     return summary
 

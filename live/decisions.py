@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from market.lake import Lake
 from market.provenance import Table
+from market.store import ReplacedError
 from market.units import HOUR_NS, utc_date
 
 DECISIONS: Final = Table("decisions", version=1, record=True)
@@ -239,9 +240,7 @@ def collect_decisions(lake: Lake, folder: str | Path) -> dict[tuple[str, str], i
         rows = pa.concat_tables(tables, promote_options="default")
         for symbol in sorted(set(rows.column("symbol").to_pylist())):
             mine = rows.filter(pc.equal(rows.column("symbol"), symbol)).drop(["symbol"])
-            exists = lake.exists("decisions", symbol, day)
-            present = lake.read("decisions", symbol, day) if exists else None
-            write_merged(lake, "decisions", symbol, day, mine, ("run", "t_ns"), present)
+            write_merged(lake, "decisions", symbol, day, mine, ("run", "t_ns"))
             moved[symbol, day] = len(mine)
         for path in paths:
             path.unlink()
@@ -255,15 +254,28 @@ def write_merged(
     day: str,
     rows: pa.Table,
     key: tuple[str, ...],
-    present: pa.Table | None,
+    read: Callable[[Lake, str, str, str], pa.Table] = Lake.read,
 ) -> None:
-    """Upsert rows into a partition by primary key: a new row replaces the ``present`` one."""
-    if present is not None:
-        rows = pa.concat_tables([rows, present], promote_options="default")
+    """Upsert rows into a partition by primary key: a new row replaces the one that ``read`` finds.
+
+    In an object store another machine may do so at the same time: then it is read and merged again.
+    """
+    while True:
+        version = lake.version(table, symbol, day)
+        try:
+            present = [read(lake, table, symbol, day)] if lake.exists(table, symbol, day) else []
+            lake.write(table, symbol, day, _merged([rows, *present], key), version=version)
+            return
+        except ReplacedError:
+            continue
+
+
+def _merged(parts: list[pa.Table], key: tuple[str, ...]) -> pa.Table:
+    rows = pa.concat_tables(parts, promote_options="default")
     first: dict[tuple[object, ...], int] = {}
     for index, values in enumerate(
         zip(*(rows.column(name).to_pylist() for name in key), strict=True)
     ):
         first.setdefault(values, index)
     order = [first[values] for values in sorted(first)]
-    lake.write(table, symbol, day, rows.take(pa.array(order, pa.int64())).replace_schema_metadata())
+    return rows.take(pa.array(order, pa.int64())).replace_schema_metadata()

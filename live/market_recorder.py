@@ -221,7 +221,7 @@ class Recorder:
         self._listed = listed
         self.replica = Replica(names)
         self.buffer = CaptureBuffer(
-            Lake(settings.root, settings.source),
+            Lake(settings.home, settings.source),
             self._head,
             settings.record.hold_mb << 20,
             say,
@@ -389,8 +389,8 @@ def record(
         raise RecorderError(
             f"record.depths lacks market.book_depth {depth}, which bars are made of; add it"
         )
-    if settings.source != "recorded" or "://" in settings.root:
-        raise RecorderError("a recorder needs a local root whose source is recorded")
+    if settings.source != "recorded":
+        raise RecorderError("a recorder needs a root whose source is recorded")
     names = public_topics(settings.market.recorded, settings.record.depths)
     url = url or settings.record.url
     clock = VenueClock(clock_of(url, settings.clock, say))
@@ -402,7 +402,7 @@ def record(
         speed=clock.speed,
         keep_replies=True,
     )
-    lake = Lake(settings.root, settings.source)
+    lake = Lake(settings.home, settings.source)
     with _exclusive_lock(lake):
         repair_torn_tail(lake, clock(), say)
         recorder = Recorder(settings, feed, names, listed, clock, say)

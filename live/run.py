@@ -75,7 +75,7 @@ class Run:
         depth = settings.market.book_depth
         self.instruments = known_instruments(followed(settings.market), captures, depth)
         self.venue = settings.live.venue
-        self.state = Path(settings.root) / "live" / self.venue
+        self.state = settings.home / "live" / self.venue
         self.address = None if self.venue == "paper" else address_of(settings)
         self.public = url if self.address is None else self.address.public
         self.clock: VenueClock | None = None
@@ -208,7 +208,7 @@ class Run:
         pointer = self.champion.pointer
         about = {"model": pointer.version, "symbols": list(self.instruments)}
         if history is not None:
-            save_history(self.settings.root, self.run_id, history)
+            save_history(self.settings.home, self.run_id, history)
             seconds = min(len(bars) for bars, *_ in history.values())
             self.say.info("history joined", seconds=seconds)
         self.say.info("worker started", run=self.run_id, **about)
@@ -262,7 +262,7 @@ class Run:
             held = {symbol: holding.position_lots for symbol, holding in holdings.items()}
             paper = PaperGateway(paper_venues(instruments, settings, held))
         live = isinstance(feed, WireFeed)
-        capture = OwnCapture(settings.root, self.run_id, instruments)
+        capture = OwnCapture(settings.home, self.run_id, instruments)
         decisions = DecisionLog(self.state / "decisions", self.run_id, feature_names())
         for file in decisions.recovered:
             self.say.warning("decisions recovered", **file._asdict())

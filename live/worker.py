@@ -57,7 +57,7 @@ def run(
         else:
             feed = one.wire(one.public)
         summary = one.trade(feed, flatten, duration_s)
-    state = Path(settings.root) / "live" / settings.live.venue
+    state = settings.home / "live" / settings.live.venue
     return summary | {"collected": collect(one.lake, state, settings.live.venue)}
 
 

@@ -32,7 +32,6 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from market.book import Book
 from market.event_partition import Partition
@@ -40,6 +39,7 @@ from market.events import EVENT, Events, Flag, Kind
 from market.lake import Lake
 from market.provenance import Table
 from market.settings import Settings
+from market.store import size_of
 from market.units import DAY_NS, MINUTE_NS, SECOND_NS, day_start_ns, utc_date
 from market.wire.capture import Block, content_hash
 from market.wire.decode import Decoder
@@ -147,9 +147,7 @@ def ingest(
 
 def fingerprint(captures: Iterable[str], settings: Settings) -> str:
     """Hash of the inputs of these captures' events besides code: content, names and book depth."""
-    files = sorted(
-        (Path(path).name, Path(path).stat().st_size, content_hash(path)) for path in captures
-    )
+    files = sorted((Path(path).name, size_of(path), content_hash(path)) for path in captures)
     text = msgspec.json.encode([settings.market.book_depth, files])
     return hashlib.sha256(text).hexdigest()[:16]
 
@@ -163,7 +161,7 @@ def adopt(lake: Lake, file: str | Path) -> str:
     first = first_frame_ns(file)
     name = f"{first:019d}-{content_hash(file)[:16]}.frames.zst"
     path = f"{lake.frames_dir(utc_date(first))}/{name}"
-    if lake.fs.get_file_info(path).type != pafs.FileType.File:
+    if lake.store.stat(path) is None:
         lake.put_file(path, file)
     return path
 
@@ -330,7 +328,7 @@ class _Run:
         self._shown += len(block.data)
         if progress is not None and (block.last or self._shown >= _PROGRESS_BYTES):
             self._shown = 0
-            done = block.compressed_bytes / Path(path).stat().st_size
+            done = block.compressed_bytes / size_of(path)
             state_of = "read" if block.last else f"{done:.0%}"
             progress(f"{Path(path).name}: {state_of}, {self._read[path]:,} lines")
 

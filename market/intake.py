@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
@@ -50,6 +52,32 @@ def take_in(
     for reason in taken.unread.values():
         say(f"WARN left out: {reason}")
     return taken
+
+
+def upload(lake: Lake, say: Callable[[str], None]) -> list[str]:
+    """Copy this machine's finished captures and archives into the object store; the paths there.
+
+    What a recorder still writes is left to a later call; what is there in the same size stands, as captures
+    only grow. In a lake on this machine there is nothing to copy.
+    """
+    if lake.is_local or not lake.home.exists():
+        return []
+    here = Lake(lake.home, lake.source)
+    done: list[str] = []
+    files = [path for day in here.capture_dates() for path in here.captures(day)]
+    for file in [*files, *(here.archive(*key) for key in here.archives())]:
+        place = f"{lake.base}/{file.removeprefix(f'{here.base}/')}"
+        known = lake.store.stat(place)
+        with open(file, "rb") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            if known is None or known.size != os.fstat(held.fileno()).st_size:
+                lake.put_file(place, file)
+                done.append(place)
+                say(f"uploaded {place}")
+    return done
 
 
 def _why_unusable(file: str, book_depth: int) -> str:

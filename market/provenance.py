@@ -53,8 +53,10 @@ NEUTRAL: Final = frozenset(
         "market.interruption",
         "market.lake",
         "market.locks",
+        "market.place",
         "market.provenance",
         "market.settings",
+        "market.store",
     }
 )
 #: Files that decide what a machine computes.

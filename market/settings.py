@@ -20,6 +20,7 @@ from msgspec import Meta
 from market.errors import UsageError
 from market.instruments import refusal
 from market.pages import Pages
+from market.place import home_of, unusable
 
 
 class SettingsError(UsageError):
@@ -321,7 +322,7 @@ class Synthetic(Struct, frozen=True, kw_only=True):
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    #: The lake's root: a folder, or an object-store URI.
+    #: The lake's root: a folder, or ``s3://bucket/prefix`` (docs/storage.md).
     root: str = "lake"
     source: Literal["recorded", "synthetic"] = "recorded"
     #: Where heavy work runs: local, or dask://HOST:PORT of a Dask scheduler (docs/deploy.md).
@@ -346,6 +347,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     synthetic: Synthetic = Synthetic()
 
     @property
+    def home(self) -> Path:
+        """`home_of` the root."""
+        return home_of(self.root)
+
+    @property
     def model_name(self) -> str:
         """The registered model: synthetic and recorded models never share a name."""
         return "synthetic-l2" if self.source == "synthetic" else "btc-l2"
@@ -363,6 +369,7 @@ FEE_ROWS_BPS: dict[str, tuple[float, float]] = {
 _RESERVED = frozenset(
     {
         "L2_CONFIG",
+        "L2_HOME",
         "L2_SET",
         "L2_TEST_DATA",
         "L2_API_KEY",
@@ -427,24 +434,6 @@ def _check_symbols(symbols: Iterable[str], where: str) -> None:
     for symbol in symbols:
         if why := refusal(symbol):
             raise SettingsError(f"{where}: {why}")
-
-
-#: In the name of a folder: DuckDB takes key=value for a column of the tables below and ends a name at
-#: a backslash, whatever is quoted; Dagster's database URLs end at ? and decode %20.
-_UNUSABLE = re.compile(r"[^/=]+=[^/]*|[\\?]|%[0-9a-fA-F]{2}|[\x00-\x1f\x7f\ud800-\udfff]")
-
-
-def unusable(root: str) -> str:
-    """Why a lake cannot live at ``root``, and what to do; empty for one that can."""
-    if not root:
-        return "is empty; name a folder"
-    found = None if "://" in root else _UNUSABLE.search(os.path.abspath(root))
-    if found is None:
-        return ""
-    return (
-        f"{root!r}: DuckDB or Dagster cannot read below a folder named with {found[0]!r} "
-        "(key=value, ?, %20, backslash, control character); use another folder"
-    )
 
 
 def _put(tree: dict[str, Any], origin: dict[str, str], key: str, value: str, where: str) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from market.errors import ModelError
+from market.place import home_of
 from market.settings import FEE_ROWS_BPS, Settings
 from market.units import utc_date
 from models_registry.recipe import Predictor, Recipe, StrictStruct
@@ -248,14 +249,12 @@ def new_manifest(
 
 
 def bundles_folder(root: str | Path, name: str) -> Path:
-    """Where the bundles of a model are; BundleError when the root is not local."""
-    if "://" in str(root):
-        raise BundleError(f"{root}: bundles are stored on a local disk; use a local root")
-    return Path(root) / "bundles" / name
+    """Where this machine's bundles of a model are."""
+    return home_of(root) / "bundles" / name
 
 
 def legacy_folder(settings: Settings) -> Path:
-    """Where the lake's `LEGACY` bundle is; BundleError when the root is not local."""
+    """Where the lake's `LEGACY` bundle is."""
     return bundles_folder(settings.root, LEGACY) / settings.model_name
 
 

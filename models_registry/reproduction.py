@@ -122,11 +122,7 @@ def _view(lake: Lake, recorded: Recorded, folder: Path) -> Lake:
     """A lake of the recorded partitions alone, by hard links."""
     for name in recorded.partitions:
         day, symbol = name.split(" ")
-        path = lake.path(dataset.TABLE, symbol, day)
-        link = folder / Path(path).relative_to(lake.base)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.hardlink_to(path)
+        lake.fetch(dataset.TABLE, symbol, day, folder)
     return Lake(folder, lake.source)
 
 

@@ -11,7 +11,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from market.cache import user_folder
 from market.console import say
 from market.locks import exclusive
 from market.postgres import StateError, connect, refused
@@ -28,18 +27,8 @@ def on_server(settings: Settings) -> bool:
 
 
 def registry_home(settings: Settings) -> Path:
-    """The lake's folder of MLflow's files, behind any link, as MLflow keeps what it has opened by name; of a
-    lake in an object store, this machine's folder of its locks.
-
-    StateError when the root is not local and the state is to be.
-    """
-    if "://" not in settings.root:
-        return Path(settings.root).resolve() / "mlflow"
-    if not on_server(settings):
-        raise StateError(
-            f"{settings.root}: SQLite needs a local root; set state = postgresql://USER@HOST:PORT/DATABASE"
-        )
-    return user_folder() / "registries" / sha256(settings.root.encode()).hexdigest()[:16]
+    """The lake's folder of MLflow's files, behind any link, as MLflow keeps what it has opened by name."""
+    return settings.home.resolve() / "mlflow"
 
 
 def database(settings: Settings, part: Part) -> str:

@@ -41,7 +41,7 @@ class RegistryError(ModelError):
 
 
 def tracking_uri(settings: Settings) -> str:
-    """MLflow's store for this lake. StateError when neither it nor the root is named usefully."""
+    """MLflow's store for this lake."""
     named = settings.registry.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     return named or database(settings, "mlflow")
 

@@ -117,9 +117,8 @@ def _covers(run: dg.RunRecord, day: str) -> bool:
 def _since(lake: Lake, settings: Settings, day: str) -> datetime:
     """When the last capture of a date came."""
     archives = [lake.archive(symbol, day) for symbol in settings.market.recorded]
-    files = lake.fs.get_file_info([*lake.captures(day), *archives])
-    times = [file.mtime for file in files if file.mtime is not None]
-    return max(times, default=datetime.fromtimestamp(0, UTC))
+    found = map(lake.store.stat, [*lake.captures(day), *archives])
+    return max((file.written for file in found if file), default=datetime.fromtimestamp(0, UTC))
 
 
 _SETTINGS: Final = load()

@@ -53,6 +53,8 @@ VERBS: Final[dict[str, dict[str, Verb]]] = {
         "export": Verb("live.archives.doors", "write a date of events for hftbacktest"),
         "liquidity": Verb("orchestration.liquidity_report", "show what markets could bear: depth to fills"),
         "migrate": Verb("orchestration.migrate", "rewrite what an earlier schema wrote, in place"),
+        "upload": Verb("orchestration.commands", "copy this machine's finished captures into the object store"),
+        "retain": Verb("orchestration.retain", "show sizes, and expire captures whose tables stand"),
         "sql": Verb("orchestration.commands", "query the lake's tables with SQL"),
     },
     "models": {

@@ -1,4 +1,4 @@
-"""Verbs without a room of their own: ingest, sql, config and doctor.
+"""Verbs without a room of their own: ingest, upload, sql, config and doctor.
 
 What a verb needs is loaded when it runs, so that `l2 config` waits for nothing heavy.
 """
@@ -85,6 +85,18 @@ def ingest_command(settings: Settings, options: argparse.Namespace) -> Result:
         "unread": taken.unread,
         "failed": bool(report.missing or taken.unread),
     }
+
+
+def upload_arguments(_: argparse.ArgumentParser) -> None:
+    """`l2 upload` has no options of its own."""
+
+
+def upload_command(settings: Settings, options: argparse.Namespace) -> Result:
+    """`l2 upload`: what recorder and `l2 fetch` finished on this machine, into the lake's bucket."""
+    from market.intake import upload
+    from market.lake import Lake
+
+    return {"uploaded": upload(Lake(settings.root, settings.source), say)}
 
 
 def sql_arguments(parser: argparse.ArgumentParser) -> None:
@@ -184,7 +196,7 @@ def _asked(what: str, check: Callable[[Settings], str], settings: Settings) -> F
 def _lake(settings: Settings) -> str:
     from market.lake import Lake
 
-    if not Path(settings.root).exists():
+    if "://" not in settings.root and not Path(settings.root).exists():
         return f"none yet at {settings.root}"
     days = [day for _, day in Lake(settings.root, settings.source).partitions("bars")]
     return (
@@ -243,7 +255,7 @@ def _libgomp() -> Finding:
 
 
 def _disk(settings: Settings) -> Finding:
-    root = Path(settings.root).absolute()
+    root = settings.home.absolute()
     while not root.exists():
         root = root.parent
     free = shutil.disk_usage(root).free / 1e9

@@ -33,7 +33,7 @@ _COLUMNS: Final = "time_ns, kind, symbol, parent_id, client_id, body"
 
 def migrate_journals(settings: Settings) -> dict[str, int]:
     """Make a log of every journal below the root; its file -> entries."""
-    folders = sorted(Path(settings.root).glob(f"live/*/{OLD_JOURNAL}"))
+    folders = sorted(settings.home.glob(f"live/*/{OLD_JOURNAL}"))
     return {str(path): _migrate(path, settings) for path in folders}
 
 

@@ -5,7 +5,6 @@ They belong here because `assets` may not import `live`, whose process loads no 
 
 # No postponed annotations here: Dagster compares the type of `context` at run time.
 
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -29,7 +28,7 @@ def decisions(context: dg.AssetExecutionContext, platform: Platform) -> dg.Mater
 
     settings, lake = platform.settings(), platform.lake()
     venue = settings.live.venue
-    state = Path(settings.root) / "live" / venue
+    state = settings.home / "live" / venue
     collected: dict[str, int] = {}
     if (state / "log").exists():
         collected = collect(lake, state, venue)
@@ -58,7 +57,7 @@ def served(context: dg.AssetExecutionContext, platform: Platform) -> dg.Material
 
     settings, lake = platform.settings(), platform.lake()
     venue = settings.live.venue
-    state = Path(settings.root) / "live" / venue
+    state = settings.home / "live" / venue
     if (state / "log").exists():
         collect(lake, state, venue)
     fitted, compared = refit(lake, settings), compare(lake, settings)

@@ -16,7 +16,7 @@ from assets.dbt import NOT_RUN
 from assets.isolation import FAILED, WITHOUT_DATA, by_reason
 from market import compute, interruption
 from market.console import Result, say, table
-from market.intake import TakenIn, take_in
+from market.intake import TakenIn, take_in, upload
 from market.lake import Lake, LakeError
 from market.settings import Settings
 from orchestration.automation import range_tags
@@ -44,6 +44,8 @@ def run(
     """
     compute.check(settings)
     lake = Lake(settings.root, settings.source)
+    lake.store.require_writable()
+    upload(lake, say)
     taken = take_in(lake, frames, settings.market.book_depth, say)
     first, last, symbols = _range(lake, settings, taken, first, last)
     say(f"{', '.join(symbols)} from {first} to {last} into {settings.root}")

@@ -108,7 +108,7 @@ class Lab:
         else:
             file = Path(lake) / "l2.toml"
             found = load(file if file.exists() else None, overrides=[f"root={lake}"])
-        if not (Path(found.root) / "lake.json").exists():
+        if "://" not in found.root and not (Path(found.root) / "lake.json").exists():
             raise ResearchError(
                 f"{found.root}: no lake; name the folder of one, or make one (make demo)"
             )

@@ -67,7 +67,7 @@ def statement(settings: Settings, day: str, beside: str | None = None) -> list[d
 
 def _of_lake(settings: Settings, day: str) -> list[dict[str, Any]]:
     lake = Lake(settings.root, settings.source)
-    for log in sorted((Path(settings.root) / "live").glob("*/log")) if lake.is_local else ():
+    for log in sorted((settings.home / "live").glob("*/log")):
         collect(lake, log.parent, log.parent.name)
     return [
         {"symbol": symbol, **row}

@@ -53,9 +53,8 @@ class PortError(UsageError):
 
 
 def home_of(settings: Settings) -> Path:
-    """DAGSTER_HOME, by default ``ROOT/dagster``, of a lake in an object store beside its locks."""
-    beside = registry_home(settings).parent if "://" in settings.root else Path(settings.root)
-    return Path(os.environ.get("DAGSTER_HOME") or beside.absolute() / "dagster")
+    """DAGSTER_HOME, by default ``dagster`` of the lake's home."""
+    return Path(os.environ.get("DAGSTER_HOME") or settings.home.absolute() / "dagster")
 
 
 def dagster_home(settings: Settings) -> Path:

@@ -86,11 +86,9 @@ def fetch(
         raise FetchError(f"{first} to {last}: the range is empty")
     if refused := [why for symbol in symbols if (why := refusal(symbol))]:
         raise FetchError("; ".join(refused))
-    lake = Lake(settings.root, settings.source)
-    if settings.source != "recorded" or not lake.is_local:
-        raise FetchError(
-            "archives are recorded data and need a local root whose source is recorded"
-        )
+    if settings.source != "recorded":
+        raise FetchError("archives are recorded data and need a root whose source is recorded")
+    lake = Lake(settings.home, settings.source)
     fetcher = _Fetcher(settings, lake)
     converted: list[ArchiveDay] = []
     lacking: list[str] = []

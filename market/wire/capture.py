@@ -22,6 +22,7 @@ import msgspec
 import zstandard
 
 from market.errors import DataError
+from market.store import open_object
 
 #: A block, its pieces and its rows fit into a processor's cache together.
 BLOCK_BYTES: Final = 1 << 20
@@ -106,7 +107,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
 def content_hash(path: str | Path) -> str:
     """SHA-256 of a file's bytes (hex)."""
     try:
-        with open(path, "rb") as file:
+        with open_object(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CaptureError(f"{path}: cannot be read: {error.strerror}") from error
@@ -114,7 +115,7 @@ def content_hash(path: str | Path) -> str:
 
 def _opened(path: str | Path) -> BinaryIO:
     try:
-        file = open(path, "rb")  # noqa: SIM115 - the caller's with statement closes it
+        file = open_object(path)  # the caller's with statement closes it
     except FileNotFoundError as error:
         raise CaptureError(f"{path}: no such capture") from error
     except OSError as error:

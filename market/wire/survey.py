@@ -18,6 +18,7 @@ import zstandard
 from market.errors import DataError
 from market.events import Kind
 from market.instruments import BUILT_IN, Instrument, refusal
+from market.store import open_object
 from market.units import DAY_NS, MS_NS, day_start_ns, utc_date
 from market.wire.capture import MAGIC, Block, read_blocks
 from market.wire.decode import Decoder
@@ -96,7 +97,7 @@ def last_receive_ns(path: str | Path) -> int:
 
     CaptureError when it cannot be read.
     """
-    with suppress(OSError), open(path, "rb") as file:
+    with suppress(OSError), open_object(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL_BYTES))
         tail = file.read()

@@ -44,10 +44,10 @@ class Capture(NamedTuple):
 
 
 def newest_capture(lake: Lake, now_s: float) -> Capture | None:
-    """The capture of today or yesterday (UTC) that was written to last."""
-    found = []
+    """The capture of this machine, of today or yesterday (UTC), that was written to last."""
+    here, found = Lake(lake.home, lake.source), []
     for at_s in (now_s, now_s - 86_400):
-        for path in map(Path, lake.captures(utc_date(int(at_s * 1e9)))):
+        for path in map(Path, here.captures(utc_date(int(at_s * 1e9)))):
             with suppress(FileNotFoundError):  # moved away meanwhile
                 stat = path.stat()
                 found.append(Capture(stat.st_mtime, path.name, stat.st_size))

@@ -148,7 +148,7 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
             or range(options.first_seed, options.first_seed + options.days),
             every_s=options.every,
             symbols=names(options.symbols) or ("BTCUSDT",),
-            folder=Path(options.results or Path(settings.root) / "study"),
+            folder=Path(options.results or settings.home / "study"),
             workers=options.workers,
             say=say,
         )

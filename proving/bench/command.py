@@ -45,6 +45,7 @@ AREAS: Final[dict[str, str]] = {
     "market": "proving.bench.market",
     "live": "proving.bench.live",
     "lake": "proving.bench.lake",
+    "growth": "proving.bench.growth",
     "capture": "proving.bench.capture",
     "execution": "proving.bench.execution",
     "backtest": "proving.bench.backtest",

@@ -65,8 +65,8 @@ def feature_range(folder: Path, days: int, rows: int) -> Iterator[Measure]:
     peak, staged = 0, 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            peak = max(peak, _resident(process.pid))
-            staged = max(staged, _size(folder / "staging"))
+            peak = max(peak, resident(process.pid))
+            staged = max(staged, size_below(folder / "staging"))
             time.sleep(_SAMPLE_S)
     took = time.perf_counter() - started
     if process.returncode:
@@ -99,7 +99,7 @@ def _write_bars(lake: Lake, symbol: str, day: str, rows: int) -> None:
             lake.write("bars", symbol, day, lake.read("bars", symbol, day).slice(0, rows))
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
     """Resident bytes of a process and all that it has started (Linux)."""
     children: dict[int, list[int]] = {}
     size: dict[int, int] = {}
@@ -116,7 +116,7 @@ def _resident(pid: int) -> int:
     return sum(size.get(each, 0) for each in tree)
 
 
-def _size(folder: Path) -> int:
+def size_below(folder: Path) -> int:
     """Bytes of the files in a folder, some of which may be going."""
     total = 0
     for parent, _, names in os.walk(folder):

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from market.events import Events
 from market.instruments import BUILT_IN, Instrument
 from market.kernel import compiled
-from market.lake import Lake, LakeError
+from market.lake import Lake
 from market.provenance import closure_hash
 from market.units import SECOND_NS, day_start_ns
 from market.wire.capture import CaptureWriter
@@ -183,11 +183,10 @@ def write_frames(
     """
     if isinstance(target, Lake):
         require_synthetic(target)
-        if not target.is_local:
-            raise LakeError(f"{target.uri}: captures are written to a local lake only")
         part = "" if (start_s, stop_s) == (0, SECONDS) else f"-{start_s}-{stop_s}"
         name = f"synthetic-{profile.name}-{seed}-{'-'.join(symbols)}{part}.frames.zst"
-        path = Path(target.frames_dir(day)) / name
+        place = f"{target.frames_dir(day)}/{name}"
+        path = Path(place) if target.is_local else target.scratch() / name
     else:
         path = Path(target)
     further = {depth: (depth, period) for depth, period in TOPICS[1:]}
@@ -217,6 +216,9 @@ def write_frames(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    if isinstance(target, Lake) and not target.is_local:
+        target.store.replace(place, str(path))
+        return place
     return str(path)
 
 

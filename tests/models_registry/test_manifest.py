@@ -218,5 +218,3 @@ def test_the_pointer_names_the_champion_and_a_damaged_one_is_an_error(
     (home / POINTER_FILE).write_text("{")
     with pytest.raises(BundleError, match="not a champion pointer"):
         read_pointer(tmp_path, "btc-l2")
-    with pytest.raises(BundleError, match="local disk"):
-        read_pointer("s3://bucket/lake", "btc-l2")

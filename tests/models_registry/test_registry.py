@@ -12,7 +12,6 @@ import planted
 import pytest
 
 from market.lake import Lake
-from market.postgres import StateError
 from market.settings import Settings
 from models_registry import card, promotion, registry, resolver, store
 from models_registry.manifest import (
@@ -253,9 +252,12 @@ def test_the_resolver_says_in_one_line_that_there_is_no_champion(
     assert "no champion of synthetic-l2" in said
 
 
-def test_the_registry_refuses_an_object_store() -> None:
-    with pytest.raises(StateError, match="needs a local root"):
-        store.tracking_uri(planted.settings(Path("x")).__class__(root="s3://bucket/lake"))
+def test_the_registry_of_a_lake_in_a_bucket_is_in_this_machine_s_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("L2_HOME", "/data/l2")
+    settings = planted.settings(Path("x")).__class__(root="s3://bucket/lake")
+    assert store.tracking_uri(settings) == "sqlite:////data/l2/bucket/lake/mlflow/mlflow.db"
 
 
 def test_a_backtest_takes_versions_by_their_numbers(template: Path, tmp_path: Path) -> None:

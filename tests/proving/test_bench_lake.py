@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from proving.bench.lake import RANGES, _resident, _size, measure
+from proving.bench.lake import RANGES, measure, resident, size_below
 from tests.proving.bench_goals import check_goals
 
 
@@ -34,16 +34,16 @@ def test_memory_is_counted_over_all_that_a_process_starts() -> None:
     )
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60
-        while (seen := _resident(process.pid)) < 200e6 and time.monotonic() < deadline:
+        while (seen := resident(process.pid)) < 200e6 and time.monotonic() < deadline:
             time.sleep(0.02)
         process.communicate(b"\n")
     assert 200e6 < seen < 400e6
-    assert _resident(process.pid) == 0
+    assert resident(process.pid) == 0
 
 
 def test_the_size_of_a_folder_is_that_of_all_its_files(tmp_path: Path) -> None:
-    assert _size(tmp_path / "absent") == 0
+    assert size_below(tmp_path / "absent") == 0
     (tmp_path / "a" / "b").mkdir(parents=True)
     for name in ("one", "a/two", "a/b/three"):
         (tmp_path / name).write_bytes(b"x" * 8192)
-    assert _size(tmp_path) == 3 * 8192
+    assert size_below(tmp_path) == 3 * 8192

@@ -1,0 +1,107 @@
+"""The pipeline over six symbol-days in a bucket gives what it gives on a disk; then captures expire."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from market.lake import Lake
+from market.place import home_of
+from market.settings import Settings, load
+from market.wire.capture import CaptureWriter
+from orchestration.cli import main
+from orchestration.pipeline import run
+from orchestration.retain import derived, expiries
+from tests.object_store import BUCKET, served
+from tests.orchestration.test_isolation import BTC, ETH, capture, lines
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+DAYS = [f"2026-01-0{n}" for n in (1, 2, 3)]
+TABLES = ["events", "bars", "features", "labels", "training_set"]
+
+
+@pytest.fixture(scope="module")
+def lakes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lake, Lake]]:
+    """One on a disk and one in a bucket, each with its run over the same captures."""
+    home = tmp_path_factory.mktemp("home")
+    with served(str(home)), pytest.MonkeyPatch.context() as patch:
+        made = []
+        for root in (str(tmp_path_factory.mktemp("disk") / "lake"), BUCKET):
+            for day in DAYS:
+                folder = home_of(root) / "frames" / f"date={day}"
+                capture(folder / "a.frames.zst", lines(BTC, day), lines(ETH, day))
+            patch.setenv("L2_ROOT", root)
+            report = run(load(), selection=TABLES)
+            assert not report["failed"]
+            assert sum(report["feature_rows"].values()) == 6 * 20
+            made.append(Lake(root))
+        yield made[0], made[1]
+
+
+def test_the_tables_are_the_same_partition_by_partition(lakes: tuple[Lake, Lake]) -> None:
+    disk, bucket = lakes
+    assert disk.tables() == bucket.tables()
+    for table in disk.tables():
+        keys = disk.partitions(table)
+        assert keys == bucket.partitions(table)
+        assert {day for _, day in keys} == set(DAYS)
+        for key in keys:
+            assert bucket.as_written(table, *key).read().equals(disk.as_written(table, *key).read())
+            assert bucket.metadata(table, *key) == disk.metadata(table, *key)
+    left = [path for path in bucket.home.rglob("*.parquet") if "staging" in path.parts]
+    assert not left
+
+
+def test_sql_asks_the_bucket_in_place(
+    lakes: tuple[Lake, Lake], capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = "select symbol, date, count(*) as n from bars group by all order by all"
+    assert main(["sql", query, "--root", lakes[1].uri, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [(row["symbol"], row["date"]) for row in rows] == lakes[0].partitions("bars")
+
+
+def test_a_capture_that_went_on_after_its_ingest_is_kept(lakes: tuple[Lake, Lake]) -> None:
+    lake = lakes[0]
+    (path,) = lake.captures(DAYS[0])
+    before = Path(path).read_bytes()
+    with CaptureWriter(path) as writer:
+        for at, frame in lines(BTC, DAYS[0]):
+            writer.append(at + 3_600 * 10**9, frame)
+    (found,) = expiries(lake, Settings(), DAYS[1])
+    assert found.kept == f"events of {DAYS[0]} {BTC} end before it does"
+    Path(path).write_bytes(before)
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["disk", "bucket"])
+def test_captures_expire_when_all_that_is_made_of_them_stands(
+    lakes: tuple[Lake, Lake], place: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lake, settings = lakes[place], Settings()
+    assert {"bars", "features", "labels", "training_set", "ingests"} < set(derived())
+    assert {each.kept for each in expiries(lake, settings, "2026-01-04")} == {""}
+    assert [each.date for each in expiries(lake, settings, DAYS[1])] == DAYS[:1] * (1 + place)
+
+    def kept() -> dict[str, str]:
+        return {e.date: e.kept for e in expiries(lake, settings, "2026-01-04") if e.kept}
+
+    lake.remove("labels", ETH, DAYS[0])
+    assert kept() == {DAYS[0]: f"labels of {DAYS[0]} {ETH} is not there"}
+    lake.write("bars", BTC, DAYS[1], lake.read("bars", BTC, DAYS[1]), inputs="of other events")
+    assert kept()[DAYS[1]] == f"bars of {DAYS[1]} {BTC} is not current"
+    assert main(["retain", "--older", "1", "--root", lake.uri]) == 0
+    said = capsys.readouterr().out
+    assert f"labels of {DAYS[0]} {ETH} is not there" in said
+    assert "may go" in said
+    assert lake.capture_dates() == DAYS  # without the word nothing goes
+    assert main(["retain", "--older", "1", "--delete", "--root", lake.uri, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["freed"] > 0
+    assert lake.capture_dates() == DAYS[:2]
+    assert set(found["sizes"]["bars"]) == set(DAYS)
