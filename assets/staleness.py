@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from assets.isolation import by_reason, name
 from assets.platform import Key
 
@@ -24,6 +26,21 @@ def require_current(lake: Lake, settings: Settings) -> None:
         for key in lake.partitions("training_set")
         if key[0] in symbols and lake.exists("bars", *key)
     ]
+    stale = stale_tables(lake, settings, keys)
+    if stale:
+        dates = sorted(day for _, day in stale)
+        named = "; ".join(by_reason({name(key): tables for key, tables in sorted(stale.items())}))
+        raise DatasetError(
+            f"made from other inputs than there are now: {named}. Training needs them as they would be: "
+            f"l2 pipeline --from {dates[0]} --to {dates[-1]}"
+        )
+
+
+def stale_tables(lake: Lake, settings: Settings, keys: Sequence[Key]) -> dict[Key, str]:
+    """The keys of which tables were made from other inputs than there are now, and these tables.
+
+    Keys whose bars cannot be read or failed an expectation are left out.
+    """
     judged, unusable = _unfit(lake, keys)
     sound = [key for key in keys if not {*_read(key)} & unusable.keys() and key not in judged]
     expected = _inputs(lake, settings, sound, judged)
@@ -40,10 +57,4 @@ def require_current(lake: Lake, settings: Settings) -> None:
             changed += [] if lake.is_current("bars", *key, inputs) else ["bars"]
         if changed:
             stale[key] = ", ".join(changed)
-    if stale:
-        dates = sorted(day for _, day in stale)
-        named = "; ".join(by_reason({name(key): tables for key, tables in sorted(stale.items())}))
-        raise DatasetError(
-            f"made from other inputs than there are now: {named}. Training needs them as they would be: "
-            f"l2 pipeline --from {dates[0]} --to {dates[-1]}"
-        )
+    return stale

@@ -97,7 +97,7 @@ def build_range(
         if reasons and key not in missing:
             failed[key] = reasons[0]
     present = [key for key in requested if not (key in failed or key in missing)]
-    inputs = inputs_of(lake, settings, present, judged)
+    inputs = _inputs(lake, settings, present, judged)
     built = [table for table in TABLES if table in tables]
     rows: dict[str, dict[str, int]] = {table: {} for table in built}
     results: tuple[TableTest, ...] = ()
@@ -138,18 +138,14 @@ def _unfit(lake: Lake, keys: Sequence[Key]) -> tuple[dict[Key, str], dict[Key, s
     return judged, unusable
 
 
-def inputs_of(
-    lake: Lake, settings: Settings, keys: Sequence[Key], judged: Collection[Key] | None = None
+def _inputs(
+    lake: Lake, settings: Settings, keys: Sequence[Key], judged: Collection[Key]
 ) -> dict[str, dict[Key, str]]:
-    """Table -> key -> fingerprint of everything that the partition is made from.
-
-    ``judged`` are bars that fail a critical expectation, by default looked up.
-    """
-    unfit = _unfit(lake, keys)[0] if judged is None else judged
+    """Table -> key -> fingerprint of everything that the partition is made from."""
 
     @cache
     def bars(key: Key) -> str:
-        absent = key in unfit or not lake.exists("bars", *key)
+        absent = key in judged or not lake.exists("bars", *key)
         return "none" if absent else lake.fingerprint("bars", *key)
 
     features, labels, training = {}, {}, {}

@@ -336,6 +336,12 @@ def store_of(root: str | Path) -> Store:
     return Bucket(str(root)) if "://" in str(root) else Folder(root)
 
 
+def holds_lake(root: str | Path) -> bool:
+    """Whether somebody has begun a lake there; asking begins none."""
+    store = store_of(root)
+    return store.stat(f"{store.base}/lake.json") is not None
+
+
 def open_object(path: str | Path) -> io.BufferedReader:
     """A capture for reading, on this machine or in a bucket; OSError, StoreError."""
     if "://" in str(path):

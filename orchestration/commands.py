@@ -14,7 +14,6 @@ import time
 import urllib.request
 from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -195,8 +194,9 @@ def _asked(what: str, check: Callable[[Settings], str], settings: Settings) -> F
 
 def _lake(settings: Settings) -> str:
     from market.lake import Lake
+    from market.store import holds_lake
 
-    if "://" not in settings.root and not Path(settings.root).exists():
+    if not holds_lake(settings.root):
         return f"none yet at {settings.root}"
     days = [day for _, day in Lake(settings.root, settings.source).partitions("bars")]
     return (

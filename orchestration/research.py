@@ -39,6 +39,7 @@ from market.features import feature_hash, feature_names
 from market.features.expression import WARM_S
 from market.lake import Lake
 from market.settings import Settings, load
+from market.store import holds_lake
 from models_registry import baselines, card, gate, probes, training, trials
 from models_registry.card import About
 from models_registry.dataset import TABLE, Features, LakeSource, fingerprint
@@ -108,7 +109,7 @@ class Lab:
         else:
             file = Path(lake) / "l2.toml"
             found = load(file if file.exists() else None, overrides=[f"root={lake}"])
-        if "://" not in found.root and not (Path(found.root) / "lake.json").exists():
+        if not holds_lake(found.root):
             raise ResearchError(
                 f"{found.root}: no lake; name the folder of one, or make one (make demo)"
             )

@@ -20,9 +20,8 @@ from typing import Any, Final
 
 import msgspec
 
-from assets.isolation import name
-from assets.warehouse import inputs_of
-from market.bars import bar_inputs
+from assets.isolation import critical, name
+from assets.staleness import stale_tables
 from market.console import Result, say, table
 from market.errors import DataError, UsageError
 from market.lake import Lake
@@ -121,12 +120,15 @@ def _unproven(lake: Lake, settings: Settings, key: Key, file: str, last_ns: int)
     for each in derived():
         if not lake.exists(each, *key):
             return f"{each} of {name(key)} is not there"
+        if not lake.is_current(each, *key):
+            return f"{each} of {name(key)} was made by other code"
+    if failing := critical(lake, key, ("events", "bars")):
+        return f"{name(key)} failed {failing}"
+    if changed := stale_tables(lake, settings, [key]):
+        return f"{changed[key]} of {name(key)} was made from other inputs"
     notes = {each: lake.metadata(each, *key) for each in ("events", "ingests")}
-    inputs = {"ingests": notes["events"]["inputs"], "bars": bar_inputs(lake, *key, settings)}
-    inputs |= {each: made[key] for each, made in inputs_of(lake, settings, [key]).items()}
-    for each in derived():
-        if not lake.is_current(each, *key, inputs.get(each, "")):
-            return f"{each} of {name(key)} is not current"
+    if notes["ingests"]["inputs"] != notes["events"]["inputs"]:
+        return f"ingests of {name(key)} was made from other inputs"
     files = msgspec.json.decode(notes["ingests"].get("files", "[]"))
     if file not in {used["file"] for used in files}:
         return f"events of {name(key)} are not made of it"

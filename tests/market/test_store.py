@@ -86,20 +86,20 @@ def test_of_two_that_begin_a_lake_at_once_one_says_of_what(store: ObjectStore) -
 
 
 def test_a_reader_sees_one_version_while_two_writers_replace_it(lake: Lake) -> None:
-    stop = threading.Event()
+    stop, counts = threading.Event(), {1: 200_000, 2: 100_000, 3: 300_000}
 
     def keep_writing(version: int) -> None:
         while not stop.is_set():
-            lake.write("bars", *KEY, rows(version, 100_000 * version))
+            lake.write("bars", *KEY, rows(version, counts[version]))
 
-    writers = [threading.Thread(target=keep_writing, args=(n,)) for n in (1, 2)]
+    writers = [threading.Thread(target=keep_writing, args=(n,)) for n in (2, 3)]
     for writer in writers:
         writer.start()
     try:
         for _ in range(8):
             found = lake.read("bars", *KEY)
             version = found["version"][0].as_py()
-            assert found.equals(rows(version, 100_000 * version))
+            assert found.equals(rows(version, counts[version]))
     finally:
         stop.set()
         for writer in writers:

@@ -93,8 +93,9 @@ def test_captures_expire_when_all_that_is_made_of_them_stands(
 
     lake.remove("labels", ETH, DAYS[0])
     assert kept() == {DAYS[0]: f"labels of {DAYS[0]} {ETH} is not there"}
-    lake.write("bars", BTC, DAYS[1], lake.read("bars", BTC, DAYS[1]), inputs="of other events")
-    assert kept()[DAYS[1]] == f"bars of {DAYS[1]} {BTC} is not current"
+    rows = lake.read("training_set", BTC, DAYS[1])
+    lake.write("training_set", BTC, DAYS[1], rows, inputs="of other labels")
+    assert kept()[DAYS[1]] == f"training_set of {DAYS[1]} {BTC} was made from other inputs"
     assert main(["retain", "--older", "1", "--root", lake.uri]) == 0
     said = capsys.readouterr().out
     assert f"labels of {DAYS[0]} {ETH} is not there" in said
