@@ -34,7 +34,7 @@ SIZES: Final = (2, 10, 60)
 STEPS: Final = ("ingest", "bars", "features")
 _FIRST: Final = "2026-01-05"
 _SEED: Final = 11
-_SPAN_S: Final = 120
+_SPAN_S: Final = 600
 _SAMPLE_S: Final = 0.1
 
 
