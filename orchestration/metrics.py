@@ -58,7 +58,7 @@ class Metrics:
         for symbol, day in last.items():
             made.add_metric([symbol], now - (day_start_ns(day) / 1e9 + 86_400))
         yield made
-        root = Path(self._settings.root)
+        root = self._settings.home
         free = shutil.disk_usage(root if root.exists() else Path("/")).free
         yield _gauge("disk_free_bytes", "on the lake's disk", float(free))
 

@@ -110,7 +110,7 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
 
     machine = Machine(settings)
 
-    app.add_route("/files/{path:path}", lambda request: _file(Path(settings.root), request))
+    app.add_route("/files/{path:path}", lambda request: _file(settings.home, request))
 
     @ui.page("/")
     def first() -> None:

@@ -92,7 +92,7 @@ class Machine:
 
     def look(self) -> None:
         """Read everything that is due. OSError or sqlite3.Error for what cannot be read."""
-        root = Path(self._settings.root).absolute()
+        root = self._settings.home.absolute()
         disk = shutil.disk_usage(root if root.exists() else "/")
         self.free_bytes, self.disk_bytes = disk.free, disk.total
         if self._lake is None and (root / "lake.json").exists():  # it would make one otherwise
