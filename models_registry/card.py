@@ -39,14 +39,15 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
 def description(evaluation: Evaluation, about: About, run_id: str, pictures: Iterable[str]) -> str:
     """What MLflow shows on a version's page: the card's first sections and the run's pictures, by file name.
 
-    The page gives tables no space between their columns, so that they are set as fixed-width text; the
-    pictures are served from the run. Sections that would exceed `DESCRIPTION_LIMIT` are left out.
+    The page gives tables no space between their columns, so that they are set as fixed-width text, of which
+    it shows 97 columns; the pictures are served from the run. Sections that would exceed `DESCRIPTION_LIMIT`
+    are left out.
     """
     images = "\n\n".join(
         f"![{name}](get-artifact?path=pictures/{name}&run_uuid={run_id})" for name in pictures
     )
     text = ""
-    for section in (_verdict(evaluation, about), _costs(evaluation), images, _blocks(evaluation)):
+    for section in (_verdict(evaluation, about), _costs(evaluation), images):
         fixed = fixed_width(section)
         if len(text) + len(fixed) + 2 <= DESCRIPTION_LIMIT:
             text += f"{fixed}\n\n"
@@ -132,18 +133,22 @@ def _costs(evaluation: Evaluation) -> str:
 
 
 def _fee_table(results: tuple[FeeResult, ...]) -> str:
-    head = (
-        "| fee row | fee/side | trades | gross | spread | net | net ≥ | break-even fee/side "
-        "| false signals net (≤) | gross | coverage |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|"
-    )
-    lines = [
-        f"| {r.row} | {r.taker_bps:g} | {r.trades:,} | {_n(r.gross_bps)} | {_n(r.spread_bps)} "
-        f"| {_n(r.net_bps)} | {_n(r.net_lower_bps)} | {_n(r.break_even_bps)} "
-        f"| {_p(r.false_net)} ({_p(r.false_net_upper)}) | {_p(r.false_gross)} | {_p(r.coverage)} |"
-        for r in results
-    ]
-    return "\n".join([head, *lines])
+    """A column per fee row: MLflow's page is too narrow for a column per figure."""
+    lines = {
+        "fee a side": [f"{r.taker_bps:g}" for r in results],
+        "trades": [f"{r.trades:,}" for r in results],
+        "gross": [_n(r.gross_bps) for r in results],
+        "spread": [_n(r.spread_bps) for r in results],
+        "net": [_n(r.net_bps) for r in results],
+        "net, at least": [_n(r.net_lower_bps) for r in results],
+        "break-even fee a side": [_n(r.break_even_bps) for r in results],
+        "false signals, gross": [_p(r.false_gross) for r in results],
+        "false signals, net": [_p(r.false_net) for r in results],
+        "false signals, net, at most": [_p(r.false_net_upper) for r in results],
+        "coverage": [_p(r.coverage) for r in results],
+    }
+    head = f"| fee row | {' | '.join(r.row for r in results)} |\n|---{'|---' * len(results)}|"
+    return "\n".join((head, *(f"| {what} | {' | '.join(each)} |" for what, each in lines.items())))
 
 
 def _versus(evaluation: Evaluation) -> str:

@@ -37,12 +37,13 @@ def pictures(evaluation: Evaluation, model: TrainedModel | None) -> dict[str, by
 
 
 def _figure(title: str, panels: int = 1) -> tuple[Any, Any]:
-    """A figure as wide as the text of MLflow's page, two panels a row; its axis, or axes if several."""
+    """A figure as wide as the text of MLflow's page (834 pixels beside its open panels), two panels a row;
+    its axis, or axes if several."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows, columns = -(-panels // 2), min(panels, 2)
-    figure = Figure(figsize=(7.8, 3.8 if rows == 1 else 3.0 * rows), layout="constrained")
+    figure = Figure(figsize=(7.5, 3.8 if rows == 1 else 3.0 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for spare in axes[panels:]:
@@ -207,7 +208,7 @@ def _folds_picture(evaluation: Evaluation) -> bytes:
         for block in evaluation.blocks
     ]
     figure, axis = _figure("Test blocks; net totals, trades in brackets")
-    figure.set_size_inches(9.0, 0.8 + 0.24 * len(cells))
+    figure.set_size_inches(7.5, 0.8 + 0.24 * len(cells))
     axis.set_axis_off()
     drawn = axis.table(cells, colLabels=head, loc="upper center", edges="horizontal")
     drawn.auto_set_font_size(False)

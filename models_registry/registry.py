@@ -146,18 +146,14 @@ def _context(
     lake: Lake, source: dataset.Source, settings: Settings, features: Features, champion: bool
 ) -> Context:
     """What the gate must know beside the evaluation: earlier looks, leakage probes, a decayed champion."""
-    from models_registry import gate, probes
+    from models_registry import leakage
     from models_registry.decay import check
 
-    found = probes.of_data(source, features.names, settings.model.primary_s)
-    found += probes.of_pipeline(source, settings, features)
-    for date in source.dates()[-1:]:
-        found += probes.live_skew(lake, settings.market.symbols, features.names, date)
     procedure = trials.procedure(settings, features)
     return msgspec.structs.replace(
         trials.context(database(settings, "looks"), procedure),
         champion_decayed=champion and check(lake, settings, features).failed,
-        rows=tuple(gate.probe_row(probe) for probe in found),
+        rows=leakage.rows(leakage.probed(lake, source, settings, features)),
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -14,13 +15,17 @@ from market.console import Result
 from market.console import names as listed
 from market.console import seeds as named_seeds
 from market.errors import UsageError
-from market.provenance import closure_hash
+from market.provenance import closure_hash, code_hash
 from market.settings import Settings
 from proving.certify.verdict import Figures, Line
 from proving.kept import read, run
 
+if TYPE_CHECKING:
+    from proving.certify.rows import Row
+
 JOBS: Final = 2
 ROWS_MODULE: Final = "proving.certify.rows"
+ENGINE_MODULE: Final = "proving.certify.engine"
 FOLDER: Final = "certify"
 #: Seeds from here on certify; those before are for development.
 FIRST_CERTIFYING: Final = 1001
@@ -37,6 +42,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", metavar="ROW", help="null, planted, regimes, decay, leaks; default: all"
     )
+    parser.add_argument(
+        "--engine", action="store_true", help="the row of the engine's market in place of these"
+    )
     parser.add_argument("--runs", metavar="RUN", help="only these runs of the rows")
     parser.add_argument(
         "--judge", action="store_true", help="run nothing; judge what is done, by whatever code"
@@ -48,28 +56,29 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(settings: Settings, options: argparse.Namespace) -> Result:
     """Run what is not done yet, and judge; fails where a line fails."""
-    from proving.certify.rows import ROWS
-
-    rows = tuple(ROWS) if options.only is None else tuple(listed(options.only, "--only"))
-    if unknown := sorted(set(rows) - set(ROWS)):
-        raise UsageError(f"--only {unknown[0]}: expected {', '.join(ROWS)}")
+    module = ENGINE_MODULE if options.engine else ROWS_MODULE
+    known: dict[str, Row] = import_module(module).ROWS
+    rows = tuple(known) if options.only is None else tuple(listed(options.only, "--only"))
+    if unknown := sorted(set(rows) - set(known)):
+        raise UsageError(f"--only {unknown[0]}: expected {', '.join(known)}")
     wanted = None if options.runs is None else set(listed(options.runs, "--runs"))
     seeds, folder = named_seeds(options.seeds), Path(options.folder)
-    code = closure_hash(ROWS_MODULE)
+    # SQL decides beside the code where features are made by dbt.
+    code = closure_hash(module) + (code_hash("training_set") if options.engine else "")
     # Of several results of a seed the last one counts.
     done = {(d.row, d.run, d.seed): d for d in read(folder) if options.judge or d.code == code}
     tasks = [
         (row, name, seed)
         for row in rows
-        for seed in seeds[: ROWS[row].seeds]
-        for name in ROWS[row].runs
+        for seed in seeds[: known[row].seeds]
+        for name in known[row].runs
         if wanted is None or name in wanted
     ]
     if not options.judge:
         left = [task for task in tasks if task not in done]
         # Markets are made as needed: no lake has to be where the seeds run.
         where = msgspec.structs.replace(settings, root="")
-        run(ROWS_MODULE, left, code, folder, done, options.jobs, where)
+        run(module, left, code, folder, done, options.jobs, where)
     lines: list[Line] = []
     for row in rows:
         cells: dict[str, list[Figures]] = defaultdict(list)
@@ -78,13 +87,13 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
                 for cell, figures in done[task].figures.items():
                     cells[cell].append(figures)
         if cells:
-            lines += ROWS[row].judge(cells)
+            lines += known[row].judge(cells)
             if options.pictures:
                 from proving.certify.pictures import draw
 
-                own = [(x, status(x, ROWS[row].seeds)) for x in lines if x.row == row]
+                own = [(x, status(x, known[row].seeds)) for x in lines if x.row == row]
                 draw(Path(options.pictures) / f"{row}.png", own)
-    judged = [(x, status(x, ROWS[x.row].seeds)) for x in lines]
+    judged = [(x, status(x, known[x.row].seeds)) for x in lines]
     print("\n".join(table(judged)))
     used = [done[task] for task in tasks if task in done]
     return {
