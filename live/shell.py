@@ -393,6 +393,11 @@ class Shell:
                 )
 
     def _answer(self, name: str) -> None:
+        try:  # what an operator is told is done outlives this process; else the next one takes the file
+            self.log.sync()
+        except LogError as error:
+            self.failed(error)
+            return
         self.writer.gated = False  # the core knows it now
         shown, said = view(self), self._said
         self._said = None

@@ -63,7 +63,7 @@ class Judge:
         self._exchange, self._heap, self._client = exchange, heap, client
         self._symbols = symbols
         self._limit_usdt = limit_usdt
-        self._sent_ns: dict[str, int] = {}
+        self._left: dict[str, tuple[Submit, int]] = {}  #: by client id, and when
         self._asked: dict[int, QueryKind] = {}
         self._known: set[QueryKind] = set()
         self._since_ns: int | None = None
@@ -108,17 +108,21 @@ class Judge:
             self.counts["orders after the faults"] += self._heap.now_ns > self.faults_end_ns
             self._new_order(body)
 
-    def _new_order(self, submit: Submit) -> None:
+    def left(self, process: Process, submit: Submit) -> None:
+        """A new order leaves. One that a process made and died with left no trace, and uses no id."""
         client_id, now_ns = submit.client_id, self._heap.now_ns
-        before = self.intents.setdefault(client_id, submit)
-        if before is not submit:
-            if before != submit:
-                self.found(2, f"{client_id} was used for another order before")
-            elif client_id in self._client.by_link_id:
-                self.found(2, f"{client_id} was sent again, and the venue has it")
-            elif now_ns < self._sent_ns[client_id] + ABSENCE_NS:
-                self.found(2, f"{client_id} was sent again before its absence could be proven")
-        self._sent_ns[client_id] = now_ns
+        before, before_ns = self._left.get(client_id, (submit, now_ns - ABSENCE_NS))
+        if before != submit:
+            self.found(2, f"{client_id} was used for another order before")
+        elif client_id in self._client.by_link_id:
+            self.found(2, f"{client_id} was sent again, and the venue has it")
+        elif now_ns < before_ns + ABSENCE_NS:
+            self.found(2, f"{client_id} was sent again before its absence could be proven")
+        self._left[client_id] = submit, now_ns
+
+    def _new_order(self, submit: Submit) -> None:
+        client_id = submit.client_id
+        self.intents[client_id] = submit
         if submit.reduce_only:
             return
         if not self._known >= _NEEDED:

@@ -26,6 +26,7 @@ from live.messages import (
     PublicFrame,
     Renew,
     Send,
+    Submit,
     Tick,
 )
 from market.units import MS_NS, SECOND_NS
@@ -51,6 +52,7 @@ class Observer(Protocol):
 
     def given(self, process: Process, now_ns: int, body: Input) -> None: ...
     def made(self, process: Process, now_ns: int, effect: Effect) -> None: ...
+    def left(self, process: Process, submit: Submit) -> None: ...
     def carried_out(self, process: Process, call: Call) -> None: ...
 
 
@@ -79,6 +81,9 @@ class Process:
     ) -> None:
         self.core, self.is_alive, self.skew_ns, self.busy_until_ns = core, True, 0, 0
         self.wires: dict[str, Wire] = {}
+        self.commands: list[
+            Command
+        ] = []  #: files in the control folder: a command's goes when it is done
         self._heap, self._network, self._venue, self._client = heap, network, venue, client
         self._codec, self._topics, self._log = codec, topics, log
         self._observer, self._killed = observer, killed
@@ -168,6 +173,8 @@ class Process:
         self._do(now_ns, effects)
         if isinstance(body, Command):
             self._log.sync()  # what an operator is told is done is on disk
+            if body in self.commands:
+                self.commands.remove(body)
 
     def _do(self, now_ns: int, effects: Sequence[Effect]) -> None:
         for effect in effects:
@@ -261,6 +268,8 @@ class Process:
     # -- requests ----------------------------------------------------------------------------------
 
     def _send(self, send: Send) -> None:
+        if isinstance(send.body, Submit):
+            self._observer.left(self, send.body)
         talk = self._codec.converse(send.body, send.symbol)
         call = next(talk)
         wire = self.wires.get("trade")

@@ -19,7 +19,7 @@ import msgspec
 
 from execution.orders import OrderState
 from live.bybit.codec import Call
-from live.messages import Append, Command, Effect, Input, PublicFrame, Tick
+from live.messages import Append, Command, Effect, Input, PublicFrame, Submit, Tick
 from market.units import MS_NS, SECOND_NS
 from proving.sandbox import faults as venue_faults
 from proving.sandbox.virtual import Delivery, VirtualVenue
@@ -98,6 +98,7 @@ class World:
         self.process: Process | None = None
         self.digest = hashlib.blake2b(digest_size=8)
         self._aimed: list[Aimed] = []
+        self._commands: list[Command] = []  #: of an operator, that are not done yet
         self._part_ns = 0  #: until then no other order is filled in part
         self._trace, self._seen_faults = trace, len(venue.faults.log)
 
@@ -167,7 +168,10 @@ class World:
         self.process = self.life.begin(
             self.heap, self.network, self.venue, self.client, self, self._died
         )
+        self.process.commands = self._commands
         self.process.start()
+        for command in list(self._commands):
+            self.process.give(command)
 
     def _died(self) -> None:
         self._say("died")
@@ -186,6 +190,9 @@ class World:
         self.digest.update(msgspec.msgpack.encode(effect))
         if not isinstance(effect, Append):
             self._show("out", effect)
+
+    def left(self, process: Process, submit: Submit) -> None:
+        self.judge.left(process, submit)
 
     def carried_out(self, process: Process, call: Call) -> None:
         self.judge.carried_out(process, call)
@@ -347,7 +354,10 @@ class World:
     def _command(self, command: str, reason: str = "a drill", **more: Any) -> bool:
         if self._alive is None:
             return False
-        self._alive.give(Command(command=command, who="operator", reason=reason, **more))
+        given = Command(command=command, who="operator", reason=reason, **more)
+        if command != "stop":  # which is a signal to a process, and no file
+            self._commands.append(given)
+        self._alive.give(given)
         return True
 
     def _operate(self, dice: random.Random, command: str, **more: Any) -> bool:

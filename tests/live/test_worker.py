@@ -28,6 +28,7 @@ from execution.orders import Event, Filled, OrderState
 from live import log
 from live.champion import Champion, NoChampionError
 from live.collect import collect
+from live.control import Control
 from live.feed import FeedError, Item, ReplayFeed
 from live.journal import JournalError, TableRows, parent_of
 from live.log import LogError
@@ -400,11 +401,20 @@ def test_a_worker_that_ends_while_it_is_held_exits_with_a_status_of_its_own(
     promote(root)
     (root / "live" / "paper" / "control").mkdir(parents=True)
     (root / "live" / "paper" / "control" / "halt").touch()
+    unsynced, answer = list[int](), Control.answer
+
+    def answered(control: Control, name: str, said: dict[str, Any]) -> None:
+        kept = control._put.__self__.log  # type: ignore[attr-defined]
+        unsynced.append(kept.position - kept.synced_to)
+        answer(control, name, said)
+
+    monkeypatch.setattr(Control, "answer", answered)
     options = ["source=synthetic", "model.horizons_s=10,60", "model.fee_row=zero"]
     told = [word for option in options for word in ("--set", option)]
     live = ["live", "--root", str(root), "--no-resolver", "--frames", market.fresh]
     assert main([*live, *told, "--speed", "100"]) == 3
     assert "l2 live: stopped while held (halt by " in capsys.readouterr().err
+    assert unsynced == [0], "what an operator is told is done is on disk"
 
 
 def test_an_order_is_explained_from_its_features_to_its_cost(
