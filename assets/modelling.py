@@ -8,6 +8,8 @@ from typing import Any
 import dagster as dg
 
 from assets.platform import OWNERS, PARTITIONS, Platform, keys_of
+from market.pages import DATA_DOCS, REPORTS, Pages
+from market.settings import Settings
 
 
 def git_sha() -> str:
@@ -96,17 +98,43 @@ def model(context: dg.AssetExecutionContext, platform: Platform) -> dg.Materiali
         progress=context.log.info,
     )
     context.log.info(f"verdict: {outcome.verdict} ({'; '.join(outcome.reasons)})")
+    pages, name = platform.settings().pages, platform.settings().model_name
+    if outcome.version and not outcome.reused:
+        annotate(platform.settings(), outcome.version, links_of(pages, context.run_id))
     return dg.MaterializeResult(
         metadata={
             "verdict": outcome.verdict,
             "reasons": dg.MetadataValue.json(list(outcome.reasons)),
-            "registered model": platform.settings().model_name,
+            "registered model": name,
+            "page of the version": dg.MetadataValue.url(pages.model(name, outcome.version or "")),
             "version": outcome.version or "none registered",
             "MLflow run": outcome.run_id,
             "card": dg.MetadataValue.md(outcome.card),
             **_plain(outcome.metrics),
         }
     )
+
+
+def links_of(pages: Pages, run_id: str) -> dict[str, str]:
+    """What a version's page leads to: the run that made it, and what is known of its data and its trades."""
+    return {
+        "Dagster run": pages.run(run_id),
+        "reports": pages.file(f"{REPORTS}/index.html"),
+        "Data Docs": pages.file(f"{DATA_DOCS}/index.html"),
+        "worker": pages.dashboard,
+    }
+
+
+def annotate(settings: Settings, version: str, links: Mapping[str, str]) -> None:
+    """Add links to a version's description, which MLflow shows on its page."""
+    from models_registry.store import model_version, registry_client
+
+    with registry_client(settings) as client:
+        known = model_version(client, settings.model_name, version)
+        line = " · ".join(f"[{name}]({url})" for name, url in links.items())
+        client.update_model_version(
+            settings.model_name, version, f"{known.description or ''}\n\n{line}"
+        )
 
 
 @dg.asset_check(asset=model)

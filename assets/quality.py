@@ -11,9 +11,11 @@ withholds the date from training: its training_set partition is removed until th
 """
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -54,14 +56,24 @@ VERDICTS: Final = pa.schema(
 )
 
 
-#: Data Docs load their style, their icons and their index from the Internet; without it this has to do.
+#: Great Expectations has the pages of Data Docs load style, scripts and pictures from other hosts, and the
+#: scripts do nothing without those. All of it is taken out, so that nothing leaves the machine, and this is
+#: the style.
+_FOREIGN: Final = re.compile(
+    r"<script\b.*?</script>|<footer\b.*?</footer>|<link\b[^>]*>|<img\b[^>]*>|url\([^)]*\)| onclick=\"[^\"]*\"",
+    re.DOTALL,
+)
 _STYLE: Final = """
 body { font: 14px sans-serif; margin: 1em 2em; }
 table { border-collapse: collapse; margin: .3em 0; } td, th { border: 1px solid #ccc; padding: .2em .6em; }
-td { vertical-align: top; } .badge { font-weight: bold; } footer, nav img { display: none; }
+td { vertical-align: top; } .badge { font-weight: bold; } .card.mb-3 { display: none; }
 i.fa-check-circle::before { content: "\\2713"; color: #0a0; font: bold 14px sans-serif; }
 i.fa-times::before, i.fa-exclamation-triangle::before { content: "\\2717"; color: #c00; font: bold 14px sans-serif; }
 """
+
+
+#: Of the project's folder, where the pages are.
+SITE: Final = "gx/uncommitted/data_docs/local_site"
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -80,16 +92,22 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def validate(
-    batches: Mapping[str, "pd.DataFrame"], table: str, bounds: Sequence[Bound], folder: Path
+    batches: Mapping[str, "pd.DataFrame"],
+    table: str,
+    bounds: Sequence[Bound],
+    folder: Path,
+    links: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[Verdict], dict[str, str]]:
     """Run a table's suite over each partition's batch, in a GX project in ``folder``.
 
-    Partitions are "DATE SYMBOL". Returns what each expectation found, and by partition the URL of its page
+    Partitions are "DATE SYMBOL"; ``links`` are for the site's front page. Returns what each expectation found, and by partition the URL of its page
     in Data Docs. The project's definitions are read, changed and written back, so one run at a time does
     this.
     """
     with exclusive(folder / "project.lock", "the quality project"):
-        return _validate(batches, table, bounds, folder)
+        found = _validate(batches, table, bounds, folder)
+        _publish(folder / SITE, table, batches, links)
+        return found
 
 
 def _validate(
@@ -147,7 +165,6 @@ def _validate(
         )
     suite_page = ExpectationSuiteIdentifier(name=table)
     context.build_data_docs(resource_identifiers=[*pages.values(), suite_page], build_index=False)
-    _write_index(folder / "gx/uncommitted/data_docs/local_site")
     urls = {
         partition: str(context.get_docs_sites_urls(resource_identifier=page)[0]["site_url"])
         for partition, page in pages.items()
@@ -155,15 +172,26 @@ def _validate(
     return verdicts, urls
 
 
-def _write_index(site: Path) -> None:
-    """The front page of Data Docs: every partition, newest first, with the page of each table."""
+def _publish(site: Path, table: str, partitions: Iterable[str], links: Mapping[str, str]) -> None:
+    """Take what is foreign out of the pages just made, and write the front page: every partition, newest
+    first, with the page of each table.
+    """
+    made = [site / "expectations" / f"{table}.html"]
+    for partition in partitions:
+        made += (site / "validations" / table / partition).glob("*/*.html")
+    for page in made:
+        page.write_text(_FOREIGN.sub("", page.read_text()))
     found: dict[str, list[str]] = {}
     for page in sorted(site.glob("validations/*/[0-9]*/*/*.html")):
         table, partition = page.parts[-4:-2]
         link = f'<a href="{quote(str(page.relative_to(site)))}">{table}</a>'
         found.setdefault(partition, []).append(link)
     lines = [f"<li>{name}: {', '.join(found[name])}</li>" for name in sorted(found, reverse=True)]
-    text = f"<title>Data Docs</title><style>{_STYLE}</style><h1>Data Docs</h1><ul>{''.join(lines)}</ul>"
+    nav = " · ".join(f'<a href="{url}">{name}</a>' for name, url in links.items())
+    text = (
+        f"<title>Data Docs</title><style>{_STYLE}</style><nav>{nav}</nav><h1>Data Docs</h1>"
+        f"<ul>{''.join(lines)}</ul>"
+    )
     (site / "index.html").write_text(f"<!doctype html><meta charset=utf-8>{text}\n")
 
 
@@ -251,7 +279,17 @@ def _check(
             asset_key=table, check_name=f"{table}_quality", passed=True, metadata={NOT_RUN: note}
         )
     batches = {partition: BATCHES[table](lake, *key) for partition, key in there.items()}
-    verdicts, pages = validate(batches, table, bounds, platform.folder("quality"))
+    to = platform.settings().pages
+    links = {
+        "reports": to.file("reports/index.html"),
+        "Dagster": to.asset(table),
+        "MLflow": to.mlflow,
+    }
+    folder = platform.folder("quality")
+    verdicts, files = validate(batches, table, bounds, folder, links)
+    # A browser opens no file from Dagster's page, so the dashboard hands it out.
+    before = folder.parent.as_uri()
+    pages = {name: to.file(url.removeprefix(f"{before}/")) for name, url in files.items()}
     left, withheld = LeftOut(context.log.warning), []
     for partition, key in there.items():
         if record(lake, table, key, [v for v in verdicts if v.partition == partition]):

@@ -11,6 +11,7 @@ dropped and counted.
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import socket
@@ -177,10 +178,20 @@ class StateStream:
 
 
 def read_states(path: str | Path, timeout_s: float) -> Iterator[dict[str, Any]]:
-    """The stream's lines; ends with it, or when nothing is said for ``timeout_s``. OSError without one."""
+    """The stream's lines; ends with it, or when nothing is said for ``timeout_s``. OSError without one, or
+    when it says something else.
+    """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout_s)
         connection.connect(str(Path(path).resolve(strict=True)))
         with connection.makefile("rb") as lines, suppress(TimeoutError):
             for line in lines:
-                yield msgspec.json.decode(line)
+                if line.endswith(b"\n"):  # else the worker has ended within it
+                    yield _decoded(line)
+
+
+def _decoded(line: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(line, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise OSError(errno.EPROTO, f"not a line of the state stream ({error})") from error

@@ -60,6 +60,7 @@ def analyse(
     surveys = {symbol: survey(symbol, columns, model) for symbol, columns in bars.items()}
     if page:
         Path(page).write_text(html_page(surveys, bars, source), encoding="utf-8")
+        report_page.publish(Path(page), settings)
     result: dict[str, Any] = msgspec.to_builtins(surveys)
     return result
 
@@ -200,20 +201,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="first", metavar="YYYY-MM-DD", help="first date")
     parser.add_argument("--to", dest="last", metavar="YYYY-MM-DD", help="last date")
     parser.add_argument("--symbols", metavar="A,B", help="default: market.symbols")
-    parser.add_argument("--html", metavar="FILE", help="write the page")
+    parser.add_argument("--html", nargs="?", const="", metavar="FILE", help=report_page.HELP)
 
 
 def command(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 liquidity`: depth, spread, resilience and fill chances of captures or dates."""
+    page = report_page.place(settings, options.html, "liquidity")
     surveys = analyse(
         with_symbols(settings, names(options.symbols)),
         frames=options.frames,
         first=options.first,
         last=options.last,
-        page=options.html,
+        page=page,
     )
-    if options.html:
-        say(f"page written to {options.html}")
+    if page:
+        say(f"page written to {page}")
     if not options.json:
         for symbol, each in surveys.items():
             print(f"{symbol}, {each['seconds']:,} s")

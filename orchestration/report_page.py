@@ -1,14 +1,21 @@
 """What report pages share: HTML documents and tables, pictures as inline SVG, Markdown tables.
 
-An HTML page is one file without scripts, fonts or addresses, so that it can be mailed and archived.
+An HTML page is one file without scripts, fonts or pictures of elsewhere, so that it can be mailed and archived;
+its header leads to the other pages of this machine (`publish`).
 """
 
 from __future__ import annotations
 
 import html
 import io
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
+
+from market.pages import DATA_DOCS, REPORTS
+from market.settings import Settings
 
 STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto;
@@ -19,8 +26,12 @@ th, td { padding: 3px 9px; text-align: right; border-bottom: 1px solid #e3e3e3; 
 th:first-child, td:first-child { text-align: left; }
 .about td { text-align: left; } .about td:first-child { color: #777; white-space: nowrap; }
 .warning { background: #fdecea; border-left: 4px solid #c44e52; padding: .6em 1em; }
+nav { font-size: 13px; margin-bottom: 1em; }
 svg { width: 100%; height: auto; } li { margin: .2em 0; } .scroll { overflow-x: auto; }
 """
+
+#: Of the option ``--html``.
+HELP: Final = "write the page; without FILE below the lake's reports"
 
 #: Colours of lines and points, in the order in which series are drawn.
 SERIES: Final = (
@@ -44,6 +55,58 @@ def document(title: str, body: Sequence[str], style: str = STYLE) -> str:
         f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{html.escape(title)}</title>"
         f"<style>{style}</style></head><body>" + "\n".join(body) + "</body></html>\n"
     )
+
+
+def place(settings: Settings, given: str | None, name: str) -> str | None:
+    """Where a page goes: the file that was given, or below the lake where ``--html`` stood alone."""
+    if given != "":
+        return given
+    folder = Path(settings.root) / REPORTS
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / f"{name}.html")
+
+
+def publish(page: Path, settings: Settings) -> None:
+    """Give a page that was written a header with links, and renew the list of the lake's reports."""
+    if page.suffix != ".html":
+        return
+    root = Path(settings.root).absolute()
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text.replace("<body>", f"<body>{_nav(page, root, settings)}", 1), "utf-8")
+    if page.absolute().parent == root / REPORTS:
+        write_index(settings)
+
+
+def write_index(settings: Settings) -> None:
+    """The page ``index.html`` of the lake's reports, the newest first."""
+    index = Path(settings.root).absolute() / REPORTS / "index.html"
+    index.parent.mkdir(parents=True, exist_ok=True)
+    found = [page for page in index.parent.glob("*.html") if page != index]
+    lines = []
+    for page in sorted(found, key=lambda page: page.stat().st_mtime, reverse=True):
+        title = re.search("<title>(.*?)</title>", page.read_text(encoding="utf-8")[:4096])
+        lines.append(
+            f'<li><a href="{html.escape(page.name)}">{title[1] if title else page.stem}</a></li>'
+        )
+    listed = (
+        f"<ul>{''.join(lines)}</ul>" if lines else "<p>None yet: `l2 tca --html` makes one.</p>"
+    )
+    body = [_nav(index, index.parents[1], settings), "<h1>Reports</h1>", listed]
+    index.write_text(document("Reports", body), encoding="utf-8")
+
+
+def _nav(page: Path, root: Path, settings: Settings) -> str:
+    """Links to the lake's other pages, relative where they are files, and to the servers."""
+    files = {"Reports": root / REPORTS / "index.html", "Data Docs": root / DATA_DOCS / "index.html"}
+    here, to = page.absolute().parent, settings.pages
+    links = {name: os.path.relpath(path, here) for name, path in files.items() if path != page}
+    servers = {
+        "Dagster": to.dagster,
+        "MLflow": to.model(settings.model_name),
+        "Worker": to.dashboard,
+    }
+    items = (f'<a href="{html.escape(url)}">{name}</a>' for name, url in (links | servers).items())
+    return f"<nav>{' · '.join(items)}</nav>"
 
 
 def table(

@@ -36,6 +36,7 @@ Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
+SYMBOL: Final = re.compile(r"[A-Za-z0-9_-]{1,32}")
 #: Powers of ten from 1 to 1e-8.
 _STEPS: Final = ("1", *(f"0.{'0' * n}1" for n in range(8)))
 
@@ -131,7 +132,7 @@ def instrument_of(symbol: str, sources: Iterable[Source], tick: str, lot: str) -
     A built-in lot that is coarser than the quantities gives way: other venues have finer ones.
     ArchiveError for a name that is none of a linear contract.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", symbol):
+    if not SYMBOL.fullmatch(symbol):
         raise ArchiveError(f"{symbol}: not a symbol of the venue, such as BTCUSDT")
     if why := refusal(symbol):
         raise ArchiveError(why)

@@ -40,6 +40,7 @@ import pyarrow as pa
 
 from live.archives.conversion import ArchiveError
 from live.archives.foreign import (
+    SYMBOL,
     Floats,
     Integers,
     Refused,
@@ -51,7 +52,7 @@ from market.console import Result, say, utc_time
 from market.errors import UsageError
 from market.events import EVENT, Events, Kind
 from market.ingest import ingest
-from market.instruments import Instrument
+from market.instruments import Instrument, refusal
 from market.intake import take_in
 from market.lake import Lake
 from market.provenance import Table
@@ -63,6 +64,8 @@ SIGNALS: Final = Table("signals", version=1, record=True)
 #: Longer without a row is a gap that is named.
 _GAP_NS: Final = 60_000 * MS_NS
 _ROWS: Final = 50_000
+_NO_TIME: Final = "no time between 2000 and 2100"
+_FIRST_MS, _LAST_MS = 946_684_800_000, 4_102_444_800_000
 _TOGETHER: Final = 4_096
 _UP: Final = ("'buy'", "'bid'", "'bids'", "'b'", "'long'", "'1'", "'1.0'", "'+1'")
 _DOWN: Final = ("'sell'", "'ask'", "'asks'", "'s'", "'a'", "'short'", "'-1'", "'-1.0'")
@@ -95,8 +98,12 @@ def read_mapping(path: Path) -> Tables:
     """The mapping of a file. UsageError when it is none."""
     try:
         found = msgspec.convert(tomllib.loads(path.read_text()), Tables)
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise UsageError(f"{path}: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise UsageError(f"{path}: {error}; docs/import.md shows a mapping") from error
+    if not (found.trades or found.books or found.signals):
+        raise UsageError(f"{path}: maps no table; docs/import.md shows a mapping")
     for kind, needed in (("trades", ("side", "price", "qty")), ("books", ("side", "price", "qty")),
                          ("signals", ("value",))):  # fmt: skip
         for table in getattr(found, kind):
@@ -145,7 +152,9 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise ArchiveError(f"{self.path}: {error}") from error
         if not found:
-            raise ArchiveError(f"{self.path}: no table {table}")
+            query = "select name from sqlite_master where type in ('table', 'view') order by name"
+            names = ", ".join(row[0] for row in self._connection.execute(query)) or "none"
+            raise ArchiveError(f"{self.path}: no table {table}; there are: {names}")
         return found
 
     def rows(self, mapped: Mapped, fields: Sequence[str], where: str = "") -> Iterator[list[Any]]:
@@ -197,6 +206,14 @@ class Database:
         return first if field in ("id", "symbol") else _number(first)
 
 
+def _no_symbol(symbol: object) -> str:
+    """Why something is no symbol; empty for one."""
+    if symbol is None:
+        return "no symbol"
+    name = str(symbol)
+    return refusal(name) if SYMBOL.fullmatch(name) else "not a symbol of the venue, such as BTCUSDT"
+
+
 class TableSource:
     """Books or trades of one symbol in one table, as rows of a capture (`live.archives.foreign.Source`)."""
 
@@ -207,7 +224,15 @@ class TableSource:
         self.refused = Refused(database.path)
         self._database, self._mapped, self._rejects = database, mapped, rejects
         self._where = database.of(mapped, symbol)
-        first = next((row[1] for block in self._blocks() for row in block if row[1]), 0)
+        first = next(
+            (
+                row[1]
+                for block in self._blocks()
+                for row in block
+                if _FIRST_MS <= (row[1] or 0) < _LAST_MS
+            ),
+            0,
+        )
         self.start_ns = round(first * MS_NS)
         self.gaps = 0
 
@@ -260,9 +285,7 @@ class TableSource:
         events["side"] = np.nan_to_num(side).astype(np.int8)
         events["kind"] = Kind.TRADE if self.feed == "trades" else Kind.SNAPSHOT
         events["exchange_ns"] = events["receive_ns"] = np.rint(ms * MS_NS).astype(np.int64)
-        wrong = [
-            ("no time between 2000 and 2100", (ms < 946_684_800_000) | (ms >= 4_102_444_800_000))
-        ]
+        wrong = [(_NO_TIME, (ms < _FIRST_MS) | (ms >= _LAST_MS))]
         wrong += put_levels(events, price, qty, instrument, True)
         sound = np.ones(len(rows), np.bool_)
         for reason, mask in wrong:
@@ -270,6 +293,14 @@ class TableSource:
                 self._reject(rows[n], reason)
             sound &= ~mask
         return np.array([row[0] for row in rows], np.int64)[sound], events[sound]
+
+    def usable(self) -> bool:
+        """Whether there is a symbol and a time; else every row is left out."""
+        reason = _no_symbol(self.symbol) or ("" if self.start_ns else _NO_TIME)
+        for block in self._blocks() if reason else ():
+            for row in block:
+                self._reject(row, reason)
+        return not reason
 
     def _reject(self, row: Sequence[Any], reason: str) -> None:
         self.refused.note(f"{self._mapped.table}: {reason}", int(row[0]))
@@ -281,9 +312,9 @@ def signals(database: Database, mapped: Mapped, lake: Lake, rejects: Rejects) ->
     by_day: dict[tuple[str, str], dict[int, float]] = {}
     for block in database.rows(mapped, ("symbol", "value")):
         for row, ms, symbol, value in block:
-            if ms is None or symbol is None or value is None:
-                missing = "time" if ms is None else "symbol" if symbol is None else "value"
-                rejects(mapped.table, row, f"no {missing}", (ms, symbol, value))
+            missing = "no time" if ms is None else "no value" if value is None else ""
+            if missing := missing or _no_symbol(symbol):
+                rejects(mapped.table, row, missing, (ms, symbol, value))
                 continue
             at = round(ms * MS_NS)
             held = by_day.setdefault((str(symbol), utc_date(at - 1)), {})
@@ -329,6 +360,7 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
             for mapped in tables
             for symbol in database.symbols(mapped)
         ]
+        sources = [source for source in sources if source.usable()]
         if sources:
             found |= _captured(sources, out, lake, settings)
     finally:
@@ -336,6 +368,8 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
     found |= {"left_out": dict(rejects.counts), "file": str(rejects.path) if rejects.counts else ""}
     for reason, count in rejects.counts.items():
         say(f"{count:,} rows left out: {reason}")
+    if not (sources or found["signals"]):
+        say(f"{options.file}: no row fits the mapping; nothing was written into the lake")
     if not options.json:
         for name, value in found.items():
             print(f"{name:10} {value}")

@@ -23,6 +23,7 @@ from market.instruments import Instrument
 from market.lake import Lake
 from market.settings import Settings, with_symbols
 from market.units import HOUR_NS
+from orchestration import report_page
 from orchestration.backtest import lookahead
 from orchestration.backtest.figures import bound_figures, difference, figures
 from orchestration.backtest.foresight import ForesightTrader, file_of, foresee
@@ -122,6 +123,7 @@ def backtest(
         result["against"] = of_rival | {"difference": difference(run, rival)}
     if page:
         result["files"] = write(run, bounds, result, Path(page))
+        report_page.publish(Path(page), settings)
     return result
 
 
@@ -203,7 +205,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--fees", choices=["vip0", "vip3", "zero"], help="row that decides (default: model.fee_row)"
     )
     parser.add_argument("--algorithm", metavar="NAME", help="default: execution.algorithm")
-    parser.add_argument("--html", metavar="FILE", help="write the page, and tables beside it")
+    parser.add_argument(
+        "--html",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help=f"{report_page.HELP}, with tables beside",
+    )
     parser.add_argument(
         "--in-spite-of-source", action="store_true", help="run a synthetic model on recorded data"
     )
@@ -248,7 +256,7 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
         algorithm=options.algorithm,
         in_spite_of_source=options.in_spite_of_source,
         bounded=not options.no_bounds,
-        page=options.html,
+        page=report_page.place(settings, options.html, "backtest"),
         say=say,
     )
     if not options.json:

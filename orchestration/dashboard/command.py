@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,7 @@ from market.settings import Settings
 from orchestration.dashboard.follow import Follower
 from orchestration.dashboard.machine import Machine
 from orchestration.dashboard.reader import Reader
+from orchestration.report_page import write_index
 from orchestration.ui import port_of
 
 if TYPE_CHECKING:
@@ -71,6 +73,9 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
         settings, token = again.settings, ""  # nothing to order there
     else:
         follow = Follower(state_of(settings, options.venue) / "state.sock")
+    with suppress(OSError):  # a lake that may only be read
+        if (Path(settings.root) / "lake.json").exists():
+            write_index(settings)
     serve(follow, settings, options.host, port, token)
     return None
 

@@ -113,8 +113,11 @@ class Follower:
                 self.status = "the worker says nothing"
             except FileNotFoundError:
                 self.status = "no worker runs; start one with `l2 live`"
-            except (OSError, ValueError) as error:
-                self.status = f"the worker's stream cannot be read: {error}"
+            except OSError as error:
+                self.status = f"the worker's stream cannot be read: {error.strerror or error}"
+            except Exception as error:  # a field is missing, or is another: the page goes on
+                what = f"{type(error).__name__}: {error}"
+                self.status = f"the worker's stream cannot be read: {what}; is it another version?"
             self._end.wait(0.5)
 
     def _take(self, line: Mapping[str, Any]) -> None:

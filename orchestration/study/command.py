@@ -23,6 +23,7 @@ from market.settings import Settings
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from market.wire.survey import instruments_of
+from orchestration import report_page
 from orchestration.capture_events import require_captures
 from orchestration.study import study_report
 
@@ -102,7 +103,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--algorithms", metavar="A,B", help="default: all; A@0.5: at that urgency (synthetic days)"
     )
-    parser.add_argument("--html", metavar="FILE", help="write the page; a name in .md: Markdown")
+    parser.add_argument(
+        "--html",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help=f"{report_page.HELP}; a name in .md: Markdown",
+    )
     engine = parser.add_argument_group("--synthetic: days of the synthetic market, in its engine")
     engine.add_argument("--synthetic", action="store_true", help="study synthetic days")
     engine.add_argument(
@@ -157,8 +164,9 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
         report = recorded(settings, Path(name), algorithms, sizes_usdt, say)
         result.setdefault("recordings", []).append(recorded_data(Path(name).name, report))
         parts.append(f"{Path(name).name}\n{report.text()}")
-    if options.html:
-        study_report.write(result, Path(options.html), shlex.join(["l2", *sys.argv[1:]]))
+    if (page := report_page.place(settings, options.html, "study")) is not None:
+        study_report.write(result, Path(page), shlex.join(["l2", *sys.argv[1:]]))
+        report_page.publish(Path(page), settings)
     if not options.json:
         print("\n\n".join(parts))
     return result

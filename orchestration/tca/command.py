@@ -28,6 +28,7 @@ from market.errors import DataError, UsageError
 from market.lake import Lake
 from market.settings import Settings
 from market.units import utc_date
+from orchestration import report_page
 from orchestration.tca import arms, carry, cost_report
 
 #: The column that dates a row of each table.
@@ -128,6 +129,7 @@ def _analyse(
     if page is not None:
         Path(page).parent.mkdir(parents=True, exist_ok=True)
         Path(page).write_text(cost_report.document(result, rows), encoding="utf-8")
+        report_page.publish(Path(page), settings)
         result["page"] = page
     return result
 
@@ -215,7 +217,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beside", metavar="PAGE", help="take the tables that a backtest left beside its page"
     )
-    parser.add_argument("--html", metavar="FILE", help="write the page")
+    parser.add_argument("--html", nargs="?", const="", metavar="FILE", help=report_page.HELP)
 
 
 def command(settings: Settings, options: argparse.Namespace) -> Result:
@@ -226,7 +228,7 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
         last=options.last,
         symbols=options.symbol,
         beside=options.beside,
-        page=options.html,
+        page=report_page.place(settings, options.html, "tca"),
         say=say,
     )
     if not options.json:

@@ -53,6 +53,7 @@ AREAS: Final[dict[str, str]] = {
     "sandbox": "proving.bench.sandbox",
     "models": "proving.bench.models",
     "cluster": "proving.bench.cluster",
+    "page": "proving.bench.page",
 }
 
 #: A row's factor is of the calibrations before and after it, which are never further apart than it takes.
@@ -90,15 +91,18 @@ class PeerError(DataError):
     """The peer failed, or its result differs from ours; the message says where."""
 
 
-def measures(area: str, quick: bool, say: Say) -> Iterator[Measure]:
-    """The figures of an area as they are measured; BenchError for an unknown area."""
+def measures(area: str, quick: bool, say: Say, seconds: float | None = None) -> Iterator[Measure]:
+    """The figures of an area as they are measured; BenchError for an unknown area, or one without ``seconds``."""
     if area not in AREAS:
         raise BenchError(f"{area}: nothing is measured under this name; known: {', '.join(AREAS)}")
-    figures: Iterator[Measure] = import_module(AREAS[area]).measure(quick, say)
+    measure = import_module(AREAS[area]).measure
+    if seconds is not None and area != "page":
+        raise BenchError(f"{area}: takes the time it takes; --seconds is of page alone")
+    figures: Iterator[Measure] = measure(quick, say, *([] if seconds is None else [seconds]))
     return figures
 
 
-def run(area: str, quick: bool, say: Say) -> dict[str, Any]:
+def run(area: str, quick: bool, say: Say, seconds: float | None = None) -> dict[str, Any]:
     """Measure an area; plain data, with the machine and commit it was measured on."""
     if not peer_ready():
         say("the peer is not installed, so its columns stay empty; make bench-peers installs it")
@@ -108,7 +112,7 @@ def run(area: str, quick: bool, say: Say) -> dict[str, Any]:
     calibrations = [calibrate(passes)]
     calibrated = time.monotonic()
     taken: list[tuple[Measure, int]] = []
-    for measure in measures(area, quick, say):
+    for measure in measures(area, quick, say, seconds):
         taken.append((measure, len(calibrations)))
         say(f"{measure.name}: {significant(measure.ours)} {measure.unit}")
         if time.monotonic() > calibrated + _CALIBRATED_FOR_S:
@@ -258,13 +262,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="so little of everything that the figures mean nothing"
     )
     parser.add_argument(
+        "--seconds", type=float, metavar="S", help="of `page`: how long it is watched"
+    )
+    parser.add_argument(
         "--markdown", action="store_true", help="print a section of docs/benchmarks.md"
     )
 
 
 def command(_: Settings, options: argparse.Namespace) -> Result:
     """`l2 bench`: an area's measures beside their goals."""
-    result = run(options.area, options.quick, say)
+    result = run(options.area, options.quick, say, options.seconds)
     if options.markdown:
         print(markdown(result))
     elif not options.json:

@@ -148,6 +148,14 @@ GOALS: Final[dict[str, dict[str, tuple[Threshold, ...]]]] = {
         "frames late: most": (_at_most(100, "waking"),),
         "memory after the last hour over the second": (_at_most(1.05),),
     },
+    "page": {
+        "worker, an event with a reader": (_at_most(1.05),),
+        "worker, an event with a stopped reader": (_at_most(1.05),),
+        "worker, runs whose orders or records differ": (_at_most(0),),
+        "worker, lines that a stopped reader lost": (_at_least(1),),
+        "page, most memory": (_at_most(300),),
+        "page, processor": (_at_most(0.5),),
+    },
     "models": {
         "one-row inference: p99": (_at_most(1, "python"),),
         "training, 30 days at every second: peak memory": (_at_most(4000),),

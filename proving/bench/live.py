@@ -232,7 +232,7 @@ class _Venue:
 # -- the worker ------------------------------------------------------------------------------------
 
 
-class _Model:
+class FollowerModel:
     def __init__(self, settings: Settings) -> None:
         fixed = followers(settings, 20, "return_now")  # turns every second or two
         self.pointer, self.bundle = fixed.pointer, fixed.bundle
@@ -361,7 +361,7 @@ class _Run:
         topics = public_topics(SYMBOLS, [settings.market.book_depth])
         url = f"ws://127.0.0.1:{self._port}"
         feed = WireFeed(url, topics, clock_ns=clock, speed=self._speed, inbox=inbox)
-        model: Any = _Model(settings)
+        model: Any = FollowerModel(settings)
         rehearse(settings, instruments, model)
         settle()
         if self._as_it_was:
@@ -405,7 +405,7 @@ class _Run:
         past = capture_history(self._capture, self._instruments, self.settings)
         assert past is not None
         begin_ns = self._first_ns // SECOND_NS * SECOND_NS
-        history = {symbol: _hour(each, begin_ns) for symbol, each in past.items()}
+        history = {symbol: hour_of(each, begin_ns) for symbol, each in past.items()}
         self.shell.begin(begin_ns, Append(kind="run", time_ns=begin_ns, body=b"{}"), history)
         if self._as_it_was:
             self.shell._collected_s = 1 << 62
@@ -488,7 +488,7 @@ def _figures(runs: Sequence[_Run], data: str, pace: str, disk: Disk) -> Iterator
         )
 
 
-def _hour(history: SymbolHistory, until_ns: int) -> SymbolHistory:
+def hour_of(history: SymbolHistory, until_ns: int) -> SymbolHistory:
     """An hour of a recording's bars, repeated, up to an instant, with an empty book."""
     back = np.arange(3_660, dtype=np.int64)[::-1]
     values = history.bars.values[back % len(history.bars.values)]

@@ -20,6 +20,7 @@ from market.events import Events, Flag, Kind, to_arrow
 from market.lake import Lake
 from market.settings import Settings
 from proving.synthetic import generate, profile
+from tests.orchestration.parsed_page import ParsedPage
 
 #: Great Expectations still imports and calls what Python and its own libraries are giving up.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -97,6 +98,17 @@ def test_each_defect_is_named_with_its_partition_and_seconds(
     assert "gaps" in page.read_text()
     assert f"validations/events/{quote(NAME)}" in (page.parents[4] / "index.html").read_text()
     assert "a trade moves a quantity" in (page.parents[4] / "expectations/events.html").read_text()
+    for shown in (
+        page,
+        page.parents[4] / "index.html",
+        page.parents[4] / "expectations/events.html",
+    ):
+        text = shown.read_text()
+        assert "://" not in text, "nothing leaves the machine"
+        parsed = ParsedPage(text)
+        assert parsed.fetched == []
+        for address in parsed.links:
+            assert (shown.parent / unquote(address.partition("#")[0])).is_file(), address
 
 
 def test_a_clock_behind_the_exchange_warns_and_does_not_block(

@@ -159,6 +159,8 @@ def test_what_fits_is_in_the_lake_and_the_rest_is_kept_with_its_reason(
         (MAPPING.replace('["created"]', '["made"]'), "signals has no column made for time"),
         (MAPPING.replace('value = ["prediction"]', ""), "[[signals]] signals: say which column is value"),
         ("[[trades", "Expected"),
+        ("", "maps no table"),
+        (MAPPING.replace('"order_book"', '"books"'), "no table books; there are: order_book"),
     ],
 )  # fmt: skip
 def test_a_mapping_that_does_not_fit_ends_with_one_line(
@@ -178,3 +180,24 @@ def test_a_file_that_is_no_database_is_refused(
     path.write_bytes(b"no database, but long enough to be taken for one by its name alone")
     assert imported(path, tmp_path / "lake") == 1
     assert "file is not a database" in capsys.readouterr().err
+
+
+def test_rows_of_no_symbol_and_of_no_time_are_left_out_and_the_others_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("create table t (ts, s, side, price, qty)")
+        connection.executemany(
+            "insert into t values (?, ?, 'buy', 60000.1, 1)",
+            [(T, "BTCUSDT"), (T, "../../x"), ("later", "ETHUSDT"), (5, "SOLUSDT")],
+        )
+    columns = 'time = ["ts"]\nsymbol = ["s"]\nside = ["side"]\nprice = ["price"]\nqty = ["qty"]'
+    assert imported(path, tmp_path / "lake", f'[[trades]]\ntable = "t"\n{columns}') == 0
+    with open(tmp_path / "x.left-out.csv") as file:
+        left = {(row["rowid"], row["reason"]) for row in csv.DictReader(file)}
+    assert left == {
+        ("2", "not a symbol of the venue, such as BTCUSDT"),
+        ("3", "no time between 2000 and 2100"), ("4", "no time between 2000 and 2100"),
+    }  # fmt: skip
+    assert {symbol for symbol, _ in Lake(tmp_path / "lake").partitions("events")} == {"BTCUSDT"}

@@ -14,6 +14,7 @@ class ParsedPage(HTMLParser):
         self.words: list[str] = []
         self.tables: dict[str, list[list[str]]] = {}
         self.fetched: list[str] = []  #: without addresses inside the page
+        self.links: list[str] = []
         self._heading, self._tag = "", ""
         self.feed(text)
         self.pictures = [
@@ -30,7 +31,8 @@ class ParsedPage(HTMLParser):
         elif tag in ("td", "th"):
             self.tables[self._heading][-1].append("")
         addresses = [v for k, v in attrs if k in ("src", "href", "xlink:href") and v]
-        self.fetched += [address for address in addresses if not address.startswith("#")]
+        outside = [address for address in addresses if not address.startswith("#")]
+        (self.links if tag == "a" else self.fetched).extend(outside)
         self.fetched += [tag] * (tag in ("script", "link", "img", "iframe"))
 
     def handle_endtag(self, tag: str) -> None:

@@ -51,6 +51,19 @@ def test_every_asset_has_owner_group_kinds_and_description(
     assert not poor
 
 
+def test_every_asset_leads_to_reports_data_docs_mlflow_and_the_worker(
+    specs: dict[str, dg.AssetSpec],
+) -> None:
+    for name in ASSETS:
+        shown = str(specs[name].metadata["pages"].value)
+        for link in (
+            "[reports](http://127.0.0.1:8300/files/reports/index.html)",
+            "[Data Docs](http://127.0.0.1:8300/files/quality/gx/uncommitted/data_docs/local_site/index.html)",
+            "[MLflow](http://127.0.0.1:5000/#/models/", "[worker](http://127.0.0.1:8300)",
+        ):  # fmt: skip
+            assert link in shown, name
+
+
 def test_a_range_of_dates_is_one_run_and_so_one_dbt_call() -> None:
     graph = defs.resolve_asset_graph()
     for name in ("events", "bars", "features", "labels", "training_set", "execution_study"):

@@ -1,0 +1,89 @@
+"""Reports, Data Docs, a model's version and the pages of the servers lead to each other."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from assets.modelling import annotate, links_of
+from market.pages import DATA_DOCS, REPORTS
+from market.settings import Settings
+from models_registry.store import model_version, registry_client
+from orchestration import report_page
+from orchestration.dashboard.command import _file
+from tests.orchestration.parsed_page import ParsedPage
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Of a lake with two reports and Data Docs."""
+    docs = tmp_path / DATA_DOCS / "index.html"
+    docs.parent.mkdir(parents=True)
+    docs.write_text("<title>Data Docs</title>")
+    settings = Settings(root=str(tmp_path))
+    for name, title in (("tca", "Cost <of> execution"), ("study", "What execution costs")):
+        page = Path(str(report_page.place(settings, "", name)))
+        page.write_text(report_page.document(title, [f"<h1>{name}</h1>"]))
+        report_page.publish(page, settings)
+    return settings
+
+
+def test_every_link_of_a_report_and_of_their_list_resolves(settings: Settings) -> None:
+    folder = Path(settings.root) / REPORTS
+    servers = {settings.pages.dagster, settings.pages.mlflow, settings.pages.dashboard}
+    for page in (*folder.glob("*.html"),):
+        parsed = ParsedPage(page.read_text())
+        assert parsed.fetched == [], "nothing is loaded from anywhere"
+        assert {f"http://{urlsplit(u).netloc}" for u in parsed.links if "://" in u} == servers
+        files = [link for link in parsed.links if "://" not in link]
+        assert len(files) == (3 if page.name == "index.html" else 2)
+        for link in files:
+            assert (page.parent / link).is_file(), link
+    index = (folder / "index.html").read_text()
+    assert "Cost &lt;of&gt; execution" in index
+
+
+def test_the_page_hands_out_what_the_other_pages_lead_to(settings: Settings) -> None:
+    root = Path(settings.root)
+    app = Starlette(routes=[Route("/files/{path:path}", lambda request: _file(root, request))])
+
+    async def get(path: str) -> httpx.Response:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await client.get(path)
+
+    for url in links_of(settings.pages, "a1").values():
+        if "/files/" in url:
+            answer = asyncio.run(get(urlsplit(url).path))
+            assert answer.status_code == 200, url
+            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert asyncio.run(get("/files/l2.toml")).status_code == 404
+
+
+def test_a_version_of_a_model_leads_to_its_run_and_the_reports(settings: Settings) -> None:
+    name = settings.model_name
+    with registry_client(settings) as client:
+        client.create_registered_model(name)
+        client.create_model_version(name, "file:///none", description="IC 0.1")
+    annotate(settings, "1", links_of(settings.pages, "a1"))
+    with registry_client(settings) as client:
+        told = model_version(client, name, "1").description
+    assert told.startswith("IC 0.1\n\n[Dagster run](http://127.0.0.1:3000/runs/a1) · [reports](")
+    for url in links_of(settings.pages, "a1").values():
+        assert f"]({url})" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "goes_to"), [(None, None), ("x/y.html", "x/y.html"), ("", f"{REPORTS}/tca.html")]
+)
+def test_a_page_without_a_file_goes_to_the_lakes_reports(
+    tmp_path: Path, given: str | None, goes_to: str | None
+) -> None:
+    found = report_page.place(Settings(root=str(tmp_path)), given, "tca")
+    assert found == (str(tmp_path / str(goes_to)) if given == "" else goes_to)
