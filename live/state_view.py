@@ -88,38 +88,8 @@ def view(shell: Any) -> dict[str, dict[str, Any]]:
             "fill_rate": _fill_rate(core.orders.entered),
             "markouts_bps": {s: desk.costs.mean(f"markout_{s}s_bps") for s in MARKOUTS_S},
         },
-        "orders": {
-            order.client_id: {
-                "symbol": order.symbol,
-                "parent": order.parent_id,
-                "side": order.submit.side,
-                "state": str(order.state),
-                "price_ticks": order.price_ticks,
-                "qty_lots": order.qty_lots,
-                "filled_lots": order.filled_lots,
-                "sent_ns": order.sent_ns,
-                "changed_ns": order.changed_ns,
-                **queue_of(shell, order, works.get(order.parent_id)),
-            }
-            for order in core.orders.open()
-        },
-        "parents": {
-            id: {
-                "symbol": work.parent.symbol,
-                "side": work.parent.side,
-                "algorithm": work.name,
-                "picked": work.algorithm.picked,
-                "qty_lots": work.parent.qty_lots,
-                "filled_lots": work.algorithm.filled_lots,
-                "due_lots": work.algorithm.due_lots,
-                "decision_ns": work.parent.decision_ns,
-                "deadline_ns": work.parent.deadline_ns,
-                "abandoned": work.abandoned,
-                "cost_bps": cost_bps(desk, work),
-                "estimate_bps": _known(sum(getattr(work.row, part) for part in ESTIMATES)),
-            }
-            for id, work in works.items()
-        },
+        "orders": _orders(shell, works),
+        "parents": _parents(desk, works),
         "latency": {stage: found.summary() for stage, found in shell.latency.items()},
         "counters": {
             "frames": core.frames,
@@ -138,11 +108,50 @@ def view(shell: Any) -> dict[str, dict[str, Any]]:
     }
 
 
+def _orders(shell: Any, works: Mapping[str, ActiveParent]) -> dict[str, Any]:
+    return {
+        order.client_id: {
+            "symbol": order.symbol,
+            "parent": order.parent_id,
+            "side": order.submit.side,
+            "state": str(order.state),
+            "price_ticks": order.price_ticks,
+            "qty_lots": order.qty_lots,
+            "filled_lots": order.filled_lots,
+            "sent_ns": order.sent_ns,
+            "changed_ns": order.changed_ns,
+            **queue_of(shell, order, works.get(order.parent_id)),
+        }
+        for order in shell.core.orders.open()
+    }
+
+
+def _parents(desk: Desk, works: Mapping[str, ActiveParent]) -> dict[str, Any]:
+    return {
+        id: {
+            "symbol": work.parent.symbol,
+            "side": work.parent.side,
+            "algorithm": work.name,
+            "picked": work.algorithm.picked,
+            "qty_lots": work.parent.qty_lots,
+            "filled_lots": work.algorithm.filled_lots,
+            "due_lots": work.algorithm.due_lots,
+            "decision_ns": work.parent.decision_ns,
+            "deadline_ns": work.parent.deadline_ns,
+            "abandoned": work.abandoned,
+            "cost_bps": cost_bps(desk, work),
+            "estimate_bps": _known(sum(getattr(work.row, part) for part in ESTIMATES)),
+        }
+        for id, work in works.items()
+    }
+
+
 def _worker(shell: Any) -> dict[str, Any]:
     return {
         "time_ns": shell.now_ns,
         "phase": str(shell.core.reconciliation.phase),
         "venue": shell.settings.live.venue,
+        "source": shell.settings.source,
         "run": shell.log.header.run,
         "model": f"{shell.champion.pointer.name} {shell.champion.pointer.version}",
         "log_position": shell.log.position,

@@ -28,6 +28,7 @@ from orchestration.report_page import write_index
 from orchestration.ui import port_of
 
 if TYPE_CHECKING:
+    from nicegui import ui
     from starlette.requests import Request
     from starlette.responses import Response
 
@@ -99,6 +100,20 @@ def _file(root: Path, request: Request) -> Response:
     return FileResponse(found, headers={"Content-Security-Policy": _POLICY})
 
 
+def _header(name: str) -> ui.label:
+    """The bar with links to the pages; where the worker's venue, model and phase are shown."""
+    from nicegui import ui
+
+    ui.page_title(f"{name} · l2")
+    with ui.header().classes("items-center gap-4 py-2 bg-slate-800 text-white flex-wrap"):
+        ui.label("l2").classes("text-xl font-bold")
+        for page in PAGES:
+            link = ui.link(page, f"/{page}").classes("text-white no-underline")
+            if page == name:
+                link.classes("font-bold border-b-2 border-white").props("aria-current=page")
+        return ui.label().classes("ml-auto text-sm tabular-nums").mark("status")
+
+
 def serve(follow: Follower, settings: Settings, host: str, port: int, token: str) -> None:
     """Serve the pages of a worker until the process is interrupted."""
     from nicegui import app, ui
@@ -123,14 +138,7 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
 
     def built(name: str, what: str = "") -> None:
         ui.dark_mode(None)
-        ui.page_title(f"{name} · l2")
-        with ui.header().classes("items-center gap-4 py-2 bg-slate-800 text-white flex-wrap"):
-            ui.label("l2").classes("text-xl font-bold")
-            for page in PAGES:
-                link = ui.link(page, f"/{page}").classes("text-white no-underline")
-                if page == name:
-                    link.classes("font-bold border-b-2 border-white").props("aria-current=page")
-            status = ui.label().classes("ml-auto text-sm tabular-nums").mark("status")
+        status = _header(name)
         warning = ui.label().classes(
             "w-full p-3 rounded bg-amber-200 text-black text-base"
         ).mark("warning").props("role=status")  # fmt: skip
@@ -161,6 +169,7 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
                 warning.set_text(silent + more)
             warning.set_visibility(bool(silent))
             if worker := follow.state.get("worker"):
+                reader.source = worker.get("source", settings.source)
                 status.set_text(f"{worker['venue']} · {worker['model']} · {worker['phase']}")
             shown = bool(worker) or name in ("system", "why")
             body.set_visibility(shown)

@@ -26,17 +26,8 @@ from orchestration.dashboard.widgets import (
 def build(follow: Follower) -> Renew:
     """Parents and their open orders, what orders cost so far, and where time goes."""
     figures = Figures(
-        (
-            "parents",
-            "orders",
-            "fills",
-            "filled",
-            "fill rate",
-            "maker share",
-            "all-in cost",
-            "markouts",
-        )
-    )
+        ("parents", "orders", "fills", "filled", "fill rate", "maker share", "all-in cost", "markouts")
+    )  # fmt: skip
     section(
         "Parents at work",
         "due: by the schedule now; cost so far of what is filled, estimate of the whole before it began, bps",
@@ -76,7 +67,7 @@ def build(follow: Follower) -> Renew:
 
     def renew() -> None:
         state = follow.state
-        costs, markets = state.get("costs", {}), state.get("markets", {})
+        costs = state.get("costs", {})
         now_ns = state["worker"]["time_ns"]
         figures.show(
             parents=f"{costs.get('parents', 0):,}",
@@ -88,21 +79,8 @@ def build(follow: Follower) -> Renew:
             markouts=_markouts(costs.get("markouts_bps") or {}),
             **{"all-in cost": f"{fixed(costs.get('all_in_cost_bps'), 3)} bps"},
         )
-        parents([
-            [id, row["symbol"], _side(row),
-             f"{row['algorithm']}: {row['picked']}" if row.get("picked") else row["algorithm"],
-             _filled(row), f"{row.get('due_lots', row['qty_lots']):,} lots",
-             f"{(row['deadline_ns'] - now_ns) / SECOND_NS:.0f} s",
-             fixed(row.get("cost_bps"), 3), fixed(row.get("estimate_bps"), 3)]
-            for id, row in state.get("parents", {}).items()
-        ])  # fmt: skip
-        orders([
-            [id, row["symbol"], _side(row), row["state"].lower(), _price(row, markets),
-             _filled(row), f"{row['ahead_lots']:,} lots" if "ahead_lots" in row else NONE,
-             percent(row.get("fill_chance")),
-             f"{max(0.0, (now_ns - row['sent_ns']) / SECOND_NS):.1f} s"]
-            for id, row in state.get("orders", {}).items()
-        ])  # fmt: skip
+        parents(_parents(state, now_ns))
+        orders(_orders(state, now_ns))
         parts([
             [name.removesuffix("_bps").replace("_", " "), fixed(value, 3)]
             for name, value in (costs.get("cost_parts_bps") or {}).items()
@@ -117,6 +95,28 @@ def build(follow: Follower) -> Renew:
             )
 
     return renew
+
+
+def _parents(state: Mapping[str, Any], now_ns: int) -> list[list[str]]:
+    return [
+    [id, row["symbol"], _side(row),
+     f"{row['algorithm']}: {row['picked']}" if row.get("picked") else row["algorithm"],
+     _filled(row), f"{row.get('due_lots', row['qty_lots']):,} lots",
+     f"{(row['deadline_ns'] - now_ns) / SECOND_NS:.0f} s",
+     fixed(row.get("cost_bps"), 3), fixed(row.get("estimate_bps"), 3)]
+    for id, row in state.get("parents", {}).items()
+]  # fmt: skip
+
+
+def _orders(state: Mapping[str, Any], now_ns: int) -> list[list[str]]:
+    markets = state.get("markets", {})
+    return [
+    [id, row["symbol"], _side(row), row["state"].lower(), _price(row, markets),
+     _filled(row), f"{row['ahead_lots']:,} lots" if "ahead_lots" in row else NONE,
+     percent(row.get("fill_chance")),
+     f"{max(0.0, (now_ns - row['sent_ns']) / SECOND_NS):.1f} s"]
+    for id, row in state.get("orders", {}).items()
+]  # fmt: skip
 
 
 def _filled(row: Mapping[str, Any]) -> str:

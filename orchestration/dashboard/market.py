@@ -39,40 +39,9 @@ _PARTS: Final = 10
 def build(follow: Follower, symbol: Callable[[], str], reader: Reader) -> Renew:
     """Ladder, depth map, spread, cost by size, taker flow, funding, and the signal over it."""
     figures = Figures(
-        (
-            "mid",
-            "spread",
-            "taker flow",
-            "volatility",
-            "touch recovers in",
-            "funding",
-            "next funding",
-            "book",
-        ),
-    )
-    with ui.element("div").classes("grid grid-cols-1 lg:grid-cols-2 gap-4 w-full"):
-        with ui.column().classes("gap-1 w-full"):
-            section("Ladder", "quantity at each price, USDT")
-            ladder = chart(
-                "h-96",
-                xAxis={"type": "value", "axisLabel": {"formatter": "{value} k", "color": MUTED}},
-                yAxis={"type": "category", "data": [], "axisLabel": {"color": MUTED}},
-                series=[
-                    {"name": name, "type": "bar", "stack": "side", "color": color, "data": []}
-                    for name, color in (("bid", BID), ("ask", ASK))
-                ],
-            )
-        with ui.column().classes("gap-1 w-full"):
-            section("Depth map", f"the last {_MAP_S} s; darker is deeper")
-            depth = chart(
-                "h-96",
-                tooltip={},
-                xAxis={"type": "category", "data": [], "axisLabel": {"color": MUTED}},
-                yAxis={"type": "category", "data": [], "axisLabel": {"color": MUTED}},
-                visualMap={"show": False, "min": 0, "max": 8, "inRange": {
-                    "color": ["rgba(76,120,168,0.04)", "rgba(76,120,168,0.5)", "#16324f"]}},
-                series=[{"type": "heatmap", "data": []}],
-            )  # fmt: skip
+        ("mid", "spread", "taker flow", "volatility", "touch recovers in", "funding", "next funding", "book")
+    )  # fmt: skip
+    ladder, depth = _book()
     with ui.element("div").classes("grid grid-cols-1 lg:grid-cols-2 gap-4 w-full"):
         with ui.column().classes("gap-1 w-full"):
             section("Spread and cost of taking at once", "against the mid, before fees, bps")
@@ -135,25 +104,59 @@ def build(follow: Follower, symbol: Callable[[], str], reader: Reader) -> Renew:
         )  # fmt: skip
         if kept and kept[-1].t_s != drawn[0]:
             drawn[0] = kept[-1].t_s
-            for n, usdt in enumerate(found["sweep_bps"], 1):
-                liquidity.options["series"][n]["name"] = f"{int(usdt) // 1000} k USDT"
-            draw(
-                liquidity,
-                [[m.t_s * 1000, finite((m.ask - m.bid) / m.mid * 1e4)] for m in kept],
-                *(
-                    [[m.t_s * 1000, finite(m.sweeps[n])] for m in kept if len(m.sweeps) > n]
-                    for n in range(len(found["sweep_bps"]))
-                ),
-            )
-            draw(
-                signal,
-                [[m.t_s * 1000, finite(m.expected_bps)] for m in kept],
-                [[m.t_s * 1000, finite(m.cost_bps)] for m in kept],
-                [[m.t_s * 1000, finite(-m.cost_bps)] for m in kept],
-            )
+            _over_time(liquidity, signal, found, kept)
             _map(depth, kept[-_MAP_S:], float(found["tick"]))
 
     return renew
+
+
+def _book() -> tuple[ui.echart, ui.echart]:
+    """The charts of the ladder and of depth over time."""
+    with ui.element("div").classes("grid grid-cols-1 lg:grid-cols-2 gap-4 w-full"):
+        with ui.column().classes("gap-1 w-full"):
+            section("Ladder", "quantity at each price, USDT")
+            ladder = chart(
+                "h-96",
+                xAxis={"type": "value", "axisLabel": {"formatter": "{value} k", "color": MUTED}},
+                yAxis={"type": "category", "data": [], "axisLabel": {"color": MUTED}},
+                series=[
+                    {"name": name, "type": "bar", "stack": "side", "color": color, "data": []}
+                    for name, color in (("bid", BID), ("ask", ASK))
+                ],
+            )
+        with ui.column().classes("gap-1 w-full"):
+            section("Depth map", f"the last {_MAP_S} s; darker is deeper")
+            depth = chart(
+                "h-96",
+                tooltip={},
+                xAxis={"type": "category", "data": [], "axisLabel": {"color": MUTED}},
+                yAxis={"type": "category", "data": [], "axisLabel": {"color": MUTED}},
+                visualMap={"show": False, "min": 0, "max": 8, "inRange": {
+                    "color": ["rgba(76,120,168,0.04)", "rgba(76,120,168,0.5)", "#16324f"]}},
+                series=[{"type": "heatmap", "data": []}],
+            )  # fmt: skip
+    return ladder, depth
+
+
+def _over_time(
+    liquidity: ui.echart, signal: ui.echart, found: Mapping[str, Any], kept: Sequence[Moment]
+) -> None:
+    for n, usdt in enumerate(found["sweep_bps"], 1):
+        liquidity.options["series"][n]["name"] = f"{int(usdt) // 1000} k USDT"
+    draw(
+        liquidity,
+        [[m.t_s * 1000, finite((m.ask - m.bid) / m.mid * 1e4)] for m in kept],
+        *(
+            [[m.t_s * 1000, finite(m.sweeps[n])] for m in kept if len(m.sweeps) > n]
+            for n in range(len(found["sweep_bps"]))
+        ),
+    )
+    draw(
+        signal,
+        [[m.t_s * 1000, finite(m.expected_bps)] for m in kept],
+        [[m.t_s * 1000, finite(m.cost_bps)] for m in kept],
+        [[m.t_s * 1000, finite(-m.cost_bps)] for m in kept],
+    )
 
 
 def _trade(row: Sequence[int], found: Mapping[str, Any]) -> list[str]:

@@ -38,36 +38,7 @@ def build(follow: Follower, symbol: Callable[[], str], horizon_s: int, reader: R
     )  # fmt: skip
     said = ui.label().classes("w-full p-2 rounded border").props("role=status")
     said.set_visibility(False)
-    with ui.element("div").classes("grid grid-cols-1 lg:grid-cols-2 gap-4 w-full"):
-        with ui.column().classes("gap-1 w-full"):
-            section(
-                "Rank IC in service",
-                "mean of the last 24 hours, and its 95 % bounds; the reference of decay",
-            )
-            rolling = lines(
-                "Rank IC",
-                ("rank IC", "lower", "upper", "reference"),
-                (LINE, MUTED, MUTED, SECOND),
-                "",
-            )
-        with ui.column().classes("gap-1 w-full"):
-            section(
-                "Calibration of the sign",
-                "said: probability of the right sign; came: share that was right, with 95 % bounds",
-            )
-            reliable = chart(
-                "h-56",
-                xAxis={"type": "value", "scale": True, "name": "said", "axisLabel": {"color": MUTED}},
-                yAxis={"type": "value", "scale": True, "name": "came", "axisLabel": {"color": MUTED},
-                       "splitLine": {"lineStyle": {"opacity": 0.25}}},
-                series=[
-                    {"name": name, "type": kind, "showSymbol": False, "color": color, "data": []}
-                    for name, kind, color in (
-                        ("came", "scatter", LINE), ("lower", "line", MUTED), ("upper", "line", MUTED),
-                        ("as said", "line", SECOND),
-                    )
-                ],
-            )  # fmt: skip
+    rolling, reliable = _served()
     section(
         "Challenger against champion",
         "on the seconds that both predicted; bounds hold at every look",
@@ -135,6 +106,41 @@ def build(follow: Follower, symbol: Callable[[], str], horizon_s: int, reader: R
             ])  # fmt: skip
 
     return renew
+
+
+def _served() -> tuple[ui.echart, ui.echart]:
+    """The charts of the rank IC in service and of the calibration."""
+    with ui.element("div").classes("grid grid-cols-1 lg:grid-cols-2 gap-4 w-full"):
+        with ui.column().classes("gap-1 w-full"):
+            section(
+                "Rank IC in service",
+                "mean of the last 24 hours, and its 95 % bounds; the reference of decay",
+            )
+            rolling = lines(
+                "Rank IC",
+                ("rank IC", "lower", "upper", "reference"),
+                (LINE, MUTED, MUTED, SECOND),
+                "",
+            )
+        with ui.column().classes("gap-1 w-full"):
+            section(
+                "Calibration of the sign",
+                "said: probability of the right sign; came: share that was right, with 95 % bounds",
+            )
+            reliable = chart(
+                "h-56",
+                xAxis={"type": "value", "scale": True, "name": "said", "axisLabel": {"color": MUTED}},
+                yAxis={"type": "value", "scale": True, "name": "came", "axisLabel": {"color": MUTED},
+                       "splitLine": {"lineStyle": {"opacity": 0.25}}},
+                series=[
+                    {"name": name, "type": kind, "showSymbol": False, "color": color, "data": []}
+                    for name, kind, color in (
+                        ("came", "scatter", LINE), ("lower", "line", MUTED), ("upper", "line", MUTED),
+                        ("as said", "line", SECOND),
+                    )
+                ],
+            )  # fmt: skip
+    return rolling, reliable
 
 
 def _figures(found: Mapping[str, Any]) -> dict[str, str]:

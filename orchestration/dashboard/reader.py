@@ -28,10 +28,13 @@ _MOST: Final = 64
 
 
 class Reader:
-    """Asks the process in a thread; nothing waits for it. ``answer`` gives what is known by now."""
+    """Asks the process in a thread; nothing waits for it. ``answer`` gives what is known by now.
+
+    ``source`` is the worker's, by which its model has its name: on the exchange on loopback it is synthetic.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._settings, self.source = settings, settings.source
         self._asked: dict[str, tuple[Any, dict[str, Any]]] = {}
         self._answers: dict[str, tuple[Any, dict[str, Any]]] = {}
         self._new = threading.Event()
@@ -43,7 +46,9 @@ class Reader:
         if len(self._answers) > _MOST:
             self._answers, self._asked = {}, {}
         if (known := self._answers.get(name, (None, {})))[0] != key:
-            self._asked[name] = key, {"ask": name.partition("/")[0], **given}
+            self._asked[name] = key, {
+                "ask": name.partition("/")[0], "source": self.source, **given
+            }  # fmt: skip
             self._new.set()
         return known[1]
 
@@ -125,7 +130,8 @@ def main() -> None:
     for line in lines:
         question = msgspec.json.decode(line)
         try:
-            answer = _ANSWERS[question["ask"]](settings, question)
+            its = msgspec.structs.replace(settings, source=question["source"])
+            answer = _ANSWERS[question["ask"]](its, question)
         except L2Error as error:
             answer = {"error": str(error)}
         except Exception as error:  # said on the page, which goes on

@@ -37,6 +37,27 @@ def _plain(value: float | None) -> str:
     return NONE if value is None else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
+def _positions(follow: Follower) -> tuple[list[list[str]], float]:
+    """A row for each symbol, and the gross value of positions in USDT."""
+    state, rows = follow.state, list[list[str]]()
+    markets = state.get("markets", {})
+    gross = 0.0
+    for name, row in state.get("symbols", {}).items():
+        found = markets.get(name)
+        tick, lot = (float(found[k]) for k in ("tick", "lot")) if found else (math.nan,) * 2
+        kept = follow.moments.get(name)
+        value = row["position_lots"] * lot * kept[-1].mid if kept else math.nan
+        gross += abs(value) if math.isfinite(value) else 0.0
+        rows.append([
+            name, row["mode"], "; ".join(row["why"]) or NONE,
+            (row.get("size") or {}).get("binding", NONE), f"{row['position_lots']:,} lots",
+            fixed(None if row["entry_ticks"] is None else row["entry_ticks"] * tick),
+            fixed(row["stop_ticks"] * tick) if row["stop_ticks"] else NONE,
+            f"{row['target_lots']:,} lots", f"{fixed(value, 0)} USDT",
+        ])  # fmt: skip
+    return rows, gross
+
+
 def _exposure(name: str, row: Mapping[str, Any]) -> list[str]:
     group, own = row["group_usdt"] or {}, row["own_usdt"]
     total = None if own is None else own + sum(group.values())
@@ -97,21 +118,8 @@ def build(follow: Follower, symbol: Callable[[], str], token: str) -> Renew:
 
     def renew() -> None:
         state = follow.state
-        account, markets, rows = state["account"], state.get("markets", {}), []
-        gross = 0.0
-        for name, row in state.get("symbols", {}).items():
-            found = markets.get(name)
-            tick, lot = (float(found[k]) for k in ("tick", "lot")) if found else (math.nan,) * 2
-            kept = follow.moments.get(name)
-            value = row["position_lots"] * lot * kept[-1].mid if kept else math.nan
-            gross += abs(value) if math.isfinite(value) else 0.0
-            rows.append([
-                name, row["mode"], "; ".join(row["why"]) or NONE,
-                (row.get("size") or {}).get("binding", NONE), f"{row['position_lots']:,} lots",
-                fixed(None if row["entry_ticks"] is None else row["entry_ticks"] * tick),
-                fixed(row["stop_ticks"] * tick) if row["stop_ticks"] else NONE,
-                f"{row['target_lots']:,} lots", f"{fixed(value, 0)} USDT",
-            ])  # fmt: skip
+        account = state["account"]
+        rows, gross = _positions(follow)
         positions(rows)
         modes = {row["mode"] for row in state.get("symbols", {}).values()}
         figures.show(

@@ -51,7 +51,7 @@ def test_without_a_promoted_version_it_says_what_to_do(tmp_path: Path) -> None:
     assert "l2 promote" in record(Settings(root=str(tmp_path)))["error"]
 
 
-def test_resilience_is_how_long_a_depleted_touch_takes_to_half_of_its_usual_quantity() -> None:
+def test_resilience_is_how_long_a_depleted_touch_takes_to_refill_by_half() -> None:
     seen = Recovery()
     for at, bid in (*((s, 100) for s in range(60)), (60, 10), (61, 30), (62.5, 60), (63, 100)):
         seen.see(at, (bid, 100))
