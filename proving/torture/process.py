@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
+from execution.orders import Submit
 from live.bybit.codec import BybitCodec, Call, not_sent
 from live.core import Core
 from live.log import LogWriter
@@ -26,7 +27,6 @@ from live.messages import (
     PublicFrame,
     Renew,
     Send,
-    Submit,
     Tick,
 )
 from market.units import MS_NS, SECOND_NS

@@ -17,9 +17,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from execution.orders import OrderState
+from execution.orders import OrderState, Submit
 from live.bybit.codec import Call
-from live.messages import Append, Command, Effect, Input, PublicFrame, Submit, Tick
+from live.messages import Append, Command, Effect, Input, PublicFrame, Tick
 from market.units import MS_NS, SECOND_NS
 from proving.sandbox import faults as venue_faults
 from proving.sandbox.virtual import Delivery, VirtualVenue
