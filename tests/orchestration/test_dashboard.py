@@ -213,6 +213,8 @@ def test_the_page_shows_the_worker_obeys_an_operator_and_outlives_a_restart(
         assert re.search(r"^BTCUSDT +normal +-?\d+ +-?\d+ ", text, re.MULTILINE)
 
         # Updates arrive without a reload.
+        tab.open(f"{address}market")
+        tab.until("document.body.innerText.includes('trading')")
         tab.run(
             "window.seen = new Set(); setInterval(() => window.seen.add(document.body.innerText), 50)"
         )
