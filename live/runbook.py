@@ -155,6 +155,8 @@ LINES: Final[Mapping[str, tuple[str, str]]] = {
     "limit not changed": ("`l2 limits` may only tighten", "loosen it in the settings and start anew"),
     "limit tightened": ("an operator tightened a limit", "nothing"),
     "command …": ("an operator's command was taken", "nothing"),
+    "stopping": ("the worker begins to shut down, for the reason said", "the reason said"),
+    "state not shown": ("a part of the state stream could not be made; trading goes on", "keep the log, report it"),
     "halted": ("a symbol waits for a person, for the reason said", "see `unexplained` above"),
     "halted without the main loop": (
         "the main loop did not take a halt in time: all orders were cancelled beside it",

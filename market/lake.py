@@ -71,8 +71,10 @@ class Lake:
         asked = source or "recorded"
         # Of two that begin a lake at once one writes this, and the other reads it.
         content = json.dumps({"source": asked, "layout": 1}).encode() + b"\n"
-        if self.store.stat(path) is None and self.store.create(path, content):
-            return asked
+        if self.store.stat(path) is None:
+            with _naming(path):
+                if self.store.create(path, content):
+                    return asked
         held = str(json.loads(self.content(path))["source"])
         if source not in (None, held):
             raise LakeError(
@@ -450,19 +452,26 @@ class Lake:
     def _replacing(self, path: str, version: str | None = None) -> Iterator[str]:
         folder = Path(path).parent if self.is_local else self.scratch()
         temporary = folder / f".{uuid.uuid4().hex}.tmp"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            yield str(temporary)
-            self.store.replace(path, str(temporary), version)
-        except BaseException as error:
-            temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError) and no_space(error):
-                # without its cause, which names no file and is all that a run's log would show
-                raise LakeError(
-                    f"{path}: not written, and what was there stands: no space left on its disk; "
-                    "free some and run it again"
-                ) from None
-            raise
+        with _naming(path):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                yield str(temporary)
+                self.store.replace(path, str(temporary), version)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Name the file that a full disk has no space for."""
+    try:
+        yield
+    except OSError as error:
+        if not no_space(error):
+            raise  # else without its cause, which names no file and is all that a run's log would show
+        text = "not written, and what was there stands: no space left on its disk"
+        raise LakeError(f"{path}: {text}; free some and run it again") from None
 
 
 def _notes(file: pq.ParquetFile) -> dict[str, str]:

@@ -97,12 +97,12 @@ class Folder:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(data)
-            os.link(temporary, path)
-            return True
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links: the last of two writers at once stays
-            temporary.rename(path)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError:  # without hard links the last of two writers at once stays
+                temporary.rename(path)
             return True
         finally:
             temporary.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ PROGRAMS = {"l2", "dask", "mlflow", "dagster-daemon", "dagster-webserver"}
 def test_the_file_is_a_compose_file_of_every_part() -> None:
     found = PyCompose.from_yaml(yaml.safe_dump(COMPOSE))
     found.validate()
-    assert set(found.service_names) == {
+    assert set(found.service_names()) == {
         "postgres", "objects", "buckets", "mlflow", "scheduler", "compute", "daemon", "webserver",
         "recorder", "worker", "page",
     }  # fmt: skip
