@@ -134,12 +134,13 @@ def test_arms_on_record_are_compared_pair_by_pair(
 
 
 def test_the_same_records_give_the_same_report(
-    analysed: tuple[dict[str, Any], str, Settings], tmp_path: Path
+    analysed: tuple[dict[str, Any], str, Settings],
 ) -> None:
     result, text, settings = analysed
-    again = analyse(settings, first=DAY, last=DAY, page=str(tmp_path / "again.html"))
+    page = Path(result["page"]).with_name("again.html")  # beside it: links are relative to the page
+    again = analyse(settings, first=DAY, last=DAY, page=str(page))
     assert again | {"page": ""} == result | {"page": ""}
-    assert (tmp_path / "again.html").read_text(encoding="utf-8") == text
+    assert page.read_text(encoding="utf-8") == text
 
 
 def test_the_tables_of_a_backtest_are_read_whole(tear_sheet: Path, tmp_path: Path) -> None:
