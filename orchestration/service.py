@@ -25,10 +25,14 @@ from orchestration.ui import dagster_home
 
 #: The first line of what we wrote; nothing else is replaced or removed.
 MARK: Final = "# Written by `l2 service install`; changes are lost."
-#: Of the environment at the installation, units get these beside DAGSTER_HOME; keys never.
-_PASSED: Final = ("L2_", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+#: Of the environment at the installation, units get what begins so; keys never.
+_PASSED: Final = (
+    *("L2_", "DAGSTER_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"),
+    *("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"),
+)
 _SECRET: Final = ("L2_API_KEY", "L2_API_SECRET", "L2_DASHBOARD_TOKEN", "L2_NOTIFY", "L2_TEST_DATA")
-#: Keys, the page's token and the watch's addresses, a line NAME=VALUE each, in the user's configuration.
+#: Keys, the page's token, the watch's addresses and the object store's credentials, a line NAME=VALUE each, in
+#: the user's configuration.
 KEYS: Final = "l2/keys.env"
 #: What a clean end takes beside `live.closing_s`: sockets, files, the log's collection.
 _MARGIN_S: Final = 60
@@ -37,10 +41,8 @@ _MARGIN_S: Final = 60
 def units(settings: Settings, environment: Mapping[str, str], folder: Path) -> dict[str, str]:
     """Name -> text of each unit; ``folder`` is where the processes run, whose ``l2.toml`` they read.
 
-    UsageError for a lake that is not on this machine.
+    For a lake in an object store captures are copied there every hour, and each unit reads the credentials.
     """
-    if "://" in settings.root:
-        raise UsageError(f"{settings.root}: services work on a lake of this machine")
     programs = Path(sys.executable).parent
     l2, live = str(programs / "l2"), settings.live
     market = ("--url", settings.record.url) if live.venue == "paper" else ()
@@ -65,10 +67,46 @@ def units(settings: Settings, environment: Mapping[str, str], folder: Path) -> d
         if name.startswith(_PASSED) and name not in _SECRET
     }
     shared = [f"Environment={_quoted(f'{n}={v}')}" for n, v in sorted(given.items())]
-    return {
-        f"l2-{name}.service": _unit(name, about, command, stop_s, [*shared, *own], folder)
+    in_store = "://" in settings.root
+    found = {
+        f"l2-{name}.service": _unit(
+            name, about, command, stop_s, [*shared, *((keys,) if in_store else own)], folder
+        )
         for name, (about, command, stop_s, own) in commands.items()
     }
+    if in_store:
+        found["l2-upload.service"] = _upload([*shared, keys], l2, folder)
+        found["l2-upload.timer"] = _HOURLY
+    return found
+
+
+_HOURLY: Final = f"""{MARK}
+[Unit]
+Description=L2 captures into the object store, every hour
+
+[Timer]
+OnStartupSec=5min
+OnUnitInactiveSec=1h
+
+[Install]
+WantedBy=timers.target
+"""
+
+
+def _upload(more: Sequence[str], l2: str, folder: Path) -> str:
+    """The unit that the timer starts; a store that is away is asked again an hour later."""
+    lines = [
+        MARK,
+        *("[Unit]", "Description=L2 captures into the object store", ""),
+        *("[Service]", "Type=oneshot", _folder(folder), *more),
+        f'ExecStart={_quoted(l2)} "upload"',
+        "NoNewPrivileges=true",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _folder(folder: Path) -> str:
+    return f"WorkingDirectory={str(folder).replace('%', '%%')}"
 
 
 def _unit(
@@ -80,7 +118,7 @@ def _unit(
         *("[Unit]", f"Description=L2 {about}", *orders),
         # After five failures in ten minutes somebody has to look.
         *("StartLimitIntervalSec=600", "StartLimitBurst=5", ""),
-        *("[Service]", "Type=exec", f"WorkingDirectory={str(folder).replace('%', '%%')}", *more),
+        *("[Service]", "Type=exec", _folder(folder), *more),
         f"ExecStart={' '.join(_quoted(part.replace('$', '$$')) for part in command)}",
         *(
             "Restart=on-failure",
@@ -107,7 +145,7 @@ def home() -> Path:
 
 def install(settings: Settings, write: bool) -> dict[str, str]:
     """The units, written where ``write``. UsageError when one of that name is somebody else's."""
-    environment = os.environ | {"DAGSTER_HOME": str(Path(settings.root).absolute() / "dagster")}
+    environment = os.environ | {"DAGSTER_HOME": str(settings.home.absolute() / "dagster")}
     if write:
         environment["DAGSTER_HOME"] = str(dagster_home(settings))
     found = units(settings, environment, Path.cwd())
@@ -122,7 +160,7 @@ def install(settings: Settings, write: bool) -> dict[str, str]:
 
 def remove(write: bool) -> list[str]:
     """The names of our units that are there, removed where ``write``."""
-    found = sorted(path for path in home().glob("l2-*.service") if _is_ours(path))
+    found = sorted(path for path in home().glob("l2-*.*") if _is_ours(path))
     for path in found if write else ():
         path.unlink()
     return [path.name for path in found]
@@ -152,10 +190,11 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
         names = list(texts)
         told += [f"{home() / name}\n\n{text}" for name, text in texts.items() if not options.yes]
         keys = home().parents[1] / KEYS
+        started = [name for name, text in texts.items() if "[Install]" in text]
         told += [
             f"{'wrote' if options.yes else 'would write'} {len(names)} units into {home()}",
             f"keys of the venue: {keys} with L2_API_KEY=… and L2_API_SECRET=…, readable by you alone (0600)",
-            f"then: systemctl --user daemon-reload; systemctl --user enable --now {' '.join(names)}",
+            f"then: systemctl --user daemon-reload; systemctl --user enable --now {' '.join(started)}",
             "to go on without a login: loginctl enable-linger",
         ]
     else:

@@ -162,6 +162,27 @@ def test_systemd_accepts_the_units_and_reads_our_settings_from_them(
         assert (found.returncode, found.stderr) == (0, "")
 
 
+def test_a_lake_in_a_bucket_is_uploaded_to_hourly_with_credentials_from_the_file(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("L2_ROOT", "s3://books/lake")
+    monkeypatch.setenv("L2_HOME", str(home.parents[1] / "machine"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9000")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    assert cli.main(["service", "install", "--user", "--yes"]) == 0
+    enabled = capsys.readouterr().out.partition("enable --now ")[2].split("\n")[0].split()
+    texts = {path.name: path.read_text() for path in home.iterdir()}
+    assert set(texts) - set(enabled) == {"l2-upload.service"}, "the timer starts it"
+    services = [text for name, text in texts.items() if name.endswith(".service")]
+    assert all("EnvironmentFile=-%E/l2/keys.env" in text for text in services)
+    assert all("AWS_ENDPOINT_URL_S3=http://127.0.0.1:9000" in text for text in services)
+    made = f"DAGSTER_HOME={home.parents[1]}/machine/books/lake/dagster"
+    assert all(made in text for text in services), "without it Dagster's daemon does not start"
+    assert not any("hush" in text for text in texts.values())
+    assert cli.main(["service", "remove", "--yes"]) == 0
+    assert not list(home.iterdir())
+
+
 def test_a_unit_of_somebody_else_is_left_alone(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
