@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -132,11 +133,23 @@ def observations(
             first, until = np.searchsorted(hour, [end - RANKED_S // 3600 + 1, end + 1])
             new = np.searchsorted(hour, end) - first
             rows = own[first:until]
-            scores = normal_scores(predicted[rows]) * normal_scores(realised[rows])
-            product[rows[new:]] = scores[new:]
+            product[rows[new:]] = _scores(predicted[rows], new) * _scores(realised[rows], new)
     sums = bin_sums(t_ns, (product, np.ones(len(t_ns))), spacing_s)
     ends = (distinct(t_ns // (spacing_s * SECOND_NS)) + 1) * spacing_s * SECOND_NS
     return ends, sums[:, 0] / sums[:, 1]
+
+
+def _scores(values: Float, new: int) -> Float:
+    """Normal scores of ``values[new:]`` among all of them (n,); by one sort where none are equal."""
+    ordered = np.sort(values)
+    if np.any(ordered[1:] == ordered[:-1]):
+        return normal_scores(values)[new:]
+    return _distinct_scores(len(values))[np.searchsorted(ordered, values[new:])]
+
+
+@lru_cache(maxsize=8)
+def _distinct_scores(count: int) -> Float:
+    return normal_scores(np.arange(count, dtype=np.float64))
 
 
 def make_reference(

@@ -36,6 +36,7 @@ from proving.certify.stream import (
     PER_DAY,
     REFERENCE_DAYS,
     SPACING_S,
+    STEPS,
     Fall,
     Stream,
     stream,
@@ -324,7 +325,7 @@ def reference_of(past: Stream, seed: int) -> DecayReference:
 
 def alarms(reference: DecayReference, whole: Stream, begin: int) -> list[int]:
     """Minutes of alarms from ``begin`` on; the monitor starts anew after each."""
-    part = whole.part(begin, len(whole.t_ns))
+    part = whole.part(begin, len(whole.t_ns) // STEPS)
     _, x = decay.observations(
         part.t_ns, part.symbol, part.predicted, part.realised, reference.spacing_s
     )

@@ -13,7 +13,7 @@ from orchestration.cli import main
 from proving.certify import verdict
 from proving.certify.market import Scenario, known, plant
 from proving.certify.rows import ROWS, coverage
-from proving.certify.stream import Fall, cusum_delay_days, stream
+from proving.certify.stream import PER_DAY, Fall, cusum_delay_days, stream
 from proving.certify.verdict import Cells, Line
 
 
@@ -40,9 +40,14 @@ def test_bounds_of_the_delay_are_those_of_the_literature() -> None:
 
 def test_a_stream_changes_when_and_by_what_it_says() -> None:
     made = stream(Fall(before=0.3, after=-0.3), days=60, change_day=30, seed=5)
-    half = len(made.t_ns) // 2
+    half = 30 * PER_DAY
     for part, ic in ((made.part(0, half), 0.3), (made.part(half, 2 * half), -0.3)):
         assert np.corrcoef(part.predicted, part.realised)[0, 1] == pytest.approx(ic, abs=0.02)
+        assert np.corrcoef(part.realised[1:], part.realised[:-1])[0, 1] == pytest.approx(
+            0.78,
+            abs=0.02,  # neighbours share three steps of four, and predictions persist
+        )
+    assert made.realised.std() == pytest.approx(np.exp(0.25**2), abs=0.02)
 
 
 def test_coverage_is_the_most_that_keeps_false_signals_below() -> None:
