@@ -202,6 +202,7 @@ def _fork(
         return ours, child
     try:
         gc.disable()  # a run is over before it pays
+        sys.settrace(None)  # what a tracer saw is lost with `_exit`
         if plant is not None:
             plant()
         os.write(theirs, msgspec.msgpack.encode(_report(venue, seed, trace)))
