@@ -71,6 +71,8 @@ def _slope(x: Float, y: Float) -> float:
 def _queue_imbalance(features: Float, label: Float) -> Signal:
     from sklearn.linear_model import LogisticRegression
 
+    if len(np.unique(label > 0)) < 2:
+        return _majority(features, label)
     fitted = LogisticRegression().fit(np.nan_to_num(features), label > 0)
     size = float(np.abs(label).mean())
     return lambda given: size * (2.0 * fitted.predict_proba(np.nan_to_num(given))[:, 1] - 1.0)
@@ -100,14 +102,21 @@ def baselines(primary_s: int) -> tuple[Baseline, ...]:
 def judge(
     source: Source, settings: Settings, features: Features, git_sha: str | None
 ) -> tuple[BaselineResult, ...]:
-    """Every baseline whose columns are there, and `legacy`, on the folds of training; none without them.
+    """Every baseline whose columns are there, and `legacy`, on the folds with enough labels; none without them.
 
     Without ``git_sha`` no `legacy` is made where there is none that ends before the first test block.
     BundleError when the lake's `legacy` is damaged or cannot be made.
     """
     model = settings.model
-    times = source.read(source.dates(), (ensemble.SCALE_FEATURE,), model.train_stride_s).t_ns
-    folds = folds_of(times, model)
+    rows = source.read(source.dates(), (ensemble.SCALE_FEATURE,), model.train_stride_s)
+    label = rows.labels_bps[:, model.horizons_s.index(model.primary_s)]
+    known = rows.t_ns[~np.isnan(label) & ~np.isnan(rows.features[:, 0])]
+    folds = [
+        fold
+        for fold in folds_of(rows.t_ns, model)
+        if fold.train.mask(known).sum() >= ensemble.MIN_TRAIN_ROWS
+        and fold.calibration.mask(known).any()
+    ]
     if not folds:
         return ()
     if git_sha is not None:

@@ -160,7 +160,8 @@ def fit_booster(
     """Train one horizon on the binned rows whose scaled label ``target`` (n,) is not NaN.
 
     ``weight`` (n,) is each row's; ``watch`` is a LightGBM callback. A direction booster leaves out rows
-    within the band, whose width is of these rows. Deterministic whatever the number of threads: with
+    within the band, whose width is of these rows. Without a label, or a direction of one side only, there is
+    nothing to learn: the booster says 0. Deterministic whatever the number of threads: with
     column-wise histograms, also the faster mode here, one thread sums each.
     """
     import lightgbm
@@ -171,9 +172,15 @@ def fit_booster(
         known = np.flatnonzero(np.abs(sign) > 0)
         label = (sign[known] > 0).astype(np.float64)
         loss = {"objective": "binary", "boost_from_average": False}
+        learns = 0.0 < label.sum() < len(label)
     else:
         known = np.flatnonzero(~np.isnan(target))
         label = np.clip(target[known], -CLIP, CLIP)
+        loss = {"objective": "regression"}
+        learns = len(known) > 0
+    if not learns:
+        # LightGBM takes no empty set, and gives log-odds of -35 for a single class.
+        known, label = np.arange(len(target)), np.zeros(len(target))
         loss = {"objective": "regression"}
     overlap = max(1.0, horizon_s / stride_s)
     settings = {

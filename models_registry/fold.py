@@ -190,10 +190,15 @@ class Trainer:
 
     def lacks(self, fold: Fold) -> str:
         """Why a fold has too few rows; "" where it has enough."""
-        known = ~np.isnan(self.rows.labels_bps[fold.train.mask(self.rows.t_ns)])
+        inside = fold.train.mask(self.rows.t_ns)
+        # The one feature of these rows is the scale.
+        known = ~np.isnan(self.rows.labels_bps[inside]) & ~np.isnan(self.rows.features[inside])
         for horizon, count in zip(self._model.horizons_s, known.sum(axis=0), strict=True):
             if count < ensemble.MIN_TRAIN_ROWS:
-                return f"{count} training rows at {horizon} s of at least {ensemble.MIN_TRAIN_ROWS}"
+                return (
+                    f"{count} training rows with a label at {horizon} s and {ensemble.SCALE_FEATURE} "
+                    f"of at least {ensemble.MIN_TRAIN_ROWS}"
+                )
         return ""
 
     def spans(self, fold: Fold, first: bool) -> tuple[TimeSpan, TimeSpan, TimeSpan]:

@@ -30,6 +30,7 @@ from models_registry.state import database, one_at_a_time
 from models_registry.store import (
     BUNDLE_ARTIFACT,
     CHALLENGER,
+    aliases_of,
     registered_model,
     registry_client,
 )
@@ -399,6 +400,9 @@ def _note_reuse(client: Any, settings: Settings, known: Any, tags: Mapping[str, 
     import mlflow
 
     version = str(known.version)
+    # The process that registered it may have ended before it moved the alias.
+    if CHALLENGER not in aliases_of(client, settings.model_name):
+        client.set_registered_model_alias(settings.model_name, CHALLENGER, version)
     original = client.get_run(known.run_id)
     inherited = {
         key: original.data.tags[key]

@@ -27,7 +27,7 @@ from market.features.precision import Float32
 from models_registry import ensemble, statistics
 from models_registry.dataset import Rows
 from models_registry.manifest import Selection
-from models_registry.validation import normal_scores
+from models_registry.validation import mean_known, normal_scores
 
 Float = npt.NDArray[np.float64]
 
@@ -96,7 +96,7 @@ def importance(
 
     def ic(matrix: Float32) -> float:
         predicted = np.asarray(booster.predict(matrix, num_threads=threads))
-        return float(np.nanmean(normal_scores(predicted) * goal))
+        return mean_known(normal_scores(predicted) * goal)
 
     base = ic(features)
     generator = np.random.Generator(np.random.Philox(key=seed))

@@ -122,6 +122,21 @@ def _pointed(settings: Settings, experiment: str) -> Iterator[Any]:
                 os.environ[name] = value
 
 
+@contextmanager
+def asked(url: str, what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Do something with a database of the state; RegistryError for errors of these kinds: it is locked,
+    damaged or down.
+    """
+    try:
+        yield
+    except kinds as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise RegistryError(
+            f"{url}: {what} cannot be read or written ({reason[:300]}); free or restore the database and "
+            "run the command again"
+        ) from error
+
+
 def absent(error: Any) -> bool:
     """Whether a MlflowException says that something does not exist, and not that the store is down."""
     return bool(error.error_code == _ABSENT)

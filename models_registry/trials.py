@@ -20,6 +20,7 @@ from market.settings import Settings
 from models_registry.dataset import Features
 from models_registry.evaluation import Context
 from models_registry.manifest import sha256
+from models_registry.store import asked
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -113,7 +114,10 @@ def _open(url: str) -> Iterator[tuple[sa.Connection, sa.Table]]:
         Path(str(file)).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(url)
     try:
-        with engine.begin() as connection:
+        with (
+            asked(url, "the looks at these data", sa.exc.SQLAlchemyError),
+            engine.begin() as connection,
+        ):
             made.create_all(connection)
             yield connection, made.tables["looks"]
     finally:

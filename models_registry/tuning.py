@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +19,8 @@ import numpy.typing as npt
 
 from market.features.precision import Float32
 from models_registry.ensemble import BoosterParameters, FittedBooster, read_booster
-from models_registry.validation import normal_scores
+from models_registry.store import asked
+from models_registry.validation import mean_known, normal_scores
 
 if TYPE_CHECKING:
     import optuna
@@ -110,13 +112,14 @@ def tune(
         )
         study.optimize(objective, n_trials=1)
         if kept is not None:
-            with _writing:
+            with _kept_at(studies):
                 kept.add_trial(study.trials[-1])
     return msgspec.convert(study.best_params, BoosterParameters), float(study.best_value)
 
 
 def _ic(predicted: Float, goal: Float) -> float:
-    return float(np.nanmean(normal_scores(predicted) * goal))
+    # A NaN fails its trial, and the search would go on for ever.
+    return mean_known(normal_scores(predicted) * goal)
 
 
 def kept_trials(studies: Studies) -> Iterator[tuple[str, optuna.trial.FrozenTrial]]:
@@ -134,6 +137,16 @@ def kept_trials(studies: Studies) -> Iterator[tuple[str, optuna.trial.FrozenTria
                 yield name.removeprefix(f"{studies.prefix} "), trial
 
 
+@contextmanager
+def _kept_at(studies: Studies | None) -> Iterator[None]:
+    import sqlalchemy as sa
+    from optuna.exceptions import StorageInternalError
+
+    what, kinds = "the trials of a search", (sa.exc.SQLAlchemyError, StorageInternalError)
+    with _writing, asked(studies.url if studies else "", what, *kinds):
+        yield
+
+
 def _storage(studies: Studies) -> optuna.storages.RDBStorage:
     import optuna
 
@@ -147,7 +160,7 @@ def _kept(studies: Studies | None, name: str) -> optuna.Study | None:
         return None
     import optuna
 
-    with _writing:
+    with _kept_at(studies):
         return optuna.create_study(
             storage=_storage(studies),
             study_name=f"{studies.prefix} {name}",

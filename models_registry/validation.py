@@ -234,6 +234,11 @@ def normal_scores(values: Float) -> Float:
     return out
 
 
+def mean_known(values: Float) -> float:
+    """The mean of the values that are not NaN; 0 without one."""
+    return 0.0 if np.isnan(values).all() else float(np.nanmean(values))
+
+
 class Coefficient(msgspec.Struct, frozen=True, kw_only=True):
     """Correlations of prediction and realised return; ``rank`` is that of their normal scores.
 
