@@ -175,7 +175,7 @@ def _versus(evaluation: Evaluation) -> str:
 
 
 def _baselines(evaluation: Evaluation, about: About) -> str:
-    if not evaluation.baselines:
+    if not evaluation.baselines or not evaluation.results:
         return ""
     own = next(r for r in evaluation.results if r.row == about.fee_row)
     lines = [

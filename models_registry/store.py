@@ -76,9 +76,8 @@ def registry_client(settings: Settings, experiment: str = "") -> Iterator[Any]:
         try:
             yield from _pointed(settings, experiment or settings.model_name)
         except MlflowException as error:
-            reason = str(error).strip().partition("\n")[0]
             raise RegistryError(
-                f"{tracking_uri(settings)}: the model registry does not do it ({reason[:300]}); nothing "
+                f"{tracking_uri(settings)}: the model registry does not do it ({_reason(error)}); nothing "
                 "was changed here: look at the registry and run the command again"
             ) from error
 
@@ -130,11 +129,16 @@ def asked(url: str, what: str, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise RegistryError(
-            f"{url}: {what} cannot be read or written ({reason[:300]}); free or restore the database and "
+            f"{url}: {what} cannot be read or written ({_reason(error.__cause__ or error)}); free or restore the database and "
             "run the command again"
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The line of an error's message that says what happened; SQLAlchemy may put one on autoflush before it."""
+    lines = str(error).strip().splitlines() or [""]
+    return next((line for line in lines if "autoflush" not in line), lines[0])[:300]
 
 
 def absent(error: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -41,7 +42,12 @@ def write(root: Path, change: Change = lambda table, date: table) -> None:
     for date in DATES:
         table = planted.day(date, 0, 0.25, 2400)
         table = table.append_column("queue_now", table["signal"])
-        lake.write("training_set", "BTCUSDT", date, change(table, date), inputs="x")
+        changed = change(table, date)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, changed.schema) as stream:
+            stream.write_table(changed)
+        inputs = hashlib.sha256(sink.getvalue()).hexdigest()
+        lake.write("training_set", "BTCUSDT", date, changed, inputs=inputs)
 
 
 def attempt(root: Path, progress: Callable[[str], None] = lambda line: None) -> Outcome:
