@@ -64,9 +64,14 @@ _FOREIGN: Final = re.compile(
     re.DOTALL,
 )
 _STYLE: Final = """
-body { font: 14px sans-serif; margin: 1em 2em; }
-table { border-collapse: collapse; margin: .3em 0; } td, th { border: 1px solid #ccc; padding: .2em .6em; }
-td { vertical-align: top; } .badge { font-weight: bold; } .card.mb-3 { display: none; }
+:root { color-scheme: light dark; }
+body { font: 14px/1.4 system-ui, sans-serif; max-width: 1080px; margin: 1em auto; padding: 0 1em; }
+nav { height: auto !important; } .breadcrumb { list-style: none; padding: 0; } .breadcrumb li { display: inline; }
+.breadcrumb li + li::before { content: " / "; }
+h4 { font-size: 1.5em; } h5 { font-size: 1.2em; } h6 { font-size: 1em; } h4, h5, h6 { margin: .8em 0 .3em; }
+table { border-collapse: collapse; margin: .3em 0; } td, th { border: 1px solid #8886; padding: .2em .6em; }
+td { vertical-align: top; overflow-wrap: anywhere; } .badge { font-weight: bold; }
+.card.mb-3, a[data-toggle=collapse] { display: none; }
 i.fa-check-circle::before { content: "\\2713"; color: #0a0; font: bold 14px sans-serif; }
 i.fa-times::before, i.fa-exclamation-triangle::before { content: "\\2717"; color: #c00; font: bold 14px sans-serif; }
 """
@@ -189,8 +194,8 @@ def _publish(site: Path, table: str, partitions: Iterable[str], links: Mapping[s
     lines = [f"<li>{name}: {', '.join(found[name])}</li>" for name in sorted(found, reverse=True)]
     nav = " · ".join(f'<a href="{url}">{name}</a>' for name, url in links.items())
     text = (
-        f"<title>Data Docs</title><style>{_STYLE}</style><nav>{nav}</nav><h1>Data Docs</h1>"
-        f"<ul>{''.join(lines)}</ul>"
+        "<meta name=viewport content='width=device-width'><title>Data Docs</title>"
+        f"<style>{_STYLE}</style><nav>{nav}</nav><h1>Data Docs</h1><ul>{''.join(lines)}</ul>"
     )
     (site / "index.html").write_text(f"<!doctype html><meta charset=utf-8>{text}\n")
 

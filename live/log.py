@@ -122,9 +122,10 @@ def segments(folder: Path) -> dict[int, Path]:
     return {int(path.stem): path for path in sorted(folder.glob(f"[0-9]*{SUFFIX}"))}
 
 
-def read(folder: Path, since: Position = _BEGINNING) -> Iterator[Block]:
+def read(folder: Path, since: Position = _BEGINNING, holding: bytes = b"") -> Iterator[Block]:
     """The blocks from a position on, to the end of what is whole; also beside a running writer.
 
+    Only those whose records hold the bytes ``holding``: the others are not decoded, which is most of the work.
     LogError for damage that no crash explains, a newer format, and a position that it does not reach.
     """
     found = {number: path for number, path in segments(folder).items() if number >= since.segment}
@@ -134,37 +135,36 @@ def read(folder: Path, since: Position = _BEGINNING) -> Iterator[Block]:
     for number, path in found.items():
         offset = since.offset if number == since.segment else 0
         end = offset
-        for block in _blocks(path, number, offset):
+        for block in _blocks(path, number, offset, holding):
             end = block.end
-            yield block
+            if block.records:
+                yield block
         if number != last:
             _require_whole(path, end)
 
 
 def header_of(path: Path) -> Header:
     """The header of a segment; LogError when it has none."""
-    for block in _blocks(path, 0, 0):
-        body = block.records[0][1]
-        if isinstance(body, Header):
-            return body
-        break
+    block = next(_blocks(path, 0, 0), None)
+    if block and isinstance(body := block.records[0][1], Header):
+        return body
     raise LogError(f"{path}: no segment of a log; move it away")
+
+
+def last_ns(path: Path) -> int:
+    """The time of a segment's last record; of its blocks the last is decoded alone."""
+    offsets = [0]
+    with open(path, "rb") as file:
+        while length := _length(file.read(_HEAD.size)):
+            offsets.append(file.seek(length, os.SEEK_CUR))
+    found = (block for offset in reversed(offsets) for block in _blocks(path, 0, offset))
+    return next(found).records[-1][0]
 
 
 def last_segment(folder: Path) -> tuple[int, Header] | None:
     """Number and header of the last segment; None for an empty log."""
     found = segments(folder)
     return (number, header_of(found[number])) if (number := max(found, default=0)) else None
-
-
-def require(header: Header, folder: Path, venue: str, account: str, source: str) -> None:
-    """LogError unless a log is of this venue, account (earlier versions named none) and kind of data."""
-    for name, ours in (("venue", venue), ("account", account), ("source", source)):
-        if (theirs := getattr(header, name)) != ours and (theirs or name != "account"):
-            raise LogError(
-                f"{folder}: the log of {name} {theirs or 'none'}, and this worker's is "
-                f"{ours or 'none'}; use another root, or move the folder away once it is flat there"
-            )
 
 
 def repair(folder: Path, fdatasync: Callable[[int], None] = os.fdatasync) -> Torn | None:
@@ -199,8 +199,8 @@ def repair(folder: Path, fdatasync: Callable[[int], None] = os.fdatasync) -> Tor
     return Torn(path, len(torn), kept) if torn else None
 
 
-def _blocks(path: Path, number: int, offset: int) -> Iterator[Block]:
-    """Whole blocks from an offset; ends where what follows is torn, unfinished, or zeros."""
+def _blocks(path: Path, number: int, offset: int, holding: bytes = b"") -> Iterator[Block]:
+    """Whole blocks from an offset, up to what is torn, unfinished, or zeros; without ``holding`` in them empty."""
     unpack = zstandard.ZstdDecompressor()
     with open(path, "rb") as file:
         file.seek(offset)
@@ -212,12 +212,13 @@ def _blocks(path: Path, number: int, offset: int) -> Iterator[Block]:
                 )
             payload = _payload(head, file.read(_length(head)))
             if payload is None:
-                _require_torn(path, offset)
+                file.seek(offset)  # what lies before may be large
+                _require_torn(path, offset, file.read())
                 return
             end = offset + _HEAD.size + len(payload)
             try:
                 raw = unpack.decompress(payload, max_output_size=_HEAD.unpack(head)[4])
-                records = _RECORDS.decode(raw)
+                records = _RECORDS.decode(raw) if holding in raw else []
             except (zstandard.ZstdError, msgspec.DecodeError) as error:
                 raise LogError(
                     f"{path}: the block at byte {offset} cannot be read ({error}); it is of another "
@@ -246,10 +247,9 @@ def _whole(data: bytes, at: int) -> bool:
     return _payload(head, data[start : start + _length(head)]) is not None
 
 
-def _require_torn(path: Path, offset: int) -> None:
-    """LogError when the block at ``offset`` is not whole although a later one says that it was synced."""
-    data = path.read_bytes()
-    at = offset
+def _require_torn(path: Path, offset: int, data: bytes) -> None:
+    """LogError when the block at ``offset``, where ``data`` begin, is not whole although a later one was synced."""
+    at = 0
     while (at := data.find(_MAGIC, at + 1)) >= 0:
         if _whole(data, at) and _HEAD.unpack_from(data, at)[5] > offset:
             if not _whole(path.read_bytes(), offset):  # a running writer may have finished it since

@@ -158,6 +158,8 @@ class LoggedCore:
         self._header, self._folder = header, folder
         settings = self.settings = msgspec.json.decode(header.settings, type=Settings)
         self._root = folder.parents[2]
+        found = log.segments(folder).items()
+        self._begins = Position(next(n for n, p in found if log.header_of(p).run == header.run))
         if unlisted := header.instruments.keys() - BUILT_IN.keys():
             raise LogError(
                 f"{folder}: limits of {', '.join(sorted(unlisted))} are not known; add the symbol to "
@@ -202,7 +204,7 @@ class LoggedCore:
 
     def _first(self, kind: type[T]) -> T:
         """The run's first record of a kind."""
-        for block in log.read(self._folder):
+        for block in log.read(self._folder, self._begins):
             for _, body in block.records:
                 if isinstance(body, Header):
                     mine = body.run == self._header.run

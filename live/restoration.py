@@ -56,6 +56,16 @@ def state_of(checkpoint: Checkpoint) -> CoreState:
     )
 
 
+def require(header: Header, folder: Path, venue: str, account: str, source: str) -> None:
+    """LogError unless a log is of this venue, account (earlier versions named none) and kind of data."""
+    for name, ours in (("venue", venue), ("account", account), ("source", source)):
+        if (theirs := getattr(header, name)) != ours and (theirs or name != "account"):
+            raise LogError(
+                f"{folder}: the log of {name} {theirs or 'none'}, and this worker's is "
+                f"{ours or 'none'}; use another root, or move the folder away once it is flat there"
+            )
+
+
 def restore(
     folder: Path,
     instruments: Mapping[str, Instrument],

@@ -36,13 +36,13 @@ from live.history import join_history, save_history
 from live.journal import require_migrated
 from live.keeper import Keeper
 from live.lease import Lease, leased
-from live.log import Header, LogWriter, require
+from live.log import Header, LogWriter
 from live.loopback import past_of
 from live.messages import Append
 from live.own_capture import OwnCapture
 from live.paper import PaperGateway, paper_venues
 from live.rehearsal import rehearse, settle, unsettle
-from live.restoration import checkpoint_of, restore
+from live.restoration import checkpoint_of, require, restore
 from live.shadow import Shadow
 from live.shell import STAGES, Given, History, Lines, Shell
 from live.state_stream import StateStream

@@ -61,12 +61,12 @@ def explained(
 ) -> tuple[str, dict[str, Any]]:
     """What led to an order, a parent or a second, and what came of it: one screen, and plain data."""
     symbol, second, parent = target(what, symbol or settings.market.symbols[0])
-    records = [r for r in _records(state) if not parent or r.parent_id == parent]
+    own = parent or f"{symbol}-{second}-"
+    records = [r for r in _records(state, own) if r.parent_id.startswith(own)]
     if not parent:
         at = second * SECOND_NS
-        parents = [r for r in records if r.kind == "parent" and r.symbol == symbol]
-        parent = next((r.parent_id for r in parents if r.time_ns == at), "")
-        records = [r for r in records if parent and r.parent_id == parent]
+        parent = next((r.parent_id for r in records if r.kind == "parent" and r.time_ns == at), "")
+    records = [r for r in records if parent and r.parent_id == parent]
     decision = decision_at(settings, state, symbol, second * SECOND_NS)
     if decision is None and not records:
         raise UsageError(f"{what}: not in the log of {state}, nor among the decisions")
@@ -101,8 +101,9 @@ def target(what: str, symbol: str) -> tuple[str, int, str]:
         ) from None
 
 
-def _records(state: Path) -> Iterator[Append]:
-    for block in read(state / "log"):
+def _records(state: Path, parent: str) -> Iterator[Append]:
+    """What a log has of parents whose ids begin so, and more."""
+    for block in read(state / "log", holding=parent.encode()):
         for _, body in block.records:
             if isinstance(body, Append) and not body.kind.startswith("section/"):
                 yield body

@@ -27,7 +27,7 @@ th:first-child, td:first-child { text-align: left; }
 .about td { text-align: left; } .about td:first-child { color: #777; white-space: nowrap; }
 .warning { background: #fdecea; border-left: 4px solid #c44e52; padding: .6em 1em; }
 nav { font-size: 13px; margin-bottom: 1em; }
-svg { width: 100%; height: auto; } li { margin: .2em 0; } .scroll { overflow-x: auto; }
+svg { width: 100%; min-width: 720px; height: auto; } li { margin: .2em 0; } .scroll { overflow-x: auto; }
 """
 
 #: Of the option ``--html``.
@@ -52,7 +52,8 @@ COST_PARTS: Final = {
 def document(title: str, body: Sequence[str], style: str = STYLE) -> str:
     """The HTML page of a title and parts that are HTML already."""
     return (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{html.escape(title)}</title>"
+        f"<!doctype html><html lang=en><head><meta charset=utf-8>"
+        f"<meta name=viewport content='width=device-width'><title>{html.escape(title)}</title>"
         f"<style>{style}</style></head><body>" + "\n".join(body) + "</body></html>\n"
     )
 
@@ -176,11 +177,11 @@ def concise_dates(ax: Any) -> None:
 
 
 def svg(figure: Any) -> str:
-    """The figure as inline SVG, deterministic; closes the figure."""
+    """The figure as inline SVG, deterministic, which a phone pushes sideways; closes the figure."""
     import matplotlib.pyplot as plt
 
     out = io.StringIO()
     figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
     text = out.getvalue()
-    return text[text.index("<svg") :]
+    return f"<div class=scroll>{text[text.index('<svg') :]}</div>"

@@ -41,12 +41,15 @@ class Again(Follower):
         self.run, self._mine = run_of(self.folder, headers)
         self._header = headers[self._mine[0]]
         self.settings = LoggedCore(self.folder, self._header).settings
-        times = [
-            now_ns for block in blocks_of(self.folder, self._mine) for now_ns, _ in block.records
-        ]
-        self.begins_ns, self.ends_ns = min(times), max(times)
+        files = log.segments(self.folder)
+        first = next(blocks_of(self.folder, self._mine))
+        self.begins_ns = first.records[0][0]
+        self.ends_ns = max(log.last_ns(files[number]) for number in self._mine[-2:])
         self.now_ns, self.speed, self.paused = self.begins_ns, 1.0, False
-        self._until_ns = 0  #: what lies before it is not shown
+        self._until_ns, self._reading = (
+            0,
+            "",
+        )  #: what lies before it is not shown, and what is said then
         self._from_start = threading.Event()
         super().__init__(self.folder)
 
@@ -57,7 +60,7 @@ class Again(Follower):
 
     def jump(self, to_ns: int) -> None:
         """Go on at a time of the log."""
-        self._until_ns = to_ns
+        self._until_ns, self._reading = to_ns, f"reading on to {utc_time(to_ns)}"
         if to_ns < self.now_ns:
             self._from_start.set()
 
@@ -111,7 +114,11 @@ class Again(Follower):
                     text = msgspec.json.encode(line | body.fields).decode()
                     shell.lines.append((str(said), text))
                 self.now_ns = shell.now_ns = now_ns
-                if now_ns < max(shown_ns + _STEP_NS, self._until_ns):
+                if now_ns < self._until_ns:
+                    self.status = self._reading
+                    shown_ns = 0  # the next state comes at once
+                    continue
+                if now_ns < shown_ns + _STEP_NS:
                     continue
                 if time.monotonic() - wall_s < _STEP_S and self.speed > 16:
                     continue

@@ -127,9 +127,7 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
     app.add_middleware(
         TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", host]
     )
-
     machine = Machine(settings)
-
     app.add_route("/files/{path:path}", lambda request: _file(settings.home, request))
 
     @ui.page("/")
@@ -140,10 +138,11 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
         ui.dark_mode(None)
         status = _header(name)
         warning = ui.label().classes(
-            "w-full p-3 rounded bg-amber-200 text-black text-base"
+            "w-full max-w-7xl mx-auto p-3 rounded bg-amber-200 text-black text-base"
         ).mark("warning").props("role=status")  # fmt: skip
-        chosen = ui.toggle(list(settings.market.symbols), value=settings.market.symbols[0])
-        chosen.props("dense no-caps").set_visibility(name in ("market", "risk", "model"))
+        with ui.row().classes("w-full max-w-7xl mx-auto") as choice:
+            chosen = ui.toggle(list(settings.market.symbols), value=settings.market.symbols[0])
+            chosen.props("no-caps aria-label=symbol")
 
         played = acts.controls(follow) if follow.is_played else None
 
@@ -154,7 +153,7 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
             renew: Callable[[], None] = {
                 "market": lambda: market.build(follow, symbol, reader),
                 "execution": lambda: execution.build(follow),
-                "risk": lambda: risk.build(follow, symbol, token),
+                "risk": lambda: risk.build(follow, settings.market.symbols, token),
                 "model": lambda: model.build(follow, symbol, settings.model.primary_s, reader),
                 "system": lambda: system.build(follow, machine, settings),
                 "why": lambda: why.build(follow.path.parent, reader, what),
@@ -165,7 +164,7 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
             if not silent and follow.age_s > 3.0:
                 silent = f"the worker has said nothing for {follow.age_s:.0f} s"
             if silent:
-                more = "; what follows is old" if follow.state else ""
+                more = "; what follows is old" if follow.state and played is None else ""
                 warning.set_text(silent + more)
             warning.set_visibility(bool(silent))
             if worker := follow.state.get("worker"):
@@ -173,6 +172,7 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
                 status.set_text(f"{worker['venue']} · {worker['model']} · {worker['phase']}")
             shown = bool(worker) or name in ("system", "why")
             body.set_visibility(shown)
+            choice.set_visibility(shown and name in ("market", "model"))
             if shown:
                 renew()
             if played is not None:

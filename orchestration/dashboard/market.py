@@ -105,7 +105,7 @@ def build(follow: Follower, symbol: Callable[[], str], reader: Reader) -> Renew:
         if kept and kept[-1].t_s != drawn[0]:
             drawn[0] = kept[-1].t_s
             _over_time(liquidity, signal, found, kept)
-            _map(depth, kept[-_MAP_S:], float(found["tick"]))
+            _map(depth, kept[-_MAP_S:], found["tick"])
 
     return renew
 
@@ -125,14 +125,14 @@ def _book() -> tuple[ui.echart, ui.echart]:
                 ],
             )
         with ui.column().classes("gap-1 w-full"):
-            section("Depth map", f"the last {_MAP_S} s; darker is deeper")
+            section("Depth map", f"the last {_MAP_S} s; the stronger the colour, the deeper")
             depth = chart(
                 "h-96",
                 tooltip={},
                 xAxis={"type": "category", "data": [], "axisLabel": {"color": MUTED}},
                 yAxis={"type": "category", "data": [], "axisLabel": {"color": MUTED}},
                 visualMap={"show": False, "min": 0, "max": 8, "inRange": {
-                    "color": ["rgba(76,120,168,0.04)", "rgba(76,120,168,0.5)", "#16324f"]}},
+                    "color": ["rgba(76,120,168,0.04)", "rgba(76,120,168,1)"]}},
                 series=[{"type": "heatmap", "data": []}],
             )  # fmt: skip
     return ladder, depth
@@ -204,20 +204,18 @@ def _touch(kept: Sequence[Moment], found: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _map(chart: ui.echart, kept: Sequence[Moment], tick: float) -> None:
-    """Quantity by price and second, in rows of equal width around the last mid."""
-    last = kept[-1]
-    reach = max(
-        (abs(p - last.mid) for m in kept[-30:] for p, _ in (*m.bids, *m.asks)), default=tick
-    )
-    step = max(tick, 2 * reach / _MAP_ROWS)
-    low = last.mid - step * _MAP_ROWS / 2
+def _map(chart: ui.echart, kept: Sequence[Moment], ticks: str) -> None:
+    """Quantity by price and second, in rows of equal width over all levels that were seen."""
+    tick, digits = float(ticks), len(ticks.partition(".")[2])
+    low = min(m.bids[-1][0] for m in kept) - tick / 2
+    span = max(m.asks[-1][0] for m in kept) + tick / 2 - low
+    step = tick * math.ceil(round(span / tick) / _MAP_ROWS)
+    rows = math.ceil(round(span / tick) / round(step / tick))
     cells: dict[tuple[int, int], float] = {}
     for column, m in enumerate(kept):
         for price, quantity in (*m.bids, *m.asks):
             row = int((price - low) // step)
-            if 0 <= row < _MAP_ROWS:
-                cells[column, row] = cells.get((column, row), 0.0) + quantity * price / 1e3
+            cells[column, row] = cells.get((column, row), 0.0) + quantity * price / 1e3
     chart.options["xAxis"]["data"] = [time.strftime("%H:%M:%S", time.gmtime(m.t_s)) for m in kept]
-    chart.options["yAxis"]["data"] = [f"{low + (n + 0.5) * step:,.2f}" for n in range(_MAP_ROWS)]
+    chart.options["yAxis"]["data"] = [f"{low + (n + 0.5) * step:,.{digits}f}" for n in range(rows)]
     draw(chart, [[x, y, round(math.log1p(value), 2)] for (x, y), value in cells.items()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nicegui import ui
@@ -71,7 +71,7 @@ def _exposure(name: str, row: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def build(follow: Follower, symbol: Callable[[], str], token: str) -> Renew:
+def build(follow: Follower, symbols: Sequence[str], token: str) -> Renew:
     """Positions, equity, limits, and what an operator can order."""
     figures = Figures(
         (
@@ -90,7 +90,8 @@ def build(follow: Follower, symbol: Callable[[], str], token: str) -> Renew:
             ui.button(
                 verb.capitalize(), color=color, on_click=lambda v=verb: order(follow, v, "", token)
             )
-        ui.button("Pause symbol", on_click=lambda: order(follow, "pause", symbol(), token))
+        for symbol in symbols:
+            ui.button(f"Pause {symbol}", on_click=lambda s=symbol: order(follow, "pause", s, token))
     orders.set_visibility(bool(token))
     section("Positions")
     positions = table(

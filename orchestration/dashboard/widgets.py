@@ -77,6 +77,7 @@ def table(columns: Sequence[str], empty: str, text: int = 1) -> Callable[[list[l
 def chart(height: str, **options: Any) -> ui.echart:
     base = {
         "animation": False,
+        "useUTC": True,
         "grid": {"left": 58, "right": 16, "top": 28, "bottom": 24},
         "textStyle": {"color": MUTED},
         "legend": {"top": 0, "textStyle": {"color": MUTED}},

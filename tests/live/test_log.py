@@ -31,6 +31,7 @@ from live.messages import (
     Send,
     Tick,
 )
+from live.restoration import require
 from market.units import HOUR_NS
 from proving.torture.disk import Disk
 from tests.conftest import REPOSITORY
@@ -226,14 +227,14 @@ def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_log_of_another_venue_account_or_source_is_refused(tmp_path: Path) -> None:
-    log.require(HEADER, tmp_path, "sandbox", "42", "synthetic")
+    require(HEADER, tmp_path, "sandbox", "42", "synthetic")
     for name, wanted in {
         "venue": ("live", "42", "synthetic"),
         "account": ("sandbox", "43", "synthetic"),
         "source": ("sandbox", "42", "recorded"),
     }.items():
         with pytest.raises(LogError, match=f"the log of {name} .* use another root"):
-            log.require(HEADER, tmp_path, *wanted)
+            require(HEADER, tmp_path, *wanted)
 
 
 def test_a_segment_is_whole_on_disk_before_the_next_one_exists(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,9 +33,10 @@ from live.control import Control
 from live.feed import FeedError, Item, ReplayFeed
 from live.journal import JournalError, TableRows, parent_of
 from live.log import LogError
-from live.messages import Append
+from live.messages import Append, PublicFrame
 from live.replay import replay_last
 from live.run import Run, known_instruments
+from live.why import explained
 from live.worker import run, summary_text
 from market.bars import BarBuilder, Bars, make_bars
 from market.errors import no_space
@@ -378,6 +380,42 @@ def test_a_log_is_shown_again_to_its_end_and_from_any_time(
         assert again.state["worker"]["time_ns"] < middle + 10 * S
     finally:
         again.close()
+
+
+def test_a_long_log_is_opened_and_asked_without_decoding_all_of_it(
+    worked: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, folder = tmp_path / "lake", tmp_path / "lake" / "live" / "paper" / "log"
+    shutil.copytree(worked[0], root, symlinks=True)
+    mine = log.segments(folder)
+    for number in reversed(mine):  # behind a run of its own length and more
+        mine[number].rename(folder / f"{number + 1:06d}.log")
+    path = tmp_path / "other"
+    other = msgspec.structs.replace(log.header_of(folder / "000002.log"), run="another")
+    out = log.LogWriter(path, other, START, reserve_bytes=0)
+    for n in range(20_000):
+        out.append_input(START + n, PublicFrame(frame=os.urandom(1_000)))
+    out.close()
+    (path / "000001.log").rename(folder / "000001.log")
+
+    ended = next(record for record in records(root, "end"))
+    blocks, decoded, decoder = sum(1 for _ in log.read(folder)), list[int](), log._RECORDS
+
+    class Counts:
+        def decode(self, raw: bytes) -> Any:
+            decoded.append(threading.get_ident())
+            return decoder.decode(raw)
+
+    monkeypatch.setattr(log, "_RECORDS", Counts())
+    again = Again(folder)
+    again.close()
+    mine_alone = decoded.count(threading.get_ident())
+    assert mine_alone <= 10 < blocks / 20
+    found = explained(again.settings, root / "live" / "paper", ended.parent_id)[1]
+    assert {r["kind"] for r in found["records"]} >= {"parent", "intent", "event", "end"}
+    assert decoded.count(threading.get_ident()) - mine_alone < blocks / 10
+    times = [at for block in log.read(folder, log.Position(2)) for at, _ in block.records]
+    assert (again.begins_ns, again.ends_ns) == (min(times), max(times))
 
 
 def test_the_statement_of_a_paper_run_is_its_profit_and_says_what_it_is_not(
