@@ -46,10 +46,8 @@ class Again(Follower):
         self.begins_ns = first.records[0][0]
         self.ends_ns = max(log.last_ns(files[number]) for number in self._mine[-2:])
         self.now_ns, self.speed, self.paused = self.begins_ns, 1.0, False
-        self._until_ns, self._reading = (
-            0,
-            "",
-        )  #: what lies before it is not shown, and what is said then
+        #: What lies before is not shown, and what is said meanwhile.
+        self._until_ns, self._reading = 0, ""
         self._from_start = threading.Event()
         super().__init__(self.folder)
 
