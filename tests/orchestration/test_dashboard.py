@@ -180,7 +180,8 @@ def test_the_page_shows_the_worker_obeys_an_operator_and_outlives_a_restart(
         tab.until(f"Number.isFinite({parts})")
         agree(tab, lines, f"String(Math.round({parts} * 50))", lambda state: [
             str(round(row["decision"]["raw_bps"] * 50) + near)
-            for row in [state.get("symbols", {}).get(btc)] if row and row["decision"] for near in (-1, 0, 1)
+            for row in [state.get("symbols", {}).get(btc)]
+                if row and row["decision"] and row["decision"]["raw_bps"] is not None for near in (-1, 0, 1)
         ])  # fmt: skip
         tab.open(f"{address}execution")
         for column, name in ((6, "ahead_lots"), (7, "fill_chance")):
