@@ -62,7 +62,7 @@ def place(settings: Settings, given: str | None, name: str) -> str | None:
     """Where a page goes: the file that was given, or below the lake where ``--html`` stood alone."""
     if given != "":
         return given
-    folder = Path(settings.root) / REPORTS
+    folder = settings.home / REPORTS
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder / f"{name}.html")
 
@@ -71,7 +71,7 @@ def publish(page: Path, settings: Settings) -> None:
     """Give a page that was written a header with links, and renew the list of the lake's reports."""
     if page.suffix != ".html":
         return
-    root = Path(settings.root).absolute()
+    root = settings.home.absolute()
     text = page.read_text(encoding="utf-8")
     page.write_text(text.replace("<body>", f"<body>{_nav(page, root, settings)}", 1), "utf-8")
     if page.absolute().parent == root / REPORTS:
@@ -80,7 +80,7 @@ def publish(page: Path, settings: Settings) -> None:
 
 def write_index(settings: Settings) -> None:
     """The page ``index.html`` of the lake's reports, the newest first."""
-    index = Path(settings.root).absolute() / REPORTS / "index.html"
+    index = settings.home.absolute() / REPORTS / "index.html"
     index.parent.mkdir(parents=True, exist_ok=True)
     found = [page for page in index.parent.glob("*.html") if page != index]
     lines = []

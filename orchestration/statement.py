@@ -52,14 +52,13 @@ def statement(settings: Settings, day: str, beside: str | None = None) -> list[d
     if beside is not None:
         page = Path(beside)
         path = page.with_name(f"{page.stem}.statements.parquet")
-        rows = pq.read_table(path).to_pylist() if path.exists() else []
+        where, rows = str(path), pq.read_table(path).to_pylist() if path.exists() else []
         rows = [row for row in rows if row["date"] == day]
     else:
-        path = Path(settings.root)
-        rows = _of_lake(settings, day)
+        where, rows = settings.root, _of_lake(settings, day)
     if not rows:
         raise StatementError(
-            f"{path}: no statement of {day}: the worker writes it a minute after the day's end, and when it "
+            f"{where}: no statement of {day}: the worker writes it a minute after the day's end, and when it "
             "ends; a backtest beside its page (--beside FILE)"
         )
     return [_decimal(row) for row in sorted(rows, key=lambda row: (row["venue"], row["symbol"]))]

@@ -75,7 +75,7 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
     else:
         follow = Follower(state_of(settings, options.venue) / "state.sock")
     with suppress(OSError):  # a lake that may only be read
-        if (Path(settings.root) / "lake.json").exists():
+        if "://" in settings.root or (settings.home / "lake.json").exists():
             write_index(settings)
     serve(follow, settings, options.host, port, token)
     return None

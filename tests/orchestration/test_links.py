@@ -87,3 +87,17 @@ def test_a_page_without_a_file_goes_to_the_lakes_reports(
 ) -> None:
     found = report_page.place(Settings(root=str(tmp_path)), given, "tca")
     assert found == (str(tmp_path / str(goes_to)) if given == "" else goes_to)
+
+
+def test_a_report_of_a_lake_in_a_bucket_goes_to_this_machines_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("L2_HOME", str(tmp_path / "machine"))
+    settings = Settings(root="s3://books/lake")
+    page = Path(str(report_page.place(settings, "", "tca")))
+    page.write_text(report_page.document("Costs", ["<h1>tca</h1>"]))
+    report_page.publish(page, settings)
+    assert page.parent == tmp_path / "machine" / "books" / "lake" / REPORTS
+    assert 'href="tca.html"' in (page.parent / "index.html").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["machine"]
