@@ -194,7 +194,7 @@ def _of_worker(
 
 
 def _of_page(root: Path, heard: Path, watched_s: float) -> Iterator[Measure]:
-    with _published(root, heard), _served(root) as (process, address), _opened(address):
+    with _published(root, heard), served(root) as (process, address), _opened(address):
         time.sleep(5)
         begun, cpu_s, samples = time.monotonic(), _cpu_s(process.pid), []
         while (passed_s := time.monotonic() - begun) < watched_s:
@@ -250,12 +250,15 @@ def _publish(path: str, heard: str) -> None:
 
 
 @contextmanager
-def _served(root: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`l2 dashboard` in a process of its own, and its address."""
+def served(
+    root: Path, venue: str = "sandbox", **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`l2 dashboard` in a process of its own, with more environment ``variables``, and its address."""
     command = [sys.executable, "-m", "orchestration.cli", "dashboard", "--root", str(root)]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+    # NiceGUI would take a process below pytest for a test of its own kind.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"} | variables
     with subprocess.Popen(
-        [*command, "--venue", "sandbox", "--port", "0"], stderr=subprocess.PIPE, text=True,
+        [*command, "--venue", venue, "--port", "0"], stderr=subprocess.PIPE, text=True,
         env=environment,
     ) as process:  # fmt: skip
         try:

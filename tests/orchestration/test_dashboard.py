@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,9 @@ from market.console import NONE, fixed, percent
 from market.instruments import BUILT_IN
 from orchestration.cli import main
 from orchestration.dashboard.command import PAGES
+from proving.bench.page import served
 from tests.live.live_market import promote
-from tests.live.loopback_worker import REPOSITORY, SYMBOLS, Worker, holds, serving
+from tests.live.loopback_worker import SYMBOLS, Worker, holds, serving
 from tests.orchestration.browser import CHROMIUM, Tab, browser
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
@@ -36,31 +34,10 @@ HOSTILE = '<img src="x" onerror="document.title=1"> & "why"'
 @contextmanager
 def page(root: Path, venue: str = "sandbox") -> Iterator[str]:
     """The page's address; its process is of its own."""
-    with subprocess.Popen(
-        [
-            *(sys.executable, "-m", "orchestration.cli", "dashboard", "--root", str(root)),
-            *("--venue", venue, "--port", "0"),
-        ],
-        cwd=REPOSITORY,
-        # NiceGUI would take a process below pytest for a test of its own kind.
-        env={k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
-        | {"L2_DASHBOARD_TOKEN": TOKEN},
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stderr is not None
-            address = process.stderr.readline().split("the page: ")[1].split()[0]
-            deadline = time.monotonic() + 60
-            while time.monotonic() < deadline:  # it is said just before it serves
-                with suppress(OSError), urllib.request.urlopen(address):
-                    break
-                time.sleep(0.05)
-            yield address
-        finally:
-            process.send_signal(
-                signal.SIGINT
-            )  # at SIGTERM it ends by the signal, and nothing is measured
+    with served(root, venue, L2_DASHBOARD_TOKEN=TOKEN) as (process, address):
+        yield address
+        process.send_signal(signal.SIGINT)  # killed, or at SIGTERM, nothing of it is measured
+        process.wait(60)
 
 
 def click(tab: Tab, text: str) -> None:
