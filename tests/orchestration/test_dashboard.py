@@ -24,6 +24,7 @@ from proving.bench.page import served
 from tests.live.live_market import promote
 from tests.live.loopback_worker import SYMBOLS, Worker, holds, serving
 from tests.orchestration.browser import CHROMIUM, Tab, browser
+from tests.proving.sandbox_server import eventually
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 
@@ -184,10 +185,13 @@ def test_the_page_shows_the_worker_obeys_an_operator_and_outlives_a_restart(
             tab.until(f"document.body.innerText.includes({json.dumps(said)})")
             assert tab.run("document.querySelectorAll('img').length") == 0
 
-        # So do they in a terminal.
-        assert main(["status", "--root", str(tmp_path), "--venue", "sandbox"]) == 0
-        text = capsys.readouterr().out
-        assert text.startswith("sandbox, synthetic-l2 1, trading, ")
+        # So do they in a terminal; the worker may be reconciling at any moment.
+        def status() -> str:
+            assert main(["status", "--root", str(tmp_path), "--venue", "sandbox"]) == 0
+            text = capsys.readouterr().out
+            return text if text.startswith("sandbox, synthetic-l2 1, trading, ") else ""
+
+        text = eventually(status)
         assert re.search(r"^BTCUSDT +normal +-?\d+ +-?\d+ ", text, re.MULTILINE)
 
         # Updates arrive without a reload.

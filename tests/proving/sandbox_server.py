@@ -10,9 +10,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+
+import pybit.unified_trading
 
 from proving.sandbox.server import Sandbox
 
@@ -92,3 +95,13 @@ def eventually(condition: Callable[[], Any]) -> Any:
         time.sleep(0.02)
     assert result
     return result
+
+
+def pybit_stream(**settings: Any) -> pybit.unified_trading.WebSocket:
+    """pybit's client of a stream.
+
+    It notes a subscription after it is sent, and an answer that is faster ends its connection.
+    """
+    stream = pybit.unified_trading.WebSocket(testnet=False, **settings)
+    stream.subscriptions = defaultdict(str)
+    return stream

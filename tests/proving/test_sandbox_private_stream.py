@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 from proving.sandbox import streams
 from proving.sandbox.server import Sandbox
 from tests.proving.sandbox_clients import SYMBOL, Wire, authentication, ccxt_client
-from tests.proving.sandbox_server import Served, ask, eventually, served
+from tests.proving.sandbox_server import Served, ask, eventually, pybit_stream, served
 
 TOPICS = ["order", "execution", "position", "wallet"]
 
@@ -226,9 +226,7 @@ def test_pybit_receives_its_private_topics(venue: Served, monkeypatch: pytest.Mo
     monkeypatch.setattr(pybit.unified_trading, "PRIVATE_WSS", venue.description["ws_private"])
     keys = venue.description["keys"][0]
     named = {"api_key": keys["key"], "api_secret": keys["secret"]}
-    stream = pybit.unified_trading.WebSocket(
-        testnet=False, channel_type="private", private_auth_expire=30, **named
-    )
+    stream = pybit_stream(channel_type="private", private_auth_expire=30, **named)
     frames: dict[str, list[dict[str, Any]]] = {topic: [] for topic in (*TOPICS, "execution.fast")}
     stream.order_stream(frames["order"].append)
     stream.execution_stream(frames["execution"].append)

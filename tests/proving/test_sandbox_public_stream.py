@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 
 from proving.sandbox.server import Sandbox
 from tests.proving.sandbox_clients import SYMBOL, Wire, ccxt_client
-from tests.proving.sandbox_server import Served, served
+from tests.proving.sandbox_server import Served, pybit_stream, served
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_pybit_keeps_a_local_book(venue: Served, monkeypatch: pytest.MonkeyPatch
     """Its book raises when a delta deletes an unknown price."""
     address = venue.description["ws_public"].replace("linear", "{CHANNEL_TYPE}")
     monkeypatch.setattr(pybit.unified_trading, "PUBLIC_WSS", address)
-    stream = pybit.unified_trading.WebSocket(testnet=False, channel_type="linear")
+    stream = pybit_stream(channel_type="linear")
     seen: list[dict[str, Any]] = []
     stream.orderbook_stream(50, "BTCUSDT", seen.append)
     deadline = time.monotonic() + 15
