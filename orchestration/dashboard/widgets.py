@@ -41,15 +41,20 @@ def section(title: str, hint: str = "") -> None:
 
 #: Cells by column: an order's or a parent's id leads to what led to it, a share is also a bar.
 _CELLS: Final = {
-    "order": "<a class='underline' :href=\"'/why?order=' + encodeURIComponent(props.value)\">"
-    "{{ props.value }}</a>",
+    "order": "<a class='underline' :href=\"'/why?order=' + encodeURIComponent(VALUE)\">{{ VALUE }}</a>",
     "share": "<div class='row no-wrap items-center justify-end gap-2'><q-linear-progress"
-    " v-if='!isNaN(parseFloat(props.value))' style='width: 72px' aria-hidden='true'"
-    " :value='Math.min(1, parseFloat(props.value) / 100)'"
-    " :color=\"parseFloat(props.value) >= 80 ? 'negative' : 'primary'\" /><span>{{ props.value }}"
+    " v-if='!isNaN(parseFloat(VALUE))' style='width: 72px' aria-hidden='true'"
+    " :value='Math.min(1, parseFloat(VALUE) / 100)'"
+    " :color=\"parseFloat(VALUE) >= 80 ? 'negative' : 'primary'\" /><span>{{ VALUE }}"
     "</span></div>",
 }
 _CELLS["parent"] = _CELLS["order"]
+#: A table of more columns is on a phone a card for each row, which nobody has to push sideways.
+_PHONE_COLUMNS: Final = 5
+
+
+def _cell(name: str, value: str) -> str:
+    return _CELLS.get(name, "{{ VALUE }}").replace("VALUE", value)
 
 
 def table(columns: Sequence[str], empty: str, text: int = 1) -> Callable[[list[list[str]]], None]:
@@ -63,7 +68,16 @@ def table(columns: Sequence[str], empty: str, text: int = 1) -> Callable[[list[l
     shown.add_slot("no-data", f'<div class="q-pa-xs opacity-60">{empty}</div>')
 
     for name in _CELLS.keys() & set(columns):
-        shown.add_slot(f"body-cell-{name}", f'<q-td :props="props">{_CELLS[name]}</q-td>')
+        cell = f'<q-td :props="props">{_cell(name, "props.value")}</q-td>'
+        shown.add_slot(f"body-cell-{name}", cell)
+    if len(columns) > _PHONE_COLUMNS:
+        shown.props(':grid="window.innerWidth < 600"')
+        cells = "".join(
+            f"<div class='row no-wrap justify-between gap-4 w-full'><span class='opacity-60'>{name}</span>"
+            f"<span class='text-right break-words min-w-0'>{_cell(name, f'props.cols[{n}].value')}</span></div>"
+            for n, name in enumerate(columns)
+        )
+        shown.add_slot("item", f"<div class='w-full p-2 mb-2 rounded border text-sm'>{cells}</div>")
 
     def show(rows: list[list[str]]) -> None:
         new = [{"#": str(n), **dict(zip(columns, row, strict=True))} for n, row in enumerate(rows)]

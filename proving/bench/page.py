@@ -250,15 +250,13 @@ def _publish(path: str, heard: str) -> None:
 
 
 @contextmanager
-def served(
-    root: Path, venue: str = "sandbox", **variables: str
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`l2 dashboard` in a process of its own, with more environment ``variables``, and its address."""
+def served(root: Path, *more: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`l2 dashboard` in a process of its own, with more arguments and environment ``variables``; its address."""
     command = [sys.executable, "-m", "orchestration.cli", "dashboard", "--root", str(root)]
     # NiceGUI would take a process below pytest for a test of its own kind.
     environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"} | variables
     with subprocess.Popen(
-        [*command, "--venue", venue, "--port", "0"], stderr=subprocess.PIPE, text=True,
+        [*command, "--venue", "sandbox", "--port", "0", *more], stderr=subprocess.PIPE, text=True,
         env=environment,
     ) as process:  # fmt: skip
         try:

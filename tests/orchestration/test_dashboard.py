@@ -33,9 +33,9 @@ HOSTILE = '<img src="x" onerror="document.title=1"> & "why"'
 
 
 @contextmanager
-def page(root: Path, venue: str = "sandbox") -> Iterator[str]:
+def page(root: Path, *more: str) -> Iterator[str]:
     """The page's address; its process is of its own."""
-    with served(root, venue, L2_DASHBOARD_TOKEN=TOKEN) as (process, address):
+    with served(root, *more, L2_DASHBOARD_TOKEN=TOKEN) as (process, address):
         yield address
         process.send_signal(signal.SIGINT)  # killed, or at SIGTERM, nothing of it is measured
         process.wait(60)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from assets.expectations import SUITES
 from assets.modelling import annotate, links_of
-from market.pages import DATA_DOCS, REPORTS
+from assets.quality import validate
+from market.pages import DATA_DOCS, REPORTS, Pages
 from market.settings import Settings
 from models_registry.store import model_version, registry_client
 from orchestration import report_page
-from orchestration.dashboard.command import _file
+from orchestration.dashboard.command import PAGES, _file
+from tests.assets.test_quality import rows_of
+from tests.orchestration.browser import CHROMIUM, browser
 from tests.orchestration.parsed_page import ParsedPage
+from tests.orchestration.test_dashboard import page as served
 
 
 @pytest.fixture
@@ -27,11 +32,15 @@ def settings(tmp_path: Path) -> Settings:
     docs.parent.mkdir(parents=True)
     docs.write_text("<title>Data Docs</title>")
     settings = Settings(root=str(tmp_path))
+    reported(settings)
+    return settings
+
+
+def reported(settings: Settings) -> None:
     for name, title in (("tca", "Cost <of> execution"), ("study", "What execution costs")):
         page = Path(str(report_page.place(settings, "", name)))
         page.write_text(report_page.document(title, [f"<h1>{name}</h1>"]))
         report_page.publish(page, settings)
-    return settings
 
 
 def test_every_link_of_a_report_and_of_their_list_resolves(settings: Settings) -> None:
@@ -64,6 +73,46 @@ def test_the_page_hands_out_what_the_other_pages_lead_to(settings: Settings) -> 
             assert answer.status_code == 200, url
             assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert asyncio.run(get("/files/l2.toml")).status_code == 404
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Great Expectations
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+def test_a_browser_gets_from_the_page_to_reports_and_data_docs_and_back(tmp_path: Path) -> None:
+    with served(tmp_path) as address, browser() as tab:
+        settings = Settings(root=str(tmp_path), pages=Pages(dashboard=address.rstrip("/")))
+        to, bounds = settings.pages, SUITES["bars"]
+        links = {"reports": to.file(f"{REPORTS}/index.html"), "Dagster": to.asset("bars")}
+        validate(
+            {"2026-01-01 BTCUSDT": rows_of(bounds)}, "bars", bounds, tmp_path / "quality", links
+        )
+        reported(settings)
+        todo, seen, others = [f"{address}system"], set[str](), set[str]()
+        while todo:
+            seen.add(url := todo.pop())
+            tab.run("window.before = true")
+            tab.open(url)
+            tab.until(
+                "!window.before && document.readyState === 'complete' && document.links.length"
+            )
+            status = "performance.getEntriesByType('navigation')[0].responseStatus"
+            assert tab.run(status) == 200, url
+            for link in tab.run("[...document.links].map(a => a.href.split('#')[0])"):
+                if not link.startswith(address):
+                    others.add(urlsplit(link).netloc)
+                elif link not in seen and link not in todo:
+                    todo.append(link)
+        files = {unquote(url).partition("/files/")[2] for url in seen}
+        docs = {name.removeprefix(f"{DATA_DOCS}/") for name in files if name.startswith(DATA_DOCS)}
+        assert files >= {f"{REPORTS}/{name}.html" for name in ("index", "tca", "study")}
+        assert {name.partition("/")[0] for name in docs} == {
+            "index.html",
+            "validations",
+            "expectations",
+        }
+        assert seen >= {f"{address}{name}" for name in PAGES}
+        assert others == {urlsplit(to.dagster).netloc, urlsplit(to.mlflow).netloc}
+        assert tab.errors == []
+        assert tab.hosts == {urlsplit(address).netloc}
 
 
 def test_a_version_of_a_model_leads_to_its_run_and_the_reports(settings: Settings) -> None:
