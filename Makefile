@@ -1,5 +1,8 @@
 # Everything a fresh clone needs: `make demo` and `make test` make the virtual environment first.
 
+# Both start hundreds of processes. Where bytecode is not kept, each compiles again all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

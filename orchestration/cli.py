@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings = load()
             if not _verb(name).daemon:
                 result = run(settings, options)
-                interruption.check()
+        interruption.check()  # once the thread that hears of signals has ended
         if _verb(name).daemon:
             result = run(settings, options)
     except BaseException as error:  # the boundary where an error becomes a line for a person
