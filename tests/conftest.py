@@ -15,6 +15,23 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+#: Files whose tests run several processes by the clock. Two of them side by side starve on two cores, so they
+#: are one group for xdist, the first; any other file is a group of its own.
+BY_THE_CLOCK = {
+    *("tests/cluster/test_compute.py", "tests/live/test_live_on_loopback.py"),
+    *("tests/orchestration/test_dashboard.py", "tests/orchestration/test_links.py"),
+    *("tests/proving/test_bench_live.py", "tests/proving/test_bench_page.py"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def file(item: pytest.Item) -> str:
+        return item.path.relative_to(REPOSITORY).as_posix()
+
+    for item in items:
+        group = "by the clock" if file(item) in BY_THE_CLOCK else file(item)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: file(item) not in BY_THE_CLOCK)
 
 
 def _only_loopback(event: str, details: tuple[Any, ...]) -> None:
