@@ -31,6 +31,7 @@ from live.log import read, segments
 from live.messages import Append
 from market.console import say
 from market.units import SECOND_NS
+from proving.usage import cpu_s, resident_mb
 
 #: Faults a simulated minute: network, venue and feed, at the rates of a bad day in an hour.
 FAULTS: Final = (
@@ -43,6 +44,7 @@ SETTINGS: Final = (
     "risk.daily_loss_usdt=1000000",
     "risk.drawdown_usdt=1000000",
 )
+SYMBOLS: Final = "BTCUSDT,ETHUSDT"
 #: Memory counts from here on, as a share of the run: caches have filled by then.
 WARM_UP: Final = 0.25
 SAMPLE_S: Final = 5.0
@@ -51,15 +53,21 @@ _L2: Final = (sys.executable, "-m", "orchestration.cli")
 _EVENT = msgspec.json.Decoder(Event)
 
 
-def soak(root: str, seconds: float, speed: float, seed: int, faults: str) -> dict[str, Any]:
+def soak(
+    root: str, seconds: float, speed: float, seed: int, faults: str, symbols: str
+) -> dict[str, Any]:
     """Run exchange and worker for ``seconds`` of wall time; what was found, ``failed`` with reasons."""
     folder = Path(root) / "live" / "sandbox"
     began = segments_of(folder)
     more = ("--faults", faults, "--fault-log", f"{root}/soak-faults.jsonl")
-    with exchange(speed, seed, *more) as venue:
-        settings = (part for setting in SETTINGS for part in ("--set", setting))
+    with exchange(speed, seed, *more, symbols=symbols) as venue:
+        settings = (
+            part
+            for setting in (*SETTINGS, f"market.symbols={symbols}")
+            for part in ("--set", setting)
+        )
         worker = started(root, venue, "--for", f"{seconds * speed:g}", *settings)
-        memory = _sampled(worker, seconds, seconds + 900.0)
+        memory, cores = _sampled(worker, venue["pid"], seconds, seconds + 900.0)
         said = worker.stdout.read() if worker.stdout is not None else b""
         found = compared(folder, began, venue)
     happened = Path(f"{root}/soak-faults.jsonl")
@@ -71,6 +79,9 @@ def soak(root: str, seconds: float, speed: float, seed: int, faults: str) -> dic
         "faults": len(happened.read_bytes().splitlines()) if happened.exists() else 0,
         **_growth(memory),
         "memory_mb": [round(mb, 1) for mb in memory[:: max(1, len(memory) // 60)]],
+        "exchange_cores": [
+            round(float(part.mean()), 2) for part in np.array_split(cores, min(60, len(cores) or 1))
+        ],
         "worker": json.loads(said) if worker.returncode == 0 else None,
     }
     if worker.returncode:
@@ -83,16 +94,18 @@ def soak(root: str, seconds: float, speed: float, seed: int, faults: str) -> dic
 
 
 @contextmanager
-def exchange(speed: float, seed: int, *more: str) -> Iterator[dict[str, Any]]:
-    """The exchange on loopback in a process of its own; what it says of itself."""
+def exchange(
+    speed: float, seed: int, *more: str, symbols: str = SYMBOLS
+) -> Iterator[dict[str, Any]]:
+    """The exchange on loopback in a process of its own; what it says of itself, and its ``pid``."""
     command = [
-        *(*_L2, "sandbox", "--profile", "demo", "--symbols", "BTCUSDT,ETHUSDT"),
+        *(*_L2, "sandbox", "--profile", "demo", "--symbols", symbols),
         *("--speed", f"{speed:g}", "--seed", str(seed), "--past", "3700", *more),
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
-            yield json.loads(process.stdout.readline())
+            yield json.loads(process.stdout.readline()) | {"pid": process.pid}
         finally:
             process.terminate()
 
@@ -114,26 +127,27 @@ def segments_of(folder: Path) -> set[int]:
     return set(segments(folder / "log"))
 
 
-def _sampled(worker: subprocess.Popen[bytes], seconds: float, limit_s: float) -> list[float]:
-    """Resident memory of the worker (MB) while it trades; it is killed after ``limit_s``.
+def _sampled(
+    worker: subprocess.Popen[bytes], venue: int, seconds: float, limit_s: float
+) -> tuple[list[float], list[float]]:
+    """Resident memory of the worker (MB) and cores that the exchange took, while the worker trades.
 
-    What it takes to collect the whole run into the lake, after the end, is not counted.
+    The worker is killed after ``limit_s``. What it takes to collect the whole run into the lake, after the end, is not
+    counted.
     """
-    samples: list[float] = []
-    began = time.monotonic()
+    memory, cores = list[float](), list[float]()
+    began, used_s = time.monotonic(), cpu_s(venue)
     while worker.poll() is None:
         if (passed := time.monotonic() - began) > limit_s:
             worker.kill()
             break
-        if passed > seconds:
-            time.sleep(SAMPLE_S)
-            continue
-        status = Path(f"/proc/{worker.pid}/status").read_text()
-        resident = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-        samples += [int(line.split()[1]) / 1024 for line in resident]
         time.sleep(SAMPLE_S)
+        if passed < seconds and worker.poll() is None:
+            memory.append(resident_mb(worker.pid))
+            before_s, used_s = used_s, cpu_s(venue)
+            cores.append((used_s - before_s) / SAMPLE_S)
     worker.wait()
-    return samples
+    return memory, cores
 
 
 def _growth(memory: list[float]) -> dict[str, float]:
@@ -255,10 +269,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3600.0, help="of wall time")
     parser.add_argument("--speed", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--symbols", default=SYMBOLS)
     parser.add_argument("--faults", default=FAULTS, help="rates a simulated minute")
     options = parser.parse_args()
     say(f"worker soak: {options.seconds:g} s at {options.speed:g}x, seed {options.seed}")
-    found = soak(options.root, options.seconds, options.speed, options.seed, options.faults)
+    found = soak(
+        options.root, options.seconds, options.speed, options.seed, options.faults, options.symbols
+    )
     print(json.dumps(found))
     for reason in found["failed"]:
         say(f"FAILED: {reason}")

@@ -40,6 +40,7 @@ from proving.bench.command import recorded
 from proving.bench.goals import Measure
 from proving.bench.live import SYMBOLS, FollowerModel, hour_of
 from proving.synthetic import profile, write_frames
+from proving.usage import cpu_s, resident_mb
 
 ARMS: Final = ("no reader", "a reader", "a stopped reader")
 #: A stopped reader loses lines after 256 of them and what the socket holds: at four a second some 80 s.
@@ -196,12 +197,12 @@ def _of_worker(
 def _of_page(root: Path, heard: Path, watched_s: float) -> Iterator[Measure]:
     with _published(root, heard), served(root) as (process, address), _opened(address):
         time.sleep(5)
-        begun, cpu_s, samples = time.monotonic(), _cpu_s(process.pid), []
+        begun, before_s, samples = time.monotonic(), cpu_s(process.pid), []
         while (passed_s := time.monotonic() - begun) < watched_s:
             time.sleep(min(_SAMPLE_S, watched_s - passed_s))
-            samples.append((_cpu_s(process.pid), _resident_mb(process.pid)))
+            samples.append((cpu_s(process.pid), resident_mb(process.pid)))
         wall_s = time.monotonic() - begun
-    cores = (samples[-1][0] - cpu_s) / wall_s
+    cores = (samples[-1][0] - before_s) / wall_s
     how = (
         f"{wall_s:,.0f} s, {len(samples)} samples; four states a second of {len(SYMBOLS)} symbols, the market "
         f"page open in {'headless Chromium' if CHROMIUM else 'no browser: none is installed'}"
@@ -288,14 +289,3 @@ def _opened(address: str) -> Iterator[None]:
                 yield
             finally:
                 browser.terminate()
-
-
-def _cpu_s(pid: int) -> float:
-    """Processor time of a process so far (proc(5), fields 14 and 15)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _resident_mb(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

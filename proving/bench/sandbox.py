@@ -16,7 +16,6 @@ import time
 from array import array
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
@@ -27,6 +26,7 @@ from market.units import MS_NS
 from proving.bench.goals import Measure
 from proving.sandbox.protocol import signature
 from proving.sandbox.server import Sandbox, run
+from proving.usage import resident_mb
 
 CLIENTS: Final = 20
 ORDERS_PER_S: Final = 200
@@ -38,7 +38,6 @@ OWN_TOPICS: Final = ("order", "execution", "position", "wallet")
 FAST: Final = 20.0
 HOURS: Final = 4
 
-_MB: Final = 1e6
 #: Orders of a client between two cancels of all its resting orders.
 _SWEEP: Final = 10
 #: The matching engine's time in a frame: ``cts`` of a book delta, or the first trade's ``T``.
@@ -132,13 +131,6 @@ def _served(speed: float) -> Iterator[tuple[dict[str, Any], int]]:
 
 def _serve(speed: float, server_info: Any) -> None:
     run(Sandbox(SEED, speed=speed, clients=CLIENTS, limited=False), 0, server_info.put)
-
-
-def _resident_mb(process: int) -> float:
-    """Resident memory of a process, MB (1e6 bytes)."""
-    status = Path(f"/proc/{process}/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) * 1024 / _MB
 
 
 # -- the clients -----------------------------------------------------------------------------------
@@ -335,6 +327,6 @@ async def _sampled(server_info: Mapping[str, Any], server: int, hours: float) ->
     while left > 0:
         span = min(1.0, left)
         await _loaded(server_info, ORDERS_PER_S, span * 3600 / FAST)
-        samples.append(_resident_mb(server))
+        samples.append(resident_mb(server))
         left -= span
     return samples
