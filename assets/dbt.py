@@ -116,8 +116,9 @@ def _dbt(
         *("--project-dir", str(project), "--profiles-dir", str(project)),
         *("--target-path", str(target)),
     ]
-    # No telemetry, whatever the user's own dbt configuration says.
-    environment = {**os.environ, "DO_NOT_TRACK": "1", "PYTHONWARNINGS": "ignore"}
+    # No telemetry, whatever the user's own dbt configuration says; no coverage, as none of our code runs there.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
+    environment |= {"DO_NOT_TRACK": "1", "PYTHONWARNINGS": "ignore"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     errors: list[str] = []
     with subprocess.Popen(command, cwd=cwd, env=environment, text=True, **pipes) as process:
