@@ -23,6 +23,11 @@ BY_THE_CLOCK = {
     *("tests/proving/test_bench_live.py", "tests/proving/test_bench_page.py"),
 }
 
+# A shell's background ignores SIGINT. Dagster lets SIGTERM do what SIGINT does, and children inherit that: nothing
+# that a test starts would end when it is told to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def file(item: pytest.Item) -> str:
