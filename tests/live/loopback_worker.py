@@ -36,6 +36,7 @@ run(msgspec.structs.replace(settings, live=live, desk=desk), flatten=sys.argv[3]
 class Exchange(NamedTuple):
     rest: str
     key: dict[str, str]
+    workers: list[subprocess.Popen[bytes]]
 
     def ask(self) -> Any:
         """A client of our own, which looks at what stands there."""
@@ -73,11 +74,15 @@ def serving(*symbols: str) -> Iterator[Exchange]:
     ]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
+        workers: list[subprocess.Popen[bytes]] = []
         try:
             described = json.loads(process.stdout.readline())
-            yield Exchange(described["rest"], described["keys"][0])
+            yield Exchange(described["rest"], described["keys"][0], workers)
         finally:
             process.terminate()
+            for worker in workers:  # those of a test that failed
+                worker.kill()
+                worker.wait()
 
 
 class Worker:
@@ -95,6 +100,7 @@ class Worker:
                 env={**untraced, "PYTHONPATH": str(REPOSITORY), **keys},
                 stderr=log,
             )
+        exchange.workers.append(self.process)
 
     def until(
         self, true: Callable[[dict[str, Any]], object], within_s: float = 300
