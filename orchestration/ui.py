@@ -123,6 +123,8 @@ def serve(settings: Settings, dagster_port: int, mlflow_port: int, daemon: bool 
         # seven idle processes of a job queue that nothing here uses
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "DO_NOT_TRACK": "true",
+        # what Dagster, MLflow and their web server say of each other's old ways
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
     }
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
