@@ -99,7 +99,7 @@ def _verdict(evaluation: Evaluation, about: About) -> str:
         f"{'blocking' if row.blocking else 'advisory'} | {row.text} |"
         for row in evaluation.gate.rows
     )
-    table = f"\n\n| row | | | |\n|---|---|---|---|\n{rows}" if rows else ""
+    table = f"\n\n| row | holds | kind | figure |\n|---|---|---|---|\n{rows}" if rows else ""
     return (
         f"## Verdict: {_VERDICTS[evaluation.gate.verdict]} (fee row {about.fee_row})\n\n{reasons}"
         f"{table}"
