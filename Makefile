@@ -16,7 +16,7 @@ demo: $(READY)
 
 # With COVERAGE=1 the same tests are measured: 90 % of what is not a compiled kernel, 87 % in each room.
 test: $(READY)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=)
 	@$(if $(COVERAGE),$(BIN)/python -m tests.coverage_by_room --least 90 --least-room 87)
 
 # Every long proof, one after the other, in hours; results go to docs/ by hand, with seeds and date.

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-#: Files whose tests run several processes by the clock. Two of them side by side starve on two cores, so they
-#: are one group for xdist, the first; any other file is a group of its own.
+#: Files whose tests run several processes by the clock. Two of them side by side starve on two cores, so one of
+#: xdist's workers has them all, and has them first; any other file is one worker's too.
 BY_THE_CLOCK = {
     *("tests/cluster/test_compute.py", "tests/live/test_live_on_loopback.py"),
     *("tests/orchestration/test_dashboard.py", "tests/orchestration/test_links.py"),
@@ -29,14 +30,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def file(item: pytest.Item) -> str:
-        return item.path.relative_to(REPOSITORY).as_posix()
+class ByFile(LoadFileScheduling):  # type: ignore[misc]
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "by the clock" if file in BY_THE_CLOCK else file
 
-    for item in items:
-        group = "by the clock" if file(item) in BY_THE_CLOCK else file(item)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: file(item) not in BY_THE_CLOCK)
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.relative_to(REPOSITORY).as_posix() not in BY_THE_CLOCK)
 
 
 def _only_loopback(event: str, details: tuple[Any, ...]) -> None:
