@@ -126,8 +126,10 @@ class StateStream:
                 elif key.fd == self._woken:
                     os.read(self._woken, 4096)
                     self._tell()
-                else:
-                    self._step(self._readers[key.fd])
+                elif reader := self._readers.get(
+                    key.fd
+                ):  # else a state was told before, and it was gone
+                    self._step(reader)
         self._tell()
         for open_socket in (self._server, *(each.connection for each in self._readers.values())):
             open_socket.close()

@@ -84,6 +84,19 @@ def test_a_reader_that_never_reads_is_told_what_it_missed_and_holds_up_nobody(
         assert again["state"]["worker"]["number"] == 40 * QUEUE_LINES - 1
 
 
+def test_a_reader_that_leaves_as_a_state_is_published_ends_nothing(stream: StateStream) -> None:
+    """Telling it finds it gone, and then its end is heard of too, in the same round."""
+    for number in range(300):
+        lines = read_states(stream.path, 10)
+        next(lines)
+        stream.publish({"worker": {"number": number}})
+        lines.close()  # type: ignore[attr-defined]
+    stream.publish({"worker": {"number": -1}})
+    last = read_states(stream.path, 10)
+    while next(last)["state"]["worker"]["number"] != -1:
+        pass
+
+
 def test_a_reader_that_goes_away_and_a_path_of_any_length_are_no_trouble(tmp_path: Path) -> None:
     path = tmp_path / ("long" * 40) / "state.sock"
     path.parent.mkdir()
