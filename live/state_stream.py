@@ -126,9 +126,7 @@ class StateStream:
                 elif key.fd == self._woken:
                     os.read(self._woken, 4096)
                     self._tell()
-                elif reader := self._readers.get(
-                    key.fd
-                ):  # else a state was told before, and it was gone
+                elif reader := self._readers.get(key.fd):  # it may have left as a state was told
                     self._step(reader)
         self._tell()
         for open_socket in (self._server, *(each.connection for each in self._readers.values())):
