@@ -17,6 +17,8 @@ from models_registry.training import TrainedModel
 
 #: Maximum length of a version's description in MLflow.
 DESCRIPTION_LIMIT: Final = 5000
+#: Characters of a fixed-width line that MLflow's page shows.
+PAGE_COLUMNS: Final = 97
 
 _VERDICTS: Final = {
     "promote": "promote",
@@ -40,7 +42,7 @@ def description(evaluation: Evaluation, about: About, run_id: str, pictures: Ite
     """What MLflow shows on a version's page: the card's first sections and the run's pictures, by file name.
 
     The page gives tables no space between their columns, so that they are set as fixed-width text, of which
-    it shows 97 columns; the pictures are served from the run. Sections that would exceed `DESCRIPTION_LIMIT`
+    it shows `PAGE_COLUMNS`; the pictures are served from the run. Sections that would exceed `DESCRIPTION_LIMIT`
     are left out.
     """
     images = "\n\n".join(
@@ -60,17 +62,20 @@ def fixed_width(markdown: str) -> str:
     for is_table, group in groupby(markdown.split("\n"), lambda line: line.startswith("|")):
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in group]
         if is_table:
-            wrapped = [line for row in rows[2:] for line in _wrapped(row)]
-            lines += ["```", table(wrapped, rows[0]), "```"]
+            head, _, *body = rows
+            others = zip(*(row[:-1] for row in (head, *body)), strict=True)
+            left = PAGE_COLUMNS - sum(max(map(len, cells)) + 2 for cells in others)
+            wrapped = [line for row in body for line in _wrapped(row, left)]
+            lines += ["```", table(wrapped, head), "```"]
         else:
             lines += ["|".join(row) for row in rows]
     return "\n".join(lines)
 
 
-def _wrapped(row: list[str]) -> list[list[str]]:
-    """A table's row as lines that the page shows whole; only its last cell is ever long."""
+def _wrapped(row: list[str], width: int) -> list[list[str]]:
+    """A table's row as lines whose last cell, the only one that is ever long, has at most ``width`` characters."""
     *cells, last = row
-    first, *more = textwrap.wrap(last, 64) or [""]
+    first, *more = textwrap.wrap(last, width) or [""]
     return [[*cells, first], *([""] * len(cells) + [line] for line in more)]
 
 

@@ -75,6 +75,15 @@ def data_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def environment_of_one_file() -> Iterator[None]:
+    """Undoes what a file's tests set in the environment: a command run in this process sets DAGSTER_HOME."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture
 def a_minute_at_most() -> Iterator[None]:
     """Fails a test that waits for ever, as pybit's streams do for a connection that was lost."""

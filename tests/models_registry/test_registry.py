@@ -68,7 +68,7 @@ def test_a_version_describes_itself_to_a_reviewer(registered: tuple[Lake, Settin
     assert len(version.description) <= card.DESCRIPTION_LIMIT
     assert "|" not in version.description, "MLflow's page runs the columns of a table together"
     fixed = "".join(version.description.split("```")[1::2]).splitlines()
-    assert max(map(len, fixed)) <= 97, "and cuts what is wider"
+    assert max(map(len, fixed)) <= card.PAGE_COLUMNS, "and cuts what is wider"
     model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
     assert {metric.key for metric in model.metrics} >= {"ic_mean", "ic_lower"}
     assert [data.dataset.digest for data in run.inputs.dataset_inputs] == [
