@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from live.control import state_of
 from live.shadow import decay_alarm
 from market.console import Result, say
-from market.errors import UsageError
+from market.errors import L2Error, UsageError
 from market.lake import Lake
 from market.settings import Settings
 from market.units import DAY_NS, utc_date
@@ -55,8 +55,8 @@ class Watch:
         )
         self._lake = Lake(settings.root, settings.source)
         self._alarm, self._alarm_s = decay_alarm(settings), 0.0
-        self._began = clock()
-        self._run, self._fills, self._seen = "", 0, False
+        self._began = self._read_s = clock()
+        self._run, self._fills, self._seen, self._due = "", 0, False, ""
 
     def look(self) -> Iterator[Subject]:
         """Everything that is wrong now."""
@@ -66,10 +66,13 @@ class Watch:
         if self._alarm_s:
             day = utc_date(int(self._alarm_s * 1e9))
             yield Subject("decay", f"the model's predictions decay since {day}: docs/decay.md")
-        if self._recorder:
-            yield from self._captures()
-        if self._settings.pipeline.daily != "off" and self._settings.source == "recorded":
-            yield from self._daily()
+        try:
+            if self._recorder:
+                yield from self._captures()
+            if self._settings.pipeline.daily != "off" and self._settings.source == "recorded":
+                yield from self._daily()
+        except (L2Error, OSError) as error:
+            yield Subject("lake", f"the lake cannot be read: {error}")
 
     def _worker(self) -> Iterator[Subject]:
         follow, patience_s = self._follow, self._settings.notify.silence_s
@@ -77,8 +80,10 @@ class Watch:
             why = follow.status or "its stream stands still"
             yield Subject("worker silent", f"no word of the worker for {patience_s:g} s: {why}")
         if not follow.state:
+            if follow.age_s <= patience_s < self._clock() - self._read_s:
+                yield Subject("worker not understood", follow.status or "it tells no state")
             return
-        self._seen = True
+        self._seen, self._read_s = True, self._clock()
         for symbol, row in follow.state["symbols"].items():
             if row["mode"] not in ("normal", "passive"):
                 why = "; ".join(row["why"]) or "no reason is told"
@@ -108,20 +113,22 @@ class Watch:
     def _daily(self) -> Iterator[Subject]:
         now_ns = int(self._clock() * 1e9)
         hour, minute = map(int, self._settings.pipeline.daily.split(":"))
-        if now_ns % DAY_NS < (hour * 3600 + minute * 60 + _DAILY_S) * 1e9:
-            return
-        day = utc_date(now_ns - DAY_NS)
-        missing = [
-            s for s in self._settings.market.symbols if not self._lake.exists("bars", s, day)
-        ]
+        if now_ns % DAY_NS >= (hour * 3600 + minute * 60 + _DAILY_S) * 1e9:
+            self._due = utc_date(
+                now_ns - DAY_NS
+            )  # until the next one is: late stays late at midnight
+        symbols = self._settings.market.symbols if self._due else ()
+        missing = [s for s in symbols if not self._lake.exists("bars", s, self._due)]
         if missing:
-            yield Subject("daily run", f"no bars of {day} for {', '.join(missing)}: see `l2 ui`")
+            yield Subject(
+                "daily run", f"no bars of {self._due} for {', '.join(missing)}: see `l2 ui`"
+            )
 
 
 class Notifier:
     """Prints lines, and sends them: at once, but the next ones together `_APART_S` later at the soonest.
 
-    A refusal of a service is printed. ``clock`` is monotonic.
+    What a service refuses is sent again `_APART_S` later. ``clock`` is monotonic.
     """
 
     def __init__(self, addresses: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -129,7 +136,7 @@ class Notifier:
 
         self._send, self._clock = apprise.Apprise(), clock
         self._waiting: list[str] = []
-        self._sent_s = -_APART_S
+        self._sent_s, self._refused = -_APART_S, False
         for number, address in enumerate(addresses.split(), 1):
             if not self._send.add(address):
                 # Not the address itself: it holds secrets.
@@ -146,10 +153,14 @@ class Notifier:
             return
         told, more = self._waiting[:_TOGETHER], len(self._waiting) - _TOGETHER
         body = "\n".join([*told, *([f"and {more} more"] if more > 0 else [])])
-        self._waiting, self._sent_s = [], self._clock()
+        self._sent_s = self._clock()
         # What comes from the worker is text: a service is not to read it as HTML or Markdown.
         if len(self._send) and not self._send.notify(body=body, title="l2", body_format="text"):
-            say("a service did not take it")
+            if not self._refused:
+                say("a service did not take it; it is sent again until it does")
+            self._refused = True
+            return
+        self._waiting, self._refused = [], False
 
 
 class Told:

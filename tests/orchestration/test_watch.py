@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 import pytest
 
 from live.state_stream import StateStream
@@ -140,20 +142,23 @@ def test_a_recorder_and_a_daily_run_that_are_late_are_subjects_each(
     hours[0] = 2.0
 
     def late() -> dict[str, str]:
-        return {s.name: s.text for s in watch.look() if s.name != "worker silent"}
+        return {s.name: s.text for s in watch.look() if not s.name.startswith("worker")}
+
+    def missing(days: int) -> str:
+        date = utc_date((DAY - 86_400 * days) * 10**9)
+        return f"no bars of {date} for BTCUSDT, ETHUSDT: see `l2 ui`"
 
     assert set(late()) == {"recorder"}
     hours[0] = 2.5  # the run begins at 00:20 and may take two hours
-    names = late()
-    assert set(names) == {"recorder", "daily run"}
-    assert (
-        names["daily run"]
-        == f"no bars of {utc_date((DAY - 1) * 10**9)} for BTCUSDT, ETHUSDT: see `l2 ui`"
-    )
+    assert late()["daily run"] == missing(1)
     capture = Path(Lake(tmp_path).frames_dir(utc_date(DAY * 10**9))) / "a.frames.zst"
     capture.parent.mkdir(parents=True)
     capture.touch()
     assert set(late()) == {"daily run"}
+    hours[0] = 24.0
+    assert late()["daily run"] == missing(1), "what is late is not over at midnight"
+    hours[0] = 26.5
+    assert late()["daily run"] == missing(0)
 
 
 def test_all_that_happens_reaches_a_receiver_in_few_messages(
@@ -212,9 +217,45 @@ def test_a_flood_is_one_message_that_counts_what_it_leaves_out(
     assert texts[1].splitlines()[-2:] == ["<b>20</b>", "and 979 more"]
 
 
-def test_a_service_that_refuses_is_named_in_the_output(capsys: pytest.CaptureFixture[str]) -> None:
-    Notifier("json://127.0.0.1:9")("a halt")
-    assert capsys.readouterr().err.endswith("] a service did not take it\n")
+def test_what_a_service_refuses_is_sent_again_until_it_takes_it(
+    received: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    address, texts = received
+    now_s = 0.0
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens
+        tell = Notifier(f"json://127.0.0.1:{closed.getsockname()[1]}", lambda: now_s)
+        tell("a halt")
+    assert "] a service did not take it" in capsys.readouterr().err
+    tell._send.clear()
+    tell._send.add(address)
+    tell.send()
+    assert not texts, "not before its time"
+    now_s = 31.0
+    tell.send()
+    assert texts == ["a halt"]
+
+
+def test_a_worker_of_another_version_is_said_though_it_speaks(
+    tmp_path: Path, stream: StateStream, follow: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = DAY + 60.0
+    watch = Watch(settings_of(tmp_path), follow, False, lambda: now_s)
+    monkeypatch.setattr("orchestration.dashboard.follow.VERSION", -1)
+    stream.publish(told(mode="halt"))
+    until(lambda: "version" in follow.status)
+    assert not list(watch.look()), "it may be about to end"
+    now_s += 60.0
+    until(lambda: [s.name for s in watch.look()] == ["worker not understood"])
+
+
+def test_a_lake_that_cannot_be_read_is_a_subject_and_ends_nothing(
+    tmp_path: Path, follow: Follower
+) -> None:
+    Lake(tmp_path)
+    watch = Watch(settings_of(tmp_path), follow, False, lambda: DAY + 9000.0)
+    (tmp_path / "bars").symlink_to(tmp_path / "bars")
+    assert [s.name for s in watch.look()] == ["lake"]
 
 
 def test_lines_go_to_the_addresses_of_the_environment(
