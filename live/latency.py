@@ -6,6 +6,8 @@ from typing import Any, Final
 
 #: Buckets for every doubling.
 _STEPS: Final = 8
+#: What is recent is of the last one or two of these (seconds).
+_SPAN_S: Final = 60.0
 
 
 class Histogram:
@@ -14,6 +16,8 @@ class Histogram:
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
         self.count = self.most_ns = 0
+        self._before: list[dict[int, int]] = [{}, {}]  # as of the last turn but one, and the last
+        self._turned_s = 0.0
 
     def add(self, ns: int) -> None:
         """Count a duration."""
@@ -31,6 +35,16 @@ class Histogram:
             if left <= 0:
                 return min(bound_us, self.most_ns / 1e3)
         return 0.0
+
+    def recent(self, now_s: float) -> Histogram:
+        """What was added in the last one or two minutes, if this is asked every minute at least; ``now_s`` of any
+        clock that runs on."""
+        if now_s - self._turned_s >= _SPAN_S:
+            self._before, self._turned_s = [self._before[1], dict(self._counts)], now_s
+        found, before = Histogram(), self._before[0]
+        found._counts = {b: n - before.get(b, 0) for b, n in self._counts.items()}
+        found.count, found.most_ns = sum(found._counts.values()), self.most_ns
+        return found
 
     def buckets(self) -> list[tuple[float, int]]:
         """(upper bound in µs, count) of every bucket that has any, smallest first."""

@@ -72,7 +72,7 @@ Lines = deque[tuple[str, str]]
 STAGES: Final = ("queue", "step", "log", "sync", "send", "decision")
 
 #: A state is published this often (wall clock).
-_PUBLISH_NS: Final = 250 * MS_NS
+_PUBLISH_NS: Final = 200 * MS_NS
 #: So many refused frames, and none accepted, end a run.
 _REFUSED: Final = 200
 #: Smaller lateness of decisions is not told to the core.

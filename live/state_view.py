@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from fractions import Fraction
 from importlib import metadata
@@ -19,6 +20,7 @@ from execution.orders import OrderState
 from execution.tca import ESTIMATES, MARKOUTS_S
 from live.decisions import Decision
 from live.desk import Desk
+from live.latency import Histogram
 from live.log import FORMAT
 from live.parent_costs import ActiveParent
 from live.symbol_state import SymbolState
@@ -90,7 +92,7 @@ def view(shell: Any) -> dict[str, dict[str, Any]]:
         },
         "orders": _orders(shell, works),
         "parents": _parents(desk, works),
-        "latency": {stage: found.summary() for stage, found in shell.latency.items()},
+        "latency": {stage: _latency(found) for stage, found in shell.latency.items()},
         "counters": {
             "frames": core.frames,
             "gaps": core.gaps,
@@ -106,6 +108,12 @@ def view(shell: Any) -> dict[str, dict[str, Any]]:
             "limits_reached": safety.counts,
         },
     }
+
+
+def _latency(found: Histogram) -> dict[str, Any]:
+    recent = found.recent(time.monotonic())
+    p99 = {"recent_p99": round(recent.percentile_us(99), 1)} if recent.count else {}
+    return found.summary() | p99
 
 
 def _orders(shell: Any, works: Mapping[str, ActiveParent]) -> dict[str, Any]:

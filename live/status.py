@@ -13,7 +13,7 @@ from market.errors import VenueError
 from market.settings import Settings
 from market.units import SECOND_NS
 
-#: A worker tells its state four times a second; one that says nothing for longer hangs.
+#: A worker tells its state five times a second; one that says nothing for longer hangs.
 _PATIENCE_S: Final = 5.0
 
 State = Mapping[str, Mapping[str, Any]]

@@ -79,11 +79,16 @@ def _of_worker(state: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
     latency = GaugeMetricFamily(
         "l2_latency_seconds", "percentiles since the start", labels=["stage", "quantile"]
     )
+    recent = GaugeMetricFamily(
+        "l2_latency_recent_seconds", "99th percentile of the last minutes", labels=["stage"]
+    )
     for stage, found in state.get("latency", {}).items():
         for name, quantile in (("p50", "0.5"), ("p99", "0.99"), ("p99.9", "0.999")):
             if found.get("n"):
                 latency.add_metric([stage, quantile], found[name] / 1e6)
-    yield latency
+        if "recent_p99" in found:
+            recent.add_metric([stage], found["recent_p99"] / 1e6)
+    yield from (latency, recent)
     counted = GaugeMetricFamily("l2_worker_count", "since the start", labels=["what"])
     for name, value in counters.items():
         if isinstance(value, int | float):

@@ -28,17 +28,17 @@ _STEP_S: Final = 0.1
 
 
 class Again(Follower):
-    """Follows the last run of a log folder; ``paused``, ``speed`` and `jump` are the page's controls.
+    """Follows the run of a segment of a log folder, 0 for the last; ``paused``, ``speed`` and `jump` are the page's controls.
 
     LogError for a log that cannot be read.
     """
 
     is_played = True
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, segment: int = 0) -> None:
         self.folder = folder.resolve()
         headers = {n: log.header_of(path) for n, path in log.segments(self.folder).items()}
-        self.run, self._mine = run_of(self.folder, headers)
+        self.run, self._mine = run_of(self.folder, headers, segment)
         self._header = headers[self._mine[0]]
         self.settings = LoggedCore(self.folder, self._header).settings
         files = log.segments(self.folder)
@@ -65,9 +65,6 @@ class Again(Follower):
     def _run(self) -> None:
         while not self._end.is_set():
             self._from_start.clear()
-            self.moments.clear()
-            self.seconds.clear()
-            self.recoveries.clear()
             try:
                 self._play()
                 self.status = "" if self._from_start.is_set() else "the log ends here"

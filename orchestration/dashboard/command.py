@@ -11,10 +11,10 @@ import argparse
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from live.control import state_of
 from market.console import Result, say
@@ -46,7 +46,14 @@ TOKEN: Final = "L2_DASHBOARD_TOKEN"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `l2 dashboard`."""
-    parser.add_argument("--again", metavar="LOG", help="a folder of a log: its last run once more")
+    parser.add_argument("--again", metavar="LOG", help="a folder of a log: a run of it once more")
+    parser.add_argument(
+        "--segment",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of LOG: of which run; default: the last",
+    )
     parser.add_argument("--venue", metavar="NAME", help="default: that of the worker that runs")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
     parser.add_argument(
@@ -70,7 +77,12 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
     if options.again:
         from orchestration.dashboard.again import Again  # brings the core, which takes memory
 
-        follow: Follower = (again := Again(Path(options.again)))
+        if Path(options.again).is_file():
+            raise UsageError(
+                f"{options.again}: is a recording; `l2 live --frames` of it shows here as any worker does, and "
+                "leaves a log to be played again"
+            )
+        follow: Follower = (again := Again(Path(options.again), options.segment))
         settings, token = again.settings, ""  # nothing to order there
     else:
         follow = Follower(state_of(settings, options.venue) / "state.sock")
@@ -83,6 +95,8 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
 
 def published(root: Path, path: str) -> Path | None:
     """A file of the lake's reports or Data Docs; None for anything else."""
+    if "\0" in path:
+        return None
     found = (root / path).resolve()
     allowed = any(
         found.is_relative_to((root / folder).resolve()) for folder in (REPORTS, DATA_DOCS)
@@ -91,13 +105,24 @@ def published(root: Path, path: str) -> Path | None:
 
 
 def _file(root: Path, request: Request) -> Response:
-    from starlette.responses import FileResponse, Response
+    from starlette.responses import FileResponse, PlainTextResponse
 
+    # A report is a page without scripts that asks nothing of another host, whatever it was made of.
+    safe = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
     path = str(request.path_params["path"])
     if (found := published(root, path)) is None:
-        return Response(f"{path}: no such report; `l2 tca --html` makes one", 404)
-    # A report is a page without scripts that asks nothing of another host, whatever it was made of.
-    return FileResponse(found, headers={"Content-Security-Policy": _POLICY})
+        said = f"{path}: no such report; `l2 tca --html` makes one"
+        return PlainTextResponse(said, 404, headers=safe)
+    return FileResponse(found, headers=safe)
+
+
+def _down(state: Mapping[str, Any]) -> Iterator[str]:
+    """What the worker is not connected to, for every page."""
+    for name, link in state.get("links", {}).items():
+        if not link["up"]:
+            yield f"{name}: no connection to the venue" + (
+                f" ({link['why']})" if link["why"] else ""
+            )
 
 
 def _header(name: str) -> ui.label:
@@ -163,10 +188,11 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
             silent = follow.status
             if not silent and follow.age_s > 3.0:
                 silent = f"the worker has said nothing for {follow.age_s:.0f} s"
-            if silent:
-                more = "; what follows is old" if follow.state and played is None else ""
-                warning.set_text(silent + more)
-            warning.set_visibility(bool(silent))
+            if silent and follow.state and played is None:
+                silent += "; what follows is old"
+            told = silent or "; ".join(_down(follow.state))
+            warning.set_text(told)
+            warning.set_visibility(bool(told))
             if worker := follow.state.get("worker"):
                 reader.source = worker.get("source", settings.source)
                 status.set_text(f"{worker['venue']} · {worker['model']} · {worker['phase']}")

@@ -59,7 +59,7 @@ def build(follow: Follower) -> Renew:
     )
     section("Cost so far, in parts", "mean over measured parents, bps of the decision price")
     parts = table(("part", "bps"), "no parent has been measured yet")
-    section("Latency", "99th percentile since the start, ms")
+    section("Latency", "99th percentile of the last one or two minutes, ms")
     stages = ("queue", "step", "log", "sync", "send", "decision")
     colors = (LINE, BID, SECOND, ASK, MUTED, "#7a5195")
     latency = lines("Latency by stage", stages, colors, "ms", "log")

@@ -38,7 +38,7 @@ class Moment(NamedTuple):
 
 
 class Second(NamedTuple):
-    """One second of the worker: venue time (s), equity, and p99 of stages (ms)."""
+    """One second of the worker: venue time (s), equity, and p99 of stages in the minutes before (ms)."""
 
     t_s: int
     equity: float
@@ -90,7 +90,7 @@ class Follower:
         self.moments: dict[str, deque[Moment]] = {}
         self.recoveries: dict[str, Recovery] = defaultdict(Recovery)
         self.seconds: deque[Second] = deque(maxlen=KEPT_S)
-        self._follows = False
+        self._follows, self._kept_of = False, None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follow", daemon=True)
         self._thread.start()
@@ -152,7 +152,12 @@ class Follower:
 
     def _keep(self) -> None:
         state = self.state
-        t_s = int(state["worker"]["time_ns"]) // SECOND_NS
+        t_s, run = int(state["worker"]["time_ns"]) // SECOND_NS, state["worker"].get("run")
+        # Counters begin anew with a run, and the time of an exchange on loopback may go back.
+        if run != self._kept_of or (self.seconds and t_s < self.seconds[-1].t_s):
+            self._kept_of = run
+            self.moments, self.seconds = {}, deque(maxlen=KEPT_S)
+            self.recoveries = defaultdict(Recovery)
         for symbol, market in state.get("markets", {}).items():
             if market["bids"] and market["asks"]:
                 touches = market["bids"][0][1], market["asks"][0][1]
@@ -162,7 +167,7 @@ class Follower:
                 kept.append(_moment(t_s, market, state["symbols"].get(symbol, {}).get("decision")))
         if not self.seconds or self.seconds[-1].t_s < t_s:
             latency = state.get("latency", {})
-            p99 = {stage: found["p99"] / 1e3 for stage, found in latency.items() if found.get("n")}
+            p99 = {s: v["recent_p99"] / 1e3 for s, v in latency.items() if "recent_p99" in v}
             self.seconds.append(Second(t_s, float(state["account"]["equity"]), p99))
 
     def ic(self, symbol: str, horizon_s: int) -> tuple[float, int]:

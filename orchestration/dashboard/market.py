@@ -64,17 +64,29 @@ def build(follow: Follower, symbol: Callable[[], str], reader: Reader) -> Renew:
     )
     moved = table(("feature", "value", "bps"), "no prediction yet, or its model is not in the lake")
     failed = ui.label().classes("text-xs opacity-60")
-    drawn = [0]
+    drawn: list[Any] = ["", 0]  # symbol and second of the charts
+
+    def clear() -> None:
+        """Nothing of another symbol stays."""
+        figures.clear()
+        about.clear()
+        for each in (ladder, depth, liquidity, signal):
+            draw(each, *([] for _ in each.options["series"]))
+        for each in (costs, trades, moved):
+            each([])
 
     def renew() -> None:
         state, name = follow.state, symbol()
         found = state.get("markets", {}).get(name)
+        if name != drawn[0] or not found:
+            if drawn[0]:
+                clear()
+            drawn[:] = [name if found else "", 0]
         if not found:
             return
         kept = list(follow.moments.get(name, ()))
         _ladder(ladder, found)
-        if kept:
-            figures.show(**_touch(kept, found))
+        figures.show(**_touch(found), taker_flow=_flow(kept, found))
         rate, due_ns = found["funding_rate"], found["funding_ns"]
         left_s = (due_ns - state["worker"]["time_ns"]) // SECOND_NS
         figures.show(
@@ -93,7 +105,7 @@ def build(follow: Follower, symbol: Callable[[], str], reader: Reader) -> Renew:
             [f"{int(usdt):,}", *(fixed(each, 3) for each in pair)]
             for usdt, pair in found["sweep_bps"].items()
         ])  # fmt: skip
-        decision = state["symbols"].get(name, {}).get("decision") or {}
+        decision = state.get("symbols", {}).get(name, {}).get("decision") or {}
         about.show(
             expected=f"{fixed(decision.get('expected_bps'), 3)} bps",
             threshold=f"{fixed(decision.get('cost_bps'), 3)} bps",
@@ -102,8 +114,8 @@ def build(follow: Follower, symbol: Callable[[], str], reader: Reader) -> Renew:
             by_horizon=" / ".join(fixed(each, 2) for each in decision.get("by_horizon") or ()) or NONE,
             target={1: "long", -1: "short"}.get(decision.get("target", 0), "flat"),
         )  # fmt: skip
-        if kept and kept[-1].t_s != drawn[0]:
-            drawn[0] = kept[-1].t_s
+        if kept and kept[-1].t_s != drawn[1]:
+            drawn[1] = kept[-1].t_s
             _over_time(liquidity, signal, found, kept)
             _map(depth, kept[-_MAP_S:], found["tick"])
 
@@ -192,16 +204,26 @@ def _ladder(chart: ui.echart, found: Mapping[str, Any]) -> None:
     )
 
 
-def _touch(kept: Sequence[Moment], found: Mapping[str, Any]) -> dict[str, str]:
-    """Mid, spread, and what takers bought and sold over the last ten seconds."""
+def _touch(found: Mapping[str, Any]) -> dict[str, str]:
+    """Mid and spread."""
+    if not (found["bids"] and found["asks"]):
+        return {"mid": NONE, "spread": NONE}
+    tick, digits = float(found["tick"]), len(found["tick"].partition(".")[2])
+    bid, ask = found["bids"][0][0], found["asks"][0][0]
+    return {
+        "mid": f"{(bid + ask) / 2 * tick:,.{digits + 1}f}",
+        "spread": f"{fixed((ask - bid) / (bid + ask) * 2e4, 3)} bps",
+    }
+
+
+def _flow(kept: Sequence[Moment], found: Mapping[str, Any]) -> str:
+    """What takers bought and sold over the last ten seconds."""
+    if not kept:
+        return NONE
     last, back = kept[-1], kept[-min(len(kept), 11)]
     span_s, usdt = max(1, last.t_s - back.t_s), float(found["lot"]) * last.mid / 1e3
     bought, sold = (last.bought - back.bought) / span_s, (last.sold - back.sold) / span_s
-    return {
-        "mid": f"{last.mid:,.{len(found['tick'].partition('.')[2])}f}",
-        "spread": f"{fixed((last.ask - last.bid) / last.mid * 1e4, 3)} bps",
-        "taker flow": f"+{fixed(bought * usdt, 1)} / -{fixed(sold * usdt, 1)} k USDT/s",
-    }
+    return f"+{fixed(bought * usdt, 1)} / -{fixed(sold * usdt, 1)} k USDT/s"
 
 
 def _map(chart: ui.echart, kept: Sequence[Moment], ticks: str) -> None:

@@ -52,12 +52,12 @@ def build(follow: Follower, symbol: Callable[[], str], horizon_s: int, reader: R
         f"expected return, and the mid's return over the {horizon_s} s after, bps; since this page follows",
     )
     predicted = lines("Prediction", ("expected", "came"), (LINE, SECOND), "bps")
-    drawn = [0]
+    drawn: list[Any] = ["", 0]  # symbol and second of the chart
     shown: list[dict[str, Any]] = [{}]
 
     def renew() -> None:
         state, name = follow.state, symbol()
-        decision = state["symbols"].get(name, {}).get("decision") or {}
+        decision = state.get("symbols", {}).get(name, {}).get("decision") or {}
         figures.show(
             version=str(state["worker"].get("model", NONE)),
             regime=str(decision.get("regime") or NONE),
@@ -70,9 +70,13 @@ def build(follow: Follower, symbol: Callable[[], str], horizon_s: int, reader: R
             if "error" not in found:
                 _record(found)
         kept = list(follow.moments.get(name, ()))
-        if not kept or kept[-1].t_s == drawn[0]:
+        if name != drawn[0]:
+            drawn[:] = [name, 0]
+            figures.show(rank_IC_here=NONE)
+            draw(predicted, [], [])
+        if not kept or kept[-1].t_s == drawn[1]:
             return
-        drawn[0] = kept[-1].t_s
+        drawn[1] = kept[-1].t_s
         ic, count = follow.ic(name, horizon_s)
         figures.show(rank_IC_here=f"{fixed(ic, 3)} of {count:,} s")
         mids = {m.t_s: m.mid for m in kept}

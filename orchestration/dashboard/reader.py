@@ -52,6 +52,10 @@ class Reader:
             self._new.set()
         return known[1]
 
+    def is_answered(self, name: str, key: Any) -> bool:
+        """Whether `answer` gives the one that was asked for with this ``key``."""
+        return bool(self._answers.get(name, (None,))[0] == key)
+
     def _run(self) -> None:
         while self._new.wait():
             self._new.clear()

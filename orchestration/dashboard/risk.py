@@ -71,6 +71,17 @@ def _exposure(name: str, row: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def _orders(follow: Follower, symbols: Sequence[str], token: str) -> None:
+    """The buttons of what an operator can order."""
+    with ui.row().classes("gap-2 mt-2"):
+        for verb, color in (("halt", "negative"), ("flatten", "warning"), ("resume", "positive")):
+            ui.button(
+                verb.capitalize(), color=color, on_click=lambda v=verb: order(follow, v, "", token)
+            )
+        for symbol in symbols:
+            ui.button(f"Pause {symbol}", on_click=lambda s=symbol: order(follow, "pause", s, token))
+
+
 def build(follow: Follower, symbols: Sequence[str], token: str) -> Renew:
     """Positions, equity, limits, and what an operator can order."""
     figures = Figures(
@@ -85,14 +96,8 @@ def build(follow: Follower, symbols: Sequence[str], token: str) -> Renew:
             "ramp's evidence",
         )
     )
-    with ui.row().classes("gap-2 mt-2") as orders:
-        for verb, color in (("halt", "negative"), ("flatten", "warning"), ("resume", "positive")):
-            ui.button(
-                verb.capitalize(), color=color, on_click=lambda v=verb: order(follow, v, "", token)
-            )
-        for symbol in symbols:
-            ui.button(f"Pause {symbol}", on_click=lambda s=symbol: order(follow, "pause", s, token))
-    orders.set_visibility(bool(token))
+    if token:
+        _orders(follow, symbols, token)
     section("Positions")
     positions = table(
         ("symbol", "mode", "why", "size bound by", "position", "entry", "stop", "target", "value"),

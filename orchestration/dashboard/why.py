@@ -23,7 +23,10 @@ def build(state: Path, reader: Reader, what: str) -> Renew:
 
         given.on("keydown.enter", go)
         ui.button("Explain", on_click=go)
-    opened = time.monotonic()  # a reload reads the log again
+    opened, final = (
+        time.monotonic(),
+        [False],
+    )  # a reload reads the log again, and a page reads it once
     text = ui.label().classes("whitespace-pre font-mono text-xs overflow-x-auto w-full").mark("why")
 
     def renew() -> None:
@@ -33,7 +36,10 @@ def build(state: Path, reader: Reader, what: str) -> Renew:
                 "2026-03-02T10:00:00"
             )
             return
+        if final[0]:
+            return
         found = reader.answer(f"why/{what}", opened, what=what, state=str(state))
+        final[0] = reader.is_answered(f"why/{what}", opened)
         text.set_text(found.get("text") or found.get("error") or "reading the log …")
 
     return renew

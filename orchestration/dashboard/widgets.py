@@ -27,6 +27,10 @@ class Figures:
                     ui.label(name).classes("text-xs opacity-60")
                     self._values[name] = ui.label(NONE).classes("text-base tabular-nums").mark(name)
 
+    def clear(self) -> None:
+        for label in self._values.values():
+            label.set_text(NONE)
+
     def show(self, **values: str) -> None:
         for name, text in values.items():
             self._values[name.replace("_", " ")].set_text(text)

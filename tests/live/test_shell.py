@@ -124,3 +124,16 @@ def test_a_histogram_knows_percentiles_within_a_bucket() -> None:
     assert times.summary()["most"] == 10_000.0
     assert sum(count for _, count in times.buckets()) == times.count == 10_000
     assert Histogram().percentile_us(99) == 0.0
+
+
+def test_what_is_recent_in_a_histogram_is_of_the_last_two_minutes() -> None:
+    times, slow_us = Histogram(), 100_000
+    times.add(slow_us * 1000)
+    found = []
+    for minute in range(1, 6):
+        times.add(1_000_000)
+        recent = times.recent(100.0 + 60 * minute)
+        found.append((recent.count, recent.percentile_us(99) > 2000))
+    assert found[0] == (2, True)
+    assert found[-1] == (1, False)
+    assert times.count == 6

@@ -117,11 +117,15 @@ def test_a_stream_of_another_version_and_hostile_names_are_shown_as_text(tmp_pat
         with page(tmp_path) as address, browser() as tab:
             stream.publish({"worker": {"time_ns": time.time_ns(), "phase": HOSTILE, "venue": "v",
                                        "run": "r", "model": HOSTILE},
+                            "links": {"private": {"up": False, "since_ns": 1, "why": HOSTILE}},
                             "account": {"equity": 1.0, "peak": 1.0, "day_result": 0.0}})  # fmt: skip
             tab.open(f"{address}system")
             tab.until(f"{figure('phase')} === {json.dumps(HOSTILE)}")
-            assert tab.errors == []
-            assert tab.run("document.querySelectorAll('img').length") == 0
+            for name in PAGES:  # each says that the worker has lost its venue
+                tab.open(f"{address}{name}")
+                lost = json.dumps(f"private: no connection to the venue ({HOSTILE})")
+                tab.until(f"document.body.innerText.includes({lost})")
+                assert tab.run("document.querySelectorAll('img').length") == 0
     finally:
         stream.close()
 
@@ -144,7 +148,7 @@ def test_the_page_shows_the_worker_obeys_an_operator_and_outlives_a_restart(
         tick, btc = BUILT_IN["BTCUSDT"].tick_size, "BTCUSDT"
         tab.open(f"{address}market")
         agree(tab, lines, figure("mid"), lambda state: [
-            f"{(m['bids'][0][0] + m['asks'][0][0]) / 2 * tick:,.1f}"
+            f"{(m['bids'][0][0] + m['asks'][0][0]) / 2 * tick:,.2f}"
             for m in [state.get("markets", {}).get(btc)] if m
         ])  # fmt: skip
         agree(tab, lines, cell("Trades", 2), lambda state: [
@@ -228,3 +232,17 @@ def test_the_page_shows_the_worker_obeys_an_operator_and_outlives_a_restart(
         worker.stop()
         assert tab.errors == []
         assert tab.hosts == {address.split("/")[2]}
+
+    # The log of the run that was halted shows it again, as fast as asked, and takes no orders.
+    log = str(worker.state / "log")
+    with page(tmp_path, "--again", log, "--segment", "1") as address, browser() as tab:
+        tab.open(f"{address}risk")
+        click(tab, "64 x")
+        tab.until(f"document.body.innerText.includes({json.dumps(HOSTILE)})")
+        assert not tab.run("/halt|flatten/i.test([...document.querySelectorAll('button')].map("
+                           "b => b.innerText).join())")  # fmt: skip
+        tab.until("document.body.innerText.includes('the log ends here')")
+        click(tab, "pause")
+        tab.open(f"{address}market")
+        tab.until("[...document.querySelectorAll('button')].some(b => /play/i.test(b.innerText))")
+        assert tab.errors == []

@@ -9,13 +9,14 @@ from pathlib import Path
 import dagster as dg
 import msgspec
 import pytest
+from starlette.requests import Request
 
 from live.run import logger
 from market.lake import Lake
 from market.pages import DATA_DOCS, REPORTS
 from market.settings import Settings
 from market.units import utc_date
-from orchestration.dashboard.command import published
+from orchestration.dashboard.command import _file, published
 from orchestration.dashboard.machine import Machine, newest_capture, pipeline_runs
 from orchestration.dashboard.system import line_of
 from orchestration.ui import dagster_instance
@@ -117,6 +118,10 @@ def test_only_reports_and_data_docs_are_handed_out(tmp_path: Path) -> None:
     (tmp_path / REPORTS / "out.html").symlink_to(tmp_path / "l2.toml")
     asked = (
         f"{REPORTS}/tca.html", f"{DATA_DOCS}/index.html", f"{REPORTS}/keys.env", f"{REPORTS}/out.html",
-        f"{REPORTS}/../l2.toml", "l2.toml", REPORTS, f"{REPORTS}/none.html", "/etc/passwd",
+        f"{REPORTS}/../l2.toml", "l2.toml", REPORTS, f"{REPORTS}/none.html", "/etc/passwd", "\0",
     )  # fmt: skip
     assert [path for path in asked if published(tmp_path, path)] == list(asked[:2])
+    page = "<script>alert(1)</script>"
+    refusal = _file(tmp_path, Request({"type": "http", "path_params": {"path": page}}))
+    assert (refusal.status_code, refusal.media_type) == (404, "text/plain")
+    assert refusal.headers["x-content-type-options"] == "nosniff"
