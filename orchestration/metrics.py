@@ -7,6 +7,7 @@ and its death shows as ``l2_worker_silent_seconds``. Rules that alarm by them ar
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,11 +18,12 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from live.safety import Mode
+from market.errors import L2Error
 from market.lake import Lake
 from market.settings import Settings
 from market.units import day_start_ns
 from orchestration.dashboard.follow import Follower
-from orchestration.dashboard.machine import newest_capture
+from orchestration.dashboard.machine import PipelineRun, newest_capture, pipeline_runs
 
 #: What is told for a worker that never was.
 _NEVER_S: Final = 1e9
@@ -58,9 +60,20 @@ class Metrics:
         for symbol, day in last.items():
             made.add_metric([symbol], now - (day_start_ns(day) / 1e9 + 86_400))
         yield made
+        ended = [run for run in self._runs() if run.ended_s]
+        if ended:
+            failed = float(ended[0].status == "FAILURE")
+            yield _gauge("pipeline_failed", "whether the last run that ended had failed", failed)
+            yield _gauge("pipeline_age_seconds", "since a run ended", now - (ended[0].ended_s or 0))
         root = self._settings.home
         free = shutil.disk_usage(root if root.exists() else Path("/")).free
         yield _gauge("disk_free_bytes", "on the lake's disk", float(free))
+
+    def _runs(self) -> list[PipelineRun]:
+        try:
+            return pipeline_runs(self._settings)
+        except (L2Error, sqlite3.Error):  # nothing is told of what cannot be read
+            return []
 
 
 def _of_worker(state: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:

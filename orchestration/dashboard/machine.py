@@ -15,8 +15,10 @@ from typing import Final, NamedTuple
 
 from market.errors import L2Error
 from market.lake import Lake
+from market.postgres import connect, refused
 from market.settings import Settings
 from market.units import utc_date
+from models_registry.state import on_server
 from orchestration.ui import home_of
 
 #: Seconds between looks at captures and disk, and at the runs.
@@ -54,15 +56,27 @@ def newest_capture(lake: Lake, now_s: float) -> Capture | None:
     return max(found, default=None)
 
 
-def pipeline_runs(home: Path, count: int = RUNS) -> list[PipelineRun]:
-    """The newest runs of a DAGSTER_HOME, read from its SQLite; none without one. sqlite3.Error otherwise."""
-    file = home / "history" / "runs.db"
+def pipeline_runs(settings: Settings, count: int = RUNS) -> list[PipelineRun]:
+    """The newest runs of a lake, read from Dagster's own storage; none without one. sqlite3.Error or StateError
+    for one that cannot be read.
+    """
+    query = (
+        "select run_id, pipeline_name, status, start_time, end_time from {}runs order by id desc "
+        f"limit {count:d}"
+    )
+    if on_server(settings):
+        with closing(connect(settings.state)) as connection, connection.cursor() as cursor:
+            try:
+                cursor.execute(query.format("dagster."))
+            except Exception as error:
+                raise refused(settings.state, error) from error
+            return [PipelineRun(*row) for row in cursor.fetchall()]
+    file = home_of(settings) / "history" / "runs.db"
     if not file.exists():
         return []
-    query = "select run_id, pipeline_name, status, start_time, end_time from runs order by id desc limit ?"
     uri = f"{file.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, timeout=1.0)) as connection:
-        return [PipelineRun(*row) for row in connection.execute(query, (count,))]
+        return [PipelineRun(*row) for row in connection.execute(query.format(""))]
 
 
 class Machine:
@@ -100,4 +114,4 @@ class Machine:
         self.capture = None if self._lake is None else newest_capture(self._lake, time.time())
         if time.monotonic() - self._runs_s >= _RUNS_S:
             self._runs_s = time.monotonic()
-            self.runs = pipeline_runs(home_of(self._settings))
+            self.runs = pipeline_runs(self._settings)

@@ -17,6 +17,7 @@ from models_registry import state, trials
 from models_registry.state import database
 from models_registry.store import aliases_of, champion_version, registry_client
 from orchestration.cli import main
+from orchestration.dashboard.machine import pipeline_runs
 from orchestration.state_migration import migrate_state
 from orchestration.ui import dagster_home, dagster_instance
 from tests.cluster.conftest import Postgres, until
@@ -160,6 +161,10 @@ def test_a_lake_begun_on_sqlite_moves_over_whole_and_goes_on(
     # New rows number on behind those that came over.
     materialise(there)
     assert len(dagster_held(there)["runs"]) == 4
+    shown = pipeline_runs(there)
+    assert [(run.job, run.status) for run in shown] == [("planted", "SUCCESS")] * 4
+    with pytest.raises(StateError, match="state = "):
+        pipeline_runs(msgspec.structs.replace(there, state=f"{there.state}_none"))
     trials.record(database(there, "looks"), "research", "a", "b", 1, {})
     with registry_client(there, "another") as client:
         assert client.get_experiment_by_name("another").artifact_location.startswith("file://")

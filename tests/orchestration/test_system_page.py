@@ -17,8 +17,10 @@ from market.pages import DATA_DOCS, REPORTS
 from market.settings import Settings
 from market.units import utc_date
 from orchestration.dashboard.command import _file, published
+from orchestration.dashboard.follow import Follower
 from orchestration.dashboard.machine import Machine, newest_capture, pipeline_runs
 from orchestration.dashboard.system import line_of
+from orchestration.metrics import Metrics
 from orchestration.ui import dagster_instance
 
 
@@ -57,7 +59,7 @@ def test_the_runs_of_the_pipeline_are_read_from_dagsters_own_storage(
 ) -> None:
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     settings = Settings(root=str(tmp_path))
-    assert pipeline_runs(tmp_path / "dagster") == []
+    assert pipeline_runs(settings) == []
 
     @dg.op
     def fails() -> None:
@@ -71,9 +73,14 @@ def test_the_runs_of_the_pipeline_are_read_from_dagsters_own_storage(
     with dagster_instance(settings) as instance:
         done = nightly.execute_in_process(instance=instance, raise_on_error=False)
     monkeypatch.delenv("DAGSTER_HOME")
-    (run,) = pipeline_runs(tmp_path / "dagster")
+    (run,) = pipeline_runs(settings)
     assert (run.id, run.job, run.status) == (done.run_id, "nightly", "FAILURE")
     assert 0 < (run.started_s or 0) <= (run.ended_s or 0)
+    follow = Follower(tmp_path / "state.sock")
+    told = {m.name: m.samples for m in Metrics(settings, follow).collect()}
+    follow.close()
+    assert told["l2_pipeline_failed"][0].value == 1.0
+    assert 0 <= told["l2_pipeline_age_seconds"][0].value < 600
 
 
 def test_what_cannot_be_read_is_said_and_a_lake_is_not_made_by_looking(
@@ -91,7 +98,7 @@ def test_what_cannot_be_read_is_said_and_a_lake_is_not_made_by_looking(
     runs.parent.mkdir(parents=True)
     runs.write_text("no database")
     with pytest.raises(sqlite3.DatabaseError):
-        pipeline_runs(root / "dagster")
+        pipeline_runs(Settings(root=str(root)))
 
 
 def test_the_newest_capture_is_that_written_to_last(tmp_path: Path) -> None:
