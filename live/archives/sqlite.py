@@ -236,12 +236,13 @@ class Rejects:
 
     def __init__(self, path: Path, database: Database) -> None:
         self.path, self.counts = path, Counter[str]()
-        self._database, self._file = database, None
+        self._database = database
+        self._file: Any = None
 
     def __call__(self, table: str, rowid: int, reason: str) -> None:
         self.counts[f"{table}: {reason}"] += 1
         if self._file is None:
-            self._file: Any = self.path.open("w", encoding="utf-8", newline="")
+            self._file = self.path.open("w", encoding="utf-8", newline="")
             self._writer = csv.writer(self._file)
             self._writer.writerow(["table", "rowid", "reason", "values"])
         row = self._database.row(table, rowid)
@@ -483,8 +484,7 @@ def _ns(value: bytes | float | None) -> int | None:
         if (number := _number(value)) is not None:
             size = abs(number)
             unit = 10**9 if size < 1e11 else 10**6 if size < 1e14 else 10**3 if size < 1e17 else 1
-            exact = value if isinstance(value, int) else Decimal(text)  # a float keeps no µs of ms
-            found = round(exact * unit)
+            found = round(Decimal(text) * unit)  # a float would keep no µs of ms
         else:
             at = datetime.fromisoformat(text.replace(" +", "+").replace(" -", "-"))
             at = at if at.tzinfo else at.replace(tzinfo=UTC)
