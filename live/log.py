@@ -151,14 +151,18 @@ def header_of(path: Path) -> Header:
     raise LogError(f"{path}: no segment of a log; move it away")
 
 
-def last_ns(path: Path) -> int:
-    """The time of a segment's last record; of its blocks the last is decoded alone."""
-    offsets = [0]
+def offsets(path: Path) -> list[int]:
+    """Where a segment's blocks begin, by their heads alone, and where the last one ends."""
+    found = [0]
     with open(path, "rb") as file:
         while length := _length(file.read(_HEAD.size)):
-            offsets.append(file.seek(length, os.SEEK_CUR))
-    found = (block for offset in reversed(offsets) for block in _blocks(path, 0, offset))
-    return next(found).records[-1][0]
+            found.append(file.seek(length, os.SEEK_CUR))
+    return found
+
+
+def last_ns(path: Path) -> int:
+    """The time of a segment's last record; of its blocks the last is decoded alone."""
+    return next(b for at in reversed(offsets(path)) for b in _blocks(path, 0, at)).records[-1][0]
 
 
 def last_segment(folder: Path) -> tuple[int, Header] | None:
@@ -173,8 +177,7 @@ def repair(folder: Path, fdatasync: Callable[[int], None] = os.fdatasync) -> Tor
     For the one writer, before it starts. What a killed writer left unsynced is synced: the next segment rests on
     it, and its end is not torn any more. LogError for any other damage.
     """
-    found = segments(folder)
-    if not found:
+    if not (found := segments(folder)):
         return None
     path = found[max(found)]
     end = 0
@@ -207,8 +210,7 @@ def _blocks(path: Path, number: int, offset: int, holding: bytes = b"") -> Itera
         while head := file.read(_HEAD.size):
             if offset == 0 and head[:3] == _MAGIC and head[3] > FORMAT:
                 raise LogError(
-                    f"{path}: format {head[3]} is newer than {FORMAT}, the newest known here; use the "
-                    "version of the platform that wrote it"
+                    f"{path}: format {head[3]} is newer than {FORMAT}, the newest known here; use the version that wrote it"
                 )
             payload = _payload(head, file.read(_length(head)))
             if payload is None:
@@ -221,8 +223,7 @@ def _blocks(path: Path, number: int, offset: int, holding: bytes = b"") -> Itera
                 records = _RECORDS.decode(raw) if holding in raw else []
             except (zstandard.ZstdError, msgspec.DecodeError) as error:
                 raise LogError(
-                    f"{path}: the block at byte {offset} cannot be read ({error}); it is of another "
-                    "version of the platform: use the one that wrote it"
+                    f"{path}: the block at byte {offset} cannot be read ({error}); use the version that wrote it"
                 ) from error
             yield Block(number, offset, end, records)
             offset = end
@@ -259,11 +260,10 @@ def _require_torn(path: Path, offset: int, data: bytes) -> None:
 
 def _require_whole(path: Path, end: int) -> None:
     """LogError unless a segment that another follows ends with a block."""
-    if end < path.stat().st_size:
-        with open(path, "rb") as file:
-            file.seek(end)
-            if file.read().strip(b"\0"):
-                raise _damaged(path, end)
+    with open(path, "rb") as file:
+        file.seek(end)
+        if file.read().strip(b"\0"):
+            raise _damaged(path, end)
 
 
 def _damaged(path: Path, offset: int) -> LogError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -61,13 +62,14 @@ def now(settings: Settings, venue: str | None) -> State:
 
 def screen(state: State) -> Iterator[str]:
     """The lines: worker, symbols, parents, open orders, and what ought to be zero."""
+    state = defaultdict(dict, state)  # a change has neither what is null nor what is empty
     worker, account, costs = state["worker"], state["account"], state["costs"]
     now_ns = worker["time_ns"]
     yield f"{worker['venue']}, {worker['model']}, {worker['phase']}, {utc_time(now_ns)}"
     yield (
         f"equity {fixed(account['equity'])} USDT, today {fixed(account['day_result'])}; "
         f"{costs['parents']:,} parents, {costs['fills']:,} fills, all-in cost "
-        f"{fixed(costs['all_in_cost_bps'], 3)} bps"
+        f"{fixed(costs.get('all_in_cost_bps'), 3)} bps"
     )
     yield ""
     yield table(

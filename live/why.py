@@ -1,6 +1,6 @@
-"""`l2 why`: one order, or one decision, from features to cost, as the worker's log has it.
+"""`l2 why`: one order, or one decision, from the market's last frame to cost, as the worker's log has it.
 
-    feature vector -> contributions -> prediction and threshold -> size -> parent -> orders -> fills -> cost
+    frame -> feature vector -> contributions -> prediction and threshold -> size -> parent -> orders -> fills -> cost
 
 Everything is on record: decisions with their vectors in the decision log or the lake, the rest in the log.
 """
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,8 +27,8 @@ from execution.orders import Amend, Cancel, Filled, OrderReport, Submit
 from live.control import state_of
 from live.decisions import DECISIONS, read_stream
 from live.journal import action_of, event_of
-from live.log import read
-from live.messages import Append
+from live.log import Block, Position, offsets, read, segments
+from live.messages import Append, PublicFrame
 from market.console import NONE, Result, fixed, table, utc_time
 from market.errors import UsageError
 from market.lake import Lake
@@ -36,6 +39,8 @@ from models_registry.pointed import find
 
 #: Features shown of a decision.
 _MOST: Final = 10
+#: A frame is not looked for longer before a decision.
+_SILENCE_NS: Final = 60 * SECOND_NS
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,10 +76,13 @@ def explained(
     if decision is None and not records:
         raise UsageError(f"{what}: not in the log of {state}, nor among the decisions")
     moved = contributions(settings, decision) if decision else []
-    text = "\n".join((*_of_decision(symbol, second, decision, moved), *_of_parent(records)))
+    frame = frame_before(state / "log", symbol, second * SECOND_NS)
+    told = (*_of_decision(symbol, second, frame, decision, moved), *_of_parent(records))
+    text = "\n".join(told)
     return text, {
         "symbol": symbol,
         "second": second,
+        "frame": frame,
         "decision": decision,
         "moved_bps": dict(moved),
         "records": [
@@ -107,6 +115,33 @@ def _records(state: Path, parent: str) -> Iterator[Append]:
         for _, body in block.records:
             if isinstance(body, Append) and not body.kind.startswith("section/"):
                 yield body
+
+
+def frame_before(log: Path, symbol: str, t_ns: int) -> dict[str, Any] | None:
+    """The last frame of a symbol that a decision at ``t_ns`` knew: its topic, when it was received, and where the
+    log has it (segment, byte of its block, record in it). None when it has none within a minute.
+    """
+    topic = re.compile(rb'"topic"\s*:\s*"([^"]+\.%s)"' % re.escape(symbol.encode()))
+    for block in _backwards(log, t_ns):
+        for n, (at, body) in reversed([*enumerate(block.records)]):
+            if at < t_ns - _SILENCE_NS:
+                return None
+            if at < t_ns and isinstance(body, PublicFrame) and (found := topic.search(body.frame)):
+                place = {"segment": block.segment, "offset": block.offset, "record": n}
+                return {"topic": found[1].decode(), "receive_ns": at, **place}
+    return None
+
+
+def _backwards(log: Path, t_ns: int) -> Iterator[Block]:
+    """Blocks that begin before a time, the last first; few others are decoded to find them."""
+
+    def begins_ns(position: Position) -> int:
+        return next((block.records[0][0] for block in read(log, position)), t_ns)
+
+    for number, path in reversed(segments(log).items()):
+        known = [Position(number, offset) for offset in offsets(path)]
+        for position in reversed(known[: bisect_left(known, t_ns, key=begins_ns)]):
+            yield from islice(read(log, position), 1)
 
 
 def decision_at(settings: Settings, state: Path, symbol: str, t_ns: int) -> dict[str, Any] | None:
@@ -151,9 +186,21 @@ def contributions(settings: Settings, decision: Mapping[str, Any]) -> list[tuple
 
 
 def _of_decision(
-    symbol: str, second: int, decision: Mapping[str, Any] | None, moved: Sequence[tuple[str, float]]
+    symbol: str,
+    second: int,
+    frame: Mapping[str, Any] | None,
+    decision: Mapping[str, Any] | None,
+    moved: Sequence[tuple[str, float]],
 ) -> Iterator[str]:
     yield f"{symbol}, decision of {utc_time(second * SECOND_NS)}"
+    if frame is None:
+        yield "  no public frame of the minute before is in the log"
+    else:
+        at = frame["receive_ns"]
+        yield (
+            f"  last public frame before it: {frame['topic']}, received {utc_time(at)[11:19]}.{at % SECOND_NS:09d}; "
+            f"log segment {frame['segment']}, block at byte {frame['offset']:,}, record {frame['record']}"
+        )
     if decision is None:
         yield "  no decision of that second is on record"
         return

@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -176,6 +177,7 @@ def examine(settings: Settings) -> list[Finding]:
         *map(_package, packages),
         _asked("lake", _lake, settings),
         _asked("model", _champion, settings),
+        _asked("registry", _registry, settings),
         *(
             _asked(name, check, settings)
             for name, check in _VENUE
@@ -190,6 +192,8 @@ def _asked(what: str, check: Callable[[Settings], str], settings: Settings) -> F
         return Finding(True, what, check(settings))
     except (L2Error, OSError) as error:
         return Finding(False, what, " ".join(str(error).split()))
+    except Exception as error:  # whatever it is: the other checks are made
+        return Finding(False, what, " ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def _lake(settings: Settings) -> str:
@@ -217,6 +221,18 @@ def _champion(settings: Settings) -> str:
     )
 
 
+def _registry(settings: Settings) -> str:
+    """Reaches MLflow's store, and asks it for the champion; an own one is not made for that."""
+    from models_registry.store import champion_version, is_own, tracking_uri
+
+    uri = tracking_uri(settings)
+    if is_own(settings) and not Path(uri.removeprefix("sqlite:///")).exists():
+        return f"none yet at {uri}"
+    version = champion_version(settings)
+    said = f"version {version} is" if version else "no version is"
+    return f"{uri} answers, {said} champion of {settings.model_name}"
+
+
 def _keys(settings: Settings) -> str:
     from live.bybit.venues import REAL, keys_of
 
@@ -233,7 +249,12 @@ def _clock(settings: Settings) -> str:
     rest = address_of(settings).rest
     sent = time.time_ns()
     with urllib.request.urlopen(f"{rest}/v5/market/time", timeout=5) as answer:
-        theirs = int(msgspec.json.decode(answer.read())["result"]["timeNano"])
+        body = answer.read()
+    try:
+        theirs = int(msgspec.json.decode(body)["result"]["timeNano"])
+    except (msgspec.DecodeError, LookupError, TypeError, ValueError) as error:
+        start = body[:60].decode("utf-8", "replace")
+        raise UsageError(f"{rest}: not the venue's time but {start!r}; a proxy's page?") from error
     taken, since = settings.clock, time.time_ns()
     ours = taken.simulated_ns + taken.speed * ((sent + since) / 2 - taken.wall_ns)
     skew_s = abs(theirs - ours) / 1e9

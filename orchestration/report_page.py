@@ -82,10 +82,11 @@ def write_index(settings: Settings) -> None:
     """The page ``index.html`` of the lake's reports, the newest first."""
     index = settings.home.absolute() / REPORTS / "index.html"
     index.parent.mkdir(parents=True, exist_ok=True)
-    found = [page for page in index.parent.glob("*.html") if page != index]
+    found = [page for page in index.parent.glob("*.html") if page != index and page.is_file()]
     lines = []
     for page in sorted(found, key=lambda page: page.stat().st_mtime, reverse=True):
-        title = re.search("<title>(.*?)</title>", page.read_text(encoding="utf-8")[:4096])
+        text = page.read_text(encoding="utf-8", errors="replace")  # not every page is ours
+        title = re.search("<title>(.*?)</title>", text[:4096])
         lines.append(
             f'<li><a href="{html.escape(page.name)}">{title[1] if title else page.stem}</a></li>'
         )

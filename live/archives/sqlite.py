@@ -20,17 +20,23 @@ value in a row counts, and a name that begins with ``=`` is the value itself.
 
 Numbers may be text, times are seconds, ms, µs or ns by their size, or ISO text (UTC). Books and trades become a
 capture, which is ingested as any other; signals the table ``signals``. What cannot be used, and what is there
-twice, is written beside the capture, row by row with its reason: nothing is lost.
+twice, is written beside the capture, row by row as it is in the database with its reason: nothing is lost.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
+import math
+import re
 import sqlite3
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,7 +71,9 @@ SIGNALS: Final = Table("signals", version=1, record=True)
 _GAP_NS: Final = 60_000 * MS_NS
 _ROWS: Final = 50_000
 _NO_TIME: Final = "no time between 2000 and 2100"
-_FIRST_MS, _LAST_MS = 946_684_800_000, 4_102_444_800_000
+_FIRST_NS, _LAST_NS = 946_684_800_000 * MS_NS, 4_102_444_800_000 * MS_NS
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_DECIMAL: Final = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _TOGETHER: Final = 4_096
 _UP: Final = ("'buy'", "'bid'", "'bids'", "'b'", "'long'", "'1'", "'1.0'", "'+1'")
 _DOWN: Final = ("'sell'", "'ask'", "'asks'", "'s'", "'a'", "'short'", "'-1'", "'-1.0'")
@@ -114,26 +122,6 @@ def read_mapping(path: Path) -> Tables:
     return found
 
 
-class Rejects:
-    """Rows that do not fit, in a file beside the capture, made when there is the first."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.counts = path, Counter[str]()
-        self._file: Any = None
-
-    def __call__(self, table: str, row: int, reason: str, values: Sequence[Any]) -> None:
-        self.counts[f"{table}: {reason}"] += 1
-        if self._file is None:
-            self._file = self.path.open("w", newline="")
-            self._writer = csv.writer(self._file)
-            self._writer.writerow(["table", "rowid", "reason", "values"])
-        self._writer.writerow([table, row, reason, *map(str, values)])
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
 class Database:
     """A SQLite file, opened to be read only. ArchiveError when it is none, or lacks a table or column."""
 
@@ -141,44 +129,79 @@ class Database:
         self.path = path
         if not path.is_file():
             raise ArchiveError(f"{path}: no such file")
-        self._connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         self._connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        for function in (_number, _ns):
+            self._connection.create_function(function.__name__, 1, function, deterministic=True)
+        self._known: dict[str, list[str]] = {}
 
     def columns(self, table: str) -> list[str]:
-        try:
-            found = [
-                row[1] for row in self._connection.execute(f"pragma table_info({_name(table)})")
-            ]
-        except sqlite3.DatabaseError as error:
-            raise ArchiveError(f"{self.path}: {error}") from error
+        if known := self._known.get(table):
+            return known
+        with self._reading():
+            query = f"pragma table_info({_name(table)})"
+            found = [row[1] for row in self._connection.execute(query)]
+            query = (
+                "select name, type from sqlite_master where type in ('table', 'view') order by name"
+            )
+            types = dict(self._connection.execute(query))
         if not found:
-            query = "select name from sqlite_master where type in ('table', 'view') order by name"
-            names = ", ".join(row[0] for row in self._connection.execute(query)) or "none"
-            raise ArchiveError(f"{self.path}: no table {table}; there are: {names}")
+            raise ArchiveError(
+                f"{self.path}: no table {table}; there are: {', '.join(types) or 'none'}"
+            )
+        if types.get(table) == "view" or not self._numbered(table, found):
+            raise ArchiveError(
+                f"{self.path}: {table} is a view, or a table without rowid: its rows cannot be told "
+                f"apart; copy them into a table (create table rows as select * from {_name(table)})"
+            )
+        self._known[table] = found
         return found
 
     def rows(self, mapped: Mapped, fields: Sequence[str], where: str = "") -> Iterator[list[Any]]:
-        """Blocks of (rowid, time in ms, fields…) by time; what is no number or time is None."""
+        """Blocks of (rowid, time in ns, fields…) by time, those without one last; what is no number is None."""
         known = self.columns(mapped.table)
-        select = [f"({self._field(mapped, known, name)}) as {name}" for name in fields]
-        time = _ms(self._first(mapped, known, "time"))
-        query = (
-            f"select rowid, {time} as ms, {', '.join(select)} from {_name(mapped.table)} {where} "
-            "order by ms, rowid"
-        )
-        cursor = self._connection.execute(query)
-        while rows := cursor.fetchmany(_ROWS):
-            yield rows
+        select = [_rowid(known), f"_ns({_raw(self._first(mapped, known, 'time'))})"]
+        select += [self._field(mapped, known, name) for name in fields]
+        query = f"select {', '.join(select)} from {_name(mapped.table)} {where} order by 2 nulls last, 1"
+        with self._reading():
+            cursor = self._connection.execute(query)
+            while rows := cursor.fetchmany(_ROWS):
+                yield rows
 
-    def symbols(self, mapped: Mapped) -> list[str]:
-        known = self.columns(mapped.table)
-        query = f"select distinct {self._first(mapped, known, 'symbol')} from {_name(mapped.table)}"
-        return sorted(str(row[0]) for row in self._connection.execute(query) if row[0])
+    def row(self, table: str, rowid: int) -> dict[str, Any]:
+        """A row as it is in the database."""
+        known = self.columns(table)
+        query = f"select * from {_name(table)} where {_rowid(known)} = ?"
+        with self._reading():
+            cursor = self._connection.execute(query, (rowid,))
+            return dict(zip((each[0] for each in cursor.description), next(cursor), strict=True))
 
-    def of(self, mapped: Mapped, symbol: str) -> str:
-        """The where clause of a symbol's rows."""
-        first = self._first(mapped, self.columns(mapped.table), "symbol")
-        return f"where {first} = {_text(symbol)}"
+    def symbols(self, mapped: Mapped) -> list[tuple[str, str]]:
+        """Each symbol, empty for none, with the where clause of its rows: together they are all rows."""
+        # In hex, as text may be no UTF-8 and a number equals no text; that of NULL is empty.
+        code = f"hex({self._first(mapped, self.columns(mapped.table), 'symbol')})"
+        query = f"select distinct {code} from {_name(mapped.table)} order by 1"
+        with self._reading():
+            codes = [row[0] for row in self._connection.execute(query)]
+        return [
+            (bytes.fromhex(found).decode("utf-8", "replace"), f"where {code} = '{found}'")
+            for found in codes
+        ]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise ArchiveError(f"{self.path}: {error}") from error
+
+    def _numbered(self, table: str, known: Sequence[str]) -> bool:
+        """Whether the rows have an id of SQLite's."""
+        try:
+            self._connection.execute(f"select {_rowid(known)} from {_name(table)} limit 0")
+        except sqlite3.OperationalError:
+            return False
+        return True
 
     def _first(self, mapped: Mapped, known: Sequence[str], field: str) -> str:
         """The first of a field's columns that has a value, as SQL."""
@@ -203,14 +226,38 @@ class Database:
                 f"case when {text} in ({', '.join(_UP)}) then 1 "
                 f"when {text} in ({', '.join(_DOWN)}) then -1 end"
             )
-        return first if field in ("id", "symbol") else _number(first)
+        if field == "symbol":
+            return f"cast({first} as text)"
+        return first if field == "id" else f"_number({_raw(first)})"
 
 
-def _no_symbol(symbol: object) -> str:
+class Rejects:
+    """Rows that do not fit, as they are in the database, in a file that is made when there is the first."""
+
+    def __init__(self, path: Path, database: Database) -> None:
+        self.path, self.counts = path, Counter[str]()
+        self._database = database
+        self._file: Any = None
+
+    def __call__(self, table: str, rowid: int, reason: str) -> None:
+        self.counts[f"{table}: {reason}"] += 1
+        if self._file is None:
+            self._file = self.path.open("w", encoding="utf-8", newline="")
+            self._writer = csv.writer(self._file)
+            self._writer.writerow(["table", "rowid", "reason", "values"])
+        row = self._database.row(table, rowid)
+        text = json.dumps(row, default=bytes.hex, ensure_ascii=False)
+        self._writer.writerow([table, rowid, reason, text])
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _no_symbol(name: str) -> str:
     """Why something is no symbol; empty for one."""
-    if symbol is None:
+    if not name:
         return "no symbol"
-    name = str(symbol)
     return refusal(name) if SYMBOL.fullmatch(name) else "not a symbol of the venue, such as BTCUSDT"
 
 
@@ -218,81 +265,86 @@ class TableSource:
     """Books or trades of one symbol in one table, as rows of a capture (`live.archives.foreign.Source`)."""
 
     def __init__(
-        self, database: Database, mapped: Mapped, feed: str, symbol: str, rejects: Rejects
+        self,
+        database: Database,
+        mapped: Mapped,
+        feed: str,
+        symbol: tuple[str, str],
+        rejects: Rejects,
     ) -> None:
-        self.path, self.symbol, self.feed = database.path, symbol, feed
+        self.path, self.feed = database.path, feed
+        self.symbol, self._where = symbol
         self.refused = Refused(database.path)
         self._database, self._mapped, self._rejects = database, mapped, rejects
-        self._where = database.of(mapped, symbol)
-        first = next(
-            (
-                row[1]
-                for block in self._blocks()
-                for row in block
-                if _FIRST_MS <= (row[1] or 0) < _LAST_MS
-            ),
-            0,
-        )
-        self.start_ns = round(first * MS_NS)
+        first = next(self._blocks(), [])
+        self.start_ns: int = first[0][1] or 0 if first else 0
+        found = np.array([(r[3] or 0.0, r[4] or 0.0) for r in first], np.float64).reshape(-1, 2)
+        self._sample = found[(found > 0).all(axis=1)]
         self.gaps = 0
 
     def _blocks(self) -> Iterator[list[Any]]:
         return self._database.rows(self._mapped, ("side", "price", "qty", "id"), self._where)
 
     def sample(self) -> tuple[Floats, Floats]:
-        block = next(self._blocks(), [])
-        found = np.array([(r[3] or 0.0, r[4] or 0.0) for r in block], np.float64).reshape(-1, 2)
-        sound = (found > 0).all(axis=1)
-        return found[sound, 0], found[sound, 1]
+        return self._sample[:, 0], self._sample[:, 1]
 
     def blocks(self, instrument: Instrument) -> Iterator[tuple[Integers, Events]]:
         """The usable rows; of the same row twice the first, of a level twice the last."""
-        seen: set[Any] = set()
-        at, waiting = -1.0, list[Any]()
+        ids: set[Any] = set()
+        for rows in self._together():
+            events, reasons = self._judged(rows, instrument)
+            # Rows that cannot be used take no other's place.
+            usable = [row for row, reason in zip(rows, reasons, strict=True) if not reason]
+            last, at_once = {row[1:4]: row for row in usable}, set[Any]()
+            for n, row in enumerate(rows):
+                if reasons[n]:
+                    continue
+                if self.feed == "book":
+                    if last[row[1:4]] is not row:
+                        reasons[n] = "a later row has the same level at the same time"
+                    continue
+                known, key = (at_once, row[1:5]) if row[5] is None else (ids, row[5])
+                if key in known:
+                    reasons[n] = "there twice"
+                known.add(key)
+            for row, reason in zip(rows, reasons, strict=True):
+                if reason:
+                    self._reject(row, reason)
+            sound = np.array([not reason for reason in reasons], np.bool_)
+            yield np.array([row[0] for row in rows], np.int64)[sound], events[sound]
+
+    def _together(self) -> Iterator[list[Any]]:
+        """Rows in pieces that divide none of one time."""
+        at, waiting = None, list[Any]()
         for block in self._blocks():
             for row in block:
                 if row[1] != at:
                     if len(waiting) >= _TOGETHER:
-                        yield self._events(waiting, instrument)
+                        yield waiting
                         waiting = []
-                    if at > 0 and row[1] is not None and row[1] - at > _GAP_NS / MS_NS:
-                        self.gaps += 1
-                    at = row[1] or -1.0
-                    if not self._mapped.id:
-                        seen.clear()
-                key = row[5] if self._mapped.id and row[5] is not None else tuple(row[2:5])
-                if self.feed == "trades" and key in seen:
-                    self._reject(row, "there twice")
-                    continue
-                seen.add(key)
+                    self.gaps += at is not None and (row[1] or at) - at > _GAP_NS
+                    at = row[1]
                 waiting.append(row)
         if waiting:
-            yield self._events(waiting, instrument)
+            yield waiting
 
-    def _events(self, rows: list[Any], instrument: Instrument) -> tuple[Integers, Events]:
-        if self.feed == "book":
-            last = {tuple(row[1:4]): row for row in rows}
-            for row in rows:
-                if last[tuple(row[1:4])] is not row:
-                    self._reject(row, "a later row has the same level at the same time")
-            rows = list(last.values())
+    def _judged(self, rows: list[Any], instrument: Instrument) -> tuple[Events, list[str]]:
+        """Rows as events, and why each cannot be used: empty for those that can."""
         events = np.zeros(len(rows), EVENT)
         side, price, qty = (
             np.array([np.nan if row[n] is None else row[n] for row in rows], np.float64)
             for n in (2, 3, 4)
         )
-        ms = np.array([row[1] or 0.0 for row in rows], np.float64)
+        times = np.array([row[1] or 0 for row in rows], np.int64)
         events["side"] = np.nan_to_num(side).astype(np.int8)
         events["kind"] = Kind.TRADE if self.feed == "trades" else Kind.SNAPSHOT
-        events["exchange_ns"] = events["receive_ns"] = np.rint(ms * MS_NS).astype(np.int64)
-        wrong = [(_NO_TIME, (ms < _FIRST_MS) | (ms >= _LAST_MS))]
-        wrong += put_levels(events, price, qty, instrument, True)
-        sound = np.ones(len(rows), np.bool_)
+        events["exchange_ns"] = events["receive_ns"] = times
+        reasons = [""] * len(rows)
+        wrong = [(_NO_TIME, times == 0), *put_levels(events, price, qty, instrument, True)]
         for reason, mask in wrong:
-            for n in np.flatnonzero(mask & sound):
-                self._reject(rows[n], reason)
-            sound &= ~mask
-        return np.array([row[0] for row in rows], np.int64)[sound], events[sound]
+            for n in np.flatnonzero(mask):
+                reasons[n] = reasons[n] or reason
+        return events, reasons
 
     def usable(self) -> bool:
         """Whether there is a symbol and a time; else every row is left out."""
@@ -303,38 +355,34 @@ class TableSource:
         return not reason
 
     def _reject(self, row: Sequence[Any], reason: str) -> None:
-        self.refused.note(f"{self._mapped.table}: {reason}", int(row[0]))
-        self._rejects(self._mapped.table, int(row[0]), reason, row[1:])
+        self.refused.note(f"{self._mapped.table}: {reason}", row[0])
+        self._rejects(self._mapped.table, row[0], reason)
 
 
 def signals(database: Database, mapped: Mapped, lake: Lake, rejects: Rejects) -> int:
-    """Write a table's signals into the lake's partitions; how many."""
+    """Write a table's signals into the lake's partitions, beside those there; how many rows are in it."""
     by_day: dict[tuple[str, str], dict[int, float]] = {}
+    count = 0
     for block in database.rows(mapped, ("symbol", "value")):
-        for row, ms, symbol, value in block:
-            missing = "no time" if ms is None else "no value" if value is None else ""
-            if missing := missing or _no_symbol(symbol):
-                rejects(mapped.table, row, missing, (ms, symbol, value))
+        for row, at, symbol, value in block:
+            missing = _NO_TIME if at is None else "no value" if value is None else ""
+            if missing := missing or _no_symbol(symbol or ""):
+                rejects(mapped.table, row, missing)
                 continue
-            at = round(ms * MS_NS)
-            held = by_day.setdefault((str(symbol), utc_date(at - 1)), {})
-            if at in held:
-                rejects(
-                    mapped.table, row, "a signal of that time is there already", (ms, symbol, value)
-                )
-                continue
-            held[at] = float(value)
-    for (symbol, day), values in by_day.items():
-        if lake.exists(SIGNALS.name, symbol, day):
-            old = lake.read(SIGNALS.name, symbol, day)
-            known = zip(
-                old.column("t_ns").to_pylist(), old.column("value").to_pylist(), strict=True
-            )
-            values = dict(known) | values
+            key = symbol, utc_date(at - 1)
+            if key not in by_day:
+                there = lake.exists(SIGNALS.name, *key)
+                held = lake.read(SIGNALS.name, *key).to_pylist() if there else []
+                by_day[key] = {each["t_ns"]: each["value"] for each in held}
+            if by_day[key].setdefault(at, float(value)) != float(value):
+                rejects(mapped.table, row, "a signal of that time is there already")
+            else:
+                count += 1
+    for key, values in by_day.items():
         times = sorted(values)
         columns = {"t_ns": times, "value": [values[at] for at in times]}
-        lake.write(SIGNALS.name, symbol, day, pa.table(columns))
-    return sum(map(len, by_day.values()))
+        lake.write(SIGNALS.name, *key, pa.table(columns))
+    return count
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -348,7 +396,7 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
     """Import a database, and say what did not fit."""
     mapping, database = read_mapping(options.mapping), Database(options.file)
     out = options.out or options.file.with_suffix(".frames.zst")
-    rejects = Rejects(out.with_suffix("").with_suffix(".left-out.csv"))
+    rejects = Rejects(out.with_suffix("").with_suffix(".left-out.csv"), database)
     lake = Lake(settings.root, settings.source)
     try:
         found: dict[str, Any] = {
@@ -411,21 +459,36 @@ def _text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def _number(sql: str) -> str:
-    """A number, or text that is one; NULL for anything else."""
-    return (
-        f"case when typeof({sql}) in ('integer', 'real') then {sql} "
-        f"when trim({sql}) glob '*[0-9]*' and trim({sql}) not glob '*[^0-9.eE+-]*' "
-        f"then cast(trim({sql}) as real) end"
-    )
+def _raw(sql: str) -> str:
+    """A value with text as bytes: it need not be UTF-8, which a function is given."""
+    return f"case typeof({sql}) when 'text' then cast({sql} as blob) else {sql} end"
 
 
-def _ms(sql: str) -> str:
-    """A time in ms: of a number by its size, of ISO text in UTC."""
-    number = _number(sql)
-    return (
-        f"case when typeof({sql}) = 'text' and {sql} glob '[12][0-9][0-9][0-9]-*' "
-        f"then (julianday({sql}) - 2440587.5) * 86400000.0 "
-        f"when abs({number}) < 1e11 then {number} * 1000.0 when abs({number}) < 1e14 then {number} * 1.0 "
-        f"when abs({number}) < 1e17 then {number} / 1000.0 else {number} / 1000000.0 end"
-    )
+def _rowid(columns: Sequence[str]) -> str:
+    """SQLite's name for the id of rows; the user's columns may have some of these names."""
+    taken = {name.lower() for name in columns}
+    return next((name for name in ("rowid", "oid", "_rowid_") if name not in taken), "rowid")
+
+
+def _number(value: bytes | float | None) -> float | None:
+    """A number, or text that is one and nothing else; None for anything else, NaN and infinity."""
+    if isinstance(value, bytes):
+        value = float(value) if _DECIMAL.fullmatch(value.strip()) else None
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _ns(value: bytes | float | None) -> int | None:
+    """A time: of a number by its size, of ISO text in UTC; None for what is not between 2000 and 2100."""
+    text = value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else str(value)
+    try:
+        if (number := _number(value)) is not None:
+            size = abs(number)
+            unit = 10**9 if size < 1e11 else 10**6 if size < 1e14 else 10**3 if size < 1e17 else 1
+            found = round(Decimal(text) * unit)  # a float would keep no µs of ms
+        else:
+            at = datetime.fromisoformat(text.replace(" +", "+").replace(" -", "-"))
+            at = at if at.tzinfo else at.replace(tzinfo=UTC)
+            found = (at - _EPOCH) // timedelta(microseconds=1) * 1000
+    except (ValueError, ArithmeticError):  # of another form, or an exponent without bounds
+        return None
+    return found if _FIRST_NS <= found < _LAST_NS else None

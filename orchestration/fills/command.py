@@ -10,6 +10,7 @@ import msgspec
 
 from market.console import Result, names, say, seeds, table
 from market.settings import Settings
+from orchestration import report_page
 from orchestration.fills import fill_report
 from orchestration.fills.evaluation import captures, run, synthetic
 
@@ -26,7 +27,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kept", metavar="DIR", help="cache the outcomes of orders there, and resume from it"
     )
-    parser.add_argument("--page", metavar="FILE.md", help="write the page, its picture beside it")
+    parser.add_argument("--page", metavar="FILE.md", help="write Markdown, its picture beside it")
+    parser.add_argument("--html", nargs="?", const="", metavar="FILE", help=report_page.HELP)
 
 
 def command(settings: Settings, options: argparse.Namespace) -> Result:
@@ -43,6 +45,11 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
     if options.page:
         fill_report.write(report, Path(options.page))
         say(f"page written to {options.page}")
+    if page := report_page.place(settings, options.html, "fills"):
+        Path(page).parent.mkdir(parents=True, exist_ok=True)
+        Path(page).write_text(fill_report.page(report), encoding="utf-8")
+        report_page.publish(Path(page), settings)
+        say(f"page written to {page}")
     if not options.json:
         print(table(fill_report.score_rows(report.judged), fill_report.HEAD))
     result: dict[str, Any] = msgspec.to_builtins(report)

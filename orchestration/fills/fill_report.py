@@ -1,8 +1,9 @@
-"""The fill report of `l2 fills`, Markdown with a picture beside it: formula, fit, scores, reliability."""
+"""The fill report of `l2 fills`: scores, reliability and fit; Markdown with the formula and a picture beside it, or HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import html
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -99,13 +100,37 @@ def write(report: FillReport, path: Path) -> None:
 def document(report: FillReport, image: str) -> str:
     """The page as Markdown; ``image`` is the name of its picture."""
     parts = [TEXT, f"![predicted and observed fills]({image})", "## Scores"]
-    for fitted, title in ((False, "Out of sample:"), (True, "In sample:")):
-        scores = [score for score in report.judged if score.fitted == fitted]
-        if scores:
-            parts += [title, report_page.markdown_table(score_rows(scores), HEAD)]
+    for title, scores in _samples(report):
+        parts += [f"{title}:", report_page.markdown_table(score_rows(scores), HEAD)]
     for kind, fits in report.fits.items():
         parts += [f"## Coefficients, {kind}", coefficients(fits)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def page(report: FillReport) -> str:
+    """The report as HTML, without formula and definitions, which docs/fills.md has."""
+    body = [
+        "<h1>When a resting order fills</h1>",
+        "<p>docs/fills.md has the formula, the covariates and what the scores mean.</p>",
+        report_page.svg(picture(report)),
+    ]
+    for title, scores in _samples(report):
+        body += [f"<h2>{title}</h2>", report_page.table(score_rows(scores), HEAD)]
+    for kind, fits in report.fits.items():
+        rows, head, provenance = _effects(fits)
+        lines = "".join(f"<li>{html.escape(line)}</li>" for line in provenance)
+        body += [
+            f"<h2>Coefficients, {kind}</h2><p>Fitted on</p><ul>{lines}</ul>",
+            report_page.table(rows, head),
+        ]
+    return report_page.document("When a resting order fills", body)
+
+
+def _samples(report: FillReport) -> Iterator[tuple[str, list[SourceScore]]]:
+    """Scores apart by whether the model was fitted on their source, where there are any."""
+    for fitted, title in ((False, "Out of sample"), (True, "In sample")):
+        if scores := [score for score in report.judged if score.fitted == fitted]:
+            yield title, scores
 
 
 def score_rows(scores: Sequence[SourceScore]) -> list[tuple[str, ...]]:
@@ -127,6 +152,13 @@ def _signed(value: float | None) -> str:
 
 def coefficients(fits: Mapping[str, Fitted]) -> str:
     """Effect of each covariate on both hazards by time, at both queue bounds, as Markdown."""
+    rows, head, provenance = _effects(fits)
+    table = report_page.markdown_table([(f"`{name}`", *cells) for name, *cells in rows], head)
+    return "Fitted on\n\n" + "\n".join(f"- {line}" for line in provenance) + "\n\n" + table
+
+
+def _effects(fits: Mapping[str, Fitted]) -> tuple[list[tuple[str, ...]], list[str], list[str]]:
+    """Cells and head of the table of coefficients, and what each fit rests on."""
     head = ["covariate"]
     columns = []
     for queue, fit in fits.items():
@@ -139,28 +171,18 @@ def coefficients(fits: Mapping[str, Fitted]) -> str:
                 ]
             )
     provenance = [
-        f"- {queue}: {fit.looks:,} looks of {', '.join(fit.fitted_on)}, ridge {fit.ridge:g}"
+        f"{queue}: {fit.looks:,} looks of {', '.join(fit.fitted_on)}, ridge {fit.ridge:g}"
         for queue, fit in fits.items()
     ]
-    rows = [(f"`{name}`", *(column[n] for column in columns)) for n, name in enumerate(COVARIATES)]
-    table = report_page.markdown_table(rows, head)
-    return "Fitted on\n\n" + "\n".join(provenance) + "\n\n" + table
+    rows = [(name, *(column[n] for column in columns)) for n, name in enumerate(COVARIATES)]
+    return rows, head, provenance
 
 
 def picture(report: FillReport) -> Any:
     """Reliability diagrams at the pessimistic queue bound, a panel for each kind and horizon."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     kinds = list(dict.fromkeys(each.kind for each in report.diagrams))
-    figure, grid = plt.subplots(
-        len(kinds),
-        len(HORIZONS_S),
-        figsize=(11, 3.6 * len(kinds)),
-        squeeze=False,
-        layout="constrained",
+    figure, grid = report_page.axes(
+        len(kinds), [1] * len(kinds), 3.6 * len(kinds), len(HORIZONS_S), layout="constrained"
     )
     for row, kind in enumerate(kinds):
         for column, horizon in enumerate(HORIZONS_S):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from live.state_stream import QUEUE_LINES, StateStream, changes, read_states
+from live.status import screen
 
 
 def patched(state: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +45,19 @@ def test_a_change_makes_the_next_state_of_the_one_before(
     before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]
 ) -> None:
     assert patched(before, changes(before, after)) == after
+
+
+def test_a_state_told_as_a_change_before_the_first_parent_is_shown() -> None:
+    told: dict[str, dict[str, Any]] = {
+        "worker": {"time_ns": 10**18, "venue": "sandbox", "model": "m 1", "phase": "trading"},
+        "account": {"equity": 1000.0, "day_result": 0.0},
+        "costs": {"parents": 0, "fills": 0, "all_in_cost_bps": None},
+        "counters": {"gaps": 0, "limits_reached": {}},
+        **{name: {} for name in ("symbols", "parents", "orders", "latency", "markets")},
+    }
+    shown = list(screen(changes({}, told)))
+    assert shown == list(screen(told))
+    assert shown[1] == "equity 1,000.00 USDT, today 0.00; 0 parents, 0 fills, all-in cost – bps"
 
 
 def test_a_reader_gets_a_snapshot_and_then_each_change(stream: StateStream) -> None:

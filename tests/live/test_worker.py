@@ -36,7 +36,7 @@ from live.log import LogError
 from live.messages import Append, PublicFrame
 from live.replay import replay_last
 from live.run import Run, known_instruments
-from live.why import explained
+from live.why import explained, frame_before
 from live.worker import run, summary_text
 from market.bars import BarBuilder, Bars, make_bars
 from market.errors import no_space
@@ -469,12 +469,27 @@ def test_an_order_is_explained_from_its_features_to_its_cost(
     assert text.startswith(f"{parent.symbol}, decision of {second.replace('T', ' ')} UTC\n")
     assert f"\nparent {parent.parent_id}: " in text
     assert re.search(r"^ +0\.\d{3} +1 +(buy|sell) limit ioc", text, re.MULTILINE)
+    assert "  last public frame before it: " in text
     assert re.search(r"^cost -?\d+\.\d{3} bps: delay ", text, re.MULTILINE)
 
     assert main(["why", second, "--symbol", parent.symbol, "--json", *options]) == 0
     found = msgspec.json.decode(capsys.readouterr().out)
     assert sum(found["moved_bps"].values()) == pytest.approx(found["decision"]["raw_bps"], abs=1e-9)
     assert {r["kind"] for r in found["records"]} >= {"parent", "intent", "event", "end"}
+    frame, at = found["frame"], found["second"] * S
+    known = [
+        (block.segment, block.offset, n, time_ns, body.frame)
+        for block in log.read(root / "live" / "paper" / "log")
+        for n, (time_ns, body) in enumerate(block.records)
+        if isinstance(body, PublicFrame)
+        and time_ns < at
+        and re.search(rf'"topic":"[^"]+\.{parent.symbol}"'.encode(), body.frame)
+    ]
+    *place, raw = known[-1]
+    assert [frame[k] for k in ("segment", "offset", "record", "receive_ns")] == place
+    assert frame["topic"] == msgspec.json.decode(raw)["topic"]
+    assert frame_before(root / "live" / "paper" / "log", parent.symbol, at + 3600 * S) is None
+    assert frame_before(root / "live" / "paper" / "log", parent.symbol, at - 3600 * S) is None
 
     assert main(["why", "2001-01-01T00:00:00", *options]) == 2
     assert main(["why", "yesterday", *options]) == 2

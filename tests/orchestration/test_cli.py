@@ -7,11 +7,15 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from market.settings import Settings
+from models_registry.store import CHAMPION, registry_client
 from orchestration.cli import VERBS, main
 from orchestration.ui import PortError, require_free
 from proving.sandbox.server import Sandbox
@@ -227,6 +231,61 @@ def test_doctor_reaches_the_venue_and_compares_its_clock(
     gone = venue(f"live.sandbox={rest}")
     assert not gone["ok"]
     assert "Connection refused" in gone["detail"]
+
+
+def found_by_doctor(capsys: pytest.CaptureFixture[str], what: str, *options: str) -> dict[str, Any]:
+    main(["doctor", "--json", *(part for option in options for part in ("--set", option))])
+    found = json.loads(capsys.readouterr().out)["findings"]
+    return next(finding for finding in found if finding["what"] == what)
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>Sign in</html>", b"{}", b"[1]", b'{"result": {"timeNano": "soon"}}', b"\xff"]
+)
+def test_doctor_says_in_one_line_that_a_venue_answers_with_something_else(
+    capsys: pytest.CaptureFixture[str], body: bytes
+) -> None:
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        rest = f"http://127.0.0.1:{server.server_port}"
+        found = found_by_doctor(capsys, "venue", "live.venue=sandbox", f"live.sandbox={rest}")
+        server.shutdown()
+    assert not found["ok"]
+    assert found["detail"].startswith(f"{rest}: not the venue's time but ")
+    assert "\n" not in found["detail"]
+
+
+def test_doctor_asks_the_registry_for_its_champion(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    found = found_by_doctor(capsys, "registry")
+    assert found["ok"]
+    assert found["detail"].startswith("none yet at sqlite:///")
+    assert not Path("lake").exists(), "looking makes none"
+    settings = Settings(root=str(Path("lake").absolute()))
+    with registry_client(settings) as client:
+        client.create_registered_model(settings.model_name)
+        client.create_model_version(settings.model_name, "file:///nowhere")
+    assert "no version is champion" in found_by_doctor(capsys, "registry")["detail"]
+    with registry_client(settings) as client:
+        client.set_registered_model_alias(settings.model_name, CHAMPION, "1")
+    told = found_by_doctor(capsys, "registry")["detail"]
+    assert told.endswith(f"answers, version 1 is champion of {settings.model_name}")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        away = found_by_doctor(capsys, "registry", f"registry.tracking_uri={uri}")
+    assert not away["ok"]
+    assert away["detail"].startswith(f"{uri}: the model registry does not do it")
 
 
 def test_a_port_in_use_is_refused_before_anything_starts() -> None:

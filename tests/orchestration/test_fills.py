@@ -13,10 +13,13 @@ from execution.hazard import COVARIATES
 from execution.hazard.placements import QUEUES, Placed
 from execution.hazard.survival import Lives
 from market.errors import DataError, UsageError
+from market.pages import REPORTS
 from market.settings import Settings
+from orchestration.cli import main
 from orchestration.fills import evaluation, fill_report
 from orchestration.fills.evaluation import Source, captures, synthetic
 from tests.conftest import REPOSITORY
+from tests.orchestration.parsed_page import ParsedPage
 
 
 def some(count: int = 300, seed: int = 1) -> Placed:
@@ -79,3 +82,18 @@ def test_docs_fills_is_the_report_of_the_committed_parameters() -> None:
     assert committed.startswith(fill_report.TEXT)
     for kind, fits in hazard.committed().fits.items():
         assert fill_report.coefficients(fits) in committed, kind
+
+
+def test_a_page_of_html_goes_to_the_lakes_reports(tmp_path: Path) -> None:
+    kept, root = tmp_path / "kept", tmp_path / "lake"
+    kept.mkdir()
+    evaluation.store(kept, synthetic([1], ["BTCUSDT"])[0], some())
+    given = ["fills", "--seeds", "1", "--symbols", "BTCUSDT", "--kept", str(kept), "--html"]
+    assert main([*given, "--root", str(root), "--workers", "1"]) == 0
+    text = (root / REPORTS / "fills.html").read_text(encoding="utf-8")
+    page = ParsedPage(text)
+    assert page.fetched == []
+    assert "<svg" in text
+    assert "<td>seed 1</td><td>BTCUSDT</td><td>power3</td><td>300</td>" in text
+    assert "`" not in text
+    assert "fills.html" in (root / REPORTS / "index.html").read_text(encoding="utf-8")

@@ -138,6 +138,18 @@ def test_a_page_without_a_file_goes_to_the_lakes_reports(
     assert found == (str(tmp_path / str(goes_to)) if given == "" else goes_to)
 
 
+def test_files_that_are_no_pages_of_ours_do_not_end_the_list(settings: Settings) -> None:
+    folder = Path(settings.root) / REPORTS
+    (folder / "theirs.html").write_bytes(b"<title>caf\xe9</title>")
+    (folder / "folder.html").mkdir()
+    (folder / "gone.html").symlink_to("nowhere")
+    report_page.write_index(settings)
+    index = (folder / "index.html").read_text(encoding="utf-8")
+    assert '<a href="theirs.html">caf\ufffd</a>' in index
+    assert "folder.html" not in index
+    assert "gone.html" not in index
+
+
 def test_a_report_of_a_lake_in_a_bucket_goes_to_this_machines_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
