@@ -211,10 +211,10 @@ class Desk:
     ) -> None:
         """Open, keep or abandon what target and mode ask for."""
         mode, position_lots = self._mode(symbol), self.position_lots(symbol)
-        forced = ""
         if not self._ready():
             return
-        target_lots = self.exposure.reduced(now_ns, symbol, position_lots, target_lots)
+        target_lots, due = self.exposure.reduced(now_ns, symbol, position_lots, target_lots)
+        forced = "market" if due else ""  # at once, whatever works already
         if mode is Mode.HALT:
             target_lots = position_lots  # whatever is open is abandoned, nothing is begun
         elif mode in (Mode.PAUSE, Mode.REDUCE):
@@ -232,7 +232,8 @@ class Desk:
             )
             work.urgency = judged.urgency
             remaining_lots = work.parent.side * (work.parent.qty_lots - work.algorithm.filled_lots)
-            if missing != remaining_lots:
+            slow = forced not in ("", work.name, work.algorithm.picked)
+            if not work.abandoned and (missing != remaining_lots or slow):
                 self._abandon(work, now_ns)
             return
         if now_ns < self._rest_until.get(symbol, 0):  # only what reduces does not wait

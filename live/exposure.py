@@ -269,11 +269,12 @@ class Exposure:
             )
         return self.leaders.exposures(symbol, side, values)
 
-    def reduced(self, now_ns: int, symbol: str, position: int, target: int) -> int:
-        """The target within what is left of the position: a quarter less at once, and every minute that it lasts."""
+    def reduced(self, now_ns: int, symbol: str, position: int, target: int) -> tuple[int, bool]:
+        """The target within what is left of the position, a quarter less at once and every minute that it lasts;
+        and whether the position is larger than that, so that the step is still to be made."""
         if self.headroom is None or not position or not self._shrinks(symbol):
             self._steps.pop(symbol, None)
-            return target
+            return target, False
         due_ns, most = self._steps.get(symbol, (now_ns, abs(position)))
         if now_ns >= due_ns:
             most = math.floor(min(most, abs(position)) * (1 - STEP_SHARE))
@@ -282,7 +283,7 @@ class Exposure:
                 "warning", "position reduced for margin", symbol=symbol, lots=position, to=most
             )
         self._steps[symbol] = due_ns, most
-        return max(-most, min(most, target))
+        return max(-most, min(most, target)), abs(position) > most
 
 
 def _tiers_of(rows: Sequence[TierReport]) -> tuple[Tier, ...]:

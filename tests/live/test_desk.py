@@ -14,6 +14,8 @@ from execution.liquidity import Costs, depth_lots
 from execution.orders import (
     Accepted,
     Action,
+    Cancel,
+    Cancelled,
     Event,
     ExecutionType,
     Filled,
@@ -25,7 +27,7 @@ from execution.orders import (
 from live.desk import Desk
 from live.messages import Append, Effect, Say, Send
 from live.pre_trade import DEPTH_BPS
-from live.safety import Safety
+from live.safety import Mode, Safety
 from live.symbol_state import SymbolState
 from market.instruments import BUILT_IN
 from market.settings import Execution, Market, Risk, Settings
@@ -105,6 +107,10 @@ class Refusing:
 
     def answer(self, action: Action | Any) -> list[Event]:
         times: dict[str, Any] = {"time_ns": self.now_ns, "venue_ns": self.now_ns}
+        if isinstance(action, Cancel):
+            left = self.desk.orders.by_id[action.client_id].open_lots
+            told = {"client_id": action.client_id, "reason": "requested", "leaves_lots": left}
+            return [Cancelled(**told, **times)]
         if not isinstance(action, Submit):
             return []
         self.sent.append(((self.now_ns - START) / S, action))
@@ -145,6 +151,20 @@ def test_entries_pause_and_what_reduces_does_not() -> None:
     assert venue.desk.position_lots(BTC) == 0
     venue.run(20, -6)
     assert venue.desk.position_lots(BTC) == -6
+
+
+def test_a_flattening_hurries_an_exit_that_rests_already() -> None:
+    """The exit would rest for a minute; FLATTEN cancels it and crosses, by one order of the whole position."""
+    venue, mode = Refusing("router", 10), Mode.NORMAL
+    venue.fills = True
+    venue.desk.govern(lambda symbol: mode)
+    venue.run(3, 0)
+    assert [order.time_in_force for _, order in venue.sent] == [TimeInForce.POST_ONLY]
+    assert venue.desk.position_lots(BTC) == 10
+    mode = Mode.FLATTEN
+    venue.run(2, 0)
+    assert venue.desk.position_lots(BTC) == 0
+    assert [order.qty_lots for _, order in venue.sent] == [10, 10]
 
 
 def test_an_execution_of_no_order_of_ours_moves_position_and_guard() -> None:
@@ -201,13 +221,14 @@ def test_a_dearer_account_than_assumed_is_no_error_of_an_estimate() -> None:
     assert desk.pre_trade.measured(row, cost(row, filled=0), 3.0) == 3.0
 
 
-def test_a_limit_of_margin_takes_a_quarter_at_once_and_each_minute() -> None:
+@pytest.mark.parametrize("algorithm", ["market", "router"])
+def test_a_limit_of_margin_takes_a_quarter_at_once_and_each_minute(algorithm: str) -> None:
     """Under REDUCE, by reduce-only orders, whatever the target; a limit of losses only forbids more."""
-    venue = Refusing("market", 100)
+    venue = Refusing(algorithm, 100)
     venue.fills = True
     safety = Safety([BTC], Risk(), lambda effect: None)
     venue.desk.govern(safety.mode)
-    venue.desk.exposure.govern(safety, lambda now_ns, symbol: None)
+    venue.desk.exposure.govern(safety, lambda *_: None)
     safety.see(START, "day_loss_usdt", 1e9)
     venue.run(5, 200)
     assert venue.desk.position_lots(BTC) == 100
@@ -221,6 +242,19 @@ def test_a_limit_of_margin_takes_a_quarter_at_once_and_each_minute() -> None:
     safety.see(START, "liquidation_bps", 1_000.0, BTC)
     venue.run(65, 42)
     assert venue.desk.position_lots(BTC) == 42
+
+
+def test_a_step_of_margin_does_not_wait_for_an_exit_that_rests() -> None:
+    venue = Refusing("router", 100)
+    venue.fills = True
+    safety = Safety([BTC], Risk(), lambda effect: None)
+    venue.desk.govern(safety.mode)
+    venue.desk.exposure.govern(safety, lambda *_: None)
+    venue.run(3, 0)
+    assert venue.desk.position_lots(BTC) == 100
+    safety.see(venue.now_ns, "liquidation_bps", 300.0, BTC)
+    venue.run(3, 0)
+    assert venue.desk.position_lots(BTC) <= 75
 
 
 @pytest.mark.parametrize("symbol", ["BTCUSDT", "ETHUSDT"])

@@ -220,7 +220,7 @@ def test_a_quarter_goes_at_once_and_every_minute_to_the_last_lot(side: int) -> N
     for minute in range(14):
         for second in range(60):
             now_ns = T0 + minute * STEP_NS + second * SECOND_NS
-            lots = abs(margins.reduced(now_ns, S, side * lots, side * lots))
+            lots = abs(margins.reduced(now_ns, S, side * lots, side * lots)[0])
         after.append(lots)
     assert after[:6] == [100, 75, 56, 42, 31, 23]
     assert after[-1] == 0
@@ -242,7 +242,8 @@ def test_a_step_never_enlarges_nor_turns_a_position_whatever_fills_and_restarts(
             state = msgspec.json.decode(msgspec.json.encode(margins.snapshot()), type=ExposureState)
             margins = alone()
             margins.restore(state)
-        wanted = margins.reduced(T0 + n * STEP_NS, S, held, target)
+        wanted, due = margins.reduced(T0 + n * STEP_NS, S, held, target)
+        assert not due or abs(wanted) < abs(held)
         assert abs(wanted) <= max(0, before * 3 // 4 if held else abs(target))
         if held:
             before = abs(held)
@@ -255,15 +256,15 @@ def test_a_step_never_enlarges_nor_turns_a_position_whatever_fills_and_restarts(
 def test_a_position_that_eased_begins_anew_and_margin_off_changes_nothing() -> None:
     now = [True]
     margins = alone(lambda symbol: now[0])
-    assert margins.reduced(T0, S, 100, 100) == 75
+    assert margins.reduced(T0, S, 100, 100) == (75, True)
     now[0] = False
-    assert margins.reduced(T0 + 1, S, 75, 100) == 100
+    assert margins.reduced(T0 + 1, S, 75, 100) == (100, False)
     now[0] = True
-    assert margins.reduced(T0 + 2, S, 75, 100) == 56
+    assert margins.reduced(T0 + 2, S, 75, 100) == (56, True)
     off = Exposure({S: BUILT_IN[S]}, Account({S: BUILT_IN[S]}), Settings(desk=DeskSettings(margin=False)),
                   False, lambda *_, **__: None)  # fmt: skip
     off._shrinks = lambda symbol: True
-    assert off.reduced(T0, S, 100, 100) == 100
+    assert off.reduced(T0, S, 100, 100) == (100, False)
     assert off.caps(S, 1) == {}
 
 
