@@ -197,6 +197,8 @@ class Account:
 
     def __init__(self, instruments: Mapping[str, Instrument], opening_e8: int = 0) -> None:
         self.opening_e8 = self.marked_e8 = self.peak_e8 = self.day_opening_e8 = opening_e8
+        #: The venue's balance less ours: what was transferred, and what the log lacks.
+        self.apart_e8 = 0
         self.day = -1
         self.forgotten = 0
         self.days: dict[int, dict[str, Day]] = {}
@@ -429,6 +431,11 @@ class Account:
         """Book funding of a simulated venue, which has no execution of it."""
         self.day_of(symbol, time_ns).funding_e8 += paid_e8
         self.holdings[symbol].funding_e8 += paid_e8
+
+    @property
+    def backed_e8(self) -> int:
+        """What sizes and leverage are of: the equity at the last mark, or the wallet's where that is less."""
+        return self.marked_e8 + min(0, self.apart_e8)
 
     @property
     def balance_e8(self) -> int:

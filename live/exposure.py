@@ -120,8 +120,8 @@ class Exposure:
             case PositionReport():
                 self._stated[told.symbol] = told.liquidation_ticks if told.lots else 0.0
                 self._compare(now_ns, told)
-            case WalletReport() if self.headroom is not None:
-                self.headroom.apart_e8 = told.balance_e8 - self._account.balance_e8
+            case WalletReport():
+                self._account.apart_e8 = told.balance_e8 - self._account.balance_e8
             case QueryResult() if told.query.kind is QueryKind.RISK_LIMITS:
                 refused = any(isinstance(row, Refused) and not row.retry for row in told.reports)
                 if not (told.complete or refused):
@@ -190,7 +190,7 @@ class Exposure:
         if terms.mode is MarginMode.ISOLATED:
             return liquidation_ticks(terms, side, per_tick, value, value / float(terms.leverage))
         # The cost basis of ours and the venue's may differ, by what the realised profits differ.
-        balance = self._account.balance_e8 + self.headroom.apart_e8
+        balance = self._account.balance_e8 + self._account.apart_e8
         backing = balance + side * value - holding.cost_e8
         return liquidation_ticks(terms, side, per_tick, value, backing)
 
@@ -247,7 +247,7 @@ class Exposure:
             self._capped.add(key)
             self._say(
                 "warning", "margin leaves no size: fund the account, or lower live.leverage",
-                symbol=symbol, side=side, least_bps=least_bps, equity=self._account.marked_e8 / E8,
+                symbol=symbol, side=side, least_bps=least_bps, equity=self._account.backed_e8 / E8,
             )  # fmt: skip
         return {"margin": lots}
 

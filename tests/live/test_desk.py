@@ -25,7 +25,7 @@ from execution.orders import (
     TimeInForce,
 )
 from live.desk import Desk
-from live.messages import Append, Effect, Say, Send
+from live.messages import Append, Effect, Say, Send, WalletReport
 from live.pre_trade import DEPTH_BPS
 from live.safety import Mode, Safety
 from live.symbol_state import SymbolState
@@ -211,6 +211,26 @@ def test_no_size_is_said_once_with_the_cap_that_leaves_none(
     assert [(size.lots, size.binding) for size in sizes] == [(0, binding)] * 2
     said = [e for e in venue.effects if isinstance(e, Say) and e.event == "no size"]
     assert [line.fields["binding"] for line in said] == [binding]
+
+
+def test_sizes_and_leverage_are_of_the_wallet_where_it_holds_less() -> None:
+    """A capital of 100,000 with a tenth of it at the venue is sized as a capital of a tenth; with ten times, as it
+    is."""
+    found = []
+    for capital, wallet in ((100_000.0, 10_000), (10_000.0, 10_000), (10_000.0, 100_000)):
+        desk, mid_ticks = Refusing("market", 0, capital_usdt=capital).desk, {BTC: 600_000.5}
+        told = WalletReport(equity_e8=wallet * E8, balance_e8=wallet * E8)
+        desk.exposure.evidence(START, told)
+        desk.account.mark(START, mid_ticks)
+        desk.exposure.mark(mid_ticks)
+        desk.guard.mark(mid_ticks)
+        strong = Prediction(
+            expected_bps=300.0, raw_bps=300.0, by_horizon=(300.0,), regime=NO_REGIME, error_bps=1.0, scale_bps=2.0
+        )  # fmt: skip
+        size = desk.sizes.decide(BTC, 1, START, 60_000.05, strong, 1.0, 60.0)
+        found.append((desk.guard.room_usdt(BTC)[1], size.caps["symbol"], size.lots))
+    assert found == [found[1]] * 3
+    assert found[1][0] == 30_000.0
 
 
 def test_a_dearer_account_than_assumed_is_no_error_of_an_estimate() -> None:
