@@ -93,14 +93,15 @@ class Exposure:
         self._rate = 0.0  #: maintenance margin over the balance, at the last second
         self._see: Callable[[int, str, float, str], None] = lambda *_: None
         self._shrinks: Callable[[str], bool] = lambda symbol: False
-        self._ask_again: Callable[[int, str], None] = lambda now_ns, symbol: None
+        self._ask_again: Callable[[int, str, int], None] = lambda *_: None
         self._stated: dict[str, float] = {}  #: liquidation prices in ticks, 0 for none
         self._differs_ns: dict[str, int] = {}
         self._capped: set[str] = set()  #: by symbol and side, said
         self._steps: dict[str, tuple[int, int]] = {}
 
-    def govern(self, safety: Safety, ask_again: Callable[[int, str], None]) -> None:
-        """Tell ``safety`` what is measured, and obey its limits; ``ask_again`` asks for position and wallet."""
+    def govern(self, safety: Safety, ask_again: Callable[[int, str, int], None]) -> None:
+        """Tell ``safety`` what is measured, and obey its limits; ``ask_again`` asks for the wallet, and after a
+        delay (ns) for a symbol's position."""
         self._see, self._shrinks, self._ask_again = safety.see, safety.shrinks, ask_again
 
     def snapshot(self) -> ExposureState:
@@ -178,7 +179,7 @@ class Exposure:
                 "warning", "the venue's liquidation price differs, asked for again",
                 symbol=symbol, venue=told.liquidation_ticks, ours=round(ours, 1), bps=apart_bps,
             )  # fmt: skip
-            self._ask_again(now_ns, symbol)
+            self._ask_again(now_ns, symbol, CONFIRM_NS)
         elif now_ns - self._differs_ns[symbol] >= CONFIRM_NS:
             self._see(now_ns, "liquidation_apart_bps", apart_bps, symbol)
 

@@ -109,9 +109,17 @@ def test_a_liquidation_price_more_than_a_tenth_of_a_per_cent_off_halts(
     desk.tell(desk.venue.position())
     assert desk.safety.mode(S) == Mode.NORMAL, "once is not enough"
     desk.run(5)
-    desk.tell(desk.venue.position())
     assert desk.safety.mode(S) == mode
     assert ("liquidation differs" in desk.safety.why(S)) == (mode is Mode.HALT)
+
+
+def test_a_price_that_an_audit_finds_off_is_confirmed_before_the_next_audit(desk: Desk) -> None:
+    hold(desk)
+    desk.run(2)
+    desk.venue.liquidation_ticks *= 1.01
+    desk.fate._audit_all(desk.now_ns, blocking=False)
+    desk.run(5)
+    assert desk.safety.mode(S) is Mode.HALT
 
 
 def test_a_price_that_agrees_when_asked_again_is_forgiven(desk: Desk) -> None:
