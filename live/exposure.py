@@ -257,18 +257,19 @@ class Exposure:
         return self.leaders is not None and self.leaders.delays(symbol, side)
 
     def group(self, symbol: str, side: int, targets: Mapping[str, int]) -> dict[str, float] | None:
-        """Signed exposures of other symbols in units of this one (quote currency), of their positions or, where
-        that is more, their ``targets`` in lots; None with ``desk.leaders`` off."""
+        """Signed exposures of other symbols in units of this one (quote currency): of their positions or, where
+        that is more on ``side``, their ``targets`` in lots; None with ``desk.leaders`` off."""
         if self.leaders is None:
             return None
-        values: dict[str, float] = {}
+        held, wanted = dict[str, float](), dict[str, float]()
         for other, holding in self._account.holdings.items():
-            lots = max(holding.position_lots, targets.get(other, 0), key=abs)
             tick, lot = holding.instrument.tick_size, holding.instrument.lot_size
-            values[other] = (
-                lots * lot * self._prices.get(other, float(holding.entry_ticks or 0) * tick)
-            )
-        return self.leaders.exposures(symbol, side, values)
+            value = lot * self._prices.get(other, float(holding.entry_ticks or 0) * tick)
+            held[other] = holding.position_lots * value
+            wanted[other] = targets.get(other, 0) * value
+        now, then = (self.leaders.exposures(symbol, side, each) for each in (held, wanted))
+        worse = max if side > 0 else min
+        return {other: worse(now.get(other, 0.0), then.get(other, 0.0)) for other in now | then}
 
     def reduced(self, now_ns: int, symbol: str, position: int, target: int) -> tuple[int, bool]:
         """The target within what is left of the position, a quarter less at once and every minute that it lasts;

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
@@ -294,6 +295,32 @@ def test_a_group_counts_positions_or_larger_targets_of_other_symbols() -> None:
         one.mark({"BTCUSDT": 600_000.0, "ETHUSDT": 330_000.0})
         counted = [one.group(S, 1, {"ETHUSDT": -200}), one.group(S, -1, {"ETHUSDT": 0})]
         assert counted == ([{"ETHUSDT": 6_600.0}, {"ETHUSDT": -3_300.0}] if leaders else [None] * 2)
+
+
+def test_symbols_that_turn_together_count_on_the_side_that_is_entered() -> None:
+    """A long that is to become a short of the same size counts as the long for a buy of the other symbol, as the
+    short for a sale: neither is a hedge before, or after, the turn. With a negative beta the other way round."""
+    for sign in (1, -1):
+        account = Account(BUILT_IN, 10**13)
+        account.holdings[S].trade(833, 600_000, 0)
+        one = Exposure(BUILT_IN, account, Settings(), False, lambda *_, **__: None)
+        one.mark({S: 600_000.0, "ETHUSDT": 300_000.0})
+        noise, mids = (
+            np.random.Generator(np.random.Philox(key=1)),
+            {S: 60_000.0, "ETHUSDT": 3_000.0},
+        )
+        for second in range(900):
+            move = noise.normal() * 1e-4
+            mids = {S: mids[S] * (1 + move), "ETHUSDT": mids["ETHUSDT"] * (1 + sign * move)}
+            one.learn(T0 + second * SECOND_NS, mids)
+        for side in (1, -1):
+            for target in (-833, 0, 833):
+                exposures = one.group("ETHUSDT", side, {S: target})
+                assert exposures is not None
+                worse = (
+                    49_980.0 if sign * side > 0 or target < 0 else 0.0 if target == 0 else -49_980.0
+                )
+                assert exposures[S] == pytest.approx(side * worse, rel=0.1)
 
 
 def test_a_watched_symbol_without_data_for_a_minute_is_said_once() -> None:
