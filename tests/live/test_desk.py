@@ -236,9 +236,24 @@ def test_sizes_and_leverage_are_of_the_wallet_where_it_holds_less() -> None:
 def test_a_dearer_account_than_assumed_is_no_error_of_an_estimate() -> None:
     """The model's fee row has 2 and 5.5 bps; the account paid 4 as maker for the half that filled."""
     desk, row = Refusing("market", 0).desk, parent("p")
-    paid = cost(row, filled=5, fees_bps=2.0)
+    paid = cost(row, filled=5, fees_bps=2.0, end_ns=row.deadline_ns)
     assert desk.pre_trade.measured(row, paid, 3.0) == 3.0 - (2.0 - 0.5 * 2.0)
-    assert desk.pre_trade.measured(row, cost(row, filled=0), 3.0) == 3.0
+
+
+def test_a_parent_given_up_early_or_without_a_fill_is_no_evidence_for_the_ramp() -> None:
+    """Forty of them, each cheaper than expected by what it did not do, hide no hundred dear ones."""
+    desk, row = Refusing("market", 0).desk, parent("p")
+    desk.sizes.ramp.load("m")
+    for n in range(100):
+        desk._measured(row, cost(row, filled=10), 2.0 + n % 2)
+    early = {"end_ns": row.deadline_ns - 1}
+    for nothing in (cost(row, filled=0), *(cost(row, filled=n, **early) for n in (0, 5))):
+        for _ in range(40):
+            desk._measured(row, nothing, -2.9)
+    assert (desk.sizes.ramp.state.parents, desk.sizes.ramp.is_dear) == (100, True)
+    late = cost(row, filled=5, end_ns=row.deadline_ns)
+    desk._measured(row, late, 2.0)
+    assert desk.sizes.ramp.state.parents == 101
 
 
 @pytest.mark.parametrize("algorithm", ["market", "router"])
