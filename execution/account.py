@@ -272,6 +272,28 @@ class Account:
                 symbols[fill.symbol].opening_lots += lots
                 symbols[fill.symbol].opening_cost_e8 += value + realised_e8
 
+    def restate(self, symbol: str, number: int, cost_e8: int) -> bool:
+        """Take the closing cost of a day (since the epoch) as it is in the venue's order of executions; whether ours
+        was another.
+
+        A cost depends on the order in which executions were booked, and what it has more the realised profit has
+        more. A day with executions after it realised with the wrong cost; comparing it restates the rest.
+        """
+        more = cost_e8 - (day := self.day_of(symbol, number * DAY_NS)).closing_cost_e8
+        day.realised_e8 += more
+        for later in (
+            of[symbol] for n, of in sorted(self.days.items()) if n > number and symbol in of
+        ):
+            later.opening_cost_e8 += more
+            if later.executions or later.adopted:
+                later.realised_e8 -= more
+                return more != 0
+        holding = self.holdings[symbol]
+        holding.cost_e8 += more
+        holding.realised_e8 += more
+        holding.closed_e8 += more
+        return more != 0
+
     def fund(self, exec_id: str, symbol: str, paid_e8: int, venue_ns: int) -> bool:
         """Book a funding payment (positive = paid) as the venue states it; False for a repetition.
 
