@@ -31,7 +31,7 @@ class PreTrade:
     """Makes parents and their algorithms, and says what they should cost.
 
     ``decay`` says how soon the signal comes, and is the model's; ``monitors`` are the desk's. ``learnt`` has
-    what parents cost beyond their estimates, by symbol and group.
+    what parents cost beyond their estimates, by symbol and group. ``own_in_tape``: our fills are among the trades.
     """
 
     def __init__(
@@ -41,13 +41,14 @@ class PreTrade:
         monitors: Mapping[str, Monitor],
         orders: Orders,
         costs: Costs,
+        own_in_tape: bool = False,
     ) -> None:
         self.decay = Decay(horizon_s=float(settings.model.primary_s))
         self.learnt = Learnt()
         self._settings, self._switches = settings.execution, settings.desk
         self._band_bps = settings.risk.price_band_bps
         self._symbols, self._monitors = symbols, monitors
-        self._orders, self._costs = orders, costs
+        self._orders, self._costs, self._own_in_tape = orders, costs, own_in_tape
 
     def parent(self, lots: int, view: View, number: int = 0, position_lots: int = 0) -> Parent:
         """A parent that is decided now for ``lots``, which are signed."""
@@ -69,6 +70,7 @@ class PreTrade:
         given = (router if algorithm == "router" else {}) | parameters
         working = start(algorithm, parent, self._orders, self._band_bps, **given)
         working.inform(self._monitors[parent.symbol].copy())
+        working.own_in_tape = self._own_in_tape
         return working
 
     def judged(

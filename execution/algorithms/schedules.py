@@ -128,7 +128,8 @@ class Pov(Scheduled):
         traded = view.bought_lots + view.sold_lots
         if self._begin is None:
             self._begin = traded
-        return min(1.0, self._ratio * (traded - self._begin) / self.parent.qty_lots)
+        others = traded - self._begin - self.own_in_tape * self.filled_lots
+        return max(0.0, min(1.0, self._ratio * others / self.parent.qty_lots))
 
 
 def trajectory(front_load: float, elapsed: float) -> float:

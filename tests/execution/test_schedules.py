@@ -88,6 +88,15 @@ def test_pov_takes_its_share_of_what_trades() -> None:
     assert shares(Pov(parent()), traded=0)[-1] == 0.0
 
 
+def test_pov_counts_what_others_trade_where_the_tape_has_our_fills_too() -> None:
+    """Of 40 lots 10 were ours: a fifth of all of them, so that there is nothing more to do; without our fills in
+    the tape the 40 are the others'."""
+    for ours, share in ((True, 0.075), (False, 0.1)):
+        algorithm = Pov(parent(lots=100), participation=0.2)
+        algorithm.own_in_tape, algorithm.filled_lots = ours, 10
+        assert shares(algorithm, traded=40)[1] == pytest.approx(share)
+
+
 def test_the_almgren_chriss_curve_has_the_least_cost() -> None:
     """Against a numerical minimum of risk plus impact over all schedules of twenty steps, in the
     discrete form, whose κ is arccosh(κ̃²τ²/2 + 1)/τ."""
