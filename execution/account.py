@@ -197,6 +197,8 @@ class Account:
 
     def __init__(self, instruments: Mapping[str, Instrument], opening_e8: int = 0) -> None:
         self.opening_e8 = self.marked_e8 = self.peak_e8 = self.day_opening_e8 = opening_e8
+        #: The venue's balance less ours: what was transferred, and what the log lacks.
+        self.apart_e8 = 0
         self.day = -1
         self.forgotten = 0
         self.days: dict[int, dict[str, Day]] = {}
@@ -269,6 +271,28 @@ class Account:
             if number > fill.venue_ns // DAY_NS and fill.symbol in symbols:
                 symbols[fill.symbol].opening_lots += lots
                 symbols[fill.symbol].opening_cost_e8 += value + realised_e8
+
+    def restate(self, symbol: str, number: int, cost_e8: int) -> bool:
+        """Take the closing cost of a day (since the epoch) as it is in the venue's order of executions; whether ours
+        was another.
+
+        A cost depends on the order in which executions were booked, and what it has more the realised profit has
+        more. A day with executions after it realised with the wrong cost; comparing it restates the rest.
+        """
+        more = cost_e8 - (day := self.day_of(symbol, number * DAY_NS)).closing_cost_e8
+        day.realised_e8 += more
+        for later in (
+            of[symbol] for n, of in sorted(self.days.items()) if n > number and symbol in of
+        ):
+            later.opening_cost_e8 += more
+            if later.executions or later.adopted:
+                later.realised_e8 -= more
+                return more != 0
+        holding = self.holdings[symbol]
+        holding.cost_e8 += more
+        holding.realised_e8 += more
+        holding.closed_e8 += more
+        return more != 0
 
     def fund(self, exec_id: str, symbol: str, paid_e8: int, venue_ns: int) -> bool:
         """Book a funding payment (positive = paid) as the venue states it; False for a repetition.
@@ -429,6 +453,11 @@ class Account:
         """Book funding of a simulated venue, which has no execution of it."""
         self.day_of(symbol, time_ns).funding_e8 += paid_e8
         self.holdings[symbol].funding_e8 += paid_e8
+
+    @property
+    def backed_e8(self) -> int:
+        """What sizes and leverage are of: the equity at the last mark, or the wallet's where that is less."""
+        return self.marked_e8 + min(0, self.apart_e8)
 
     @property
     def balance_e8(self) -> int:

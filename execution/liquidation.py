@@ -29,8 +29,6 @@ class Headroom(Margin):
 
     def __init__(self, account: Account, terms: Mapping[str, Terms]) -> None:
         super().__init__(account, terms)
-        #: The venue's balance less the account's: what was transferred, and what the log lacks.
-        self.apart_e8 = 0
         self.unknown: set[str] = set()  #: symbols whose tiers are not known: they get no size
         self._marks: dict[str, int] = {}
         #: What the rest of the account is worth to a symbol at the last `mark`: after the others'
@@ -43,7 +41,7 @@ class Headroom(Margin):
         self._rest = {symbol: self._rest_of(symbol) for symbol in self.terms}
 
     def _rest_of(self, symbol: str) -> tuple[int, int]:
-        maintained = initial = self.account.opening_e8 + self.apart_e8
+        maintained = initial = self.account.opening_e8 + self.account.apart_e8
         for other, holding in self.account.holdings.items():
             if other == symbol:
                 continue
@@ -151,7 +149,7 @@ class Headroom(Margin):
 
     def rate(self) -> float:
         """Maintenance margin of cross positions over the balance at mark; infinite when there is none left."""
-        balance, maintained = self.account.balance_e8 + self.apart_e8, 0
+        balance, maintained = self.account.balance_e8 + self.account.apart_e8, 0
         for symbol, terms in self.terms.items():
             holding = self.account.holdings[symbol]
             if lots := holding.position_lots:

@@ -255,15 +255,6 @@ class Margin:
         self.terms = dict(terms)
         self.extra_e8: dict[str, int] = {}
 
-    def set_leverage(self, symbol: str, leverage: str) -> None:
-        """Change the leverage of the position and of later orders; MarginError when its tier forbids
-        it."""
-        if Fraction(leverage) < 1:
-            raise MarginError(f"{symbol}: leverage {leverage} is below 1")
-        changed = msgspec.structs.replace(self.terms[symbol], leverage=leverage)
-        changed.tier(abs(self.account.holdings[symbol].cost_e8))
-        self.terms[symbol] = changed
-
     def add(self, symbol: str, amount_e8: int) -> None:
         """Add extra margin to an isolated position (negative takes it back); MarginError otherwise."""
         extra = self.extra_e8.get(symbol, 0) + amount_e8
@@ -335,19 +326,6 @@ class Margin:
             if self.terms[symbol].mode is MarginMode.CROSS:
                 free += self.unrealised_e8(symbol, marks[symbol])
         return free
-
-    def accepts(
-        self, order: OpenOrder, marks: Mapping[str, int], orders: Sequence[OpenOrder]
-    ) -> bool:
-        """Whether the available balance covers one order more, and a risk tier its full fill."""
-        holding, terms = self.account.holdings[order.symbol], self.terms[order.symbol]
-        reached = abs(holding.position_lots + order.side * order.leaves_lots)
-        try:
-            terms.tier(value_e8(holding.instrument, order.price_ticks, reached))
-        except MarginError:
-            return False
-        more = self.orders_e8([*orders, order]) - self.orders_e8(orders)
-        return more <= max(0, self.available_e8(marks, orders))
 
     def unrealised_e8(self, symbol: str, mark_e8: int) -> int:
         """Unrealised profit at the mark price, rounded down; the mark may be finer than a tick."""

@@ -100,7 +100,7 @@ class Guard:
                 worst[symbol] + max(0.0, limit - total) / len(self._traded)
                 for limit in (
                     self.limits.gross_usdt,
-                    self.limits.leverage * self._account.marked_e8 / E8,
+                    self.limits.leverage * self._account.backed_e8 / E8,
                 )
             )
             self._room[symbol] = (gross, geared)

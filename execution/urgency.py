@@ -6,11 +6,12 @@
             impact, against maker fee, half the spread earned and adverse selection
     done    1 - exp(-left / fill): the share that fills by the deadline, with ``fill`` the expected time
             until what is left of the parent fills in its queue
-    lost    what passes while it waits: signal · share(min(fill, left)) - side · rate · exp(-stamp / fill)
+    lost    what passes while it waits: signal · share(min(fill, left)) - funding · exp(-stamp / fill)
 
 The signal counts for the side that it favours, and `Decay.share` says how much of it has come after a
 time. The last term is the funding of a settlement before the deadline, which a fill after it does not
-pay: negative for what would open a payer's position, positive for what closes one. So urgency is the
+pay: max(0, side · rate) of what opens a position, min(0, side · rate) of what closes one. What would be
+received is never counted. So urgency is the
 cost of waiting over what waiting saves: at 1 crossing is the cheaper, at 0 waiting costs nothing.
 
 An algorithm of urgency u waits no longer than the first 1 - u of its time (`Working.until_ns`).
@@ -69,9 +70,12 @@ def urgency(
     costs: Costs,
     decay: Decay,
     funding: Funding | None = None,
+    reduces: bool = False,
     policy: Policy = POLICY,
 ) -> float:
-    """Urgency of what is left of a parent, ``left_s`` before its deadline; the view is sound (not stale)."""
+    """Urgency of what is left of a parent, ``left_s`` before its deadline; the view is sound (not stale).
+
+    ``reduces``: it closes a position, so that what the other side pays is what it saves."""
     if lots <= 0:
         return 0.0
     crossing = estimate_taker(monitor, view, side, lots, costs).total_bps
@@ -82,7 +86,8 @@ def urgency(
     fill_s = modelled_s / policy.pegged
     lost = side * (view.signal_bps or 0.0) * decay.share(min(fill_s, left_s))
     if funding is not None and 0 < funding.stamp_s < left_s:
-        lost -= side * funding.rate_bps * math.exp(-funding.stamp_s / fill_s)
+        paid_bps = (min if reduces else max)(0.0, side * funding.rate_bps)
+        lost -= paid_bps * math.exp(-funding.stamp_s / fill_s)
     if lost <= 0:
         return 0.0
     return min(1.0, lost / (saved * max(-math.expm1(-left_s / fill_s), 1e-12)))

@@ -1,6 +1,6 @@
 """A/B of execution: which of two arms works a parent, at random within its stratum, and the same in a replay.
 
-An arm is an algorithm, with parameters of its own if wanted: ``passive``, ``passive patience=0.5``,
+An arm is an algorithm, with parameters of its own if wanted: ``passive``, ``passive behind_bps=1 patience=0.5``,
 ``router deadline_s=10``. Parents of one stratum (symbol, size bucket, octave of the volatility) are taken two by
 two: a hash of seed, stratum and pair says which arm the first of a pair gets, and the second gets the other. So
 arms are balanced in every stratum at any time, and a pair's difference is symmetric about zero where they cost the

@@ -76,7 +76,7 @@ class Desk:
 
     ``symbols`` are our pictures of the markets, ``name`` is the venue's name in records. ``costs`` are the
     fees and parameters of pre-trade cost estimates, honest when they are the fee row that is really paid.
-    ``moves_market``: our orders are in the market data that we receive, and our fills among its trades.
+    ``moves_market``: our orders are in the market itself, at a venue that states positions and margins.
     ``emit`` takes the effects.
     """
 
@@ -106,20 +106,16 @@ class Desk:
         self.parent_number = 0  #: of the last parent in the log
         self.sent = self.fills = self.parents = self._maker_e8 = self._filled_e8 = 0
         self.monitors = {symbol: Monitor() for symbol in symbols}
-        self.pre_trade = PreTrade(settings, symbols, self.monitors, self.orders, costs)
+        in_tape = (
+            moves_market and settings.live.venue != "demo"
+        )  # whose market data are the main venue's
+        self.pre_trade = PreTrade(settings, symbols, self.monitors, self.orders, costs, in_tape)
         self._arms = Arms(settings.execution)
         self.sizes = Sizes(
             settings, symbols, self.monitors, self.account, self.guard, self._emitter,
             self.position_lots, self.exposure.caps, self.exposure.group,
         )  # fmt: skip
-        self.costs = ParentCosts(
-            self._instruments,
-            self.orders,
-            name,
-            moves_market,
-            self._emitter,
-            self._measured,
-        )
+        self.costs = ParentCosts(own, self.orders, name, in_tape, self._emitter, self._measured)
         self.mids = self.costs.mids
         self._work: dict[str, ActiveParent] = {}
         self._rest_until: dict[str, int] = {}
@@ -211,10 +207,10 @@ class Desk:
     ) -> None:
         """Open, keep or abandon what target and mode ask for."""
         mode, position_lots = self._mode(symbol), self.position_lots(symbol)
-        forced = ""
         if not self._ready():
             return
-        target_lots = self.exposure.reduced(now_ns, symbol, position_lots, target_lots)
+        target_lots, due = self.exposure.reduced(now_ns, symbol, position_lots, target_lots)
+        forced = "market" if due else ""  # at once, whatever works already
         if mode is Mode.HALT:
             target_lots = position_lots  # whatever is open is abandoned, nothing is begun
         elif mode in (Mode.PAUSE, Mode.REDUCE):
@@ -232,7 +228,8 @@ class Desk:
             )
             work.urgency = judged.urgency
             remaining_lots = work.parent.side * (work.parent.qty_lots - work.algorithm.filled_lots)
-            if missing != remaining_lots:
+            slow = forced not in ("", work.name, work.algorithm.picked)
+            if not work.abandoned and (missing != remaining_lots or slow):
                 self._abandon(work, now_ns)
             return
         if now_ns < self._rest_until.get(symbol, 0):  # only what reduces does not wait

@@ -93,14 +93,15 @@ class Exposure:
         self._rate = 0.0  #: maintenance margin over the balance, at the last second
         self._see: Callable[[int, str, float, str], None] = lambda *_: None
         self._shrinks: Callable[[str], bool] = lambda symbol: False
-        self._ask_again: Callable[[int, str], None] = lambda now_ns, symbol: None
+        self._ask_again: Callable[[int, str, int], None] = lambda *_: None
         self._stated: dict[str, float] = {}  #: liquidation prices in ticks, 0 for none
         self._differs_ns: dict[str, int] = {}
         self._capped: set[str] = set()  #: by symbol and side, said
         self._steps: dict[str, tuple[int, int]] = {}
 
-    def govern(self, safety: Safety, ask_again: Callable[[int, str], None]) -> None:
-        """Tell ``safety`` what is measured, and obey its limits; ``ask_again`` asks for position and wallet."""
+    def govern(self, safety: Safety, ask_again: Callable[[int, str, int], None]) -> None:
+        """Tell ``safety`` what is measured, and obey its limits; ``ask_again`` asks for the wallet, and after a
+        delay (ns) for a symbol's position."""
         self._see, self._shrinks, self._ask_again = safety.see, safety.shrinks, ask_again
 
     def snapshot(self) -> ExposureState:
@@ -120,8 +121,8 @@ class Exposure:
             case PositionReport():
                 self._stated[told.symbol] = told.liquidation_ticks if told.lots else 0.0
                 self._compare(now_ns, told)
-            case WalletReport() if self.headroom is not None:
-                self.headroom.apart_e8 = told.balance_e8 - self._account.balance_e8
+            case WalletReport():
+                self._account.apart_e8 = told.balance_e8 - self._account.balance_e8
             case QueryResult() if told.query.kind is QueryKind.RISK_LIMITS:
                 refused = any(isinstance(row, Refused) and not row.retry for row in told.reports)
                 if not (told.complete or refused):
@@ -178,7 +179,7 @@ class Exposure:
                 "warning", "the venue's liquidation price differs, asked for again",
                 symbol=symbol, venue=told.liquidation_ticks, ours=round(ours, 1), bps=apart_bps,
             )  # fmt: skip
-            self._ask_again(now_ns, symbol)
+            self._ask_again(now_ns, symbol, CONFIRM_NS)
         elif now_ns - self._differs_ns[symbol] >= CONFIRM_NS:
             self._see(now_ns, "liquidation_apart_bps", apart_bps, symbol)
 
@@ -190,7 +191,7 @@ class Exposure:
         if terms.mode is MarginMode.ISOLATED:
             return liquidation_ticks(terms, side, per_tick, value, value / float(terms.leverage))
         # The cost basis of ours and the venue's may differ, by what the realised profits differ.
-        balance = self._account.balance_e8 + self.headroom.apart_e8
+        balance = self._account.balance_e8 + self._account.apart_e8
         backing = balance + side * value - holding.cost_e8
         return liquidation_ticks(terms, side, per_tick, value, backing)
 
@@ -247,7 +248,7 @@ class Exposure:
             self._capped.add(key)
             self._say(
                 "warning", "margin leaves no size: fund the account, or lower live.leverage",
-                symbol=symbol, side=side, least_bps=least_bps, equity=self._account.marked_e8 / E8,
+                symbol=symbol, side=side, least_bps=least_bps, equity=self._account.backed_e8 / E8,
             )  # fmt: skip
         return {"margin": lots}
 
@@ -256,24 +257,26 @@ class Exposure:
         return self.leaders is not None and self.leaders.delays(symbol, side)
 
     def group(self, symbol: str, side: int, targets: Mapping[str, int]) -> dict[str, float] | None:
-        """Signed exposures of other symbols in units of this one (quote currency), of their positions or, where
-        that is more, their ``targets`` in lots; None with ``desk.leaders`` off."""
+        """Signed exposures of other symbols in units of this one (quote currency): of their positions or, where
+        that is more on ``side``, their ``targets`` in lots; None with ``desk.leaders`` off."""
         if self.leaders is None:
             return None
-        values: dict[str, float] = {}
+        held, wanted = dict[str, float](), dict[str, float]()
         for other, holding in self._account.holdings.items():
-            lots = max(holding.position_lots, targets.get(other, 0), key=abs)
             tick, lot = holding.instrument.tick_size, holding.instrument.lot_size
-            values[other] = (
-                lots * lot * self._prices.get(other, float(holding.entry_ticks or 0) * tick)
-            )
-        return self.leaders.exposures(symbol, side, values)
+            value = lot * self._prices.get(other, float(holding.entry_ticks or 0) * tick)
+            held[other] = holding.position_lots * value
+            wanted[other] = targets.get(other, 0) * value
+        now, then = (self.leaders.exposures(symbol, side, each) for each in (held, wanted))
+        worse = max if side > 0 else min
+        return {other: worse(now.get(other, 0.0), then.get(other, 0.0)) for other in now | then}
 
-    def reduced(self, now_ns: int, symbol: str, position: int, target: int) -> int:
-        """The target within what is left of the position: a quarter less at once, and every minute that it lasts."""
+    def reduced(self, now_ns: int, symbol: str, position: int, target: int) -> tuple[int, bool]:
+        """The target within what is left of the position, a quarter less at once and every minute that it lasts;
+        and whether the position is larger than that, so that the step is still to be made."""
         if self.headroom is None or not position or not self._shrinks(symbol):
             self._steps.pop(symbol, None)
-            return target
+            return target, False
         due_ns, most = self._steps.get(symbol, (now_ns, abs(position)))
         if now_ns >= due_ns:
             most = math.floor(min(most, abs(position)) * (1 - STEP_SHARE))
@@ -282,7 +285,7 @@ class Exposure:
                 "warning", "position reduced for margin", symbol=symbol, lots=position, to=most
             )
         self._steps[symbol] = due_ns, most
-        return max(-most, min(most, target))
+        return max(-most, min(most, target)), abs(position) > most
 
 
 def _tiers_of(rows: Sequence[TierReport]) -> tuple[Tier, ...]:

@@ -15,6 +15,9 @@ A record is a `messages.Append`, its body JSON of what its kind says:
                 venue's execution id of it, if any
     statement   a UTC day's sums of a symbol, as     `live.statement.StatementRow`
                 known by then; the last one holds
+    restated    the cost that a day closed with, as  an integer at 1e-8
+                the venue's order of executions has
+                it
     adopted     a position was taken from the venue  `messages.PositionReport`
     equity      a mark to market, every minute       `execution.account.AccountState`, its marks
     decision    a decision; labels, what came of it  `live.labels`

@@ -79,7 +79,7 @@ class Sizes:
             lot_usdt=lot_usdt,
             least_lots=least_lots,
             fixed_lots=round(fixed_usdt / lot_usdt),
-            equity_usdt=self._account.marked_e8 / E8,
+            equity_usdt=self._account.backed_e8 / E8,
             group_usdt=self._group(symbol, side, targets),
             more=self._caps(symbol, side),
             ramp=self.ramp.share(now_ns),

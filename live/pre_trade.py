@@ -31,7 +31,7 @@ class PreTrade:
     """Makes parents and their algorithms, and says what they should cost.
 
     ``decay`` says how soon the signal comes, and is the model's; ``monitors`` are the desk's. ``learnt`` has
-    what parents cost beyond their estimates, by symbol and group.
+    what parents cost beyond their estimates, by symbol and group. ``own_in_tape``: our fills are among the trades.
     """
 
     def __init__(
@@ -41,13 +41,14 @@ class PreTrade:
         monitors: Mapping[str, Monitor],
         orders: Orders,
         costs: Costs,
+        own_in_tape: bool = False,
     ) -> None:
         self.decay = Decay(horizon_s=float(settings.model.primary_s))
         self.learnt = Learnt()
         self._settings, self._switches = settings.execution, settings.desk
         self._band_bps = settings.risk.price_band_bps
         self._symbols, self._monitors = symbols, monitors
-        self._orders, self._costs = orders, costs
+        self._orders, self._costs, self._own_in_tape = orders, costs, own_in_tape
 
     def parent(self, lots: int, view: View, number: int = 0, position_lots: int = 0) -> Parent:
         """A parent that is decided now for ``lots``, which are signed."""
@@ -69,6 +70,7 @@ class PreTrade:
         given = (router if algorithm == "router" else {}) | parameters
         working = start(algorithm, parent, self._orders, self._band_bps, **given)
         working.inform(self._monitors[parent.symbol].copy())
+        working.own_in_tape = self._own_in_tape
         return working
 
     def judged(
@@ -88,6 +90,7 @@ class PreTrade:
             self._costs,
             self.decay,
             predicted(fields, view.now_ns) if self._switches.funding else None,
+            parent.reduce_only,
         )
         return msgspec.structs.replace(view, urgency=urgent)
 
@@ -103,15 +106,17 @@ class PreTrade:
 
     def measured(self, row: ParentRow, cost: Shortfall, missed_bps: float) -> float:
         """A parent cost so much more than was expected; returned without what an account's fees exceed those of
-        the model's fee row, which is no error of an estimate. One that was given up early teaches nothing."""
+        the model's fee row, which is no error of an estimate. One that was given up early teaches nothing, and
+        it and one without a fill are no evidence: NaN."""
         if cost.filled_lots:
             share, costs = cost.maker_share, self._costs
             assumed_bps = share * costs.maker_bps + (1 - share) * costs.taker_bps
             missed_bps -= cost.fees_bps - assumed_bps * cost.fill_rate
-        if cost.fill_rate == 1 or cost.end_ns >= row.deadline_ns:
-            group = group_of(cost.picked or cost.algorithm, row.urgency)
-            self.learnt.learn(f"{row.symbol} {group}", missed_bps)
-        return missed_bps
+        if cost.fill_rate < 1 and cost.end_ns < row.deadline_ns:
+            return math.nan
+        group = group_of(cost.picked or cost.algorithm, row.urgency)
+        self.learnt.learn(f"{row.symbol} {group}", missed_bps)
+        return missed_bps if cost.filled_lots else math.nan
 
     def circumstances(self, working: Working, algorithm: str, view: View) -> Circumstances:
         """The market at a parent's start, and its pre-trade cost estimate."""
@@ -142,8 +147,8 @@ class PreTrade:
             worth = notional_usdt(view.instrument, 1, view.mid_ticks)
             lots = max(1, round(self._settings.capital_usdt * self._settings.size_share / worth))
         cost_bps = 0.0
-        for way, signal in ((side, expected_bps), (-side, None)):
-            parent = self.parent(way * lots, view)
+        for way, signal, held in ((side, expected_bps, 0), (-side, None, side * lots)):
+            parent = self.parent(way * lots, view, position_lots=held)
             working = self.started(algorithm, parent)
             seen = self.judged(parent, view, signal)
             cost_bps += self.estimate(working, algorithm, seen).total_bps

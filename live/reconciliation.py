@@ -345,9 +345,10 @@ class Reconciliation:
                 self._audits.begin(now_ns, symbol, blocking)
             self._want(now_ns, QueryKind.WALLET)  # no message says how its margin rate moves
 
-    def look_again(self, now_ns: int, symbol: str) -> None:
-        """Ask for a symbol's position and for the wallet."""
-        self._audits.begin(now_ns, symbol, blocking=False)
+    def look_again(self, now_ns: int, symbol: str, delay_ns: int) -> None:
+        """Ask for a symbol's position after a delay, and for the wallet."""
+        query = Query(kind=QueryKind.POSITION, symbol=symbol)
+        self._retries.want(now_ns, f"look/{symbol}", query, delay_ns)
         self._want(now_ns, QueryKind.WALLET)
 
     def _result(self, now_ns: int, retry: Retry, result: QueryResult) -> None:

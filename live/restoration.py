@@ -26,7 +26,7 @@ from live.log import Body, Checkpoint, Header, LogError, Torn
 from live.messages import Answer, Append, Expired, Input, PositionReport, Send
 from live.requests import Requests
 from market.instruments import Instrument
-from market.units import HOUR_NS
+from market.units import DAY_NS, HOUR_NS
 
 _KINDS = get_type_hints(CoreState)
 _FUNDING = msgspec.json.Decoder(FundingPayment)
@@ -167,6 +167,9 @@ class Restoration:
             case "adopted":
                 of = _POSITION.decode(record.body)
                 self.account.adopt(of.symbol, of.lots, of.entry_e8, of.venue_ns)
+            case "restated":
+                number, cost_e8 = record.time_ns // DAY_NS, msgspec.json.decode(record.body)
+                self.account.restate(record.symbol, number, cost_e8)
             case "equity":
                 self.account.restore_marks(_MARKS.decode(record.body))
             case kind if kind.startswith("section/"):

@@ -3,7 +3,8 @@
     python -m live.runbook        writes it (`make generate`)
 
 Limits are the rows of `live.safety.LIMITS`; lines are those that the worker says at level warning or error,
-errors those that end it, checks those of the pipeline. A test holds each table complete.
+errors those that end it, checks those of the pipeline, alerts and subjects those of `l2 watch`. A test holds each
+table complete.
 """
 
 from __future__ import annotations
@@ -242,6 +243,29 @@ CHECKS: Final[Mapping[str, tuple[str, str]]] = {
     "sound_dates": ("a date with a critical failure would enter training", "mend the date or leave it out"),
 }  # fmt: skip
 
+#: Alert of Prometheus (`orchestration/alerts.yml`) -> what it means, and what to do.
+ALERTS: Final[Mapping[str, tuple[str, str]]] = {
+    "WorkerSilent": ("no word of the worker for 30 s: ended, hung, or its host is gone; positions keep their stops at the venue",
+                     "`l2 status`, `journalctl --user -u l2-worker`; if it hangs, `l2 halt`, stop it, start it anew"),
+    "WatchGone": ("`l2 watch` does not answer, so that no other alert can fire", "`journalctl --user -u l2-watch`; start it anew"),
+    "SymbolHalted": ("a symbol reduces, flattens or is halted", "`l2 status` names the limit or the order: see its row above"),
+    "Drawdown": ("equity is far below its highest; the limit `drawdown` comes next", "see `drawdown` above, before it is reached"),
+    "DecisionsLate": ("a hundredth of decisions has come later than a second for five minutes", "see `late decisions` above"),
+    "OrdersUnknown": ("more than five orders without an answer in ten minutes", "network, the venue's status page; see the line `no answer`"),
+    "RecorderSilent": ("no capture has been written to for a minute", "`journalctl --user -u l2-recorder`, `df`, network; what is missed cannot be recorded later"),
+    "DailyRunLate": ("no bars of the past date three hours after midnight", "the run in `l2 ui`; `l2 pipeline` makes the date by hand"),
+    "DiskNearlyFull": ("less than 5 GB are left on the lake's disk", "free space before `disk full` stops the trading: move collected logs and old captures away"),
+}  # fmt: skip
+
+#: Subject of `l2 watch` (… for a part that varies) -> what it means, and what to do.
+SUBJECTS: Final[Mapping[str, tuple[str, str]]] = {
+    "worker silent": ("no word of the worker for `notify.silence_s`", "see `WorkerSilent`"),
+    "… …": ("a symbol and its mode, which is neither normal nor passive", "the reasons that it names: rows above"),
+    "decay": ("the model's predictions decay; the worker pauses", "see `decay alarm` above"),
+    "recorder": ("no capture was written to for `notify.silence_s`", "see `RecorderSilent`"),
+    "daily run": ("no bars of yesterday two hours after `pipeline.daily`", "see `DailyRunLate`"),
+}  # fmt: skip
+
 
 def page() -> str:
     """The page as Markdown. KeyError for a limit without advice."""
@@ -277,6 +301,10 @@ def page() -> str:
     lines += [
         *("", "## Checks of the pipeline", "", "Seen in `l2 ui`; a failed one is in the report of `l2 pipeline`.", ""),
         *_table(("check", "a failure means", "do"), CHECKS),
+        *("", "## Alerts of Prometheus", "", "Of the metrics that `l2 watch --metrics PORT` serves (`orchestration/alerts.yml`).", ""),
+        *_table(("alert", "means", "do"), ALERTS),
+        *("", "## Subjects of `l2 watch`", "", "Said once, again while they last, and when they are over.", ""),
+        *_table(("subject", "means", "do"), SUBJECTS),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

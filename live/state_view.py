@@ -248,7 +248,7 @@ def cost_bps(desk: Desk, work: ActiveParent) -> float | None:
 def _used(desk: Desk, seen: dict[str, float]) -> dict[str, float]:
     """Of limits in force what is used now, by setting of `[risk]`: as `live.safety` and the guard judge it."""
     worst = {symbol: desk.guard.worst_usdt(symbol) for symbol in desk.account.holdings}
-    gross, equity = sum(worst.values()), desk.account.marked_e8 / E8
+    gross, equity = sum(worst.values()), desk.account.backed_e8 / E8
     return seen | {
         "position_usdt": max(worst.values(), default=0.0),
         "gross_usdt": gross,

@@ -21,6 +21,7 @@ from execution.tca import Row
 from live.messages import Append, Effect, Query, QueryKind, QueryResult, Say, TransactionReport
 from live.requests import Retries, Retry
 from live.safety import Safety
+from market.instruments import Instrument
 from market.units import DAY_NS, MINUTE_NS, SECOND_NS
 
 #: A day is stated so long after its end: evidence may come late.
@@ -107,14 +108,13 @@ def date_of(number: int) -> str:
 
 
 def differences(
-    holding: Holding, day: Day, lines: Sequence[TransactionReport]
-) -> dict[str, tuple[int, int]]:
-    """Figure -> (ours, the venue's), where they differ; ``lines`` are the venue's of the symbol, oldest first.
+    instrument: Instrument, day: Day, lines: Sequence[TransactionReport]
+) -> tuple[dict[str, tuple[int, int]], Holding]:
+    """Figure -> (ours, the venue's), where they differ; and what our arithmetic makes of the venue's executions
+    in the venue's order. ``lines`` are the venue's of the symbol, oldest first.
 
-    Profit is compared with our arithmetic on the venue's executions in the venue's order, so that evidence
-    that came in another order makes no difference.
+    Profit is compared with that, so that evidence that came in another order makes no difference.
     """
-    instrument = holding.instrument
     fold = Holding(
         instrument=instrument, position_lots=day.opening_lots, cost_e8=day.opening_cost_e8
     )
@@ -137,7 +137,7 @@ def differences(
             sum(line.change_e8 for line in lines),
         ),
     }
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}, fold
 
 
 class StatementState(msgspec.Struct, kw_only=True):
@@ -213,7 +213,15 @@ class Statements:
                 note = "not compared: the position was taken from the venue"
                 rows.append(msgspec.structs.replace(row, note=note))
                 continue
-            found = differences(account.holdings[row.symbol], day, of[row.symbol])
+            holding = account.holdings[row.symbol]
+            found, fold = differences(holding.instrument, day, of[row.symbol])
+            if not found and account.restate(row.symbol, number, fold.cost_e8):
+                body = msgspec.json.encode(
+                    fold.cost_e8
+                )  # the next day begins with it, after a restart too
+                at_ns = number * DAY_NS
+                self._emit(Append(kind="restated", time_ns=at_ns, body=body, symbol=row.symbol))
+                row = _row(holding, day, self._venue, number, "")
             ours, theirs = found.get("balance", (0, 0))
             said = ", ".join(
                 f"{name} {here} here, {there} there" for name, (here, there) in found.items()

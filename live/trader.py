@@ -462,7 +462,7 @@ class Trader:
             target = 0
         delayed = target != 0 and self.desk.exposure.delays(symbol, target)
         if delayed and target != state.target:
-            return state.target  # a leader has just moved against it: the next second decides
+            target = 0  # a leader has just moved against it: the next second decides, what reduces goes on
         if signal_now and target:
             state.signal_ns = t_ns
         edge_bps = abs(expected_bps) - cost_bps

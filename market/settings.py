@@ -120,7 +120,7 @@ class Execution(Struct, frozen=True, kw_only=True):
         "almgren_chriss",
         "router",
     ] = "router"
-    #: Two of them, each with parameters if wanted ("passive patience=0.5"), between which parents are dealt at
+    #: Two of them, each with parameters if wanted ("passive behind_bps=1 patience=0.5"), between which parents are dealt at
     #: random, and are compared in `l2 tca`; with none every parent is worked by ``algorithm``.
     arms: tuple[str, ...] = ()
     arms_seed: int = 1

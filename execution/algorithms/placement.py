@@ -104,8 +104,8 @@ class PassivePeg(Resting):
     With ``behind_bps`` it rests so far behind the touch at first and moves up evenly, to join the
     touch after the share ``patience`` of its time. A maker at the touch is often filled by a price
     jump, whose size is the adverse selection it pays; behind the touch an order pays less of the jump,
-    and has a better queue position where the price stops at it. ValueError for a negative distance or
-    a share outside 0 to 1.
+    and has a better queue position where the price stops at it. ValueError for a negative distance, a
+    share outside 0 to 1, or a share without a distance, which would change nothing.
     """
 
     def __init__(
@@ -119,10 +119,10 @@ class PassivePeg(Resting):
         chase_bps: float = 20.0,
     ) -> None:
         super().__init__(parent, max_moves=max_moves, pause_ns=pause_ns, chase_bps=chase_bps)
-        if behind_bps < 0 or not 0 <= patience <= 1:
+        if behind_bps < 0 or not 0 <= patience <= 1 or (patience and not behind_bps):
             raise ValueError(
-                f"{behind_bps:g} bps behind the touch for a share {patience:g} of the time: expected "
-                "no negative distance and a share of 0 to 1"
+                f"{behind_bps:g} bps behind the touch for a share {patience:g} of the time: expected no negative "
+                "distance, a share of 0 to 1, and none (patience) without a distance (behind_bps)"
             )
         self._behind_bps = behind_bps
         self._patience = patience

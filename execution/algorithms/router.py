@@ -92,13 +92,11 @@ class Router(Working):
         if view.urgency is None:
             options.insert(0, market)
         own = (view.bids if side > 0 else view.asks)[0][1]
-        if span_s >= policy.patient_s or lots > policy.patient_share * own:
+        behind_bps = policy.behind * self.monitor.sigma_bps
+        if behind_bps and (span_s >= policy.patient_s or lots > policy.patient_share * own):
             joined_s = span_s * (1 - policy.patience / 2)
             patient = seen.resting(joined_s, policy.patient_adverse)
-            patience = {
-                "behind_bps": policy.behind * self.monitor.sigma_bps,
-                "patience": policy.patience,
-            }
+            patience = {"behind_bps": behind_bps, "patience": policy.patience}
             options.append(
                 Option(
                     name="patient",

@@ -1,7 +1,7 @@
 """Scheduled algorithms: each is a curve of the share of the parent that should be done by now.
 
     twap             evenly, by a randomised clock
-    vwap             as the day's volume usually runs
+    vwap             evenly, without slices: no volume of the day's hours is forecast
     pov              a participation rate: a share of what the market trades
     almgren_chriss   faster first, as fast as aversion to risk asks
 
@@ -14,13 +14,13 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from execution.algorithms.placement import Resting
 from execution.algorithms.working import Parent
 from execution.orders import Action
 from execution.venue import View
-from market.units import DAY_NS, SECOND_NS
+from market.units import SECOND_NS
 
 
 class Scheduled(Resting):
@@ -82,33 +82,10 @@ class Twap(Scheduled):
 
 
 class Vwap(Scheduled):
-    """In proportion to a forecast of the day's volume.
-
-    ``profile`` gives the relative volume of equal parts of a UTC day, from midnight; one part (the
-    default) is a flat day, and the algorithm a TWAP without slices. Honest when estimated on earlier
-    days only. ValueError for one that is empty or not positive.
-    """
-
-    def __init__(self, parent: Parent, *, profile: Sequence[float] = (1.0,)) -> None:
-        super().__init__(parent)
-        if not profile or min(profile) <= 0:
-            raise ValueError(f"volume profile {list(profile)}: expected positive numbers")
-        self._profile = tuple(profile)
-        self._start = self._volume(parent.decision_ns)
-
-    def _volume(self, time_ns: int) -> float:
-        """Forecast volume from the epoch to ``time_ns``, in days of the profile's sum."""
-        day, rest = divmod(time_ns, DAY_NS)
-        parts = rest / DAY_NS * len(self._profile)
-        whole = min(int(parts), len(self._profile) - 1)
-        done = math.fsum(self._profile[:whole]) + (parts - whole) * self._profile[whole]
-        return day * math.fsum(self._profile) + done
+    """In proportion to the volume that is expected: within minutes, of which nothing is known, evenly."""
 
     def _share(self, now_ns: int, view: View) -> float:
-        total = self._volume(self.until_ns) - self._start
-        if total <= 0:
-            return 1.0
-        return min(1.0, (self._volume(now_ns) - self._start) / total)
+        return self._elapsed(now_ns)
 
 
 class Pov(Scheduled):
@@ -128,7 +105,8 @@ class Pov(Scheduled):
         traded = view.bought_lots + view.sold_lots
         if self._begin is None:
             self._begin = traded
-        return min(1.0, self._ratio * (traded - self._begin) / self.parent.qty_lots)
+        others = traded - self._begin - self.own_in_tape * self.filled_lots
+        return max(0.0, min(1.0, self._ratio * others / self.parent.qty_lots))
 
 
 def trajectory(front_load: float, elapsed: float) -> float:

@@ -82,6 +82,8 @@ class Working(ABC):
     grace_ns: Final = 10 * SECOND_NS
     #: Name of the option that a router picked.
     picked: str = ""
+    #: Whether our fills are among the market's trades; set before the first step.
+    own_in_tape: bool = False
 
     def __init__(self, parent: Parent) -> None:
         self.parent = parent

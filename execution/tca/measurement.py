@@ -11,7 +11,7 @@ m_i:
     timing       Σ q_i s (m_i - p_0 - w_i) / S    drift of the market without us
     opportunity  s (p_T - p_0) (1 - Σ q_i / S)    the unfilled quantity, valued at the end
     fees         Σ fee_i
-    total        computed on its own; it equals the sum: `Shortfall.residual_bps` is zero
+    total        computed on its own; it equals the sum, to 1e-9
 
 w_i is measured where a market without us exists (``control``: c_i the mid there, w_i = (m_i - p_0) -
 (c_i - c_0)), and otherwise modelled (``propagator``: the impact that earlier taker fills still have).

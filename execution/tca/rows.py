@@ -225,11 +225,6 @@ class Shortfall(Row, frozen=True, kw_only=True):
         """Filled share of the parent."""
         return self.filled_lots / self.qty_lots
 
-    @property
-    def residual_bps(self) -> float:
-        """Parts minus total: zero to 1e-9."""
-        return math.fsum(getattr(self, part) for part in PARTS) - self.total_bps
-
 
 #: Row types of the lake's execution tables.
 TABLES: Final[dict[str, type[Row]]] = {

@@ -83,12 +83,14 @@ METRICS: Final[dict[str, Metric]] = {
 class Compared(msgspec.Struct, frozen=True, kw_only=True):
     """A figure of two cells and its difference, new less base, with the paired 95 % interval; NaN where undefined.
 
-    ``ratio`` is new over base with its interval.
+    ``ratio`` is new over base with its interval, ``own`` new's figure with an interval of its own: where base hardly
+    trades, too few draws have a difference.
     """
 
     metric: str
     base: float
     new: float
+    own: Bounded
     difference: Bounded
     ratio: Bounded
     sessions: int
@@ -105,8 +107,8 @@ def compare(base: Sequence[Figures], new: Sequence[Figures], metric: str) -> Com
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = late / old
     return Compared(
-        metric=metric, base=float(old[0]), new=float(late[0]), difference=_bounded(late - old),
-        ratio=_bounded(ratio), sessions=n,
+        metric=metric, base=float(old[0]), new=float(late[0]), own=_bounded(late),
+        difference=_bounded(late - old), ratio=_bounded(ratio), sessions=n,
     )  # fmt: skip
 
 
@@ -214,13 +216,13 @@ def goals(row: str, lines: Sequence[tuple[str, Sequence[Compared]]]) -> list[Goa
                 holds = ratio.ratio[0] >= 1.3 and ratio.ratio[1] > 1
             text = f"{ratio.base:.1f} → {ratio.new:.1f}, {text}"
             out.append(Goal("Sharpe +30 %", where, text, holds))
-        if not ROWS[row].draws or not cost.base >= LEAST_COST:
-            continue
-        saved, high, low = (100 * (x - 1) for x in cost.ratio)
-        text = f"{cost.base:.2f} → {cost.new:.2f} bps, {saved:+.0f} % [{high:+.0f}, {low:+.0f}]"
-        out.append(Goal("slippage −50 %", where, text, saved <= -50))
-        text = f"{fill.new:.1f} %, as maker {made.new:.1f} %"
-        out.append(Goal("fills > 95 %", where, text, fill.new > 95))
+        if ROWS[row].draws and cost.base >= LEAST_COST:  # the same parents for both
+            saved, high, low = (100 * (x - 1) for x in cost.ratio)
+            text = f"{cost.base:.2f} → {cost.new:.2f} bps, {saved:+.0f} % [{high:+.0f}, {low:+.0f}]"
+            out.append(Goal("slippage −50 %", where, text, saved <= -50))
+        if math.isfinite(fill.new):
+            text = f"{fill.new:.1f} % [{fill.own[1]:.1f}, {fill.own[2]:.1f}], as maker {made.new:.1f} %"
+            out.append(Goal("fills > 95 %", where, text, fill.new > 95))
     return out
 
 
@@ -233,7 +235,7 @@ def _interval(bounded: Bounded, digits: int) -> str:
 
 
 def markdown(title: str, lines: Sequence[tuple[str, Sequence[Compared]]]) -> list[str]:
-    """Lines as a Markdown table: base → new, and the difference with its interval."""
+    """Lines as a Markdown table: base → new, and the difference with its interval, or the new one's own (alone)."""
     if not lines:
         return []
     out = [f"### {title}, {lines[0][1][0].sessions} sessions", ""]
@@ -243,7 +245,9 @@ def markdown(title: str, lines: Sequence[tuple[str, Sequence[Compared]]]) -> lis
         for each in compared:
             digits = METRICS[each.metric].digits
             pair = f"{each.base:.{digits}f} → {each.new:.{digits}f}".replace("nan", "–")
-            cells.append(f"{pair}; {_interval(each.difference, digits)}")
+            paired_ok = math.isfinite(each.difference[1]) or not math.isfinite(each.own[1])
+            told = each.difference if paired_ok else each.own
+            cells.append(f"{pair}; {'' if paired_ok else 'alone '}{_interval(told, digits)}")
         out.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*out, ""]
 

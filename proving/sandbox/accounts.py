@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Final
 
 import msgspec
 
-from execution.account import Account
-from execution.margin import Margin, MarginMode, OpenOrder, Terms
+from execution.account import Account, value_e8
+from execution.margin import Margin, MarginError, MarginMode, OpenOrder, Terms
 from market.instruments import Instrument
 from proving.sandbox.listing import DecimalCodec
 from proving.sandbox.protocol import Row
@@ -159,6 +160,32 @@ class ClosedPnl(msgspec.Struct, kw_only=True):
     leverage: str = "1"
 
 
+class ClientMargin(Margin):
+    """Margin as the exchange judges its clients' requests by it."""
+
+    def set_leverage(self, symbol: str, leverage: str) -> None:
+        """Change the leverage of the position and of later orders; MarginError when its tier forbids
+        it."""
+        if Fraction(leverage) < 1:
+            raise MarginError(f"{symbol}: leverage {leverage} is below 1")
+        changed = msgspec.structs.replace(self.terms[symbol], leverage=leverage)
+        changed.tier(abs(self.account.holdings[symbol].cost_e8))
+        self.terms[symbol] = changed
+
+    def accepts(
+        self, order: OpenOrder, marks: Mapping[str, int], orders: Sequence[OpenOrder]
+    ) -> bool:
+        """Whether the available balance covers one order more, and a risk tier its full fill."""
+        holding, terms = self.account.holdings[order.symbol], self.terms[order.symbol]
+        reached = abs(holding.position_lots + order.side * order.leaves_lots)
+        try:
+            terms.tier(value_e8(holding.instrument, order.price_ticks, reached))
+        except MarginError:
+            return False
+        more = self.orders_e8([*orders, order]) - self.orders_e8(orders)
+        return more <= max(0, self.available_e8(marks, orders))
+
+
 class Client:
     """One account with its API key, orders and records. ``owner`` marks its orders in the market."""
 
@@ -174,7 +201,7 @@ class Client:
     ) -> None:
         self.owner, self.key, self.secret = owner, key, secret
         self.account = Account(instruments, deposit_e8)
-        self.margin = Margin(self.account, terms)
+        self.margin = ClientMargin(self.account, terms)
         self.mode = MarginMode.CROSS
         self.is_read_only = self.may_withdraw = False  #: rights of the key
         self.is_hedged = False  #: the account is in hedge mode, in which every order is refused

@@ -233,6 +233,7 @@ def _work(
     router = {"costs": costs} if contender.algorithm == "router" else {}
     working = start(contender.algorithm, parent, **(router | contender.parameters))
     working.inform(copy.deepcopy(monitor))
+    working.own_in_tape = True
     view = msgspec.structs.replace(view, urgency=contender.urgency)
     name = contender.algorithm
     seen = Prospect(monitor, view, side, parent.qty_lots, costs, Decay())

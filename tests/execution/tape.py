@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from execution.algorithms.working import Working
 from execution.orders import Action, Event, Filled, OrderType, Submit, TimeInForce
 from execution.simulation.simulator import Simulator
+from execution.tca import PARTS, Shortfall
 from execution.venue import View
 from market.events import EVENT, Events, Flag, Kind
 from market.instruments import Instrument
@@ -170,3 +172,8 @@ def play(working: Working, now_ns: int, view: View, events: Iterable[Event]) -> 
         else:
             orders.requested(action, now_ns)
     return actions
+
+
+def residual_bps(row: Shortfall) -> float:
+    """Parts of a cost minus their total: zero to 1e-9."""
+    return math.fsum(getattr(row, part) for part in PARTS) - row.total_bps

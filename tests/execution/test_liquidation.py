@@ -157,6 +157,6 @@ def test_figures_do_not_depend_on_another_symbols_fills_until_the_next_mark() ->
 def test_what_the_venue_holds_beside_the_log_secures_a_position() -> None:
     one = headroom(20_000, {"BTCUSDT": 1_000})
     near = one.distance_bps("BTCUSDT")
-    one.apart_e8 = 10_000 * E8
+    one.account.apart_e8 = 10_000 * E8
     one.mark({})
     assert one.distance_bps("BTCUSDT") > near + 1_000

@@ -22,6 +22,7 @@ from execution.margin import (
 from execution.orders import Filled, Liquidity
 from market.instruments import BUILT_IN, Instrument
 from market.units import E8
+from proving.sandbox.accounts import ClientMargin
 
 BTC = BUILT_IN["BTCUSDT"]
 XRP = Instrument(symbol="XRPUSDT", tick="0.0001", lot="1", min_qty="1", min_notional="5")
@@ -34,10 +35,10 @@ def e8(text: str) -> int:
     return int(Decimal(text) * E8)
 
 
-def holding(lots: int, ticks: int, terms: Terms, opening: str = "1000") -> Margin:
+def holding(lots: int, ticks: int, terms: Terms, opening: str = "1000") -> ClientMargin:
     account = Account({"BTCUSDT": BTC}, e8(opening))
     fill(account, lots, ticks)
-    return Margin(account, {"BTCUSDT": terms})
+    return ClientMargin(account, {"BTCUSDT": terms})
 
 
 def fill(account: Account, lots: int, ticks: int) -> None:

@@ -41,7 +41,7 @@ def shares(algorithm: Scheduled, traded: int = 0) -> list[float]:
     "algorithm",
     [
         Twap(parent()),
-        Vwap(parent(), profile=[1, 2, 3]),
+        Vwap(parent()),
         AlmgrenChriss(parent(), front_load=3.0),
         AlmgrenChriss(parent(), front_load=0.0),
     ],
@@ -61,31 +61,20 @@ def test_twap_s_slices_are_uneven_and_the_same_for_the_same_parent() -> None:
     assert np.all(np.abs(sizes * 10 - 1) < 0.45)
 
 
-def test_vwap_follows_the_volume_of_the_hours() -> None:
-    """A day in two halves, the second three times as busy: a parent around noon is a quarter done
-    at noon."""
-    noon = 43_200 * SECOND_NS
-    around = msgspec.structs.replace(
-        parent(), decision_ns=noon - 60 * SECOND_NS, deadline_ns=noon + 60 * SECOND_NS
-    )
-    algorithm = Vwap(around, profile=[1, 3])
-    assert algorithm._share(noon, view(noon)) == pytest.approx(0.25)
-
-
-def test_vwap_continues_through_midnight() -> None:
-    midnight = 86_400 * SECOND_NS
-    across = msgspec.structs.replace(
-        parent(), decision_ns=midnight - SECOND_NS, deadline_ns=midnight + SECOND_NS
-    )
-    algorithm = Vwap(across, profile=[1, 3])
-    assert algorithm._share(midnight, view(midnight)) == pytest.approx(0.75)
-
-
 def test_pov_takes_its_share_of_what_trades() -> None:
     """At a participation of a fifth, 40 lots of others call for 10 of ours."""
     algorithm = Pov(parent(lots=100), participation=0.2)
     assert shares(algorithm, traded=40)[1] == pytest.approx(0.1)
     assert shares(Pov(parent()), traded=0)[-1] == 0.0
+
+
+def test_pov_counts_what_others_trade_where_the_tape_has_our_fills_too() -> None:
+    """Of 40 lots 10 were ours: a fifth of all of them, so that there is nothing more to do; without our fills in
+    the tape the 40 are the others'."""
+    for ours, share in ((True, 0.075), (False, 0.1)):
+        algorithm = Pov(parent(lots=100), participation=0.2)
+        algorithm.own_in_tape, algorithm.filled_lots = ours, 10
+        assert shares(algorithm, traded=40)[1] == pytest.approx(share)
 
 
 def test_the_almgren_chriss_curve_has_the_least_cost() -> None:
@@ -133,7 +122,6 @@ def test_overdue_quantity_is_taken() -> None:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Vwap(parent(), profile=[1, 0]), "volume profile"),
         (lambda: Pov(parent(), participation=1.0), "participation 1"),
         (lambda: AlmgrenChriss(parent(), front_load=-1.0), "front load -1"),
     ],

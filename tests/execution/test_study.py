@@ -21,7 +21,7 @@ from market.units import SECOND_NS as S
 from market.wire.capture import read_blocks
 from market.wire.decode import Decoder
 from proving.synthetic import generate, profile
-from tests.execution.tape import INSTRUMENT, SYMBOL, frame, snapshot, trade
+from tests.execution.tape import INSTRUMENT, SYMBOL, frame, residual_bps, snapshot, trade
 
 START = 1_000 * S
 
@@ -115,7 +115,7 @@ def test_recorded_costs_are_consistent(recorded: StudyReport) -> None:
     print("\n" + recorded.text())
     assert {s.symbol for s in recorded.summaries} == {"BTCUSDT", "ETHUSDT"}
     for row in recorded.rows:
-        assert abs(row.residual_bps) <= 1e-9
+        assert abs(residual_bps(row)) <= 1e-9
         assert row.filled_lots == row.qty_lots
         if row.algorithm == "market":
             # At least the taker fee and half a tick; the market moved little in 10 ms.
@@ -225,5 +225,5 @@ def test_late_events_of_an_ended_parent_are_its_own() -> None:
     chunks = list(generate(profile("demo"), 7, "BTCUSDT", "2026-03-09", 0, 900))
     settings = Settings()
     report = study({"BTCUSDT": chunks}, BUILT_IN, settings, every_s=45, queues=("risk_averse",))
-    assert all(abs(row.residual_bps) < 1e-9 for row in report.rows)
+    assert all(abs(residual_bps(row)) < 1e-9 for row in report.rows)
     assert {row.algorithm for row in report.rows} == {"market", "passive"}

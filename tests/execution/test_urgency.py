@@ -39,10 +39,11 @@ def urgent(
     decay: Decay = MINUTE,
     costs: Costs = COSTS,
     funding: Funding | None = None,
+    reduces: bool = False,
     **more: Any,
 ) -> float:
     seen = view(signal_bps=signal_bps, **more)
-    return urgency(MONITOR, seen, side, lots, left_s, costs, decay, funding)
+    return urgency(MONITOR, seen, side, lots, left_s, costs, decay, funding, reduces)
 
 
 # -- the scale -------------------------------------------------------------------------------------
@@ -232,8 +233,18 @@ def test_a_position_is_closed_before_paying_only_for_more_than_the_round_trip() 
 
 
 def test_an_exit_hurries_before_paying_more_than_crossing_costs_and_an_entry_never() -> None:
-    assert urgent(None, side=-1, funding=Funding(1, 30.0)) == 1.0
-    assert 0 < urgent(None, side=-1, funding=Funding(1, 1.0)) < 1
+    assert urgent(None, side=-1, funding=Funding(1, 30.0), reduces=True) == 1.0
+    assert 0 < urgent(None, side=-1, funding=Funding(1, 1.0), reduces=True) < 1
     assert urgent(None, side=1, funding=Funding(1, 30.0)) == 0.0
     assert urgent(4.0, side=1, funding=Funding(5, 1.0)) < urgent(4.0)
-    assert urgent(None, side=-1, funding=Funding(SPAN_S + 1, 30.0)) == 0.0
+    assert urgent(None, side=-1, funding=Funding(SPAN_S + 1, 30.0), reduces=True) == 0.0
+
+
+@pytest.mark.parametrize(("side", "rate"), [(1, 30.0), (-1, -30.0)])
+def test_funding_to_be_received_hurries_no_entry_and_delays_no_exit(side: int, rate: float) -> None:
+    """At a positive rate a short receives: neither selling into it nor buying it back is judged by that."""
+    funding = Funding(1, rate)
+    assert urgent(None, side=-side, funding=funding) == 0.0
+    for signal in (None, side * 3.0):
+        given: Any = {"side": side, "reduces": True}
+        assert urgent(signal, funding=funding, **given) == urgent(signal, **given)

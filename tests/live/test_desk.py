@@ -14,6 +14,8 @@ from execution.liquidity import Costs, depth_lots
 from execution.orders import (
     Accepted,
     Action,
+    Cancel,
+    Cancelled,
     Event,
     ExecutionType,
     Filled,
@@ -23,9 +25,9 @@ from execution.orders import (
     TimeInForce,
 )
 from live.desk import Desk
-from live.messages import Append, Effect, Say, Send
+from live.messages import Append, Effect, Say, Send, WalletReport
 from live.pre_trade import DEPTH_BPS
-from live.safety import Safety
+from live.safety import Mode, Safety
 from live.symbol_state import SymbolState
 from market.instruments import BUILT_IN
 from market.settings import Execution, Market, Risk, Settings
@@ -105,6 +107,10 @@ class Refusing:
 
     def answer(self, action: Action | Any) -> list[Event]:
         times: dict[str, Any] = {"time_ns": self.now_ns, "venue_ns": self.now_ns}
+        if isinstance(action, Cancel):
+            left = self.desk.orders.by_id[action.client_id].open_lots
+            told = {"client_id": action.client_id, "reason": "requested", "leaves_lots": left}
+            return [Cancelled(**told, **times)]
         if not isinstance(action, Submit):
             return []
         self.sent.append(((self.now_ns - START) / S, action))
@@ -145,6 +151,20 @@ def test_entries_pause_and_what_reduces_does_not() -> None:
     assert venue.desk.position_lots(BTC) == 0
     venue.run(20, -6)
     assert venue.desk.position_lots(BTC) == -6
+
+
+def test_a_flattening_hurries_an_exit_that_rests_already() -> None:
+    """The exit would rest for a minute; FLATTEN cancels it and crosses, by one order of the whole position."""
+    venue, mode = Refusing("router", 10), Mode.NORMAL
+    venue.fills = True
+    venue.desk.govern(lambda symbol: mode)
+    venue.run(3, 0)
+    assert [order.time_in_force for _, order in venue.sent] == [TimeInForce.POST_ONLY]
+    assert venue.desk.position_lots(BTC) == 10
+    mode = Mode.FLATTEN
+    venue.run(2, 0)
+    assert venue.desk.position_lots(BTC) == 0
+    assert [order.qty_lots for _, order in venue.sent] == [10, 10]
 
 
 def test_an_execution_of_no_order_of_ours_moves_position_and_guard() -> None:
@@ -193,21 +213,57 @@ def test_no_size_is_said_once_with_the_cap_that_leaves_none(
     assert [line.fields["binding"] for line in said] == [binding]
 
 
+def test_sizes_and_leverage_are_of_the_wallet_where_it_holds_less() -> None:
+    """A capital of 100,000 with a tenth of it at the venue is sized as a capital of a tenth; with ten times, as it
+    is."""
+    found = []
+    for capital, wallet in ((100_000.0, 10_000), (10_000.0, 10_000), (10_000.0, 100_000)):
+        desk, mid_ticks = Refusing("market", 0, capital_usdt=capital).desk, {BTC: 600_000.5}
+        told = WalletReport(equity_e8=wallet * E8, balance_e8=wallet * E8)
+        desk.exposure.evidence(START, told)
+        desk.account.mark(START, mid_ticks)
+        desk.exposure.mark(mid_ticks)
+        desk.guard.mark(mid_ticks)
+        strong = Prediction(
+            expected_bps=300.0, raw_bps=300.0, by_horizon=(300.0,), regime=NO_REGIME, error_bps=1.0, scale_bps=2.0
+        )  # fmt: skip
+        size = desk.sizes.decide(BTC, 1, START, 60_000.05, strong, 1.0, 60.0)
+        found.append((desk.guard.room_usdt(BTC)[1], size.caps["symbol"], size.lots))
+    assert found == [found[1]] * 3
+    assert found[1][0] == 30_000.0
+
+
 def test_a_dearer_account_than_assumed_is_no_error_of_an_estimate() -> None:
     """The model's fee row has 2 and 5.5 bps; the account paid 4 as maker for the half that filled."""
     desk, row = Refusing("market", 0).desk, parent("p")
-    paid = cost(row, filled=5, fees_bps=2.0)
+    paid = cost(row, filled=5, fees_bps=2.0, end_ns=row.deadline_ns)
     assert desk.pre_trade.measured(row, paid, 3.0) == 3.0 - (2.0 - 0.5 * 2.0)
-    assert desk.pre_trade.measured(row, cost(row, filled=0), 3.0) == 3.0
 
 
-def test_a_limit_of_margin_takes_a_quarter_at_once_and_each_minute() -> None:
+def test_a_parent_given_up_early_or_without_a_fill_is_no_evidence_for_the_ramp() -> None:
+    """Forty of them, each cheaper than expected by what it did not do, hide no hundred dear ones."""
+    desk, row = Refusing("market", 0).desk, parent("p")
+    desk.sizes.ramp.load("m")
+    for n in range(100):
+        desk._measured(row, cost(row, filled=10), 2.0 + n % 2)
+    early = {"end_ns": row.deadline_ns - 1}
+    for nothing in (cost(row, filled=0), *(cost(row, filled=n, **early) for n in (0, 5))):
+        for _ in range(40):
+            desk._measured(row, nothing, -2.9)
+    assert (desk.sizes.ramp.state.parents, desk.sizes.ramp.is_dear) == (100, True)
+    late = cost(row, filled=5, end_ns=row.deadline_ns)
+    desk._measured(row, late, 2.0)
+    assert desk.sizes.ramp.state.parents == 101
+
+
+@pytest.mark.parametrize("algorithm", ["market", "router"])
+def test_a_limit_of_margin_takes_a_quarter_at_once_and_each_minute(algorithm: str) -> None:
     """Under REDUCE, by reduce-only orders, whatever the target; a limit of losses only forbids more."""
-    venue = Refusing("market", 100)
+    venue = Refusing(algorithm, 100)
     venue.fills = True
     safety = Safety([BTC], Risk(), lambda effect: None)
     venue.desk.govern(safety.mode)
-    venue.desk.exposure.govern(safety, lambda now_ns, symbol: None)
+    venue.desk.exposure.govern(safety, lambda *_: None)
     safety.see(START, "day_loss_usdt", 1e9)
     venue.run(5, 200)
     assert venue.desk.position_lots(BTC) == 100
@@ -221,6 +277,19 @@ def test_a_limit_of_margin_takes_a_quarter_at_once_and_each_minute() -> None:
     safety.see(START, "liquidation_bps", 1_000.0, BTC)
     venue.run(65, 42)
     assert venue.desk.position_lots(BTC) == 42
+
+
+def test_a_step_of_margin_does_not_wait_for_an_exit_that_rests() -> None:
+    venue = Refusing("router", 100)
+    venue.fills = True
+    safety = Safety([BTC], Risk(), lambda effect: None)
+    venue.desk.govern(safety.mode)
+    venue.desk.exposure.govern(safety, lambda *_: None)
+    venue.run(3, 0)
+    assert venue.desk.position_lots(BTC) == 100
+    safety.see(venue.now_ns, "liquidation_bps", 300.0, BTC)
+    venue.run(3, 0)
+    assert venue.desk.position_lots(BTC) <= 75
 
 
 @pytest.mark.parametrize("symbol", ["BTCUSDT", "ETHUSDT"])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
@@ -109,9 +110,17 @@ def test_a_liquidation_price_more_than_a_tenth_of_a_per_cent_off_halts(
     desk.tell(desk.venue.position())
     assert desk.safety.mode(S) == Mode.NORMAL, "once is not enough"
     desk.run(5)
-    desk.tell(desk.venue.position())
     assert desk.safety.mode(S) == mode
     assert ("liquidation differs" in desk.safety.why(S)) == (mode is Mode.HALT)
+
+
+def test_a_price_that_an_audit_finds_off_is_confirmed_before_the_next_audit(desk: Desk) -> None:
+    hold(desk)
+    desk.run(2)
+    desk.venue.liquidation_ticks *= 1.01
+    desk.fate._audit_all(desk.now_ns, blocking=False)
+    desk.run(5)
+    assert desk.safety.mode(S) is Mode.HALT
 
 
 def test_a_price_that_agrees_when_asked_again_is_forgiven(desk: Desk) -> None:
@@ -220,7 +229,7 @@ def test_a_quarter_goes_at_once_and_every_minute_to_the_last_lot(side: int) -> N
     for minute in range(14):
         for second in range(60):
             now_ns = T0 + minute * STEP_NS + second * SECOND_NS
-            lots = abs(margins.reduced(now_ns, S, side * lots, side * lots))
+            lots = abs(margins.reduced(now_ns, S, side * lots, side * lots)[0])
         after.append(lots)
     assert after[:6] == [100, 75, 56, 42, 31, 23]
     assert after[-1] == 0
@@ -242,7 +251,8 @@ def test_a_step_never_enlarges_nor_turns_a_position_whatever_fills_and_restarts(
             state = msgspec.json.decode(msgspec.json.encode(margins.snapshot()), type=ExposureState)
             margins = alone()
             margins.restore(state)
-        wanted = margins.reduced(T0 + n * STEP_NS, S, held, target)
+        wanted, due = margins.reduced(T0 + n * STEP_NS, S, held, target)
+        assert not due or abs(wanted) < abs(held)
         assert abs(wanted) <= max(0, before * 3 // 4 if held else abs(target))
         if held:
             before = abs(held)
@@ -255,15 +265,15 @@ def test_a_step_never_enlarges_nor_turns_a_position_whatever_fills_and_restarts(
 def test_a_position_that_eased_begins_anew_and_margin_off_changes_nothing() -> None:
     now = [True]
     margins = alone(lambda symbol: now[0])
-    assert margins.reduced(T0, S, 100, 100) == 75
+    assert margins.reduced(T0, S, 100, 100) == (75, True)
     now[0] = False
-    assert margins.reduced(T0 + 1, S, 75, 100) == 100
+    assert margins.reduced(T0 + 1, S, 75, 100) == (100, False)
     now[0] = True
-    assert margins.reduced(T0 + 2, S, 75, 100) == 56
+    assert margins.reduced(T0 + 2, S, 75, 100) == (56, True)
     off = Exposure({S: BUILT_IN[S]}, Account({S: BUILT_IN[S]}), Settings(desk=DeskSettings(margin=False)),
                   False, lambda *_, **__: None)  # fmt: skip
     off._shrinks = lambda symbol: True
-    assert off.reduced(T0, S, 100, 100) == 100
+    assert off.reduced(T0, S, 100, 100) == (100, False)
     assert off.caps(S, 1) == {}
 
 
@@ -285,6 +295,32 @@ def test_a_group_counts_positions_or_larger_targets_of_other_symbols() -> None:
         one.mark({"BTCUSDT": 600_000.0, "ETHUSDT": 330_000.0})
         counted = [one.group(S, 1, {"ETHUSDT": -200}), one.group(S, -1, {"ETHUSDT": 0})]
         assert counted == ([{"ETHUSDT": 6_600.0}, {"ETHUSDT": -3_300.0}] if leaders else [None] * 2)
+
+
+def test_symbols_that_turn_together_count_on_the_side_that_is_entered() -> None:
+    """A long that is to become a short of the same size counts as the long for a buy of the other symbol, as the
+    short for a sale: neither is a hedge before, or after, the turn. With a negative beta the other way round."""
+    for sign in (1, -1):
+        account = Account(BUILT_IN, 10**13)
+        account.holdings[S].trade(833, 600_000, 0)
+        one = Exposure(BUILT_IN, account, Settings(), False, lambda *_, **__: None)
+        one.mark({S: 600_000.0, "ETHUSDT": 300_000.0})
+        noise, mids = (
+            np.random.Generator(np.random.Philox(key=1)),
+            {S: 60_000.0, "ETHUSDT": 3_000.0},
+        )
+        for second in range(900):
+            move = noise.normal() * 1e-4
+            mids = {S: mids[S] * (1 + move), "ETHUSDT": mids["ETHUSDT"] * (1 + sign * move)}
+            one.learn(T0 + second * SECOND_NS, mids)
+        for side in (1, -1):
+            for target in (-833, 0, 833):
+                exposures = one.group("ETHUSDT", side, {S: target})
+                assert exposures is not None
+                worse = (
+                    49_980.0 if sign * side > 0 or target < 0 else 0.0 if target == 0 else -49_980.0
+                )
+                assert exposures[S] == pytest.approx(side * worse, rel=0.1)
 
 
 def test_a_watched_symbol_without_data_for_a_minute_is_said_once() -> None:

@@ -271,6 +271,27 @@ def test_a_payment_that_costs_more_than_the_round_trip_is_avoided(
     assert not [r for r in traded.records if r.kind == "funding" and b'"paid_e8":-' not in r.body]
 
 
+def test_a_leaders_shock_delays_the_entry_of_a_reversal_and_not_its_exit(
+    market: Minutes, model: FixedModel
+) -> None:
+    """A short that is to become a long while the leader falls is closed in that second, and turned in the next."""
+    trader = Traded(model, live_settings(Path("unused")), market).trader
+    state, now_ns = trader.symbols["ETHUSDT"], trader.second_ns + 10 * S  # a gap: no return
+    noise, mids = np.random.Generator(np.random.Philox(key=1)), np.array([60_000.0, 3_000.0])
+    state.target, state.target_lots, state.signal_ns = -1, -5, now_ns
+    long = msgspec.structs.replace(trader._nothing(), expected_bps=30.0, raw_bps=30.0)
+    moves = [*noise.normal(scale=1e-4, size=900), -2e-3, 0.0]
+    for move in moves:
+        now_ns += S
+        mids = mids * (1 + move)
+        trader.desk.exposure.learn(
+            now_ns, dict(zip(("BTCUSDT", "ETHUSDT"), mids.tolist(), strict=True))
+        )
+        if move in moves[900:]:
+            found = trader._target(state, now_ns, long, 5.0, float(mids[1]))
+            assert (found, state.target) == ((0, 0) if move else (1, 1))
+
+
 def test_a_rate_that_is_not_predicted_counts_as_zero_and_is_said_once_for_a_symbol(
     market: Minutes, model: FixedModel
 ) -> None:

@@ -24,7 +24,7 @@ from market.settings import Execution
 from orchestration.tca import arms as comparison
 from tests.live.test_desk import BTC, START, Refusing
 
-ARMS = ("market", "passive patience=0.5")
+ARMS = ("market", "passive behind_bps=1 patience=0.5")
 DRAWN = st.lists(st.tuples(st.sampled_from([1, 80, 4000]), st.floats(0.0, 20.0)), max_size=60)
 
 
@@ -88,7 +88,7 @@ def test_the_desk_works_parents_by_their_arm_and_a_log_counts_on() -> None:
 
 
 def test_a_flattening_belongs_to_no_arm_and_without_arms_nothing_changes() -> None:
-    venue = Refusing("market", 10, arms=["passive", "passive patience=0.5"])
+    venue = Refusing("market", 10, arms=["passive", "passive behind_bps=1 patience=0.5"])
     venue.fills = True
     venue.desk.govern(lambda symbol: Mode.FLATTEN)
     venue.run(3, 10)
@@ -104,7 +104,8 @@ def test_a_flattening_belongs_to_no_arm_and_without_arms_nothing_changes() -> No
         (["market"], "expected two different ones, or none"),
         (["market", "market"], "expected two different ones"),
         (["market", "passiv"], "algorithm 'passiv': expected one of"),
-        (["market", "passive patience=2"], "expected no negative distance and a share of 0 to 1"),
+        (["market", "passive patience=2"], "expected no negative distance, a share of 0 to 1"),
+        (["market", "passive patience=0.5"], "none \\(patience\\) without a distance"),
         (["market", "passive patience=x"], "expected NAME=NUMBER"),
         (["market", "twap patients=2"], "patients"),
     ],

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 from dagster import load_asset_checks_from_modules
 
 from live import runbook
@@ -20,6 +21,7 @@ from market.errors import L2Error, UsageError
 from market.settings import SettingsError
 from models_registry.manifest import BundleError
 from orchestration import cli
+from tests.conftest import REPOSITORY
 from tests.test_imports import MODULES, TREES
 
 #: Errors of the live room that are not the worker's: of archives and the recorder.
@@ -100,6 +102,16 @@ def test_every_check_of_the_pipeline_has_its_row() -> None:
         for spec in check.check_specs
     }
     assert ours == set(runbook.CHECKS)
+
+
+def test_every_alert_and_every_subject_of_the_watch_has_its_row() -> None:
+    rules = yaml.safe_load((REPOSITORY / "orchestration" / "alerts.yml").read_text())
+    assert {rule["alert"] for group in rules["groups"] for rule in group["rules"]} == set(
+        runbook.ALERTS
+    )
+    calls = (node for node in ast.walk(TREES["orchestration.watch"]) if isinstance(node, ast.Call))
+    names = {text_of(call.args[0]) for call in calls if getattr(call.func, "id", "") == "Subject"}
+    assert names == set(runbook.SUBJECTS)
 
 
 def test_the_committed_page_is_what_the_tables_say() -> None:

@@ -19,8 +19,19 @@ from execution.account import Account, Day
 from execution.orders import Filled, Liquidity, Submit, TimeInForce
 from execution.tca import to_table
 from live import log
-from live.messages import Append, Effect, FundingReport, QueryKind, QueryResult, Say, Send
+from live.core import CoreState
+from live.messages import (
+    Append,
+    Effect,
+    FundingReport,
+    QueryKind,
+    QueryResult,
+    Say,
+    Send,
+    TransactionReport,
+)
 from live.requests import Requests, Retries
+from live.restoration import Restoration
 from live.safety import Mode, Safety
 from live.statement import (
     ROUNDS,
@@ -196,6 +207,58 @@ def test_days_chain_and_sum_to_the_account_in_whatever_order_evidence_comes(
             holding.position_lots,
             holding.cost_e8,
         )
+
+
+BOUGHT = [(1, 100, 600_000), (-1, 50, 601_000), (1, 30, 602_000)]
+
+
+@pytest.mark.parametrize("traded", [False, True])
+def test_a_position_held_over_midnight_after_late_evidence_agrees_the_next_day(
+    traded: bool,
+) -> None:
+    """The sale is found after the second purchase: our cost, by arrival, is not the venue's. The day agrees, and
+    from then on books, the next day and a restart have the venue's cost; also if it was traded on before."""
+    day, books = 20_000, Books()
+
+    def filled(n: int, side: int, lots: int, ticks: int, on: int) -> Filled:
+        at_ns = on * DAY_NS + n + 1
+        return Filled(
+            client_id="", time_ns=at_ns, venue_ns=at_ns, exec_id=str(n), symbol=SYMBOL, side=side, qty_lots=lots,
+            price_ticks=ticks, liquidity=Liquidity.TAKER, fee_e8=0, leaves_lots=0,
+        )  # fmt: skip
+
+    first = [filled(n, *of, day) for n, of in enumerate(BOUGHT)]
+    then = [filled(3, -1, 40, 603_000, day + 1), filled(4, -1, 40, 604_000, day + 2)]
+    venues, lines = Account(KNOWN), dict[int, list[TransactionReport]]()
+    for fill in [*first, *then]:
+        before = venues.holdings[SYMBOL].realised_e8
+        venues.apply(fill)
+        made = venues.holdings[SYMBOL].realised_e8 - before
+        lines.setdefault(fill.venue_ns // DAY_NS, []).append(
+            TransactionReport(
+                exec_id=fill.exec_id, symbol=SYMBOL, kind="TRADE", lots=fill.side * fill.qty_lots, price_ticks=fill.price_ticks,
+                fee_e8=0, funding_e8=0, cash_e8=made, change_e8=made, venue_ns=fill.venue_ns,
+            )
+        )  # fmt: skip
+    for fill in (first[0], first[2], first[1], *then[:traded]):
+        books.account.apply(fill)
+    state = msgspec.msgpack.encode(CoreState(account=books.account.snapshot()))
+    again = Restoration(msgspec.msgpack.decode(state, type=CoreState), KNOWN, 0)
+    for number, fill in ((day, None if traded else then[0]), (day + 1, then[1]), (day + 2, None)):
+        (row,) = books.statements._compared(number, lines[number])
+        assert (row.compared, row.differs) == (True, "")
+        assert row.realised_e8 == sum(line.cash_e8 for line in lines[number])
+        for account in (books.account, again.account):
+            if account is again.account:
+                for effect in books.made:
+                    again.take(effect)  # type: ignore[arg-type]
+                books.made.clear()
+            if fill is not None:
+                account.apply(fill)
+    for account in (books.account, again.account):
+        holding, theirs = account.holdings[SYMBOL], venues.holdings[SYMBOL]
+        assert (holding.cost_e8, holding.realised_e8) == (theirs.cost_e8, theirs.realised_e8)
+    assert holding.closed_e8 == theirs.closed_e8
 
 
 def test_the_worker_asks_a_minute_after_midnight_and_at_a_start_for_the_day_before() -> None:

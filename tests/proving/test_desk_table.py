@@ -13,7 +13,7 @@ import pytest
 from orchestration.cli import main
 from proving.desk import sessions
 from proving.desk.sessions import Figures, recording, session, variant
-from proving.desk.table import compare, goals, paired
+from proving.desk.table import compare, goals, markdown, paired
 from proving.kept import Done
 
 
@@ -50,9 +50,26 @@ def test_what_never_traded_has_no_cost_and_a_sharpe_of_zero() -> None:
     assert math.isnan(compare(idle, busy, "cost").difference[0])
     assert compare(idle, busy, "sharpe").base == 0.0
     found = {cell: dict(enumerate(each)) for cell, each in (("base", idle), ("new", busy))}
-    (goal,) = goals("planted", [("vip0, pessimistic", paired(found, "base", "new"))])
+    goal, fills = goals("planted", [("vip0, pessimistic", paired(found, "base", "new"))])
     assert goal.holds
     assert "difference" in goal.found  # of zero there is no ratio
+    assert (fills.goal, fills.holds) == ("fills > 95 %", False), (
+        "decisions of a model are judged too"
+    )
+
+
+def test_where_the_baseline_hardly_trades_the_new_desks_own_interval_is_shown() -> None:
+    """One of twenty sessions has a parent of the baseline: a third of the draws have none."""
+    base = [figures(0.0, 5.5, 0.0)] * 19 + [figures(1.0, 5.5)]
+    new = [figures(x, x) for x in (1.0, 2.0, 3.0, 2.0) * 5]
+    found = {cell: dict(enumerate(each)) for cell, each in (("base", base), ("new", new))}
+    lines = paired(found, "base", "new")
+    (cost,) = (each for each in lines if each.metric == "cost")
+    assert math.isnan(cost.difference[1])
+    assert cost.own[0] == 2.0
+    assert 1.5 < cost.own[1] < 2.0 < cost.own[2] < 2.5
+    text = markdown("planted", [("vip0, pessimistic", lines)])[-2]
+    assert f"5.500 → 2.000; alone +2.000 [+{cost.own[1]:.3f}, +{cost.own[2]:.3f}]" in text
 
 
 def test_both_desks_work_the_same_drawn_parents_on_a_recording(
