@@ -220,6 +220,12 @@ def read_state(home: Path) -> DecayState:
         return DecayState()
 
 
+def alarm_of(settings: Settings, version: str) -> int | None:
+    """When the alarm was raised that stands for a version which is champion; None without one."""
+    state = read_state(bundles_folder(settings.root, settings.model_name))
+    return state.alarm_ns if state.alarm_version == version else None
+
+
 def watch(state: DecayState, rows: Served, references: dict[str, DecayReference]) -> DecayState:
     """The state after served rows, each judged by the reference of the version that predicted."""
     if not len(rows.t_ns):
