@@ -64,7 +64,8 @@ def fixed_width(markdown: str) -> str:
         if is_table:
             head, _, *body = rows
             others = zip(*(row[:-1] for row in (head, *body)), strict=True)
-            left = PAGE_COLUMNS - sum(max(map(len, cells)) + 2 for cells in others)
+            wide = sum(max(map(len, cells)) + 2 for cells in others)
+            left = max(PAGE_COLUMNS - wide, PAGE_COLUMNS // 4)  # a table may be wider than the page
             wrapped = [line for row in body for line in _wrapped(row, left)]
             lines += ["```", table(wrapped, head), "```"]
         else:
