@@ -22,6 +22,7 @@ from market.units import DAY_NS
 from models_registry import gate, statistics, trades
 from models_registry.dataset import Rows
 from models_registry.ensemble import BoosterParameters
+from models_registry.gate import Context
 from models_registry.manifest import Gate, GateRow
 from models_registry.recipe import Recipe
 from models_registry.selection import FoldSelection
@@ -104,33 +105,6 @@ class ChampionComparison(msgspec.Struct, frozen=True, kw_only=True):
     hours: float = 0.0
     candidate: tuple[FeeResult, ...] = ()
     incumbent: tuple[FeeResult, ...] = ()
-
-
-class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """What the gate knows besides the test blocks.
-
-    ``trials`` counts the looks at these data (this one included, its tuning not yet) of ``procedures``,
-    ``correlation`` is the mean one of their daily results and ``sharpe_variance`` the variance of their
-    Sharpe ratios (None: too few); ``others`` are the daily results of the other procedures by day number.
-    ``rows`` are found elsewhere.
-    """
-
-    procedures: int = 1
-    trials: int = 1
-    correlation: float = 0.0
-    sharpe_variance: float | None = None
-    others: tuple[Mapping[int, float], ...] = ()
-    champion_decayed: bool = False
-    rows: tuple[GateRow, ...] = ()
-
-    def overfitting(self, days: Int, net: Float) -> float | None:
-        """PBO of all procedures over the days that they share; None with too few."""
-        shared = [day for day in days.tolist() if all(day in other for other in self.others)]
-        if not self.others or len(shared) < 16:
-            return None
-        own = net[np.searchsorted(days, shared)]
-        rest = [np.array([other[day] for day in shared]) for other in self.others]
-        return statistics.overfitting_probability(np.column_stack([own, *rest]))
 
 
 class BaselineResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -431,13 +405,8 @@ def _gate_rows(
             len(days),
         ),
     ]
-    if (pbo := context.overfitting(days, net)) is not None:
-        text = f"PBO {pbo:.2f} among {context.procedures} procedures"
-        found.append(
-            gate.advisory_row(
-                "overfitting", pbo <= gate.PBO_MOST, pbo, gate.PBO_MOST, text, len(days)
-            )
-        )
+    if context.others:
+        found.append(gate.overfitting_row(context, days, net))
     return found
 
 

@@ -24,7 +24,8 @@ from market.provenance import closure_hash
 from market.settings import FEE_ROWS_BPS, Settings
 from models_registry import dataset, trials
 from models_registry.dataset import Features
-from models_registry.evaluation import Context, Evaluation
+from models_registry.evaluation import Evaluation
+from models_registry.gate import Context
 from models_registry.manifest import (
     MANIFEST_FILE,
     Bundle,

@@ -18,7 +18,7 @@ import numpy as np
 
 from market.settings import Settings
 from models_registry.dataset import Features
-from models_registry.evaluation import Context
+from models_registry.gate import Context
 from models_registry.manifest import sha256
 from models_registry.store import asked
 
