@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from market.console import say
 from market.lake import Lake
 from market.locks import exclusive
 from market.settings import Settings
@@ -25,13 +26,14 @@ from models_registry import dataset, decay
 from models_registry.dataset import Features
 from models_registry.decay import RANKED_S, DecayReport, DecayState, advance, observations
 from models_registry.manifest import (
-    MANIFEST_FILE,
     Bundle,
+    BundleError,
     DecayReference,
     Manifest,
     bundles_folder,
     encode,
     load_champion,
+    manifests,
     parse_manifest,
 )
 from models_registry.pointed import DECAY_FILE, replace_file
@@ -247,11 +249,15 @@ def _stretches(values: npt.NDArray[np.str_]) -> list[tuple[int, int]]:
 
 
 def _references(home: Path, champion: Bundle) -> dict[str, DecayReference]:
-    """The references by version, the champion's first."""
+    """The references by version, the champion's first; without those of bundles that cannot be read."""
     found = {}
-    for path in sorted(home.glob(f"*/{MANIFEST_FILE}")):
-        manifest = parse_manifest(path.read_bytes(), str(path))
-        found[path.parent.name.partition("-")[0]] = manifest.decay
+    for path in manifests(home):
+        try:
+            manifest = parse_manifest(path.read_bytes(), str(path))
+        except (OSError, BundleError) as error:
+            say(f"decay: without its reference: {error}")
+        else:
+            found[path.parent.name.partition("-")[0]] = manifest.decay
     return {"": champion.manifest.decay} | found
 
 

@@ -12,9 +12,10 @@ import numpy.typing as npt
 from market.lake import Lake
 from market.settings import Settings
 from market.units import HOUR_NS
-from models_registry.manifest import POINTER_FILE, bundles_folder, encode, load_champion
+from models_registry.manifest import load_champion
 from models_registry.monitoring import served
-from models_registry.pointed import Patch, publish, replace_file
+from models_registry.pointed import Patch, publish, withdraw
+from models_registry.state import one_at_a_time
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -69,6 +70,7 @@ def refit(lake: Lake, settings: Settings) -> Refit:
     theta, gains = prequential(basis, rows.realised_bps / rows.scale_bps, rows.t_ns, own)
     improvement, error = float(gains.mean()), float(gains.std(ddof=1) / math.sqrt(len(gains)))
     adopted = improvement > PATCH_ERRORS * error
+    what = f"the champion of {settings.model_name}"
     if adopted:
         patch = Patch(
             name=settings.model_name,
@@ -80,10 +82,11 @@ def refit(lake: Lake, settings: Settings) -> Refit:
             improvement=improvement,
             hours=hours,
         )
-        adopted = publish(settings.root, patch) is not None
+        with one_at_a_time(settings, "champion", what):
+            adopted = publish(settings.root, patch) is not None
     elif pointer.patch:
-        home = bundles_folder(settings.root, settings.model_name)
-        replace_file(home / POINTER_FILE, encode(msgspec.structs.replace(pointer, patch="")))
+        with one_at_a_time(settings, "champion", what):
+            withdraw(settings.root, pointer)
     said = "a patch is in force" if adopted else "no patch"
     return Refit(
         adopted=adopted,

@@ -30,6 +30,7 @@ from models_registry.manifest import (
     bundles_folder,
     encode,
     legacy_folder,
+    manifests,
     read_pointer,
     sha256,
 )
@@ -94,7 +95,7 @@ def find(home: Path, sha: str) -> tuple[Pointer, Bundle]:
         return _frozen_pointer(frozen, sha), Bundle.load(frozen, sha)
     patch = _patch(home, sha) if (home / "patches" / f"{sha}.json").exists() else None
     wanted = sha if patch is None else patch.manifest_sha256
-    for manifest in sorted(home.glob(f"*/{MANIFEST_FILE}")):
+    for manifest in manifests(home):
         if sha256(manifest.read_bytes()) == wanted:
             bundle = Bundle.load(manifest.parent, wanted)
             pointer = Pointer(
@@ -132,7 +133,10 @@ def apply(bundle: Bundle, patch: Patch) -> Bundle:
 
 
 def publish(root: str | Path, patch: Patch) -> Pointer | None:
-    """Write a patch and name it in the champion's pointer; None when that is another's by now."""
+    """Write a patch and name it in the champion's pointer; None when that is another's by now.
+
+    Who calls holds the champions' lock (`state.one_at_a_time`), as for `withdraw`.
+    """
     home, data = bundles_folder(root, patch.name), encode(patch)
     (home / "patches").mkdir(exist_ok=True)
     replace_file(home / "patches" / f"{sha256(data)}.json", data)
@@ -142,6 +146,15 @@ def publish(root: str | Path, patch: Patch) -> Pointer | None:
     pointer = msgspec.structs.replace(pointer, patch=sha256(data))
     replace_file(home / POINTER_FILE, encode(pointer))
     return pointer
+
+
+def withdraw(root: str | Path, was: Pointer) -> bool:
+    """Take the patch out of the champion's pointer, if that is still what it was; whether it is."""
+    if read_pointer(root, was.name) != was:
+        return False
+    file = bundles_folder(root, was.name) / POINTER_FILE
+    replace_file(file, encode(msgspec.structs.replace(was, patch="")))
+    return True
 
 
 def replace_file(path: Path, data: bytes) -> None:

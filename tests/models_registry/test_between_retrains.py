@@ -16,7 +16,14 @@ from market.settings import Settings
 from market.units import day_start_ns, utc_date
 from models_registry import comparison, online, store
 from models_registry.decay import DecayState
-from models_registry.manifest import BundleError, DecayReference, bundles_folder, read_pointer
+from models_registry.manifest import (
+    MANIFEST_FILE,
+    POINTER_FILE,
+    BundleError,
+    DecayReference,
+    bundles_folder,
+    read_pointer,
+)
 from models_registry.monitoring import calibration_slope, check, psi, read_state, served
 from models_registry.pointed import (
     CHALLENGER_FILE,
@@ -26,8 +33,10 @@ from models_registry.pointed import (
     find,
     load_pointed,
     publish,
+    withdraw,
 )
 from models_registry.resolver import follow_challenger
+from orchestration.dashboard.model_record import importance
 from tests.live.live_market import live_settings, promote
 
 S = 1_000_000_000
@@ -49,8 +58,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def serve(
-    settings: Settings, begin: int, raw: Float, realised: Float, version: str = "1", **shadow: Float
-) -> Lake:
+    settings: Settings, begin: int, raw: Float, realised: Float, version: str = "1", rival: str = "2", **shadow: Float
+) -> Lake:  # fmt: skip
     """Decisions every 15 s from hour ``begin`` on (n,) and their labels; with ``shadow`` a challenger's."""
     lake = Lake(settings.root, "synthetic")
     t_ns = START + (begin * HOUR + np.arange(1, len(raw) + 1)) * 15 * S
@@ -83,7 +92,7 @@ def serve(
             parts["shadow"] = pa.table(
                 {
                     "t_ns": t_ns[on],
-                    "model_version": ["2"] * n,
+                    "model_version": [rival] * n,
                     "bundle_sha": ["s"] * n,
                     "raw_bps": shadow["challenger"][on],
                     "scale_bps": np.ones(n),
@@ -201,6 +210,24 @@ def test_challenger_and_champion_are_told_apart(ic: float, better: str, settings
     assert found.lower <= found.difference <= found.upper
 
 
+def test_challengers_that_follow_one_another_are_one_stream(settings: Settings) -> None:
+    raw, realised = noisy(60 * HOUR, 0.1, 6)
+    other = 0.5 * realised + np.sqrt(0.75) * np.random.default_rng(7).normal(size=len(raw))
+    home = bundles_folder(settings.root, NAME)
+    for day in range(3):
+        now = slice(day * 20 * HOUR, (day + 1) * 20 * HOUR)
+        rival = str(2 + day)
+        pointer = msgspec.structs.replace(read_pointer(settings.root, NAME), version=rival)
+        (home / CHALLENGER_FILE).write_bytes(msgspec.json.encode(pointer))
+        lake = serve(
+            settings, day * 20, raw[now], realised[now], rival=rival, challenger=other[now]
+        )
+    found = comparison.compare(lake, settings)
+    assert (found.challenger, found.earlier, found.better) == ("4", 2, "challenger")
+    assert found.hours >= 59
+    assert found.summary.startswith("challenger 4 and 2 before it less champion 1: rank IC +0.")
+
+
 def test_the_shadow_s_pointer_follows_the_challenger_unless_that_is_champion(
     registered: tuple[Lake, Settings],
 ) -> None:
@@ -217,6 +244,37 @@ def test_the_shadow_s_pointer_follows_the_challenger_unless_that_is_champion(
             client.set_registered_model_alias(name, store.CHAMPION, "1")
     assert follow_challenger(settings) == ""
     assert not file.exists()
+
+
+def test_a_patch_is_withdrawn_of_the_champion_that_had_it_alone(settings: Settings) -> None:
+    root = Path(settings.root)
+    patched = msgspec.structs.replace(read_pointer(root, NAME), patch="f" * 64)
+    pointer_file = bundles_folder(root, NAME) / POINTER_FILE
+    pointer_file.write_bytes(msgspec.json.encode(patched))
+    assert withdraw(root, patched)
+    assert read_pointer(root, NAME) == msgspec.structs.replace(patched, patch="")
+    promote(root, "2")
+    promoted = pointer_file.read_bytes()
+    assert not withdraw(root, patched), "another was promoted meanwhile"
+    assert pointer_file.read_bytes() == promoted
+
+
+def test_folders_beside_the_versions_stop_no_hourly_check(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = bundles_folder(settings.root, NAME)
+    manifest = (home / "1-test" / MANIFEST_FILE).read_bytes()
+    for folder, data in {
+        ".0a1b.tmp": manifest[:100], "notes": b"{}", "7-old": b"{", "3-older": manifest
+    }.items():  # fmt: skip
+        (home / folder).mkdir()
+        (home / folder / MANIFEST_FILE).write_bytes(data)
+    lake = serve(settings, 0, *noisy(30 * HOUR, 0.2, 1))
+    assert check(lake, settings).observations > 0
+    said = capsys.readouterr().err
+    assert said.count("without its reference") == 1
+    assert "7-old" in said
+    assert importance(home)["versions"] == ["1"], "of the others the boosters are not there"
 
 
 def test_an_unreadable_state_begins_anew(settings: Settings) -> None:
