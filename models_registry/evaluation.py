@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from market.settings import FEE_ROWS_BPS, Settings
+from market.settings import FEE_ROWS_BPS, Model, Settings
 from market.units import DAY_NS
 from models_registry import gate, statistics, trades
 from models_registry.dataset import Rows
@@ -205,23 +205,38 @@ def _concatenated(parts: Sequence[dict[str, npt.NDArray[Any]]]) -> dict[str, npt
     return {name: np.concatenate([part.pop(name) for part in parts]) for name in [*parts[0]]}
 
 
-def _coefficient(part: OutOfSample, primary: int, horizon_s: int) -> Coefficient:
-    """The pooled IC at the primary horizon: ranks within block and symbol, Pearson over all."""
-    label = part.rows.labels_bps[:, primary]
-    found = information_coefficient(part.raw_bps, label, part.rows.t_ns, horizon_s)
-    known = ~np.isnan(part.rank_product)
-    rank = float(part.rank_product[known].mean()) if known.any() else 0.0
+def _coefficient(
+    part: OutOfSample, predicted: Float, column: int, horizon_s: int, product: Float | None = None
+) -> Coefficient:
+    """IC of a prediction (n,) with a label: Pearson over all rows, ranks within block and symbol.
+
+    ``product`` (n,) is that of the ranks; by default the rows are of one block.
+    """
+    rows, label = part.rows, part.rows.labels_bps[:, column]
+    product = rank_product(rows.symbol, predicted, label) if product is None else product
+    found = information_coefficient(predicted, label, rows.t_ns, horizon_s)
+    known = ~np.isnan(product)
+    rank = float(product[known].mean()) if known.any() else 0.0
     return msgspec.structs.replace(found, rank=rank)
 
 
-def _by_horizon(part: OutOfSample, horizons_s: Sequence[int]) -> tuple[Coefficient, ...]:
-    """Each booster's own IC before calibration, as a slope shrunk to zero would hide it."""
-    return tuple(
-        information_coefficient(
-            part.output[:, column], part.rows.labels_bps[:, column], part.rows.t_ns, horizon
-        )
-        for column, horizon in enumerate(horizons_s)
-    )
+def _primary(part: OutOfSample, model: Model) -> Coefficient:
+    column = model.horizons_s.index(model.primary_s)
+    return _coefficient(part, part.raw_bps, column, model.primary_s, part.rank_product)
+
+
+def _by_horizon(
+    part: OutOfSample, horizons_s: Sequence[int], blocks: Sequence[BlockResult] = ()
+) -> tuple[Coefficient, ...]:
+    """Each booster's own IC before calibration, as a slope shrunk to zero would hide it; of ``blocks``
+    together, or of one.
+    """
+    found = [_coefficient(part, part.output[:, n], n, h) for n, h in enumerate(horizons_s)]
+    for n in range(len(found) if blocks else 0):
+        each = [block.ic_by_horizon[n] for block in blocks]
+        rank = sum(one.rank * one.rows for one in each) / max(1, sum(one.rows for one in each))
+        found[n] = msgspec.structs.replace(found[n], rank=rank)
+    return tuple(found)
 
 
 def _trade(
@@ -258,7 +273,7 @@ def make_block(
         last_date=fold.test_dates[-1],
         train_rows=train_rows,
         calibration_rows=calibration_rows,
-        ic=_coefficient(part, model.horizons_s.index(model.primary_s), model.primary_s),
+        ic=_primary(part, model),
         ic_by_horizon=_by_horizon(part, model.horizons_s),
         open_regimes=sum(r.threshold_bps is not None for r in recipe.regimes),
         trades={row: len(found) for row, found in made.items()},
@@ -311,8 +326,8 @@ def summarise_blocks(
     rows: list[GateRow] = []
     daily: dict[int, float] = {}
     if pooled is not None:
-        ic = _coefficient(pooled, model.horizons_s.index(model.primary_s), model.primary_s)
-        by_horizon = _by_horizon(pooled, model.horizons_s)
+        ic = _primary(pooled, model)
+        by_horizon = _by_horizon(pooled, model.horizons_s, blocks)
         results, made = _results(pooled, pooled.expected_bps, settings)
         stated = next(r for r in results if r.row == model.fee_row)
         daily = daily_net(pooled.rows.t_ns, made[model.fee_row], stated.taker_bps)
