@@ -338,7 +338,7 @@ def _limits(evaluation: Evaluation, about: About) -> str:
             "the figures. Execution is measured separately, by parent order.",
             f"- Bounds: stationary bootstrap over time, mean block {about.block_s} s, both symbols "
             "in the same blocks. Days differ more than blocks of an hour can tell from few days.",
-            "- The bound of the IC holds at all daily looks at once and for all procedures tried; the "
+            "- The bound of the IC holds at all daily looks at once, its error divided by the procedures tried; the "
             "deflated Sharpe ratio counts every look at these data.",
         ]
     )

@@ -5,8 +5,9 @@ abstain           a blocking row fails
 promote           every blocking row passes
 
 It is asked every day on a growing stream. The bound of the IC is therefore valid at all looks at once
-(`statistics.anytime_lower`): of procedures without skill at most `ALPHA` are ever promoted, shared among
-the procedures that were tried on the lake. Half of it is spent on blocks within days, while there are fewer
+(`statistics.anytime_lower`): the first procedure tried on a lake is, if without skill, ever promoted with a
+chance of `ALPHA` at most, the k-th with one of `ALPHA` / k, so that of k of them any is with one of
+`ALPHA` · (1 + 1/2 + … + 1/k) at most: 0.059 of ten. Half of it is spent on blocks within days, while there are fewer
 than `DAY_LEVEL` test days, half on whole days from then on: days differ more than hours can tell.
 Simulated by `python -m models_registry.gate` (reduced form: 1440 independent pairs a day, the IC row alone,
 looks on days 5 to 30; seeds of numpy's Philox from 0):
@@ -42,7 +43,7 @@ from models_registry.validation import bin_sums, distinct, lower_bound
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
-#: Share of procedures without skill that may ever be promoted.
+#: Chance that a procedure without skill, the only one that was tried, is ever promoted.
 ALPHA: Final = 0.02
 #: Test days from which whole days are the blocks of the IC's bound.
 DAY_LEVEL: Final = 10
