@@ -37,6 +37,7 @@ from models_registry.validation import (
     Int,
     Mask,
     TimeSpan,
+    effective_count,
     split_tail,
     walk_forward,
 )
@@ -287,14 +288,20 @@ class Trainer:
         tail: TimeSpan,
         horizons: Sequence[int],
     ) -> dict[int, tuple[BoosterParameters, float]]:
-        """Parameters and rank IC at these horizons; nothing where the tail is too short to judge."""
+        """Parameters and rank IC at these horizons, but those at which the tail is too short to judge."""
         model = self._model
         train, volatility = self.read(names, head)
         scored, scored_volatility = self.read(names, tail)
         scale = ensemble.scale_of(volatility)
         goals = ensemble.targets(train.labels_bps, volatility, scale, model.horizons_s)
         realised = ensemble.targets(scored.labels_bps, scored_volatility, scale, model.horizons_s)
-        if len(scored) < ensemble.MIN_EFFECTIVE:
+
+        def judges(horizon: int) -> bool:
+            known = ~np.isnan(realised[:, model.horizons_s.index(horizon)])
+            return effective_count(scored.t_ns[known], horizon) >= ensemble.MIN_EFFECTIVE
+
+        horizons = [horizon for horizon in horizons if judges(horizon)]
+        if not horizons:
             return {}
         data = ensemble.bin_features(train.features, names, model.threads)
 
@@ -323,11 +330,12 @@ class Trainer:
 
     def note(self, fold: Fold, found: Mapping[int, tuple[BoosterParameters, float]]) -> None:
         """Put what a search found into force."""
+        primary_s = self._model.primary_s
         if not found:
             return
         self.tuned = Tuned(
-            parameters={horizon: parameters for horizon, (parameters, _) in found.items()},
-            ic=found[self._model.primary_s][1],
+            parameters={**self.tuned.parameters, **{h: best for h, (best, _) in found.items()}},
+            ic=found[primary_s][1] if primary_s in found else self.tuned.ic,
             span_s=(fold.train.until_ns - fold.train.after_ns) / 1e9,
             looks=self.tuned.looks + max(0, self._model.trials) * len(found),
         )
