@@ -41,12 +41,21 @@ CHALLENGER_FILE: Final = "challenger.json"
 DECAY_FILE: Final = "decay.json"
 
 
+class Followed(StrictStruct, frozen=True, kw_only=True):
+    """Where the act rule of a regime stands between two trainings (`abstention.AdaptiveLevel`): its level, and the
+    smallest |raw| / scale that is acted on, None where none is.
+    """
+
+    level: float
+    least_score: float | None
+
+
 class Patch(StrictStruct, frozen=True, kw_only=True):
     """What was fitted anew of a version's ensemble from what it served until ``until_ns``.
 
     ``weights`` and ``gain`` replace those of the recipe, ``weights`` in the order of its members.
     ``improvement`` is the mean gain in prequential log-loss per observation over ``hours`` hours.
-    ``adaptive`` is state of the act rule between retrains, in whatever form its class keeps it.
+    ``adaptive`` is the act rule of a certified recipe's regimes, in their order.
     """
 
     name: str
@@ -57,7 +66,7 @@ class Patch(StrictStruct, frozen=True, kw_only=True):
     gain: float
     improvement: float = 0.0
     hours: int = 0
-    adaptive: dict[str, float | list[float]] | None = None
+    adaptive: tuple[Followed, ...] | None = None
 
 
 def load_pointed(
@@ -110,7 +119,9 @@ def find(home: Path, sha: str) -> tuple[Pointer, Bundle]:
 
 
 def apply(bundle: Bundle, patch: Patch) -> Bundle:
-    """A bundle with a patch applied; BundleError when it is another version's or no finite numbers."""
+    """A bundle with a patch applied; BundleError when it is another version's, of another number of members or
+    regimes, or no finite numbers.
+    """
     members = bundle.recipe.members
     if patch.manifest_sha256 != bundle.manifest_sha256:
         raise BundleError(
@@ -127,7 +138,22 @@ def apply(bundle: Bundle, patch: Patch) -> Bundle:
         msgspec.structs.replace(member, weight=weight)
         for member, weight in zip(members, patch.weights, strict=True)
     )
-    recipe = msgspec.structs.replace(bundle.recipe, members=replaced, gain=patch.gain)
+    regimes = bundle.recipe.regimes
+    if patch.adaptive is not None:
+        if len(patch.adaptive) != len(regimes):
+            raise BundleError(
+                f"patch of {patch.name} {patch.version}: not {len(regimes)} regimes; it is withdrawn or "
+                "made again by the next online update"
+            )
+        regimes = tuple(
+            msgspec.structs.replace(regime, threshold_bps=None)
+            if now.least_score is None
+            else msgspec.structs.replace(regime, threshold_bps=0.0, least_score=now.least_score)
+            for regime, now in zip(regimes, patch.adaptive, strict=True)
+        )
+    recipe = msgspec.structs.replace(
+        bundle.recipe, members=replaced, gain=patch.gain, regimes=regimes
+    )
     manifest = msgspec.structs.replace(bundle.manifest, recipe=recipe)
     return Bundle(manifest, bundle.boosters, bundle.manifest_sha256)
 

@@ -35,6 +35,7 @@ from models_registry.pointed import (
     publish,
     withdraw,
 )
+from models_registry.recipe import Certificate, Regime, Step
 from models_registry.resolver import follow_challenger
 from orchestration.dashboard.model_record import importance
 from tests.live.live_market import live_settings, promote
@@ -193,6 +194,51 @@ def test_a_patch_is_adopted_only_if_it_is_better_and_dies_with_its_champion(
         apply(load_pointed(root, NAME)[1], patch)
     with pytest.raises(BundleError, match="finite"):
         apply(bundle, msgspec.structs.replace(patch, weights=(1.0, float("nan"))))
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_act_rule_of_a_certified_recipe_follows_what_it_served(
+    alike: bool, settings: Settings
+) -> None:
+    root, generator = Path(settings.root), np.random.default_rng(8)
+    model = msgspec.structs.replace(settings.model, certify="gross")
+    settings = msgspec.structs.replace(settings, model=model)
+    flow = generator.normal(size=60 * HOUR)
+    vectors = np.ones((len(flow), len(feature_names())))
+    vectors[:, feature_names().index("tfi_60")] = flow
+    steps = tuple(
+        Step(score=score, coverage=0.1, n_eff=500.0, rate=0.1, upper=upper)
+        for score, upper in ((1.6, 0.12), (1.0, 0.19), (0.7, 0.35))
+    )
+    certificate = Certificate(
+        basis="gross", fee_row="zero", target=0.2, confidence=0.95, least_score=1.0, steps=steps
+    )
+    regime = Regime(
+        name="all", up_to_bps=None, threshold_bps=0.0, least_score=1.0, certificates=(certificate,)
+    )
+    recipe = load_pointed(root, NAME)[1].recipe
+    recipe = msgspec.structs.replace(recipe, act="certified", regimes=(regime,), gain=0.5)
+    promote(root, "3", recipe=recipe, decay=REFERENCE)
+    bundle = load_pointed(root, NAME)[1]
+    scale = bundle.predict_many(vectors[:1]).scale_bps[0]
+    came = flow if alike else generator.normal(size=len(flow))
+    lake = serve(settings, 0, flow * scale, came, version="3", tfi_60=flow)
+    found = online.refit(lake, settings)
+    assert found.adopted, found.summary
+    pointer, patched = load_pointed(root, NAME)
+    (now,) = patched.recipe.regimes
+    if alike:  # never false: the level rises past every step
+        assert (now.threshold_bps, now.least_score) == (0.0, 0.7)
+    else:
+        assert now.threshold_bps is None, "half of them are false"
+        assert not patched.predict_many(vectors).expected_bps.any()
+    assert patched.recipe.gain == 0.5, "its error is of what the gain multiplies"
+    file = bundles_folder(root, NAME) / "patches" / f"{pointer.patch}.json"
+    patch = msgspec.json.decode(file.read_bytes(), type=Patch)
+    assert patch.adaptive is not None
+    other = msgspec.structs.replace(patch, adaptive=patch.adaptive * 2)
+    with pytest.raises(BundleError, match="not 1 regimes"):
+        apply(bundle, other)
 
 
 @pytest.mark.parametrize(("ic", "better"), [(0.5, "challenger"), (0.2, "open"), (0.0, "champion")])
