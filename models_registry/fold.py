@@ -203,7 +203,7 @@ class Trainer:
         inside = fold.train.mask(self.rows.t_ns)
         # The one feature of these rows is the scale.
         known = ~np.isnan(self.rows.labels_bps[inside]) & ~np.isnan(self.rows.features[inside])
-        for horizon, count in zip(self._model.horizons_s, known.sum(axis=0), strict=True):
+        for horizon, count in zip(self._model.horizons_s, known.sum(axis=0), strict=False):
             if count < ensemble.MIN_TRAIN_ROWS:
                 return (
                     f"{count} training rows with a label at {horizon} s and {ensemble.SCALE_FEATURE} "
