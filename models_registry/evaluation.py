@@ -97,7 +97,8 @@ class OutOfSample(msgspec.Struct, frozen=True, kw_only=True):
 class ChampionComparison(msgspec.Struct, frozen=True, kw_only=True):
     """Candidate against champion over the same test seconds, all after the champion's training.
 
-    Without such seconds the results are empty and ``note`` gives the reason.
+    Without such seconds the results are empty and ``note`` gives the reason. ``gain_lower`` bounds by whole days
+    what the candidate's rank IC is larger by; ``daily`` are both one's net results (bps) at the stated fee row by day.
     """
 
     champion: str
@@ -105,15 +106,18 @@ class ChampionComparison(msgspec.Struct, frozen=True, kw_only=True):
     hours: float = 0.0
     candidate: tuple[FeeResult, ...] = ()
     incumbent: tuple[FeeResult, ...] = ()
+    gain_lower: float = -math.inf
+    daily: tuple[Mapping[int, float], Mapping[int, float]] = ({}, {})
 
 
 class BaselineResult(msgspec.Struct, frozen=True, kw_only=True):
-    """A baseline on the test blocks: rank IC with its one-sided 95 % bound, and its trades."""
+    """A baseline on the test blocks: rank IC with its one-sided 95 % bound, its trades, and their net by day."""
 
     name: str
     ic: float
     ic_lower: float
     result: FeeResult
+    daily: Mapping[int, float] = {}
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -476,9 +480,20 @@ def _compare(
     both = pooled.where(~np.isnan(pooled.champion_bps))
     if not len(both.rows):
         return msgspec.structs.replace(versus, note="it was trained on all of these test blocks")
+    model, t_ns = settings.model, both.rows.t_ns
+    mine, own = _results(both, both.expected_bps, settings)
+    theirs, other = _results(both, both.champion_bps, settings)
+    fee_bps = FEE_ROWS_BPS[model.fee_row][0]
     return msgspec.structs.replace(
         versus,
-        hours=len(distinct(both.rows.t_ns)) / 3600.0,
-        candidate=_results(both, both.expected_bps, settings)[0],
-        incumbent=_results(both, both.champion_bps, settings)[0],
+        hours=len(distinct(t_ns)) / 3600.0,
+        candidate=mine,
+        incumbent=theirs,
+        gain_lower=statistics.day_bound(
+            t_ns, both.champion_gain, samples=model.bootstrap_samples, seed=model.seed
+        ),
+        daily=(
+            daily_net(t_ns, own[model.fee_row], fee_bps),
+            daily_net(t_ns, other[model.fee_row], fee_bps),
+        ),
     )
