@@ -7,7 +7,7 @@ upper bound is at most the target; the sequence stops at the first threshold tha
 the rate is above the target with probability delta at most (Angelopoulos et al. 2021, fixed
 sequence). n counts independent labels and k that share of them. Each regime's statement holds at its own
 95 %. It assumes that later signals are exchangeable with those counted; `AdaptiveLevel` follows between
-two trainings what is not.
+two trainings what is not, by what was served (`models_registry.online`).
 
 The same sequence over all regimes' signals has three times the labels and so a looser threshold, of their
 rate together. A regime takes it unless its own signals above it were false more often than the target.

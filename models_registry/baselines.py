@@ -19,7 +19,7 @@ import numpy.typing as npt
 from market.settings import FEE_ROWS_BPS, Settings
 from models_registry import ensemble, trades
 from models_registry.dataset import Features, Rows, Source
-from models_registry.evaluation import BaselineResult, rank_product
+from models_registry.evaluation import BaselineResult, daily_net, rank_product
 from models_registry.fold import folds_of
 from models_registry.manifest import (
     LEGACY,
@@ -206,6 +206,7 @@ def _result(
         ic=float(product[known].mean()) if known.any() else 0.0,
         ic_lower=lower_bound(t_ns, product, known.astype(np.float64), **resampling),
         result=trades.fee_result(before, after, model.fee_row, t_ns, **resampling),
+        daily=daily_net(t_ns, before, FEE_ROWS_BPS[model.fee_row][0]),
     )
 
 

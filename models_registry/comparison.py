@@ -1,4 +1,9 @@
-"""Challenger against champion, on the seconds of the live worker that both predicted (`l2 ab`)."""
+"""Challenger against champion, on the seconds of the live worker that both predicted (`l2 ab`).
+
+A retrain makes another version the challenger every day, too soon to decide about any. So the challengers that
+followed one another beside a champion are one stream, that of the procedure, as in `models_registry.decay`: the
+question is whether what it trains now is better than what it trained then.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,7 @@ AB_ALPHA, AB_EFFECT = 0.05, 0.2
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Challenger less champion: the mean difference of their rank products over ``hours`` hours.
 
-    ``lower`` and ``upper`` hold at every look at once; ``better`` is "challenger", "champion" or "open".
+    The hours are those of ``challenger``, the latest, and of ``earlier`` versions before it. ``lower`` and ``upper`` hold at every look at once; ``better`` is "challenger", "champion" or "open".
     """
 
     champion: str
@@ -33,18 +38,20 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     lower: float
     upper: float
     better: str
+    earlier: int = 0
 
     @property
     def summary(self) -> str:
         """One line."""
         return (
-            f"challenger {self.challenger} less champion {self.champion}: rank IC {self.difference:+.4f}, "
+            f"challenger {self.challenger}{f' and {self.earlier} before it' if self.earlier else ''} less "
+            f"champion {self.champion}: rank IC {self.difference:+.4f}, "
             f"between {self.lower:+.4f} and {self.upper:+.4f} over {self.hours} hours; better: {self.better}"
         )
 
 
 def compare(lake: Lake, settings: Settings) -> Comparison | str:
-    """Challenger against champion on the seconds that both predicted; the reason when there are none."""
+    """Challengers against champion on the seconds that both predicted; the reason when there are none."""
     champion = load_champion(settings.root, settings.model_name)
     pointer = read_pointer(settings.root, settings.model_name, CHALLENGER_FILE)
     if champion is None or pointer is None:
@@ -53,9 +60,10 @@ def compare(lake: Lake, settings: Settings) -> Comparison | str:
     first = served(lake, manifest, days=365)
     first = first.where(first.version == champion[0].version)
     second = served(lake, manifest, "shadow", days=365)
-    second = second.where(second.version == pointer.version)
     key, other = first.t_ns + first.symbol, second.t_ns + second.symbol
     first, second = first.where(np.isin(key, other)), second.where(np.isin(other, key))
+    # Ranked among the same seconds as the challenger of the time.
+    first = msgspec.structs.replace(first, version=second.version)
     ends, mine = first.observations(3600)
     theirs = second.observations(3600)[1]
     if len(ends) < 2:
@@ -73,6 +81,7 @@ def compare(lake: Lake, settings: Settings) -> Comparison | str:
         lower=lower,
         upper=upper,
         better=better,
+        earlier=len({*second.version.tolist()} - {pointer.version}),
     )
 
 

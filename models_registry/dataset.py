@@ -182,13 +182,14 @@ class Source(Protocol):
 
 
 class LakeSource:
-    """The lake's training set (`load`); DatasetError and LakeError as there."""
+    """The lake's training set (`load`), of the dates there are now; DatasetError and LakeError as there."""
 
     def __init__(self, lake: Lake, symbols: Sequence[str], horizons_s: Sequence[int]) -> None:
         self._lake, self._symbols, self._horizons_s = lake, tuple(symbols), tuple(horizons_s)
+        self._dates = tuple(dates(lake, symbols))
 
     def dates(self) -> tuple[str, ...]:
-        return tuple(dates(self._lake, self._symbols))
+        return self._dates
 
     def read(self, days: Iterable[str], features: Sequence[str], stride_s: int = 1) -> Rows:
         return load(self._lake, self._symbols, days, features, self._horizons_s, stride_s)

@@ -17,11 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from market.settings import FEE_ROWS_BPS, Settings
+from market.settings import FEE_ROWS_BPS, Model, Settings
 from market.units import DAY_NS
 from models_registry import gate, statistics, trades
 from models_registry.dataset import Rows
 from models_registry.ensemble import BoosterParameters
+from models_registry.gate import Context
 from models_registry.manifest import Gate, GateRow
 from models_registry.recipe import Recipe
 from models_registry.selection import FoldSelection
@@ -96,7 +97,8 @@ class OutOfSample(msgspec.Struct, frozen=True, kw_only=True):
 class ChampionComparison(msgspec.Struct, frozen=True, kw_only=True):
     """Candidate against champion over the same test seconds, all after the champion's training.
 
-    Without such seconds the results are empty and ``note`` gives the reason.
+    Without such seconds the results are empty and ``note`` gives the reason. ``gain_lower`` bounds by whole days
+    what the candidate's rank IC is larger by; ``daily`` are both one's net results (bps) at the stated fee row by day.
     """
 
     champion: str
@@ -104,42 +106,18 @@ class ChampionComparison(msgspec.Struct, frozen=True, kw_only=True):
     hours: float = 0.0
     candidate: tuple[FeeResult, ...] = ()
     incumbent: tuple[FeeResult, ...] = ()
-
-
-class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """What the gate knows besides the test blocks.
-
-    ``trials`` counts the looks at these data (this one included, its tuning not yet) of ``procedures``,
-    ``correlation`` is the mean one of their daily results and ``sharpe_variance`` the variance of their
-    Sharpe ratios (None: too few); ``others`` are the daily results of the other procedures by day number.
-    ``rows`` are found elsewhere.
-    """
-
-    procedures: int = 1
-    trials: int = 1
-    correlation: float = 0.0
-    sharpe_variance: float | None = None
-    others: tuple[Mapping[int, float], ...] = ()
-    champion_decayed: bool = False
-    rows: tuple[GateRow, ...] = ()
-
-    def overfitting(self, days: Int, net: Float) -> float | None:
-        """PBO of all procedures over the days that they share; None with too few."""
-        shared = [day for day in days.tolist() if all(day in other for other in self.others)]
-        if not self.others or len(shared) < 16:
-            return None
-        own = net[np.searchsorted(days, shared)]
-        rest = [np.array([other[day] for day in shared]) for other in self.others]
-        return statistics.overfitting_probability(np.column_stack([own, *rest]))
+    gain_lower: float = -math.inf
+    daily: tuple[Mapping[int, float], Mapping[int, float]] = ({}, {})
 
 
 class BaselineResult(msgspec.Struct, frozen=True, kw_only=True):
-    """A baseline on the test blocks: rank IC with its one-sided 95 % bound, and its trades."""
+    """A baseline on the test blocks: rank IC with its one-sided 95 % bound, its trades, and their net by day."""
 
     name: str
     ic: float
     ic_lower: float
     result: FeeResult
+    daily: Mapping[int, float] = {}
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,23 +209,38 @@ def _concatenated(parts: Sequence[dict[str, npt.NDArray[Any]]]) -> dict[str, npt
     return {name: np.concatenate([part.pop(name) for part in parts]) for name in [*parts[0]]}
 
 
-def _coefficient(part: OutOfSample, primary: int, horizon_s: int) -> Coefficient:
-    """The pooled IC at the primary horizon: ranks within block and symbol, Pearson over all."""
-    label = part.rows.labels_bps[:, primary]
-    found = information_coefficient(part.raw_bps, label, part.rows.t_ns, horizon_s)
-    known = ~np.isnan(part.rank_product)
-    rank = float(part.rank_product[known].mean()) if known.any() else 0.0
+def _coefficient(
+    part: OutOfSample, predicted: Float, column: int, horizon_s: int, product: Float | None = None
+) -> Coefficient:
+    """IC of a prediction (n,) with a label: Pearson over all rows, ranks within block and symbol.
+
+    ``product`` (n,) is that of the ranks; by default the rows are of one block.
+    """
+    rows, label = part.rows, part.rows.labels_bps[:, column]
+    product = rank_product(rows.symbol, predicted, label) if product is None else product
+    found = information_coefficient(predicted, label, rows.t_ns, horizon_s)
+    known = ~np.isnan(product)
+    rank = float(product[known].mean()) if known.any() else 0.0
     return msgspec.structs.replace(found, rank=rank)
 
 
-def _by_horizon(part: OutOfSample, horizons_s: Sequence[int]) -> tuple[Coefficient, ...]:
-    """Each booster's own IC before calibration, as a slope shrunk to zero would hide it."""
-    return tuple(
-        information_coefficient(
-            part.output[:, column], part.rows.labels_bps[:, column], part.rows.t_ns, horizon
-        )
-        for column, horizon in enumerate(horizons_s)
-    )
+def _primary(part: OutOfSample, model: Model) -> Coefficient:
+    column = model.horizons_s.index(model.primary_s)
+    return _coefficient(part, part.raw_bps, column, model.primary_s, part.rank_product)
+
+
+def _by_horizon(
+    part: OutOfSample, horizons_s: Sequence[int], blocks: Sequence[BlockResult] = ()
+) -> tuple[Coefficient, ...]:
+    """Each booster's own IC before calibration, as a slope shrunk to zero would hide it; of ``blocks``
+    together, or of one.
+    """
+    found = [_coefficient(part, part.output[:, n], n, h) for n, h in enumerate(horizons_s)]
+    for n in range(len(found) if blocks else 0):
+        each = [block.ic_by_horizon[n] for block in blocks]
+        rank = sum(one.rank * one.rows for one in each) / max(1, sum(one.rows for one in each))
+        found[n] = msgspec.structs.replace(found[n], rank=rank)
+    return tuple(found)
 
 
 def _trade(
@@ -284,7 +277,7 @@ def make_block(
         last_date=fold.test_dates[-1],
         train_rows=train_rows,
         calibration_rows=calibration_rows,
-        ic=_coefficient(part, model.horizons_s.index(model.primary_s), model.primary_s),
+        ic=_primary(part, model),
         ic_by_horizon=_by_horizon(part, model.horizons_s),
         open_regimes=sum(r.threshold_bps is not None for r in recipe.regimes),
         trades={row: len(found) for row, found in made.items()},
@@ -337,8 +330,8 @@ def summarise_blocks(
     rows: list[GateRow] = []
     daily: dict[int, float] = {}
     if pooled is not None:
-        ic = _coefficient(pooled, model.horizons_s.index(model.primary_s), model.primary_s)
-        by_horizon = _by_horizon(pooled, model.horizons_s)
+        ic = _primary(pooled, model)
+        by_horizon = _by_horizon(pooled, model.horizons_s, blocks)
         results, made = _results(pooled, pooled.expected_bps, settings)
         stated = next(r for r in results if r.row == model.fee_row)
         daily = daily_net(pooled.rows.t_ns, made[model.fee_row], stated.taker_bps)
@@ -431,13 +424,8 @@ def _gate_rows(
             len(days),
         ),
     ]
-    if (pbo := context.overfitting(days, net)) is not None:
-        text = f"PBO {pbo:.2f} among {context.procedures} procedures"
-        found.append(
-            gate.advisory_row(
-                "overfitting", pbo <= gate.PBO_MOST, pbo, gate.PBO_MOST, text, len(days)
-            )
-        )
+    if context.others:
+        found.append(gate.overfitting_row(context, days, net))
     return found
 
 
@@ -492,9 +480,20 @@ def _compare(
     both = pooled.where(~np.isnan(pooled.champion_bps))
     if not len(both.rows):
         return msgspec.structs.replace(versus, note="it was trained on all of these test blocks")
+    model, t_ns = settings.model, both.rows.t_ns
+    mine, own = _results(both, both.expected_bps, settings)
+    theirs, other = _results(both, both.champion_bps, settings)
+    fee_bps = FEE_ROWS_BPS[model.fee_row][0]
     return msgspec.structs.replace(
         versus,
-        hours=len(distinct(both.rows.t_ns)) / 3600.0,
-        candidate=_results(both, both.expected_bps, settings)[0],
-        incumbent=_results(both, both.champion_bps, settings)[0],
+        hours=len(distinct(t_ns)) / 3600.0,
+        candidate=mine,
+        incumbent=theirs,
+        gain_lower=statistics.day_bound(
+            t_ns, both.champion_gain, samples=model.bootstrap_samples, seed=model.seed
+        ),
+        daily=(
+            daily_net(t_ns, own[model.fee_row], fee_bps),
+            daily_net(t_ns, other[model.fee_row], fee_bps),
+        ),
     )

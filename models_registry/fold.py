@@ -31,7 +31,16 @@ from models_registry.ensemble import BoosterParameters, FittedBooster, Outputs
 from models_registry.recipe import Recipe, Scale
 from models_registry.selection import FoldSelection
 from models_registry.tuning import Studies, tune
-from models_registry.validation import Decisions, Fold, Int, TimeSpan, split_tail, walk_forward
+from models_registry.validation import (
+    Decisions,
+    Fold,
+    Int,
+    Mask,
+    TimeSpan,
+    effective_count,
+    split_tail,
+    walk_forward,
+)
 
 Float = npt.NDArray[np.float64]
 Progress = Callable[[str], None]
@@ -113,7 +122,7 @@ class Trainer:
         self.tuned = Tuned(parameters=dict.fromkeys(model.horizons_s, BoosterParameters()))
         #: Outputs of all folds so far, out of sample; None before the first one.
         self.seen: Outputs | None = None
-        #: By the end of a fold's training span.
+        #: By the begin of a fold's test block.
         self.ahead: dict[int, Ahead] = {}
         self.dates = source.dates()
         #: Training rows without features: what folds are made of.
@@ -149,13 +158,14 @@ class Trainer:
             return lacking
         # Only of a fold whose past is all that lies before it can earlier folds say anything.
         first = self.seen is None or isinstance(fold.train, Decisions)
-        ahead = self.ahead.get(fold.train.until_ns)
+        ahead = self.ahead.get(fold.test.after_ns)
         span, head, tail = self.spans(fold, first)
         chosen = ahead.selection if ahead else self.select(head, tail)
         names = self.names(chosen)
         if ahead:
             self.tuned = ahead.tuned
         elif self.due(fold):
+            self.forget(fold)
             self.note(fold, self.search(fold, names, head, tail, model.horizons_s))
         rows, volatility = self.read(names, span)
         scale = ensemble.scale_of(volatility)
@@ -193,7 +203,7 @@ class Trainer:
         inside = fold.train.mask(self.rows.t_ns)
         # The one feature of these rows is the scale.
         known = ~np.isnan(self.rows.labels_bps[inside]) & ~np.isnan(self.rows.features[inside])
-        for horizon, count in zip(self._model.horizons_s, known.sum(axis=0), strict=True):
+        for horizon, count in zip(self._model.horizons_s, known.sum(axis=0), strict=False):
             if count < ensemble.MIN_TRAIN_ROWS:
                 return (
                     f"{count} training rows with a label at {horizon} s and {ensemble.SCALE_FEATURE} "
@@ -259,9 +269,16 @@ class Trainer:
         )
 
     def due(self, fold: Fold) -> bool:
-        """Whether hyper-parameters are searched for anew: when the span has doubled."""
+        """Whether hyper-parameters are searched for anew: when the span has doubled, or is no past."""
         span_s = (fold.train.until_ns - fold.train.after_ns) / 1e9
-        return bool(self._model.trials) and span_s >= 2 * self.tuned.span_s
+        anew = isinstance(fold.train, Decisions) or span_s >= 2 * self.tuned.span_s
+        return bool(self._model.trials) and anew
+
+    def forget(self, fold: Fold) -> None:
+        """Drop what was found for other combinatorial folds, which were trained on this one's test group."""
+        if isinstance(fold.train, Decisions):
+            blank = dict.fromkeys(self._model.horizons_s, BoosterParameters())
+            self.tuned = Tuned(parameters=blank, looks=self.tuned.looks)
 
     def search(
         self,
@@ -271,14 +288,20 @@ class Trainer:
         tail: TimeSpan,
         horizons: Sequence[int],
     ) -> dict[int, tuple[BoosterParameters, float]]:
-        """Parameters and rank IC at these horizons; nothing where the tail is too short to judge."""
+        """Parameters and rank IC at these horizons, but those at which the tail is too short to judge."""
         model = self._model
         train, volatility = self.read(names, head)
         scored, scored_volatility = self.read(names, tail)
         scale = ensemble.scale_of(volatility)
         goals = ensemble.targets(train.labels_bps, volatility, scale, model.horizons_s)
         realised = ensemble.targets(scored.labels_bps, scored_volatility, scale, model.horizons_s)
-        if len(scored) < ensemble.MIN_EFFECTIVE:
+
+        def judges(horizon: int) -> bool:
+            known = ~np.isnan(realised[:, model.horizons_s.index(horizon)])
+            return effective_count(scored.t_ns[known], horizon) >= ensemble.MIN_EFFECTIVE
+
+        horizons = [horizon for horizon in horizons if judges(horizon)]
+        if not horizons:
             return {}
         data = ensemble.bin_features(train.features, names, model.threads)
 
@@ -307,11 +330,12 @@ class Trainer:
 
     def note(self, fold: Fold, found: Mapping[int, tuple[BoosterParameters, float]]) -> None:
         """Put what a search found into force."""
+        primary_s = self._model.primary_s
         if not found:
             return
         self.tuned = Tuned(
-            parameters={horizon: parameters for horizon, (parameters, _) in found.items()},
-            ic=found[self._model.primary_s][1],
+            parameters={**self.tuned.parameters, **{h: best for h, (best, _) in found.items()}},
+            ic=found[primary_s][1] if primary_s in found else self.tuned.ic,
             span_s=(fold.train.until_ns - fold.train.after_ns) / 1e9,
             looks=self.tuned.looks + max(0, self._model.trials) * len(found),
         )
@@ -376,7 +400,8 @@ def fit_ahead(
     whole = [fold for fold in folds if not trainer.lacks(fold)]
     source, features, model, studies = given
     works = [
-        Work(source=source, features=features, model=model, studies=studies, fold=fold, first=fold is whole[0])
+        Work(source=source, features=features, model=model, studies=studies, fold=fold,
+             first=fold is whole[0] or isinstance(fold.train, Decisions))
         for fold in whole
     ]  # fmt: skip
     replace, found = msgspec.structs.replace, dict[int, Any]()
@@ -396,6 +421,7 @@ def fit_ahead(
         works = [replace(w, selection=c) for w, c in zip(works, chosen, strict=True)]
         for number, work in enumerate(works):
             if trainer.due(work.fold):
+                trainer.forget(work.fold)
                 searches = [
                     replace(work, tuned=trainer.tuned, horizon_s=horizon)
                     for horizon in model.horizons_s
@@ -404,7 +430,7 @@ def fit_ahead(
                 trainer.note(work.fold, {h: best for part in parts for h, best in part.items()})
             works[number] = replace(work, tuned=trainer.tuned)
         for work, members in zip(works, each("boosters fitted", boosted, works), strict=True):
-            trainer.ahead[work.fold.train.until_ns] = Ahead(
+            trainer.ahead[work.fold.test.after_ns] = Ahead(
                 selection=work.selection, tuned=work.tuned, members=members
             )
 
@@ -418,7 +444,9 @@ def _bare(rows: Rows, volatility: Float, output: Float) -> Outputs:
 Fits = Callable[[Source, Features, Model, Studies | None, Progress], Trainer]
 
 
-def _within(rows: Rows, span: TimeSpan) -> slice:
-    """Where the rows of a span are among rows by time."""
+def _within(rows: Rows, span: TimeSpan) -> slice | Mask:
+    """Where the rows of a span are among rows by time: between its ends, unless it names its decisions."""
+    if isinstance(span, Decisions):
+        return span.mask(rows.t_ns)
     first, last = np.searchsorted(rows.t_ns, (span.after_ns, span.until_ns), side="right")
     return slice(int(first), int(last))

@@ -5,8 +5,9 @@ abstain           a blocking row fails
 promote           every blocking row passes
 
 It is asked every day on a growing stream. The bound of the IC is therefore valid at all looks at once
-(`statistics.anytime_lower`): of procedures without skill at most `ALPHA` are ever promoted, shared among
-the procedures that were tried on the lake. Half of it is spent on blocks within days, while there are fewer
+(`statistics.anytime_lower`): the first procedure tried on a lake is, if without skill, ever promoted with a
+chance of `ALPHA` at most, the k-th with one of `ALPHA` / k, so that of k of them any is with one of
+`ALPHA` · (1 + 1/2 + … + 1/k) at most: 0.059 of ten. Half of it is spent on blocks within days, while there are fewer
 than `DAY_LEVEL` test days, half on whole days from then on: days differ more than hours can tell.
 Simulated by `python -m models_registry.gate` (reduced form: 1440 independent pairs a day, the IC row alone,
 looks on days 5 to 30; seeds of numpy's Philox from 0):
@@ -24,13 +25,15 @@ code cannot run it. Some rows are advisory until there are `FULL_DAYS` test days
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from market.units import DAY_NS, DAY_S
+from models_registry import statistics
 from models_registry.manifest import Gate, GateRow
 from models_registry.probes import Probe
 from models_registry.statistics import anytime_lower
@@ -40,7 +43,7 @@ from models_registry.validation import bin_sums, distinct, lower_bound
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
-#: Share of procedures without skill that may ever be promoted.
+#: Chance that a procedure without skill, the only one that was tried, is ever promoted.
 ALPHA: Final = 0.02
 #: Test days from which whole days are the blocks of the IC's bound.
 DAY_LEVEL: Final = 10
@@ -53,8 +56,44 @@ _BLOCK_EFFECT: Final = 0.5
 
 DSR_LEAST: Final = 0.95
 PBO_MOST: Final = 0.2
+#: Days that two procedures must share, one for each block of the PBO.
+PBO_DAYS: Final = 16
 FALSE_SIGNALS_MOST: Final = 0.2
 STABILITY_LEAST: Final = 0.4
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gate knows besides the test blocks.
+
+    ``trials`` counts the looks at these data (this one included, its tuning not yet) of ``procedures``,
+    ``correlation`` is the mean one of their daily results and ``sharpe_variance`` the variance of their
+    Sharpe ratios (None: too few); ``others`` are the daily results of the other procedures by day number.
+    ``rows`` are found elsewhere.
+    """
+
+    procedures: int = 1
+    trials: int = 1
+    correlation: float = 0.0
+    sharpe_variance: float | None = None
+    others: tuple[Mapping[int, float], ...] = ()
+    champion_decayed: bool = False
+    rows: tuple[GateRow, ...] = ()
+
+    def overfitting(self, days: Int, net: Float) -> tuple[float, int] | None:
+        """PBO of this procedure among those that share `PBO_DAYS` days with it, and with one another, and how
+        many they are with it; None where none does.
+        """
+        shared, chosen = set(days.tolist()), list[Mapping[int, float]]()
+        for other in sorted(self.others, key=lambda one: -len(shared & one.keys())):
+            if len(shared & other.keys()) >= PBO_DAYS:
+                shared &= other.keys()
+                chosen.append(other)
+        if not chosen:
+            return None
+        at = sorted(shared)
+        rest = [np.array([other[day] for day in at]) for other in chosen]
+        table = np.column_stack([net[np.searchsorted(days, at)], *rest])
+        return statistics.overfitting_probability(table), table.shape[1]
 
 
 def decide(
@@ -222,6 +261,19 @@ def champion_row(
 def probe_row(probe: Probe) -> GateRow:
     """A leakage probe as a row."""
     return row(probe.name, probe.passed, probe.value, probe.limit, f"{probe.name}: {probe.text}")
+
+
+def overfitting_row(context: Context, days: Int, net: Float) -> GateRow:
+    """PBO of the procedures with daily results ``net`` (n,) on ``days`` (n,), advisory at first."""
+    if (found := context.overfitting(days, net)) is None:
+        text = (
+            f"PBO not computable: none of {len(context.others)} other procedures has {PBO_DAYS} of these "
+            f"{len(days)} test days"
+        )
+        return row("overfitting", True, math.nan, PBO_MOST, text, blocking=False)
+    pbo, among = found
+    text = f"PBO {pbo:.2f} among {among} of {context.procedures} procedures"
+    return advisory_row("overfitting", pbo <= PBO_MOST, pbo, PBO_MOST, text, len(days))
 
 
 def advisory_row(

@@ -253,6 +253,16 @@ def bundles_folder(root: str | Path, name: str) -> Path:
     return home_of(root) / "bundles" / name
 
 
+def manifests(home: Path) -> list[Path]:
+    """The manifests of the versions in a model's folder, named VERSION-…, oldest version first.
+
+    Others are not of a resolver, or half-written.
+    """
+    found = {path: path.parent.name.partition("-")[0] for path in home.glob(f"*/{MANIFEST_FILE}")}
+    return sorted((path for path, number in found.items() if number.isdecimal()),
+                  key=lambda path: int(found[path]))  # fmt: skip
+
+
 def legacy_folder(settings: Settings) -> Path:
     """Where the lake's `LEGACY` bundle is."""
     return bundles_folder(settings.root, LEGACY) / settings.model_name

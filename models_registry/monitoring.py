@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from market.console import say
 from market.lake import Lake
 from market.locks import exclusive
 from market.settings import Settings
@@ -25,13 +26,14 @@ from models_registry import dataset, decay
 from models_registry.dataset import Features
 from models_registry.decay import RANKED_S, DecayReport, DecayState, advance, observations
 from models_registry.manifest import (
-    MANIFEST_FILE,
     Bundle,
+    BundleError,
     DecayReference,
     Manifest,
     bundles_folder,
     encode,
     load_champion,
+    manifests,
     parse_manifest,
 )
 from models_registry.pointed import DECAY_FILE, replace_file
@@ -220,6 +222,12 @@ def read_state(home: Path) -> DecayState:
         return DecayState()
 
 
+def alarm_of(settings: Settings, version: str) -> int | None:
+    """When the alarm was raised that stands for a version which is champion; None without one."""
+    state = read_state(bundles_folder(settings.root, settings.model_name))
+    return state.alarm_ns if state.alarm_version == version else None
+
+
 def watch(state: DecayState, rows: Served, references: dict[str, DecayReference]) -> DecayState:
     """The state after served rows, each judged by the reference of the version that predicted."""
     if not len(rows.t_ns):
@@ -241,11 +249,15 @@ def _stretches(values: npt.NDArray[np.str_]) -> list[tuple[int, int]]:
 
 
 def _references(home: Path, champion: Bundle) -> dict[str, DecayReference]:
-    """The references by version, the champion's first."""
+    """The references by version, the champion's first; without those of bundles that cannot be read."""
     found = {}
-    for path in sorted(home.glob(f"*/{MANIFEST_FILE}")):
-        manifest = parse_manifest(path.read_bytes(), str(path))
-        found[path.parent.name.partition("-")[0]] = manifest.decay
+    for path in manifests(home):
+        try:
+            manifest = parse_manifest(path.read_bytes(), str(path))
+        except (OSError, BundleError) as error:
+            say(f"decay: without its reference: {error}")
+        else:
+            found[path.parent.name.partition("-")[0]] = manifest.decay
     return {"": champion.manifest.decay} | found
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import duckdb
 import msgspec
@@ -16,17 +16,23 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from market.errors import UsageError
+from market.features.expression import WARM_S
 from market.features.precision import Float32, rounded
-from market.settings import Model
+from market.settings import FEE_ROWS_BPS, Model
 from models_registry import ensemble, labels, probes
 from models_registry.dataset import Features, Rows, Source, values_at
 from models_registry.ensemble import FittedBooster
 from models_registry.fold import Trainer, Tuned
 from models_registry.probes import Probe
-from models_registry.recipe import Scale
+from models_registry.recipe import Scale, scale_bps
+from models_registry.validation import Fold, combinatorial_folds
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
+
+#: What a model of one's own learns: the return in units of volatility, the side on which a round trip earns more
+#: than it costs, or the first of two barriers.
+Label = Literal["return", "cost_aware", "triple_barrier"]
 
 #: Rows at the end of a column that the truncation probe computes again.
 PROBED_ROWS: Final = 20_000
@@ -55,6 +61,18 @@ class OwnSource:
         own: Mapping[str, Column],
     ) -> None:
         self._source, self._days, self._symbols, self._own = source, tuple(days), symbols, own
+        self._goals: Mapping[int, tuple[Int, Float]] = {}
+
+    def learning(self, label: Label, model: Model) -> OwnSource:
+        """The same rows, with what ``label`` says of each as one more column of labels, which a model of one's own
+        learns. ResearchError for an unknown one.
+        """
+        if label not in get_args(Label):
+            raise ResearchError(f"label {label!r}: expected one of {', '.join(get_args(Label))}")
+        made = OwnSource(self._source, self._days, self._symbols, self._own)
+        if label != "return":
+            made._goals = labelled(self, label, model)
+        return made
 
     def dates(self) -> tuple[str, ...]:
         return self._days
@@ -71,7 +89,50 @@ class OwnSource:
                 chosen = rows.symbol == index
                 values = values_at(*self._own[name].values[symbol], rows.t_ns[chosen])
                 matrix[chosen, at] = rounded(values)
-        return msgspec.structs.replace(rows, features=matrix)
+        rows = msgspec.structs.replace(rows, features=matrix)
+        if not self._goals:
+            return rows
+        goal = np.full(len(rows), np.nan)
+        for index, known in self._goals.items():
+            own = rows.symbol == index
+            goal[own] = values_at(*known, rows.t_ns[own])
+        return msgspec.structs.replace(rows, labels_bps=np.column_stack((rows.labels_bps, goal)))
+
+
+def labelled(source: Source, label: Label, model: Model) -> dict[int, tuple[Int, Float]]:
+    """Times and labels over the primary horizon of every second, by symbol (`models_registry.labels`).
+
+    Prices are the touch, costs the taker fees of the settings' row; a barrier is as far as the volatility over the
+    horizon.
+    """
+    rows, found = source.read(source.dates(), [ensemble.SCALE_FEATURE], 1), {}
+    scale = Scale(feature=ensemble.SCALE_FEATURE, window_s=ensemble.SCALE_WINDOW_S, floor_bps=0.0)
+    for index in np.unique(rows.symbol):
+        one = rows.where(rows.symbol == index)
+        bid, ask = (one.mid * (1 + side * one.spread_bps / 2e4) for side in (-1, 1))
+        if label == "cost_aware":
+            fee_bps = FEE_ROWS_BPS[model.fee_row][0]
+            made = labels.cost_aware(one.t_ns, bid, ask, model.primary_s, fee_bps).label
+        else:
+            width = 1e-4 * scale_bps(one.features[:, 0].astype(float), scale, model.primary_s)
+            made, _ = labels.triple_barrier(one.t_ns, bid, ask, width, model.primary_s)
+        found[int(index)] = one.t_ns, made
+    return found
+
+
+def combinatorial(
+    source: Source, model: Model, groups: int, test_groups: int
+) -> Sequence[Sequence[Fold]]:
+    """The paths of `combinatorial_folds` over a source; ResearchError for groups that make none."""
+    t_ns = source.read(source.dates(), [ensemble.SCALE_FEATURE], model.train_stride_s).t_ns
+    try:
+        # The embargo is the longest span that a warm row rests on.
+        return combinatorial_folds(
+            t_ns, groups=groups, test_groups=test_groups, max_horizon_s=max(model.horizons_s),
+            calibration_share=model.calibration_share, embargo_s=max(WARM_S),
+        )  # fmt: skip
+    except ValueError as error:
+        raise ResearchError(f"combinatorial folds: {error}; ask for other groups") from error
 
 
 class _Fitted:
@@ -104,8 +165,9 @@ class OwnTrainer(Trainer):
     """Fits ``own`` on each fold in the place of boosters, on all features given.
 
     It gets X float32 (n, features), NaN for NULL, and y (n,), the primary label in units of trailing
-    volatility, clipped as boosters get it (`models_registry.ensemble`), with its uniqueness as
-    ``sample_weight`` where ``fit`` takes one. Its output is calibrated and acted on as theirs.
+    volatility, clipped as boosters get it (`models_registry.ensemble`), or that of `OwnSource.learning`, with its
+    uniqueness as ``sample_weight`` where ``fit`` takes one. Its output is calibrated on returns and acted on as
+    theirs.
     """
 
     def __init__(
@@ -130,6 +192,8 @@ class OwnTrainer(Trainer):
         model, fitted = self._model, clone(self._own, safe=False)
         goals = ensemble.targets(rows.labels_bps, volatility, scale, model.horizons_s)
         goal = goals[:, model.horizons_s.index(model.primary_s)]
+        if rows.labels_bps.shape[1] > len(model.horizons_s):
+            goal = rows.labels_bps[:, -1]
         known, more = ~np.isnan(goal), {}
         if has_fit_parameter(fitted, "sample_weight"):
             more["sample_weight"] = labels.weights(rows.t_ns, rows.symbol, model.primary_s)[known]

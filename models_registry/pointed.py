@@ -30,6 +30,7 @@ from models_registry.manifest import (
     bundles_folder,
     encode,
     legacy_folder,
+    manifests,
     read_pointer,
     sha256,
 )
@@ -40,12 +41,21 @@ CHALLENGER_FILE: Final = "challenger.json"
 DECAY_FILE: Final = "decay.json"
 
 
+class Followed(StrictStruct, frozen=True, kw_only=True):
+    """Where the act rule of a regime stands between two trainings (`abstention.AdaptiveLevel`): its level, and the
+    smallest |raw| / scale that is acted on, None where none is.
+    """
+
+    level: float
+    least_score: float | None
+
+
 class Patch(StrictStruct, frozen=True, kw_only=True):
     """What was fitted anew of a version's ensemble from what it served until ``until_ns``.
 
     ``weights`` and ``gain`` replace those of the recipe, ``weights`` in the order of its members.
     ``improvement`` is the mean gain in prequential log-loss per observation over ``hours`` hours.
-    ``adaptive`` is state of the act rule between retrains, in whatever form its class keeps it.
+    ``adaptive`` is the act rule of a certified recipe's regimes, in their order.
     """
 
     name: str
@@ -56,7 +66,7 @@ class Patch(StrictStruct, frozen=True, kw_only=True):
     gain: float
     improvement: float = 0.0
     hours: int = 0
-    adaptive: dict[str, float | list[float]] | None = None
+    adaptive: tuple[Followed, ...] | None = None
 
 
 def load_pointed(
@@ -94,7 +104,7 @@ def find(home: Path, sha: str) -> tuple[Pointer, Bundle]:
         return _frozen_pointer(frozen, sha), Bundle.load(frozen, sha)
     patch = _patch(home, sha) if (home / "patches" / f"{sha}.json").exists() else None
     wanted = sha if patch is None else patch.manifest_sha256
-    for manifest in sorted(home.glob(f"*/{MANIFEST_FILE}")):
+    for manifest in manifests(home):
         if sha256(manifest.read_bytes()) == wanted:
             bundle = Bundle.load(manifest.parent, wanted)
             pointer = Pointer(
@@ -109,7 +119,9 @@ def find(home: Path, sha: str) -> tuple[Pointer, Bundle]:
 
 
 def apply(bundle: Bundle, patch: Patch) -> Bundle:
-    """A bundle with a patch applied; BundleError when it is another version's or no finite numbers."""
+    """A bundle with a patch applied; BundleError when it is another version's, of another number of members or
+    regimes, or no finite numbers.
+    """
     members = bundle.recipe.members
     if patch.manifest_sha256 != bundle.manifest_sha256:
         raise BundleError(
@@ -126,13 +138,31 @@ def apply(bundle: Bundle, patch: Patch) -> Bundle:
         msgspec.structs.replace(member, weight=weight)
         for member, weight in zip(members, patch.weights, strict=True)
     )
-    recipe = msgspec.structs.replace(bundle.recipe, members=replaced, gain=patch.gain)
+    regimes = bundle.recipe.regimes
+    if patch.adaptive is not None:
+        if len(patch.adaptive) != len(regimes):
+            raise BundleError(
+                f"patch of {patch.name} {patch.version}: not {len(regimes)} regimes; it is withdrawn or "
+                "made again by the next online update"
+            )
+        regimes = tuple(
+            msgspec.structs.replace(regime, threshold_bps=None)
+            if now.least_score is None
+            else msgspec.structs.replace(regime, threshold_bps=0.0, least_score=now.least_score)
+            for regime, now in zip(regimes, patch.adaptive, strict=True)
+        )
+    recipe = msgspec.structs.replace(
+        bundle.recipe, members=replaced, gain=patch.gain, regimes=regimes
+    )
     manifest = msgspec.structs.replace(bundle.manifest, recipe=recipe)
     return Bundle(manifest, bundle.boosters, bundle.manifest_sha256)
 
 
 def publish(root: str | Path, patch: Patch) -> Pointer | None:
-    """Write a patch and name it in the champion's pointer; None when that is another's by now."""
+    """Write a patch and name it in the champion's pointer; None when that is another's by now.
+
+    Who calls holds the champions' lock (`state.one_at_a_time`), as for `withdraw`.
+    """
     home, data = bundles_folder(root, patch.name), encode(patch)
     (home / "patches").mkdir(exist_ok=True)
     replace_file(home / "patches" / f"{sha256(data)}.json", data)
@@ -142,6 +172,15 @@ def publish(root: str | Path, patch: Patch) -> Pointer | None:
     pointer = msgspec.structs.replace(pointer, patch=sha256(data))
     replace_file(home / POINTER_FILE, encode(pointer))
     return pointer
+
+
+def withdraw(root: str | Path, was: Pointer) -> bool:
+    """Take the patch out of the champion's pointer, if that is still what it was; whether it is."""
+    if read_pointer(root, was.name) != was:
+        return False
+    file = bundles_folder(root, was.name) / POINTER_FILE
+    replace_file(file, encode(msgspec.structs.replace(was, patch="")))
+    return True
 
 
 def replace_file(path: Path, data: bytes) -> None:

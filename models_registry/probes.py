@@ -315,8 +315,12 @@ def of_pipeline(
     own = settings.model
     model = msgspec.structs.replace(own, horizons_s=(own.primary_s,), trials=0, select=0)
     rows = source.read(source.dates()[: own.min_train_days + 1], features.names, own.train_stride_s)
-    column = own.horizons_s.index(own.primary_s)
-    rows = msgspec.structs.replace(rows, labels_bps=rows.labels_bps[:, [column]])
+    # That of a source which says what to learn (`own.OwnSource.learning`) is the last.
+    columns = [
+        own.horizons_s.index(own.primary_s),
+        *range(len(own.horizons_s), rows.labels_bps.shape[1]),
+    ]
+    rows = msgspec.structs.replace(rows, labels_bps=rows.labels_bps[:, columns])
     folds = walk_forward(
         rows.t_ns,
         min_train_days=own.min_train_days,

@@ -4,7 +4,8 @@
     champion     what the live worker trades, through the resolver
     previous     the champion before, for `rollback`
 
-Registration is idempotent: the same data, code and settings give the existing version. One attempt of a
+Registration is idempotent: the same data, code and settings give the existing version, unless a decay alarm
+has been raised since, under which it is judged anew. One attempt of a
 lake runs at a time: a second waits, and finds what the first has registered. MLflow is imported only
 inside functions, as it takes seconds and hundreds of megabytes.
 """
@@ -23,13 +24,22 @@ from market.provenance import closure_hash
 from market.settings import FEE_ROWS_BPS, Settings
 from models_registry import dataset, trials
 from models_registry.dataset import Features
-from models_registry.evaluation import Context, Evaluation
-from models_registry.manifest import MANIFEST_FILE, Bundle, Verdict, load_champion, sha256
+from models_registry.evaluation import Evaluation
+from models_registry.gate import Context
+from models_registry.manifest import (
+    MANIFEST_FILE,
+    Bundle,
+    Pointer,
+    Verdict,
+    load_champion,
+    sha256,
+)
 from models_registry.served import served_model
 from models_registry.state import database, one_at_a_time
 from models_registry.store import (
     BUNDLE_ARTIFACT,
     CHALLENGER,
+    RegistryError,
     aliases_of,
     registered_model,
     registry_client,
@@ -86,47 +96,53 @@ def train_and_register(
 
     Always logs an MLflow run; registers a version, as `challenger`, unless the verdict is
     `not_enough_data`. An attempt with the identity of a registered version logs a run that refers to it.
+    RegistryError when the training set has changed meanwhile.
     """
     from models_registry import baselines
 
     features = features or Features.defined()
     symbols = settings.market.symbols
-    fingerprint = dataset.fingerprint(lake, symbols, dataset.dates(lake, symbols))
-    tags = {
-        "git_sha": git_sha,
-        "data_fingerprint": fingerprint,
-        "feature_hash": features.hash,
-        "horizons": ",".join(str(h) for h in settings.model.horizons_s),
-        "source": lake.source,
-        "identity": identity(settings, features, fingerprint, git_sha),
-        **(run_tags or {}),
-    }
     with (
         registry_client(settings) as client,
-        one_at_a_time(settings, "training", f"a training of {tags['source']} data"),
+        one_at_a_time(settings, "training", f"a training of {lake.source} data"),
     ):
         _end_killed(client, settings.model_name)
-        known = _version_with(client, settings.model_name, tags["identity"])
+        source = dataset.LakeSource(lake, symbols, settings.model.horizons_s)
+        fingerprint = dataset.fingerprint(lake, symbols, source.dates())
+        made_of = identity(settings, features, fingerprint, git_sha)
+        tags = {
+            "git_sha": git_sha,
+            "data_fingerprint": fingerprint,
+            "feature_hash": features.hash,
+            "horizons": ",".join(str(h) for h in settings.model.horizons_s),
+            "source": lake.source,
+            "identity": made_of,
+            **(run_tags or {}),
+        }
+        champion = load_champion(settings.root, settings.model_name)
+        alarm_ns = _alarm(settings, champion, tags)
+        known = _version_with(client, settings.model_name, made_of)
+        if alarm_ns and known is not None:
+            tags["identity"] = f"{made_of}-{alarm_ns}"
+            known = _version_with(client, settings.model_name, tags["identity"])
         if known is not None:
             progress(f"version {known.version} was made from the same data, code and settings")
             return _note_reuse(client, settings, known, tags)
-        champion = load_champion(settings.root, settings.model_name)
-        source = dataset.LakeSource(lake, symbols, settings.model.horizons_s)
         recorded = Recorded(
             settings=Settings(source=settings.source, market=settings.market, model=settings.model),
             partitions={
                 f"{day} {symbol}": lake.fingerprint(dataset.TABLE, symbol, day)
                 for symbol, day in lake.partitions(dataset.TABLE)
-                if symbol in symbols
+                if symbol in symbols and day in source.dates()
             },
             features=features,
             champion=champion[0].version if champion else "",
-            context=_context(lake, source, settings, features, champion is not None),
+            context=_context(lake, source, settings, features, champion is not None, alarm_ns),
             git_sha=git_sha,
             code=code(),
         )
         rival = (champion[0].version, champion[1]) if champion else None
-        studies = Studies(url=database(settings, "optuna"), prefix=tags["identity"])
+        studies = Studies(url=database(settings, "optuna"), prefix=made_of)
         evaluation, model = attempt(
             recorded, source, rival, fingerprint, progress, studies, settings
         )
@@ -140,20 +156,42 @@ def train_and_register(
         )
         judged = baselines.judge(source, settings, features, git_sha)
         evaluation = msgspec.structs.replace(evaluation, baselines=judged)
+        if dataset.fingerprint(lake, symbols, source.dates()) != fingerprint:
+            raise RegistryError(
+                f"{lake.uri}: its training set changed meanwhile, and nothing is registered; train again"
+            )
         return _log(client, settings, recorded, evaluation, model, tags, studies)
 
 
+def _alarm(
+    settings: Settings, champion: tuple[Pointer, Bundle] | None, tags: Mapping[str, str]
+) -> int | None:
+    """When the alarm was raised that stands for the champion; None where an attempt would make it again."""
+    from models_registry.monitoring import alarm_of
+
+    if champion is None:
+        return None
+    of = champion[1].manifest
+    same = (of.data_fingerprint, of.git_sha) == (tags["data_fingerprint"], tags["git_sha"])
+    return None if same else alarm_of(settings, champion[0].version)
+
+
 def _context(
-    lake: Lake, source: dataset.Source, settings: Settings, features: Features, champion: bool
-) -> Context:
-    """What the gate must know beside the evaluation: earlier looks, leakage probes, a decayed champion."""
+    lake: Lake, source: dataset.Source, settings: Settings, features: Features, champion: bool,
+    alarm_ns: int | None,
+) -> Context:  # fmt: skip
+    """What the gate must know beside the evaluation: earlier looks, leakage probes, a decayed champion.
+
+    It has decayed by what it served (``alarm_ns``), or by the training set's dates after its own.
+    """
     from models_registry import leakage
     from models_registry.decay import check
 
     procedure = trials.procedure(settings, features)
     return msgspec.structs.replace(
         trials.context(database(settings, "looks"), procedure),
-        champion_decayed=champion and check(lake, settings, features).failed,
+        champion_decayed=champion
+        and (alarm_ns is not None or check(lake, settings, features).failed),
         rows=leakage.rows(leakage.probed(lake, source, settings, features)),
     )
 
@@ -401,7 +439,7 @@ def _note_reuse(client: Any, settings: Settings, known: Any, tags: Mapping[str, 
 
     version = str(known.version)
     # The process that registered it may have ended before it moved the alias.
-    if CHALLENGER not in aliases_of(client, settings.model_name):
+    if int(aliases_of(client, settings.model_name).get(CHALLENGER, 0)) < int(version):
         client.set_registered_model_alias(settings.model_name, CHALLENGER, version)
     original = client.get_run(known.run_id)
     inherited = {

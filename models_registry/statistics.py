@@ -170,6 +170,8 @@ def days_to_resolve(
     from scipy.special import ndtri
 
     z = float(ndtri(1.0 - level) + ndtri(power))
+    if sharpe_a == sharpe_b:
+        return math.inf
     return difference_variance(sharpe_a, sharpe_b, correlation) * (z / (sharpe_a - sharpe_b)) ** 2
 
 

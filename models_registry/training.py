@@ -24,7 +24,6 @@ from models_registry.ensemble import FittedBooster, Outputs
 from models_registry.evaluation import (
     BlockResult,
     ChampionComparison,
-    Context,
     Evaluation,
     OutOfSample,
     join,
@@ -42,6 +41,7 @@ from models_registry.fold import (
     folds_of,
     thinned_s,
 )
+from models_registry.gate import Context
 from models_registry.manifest import (
     MANIFEST_FILE,
     Bundle,

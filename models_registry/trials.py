@@ -1,7 +1,7 @@
 """The trial registry: every look at a lake's data, beside its MLflow store.
 
 A look is a training attempt, a tuning trial inside one (each of a horizon and training span: `fold.Tuned`),
-or a person's research evaluation (`orchestration.research`). The gate shares its error among the procedures (settings and features, whatever the
+or a person's research evaluation (`orchestration.research`). The gate divides its error by the number of procedures (settings and features, whatever the
 code and the data) and deflates Sharpe ratios by the number of looks (`models_registry.statistics`).
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from market.settings import Settings
 from models_registry.dataset import Features
-from models_registry.evaluation import Context
+from models_registry.gate import Context
 from models_registry.manifest import sha256
 from models_registry.store import asked
 

@@ -49,6 +49,10 @@ class TimeSpan(msgspec.Struct, frozen=True):
         """Which times are in the span, (n,)."""
         return np.asarray((t_ns > self.after_ns) & (t_ns <= self.until_ns))
 
+    def part(self, after_ns: int, until_ns: int) -> TimeSpan:
+        """What of the span lies between these times."""
+        return TimeSpan(after_ns, until_ns)
+
 
 class Fold(msgspec.Struct, frozen=True, kw_only=True):
     """Training, calibration and test span of one fold, purged."""
@@ -71,10 +75,10 @@ def split_tail(
     """Split a span into a head and a tail with ``share`` of its decisions; the head is purged."""
     inside = np.sort(t_ns[span.mask(t_ns)])
     if not len(inside):
-        return TimeSpan(span.after_ns, span.after_ns), TimeSpan(span.after_ns, span.until_ns)
+        return span.part(span.after_ns, span.after_ns), span.part(span.after_ns, span.until_ns)
     first = int(inside[min(len(inside) - 1, int(len(inside) * (1.0 - share)))])
-    head = TimeSpan(span.after_ns, first - label_reach_ns(max_horizon_s))
-    return head, TimeSpan(first - 1, span.until_ns)
+    head = span.part(span.after_ns, first - label_reach_ns(max_horizon_s))
+    return head, span.part(first - 1, span.until_ns)
 
 
 def walk_forward(
@@ -168,6 +172,10 @@ class Decisions(TimeSpan, frozen=True):
 
     def mask(self, t_ns: Int) -> Mask:
         return np.isin(t_ns, self.times)
+
+    def part(self, after_ns: int, until_ns: int) -> Decisions:
+        inside = (self.times > after_ns) & (self.times <= until_ns)
+        return Decisions(after_ns, until_ns, self.times[inside])
 
 
 def combinatorial_folds(

@@ -36,7 +36,6 @@ from execution.study import StudyReport, study
 from live.history import SymbolHistory, book_states
 from market.events import Events
 from market.features import feature_hash, feature_names
-from market.features.expression import WARM_S
 from market.lake import Lake
 from market.settings import Settings, load
 from market.store import holds_lake
@@ -47,14 +46,23 @@ from models_registry.ensemble import SCALE_FEATURE
 from models_registry.evaluation import Evaluation, metrics, rank_product
 from models_registry.fold import Fits, Trainer
 from models_registry.manifest import load_champion, sha256
-from models_registry.own import Column, OwnSource, OwnTrainer, ResearchError, computed, queried
+from models_registry.own import (
+    Column,
+    Label,
+    OwnSource,
+    OwnTrainer,
+    ResearchError,
+    combinatorial,
+    computed,
+    queried,
+)
 from models_registry.pictures import pictures
 from models_registry.probes import Probe
 from models_registry.registry import CARD_FILE
 from models_registry.state import database
 from models_registry.statistics import minimum_track_record, moments, probabilistic_sharpe
 from models_registry.store import registry_client
-from models_registry.validation import Fold, combinatorial_folds, effective_count, lower_bound
+from models_registry.validation import effective_count, lower_bound
 from orchestration.backtest.command import backtest
 from orchestration.backtest.report_tables import report_text
 from orchestration.backtest.run import signal_model
@@ -245,31 +253,33 @@ class Lab:
     def judge(
         self, model: Any = None, features: Sequence[str | Column] = (), name: str = "",
         folds: Literal["walk_forward", "combinatorial"] = "walk_forward", first: str = "",
-        last: str = "", groups: int = 6, test_groups: int = 2,
+        last: str = "", groups: int = 6, test_groups: int = 2, label: Label = "return",
     ) -> Look:  # fmt: skip
         """A model with scikit-learn's ``fit`` and ``predict`` (`models_registry.own.OwnTrainer`), or without
-        one the pipeline's ensemble, on some features and columns (by default all features).
+        one the pipeline's ensemble, on some features and columns (by default all features). One's own may
+        learn another ``label``.
 
         By the folds of training, with its baselines and the champion, or on every path of combinatorial
         purged cross-validation with so many ``groups``.
         """
-        settings, name = (
-            self.settings,
-            name or ("ensemble" if model is None else type(model).__name__),
-        )
+        settings, learnt = self.settings, "" if label == "return" else f" {label}"
+        name = name or ("ensemble" if model is None else type(model).__name__)
+        if model is None and learnt:
+            raise ResearchError(f"label {label!r}: the ensemble learns returns; give a model")
         source, chosen = self._source(features, first, last)
         fits: Fits = Trainer if model is None else partial(OwnTrainer, own=model, name=name)
         found = probes.of_data(source, chosen.names, settings.model.primary_s)
         found += tuple(column.probe for column in features if isinstance(column, Column))
+        source = source.learning(label, settings.model)
         found += probes.of_pipeline(source, settings, chosen, fits)
-        procedure = self._procedure(f"model {folds}", name, chosen)
+        procedure = self._procedure(f"model {folds}{learnt}", name, chosen)
         context = msgspec.structs.replace(
             trials.context(database(settings, "looks"), procedure),
             rows=tuple(gate.probe_row(probe) for probe in found),
         )
         evaluate = partial(training.evaluate, source, settings, chosen, context=context, fits=fits)
         if folds == "combinatorial":
-            paths = self._paths(source, groups, test_groups)
+            paths = combinatorial(source, settings.model, groups, test_groups)
             evaluations = tuple(evaluate(folds=path) for path in paths)
         else:
             champion = load_champion(settings.root, settings.model_name)
@@ -416,18 +426,6 @@ class Lab:
         defined = feature_hash() if set(held) <= set(feature_names()) else Features.of(held).hash
         features = Features(names=tuple(dict.fromkeys((*names, SCALE_FEATURE))), hash=defined)
         return OwnSource(of_lake, days, symbols, own), features
-
-    def _paths(self, source: OwnSource, groups: int, test_groups: int) -> Sequence[Sequence[Fold]]:
-        model = self.settings.model
-        t_ns = source.read(source.dates(), [SCALE_FEATURE], model.train_stride_s).t_ns
-        try:
-            # The embargo is the longest span that a warm row rests on.
-            return combinatorial_folds(
-                t_ns, groups=groups, test_groups=test_groups, max_horizon_s=max(model.horizons_s),
-                calibration_share=model.calibration_share, embargo_s=max(WARM_S),
-            )  # fmt: skip
-        except ValueError as error:
-            raise ResearchError(f"combinatorial folds: {error}; ask for other groups") from error
 
     def _procedure(self, kind: str, name: str, features: Features) -> str:
         of = trials.procedure(self.settings, features)

@@ -17,7 +17,13 @@ from market.lake import Lake
 from market.settings import Settings
 from market.units import SECOND_NS
 from models_registry import comparison, monitoring
-from models_registry.manifest import MANIFEST_FILE, Bundle, bundles_folder, load_champion
+from models_registry.manifest import (
+    Bundle,
+    BundleError,
+    bundles_folder,
+    load_champion,
+    manifests,
+)
 from models_registry.monitoring import Served
 from models_registry.validation import effective_count
 
@@ -116,11 +122,15 @@ def signals(rows: Served) -> dict[str, Any]:
 
 def importance(home: Path) -> dict[str, Any]:
     """Share of the boosters' gain by feature in the last versions that were fetched, the newest first."""
-    folders = [path.parent for path in home.glob(f"*/{MANIFEST_FILE}")]
-    folders.sort(key=lambda folder: int(folder.name.partition("-")[0]), reverse=True)
-    shares: list[dict[str, float]] = []
-    for folder in folders[:_VERSIONS]:
-        bundle, total = Bundle.load(folder), np.zeros(0)
+    versions, shares = list[str](), list[dict[str, float]]()
+    for path in reversed(manifests(home)):
+        if len(versions) == _VERSIONS:
+            break
+        try:
+            bundle, total = Bundle.load(path.parent), np.zeros(0)
+        except BundleError:  # damaged, and not in force
+            continue
+        versions.append(path.parent.name.partition("-")[0])
         for booster in bundle.boosters:
             gain = np.asarray(booster.feature_importance("gain"), np.float64)
             total = (total if len(total) else np.zeros(len(gain))) + gain / max(gain.sum(), 1e-300)
@@ -129,7 +139,7 @@ def importance(home: Path) -> dict[str, Any]:
     newest = shares[0] if shares else {}
     names = sorted(newest, key=lambda name: -newest[name])[:_FEATURES]
     return {
-        "versions": [folder.name.partition("-")[0] for folder in folders[:_VERSIONS]],
+        "versions": versions,
         "shares": {name: [each.get(name) for each in shares] for name in names},
     }
 

@@ -22,7 +22,7 @@ from models_registry.slopes import Z95
 from models_registry.training import evaluate
 from proving.certify import verdict
 from proving.certify.market import FIRST_DAY
-from proving.certify.rows import REFIT_DAYS, Row, daily, gate_of, pooled, profile
+from proving.certify.rows import REFIT_DAYS, Row, booster_ic, daily, gate_of, pooled, profile
 from proving.certify.verdict import Cells, Figures, Line
 from proving.synthetic import profile as market_of
 from proving.synthetic import write_bars
@@ -53,7 +53,7 @@ def null(seed: int, seconds: int = SECONDS) -> dict[str, Figures]:
     verdict_ = gate_of(evaluation, settings, [evaluation.blocks[0]] * len(days), days)
     return {
         "null": {
-            "ic": evaluation.ic_by_horizon[0].rank,
+            "ic": booster_ic(whole),
             "ic_ensemble": evaluation.ic.rank,
             "promoted": verdict_ == "promote",
             "certified": float(np.mean(whole.expected_bps != 0.0)),

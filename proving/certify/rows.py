@@ -28,7 +28,7 @@ from models_registry.evaluation import (
 from models_registry.manifest import DecayReference
 from models_registry.trades import Trades
 from models_registry.training import evaluate
-from models_registry.validation import distinct, walk_forward
+from models_registry.validation import distinct, information_coefficient, walk_forward
 from proving.certify import verdict
 from proving.certify.market import Planted, Scenario, plant
 from proving.certify.stream import (
@@ -94,6 +94,12 @@ def pooled(evaluation: Evaluation) -> OutOfSample:
     return evaluation.pooled
 
 
+def booster_ic(part: OutOfSample) -> float:
+    """Rank IC of the primary booster over all test seconds, ranked together."""
+    label, t_ns = part.rows.labels_bps[:, 0], part.rows.t_ns
+    return information_coefficient(part.output[:, 0], label, t_ns, 60).rank
+
+
 def daily(part: OutOfSample) -> list[OutOfSample]:
     """The test days one by one, ranked within their own day: what was known on its evening."""
     day = (part.rows.t_ns - 1) // DAY_NS
@@ -125,7 +131,7 @@ def null(seed: int) -> dict[str, Figures]:
         promoted |= gate_of(evaluation, settings, blocks, days[:count]) == "promote"
     return {
         "null": {
-            "ic": evaluation.ic_by_horizon[0].rank,
+            "ic": booster_ic(whole),
             "ic_ensemble": evaluation.ic.rank,
             "promoted": promoted,
             "certified": float(np.mean(whole.expected_bps != 0.0)),

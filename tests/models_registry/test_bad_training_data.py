@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 
 from market.lake import Lake
 from market.settings import Market, Settings
-from models_registry import promotion, registry, store
+from models_registry import dataset, promotion, registry, store
 from models_registry.dataset import Features
 from models_registry.manifest import load_champion
 from models_registry.registry import Outcome
@@ -37,9 +37,11 @@ def settings_of(root: Path) -> Settings:
     return msgspec.structs.replace(made, market=Market(symbols=("BTCUSDT",)))
 
 
-def write(root: Path, change: Change = lambda table, date: table) -> None:
+def write(
+    root: Path, change: Change = lambda table, date: table, dates: Sequence[str] = DATES
+) -> None:
     lake = Lake(root, "synthetic")
-    for date in DATES:
+    for date in dates:
         table = planted.day(date, 0, 0.25, 2400)
         table = table.append_column("queue_now", table["signal"])
         changed = change(table, date)
@@ -212,3 +214,36 @@ def test_a_version_that_lost_its_alias_gets_it_when_it_is_found_again(root: Path
         client.delete_registered_model_alias("synthetic-l2", "challenger")
     assert attempt(root).reused
     assert held(root)["aliases"] == {"champion": "1", "challenger": "1"}
+
+
+def test_the_alias_moves_on_to_a_version_whose_process_ended_before_it_did(root: Path) -> None:
+    other_data(root)
+    assert attempt(root).version == "2"
+    with store.registry_client(settings_of(root)) as client:
+        client.set_registered_model_alias("synthetic-l2", "challenger", "1")
+    assert attempt(root).reused
+    assert held(root)["aliases"]["challenger"] == "2"
+
+
+def test_data_that_change_under_a_training_make_no_version(root: Path) -> None:
+    before = held(root)
+    other_data(root)
+
+    def change(line: str) -> None:
+        if line == "final boosters fitted":
+            write(root)
+
+    with pytest.raises(RegistryError, match="training set changed meanwhile"):
+        attempt(root, change)
+    assert held(root) == before
+
+    def come(line: str) -> None:  # a date that was not there when it began
+        if line.startswith("block 1"):
+            write(root, dates=["2026-01-06"])
+
+    other_data(root)
+    assert attempt(root, come).version == "2"
+    with store.registry_client(settings_of(root)) as client:
+        recorded = client.get_model_version("synthetic-l2", "2").tags["data_fingerprint"]
+    days = dataset.fingerprint(Lake(root, "synthetic"), ["BTCUSDT"], DATES)
+    assert recorded == days

@@ -12,10 +12,12 @@ import pytest
 from market.features import feature_hash
 from market.lake import Lake
 from market.settings import Settings
-from models_registry import baselines, dataset
+from models_registry import baselines, card, dataset
 from models_registry.baselines import BaselineResult
 from models_registry.dataset import Features, MemorySource
+from models_registry.evaluation import ChampionComparison, Evaluation
 from models_registry.manifest import legacy_folder
+from models_registry.training import TrainedModel
 from orchestration.backtest.run import load_model
 
 #: The planted columns under names that the baselines know: the signal is the queue's.
@@ -86,3 +88,40 @@ def test_legacy_is_made_once_of_the_first_days_and_runs_in_a_backtest(
     assert found.bundle.manifest.window.last_date == "2026-01-02"
     baselines.judge(source, settings, msgspec.structs.replace(FEATURES, hash="other"), "code")
     assert {path.name: path.read_bytes() for path in Path(folder).iterdir()} != before
+
+
+def test_a_card_tells_daily_results_apart_in_pairs(
+    trained: tuple[Evaluation, TrainedModel], judged: dict[str, BaselineResult]
+) -> None:
+    evaluation, model = trained
+    days = sorted(evaluation.daily)
+    assert set(judged["legacy"].daily) == set(days)
+    total = judged["legacy"].result
+    assert sum(judged["legacy"].daily.values()) == pytest.approx(total.net_bps * total.trades)
+    # Sharpe ratios by hand: mean 2, deviation 1, and the mean 1 of the same days.
+    mine, theirs = dict(zip(days, (1.0, 2.0, 3.0), strict=True)), {}
+    theirs = {day: value - 1.0 for day, value in mine.items()}
+    found = msgspec.structs.replace(
+        evaluation,
+        daily=mine,
+        baselines=(
+            msgspec.structs.replace(judged["legacy"], daily=theirs),
+            msgspec.structs.replace(judged["majority"], daily=dict.fromkeys(days, 0.0)),
+        ),
+        versus=ChampionComparison(
+            champion="4", candidate=evaluation.results, incumbent=evaluation.results,
+            gain_lower=0.0123, daily=(mine, theirs),
+        ),
+    )  # fmt: skip
+    about = card.About(
+        name="m", source="synthetic", git_sha="c", fingerprint="f", fee_row="zero", block_s=600
+    )
+    text = card.text(found, model, about)
+    # Jobson–Korkie–Memmel at a correlation of one: variance (4 + 1 - 4) / 2 over three days, and
+    # 0.5 · (1.645 + 0.842)² days to resolve.
+    apart = "+1.00 ≥ +0.33, 3 days"
+    (line,) = [line for line in text.splitlines() if line.startswith("| legacy |")]
+    assert line.endswith(f"| {apart} |")
+    (none,) = [line for line in text.splitlines() if line.startswith("| majority |")]
+    assert none.endswith("| – |"), "it never trades"
+    assert f"larger by 0.0123 at least, by whole days. Sharpe ratio of daily results less the champion's: {apart}." in text  # fmt: skip

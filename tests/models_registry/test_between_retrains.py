@@ -16,7 +16,14 @@ from market.settings import Settings
 from market.units import day_start_ns, utc_date
 from models_registry import comparison, online, store
 from models_registry.decay import DecayState
-from models_registry.manifest import BundleError, DecayReference, bundles_folder, read_pointer
+from models_registry.manifest import (
+    MANIFEST_FILE,
+    POINTER_FILE,
+    BundleError,
+    DecayReference,
+    bundles_folder,
+    read_pointer,
+)
 from models_registry.monitoring import calibration_slope, check, psi, read_state, served
 from models_registry.pointed import (
     CHALLENGER_FILE,
@@ -26,8 +33,11 @@ from models_registry.pointed import (
     find,
     load_pointed,
     publish,
+    withdraw,
 )
+from models_registry.recipe import Certificate, Regime, Step
 from models_registry.resolver import follow_challenger
+from orchestration.dashboard.model_record import importance
 from tests.live.live_market import live_settings, promote
 
 S = 1_000_000_000
@@ -49,8 +59,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def serve(
-    settings: Settings, begin: int, raw: Float, realised: Float, version: str = "1", **shadow: Float
-) -> Lake:
+    settings: Settings, begin: int, raw: Float, realised: Float, version: str = "1", rival: str = "2", **shadow: Float
+) -> Lake:  # fmt: skip
     """Decisions every 15 s from hour ``begin`` on (n,) and their labels; with ``shadow`` a challenger's."""
     lake = Lake(settings.root, "synthetic")
     t_ns = START + (begin * HOUR + np.arange(1, len(raw) + 1)) * 15 * S
@@ -83,7 +93,7 @@ def serve(
             parts["shadow"] = pa.table(
                 {
                     "t_ns": t_ns[on],
-                    "model_version": ["2"] * n,
+                    "model_version": [rival] * n,
                     "bundle_sha": ["s"] * n,
                     "raw_bps": shadow["challenger"][on],
                     "scale_bps": np.ones(n),
@@ -186,6 +196,51 @@ def test_a_patch_is_adopted_only_if_it_is_better_and_dies_with_its_champion(
         apply(bundle, msgspec.structs.replace(patch, weights=(1.0, float("nan"))))
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_act_rule_of_a_certified_recipe_follows_what_it_served(
+    alike: bool, settings: Settings
+) -> None:
+    root, generator = Path(settings.root), np.random.default_rng(8)
+    model = msgspec.structs.replace(settings.model, certify="gross")
+    settings = msgspec.structs.replace(settings, model=model)
+    flow = generator.normal(size=60 * HOUR)
+    vectors = np.ones((len(flow), len(feature_names())))
+    vectors[:, feature_names().index("tfi_60")] = flow
+    steps = tuple(
+        Step(score=score, coverage=0.1, n_eff=500.0, rate=0.1, upper=upper)
+        for score, upper in ((1.6, 0.12), (1.0, 0.19), (0.7, 0.35))
+    )
+    certificate = Certificate(
+        basis="gross", fee_row="zero", target=0.2, confidence=0.95, least_score=1.0, steps=steps
+    )
+    regime = Regime(
+        name="all", up_to_bps=None, threshold_bps=0.0, least_score=1.0, certificates=(certificate,)
+    )
+    recipe = load_pointed(root, NAME)[1].recipe
+    recipe = msgspec.structs.replace(recipe, act="certified", regimes=(regime,), gain=0.5)
+    promote(root, "3", recipe=recipe, decay=REFERENCE)
+    bundle = load_pointed(root, NAME)[1]
+    scale = bundle.predict_many(vectors[:1]).scale_bps[0]
+    came = flow if alike else generator.normal(size=len(flow))
+    lake = serve(settings, 0, flow * scale, came, version="3", tfi_60=flow)
+    found = online.refit(lake, settings)
+    assert found.adopted, found.summary
+    pointer, patched = load_pointed(root, NAME)
+    (now,) = patched.recipe.regimes
+    if alike:  # never false: the level rises past every step
+        assert (now.threshold_bps, now.least_score) == (0.0, 0.7)
+    else:
+        assert now.threshold_bps is None, "half of them are false"
+        assert not patched.predict_many(vectors).expected_bps.any()
+    assert patched.recipe.gain == 0.5, "its error is of what the gain multiplies"
+    file = bundles_folder(root, NAME) / "patches" / f"{pointer.patch}.json"
+    patch = msgspec.json.decode(file.read_bytes(), type=Patch)
+    assert patch.adaptive is not None
+    other = msgspec.structs.replace(patch, adaptive=patch.adaptive * 2)
+    with pytest.raises(BundleError, match="not 1 regimes"):
+        apply(bundle, other)
+
+
 @pytest.mark.parametrize(("ic", "better"), [(0.5, "challenger"), (0.2, "open"), (0.0, "champion")])
 def test_challenger_and_champion_are_told_apart(ic: float, better: str, settings: Settings) -> None:
     raw, realised = noisy(60 * HOUR, 0.3, 6)
@@ -199,6 +254,24 @@ def test_challenger_and_champion_are_told_apart(ic: float, better: str, settings
     assert found.hours >= 59
     assert found.better == better
     assert found.lower <= found.difference <= found.upper
+
+
+def test_challengers_that_follow_one_another_are_one_stream(settings: Settings) -> None:
+    raw, realised = noisy(60 * HOUR, 0.1, 6)
+    other = 0.5 * realised + np.sqrt(0.75) * np.random.default_rng(7).normal(size=len(raw))
+    home = bundles_folder(settings.root, NAME)
+    for day in range(3):
+        now = slice(day * 20 * HOUR, (day + 1) * 20 * HOUR)
+        rival = str(2 + day)
+        pointer = msgspec.structs.replace(read_pointer(settings.root, NAME), version=rival)
+        (home / CHALLENGER_FILE).write_bytes(msgspec.json.encode(pointer))
+        lake = serve(
+            settings, day * 20, raw[now], realised[now], rival=rival, challenger=other[now]
+        )
+    found = comparison.compare(lake, settings)
+    assert (found.challenger, found.earlier, found.better) == ("4", 2, "challenger")
+    assert found.hours >= 59
+    assert found.summary.startswith("challenger 4 and 2 before it less champion 1: rank IC +0.")
 
 
 def test_the_shadow_s_pointer_follows_the_challenger_unless_that_is_champion(
@@ -217,6 +290,37 @@ def test_the_shadow_s_pointer_follows_the_challenger_unless_that_is_champion(
             client.set_registered_model_alias(name, store.CHAMPION, "1")
     assert follow_challenger(settings) == ""
     assert not file.exists()
+
+
+def test_a_patch_is_withdrawn_of_the_champion_that_had_it_alone(settings: Settings) -> None:
+    root = Path(settings.root)
+    patched = msgspec.structs.replace(read_pointer(root, NAME), patch="f" * 64)
+    pointer_file = bundles_folder(root, NAME) / POINTER_FILE
+    pointer_file.write_bytes(msgspec.json.encode(patched))
+    assert withdraw(root, patched)
+    assert read_pointer(root, NAME) == msgspec.structs.replace(patched, patch="")
+    promote(root, "2")
+    promoted = pointer_file.read_bytes()
+    assert not withdraw(root, patched), "another was promoted meanwhile"
+    assert pointer_file.read_bytes() == promoted
+
+
+def test_folders_beside_the_versions_stop_no_hourly_check(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = bundles_folder(settings.root, NAME)
+    manifest = (home / "1-test" / MANIFEST_FILE).read_bytes()
+    for folder, data in {
+        ".0a1b.tmp": manifest[:100], "notes": b"{}", "7-old": b"{", "3-older": manifest
+    }.items():  # fmt: skip
+        (home / folder).mkdir()
+        (home / folder / MANIFEST_FILE).write_bytes(data)
+    lake = serve(settings, 0, *noisy(30 * HOUR, 0.2, 1))
+    assert check(lake, settings).observations > 0
+    said = capsys.readouterr().err
+    assert said.count("without its reference") == 1
+    assert "7-old" in said
+    assert importance(home)["versions"] == ["1"], "of the others the boosters are not there"
 
 
 def test_an_unreadable_state_begins_anew(settings: Settings) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from market.units import DAY_NS, SECOND_NS
 from models_registry import gate
-from models_registry.evaluation import Context
+from models_registry.gate import Context
 from models_registry.probes import Probe
 from models_registry.statistics import clopper_pearson_upper
 from models_registry.trades import FeeResult
@@ -152,10 +152,19 @@ def test_a_challenger_replaces_the_champion_only_if_better_beyond_noise(
     assert said in row.text
 
 
-def test_overfitting_is_over_the_days_that_all_procedures_share() -> None:
+def test_overfitting_is_over_the_days_that_enough_procedures_share() -> None:
     generator = np.random.default_rng(3)
     days, net = np.arange(20), 0.5 + 0.1 * generator.normal(size=20)
     other = dict(enumerate(generator.normal(size=20).tolist()))
-    assert Context(others=(other,)).overfitting(days, net) == 0.0
+    assert Context(others=(other,)).overfitting(days, net) == (0.0, 2)
     assert Context().overfitting(days, net) is None
-    assert Context(others=({0: 1.0},)).overfitting(days, net) is None
+    short = ({0: 1.0}, dict.fromkeys(range(100, 140), 1.0), dict.fromkeys(range(10, 20), 1.0))
+    assert Context(others=short).overfitting(days, net) is None
+    row = gate.overfitting_row(Context(others=short, procedures=4), days, net)
+    assert (row.passed, row.blocking, row.value) == (True, False, None)
+    assert "PBO not computable: none of 3 other procedures has 16 of these 20 test days" in row.text
+    many = Context(others=(*short, other), procedures=5)
+    assert many.overfitting(days, net) == (0.0, 2), "a short one takes none of its days away"
+    assert "among 2 of 5 procedures" in gate.overfitting_row(many, days, net).text
+    apart = (dict.fromkeys(range(16), 1.0), {d: float(d % 3) for d in range(4, 20)}, other)
+    assert Context(others=apart).overfitting(days, net)[1] == 3, "not more than share days"

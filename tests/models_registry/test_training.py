@@ -21,6 +21,7 @@ from models_registry.fold import FoldModel, Trainer, Tuned, folds_of
 from models_registry.pictures import pictures
 from models_registry.slopes import LineFit, fit_line, pooled, recency
 from models_registry.training import TrainedModel
+from models_registry.validation import effective_count
 
 
 def study_of(lake: Lake, settings: Settings) -> Evaluation:
@@ -179,6 +180,23 @@ def test_the_first_fold_is_calibrated_on_what_its_boosters_had_not_seen(
     assert np.array_equal(as_seen.output, seen.output)
     assert fold.calibration.mask(seen.rows.t_ns).all()
     assert made.recipe.gain > other.recipe.gain == 0.0
+
+
+def test_a_horizon_is_tuned_where_independent_labels_can_judge(
+    planted_lake: Lake, planted_settings: Settings
+) -> None:
+    rows, names = rows_of(planted_lake), planted.FEATURES.names
+    source = dataset.MemorySource(rows, names)
+    trainer = Trainer(source, planted.FEATURES, planted_settings.model, None, lambda line: None)
+    fold = folds_of(rows.t_ns, planted_settings.model)[0]
+    _, head, tail = trainer.spans(fold, True)
+    # Hundreds of rows, of which a horizon of 300 s makes ten labels.
+    assert effective_count(rows.t_ns[tail.mask(rows.t_ns)], 300) < ensemble.MIN_EFFECTIVE
+    found = trainer.search(fold, names, head, tail, planted.HORIZONS)
+    assert set(found) == {10, 60}
+    trainer.note(fold, found)
+    assert set(trainer.tuned.parameters) == set(planted.HORIZONS)
+    assert trainer.tuned.looks == 2 * planted_settings.model.trials
 
 
 def test_slopes_are_fitted_on_a_stated_number_of_rows_at_most(

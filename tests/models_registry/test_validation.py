@@ -13,6 +13,7 @@ from sklearn.model_selection import TimeSeriesSplit
 
 from market.units import DAY_NS, SECOND_NS, day_start_ns
 from models_registry.validation import (
+    Decisions,
     TimeSpan,
     bin_sums,
     combinatorial_purged,
@@ -244,3 +245,14 @@ def test_a_bound_is_deterministic_and_without_weight_minus_infinity() -> None:
     once = np.zeros(100)
     once[50] = 1.0
     assert lower_bound(t_ns, values, once, block_s=600, samples=100, seed=9) == -np.inf
+
+
+def test_a_part_of_named_decisions_has_none_of_those_between() -> None:
+    t_ns = grid([0], 60)
+    named = Decisions(START, int(t_ns[-1]), np.concatenate([t_ns[:400], t_ns[900:]]))
+    head, tail = split_tail(t_ns, named, 0.5, 60)
+    kept, scored = t_ns[head.mask(t_ns)], t_ns[tail.mask(t_ns)]
+    assert np.isin(kept, named.times).all()
+    assert np.isin(scored, named.times).all()
+    assert len(scored) == len(named.times) // 2
+    assert kept.max() + 61 * SECOND_NS <= scored.min()

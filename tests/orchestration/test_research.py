@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -23,8 +23,9 @@ from market.errors import L2Error
 from market.lake import Lake
 from market.settings import Desk, Settings
 from market.units import days_between
-from models_registry import ensemble, store, training, trials
+from models_registry import ensemble, labels, store, training, trials
 from models_registry.ensemble import BoosterParameters
+from models_registry.own import OwnSource
 from models_registry.state import database
 from orchestration.backtest.command import backtest
 from orchestration.backtest.foresight import file_of, foresee, record
@@ -103,6 +104,8 @@ def test_a_table_comes_in_three_kinds_with_its_units(lab: Lab) -> None:
         (lambda lab: lab.feature("signal", first="2027-01-01"), "training_set: nothing from 2027"),
         (lambda lab: lab.judge(LinearRegression()), "LinearRegression: ValueError: Input X contains"),
         (lambda lab: lab.judge(RIDGE, folds="combinatorial", groups=1), "combinatorial folds: 2 of 1"),
+        (lambda lab: lab.judge(RIDGE, label="sharpe"), "label 'sharpe': expected one of return, cost_aw"),
+        (lambda lab: lab.judge(label="cost_aware"), "label 'cost_aware': the ensemble learns returns"),
         (lambda lab: lab.study({"market": MarketOrder}), "no events"),
         (lambda lab: lab.backtest(pa.table({"t_ns": [1]}), "x"), "x: no column symbol"),
     ],
@@ -175,6 +178,48 @@ def test_the_pipelines_primary_model_has_the_pipelines_figures(
     assert ours.pooled is not None
     assert np.array_equal(own.pooled.raw_bps, ours.pooled.raw_bps)
     assert [b.name for b in own.baselines] == ["majority"]
+
+
+class Sides(BaseEstimator):
+    """A classifier of two features that keeps what it was asked to learn."""
+
+    learnt: ClassVar[list[np.ndarray]] = []
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> Sides:
+        self.learnt.append(y)
+        self.line_ = Ridge().fit(np.nan_to_num(x), y)
+        return self
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return self.line_.predict(np.nan_to_num(x))
+
+
+@pytest.mark.parametrize("label", ["cost_aware", "triple_barrier"])
+def test_a_model_may_learn_another_label_and_is_judged_by_returns(lab: Lab, label: str) -> None:
+    Sides.learnt.clear()
+    look = counted(lab, lab.judge, Sides(), ["signal", "echo"], label=label)
+    y = Sides.learnt[-1]
+    assert set(np.unique(y)) == {-1.0, 0.0, 1.0}
+    assert all(probe.passed for probe in look.probes)
+    (evaluation,) = look.evaluations
+    assert evaluation.ic_lower > 0.1
+    rows = planted.source(lab.lake).read(DAYS, ["realised_vol_300"])
+    one = rows.where(rows.symbol == 0)
+    half = one.spread_bps / 2e4
+    bid, ask = one.mid * (1 - half), one.mid * (1 + half)
+    if label == "cost_aware":
+        made = labels.cost_aware(one.t_ns, bid, ask, 60, 0.0).label
+    else:
+        width = 1e-4 * one.features[:, 0].astype(float) * np.sqrt(60 / 300)
+        made, _ = labels.triple_barrier(one.t_ns, bid, ask, width, 60)
+    source = planted.source(lab.lake)
+    own = OwnSource(source, DAYS, planted.SYMBOLS, {}).learning(label, lab.settings.model)
+    read = own.read(DAYS, ["signal"], 5)
+    mine = read.where(read.symbol == 0)
+    assert np.array_equal(
+        mine.labels_bps[:, -1], made[np.isin(one.t_ns, mine.t_ns)], equal_nan=True
+    )
+    assert mine.labels_bps.shape[1] == 1 + len(planted.HORIZONS)
 
 
 def test_every_path_of_combinatorial_folds_tests_every_group_and_is_one_look(lab: Lab) -> None:
