@@ -254,12 +254,15 @@ ALERTS: Final[Mapping[str, tuple[str, str]]] = {
     "OrdersUnknown": ("more than five orders without an answer in ten minutes", "network, the venue's status page; see the line `no answer`"),
     "RecorderSilent": ("no capture has been written to for a minute", "`journalctl --user -u l2-recorder`, `df`, network; what is missed cannot be recorded later"),
     "DailyRunLate": ("no bars of the past date three hours after midnight", "the run in `l2 ui`; `l2 pipeline` makes the date by hand"),
+    "PipelineFailed": ("the last run of the pipeline failed", "the run's page in `l2 ui` names the step; `daily` asks again by itself"),
     "DiskNearlyFull": ("less than 5 GB are left on the lake's disk", "free space before `disk full` stops the trading: move collected logs and old captures away"),
 }  # fmt: skip
 
 #: Subject of `l2 watch` (… for a part that varies) -> what it means, and what to do.
 SUBJECTS: Final[Mapping[str, tuple[str, str]]] = {
     "worker silent": ("no word of the worker for `notify.silence_s`", "see `WorkerSilent`"),
+    "worker not understood": ("the worker tells its state in another version than the watch reads", "start `l2 watch` of the worker's version"),
+    "lake": ("captures or bars cannot be looked at", "the error that it names: disk, network or credentials of the object store"),
     "… …": ("a symbol and its mode, which is neither normal nor passive", "the reasons that it names: rows above"),
     "decay": ("the model's predictions decay; the worker pauses", "see `decay alarm` above"),
     "recorder": ("no capture was written to for `notify.silence_s`", "see `RecorderSilent`"),
