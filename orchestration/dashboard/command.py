@@ -146,13 +146,12 @@ def serve(follow: Follower, settings: Settings, host: str, port: int, token: str
 
     from orchestration.dashboard import acts, execution, market, model, risk, system, why
 
-    reader = Reader(settings)
+    reader, machine = Reader(settings), Machine(settings)
 
     # A page of another site that resolves to this machine gets nothing.
     app.add_middleware(
         TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", host]
     )
-    machine = Machine(settings)
     app.add_route("/files/{path:path}", lambda request: _file(settings.home, request))
 
     @ui.page("/")

@@ -21,6 +21,7 @@ from orchestration.dashboard.widgets import (
     SECOND,
     Figures,
     Renew,
+    Show,
     chart,
     draw,
     finite,
@@ -42,18 +43,7 @@ def build(follow: Follower, symbol: Callable[[], str], reader: Reader) -> Renew:
         ("mid", "spread", "taker flow", "volatility", "touch recovers in", "funding", "next funding", "book")
     )  # fmt: skip
     ladder, depth = _book()
-    with ui.element("div").classes("grid grid-cols-1 lg:grid-cols-2 gap-4 w-full"):
-        with ui.column().classes("gap-1 w-full"):
-            section("Spread and cost of taking at once", "against the mid, before fees, bps")
-            liquidity = lines(
-                "Spread and cost by size", ("spread", *"123"), (MUTED, LINE, SECOND, ASK), "bps"
-            )
-            costs = table(("size, USDT", "buy", "sell"), "the book is not known")
-        with ui.column().classes("gap-1 w-full"):
-            section("Trades", "the last that takers made, newest first; UTC")
-            trades = table(
-                ("time", "side", "price", "size", "USDT"), "nobody has traded yet", text=2
-            )
+    liquidity, costs, trades = _takers()
     section(
         "Signal", "expected return over the primary horizon, and what an entry has to exceed, bps"
     )
@@ -148,6 +138,23 @@ def _book() -> tuple[ui.echart, ui.echart]:
                 series=[{"type": "heatmap", "data": []}],
             )  # fmt: skip
     return ladder, depth
+
+
+def _takers() -> tuple[ui.echart, Show, Show]:
+    """The chart and table of what taking costs, and the table of takers' trades."""
+    with ui.element("div").classes("grid grid-cols-1 lg:grid-cols-2 gap-4 w-full"):
+        with ui.column().classes("gap-1 w-full"):
+            section("Spread and cost of taking at once", "against the mid, before fees, bps")
+            liquidity = lines(
+                "Spread and cost by size", ("spread", *"123"), (MUTED, LINE, SECOND, ASK), "bps"
+            )
+            costs = table(("size, USDT", "buy", "sell"), "the book is not known")
+        with ui.column().classes("gap-1 w-full"):
+            section("Trades", "the last that takers made, newest first; UTC")
+            trades = table(
+                ("time", "side", "price", "size", "USDT"), "nobody has traded yet", text=2
+            )
+    return liquidity, costs, trades
 
 
 def _over_time(

@@ -11,6 +11,7 @@ from nicegui import ui
 from market.console import NONE
 
 Renew = Callable[[], None]
+Show = Callable[[list[list[str]]], None]
 
 BID, ASK, LINE, SECOND = "#2a9d6f", "#d1495b", "#4c78a8", "#e0a030"
 MUTED: Final = "#8a8f98"
@@ -61,7 +62,7 @@ def _cell(name: str, value: str) -> str:
     return _CELLS.get(name, "{{ VALUE }}").replace("VALUE", value)
 
 
-def table(columns: Sequence[str], empty: str, text: int = 1) -> Callable[[list[list[str]]], None]:
+def table(columns: Sequence[str], empty: str, text: int = 1) -> Show:
     """A table whose first columns are ``text`` and the others numbers; what shows new rows."""
     heads = [
         {"name": name, "label": name, "field": name, "align": "left" if n < text else "right"}
