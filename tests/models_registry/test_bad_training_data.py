@@ -212,3 +212,16 @@ def test_a_version_that_lost_its_alias_gets_it_when_it_is_found_again(root: Path
         client.delete_registered_model_alias("synthetic-l2", "challenger")
     assert attempt(root).reused
     assert held(root)["aliases"] == {"champion": "1", "challenger": "1"}
+
+
+def test_what_another_lake_trains_goes_on(root: Path) -> None:
+    settings = settings_of(root)
+    with store.registry_client(settings) as client:
+        experiment = client.get_experiment_by_name(settings.model_name).experiment_id
+        runs = [
+            client.create_run(experiment, tags={"identity": "of a run", "lake": lake}).info.run_id
+            for lake in (str(root.resolve()), "s3://other/lake")
+        ]
+    attempt(root)
+    with store.registry_client(settings) as client:
+        assert [client.get_run(run).info.status for run in runs] == ["KILLED", "RUNNING"]
