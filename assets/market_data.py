@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from market.ingest import IngestReport
 
 
-#: Memory of a task (GB): a date of two symbols from captures, a date of one from an archive or into bars.
+#: Memory of a task (GB): a date of two symbols from captures, a date of one from an archive or into bars. Captures
+#: of a date are read once for all their symbols, of each with half as much.
 MEMORY_GB: Final = 1.0
 #: Captures that began so many days before a date are looked at for it.
 _DAYS_BEFORE: Final = 7
@@ -70,6 +71,14 @@ def archived_keys(lake: Lake, keys: Sequence[Key], book_depth: int) -> list[Key]
             except DataError:  # the reading will say so, and an archive hides no damaged capture
                 recorded |= {key for key in archived if key[1] == day}
     return [key for key in archived if key not in recorded]
+
+
+def _gone(lake: Lake, key: Key, captures: Sequence[str]) -> int:
+    """How many of the captures that a partition was read from have expired: what is left holds less than it."""
+    if not (lake.exists("events", *key) and lake.exists("ingests", *key)):
+        return 0
+    used = msgspec.json.decode(lake.metadata("ingests", *key).get("files", "[]"))
+    return len({each["file"] for each in used} - {Path(path).name for path in captures})
 
 
 def bars_of(root: str, settings: Settings, symbol: str, day: str) -> int:
@@ -131,7 +140,13 @@ def events(context: dg.AssetExecutionContext, platform: Platform) -> dg.Material
     for key in requested:
         if key in archived or key in straight:
             continue
-        if captures_for(lake, [key[1]]):
+        captures = captures_for(lake, [key[1]])
+        if captures and (gone := _gone(lake, key, captures)):
+            left.lacks(
+                key,
+                f"stands as it is: {gone} of the captures that it was read from are gone (remove it to read the rest)",
+            )
+        elif captures:
             recorded.append(partition_key(*key))
         elif not lake.exists("events", *key):  # a partition that was ingested stands
             left.lacks(key, f"no capture under {lake.base}/frames, and no archive")
@@ -157,7 +172,8 @@ def events(context: dg.AssetExecutionContext, platform: Platform) -> dg.Material
 
     # Elsewhere nobody would see the lines of a task that is under way.
     make = reading_of if on_cluster(settings) else partial(reading_of, log=context.log.info)
-    map_tasks(make, tasks, 1, read, settings, MEMORY_GB)
+    memory_gb = MEMORY_GB * max(1.0, *(len(span.symbols) / 2 for _, _, span in tasks), 0.0)
+    map_tasks(make, tasks, 1, read, settings, memory_gb)
     found = [part for source, _, span in tasks for part in readings[source, span].parts]
     for part in found:
         _note_missing(lake, part.report, left)

@@ -13,13 +13,16 @@ from market.settings import Settings
 
 
 def git_sha() -> str:
-    """The current commit, with ``+`` when the work tree is dirty; "unknown" outside git."""
+    """The current commit, with ``+`` when the work tree is dirty; "unknown" outside git or without it."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
-        )
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
+            )
+        except OSError:  # an image without git
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
     sha = git("rev-parse", "HEAD")

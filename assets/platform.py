@@ -15,6 +15,7 @@ import msgspec
 from market.lake import Lake
 from market.settings import Settings, load
 from market.units import days_between
+from models_registry.state import check
 
 OWNERS = ["team:platform"]
 
@@ -35,7 +36,11 @@ class Platform(dg.ConfigurableResource["Platform"]):
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Platform]:
-        """Hold the run's dates: another run over one of them waits (`Lake.working_on`)."""
+        """Hold the run's dates: another run over one of them waits (`Lake.working_on`).
+
+        StateError, before any work, of a database that refuses.
+        """
+        check(self.settings())
         days = run_dates(context.run.tags if context.run else {})
         with self.lake().working_on(*days) if days else nullcontext():
             yield self

@@ -94,10 +94,13 @@ def collect(lake: Lake, state: str | Path, venue: str) -> dict[str, int]:
     """Upsert what is new in a worker's state folder into the lake; rows by table.
 
     LogError for a log that cannot be read, JournalError for one that has to be migrated. Rows are merged
-    into partitions that stand, so a second collection waits for the first.
+    into partitions that stand, so a second collection, of any venue into the lake, waits for the first.
     """
     state = Path(state)
-    with exclusive(state / "collect.lock", "the worker's records"):
+    with (
+        exclusive(state / "collect.lock", "the worker's records"),
+        exclusive(lake.home / "records.lock", f"records of {lake.uri}"),
+    ):
         require_migrated(state)
         collected = dict.fromkeys(KEYS, 0)
         collected["decisions"] = sum(collect_decisions(lake, state / "decisions").values())

@@ -258,7 +258,8 @@ def write_merged(
 ) -> None:
     """Upsert rows into a partition by primary key: a new row replaces the one that ``read`` finds.
 
-    In an object store another machine may do so at the same time: then it is read and merged again.
+    In an object store another machine may do so at the same time: then it is read and merged again. On a disk the
+    caller holds the lake's lock of records (`live.collect`).
     """
     while True:
         version = lake.version(table, symbol, day)

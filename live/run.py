@@ -142,6 +142,8 @@ class Run:
             name = f"account {self.account} of {address.rest}"
             held = leased(state, name, self.settings.live.closing_s, self.say.warning, time.sleep)
             self.lease = stack.enter_context(held)
+            self.gateway.may_send = self.lease.stands
+            stack.callback(self.gateway.stop, 2.0)  # before the lease is given back
 
     def _clock_of(self, url: str) -> VenueClock:
         return VenueClock(clock_of(url, self.settings.clock, lambda text: self.say.info(text)))

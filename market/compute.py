@@ -4,7 +4,7 @@ A task is run again when the worker that ran it is lost, so that a function give
 is called and replaces what it writes as a whole. A step declares the memory of one task (GB): a worker
 starts with what it has (``dask worker --nthreads 1 --resources memory_gb=8``) and takes no more tasks than fit.
 Before the first task a cluster is asked for what would spoil the work: other code, other libraries, a clock
-that differs, a lake's root that is not there.
+that differs, a lake's root that is not there. A worker that joins later is asked the same.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
+from market.console import say
 from market.errors import DataError, L2Error
 from market.provenance import source_hash
 from market.settings import Settings
@@ -32,11 +33,17 @@ from market.settings import Settings
 CLOCKS_APART_S: Final = 1.0
 #: A scheduler, and then its first worker, is waited for so long (seconds).
 _WAIT_S: Final = 30
+#: A cluster without a worker is said after this, and ends the work after that (seconds).
+_SAID_S, _PATIENCE_S = 10.0, 300.0
+#: It is looked at this often; what has ended is taken this often (seconds).
+_LOOK_S, _TAKE_S = 5.0, 0.02
 _MEMORY: Final = "memory_gb"
 #: Libraries that decide what a task gives.
 _LIBRARIES: Final = ("numpy", "numba", "duckdb", "pyarrow", "lightgbm")
 
 _clock = time.time
+#: Of a worker: code, libraries and root that it has been found to agree with.
+_ALIKE: Final = set[tuple[Any, ...]]()
 
 Done = Callable[[tuple[Any, ...], Any], None]
 
@@ -170,17 +177,18 @@ def _cluster(settings: Settings, memory_gb: float) -> Iterator[Map]:
 
     def mapped(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], done: Done) -> None:
         asked = {_MEMORY: memory_gb} if memory_gb else None
-        code, run = source_hash(), uuid4().hex
+        ours, run = about(), uuid4().hex
         futures = {
             client.submit(
-                _run, code, function, task,
+                _run, ours, settings.root, function, task,
                 key=f"{named((function, *task))} {run}-{number}", resources=asked, pure=False,
             ): task
             for number, task in enumerate(tasks)
         }  # fmt: skip
         ended = 0
         try:
-            for future in completed(list(futures), loop=client.loop):
+            waiting = completed(list(futures), loop=client.loop)
+            for future in _as_they_end(client, settings, waiting, checked):
                 task = futures.pop(future)  # a worker keeps the results of those that are held
                 try:
                     result = future.result()
@@ -207,18 +215,69 @@ def _cluster(settings: Settings, memory_gb: float) -> Iterator[Map]:
                 client.cancel(list(futures))
 
     try:
-        _require(client, settings, memory_gb)
+        checked = _require(client, settings, memory_gb)
         yield mapped
     finally:
         with suppress(Exception):
             client.close(timeout=2)
 
 
-def _run(code: str, function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
-    """A task, unless its worker came after the check and has other code."""
-    if source_hash() != code:
-        raise ComputeError(f"{os.uname().nodename}: a worker that has joined runs other code")
+def _as_they_end(client: Any, settings: Settings, waiting: Any, checked: set[str]) -> Iterator[Any]:
+    """The futures of ``waiting`` as they end. Workers that join meanwhile are checked as the first ones were.
+
+    ComputeError of one that would spoil the work, and when the cluster has had no worker for `_PATIENCE_S`.
+    """
+    looked = seen = time.monotonic()
+    told = False
+    while not waiting.is_empty():
+        yield from waiting.next_batch(block=False)
+        time.sleep(_TAKE_S)
+        now = time.monotonic()
+        if now < looked + _LOOK_S:
+            continue
+        looked, there = now, set[str]()
+        with suppress(OSError, TimeoutError):  # the scheduler is gone, which the futures say
+            there = {*client.scheduler_info(n_workers=-1)["workers"]}
+        if there - checked:
+            _agree(client, settings, there - checked)
+            checked |= there
+        if there:
+            seen, told = now, False
+        elif now > seen + _PATIENCE_S:
+            raise ComputeError(
+                f"compute = {settings.compute}: without a worker for {_PATIENCE_S:g} s; what was done stands: start "
+                "workers and run this again"
+            )
+        elif now > seen + _SAID_S and not told:
+            told = True
+            say(
+                f"compute = {settings.compute}: no worker is left; waiting for one, {_PATIENCE_S:g} s in all"
+            )
+
+
+def _run(
+    ours: dict[str, str], root: str, function: Callable[..., Any], task: tuple[Any, ...]
+) -> Any:
+    """A task, unless its worker came after the check and would spoil it."""
+    run = (*ours.items(), root)
+    if run not in _ALIKE:
+        if wrong := _unlike(ours, root):
+            raise ComputeError(f"{os.uname().nodename}: a worker that has joined: {wrong}")
+        _ALIKE.add(run)
     return function(*task)
+
+
+def _unlike(ours: dict[str, str], root: str) -> str:
+    """Why this worker may not do the work of a machine that is ``about`` so; "" when it may."""
+    from distributed import get_worker
+
+    theirs, threads = about(), get_worker().state.nthreads
+    for name, own in ours.items():
+        if theirs[name] != own:
+            return f"{name} is {theirs[name]} there and {own} here; deploy one version"
+    if threads != 1:
+        return f"has {threads} threads; start it with --nthreads 1, and more of them"
+    return sees(root, "") if root else ""
 
 
 def about() -> dict[str, str]:
@@ -234,31 +293,20 @@ def about() -> dict[str, str]:
 def sees(root: str, token: str) -> str:
     """Why this machine cannot work on the lake that holds a folder's file ``token``; "" when it can."""
     if "://" not in root:
-        return "" if (Path(root) / token).is_file() else "does not see this folder"
+        if not (Path(root) / token).exists():
+            return "does not see this folder"
+        return "" if os.access(root, os.W_OK) else "may not write into this folder"
     from market.lake import Lake
 
     try:
-        Lake(root)
+        Lake(root).store.require_writable()
     except (L2Error, OSError) as error:
         return " ".join(str(error).split())
     return ""
 
 
-def _require(client: Any, settings: Settings, memory_gb: float) -> None:
-    """ComputeError unless every worker can do this work."""
-
-    def refuse(worker: str, why: str) -> ComputeError:
-        return ComputeError(f"compute = {settings.compute}: worker {worker}: {why}")
-
-    def asked(function: Callable[..., Any], *given: Any) -> dict[str, Any]:
-        answers: dict[str, Any] = client.run(function, *given, on_error="return")
-        # One that has gone meanwhile is started again by its nanny.
-        answers = {w: a for w, a in answers.items() if not isinstance(a, OSError)}
-        for worker, answer in answers.items():
-            if isinstance(answer, Exception):
-                raise refuse(worker, f"has other code ({type(answer).__name__}: {answer})"[:200])
-        return answers
-
+def _require(client: Any, settings: Settings, memory_gb: float) -> set[str]:
+    """The workers. ComputeError unless every one can do this work."""
     try:
         client.wait_for_workers(1, timeout=_WAIT_S)
     except TimeoutError as error:
@@ -267,18 +315,39 @@ def _require(client: Any, settings: Settings, memory_gb: float) -> None:
             "dask worker HOST:PORT --nthreads 1 --resources memory_gb=8"
         ) from error
     workers = client.scheduler_info(n_workers=-1)["workers"]
-    for worker, found in workers.items():
-        if found["nthreads"] != 1:
-            raise refuse(
-                worker,
-                f"has {found['nthreads']} threads; start it with --nthreads 1, and more of them",
-            )
     largest = max(found["resources"].get(_MEMORY, 0.0) for found in workers.values())
     if largest < memory_gb:
         raise ComputeError(
             f"compute = {settings.compute}: a task takes {memory_gb:g} GB, and no worker has more than "
             f"{largest:g}; start one with --resources {_MEMORY}={memory_gb:g} or more"
         )
+    _agree(client, settings, {*workers})
+    return {*workers}
+
+
+def _agree(client: Any, settings: Settings, workers: set[str]) -> None:
+    """ComputeError of a worker whose code, libraries, threads, clock or root would spoil the work."""
+
+    def refuse(worker: str, why: str) -> ComputeError:
+        return ComputeError(f"compute = {settings.compute}: worker {worker}: {why}")
+
+    def asked(function: Callable[..., Any], *given: Any) -> dict[str, Any]:
+        answers: dict[str, Any] = client.run(
+            function, *given, workers=list(workers), on_error="return"
+        )
+        # One that has gone meanwhile is started again by its nanny.
+        answers = {w: a for w, a in answers.items() if not isinstance(a, OSError)}
+        for worker, answer in answers.items():
+            if isinstance(answer, Exception):
+                raise refuse(worker, f"has other code ({type(answer).__name__}: {answer})"[:200])
+        return answers
+
+    for worker, found in client.scheduler_info(n_workers=-1)["workers"].items():
+        if worker in workers and found["nthreads"] != 1:
+            raise refuse(
+                worker,
+                f"has {found['nthreads']} threads; start it with --nthreads 1, and more of them",
+            )
     ours = about()
     for worker, theirs in asked(about).items():
         for name, own in ours.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -15,6 +15,9 @@ from market.lake import Lake
 from market.units import DAY_NS, MS_NS
 from market.wire.capture import CaptureError, read_lines
 from market.wire.survey import IngestError, Key, scan
+
+#: Of a lake in an object store, in its folder here: size and path of each capture that has been there.
+UPLOADED: Final = "uploaded"
 
 
 class TakenIn(NamedTuple):
@@ -58,25 +61,39 @@ def upload(lake: Lake, say: Callable[[str], None]) -> list[str]:
     """Copy this machine's finished captures and archives into the object store; the paths there.
 
     What a recorder still writes is left to a later call; what is there in the same size stands, as captures
-    only grow. In a lake on this machine there is nothing to copy.
+    only grow, and what was there in the same size and was removed (`l2 retain`) does not come back. In a lake on
+    this machine there is nothing to copy.
     """
     if lake.is_local or not lake.home.exists():
         return []
     here = Lake(lake.home, lake.source)
     done: list[str] = []
+    gone, noted = 0, lake.home / UPLOADED
+    lines = noted.read_text().splitlines() if noted.exists() else ()
+    before = {place: int(size) for size, _, place in (line.partition(" ") for line in lines)}
     files = [path for day in here.capture_dates() for path in here.captures(day)]
     for file in [*files, *(here.archive(*key) for key in here.archives())]:
-        place = f"{lake.base}/{file.removeprefix(f'{here.base}/')}"
+        part = file.removeprefix(f"{here.base}/")
+        place = f"{lake.base}/{part}"
         known = lake.store.stat(place)
         with open(file, "rb") as held:
             try:
                 fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            if known is None or known.size != os.fstat(held.fileno()).st_size:
+            size = os.fstat(held.fileno()).st_size
+            if known is None and before.get(part) == size:
+                gone += 1
+                continue
+            if known is None or known.size != size:
                 lake.put_file(place, file)
                 done.append(place)
                 say(f"uploaded {place}")
+            if before.get(part) != size:
+                with noted.open("a") as notes:
+                    notes.write(f"{size} {part}\n")
+    if gone:
+        say(f"{gone} that were removed there are left out; remove {noted} to upload them again")
     return done
 
 

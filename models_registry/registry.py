@@ -35,7 +35,7 @@ from models_registry.manifest import (
     sha256,
 )
 from models_registry.served import served_model
-from models_registry.state import database, one_at_a_time
+from models_registry.state import database, lake_name, one_at_a_time
 from models_registry.store import (
     BUNDLE_ARTIFACT,
     CHALLENGER,
@@ -106,7 +106,7 @@ def train_and_register(
         registry_client(settings) as client,
         one_at_a_time(settings, "training", f"a training of {lake.source} data"),
     ):
-        _end_killed(client, settings.model_name)
+        _end_killed(client, settings.model_name, lake_name(settings))
         source = dataset.LakeSource(lake, symbols, settings.model.horizons_s)
         fingerprint = dataset.fingerprint(lake, symbols, source.dates())
         made_of = identity(settings, features, fingerprint, git_sha)
@@ -116,6 +116,7 @@ def train_and_register(
             "feature_hash": features.hash,
             "horizons": ",".join(str(h) for h in settings.model.horizons_s),
             "source": lake.source,
+            "lake": lake_name(settings),
             "identity": made_of,
             **(run_tags or {}),
         }
@@ -464,13 +465,14 @@ def _note_reuse(client: Any, settings: Settings, known: Any, tags: Mapping[str, 
     )
 
 
-def _end_killed(client: Any, name: str) -> None:
-    """End the runs of attempts that were killed: who holds the lock of training is the only one."""
+def _end_killed(client: Any, name: str, lake: str) -> None:
+    """End the runs of a lake's attempts that were killed: who holds its lock of training is the only one."""
     experiment = client.get_experiment_by_name(name)
     for run in client.search_runs(
         [experiment.experiment_id], "attributes.status = 'RUNNING' and tags.identity != ''"
     ):
-        client.set_terminated(run.info.run_id, "KILLED")
+        if run.data.tags.get("lake") == lake:
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _version_with(client: Any, name: str, wanted: str) -> Any:

@@ -31,6 +31,12 @@ def registry_home(settings: Settings) -> Path:
     return settings.home.resolve() / "mlflow"
 
 
+def lake_name(settings: Settings) -> str:
+    """A lake's name in a database that several lakes may share: its root, however it is written."""
+    root = settings.root
+    return root.rstrip("/") if "://" in root else str(Path(root).resolve())
+
+
 def database(settings: Settings, part: Part) -> str:
     """SQLAlchemy's URL of a part's database; it holds no password, which libpq has from the environment."""
     if on_server(settings):
@@ -52,7 +58,7 @@ def one_at_a_time(settings: Settings, name: str, what: str) -> Iterator[None]:
             yield
         return
     with closing(connect(settings.state)) as connection, connection.cursor() as cursor:
-        key = f"{settings.model_name} {settings.root} {name}"
+        key = f"{settings.model_name} {lake_name(settings)} {name}"
         number = int.from_bytes(sha256(key.encode()).digest()[:8], "big", signed=True)
         cursor.execute("select pg_try_advisory_lock(%s)", [number])
         if not cursor.fetchone()[0]:

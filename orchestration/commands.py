@@ -87,16 +87,29 @@ def ingest_command(settings: Settings, options: argparse.Namespace) -> Result:
     }
 
 
-def upload_arguments(_: argparse.ArgumentParser) -> None:
-    """`l2 upload` has no options of its own."""
+def upload_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `l2 upload`."""
+    parser.add_argument(
+        "--every", type=float, metavar="SECONDS", help="again and again, with this pause"
+    )
 
 
 def upload_command(settings: Settings, options: argparse.Namespace) -> Result:
     """`l2 upload`: what recorder and `l2 fetch` finished on this machine, into the lake's bucket."""
     from market.intake import upload
     from market.lake import Lake
+    from market.store import StoreError
 
-    return {"uploaded": upload(Lake(settings.root, settings.source), say)}
+    while True:
+        try:
+            done = upload(Lake(settings.root, settings.source), say)
+        except StoreError as error:
+            if options.every is None:
+                raise
+            say(f"WARN {error}; asked again in {options.every:g} s")
+        if options.every is None:
+            return {"uploaded": done}
+        time.sleep(options.every)
 
 
 def sql_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,11 +19,13 @@ from market.console import Result, say, table
 from market.intake import TakenIn, take_in, upload
 from market.lake import Lake, LakeError
 from market.settings import Settings
+from models_registry import state
 from orchestration.automation import range_tags
 from orchestration.ui import dagster_instance
 
-#: Tag of a run: the process that it lives in.
+#: Tags of a run: the process that it lives in, and the machine of that.
 _PROCESS: Final = "l2/process"
+_MACHINE: Final = "l2/machine"
 
 
 def run(
@@ -43,6 +45,7 @@ def run(
     run on.
     """
     compute.check(settings)
+    state.check(settings)
     lake = Lake(settings.root, settings.source)
     lake.store.require_writable()
     upload(lake, say)
@@ -65,7 +68,8 @@ def run(
         result = job.execute_in_process(
             run_id=run_id,
             instance=instance,
-            tags=range_tags(first, last, symbols) | {_PROCESS: str(os.getpid())},
+            tags=range_tags(first, last, symbols)
+            | {_PROCESS: str(os.getpid()), _MACHINE: os.uname().nodename},
             # without a mention dagster falls back to its own, wordy console
             run_config={"loggers": {"console": {}}},
             asset_selection=chosen or None,
@@ -82,11 +86,11 @@ def _run(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
 
 
 def _cancel_killed(instance: dg.DagsterInstance) -> None:
-    """Close the runs of processes that are gone, which the pages would show as running for ever."""
+    """Close the runs of this machine's processes that are gone, which the pages would show as running for ever."""
     active = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
     for run in instance.get_runs(active):
-        process = run.tags.get(_PROCESS)
-        if process and not Path(f"/proc/{process}").exists():
+        process, machine = run.tags.get(_PROCESS), run.tags.get(_MACHINE)
+        if process and machine == os.uname().nodename and not Path(f"/proc/{process}").exists():
             instance.report_run_canceled(run, "its process was killed")
 
 

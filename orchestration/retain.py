@@ -2,8 +2,8 @@
 
 A capture is the only thing of a lake that cannot be made again, and the largest. It may go when it is older
 than asked and, of every symbol and date that it holds, each table made of it at any remove is there, is
-current (code and inputs), names the capture among its files and reaches to its end. Any other is kept, and
-the reason named. Nothing is removed without ``--delete``.
+current (code and inputs), names the capture among its files and reaches to its end, and each other capture
+that holds one of them may go too. Any other is kept, and the reason named. Nothing is removed without ``--delete``.
 
 Partitions are not compacted: a partition is one file already, and those of a day are large but for records
 (docs/storage.md has the figures).
@@ -12,7 +12,7 @@ Partitions are not compacted: a partition is one file already, and those of a da
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,20 +67,47 @@ def sizes(lake: Lake) -> dict[str, dict[str, int]]:
 
 
 def expiries(lake: Lake, settings: Settings, before: str) -> Iterator[Expiry]:
-    """The captures filed under dates before ``before``; with each the reason why it is kept, if it is."""
-    for kind in ("frames", "archive"):
-        for path, day, size in _captures(lake, kind):
-            if day < before:
-                yield Expiry(path, day, size, _why_kept(lake, settings, path))
-    if lake.is_local:
-        return
-    here = Lake(lake.home, lake.source)  # of which the bucket's copy is the one that is judged
-    for kind in ("frames", "archive"):
-        for path, day, size in _captures(here, kind):
-            if day < before:
-                copy = lake.store.stat(f"{lake.base}/{path.removeprefix(f'{here.base}/')}")
-                same = copy is not None and copy.size == size
-                yield Expiry(path, day, size, "" if same else "not uploaded; `l2 upload`")
+    """The captures filed under dates before ``before``; with each the reason why it is kept, if it is.
+
+    Tables are made again of every capture of a date that is there, so that those of a key go together or stay.
+    """
+    captures, copies = _all(lake), list[Expiry]()
+    here = lake if lake.is_local else Lake(lake.home, lake.source)
+    there = {path: size for path, _, size in captures}
+    for path, day, size in _all(here) if here is not lake else ():
+        if there.get(f"{lake.base}/{path.removeprefix(f'{here.base}/')}") != size:
+            captures.append((path, day, size))
+        elif day < before:  # the bucket's is the one that is judged
+            copies.append(Expiry(path, day, size, ""))
+    held: dict[str, Collection[Key]] = {}
+    kept: dict[str, str] = {}
+    for path, day, _ in captures:
+        if day < before:
+            held[path], kept[path] = _judged(lake, settings, path)
+            if kept[path] and path not in there:
+                kept[path] = "not uploaded; `l2 upload`"
+    latest = max((day for keys in held.values() for _, day in keys), default="")
+    for path, day, _ in captures:
+        if before <= day <= latest:
+            held[path], kept[path] = _held(settings, path)[0], "younger"
+    keep_together(held, kept)
+    for path, day, size in captures:
+        if day < before:
+            yield Expiry(path, day, size, kept[path])
+    yield from copies
+
+
+def keep_together(held: Mapping[str, Collection[Key]], kept: dict[str, str]) -> None:
+    """Keep each capture that holds a key of one that is kept, with the reason."""
+    keeps: dict[Key, str] = {}
+    more = [path for path, why in kept.items() if why]
+    while more:
+        keeps.update({key: path for path in more for key in held[path] if key not in keeps})
+        more = []
+        for path in [path for path, why in kept.items() if not why]:
+            if (key := next((key for key in held[path] if key in keeps), None)) is not None:
+                kept[path] = f"{name(key)} is also in {keeps[key]}, which is kept"
+                more.append(path)
 
 
 def delete(lake: Lake, expired: Sequence[Expiry]) -> int:
@@ -95,6 +122,10 @@ def delete(lake: Lake, expired: Sequence[Expiry]) -> int:
     return sum(each.size for each in gone)
 
 
+def _all(lake: Lake) -> list[tuple[str, str, int]]:
+    return [found for kind in ("frames", "archive") for found in _captures(lake, kind)]
+
+
 def _captures(lake: Lake, kind: str) -> list[tuple[str, str, int]]:
     """(path, date, bytes) of each capture, by date."""
     return sorted(
@@ -104,15 +135,24 @@ def _captures(lake: Lake, kind: str) -> list[tuple[str, str, int]]:
     )
 
 
-def _why_kept(lake: Lake, settings: Settings, path: str) -> str:
+def _held(settings: Settings, path: str) -> tuple[Collection[Key], str]:
+    """The keys of a capture; none, and why, where it cannot be read."""
     try:
-        held, last_ns = scan([path], settings.market.book_depth), last_receive_ns(path)
-        if not held:
-            return "holds no frame that tables are made of"
-        reasons = (_unproven(lake, settings, key, Path(path).name, last_ns) for key in sorted(held))
-        return next(filter(None, reasons), "")
+        held = scan([path], settings.market.book_depth)
     except DataError as error:
-        return str(error)
+        return (), str(error)
+    return held, "" if held else "holds no frame that tables are made of"
+
+
+def _judged(lake: Lake, settings: Settings, path: str) -> tuple[Collection[Key], str]:
+    """The keys of a capture, and why it has to stay by what is made of it alone."""
+    held, why = _held(settings, path)
+    try:
+        last_ns = last_receive_ns(path) if held else 0
+        reasons = (_unproven(lake, settings, key, Path(path).name, last_ns) for key in sorted(held))
+        return held, why or next(filter(None, reasons), "")
+    except DataError as error:
+        return held, str(error)
 
 
 def _unproven(lake: Lake, settings: Settings, key: Key, file: str, last_ns: int) -> str:

@@ -21,6 +21,7 @@ from live.run import StoppedError
 from market.console import Result
 from market.errors import UsageError
 from market.settings import Settings
+from models_registry.state import on_server
 from orchestration.ui import dagster_home
 
 #: The first line of what we wrote; nothing else is replaced or removed.
@@ -31,8 +32,8 @@ _PASSED: Final = (
     *("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"),
 )
 _SECRET: Final = ("L2_API_KEY", "L2_API_SECRET", "L2_DASHBOARD_TOKEN", "L2_NOTIFY", "L2_TEST_DATA")
-#: Keys, the page's token, the watch's addresses and the object store's credentials, a line NAME=VALUE each, in
-#: the user's configuration.
+#: Keys, the page's token, the watch's addresses, the object store's credentials and the database's password
+#: (PGPASSWORD), a line NAME=VALUE each, in the user's configuration.
 KEYS: Final = "l2/keys.env"
 #: What a clean end takes beside `live.closing_s`: sockets, files, the log's collection.
 _MARGIN_S: Final = 60
@@ -41,7 +42,8 @@ _MARGIN_S: Final = 60
 def units(settings: Settings, environment: Mapping[str, str], folder: Path) -> dict[str, str]:
     """Name -> text of each unit; ``folder`` is where the processes run, whose ``l2.toml`` they read.
 
-    For a lake in an object store captures are copied there every hour, and each unit reads the credentials.
+    For a lake in an object store captures are copied there every hour. Each unit reads the credentials of the store,
+    and of the database where the state is on a server.
     """
     programs = Path(sys.executable).parent
     l2, live = str(programs / "l2"), settings.live
@@ -68,9 +70,10 @@ def units(settings: Settings, environment: Mapping[str, str], folder: Path) -> d
     }
     shared = [f"Environment={_quoted(f'{n}={v}')}" for n, v in sorted(given.items())]
     in_store = "://" in settings.root
+    shares = in_store or on_server(settings)
     found = {
         f"l2-{name}.service": _unit(
-            name, about, command, stop_s, [*shared, *((keys,) if in_store else own)], folder
+            name, about, command, stop_s, [*shared, *((keys,) if shares else own)], folder
         )
         for name, (about, command, stop_s, own) in commands.items()
     }

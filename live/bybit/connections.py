@@ -189,7 +189,7 @@ class Connections:
     """``clock_ns`` stamps what comes and is the time of deadlines; ``speed`` is its speed to the wall's.
 
     BybitError from `start` when the venue cannot be reached, refuses the keys, or keeps another time.
-    ``account`` is then the venue's id of the account.
+    ``account`` is then the venue's id of the account. While ``may_send`` says no, requests are answered as not sent.
     """
 
     def __init__(
@@ -216,6 +216,7 @@ class Connections:
         self._thread = threading.Thread(target=self._loop.run_forever, name="bybit", daemon=True)
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: set[int] = set()
+        self.may_send: Callable[[], bool] = lambda: True
 
     # -- from other threads --------------------------------------------------------------------
 
@@ -407,6 +408,8 @@ class Connections:
             )
         if wait_s > 0:
             await asyncio.sleep(wait_s)
+        if not self.may_send():
+            return not_sent("another worker may trade the account")
         if call.operation and self._trade is not None and self._trade.socket is not None:
             body = await self._trade.request(send.number, call)
         else:

@@ -27,6 +27,7 @@ from proving.bench.goals import Measure
 MEMORY_GB: Final = 4
 _WORKERS: Final = 2
 _FIRST: Final = "2026-01-05"
+_LOCAL: Final = ("--host", "127.0.0.1", "--no-dashboard")
 
 
 class Cluster:
@@ -40,11 +41,14 @@ class Cluster:
         self._running: list[subprocess.Popen[bytes]] = []
 
     def start(self, workers: int = _WORKERS, threads: int = 1) -> None:
-        local = ("--host", "127.0.0.1", "--no-dashboard")
-        self._run("scheduler", "--port", str(self.port), *local)
+        self._run("scheduler", "--port", str(self.port), *_LOCAL)
+        self.join(workers, threads)
+
+    def join(self, workers: int = 1, threads: int = 1) -> None:
+        """Start more workers."""
         options = ("--nworkers", str(workers), "--nthreads", str(threads), "--memory-limit", "0")
         given = ("--resources", f"memory_gb={MEMORY_GB}")
-        self._run("worker", f"127.0.0.1:{self.port}", *local, *options, *given)
+        self._run("worker", f"127.0.0.1:{self.port}", *_LOCAL, *options, *given)
 
     def _run(self, *arguments: str) -> None:
         command, one = [sys.executable, "-m", "dask", *arguments], {"OMP_NUM_THREADS": "1"}
@@ -55,12 +59,12 @@ class Cluster:
                 )
             )  # fmt: skip
 
-    def stop(self) -> None:
-        """End all of it at once, as a machine that loses its power does."""
-        for process in self._running:
+    def stop(self, first: int = 0) -> None:
+        """End all of it at once, as a machine that loses its power does; from 1 on all but the scheduler."""
+        for process in self._running[first:]:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        self._running.clear()
+        del self._running[first:]
 
 
 def measure(quick: bool, say: Say) -> Iterator[Measure]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -165,6 +166,70 @@ def test_with_the_scheduler_gone_the_run_says_so_and_a_second_one_completes(
     assert "the scheduler is gone; 1 of 2 tasks were done" in str(errors[0])
     own_cluster.start()
     assert len(mapped(work.span, [(0.1,)], settings)) == 1
+
+
+def test_a_cluster_without_workers_is_said_and_waited_for_so_long_as_it_says(
+    own_cluster: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("_LOOK_S", "_SAID_S"):
+        monkeypatch.setattr(compute, name, 0.1)
+    own_cluster.start(1)
+    settings, begun, ended = on(own_cluster, tmp_path), threading.Event(), list[object]()
+
+    def run() -> None:
+        tasks = [(0.1,), (3.0,)]
+        try:
+            map_tasks(
+                work.span, tasks, 2, lambda task, _: (begun.set(), ended.append(task)), settings
+            )  # type: ignore[func-returns-value]
+        except ComputeError as error:
+            ended.append(str(error))
+
+    for patience_s, end in ((300.0, (3.0,)), (0.5, None)):
+        monkeypatch.setattr(compute, "_PATIENCE_S", patience_s)
+        begun.clear()
+        thread = threading.Thread(target=run)
+        thread.start()
+        until(begun.is_set)
+        own_cluster.stop(1)
+        if end:
+            until(lambda: "no worker is left; waiting for one, 300 s" in capsys.readouterr().err)
+            own_cluster.join()
+        thread.join(120)
+        assert ended[-1] == end or "without a worker for 0.5 s; what was done" in str(ended[-1])
+
+
+def test_a_worker_that_joins_is_asked_what_the_first_ones_were(
+    own_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute, "_LOOK_S", 0.1)
+    own_cluster.start(1)
+    settings, begun = on(own_cluster, tmp_path), threading.Event()
+
+    def joins() -> None:
+        begun.wait(60)
+        own_cluster.join(threads=2)
+
+    thread = threading.Thread(target=joins)
+    thread.start()
+    tasks = [(0.1,), *((60.0 + n,) for n in range(4))]
+    with pytest.raises(ComputeError, match="has 2 threads; start it with --nthreads 1"):
+        map_tasks(work.span, tasks, 2, lambda *_: begun.set(), settings)
+    thread.join()
+
+
+def test_a_folder_that_may_only_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mark").touch()
+    assert compute.sees(str(tmp_path), "mark") == ""
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: mode != os.W_OK
+    )  # root may write everywhere
+    assert compute.sees(str(tmp_path), "mark") == "may not write into this folder"
 
 
 def test_what_would_spoil_the_work_is_refused_before_it(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
+from assets.modelling import git_sha
 from market.settings import load
 from models_registry.state import PARTS
 from orchestration.cli import VERBS, loaded
@@ -29,7 +30,7 @@ def test_the_file_is_a_compose_file_of_every_part() -> None:
     found.validate()
     assert set(found.service_names()) == {
         "postgres", "objects", "buckets", "mlflow", "scheduler", "compute", "daemon", "webserver",
-        "recorder", "worker", "page",
+        "recorder", "upload", "worker", "page",
     }  # fmt: skip
 
 
@@ -106,3 +107,12 @@ def test_the_image_installs_from_the_lock_file() -> None:
     lock = (REPOSITORY / "requirements.lock").read_text()
     for package in ("distributed==", "dagster-postgres==", "psycopg2-binary==", "boto3=="):
         assert f"\n{package}" in lock, package
+
+
+def test_the_image_takes_no_secrets_with_it_and_needs_no_git(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "**/.env" in (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert ".env" in (REPOSITORY / ".gitignore").read_text().splitlines()
+    monkeypatch.setenv("PATH", "")
+    assert git_sha() == "unknown"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -11,16 +12,19 @@ import msgspec
 import optuna
 import pytest
 
+from assets.platform import Platform
 from market.postgres import StateError
 from market.settings import Settings
 from models_registry import state, trials
 from models_registry.state import database
 from models_registry.store import aliases_of, champion_version, registry_client
+from orchestration import pipeline
 from orchestration.cli import main
 from orchestration.dashboard.machine import pipeline_runs
 from orchestration.state_migration import migrate_state
 from orchestration.ui import dagster_home, dagster_instance
 from tests.cluster.conftest import Postgres, until
+from tests.orchestration.test_isolation import capture, lines
 
 pytestmark = [
     pytest.mark.cluster,
@@ -158,6 +162,16 @@ def test_a_lake_begun_on_sqlite_moves_over_whole_and_goes_on(
     assert (dagster_held(there), mlflow_held(there), studies_held(there)) == before
     assert trials.context(database(there, "looks"), "one more") == looks
     assert migrate_state(there, lambda _: None) == {}  # what is there is left as it is
+    other = msgspec.structs.replace(
+        there, root=f"{lake.root}/other"
+    )  # another lake that began on SQLite
+    with registry_client(msgspec.structs.replace(other, state="sqlite")) as client:
+        name = lake.model_name
+        client.create_run(client.get_experiment_by_name(name).experiment_id)
+    with pytest.raises(
+        StateError, match=r"mlflow is in use there already, and what \S+ holds was not moved"
+    ):
+        migrate_state(other, lambda _: None)
     # New rows number on behind those that came over.
     materialise(there)
     assert len(dagster_held(there)["runs"]) == 4
@@ -211,6 +225,20 @@ def test_a_database_that_refuses_is_told_in_a_line(
         migrate_state(lake, lambda _: None)
 
 
+def test_a_run_asks_the_database_before_it_takes_anything_in(tmp_path: Path) -> None:
+    file = capture(tmp_path / "a.frames.zst", lines("BTCUSDT", "2026-01-01"))
+    away = Settings(root=str(tmp_path / "lake"), state="postgresql://desk@127.0.0.1:9/l2")
+    with pytest.raises(StateError, match="Connection refused"):
+        pipeline.run(away, [file])
+    platform = Platform(overrides=[f"root={away.root}", f"state={away.state}"])
+    with (
+        pytest.raises(StateError, match="Connection refused"),
+        platform.yield_for_execution(dg.build_init_resource_context()),
+    ):
+        pass
+    assert not (tmp_path / "lake" / "frames").exists()
+
+
 @pytest.mark.parametrize("part", ["dagster", "mlflow", "optuna"])
 def test_a_schema_of_another_version_is_refused(
     part: str, lake: Settings, postgres: Postgres
@@ -228,9 +256,10 @@ def test_one_process_at_a_time_holds_a_lock_of_the_registry_on_any_machine(
     lake: Settings, postgres: Postgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there, order = msgspec.structs.replace(lake, state=postgres.uri), list[str]()
+    again = msgspec.structs.replace(there, root=f"{lake.root}/")  # the same lake
 
     def second() -> None:
-        with state.one_at_a_time(there, "training", "a training"):
+        with state.one_at_a_time(again, "training", "a training"):
             order.append("second")
 
     thread = threading.Thread(target=second)

@@ -264,6 +264,16 @@ def test_a_request_past_its_deadline_is_not_sent(client: Client) -> None:
     assert isinstance(ended, Answer | Expired)
 
 
+def test_nothing_leaves_while_another_may_trade_the_account(client: Client) -> None:
+    submit = bid(client)
+    client.connections.may_send = lambda: False
+    (rejected,) = client.ask(submit)
+    client.connections.may_send = lambda: True
+    assert isinstance(rejected, Rejected)
+    found = client.query(QueryKind.ORDER, client_id=submit.client_id)
+    assert (found.complete, found.orders) == (True, ())
+
+
 def test_a_refusal_that_passes_names_itself(client: Client) -> None:
     for kind, code in (("rate_limited", 10006), ("overloaded", 429)):
         client.fault(kind, "position/trading-stop")

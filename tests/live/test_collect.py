@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import msgspec
@@ -222,3 +225,26 @@ def test_an_unreadable_memory_says_what_to_do(state: State) -> None:
     (state.folder / "collected").write_bytes(b"nonsense")
     with pytest.raises(JournalError, match="remove it, and the whole log is collected again"):
         state.collect()
+
+
+def test_two_venues_collect_into_one_lake_one_after_the_other(
+    state: State, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state.append(parent("p1"))
+    holds = (
+        "import sys; from pathlib import Path; from market.locks import exclusive\n"
+        "with exclusive(Path(sys.argv[1]), 'records'): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", holds, str(state.lake.home / "records.lock")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        thread = threading.Thread(target=state.collect)
+        thread.start()
+        while "waiting for process" not in capsys.readouterr().err:
+            assert thread.is_alive()
+        assert not state.lake.exists("parents", "BTCUSDT", DAY)
+        other.communicate("")
+    thread.join()
+    assert len(state.rows("parents")) == 1

@@ -247,3 +247,16 @@ def test_data_that_change_under_a_training_make_no_version(root: Path) -> None:
         recorded = client.get_model_version("synthetic-l2", "2").tags["data_fingerprint"]
     days = dataset.fingerprint(Lake(root, "synthetic"), ["BTCUSDT"], DATES)
     assert recorded == days
+
+
+def test_what_another_lake_trains_goes_on(root: Path) -> None:
+    settings = settings_of(root)
+    with store.registry_client(settings) as client:
+        experiment = client.get_experiment_by_name(settings.model_name).experiment_id
+        runs = [
+            client.create_run(experiment, tags={"identity": "of a run", "lake": lake}).info.run_id
+            for lake in (str(root.resolve()), "s3://other/lake")
+        ]
+    attempt(root)
+    with store.registry_client(settings) as client:
+        assert [client.get_run(run).info.status for run in runs] == ["KILLED", "RUNNING"]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
-from assets.market_data import bars_of, captures_for
+from assets.isolation import WITHOUT_DATA
+from assets.market_data import bars_of, captures_for, events
+from assets.platform import Platform
 from assets.quality_batches import BATCHES
 from assets.warehouse import build_range
 from market.ingest import ingest
@@ -17,8 +21,9 @@ from market.lake import Lake
 from market.place import home_of
 from market.settings import Settings
 from market.wire.capture import CaptureWriter
+from orchestration.automation import range_tags
 from orchestration.cli import main
-from orchestration.retain import derived, expiries
+from orchestration.retain import derived, expiries, keep_together
 from tests.object_store import BUCKET, served
 from tests.orchestration.test_isolation import BTC, ETH, capture, lines
 
@@ -87,6 +92,33 @@ def test_a_capture_that_went_on_after_its_ingest_is_kept(lakes: tuple[Lake, Lake
     Path(path).write_bytes(before)
 
 
+def test_captures_of_one_key_go_together_or_stay(lakes: tuple[Lake, Lake]) -> None:
+    lake, settings = lakes[0], Settings()
+    (first,) = lake.captures(DAYS[0])
+    late = Path(first).with_name("late.frames.zst")  # came when the date had been ingested
+    capture(late, lines(ETH, DAYS[0]))
+    found = {each.path: each.kept for each in expiries(lake, settings, DAYS[1])}
+    assert found == {
+        str(late): f"events of {DAYS[0]} {ETH} are not made of it",
+        first: f"{DAYS[0]} {ETH} is also in {late}, which is kept",
+    }
+    late.unlink()
+    kept = {"a": "", "b": "", "c": "younger", "d": ""}
+    held = {
+        "a": [(BTC, DAYS[0])],
+        "b": [(BTC, DAYS[0]), (BTC, DAYS[1])],
+        "c": [(BTC, DAYS[1])],
+        "d": [(ETH, DAYS[1])],
+    }
+    keep_together(held, kept)
+    assert kept == {
+        "a": f"{DAYS[0]} {BTC} is also in b, which is kept",
+        "b": f"{DAYS[1]} {BTC} is also in c, which is kept",
+        "c": "younger",
+        "d": "",
+    }
+
+
 @pytest.mark.parametrize("place", [0, 1], ids=["disk", "bucket"])
 def test_captures_expire_when_all_that_is_made_of_them_stands(
     lakes: tuple[Lake, Lake], place: int, capsys: pytest.CaptureFixture[str]
@@ -114,3 +146,37 @@ def test_captures_expire_when_all_that_is_made_of_them_stands(
     assert found["freed"] > 0
     assert lake.capture_dates() == DAYS[:2]
     assert set(found["sizes"]["bars"]) == set(DAYS)
+
+
+def test_a_capture_that_comes_after_the_others_expired_replaces_nothing(
+    lakes: tuple[Lake, Lake],
+) -> None:
+    lake = lakes[0]
+    before = {each: lake.rows("events", each, DAYS[2]) for each in (BTC, ETH)}
+    capture(f"{lake.frames_dir(DAYS[2])}/late.frames.zst", islice(lines(BTC, DAYS[2]), 3))
+    with dg.DagsterInstance.ephemeral() as instance:
+        ran = dg.materialize(
+            [events],
+            tags=range_tags(DAYS[2], DAYS[2], (BTC, ETH)),
+            resources={"platform": Platform(overrides=[f"root={lake.base}"])},
+            instance=instance,
+        )
+    made = ran.asset_materializations_for_node("events")
+    left = next(each.metadata[WITHOUT_DATA] for each in made if WITHOUT_DATA in each.metadata)
+    assert "1 of the captures that it was read from are gone" in str(left.value[f"{DAYS[2]} {BTC}"])
+    assert before == {each: lake.rows("events", each, DAYS[2]) for each in (BTC, ETH)}
+
+
+def test_what_expired_in_the_bucket_is_not_uploaded_again(
+    lakes: tuple[Lake, Lake], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lake, settings = lakes[1], Settings()
+    (path,), (here,) = lake.captures(DAYS[1]), Lake(lake.home).captures(DAYS[1])
+    lake.store.delete(path)
+    assert upload(lake, print) == []
+    assert "1 that were removed there are left out" in capsys.readouterr().out
+    assert lake.capture_dates() == DAYS[:1]
+    with CaptureWriter(here) as writer:  # one that has grown since is another
+        writer.append(*next(iter(lines(BTC, DAYS[1]))))
+    assert upload(lake, print) == [path]
+    assert {e.path: e.kept for e in expiries(lake, settings, DAYS[2])}[here] == ""

@@ -195,6 +195,18 @@ def test_a_lake_in_a_bucket_is_uploaded_to_hourly_with_credentials_from_the_file
     assert not list(home.iterdir())
 
 
+def test_every_unit_has_the_passwords_file_where_the_state_is_on_a_server(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("L2_STATE", "postgresql://desk@db:5432/l2")
+    monkeypatch.setenv("PGPASSWORD", "hush")
+    assert cli.main(["service", "install", "--user", "--yes"]) == 0
+    texts = {path.name: path.read_text() for path in home.iterdir()}
+    assert len(texts) == 7
+    assert all(text.count("EnvironmentFile=-%E/l2/keys.env") == 1 for text in texts.values())
+    assert not any("hush" in text for text in texts.values())
+
+
 def test_a_unit_of_somebody_else_is_left_alone(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import dagster as dg
+
+from orchestration.pipeline import _MACHINE, _PROCESS, _cancel_killed
 
 #: One run's use of Dagster's databases, MLflow's and the quality project, on a lake that has none.
 _RUN = """
@@ -49,3 +54,19 @@ def test_runs_of_a_fresh_lake_begin_at_the_same_moment(tmp_path: Path) -> None:
         printed, said = run.communicate()
         assert run.returncode == 0, said
         assert printed.splitlines() == ["1", "True", "False"]
+
+
+def test_only_this_machines_runs_are_closed_when_their_process_is_gone() -> None:
+    here, gone = os.uname().nodename, str(2**22 + 1)  # above any process's number
+    tags = {
+        "killed": {_PROCESS: gone, _MACHINE: here},
+        "runs": {_PROCESS: str(os.getpid()), _MACHINE: here},
+        "elsewhere": {_PROCESS: gone, _MACHINE: "another"},
+    }
+    with dg.DagsterInstance.ephemeral() as instance:
+        for name, given in tags.items():
+            started = dg.DagsterRunStatus.STARTED
+            instance.add_run(dg.DagsterRun("job", run_id=name, tags=given, status=started))
+        _cancel_killed(instance)
+        found = {run.run_id: run.status.value for run in instance.get_runs()}
+    assert found == {"killed": "CANCELED", "runs": "STARTED", "elsewhere": "STARTED"}
