@@ -10,7 +10,7 @@ from typing import Final
 
 from execution.orders import Amend, Submit
 from live.latency import Histogram
-from live.log import LogError, LogWriter
+from live.log import LogWriter
 from live.messages import Expired, Send
 from market.units import SECOND_NS
 
@@ -67,7 +67,7 @@ class Writer:
                     self._log.sync()
                 else:
                     self._log.flush()
-            except LogError as error:  # what it rests on is not on disk, so it does not leave
+            except Exception as error:  # what it rests on is not on disk, so it does not leave
                 self._failed(error)
             synced = time.monotonic_ns()
             if self._waiting:
