@@ -12,10 +12,12 @@ import fcntl
 import getpass
 import os
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +25,7 @@ import msgspec
 
 from live.log import LogError
 from live.messages import Command
+from live.safety import SETTINGS_ALONE
 from market.console import Result
 from market.errors import UsageError, VenueError
 from market.settings import Risk, Settings
@@ -40,14 +43,22 @@ class ControlError(VenueError):
     """A command reached no worker, or the worker refused it; the message says what to do."""
 
 
-def check(command: Command) -> Command:
-    """The command; UsageError when no worker can honour it."""
+def check(command: Command, symbols: Collection[str] = ()) -> Command:
+    """The command; UsageError when no worker, or not the one that knows ``symbols``, can honour it."""
     if command.command not in COMMANDS:
         raise UsageError(f"{command.command}: expected one of {', '.join(COMMANDS)}")
     if command.command == "resume" and not command.reason:
         raise UsageError("resume: say why with --reason TEXT; it is kept on record")
+    if symbols and command.symbol not in ("", *symbols):
+        raise UsageError(
+            f"{command.symbol}: not a symbol here; known: {', '.join(sorted(symbols))}"
+        )
     if command.command == "limits":
-        known = {name for name, value in msgspec.structs.asdict(Risk()).items()}
+        known = {*msgspec.structs.asdict(Risk())} - SETTINGS_ALONE
+        if fixed := sorted(SETTINGS_ALONE.intersection(command.limits)):
+            raise UsageError(
+                f"{', '.join(fixed)}: set in [risk] of the settings alone; start anew with them"
+            )
         if unknown := sorted(set(command.limits) - known):
             raise UsageError(f"{', '.join(unknown)}: no limit; known: {', '.join(sorted(known))}")
         if not command.limits:
@@ -67,8 +78,10 @@ class Control:
         folder: Path,
         put: Callable[[str, Command], None],
         emergency: Callable[[Command], None],
+        symbols: Collection[str] = (),
     ) -> None:
         self._folder, self._put, self._emergency = folder, put, emergency
+        self._symbols = symbols
         self._waiting: dict[str, tuple[float, Command]] = {}
         self._end = threading.Event()
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +93,8 @@ class Control:
     def answer(self, name: str, answer: Mapping[str, Any]) -> None:
         """A command was handled; ``answer`` is what its sender reads."""
         # The file goes before it is forgotten, or it would be taken again.
-        _write(self._folder / f"{name.removesuffix('.json')}.done", answer)
+        with suppress(OSError):  # a full disk: what was done is done
+            _write(self._folder / f"{name.removesuffix('.json')}.done", answer)
         (self._folder / name).unlink(missing_ok=True)
         self._waiting.pop(name, None)
 
@@ -91,13 +105,20 @@ class Control:
 
     def _run(self) -> None:
         while not self._end.wait(POLL_S):
-            for path in sorted(self._folder.iterdir()):
-                if path.name not in self._waiting:
-                    self._take(path)
-            for name, (since, command) in list(self._waiting.items()):
-                if command.command == "halt" and time.monotonic() - since > PATIENCE_S:
-                    self._waiting[name] = (float("inf"), command)
-                    self._emergency(command)
+            for look in (self._look_at_halts, self._look_at_files):
+                with suppress(Exception):  # whatever it is, the next halt is taken
+                    look()
+
+    def _look_at_files(self) -> None:
+        for path in sorted(self._folder.iterdir()):
+            if path.name not in self._waiting:
+                self._take(path)
+
+    def _look_at_halts(self) -> None:
+        for name, (since, command) in list(self._waiting.items()):
+            if command.command == "halt" and time.monotonic() - since > PATIENCE_S:
+                self._waiting[name] = (float("inf"), command)
+                self._emergency(command)
 
     def _take(self, path: Path) -> None:
         try:
@@ -105,7 +126,7 @@ class Control:
                 owner = path.owner()
                 command = Command(command=path.name, who=owner, reason=path.read_text().strip())
             elif path.suffix == ".json":
-                command = check(msgspec.json.decode(path.read_bytes(), type=Command))
+                command = check(msgspec.json.decode(path.read_bytes(), type=Command), self._symbols)
             else:
                 return
         except (msgspec.MsgspecError, UsageError, UnicodeDecodeError) as error:
@@ -159,6 +180,29 @@ def lock(file: Path, what: str) -> int:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
     return descriptor
+
+
+def lock_account(rest: str, account: str, what: str) -> socket.socket:
+    """Lock an account of a venue's address for this process, on this machine, whoever runs it; the socket to close.
+
+    The name is the kernel's: users, sessions and services share no folder for certain. It ends with the
+    process. LogError names the process that has it.
+    """
+    name = b"\0l2-account-" + sha256(f"{rest} {account}".encode()).hexdigest()[:16].encode()
+    held = socket.socket(socket.AF_UNIX)
+    try:
+        held.bind(name)
+        held.listen()
+    except OSError as error:
+        holder = 0
+        with held, suppress(OSError):  # it is of who listens
+            held.settimeout(1.0)
+            held.connect(name)
+            holder = int.from_bytes(
+                held.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), sys.byteorder
+            )
+        raise LogError(f"{what}: process {holder or '?'} works on it; stop it first") from error
+    return held
 
 
 def state_of(settings: Settings, venue: str | None) -> Path:
@@ -229,16 +273,17 @@ def command(settings: Settings, options: argparse.Namespace) -> Result:
             limits[name] = float(value)
         except ValueError:
             raise UsageError(f"{text}: expected KEY=VALUE, as order_usdt=20000") from None
-    answer = send(
-        state_of(settings, options.venue),
-        Command(
-            command=options.verb,
-            who=f"{getpass.getuser()}@{socket.gethostname()}",
-            reason=options.reason,
-            symbol=options.symbol,
-            limits=limits,
-        ),
+    state = state_of(settings, options.venue)
+    given = Command(
+        command=options.verb,
+        who=f"{getpass.getuser()}@{socket.gethostname()}",
+        reason=options.reason,
+        symbol=options.symbol,
+        limits=limits,
     )
+    if not runs(state):  # a halt waits for the next worker, which has the settings' symbols
+        check(given, settings.market.recorded)
+    answer = send(state, given)
     if not options.json:
         for said in answer["said"]:
             print(said)

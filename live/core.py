@@ -326,8 +326,9 @@ class Core:
                 self.trader.react(symbol, now_ns)
 
     def _limit(self) -> None:
-        """The guard's limits are those of `[risk]` as tightened, its losses those not resumed from."""
-        self.desk.guard.limits, self.desk.guard.resumed = self.safety.limits, self.safety.resumed
+        """The desk's limits are those of `[risk]` as tightened, its losses those not resumed from."""
+        self.desk.exposure.limits = self.desk.guard.limits = self.safety.limits
+        self.desk.guard.resumed = self.safety.resumed
 
     # -- the market ------------------------------------------------------------------------------
 
@@ -414,8 +415,7 @@ class Core:
         if send is None:
             return
         self._emitter.say("warning", "no answer", request=send.number, reason=expired.reason)
-        lost = self.reconciliation.lost(now_ns, send, expired.reason)
-        if lost is not None:
+        if (lost := self.reconciliation.lost(now_ns, send, expired.reason)) is not None:
             self._learn(now_ns, [lost])
         self.reconciliation.expired(now_ns, send)
 
@@ -443,6 +443,8 @@ class Core:
         elif command.command == "finish":
             self._finish()
         else:
+            if "lag_s" in command.limits:
+                self.requests.lag_ns = round(command.limits["lag_s"] * SECOND_NS)
             self.safety.command(now_ns, command)
 
     def stop(self, now_ns: int, flatten: bool, leave: bool = False) -> None:
@@ -453,8 +455,7 @@ class Core:
         """
         if self._closing is None:
             self.trader.decides = False
-            end_ns = now_ns + round(self._settings.live.closing_s * SECOND_NS)
-            until_ns = self._third(now_ns)
+            until_ns, end_ns = self._third(now_ns), self._third(now_ns, 3)
             self._closing = Closing(
                 flatten=flatten, flattens=flatten, until_ns=until_ns, end_ns=end_ns, proving=leave
             )
@@ -467,8 +468,8 @@ class Core:
                 self.trader.react(symbol, now_ns)
             self._go_on_closing(now_ns)
 
-    def _third(self, now_ns: int) -> int:
-        return now_ns + round(self._settings.live.closing_s * 1e9 / 3)
+    def _third(self, now_ns: int, times: int = 1) -> int:
+        return now_ns + round(self._settings.live.closing_s * 1e9 * times / 3)
 
     def _go_on_closing(self, now_ns: int) -> None:
         closing = self._closing

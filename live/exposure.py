@@ -79,7 +79,7 @@ class Exposure:
         say: Callable[..., None],
     ) -> None:
         self._account, self._at_venue, self._say = account, at_venue, say
-        self._limits = settings.risk
+        self.limits = settings.risk
         leverage = f"{Decimal(repr(settings.live.leverage)):f}"
         mode = MarginMode(settings.live.margin_mode)
         terms = {
@@ -171,7 +171,7 @@ class Exposure:
             return
         ours = self._expected_ticks(told, terms)
         apart_bps = _apart_bps(told, ours, headroom.mark_ticks(symbol))
-        if apart_bps <= self._limits.liquidation_apart_bps:
+        if apart_bps <= self.limits.liquidation_apart_bps:
             self._differs_ns.pop(symbol, None)
         elif symbol not in self._differs_ns:
             self._differs_ns[symbol] = now_ns
@@ -239,7 +239,7 @@ class Exposure:
         """
         if self.headroom is None:
             return {}
-        least_bps = SIZING_ROOM * self._limits.liquidation_bps
+        least_bps = SIZING_ROOM * self.limits.liquidation_bps
         lots = self.headroom.largest_lots(symbol, side, least_bps)
         key = f"{symbol}{side:+d}"
         if lots:

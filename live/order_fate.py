@@ -115,7 +115,9 @@ class OrderFate:
 
     def _absent(self, now_ns: int, retry: Retry, order: Order, venue_ns: int) -> None:
         """Neither open, nor ended, nor executed, as of ``venue_ns``. The request left before its deadline."""
-        missing_ns = order.sent_ns + self._requests.answer_ns + self._too_late_ns - venue_ns
+        left_ns = self._requests.deadline_ns(order.client_id)
+        left_ns = max(left_ns, order.sent_ns + self._requests.answer_ns)
+        missing_ns = left_ns + self._too_late_ns - venue_ns
         if missing_ns > 0:
             self._retries.again(now_ns, retry, missing_ns)
             return
@@ -125,7 +127,9 @@ class OrderFate:
                 client_id=order.client_id, time_ns=now_ns, venue_ns=venue_ns, reason=reason
             )
             self._prove(retry, event)
-        elif retry.tries < ABSENCES:
+            return
+        retry.absences += 1
+        if retry.absences < ABSENCES:
             self._retries.again(now_ns, retry)
         else:
             self._ended(

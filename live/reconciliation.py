@@ -104,7 +104,7 @@ class Reconciliation:
         self._orders, self._account, self._requests = orders, account, requests
         self._safety, self._settings, self._emit, self._check = safety, settings, emit, check
         self._at_venue = settings.live.venue != "paper"
-        self._symbols = list({**instruments, **account.holdings})
+        self._symbols = list(instruments)
         state = state or ReconciliationState()
         self._retries = Retries(requests, emit)
         self.protection = Protection(

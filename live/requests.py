@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from execution.orders import Submit
 from live.messages import Effect, RequestBody, Send
 from market.units import SECOND_NS
 
@@ -34,11 +35,13 @@ class RequestsState(msgspec.Struct, frozen=True, kw_only=True):
 class Requests:
     """Numbers requests, uniquely in a log, and knows which are without an answer.
 
-    ``answer_ns`` is how long a request waits for its answer unless it says otherwise.
+    ``answer_ns`` is how long a request waits for its answer unless it says otherwise, from when it is handed over:
+    ``lag_ns`` after its instant.
     """
 
     def __init__(self, answer_ns: int) -> None:
         self.answer_ns = answer_ns
+        self.lag_ns = 0  #: how far the clock is ahead of what is being handled
         self.under_way: dict[int, Send] = {}
         self._late: dict[int, Send] = {}
         self.number = 0
@@ -49,14 +52,14 @@ class Requests:
         self.under_way = {send.number: send for send in state.under_way}
         self._late = {send.number: send for send in state.late}
 
-    def open(self, now_ns: int, body: RequestBody, symbol: str = "", deadline_ns: int = 0) -> Send:
-        """A request to send; by default it waits for ``answer_ns``. ``symbol`` is that of the order of an
+    def open(self, now_ns: int, body: RequestBody, symbol: str = "", patience: int = 1) -> Send:
+        """A request to send; it waits ``patience`` times ``answer_ns``. ``symbol`` is that of the order of an
         amend or cancel.
         """
         send = Send(
             number=self.number + 1,
             body=body,
-            deadline_ns=deadline_ns or now_ns + self.answer_ns,
+            deadline_ns=now_ns + self.lag_ns + patience * self.answer_ns,
             symbol=symbol,
         )
         self.sent(send)
@@ -66,6 +69,12 @@ class Requests:
         """A request was sent: by `open`, or by an earlier process, as its log says."""
         self.number = max(self.number, send.number)
         self.under_way[send.number] = send
+
+    def deadline_ns(self, client_id: str) -> int:
+        """The deadline of an order's request that has no answer; 0 for none."""
+        sends = (*self.under_way.values(), *self._late.values())
+        orders = (s for s in sends if isinstance(s.body, Submit) and s.body.client_id == client_id)
+        return next((send.deadline_ns for send in orders), 0)
 
     def answered(self, number: int) -> Send | None:
         """The request that an answer is of; None when it is of none, or of one answered before."""
@@ -99,6 +108,7 @@ class Retry(msgspec.Struct, kw_only=True):
     born_ns: int
     due_ns: int
     tries: int = 0
+    absences: int = 0  #: complete answers that do not list it
     number: int = 0
     patience: int = 1
 
@@ -158,8 +168,7 @@ class Retries:
                 return
             self._sent.append(now_ns)
             retry.tries += 1
-            deadline_ns = now_ns + retry.patience * self._requests.answer_ns
-            send = self._requests.open(now_ns, retry.body, deadline_ns=deadline_ns)
+            send = self._requests.open(now_ns, retry.body, patience=retry.patience)
             retry.number = send.number
             self._emit(send)
 

@@ -8,7 +8,7 @@ What no evidence tells (`live.safety`) is on record as a section when it changes
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -64,6 +64,18 @@ def require(header: Header, folder: Path, venue: str, account: str, source: str)
                 f"{folder}: the log of {name} {theirs or 'none'}, and this worker's is "
                 f"{ours or 'none'}; use another root, or move the folder away once it is flat there"
             )
+
+
+def require_known(state: CoreState, folder: Path, symbols: Collection[str]) -> None:
+    """LogError for a position or an open order in a symbol that the settings name no more."""
+    holdings = {} if state.account is None else state.account.holdings
+    held = {symbol for symbol, holding in holdings.items() if holding.position_lots}
+    held |= {order.symbol for order in state.orders if not order.state.is_final}
+    if unknown := ", ".join(sorted(held.difference(symbols))):
+        raise LogError(
+            f"{folder}: a position or an open order in {unknown}, which the settings do not name; name it in "
+            "market.watch, where it is closed, and take it out once it is flat"
+        )
 
 
 def restore(

@@ -7,14 +7,12 @@ import os
 import queue
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, Self
@@ -27,12 +25,13 @@ from live.bybit.connections import Connections
 from live.bybit.venues import VenueAddress, address_of, keys_of
 from live.champion import Champion
 from live.clock import VenueClock, clock_of
-from live.control import Control, lock
+from live.control import Control, lock, lock_account
 from live.core import CoreState
 from live.decisions import DecisionLog
 from live.feed import Item, ReplayFeed, WireFeed
 from live.gateway import Codec, PlainCodec
 from live.history import join_history, save_history
+from live.inbox import Given
 from live.journal import require_migrated
 from live.keeper import Keeper
 from live.lease import Lease, leased
@@ -42,9 +41,9 @@ from live.messages import Append
 from live.own_capture import OwnCapture
 from live.paper import PaperGateway, paper_venues
 from live.rehearsal import rehearse, settle, unsettle
-from live.restoration import checkpoint_of, require, restore
+from live.restoration import checkpoint_of, require, require_known, restore
 from live.shadow import Shadow
-from live.shell import STAGES, Given, History, Lines, Shell
+from live.shell import STAGES, History, Lines, Shell
 from live.state_stream import StateStream
 from market.errors import UsageError, VenueError
 from market.features import feature_hash, feature_names
@@ -134,10 +133,8 @@ class Run:
         self.gateway.start()
         stack.callback(self.gateway.stop, 2.0)
         self.account = self.gateway.account
-        name = sha256(f"{address.rest} {self.account}".encode()).hexdigest()[:16]
-        folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-        file = folder / f"l2-account-{name}.lock"
-        self._lock(stack, file, f"the worker of account {self.account} of {address.name}")
+        what = f"the worker of account {self.account} of {address.name}"
+        stack.enter_context(lock_account(address.rest, self.account, what))
         if (state := self.settings.state) != "sqlite":
             name = f"account {self.account} of {address.rest}"
             held = leased(state, name, self.settings.live.closing_s, self.say.warning, time.sleep)
@@ -243,6 +240,7 @@ class Run:
         state = None if restored is None else restored.state
         if restored is not None:
             require(restored.header, self.state / "log", self.venue, self.account, settings.source)
+            require_known(restored.state, self.state / "log", instruments)
             if restored.torn is not None:
                 self.say.warning("log's torn end kept aside", **restored.torn._asdict())
         header = Header(
@@ -301,7 +299,9 @@ class Run:
             speed=self.clock.speed if self.clock is not None else 1.0,
             lines=self.lines,
         )
-        shell.control = Control(self.state / "control", shell.command, shell.emergency)
+        shell.control = Control(
+            self.state / "control", shell.command, shell.emergency, self.instruments
+        )
         stack.callback(shell.control.close)
         stack.callback(shell.writer.close)
         return shell
@@ -351,6 +351,25 @@ def known_instruments(
     return {symbol: known[symbol] for symbol in symbols}
 
 
+class _Printer:
+    """Prints lines to stderr. One that it does not take (its reader is gone, its disk full) is counted in later ones:
+    nothing may end for want of a line. Without a lock, so that a signal handler may say something."""
+
+    unsaid = 0
+
+    def owing(self, _: object, __: str, fields: Any) -> Any:
+        return fields | {"unsaid": self.unsaid} if self.unsaid else fields
+
+    def info(self, line: str) -> None:
+        try:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+        except (OSError, ValueError, RuntimeError):  # the last: a handler's, within another line
+            self.unsaid += 1
+
+    debug = warning = error = info
+
+
 def logger(lines: Lines) -> Any:
     """Structured logging, one JSON line each, to stderr; the last ones, by number, are kept in ``lines``."""
     numbers = itertools.count(1)
@@ -359,10 +378,12 @@ def logger(lines: Lines) -> Any:
         lines.append((str(next(numbers)), line[:_LINE_CHARACTERS]))
         return line
 
+    printer = _Printer()
     return structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr),
+        printer,
         processors=[
             structlog.processors.add_log_level,
+            printer.owing,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(),
             keep,
@@ -372,17 +393,20 @@ def logger(lines: Lines) -> Any:
 
 @contextmanager
 def stopping(stop: Callable[[str], None], log: Any) -> Iterator[None]:
-    """SIGTERM and the first SIGINT stop the worker, so that it shuts down cleanly."""
+    """SIGTERM, SIGHUP (but under nohup) and the first SIGINT stop the worker, so that it shuts down cleanly."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def heard(number: int, _: FrameType | None) -> None:
-        log.info("stopping", signal=signal.Signals(number).name)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         stop(signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        log.info("stopping", signal=signal.Signals(number).name)
 
-    before = {number: signal.signal(number, heard) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, heard) for number in numbers}
     try:
         yield
     finally:

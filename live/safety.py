@@ -112,9 +112,10 @@ CUTS: Final = frozenset(
      "unexplained")
 )  # fmt: skip
 
-#: Settings of `[risk]` whose larger value is the tighter one, and those that are no limits.
+#: Settings of `[risk]` whose larger value is the tighter one, and those that parts of the desk take at the start
+#: alone: algorithms price by the band, so that a tighter one in the guard would deny every exit that crosses.
 LARGER: Final = frozenset({"liquidation_bps", "liquidation_flatten_bps"})
-_NO_LIMITS: Final = frozenset({"close_bps"})
+SETTINGS_ALONE: Final = frozenset({"close_bps", "stop_bps", "price_band_bps", "actions_per_s"})
 
 _MODES: Final = {"halt": Mode.HALT, "flatten": Mode.FLATTEN, "pause": Mode.PAUSE}
 
@@ -158,6 +159,7 @@ class Safety:
         self._emit = emit
         self._state = state = copy.deepcopy(state) or SafetyState()
         # Settings may have become tighter than what was ordered.
+        state.limits = {n: v for n, v in state.limits.items() if n not in SETTINGS_ALONE}
         tighter = {n: v for n, v in state.limits.items() if _is_tighter(n, v, getattr(risk, n))}
         self.limits = _replaced(risk, tighter)
         self._modes: dict[str, Mode] = {}
@@ -243,12 +245,15 @@ class Safety:
 
     def _weigh(self, now_ns: int, limit: Limit, value: float, symbol: str) -> bool:
         state, key = self._state, f"{limit.name}/{symbol}"
-        bound = limit.bound(self.limits) + state.bases.get(key, 0.0)
+        lowered = value < (base := state.bases.get(key, 0.0)) > 0
+        if lowered:  # what was won back is not lost once more
+            base = state.bases[key] = max(0.0, value)
+        bound = limit.bound(self.limits) + base
         if limit.again:
             state.facts[key] = value
         if value <= bound if limit.below else value >= bound:
             if key in state.reached:
-                return False
+                return lowered
             state.reached[key] = now_ns
             state.counts[limit.name] = state.counts.get(limit.name, 0) + 1
             self._say("warning", "limit reached", limit, symbol, value=value, bound=bound)
@@ -257,7 +262,7 @@ class Safety:
         if limit.clears in ("eased", "fact") and eased and key in state.reached:
             self._clear(key, value=value, by="fact")
             return True
-        return False
+        return lowered
 
     def rejected(self, now_ns: int) -> None:
         """The venue refused a request."""
@@ -323,7 +328,7 @@ class Safety:
     def _tighten(self, command: Command) -> None:
         for name, value in command.limits.items():
             old = getattr(self.limits, name, None)
-            if old is None or name in _NO_LIMITS or not _is_tighter(name, value, old):
+            if old is None or name in SETTINGS_ALONE or not _is_tighter(name, value, old):
                 why = "limits are only tightened here; loosen them in the settings and start anew"
                 fields = {"limit": name, "value": value, "present": old, "why": why}
                 self._emit(Say(level="error", event="limit not changed", fields=fields))

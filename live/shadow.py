@@ -9,6 +9,7 @@ champion's are computed from the second after it was loaded (`Shadow.features`).
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -45,7 +46,7 @@ class DecayAlarm:
     def __init__(self, root: str, name: str) -> None:
         self._file = bundles_folder(root, name) / DECAY_FILE
         self._stamp: tuple[int, int] | None = None
-        self._told = 0.0
+        self._told = math.nan  #: an earlier process may have been told of one
 
     def look(self) -> float | None:
         """The time of the alarm that stands (s), 0 without one; None when that has not changed."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from live.bybit import account
 from live.champion import Champion
@@ -31,6 +31,7 @@ from live.feed import TICK_NS, Feed, FeedError, Item, ReplayFeed, WireFeed
 from live.frames import MOST
 from live.gateway import Codec
 from live.history import SymbolHistory
+from live.inbox import Given, grouped, require_accepted
 from live.keeper import Keeper
 from live.latency import Histogram
 from live.log import LogError, LogWriter
@@ -73,10 +74,10 @@ STAGES: Final = ("queue", "step", "log", "sync", "send", "decision")
 
 #: A state is published this often (wall clock).
 _PUBLISH_NS: Final = 200 * MS_NS
-#: So many refused frames, and none accepted, end a run.
-_REFUSED: Final = 200
 #: Smaller lateness of decisions is not told to the core.
 _LATE_S: Final = 0.1
+#: A disk that refused something counts as full for so long after the last time.
+_FULL_NS: Final = 60 * SECOND_NS
 #: Seconds between collections of all generations; the younger are collected every second.
 _FULL_GC_S: Final = 60
 
@@ -91,14 +92,6 @@ class Gateway(Protocol):
     """A venue's connections: requests go out; what it says is put into the inbox as inputs."""
 
     def send(self, send: Send) -> None: ...
-
-
-class Given(NamedTuple):
-    """An input of another source than the feed, read at ``read_ns`` (monotonic); a command has a name."""
-
-    body: Input
-    read_ns: int
-    name: str = ""
 
 
 class Shell:
@@ -157,14 +150,17 @@ class Shell:
         self.links: Links = {}
         self.control: Control | None = None
         self.now_ns = self.unpaced = self._began_ns = 0
-        self._stop_reason, self._paced, self._was_late = "", False, False
+        self._stop_reason, self._paced, self._lag_s = "", False, 0.0
+        self._was_late = True  #: what an earlier process told stands until it is told anew
+        self._was_full, self._refused_ns = "disk full" in self.core.safety.why(""), 0
         self._leaves = False  #: what rests, to the next worker
         self._published_ns = self._collected_s = 0
         self._unshown = False  #: the state cannot be shown, which was said
         self._said: list[str] | None = None
         self._failures: dict[str, int] = {}
+        self._commands: deque[Given] = deque()  #: they go before the inbox
         send = gateway.send if gateway is not None else lambda _: None
-        self.writer = Writer(log, send, self.failed, self.latency)
+        self.writer = Writer(log, send, self.put, self.failed, self.latency)
 
     # -- inputs ----------------------------------------------------------------------------------
 
@@ -173,8 +169,9 @@ class Shell:
         self._inbox.put(Given(body, time.monotonic_ns()))
 
     def command(self, name: str, command: Command) -> None:
-        """A command from any thread; it is answered by its name (`live.control`)."""
-        self._inbox.put(Given(command, time.monotonic_ns(), name))
+        """A command from any thread, before all that waits; it is answered by its name (`live.control`)."""
+        self._commands.append(Given(command, time.monotonic_ns(), name))
+        self._inbox.put(Given(Tick(), 0))
 
     def stop(self, reason: str) -> None:
         """Begin to shut down, from any thread or a signal handler."""
@@ -204,12 +201,14 @@ class Shell:
                 self.latency["decision"] = Histogram()
         else:
             due_ns, body = item.read_ns, item.body
-            if self._paper is None:
+            if self._paper is None and not item.name:  # a command is earlier than what waits
                 self.now_ns = max(self.now_ns, self._clock_ns())
             if isinstance(body, Link):
                 self.links[body.stream] = (body.up, self.now_ns, body.reason)
         if due_ns > self._began_ns:
             self.latency["queue"].add(read - due_ns)
+        if isinstance(item, Item) or item.name:
+            self._tell_lag()
         second_ns = self.core.trader.second_ns
         ends = self.now_ns // SECOND_NS > second_ns // SECOND_NS
         if ends and self.champion.refresh():
@@ -222,7 +221,7 @@ class Shell:
         if isinstance(body, PublicFrame):
             self.keeper.frames([(self.now_ns, body.frame)])
             if not self.core.events:
-                self._require_accepted()
+                require_accepted(self.core.rejects)
         name = "" if isinstance(item, Item) else item.name
         if name and isinstance(body, Command) and body.command == "handover":
             self._leaves = True
@@ -241,6 +240,10 @@ class Shell:
         if isinstance(body, Tick):
             self._tick()
 
+    def _take_commands(self) -> None:
+        while self._commands:
+            self.take(self._commands.popleft())
+
     def take_frames(self, items: Sequence[Item]) -> None:
         """Frames that waited in the inbox, in order: those that end no second together."""
         while items:
@@ -255,6 +258,7 @@ class Shell:
 
     def _together(self, items: Sequence[Item]) -> None:
         self.latency["queue"].add(time.monotonic_ns() - items[0].due_ns)
+        self._tell_lag()
         given: list[tuple[int, PublicFrame]] = []
         for item in items:
             self.now_ns = max(self.now_ns, item.receive_ns)
@@ -269,15 +273,14 @@ class Shell:
         if effects:
             self._carry_out(self.now_ns, effects)
 
-    def _require_accepted(self) -> None:
-        """FeedError when so many frames were refused and none accepted that nothing can come of it."""
-        rejects = self.core.rejects
-        if (times := sum(rejects.values())) >= _REFUSED:
-            (topic, reason), _ = max(rejects.items(), key=lambda kind: kind[1])
-            raise FeedError(
-                f"{times} frames were refused and none accepted, most of {topic or 'no topic'}: {reason}; "
-                "the log shows the first"
-            )
+    def _tell_lag(self) -> None:
+        """The core's time is that of what it is given: how far the clock is ahead, when much waits."""
+        if self._gateway is not None:
+            lag_s, least_s = (self._clock_ns() - self.now_ns) / 1e9, self.settings.live.answer_s / 4
+            lag_s = lag_s if lag_s > least_s else 0.0
+            if lag_s > self._lag_s + least_s or lag_s < self._lag_s / 2:
+                self._lag_s = lag_s
+                self._step(self.now_ns, _fact("lag_s", lag_s))
 
     def _step(self, now_ns: int, body: Input) -> None:
         before = time.monotonic_ns()
@@ -355,7 +358,7 @@ class Shell:
             self._collected_s = second
 
     def _measure(self, due_ns: int) -> None:
-        """A second ended: how late its decisions were made, which the core is told when it matters."""
+        """A second ended: how late its decisions were made, and whether the disk is full, told when it matters."""
         late_ns = time.monotonic_ns() - due_ns
         self.latency["decision"].add(late_ns)
         late_s = late_ns * self._speed / SECOND_NS
@@ -363,6 +366,10 @@ class Shell:
         if self._paced and not replays and (late_s >= _LATE_S or self._was_late):
             self._was_late = late_s >= _LATE_S
             self._step(self.now_ns, _fact("late_s", late_s))
+        refused_ns = time.monotonic_ns() - self._refused_ns if self._refused_ns else _FULL_NS
+        if (full := self.log.full or refused_ns < _FULL_NS) != self._was_full:
+            self._was_full = full
+            self._step(self.now_ns, _fact("disk_full", float(full)))
         if self.log.turn_due(self.now_ns):
             self.log.turn(self.now_ns, checkpoint_of(self.core.snapshot()))
 
@@ -372,10 +379,10 @@ class Shell:
         """From any thread: something beside the main loop failed, most likely for want of disk."""
         kind = type(error).__name__
         times = self._failures[kind] = self._failures.get(kind, 0) + 1
+        if no_space(error) or isinstance(error, LogError):
+            self._refused_ns = time.monotonic_ns()
         if str(times).strip("0") == "1":
             self._say.error("failed", reason=f"{kind}: {error}", times=times)
-            if no_space(error) or isinstance(error, LogError):
-                self.put(_fact("disk_full", 1.0))
 
     def emergency(self, command: Command) -> None:
         """In another thread: the main loop does not take a halt, so it is done without it.
@@ -383,14 +390,12 @@ class Shell:
         Nothing that opens leaves any more, and every open order is cancelled.
         """
         self.writer.gated = True
-        self._say.error("halted without the main loop", who=command.who, reason=command.reason)
         if self._gateway is not None:
             wait_ns = round(self.settings.live.answer_s * SECOND_NS)
             for n, symbol in enumerate(self.core.trader.symbols, 1):
-                due_ns = self._clock_ns() + wait_ns
-                self._gateway.send(
-                    Send(number=-n, body=CancelAll(symbol=symbol), deadline_ns=due_ns)
-                )
+                body, due_ns = CancelAll(symbol=symbol), self._clock_ns() + wait_ns
+                self._gateway.send(Send(number=-n, body=body, deadline_ns=due_ns))
+        self._say.error("halted without the main loop", who=command.who, reason=command.reason)
 
     def _answer(self, name: str) -> None:
         try:  # what an operator is told is done outlives this process; else the next one takes the file
@@ -414,7 +419,8 @@ class Shell:
         """
         failure: BaseException | None = None
         try:
-            for given in self._grouped(items):
+            for given in grouped(items, self._inbox, MOST if self._paper is None else 1):
+                self._take_commands()
                 if isinstance(given, list):
                     self.take_frames(given)
                 else:
@@ -437,46 +443,37 @@ class Shell:
             raise failure
         return left
 
-    def _grouped(self, items: Iterator[Any]) -> Iterator[Any]:
-        """The items; frames that wait in the inbox behind each other in lists."""
-        waiting: list[Item] = []
-        try:
-            for item in items:
-                if isinstance(item, Item) and item.frame is not None:
-                    waiting.append(item)
-                    if self._paper is None and len(waiting) < MOST and not self._inbox.empty():
-                        continue
-                    item = None
-                if waiting:
-                    yield waiting
-                    waiting = []
-                if item is not None:
-                    yield item
-        except FeedError:
-            yield waiting
-            raise
-        yield waiting
-
     def _close_down(self, flatten: bool, failure: BaseException | None) -> list[str]:
         reason = self._stop_reason or ("the stream ended" if failure is None else repr(failure))
         limits = {"leave" if self._leaves else "flatten": 1.0} if flatten or self._leaves else {}
         stop = Command(command="stop", who="worker", reason=reason, limits=limits)
         # The core keeps to `live.closing_s` of the venue's time; this is for one that does not.
-        until = time.monotonic() + self.settings.live.closing_s / self._speed + 1
-        replay = isinstance(self.feed, ReplayFeed)
-        try:
-            self.take(Given(stop, 0))
-            while not self.core.ended and (replay or time.monotonic() < until):
-                self._wait()
-        except Exception as error:
-            self._say.error("cannot close in order", reason=f"{type(error).__name__}: {error}")
-            self.emergency(stop)
+        until_s = self.settings.live.closing_s + self._speed
+        until = time.monotonic() + until_s / self._speed
+        end_ns, replay = self.now_ns + round(until_s * SECOND_NS), isinstance(self.feed, ReplayFeed)
+        self._closing(partial(self.take, Given(stop, 0)), stop)
+        while not self.core.ended and (
+            self.now_ns < end_ns if replay else time.monotonic() < until
+        ):
+            self._closing(self._wait, stop)
         left = self.core.reconciliation.left()
-        self.take(Given(Command(command="finish", who="worker", reason=reason), 0))
+        finish = Command(command="finish", who="worker", reason=reason)
+        self._closing(partial(self.take, Given(finish, 0)), stop)
         return left
+
+    def _closing(self, step: Callable[[], None], stop: Command) -> None:
+        """A step of the close-down: one that fails ends none of the others."""
+        try:
+            step()
+        except Exception as error:
+            if not self.writer.gated:
+                self._say.error("cannot close in order", reason=f"{type(error).__name__}: {error}")
+                self.emergency(stop)
+            self.failed(error)
 
     def _wait(self) -> None:
         """The next thing while closing down: of a replay, time goes on by itself."""
+        self._take_commands()
         if isinstance(self.feed, ReplayFeed):
             self.take(Item((self.now_ns // TICK_NS + 1) * TICK_NS, None, 0))
             return

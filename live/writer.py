@@ -10,8 +10,8 @@ from typing import Final
 
 from execution.orders import Amend, Submit
 from live.latency import Histogram
-from live.log import LogError, LogWriter
-from live.messages import Send
+from live.log import LogWriter
+from live.messages import Expired, Send
 from market.units import SECOND_NS
 
 #: What no request waits for is on disk after so long, and compressed and handed to the system after so long:
@@ -23,17 +23,20 @@ FLUSH_S: Final = 0.05
 class Writer:
     """Syncs the log in a thread, and hands requests to ``send`` once what they rest on is on disk.
 
-    While ``gated`` nothing leaves that could open or enlarge a position.
+    While ``gated`` nothing leaves that could open or enlarge a position. ``put`` takes the `Expired` of what did
+    not leave, ``failed`` the reasons.
     """
 
     def __init__(
         self,
         log: LogWriter,
         send: Callable[[Send], None],
+        put: Callable[[Expired], None],
         failed: Callable[[Exception], None],
         latency: Mapping[str, Histogram],
     ) -> None:
-        self._log, self._send, self._failed, self._latency = log, send, failed, latency
+        self._log, self._send, self._put, self._failed = log, send, put, failed
+        self._latency = latency
         self._waiting: deque[tuple[int, Send]] = deque()
         self._wake, self._closing = threading.Event(), False
         self.gated = False
@@ -64,7 +67,7 @@ class Writer:
                     self._log.sync()
                 else:
                     self._log.flush()
-            except LogError as error:  # what it rests on is not on disk, so it does not leave
+            except Exception as error:  # what it rests on is not on disk, so it does not leave
                 self._failed(error)
             synced = time.monotonic_ns()
             if self._waiting:
@@ -78,9 +81,12 @@ class Writer:
     def _let(self, send: Send) -> None:
         body = send.body
         opens = isinstance(body, Amend) or (isinstance(body, Submit) and not body.reduce_only)
-        if self.gated and opens:
-            return  # its deadline passes, and the core finds out that it never arrived
-        try:
-            self._send(send)
-        except Exception as error:  # the next request must leave all the same
-            self._failed(error)
+        why = "halted without the main loop"
+        if not (self.gated and opens):
+            try:
+                return self._send(send)
+            except Exception as error:  # the next request must leave all the same
+                self._failed(error)
+                why = f"{type(error).__name__}: {error}"
+        self._put(Expired(request=send.number, reason=f"not sent: {why}"))
+        return None

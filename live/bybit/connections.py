@@ -22,7 +22,15 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from live.bybit.codec import BybitCodec, Call, not_sent
-from live.bybit.rest import MOST_SKEW_NS, Budget, BybitError, NoAnswerError, Rest, ServerClock
+from live.bybit.rest import (
+    MOST_SKEW_NS,
+    Budget,
+    BybitError,
+    NoAnswerError,
+    Reply,
+    Rest,
+    ServerClock,
+)
 from live.bybit.venues import Keys, VenueAddress
 from live.feed import Backoff
 from live.messages import (
@@ -399,6 +407,10 @@ class Connections:
             self._under_way.discard(number)
             self.give(Expired(request=number, reason=reason))
 
+    def _in_time(self, send: Send, call: Call) -> Reply | None:
+        """In a caller: the answer; None for what waited for the caller until after its deadline."""
+        return self._rest.call(call) if self._left_s(send) > 0 else None
+
     async def _call(self, send: Send, call: Call) -> bytes:
         """The answer to one call, once the rate limit lets it leave."""
         wait_s = self._budget.take(call.path, self._loop.time(), self._left_s(send))
@@ -413,7 +425,9 @@ class Connections:
         if call.operation and self._trade is not None and self._trade.socket is not None:
             body = await self._trade.request(send.number, call)
         else:
-            reply = await self._loop.run_in_executor(self._callers, self._rest.call, call)
+            reply = await self._loop.run_in_executor(self._callers, self._in_time, send, call)
+            if reply is None:
+                return not_sent("no caller was free by its deadline", 10006)
             self.heard(call.path, reply.headers)
             if reply.status == 403:
                 self._budget.close(self._loop.time() + self.address.silence_s)

@@ -43,6 +43,7 @@ from live.decisions import DecisionLog
 from live.feed import Item, WireFeed
 from live.gateway import PlainCodec
 from live.history import SymbolHistory, capture_history
+from live.inbox import Given
 from live.keeper import Keeper
 from live.latency import Histogram
 from live.log import Header, LogWriter
@@ -60,7 +61,7 @@ from live.messages import (
 )
 from live.own_capture import OwnCapture
 from live.rehearsal import rehearse, settle, unsettle
-from live.shell import Given, Shell
+from live.shell import Shell
 from market.bars import Bars
 from market.book import Book
 from market.console import Say

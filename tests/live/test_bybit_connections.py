@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ from execution.orders import (
     TimeInForce,
 )
 from live.bybit.codec import BybitCodec
-from live.bybit.connections import Connections
+from live.bybit.connections import _CALLERS, Connections
 from live.bybit.rest import WINDOW_S, Budget, BybitError
 from live.bybit.venues import VENUES, Keys
 from live.messages import (
@@ -272,6 +273,20 @@ def test_nothing_leaves_while_another_may_trade_the_account(client: Client) -> N
     assert isinstance(rejected, Rejected)
     found = client.query(QueryKind.ORDER, client_id=submit.client_id)
     assert (found.complete, found.orders) == (True, ())
+
+
+def test_what_waits_for_a_caller_until_after_its_deadline_does_not_leave(venue: Served) -> None:
+    with connected(venue, trade=False, client=2) as client:
+        held = threading.Event()
+        for _ in range(_CALLERS):  # the venue's REST hangs
+            client.connections._callers.submit(held.wait, 20)
+        submit = bid(client)
+        number = client.send(submit, answer_s=0.3)
+        assert isinstance(client.ended(number), Expired)
+        held.set()
+        client.until(lambda: [one for one in client.evidence if isinstance(one, Rejected)])
+        found = client.query(QueryKind.ORDER, client_id=submit.client_id)
+        assert (found.complete, found.orders) == (True, ())
 
 
 def test_a_refusal_that_passes_names_itself(client: Client) -> None:

@@ -15,7 +15,7 @@ import pytest
 from execution.orders import Accepted, Amend, Cancel, OrderReport, OrderState, Rejected, Submit
 from live.bybit.account import problems
 from live.bybit.rest import BybitError
-from live.control import lock
+from live.control import lock_account
 from live.messages import Answer, Link, PositionReport, QueryKind, Report, SetStop
 from market.instruments import BUILT_IN
 from market.settings import Settings
@@ -161,10 +161,7 @@ def ended(tmp_path: Path, venue: Served, **keys: str) -> str:
     return child.stderr.strip().splitlines()[-1]
 
 
-def test_the_worker_ends_with_the_line_and_sends_nothing(
-    tmp_path: Path, both: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_the_worker_ends_with_the_line_and_sends_nothing(tmp_path: Path, both: Served) -> None:
     both.sandbox.exchange.clients[0].is_hedged = True
     try:
         line = ended(tmp_path, both)
@@ -178,12 +175,8 @@ def test_the_worker_ends_with_the_line_and_sends_nothing(
     assert "the log of account 1, and this worker's is 2;" in ended(
         tmp_path, both, **both.description["keys"][1]
     )
-    (first, _) = sorted(tmp_path.glob("l2-account-*.lock"), key=os.path.getmtime)
-    descriptor = lock(first, "account 1")
-    try:
+    with lock_account(both.description["rest"], "1", "account 1"):
         line = ended(tmp_path / "third", both)
-    finally:
-        os.close(descriptor)
     assert f"account 1 of sandbox: process {os.getpid()} works on it" in line
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from live.control import Control, ControlError, lock, runs, send, state_of
+from live.control import Control, ControlError, lock, lock_account, runs, send, state_of
+from live.log import LogError
 from live.messages import Command
 from market.errors import UsageError
 from market.settings import Settings
@@ -27,13 +28,17 @@ class Worker:
         self.emergencies: list[Command] = []
         self.busy = False
         self._lock = lock(state / "worker.lock", "the worker")
-        self.control = Control(state / "control", self.take, self.emergencies.append)
+        self.control = Control(state / "control", self.take, self.emergency, ("BTCUSDT", "ETHUSDT"))
 
     def take(self, name: str, command: Command) -> None:
         self.taken.append((name, command))
         if not self.busy:
             said = [f"{command.command} by {command.who}"]
             self.control.answer(name, {"said": said, "modes": {"BTCUSDT": "halt"}})
+
+    def emergency(self, command: Command) -> None:
+        self.emergencies.append(command)
+        raise RuntimeError("the connections have ended")
 
     def stop(self) -> None:
         self.control.close()
@@ -98,8 +103,40 @@ def test_a_halt_that_the_main_loop_does_not_take_is_done_without_it(
     time.sleep(0.3)
     assert worker.emergencies == [HALT], "once"
     [(name, _)] = worker.taken
+    worker.busy = False
+    send(state, msgspec.structs.replace(HALT, symbol="ETHUSDT"))  # commands are read all the same
     worker.control.answer(name, {"said": [], "modes": {}})
     assert not (state / "control" / name).exists()
+
+
+@pytest.mark.parametrize("verb", ["halt", "flatten", "pause", "resume"])
+def test_a_command_for_a_symbol_that_is_not_there_is_refused(
+    state: Path, worker: Worker, verb: str
+) -> None:
+    wrong = msgspec.structs.replace(HALT, command=verb, symbol="BTCUSD")
+    with pytest.raises(ControlError, match="BTCUSD: not a symbol here; known: BTCUSDT, ETHUSDT"):
+        send(state, wrong)
+    assert worker.taken == []
+
+
+def test_a_halt_that_would_wait_for_the_next_worker_names_a_symbol_of_the_settings(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["halt", "BTCUSD", "--root", str(tmp_path)]) == 2
+    assert "BTCUSD: not a symbol here" in capsys.readouterr().err
+    assert not state.exists()
+
+
+def test_an_account_has_one_worker_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with lock_account("http://venue", "7", "account 7"):
+        for name in ("XDG_RUNTIME_DIR", "TMPDIR", "HOME"):
+            monkeypatch.setenv(name, "/nowhere")
+        with pytest.raises(LogError, match=f"account 7: process {os.getpid()} works on it"):
+            lock_account("http://venue", "7", "account 7")
+        lock_account("http://venue", "8", "account 8").close()
+    lock_account("http://venue", "7", "account 7").close()
 
 
 def test_without_a_worker_only_a_halt_waits_for_the_next_one(state: Path) -> None:
@@ -119,6 +156,10 @@ def test_without_a_worker_only_a_halt_waits_for_the_next_one(state: Path) -> Non
     [
         ({"command": "resume", "reason": ""}, "say why with --reason"),
         ({"command": "limits", "limits": {"order_usd": 1.0}}, "order_usd: no limit"),
+        (
+            {"command": "limits", "limits": {"stop_bps": 1.0}},
+            "stop_bps: set in .risk. of the settings",
+        ),
         ({"command": "limits"}, "name at least one"),
     ],
 )

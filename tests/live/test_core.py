@@ -28,6 +28,7 @@ from live.core import Core, CoreState
 from live.decisions import Decision
 from live.gateway import PlainCodec
 from live.labels import Labels
+from live.log import LogError
 from live.messages import (
     Answer,
     Append,
@@ -45,9 +46,10 @@ from live.messages import (
     Tick,
 )
 from live.rehearsal import _frames
+from live.restoration import require_known
 from live.safety import Mode
 from live.symbol_state import MOST_RENEW_NS
-from market.instruments import BUILT_IN
+from market.instruments import BUILT_IN, Instrument
 from market.settings import Settings
 from market.units import E8, SECOND_NS
 from orchestration.backtest.run import FixedModel, load_model
@@ -376,6 +378,38 @@ def test_an_upgrade_leaves_the_order_and_the_next_core_goes_on_with_it(
     second.target(0)
     second.core.step(START + 4 * SECOND_NS, Tick())
     assert entry.client_id in {o.client_id for o in second.core.orders.open() if o.cancel_sent}
+
+
+def test_a_flat_symbol_that_the_settings_name_no_more_is_nothing_to_look_at(
+    core: Core, model: FixedModel, tmp_path: Path
+) -> None:
+    told(core, START + SECOND_NS, execution(1, 1, 500, 600_000), execution(2, -1, 500, 600_000))
+    account = core.account.snapshot()
+    old = Instrument(symbol="SOLUSDT", tick="0.01", lot="0.1", min_qty="0.1", min_notional="5")
+    account.holdings["SOLUSDT"] = type(account.holdings["BTCUSDT"])(instrument=old)
+    state = msgspec.msgpack.decode(msgspec.msgpack.encode(core.snapshot()), type=CoreState)
+    settings = live_settings(tmp_path)
+    live = msgspec.structs.replace(settings.live, venue="sandbox")
+    again = core_of(model, msgspec.structs.replace(settings, live=live), state)
+    effects = again.begin(START + 10 * SECOND_NS)
+    for tenth in range(100, 140):
+        effects += again.step(START + tenth * SECOND_NS // 10, Tick())
+    asked = {e.body.symbol for e in effects if isinstance(e, Send) and isinstance(e.body, Query)}
+    assert asked == {"", *SYMBOLS}
+    again.account.holdings["SOLUSDT"].position_lots = 5
+    with pytest.raises(LogError, match=r"in SOLUSDT, which .*market\.watch"):
+        require_known(again.snapshot(), tmp_path, SYMBOLS)
+
+
+def test_deadlines_count_from_the_clock_when_much_waits(model: FixedModel, tmp_path: Path) -> None:
+    trading = Trading(model, tmp_path)
+    core = trading.core
+    core.step(core.now_ns, Command(command="fact", who="w", reason="", limits={"lag_s": 3.0}))
+    trading.rest()
+    [send] = [s for s in core.requests.under_way.values() if isinstance(s.body, Submit)]
+    assert send.deadline_ns == core.now_ns + 5 * SECOND_NS
+    core.step(core.now_ns, Command(command="fact", who="w", reason="", limits={"lag_s": 0.0}))
+    assert core.requests.lag_ns == 0
 
 
 def test_a_symbol_that_falls_silent_alone_is_subscribed_anew(

@@ -178,6 +178,36 @@ def test_an_order_that_the_venue_had_and_lists_no_more_has_ended(desk: Desk) -> 
     assert len(desk.venue.asked) - asked >= 3
 
 
+def test_answers_that_say_nothing_count_for_no_absence(desk: Desk) -> None:
+    """The venue's list is short by what stands there, once: that is no proof."""
+    order, answer, answered = desk.submit("a-1"), desk.venue._query, list[bool]()
+
+    def query(asked: Query) -> QueryResult:
+        result = answer(asked)
+        if len(answered) < 3 and asked.kind in (QueryKind.ORDER, QueryKind.OPEN_ORDERS):
+            result = msgspec.structs.replace(result, orders=())
+            if asked.kind is QueryKind.ORDER:
+                answered.append(complete := len(answered) == 2)
+                result = msgspec.structs.replace(result, complete=complete, reason="10016")
+        return result
+
+    desk.venue._query = query  # type: ignore[method-assign]
+    desk.run(120, step_ms=200)
+    assert answered == [False, False, True]
+    assert order.state is OrderState.NEW
+    assert desk.agrees()
+
+
+def test_a_request_of_a_step_behind_the_clock_is_not_absent_before_its_deadline(desk: Desk) -> None:
+    lose(desk, Submit, arrives=False)
+    desk.requests.lag_ns = 3 * SECOND_NS
+    order = desk.submit("a-1")
+    desk.run(11.9)
+    assert order.state in (OrderState.UNKNOWN, OrderState.PENDING_NEW)
+    desk.run(0.2)
+    assert order.state is OrderState.REJECTED
+
+
 def test_an_order_too_old_to_be_listed_ends_once_it_is_not_open() -> None:
     """A worker that was away for two days: the history has only what filled."""
     desk = started("halt")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from live.messages import Command, Effect, Say
-from live.safety import LIMITS, Limit, Mode, Safety, SafetyState
+from live.safety import LIMITS, SETTINGS_ALONE, Limit, Mode, Safety, SafetyState
 from market.settings import Risk
 from market.units import DAY_NS, SECOND_NS
 
@@ -169,6 +169,21 @@ def test_a_resumed_loss_may_grow_by_its_limit_once_more() -> None:
     assert desk.safety.mode(A) == Mode.REDUCE, "a new day has the whole limit, and no more"
 
 
+def test_what_was_won_back_after_a_resume_is_not_lost_once_more() -> None:
+    desk = Desk()
+    limit = Risk().drawdown_usdt
+    desk.safety.see(T0, "drawdown_usdt", limit + 200.0)
+    desk.order("resume")
+    for value, resumed in ((limit, limit), (limit + 100.0, limit), (300.0, 300.0), (0.0, 0.0)):
+        desk.safety.changed = False
+        desk.safety.see(T0, "drawdown_usdt", value)
+        assert desk.safety.resumed == (0.0, resumed), "the guard's too"
+        assert desk.safety.changed == (value == resumed), "on record"
+        desk = desk.again()
+    desk.safety.see(T0, "drawdown_usdt", limit)
+    assert desk.safety.mode(A) == Mode.REDUCE
+
+
 def test_orders_of_operators_stand_over_a_restart_until_resumed() -> None:
     desk = Desk()
     desk.order("pause", A)
@@ -195,7 +210,7 @@ def test_resuming_a_symbol_leaves_the_limits_of_all() -> None:
 
 def test_limits_only_tighten_and_stay_tight_over_a_restart() -> None:
     desk = Desk()
-    desk.order("limits", daily_loss_usdt=1000.0, liquidation_bps=800.0, actions_per_s=5)
+    desk.order("limits", daily_loss_usdt=1000.0, liquidation_bps=800.0, stale_s=3.0)
     desk.order("limits", daily_loss_usdt=2000.0)
     desk.order("limits", liquidation_bps=700.0)
     desk.order("limits", order_usdt=0.0)
@@ -203,10 +218,19 @@ def test_limits_only_tighten_and_stay_tight_over_a_restart() -> None:
     desk.order("limits", nonsense=1.0)
     desk = desk.again()
     assert desk.safety.limits == msgspec.structs.replace(
-        Risk(), daily_loss_usdt=1000.0, liquidation_bps=800.0, actions_per_s=5
+        Risk(), daily_loss_usdt=1000.0, liquidation_bps=800.0, stale_s=3.0
     )
     desk.safety.see(T0, "day_loss_usdt", 1000.0)
     assert desk.safety.mode(A) == Mode.REDUCE
+
+
+def test_what_is_read_at_the_start_alone_is_tightened_by_no_order_of_any_log() -> None:
+    fixed = dict.fromkeys(sorted(SETTINGS_ALONE), 5.0)
+    desk = Desk()
+    desk.order("limits", **fixed)
+    refused = [x.fields["limit"] for x in desk.lines if x.event == "limit not changed"]
+    assert refused == [*fixed]
+    assert desk.safety.limits == Desk(state=SafetyState(limits=fixed)).safety.limits == Risk()
 
 
 def test_a_refused_loosening_is_one_line_each() -> None:

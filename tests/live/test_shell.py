@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from execution.orders import Amend, Cancel, Submit
 from live.latency import Histogram
 from live.log import Header, LogWriter
 from live.messages import CancelAll, RequestBody, Send, SetStop, Tick
+from live.run import logger, stopping
 from live.shell import STAGES
 from live.writer import Writer
 
@@ -34,6 +40,7 @@ class Disk:
 class Bench:
     def __init__(self, folder: Path) -> None:
         self.disk, self.sent, self.failures = Disk(), list[int](), list[Exception]()
+        self.refuses: set[int] = set()  #: numbers that the connections do not take
         header = Header(
             venue="x",
             account="",
@@ -45,10 +52,19 @@ class Bench:
         )
         self.log = LogWriter(folder / "log", header, 0, background=True, fdatasync=self.disk)
         latency = {stage: Histogram() for stage in STAGES}
-        self.writer = Writer(self.log, self.send, self.failures.append, latency)
+        self.expired: list[int] = []
+        self.writer = Writer(
+            self.log,
+            self.send,
+            lambda told: self.expired.append(told.request),
+            self.failures.append,
+            latency,
+        )
 
     def send(self, send: Send) -> None:
         assert self.log.synced_to >= send.deadline_ns, "what it rests on is on disk"
+        if send.number in self.refuses:
+            raise RuntimeError("the loop has ended")
         self.sent.append(send.number)
 
     def request(self, number: int, body: RequestBody) -> None:
@@ -113,6 +129,36 @@ def test_a_gated_writer_lets_only_what_reduces_leave(bench: Bench) -> None:
         bench.request(number, body)
     until(lambda: 6 in bench.sent)
     assert bench.sent == [2, 4, 5, 6]
+    assert bench.expired == [1, 3]
+
+
+def test_what_cannot_be_handed_over_ends_and_the_next_one_leaves(bench: Bench) -> None:
+    bench.refuses.add(1)
+    for number in (1, 2):
+        bench.request(number, order(number))
+    until(lambda: 2 in bench.sent)
+    assert (bench.sent, bench.expired) == ([2], [1])
+    assert "the loop has ended" in str(bench.failures)
+
+
+def test_a_line_that_stderr_does_not_take_ends_nothing_and_is_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say = logger(deque())
+    with monkeypatch.context() as patched, suppress(OSError), open("/dev/full", "w") as full:
+        patched.setattr(sys, "stderr", full)
+        for level in (say.info, say.error):
+            level("unheard")
+    closed, stops = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"), list[str]()
+    closed.close()
+    with stopping(stops.append, say), monkeypatch.context() as gone:
+        gone.setattr(sys, "stderr", closed)
+        signal.raise_signal(signal.SIGHUP)
+    say.warning("heard")
+    assert stops == ["SIGHUP"]
+    [line] = capsys.readouterr().err.splitlines()
+    assert (line_of := msgspec.json.decode(line))["event"] == "heard"
+    assert line_of["unsaid"] == 3
 
 
 def test_a_histogram_knows_percentiles_within_a_bucket() -> None:

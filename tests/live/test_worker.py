@@ -31,9 +31,10 @@ from live.champion import Champion, NoChampionError
 from live.collect import collect
 from live.control import Control
 from live.feed import FeedError, Item, ReplayFeed
+from live.inbox import Given
 from live.journal import JournalError, TableRows, parent_of
 from live.log import LogError
-from live.messages import Append, PublicFrame
+from live.messages import Append, Command, PublicFrame
 from live.replay import replay_last
 from live.run import Run, known_instruments
 from live.why import explained, frame_before
@@ -608,6 +609,66 @@ def begun(root: Path, capture: str, settings: Settings | None = None) -> Iterato
         yield one
 
 
+def test_a_command_goes_before_what_waits(root: Path, market: Market) -> None:
+    promote(root)
+    at = START + 30 * S
+    with begun(root, market.fresh) as one, ExitStack() as stack:
+        pause = Command(command="pause", who="ann", reason="news", symbol=SYMBOLS[0])
+        feed = Steps(market.fresh, {at: lambda: shell.command("1.json", pause)})
+        shell = one.begin(feed, feed.first_ns, stack)
+        shell.run(iter(feed))
+    [(n, told_ns)] = [(n, ns) for n, (ns, body) in enumerate(logged(root)) if body == pause]
+    frames = [ns for ns, body in logged(root)[:n] if isinstance(body, PublicFrame)]
+    assert frames[-1] <= told_ns < at
+
+
+def test_what_fails_while_closing_down_ends_none_of_the_rest(
+    root: Path, market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(root)
+    fails = iter(range(3))
+    with begun(root, market.fresh) as one, ExitStack() as stack:
+        feed = ReplayFeed([market.fresh], speed=0, duration_s=60)
+        shell = one.begin(feed, feed.first_ns, stack)
+        step = shell.core.step
+
+        def failing(now_ns: int, given: Any) -> Any:
+            if shell.core._closing is not None and next(fails, None) is not None:
+                raise ValueError("a fault")
+            return step(now_ns, given)
+
+        monkeypatch.setattr(shell.core, "step", failing)
+        assert shell.run(iter(feed)) == []
+        assert next(fails, None) is None, "it failed"
+    assert [symbol for symbol in SYMBOLS if shell.core.account.position_lots(symbol)] == []
+    assert all(order.state.is_final for order in shell.core.orders.by_id.values())
+    assert shell._failures == {"ValueError": 3}
+
+
+def test_limits_of_the_machine_that_passed_while_no_worker_ran_are_lifted(
+    root: Path, market: Market
+) -> None:
+    promote(root)
+    alarm = bundles_folder(root, "synthetic-l2") / DECAY_FILE
+    facts = {"disk_full": 1.0, "late_s": 9.0, "decay": 5.0}
+    for number in (1, 2):
+        with begun(root, market.fresh) as one, ExitStack() as stack:
+            feed = ReplayFeed([market.fresh], speed=0, duration_s=5)
+            shell = one.begin(feed, feed.first_ns, stack)
+            shell._paced = True
+            if number == 1:
+                told = Command(command="fact", who="w", reason="", limits=facts)
+                shell.take(Given(told, 0))
+                assert set(shell.core.safety.why(SYMBOLS[0])) >= {"disk full", "decay alarm"}
+            else:
+                alarm.write_text('{"alarm_ns": null}')
+                shell.feed = object()  # type: ignore[assignment]
+                shell.take(Item(shell.now_ns + S, None, time.monotonic_ns()))
+                assert shell.core.safety.why(SYMBOLS[0]) == []
+            if number == 1:
+                shell.log.sync()
+
+
 def test_a_replay_begins_before_its_first_frame_is_due(root: Path, market: Market) -> None:
     """Reading the history takes seconds, for which no frame shall wait."""
     promote(root, "1")
@@ -1026,8 +1087,9 @@ print(json.dumps({"summary": summary, "modules": sorted(sys.modules)}))
 """
 
 
-def test_sigterm_stops_a_worker_cleanly_and_it_loads_no_heavy_module(
-    root: Path, market: Market
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_a_worker_cleanly_and_it_loads_no_heavy_module(
+    root: Path, market: Market, end: signal.Signals
 ) -> None:
     promote(root)
     repository = Path(__file__).resolve().parents[2]
@@ -1045,7 +1107,10 @@ def test_sigterm_stops_a_worker_cleanly_and_it_loads_no_heavy_module(
             if msgspec.json.decode(line)["event"] == "warm":
                 break
         time.sleep(0.5)
-        process.send_signal(signal.SIGTERM)
+        if end is signal.SIGHUP:  # with the terminal, what reads its lines is gone
+            process.stderr.close()
+            process.stderr = None
+        process.send_signal(end)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
