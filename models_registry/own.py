@@ -105,7 +105,8 @@ def labelled(source: Source, label: Label, model: Model) -> dict[int, tuple[Int,
     Prices are the touch, costs the taker fees of the settings' row; a barrier is as far as the volatility over the
     horizon.
     """
-    rows, found = source.read(source.dates(), [ensemble.SCALE_FEATURE], 1), {}
+    found: dict[int, tuple[Int, Float]] = {}
+    rows = source.read(source.dates(), [ensemble.SCALE_FEATURE], 1)
     scale = Scale(feature=ensemble.SCALE_FEATURE, window_s=ensemble.SCALE_WINDOW_S, floor_bps=0.0)
     for index in np.unique(rows.symbol):
         one = rows.where(rows.symbol == index)
