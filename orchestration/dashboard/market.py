@@ -60,10 +60,10 @@ def build(follow: Follower, symbol: Callable[[], str], reader: Reader) -> Renew:
         """Nothing of another symbol stays."""
         figures.clear()
         about.clear()
-        for each in (ladder, depth, liquidity, signal):
-            draw(each, *([] for _ in each.options["series"]))
-        for each in (costs, trades, moved):
-            each([])
+        for drawing in (ladder, depth, liquidity, signal):
+            draw(drawing, *([] for _ in drawing.options["series"]))
+        for show in (costs, trades, moved):
+            show([])
 
     def renew() -> None:
         state, name = follow.state, symbol()
