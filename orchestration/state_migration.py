@@ -56,7 +56,7 @@ def migrate_state(settings: Settings, say: Say) -> dict[str, int]:
             )
         )
         held = sa.text(f"select part from {_MOVED} where lake = :lake")
-        before: set[str] = set(there.execute(held, {"lake": lake_name(settings)}).scalars())
+        before = set[str](there.execute(held, {"lake": lake_name(settings)}).scalars())
     marker.dispose()
     for part, move in _MOVES.items():
         if part in before:

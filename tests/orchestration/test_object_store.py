@@ -168,15 +168,17 @@ def test_a_capture_that_comes_after_the_others_expired_replaces_nothing(
 
 
 def test_what_expired_in_the_bucket_is_not_uploaded_again(
-    lakes: tuple[Lake, Lake], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lake, settings = lakes[1], Settings()
-    (path,), (here,) = lake.captures(DAYS[1]), Lake(lake.home).captures(DAYS[1])
-    lake.store.delete(path)
-    assert upload(lake, print) == []
-    assert "1 that were removed there are left out" in capsys.readouterr().out
-    assert lake.capture_dates() == DAYS[:1]
-    with CaptureWriter(here) as writer:  # one that has grown since is another
-        writer.append(*next(iter(lines(BTC, DAYS[1]))))
-    assert upload(lake, print) == [path]
-    assert {e.path: e.kept for e in expiries(lake, settings, DAYS[2])}[here] == ""
+    with served(str(tmp_path)):
+        lake = Lake(BUCKET)
+        here = home_of(BUCKET) / "frames" / f"date={DAYS[0]}" / "a.frames.zst"
+        capture(here, lines(BTC, DAYS[0]))
+        (path,) = upload(lake, print)
+        lake.store.delete(path)
+        assert upload(lake, print) == []
+        assert "1 that were removed there are left out" in capsys.readouterr().out
+        with CaptureWriter(here) as writer:  # one that has grown since is another
+            writer.append(*next(iter(lines(BTC, DAYS[1]))))
+        assert upload(lake, print) == [path]
+        assert {e.path: e.kept for e in expiries(lake, Settings(), DAYS[1])}[str(here)] == ""
