@@ -53,7 +53,7 @@ def test_every_tuning_trial_of_every_horizon_and_span_is_a_look(
     home = store.registry_home(registered[1])
     with closing(sqlite3.connect(home / "optuna.db")) as db:
         kept = db.execute("select count(*) from trials").fetchone()[0]
-    assert kept % (2 * len(planted.HORIZONS)) == 0
+    assert kept % (2 * 2) == 0  # those of 10 s and 60 s: 300 s has too few labels to judge by
     with closing(sqlite3.connect(home / "trials.db")) as db:
         assert db.execute("select looks from looks where kind = 'training'").fetchall() == [
             (1 + kept,)
