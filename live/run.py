@@ -131,6 +131,9 @@ class Run:
             speed=self.clock.speed,
         )
         self.gateway.start()
+        if self.gateway.disconnect_cancels:
+            away_s = self.settings.live.disconnect_cancel_s
+            self.say.info("the venue cancels what rests when we are away", after_s=away_s)
         stack.callback(self.gateway.stop, 2.0)
         self.account = self.gateway.account
         what = f"the worker of account {self.account} of {address.name}"

@@ -266,6 +266,9 @@ class Live(Struct, frozen=True, kw_only=True):
     #: How often log and venue are compared while nothing is wrong, and the longest shut-down (seconds).
     audit_s: Positive = 60.0
     closing_s: Positive = 15.0
+    #: Where the venue grants it, it cancels what rests once the worker has been away for so long (seconds, from 3;
+    #: 0: not asked for). Longer than an upgrade takes, which leaves orders resting.
+    disconnect_cancel_s: Annotated[int, Meta(ge=0, le=300)] = 120
 
 
 class Record(Struct, frozen=True, kw_only=True):

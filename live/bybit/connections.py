@@ -52,6 +52,8 @@ from market.settings import Live
 T = TypeVar("T")
 
 TOPICS: Final = ("order", "execution", "position", "wallet")
+#: Subscribed to where disconnect-cancel-all is in force: it is these connections that the venue watches.
+_DISCONNECT: Final = "dcp.future"
 #: A socket without a message between two heartbeats is replaced; an answer this late is given up.
 PING_S: Final = 20.0
 LATEST_S: Final = 60.0
@@ -108,7 +110,8 @@ class _Socket:
         signature = hmac.new(keys.secret.encode(), text, hashlib.sha256).hexdigest()
         await self._ask(socket, "auth", [keys.key, expires, signature])
         if self.name == "private":
-            await self._ask(socket, "subscribe", list(TOPICS))
+            watched = (_DISCONNECT,) if owner.disconnect_cancels else ()
+            await self._ask(socket, "subscribe", [*TOPICS, *watched])
         self.socket = socket
         owner.give(Link(stream=self.name, up=True))
 
@@ -213,6 +216,7 @@ class Connections:
     ) -> None:
         self.address, self.keys, self.settings = address, keys, settings
         self.clock, self.account = ServerClock(), ""
+        self.disconnect_cancels = False  #: the venue cancels what rests when we are away
         self._codec, self._sink, self._clock_ns, self._speed = codec, sink, clock_ns, speed
         codec.states_fees = address.states_fees
         self._rest = Rest(address, keys, self.clock, settings.receive_window_ms)
@@ -283,6 +287,7 @@ class Connections:
             )
         for symbol in self._codec.reader.instruments:
             await self._asked(Query(kind=QueryKind.INSTRUMENT, symbol=symbol))
+        self.disconnect_cancels = await self._granted()
         for socket in (self._private, self._trade):
             if socket is not None:
                 running = self._task(socket.run())
@@ -293,6 +298,15 @@ class Connections:
         for report in await self._asked(Query(kind=QueryKind.ACCOUNT)):
             self.account = getattr(report, "account", self.account)
         self._task(self._keep_time())
+
+    async def _granted(self) -> bool:
+        """Ask for disconnect-cancel-all; whether the venue grants it to this account, as to few."""
+        if not (window_s := self.settings.disconnect_cancel_s):
+            return False
+        wanted = {"product": "DERIVATIVES", "timeWindow": max(3, window_s)}
+        call = Call("order/disconnected-cancel-all", True, wanted)
+        reply = await self._insist(self._rest.call, call, _START_ANSWER_S)
+        return _object(reply.body).get("retCode") == 0
 
     async def _asked(self, query: Query) -> tuple[Report, ...]:
         """The reports of an answer; BybitError when they are none, for a reason that does not pass."""

@@ -46,7 +46,7 @@ from market.settings import Live
 from proving.sandbox.faults import KINDS
 from proving.sandbox.server import Sandbox
 from tests.live.bybit_venue import SYMBOL, Client, connected
-from tests.proving.sandbox_server import Served, served
+from tests.proving.sandbox_server import Served, eventually, served
 
 NAMES = itertools.count(1)
 
@@ -434,6 +434,43 @@ def test_nothing_but_loopback_can_be_reached_from_a_test(name: str) -> None:
         connections.start(60.0)
     with pytest.raises(OSError, match="tests reach loopback only"):
         socket.create_connection(("192.0.2.1", 443), timeout=1.0)
+
+
+# -- disconnect-cancel-all ------------------------------------------------------------------------
+
+
+def test_what_rests_is_cancelled_once_the_worker_is_away_where_that_is_granted(
+    venue: Served,
+) -> None:
+    with connected(venue, client=6, disconnect_cancel_s=3) as client:
+        assert client.connections.disconnect_cancels
+        entry = bid(client, price_ticks=client.touch(-1) + 300, stop_ticks=client.touch(1) - 5000)
+        client.ask(entry)
+        reported(client, entry, OrderState.FILLED)
+        resting = bid(client)
+        client.ask(resting)
+        reported(client, resting, OrderState.NEW)
+    eventually(lambda: venue.run(lambda exchange: not exchange.clients[6].open))
+    with connected(venue, client=6) as client:
+        report = client.query(QueryKind.ORDER, client_id=resting.client_id).orders[0]
+        assert isinstance(report, OrderReport)
+        assert report.reason.endswith("CancelByDCP")
+        (position,) = client.query(QueryKind.POSITION).reports
+        assert isinstance(position, PositionReport)
+        assert (position.lots, position.stop_ticks) == (10, entry.stop_ticks), "it stays protected"
+        flatten(client)
+
+
+def test_a_venue_that_does_not_grant_it_is_traded_all_the_same(venue: Served) -> None:
+    client = Client(venue, client=7)
+    client.fault("maintenance", "order/disconnected-cancel-all")
+    client.connections.start()
+    try:
+        assert not client.connections.disconnect_cancels
+        client.ask(bid(client))
+        flatten(client)
+    finally:
+        client.connections.stop(5.0)
 
 
 # -- the budget ------------------------------------------------------------------------------------
