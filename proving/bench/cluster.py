@@ -84,7 +84,7 @@ def measure(quick: bool, say: Say) -> Iterator[Measure]:
             with mapping(_WORKERS, here) as local, mapping(_WORKERS, there) as remote:
 
                 def bars(mapped: compute.Map) -> float:
-                    shutil.rmtree(lake, ignore_errors=True)
+                    shutil.rmtree(lake / "bars", ignore_errors=True)
                     tasks = [
                         (here.root, here, "BTCUSDT", day)
                         for day in days_between(_FIRST, "2026-12-31")[:days]
