@@ -74,11 +74,12 @@ def archived_keys(lake: Lake, keys: Sequence[Key], book_depth: int) -> list[Key]
 
 
 def _gone(lake: Lake, key: Key, captures: Sequence[str]) -> int:
-    """How many of the captures that a partition was read from have expired: what is left holds less than it."""
+    """How many of the files that a partition was read from have expired: the captures left hold less than it."""
     if not (lake.exists("events", *key) and lake.exists("ingests", *key)):
         return 0
     used = msgspec.json.decode(lake.metadata("ingests", *key).get("files", "[]"))
-    return len({each["file"] for each in used} - {Path(path).name for path in captures})
+    there = [*captures, *([lake.archive(*key)] if key in lake.archives() else [])]
+    return len({each["file"] for each in used} - {Path(path).name for path in there})
 
 
 def bars_of(root: str, settings: Settings, symbol: str, day: str) -> int:
