@@ -186,7 +186,7 @@ def repair(folder: Path, fdatasync: Callable[[int], None] = os.fdatasync) -> Tor
     data = path.read_bytes()
     torn = data[end:].rstrip(b"\0")
     kept = path.with_name(f"{path.name}.torn")
-    if end < len(data):
+    if end < len(data) or not end:
         if torn:
             with open(kept, "ab") as aside:
                 aside.write(torn)

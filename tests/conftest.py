@@ -24,10 +24,12 @@ BY_THE_CLOCK = {
     *("tests/proving/test_bench_live.py", "tests/proving/test_bench_page.py"),
 }
 
-# A shell's background ignores SIGINT. Dagster lets SIGTERM do what SIGINT does, and children inherit that: nothing
-# that a test starts would end when it is told to.
+# A shell's background ignores SIGINT, nohup SIGHUP. Dagster lets SIGTERM do what SIGINT does, and children inherit
+# that: nothing that a test starts would end when it is told to.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class ByFile(LoadFileScheduling):  # type: ignore[misc]

@@ -183,6 +183,18 @@ def test_blocks_that_a_power_cut_left_out_of_order_are_torn_not_damaged(tmp_path
     assert torn.bytes == len(data) - begin
 
 
+def test_a_segment_without_a_byte_is_none(tmp_path: Path) -> None:
+    """A crash or a full disk between a segment's creation and its header leaves one."""
+    writer(tmp_path).close()
+    for name in ("000002.log", "000001.log"):
+        (tmp_path / name).write_bytes(b"")
+        assert log.repair(tmp_path) is None
+        assert not (tmp_path / name).exists()
+        if name == "000002.log":
+            assert bodies(tmp_path) == [HEADER]
+    assert log.last_segment(tmp_path) is None
+
+
 def test_a_start_syncs_what_a_killed_writer_left(tmp_path: Path) -> None:
     """Else a power cut after the next start tears a segment that another follows."""
     disk = Disk(tmp_path)
