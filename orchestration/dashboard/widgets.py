@@ -44,10 +44,10 @@ def section(title: str, hint: str = "") -> None:
         ui.label(hint).classes("text-xs opacity-60")
 
 
-#: Cells by column: an order's or a parent's id leads to what led to it, a share is also a bar.
+#: Cells by column: an order's or a parent's id leads to what led to it, a share is also a bar where there is room.
 _CELLS: Final = {
     "order": "<a class='underline' :href=\"'/why?order=' + encodeURIComponent(VALUE)\">{{ VALUE }}</a>",
-    "share": "<div class='row no-wrap items-center justify-end gap-2'><q-linear-progress"
+    "share": "<div class='row no-wrap items-center justify-end gap-2'><q-linear-progress class='gt-xs'"
     " v-if='!isNaN(parseFloat(VALUE))' style='width: 72px' aria-hidden='true'"
     " :value='Math.min(1, parseFloat(VALUE) / 100)'"
     " :color=\"parseFloat(VALUE) >= 80 ? 'negative' : 'primary'\" /><span>{{ VALUE }}"
