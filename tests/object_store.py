@@ -10,6 +10,7 @@ from typing import Any
 
 import boto3
 import pytest
+from moto.backends import get_backend
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -59,7 +60,11 @@ class ObjectStore:
 
 @contextmanager
 def served(home: str) -> Iterator[ObjectStore]:
-    """A server with the bucket of `BUCKET`, and the environment that leads there."""
+    """A server with an empty bucket of `BUCKET`, and the environment that leads there.
+
+    moto keeps one state in a process, whatever the server: it is forgotten at the end, or the next test
+    file would find this one's objects.
+    """
     store = ObjectStore()
     thread = threading.Thread(target=store._server.serve_forever, daemon=True)
     thread.start()
@@ -80,3 +85,4 @@ def served(home: str) -> Iterator[ObjectStore]:
     store._server.shutdown()
     thread.join()
     store._server.server_close()
+    get_backend("s3").reset()

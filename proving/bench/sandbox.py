@@ -38,6 +38,9 @@ OWN_TOPICS: Final = ("order", "execution", "position", "wallet")
 FAST: Final = 20.0
 HOURS: Final = 4
 
+#: ms that a request may be on its way: a busy machine's stall is a late answer here, never a refusal.
+_RECV_WINDOW: Final = "60000"
+
 #: Orders of a client between two cancels of all its resting orders.
 _SWEEP: Final = 10
 #: The matching engine's time in a frame: ``cts`` of a book delta, or the first trade's ``T``.
@@ -248,7 +251,10 @@ class _Client:
     async def _ask(self, body: dict[str, Any]) -> int:
         name = str(next(self._numbers))
         answer = self._acknowledgements[name] = asyncio.get_running_loop().create_future()
-        header = {"X-BAPI-TIMESTAMP": str(time.time_ns() // MS_NS)}
+        header = {
+            "X-BAPI-TIMESTAMP": str(time.time_ns() // MS_NS),
+            "X-BAPI-RECV-WINDOW": _RECV_WINDOW,
+        }
         frame = {"reqId": name, "header": header, "op": "order.create", "args": [body]}
         await self._sockets["trade"].send_str(msgspec.json.encode(frame).decode())
         code: int = await answer
@@ -258,11 +264,11 @@ class _Client:
         """Send a signed request; returns its retCode."""
         payload = msgspec.json.encode(body)
         stamp = str(time.time_ns() // MS_NS)
-        signed = f"{stamp}{self._keys['key']}5000".encode() + payload
+        signed = f"{stamp}{self._keys['key']}{_RECV_WINDOW}".encode() + payload
         headers = {
             "X-BAPI-API-KEY": self._keys["key"],
             "X-BAPI-TIMESTAMP": stamp,
-            "X-BAPI-RECV-WINDOW": "5000",
+            "X-BAPI-RECV-WINDOW": _RECV_WINDOW,
             "X-BAPI-SIGN": signature(self._keys["secret"], signed),
             "Content-Type": "application/json",
         }

@@ -244,7 +244,9 @@ def test_pybit_receives_its_private_topics(venue: Served, monkeypatch: pytest.Mo
     session.place_order(
         category="linear", symbol="BTCUSDT", side="Sell", orderType="Market", qty="0.02"
     )
-    eventually(lambda: len(frames["order"]) == len(frames["wallet"]) == 2)
+    eventually(
+        lambda: {topic: len(each) for topic, each in frames.items()} == dict.fromkeys(frames, 2)
+    )
     stream.exit()
     (row,) = frames["order"][0]["data"]
     assert row["orderId"] == created["result"]["orderId"]
