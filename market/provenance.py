@@ -24,16 +24,20 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import re
 import sys
+import threading
 import tomllib
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from market.cache import beside, user_folder
 from market.errors import DataError
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -85,6 +89,7 @@ class Table(msgspec.Struct, frozen=True):
 # -- what a module is made of ----------------------------------------------------------------------
 
 
+@cache
 def module_file(name: str) -> Path | None:
     """The source file of a project module, None for a name that is none."""
     if name.split(".")[0] not in ROOMS:
@@ -96,9 +101,58 @@ def module_file(name: str) -> Path | None:
     return None
 
 
+class _Source(msgspec.Struct, frozen=True):
+    """What is asked of a source file. Every process that runs kernels asks it of some seventy files, which
+    takes seconds to parse, so it is kept on disk under the digest of what was read."""
+
+    digest: bytes
+    #: ``import name`` is (name,), ``from name import part`` is (name, part).
+    imported: tuple[tuple[str, ...], ...]
+    syntax: str
+    declared: tuple[Table, ...]
+
+
+#: Of Python and of the code that reads a source file: either may read it otherwise than what was kept.
+_READER: Final = f"{sys.version} {__file__}\0".encode() + Path(__file__).read_bytes()
+
+
 @cache
-def _parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_bytes())
+def _source(path: Path) -> _Source:
+    text = path.read_bytes()
+    digest = hashlib.sha256(_READER + text).digest()
+    if beside(path.parent):
+        kept = path.parent / "__pycache__" / f"{path.stem}.{sys.implementation.cache_tag}.syntax"
+    else:
+        kept = user_folder() / "syntax" / hashlib.sha256(str(path).encode()).hexdigest()
+    with suppress(OSError, msgspec.MsgspecError):
+        found = msgspec.msgpack.decode(kept.read_bytes(), type=_Source)
+        if found.digest == digest:
+            return found
+    tree = ast.parse(text)
+    imported = tuple(_imported(tree))
+    declares = ("market.provenance", "Table") in imported
+    declared = tuple(_declarations(tree)) if declares else ()
+    found = _Source(digest, imported, syntax(tree), declared)
+    with suppress(OSError):
+        kept.parent.mkdir(exist_ok=True)
+        written = kept.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+        written.write_bytes(msgspec.msgpack.encode(found))
+        written.replace(kept)
+    return found
+
+
+def _imported(tree: ast.Module) -> Iterator[tuple[str, ...]]:
+    """Project modules that a file imports anywhere but under ``if TYPE_CHECKING``."""
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module.split(".")[0] in ROOMS:
+                yield from ((node.module, item.name) for item in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((item.name,) for item in node.names if item.name.split(".")[0] in ROOMS)
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            pending.extend(ast.iter_child_nodes(node))
 
 
 def imports(module: str) -> Iterator[str]:
@@ -106,19 +160,12 @@ def imports(module: str) -> Iterator[str]:
     path = module_file(module)
     if path is None:
         raise ProvenanceError(f"{module}: no such module in {ROOT}")
-    pending: list[ast.AST] = [_parsed(path)]
-    while pending:
-        node = pending.pop()
-        names: list[str] = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            # Of a package that is only passed through, the submodule alone.
-            wholes = [f"{node.module}.{item.name}" for item in node.names]
-            names = [whole if module_file(whole) else node.module for whole in wholes]
-        elif isinstance(node, ast.Import):
-            names = [item.name for item in node.names]
-        yield from (name for name in names if module_file(name))
-        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
-            pending.extend(ast.iter_child_nodes(node))
+    for name, *parts in _source(path).imported:
+        # Of a package that is only passed through, the submodule alone.
+        whole = ".".join((name, *parts))
+        found = whole if module_file(whole) else name
+        if module_file(found):
+            yield found
 
 
 @cache
@@ -163,7 +210,7 @@ def closure_hash(*modules: str) -> str:
     for name in sorted({each for module in modules for each in closure(module)}):
         path = module_file(name)
         assert path is not None  # closure() holds modules alone
-        digest.update(f"{name}\0{syntax(_parsed(path))}\0".encode())
+        digest.update(f"{name}\0{_source(path).syntax}\0".encode())
     return digest.hexdigest()[:16]
 
 
@@ -201,9 +248,7 @@ def tables() -> dict[str, tuple[Table, str]]:
         if b"Table(" not in path.read_bytes():
             continue
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        if "market.provenance" not in set(imports(module)):
-            continue
-        for table in _declarations(_parsed(path)):
+        for table in _source(path).declared:
             if table.name in declared:
                 raise ProvenanceError(
                     f"table {table.name} is declared in {declared[table.name][1]} and in {module}"

@@ -35,7 +35,12 @@ def fresh_add(n: int) -> int:
     """What a new process would compute."""
     for name in [name for name in sys.modules if name.startswith("standin")]:
         del sys.modules[name]
-    for cached in (provenance._parsed, provenance.closure, provenance.closure_hash):
+    for cached in (
+        provenance.module_file,
+        provenance._source,
+        provenance.closure,
+        provenance.closure_hash,
+    ):
         cached.cache_clear()
     from standin.upper import add  # type: ignore[import-not-found]
 

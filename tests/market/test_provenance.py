@@ -12,7 +12,8 @@ from market import provenance
 from tests.conftest import REPOSITORY
 
 CACHES = (
-    provenance._parsed,
+    provenance.module_file,
+    provenance._source,
     provenance.closure,
     provenance.closure_hash,
     provenance.tables,
