@@ -72,12 +72,14 @@ def generate(
     start_s: int = 0,
     stop_s: int = SECONDS,
     instrument: Instrument | None = None,
+    begins_ns: int | None = None,
 ) -> Iterator[Events]:
     """Events of one symbol-day in receive order, in chunks of about 250,000 rows and whole frames.
 
     Only those received in [start_s, stop_s) after midnight UTC, opening with a book snapshot and a full
     ticker. A part is the same market as the whole day: ``generate(…, 0, 3600)`` is how ``generate(…)``
-    begins, and a later start only adds its opening. ProfileError for a symbol without a listing or
+    begins, and a later start only adds its opening. The market runs from midnight to where the span starts;
+    with ``begins_ns`` (epoch) its day begins there, and the span counts from there. ProfileError for a symbol without a listing or
     instrument, ValueError for an impossible span.
     """
     if not 0 <= start_s < stop_s <= SECONDS:
@@ -85,7 +87,8 @@ def generate(
     profile.listing(symbol)
     instrument = instrument or built_in(symbol)
     span = (start_s, stop_s)
-    return (rows for rows, _ in _arriving(profile, seed, symbol, day, span, instrument))
+    arriving = _arriving(profile, seed, symbol, day, span, instrument, begins_ns)
+    return (rows for rows, _ in arriving)
 
 
 def _published(
@@ -95,13 +98,23 @@ def _published(
     day: str,
     span: tuple[int, int],
     instrument: Instrument,
+    begins_ns: int | None = None,
     topic: tuple[int, int] = TOPICS[0],
 ) -> Iterator[Events]:
     """Market data published within a span: the first topic of the book and everything beside it, or
     another topic of the book alone."""
     start_s, stop_s = span
     topics = TOPICS[:1] if topic == TOPICS[0] else (TOPICS[0], topic)
-    market = SyntheticMarket(profile, seed, symbol, day, instrument, start_s=start_s, topics=topics)
+    market = SyntheticMarket(
+        profile,
+        seed,
+        symbol,
+        day,
+        instrument,
+        start_s=start_s,
+        begins_ns=begins_ns,
+        topics=topics,
+    )
     end_ns = market.midnight_ns + stop_s * SECOND_NS
     while market.now_ns < end_ns:
         rows = market.chunk(end_ns)
@@ -121,12 +134,13 @@ def _arriving(
     day: str,
     span: tuple[int, int],
     instrument: Instrument,
+    begins_ns: int | None = None,
 ) -> Iterator[tuple[Events, npt.NDArray[np.int64]]]:
     """Market data as received, and which frames of each chunk come twice."""
     transport = None
     if has_faults(profile):
         transport = Transport(profile, seed, symbol, day, first_update(day), TOPICS[0][0])
-    for rows in _published(profile, seed, symbol, day, span, instrument):
+    for rows in _published(profile, seed, symbol, day, span, instrument, begins_ns):
         yield transport.carried(rows) if transport else (rows, np.zeros(0, np.int64))
 
 
@@ -174,11 +188,12 @@ def write_frames(
     stop_s: int = SECONDS,
     instruments: Mapping[str, Instrument] = BUILT_IN,
     depths: Sequence[int] = (),
+    begins_ns: int | None = None,
 ) -> str:
     """Write a capture of several symbols, merged in receive order; returns its path.
 
     ``depths``: levels of further topics of the book, 50 or 1, each at the venue's own rate; each runs
-    the market once more. ValueError for others. ``target`` is a file, or a lake, where the capture goes
+    the market once more. ValueError for others. ``begins_ns`` as in `generate`. ``target`` is a file, or a lake, where the capture goes
     to its date's frames. It opens with the instruments. Written to a temporary file and renamed.
     """
     if isinstance(target, Lake):
@@ -198,16 +213,18 @@ def write_frames(
     used = {symbol: instruments.get(symbol) or built_in(symbol) for symbol in symbols}
     streams = []
     for symbol, instrument in used.items():
-        arriving = _arriving(profile, seed, symbol, day, span, instrument)
+        arriving = _arriving(profile, seed, symbol, day, span, instrument, begins_ns)
         streams.append(_encoded(Encoder(instrument), arriving))
         for depth in depths:
-            book = _published(profile, seed, symbol, day, span, instrument, further[depth])
+            book = _published(
+                profile, seed, symbol, day, span, instrument, begins_ns, further[depth]
+            )
             skewed = _skewed(profile, book)
             streams.append(_encoded(Encoder(instrument, depth), skewed))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with CaptureWriter(temporary) as writer:
-            opening_ns = day_start_ns(day) + start_s * SECOND_NS
+            opening_ns = (begins_ns or day_start_ns(day)) + start_s * SECOND_NS
             for instrument in used.values():
                 fields = {"l2": "instrument", **msgspec.to_builtins(instrument)}
                 writer.control(opening_ns, fields)

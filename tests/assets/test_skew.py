@@ -15,15 +15,16 @@ import pytest
 from assets.platform import Platform, partition_key
 from assets.skew import compare
 from live.worker import run
-from market.bars import make_bars
+from market.bars import bars_from_chunks, make_bars
 from market.features import feature_names
 from market.ingest import ingest
+from market.instruments import BUILT_IN
 from market.lake import Lake
 from market.settings import Settings
 from market.units import day_start_ns
 from market.wire.capture import CaptureWriter, read_lines
 from orchestration.live_assets import decisions, live_batch_skew
-from proving.synthetic import profile, write_bars, write_frames
+from proving.synthetic import generate, profile, write_frames
 from tests.live.live_market import live_settings, promote
 
 S = 1_000_000_000
@@ -37,8 +38,10 @@ TAKEN = tuple(
     for i, n in enumerate(feature_names())
     if i % 2 or n in {"tfi_60", "realised_vol_300", "ofi_now", "lead_ofi_15"}
 )
-#: The lake knows the first of these seconds of the eve; the worker goes on, past midnight.
-FIRST_S, KNOWN_S, FRESH_S = 82_680, 86_300, 40
+#: Seconds of a market that begins an hour before midnight: the lake knows the first of them, the worker goes
+#: on and past midnight.
+KNOWN_S, MIDNIGHT_S, END_S = 3_620, 3_720, 3_760
+BEGINS_NS = MIDNIGHT - MIDNIGHT_S * S
 
 
 def without_bitcoin_at_midnight(source: str, path: Path) -> str:
@@ -57,17 +60,24 @@ def worked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("skew") / "lake"
     lake, settings = Lake(root, "synthetic"), live_settings(root)
     law = profile("demo")
+
+    def frames(name: str, start_s: int, stop_s: int) -> str:
+        path = root / f"{name}.frames.zst"
+        return write_frames(path, law, 7, SYMBOLS, EVE, start_s, stop_s, begins_ns=BEGINS_NS)
+
     # Of the events the worker needs the last book only.
-    known = write_frames(root / "known.frames.zst", law, 7, SYMBOLS, EVE, KNOWN_S - 10, KNOWN_S)
+    known = frames("known", KNOWN_S - 10, KNOWN_S)
     ingest(lake, [known], [(symbol, EVE) for symbol in SYMBOLS], settings)
     for symbol in SYMBOLS:
-        write_bars(lake, law, 7, symbol, EVE, settings, FIRST_S, KNOWN_S)
-    end = write_frames(root / "end.frames.zst", law, 7, SYMBOLS, EVE, KNOWN_S, 86_400)
-    next_day = write_frames(root / "next.frames.zst", law, 7, SYMBOLS, DAY, 0, FRESH_S)
+        events = generate(law, 7, symbol, EVE, 0, KNOWN_S, begins_ns=BEGINS_NS)
+        bars = bars_from_chunks(events, BUILT_IN[symbol], settings).to_arrow()
+        lake.write("bars", symbol, EVE, bars)
+    end = frames("end", KNOWN_S, MIDNIGHT_S)
+    next_day = frames("next", MIDNIGHT_S, END_S)
     promote(root, features=TAKEN)
-    frames = [without_bitcoin_at_midnight(end, root / "quiet.frames.zst"), next_day]
-    summary = run(settings, frames=frames, speed=0)
-    assert summary["warm_decisions"] > 1.5 * (86_400 - KNOWN_S)
+    heard = [without_bitcoin_at_midnight(end, root / "quiet.frames.zst"), next_day]
+    summary = run(settings, frames=heard, speed=0)
+    assert summary["warm_decisions"] > 1.5 * (MIDNIGHT_S - KNOWN_S)
     assert summary["collected"]["decisions"] == summary["decisions"]
     return root
 
@@ -98,7 +108,7 @@ def test_the_batch_makes_the_same_bars_up_to_midnight(worked: Path, root: Path) 
     for symbol in SYMBOLS:
         make_bars(lake, symbol, EVE, settings)
         times = lake.read("bars", symbol, EVE)["t_ns"].to_numpy()
-        assert np.array_equal(times, MIDNIGHT + np.arange(KNOWN_S + 1 - 86_400, 1) * S)
+        assert np.array_equal(times, MIDNIGHT + np.arange(KNOWN_S + 1 - MIDNIGHT_S, 1) * S)
         logged = Lake(worked).read("decisions", symbol, EVE)
         mids = lake.read("bars", symbol, EVE)["mid_close"].to_pylist()
         found = dict(zip(times.tolist(), mids, strict=True))
