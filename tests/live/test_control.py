@@ -58,7 +58,7 @@ def worker(state: Path) -> Iterator[Worker]:
 
 
 def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.01)

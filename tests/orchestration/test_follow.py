@@ -79,7 +79,7 @@ def page(tmp_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)

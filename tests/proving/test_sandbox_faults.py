@@ -230,7 +230,7 @@ def test_order_entry_over_websocket_has_the_same_faults(venue: Served) -> None:
             request = {"reqId": kind, "header": header, "op": "order.create", "args": args}
             socket.send(json.dumps(request))
             try:
-                seen[kind] = json.loads(socket.recv(timeout=1))["retCode"]
+                seen[kind] = json.loads(socket.recv(timeout=5))["retCode"]
             except (TimeoutError, ConnectionClosed) as ended:
                 seen[kind] = type(ended).__name__
         assert placed(venue, f"trade-{kind}") == kinds[kind]

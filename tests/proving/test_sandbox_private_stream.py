@@ -221,7 +221,7 @@ def test_an_idle_connection_is_cut_and_a_pinging_one_stays(
         assert Wire(speaking).ask({"op": "ping"})["op"] == "pong"
 
 
-@pytest.mark.usefixtures("a_minute_at_most")
+@pytest.mark.usefixtures("minutes_at_most")
 def test_pybit_receives_its_private_topics(venue: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pybit.unified_trading, "PRIVATE_WSS", venue.description["ws_private"])
     keys = venue.description["keys"][0]

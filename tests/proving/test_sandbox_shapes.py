@@ -124,7 +124,7 @@ class World:
             if act is not None:
                 self.venue.run(act)
             frames: list[Any] = []
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while len(frames) < 3 and time.monotonic() < deadline:
                 frame = wire.next()
                 if kind in ("", frame.get("type", "")):

@@ -189,7 +189,7 @@ def test_answers_come_before_and_after_what_the_private_stream_says(
             assert private.topics(1)[0]["data"][0]["orderStatus"] == "Cancelled"
 
 
-@pytest.mark.usefixtures("a_minute_at_most")
+@pytest.mark.usefixtures("minutes_at_most")
 def test_pybit_trades(venue: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pybit._websocket_trading, "TRADE_WSS", venue.description["ws_trade"])
     keys = venue.description["keys"][1]
