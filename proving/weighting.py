@@ -33,11 +33,12 @@ from scipy.signal import lfilter
 
 from market.console import seeds, table
 from market.provenance import closure_hash
+from market.settings import Model
 from market.units import SECOND_NS
 from models_registry import ensemble, trades
-from models_registry.ensemble import SCALE_FEATURE, BoosterParameters, Outputs
+from models_registry.ensemble import SCALE_FEATURE, BoosterParameters, FittedBooster, Outputs
 from models_registry.fold import folds_of
-from models_registry.recipe import scale_bps
+from models_registry.recipe import Scale, scale_bps
 from models_registry.slopes import fit_line, recency
 from models_registry.validation import DELAY_S, TimeSpan, information_coefficient, label_reach_ns
 from proving import kept
@@ -104,98 +105,102 @@ def hourly(both: Outputs, label: Float, begins: int, stride_s: int) -> Float:
     return np.concatenate(out)
 
 
-def scaled(given: Outputs, unit: Float) -> Float:
-    """Labels in units of their scale, clipped as training clips them."""
-    return np.clip(given.rows.labels_bps[:, 0] / unit, -ensemble.CLIP, ensemble.CLIP)
+class Families:
+    """A booster per family of features over the rows of a planted market."""
 
+    def __init__(self, truth: Planted, model: Model) -> None:
+        self.rows, self._model, self._names = truth.rows, model, truth.features.names
+        self._groups = families(self._names)
+        at = self._names.index(SCALE_FEATURE)
+        self.volatility = self.rows.features[:, at].astype(np.float64)
+        self._strided = self.rows.t_ns // SECOND_NS % model.train_stride_s == 0
 
-def compared(truth: Planted) -> dict[str, float]:
-    """Rank IC and Sharpe ratio over all test seconds, by static weights and by each half-life."""
-    settings = profile(min_train_days=TRAIN_DAYS)
-    model, rows, groups = settings.model, truth.rows, families(truth.features.names)
-    scale_at = truth.features.names.index(SCALE_FEATURE)
-    volatility = rows.features[:, scale_at].astype(np.float64)
-    strided = rows.t_ns // SECOND_NS % model.train_stride_s == 0
-
-    def boosted(span: TimeSpan) -> list[ensemble.FittedBooster]:
-        inside = span.mask(rows.t_ns) & strided
-        goal = ensemble.targets(
-            rows.labels_bps[inside], volatility[inside], scale, model.horizons_s
-        )[:, 0]
-        return [
+    def fitted(self, span: TimeSpan) -> tuple[list[FittedBooster], Scale]:
+        """The boosters of a span, and the scale of their labels."""
+        inside = span.mask(self.rows.t_ns) & self._strided
+        features, volatility = self.rows.features[inside], self.volatility[inside]
+        scale = ensemble.scale_of(volatility)
+        labels = self.rows.labels_bps[inside]
+        goal = ensemble.targets(labels, volatility, scale, self._model.horizons_s)[:, 0]
+        members = [
             ensemble.fit_booster(
-                ensemble.bin_features(
-                    rows.features[inside][:, at], [truth.features.names[i] for i in at], 1
-                ),
+                ensemble.bin_features(features[:, at], [self._names[i] for i in at], 1),
                 goal,
                 BoosterParameters(),
                 horizon_s=HORIZON_S,
-                stride_s=model.train_stride_s,
-                seed=model.seed,
+                stride_s=self._model.train_stride_s,
+                seed=self._model.seed,
                 threads=1,
             )
-            for at in groups.values()
+            for at in self._groups.values()
         ]
+        return members, scale
 
-    def said(members: list[ensemble.FittedBooster], span: TimeSpan) -> Outputs:
-        inside = span.mask(rows.t_ns)
+    def outputs(self, members: list[FittedBooster], span: TimeSpan) -> Outputs:
+        """What they say of every second of a span."""
+        inside = span.mask(self.rows.t_ns)
+        features = self.rows.features[inside]
         output = [
-            m.booster().predict(rows.features[inside][:, at], num_threads=1)
-            for m, at in zip(members, groups.values(), strict=True)
+            member.booster().predict(features[:, at], num_threads=1)
+            for member, at in zip(members, self._groups.values(), strict=True)
         ]
+        bare = np.empty((len(features), 0), np.float32)
+        rows = msgspec.structs.replace(self.rows.where(inside), features=bare)
         return Outputs(
-            rows=msgspec.structs.replace(
-                rows.where(inside), features=np.empty((int(inside.sum()), 0), np.float32)
-            ),
-            volatility=volatility[inside],
-            output=np.column_stack(output),
+            rows=rows, volatility=self.volatility[inside], output=np.column_stack(output)
         )
 
-    seen: Outputs | None = None
+
+def expectations(truth: Planted) -> tuple[Int, dict[str, Float]]:
+    """Times (n,) of all test seconds, and the expectation (n,) in bps by each kind of weights."""
+    model = profile(min_train_days=TRAIN_DAYS).model
+    market, seen = Families(truth, model), None
     made: dict[str, list[Float]] = {name: [] for name in VARIANTS}
-    tested = []
-    for fold in folds_of(rows.t_ns, model):
+    tested: list[Int] = []
+    for fold in folds_of(truth.rows.t_ns, model):
         past = TimeSpan(fold.train.after_ns, fold.test.after_ns - label_reach_ns(HORIZON_S))
-        span = fold.train if seen is None else past
-        scale = ensemble.scale_of(volatility[span.mask(rows.t_ns) & strided])
-        members = boosted(span)
-        seen = said(members, fold.calibration) if seen is None else seen
-        test = said(members, fold.test)
-        label = scaled(seen, scale_bps(seen.volatility, scale, HORIZON_S))
-        weights = stacked(seen.output, label, seen.rows.t_ns)
+        members, scale = market.fitted(fold.train if seen is None else past)
+        seen = market.outputs(members, fold.calibration) if seen is None else seen
+        test = market.outputs(members, fold.test)
         both, begins = seen.then(test), len(seen.rows)
         unit = scale_bps(both.volatility, scale, HORIZON_S)
-        label = scaled(both, unit)
-        parts = both.output * weights
-        made["static"].append(parts[begins:].sum(axis=1) * unit[begins:])
-        made["hourly"].append(hourly(both, label, begins, model.train_stride_s) * unit[begins:])
+        label = np.clip(both.rows.labels_bps[:, 0] / unit, -ensemble.CLIP, ensemble.CLIP)
+        parts = both.output * stacked(seen.output, label[:begins], seen.rows.t_ns)
+        edges = {
+            "static": parts[begins:].sum(axis=1),
+            "hourly": hourly(both, label, begins, model.train_stride_s),
+        }
         for half_life in HALF_LIVES_DAYS:
             taken = parts[begins:].copy()
             for column, part in enumerate(parts.T):
                 usual = float(np.nanmean((part * label)[:begins]))
                 now = trailing(part, label, half_life * _DAY_S)[begins:]
                 taken[:, column] *= np.clip(now / usual, 0.0, 1.0) if usual > 0 else 0.0
-            made[f"{half_life:g} d"].append(taken.sum(axis=1) * unit[begins:])
-        tested.append(test.rows)
+            edges[f"{half_life:g} d"] = taken.sum(axis=1)
+        for name, edge in edges.items():
+            made[name].append(edge * unit[begins:])
+        tested.append(test.rows.t_ns)
         seen = both
-    t_ns = np.concatenate([part.t_ns for part in tested])
-    at = np.isin(rows.t_ns, t_ns)
+    return np.concatenate(tested), {name: np.concatenate(pieces) for name, pieces in made.items()}
+
+
+def compared(truth: Planted) -> dict[str, float]:
+    """Rank IC, and Sharpe ratio without fees, over all test seconds by each kind of weights."""
+    t_ns, made = expectations(truth)
+    tested = truth.rows.where(np.isin(truth.rows.t_ns, t_ns))
     figures: dict[str, float] = {}
-    for name, pieces in made.items():
-        expected = np.concatenate(pieces)
+    for name, expected in made.items():
         trips = trades.simulate(
             t_ns=t_ns,
-            symbol=rows.symbol[at],
-            mid=rows.mid[at],
-            spread_bps=rows.spread_bps[at],
+            symbol=tested.symbol,
+            mid=tested.mid,
+            spread_bps=tested.spread_bps,
             expected_bps=expected,
             fee_bps=0.0,
             horizon_s=HORIZON_S,
         )
-        figures[f"ic, {name}"] = information_coefficient(
-            expected, rows.labels_bps[at, 0], t_ns, HORIZON_S
-        ).rank
-        figures[f"sharpe, {name}"] = sharpe(trips, t_ns)
+        found = information_coefficient(expected, tested.labels_bps[:, 0], t_ns, HORIZON_S)
+        figures |= {f"ic, {name}": found.rank, f"sharpe, {name}": sharpe(trips, t_ns)}
     return figures
 
 
