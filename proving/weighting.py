@@ -50,6 +50,8 @@ from proving.kept import Done
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
+MODULE: Final = "proving.weighting"
+
 HOURS: Final = 4.0
 #: Half-lives of the trailing contribution, in days of `HOURS` shown hours; all are reported, none is chosen.
 HALF_LIVES_DAYS: Final = (0.25, 1.0, 4.0)
@@ -251,11 +253,11 @@ def main() -> int:
     parser.add_argument("--folder", metavar="DIR", default="weighting")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    folder, code = Path(options.folder), closure_hash(__name__)
+    folder, code = Path(options.folder), closure_hash(MODULE)
     done = {(d.row, d.run, d.seed): d for d in kept.read(folder) if d.code == code}
     tasks = [("weighting", "weighting", seed) for seed in seeds(options.seeds)]
     left = [task for task in tasks if task not in done]
-    kept.run("proving.weighting", left, code, folder, done, options.jobs)
+    kept.run(MODULE, left, code, folder, done, options.jobs)
     head = ("market", "seeds", "figure", "weights", "static", "these", "difference")
     print(table(report([done[task] for task in tasks]), head))
     return 0
