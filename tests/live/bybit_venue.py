@@ -81,7 +81,7 @@ class Client:
         )
         return number
 
-    def until(self, found: Callable[[], T], timeout_s: float = 20.0) -> T:
+    def until(self, found: Callable[[], T], timeout_s: float = 60.0) -> T:
         """Take inputs until a condition holds; its result."""
         deadline = time.monotonic() + timeout_s
         while not (result := found()):
