@@ -197,7 +197,10 @@ def session(
         places = {"champion": 0, LEGACY: len(found) - 1}
         given = list(found.values())
         foresee(plain, instruments, span, given, SYMBOLS, Path(folder))
-        gc.freeze()  # what is imported by now is never garbage, and need not be looked at
+        # What is imported by now is never garbage, and need not be looked at; the last session's cycles are.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
         runs: dict[str, tuple[Run, Mapping[str, list[Row]]]] = {}
         for cell, overrides in cells.items():
             settings = settings_of(lake, overrides)
