@@ -207,19 +207,19 @@ def _market(lake: Lake, settings: Settings, first: str, last: str, fresh: str) -
     the other core while the capture, which is one stream, is written.
     """
     tasks: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
-        # First the long one, which compiles the engine; what needs the engine too comes last.
+        # First the long one, which compiles the engine; what needs the engine too comes when it has.
         (write_capture, (settings, last, ENGINE_FROM_S, 86_400)),
         *(
             (bars_of, (settings.root, settings, symbol, day))
             for day in days_between(first, previous_day(last))
             for symbol in settings.market.symbols
         ),
+        (compile_ahead, (settings, last)),  # a minute in a fresh clone
         *(
             (add_truth, (settings, symbol, day))
             for day in days_between(first, last)
             for symbol in settings.market.symbols
         ),
-        (compile_ahead, (settings, last)),
         (write_capture, (settings, fresh, 0, LIVE_S * SPEED + 60)),
     ]
     say(f"{len(tasks)} pieces of market to make, {len(os.sched_getaffinity(0))} at a time")
