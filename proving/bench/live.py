@@ -123,6 +123,7 @@ def _serve(capture: str, speed: float, told: Any) -> None:
     """Send a capture's frames at their times to the one client; tell port, then the monotonic anchor."""
     from websockets.asyncio.server import ServerConnection, serve
     from websockets.frames import Frame, Opcode
+    from websockets.protocol import State
 
     lines = [
         (ns, Frame(Opcode.TEXT, frame).serialize(mask=False))
@@ -139,7 +140,7 @@ def _serve(capture: str, speed: float, told: Any) -> None:
             due = anchor + (receive_ns - lines[0][0]) / speed
             if (wait := (due - time.monotonic_ns()) / 1e9) > 0:
                 await asyncio.sleep(wait)
-            if connection.transport.is_closing():
+            if connection.state is not State.OPEN:  # the worker has enough, and closes
                 return
             # Not `send`, which takes the sender as long as a frame may take the worker.
             connection.transport.write(frame)
