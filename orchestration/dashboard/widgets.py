@@ -99,7 +99,8 @@ def chart(height: str, **options: Any) -> ui.echart:
         "useUTC": True,
         "grid": {"left": 58, "right": 16, "top": 28, "bottom": 24},
         "textStyle": {"color": MUTED},
-        "legend": {"top": 0, "textStyle": {"color": MUTED}},
+        # One line, right of the axis's unit; on a phone it scrolls.
+        "legend": {"type": "scroll", "top": 0, "left": 90, "textStyle": {"color": MUTED}},
         "tooltip": {"trigger": "axis"},
     }
     return ui.echart(base | options).classes(f"w-full {height}")
@@ -110,7 +111,12 @@ def lines(
 ) -> ui.echart:
     return chart(
         "h-56",
-        xAxis={"type": "time", "axisLabel": {"hideOverlap": True, "color": MUTED}},
+        xAxis={
+            "type": "time",
+            "axisLabel": {
+                "hideOverlap": True, "color": MUTED, "formatter": {"day": "{yyyy}-{MM}-{dd}"},
+            },
+        },
         yAxis={
             "type": scale, "scale": True, "name": unit, "axisLabel": {"color": MUTED},
             "splitLine": {"lineStyle": {"opacity": 0.25}},
