@@ -102,8 +102,8 @@ def module_file(name: str) -> Path | None:
 
 
 class _Source(msgspec.Struct, frozen=True):
-    """What is asked of a source file. Every process that runs kernels asks it of some seventy files, which
-    takes seconds to parse, so it is kept on disk under the digest of what was read."""
+    """Imports, syntax and tables of a source file, cached on disk by a digest of its bytes: every process that
+    runs kernels needs those of some seventy files, which take seconds to parse."""
 
     digest: bytes
     #: ``import name`` is (name,), ``from name import part`` is (name, part).
@@ -113,7 +113,7 @@ class _Source(msgspec.Struct, frozen=True):
 
 
 #: Of Python and of the code that reads a source file: either may read it otherwise than what was kept.
-_READER: Final = f"{sys.version} {__file__}\0".encode() + Path(__file__).read_bytes()
+_READER: Final = f"{sys.version}\0".encode() + Path(__file__).read_bytes()
 
 
 @cache

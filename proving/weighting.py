@@ -11,9 +11,10 @@ every second by
 
 over the labels known by then, which halve in weight with every HALF_LIVES_DAYS shown, and c_0 the mean over
 what the weights were fitted on. *Hourly* fits the static weights and slopes anew every hour on all that is
-known, as the product's online update does (`models_registry.online`, which also asks whether it helps). Even seeds have a market in which the first family's strength goes, at once, in
-days or by turning round, and mostly the second one's grows instead; odd seeds have one that stays. Seeds below
-1001 are for development.
+known, as the product's online update does (`models_registry.online`, which also asks whether it helps).
+
+Even seeds have a market in which the first family's strength goes, at once, in days or by turning round, and
+mostly the second one's grows instead; odd seeds have one that stays. Seeds below 1001 are for development.
 """
 
 from __future__ import annotations
@@ -86,7 +87,10 @@ def trailing(part: Float, label: Float, half_life_s: float) -> Float:
 
 
 def stacked(output: Float, label: Float, t_ns: Int) -> Float:
-    """Static weights times slopes (members,) of outputs (n, members) seen out of sample, labels scaled."""
+    """Stacking weights times slopes (members,) of outputs (n, members) seen out of sample; labels scaled.
+
+    As `models_registry.ensemble.stack` and `combine` do for the product's boosters, with every label clipped.
+    """
     weight = recency(t_ns)
     lines = [fit_line(x, label, t_ns, HORIZON_S, weight).shrunk for x in output.T]
     known, root = ~np.isnan(label), np.sqrt(weight)

@@ -79,8 +79,8 @@ def generate(
     Only those received in [start_s, stop_s) after midnight UTC, opening with a book snapshot and a full
     ticker. A part is the same market as the whole day: ``generate(…, 0, 3600)`` is how ``generate(…)``
     begins, and a later start only adds its opening. The market runs from midnight to where the span starts;
-    with ``begins_ns`` (epoch) its day begins there, and the span counts from there. ProfileError for a symbol without a listing or
-    instrument, ValueError for an impossible span.
+    with ``begins_ns`` (epoch) its day begins there, and the span counts from there. ProfileError for a
+    symbol without a listing or instrument, ValueError for an impossible span.
     """
     if not 0 <= start_s < stop_s <= SECONDS:
         raise ValueError(f"span [{start_s}, {stop_s}) s: expected 0 <= start < stop <= {SECONDS}")
@@ -193,8 +193,8 @@ def write_frames(
     """Write a capture of several symbols, merged in receive order; returns its path.
 
     ``depths``: levels of further topics of the book, 50 or 1, each at the venue's own rate; each runs
-    the market once more. ValueError for others. ``begins_ns`` as in `generate`. ``target`` is a file, or a lake, where the capture goes
-    to its date's frames. It opens with the instruments. Written to a temporary file and renamed.
+    the market once more. ValueError for others. ``begins_ns`` as in `generate`. ``target`` is a file, or
+    a lake, where the capture goes to its date's frames. It opens with the instruments. Written to a temporary file and renamed.
     """
     if isinstance(target, Lake):
         require_synthetic(target)

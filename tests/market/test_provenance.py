@@ -167,3 +167,12 @@ def test_every_table_names_declared_tables_upstream_and_one_producer(project: Pa
 def test_an_unknown_table_is_named_with_those_that_are_known() -> None:
     with pytest.raises(provenance.ProvenanceError, match=r"bras: no such table; known are bars, "):
         provenance.declaration("bras")
+
+
+def test_a_damaged_cache_of_a_source_file_is_made_anew(project: Path) -> None:
+    before = hashes()
+    kept = list(project.rglob("*.syntax"))
+    assert len(kept) > 50
+    for place, path in enumerate(kept):
+        path.write_bytes((b"", b"no msgpack", path.read_bytes()[:-1])[place % 3])
+    assert hashes() == before
